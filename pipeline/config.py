@@ -1,0 +1,428 @@
+"""Every option that a system's YAML may hold, as frozen dataclasses with the manual under each field; load, override, dump.
+
+The YAML is the user's interface and this file is its manual. Structure is checked before torch is imported; names from the
+closed tables (networks, losses, ...) are checked by :func:`bind` as soon as the tables are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.records import Part, Term, UserError
+
+STRICT = {"extra": "forbid"}
+
+
+class ConfigError(UserError):
+    """A YAML file, an override or an option of a table's entry that cannot be used. The message names key, value, rule and cure."""
+
+
+def _require(good: bool, message: str) -> None:
+    if not good:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    __pydantic_config__ = STRICT
+    count: int = 5
+    """Number of folds."""
+    by: Literal["case", "group"] = "case"
+    """``case``: plain shuffled KFold over cases. ``group``: cases of one group (scroll, patient) stay on one side."""
+
+    def __post_init__(self) -> None:
+        _require(self.count >= 2, f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    __pydantic_config__ = STRICT
+    size: tuple[int, ...] = (128, 128, 128)
+    """Voxels along each space axis of a training sample."""
+    foreground: tuple[float, float] | None = (0.3, 0.7)
+    """Wanted share of foreground among the labelled voxels of a patch. ``null``: positions are drawn uniformly."""
+    tries: int = 10
+    """Positions drawn before the one nearest to the wanted share is taken. Thin sheets may never reach 30 %; the share achieved is logged."""
+    batch: int = 2
+    """Samples per step."""
+    per_case: int = 1
+    """Patches drawn from each training case in an epoch."""
+
+    def __post_init__(self) -> None:
+        _require(all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.")
+        _require(min(self.tries, self.batch, self.per_case) >= 1, "data.patch: tries, batch and per_case must be at least 1.")
+        if self.foreground is not None:
+            low, high = self.foreground
+            _require(0 <= low <= high <= 1, f"data.patch.foreground is [{low}, {high}], must satisfy 0 <= low <= high <= 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    __pydantic_config__ = STRICT
+    root: str = "data"
+    """Folder of the data set; ``--data-dir`` replaces it."""
+    layout: Literal["auto", "competition", "nnunet", "folders"] = "auto"
+    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``, ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``. ``folders``: the folders named below, files paired by equal stem. ``auto``: whichever is there."""
+    folders: Mapping[str, str] = field(default_factory=lambda: {"image": "images", "label": "masks"})
+    """Layout ``folders`` only: role to folder. ``image`` is the input, every other role is a target of the same name."""
+    test: str = "test_images"
+    """Layout ``folders`` only: folder of images without targets; may be absent."""
+    dims: Literal[2, 3] = 3
+    """Space axes of a sample: 3 for volumes, 2 for images."""
+    targets: Mapping[str, Literal["labels", "image"]] = field(default_factory=dict)
+    """What each target is. Default: ``{label: labels}`` for task labels, ``{target: image}`` for task image."""
+    classes: int = 2
+    """Label values including background. 2: one output channel and a sigmoid; more: one channel per class and a softmax."""
+    ignore_label: int | None = None
+    """Label value that no loss and no metric counts."""
+    folds: Folds = field(default_factory=Folds)
+    normalise: Part = field(default_factory=lambda: Part(name="percentile", options={"low": 0.5, "high": 99.5}))
+    """Entry of NORMALISE, the same in training and prediction."""
+    patch: Patch = field(default_factory=Patch)
+    augment: tuple[Part, ...] = ()
+    """Entries of AUGMENT, applied in this order, each with its own probability (``p``, 0.5 unless stated)."""
+    store: str | None = None
+    """Folder of the memory-mapped store. Default: ``<root>/store`` where data_prep made one, else ``<run>/store``."""
+    workers: int = 0
+    """Loader processes. 0 loads in the main process. Results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.patch.size) == self.dims,
+            f"data.patch.size {list(self.patch.size)} has {len(self.patch.size)} axes, data.dims is {self.dims}. Give one number per axis.",
+        )
+        _require(self.classes >= 2, f"data.classes is {self.classes}; background counts, so it is at least 2.")
+        _require("image" in self.folders, "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.")
+        _require(self.workers >= 0, f"data.workers is {self.workers}, must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    __pydantic_config__ = STRICT
+    start: int = 40
+    """First epoch (counted from 0) whose weights enter the average."""
+    lr: float | None = 5e-5
+    """Constant learning rate from that epoch on; ``null`` keeps the schedule."""
+    decay: float | None = 0.9
+    """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch; ``null``: equal average of all epochs."""
+
+    def __post_init__(self) -> None:
+        _require(self.start >= 0, f"train.average.start is {self.start}, must not be negative.")
+        _require(self.decay is None or 0 <= self.decay < 1, f"train.average.decay is {self.decay}, must be in [0, 1) or null.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    __pydantic_config__ = STRICT
+    monitor: str = "val_loss"
+    """Value that chooses the best epoch and ends training: ``val_loss`` or ``val_<metric>`` for any metric of ``train.validate``."""
+    patience: int = 50
+    """Epochs without improvement before the fold ends."""
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 1, f"train.stop.patience is {self.patience}, must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validate:
+    __pydantic_config__ = STRICT
+    every: int = 1
+    """Epochs between validations on fixed patches of the held-out cases. The last epoch is always validated."""
+    per_case: int = 1
+    """Fixed patches per held-out case."""
+    metrics: tuple[Part, ...] = ()
+    """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr`` for images."""
+
+    def __post_init__(self) -> None:
+        _require(min(self.every, self.per_case) >= 1, "train.validate: every and per_case must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    __pydantic_config__ = STRICT
+    path: str
+    """Model file (safetensors of this package) to start from."""
+    allow_missing: bool = False
+    """Accept weights of this network that the file lacks; they stay fresh."""
+    allow_unused: bool = False
+    """Accept weights of the file that this network lacks; they are skipped."""
+    allow_shape: bool = False
+    """Accept weights of another shape; they stay fresh."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    __pydantic_config__ = STRICT
+    epochs: int = 300
+    optimizer: Part = field(default_factory=lambda: Part(name="adam", options={"lr": 1e-4}))
+    """Entry of OPTIMIZERS: adam, adamw, sgd, with the options of torch.optim."""
+    schedule: Part = field(default_factory=lambda: Part(name="constant"))
+    """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly, one_cycle, constant."""
+    average: Average | None = None
+    """Stochastic weight averaging; ``null`` switches it off."""
+    stop: Stop = field(default_factory=Stop)
+    validate: Validate = field(default_factory=Validate)
+    accumulate: int = 1
+    """Batches whose gradients are summed before one optimiser step."""
+    clip: float | None = None
+    """Largest norm of the gradient; ``null``: not clipped."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Automatic mixed precision on CUDA; on CPU only ``bf16`` has an effect, and it is slower on most machines."""
+    compile: bool = False
+    """``torch.compile`` the network."""
+    channels_last: bool = False
+    """Channels-last memory format. Faster on CUDA; slower for 3D on CPU."""
+    init_from: InitFrom | None = None
+    preview_every: int = 10
+    """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
+
+    def __post_init__(self) -> None:
+        _require(min(self.epochs, self.accumulate) >= 1, "train.epochs and train.accumulate must be at least 1.")
+        _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.")
+        if self.average is not None:
+            _require(
+                self.average.start < self.epochs,
+                f"train.average.start is {self.average.start} but train.epochs is {self.epochs}: averaging would never start. Lower start or set average: null.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    __pydantic_config__ = STRICT
+    patch: tuple[int, ...] | None = None
+    """Tile size; ``null``: the training patch size."""
+    overlap: int = 32
+    """Voxels that neighbouring tiles share along each axis; tiles shorter than twice this share half."""
+    window: Literal["gaussian", "hann", "feather", "constant"] = "gaussian"
+    """Blending weight inside a tile. All are positive up to the last voxel."""
+    one_sided: bool = True
+    """Do not taper the window towards a border of the volume, where no other tile takes over."""
+    halo: int = 0
+    """Voxels at inner tile faces that are computed and thrown away."""
+    batch: int = 1
+    """Tiles per forward pass."""
+    flips: bool = False
+    """Average over all axis flips (8 passes in 3D, 4 in 2D)."""
+    model: Literal["auto", "best", "swa"] = "auto"
+    """Which weights of a fold speak; ``auto``: the better one on the held-out cases."""
+
+    def __post_init__(self) -> None:
+        _require(self.overlap >= 0 and self.halo >= 0, "predict.overlap and predict.halo must not be negative.")
+        _require(self.batch >= 1, f"predict.batch is {self.batch}, must be at least 1.")
+        if self.patch is not None:
+            _require(
+                min(self.patch) > 2 * self.halo,
+                f"predict.patch {list(self.patch)} leaves nothing between two halos of {self.halo}. Enlarge the patch.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    __pydantic_config__ = STRICT
+    name: str
+    """Name of the system; results go to ``runs/<name>`` unless ``--out`` says otherwise."""
+    task: Literal["labels", "image"] = "labels"
+    """Kind of answer: a label for each voxel, or an image."""
+    seed: int = 42
+    data: Data = field(default_factory=Data)
+    network: Part
+    """Entry of NETWORKS. Input and output channels follow from the data."""
+    losses: tuple[Term, ...]
+    """Weighted terms; each names its head and its target."""
+    metrics: tuple[Part, ...] = ()
+    """Metrics of whole held-out cases after training."""
+    train: Train = field(default_factory=Train)
+    predict: Predict = field(default_factory=Predict)
+    postprocess: tuple[Part, ...] = ()
+    """Steps from soft prediction to answer, in this order. Without a deciding step (threshold, hysteresis, argmax) the task decides."""
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[\w.-]+", self.name) is not None,
+            f"name is {self.name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'.",
+        )
+        _require(len(self.losses) > 0, "losses is empty; add at least one term, e.g. - {name: dice}.")
+        for size in (self.predict.patch,):
+            _require(size is None or len(size) == self.data.dims, f"predict.patch {size} needs {self.data.dims} numbers.")
+
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """Kind of each target, with the task's default."""
+        return self.data.targets or ({"label": "labels"} if self.task == "labels" else {"target": "image"})
+
+
+def load(path: Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a system's YAML, apply ``KEY=VALUE`` overrides (dotted keys, YAML values) and check everything.
+
+    Raises ConfigError listing every fault found.
+    """
+    if not path.is_file():
+        have = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(
+            f"{path}: no such config file. " + (f"There are: {', '.join(have)}." if have else f"{path.parent} holds no YAML file.")
+        )
+    data = read_yaml(path)
+    for text in overrides:
+        override(data, text)
+    return from_dict(data, where=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping as plain dicts; duplicate keys, tags and anything but plain data are refused."""
+    import yaml
+
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_loader())
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {type(data).__name__}. See configs/surface.yaml.")
+    return data
+
+
+@functools.cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ConfigError("anchors and aliases (&, *) are not accepted; write the value out.")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            seen = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise ConfigError(f"key {key.value!r} stands twice, again in line {key.start_mark.line + 1}. Remove one.")
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    # PyYAML follows YAML 1.1, where 1e-4 is text; everybody who writes it means the number.
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    return Loader
+
+
+def override(data: dict[str, Any], text: str) -> None:
+    """Apply one ``a.b.c=value`` to nested dicts in place; the value is read as YAML, ``a.0.b`` reaches into lists."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text!r} is not KEY=VALUE; e.g. --set train.epochs=10.")
+    *parents, last = key.strip().split(".")
+    node: Any = data
+    for name in parents:
+        node = node[_index(node, name, text)] if isinstance(node, list) else node.setdefault(name, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {text!r}: {name!r} holds {node!r}, which has no keys.")
+    node[_index(node, last, text) if isinstance(node, list) else last] = yaml.load(value, Loader=_loader())
+
+
+def _index(node: list, name: str, text: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"--set {text!r}: {name!r} is no position in a list of {len(node)}; count from 0.")
+    return int(name)
+
+
+def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
+    """Config from nested dicts (a YAML file, the header of a model file). Raises ConfigError with every structural fault."""
+    from pydantic import TypeAdapter, ValidationError
+
+    faults: list[str] = []
+    full = _expand(dict(data), Config, "", faults)
+    if not faults:
+        try:
+            return TypeAdapter(Config).validate_json(json.dumps(full), strict=True)
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
+                faults.append(
+                    f"{key}: {item['msg']} (got {item.get('input')!r})" if item["type"] != "missing" else f"{key}: missing, has no default"
+                )
+    raise ConfigError(f"{where}:\n  " + "\n  ".join(dict.fromkeys(faults)))
+
+
+def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
+    """Spell out the shorthand ``flip`` -> ``{name: flip}`` and collect unknown keys with the nearest right one."""
+    kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if isinstance(kind, types.UnionType) else kind
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return [_expand(v, typing.get_args(kind)[0], f"{key}.{i}", faults) for i, v in enumerate(value)]
+    if not dataclasses.is_dataclass(kind):
+        return value
+    if isinstance(value, str) and "name" in {f.name for f in dataclasses.fields(kind)}:
+        value = {"name": value}
+    if value is None or not isinstance(value, dict):
+        return value
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for unknown in [k for k in value if k not in names]:
+        faults.append(f"{key + '.' if key else ''}{unknown}: unknown key. {nearest(str(unknown), names)}")
+    return {k: _expand(v, hints[k], f"{key}.{k}" if key else k, faults) for k, v in value.items() if k in names}
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """``Did you mean 'x'? Known: ...`` for messages."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
+
+
+def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
+    """``table[part.name]`` with the part's options bound as keywords.
+
+    ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown
+    name, an unknown option, or an argument that neither the options nor the caller provide.
+    """
+    if part.name not in table:
+        raise ConfigError(f"{where}: {part.name!r} is unknown. {nearest(part.name, table)}")
+    factory = table[part.name]
+    signature = inspect.signature(factory)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    allowed = [n for n, p in signature.parameters.items() if n not in given and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for option in part.options:
+        if option not in allowed and not open_ended:
+            raise ConfigError(
+                f"{where}: {part.name!r} has no option {option!r}. {nearest(option, allowed) if allowed else 'It takes no options.'}"
+            )
+    try:
+        signature.bind(**dict.fromkeys(given), **part.options)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {part.name!r}: {error}. Its options: {', '.join(allowed) or 'none'}.") from None
+    return functools.partial(factory, **part.options)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dicts, complete: every default written out."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=list))
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML; ``load`` gives the same Config back."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every leaf in which two nested dicts differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

@@ -1,0 +1,124 @@
+"""What passes between the floors: frozen records, and the letters that every shape in this package is written in.
+
+Shapes: B batch, C input channels, K output channels (classes), S the space axes: ``Z Y X`` for volumes, ``Y X`` for images.
+A spatial array without channels is ``(*S)``, with channels ``(C, *S)``, in a batch ``(B, C, *S)``.
+NIfTI arrays keep the axis order of their file; nothing in this package assumes an orientation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+DONE, FAILED, WRONG, PARTIAL, AGAIN = 0, 1, 2, 3, 75
+"""Exit codes of every command: done; something failed; command, config or data wrong; some files failed; run me again."""
+
+
+class UserError(Exception):
+    """Something that the user can mend: wrong command, config or data. Commands print it without a traceback and exit 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An entry of a closed table (NETWORKS, METRICS, ...) and the options to call it with."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One weighted loss: ``weight * LOSSES[name](outputs[head], batch[target])``."""
+
+    name: str
+    target: str = "label"
+    head: str = "main"
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One sample on disk: paths, never pixels. ``image`` holds one path per file of channels (nnU-Net ``_0000``, ``_0001``)."""
+
+    id: str
+    image: tuple[Path, ...]
+    targets: Mapping[str, Path] = field(default_factory=dict)
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One finding of the data check. ``cure`` says what to do; a warning does not stop a run."""
+
+    path: Path
+    problem: str
+    cure: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.path}: {self.problem}. {self.cure}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Where an array lies in the world, as far as its file says: enough to write another array in the same place.
+
+    ``format`` is ``"nifti"``, ``"tiff"``, ``"image"`` (PNG, JPEG) or ``"none"``; ``meta`` is JSON-able and private to ``files``.
+    """
+
+    format: str = "none"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Soft answer for one case: ``soft`` is float32 ``(K, *S)``; probabilities for labels, intensities for images."""
+
+    case_id: str
+    soft: np.ndarray
+    geometry: Geometry = field(default_factory=Geometry)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldResult:
+    """What one fold left behind. ``metrics`` holds the mean out-of-fold metrics of each model: ``{"best": {...}, "swa": {...}}``."""
+
+    fold: int
+    status: Literal["completed", "failed", "stopped"]
+    best_epoch: int = -1
+    score: float | None = None
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    checkpoint: str = ""
+    chosen: str = "best"
+    epochs: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One voice of an ensemble: a run directory (or a folder of soft predictions), the folds that speak, and its weight."""
+
+    run: Path
+    folds: tuple[int, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model file: the resolved config as nested dicts, and weights by name. It rebuilds its own network."""
+
+    config: Mapping[str, Any]
+    fold: int
+    epoch: int
+    score: float | None
+    weights: Mapping[str, torch.Tensor]
+    kind: str = "best"
