@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from pipeline.records import Part, Term, UserError
 
+T = typing.TypeVar("T")
+
 STRICT = {"extra": "forbid"}
 
 
@@ -339,20 +341,26 @@ def _index(node: list, name: str, text: str) -> int:
 
 def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
     """Config from nested dicts (a YAML file, the header of a model file). Raises ConfigError with every structural fault."""
+    return structure(data, Config, where)
+
+
+def structure(data: Mapping[str, Any], kind: type[T], where: str) -> T:
+    """Nested dicts as the frozen dataclass ``kind``. Raises ConfigError with every structural fault."""
     from pydantic import TypeAdapter, ValidationError
 
     faults: list[str] = []
-    full = _expand(dict(data), Config, "", faults)
+    full = _expand(dict(data), kind, "", faults)
     if not faults:
         try:
-            return TypeAdapter(Config).validate_json(json.dumps(full), strict=True)
+            return TypeAdapter(kind).validate_json(json.dumps(full), strict=True)
         except ValidationError as error:
-            for item in error.errors(include_url=False):
-                key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
-                faults.append(
-                    f"{key}: {item['msg']} (got {item.get('input')!r})" if item["type"] != "missing" else f"{key}: missing, has no default"
-                )
+            faults = [_fault(item) for item in error.errors(include_url=False)]
     raise ConfigError(f"{where}:\n  " + "\n  ".join(dict.fromkeys(faults)))
+
+
+def _fault(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
+    return f"{key}: missing, has no default" if item["type"] == "missing" else f"{key}: {item['msg']} (got {item.get('input')!r})"
 
 
 def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:

@@ -117,6 +117,8 @@ class Checkpoint:
     """A model file: the resolved config as nested dicts, and weights by name. It rebuilds its own network."""
 
     config: Mapping[str, Any]
+    channels: tuple[int, int]
+    """Input and output channels, which follow from the data and not from the config."""
     fold: int
     epoch: int
     score: float | None

@@ -1,0 +1,186 @@
+"""What every command shares: argument spelling, exit codes, log lines, progress, and stopping on request."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from pipeline.records import AGAIN, FAILED, WRONG, UserError
+
+
+T = TypeVar("T")
+
+
+class StopRequested(BaseException):
+    """A signal asked this process to stop; raised at the next safe point, never inside a write. Ends in exit code 75."""
+
+
+class _Stop:
+    """Flag that signal handlers set. A second signal of the same kind falls through to the default action."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def check(self) -> None:
+        """Raise StopRequested if a signal has come."""
+        if self.signal is not None:
+            raise StopRequested(signal.Signals(self.signal).name)
+
+
+stop = _Stop()
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Argument parser of ``python -m pipeline.<command>`` with exact option names (no abbreviations)."""
+    return argparse.ArgumentParser(
+        prog=f"python -m pipeline.{command}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def dashes(arguments: Sequence[str]) -> list[str]:
+    """``--data_dir=a_b`` -> ``--data-dir=a_b``: both spellings of an option are accepted, values stay as they are.
+
+    >>> dashes(["--data_dir=a_b", "c_d"])
+    ['--data-dir=a_b', 'c_d']
+    """
+    out = []
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        out.append((name.replace("_", "-") + equals + value) if text.startswith("--") else text)
+    return out
+
+
+def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
+    """Parse, work, and turn what went wrong into a message and an exit code."""
+    arguments = arguments_parser.parse_args(dashes(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        stop.install()
+    if isinstance(sys.stdout, TextIO) or hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        return work(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return WRONG
+    except StopRequested as request:
+        print(f"stopped on request ({request}); run the same command again to continue", file=sys.stderr, flush=True)
+        return AGAIN
+    except MemoryError:
+        print("error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).", file=sys.stderr)
+        return FAILED
+
+
+class _Tee:
+    """A text stream that also writes whole lines to a file, without the redrawn progress lines of a terminal."""
+
+    def __init__(self, stream: TextIO, copy: TextIO) -> None:
+        self.stream, self.copy = stream, copy
+
+    def write(self, text: str) -> int:
+        if "\r" not in text:
+            self.copy.write(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+        self.copy.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def kept_log(folder: Path, command: str) -> Iterator[Path]:
+    """While open, everything printed also goes to ``folder/<command>_DATE_TIME.log``, line by line."""
+    path = folder / f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log"
+    streams = sys.stdout, sys.stderr
+    with path.open("a", encoding="utf-8", buffering=1) as copy:
+        sys.stdout, sys.stderr = _Tee(sys.stdout, copy), _Tee(sys.stderr, copy)  # type: ignore[assignment]
+        try:
+            yield path
+        finally:
+            sys.stdout, sys.stderr = streams
+
+
+def say(text: str = "") -> None:
+    """One line to standard output, flushed."""
+    print(text, flush=True)
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """A tqdm bar on a terminal; in a log, a line at most every 30 seconds."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what, total=total, leave=False)
+        return
+    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
+    last = time.monotonic()
+    for n, item in enumerate(items):
+        yield item
+        if time.monotonic() - last > 30:
+            last = time.monotonic()
+            say(f"{what}: {n + 1}{f' of {total}' if total else ''}")
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """A callback ``(done, total)`` that shows progress in the same way, for work that runs elsewhere."""
+    state: dict[str, Any] = {"last": time.monotonic()}
+
+    def advance(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            bar = state.setdefault("bar", tqdm(total=total, desc=what, leave=False))
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
+        elif time.monotonic() - state["last"] > 30:
+            state["last"] = time.monotonic()
+            say(f"{what}: {done} of {total}")
+
+    return advance
+
+
+def device(name: str) -> str:
+    """``auto`` -> ``cuda`` where there is one, else ``cpu``; asking for an absent CUDA device is an error."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: no CUDA device is visible to torch. Use --device cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES."
+        )
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def environment() -> dict[str, object]:
+    """Versions and machine, for ``environment.json``."""
+    import importlib.metadata
+    import platform
+
+    names = ("pipeline", "torch", "monai", "numpy", "scipy", "scikit-learn", "tifffile", "nibabel", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": {n: importlib.metadata.version(n) for n in names},
+        "command": sys.argv,
+    }

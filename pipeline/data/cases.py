@@ -1,0 +1,290 @@
+"""Find the cases of a data set: which files belong together, which are missing, which are too many. No pixel is read.
+
+Layouts are documented in :class:`pipeline.config.Data`. Files pair by stem; ids are compared in Unicode's composed form (NFC),
+because some file systems store ``é`` as two characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, files
+from pipeline.records import Case, Fault, UserError
+
+JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
+"""Names, in lower case, that file managers leave behind; skipped without a word like every dotfile."""
+
+TREES = {
+    "competition": "train_images/ID.tif, train_labels/ID.tif, test_images/ID.tif and train.csv (id,scroll_id)",
+    "nnunet": "imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz, imagesTs/ID_0000.nii.gz and dataset.json",
+}
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Cases of a data set in natural order, and everything that is wrong with how its files lie."""
+
+    layout: str
+    train: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(slots=True)
+class _Search:
+    """One walk through a data set: where it is, which file endings count, and the faults met so far."""
+
+    root: Path
+    ending: str = ""
+    faults: list[Fault] = field(default_factory=list)
+
+    def fault(self, path: Path, problem: str, cure: str, warning: bool = False) -> None:
+        self.faults.append(Fault(path=path, problem=problem, cure=cure, severity="warning" if warning else "error"))
+
+
+def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
+    """Cases below ``root`` in the layout of ``data``; ``targets`` maps each target to its kind (``Config.targets``).
+
+    Never raises for bad data: ``faults`` lists all of it. Rows of train.csv without files are a warning.
+    """
+    layout = _layout(data, root)
+    if layout is None:
+        return Found(layout=data.layout, faults=(_nothing(data, root),))
+    search = _Search(root)
+    if layout == "nnunet":
+        train, test = _find_nnunet(search, targets)
+    else:
+        folders = dict(data.folders) if layout == "folders" else _competition_folders(targets)
+        test_folder = root / (data.test if layout == "folders" else "test_images")
+        train, test = _find_folders(search, folders, targets, test_folder)
+    train = _grouped(search, train)
+    if not train and not any(f.severity == "error" for f in search.faults):
+        search.faults.append(_nothing(data, root))
+    return Found(layout=layout, train=tuple(train), test=tuple(test), faults=tuple(search.faults))
+
+
+def _layout(data: config.Data, root: Path) -> str | None:
+    """The layout that the settings name or, for ``auto``, the first whose image folder exists; None where that is missing."""
+    marks = {"competition": "train_images", "nnunet": "imagesTr", "folders": data.folders["image"]}
+    wanted = marks if data.layout == "auto" else {data.layout: marks[data.layout]}
+    return next((name for name, folder in wanted.items() if (root / folder).is_dir()), None)
+
+
+def _nothing(data: config.Data, root: Path) -> Fault:
+    own = ", ".join(f"{folder}/ID.* ({role})" for role, folder in data.folders.items())
+    trees = TREES | {"folders": own}
+    shown = trees if data.layout == "auto" else {data.layout: trees[data.layout]}
+    cure = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
+    return Fault(path=root, problem="holds no training images" if root.is_dir() else "is no folder", cure=cure)
+
+
+def _competition_folders(targets: Mapping[str, str]) -> dict[str, str]:
+    return {"image": "train_images"} | dict.fromkeys(list(targets)[:1], "train_labels")
+
+
+def _find_folders(search: _Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path) -> tuple[list[Case], list[Case]]:
+    images = _by_id(search, search.root / folders["image"])
+    roles = {role: _target_files(search, role, folders) for role in targets}
+    train = [Case(id=name, image=(path,), targets=_targets(search, name, path, roles)) for name, path in images.items()]
+    _report_orphans(search, images, roles)
+    return train, [Case(id=name, image=(path,)) for name, path in _by_id(search, test).items()]
+
+
+def _target_files(search: _Search, role: str, folders: Mapping[str, str]) -> tuple[Path, dict[str, Path]]:
+    """Folder and files of one target; a target without a folder is a fault."""
+    if role not in folders:
+        search.fault(
+            search.root, f"has no folder for the target {role!r}", f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
+        )
+        return search.root, {}
+    folder = search.root / folders[role]
+    if not folder.is_dir():
+        search.fault(folder, f"is no folder; it should hold the target {role!r}", "Add it, or correct data.folders or data.layout")
+        return folder, {}
+    return folder, _by_id(search, folder)
+
+
+def _targets(search: _Search, name: str, image: Path, roles: Mapping[str, tuple[Path, dict[str, Path]]]) -> dict[str, Path]:
+    found = {}
+    for role, (folder, paths) in roles.items():
+        if name in paths:
+            found[role] = paths[name]
+        elif paths:  # a folder that is missing as a whole has been reported once
+            search.fault(image, f"has no {role}: nothing in {folder} is called {name}.*", "Add that file, or take the image away")
+    return found
+
+
+def _report_orphans(search: _Search, images: Mapping[str, Any], roles: Mapping[str, tuple[Path, dict[str, Path]]]) -> None:
+    for role, (_, paths) in roles.items():
+        for name in [name for name in paths if name not in images]:
+            search.fault(paths[name], f"is a {role} without an image", "Add the image of that name, or take this file away")
+
+
+def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case], list[Case]]:
+    channels = _dataset_json(search)
+    images = _by_channel(search, search.root / "imagesTr", channels)
+    role = next(iter(targets))
+    for further in list(targets)[1:]:
+        search.fault(
+            search.root, f"has no folder for the target {further!r}", "The nnU-Net layout has one target; use data.layout: folders"
+        )
+    roles = {role: _target_files(search, role, {role: "labelsTr"})}
+    train = [Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles)) for name, paths in images.items()]
+    _report_orphans(search, images, roles)
+    tests = _by_channel(search, search.root / "imagesTs", channels or max(map(len, images.values()), default=0))
+    return train, [Case(id=name, image=paths) for name, paths in tests.items()]
+
+
+def _dataset_json(search: _Search) -> int:
+    """Number of channels that dataset.json announces, 0 where it does not; its file ending is kept in the search."""
+    path = search.root / "dataset.json"
+    if not path.exists():
+        return 0
+    try:
+        document = files.read_json(path)
+        search.ending = str(document.get("file_ending", ""))
+        return len(document.get("channel_names", document.get("modality", ())))
+    except (files.FileError, AttributeError, TypeError) as error:
+        search.fault(path, f"is no nnU-Net description: {getattr(error, 'problem', error)}", "Mend it, or take it away")
+        return 0
+
+
+def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    """Files ``ID_0000, ID_0001, ...`` by id, channels in order; ``channels`` is their number, 0 for the most that any id has."""
+    table: dict[str, dict[int, Path]] = defaultdict(dict)
+    for name, path in _by_id(search, folder).items():
+        match = _CHANNEL.fullmatch(name)
+        if match:
+            table[match[1]][int(match[2])] = path
+        else:
+            search.fault(path, "has no channel number", f"Call it {name}_0000{files.suffix(path)}")
+    wanted = channels or max((max(found) + 1 for found in table.values()), default=0)
+    for name, found in table.items():
+        for number in set(range(wanted)) ^ set(found):
+            which = f"has no channel {number:04d}" if number < wanted else f"has a channel {number:04d} beyond the {wanted} announced"
+            search.fault(folder / f"{name}_{number:04d}", which, "Give every case the same channels, numbered from 0000")
+    return {name: tuple(found[number] for number in sorted(found)) for name, found in table.items()}
+
+
+def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
+    """Image files of a folder by id in natural order; a missing folder is empty, a second file of one id is a fault."""
+    paths, strangers = _listing(folder)
+    if search.ending:
+        strangers += [p for p in paths if not p.name.endswith(search.ending)]
+        paths = [p for p in paths if p.name.endswith(search.ending)]
+    if strangers:
+        names = ", ".join(p.name for p in strangers[:5])
+        search.fault(folder, f"holds {len(strangers)} files that are no images: {names}", "They are skipped", warning=True)
+    table: dict[str, Path] = {}
+    for path in paths:
+        name = case_id(path)
+        if name in table:
+            search.fault(path, f"has the same id as {table[name].name}", "Keep one file per case")
+        table.setdefault(name, path)
+    return table
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images and other files of a folder, each in natural order, without junk and sub-folders. A broken link counts as a file."""
+    if not folder.is_dir():
+        return [], []
+    entries = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in JUNK and not p.is_dir()]
+    entries.sort(key=natural)
+    return [p for p in entries if files.is_image(p)], [p for p in entries if not files.is_image(p)]
+
+
+def case_id(path: Path) -> str:
+    """Stem of a file in composed Unicode: the id of the case that it belongs to."""
+    return unicodedata.normalize("NFC", files.stem(path))
+
+
+def natural(path: Path | str) -> tuple:
+    """Sort key in which ``case2`` comes before ``case10``; equal numbers written differently keep a fixed order."""
+    name = unicodedata.normalize("NFC", Path(path).name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part], name
+
+
+def _grouped(search: _Search, cases: Sequence[Case]) -> list[Case]:
+    """The cases with their group from train.csv, where there is one."""
+    path = search.root / "train.csv"
+    if not path.exists():
+        return list(cases)
+    groups = _read_groups(search, path)
+    present = {case.id for case in cases}
+    _report_rows(search, path, [name for name in groups if name not in present], [c.id for c in cases if groups and c.id not in groups])
+    return [Case(id=c.id, image=c.image, targets=c.targets, group=groups.get(c.id)) for c in cases]
+
+
+def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unlisted: Sequence[str]) -> None:
+    if deprecated:
+        search.fault(
+            path, f"names {len(deprecated)} ids without any file ({_some(deprecated)})", "These deprecated rows are skipped", warning=True
+        )
+    if unlisted:
+        cure = "They are used, but have no group: add rows if folds go by group"
+        search.fault(path, f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})", cure, warning=True)
+
+
+def _read_groups(search: _Search, path: Path) -> dict[str, str | None]:
+    """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is a fault."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        search.fault(path, f"cannot be read: {error}", "Save it as UTF-8 text with the columns id,scroll_id")
+        return {}
+    if not rows or "id" not in rows[0]:
+        search.fault(
+            path, f"has no column 'id'; its first line is {list(rows[0]) if rows else 'missing'}", "It should begin with id,scroll_id"
+        )
+        return {}
+    table: dict[str, str | None] = {}
+    for row in rows:
+        name = unicodedata.normalize("NFC", (row["id"] or "").strip())
+        group = (row.get("scroll_id") or row.get("group") or "").strip() or None
+        if table.setdefault(name, group) != group:
+            search.fault(path, f"puts {name} into two groups, {table[name]} and {group}", "Keep one row per id")
+    return table
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def inputs(path: Path, data: config.Data) -> tuple[Case, ...]:
+    """Cases to predict: one file, or the images of one folder, in natural order.
+
+    Names ``ID_0000, ID_0001`` in a folder are channels of one case where every id has its ``_0000``, unless the model's layout
+    is one without channel numbers. Raises UserError where nothing is there, or two files would give one answer.
+    """
+    if path.is_file() or (path.is_symlink() and not path.is_dir()):
+        return (Case(id=case_id(path), image=(path,)),)
+    search = _Search(path)
+    found = _by_id(search, path)
+    matches = {name: _CHANNEL.fullmatch(name) for name in found}
+    bases = Counter(match[1] for match in matches.values() if match)
+    if found and data.layout in ("auto", "nnunet") and all(matches.values()) and all(f"{base}_0000" in found for base in bases):
+        search.faults.clear()
+        result = tuple(Case(id=name, image=paths) for name, paths in _by_channel(search, path, 0).items())
+    else:
+        result = tuple(Case(id=name, image=(image,)) for name, image in found.items())
+    errors = [f"{f.path}: {f.problem}. {f.cure}." for f in _errors(search.faults)]
+    if errors:
+        raise UserError("\n".join(errors))
+    if not result:
+        state = "holds no image" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {state}. Give a file or a folder of {', '.join(files.SUFFIXES)}.")
+    return result
+
+
+def _errors(faults: Iterable[Fault]) -> list[Fault]:
+    return [fault for fault in faults if fault.severity == "error"]

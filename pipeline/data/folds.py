@@ -1,0 +1,109 @@
+"""Split cases into folds: plain or by group, equal images always on one side, the same on every machine.
+
+The split of a run is written once (``splits.json``) and read ever after, so that a resumed fold sees the cases it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, files
+from pipeline.records import Case, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Case ids of one fold, each side sorted."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def split(cases: Sequence[Case], contents: Mapping[str, str], folds: config.Folds, seed: int) -> list[Split]:
+    """Folds over the sorted ids; ``contents`` maps an id to the hash of its image, and equal hashes stay on one side.
+
+    ``by: case`` without equal images is exactly ``sklearn.model_selection.KFold(count, shuffle=True, random_state=seed)`` over
+    the sorted ids; ``by: group`` is its ``GroupKFold`` with shuffled groups. Raises UserError where there is too little to split.
+    """
+    from sklearn.model_selection import GroupKFold, KFold
+
+    ids = sorted(case.id for case in cases)
+    units = _units(ids, contents, _groups(cases) if folds.by == "group" else {})
+    _require_enough(ids, units, folds)
+    if folds.by == "case" and len(set(units)) == len(ids):
+        parts = KFold(folds.count, shuffle=True, random_state=seed).split(ids)
+    else:
+        parts = GroupKFold(folds.count, shuffle=True, random_state=seed).split(ids, groups=units)
+    return [Split(train=tuple(ids[i] for i in train), val=tuple(ids[i] for i in val)) for train, val in parts]
+
+
+def _groups(cases: Sequence[Case]) -> dict[str, str]:
+    missing = sorted(case.id for case in cases if case.group is None)
+    if missing:
+        raise UserError(
+            f"data.folds.by is 'group', but {len(missing)} of {len(cases)} cases have no group: {', '.join(missing[:10])}. "
+            "Give train.csv a column scroll_id (or group) with a value for each id, or set data.folds.by=case."
+        )
+    return {case.id: str(case.group) for case in cases}
+
+
+def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str, str]) -> list[int]:
+    """Number of the inseparable set that each id belongs to: connected through an equal image or a common group."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first: dict[tuple[str, str], int] = {}
+    pairs = []
+    for index, name in enumerate(ids):
+        for tie in (("image", contents.get(name, "")), ("group", groups.get(name, ""))):
+            if tie[1]:
+                pairs.append((first.setdefault(tie, index), index))
+    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
+    graph = coo_array(([1] * len(pairs), (list(rows), list(columns))), shape=(len(ids), len(ids)))
+    return [int(label) for label in connected_components(graph, directed=False)[1]]
+
+
+def _require_enough(ids: Sequence[str], units: Sequence[int], folds: config.Folds) -> None:
+    have = len(set(units))
+    if have >= folds.count:
+        return
+    what = "groups" if folds.by == "group" else "cases with different images"
+    advice = f"Lower data.folds.count to at most {have}" if have >= 2 else "Add cases"
+    raise UserError(
+        f"data.folds.count is {folds.count}, but there are only {have} {what} ({len(ids)} cases). "
+        f"{advice}{', or set data.folds.by=case' if folds.by == 'group' and len(ids) > have else ''}."
+    )
+
+
+def load_or_make(path: Path, make: Callable[[], list[Split]], ids: Iterable[str], about: Mapping[str, Any] | None = None) -> list[Split]:
+    """Splits of ``path``, or those of ``make`` written there. ``about`` (seed, by, count) is kept beside them and compared too.
+
+    Raises UserError where the file was made for other cases or by other rules, and FileError where it cannot be read.
+    """
+    about, present = dict(about or {}), set(ids)
+    if path.exists():
+        return _checked(path, present, about)
+    splits = make()
+    files.write_json(path, {**about, "folds": splits})
+    return splits
+
+
+def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Split]:
+    document = files.read_json(path)
+    try:
+        splits = [Split(train=tuple(fold["train"]), val=tuple(fold["val"])) for fold in document["folds"]]
+    except (KeyError, TypeError) as error:
+        raise files.FileError(path, f"holds no folds ({error!r})", "Remove it; it is made again") from None
+    known = {name for fold in splits for name in (*fold.train, *fold.val)}
+    changes = [
+        f"{len(names)} {word} since: {', '.join(sorted(names)[:10])}"
+        for word, names in (("added", present - known), ("removed", known - present))
+        if names
+    ]
+    changes += [f"{key} was {document.get(key)}, is {value}" for key, value in about.items() if document.get(key) != value]
+    if changes:
+        raise UserError(f"{path} was made for other data: {'; '.join(changes)}. Run with --fresh, or choose another --out.")
+    return splits

@@ -1,0 +1,127 @@
+"""Map intensities to a common range, with limits read from the array itself: the same in training and in prediction.
+
+A constant array maps to the lower end of the range. Values that are not finite take no part in finding the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import ConfigError, bind
+from pipeline.records import Part
+
+CHUNK = 2**20
+"""Voxels counted at a time: ``np.bincount`` turns its input into int64, eight times the size of uint8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """A linear map for each channel: ``low`` goes to ``to[0]`` and ``high`` to ``to[1]``; with ``clip`` nothing leaves that range."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    to: tuple[float, float] = (0.0, 1.0)
+    clip: bool = True
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """``(C, *S)`` of any number type to float32 of the same shape. Constant channels and NaN become ``to[0]``."""
+        out = np.empty(array.shape, np.float32)
+        start, span = self.to[0], self.to[1] - self.to[0]
+        for channel, (low, high) in enumerate(self._limits(len(array))):
+            if not high > low:
+                out[channel] = start
+                continue
+            np.subtract(array[channel], np.float32(low), out=out[channel], dtype=np.float32, casting="unsafe")
+            out[channel] *= np.float32(span / (high - low))
+            out[channel] += np.float32(start)
+        np.nan_to_num(out, copy=False, nan=start, posinf=np.inf, neginf=-np.inf)
+        return np.clip(out, min(self.to), max(self.to), out=out) if self.clip else out
+
+    def invert(self, array: np.ndarray) -> np.ndarray:
+        """The opposite of :meth:`apply` for ``(C, *S)``, float32; what was clipped stays clipped, constant channels give their value."""
+        out = np.empty(array.shape, np.float32)
+        span = self.to[1] - self.to[0]
+        for channel, (low, high) in enumerate(self._limits(len(array))):
+            out[channel] = (array[channel] - np.float32(self.to[0])) * np.float32(max(high - low, 0) / span) + np.float32(low)
+        return out
+
+    def _limits(self, channels: int) -> Sequence[tuple[float, float]]:
+        limits = list(zip(self.low, self.high, strict=True))
+        if len(limits) not in (1, channels):
+            raise ValueError(f"a scale of {len(limits)} channels cannot be used for an array of {channels}")
+        return limits * (channels if len(limits) == 1 else 1)
+
+
+def percentile(array: np.ndarray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Scale:
+    """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits."""
+    if not 0 <= low < high <= 100:
+        raise ConfigError(f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <= 100.")
+    limits = [percentiles(channel, (low, high)) for channel in array]
+    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=_pair(to))
+
+
+def fixed_range(array: np.ndarray, low: float = 0, high: float = 255, to: Sequence[float] = (0.0, 1.0)) -> Scale:
+    """The same limits for every array, clipped: for images whose brightness has a meaning."""
+    if not low < high:
+        raise ConfigError(f"data.normalise: range low={low}, high={high} must satisfy low < high.")
+    return Scale(low=(float(low),) * len(array), high=(float(high),) * len(array), to=_pair(to))
+
+
+def zscore(array: np.ndarray) -> Scale:
+    """Mean 0 and standard deviation 1 for each channel, not clipped."""
+    low, high = [], []
+    for channel in array:
+        values = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
+        mean = float(values.mean(dtype=np.float64)) if values.size else 0.0
+        low.append(mean)
+        high.append(mean + (float(values.std(dtype=np.float64)) if values.size else 0.0))
+    return Scale(low=tuple(low), high=tuple(high), clip=False)
+
+
+NORMALISE: dict[str, Callable[..., Scale]] = {"percentile": percentile, "range": fixed_range, "zscore": zscore}
+
+
+def fit(part: Part, array: np.ndarray) -> Scale:
+    """Scale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
+    return bind(NORMALISE, part, "data.normalise", given=("array",))(array=array)
+
+
+def percentiles(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
+    """Percentiles ``at`` (0 to 100) of the finite values, equal to ``np.percentile`` with linear interpolation; zeros where there is none."""
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    if values.size == 0:
+        return (0.0,) * len(at)
+    if values.dtype not in (np.uint8, np.uint16):
+        return tuple(float(x) for x in np.percentile(values, at))
+    rank = np.cumsum(histogram(values))
+    return tuple(_from_ranks(rank, q / 100 * (values.size - 1)) for q in at)
+
+
+def _from_ranks(rank: np.ndarray, position: float) -> float:
+    """Value at a fractional position of the sorted sample whose cumulative histogram is ``rank``."""
+    below = int(position)
+    part = position - below
+    a = int(np.searchsorted(rank, below, side="right"))
+    b = int(np.searchsorted(rank, min(below + 1, int(rank[-1]) - 1), side="right"))
+    # The two forms in which numpy interpolates, so that results agree to the last bit.
+    return float(b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part)
+
+
+def histogram(values: np.ndarray) -> np.ndarray:
+    """How often each value from 0 to the largest of its type occurs in a uint8 or uint16 array."""
+    bins = int(np.iinfo(values.dtype).max) + 1
+    total = np.zeros(bins, np.int64)
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, CHUNK):
+        total += np.bincount(flat[start : start + CHUNK], minlength=bins)
+    return total
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2 or values[0] == values[1]:
+        raise ConfigError(f"data.normalise: to={list(values)} must be two different numbers, e.g. [0, 1].")
+    return float(values[0]), float(values[1])

@@ -1,0 +1,528 @@
+"""Check every case once, and keep it as memory-mapped arrays that all folds and loader processes share.
+
+``examine`` decodes each file once and writes down facts (JSON, reused while the files stay as they are); ``faults`` judges the
+facts without touching a pixel; ``build`` keeps arrays in their own number type, from which any patch is read without decoding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipeline import config, files
+from pipeline.data import normalise
+from pipeline.records import Case, Fault, Geometry, UserError
+
+FORMAT = 1
+"""Raised when facts or arrays change their meaning; older ones on disk are then made again."""
+
+LISTED = 256
+"""Distinct label values that facts keep; an image given as labels would have millions."""
+
+AFFINE_TOLERANCE = 1e-3
+"""Largest difference between entries of two NIfTI affines that are called equal."""
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(done, total)`` after each case."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Handle of an ``.npy`` array ``(C, *S)``: a path, opened where it is used. Copies and pickles carry the path, never pixels."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array, memory-mapped and read-only."""
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def __deepcopy__(self, memo: dict) -> Volume:
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What one look at a case's pixels found; JSON-able by ``dataclasses.asdict``. Roles are ``image`` and the targets' names.
+
+    ``files`` holds one entry per file (the image may have several). ``problems`` are (path, problem, cure) of files that cannot
+    be used; other fields then tell what could be read. ``content`` is the SHA-256 of the decoded image with its shape and type.
+    """
+
+    id: str
+    files: Mapping[str, list[dict[str, Any]]]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    affines: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    problems: tuple[tuple[str, str, str], ...] = ()
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+    constant: bool = False
+    label_values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    content: str = ""
+    scale: normalise.Scale | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A case whose arrays lie in the store: image ``(C, *S)`` as its file has it, labels ``(1, *S)`` in the smallest integer type."""
+
+    case: Case
+    image: Volume
+    targets: Mapping[str, Volume]
+    scale: normalise.Scale
+    facts: Facts
+
+
+def place(data: config.Data, run: Path) -> Path:
+    """Folder of the store: the configured one, else ``<root>/store`` where data_prep made it, else ``<run>/store``."""
+    if data.store is not None:
+        return Path(data.store)
+    beside = Path(data.root) / "store"
+    return beside if (beside / "arrays").is_dir() else run / "store"
+
+
+# --- examine -----------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    cases: Sequence[Case],
+    settings: config.Config,
+    cache: Path | None,
+    write: bool = True,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> list[Facts]:
+    """Facts of every case, in order. Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it.
+
+    ``write`` keeps new facts in the cache. Never raises for a bad file: what is wrong stands in ``Facts.problems``.
+    """
+    return _parallel(lambda case: _facts(case, settings, cache, write), cases, progress, workers)
+
+
+def _parallel(work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None) -> list[R]:
+    """Map over threads, one per core unless said: codecs and numpy release the GIL, and no more cases than threads are in memory."""
+    results = []
+    with ThreadPoolExecutor(max_workers=max(1, workers or min(_cores(), 16))) as pool:
+        try:
+            for done, result in enumerate(pool.map(work, items), 1):
+                results.append(result)
+                if progress:
+                    progress(done, len(items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool) -> Facts:
+    key = _key(case, settings)
+    path = cache / "facts" / f"{_name(case.id)}.json" if cache else None
+    known = _known_facts(path, key, case) if path else None
+    if known is not None:
+        return known
+    facts = _look(case, settings, key["files"])
+    if path and write and not facts.problems:
+        files.write_json(path, {"key": key, "facts": facts})
+    return facts
+
+
+def _key(case: Case, settings: config.Config) -> dict[str, Any]:
+    """All that the facts of a case depend on; moving a data set changes none of it."""
+    normal = settings.data.normalise
+    return {
+        "format": FORMAT,
+        "dims": settings.data.dims,
+        "normalise": {"name": normal.name, "options": dict(normal.options)},
+        "targets": {role: settings.targets.get(role, "image") for role in case.targets},
+        "files": {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()},
+    }
+
+
+def _roles(case: Case) -> dict[str, tuple[Path, ...]]:
+    return {"image": case.image} | {role: (path,) for role, path in case.targets.items()}
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return {"name": path.name, "size": -1, "mtime_ns": -1}
+    return {"name": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _known_facts(path: Path, key: Mapping[str, Any], case: Case) -> Facts | None:
+    """Facts on disk, or None where there are none, they are damaged, or they belong to other files."""
+    try:
+        document = files.read_json(path)
+        if document["key"] != _jsonable(key) or document["facts"]["id"] != case.id:
+            return None
+        # The data set may have moved since.
+        paths = {role: [{**s, "path": str(p)} for s, p in zip(key["files"][role], paths, strict=True)] for role, paths in _roles(case).items()}
+        return dataclasses.replace(_facts_from(document["facts"]), files=paths)
+    except (files.FileError, KeyError, TypeError):
+        return None
+
+
+def _jsonable(obj: Any) -> Any:
+    return json.loads(json.dumps(obj, default=list))
+
+
+def _facts_from(document: Mapping[str, Any]) -> Facts:
+    scale = document["scale"]
+    return Facts(
+        **{
+            **document,
+            "shapes": {role: tuple(shape) for role, shape in document["shapes"].items()},
+            "problems": tuple((a, b, c) for a, b, c in document["problems"]),
+            "scale": scale
+            and normalise.Scale(low=tuple(scale["low"]), high=tuple(scale["high"]), to=tuple(scale["to"]), clip=scale["clip"]),
+        }
+    )
+
+
+def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]) -> Facts:
+    """Decode every file of a case and note what it holds."""
+    found = _Findings()
+    image = found.attempt(lambda: load_image(case, settings.data.dims))
+    if image is not None:
+        found.note("image", *image)
+        found.rest = {
+            "constant": _is_constant(image[0]),
+            "content": content_hash(image[0]),
+            "scale": normalise.fit(settings.data.normalise, image[0]),
+        }
+    for role, path in case.targets.items():
+        labels = settings.targets.get(role, "image") == "labels"
+        target = found.attempt(lambda path=path, labels=labels: _load_target(path, settings.data, labels))
+        if target is not None:
+            found.note(role, *target)
+            found.values |= {role: label_values(target[0])} if labels else {}
+    named = {
+        role: [{**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)]
+        for role, paths in _roles(case).items()
+    }
+    return Facts(
+        id=case.id,
+        files=named,
+        shapes=found.shapes,
+        dtypes=found.dtypes,
+        affines=found.affines,
+        problems=tuple(found.problems),
+        nonfinite=found.nonfinite,
+        label_values=found.values,
+        **found.rest,
+    )
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Notes taken while a case is looked at."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    affines: dict[str, list[list[float]]] = field(default_factory=dict)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    values: dict[str, dict[str, int]] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
+
+    def attempt(self, load: Callable[[], T]) -> T | None:
+        try:
+            return load()
+        except files.FileError as error:
+            self.problems.append((str(error.path), error.problem, error.cure))
+            return None
+
+    def note(self, role: str, array: np.ndarray, geometry: Geometry) -> None:
+        self.shapes[role] = tuple(int(n) for n in array.shape)
+        self.dtypes[role] = str(array.dtype)
+        if "affine" in geometry.meta:
+            self.affines[role] = geometry.meta["affine"]
+        bad = int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
+        if bad:
+            self.nonfinite[role] = bad
+
+
+def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
+    """All channels of a case, ``(C, *S)``, and the geometry of its first file: the same array in training and in prediction.
+
+    float64 becomes float32. Raises FileError for a file that cannot be read or does not fit the first one.
+    """
+    parts: list[np.ndarray] = []
+    geometry = Geometry()
+    for path in case.image:
+        array, place_of = files.read(path, dims)
+        if not parts:
+            geometry = place_of
+        elif array.shape[1:] != parts[0].shape[1:]:
+            raise files.FileError(
+                path, f"has shape {array.shape[1:]}, the first channel {parts[0].shape[1:]}", "Resample the channels to one grid"
+            )
+        elif not _same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
+            raise files.FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
+        parts.append(array)
+    image = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return image.astype(np.float32) if image.dtype == np.float64 else image, geometry
+
+
+def _same_affine(one: Any, other: Any) -> bool:
+    return one is None or other is None or bool(np.allclose(one, other, rtol=0, atol=AFFINE_TOLERANCE))
+
+
+def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
+    array, geometry = files.read(path, data.dims, labels=labels)
+    if labels and len(array) > 1:
+        if (array != array[:1]).any():
+            cure = "Save labels with one channel that holds the class numbers"
+            raise files.FileError(path, f"has {len(array)} different channels where labels are needed", cure)
+        array = array[:1]  # a grey mask saved in colour
+    return array.astype(np.float32) if array.dtype == np.float64 and not labels else array, geometry
+
+
+def read_labels(path: Path, data: config.Data) -> np.ndarray:
+    """Labels ``(1, *S)`` of one file in the smallest integer type that holds every class, checked as ``faults`` checks them.
+
+    A two-class mask of 0 and 255 becomes 0 and 1. Raises FileError for values outside the classes.
+    """
+    array, _ = _load_target(path, data, labels=True)
+    values = label_values(array)
+    problem = _label_problem(values, data)
+    if problem:
+        raise files.FileError(path, *problem)
+    return (array == 255 if _is_mask(values, data) else array).astype(label_dtype(data))
+
+
+def label_dtype(data: config.Data) -> np.dtype:
+    """Smallest integer type for the classes and the ignored label; uint8 wherever possible."""
+    ends = (min(0, data.ignore_label or 0), max(data.classes - 1, data.ignore_label or 0))
+    kinds = (np.uint8, np.int8, np.uint16, np.int16, np.int32)
+    return np.dtype(next((k for k in kinds if np.iinfo(k).min <= ends[0] and ends[1] <= np.iinfo(k).max), np.int64))
+
+
+def label_values(array: np.ndarray) -> dict[str, int]:
+    """How often each value occurs, by its text (``"2"``, ``"0.5"``, ``"nan"``); beyond 256 values the rest is summed under ``"others"``."""
+    if array.dtype in (np.uint8, np.uint16):
+        counts = normalise.histogram(array)
+        values, counts = np.flatnonzero(counts), counts[counts > 0]
+    else:
+        values, counts = np.unique(array, return_counts=True)
+    pairs = [(_text(value), int(count)) for value, count in zip(values[:LISTED], counts[:LISTED], strict=True)]
+    return dict(pairs) | ({"others": int(counts[LISTED:].sum())} if len(values) > LISTED else {})
+
+
+def _text(value: Any) -> str:
+    return str(int(value)) if np.isfinite(value) and int(value) == value else repr(float(value))
+
+
+def _is_constant(image: np.ndarray) -> bool:
+    """Whether no channel has two different finite values."""
+    for channel in image:
+        values = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
+        if values.size and values.min() != values.max():
+            return False
+    return True
+
+
+def content_hash(array: np.ndarray) -> str:
+    """SHA-256 of an array's type, shape and values: equal for equal images, whatever files they come from."""
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+# --- judge -------------------------------------------------------------------------------------------------------------
+
+
+def faults(facts: Sequence[Facts], cases: Sequence[Case], settings: config.Config) -> list[Fault]:
+    """Everything that is wrong with the cases' content, each with path and cure; ``facts`` come from ``examine(cases, ...)``."""
+    found = []
+    for case, fact in zip(cases, facts, strict=True):
+        found += [Fault(path=Path(path), problem=problem, cure=cure) for path, problem, cure in fact.problems]
+        found += _image_faults(case, fact)
+        for role in (r for r in case.targets if r in fact.shapes):
+            found += _target_faults(case, fact, role, settings)
+    return [*found, *_channel_faults(facts, cases), *_twins(facts, cases)]
+
+
+def _image_faults(case: Case, fact: Facts) -> Iterator[Fault]:
+    for role, count in fact.nonfinite.items():
+        if role not in fact.label_values:
+            path = case.image[0] if role == "image" else case.targets[role]
+            yield Fault(
+                path=path,
+                problem=f"holds {count} values that are NaN or infinite",
+                cure="Replace them, e.g. by the mean of their neighbours",
+            )
+    if fact.constant:
+        cure = "It teaches nothing and is often a failed export: replace it or take the case away"
+        severity = "error" if case.targets else "warning"
+        yield Fault(path=case.image[0], problem="is constant: every voxel has the same value", cure=cure, severity=severity)
+
+
+def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) -> Iterator[Fault]:
+    path, image, target = case.targets[role], fact.shapes.get("image"), fact.shapes[role]
+    if image and image[1:] != target[1:]:
+        problem = f"has shape {_by(target[1:])}, its image {case.image[0].name} has {_by(image[1:])}"
+        yield Fault(path=path, problem=problem, cure="Check that the two belong together; resample one to the other's grid")
+    if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
+        problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {AFFINE_TOLERANCE}"
+        yield Fault(
+            path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
+        )
+    if role in fact.label_values:
+        yield from _label_faults(path, fact.label_values[role], settings.data)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _label_faults(path: Path, values: Mapping[str, int], data: config.Data) -> Iterator[Fault]:
+    problem = _label_problem(values, data)
+    if problem:
+        yield Fault(path=path, problem=problem[0], cure=problem[1])
+    elif set(values) == {str(data.ignore_label)}:
+        yield Fault(path=path, problem="is ignored everywhere", cure="The case teaches nothing and has no score", severity="warning")
+    elif set(values) <= {"0", str(data.ignore_label)}:
+        yield Fault(path=path, problem="has no foreground", cure="Check that this is meant", severity="warning")
+
+
+def _label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, str] | None:
+    """What is wrong with these label values, and the cure; None where they are classes or the ignored label."""
+    wrong = {} if _is_mask(values, data) else {value: count for value, count in values.items() if value not in _allowed(data)}
+    if not wrong:
+        return None
+    shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(wrong.items())[:8])
+    known = f"0 to {data.classes - 1}" + ("" if data.ignore_label is None else f" and {data.ignore_label}, which is ignored")
+    cure = "Correct the file, or data.classes or data.ignore_label"
+    return f"holds labels outside {known}: {shown}{', ...' if len(wrong) > 8 else ''}", cure
+
+
+def _allowed(data: config.Data) -> set[str]:
+    return {str(value) for value in range(data.classes)} | ({str(data.ignore_label)} if data.ignore_label is not None else set())
+
+
+def _is_mask(values: Mapping[str, int], data: config.Data) -> bool:
+    """Whether these are the values of a black and white picture, where 255 stands for class 1."""
+    return data.classes == 2 and "255" in values and "255" not in _allowed(data) and set(values) <= (_allowed(data) - {"1"}) | {"255"}
+
+
+def _channel_faults(facts: Sequence[Facts], cases: Sequence[Case]) -> Iterator[Fault]:
+    """Cases whose image or target has another number of channels than most."""
+    for role in {role: None for fact in facts for role in fact.shapes}:
+        counts = Counter(fact.shapes[role][0] for fact in facts if role in fact.shapes)
+        usual, times = counts.most_common(1)[0]
+        for case, fact in zip(cases, facts, strict=True):
+            have = fact.shapes.get(role, (usual,))[0]
+            if have != usual:
+                path = case.image[0] if role == "image" else case.targets[role]
+                yield Fault(
+                    path=path, problem=f"has {have} channels, {times} other cases have {usual}", cure="Give every case the same channels"
+                )
+
+
+def _twins(facts: Sequence[Facts], cases: Sequence[Case]) -> Iterator[Fault]:
+    """Images that occur under several ids."""
+    same: dict[str, list[Case]] = defaultdict(list)
+    for case, fact in zip(cases, facts, strict=True):
+        if fact.content:
+            same[fact.content].append(case)
+    for group in (group for group in same.values() if len(group) > 1):
+        names = ", ".join(case.id for case in group)
+        cure = "They stay on one side of every fold; remove the copies if they are not meant"
+        yield Fault(path=group[0].image[0], problem=f"holds the same image as other cases: {names}", cure=cure, severity="warning")
+
+
+# --- build -------------------------------------------------------------------------------------------------------------
+
+
+def build(
+    cases: Sequence[Case],
+    facts: Sequence[Facts],
+    settings: config.Config,
+    folder: Path,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> list[Stored]:
+    """Arrays of every case below ``<folder>/arrays``, in order; what is there already and still fits its files is not decoded again.
+
+    ``facts`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then.
+    """
+    pairs = list(zip(cases, facts, strict=True))
+    return _parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
+
+
+def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> Stored:
+    if fact.problems or fact.scale is None:
+        raise UserError(
+            f"{case.image[0]}: cannot be stored: {fact.problems[0][1] if fact.problems else 'it was not read'}. Mend the file first."
+        )
+    data = settings.data
+    kinds = {role: settings.targets.get(role, "image") for role in case.targets}
+    stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
+    labels = {"classes": data.classes, "ignore_label": data.ignore_label} if "labels" in kinds.values() else {}
+    key = {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
+    manifest = folder / f"{_name(case.id)}.json"
+    volumes = _known_volumes(manifest, key)
+    if volumes is None:
+        volumes = _write_volumes(case, fact, settings, folder)
+        arrays = {role: {**dataclasses.asdict(v), "path": v.path.name, "bytes": v.path.stat().st_size} for role, v in volumes.items()}
+        files.write_json(manifest, {"key": key, "arrays": arrays})
+    targets = {role: volumes[role] for role in case.targets}
+    return Stored(case=case, image=volumes["image"], targets=targets, scale=fact.scale, facts=fact)
+
+
+def _known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] | None:
+    """Arrays that the manifest describes, if they were made from these files and none is missing or torn."""
+    try:
+        document = files.read_json(manifest)
+        if document["key"] != _jsonable(key):
+            return None
+        arrays = {role: (manifest.with_name(entry["path"]), entry) for role, entry in document["arrays"].items()}
+        if any(path.stat().st_size != entry["bytes"] for path, entry in arrays.values()):
+            return None
+        return {role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"]) for role, (path, entry) in arrays.items()}
+    except (files.FileError, OSError, KeyError, TypeError):
+        return None
+
+
+def _write_volumes(case: Case, fact: Facts, settings: config.Config, folder: Path) -> dict[str, Volume]:
+    image, _ = load_image(case, settings.data.dims)
+    if content_hash(image) != fact.content:
+        raise UserError(f"{case.image[0]}: changed while it was being prepared. Run the command again.")
+    volumes = {"image": _save(folder / f"{_name(case.id)}.image.npy", image)}
+    for role, path in case.targets.items():
+        labels = settings.targets.get(role, "image") == "labels"
+        array = read_labels(path, settings.data) if labels else _load_target(path, settings.data, labels=False)[0]
+        volumes[role] = _save(folder / f"{_name(case.id)}.{role}.npy", array)
+    return volumes
+
+
+def _save(path: Path, array: np.ndarray) -> Volume:
+    files.write(path, array, dims=array.ndim - 1)
+    return Volume(path=path, shape=tuple(int(n) for n in array.shape), dtype=str(array.dtype))
+
+
+def _name(case_id: str) -> str:
+    """File name for an id; a very long one is shortened and made unique again by its hash."""
+    raw = case_id.encode()
+    return case_id if len(raw) <= 200 else raw[:150].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:16]

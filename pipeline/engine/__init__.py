@@ -1,0 +1,1 @@
+"""What turns data, networks and losses into trained models and whole-case predictions."""

@@ -1,0 +1,141 @@
+"""Model files and resumable states: safetensors with a JSON header, whole or absent, never pickle.
+
+A model file holds weights and what rebuilds their network. A state holds everything that training needs to go on as if it had
+never stopped; its file name carries the epoch and the hash of its bytes, so that a damaged one is recognised and passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from pipeline import files
+from pipeline.records import Checkpoint, UserError
+
+HEADER = "pipeline"
+FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
+KEEP = 2
+"""Newest states kept; the older one is the way back when the newest is damaged."""
+
+
+class CheckpointError(UserError):
+    """A model file or state that cannot be used."""
+
+
+def save_model(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a model file; equal contents give equal bytes."""
+    header = {name: getattr(checkpoint, name) for name in FACTS}
+    files.write_bytes(path, _encode(checkpoint.weights, header))
+
+
+def load_model(path: Path) -> Checkpoint:
+    """Read a model file. Raises CheckpointError for a missing, foreign or damaged file."""
+    weights, header = _decode(path)
+    try:
+        facts = {name: header[name] for name in FACTS}
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its header lacks {error}; this is not a model file of this package.") from None
+    return Checkpoint(**facts | {"channels": tuple(facts["channels"])}, weights=weights)
+
+
+def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    return to_bytes(plain, metadata={HEADER: json.dumps(header)})
+
+
+def _decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors.")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code. Convert it first.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}). Copy it again, or train the fold again.") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: holds weights but no {HEADER!r} header; this package did not write it.")
+    return tensors, header
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Strict load; every missing, unexpected or misshapen weight is listed."""
+    own = module.state_dict()
+    faults = [f"missing: {k}" for k in own if k not in weights] + [f"unexpected: {k}" for k in weights if k not in own]
+    faults += [
+        f"shape: {k} is {tuple(weights[k].shape)}, the network wants {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    if faults:
+        more = f"\n  ... {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise CheckpointError(
+            f"{where}: weights do not fit the network:\n  " + "\n  ".join(faults[:10]) + more + "\nUse the config that trained them."
+        )
+    module.load_state_dict(dict(weights))
+
+
+def save_state(folder: Path, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
+    """Add the state after ``epoch`` to ``folder`` and drop all but the ``KEEP`` newest."""
+    content = _encode(tensors, facts)
+    path = folder / f"epoch_{epoch:05d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, content)
+    for old in [p for p in _states(folder) if p != path][KEEP - 1 :]:
+        old.unlink()
+    return path
+
+
+def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """The newest undamaged state, or None where there is none at all.
+
+    Raises CheckpointError when states exist but all are damaged: starting over silently would lose the user's hours.
+    """
+    states = _states(folder)
+    for path in states:
+        digest = path.stem.rpartition("-")[2]
+        if hashlib.sha256(path.read_bytes()).hexdigest()[:16] == digest:
+            return _decode(path)
+        warn(f"warning: {path} is damaged (its bytes do not match its name); trying the state before it")
+    if states:
+        raise CheckpointError(
+            f"{folder}: all {len(states)} saved states are damaged. Restore one from a backup, or start over with --fresh."
+        )
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """State files, newest epoch first; among equals the name decides, never the clock."""
+    found = [p for p in folder.glob("epoch_*.safetensors") if re.fullmatch(r"epoch_\d{5,}-[0-9a-f]{16}", p.stem)]
+    return sorted(found, key=lambda p: (int(p.stem[6:].partition("-")[0]), p.name), reverse=True)
+
+
+def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """``optimizer.state_dict()`` as flat tensors ``optimizer/<index>/<name>`` and JSON-able rest."""
+    tensors, rest = {}, {}
+    for index, entry in state["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+            else:
+                rest.setdefault(str(index), {})[name] = value
+    return tensors, {"state": rest, "groups": state["param_groups"]}
+
+
+def restore_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`flatten_optimizer`."""
+    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/", 2)
+            state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": rest["groups"]}

@@ -1,0 +1,73 @@
+"""What a fold tells while it trains: a line an epoch, log.jsonl, TensorBoard, and a picture of a fixed held-out patch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+
+
+class Journal:
+    """Writer of one fold's records. ``history`` is what a resumed run already knows: the files are laid anew from it."""
+
+    def __init__(self, folder: Path, epochs: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.epochs = folder, epochs
+        files.write_text(folder / "log.jsonl", "".join(_json_line(r) for r in history))
+        files.write_text(folder / "training_log.txt", "".join(self.line(r) + "\n" for r in history))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
+
+    def epoch(self, record: Mapping[str, Any]) -> str:
+        """Append one epoch everywhere; returns its line."""
+        line = self.line(record)
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(_json_line(record))
+        self.note(line)
+        for key, value in record.items():
+            if key not in ("epoch",) and isinstance(value, int | float) and math.isfinite(value):
+                self.board.add_scalar(key, value, record["epoch"])
+        self.board.flush()
+        return line
+
+    def note(self, line: str) -> None:
+        """One line in training_log.txt."""
+        with (self.folder / "training_log.txt").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+    def line(self, record: Mapping[str, Any]) -> str:
+        """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ...``"""
+        parts = [f"Train Loss: {record['train_loss']:.4f}"]
+        parts += [f"{k.replace('_', ' ').title()}: {v:.4f}" for k, v in record.items() if k.startswith("val_") and isinstance(v, float)]
+        if isinstance(record.get("foreground_share"), float) and math.isfinite(record["foreground_share"]):
+            parts.append(f"Foreground: {record['foreground_share']:.1%}")
+        parts.append(f"LR: {record['lr']:.2e}, {record['seconds']:.1f} s")
+        return f"Epoch {record['epoch'] + 1}/{self.epochs}: " + ", ".join(parts)
+
+    def preview(self, epoch: int, panels: Sequence[np.ndarray]) -> None:
+        """Panels ``(*S)`` or ``(C, *S)`` in [0, 1], middle slices side by side, to ``previews/`` and TensorBoard."""
+        picture = np.concatenate([_slice(p) for p in panels], axis=1)
+        files.write(self.folder / "previews" / f"epoch_{epoch + 1:04d}.png", np.moveaxis(picture, -1, 0))
+        self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    plain = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
+    return json.dumps(plain) + "\n"
+
+
+def _slice(panel: np.ndarray) -> np.ndarray:
+    """Middle plane of ``(C, *S)``, uint8 RGB ``(Y, X, 3)``."""
+    while panel.ndim > 3:
+        panel = panel[:, panel.shape[1] // 2]
+    channels = panel if len(panel) == 3 else np.repeat(panel[:1], 3, axis=0)
+    return (np.clip(np.moveaxis(channels, 0, -1), 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,363 @@
+"""The training loop of every system: named heads, weighted terms, averaged weights, early stopping, exact resumption.
+
+A fold is a sequence of epochs. After each, everything that the next one depends on is saved whole; random draws depend on
+(seed, fold, epoch, sample) only. So a run that was killed and started again ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from pipeline.config import Config, to_dict
+from pipeline.data.loaders import Loader
+from pipeline.data.sampling import seed_of
+from pipeline.engine import checkpoint, optim
+from pipeline.engine.journal import Journal
+from pipeline.losses import WeightedSum
+from pipeline.metrics import better, evaluate
+from pipeline.records import Checkpoint, Part
+from pipeline.tasks import TASKS
+
+
+class TrainingError(Exception):
+    """A fold cannot go on; the message names the cases and the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything that one fold's training is given. ``check`` raises when the process was asked to stop; ``watch`` shows progress."""
+
+    config: Config
+    fold: int
+    folder: Path
+    device: str
+    network: torch.nn.Module
+    channels: tuple[int, int]
+    losses: WeightedSum
+    train: Loader
+    val: Loader
+    say: Callable[[str], None]
+    check: Callable[[], None]
+    watch: Callable[[Iterable[Any], str, int], Iterator[Any]]
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """What changes while a fold trains, and nothing else: it is what a checkpoint holds."""
+
+    network: torch.nn.Module
+    forward: Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+    optimizer: torch.optim.Optimizer
+    schedule: optim.Schedule
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    epoch: int = 0
+    best_score: float | None = None
+    best_epoch: int = -1
+    stale: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fit(job: Job) -> State:
+    """Train one fold to its end, from where it stands. Leaves best_model, swa_model (if averaging began) and checkpoint_latest."""
+    state = _resume(job, _start(job))
+    journal = Journal(job.folder, job.config.train.epochs, state.history)
+    try:
+        while not finished(job.config, state):
+            record = _epoch(job, state)
+            job.say(journal.epoch(record))
+            _preview(job, state, journal)
+            _save(job, state)
+        if state.stale >= job.config.train.stop.patience and state.epoch < job.config.train.epochs:
+            job.say(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
+        _finish_average(job, state, journal)
+    finally:
+        journal.close()
+    return state
+
+
+def finished(config: Config, state: State) -> bool:
+    """All epochs are done, or the monitored value has not improved for ``patience`` epochs."""
+    return state.epoch >= config.train.epochs or state.stale >= config.train.stop.patience
+
+
+def _start(job: Job) -> State:
+    train = job.config.train
+    network = job.network.to(job.device)
+    if train.channels_last:
+        network = network.to(memory_format=torch.channels_last_3d if job.config.data.dims == 3 else torch.channels_last)
+    optimizer, schedule = optim.make(train, network)
+    average = None
+    if train.average is not None:
+        decay = train.average.decay
+        average = AveragedModel(network, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
+    return State(
+        network=network,
+        forward=torch.compile(network) if train.compile else network,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler(job.device, enabled=train.amp == "fp16" and job.device == "cuda"),
+        average=average,
+    )
+
+
+def _epoch(job: Job, state: State) -> dict[str, Any]:
+    """Train, validate, remember the best, step the schedule. Returns the epoch's record."""
+    began = time.monotonic()
+    record = {"epoch": state.epoch, "lr": _learning_rate(job.config, state), **_train(job, state)}
+    if _averaging(job.config, state.epoch):
+        assert state.average is not None
+        state.average.update_parameters(state.network)
+    last = state.epoch + 1 == job.config.train.epochs
+    if last or (state.epoch + 1) % job.config.train.validate.every == 0:
+        record |= validate(job, state.network)
+        _judge(job, state, record)
+    if not _averaging(job.config, state.epoch + 1) or _swa_lr(job.config) is None:
+        optim.step(state.schedule, _lower(job.config, record))
+    state.epoch += 1
+    record["seconds"] = time.monotonic() - began
+    state.history.append(record)
+    return record
+
+
+def _train(job: Job, state: State) -> dict[str, float]:
+    train = job.config.train
+    state.network.train()
+    torch.manual_seed(seed_of(job.config.seed, job.fold, state.epoch))  # dropout
+    means = _Means()
+    state.optimizer.zero_grad(set_to_none=True)
+    batches = job.watch(job.train.epoch(state.epoch), f"epoch {state.epoch + 1}", len(job.train))
+    for step, batch in enumerate(batches):
+        job.check()
+        with _autocast(job):
+            outputs = state.forward(_image(batch, job))
+        total, terms = job.losses(outputs, _targets(batch, job), training=True)
+        del outputs  # not needed by backward: frees the deep heads before the gradients are allocated
+        value = total.item()  # waits for the device
+        if not math.isfinite(value):
+            bad = ", ".join(k for k, v in terms.items() if not math.isfinite(float(v))) or "their sum"
+            raise TrainingError(
+                f"loss is {value} ({bad}) in epoch {state.epoch + 1}, step {step + 1}, cases {', '.join(batch['id'])}. Lower train.optimizer lr, set train.clip, or look at these cases."
+            )
+        state.scaler.scale(total / train.accumulate).backward()
+        if (step + 1) % train.accumulate == 0 or step + 1 == len(job.train):
+            _step(train.clip, state)
+        means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
+        means.add_valid("foreground_share", batch["foreground_share"])
+    return means.result()
+
+
+def _step(clip: float | None, state: State) -> None:
+    if clip is not None:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.network.parameters(), clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def validate(job: Job, network: torch.nn.Module) -> dict[str, float]:
+    """Loss, its terms and the metrics of ``train.validate`` as means over the fixed patches of the held-out cases."""
+    network.eval()
+    means = _Means()
+    for batch in job.val.epoch(-1):
+        job.check()
+        with _autocast(job):
+            outputs = network(_image(batch, job))
+        total, terms = job.losses(outputs, _targets(batch, job), training=False)
+        means.add(len(batch["id"]), {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()})
+        for scores in _patch_scores(job.config, outputs["main"], batch):
+            means.add(1, {f"val_{k}": v for k, v in scores.items()})
+    return means.result()
+
+
+def validation_metrics(config: Config) -> tuple[Part, ...]:
+    """Metrics of ``train.validate``, with the task's default."""
+    return config.train.validate.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
+
+
+def _patch_scores(config: Config, logits: torch.Tensor, batch: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+    task = TASKS[config.task]
+    name = next(iter(config.targets))
+    soft = task.soft(logits).cpu().numpy()
+    for one, truth in zip(soft, batch[name].numpy(), strict=True):
+        if config.task == "image":
+            yield evaluate(validation_metrics(config), one, truth, None)
+        else:
+            valid = None if config.data.ignore_label is None else truth[0] != config.data.ignore_label
+            yield evaluate(validation_metrics(config), task.hard(one), truth[0] if valid is None else truth[0] * valid, valid)
+
+
+def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
+    """Keep the weights if the monitored value is the best so far; a NaN never is."""
+    monitor = job.config.train.stop.monitor
+    score = record[monitor]
+    sign = 1 if direction(monitor) == "lower" else -1
+    if math.isfinite(score) and (state.best_score is None or sign * score < sign * state.best_score):
+        state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
+        checkpoint.save_model(job.folder / "best_model.safetensors", _model(job, state.network, "best", state.epoch, score))
+    else:
+        state.stale += job.config.train.validate.every
+
+
+def direction(monitor: str) -> str:
+    """Whether a lower or a higher value of ``val_loss``, ``val_dice``, ... is better."""
+    name = monitor.removeprefix("val_")
+    return "lower" if name == "loss" else better(name)
+
+
+def _lower(config: Config, record: Mapping[str, Any]) -> float:
+    """The monitored value, negated where higher is better, for the plateau schedule."""
+    value = record.get(config.train.stop.monitor, float("nan"))
+    return value if direction(config.train.stop.monitor) == "lower" else -value
+
+
+def _averaging(config: Config, epoch: int) -> bool:
+    return config.train.average is not None and epoch >= config.train.average.start
+
+
+def _swa_lr(config: Config) -> float | None:
+    return config.train.average.lr if config.train.average is not None else None
+
+
+def _learning_rate(config: Config, state: State) -> float:
+    """Set and return this epoch's rate: the schedule's, or the averaging phase's own."""
+    lr = _swa_lr(config)
+    if lr is not None and _averaging(config, state.epoch):
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+    return state.optimizer.param_groups[0]["lr"]
+
+
+def _finish_average(job: Job, state: State, journal: Journal) -> None:
+    """Recompute BatchNorm statistics where there are any, validate and write swa_model."""
+    path = job.folder / "swa_model.safetensors"
+    if state.average is None or int(state.average.n_averaged) == 0:
+        return
+    average = state.average
+    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
+        torch.manual_seed(seed_of(job.config.seed, job.fold, state.epoch))
+        update_bn((_image(batch, job) for batch in job.train.epoch(state.epoch)), average)
+    record = validate(job, average.module)
+    job.say(_note(journal, "SWA: " + ", ".join(f"{k}: {v:.4f}" for k, v in record.items() if "/" not in k)))
+    score = record[job.config.train.stop.monitor]
+    checkpoint.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
+
+
+def _note(journal: Journal, line: str) -> str:
+    journal.note(line)
+    return line
+
+
+def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: float) -> Checkpoint:
+    weights = {k: v.detach() for k, v in network.state_dict().items()}
+    return Checkpoint(
+        config=to_dict(job.config), channels=job.channels, fold=job.fold, epoch=epoch, score=score, weights=weights, kind=kind
+    )
+
+
+def _save(job: Job, state: State) -> None:
+    tensors, rest = checkpoint.flatten_optimizer(state.optimizer.state_dict())
+    tensors |= {f"network/{k}": v for k, v in state.network.state_dict().items()}
+    if state.average is not None:
+        tensors |= {f"average/{k}": v for k, v in state.average.state_dict().items()}
+    facts = {
+        "epoch": state.epoch,
+        "best_score": state.best_score,
+        "best_epoch": state.best_epoch,
+        "stale": state.stale,
+        "history": state.history,
+        "optimizer": rest,
+        "schedule": _plain(state.schedule.state_dict()),
+        "scaler": state.scaler.state_dict(),
+    }
+    checkpoint.save_state(job.folder / "checkpoint_latest", state.epoch, tensors, facts)
+
+
+def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without what JSON cannot hold; SequentialLR keeps its parts' states in a list."""
+    return {k: [_plain(s) for s in v] if k == "_schedulers" else v for k, v in schedule.items() if not callable(v) and k != "anneal_func"}
+
+
+def _resume(job: Job, state: State) -> State:
+    loaded = checkpoint.load_state(job.folder / "checkpoint_latest", job.say)
+    if loaded is None:
+        return state
+    tensors, facts = loaded
+    state.network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")})
+    if state.average is not None:
+        state.average.load_state_dict({k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")})
+    state.optimizer.load_state_dict(checkpoint.restore_optimizer(tensors, facts["optimizer"]))
+    state.schedule.load_state_dict(facts["schedule"])
+    state.scaler.load_state_dict(facts["scaler"])
+    for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
+        setattr(state, name, facts[name])
+    job.say(f"Fold {job.fold}: continuing after epoch {state.epoch}")
+    return state
+
+
+def _preview(job: Job, state: State, journal: Journal) -> None:
+    every = job.config.train.preview_every
+    if every and (state.epoch % every == 0 or state.epoch == job.config.train.epochs):
+        journal.preview(state.epoch - 1, preview_panels(job, state.network))
+
+
+@torch.no_grad()
+def preview_panels(job: Job, network: torch.nn.Module) -> list[np.ndarray]:
+    """Image, target and soft prediction of the first held-out patch, each ``(C, *S)`` in [0, 1]."""
+    batch = next(iter(job.val.epoch(-1)))
+    network.eval()
+    soft = TASKS[job.config.task].soft(network(_image(batch, job))["main"])[0].cpu().numpy()
+    target = batch[next(iter(job.config.targets))][0].float().numpy()
+    if job.config.task == "labels":
+        target = target / max(1.0, float(target.max()))
+        soft = soft if len(soft) == 1 else soft.argmax(0)[None] / (len(soft) - 1)
+    return [batch["image"][0].numpy(), target, soft]
+
+
+def _autocast(job: Job) -> torch.autocast:
+    amp = job.config.train.amp
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.bfloat16)
+    return torch.autocast(job.device, dtype, enabled=amp == "bf16" or (amp == "fp16" and job.device == "cuda"))
+
+
+def _image(batch: Mapping[str, Any], job: Job) -> torch.Tensor:
+    image = batch["image"].to(job.device, non_blocking=True)
+    if job.config.train.channels_last:
+        image = image.to(memory_format=torch.channels_last_3d if image.ndim == 5 else torch.channels_last)
+    return image
+
+
+def _targets(batch: Mapping[str, Any], job: Job) -> dict[str, torch.Tensor]:
+    return {name: batch[name].to(job.device, non_blocking=True) for name in job.config.targets}
+
+
+class _Means:
+    """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are left out."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    def add(self, count: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + count * value
+            self.counts[key] = self.counts.get(key, 0.0) + count
+
+    def add_valid(self, key: str, values: torch.Tensor) -> None:
+        for value in values.tolist():
+            if math.isfinite(value):
+                self.add(1, {key: value})
+
+    def result(self) -> dict[str, float]:
+        return {k: self.sums[k] / self.counts[k] for k in self.sums}

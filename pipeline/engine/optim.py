@@ -1,0 +1,120 @@
+"""Optimisers and learning-rate schedules by name; schedules step once an epoch and can be saved as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.optim import lr_scheduler
+
+from pipeline.config import ConfigError, Train, bind
+
+
+def _adam(
+    parameters: Iterable[torch.Tensor],
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+
+def _adamw(
+    parameters: Iterable[torch.Tensor],
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+
+def _sgd(
+    parameters: Iterable[torch.Tensor], lr: float = 1e-2, momentum: float = 0.99, nesterov: bool = True, weight_decay: float = 3e-5
+) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "adamw": _adamw, "sgd": _sgd}
+
+
+Optimizer, Schedule = torch.optim.Optimizer, lr_scheduler.LRScheduler
+
+
+def _cosine_restarts(optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6) -> Schedule:
+    """Cosine from the full rate to ``min_lr`` over ``first`` epochs, then again over ``factor`` times as many, and so on."""
+    return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=factor, eta_min=min_lr)
+
+
+def _cosine(optimizer: Optimizer, epochs: int, min_lr: float = 0.0, warmup: int = 0) -> Schedule:
+    """One cosine to ``min_lr`` at the last epoch, after ``warmup`` epochs of linear rise."""
+    if warmup >= epochs:
+        raise ConfigError(f"train.schedule: cosine warmup is {warmup}, must be below train.epochs ({epochs}).")
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs - warmup, eta_min=min_lr)
+    if not warmup:
+        return cosine
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
+
+
+def _step(optimizer: Optimizer, epochs: int, every: int = 30, factor: float = 0.1) -> Schedule:
+    return lr_scheduler.StepLR(optimizer, step_size=every, gamma=factor)
+
+
+def _plateau(optimizer: Optimizer, epochs: int, factor: float = 0.5, patience: int = 10, min_lr: float = 0.0) -> Schedule:
+    """Lower the rate when the monitored value has not improved for ``patience`` epochs."""
+    return lr_scheduler.ReduceLROnPlateau(optimizer, mode="min", factor=factor, patience=patience, min_lr=min_lr)
+
+
+def _poly(optimizer: Optimizer, epochs: int, power: float = 0.9) -> Schedule:
+    """``(1 - epoch / epochs) ** power``, nnU-Net's."""
+    return lr_scheduler.PolynomialLR(optimizer, total_iters=epochs, power=power)
+
+
+def _one_cycle(optimizer: Optimizer, epochs: int, rise: float = 0.3, start: float = 0.04, end: float = 1e-4) -> Schedule:
+    """Rise from ``start`` times the rate over a share ``rise`` of the epochs, then cosine to ``end`` times the rate (Smith 2018)."""
+    lr = optimizer.param_groups[0]["lr"]
+    return lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=lr,
+        total_steps=epochs + 1,
+        pct_start=rise,
+        div_factor=1 / start,
+        final_div_factor=start / end,
+        cycle_momentum=False,
+    )
+
+
+def _constant(optimizer: Optimizer, epochs: int) -> Schedule:
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "cosine_restarts": _cosine_restarts,
+    "cosine": _cosine,
+    "step": _step,
+    "plateau": _plateau,
+    "poly": _poly,
+    "one_cycle": _one_cycle,
+    "constant": _constant,
+}
+
+
+def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
+    """Optimiser and schedule of a config. Raises ConfigError for unknown names and impossible options."""
+    optimizer = bind(OPTIMIZERS, train.optimizer, "train.optimizer", ("parameters",))
+    schedule = bind(SCHEDULES, train.schedule, "train.schedule", ("optimizer", "epochs"))
+    try:
+        made = optimizer([p for p in network.parameters() if p.requires_grad])
+        return made, schedule(optimizer=made, epochs=train.epochs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train.optimizer or train.schedule: {error}") from None
+
+
+def step(schedule: Schedule, monitored: float) -> None:
+    """Advance by one epoch; ``monitored`` (lower is better) is what plateau watches."""
+    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        schedule.step(monitored)
+    else:
+        schedule.step()

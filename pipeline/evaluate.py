@@ -1,0 +1,117 @@
+"""Score a folder of answers against a folder of labels.
+
+python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import cli
+from pipeline.cli import say
+from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("evaluate", "Score a folder of answers against a folder of labels.")
+    p.add_argument("--predictions", type=Path, required=True, help="folder of answers, ID.tif and the like")
+    p.add_argument("--labels", type=Path, required=True, help="folder of labels with the same ids")
+    p.add_argument("--metrics", nargs="+", default=["dice", "surface_dice", "components"], metavar="NAME", help="entries of METRICS")
+    p.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    p.add_argument(
+        "--ignore-label",
+        default="auto",
+        help="label value that is not counted; none; auto: as the predictions' summary.json says, else 2 where labels hold it and no answer does",
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), evaluate, argv)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """The whole command; returns its exit code."""
+    from pipeline import files
+    from pipeline.config import bind
+    from pipeline.engine.evaluate import folder
+    from pipeline.metrics import METRICS
+
+    parts = [Part(name=n) for n in arguments.metrics]
+    for part in parts:
+        bind(METRICS, part, "--metrics", ("prediction", "target", "valid"))
+    pairs = pair(arguments.predictions, arguments.labels)
+    dims = files.dims_of(next(iter(pairs.values()))[1])
+    ignore = ignored(arguments.ignore_label, arguments.predictions, pairs)
+    if ignore is not None:
+        say(f"label value {ignore} is not counted")
+    scores = folder(dict(cli.progress(pairs.items(), "cases", len(pairs))), parts, dims, ignore)
+    say(table(scores))
+    if arguments.out is not None:
+        files.write_json(arguments.out, scores)
+    return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
+
+
+def pair(predictions: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
+    """Answers and labels with equal ids. Raises UserError when a label has no answer: a mean over fewer cases would flatter."""
+    from pipeline.ensemble import answer_files
+
+    for option, path in (("--predictions", predictions), ("--labels", labels)):
+        if not path.is_dir():
+            raise UserError(f"{option} {path}: no such folder.")
+    answers, truths = answer_files(predictions), answer_files(labels)
+    missing = [i for i in truths if i not in answers]
+    if not truths or missing:
+        what = f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}" if truths else "no label files"
+        raise UserError(f"{predictions} against {labels}: {what}. Predict the missing cases, or point --labels to the matching ones.")
+    extra = [i for i in answers if i not in truths]
+    if extra:
+        say(f"warning: {len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}")
+    return {i: (answers[i], truths[i]) for i in truths}
+
+
+def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path]]) -> int | None:
+    """The label value that is not counted, see ``--ignore-label``."""
+    from pipeline import files
+    from pipeline.ensemble import first_summary
+
+    if option == "none":
+        return None
+    if option != "auto":
+        if not option.lstrip("-").isdigit():
+            raise UserError(f"--ignore-label {option!r}: give a whole number, none or auto.")
+        return int(option)
+    summary = first_summary(predictions)
+    if "ignore_label" in summary:
+        return summary["ignore_label"]
+
+    def holds(path: Path) -> bool:
+        try:
+            return bool((files.read(path, files.dims_of(path))[0] == 2).any())
+        except UserError:
+            return False
+
+    return 2 if any(holds(t) for _, t in pairs.values()) and not any(holds(a) for a, _ in pairs.values()) else None
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """Scores as text, a row a case and the mean."""
+    names = list(scores["mean"])
+    lines = [f"{'case':<24}" + "".join(f"{n:>18}" for n in names)]
+    for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"])]:
+        lines.append(f"{case_id:<24}" + "".join(f"{_number(row.get(n)):>18}" for n in names))
+    return "\n".join([*lines, *(f"{i:<24}FAILED: {reason}" for i, reason in scores["failed"].items())])
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "..."
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Read and write TIFF, NIfTI, PNG, JPEG and npy arrays with their geometry; every file is written whole or not at all.
+
+Damage is looked for here and not left to the libraries: tifffile logs a truncated file and returns fewer pages, nibabel
+meets it only when pixels are used, and gzip checks its sum only when somebody reads to the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from pipeline.files import nifti, npy, pictures, tiff
+from pipeline.files.durable import read_json, sha256, sweep, whole, write_bytes, write_json, write_text
+from pipeline.files.errors import AGAIN, FileError, guarded
+from pipeline.files.names import SUFFIXES, is_image, stem, suffix
+from pipeline.records import Geometry, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "SUFFIXES",
+    "FileError",
+    "Probe",
+    "dims_of",
+    "geometry",
+    "is_image",
+    "probe",
+    "read",
+    "read_json",
+    "sha256",
+    "stem",
+    "suffix",
+    "sweep",
+    "whole",
+    "write",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_FORMATS = {
+    ".tif": tiff,
+    ".tiff": tiff,
+    ".nii": nifti,
+    ".nii.gz": nifti,
+    ".png": pictures,
+    ".jpg": pictures,
+    ".jpeg": pictures,
+    ".npy": npy,
+}
+"""Each format is a module with probe, geometry, read and write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a file says about itself without its pixels being decoded. ``problem`` is None for a sound file; then shape and dtype hold."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    problem: str | None
+    cure: str = AGAIN
+
+
+def probe(path: Path, dims: int) -> Probe:
+    """Check a file's structure without decoding pixels: missing, empty, truncated, wrong number of axes, unknown format.
+
+    Truncation inside a compressed stream (``.nii.gz``, a JPEG) shows only in :func:`read`. Never raises for a bad file.
+    """
+    try:
+        shape, dtype = guarded(path, lambda: _format(path).probe(path, dims))
+        return Probe(shape=shape, dtype=dtype, problem=None)
+    except FileError as error:
+        return Probe(shape=(), dtype="", problem=error.problem, cure=error.cure)
+
+
+def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geometry]:
+    """Array ``(C, *S)`` in the file's own number type (native byte order, C-contiguous) and its geometry.
+
+    ``dims`` is the number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``, the file's order, from NIfTI;
+    2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and in volumes) their indices; alpha is dropped, bool becomes uint8.
+    Raises FileError for whatever cannot be read to the last pixel or does not have ``dims`` space axes.
+    """
+    import numpy as np
+
+    array, geometry = guarded(path, lambda: _format(path).read(path, dims, labels))
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "uif":
+        raise FileError(path, f"holds {array.dtype} values", "Convert it to an integer or real number type")
+    if array.size == 0:
+        raise FileError(path, f"holds no pixel, shape {array.shape}")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")), geometry
+
+
+def geometry(path: Path, dims: int) -> Geometry:
+    """The geometry that :func:`read` would give, from the header alone. Raises FileError like it."""
+    return guarded(path, lambda: _format(path).geometry(path, dims))
+
+
+def dims_of(path: Path) -> int:
+    """Number of space axes of a file, 3 where it can be read as a volume, else 2. Raises FileError where it is neither."""
+    for dims in (3, 2):
+        found = probe(path, dims)
+        if found.problem is None:
+            return dims
+    raise FileError(path, str(found.problem), found.cure)
+
+
+def _format(path: Path) -> ModuleType:
+    known = suffix(path)
+    if not known:
+        raise FileError(path, f"has a suffix that no reader knows ({path.suffix or 'none'})", f"Known are {', '.join(SUFFIXES)}")
+    return _FORMATS[known]
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry | None = None, dims: int | None = None) -> None:
+    """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry`` describes, whole or not at all.
+
+    ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else PNG and JPEG are 2D and other
+    arrays of three axes or more are volumes. Equal arrays give equal bytes. Raises UserError where the format cannot hold the array.
+    """
+    import numpy as np
+
+    geometry = geometry or Geometry()
+    array = np.asarray(array)
+    flat = array.ndim == 2 or suffix(path) in (".png", ".jpg", ".jpeg")
+    space: int = dims or geometry.meta.get("dims") or (2 if flat else 3)
+    if array.ndim not in (space, space + 1):
+        raise UserError(f"{path}: an array of shape {array.shape} is not (*S) or (C, *S) with {space} space axes.")
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "uif":
+        raise UserError(f"{path}: values of type {array.dtype} cannot be written. Convert them to an integer or real number type.")
+    form = _format(path)
+    with whole(path) as temp:
+        form.write(temp, array if form is npy else array.reshape(-1, *array.shape[-space:]), geometry)

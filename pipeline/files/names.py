@@ -1,0 +1,34 @@
+"""File names of images: which formats there are, and what is left of a name without its suffix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SUFFIXES = (".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy")
+"""Formats that can be read and written, longest first."""
+
+
+def suffix(path: Path | str) -> str:
+    """The known suffix of a name in lower case, or an empty string.
+
+    >>> suffix("scan.NII.GZ"), suffix("notes.txt")
+    ('.nii.gz', '')
+    """
+    name = Path(path).name.lower()
+    return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
+
+
+def stem(path: Path | str) -> str:
+    """File name without its image suffix; other dots stay.
+
+    >>> stem("a/b.v2.nii.gz"), stem("x.tif"), stem("plain")
+    ('b.v2', 'x', 'plain')
+    """
+    name = Path(path).name
+    known = suffix(name)
+    return name[: -len(known)] if known else Path(name).stem
+
+
+def is_image(path: Path | str) -> bool:
+    """Whether the name is one of an image: a known suffix, neither a dotfile nor the ``._x`` that macOS leaves behind."""
+    return bool(suffix(path)) and not Path(path).name.startswith(".")

@@ -1,0 +1,45 @@
+"""NumPy's own format: any array ``(*S)`` or ``(C, *S)``, without geometry, never with pickled objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.files.errors import wrong_axes
+from pipeline.records import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def _load(path: Path, dims: int) -> np.ndarray:
+    import numpy as np
+
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim not in (dims, dims + 1):
+        raise wrong_axes(path, array.shape, dims)
+    return array.reshape(-1, *array.shape[-dims:])
+
+
+def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
+    """Shape ``(C, *S)`` and number type from the header."""
+    array = _load(path, dims)
+    return array.shape, str(array.dtype)
+
+
+def geometry(path: Path, dims: int) -> Geometry:
+    """No place in the world, only the number of axes."""
+    _load(path, dims)
+    return Geometry(format="none", meta={"dims": dims})
+
+
+def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
+    """Array ``(C, *S)``; a missing channel axis is added."""
+    return _load(path, dims).copy(), Geometry(format="none", meta={"dims": dims})
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write the array as it is."""
+    import numpy as np
+
+    np.save(path, array, allow_pickle=False)

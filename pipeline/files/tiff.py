@@ -1,0 +1,259 @@
+"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ, OME; checked page by page, because tifffile only logs what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files.errors import FileError, wrong_axes
+from pipeline.records import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tifffile
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tifffile.TiffFile]:
+    """Open a TIFF whose chain of pages, strips and announced size have been checked against the file."""
+    import tifffile
+
+    # What tifffile would say to its log about a damaged file is raised here instead.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    with path.open("rb") as stream:
+        problem = _chain_problem(stream, path.stat().st_size)
+    if problem:
+        raise FileError(path, problem)
+    # Neighbouring files of a multi-file OME series stay closed: one file is one case.
+    with tifffile.TiffFile(path, _multifile=False) as tif:
+        problem = _page_problem(tif)
+        if problem:
+            raise FileError(path, problem)
+        yield tif
+
+
+def _chain_problem(stream: Any, size: int) -> str | None:
+    """Follow the offsets from page to page (TIFF 6.0 section 2, BigTIFF) and report where they leave the file or turn back."""
+    head = stream.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
+    version = struct.unpack(order + "H", head[2:4])[0] if order and len(head) >= 16 else 0
+    if version not in (42, 43):
+        return "is no TIFF file, or its header is cut off"
+    number, entry, link, first = ("H", "HHII", "I", 4) if version == 42 else ("Q", "HHQQ", "Q", 8)
+    (offset,) = struct.unpack_from(order + link, head, first)
+    seen: set[int] = set()
+    while offset:
+        if offset in seen:
+            return f"has a chain of pages that turns back after page {len(seen)}"
+        seen.add(offset)
+        stream.seek(offset)
+        start = stream.read(struct.calcsize(number))
+        if len(start) < struct.calcsize(number):
+            return f"is truncated: page {len(seen)} should begin at byte {offset}, the file has {size}"
+        length = struct.unpack(order + number, start)[0] * struct.calcsize(order + entry)
+        entries, following = stream.read(length), stream.read(struct.calcsize(link))
+        if len(entries) < length or len(following) < struct.calcsize(link):
+            return f"is truncated inside the directory of page {len(seen)}"
+        if any(end > size for end in _tag_ends(entries, order + entry)):
+            return f"is truncated: the description of page {len(seen)} lies beyond its end"
+        (offset,) = struct.unpack(order + link, following)
+    return None if seen else "holds no page"
+
+
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+def _tag_ends(entries: bytes, entry: str) -> Iterator[int]:
+    """Where the values end that lie outside a page's directory. Private tags (32768 and above) are left alone: some writers break them."""
+    inline = struct.calcsize(entry[0] + entry[-1])
+    for tag, kind, count, offset in struct.iter_unpack(entry, entries):
+        length = count * _TYPE_BYTES.get(kind, 1)
+        if tag < 32768 and length > inline:
+            yield offset + length
+
+
+def _page_problem(tif: tifffile.TiffFile) -> str | None:
+    """Check every page's strips or tiles against the file's size, and all pages against the first and the announced number."""
+    pages: list[Any] = [tif.pages.get(index) for index in range(len(tif.pages))]
+    first, size = pages[0], tif.filehandle.size
+    announced = _announced_pages(tif, first)
+    if len(pages) == 1 < announced and first.is_contiguous:
+        # ImageJ and 'truncate' write one directory for a whole uncompressed stack.
+        need = first.dataoffsets[0] + announced * first.nbytes
+        return None if need <= size else f"is truncated: {announced} pages need {need} bytes, the file has {size}"
+    if len(pages) < announced:
+        return f"is truncated: it announces {announced} pages and holds {len(pages)}"
+    for number, page in enumerate(pages, 1):
+        if page.shape != first.shape or page.dtype != first.dtype:
+            return f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page {number} is {page.shape} {page.dtype}"
+        problem = _segment_problem(page, size)
+        if problem:
+            return f"is damaged at page {number} of {len(pages)}: {problem}"
+    return None
+
+
+def _segment_problem(page: Any, size: int) -> str | None:
+    offsets, counts = page.dataoffsets, page.databytecounts
+    wanted = math.prod(page.chunked)
+    if page.dtype is None or not page.shape:
+        return "its directory is incomplete"
+    if len(offsets) != len(counts) or len(counts) < wanted:
+        return f"{min(len(offsets), len(counts))} of {wanted} strips or tiles are there"
+    if min(offsets) <= 0 or min(counts) <= 0:
+        return "a strip or tile has no data"
+    end = max(o + c for o, c in zip(offsets, counts, strict=True))
+    if end > size:
+        return f"its pixels end at byte {end}, the file has {size}"
+    if page.compression == 1 and sum(counts) < page.nbytes * page.bitspersample // (8 * page.dtype.itemsize):
+        return f"{sum(counts)} bytes of pixels are there"
+    return None
+
+
+def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
+    """Number of pages that the file's description promises; 0 where it makes no promise."""
+    if tif.is_ome:
+        total = 0
+        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or ""):
+            total += math.prod(int(n) for n in re.findall(r"\bSize[ZCT]=\"(\d+)\"", pixels))
+        return total // max(first.samplesperpixel, 1)
+    if tif.is_imagej:
+        return int((tif.imagej_metadata or {}).get("images", 0))
+    shapes = [entry.get("shape", ()) for entry in tif.shaped_metadata or ()]
+    return sum(math.prod(shape) for shape in shapes) // math.prod(first.shape)
+
+
+def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], tuple[int, ...]]:
+    """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order."""
+    if len(tif.series) != 1:
+        raise FileError(path, f"holds {len(tif.series)} separate images", "Save one image or volume per file")
+    axes, shape = tif.series[0].get_axes(squeeze=False), tif.series[0].get_shape(squeeze=False)
+    channel = [i for i, a in enumerate(axes) if a in "CS"]
+    plane = [axes.index("Y"), axes.index("X")]
+    others = [i for i in range(len(axes)) if i not in channel + plane]
+    depth = [i for i in others if shape[i] > 1]
+    if dims == 3 and not depth and tif.series[0].kind == "shaped":
+        # A stack of one slice; only this description says so outright.
+        depth = others[-1:]
+    if len(depth) != dims - 2:
+        raise wrong_axes(path, tif.series[0].shape, dims)
+    flat = [i for i in others if i not in depth]
+    size = math.prod(shape[i] for i in channel)
+    return flat + channel + depth + plane, (size, *(shape[i] for i in depth + plane))
+
+
+def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
+    """Shape ``(C, *S)`` and number type, after the file's structure has been checked; a palette image counts as colour."""
+    with _open(path) as tif:
+        _, shape = _layout(path, tif, dims)
+        page: Any = tif.pages[0]
+        if _is_palette(page, dims):
+            return (3, *shape[1:]), "uint8"
+        return (len(range(shape[0])[: _opaque(page)]), *shape[1:]), "uint8" if page.dtype == bool else page.dtype.name
+
+
+def geometry(path: Path, dims: int) -> Geometry:
+    """Resolution, spacing and unit."""
+    with _open(path) as tif:
+        _layout(path, tif, dims)
+        return _geometry(tif, dims)
+
+
+def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
+    """Array ``(C, *S)``: palettes of images become RGB unless they are ``labels``, alpha is dropped."""
+    with _open(path) as tif:
+        order, shape = _layout(path, tif, dims)
+        series, page = tif.series[0], tif.pages.first
+        array = series.asarray().reshape(series.get_shape(squeeze=False)).transpose(order).reshape(shape)
+        if _is_palette(page, dims) and not labels:
+            array = (page.colormap[:, array[0]] >> 8).astype("uint8")  # type: ignore[index]
+        return array[: _opaque(page)], _geometry(tif, dims)
+
+
+def _is_palette(page: Any, dims: int) -> bool:
+    """Whether numbers stand for colours. In a volume they are taken as numbers: ImageJ saves label stacks with a palette."""
+    return page.photometric == 3 and page.colormap is not None and dims == 2
+
+
+def _opaque(page: Any) -> int | None:
+    """How many samples of a pixel are no alpha; None: all of them."""
+    alpha = any(kind in (1, 2) for kind in page.extrasamples)
+    return page.samplesperpixel - len(page.extrasamples) if alpha else None
+
+
+def _geometry(tif: tifffile.TiffFile, dims: int) -> Geometry:
+    return Geometry(format="tiff", meta={"dims": dims, **_scale(tif)})
+
+
+def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this package's own description."""
+    tags: Any = tif.pages.first.tags
+    meta: dict[str, Any] = {}
+    resolution = [list(tags[name].value) for name in ("XResolution", "YResolution") if name in tags]
+    if len(resolution) == 2 and resolution != [[1, 1], [1, 1]]:
+        meta = {"resolution": resolution, "resolution_unit": int(tags.valueof("ResolutionUnit", 2))}
+    described: Mapping[str, Any] = (tif.imagej_metadata if tif.is_imagej else (tif.shaped_metadata or ({},))[0]) or {}
+    meta |= {key: described[key] for key in ("spacing", "unit") if key in described}
+    return meta | {"imagej": True} if tif.is_imagej else meta | _ome_scale(tif)
+
+
+def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
+    text = tif.ome_metadata if tif.is_ome else None
+    sizes = {axis: float(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text or "")}
+    unit = re.search(r'\bPhysicalSizeXUnit="([^"]+)"', text or "")
+    meta: dict[str, Any] = {}
+    if sizes.get("X", 0) > 0 and sizes.get("Y", 0) > 0:
+        resolution = [Fraction(1 / sizes[axis]).limit_denominator(10**6) for axis in "XY"]
+        meta = {"imagej": True, "resolution": [list(r.as_integer_ratio()) for r in resolution], "resolution_unit": 1}
+        meta["unit"] = unit[1] if unit else "\u00b5m"  # the unit of OME where none is stated
+    if "Z" in sizes:
+        meta["spacing"] = sizes["Z"]
+    return meta
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry; for ImageJ where the source was one."""
+    import numpy as np
+    import tifffile
+
+    meta = geometry.meta if geometry.format == "tiff" else {}
+    # ImageJ knows these types only; others keep the scale in the description that tifffile and this package read.
+    imagej = bool(meta.get("imagej")) and array.dtype in (np.uint8, np.uint16, np.float32) and array.nbytes < 2**32 - 2**25
+    described = {key: _ascii(meta[key]) for key in ("spacing", "unit") if key in meta}
+    array, axes = _axes(array, imagej)
+    tifffile.imwrite(
+        path,
+        array,
+        imagej=imagej,
+        bigtiff=array.nbytes >= 2**32 - 2**25,
+        ome=False,
+        photometric="rgb" if axes == "YXS" else "minisblack",
+        compression="zlib",
+        metadata={"axes": axes, **described},
+        resolution=tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None,  # type: ignore[arg-type]
+        resolutionunit=meta.get("resolution_unit"),
+        software=False,
+    )
+
+
+def _axes(array: np.ndarray, imagej: bool) -> tuple[np.ndarray, str]:
+    """``(C, *S)`` in the order in which TIFF readers expect it, with the letters of its axes."""
+    space = "ZYX"[-(array.ndim - 1) :]
+    if array.shape[0] == 1:
+        return array[0], space
+    if space == "YX" and array.shape[0] == 3 and array.dtype.kind == "u":
+        return array.transpose(1, 2, 0), "YXS"
+    if space == "ZYX" and imagej:
+        return array.swapaxes(0, 1), "ZCYX"
+    return array, "C" + space
+
+
+def _ascii(value: Any) -> Any:
+    """Text as ImageJ stores it: ASCII with escapes such as backslash-u00B5 for the micro sign."""
+    return "".join(c if ord(c) < 128 else f"\\u{ord(c):04X}" for c in value) if isinstance(value, str) else value

@@ -1,0 +1,135 @@
+"""LOSSES, and the weighted sum of terms in which each term names its head and its target: all that the loop knows of losses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ConfigError, bind, nearest
+from pipeline.losses.image import charbonnier, l1, mse
+from pipeline.losses.masked import Loss
+from pipeline.losses.region import ce, dice, focal, tversky, variance
+from pipeline.records import Term
+
+__all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "WeightedSum", "check"]
+
+LABEL_LOSSES: dict[str, Callable[..., Loss]] = {
+    "dice": dice,
+    "tversky": tversky,
+    "ce": ce,
+    "focal": focal,
+    "variance": variance,
+}
+IMAGE_LOSSES: dict[str, Callable[..., Loss]] = {
+    "l1": l1,
+    "mse": mse,
+    "charbonnier": charbonnier,
+}
+LOSSES = LABEL_LOSSES | IMAGE_LOSSES
+
+
+class WeightedSum:
+    """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
+
+    ``kinds`` says for each target whether it holds ``"labels"`` or an ``"image"``; voxels of a label target that hold
+    ``ignore_label`` count in no term. Raises ConfigError for an unknown loss, option or target, a loss of the wrong kind,
+    or a weight that is negative or not finite.
+    """
+
+    def __init__(self, terms: Sequence[Term], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
+        _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
+        self.terms = dict(zip(_keys(terms), terms, strict=True))
+        self.losses = {key: bind(LOSSES, term, f"losses.{i}")() for i, (key, term) in enumerate(self.terms.items())}
+        self.kinds = dict(kinds)
+        self.ignore_label = ignore_label
+
+    def __call__(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], training: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice": ..., "dice@mask": ...}``.
+
+        With ``training=False``, deep-supervision terms whose head is absent are left out. Any other absent head or target
+        is a KeyError, because a loss that silently loses a term trains another model than the one asked for.
+        """
+        targets: dict[str, tuple[Tensor, Tensor]] = {}
+        values: dict[str, Tensor] = {}
+        for key, term in self.terms.items():
+            if not training and _is_deep(term.head) and term.head not in outputs:
+                continue
+            if term.target not in targets:
+                targets[term.target] = self._clean(_pick(batch, term.target, key, "the batch", "target"), term.target)
+            values[key] = self.losses[key](_pick(outputs, term.head, key, "the network's output", "head"), *targets[term.target])
+        if not values:
+            raise KeyError(f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}.")
+        total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()
+        return total, {key: value.detach() for key, value in values.items()}
+
+    def _clean(self, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``: 1 where a voxel counts."""
+        if self.kinds[name] != "labels" or self.ignore_label is None:
+            return target, torch.ones_like(target[:, :1], dtype=torch.float32)
+        # Compared as int64: against uint8 torch takes the label modulo 256, and 256 would mean background.
+        ignored = target.long() == self.ignore_label
+        return target.masked_fill(ignored, 0), (~ignored).float()
+
+
+def _keys(terms: Sequence[Term]) -> list[str]:
+    """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
+    keys: list[str] = []
+    for term in terms:
+        plain = term.name if term.head == "main" else f"{term.name}@{term.head}"
+        candidates = itertools.chain([plain, f"{plain}:{term.target}"], (f"{plain}:{i}" for i in itertools.count(2)))
+        keys.append(next(key for key in candidates if key not in keys))
+    return keys
+
+
+def _is_deep(head: str) -> bool:
+    return re.fullmatch(r"deep\d+", head) is not None
+
+
+def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: str) -> Tensor:
+    if name not in tensors:
+        raise KeyError(f"loss term {key!r} reads {role} {name!r}, which {where} lacks; it has: {', '.join(sorted(tensors)) or 'nothing'}.")
+    return tensors[name]
+
+
+def check(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, str]) -> None:
+    """Refuse, before any training, terms that read a head or target that does not exist or is of the wrong kind.
+
+    ``heads`` are those of the network, ``targets`` maps names to ``"labels"`` or ``"image"``. One ConfigError lists all faults.
+    """
+    faults: list[str] = []
+    for i, term in enumerate(terms):
+        where = f"losses.{i}: {term.name!r}"
+        faults += _faults(where, term, targets)
+        if term.head not in heads:
+            faults.append(f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}")
+    if all(_is_deep(term.head) for term in terms):
+        faults.append(
+            "losses: no term reads a head that validation has (deep-supervision heads exist in training only). Add one for head main."
+        )
+    _refuse(faults)
+
+
+def _faults(where: str, term: Term, targets: Mapping[str, str]) -> Iterator[str]:
+    if not 0 <= term.weight < math.inf:
+        yield f"{where} has weight {term.weight}, must be a number of at least 0."
+    if term.name not in LOSSES:
+        yield f"{where} is unknown. {nearest(term.name, LOSSES)}"
+    if term.target not in targets:
+        yield f"{where} reads target {term.target!r}, which the data does not have. {nearest(term.target, targets)}"
+        return
+    kind = targets[term.target]
+    table = LABEL_LOSSES if kind == "labels" else IMAGE_LOSSES
+    if term.name in LOSSES and term.name not in table:
+        yield f"{where} cannot read target {term.target!r}, which holds {kind}. Losses for it: {', '.join(sorted(table))}."
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise ConfigError("\n  ".join(faults))

@@ -1,0 +1,103 @@
+"""How well two label maps agree as sets of voxels, and in the number of their components, tunnels and cavities.
+
+Label maps are integers ``(*S)``, ``valid`` is bool ``(*S)``: voxels where it is False count nowhere. Every metric returns its
+own name first. When a label above 1 occurs the value is the mean over the foreground classes that occur in either map, and each
+such class adds a key ``<name>_<class>``; otherwise foreground is ``!= 0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline import morphology
+from pipeline.records import UserError
+
+
+def same_shape(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None, channel_axes: int = 0) -> None:
+    """Raise UserError unless prediction and target have one shape and ``valid`` that of their space axes."""
+    if prediction.shape != target.shape:
+        raise UserError(f"The prediction has the shape {prediction.shape}, the target {target.shape}. They must be of the same case.")
+    if valid is not None and valid.shape != target.shape[channel_axes:]:
+        raise UserError(f"The mask of valid voxels has the shape {valid.shape}, the target {target.shape}. They must cover the same space.")
+
+
+def confined(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Both label maps with ignored voxels set to background."""
+    same_shape(prediction, target, valid)
+    if valid is None:
+        return prediction, target
+    zero = np.zeros((), dtype=prediction.dtype)
+    return np.where(valid, prediction, zero), np.where(valid, target, zero.astype(target.dtype))
+
+
+def over_classes(
+    name: str, prediction: np.ndarray, target: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]
+) -> dict[str, float]:
+    """``measure`` of the two foreground masks, or its mean over classes and one key for each (see the head of this file)."""
+    if max(prediction.max(initial=0), target.max(initial=0)) <= 1:
+        return {name: measure(prediction != 0, target != 0)}
+    classes = np.union1d(np.unique(prediction), np.unique(target))
+    each = {f"{name}_{c}": measure(prediction == c, target == c) for c in classes.tolist() if c != 0}
+    return {name: sum(each.values()) / len(each), **each}
+
+
+Share = Callable[[int, int, int], float]
+"""Score from the voxels of the intersection, of the prediction and of the target, none of which is 0 but perhaps the first."""
+
+
+def _share(name: str, maps: tuple[np.ndarray, np.ndarray], share: Share) -> dict[str, float]:
+    def measure(prediction: np.ndarray, target: np.ndarray) -> float:
+        both, p, t = (int(np.count_nonzero(mask)) for mask in (prediction & target, prediction, target))
+        return share(both, p, t) if p and t else float(p == t)
+
+    return over_classes(name, *maps, measure)
+
+
+def dice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """2 |P and T| / (|P| + |T|) (Dice 1945). Both empty: 1, one empty: 0."""
+    return _share("dice", confined(prediction, target, valid), lambda both, p, t: 2 * both / (p + t))
+
+
+def iou(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """|P and T| / |P or T| (Jaccard 1901). Both empty: 1, one empty: 0."""
+    return _share("iou", confined(prediction, target, valid), lambda both, p, t: both / (p + t - both))
+
+
+def precision(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """|P and T| / |P|. Both empty: 1, one empty: 0, whichever it is."""
+    return _share("precision", confined(prediction, target, valid), lambda both, p, t: both / p)
+
+
+def recall(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """|P and T| / |T|. Both empty: 1, one empty: 0, whichever it is."""
+    return _share("recall", confined(prediction, target, valid), lambda both, p, t: both / t)
+
+
+def accuracy(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """Share of valid voxels with the right label, background included; over all classes at once. No valid voxel: 1."""
+    same_shape(prediction, target, valid)
+    right = prediction == target
+    if valid is not None:
+        right = right[valid]
+    return {"accuracy": float(right.mean()) if right.size else 1.0}
+
+
+def components(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """Numbers of 26-connected (2D: 8-connected) components of the foreground: ``components`` predicted, ``components_true``."""
+    found, true = (float(morphology.components(m != 0)[1]) for m in confined(prediction, target, valid))
+    return {"components": found, "components_true": true}
+
+
+def betti_error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """Sum of the absolute differences of the Betti numbers of the foreground, and the numbers themselves.
+
+    Foreground is 6-connected, background 26-connected. Further keys: ``betti_error_b0`` (predicted), ``betti_error_b0_true``
+    and so on for tunnels (b1) and cavities (b2); in 2D components (b0) and holes (b1).
+    """
+    found, true = (morphology.betti_numbers(m != 0, connectivity=6) for m in confined(prediction, target, valid))
+    out = {"betti_error": float(sum(abs(a - b) for a, b in zip(found, true, strict=True)))}
+    for k, (a, b) in enumerate(zip(found, true, strict=True)):
+        out |= {f"betti_error_b{k}": float(a), f"betti_error_b{k}_true": float(b)}
+    return out

@@ -1,0 +1,223 @@
+"""U-shaped networks from MONAI under one contract: the plain U-Net with further heads, nnU-Net's DynUNet, and SegResNet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet import SegResNet
+from torch import Tensor, nn
+
+from pipeline.networks.base import HeadedNet, activation_layer, are_whole, choice, fraction, is_whole, norm_layer, require
+
+UPSAMPLE = ("deconv", "nontrainable", "pixelshuffle")
+Layer = str | Mapping[str, Any]
+
+
+class UNet(HeadedNet):
+    """A trunk that ends in features, and one convolution of kernel 1 for each head."""
+
+    def __init__(self, trunk: BasicUNet, dims: int, heads: Mapping[str, int]) -> None:
+        super().__init__(("main", *heads), (16,) * dims)
+        main = trunk.final_conv
+        trunk.final_conv = nn.Identity()
+        self.trunk = trunk
+        # Prefixed attributes, not a ModuleDict: that refuses a head named "values" or "type".
+        self.add_module("head_main", main)
+        for name, channels in heads.items():
+            self.add_module(f"head_{name}", type(main)(main.in_channels, channels, kernel_size=1))
+
+    def run(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.trunk(x)
+        return {name: self.get_submodule(f"head_{name}")(features) for name in self.heads}
+
+
+def unet(
+    *,
+    in_channels: int,
+    out_channels: int,
+    dims: int,
+    channels: Sequence[int] = (32, 64, 128, 256, 512),
+    last: int | None = None,
+    norm: Layer = "instance",
+    activation: Layer = "leaky_relu",
+    dropout: float = 0.0,
+    upsample: str = "deconv",
+    heads: Mapping[str, int] | None = None,
+) -> HeadedNet:
+    """Five-level U-Net (Falk et al., Nature Methods 16, 2019): two 3-wide convolutions a level, max pooling, skip connections.
+
+    ``channels``: width of each level, finest first. ``last``: width after the last upsampling (default: the first width).
+    ``upsample``: deconv, nontrainable (linear interpolation; not bitwise reproducible on CUDA) or pixelshuffle.
+    ``heads``: further outputs on the shared trunk, name to channel count, e.g. ``{mask: 1}``.
+    The default has 22,625,281 weights in 3D for one channel in and out.
+    """
+    where = "network 'unet'"
+    require(
+        are_whole(channels, 2) and len(channels) == 5,
+        f"{where}: channels is {channels!r}, must be five whole numbers of at least 2, e.g. [32, 64, 128, 256, 512]. dynunet takes other depths.",
+    )
+    last = channels[0] if last is None else last
+    require(is_whole(last), f"{where}: last is {last!r}, must be a whole number of at least 1, or null for the first width.")
+    further = _further_heads({} if heads is None else heads, where)
+    trunk = BasicUNet(
+        dims,
+        in_channels,
+        out_channels,
+        features=(*channels, last),
+        norm=norm_layer(norm, (*channels, last), f"{where}: norm"),
+        act=activation_layer(activation, f"{where}: activation"),
+        dropout=fraction(dropout, f"{where}: dropout"),
+        upsample=choice(upsample, UPSAMPLE, f"{where}: upsample"),
+    )
+    return UNet(trunk, dims, further)
+
+
+def _further_heads(heads: Any, where: str) -> Mapping[str, int]:
+    require(isinstance(heads, Mapping), f"{where}: heads is {heads!r}, must map names to channel counts, e.g. {{mask: 1}}.")
+    for name, channels in heads.items():
+        free = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name) and name != "main" and not re.fullmatch(r"deep\d*", name)
+        require(bool(free), f"{where}: head {name!r} must be a word other than 'main' and 'deep...', which mean something, e.g. mask.")
+        require(is_whole(channels), f"{where}: head {name!r} has {channels!r} channels, must be a whole number of at least 1.")
+    return heads
+
+
+class DeepUNet(HeadedNet):
+    """DynUNet whose deep-supervision maps are heads ``deep1`` (finest) ... ``deepN`` at full size, in training mode."""
+
+    def __init__(self, trunk: DynUNet, divisor: Sequence[int], deep: int) -> None:
+        super().__init__(("main", *(f"deep{i}" for i in range(1, deep + 1))), divisor)
+        # MONAI registers these blocks a second time inside skip_layers; each weight must have one name to be saved.
+        for twice in ("input_block", "downsamples", "bottleneck", "upsamples", "deep_supervision_heads"):
+            if hasattr(trunk, twice):
+                delattr(trunk, twice)
+        self.trunk = trunk
+
+    def run(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.trunk(x)
+        # MONAI keeps the maps of the last pass in a list, which then holds the graph alive and breaks deepcopy.
+        self.trunk.heads[:] = [torch.empty(0)] * len(self.trunk.heads)
+        stacked = self.training and len(self.heads) > 1
+        return dict(zip(self.heads, y.unbind(1), strict=True)) if stacked else {"main": y}
+
+
+def dynunet(
+    *,
+    in_channels: int,
+    out_channels: int,
+    dims: int,
+    channels: Sequence[int] = (32, 64, 128, 256, 320, 320),
+    kernel: int | Sequence[int | Sequence[int]] = 3,
+    strides: Sequence[int | Sequence[int]] | None = None,
+    norm: Layer = "instance",
+    activation: Layer = "leaky_relu",
+    residual: bool = False,
+    deep_supervision: int = 0,
+) -> HeadedNet:
+    """U-Net as nnU-Net builds it (Isensee et al., Nature Methods 18, 2021): strided convolutions, any depth, anisotropic.
+
+    ``channels``: width of each level, finest first, at least three levels. ``kernel``: one odd number, or one entry a level.
+    ``strides``: one entry a level, 1 or 2, or one number for each axis; the first is 1 (default: 1, then 2).
+    ``residual``: residual blocks in the encoder. ``deep_supervision``: number of further heads ``deep1`` ..., each from a
+    level at half the size of the one before, enlarged to full size by repetition.
+    """
+    where = "network 'dynunet'"
+    require(
+        are_whole(channels) and len(channels) >= 3,
+        f"{where}: channels is {channels!r}, must be at least three whole numbers, one for each level, e.g. [32, 64, 128].",
+    )
+    levels = len(channels)
+    kernels = _per_level([kernel] * levels if isinstance(kernel, int) else kernel, levels, dims, f"{where}: kernel")
+    require(all(k % 2 for row in kernels for k in row), f"{where}: kernel is {kernel!r}, must hold odd numbers, e.g. 3.")
+    steps = _per_level([1] + [2] * (levels - 1) if strides is None else strides, levels, dims, f"{where}: strides")
+    good = all(s in (1, 2) for row in steps for s in row) and set(steps[0]) == {1}
+    require(good, f"{where}: strides is {strides!r}, must hold 1 and 2 only and begin with 1, e.g. {[1] + [2] * (levels - 1)}.")
+    require(isinstance(residual, bool), f"{where}: residual is {residual!r}, must be true or false.")
+    require(
+        is_whole(deep_supervision, 0) and deep_supervision <= levels - 2,
+        f"{where}: deep_supervision is {deep_supervision!r}, must be a whole number from 0 to {levels - 2} with {levels} levels.",
+    )
+    trunk = DynUNet(
+        dims,
+        in_channels,
+        out_channels,
+        kernel_size=kernels,
+        strides=steps,
+        upsample_kernel_size=steps[1:],
+        filters=list(channels),
+        norm_name=norm_layer(norm, channels, f"{where}: norm"),
+        act_name=activation_layer(activation, f"{where}: activation"),
+        deep_supervision=deep_supervision > 0,
+        deep_supr_num=max(deep_supervision, 1),
+        res_block=residual,
+    )
+    return DeepUNet(trunk, [prod(axis) for axis in zip(*steps, strict=True)], deep_supervision)
+
+
+def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int, ...]]:
+    """One tuple of ``dims`` ints for each level, from a list whose entries are ints or lists of ints."""
+    listed = isinstance(value, list | tuple) and len(value) == levels
+    rows = [(v,) * dims if isinstance(v, int) else v for v in value] if listed else []
+    require(
+        listed and all(are_whole(row) and len(row) == dims for row in rows),
+        f"{where} is {value!r}, must hold {levels} entries, one for each level: a whole number, or {dims} of them.",
+    )
+    return [tuple(row) for row in rows]
+
+
+class ResidualUNet(HeadedNet):
+    """SegResNet with its one output as head ``main``."""
+
+    def __init__(self, trunk: SegResNet, divisor: Sequence[int]) -> None:
+        super().__init__(("main",), divisor)
+        self.trunk = trunk
+
+    def run(self, x: Tensor) -> dict[str, Tensor]:
+        return {"main": self.trunk(x)}
+
+
+def segresnet(
+    *,
+    in_channels: int,
+    out_channels: int,
+    dims: int,
+    filters: int = 32,
+    blocks_down: Sequence[int] = (1, 2, 2, 4),
+    blocks_up: Sequence[int] = (1, 1, 1),
+    norm: Layer = "group",
+    activation: Layer = "relu",
+    upsample: str = "nontrainable",
+) -> HeadedNet:
+    """Residual encoder with a light decoder (Myronenko, BrainLes 2018, without the autoencoder branch).
+
+    ``filters``: width of the finest level, doubled at each level. ``blocks_down``, ``blocks_up``: residual blocks of each
+    level on the way down (finest first) and up (coarsest first). ``upsample`` as in :func:`unet`.
+    """
+    where = "network 'segresnet'"
+    require(is_whole(filters), f"{where}: filters is {filters!r}, must be a whole number of at least 1, e.g. 32.")
+    require(
+        are_whole(blocks_down) and len(blocks_down) >= 2,
+        f"{where}: blocks_down is {blocks_down!r}, must be at least two whole numbers, one for each level, e.g. [1, 2, 2, 4].",
+    )
+    levels = len(blocks_down)
+    require(
+        are_whole(blocks_up) and len(blocks_up) == levels - 1,
+        f"{where}: blocks_up is {blocks_up!r}, must be {levels - 1} whole numbers, one fewer than blocks_down, e.g. {[1] * (levels - 1)}.",
+    )
+    trunk = SegResNet(
+        dims,
+        filters,
+        in_channels,
+        out_channels,
+        norm=norm_layer(norm, [filters * 2**i for i in range(levels)], f"{where}: norm"),
+        act=activation_layer(activation, f"{where}: activation"),
+        blocks_down=tuple(blocks_down),
+        blocks_up=tuple(blocks_up),
+        upsample_mode=choice(upsample, UPSAMPLE, f"{where}: upsample"),
+    )
+    return ResidualUNet(trunk, (2 ** (levels - 1),) * dims)

@@ -1,0 +1,308 @@
+"""Predict whole images or volumes with one model, a fold, or all folds of a run.
+
+    python -m pipeline.predict --checkpoint runs/surface --input DIR --output predictions
+
+Each volume is read once, whatever the number of folds. One bad file does not stop the others (exit code 3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import cli
+from pipeline.cli import say
+from pipeline.config import Config, difference, to_dict
+from pipeline.records import DONE, FAILED, PARTIAL, Case, Part, Prediction, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engine.inference import Voice
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("predict", "Predict whole images or volumes, tile by tile.")
+    p.add_argument("--checkpoint", type=Path, required=True, help="run folder (all folds), fold folder, or model file")
+    p.add_argument("--input", type=Path, required=True, help="image file or folder of images")
+    p.add_argument("--output", type=Path, required=True, help="folder for the answers")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    p.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="tile size D H W; one number for all axes; default: as trained")
+    p.add_argument("--overlap", type=int, help="voxels that neighbouring tiles share; default: as in the config")
+    p.add_argument("--batch", type=int, help="tiles per forward pass")
+    p.add_argument("--threshold", type=float, help="probability from which a voxel is foreground")
+    p.add_argument("--min-component-size", type=int, help="remove components with fewer voxels; 0: keep all")
+    p.add_argument("--max-hole-size", type=int, help="fill holes of up to this many voxels; 0: none")
+    p.add_argument("--kernel-size", type=int, help="edge of the closing kernel in voxels; 0: none")
+    p.add_argument("--separate-instances", action="store_true", help="label touching parts separately")
+    p.add_argument("--tta", action="store_true", help="average over all flips")
+    p.add_argument("--save-soft", action="store_true", help="also write probabilities to soft/, for pipeline.ensemble")
+    p.add_argument("--model", choices=["auto", "best", "swa"], help="which weights of a fold; auto: the better on its held-out cases")
+    p.add_argument("--allow-missing-folds", action="store_true", help="predict with a run whose folds are not all complete")
+    return p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """Networks ready to speak, and how their answer is finished."""
+
+    config: Config
+    speak: Voice
+    models: tuple[str, ...]
+    device: str
+    output: Path
+    save_soft: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), predict, argv)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """The whole command; returns its exit code."""
+    from pipeline import postprocess
+    from pipeline.data import cases as case_finder
+
+    paths = find_models(arguments.checkpoint, arguments.model, arguments.allow_missing_folds)
+    networks, config = load_models(paths)
+    config = with_options(config, arguments)
+    if config.task == "labels":
+        postprocess.check(config.postprocess)
+    inputs = case_finder.inputs(arguments.input, config.data)
+    _not_onto_inputs(inputs, arguments.output)
+    from pipeline.engine.inference import voice
+
+    device = cli.device(arguments.device)
+    predictor = Predictor(
+        config=config,
+        speak=voice([n.to(device) for n in networks], config, device),
+        models=tuple(str(p) for p in paths),
+        device=device,
+        output=arguments.output,
+        save_soft=arguments.save_soft,
+    )
+    say(f"Found {len(inputs)} files to process")
+    return predict_all(predictor, inputs)
+
+
+def find_models(path: Path, model: str | None, allow_missing: bool = False) -> list[Path]:
+    """Model files behind RUN, FOLD or FILE. Raises UserError when there are none, or when a run lacks folds and that is not allowed."""
+    if not path.exists():
+        raise UserError(
+            f"--checkpoint {path}: not found. Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
+        )
+    if path.is_file():
+        return [path]
+    folds = sorted((p for p in path.glob("fold_*") if p.is_dir()), key=lambda p: int(p.name[5:]) if p.name[5:].isdigit() else 0)
+    if not folds:
+        return [_fold_model(path, model)]
+    complete = [f for f in folds if _complete(f)]
+    count = _fold_count(path)
+    if len(complete) < count and not allow_missing:
+        missing = sorted({f"fold_{n}" for n in range(count)} - {f.name for f in complete})
+        raise UserError(
+            f"{path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or accept it with --allow-missing-folds."
+        )
+    if not complete:
+        raise UserError(f"{path}: no fold is complete.")
+    return [_fold_model(f, model) for f in complete]
+
+
+def _complete(fold: Path) -> bool:
+    from pipeline.train import read_result
+
+    result = read_result(fold)
+    return result is not None and result.status == "completed"
+
+
+def _fold_count(run: Path) -> int:
+    from pipeline.config import load
+
+    return load(run / "config.yaml").data.folds.count if (run / "config.yaml").is_file() else 0
+
+
+def _fold_model(fold: Path, model: str | None) -> Path:
+    from pipeline.train import model_files, read_result
+
+    present = model_files(fold)
+    if not present:
+        raise UserError(f"{fold}: holds neither best_model.safetensors nor swa_model.safetensors. Is this a fold folder of a run?")
+    result = read_result(fold)
+    wanted = model if model not in (None, "auto") else (result.chosen if result is not None else "best")
+    if wanted not in present:
+        raise UserError(f"{fold}: has no {wanted} weights, only {', '.join(present)}. Use --model {next(iter(present))}.")
+    return present[wanted]
+
+
+def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
+    """Rebuild every network. Raises UserError when the models were trained under different configs."""
+    from pipeline.engine.checkpoint import load_model
+    from pipeline.engine.evaluate import build
+
+    networks, configs = [], []
+    for path in paths:
+        model = load_model(path)
+        network, config = build(model, str(path))
+        say(f"Loaded model from {path}\n  Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}: {model.score}")
+        networks.append(network)
+        configs.append(config)
+    for path, config in zip(paths, configs, strict=True):
+        changes = [
+            c
+            for c in difference(to_dict(configs[0]), to_dict(config))
+            if c.startswith(("data.normalise", "data.classes", "data.dims", "task", "network"))
+        ]
+        if changes:
+            raise UserError(f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes))
+    return networks, configs[0]
+
+
+def with_options(config: Config, arguments: argparse.Namespace) -> Config:
+    """The model's config with the command line's options laid over it."""
+    from pipeline.postprocess import adjust
+
+    changes: dict[str, Any] = {}
+    if arguments.patch_size is not None:
+        size = tuple(arguments.patch_size) * (config.data.dims if len(arguments.patch_size) == 1 else 1)
+        changes["patch"] = size
+    for name in ("overlap", "batch", "model"):
+        if getattr(arguments, name) is not None:
+            changes[name] = getattr(arguments, name)
+    if arguments.tta:
+        changes["flips"] = True
+    steps = config.postprocess
+    if config.task == "labels":
+        steps = adjust(
+            steps,
+            threshold=arguments.threshold,
+            min_component_size=arguments.min_component_size,
+            max_hole_size=arguments.max_hole_size,
+            kernel_size=arguments.kernel_size,
+            separate_instances=arguments.separate_instances,
+        )
+    return dataclasses.replace(config, predict=dataclasses.replace(config.predict, **changes), postprocess=steps)
+
+
+def _not_onto_inputs(inputs: Sequence[Case], output: Path) -> None:
+    for case in inputs:
+        if case.image[0].resolve().parent == output.resolve():
+            raise UserError(
+                f"--output {output} is the folder of the inputs: {case.image[0].name} would be overwritten. Choose another folder."
+            )
+
+
+def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
+    """Predict every case; write summary.json with one row a file, failures included; returns the exit code."""
+    from pipeline import files
+
+    predictor.output.mkdir(parents=True, exist_ok=True)
+    files.sweep(predictor.output)
+    rows, began = [], time.monotonic()
+    for n, case in enumerate(inputs):
+        cli.stop.check()
+        say(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
+        rows.append(_guarded(predictor, case))
+        _write_summary(predictor, rows)
+    failed = [r for r in rows if r["status"] == "failed"]
+    say(f"\nInference complete: {len(rows) - len(failed)} done, {len(failed)} failed, {time.monotonic() - began:.1f} s")
+    for row in failed:
+        say(f"  failed: {row['file']}: {row['error']}")
+    return DONE if not failed else (FAILED if len(failed) == len(rows) else PARTIAL)
+
+
+def _guarded(predictor: Predictor, case: Case) -> dict[str, Any]:
+    began = time.monotonic()
+    row: dict[str, Any] = {"id": case.id, "file": str(case.image[0])}
+    try:
+        row |= {"status": "done", **predict_case(predictor, case)}
+    except Exception as error:
+        say(f"  FAILED: {type(error).__name__}: {error}")
+        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    return row | {"seconds": round(time.monotonic() - began, 2)}
+
+
+def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
+    from pipeline import files
+
+    config = to_dict(predictor.config)
+    summary = {
+        "models": predictor.models,
+        "task": predictor.config.task,
+        "predict": config["predict"],
+        "postprocess": config["postprocess"],
+        "files": rows,
+    }
+    files.write_json(predictor.output / "summary.json", summary)
+
+
+def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
+    """Read, predict, finish and write one case; returns its facts and statistics."""
+    import numpy as np
+
+    from pipeline import files
+    from pipeline.data import normalise
+    from pipeline.engine import soft as softs
+    from pipeline.engine.inference import Source, sliding_window, tiling
+
+    config = predictor.config
+    channels, geometries = zip(*(files.read(p, config.data.dims) for p in case.image), strict=True)
+    array = channels[0] if len(channels) == 1 else np.concatenate(channels)
+    say(f"  Loaded volume: {array.shape[1:]}, dtype: {array.dtype}")
+    scale = normalise.fit(config.data.normalise, array)
+    tiles = tiling(config, array.shape[1:])
+    with _bar(tiles.count()) as advance:
+        soft = sliding_window(Source(array=array, scale=scale), predictor.speak, tiles, config.predict.batch, predictor.device, advance)
+    prediction = Prediction(case_id=case.id, soft=soft, geometry=geometries[0])
+    facts = {"task": config.task, "suffix": files.suffix(case.image[0]), "scale": asdict(scale), "dtype": str(array.dtype)}
+    if predictor.save_soft:
+        softs.save(predictor.output / "soft", prediction, facts)
+    return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **finish(config.postprocess, prediction, predictor.output, facts)}
+
+
+def finish(steps: Sequence[Part], prediction: Prediction, output: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Decide, post-process, write; returns statistics of the answer.
+
+    ``facts`` are what travels with a soft prediction: ``task``, ``suffix`` of the input, for images also its ``scale`` and ``dtype``.
+    """
+    from pipeline import postprocess
+    from pipeline.data.normalise import Scale
+    from pipeline.tasks import TASKS
+
+    task, statistics = TASKS[facts["task"]], {}
+    if facts["task"] == "labels":
+        answer = postprocess.apply(steps, prediction.soft)
+        statistics = postprocess.statistics(answer)
+        say("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
+    else:
+        answer = task.hard(
+            prediction.soft, Scale(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["scale"].items()}), facts["dtype"]
+        )
+    path = task.write(output, prediction.case_id, answer, prediction.geometry, facts["suffix"])
+    say(f"  Saved {path}")
+    return {"output": path.name, **statistics}
+
+
+class _bar:  # noqa: N801 - used like a function
+    """Progress over tiles as a context: a tqdm bar on a terminal, nothing in a log (files are short work there)."""
+
+    def __init__(self, total: int) -> None:
+        import sys
+
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc="Predicting", unit="tile", leave=False, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> Any:
+        return self.bar.update
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""The two kinds of answer: LABELS (a class for each voxel) and IMAGE (an intensity for each voxel).
+
+A task says how many channels the network returns, how logits become something that can be averaged (``soft``), how that
+becomes an answer (``hard``) and how the answer is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipeline import files
+from pipeline.config import Config
+from pipeline.data.normalise import Scale
+from pipeline.records import Geometry
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Task(Protocol):
+    def channels(self, config: Config, image_channels: int) -> int:
+        """Output channels K of the main head."""
+        ...
+
+    def soft(self, logits: torch.Tensor) -> torch.Tensor:
+        """``(B, K, *S)`` of any float type -> float32 ``(B, K, *S)`` that may be averaged over tiles, flips and folds."""
+        ...
+
+    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+        """Soft ``(K, *S)`` -> answer, without post-processing."""
+        ...
+
+    def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
+        """Write the answer as ``folder/name<suffix>``; returns that path."""
+        ...
+
+
+class Labels:
+    """Classes. One channel means foreground probability by a sigmoid; K > 1 channels a softmax."""
+
+    def channels(self, config: Config, image_channels: int) -> int:
+        return 1 if config.data.classes == 2 else config.data.classes
+
+    def soft(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+        return ((soft[0] >= 0.5) if len(soft) == 1 else soft.argmax(0)).astype(np.uint8)
+
+    def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
+        """Also writes ``name_visualization<suffix>``: labels spread over 0..255, for viewers that show 0 and 1 as black."""
+        suffix = ".png" if suffix in (".jpg", ".jpeg") else suffix  # JPEG would invent labels
+        path = folder / f"{name}{suffix}"
+        files.write(path, answer, geometry)
+        grey = (answer.astype(np.float32) * (255 / max(1, int(answer.max())))).astype(np.uint8)
+        files.write(folder / f"{name}_visualization{suffix}", grey, geometry)
+        return path
+
+
+class Image:
+    """Intensities on the scale of the (normalised) target; ``hard`` returns to the input's scale and type, with rounding."""
+
+    def channels(self, config: Config, image_channels: int) -> int:
+        return image_channels
+
+    def soft(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.float()
+
+    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+        array = scale.invert(soft) if scale is not None else soft
+        if np.issubdtype(np.dtype(dtype), np.integer):
+            info = np.iinfo(dtype)
+            array = np.clip(np.rint(array), info.min, info.max)
+        return array.astype(dtype)
+
+    def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
+        path = folder / f"{name}{suffix}"
+        files.write(path, answer, geometry)
+        return path
+
+
+TASKS: dict[str, Task] = {"labels": Labels(), "image": Image()}

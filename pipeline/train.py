@@ -1,0 +1,480 @@
+"""Train the folds of a system: check everything, split once, train each fold to its end, score it on its held-out cases.
+
+    python -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold -1
+
+Running the same command again continues where it stopped; a finished fold is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import cli
+from pipeline.cli import say
+from pipeline.config import Config, ConfigError, bind, difference, dump, load, nearest, to_dict
+from pipeline.records import DONE, FAILED, Case, Fault, FoldResult, UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.folds import Split
+    from pipeline.data.store import Facts, Stored
+    from pipeline.engine.loop import Job
+
+RULE = "=" * 80
+MOST_BASELINE_CASES = 32
+HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "predict.batch")
+"""Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("train", "Train the folds of a system by cross-validation.")
+    p.add_argument("--config", type=Path, default=Path("configs/surface.yaml"), help="the system's YAML file")
+    p.add_argument("--data-dir", type=Path, help="data set folder; default: data.root of the config")
+    p.add_argument("--fold", type=int, default=-1, help="-1: all folds in order; N: only fold N")
+    p.add_argument("--out", type=Path, help="run folder; default: runs/NAME")
+    p.add_argument("--continue-on-error", action="store_true", help="go on with the next fold when one fails")
+    p.add_argument("--dry-run", action="store_true", help="check config and data, print every fault, start nothing")
+    p.add_argument("--fresh", action="store_true", help="start over; an existing run folder is renamed, not deleted")
+    p.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config values, e.g. train.epochs=10"
+    )
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a training command works on, after every check has passed."""
+
+    config: Config
+    folder: Path
+    device: str
+    stored: Mapping[str, Stored]
+    splits: Sequence[Split]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), train, argv)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """The whole command; returns its exit code."""
+    config = load(arguments.config, arguments.set)
+    if arguments.data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(arguments.data_dir)))
+    folder = arguments.out or Path("runs") / config.name
+    folds = _folds(config, arguments.fold)
+    cases, facts = check_data(config, folder, write=not arguments.dry_run)
+    channels = check_names(config, facts)
+    if arguments.dry_run:
+        say(f"Dry run: {len(cases)} cases, config and data are good; nothing was started.")
+        return DONE
+    run = prepare(config, folder, (cases, facts), arguments)
+    with cli.kept_log(folder, "train"):
+        return train_folds(run, folds, channels, arguments.continue_on_error)
+
+
+def _folds(config: Config, fold: int) -> list[int]:
+    count = config.data.folds.count
+    if not -1 <= fold < count:
+        raise UserError(f"--fold {fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
+    return list(range(count)) if fold == -1 else [fold]
+
+
+def check_data(config: Config, run: Path, write: bool) -> tuple[tuple[Case, ...], list[Facts]]:
+    """Find and examine every training case; print every fault. Raises UserError when any is an error."""
+    from pipeline.data import cases as case_finder
+    from pipeline.data import store as stores
+
+    root = Path(config.data.root)
+    found = case_finder.find(config.data, config.targets, root)
+    facts = stores.examine(found.train, config, stores.place(config.data, run), write=write, progress=cli.counter("checking cases"))
+    report([*found.faults, *stores.faults(facts, found.train, config)])
+    say(f"Found {len(found.train)} image-label pairs in {root} (layout {found.layout}), {len(found.test)} test images")
+    return found.train, facts
+
+
+def report(faults: Sequence[Fault]) -> None:
+    """Print all faults, warnings first. Raises UserError when there is an error among them."""
+    errors = [f for f in faults if f.severity == "error"]
+    for fault in [f for f in faults if f.severity == "warning"] + errors:
+        say(str(fault))
+    if errors:
+        raise UserError(
+            f"{len(errors)} fault{'s' if len(errors) > 1 else ''} in the data; each line above says what to do. Nothing was started."
+        )
+
+
+def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
+    """Check every name and option against the tables; returns input and output channels. Raises ConfigError."""
+    from pipeline import losses, networks, postprocess
+    from pipeline.data.normalise import NORMALISE
+    from pipeline.data.transforms import augmentations
+    from pipeline.engine import evaluate, loop, optim
+    from pipeline.metrics import METRICS, better
+    from pipeline.tasks import TASKS
+
+    channels = sorted({f.shapes["image"][0] for f in facts})
+    if len(channels) != 1:
+        raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
+    out = TASKS[config.task].channels(config, channels[0])
+    network = networks.build(config.network, channels[0], out, config.data.dims)
+    losses.WeightedSum(config.losses, config.targets, config.data.ignore_label)
+    losses.check(config.losses, network.heads, config.targets)
+    optim.make(config.train, network)
+    bind(NORMALISE, config.data.normalise, "data.normalise", ("array",))
+    augmentations(config)
+    for where, parts in (("metrics", evaluate.case_metrics(config)), ("train.validate.metrics", loop.validation_metrics(config))):
+        for n, part in enumerate(parts):
+            bind(METRICS, part, f"{where}.{n}", ("prediction", "target", "valid"))
+    if config.task == "labels":
+        postprocess.check(config.postprocess)
+    better(evaluate.case_metrics(config)[0].name)  # it chooses between best and averaged weights
+    known = ["val_loss", *(f"val_{p.name}" for p in loop.validation_metrics(config))]
+    if config.train.stop.monitor not in known:
+        raise ConfigError(
+            f"train.stop.monitor: {config.train.stop.monitor!r} is not computed. {nearest(config.train.stop.monitor, known)} Add it to train.validate.metrics."
+        )
+    return channels[0], out
+
+
+def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]], arguments: argparse.Namespace) -> Run:
+    """Lay out or re-open the run folder, split, build the store. Raises UserError where the folder belongs to another config or data set."""
+    from pipeline import files
+    from pipeline.data import folds
+    from pipeline.data import store as stores
+
+    cases, facts = data
+    if arguments.fresh and folder.exists():
+        say(f"--fresh: the old run is kept as {_set_aside(folder)}")
+    listing = case_listing(cases, facts)
+    _same_as_before(folder, config, listing)
+    files.sweep(folder)
+    rules = config.data.folds
+    split = folds.load_or_make(
+        folder / "splits.json",
+        lambda: folds.split(cases, {f.id: f.content for f in facts}, rules, config.seed),
+        [c.id for c in cases],
+        {"seed": config.seed, "by": rules.by, "count": rules.count},
+    )
+    files.write_text(folder / "config.yaml", dump(config))
+    files.write_json(folder / "environment.json", cli.environment())
+    files.write_json(folder / "cases.json", listing)
+    stored = stores.build(cases, facts, config, stores.place(config.data, folder), progress=cli.counter("building the store"))
+    return Run(config=config, folder=folder, device=cli.device(arguments.device), stored={s.case.id: s for s in stored}, splits=split)
+
+
+def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
+    """``cases.json``: where each case lies, its group, and the hash of what it holds."""
+    return {
+        c.id: {
+            "image": [str(p.resolve()) for p in c.image],
+            "targets": {k: str(p.resolve()) for k, p in c.targets.items()},
+            "group": c.group,
+            "content": f.content,
+        }
+        for c, f in zip(cases, facts, strict=True)
+    }
+
+
+def _set_aside(folder: Path) -> Path:
+    n = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{n}")).exists():
+        n += 1
+    return folder.rename(aside)
+
+
+def _same_as_before(folder: Path, config: Config, listing: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under another config or on other data."""
+    from pipeline import files
+    from pipeline.config import read_yaml
+
+    if not (folder / "config.yaml").is_file():
+        return
+    changes = difference(json.loads(json.dumps(read_yaml(folder / "config.yaml"))), to_dict(config))
+    changes = [c for c in changes if c.partition(":")[0] not in HARMLESS]
+    if (folder / "cases.json").is_file():
+        before = files.read_json(folder / "cases.json")
+        changes += [f"case {i}: removed" for i in before if i not in listing] + [f"case {i}: added" for i in listing if i not in before]
+        changes += [f"case {i}: content changed" for i in listing if i in before and before[i]["content"] != listing[i]["content"]]
+    if changes:
+        more = f"\n  ... {len(changes) - 20} more" if len(changes) > 20 else ""
+        raise UserError(
+            f"{folder} holds a run with another config or other data:\n  "
+            + "\n  ".join(changes[:20])
+            + more
+            + "\nUndo the change, choose another --out, or start over with --fresh (the old run is kept)."
+        )
+
+
+def train_folds(run: Run, folds: Sequence[int], channels: tuple[int, int], continue_on_error: bool) -> int:
+    """Train folds in order, keep a result of each, print and write the summary."""
+    say(f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}")
+    failed = False
+    for fold in folds:
+        result = read_result(run.folder / f"fold_{fold}")
+        if result is not None and result.status == "completed":
+            say(
+                f"Fold {fold} is already complete (best epoch {result.best_epoch + 1}); remove {run.folder / f'fold_{fold}'} to train it again"
+            )
+            continue
+        say(f"{RULE}\nSTARTING FOLD {fold}\n{RULE}")
+        result = _guarded(run, fold, channels)
+        failed = failed or result.status == "failed"
+        if failed and not continue_on_error:
+            break
+    summary = summarise(run)
+    say(table(summary))
+    _report(run.folder)
+    return FAILED if failed else DONE
+
+
+def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
+    """Train one fold; what goes wrong becomes a result with status ``failed``."""
+    from pipeline import files
+
+    began = time.monotonic()
+    folder = run.folder / f"fold_{fold}"
+    try:
+        result, cases = train_fold(run, fold, channels)
+    except Exception as error:
+        say(f"Fold {fold} FAILED: {type(error).__name__}: {error}{_hint(error)}")
+        files.write_text(folder / "error.txt", traceback.format_exc())
+        result, cases = (
+            FoldResult(fold=fold, status="failed", error=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began),
+            {},
+        )
+    else:
+        say(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {_clock(result.seconds)}")
+    files.write_json(folder / "result.json", {**asdict(result), "cases": cases})
+    return result
+
+
+def _hint(error: Exception) -> str:
+    text = str(error).lower()
+    if "out of memory" in text or "can't allocate memory" in text:
+        return " -> Reduce data.patch.batch or data.patch.size, or the network's channels."
+    return ""
+
+
+def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResult, dict[str, Any]]:
+    """Fit one fold, then score best and averaged weights on its whole held-out cases; returns the result and the scores by model and case."""
+    from pipeline.engine import evaluate, loop
+
+    began = time.monotonic()
+    job = make_job(run, fold, channels)
+    spent = _spent(job.folder)
+    state = loop.fit(job)
+    if state.best_score is None:
+        raise loop.TrainingError(f"{run.config.train.stop.monitor} was never finite, so no epoch could be the best. See training_log.txt.")
+    work = job.folder / "oof" / "work"
+    held = [run.stored[i] for i in run.splits[fold].val]
+    scores = {
+        kind: evaluate.held_out(path, evaluate.HeldOut(cases=held, folder=work / kind, device=run.device, each=_each))
+        for kind, path in model_files(job.folder).items()
+    }
+    means = {kind: evaluate.mean(s.values()) for kind, s in scores.items()}
+    chosen = evaluate.choose(means)
+    _keep_answers(run, held, work, chosen)
+    result = FoldResult(
+        fold=fold,
+        status="completed",
+        best_epoch=state.best_epoch,
+        score=state.best_score,
+        metrics=means,
+        checkpoint=model_files(job.folder)[chosen].name,
+        chosen=chosen,
+        epochs=state.epoch,
+        seconds=spent + time.monotonic() - began,
+    )
+    return result, scores
+
+
+def _spent(folder: Path) -> float:
+    """Seconds of the epochs that earlier runs of this fold did."""
+    log = folder / "log.jsonl"
+    return sum(json.loads(line)["seconds"] for line in log.read_text().splitlines() if line.endswith("}")) if log.is_file() else 0.0
+
+
+def model_files(fold: Path) -> dict[str, Path]:
+    """The model files of a fold folder that exist: ``{"best": ..., "swa": ...}``."""
+    paths = {"best": fold / "best_model.safetensors", "swa": fold / "swa_model.safetensors"}
+    return {k: p for k, p in paths.items() if p.is_file()}
+
+
+def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
+    """Network, losses and loaders of one fold. Initial weights depend on (seed, fold)."""
+    import torch
+
+    from pipeline import losses, networks
+    from pipeline.data.loaders import Loader
+    from pipeline.data.sampling import seed_of
+    from pipeline.engine import initial, loop
+
+    config, split = run.config, run.splits[fold]
+    torch.manual_seed(seed_of(config.seed, fold))
+    network = networks.build(config.network, *channels, config.data.dims)
+    say(f"Fold {fold}: {len(split.train)} train, {len(split.val)} val")
+    say(f"Model parameters: {networks.parameters(network):,}")
+    if config.train.init_from is not None:
+        say(initial.load(network, config.train.init_from))
+    folder = run.folder / f"fold_{fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return loop.Job(
+        config=config,
+        fold=fold,
+        folder=folder,
+        device=run.device,
+        network=network,
+        channels=channels,
+        losses=losses.WeightedSum(config.losses, config.targets, config.data.ignore_label),
+        train=Loader([run.stored[i] for i in split.train], config, fold, training=True),
+        val=Loader([run.stored[i] for i in split.val], config, fold, training=False),
+        say=say,
+        check=cli.stop.check,
+        watch=cli.progress,
+    )
+
+
+def _each(cases: Any, what: str) -> Any:
+    for case in cli.progress(cases, what):
+        cli.stop.check()
+        yield case
+
+
+def _keep_answers(run: Run, held: Sequence[Stored], work: Path, chosen: str) -> None:
+    """Write the chosen model's answers to ``oof/``, rename its soft predictions to ``oof/soft/``; drop the working files.
+
+    Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
+    """
+    import shutil
+
+    from pipeline import files
+    from pipeline.engine import evaluate, soft
+
+    out = work.parent
+    for stored in held:
+        prediction, _ = soft.load(work / chosen, stored.case.id)
+        answer = evaluate.answer_of(run.config, prediction.soft.astype("float32"), stored)
+        files.write(out / f"{stored.case.id}{files.suffix(stored.case.image[0])}", answer, prediction.geometry)
+    shutil.rmtree(out / "soft", ignore_errors=True)
+    (work / chosen).rename(out / "soft")
+    shutil.rmtree(work)
+
+
+def read_result(folder: Path) -> FoldResult | None:
+    """The result that a fold left behind, or None."""
+    from pipeline import files
+
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    data = files.read_json(path)
+    return FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean over all held-out cases."""
+    from pipeline import files
+    from pipeline.engine import evaluate
+
+    results, cases = [], {}
+    for fold in range(run.config.data.folds.count):
+        result = read_result(run.folder / f"fold_{fold}")
+        if result is None:
+            continue
+        results.append(asdict(result))
+        scores = files.read_json(run.folder / f"fold_{fold}" / "result.json")["cases"].get(result.chosen, {})
+        cases |= {i: {"fold": fold, "group": run.stored[i].case.group, "metrics": s} for i, s in scores.items()}
+    rows = [{k: float("nan") if v is None else v for k, v in c["metrics"].items()} for c in cases.values()]
+    summary = {
+        "name": run.config.name,
+        "task": run.config.task,
+        "monitor": run.config.train.stop.monitor,
+        "folds": results,
+        "out_of_fold": evaluate.mean(rows),
+        "cases": cases,
+    }
+    rows_to_beat = _baselines(run)
+    if rows_to_beat:
+        summary["baselines"] = rows_to_beat
+    files.write_json(run.folder / "summary.json", summary)
+    return summary
+
+
+def _baselines(run: Run) -> dict[str, dict[str, float]]:
+    """Scores of an empty answer and of the best global threshold, for binary labels; computed once, on at most 32 cases."""
+    from pipeline import files
+    from pipeline.engine import evaluate
+
+    path = run.folder / "baselines.json"
+    if run.config.task != "labels" or run.config.data.classes != 2 or not cases_done(run):
+        return {}
+    if not path.is_file():
+        cases = list(run.stored.values())
+        chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)]
+        share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
+        files.write_json(path, {k + share: v for k, v in evaluate.baselines(run.config, chosen).items()})
+    return files.read_json(path)
+
+
+def cases_done(run: Run) -> bool:
+    """Every fold has a completed result."""
+    results = [read_result(run.folder / f"fold_{n}") for n in range(run.config.data.folds.count)]
+    return all(r is not None and r.status == "completed" for r in results)
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Per-fold and out-of-fold scores as text."""
+    names = list(summary["out_of_fold"])
+    head = f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>10}" + "".join(f"{n:>15}" for n in names)
+    lines = [RULE, "TRAINING SUMMARY", RULE, head]
+    total = 0.0
+    for fold in summary["folds"]:
+        total += fold["seconds"]
+        for kind, scores in fold["metrics"].items() or {"": {}}.items():
+            mark = "*" if kind == fold["chosen"] else ""
+            values = "".join(f"{_number(scores.get(n)):>15}" for n in names)
+            lines.append(
+                f"{fold['fold']:<12}{fold['status']:<11}{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>10}{values}"
+            )
+        if fold["error"]:
+            lines.append(f"{fold['fold']:<12}{fold['status']:<11}{fold['error']}")
+    lines.append(
+        f"{'out of fold':<12}{len(summary['cases'])} cases, weights marked *{_clock(total):>11}"
+        + "".join(f"{_number(summary['out_of_fold'][n]):>15}" for n in names)
+    )
+    for name, scores in summary.get("baselines", {}).items():
+        lines.append(f"{name:<48}" + "".join(f"{_number(scores.get(n)):>15}" for n in names))
+    return "\n".join([*lines, RULE])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _report(folder: Path) -> None:
+    """A report that fails must not fail the training that it reports."""
+    try:
+        from pipeline import report as reports
+
+        say(f"Report: {reports.write(folder)}")
+    except Exception as error:
+        say(f"warning: no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {folder}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,222 @@
+"""Patches: balanced, padded, cut without decoding; every sample a function of (seed, fold, epoch, sample) alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Config, ConfigError, Patch, from_dict
+from pipeline.data import cases, store
+from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
+from pipeline.data.normalise import Scale
+from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, seed_of
+from pipeline.data.store import Stored, Volume
+from pipeline.data.transforms import AUGMENT, augmentations
+
+
+def config(**data: object) -> Config:
+    patch = {"size": [16, 16, 16], "foreground": [0.3, 0.7], "tries": 5, "batch": 2}
+    return from_dict(
+        {
+            "name": "t",
+            "data": {"layout": "competition", "ignore_label": 2, "patch": patch, "augment": list(AUGMENT)[:5], **data},
+            "network": "unet",
+            "losses": ["dice"],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+    setting = config()
+    found = cases.find(setting.data, setting.targets, surfaces).train
+    facts = store.examine(found, setting, None, write=False)
+    return store.build(found, facts, setting, tmp_path_factory.mktemp("store"))
+
+
+def test_samples_depend_on_their_key_alone(stored: list[Stored]) -> None:
+    one, other = (PatchDataset(stored, config(), 0, training=True) for _ in range(2))
+    keys = [(0, 0, 1), (0, 1, 1), (1, 0, 1), (0, 0, 1)]
+    first = [one[k] for k in keys]
+    last = [other[k] for k in reversed(keys)][::-1]
+    for a, b in zip(first, last, strict=True):
+        torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
+        torch.testing.assert_close(a["label"], b["label"], rtol=0, atol=0)
+    assert not torch.equal(first[0]["image"], first[1]["image"])
+    assert not torch.equal(first[0]["image"], first[2]["image"])
+    assert torch.equal(first[0]["image"], first[3]["image"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(stored: list[Stored], workers: int) -> None:
+    def batches(count: int) -> list[torch.Tensor]:
+        loader = Loader(stored, config(workers=count), 0, training=True)
+        return [b["image"] for epoch in (0, 1) for b in loader.epoch(epoch)]
+
+    for a, b in zip(batches(0), batches(workers), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_types_and_shapes(stored: list[Stored]) -> None:
+    sample = PatchDataset(stored, config(), 0, training=True)[0, 0, 0]
+    assert type(sample["image"]) is torch.Tensor  # not a MetaTensor
+    assert sample["image"].dtype == torch.float32
+    assert sample["image"].shape == sample["label"].shape == (1, 16, 16, 16)
+    assert set(sample["label"].unique().tolist()) <= {0, 1, 2}
+    assert 0 <= sample["foreground_share"] <= 1
+
+
+def test_validation_patches_are_fixed_and_plain(stored: list[Stored]) -> None:
+    loader = Loader(stored, config(), 0, training=False)
+    first, again = ([b["image"] for b in loader.epoch(VALIDATION)] for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert sum(len(a) for a in first) == len(stored)
+
+
+def test_an_epoch_takes_every_case_equally_often() -> None:
+    batches = EpochBatches(5, 3, 4, (42, 0))
+    seen = []
+    for epoch in (0, 1):
+        batches.epoch = epoch
+        keys = [k for batch in batches for k in batch]
+        assert sorted(k[2] for k in keys) == sorted(list(range(5)) * 3)
+        assert [k[1] for k in keys] == list(range(15))
+        seen.append([k[2] for k in keys])
+    assert seen[0] != seen[1]
+    assert len(batches) == 4
+
+
+def volumes(folder: Path, label: np.ndarray) -> dict:
+    out = {}
+    for name, array in (("image", label.astype(np.float32) + 1), ("label", label)):
+        path = folder / f"{name}.npy"
+        np.save(path, array[None])
+        out[name] = Volume(path=path, shape=(1, *label.shape), dtype=str(array.dtype))
+    return out
+
+
+def cropper(**patch: object) -> RandBalancedCropd:
+    return RandBalancedCropd({"label": "labels"}, Patch(**patch), 2)  # type: ignore[arg-type]
+
+
+def test_balanced_sampling_finds_the_rare_half(tmp_path: Path) -> None:
+    """Foreground only in one corner: uniform positions rarely see it, ten tries mostly do, and the share is that of the patch."""
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[:14, :, :] = 1
+    data = {**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))}
+    hits = {}
+    for tries in (1, 10):
+        crop = cropper(size=(10, 10, 10), foreground=(0.3, 0.7), tries=tries)
+        shares = []
+        for n in range(60):
+            crop.set_random_state(n)
+            sample = crop(data)
+            share = sample["foreground_share"]
+            assert share == pytest.approx(float((sample["label"] == 1).mean()))
+            shares.append(0.3 <= share <= 0.7)
+        hits[tries] = np.mean(shares)
+    assert hits[1] < 0.35
+    assert hits[10] > 0.65
+
+
+def test_unreachable_share_takes_the_nearest(tmp_path: Path) -> None:
+    """A sheet of one voxel never fills 30 %: the best of the tries is the one that holds most of it."""
+    label = np.zeros((40, 16, 16), np.uint8)
+    label[20] = 1
+    crop = cropper(size=(8, 16, 16), foreground=(0.3, 0.7), tries=50)
+    crop.set_random_state(0)
+    assert crop({**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))})["foreground_share"] == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("fill", [0, 1, 2])
+def test_uniform_labels_do_not_hang(tmp_path: Path, fill: int) -> None:
+    label = np.full((20, 20, 20), fill, np.uint8)
+    crop = cropper(size=(8, 8, 8), foreground=(0.3, 0.7), tries=4)
+    share = crop({**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))})["foreground_share"]
+    assert np.isnan(share) if fill == 2 else share == fill
+
+
+def test_small_volumes_are_padded_with_zeros_and_ignored(tmp_path: Path) -> None:
+    label = np.ones((4, 10, 30), np.uint8)
+    crop = cropper(size=(8, 10, 16), foreground=None)
+    sample = crop({**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))})
+    assert sample["image"].shape == sample["label"].shape == (1, 8, 10, 16)
+    np.testing.assert_array_equal(sample["label"][0, :, 0, 0], [2, 2, 1, 1, 1, 1, 2, 2])
+    np.testing.assert_array_equal(sample["image"][0, :, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(start=st.integers(-6, 12), size=st.integers(1, 9))
+def test_crop_scaled_is_scale_then_crop(start: int, size: int) -> None:
+    array = np.arange(1, 11, dtype=np.uint8)[None]
+    scale = Scale(low=(0.0,), high=(10.0,))
+    whole = np.pad(scale.apply(array), ((0, 0), (20, 30)))
+    np.testing.assert_allclose(crop_scaled(array, [start], [size], scale), whole[:, 20 + start : 20 + start + size])
+
+
+@pytest.mark.parametrize(("label", "share"), [([0, 1, 2, 2], 0.5), ([1, 1, 1], 1.0), ([0, 0], 0.0)])
+def test_foreground_share_counts_labelled_voxels(label: list[int], share: float) -> None:
+    assert foreground_share(np.array(label), 2) == share
+
+
+def test_seeds_differ_in_every_word() -> None:
+    words = [(42, 0, 0, 0), (43, 0, 0, 0), (42, 1, 0, 0), (42, 0, 1, 0), (42, 0, 0, 1), (42, 0, -1, 0)]
+    assert len({seed_of(*w) for w in words}) == len(words)
+
+
+def test_handles_travel_light(stored: list[Stored]) -> None:
+    """What CacheDataset copies and what workers receive is a path, not a volume."""
+    volume = stored[0].image
+    assert copy.deepcopy(volume) is volume
+    assert len(pickle.dumps(stored[0])) < 10_000  # noqa: S301
+
+
+def test_augmentation_keeps_image_and_label_together(stored: list[Stored]) -> None:
+    """Geometry hits both alike: with the label as image, the two stay equal under flips and rotations."""
+    setting = config(augment=[{"name": "flip", "options": {"axes": "each"}}, "rotate90"])
+    case = stored[0]
+    twin = Stored(case=case.case, image=case.targets["label"], targets=case.targets, scale=Scale(low=(0.0,), high=(2.0,)), facts=case.facts)
+    dataset = PatchDataset([twin], setting, 0, training=True)
+    plain = PatchDataset([twin], config(augment=[]), 0, training=True)
+    moved = 0
+    for n in range(8):
+        sample = dataset[0, n, 0]
+        torch.testing.assert_close(sample["image"] * 2, sample["label"].float())
+        moved += not torch.equal(sample["label"], plain[0, n, 0]["label"])
+    assert moved > 0
+
+
+def test_every_augmentation_runs_and_most_change_the_image(stored: list[Stored]) -> None:
+    for name in AUGMENT:
+        dataset = PatchDataset(stored, config(augment=[{"name": name, "options": {"p": 1.0}}]), 0, training=True)
+        plain = PatchDataset(stored, config(augment=[]), 0, training=True)
+        changed = [not torch.equal(dataset[0, n, 0]["image"], plain[0, n, 0]["image"]) for n in range(4)]
+        assert any(changed), name
+
+
+def test_noise_has_the_stated_deviation(stored: list[Stored]) -> None:
+    noisy = PatchDataset(stored, config(augment=[{"name": "noise", "options": {"p": 1.0, "std": 0.01}}]), 0, training=True)
+    plain = PatchDataset(stored, config(augment=[]), 0, training=True)
+    difference = noisy[0, 0, 0]["image"] - plain[0, 0, 0]["image"]
+    assert float(difference.std()) == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("augment", "word"),
+    [
+        ("flop", "Did you mean 'flip'"),
+        ({"name": "noise", "options": {"sd": 1}}, "no option 'sd'"),
+        ({"name": "rotate90", "options": {"planes": []}}, "no plane"),
+    ],
+)
+def test_bad_augmentations_are_refused(augment: object, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        augmentations(config(augment=[augment]))

@@ -1,0 +1,331 @@
+"""The training command: checks before work, exact resumption, failures that are told and contained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import TINY, competition_folder
+
+from pipeline import train
+from pipeline.engine import loop
+from pipeline.engine.checkpoint import load_model
+
+
+def run(config: Path, data: Path, out: Path, *more: str) -> int:
+    return train.main(["--config", str(config), "--data-dir", str(data), "--out", str(out), *more])
+
+
+def fingerprint(run_folder: Path) -> dict[str, str]:
+    """Hashes of everything that must not depend on interruptions: weights, answers, metrics without times."""
+    out = {}
+    for path in sorted(run_folder.rglob("*")):
+        name = str(path.relative_to(run_folder))
+        if path.suffix == ".safetensors" and "checkpoint_latest" not in name or path.suffix in (".tif", ".npy"):
+            out[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.name == "log.jsonl":
+            rows = [json.loads(x) for x in path.read_text().splitlines()]
+            out[name] = json.dumps([{k: v for k, v in r.items() if k != "seconds"} for r in rows])
+        if path.name == "summary.json":
+            data = json.loads(path.read_text())
+            out[name] = json.dumps([data["out_of_fold"], data["cases"]])
+    return out
+
+
+def test_dry_run_starts_nothing(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny, surfaces, tmp_path / "run", "--dry-run") == 0
+    assert not (tmp_path / "run").exists()
+    assert "6 cases" in capsys.readouterr().out
+
+
+def test_every_fault_is_told_at_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of the issue: each planted fault is named with its file, exit 2, nothing written."""
+    data = competition_folder(tmp_path / "data", cases=8)
+    images, labels = data / "train_images", data / "train_labels"
+    (labels / "100.tif").unlink()
+    tifffile.imwrite(images / "101.tif", np.zeros((24, 24), np.uint8))
+    tifffile.imwrite(labels / "102.tif", np.zeros((20, 24, 23), np.uint8))
+    whole = (images / "103.tif").read_bytes()
+    (images / "103.tif").write_bytes(whole[: len(whole) // 2])
+    tifffile.imwrite(labels / "104.tif", np.full((20, 24, 24), 7, np.uint8))
+    bad = np.random.default_rng(0).normal(size=(20, 24, 24)).astype(np.float32)
+    bad[3, 4, 5] = np.nan
+    tifffile.imwrite(images / "105.tif", bad)
+    tifffile.imwrite(images / "106.tif", np.full((20, 24, 24), 9, np.uint8))
+    tifffile.imwrite(labels / "107.tif", np.zeros((20, 24, 24), np.uint8))
+    (images / "108.tif").write_bytes((images / "107.tif").read_bytes())
+    (labels / "108.tif").write_bytes((labels / "107.tif").read_bytes())
+    assert run(tiny, data, tmp_path / "run") == 2
+    told = capsys.readouterr().out.splitlines()
+    for case, word in [(100, "label"), (101, "2"), (102, "shape"), (103, ""), (104, "7"), (105, "NaN"), (106, "constant")]:
+        assert any("error:" in line and str(case) in line and word.lower() in line.lower() for line in told), (case, told)
+    for word in ("foreground", "same image"):
+        assert any("warning:" in line and "107" in line and word in line for line in told), (word, told)
+    assert not (tmp_path / "run" / "splits.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("train.epochz=3", "Did you mean 'epochs'"),
+        ("network.name=unett", "Did you mean 'unet'"),
+        ("losses.0.name=dize", "Did you mean 'dice'"),
+        ("metrics=[dicee]", "Did you mean 'dice'"),
+        ("train.optimizer.options.learning=1", "no option 'learning'"),
+        ("train.stop.monitor=val_iou", "is not computed"),
+        ("losses.0.head=mask", "mask"),
+        ("postprocess=[dust, threshold]", "Put it first"),
+        ("metrics=[components]", "better"),
+        ("data.folds.count=9", "9"),
+    ],
+)
+def test_wrong_configs_end_with_2_before_training(override: str, word: str, tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny, surfaces, tmp_path / "run", "--set", override) == 2
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "run" / "fold_0").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--fold", "7"], ["--data-dir", "/nowhere"], ["--config", "/nowhere.yaml"]])
+def test_wrong_arguments_end_with_2(arguments: list[str], tiny: Path, surfaces: Path, tmp_path: Path) -> None:
+    assert run(tiny, surfaces, tmp_path / "run", *arguments) == 2
+
+
+def command(config: Path, data: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "pipeline.train", "--config", str(config), "--data-dir", str(data), "--out", str(out)]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
+    """SIGKILL in the first epoch, between epochs, while scoring, and SIGTERM: the rerun ends as the undisturbed run does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert run(tiny, surfaces, tmp_path / "calm") == 0
+    out = tmp_path / "rough"
+    moments = [
+        ("Model parameters", 0.05, signal.SIGKILL),
+        ("Epoch 1/3", 0.0, signal.SIGKILL),
+        ("Epoch 2/3", 0.1, signal.SIGTERM),
+        ("SWA:", 0.1, signal.SIGKILL),
+        ("STARTING FOLD 1", 0.6, signal.SIGKILL),
+    ]
+    codes = []
+    for line, wait, number in moments:
+        codes.append(_interrupt(command(tiny, surfaces, out), environment, (line, wait, number)))
+    assert subprocess.run(command(tiny, surfaces, out), env=environment, check=False, capture_output=True).returncode == 0
+    assert fingerprint(out) == fingerprint(tmp_path / "calm")
+    assert -signal.SIGKILL in codes
+    assert 75 in codes
+
+
+def _interrupt(words: list[str], environment: dict[str, str], moment: tuple[str, float, int]) -> int:
+    line, wait, number = moment
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            if line in text:
+                time.sleep(wait)
+                process.send_signal(number)
+                break
+        process.stdout.read()
+        return process.wait()
+
+
+def test_a_damaged_newest_state_falls_back(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One flipped byte in the newest state: said aloud, and the state before it leads to the same end."""
+    assert run(tiny, surfaces, tmp_path / "calm", "--fold", "0") == 0
+    assert run(tiny, surfaces, tmp_path / "rough", "--fold", "0") == 0
+    folder = tmp_path / "rough" / "fold_0"
+    (folder / "result.json").unlink()
+    newest = sorted((folder / "checkpoint_latest").iterdir())[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(bytes(content))
+    assert run(tiny, surfaces, tmp_path / "rough", "--fold", "0") == 0
+    assert "damaged" in capsys.readouterr().out
+    assert fingerprint(tmp_path / "rough") == fingerprint(tmp_path / "calm")
+    for state in (folder / "checkpoint_latest").iterdir():
+        state.write_bytes(b"")
+    (folder / "result.json").unlink()
+    assert run(tiny, surfaces, tmp_path / "rough", "--fold", "0") == 1
+    assert "--fresh" in capsys.readouterr().out
+
+
+def test_changed_config_or_data_is_refused_unless_fresh(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = competition_folder(tmp_path / "data", cases=4), tmp_path / "run"
+    assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2") == 0
+    assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2", "data.workers=1") == 0
+    assert run(tiny, data, out, "--fold", "0") == 2
+    assert "train.epochs: 2 -> 3" in capsys.readouterr().err
+    label = tifffile.imread(data / "train_labels" / "100.tif")
+    label[5, 5, 5] ^= 1
+    tifffile.imwrite(data / "train_labels" / "100.tif", label)
+    assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2") == 2
+    assert "case 100: content changed" in capsys.readouterr().err
+    assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2", "--fresh") == 0
+    assert (tmp_path / "run.old-1" / "fold_0" / "best_model.safetensors").is_file()
+
+
+def test_nan_stops_the_fold_and_names_the_case(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    poisoned = "102"
+    original = loop._image
+
+    def poison(batch: dict, job: loop.Job) -> torch.Tensor:
+        image = original(batch, job)
+        return image * float("nan") if poisoned in batch["id"] and job.network.training else image
+
+    monkeypatch.setattr(loop, "_image", poison)
+    assert run(tiny, surfaces, tmp_path / "run", "--continue-on-error") == 1
+    told = capsys.readouterr().out
+    assert "loss is nan" in told
+    assert poisoned in told.split("loss is nan")[1]
+    results = [train.read_result(tmp_path / "run" / f"fold_{n}") for n in (0, 1)]
+    assert sorted(r.status for r in results if r) == ["completed", "failed"]
+
+
+def test_a_failed_fold_stops_the_others_unless_told_to_go_on(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop.fit
+
+    def fail(job: loop.Job) -> loop.State:
+        if job.fold == 0:
+            raise RuntimeError("CUDA out of memory")
+        return original(job)
+
+    monkeypatch.setattr(loop, "fit", fail)
+    assert run(tiny, surfaces, tmp_path / "a") == 1
+    assert not (tmp_path / "a" / "fold_1").exists()
+    assert run(tiny, surfaces, tmp_path / "b", "--continue-on-error") == 1
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert [f["status"] for f in summary["folds"]] == ["failed", "completed"]
+    monkeypatch.setattr(loop, "fit", original)
+    assert run(tiny, surfaces, tmp_path / "b") == 0  # only the failed fold is trained
+
+
+def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.3, float("nan"), 0.4, 0.2, 0.1])
+    monkeypatch.setattr(loop, "validate", lambda job, network: {"val_loss": next(values), "val_dice": 0.5})
+    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "train.epochs=9", "train.stop.patience=2", "train.average=null") == 0
+    result = train.read_result(tmp_path / "run" / "fold_0")
+    assert result is not None
+    assert (result.best_epoch, result.epochs, result.score) == (1, 4, 0.3)
+    assert load_model(tmp_path / "run" / "fold_0" / "best_model.safetensors").epoch == 1
+    assert "Early stopping" in (tmp_path / "run" / "fold_0" / "training_log.txt").read_text()
+
+
+def test_average_is_the_average(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running average by hand: 0.9/0.1 over the epochs from ``start`` on, and the equal average."""
+    snapshots: list[dict[str, torch.Tensor]] = []
+    original = loop._save
+
+    def spy(job: loop.Job, state: loop.State) -> None:
+        snapshots.append({k: v.clone() for k, v in state.network.state_dict().items()})
+        original(job, state)
+
+    monkeypatch.setattr(loop, "_save", spy)
+    for decay in ("0.9", "null"):
+        snapshots.clear()
+        assert run(tiny, surfaces, tmp_path / decay, "--fold", "0", "--set", f"train.average.decay={decay}", "train.epochs=4") == 0
+        kept = snapshots[1:]
+        name = next(k for k in kept[0] if k.endswith("weight"))
+        expected = kept[0][name]
+        for n, s in enumerate(kept[1:], 2):
+            expected = 0.9 * expected + 0.1 * s[name] if decay == "0.9" else expected + (s[name] - expected) / n
+        torch.testing.assert_close(load_model(tmp_path / decay / "fold_0" / "swa_model.safetensors").weights[name], expected)
+
+
+def test_averaging_has_its_own_learning_rate(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
+    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 0
+    rates = [json.loads(x)["lr"] for x in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    assert rates == [1e-2, 5e-3, 5e-3]
+
+
+def test_batchnorm_statistics_of_the_average_are_recomputed(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
+    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "network.options.norm=batch") == 0
+    best, swa = (load_model(tmp_path / "run" / "fold_0" / f"{k}_model.safetensors").weights for k in ("best", "swa"))
+    means = [k for k in swa if k.endswith("running_mean")]
+    assert means
+    assert any(not torch.allclose(best[k], swa[k]) for k in means)
+
+
+def test_init_from_lists_and_refuses(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny, surfaces, tmp_path / "a", "--fold", "0", "--set", "train.epochs=2") == 0
+    model = tmp_path / "a" / "fold_0" / "best_model.safetensors"
+    init = f"train.init_from.path={model}"
+    assert run(tiny, surfaces, tmp_path / "b", "--fold", "0", "--set", init) == 0
+    assert "of" in capsys.readouterr().out.split("Initial weights from")[1].splitlines()[0]
+    wider = "network.options.channels=[4,4,8,8,12]"
+    assert run(tiny, surfaces, tmp_path / "c", "--fold", "0", "--set", init, wider) != 0
+    assert "allow_shape" in capsys.readouterr().out
+    assert run(tiny, surfaces, tmp_path / "d", "--fold", "0", "--set", init, wider, "train.init_from.allow_shape=true") == 0
+    assert "left fresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schedule", ["cosine_restarts", "cosine", "step", "plateau", "poly", "one_cycle", "constant"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
+    """Stopping after every epoch and going on from the saved JSON gives the same rates as one go."""
+    from pipeline.config import Part, Train
+    from pipeline.engine import optim
+    from pipeline.engine.loop import _plain
+
+    settings = Train(epochs=12, optimizer=Part(name=optimizer, options={"lr": 0.1}), schedule=Part(name=schedule), average=None)
+    whole, parts = [], []
+    module = torch.nn.Linear(1, 1)
+    opt, sched = optim.make(settings, module)
+    for epoch in range(12):
+        whole.append(opt.param_groups[0]["lr"])
+        opt.step()
+        optim.step(sched, float(epoch % 3))
+    groups, saved = None, None
+    for epoch in range(12):
+        opt, sched = optim.make(settings, module)
+        if saved is not None:
+            opt.load_state_dict({"state": {}, "param_groups": json.loads(groups)})
+            sched.load_state_dict(json.loads(saved))
+        parts.append(opt.param_groups[0]["lr"])
+        opt.step()
+        optim.step(sched, float(epoch % 3))
+        groups, saved = json.dumps(opt.state_dict()["param_groups"]), json.dumps(_plain(sched.state_dict()))
+    np.testing.assert_allclose(parts, whole)
+
+
+def test_warm_restarts_restart() -> None:
+    from pipeline.config import Part, Train
+    from pipeline.engine import optim
+
+    settings = Train(schedule=Part(name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}))
+    opt, sched = optim.make(settings, torch.nn.Linear(1, 1))
+    rates = []
+    for _ in range(31):
+        rates.append(opt.param_groups[0]["lr"])
+        opt.step()
+        optim.step(sched, 0.0)
+    assert rates[0] == rates[10] == rates[30] == 1e-4
+    assert rates[9] < 1e-5
+    assert rates[29] < rates[11]
+
+
+def test_summary_table_shows_failures() -> None:
+    summary = {
+        "folds": [
+            {"fold": 0, "status": "completed", "best_epoch": 3, "score": 0.1, "metrics": {"best": {"dice": 0.5}}, "chosen": "best", "seconds": 61.0, "error": ""},
+            {"fold": 1, "status": "failed", "best_epoch": -1, "score": None, "metrics": {}, "chosen": "best", "seconds": 2.0, "error": "RuntimeError: x"},
+        ],
+        "out_of_fold": {"dice": 0.5},
+        "cases": {"a": {}},
+    }
+    text = train.table(summary)
+    assert "RuntimeError: x" in text
+    assert "0:01:01" in text
+
+
+def test_tiny_is_a_valid_config() -> None:
+    assert "surface_dice" in TINY
