@@ -102,8 +102,8 @@ def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
     # A mask without any background has distance inf everywhere; a background at -depth keeps components from meeting in it.
     height = np.where(mask, np.minimum(distance, max(mask.shape)), -depth).astype(np.float64)
     levelled = np.pad(reconstruction(height - depth, height), 1, constant_values=-2 * depth)  # no maxima in a constant array
-    tops = local_maxima(levelled, connectivity=mask.ndim)[(slice(1, -1),) * mask.ndim]
-    seeds, found = morphology.components(mask & tops)
+    tops = np.asarray(local_maxima(levelled, connectivity=mask.ndim))
+    seeds, found = morphology.components(mask & tops[(slice(1, -1),) * mask.ndim])
     return watershed(-height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask).astype(np.uint32), found
 
 

@@ -115,7 +115,8 @@ def test_betti_numbers_obey_alexander_duality(mask):
 @given(MASKS, st.sampled_from([6, 18, 26]))
 def test_components_are_those_of_scipy(mask, connectivity):
     reach = {6: 1, 18: 2, 26: 3}[connectivity]
-    expected, count = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, min(reach, mask.ndim)))
+    expected = np.zeros(mask.shape, dtype=np.int32)
+    count = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, min(reach, mask.ndim)), output=expected)
     labels, found = morphology.components(mask, connectivity)
     assert found == count
     np.testing.assert_array_equal(labels, expected)
@@ -147,7 +148,7 @@ def test_fill_holes_without_a_limit_is_binary_fill_holes(mask):
     np.testing.assert_array_equal(morphology.fill_holes(mask), ndimage.binary_fill_holes(mask))
     if mask.ndim == 3:
         for axis in range(3):
-            slices = [ndimage.binary_fill_holes(m) for m in np.moveaxis(mask, axis, 0)]
+            slices = [np.asarray(ndimage.binary_fill_holes(m)) for m in np.moveaxis(mask, axis, 0)]
             np.testing.assert_array_equal(morphology.fill_holes(mask, per_slice=axis), np.stack(slices, axis))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "unet-group": ("unet", {"channels": [4, 4, 4, 4, 4], "norm": {"name": "group", "options": {"num_groups": 2}}, "activation": "gelu"}),
     "dynunet": ("dynunet", {"channels": [4, 6, 8, 8], "deep_supervision": 2}),
     "dynunet-residual": ("dynunet", {"channels": [4, 4, 4], "residual": True, "strides": [1, 2, 1], "kernel": [3, 1, 5]}),
+    "dynunet-block": ("dynunet", {"channels": [4, 4, 4], "deep_supervision": 1, "block": 2}),
     "segresnet": ("segresnet", {"filters": 4, "blocks_down": [1, 1, 2], "blocks_up": [1, 1], "norm": "instance"}),
 }
 
@@ -230,3 +231,19 @@ def test_wrong_options_are_refused_with_value_and_cure(name: str, options: dict[
     with pytest.raises(ConfigError) as caught:
         build(Part(name=name, options=options), 1, 1, 2)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_folding_blocks_into_channels_moves_no_voxel(dims: int) -> None:
+    """With the trunk replaced by the identity, folding and unfolding give the input back; sizes need not be multiples."""
+    network = build(Part(name="dynunet", options={"channels": [4, 4, 4], "block": 2}), 1, 1, dims)
+    network.trunk = _Identity()
+    x = torch.rand(2, 1, *(7, 10, 13)[:dims])
+    torch.testing.assert_close(network(x)["main"], x, rtol=0, atol=0)
+
+
+class _Identity(torch.nn.Module):
+    heads: ClassVar[list] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x

@@ -210,7 +210,7 @@ def case_id(path: Path) -> str:
 def natural(path: Path | str) -> tuple:
     """Sort key in which ``case2`` comes before ``case10``; equal numbers written differently keep a fixed order."""
     name = unicodedata.normalize("NFC", Path(path).name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part], name
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part], name
 
 
 def _grouped(search: _Search, cases: Sequence[Case]) -> list[Case]:

@@ -58,7 +58,7 @@ def _chain_problem(stream: Any, size: int) -> str | None:
         if len(start) < struct.calcsize(number):
             return f"is truncated: page {len(seen)} should begin at byte {offset}, the file has {size}"
         length = struct.unpack(order + number, start)[0] * struct.calcsize(order + entry)
-        entries, following = stream.read(length), stream.read(struct.calcsize(link))
+        entries, following = stream.read(min(length, size)), stream.read(struct.calcsize(link))
         if len(entries) < length or len(following) < struct.calcsize(link):
             return f"is truncated inside the directory of page {len(seen)}"
         if any(end > size for end in _tag_ends(entries, order + entry)):

@@ -1,0 +1,371 @@
+"""Pack a folder of answers into a checked submission: a flat zip of ``ID.tif``, or a table of run lengths.
+
+python -m pipeline.submit --predictions DIR --test-dir DIR --out submission.zip
+
+Nothing is written unless every test volume has exactly one sound answer. Equal answers give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import math
+import sys
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import cli
+from pipeline.cli import say
+from pipeline.records import DONE, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHOWN = 10
+"""Findings of one kind that a message spells out; the rest are counted."""
+SUFFIX = {"tiff-zip": ".zip", "rle-csv": ".csv"}
+CURES = {
+    "test images unreadable": "Copy the test images again",
+    "test ids twice": "Keep one file per id in the test folder",
+    "missing": "Predict these test images too",
+    "extra": "Remove these answers, or point --test-dir to their images",
+    "ids twice": "Keep one file per id",
+    "unreadable": "Predict these again",
+    "wrong shape": "Predict these again from the test images given here",
+    "wrong type": "Answers are uint8; write them with pipeline.predict",
+    "wrong values": "Answers hold 0 and 1 only; predict without --separate-instances, and take no _visualization files",
+}
+"""Every kind of fault, in the order in which they are told, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One checked answer: its file, the shape ``(*S)`` of its mask, how many voxels are 1, and the SHA-256 of the mask's bytes."""
+
+    id: str
+    path: Path
+    shape: tuple[int, ...]
+    foreground: int
+    digest: str
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("submit", "Pack a folder of answers into a checked submission.")
+    p.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of answers, ID.tif")
+    p.add_argument("--test-dir", type=Path, required=True, metavar="DIR", help="folder of the test images; they say which ids there are")
+    p.add_argument("--out", type=Path, default=Path("submission.zip"), metavar="FILE", help="file to write; an older one is replaced")
+    p.add_argument(
+        "--format",
+        choices=sorted(SUFFIX, reverse=True),
+        default="tiff-zip",
+        help="tiff-zip: flat <id>.tif; rle-csv: columns id,rle with 'start length' pairs, counted from 1 in C order (last axis fastest)",
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), submit, argv)
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """The whole command; returns its exit code."""
+    from pipeline import files
+
+    out: Path = arguments.out
+    if out.suffix.lower() != SUFFIX[arguments.format]:
+        raise UserError(
+            f"--out {out}: a submission of format {arguments.format} is a {SUFFIX[arguments.format]} file. Change one of the two."
+        )
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder. Name a file.")
+    answers = check(arguments.predictions, arguments.test_dir)
+    for line in table_differences(arguments.test_dir, [a.id for a in answers]):
+        say(f"warning: {line}")
+    (write_zip if arguments.format == "tiff-zip" else write_rle)(out, answers)
+    _tell(out, answers, files.sha256(out))
+    return DONE
+
+
+def _tell(out: Path, answers: Sequence[Answer], digest: str) -> None:
+    voxels = sum(math.prod(a.shape) for a in answers)
+    blank = [a.id for a in answers if a.foreground == 0]
+    if blank:
+        say(f"warning: {_listed(blank, 'answers hold')} no foreground at all")
+    say(f"{out}: {len(answers)} ids, foreground {sum(a.foreground for a in answers) / voxels:.4%}, {out.stat().st_size} bytes")
+    say(f"sha256 {digest}")
+
+
+# --- what is there, and whether it is right ----------------------------------------------------------------------------
+
+
+def check(predictions: Path, test_dir: Path) -> list[Answer]:
+    """Checked answers, sorted by id: one for each image in ``test_dir``, equal in shape, uint8, 0 and 1 only.
+
+    Reads one volume at a time. Raises UserError with every fault found.
+    """
+    faults: dict[str, list[str]] = defaultdict(list)
+    tests = _by_id(test_dir, "--test-dir", faults, "test ids twice")
+    if not tests:
+        inside = [p.name for p in sorted(test_dir.iterdir()) if p.is_dir() and "test" in p.name]
+        raise UserError(f"--test-dir {test_dir} holds no images." + (f" Did you mean {test_dir / inside[0]}?" if inside else ""))
+    # An id may well end like a visualisation; then the test image says so.
+    found = _by_id(predictions, "--predictions", faults, "ids twice", also=tests)
+    faults["missing"] = [i for i in tests if i not in found]
+    faults["extra"] = [i for i in found if i not in tests]
+    answers = []
+    for name in cli.progress([i for i in tests if i in found], "checking"):
+        cli.stop.check()
+        answer = _checked(name, found[name], tests[name], faults)
+        answers += [answer] if answer else []
+    if any(faults.values()):
+        raise UserError(_report(predictions, len(tests), faults))
+    return answers
+
+
+def _by_id(
+    folder: Path, option: str, faults: Mapping[str, list[str]], kind: str, also: Mapping[str, Path] | None = None
+) -> dict[str, Path]:
+    """Images directly in ``folder`` by id, sorted; visualisations are none unless ``also`` names them."""
+    from pipeline import files
+
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: no such folder.")
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and files.is_image(p)):
+        name = files.stem(path)
+        if also is not None and name.endswith("_visualization") and name not in also:
+            continue
+        if name in found:
+            faults[kind].append(f"{name} ({found[name].name}, {path.name})")
+        found.setdefault(name, path)
+    return dict(sorted(found.items()))
+
+
+def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]]) -> Answer | None:
+    """Check one answer against its test image's header; None, with a line in ``faults``, when something is wrong."""
+    from pipeline import files
+
+    try:
+        dims = files.dims_of(test)
+    except files.FileError as error:
+        faults["test images unreadable"].append(f"{name} ({error.problem})")
+        return None
+    wanted, got = files.probe(test, dims), files.probe(path, dims)
+    if got.problem:
+        faults["unreadable"].append(f"{name} ({got.problem})")
+        return None
+    if got.shape != (1, *wanted.shape[1:]):
+        faults["wrong shape"].append(f"{name} (is {_size(got.shape)}, test image {_size((1, *wanted.shape[1:]))})")
+    if got.dtype != "uint8":
+        faults["wrong type"].append(f"{name} ({got.dtype})")
+        return None
+    try:
+        mask = files.read(path, dims)[0][0]
+    except files.FileError as error:
+        faults["unreadable"].append(f"{name} ({error.problem})")
+        return None
+    if mask.max() > 1:
+        faults["wrong values"].append(f"{name} ({_values(mask)})")
+    return Answer(id=name, path=path, shape=mask.shape, foreground=int(mask.sum(dtype="int64")), digest=_digest(mask))
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape[1:] if shape[0] == 1 else shape))
+
+
+def _values(mask: np.ndarray) -> str:
+    import numpy as np
+
+    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+    return "holds " + ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+
+
+def _digest(mask: np.ndarray) -> str:
+    return hashlib.sha256(mask.tobytes()).hexdigest()
+
+
+def _report(predictions: Path, tests: int, faults: Mapping[str, list[str]]) -> str:
+    lines = [f"{predictions}: not fit for submission, nothing was written ({tests} test images)."]
+    for kind, cure in CURES.items():
+        if faults.get(kind):
+            lines.append(f"  {kind}: {_listed(faults[kind])}. {cure}.")
+    return "\n".join(lines)
+
+
+def _listed(names: Sequence[str], what: str = "") -> str:
+    """``12 answers: a, b, c ... (2 more)``."""
+    more = f" ... ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
+    return f"{len(names)} {what}".strip() + ": " + ", ".join(names[:SHOWN]) + more
+
+
+def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
+    """What ``test.csv`` in or beside the folder says otherwise. The files decide: a table may be older than they are."""
+    path = next((p for p in (test_dir / "test.csv", test_dir.resolve().parent / "test.csv") if p.is_file()), None)
+    if path is None:
+        return []
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or "id" not in rows[0]:
+        return [f"{path} has no rows with a column id; it was not compared"]
+    listed = [row["id"] for row in rows]
+    without_file, without_row = [i for i in listed if i not in ids], [i for i in ids if i not in listed]
+    lines = [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
+    return lines + ([f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else [])
+
+
+# --- the zip -----------------------------------------------------------------------------------------------------------
+
+
+def write_zip(out: Path, answers: Sequence[Answer]) -> None:
+    """Write a flat zip of ``ID.tif``, sorted by id, whole or not at all; it takes its name only after it has been read back.
+
+    Members are re-encoded from the masks and stored with one fixed time and mode, so that the bytes depend on nothing else.
+    """
+    from pipeline import files
+
+    with files.whole(out) as temp:
+        with zipfile.ZipFile(temp, "w") as archive:
+            for answer, mask in _masks(answers, "packing"):
+                archive.writestr(_member(answer.id), encode_tiff(mask))
+        _verify_zip(temp, answers)
+
+
+def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.ndarray]]:
+    """Each answer with its mask ``(*S)``, one in memory at a time. Raises UserError for a file that changed since the check."""
+    from pipeline import files
+
+    for answer in cli.progress(sorted(answers, key=lambda a: a.id), what, len(answers)):
+        cli.stop.check()
+        mask = files.read(answer.path, len(answer.shape))[0][0]
+        if mask.shape != answer.shape or _digest(mask) != answer.digest:
+            raise UserError(f"{answer.path} changed while the submission was written. Let the prediction finish, then run again.")
+        yield answer, mask
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(f"{name}.tif", date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # Unix, whatever this machine is: else the same answers give other bytes on Windows
+    info.external_attr = 0o100644 << 16
+    return info
+
+
+def encode_tiff(mask: np.ndarray) -> bytes:
+    """A uint8 array ``(Z, Y, X)`` or ``(Y, X)`` as TIFF, one LZW page per slice as in the competition's own masks."""
+    import tifffile
+
+    buffer = io.BytesIO()
+    # Written page by page: as one array, three columns would pass for colours.
+    with tifffile.TiffWriter(buffer) as tif:
+        for page in mask.reshape(-1, *mask.shape[-2:]):
+            tif.write(page, photometric="minisblack", compression="lzw", rowsperstrip=page.shape[0], metadata=None, software=False)
+    return buffer.getvalue()
+
+
+def decode_tiff(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The array that :func:`encode_tiff` was given."""
+    import numpy as np
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        return np.stack([page.asarray() for page in tif.pages]).reshape(shape)
+
+
+def _verify_zip(path: Path, answers: Sequence[Answer]) -> None:
+    """Read everything back: names and order, checksums, and every mask to the last voxel."""
+    with zipfile.ZipFile(path) as archive:
+        names = [f"{a.id}.tif" for a in answers]
+        good = archive.namelist() == sorted(names) == names
+        for answer in answers if good else ():
+            cli.stop.check()
+            # Reading a member compares its CRC.
+            good = good and _digest(decode_tiff(archive.read(f"{answer.id}.tif"), answer.shape)) == answer.digest
+    if not good:
+        raise OSError(f"{path}: what was written reads back differently. Check the disk, and run again.")
+
+
+# --- run lengths -------------------------------------------------------------------------------------------------------
+
+
+def encode_rle(mask: np.ndarray) -> str:
+    """``start length`` pairs of the runs of non-zero voxels, separated by single spaces.
+
+    Voxels are counted from 1 through the flat array in C order: the last axis (X) runs fastest, then Y, then Z.
+    Runs are ascending and as long as possible. An empty mask is an empty string.
+
+    >>> import numpy as np
+    >>> encode_rle(np.array([[0, 1, 1], [1, 0, 1]]))
+    '2 3 6 1'
+    """
+    import numpy as np
+
+    flat = np.concatenate([[False], mask.ravel() != 0, [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).ravel().tolist()))
+
+
+def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 mask ``shape`` that :func:`encode_rle` was given. Raises UserError for text that is no such list.
+
+    >>> decode_rle("2 3 6 1", (2, 3)).tolist()
+    [[0, 1, 1], [1, 0, 1]]
+    """
+    import numpy as np
+
+    words = text.split()
+    if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(f"run lengths {text[:40]!r} are not pairs of whole numbers 'start length'.")
+    starts, lengths = np.array(words, dtype=np.int64).reshape(-1, 2).T
+    ends = starts + lengths
+    size = math.prod(shape)
+    if len(starts) and (starts[0] < 1 or lengths.min() < 1 or ends[-1] > size + 1 or (starts[1:] <= ends[:-1]).any()):
+        raise UserError(f"run lengths {text[:40]!r} overlap, are not ascending, or leave the {size} voxels of shape {shape}.")
+    steps = np.zeros(size + 1, np.int8)
+    steps[starts - 1] += 1
+    steps[ends - 1] -= 1
+    return np.cumsum(steps[:-1], dtype=np.int8).astype(np.uint8).reshape(shape)
+
+
+def write_rle(out: Path, answers: Sequence[Answer]) -> None:
+    """Write a table ``id,rle`` sorted by id, see :func:`encode_rle`; whole or not at all, and read back before it takes its name."""
+    from pipeline import files
+
+    with files.whole(out) as temp:
+        with temp.open("w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream, lineterminator="\n")
+            table.writerow(["id", "rle"])
+            for answer, mask in _masks(answers, "packing"):
+                table.writerow([answer.id, encode_rle(mask)])
+        _verify_rle(temp, answers)
+
+
+def _verify_rle(path: Path, answers: Sequence[Answer]) -> None:
+    with _long_fields(), path.open(newline="", encoding="utf-8") as stream:
+        table = csv.reader(stream)
+        good = next(table) == ["id", "rle"]
+        for answer, row in zip(answers, table, strict=True):
+            cli.stop.check()
+            good = good and row[0] == answer.id and _digest(decode_rle(row[1], answer.shape)) == answer.digest
+    if not good:
+        raise OSError(f"{path}: what was written reads back differently. Check the disk, and run again.")
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let the csv module read fields of any length; a volume's run lengths take megabytes."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
