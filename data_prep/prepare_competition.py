@@ -3,113 +3,102 @@
     python data_prep/prepare_competition.py data/vesuvius-challenge-surface-detection
 
 Prints every fault with its path and cure. Exit code 2: something must be mended first; 0: DIR/store is ready, and training
-with data.root=DIR uses it. Running it again costs nothing but the listing of files; an interrupted run continues.
+with data.root=DIR uses it. Running it again costs nothing but a look at names and dates; an interrupted run continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# As a script this file's own folder is on the path, not the repository's root.
+# As a script only this file's own folder is on the path, not the repository's root.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.records import DONE, WRONG, Case, Fault, UserError
+from pipeline import cli
+from pipeline.records import DONE, WRONG, Case, Fault
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 ROWS, USED = 806, 786
-"""Rows of train.csv, and those that have files; the other 20 are deprecated (as of the competition's end)."""
+"""Rows of the published train.csv, and those of them that have files; the other 20 are deprecated."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("directory", metavar="DIR", type=Path, help="folder that holds train_images, train_labels, test_images, train.csv")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="threads that decode (default: one per core, at most 16)")
-    arguments = parser.parse_args(argv)
-    try:
-        return prepare(arguments.directory, arguments.workers)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("directory", metavar="DIR", type=Path, help="folder that holds train_images, train_labels, test_images and train.csv")
+    p.add_argument("--workers", type=int, metavar="N", help="threads that decode; default: one per core, at most 16")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), lambda arguments: prepare(arguments.directory, arguments.workers), argv)
 
 
 def prepare(root: Path, workers: int | None = None) -> int:
-    """Check ``root`` and build ``root/store``; the exit code."""
+    """Check ``root`` and, if nothing is wrong, build ``root/store``. Returns the exit code."""
+    from pipeline import files
     from pipeline.data import cases, store
 
-    settings = competition_config(root)
+    settings, folder = competition_config(root), root / "store"
     found = cases.find(settings.data, settings.targets, root)
-    faults = list(found.faults)
-    print(_counts(root, len(found.train), len(found.test)))
-    facts = store.examine(found.train, settings, root / "store", progress=Progress("check"), workers=workers)
-    faults += store.faults(facts, found.train, settings) + _test_faults(found.test)
-    for fault in faults:
-        print(fault)
+    cli.say(_counts(root, len(found.train), len(found.test)))
+    if folder.is_dir():
+        files.sweep(folder)
+    facts = store.examine(found.train, settings, folder, write=root.is_dir(), progress=_progress("checking"), workers=workers)
+    faults = [*found.faults, *store.faults(facts, found.train, settings), *_test_faults(found.test)]
     errors = sum(fault.severity == "error" for fault in faults)
+    for fault in faults:
+        cli.say(str(fault))
     if errors:
-        print(f"{errors} errors, {len(faults) - errors} warnings. Nothing was built; mend the errors and run again.")
+        cli.say(f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again.")
         return WRONG
-    store.build(found.train, facts, settings, root / "store", progress=Progress("store"), workers=workers)
-    print(f"{len(found.train)} cases are ready in {root / 'store'}, {len(faults)} warnings.")
+    store.build(found.train, facts, settings, folder, progress=_progress("storing"), workers=workers)
+    cli.say(f"{len(found.train)} cases are ready in {folder}; {len(faults)} warnings.")
     return DONE
 
 
-def competition_config(root: Path):
-    """The settings that checks and store depend on, as in configs/surface.yaml."""
+def competition_config(root: Path) -> Config:
+    """The settings on which checks and store depend; the network is not used."""
     from pipeline import config
 
-    return config.from_dict(
-        {
-            "name": "surface",
-            "task": "labels",
-            "data": {
-                "root": str(root),
-                "layout": "competition",
-                "ignore_label": 2,
-                "normalise": {"name": "percentile", "options": {"low": 0.5, "high": 99.5}},
-            },
-            "network": "unet",
-            "losses": ["dice"],
-        },
-        where="prepare_competition",
-    )
+    data = {
+        "root": str(root),
+        "layout": "competition",
+        "ignore_label": 2,
+        "normalise": {"name": "percentile", "options": {"low": 0.5, "high": 99.5}},
+    }
+    return config.from_dict({"name": "surface", "data": data, "network": "unet", "losses": ["dice"]})
 
 
 def _counts(root: Path, train: int, test: int) -> str:
-    """One line on how many cases there are, compared with the published data set."""
+    """One line on how many cases there are, beside the numbers of the published data set."""
     table = root / "train.csv"
-    rows = max(sum(1 for line in table.read_text(encoding="utf-8-sig").splitlines() if line.strip()) - 1, 0) if table.is_file() else 0
-    line = f"{rows} rows in train.csv, {train} training cases with an image, {test} test images"
-    same = (rows, train) == (ROWS, USED)
-    return line + ("." if same else f"; the competition's download has {ROWS} rows and {USED} cases.")
+    lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines() if table.is_file() else []
+    rows = max(sum(bool(line.strip()) for line in lines) - 1, 0)
+    text = f"{rows} rows in train.csv, {train} training images, {test} test images"
+    return text + ("." if (rows, train) == (ROWS, USED) else f". The published data set has {ROWS} rows and {USED} training images.")
 
 
-def _test_faults(test: tuple[Case, ...]) -> list[Fault]:
+def _test_faults(test: Sequence[Case]) -> list[Fault]:
+    """Test images whose structure is broken; they are not decoded."""
     from pipeline import files
 
     probes = [(path, files.probe(path, dims=3)) for case in test for path in case.image]
     return [Fault(path=path, problem=probe.problem, cure=probe.cure) for path, probe in probes if probe.problem]
 
 
-class Progress:
-    """A bar on a terminal, a line every tenth of the way elsewhere."""
+def _progress(what: str) -> Callable[[int, int], None]:
+    advance = cli.counter(what)
 
-    def __init__(self, name: str) -> None:
-        self.name, self.bar = name, None
+    def step(done: int, total: int) -> None:
+        cli.stop.check()
+        advance(done, total)
 
-    def __call__(self, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            self._bar(done, total)
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(f"{self.name}: {done} of {total}", flush=True)
-
-    def _bar(self, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        self.bar = self.bar or tqdm(total=total, desc=self.name)
-        self.bar.update(1)
-        if done == total:
-            self.bar.close()
+    return step
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def say(text: str = "") -> None:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """A tqdm bar on a terminal; in a log, a line at most every 30 seconds."""
+    """A tqdm bar on a terminal; in a log, a line at most every five minutes."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -136,7 +136,7 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     last = time.monotonic()
     for n, item in enumerate(items):
         yield item
-        if time.monotonic() - last > 30:
+        if time.monotonic() - last > 300:
             last = time.monotonic()
             say(f"{what}: {n + 1}{f' of {total}' if total else ''}")
 
@@ -153,7 +153,7 @@ def counter(what: str) -> Callable[[int, int], None]:
             bar.update(done - bar.n)
             if done == total:
                 bar.close()
-        elif time.monotonic() - state["last"] > 30:
+        elif time.monotonic() - state["last"] > 300:
             state["last"] = time.monotonic()
             say(f"{what}: {done} of {total}")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Findings of one kind that a message spells out; the rest are counted."""
+READ_BACK = "what was written reads back differently; no submission was kept. Check disk and memory of this machine, then run again."
 SUFFIX = {"tiff-zip": ".zip", "rle-csv": ".csv"}
 CURES = {
     "test images unreadable": "Copy the test images again",
@@ -97,7 +98,7 @@ def _tell(out: Path, answers: Sequence[Answer], digest: str) -> None:
     voxels = sum(math.prod(a.shape) for a in answers)
     blank = [a.id for a in answers if a.foreground == 0]
     if blank:
-        say(f"warning: {_listed(blank, 'answers hold')} no foreground at all")
+        say(f"warning: no foreground at all in {_listed(blank, 'answers')}")
     say(f"{out}: {len(answers)} ids, foreground {sum(a.foreground for a in answers) / voxels:.4%}, {out.stat().st_size} bytes")
     say(f"sha256 {digest}")
 
@@ -281,13 +282,13 @@ def _verify_zip(path: Path, answers: Sequence[Answer]) -> None:
     """Read everything back: names and order, checksums, and every mask to the last voxel."""
     with zipfile.ZipFile(path) as archive:
         names = [f"{a.id}.tif" for a in answers]
-        good = archive.namelist() == sorted(names) == names
+        good = archive.namelist() == names
         for answer in answers if good else ():
             cli.stop.check()
             # Reading a member compares its CRC.
             good = good and _digest(decode_tiff(archive.read(f"{answer.id}.tif"), answer.shape)) == answer.digest
     if not good:
-        raise OSError(f"{path}: what was written reads back differently. Check the disk, and run again.")
+        raise UserError(READ_BACK)
 
 
 # --- run lengths -------------------------------------------------------------------------------------------------------
@@ -320,9 +321,9 @@ def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
     import numpy as np
 
     words = text.split()
-    if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
+    if len(words) % 2 or not all(word.isascii() and word.isdigit() and len(word) < 19 for word in words):
         raise UserError(f"run lengths {text[:40]!r} are not pairs of whole numbers 'start length'.")
-    starts, lengths = np.array(words, dtype=np.int64).reshape(-1, 2).T
+    starts, lengths = np.array([int(word) for word in words], np.int64).reshape(-1, 2).T
     ends = starts + lengths
     size = math.prod(shape)
     if len(starts) and (starts[0] < 1 or lengths.min() < 1 or ends[-1] > size + 1 or (starts[1:] <= ends[:-1]).any()):
@@ -354,7 +355,7 @@ def _verify_rle(path: Path, answers: Sequence[Answer]) -> None:
             cli.stop.check()
             good = good and row[0] == answer.id and _digest(decode_rle(row[1], answer.shape)) == answer.digest
     if not good:
-        raise OSError(f"{path}: what was written reads back differently. Check the disk, and run again.")
+        raise UserError(READ_BACK)
 
 
 @contextmanager

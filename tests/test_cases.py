@@ -62,6 +62,21 @@ def test_missing_and_orphan_labels_are_all_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_an_empty_folder_of_labels_is_an_error_for_each_case(tmp_path: Path) -> None:
+    competition(tmp_path, ["1", "2"])
+    for name in "12":
+        (tmp_path / "train_labels" / f"{name}.tif").unlink()
+    assert len(errors(find(tmp_path))) == 2
+
+
+def test_groups_in_other_layouts(tmp_path: Path) -> None:
+    touch(tmp_path, [f"{folder}/{i}.png" for folder in ("images", "masks") for i in "ab"])
+    (tmp_path / "train.csv").write_text("id,group\na,eye 1\nb,eye 1\n")
+    assert [c.group for c in find(tmp_path).train] == ["eye 1", "eye 1"]
+    (tmp_path / "train.csv").write_text("something,else\n1,2\n")
+    assert [f.severity for f in find(tmp_path).faults] == ["warning"]
+
+
 def test_junk_is_skipped_and_strangers_are_named(tmp_path: Path) -> None:
     competition(tmp_path, ["1", "2"])
     touch(tmp_path, [f"train_images/{n}" for n in (".DS_Store", "._1.tif", "Thumbs.db", "desktop.ini", "sub/3.tif", "readme.txt")])

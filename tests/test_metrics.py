@@ -181,6 +181,14 @@ def test_surface_dice_of_two_single_voxels(offset, tolerance):
     assert score("surface_dice", a, b, tolerance=math.hypot(*offset)) == 1
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_inside_of_a_body_is_no_surface(dims):
+    outer, inner = (np.zeros((20,) * dims, dtype=np.uint8) for _ in range(2))
+    outer[(slice(2, 18),) * dims] = 1
+    inner[(slice(8, 12),) * dims] = 1
+    assert score("surface_dice", inner, outer, tolerance=5.9) == 0
+
+
 def test_surface_dice_weighs_elements_by_area():
     """A block beside a far voxel of its own: 8 corners of sqrt(3) / 8 each are missed, in 2D 4 of sqrt(1/2)."""
     for dims, corner, count in ((3, math.sqrt(3) / 8, 8), (2, math.sqrt(0.5), 4)):

@@ -66,7 +66,7 @@ def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
         folders = dict(data.folders) if layout == "folders" else _competition_folders(targets)
         test_folder = root / (data.test if layout == "folders" else "test_images")
         train, test = _find_folders(search, folders, targets, test_folder)
-    train = _grouped(search, train)
+    train = _grouped(search, train, optional=layout != "competition")
     if not train and not any(f.severity == "error" for f in search.faults):
         search.faults.append(_nothing(data, root))
     return Found(layout=layout, train=tuple(train), test=tuple(test), faults=tuple(search.faults))
@@ -93,38 +93,33 @@ def _competition_folders(targets: Mapping[str, str]) -> dict[str, str]:
 
 def _find_folders(search: _Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path) -> tuple[list[Case], list[Case]]:
     images = _by_id(search, search.root / folders["image"])
-    roles = {role: _target_files(search, role, folders) for role in targets}
+    roles = {role: paths for role in targets if (paths := _target_files(search, role, folders)) is not None}
     train = [Case(id=name, image=(path,), targets=_targets(search, name, path, roles)) for name, path in images.items()]
     _report_orphans(search, images, roles)
     return train, [Case(id=name, image=(path,)) for name, path in _by_id(search, test).items()]
 
 
-def _target_files(search: _Search, role: str, folders: Mapping[str, str]) -> tuple[Path, dict[str, Path]]:
-    """Folder and files of one target; a target without a folder is a fault."""
+def _target_files(search: _Search, role: str, folders: Mapping[str, str]) -> dict[str, Path] | None:
+    """Files of one target by id; None where it has no folder, which is one fault and not one for each case."""
     if role not in folders:
-        search.fault(
-            search.root, f"has no folder for the target {role!r}", f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
-        )
-        return search.root, {}
+        cure = f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
+        search.fault(search.root, f"has no folder for the target {role!r}", cure)
+        return None
     folder = search.root / folders[role]
     if not folder.is_dir():
         search.fault(folder, f"is no folder; it should hold the target {role!r}", "Add it, or correct data.folders or data.layout")
-        return folder, {}
-    return folder, _by_id(search, folder)
+        return None
+    return _by_id(search, folder)
 
 
-def _targets(search: _Search, name: str, image: Path, roles: Mapping[str, tuple[Path, dict[str, Path]]]) -> dict[str, Path]:
-    found = {}
-    for role, (folder, paths) in roles.items():
-        if name in paths:
-            found[role] = paths[name]
-        elif paths:  # a folder that is missing as a whole has been reported once
-            search.fault(image, f"has no {role}: nothing in {folder} is called {name}.*", "Add that file, or take the image away")
-    return found
+def _targets(search: _Search, name: str, image: Path, roles: Mapping[str, dict[str, Path]]) -> dict[str, Path]:
+    for role in [role for role, paths in roles.items() if name not in paths]:
+        search.fault(image, f"has no {role} of the same name", "Add that file, or take the image away")
+    return {role: paths[name] for role, paths in roles.items() if name in paths}
 
 
-def _report_orphans(search: _Search, images: Mapping[str, Any], roles: Mapping[str, tuple[Path, dict[str, Path]]]) -> None:
-    for role, (_, paths) in roles.items():
+def _report_orphans(search: _Search, images: Mapping[str, Any], roles: Mapping[str, dict[str, Path]]) -> None:
+    for role, paths in roles.items():
         for name in [name for name in paths if name not in images]:
             search.fault(paths[name], f"is a {role} without an image", "Add the image of that name, or take this file away")
 
@@ -137,7 +132,8 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
         search.fault(
             search.root, f"has no folder for the target {further!r}", "The nnU-Net layout has one target; use data.layout: folders"
         )
-    roles = {role: _target_files(search, role, {role: "labelsTr"})}
+    labels = _target_files(search, role, {role: "labelsTr"})
+    roles = {} if labels is None else {role: labels}
     train = [Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles)) for name, paths in images.items()]
     _report_orphans(search, images, roles)
     tests = _by_channel(search, search.root / "imagesTs", channels or max(map(len, images.values()), default=0))
@@ -177,7 +173,11 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
 
 def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
     """Image files of a folder by id in natural order; a missing folder is empty, a second file of one id is a fault."""
-    paths, strangers = _listing(folder)
+    try:
+        paths, strangers = _listing(folder)
+    except OSError as error:
+        search.fault(folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it")
+        return {}
     if search.ending:
         strangers += [p for p in paths if not p.name.endswith(search.ending)]
         paths = [p for p in paths if p.name.endswith(search.ending)]
@@ -213,12 +213,12 @@ def natural(path: Path | str) -> tuple:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part], name
 
 
-def _grouped(search: _Search, cases: Sequence[Case]) -> list[Case]:
-    """The cases with their group from train.csv, where there is one."""
+def _grouped(search: _Search, cases: Sequence[Case], optional: bool) -> list[Case]:
+    """The cases with their group from train.csv, where there is one; ``optional``: the layout does not know that file."""
     path = search.root / "train.csv"
     if not path.exists():
         return list(cases)
-    groups = _read_groups(search, path)
+    groups = _read_groups(search, path, optional)
     present = {case.id for case in cases}
     _report_rows(search, path, [name for name in groups if name not in present], [c.id for c in cases if groups and c.id not in groups])
     return [Case(id=c.id, image=c.image, targets=c.targets, group=groups.get(c.id)) for c in cases]
@@ -234,18 +234,17 @@ def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unliste
         search.fault(path, f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})", cure, warning=True)
 
 
-def _read_groups(search: _Search, path: Path) -> dict[str, str | None]:
+def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
     """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is a fault."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        search.fault(path, f"cannot be read: {error}", "Save it as UTF-8 text with the columns id,scroll_id")
+        search.fault(path, f"cannot be read: {error}", "Save it as UTF-8 text with the columns id,scroll_id", warning=optional)
         return {}
     if not rows or "id" not in rows[0]:
-        search.fault(
-            path, f"has no column 'id'; its first line is {list(rows[0]) if rows else 'missing'}", "It should begin with id,scroll_id"
-        )
+        have = ", ".join(map(str, rows[0])) if rows else "nothing"
+        search.fault(path, f"has no column 'id', but {have}", "It should begin with id,scroll_id", warning=optional)
         return {}
     table: dict[str, str | None] = {}
     for row in rows:

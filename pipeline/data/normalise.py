@@ -37,7 +37,8 @@ class Scale:
             np.subtract(array[channel], np.float32(low), out=out[channel], dtype=np.float32, casting="unsafe")
             out[channel] *= np.float32(span / (high - low))
             out[channel] += np.float32(start)
-        np.nan_to_num(out, copy=False, nan=start, posinf=np.inf, neginf=-np.inf)
+        if array.dtype.kind == "f":
+            out[np.isnan(out)] = start
         return np.clip(out, min(self.to), max(self.to), out=out) if self.clip else out
 
     def invert(self, array: np.ndarray) -> np.ndarray:

@@ -176,7 +176,9 @@ def _known_facts(path: Path, key: Mapping[str, Any], case: Case) -> Facts | None
         if document["key"] != _jsonable(key) or document["facts"]["id"] != case.id:
             return None
         # The data set may have moved since.
-        paths = {role: [{**s, "path": str(p)} for s, p in zip(key["files"][role], paths, strict=True)] for role, paths in _roles(case).items()}
+        paths = {
+            role: [{**s, "path": str(p)} for s, p in zip(key["files"][role], paths, strict=True)] for role, paths in _roles(case).items()
+        }
         return dataclasses.replace(_facts_from(document["facts"]), files=paths)
     except (files.FileError, KeyError, TypeError):
         return None
@@ -301,14 +303,14 @@ def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarra
 def read_labels(path: Path, data: config.Data) -> np.ndarray:
     """Labels ``(1, *S)`` of one file in the smallest integer type that holds every class, checked as ``faults`` checks them.
 
-    A two-class mask of 0 and 255 becomes 0 and 1. Raises FileError for values outside the classes.
+    In a two-class mask of 0 and 255 the 255 becomes 1. Raises FileError for values outside the classes.
     """
     array, _ = _load_target(path, data, labels=True)
     values = label_values(array)
     problem = _label_problem(values, data)
     if problem:
         raise files.FileError(path, *problem)
-    return (array == 255 if _is_mask(values, data) else array).astype(label_dtype(data))
+    return (np.where(array == 255, 1, array) if _is_mask(values, data) else array).astype(label_dtype(data))
 
 
 def label_dtype(data: config.Data) -> np.dtype:

@@ -95,7 +95,7 @@ def _page_problem(tif: tifffile.TiffFile) -> str | None:
             return f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page {number} is {page.shape} {page.dtype}"
         problem = _segment_problem(page, size)
         if problem:
-            return f"is damaged at page {number} of {len(pages)}: {problem}"
+            return f"is truncated or damaged at page {number} of {len(pages)}: {problem}"
     return None
 
 
