@@ -31,6 +31,18 @@ def hysteresis(array: np.ndarray, low: float, high: float, connectivity: int = 2
     return morphology.hysteresis(soft >= low, soft >= high, connectivity).astype(np.uint8)
 
 
+def walls(array: np.ndarray, low: float = 0.3, depth: float = 2.0, least: int = 30, above: float = 0.0) -> np.ndarray:
+    """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies (:func:`pipeline.morphology.walls`), where the probability is ``above`` or more.
+
+    For surfaces that close, such as membranes of cells; papyrus sheets, which end freely, want threshold or hysteresis.
+    """
+    soft = _only_channel(array, "walls")
+    _size("walls: depth", depth)
+    _size("walls: least", least)
+    found = morphology.walls(soft, _probability("walls: low", low), depth, least)
+    return (found & (soft >= _probability("walls: above", above))).astype(np.uint8)
+
+
 def argmax(array: np.ndarray) -> np.ndarray:
     """Soft ``(K, *S)``, K > 1 -> uint8 labels: the channel with the largest value, the first of equal ones."""
     if not 1 < len(array) <= 256:
@@ -162,6 +174,7 @@ def _each_class(array: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -
 POSTPROCESS: dict[str, Callable[..., np.ndarray]] = {
     "threshold": threshold,
     "hysteresis": hysteresis,
+    "walls": walls,
     "argmax": argmax,
     "opening": opening,
     "closing": closing,
@@ -171,7 +184,7 @@ POSTPROCESS: dict[str, Callable[..., np.ndarray]] = {
 }
 """Steps by name, in the order that is natural for them; :func:`adjust` inserts by it."""
 
-DECIDE = frozenset({"threshold", "hysteresis", "argmax"})
+DECIDE = frozenset({"threshold", "hysteresis", "walls", "argmax"})
 """The steps that take soft predictions."""
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 DRAWS = 5000
 """Bootstrap samples behind an interval."""
-WORST = 4
-"""Cases shown from the bottom of the ranking, besides the median and the best."""
 SMALL, LARGE = 240, 560
 """Pictures are enlarged to at least about SMALL pixels and reduced to at most LARGE."""
 
@@ -339,10 +337,10 @@ class Scale:
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """About four round numbers within [low, high]; on a log scale powers of ten, or 1, 2, 5 of them over a short range.
+    """Two to six round numbers within [low, high]; on a log scale powers of ten, or 1, 2, 5 of them over a short range.
 
     >>> ticks(0, 1), ticks(1e-4, 1e-2, log=True)
-    ([0.0, 0.5, 1.0], [0.0001, 0.001, 0.01])
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0001, 0.001, 0.01])
     """
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -353,7 +351,7 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
             for f in factors
             if low <= float(f"{f}e{p}") * (1 + 1e-9) and float(f"{f}e{p}") <= high * (1 + 1e-9)
         ]
-    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step = 10.0 ** math.floor(math.log10((high - low) / 5))
     step = next(s for s in (step, 2 * step, 5 * step, 10 * step) if (high - low) / s <= 5)
     return [round(n * step, 12) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
@@ -531,10 +529,11 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
     >>> pick(["a", "b"]), [label for label, _ in pick("abcdefgh")]
     ([('worst', 'a'), ('best', 'b')], ['worst', '2nd worst', '3rd worst', '4th worst', 'median', 'best'])
     """
-    labels = dict(zip(ranked[: min(WORST, max(len(ranked) - 1, 1))], ("worst", "2nd worst", "3rd worst", "4th worst"), strict=False))
+    labels: dict[str, str] = {}
+    for name, label in zip(ranked[:-1], ("worst", "2nd worst", "3rd worst", "4th worst"), strict=False):
+        labels[name] = label
     labels.setdefault(ranked[len(ranked) // 2], "median")
-    if labels.get(ranked[-1]) in (None, "median"):
-        labels[ranked[-1]] = "best"
+    labels[ranked[-1]] = "best"
     return [(label, name) for name, label in labels.items()]
 
 
@@ -610,7 +609,7 @@ def slices(
     planes = []
     for axis in range(3):
         counts = foreground.sum(axis=tuple(a for a in range(3) if a != axis))
-        index = int(counts.argmax()) if 0 < counts.max() and counts.min() < counts.max() else len(counts) // 2
+        index = int(counts.argmax()) if counts.max() > 0 and counts.min() < counts.max() else len(counts) // 2
         planes.append((f"axis {axis}, slice {index + 1} of {len(counts)}", tuple(a.take(index, axis + 1) for a in (image, truth, answer))))
     return planes
 
@@ -624,9 +623,9 @@ def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndar
     # Enlarged before they are coloured, so that the hatching keeps its width.
     grey, truth, answer = (np.repeat(np.repeat(a, factor, 0), factor, 1) for a in (grey, truth[0], answer[0]))
     ignored = truth == _ignore(run) if _ignore(run) is not None else np.zeros(truth.shape, bool)
-    real, said = (np.where(ignored, 0, a).astype(int) for a in (truth, answer))
     if _classes(run) == 2:
-        real, said = (real != 0).astype(int), (said != 0).astype(int)
+        truth, answer = truth != 0, answer != 0
+    real, said = (np.where(ignored, 0, a).astype(int) for a in (truth, answer))
     errors = 0.5 * grey
     for where, colour in (
         ((real == said) & (real != 0), (225, 225, 225)),
@@ -638,10 +637,7 @@ def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndar
     return [
         ("image", grey),
         ("truth", hatch(classes(grey, real, CLASSES), ignored)),
-        (
-            "answer",
-            classes(grey, np.where(ignored & (said == 0), answer != 0, said), (SKY, *CLASSES[1:]) if _classes(run) == 2 else CLASSES),
-        ),
+        ("answer", classes(grey, answer.astype(int), (SKY, *CLASSES[1:]) if _classes(run) == 2 else CLASSES)),
         ("errors", hatch(errors, ignored)),
     ]
 

@@ -283,3 +283,51 @@ def test_memory_layout_and_type_do_not_matter_and_arguments_stay_as_they_are(lay
 def test_what_cannot_be_done_is_refused_by_name(call, word):
     with pytest.raises(UserError, match=word):
         call(np.ones((3, 3, 3), dtype=bool))
+
+
+def foam(seed: int, size: int = 40, cells: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """Voronoi cells, and the voxels with a 6-neighbour in another cell: the surfaces as FIB-SEM labels define them."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0, size, (cells, 3))
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
+    bodies = ((grid[..., None, :] - points) ** 2).sum(-1).argmin(-1)
+    label = np.zeros(bodies.shape, bool)
+    for axis in range(3):
+        step = np.diff(bodies, axis=axis) != 0
+        label |= np.pad(step, [(0, int(a == axis)) for a in range(3)]) | np.pad(step, [(int(a == axis), 0) for a in range(3)])
+    return bodies, label
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_walls_of_a_torn_foam_are_whole_again(seed: int) -> None:
+    """Weak spots open a threshold and let cells run together; the walls keep every cell apart."""
+    bodies, label = foam(seed)
+    rng = np.random.default_rng(seed)
+    weak = morphology.dilate(rng.random(label.shape) < 0.002, 2)
+    soft = np.where(label, np.where(weak, 0.35, 0.9), 0.05).astype(np.float32)
+    torn = soft >= 0.5
+    walls = morphology.walls(soft, low=0.3, depth=2.0)
+    overlap = 2 * (walls & label).sum() / (walls.sum() + label.sum())
+    assert overlap > 0.97
+    assert 2 * (torn & label).sum() / (torn.sum() + label.sum()) < overlap
+    cells, apart, together = (morphology.components(morphology.dust(~m, 50, 6), 6)[1] for m in (label, walls, torn))
+    assert cells == apart == len(np.unique(bodies))
+    assert together < cells
+
+
+def test_walls_need_two_seeds() -> None:
+    soft = np.full((12, 12, 12), 0.1, np.float32)
+    soft[5:7, :6] = 0.9  # a sheet that ends freely does not part the space
+    assert not morphology.walls(soft, 0.3, 1.0).any()
+    soft[5:7] = 0.9
+    soft[5:7, 4, 4] = soft[5:7, 8, 2] = 0.4
+    assert morphology.betti_numbers(soft >= 0.5) == (1, 2, 0)  # two pinholes
+    walls = morphology.walls(soft, 0.3, 1.0)
+    assert walls.sum() == 2 * 12 * 12
+    assert morphology.betti_numbers(walls) == (1, 0, 0)
+    assert morphology.walls(soft[:, 0], 0.3, 1.0).sum() == 2 * 12
+
+
+def test_walls_of_nothing_are_nothing() -> None:
+    for value in (0.0, 1.0):
+        assert not morphology.walls(np.full((8, 8, 8), value, np.float32), 0.3, 2.0).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline import config, files
 from pipeline.data import cases, normalise, store
+from pipeline.files import durable
 from pipeline.records import Case, Fault, Part, UserError
 
 RNG = np.random.default_rng(7)
@@ -262,6 +264,30 @@ def test_a_dry_look_writes_nothing(tmp_path: Path) -> None:
     settings = system(tmp_path)
     store.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, tmp_path / "cache", write=False)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_read_only_place_keeps_no_facts_and_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root a folder's mode would not stop us: the answer of the system is put in its place."""
+    add(tmp_path, "a")
+    settings = system(tmp_path)
+    found = cases.find(settings.data, settings.targets, tmp_path).train
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(durable, "_sync", refuse)
+    facts = store.examine(found, settings, tmp_path / "cache")
+    assert facts[0].problems == ()
+    with pytest.raises(UserError, match=r"Read-only file system.*data\.store"):
+        store.build(found, facts, settings, tmp_path / "store")
+    assert not [p for p in (tmp_path / "store").rglob("*") if p.is_file()]
+
+
+def test_affines_of_nan_are_compared_after_json(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", [[1.0, np.nan]])
+    nan = files.read_json(tmp_path / "a.json")
+    assert store._same_affine(nan, [[1.0, np.nan]])
+    assert not store._same_affine(nan, [[1.0, 0.0]])
 
 
 def test_bad_files_are_looked_at_again(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ facts without touching a pixel; ``build`` keeps arrays in their own number type,
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -32,8 +33,10 @@ LISTED = 256
 AFFINE_TOLERANCE = 1e-3
 """Largest difference between entries of two NIfTI affines that are called equal."""
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)`` after each case."""
+"""Called as ``progress(done, total)`` after each case, in the calling thread; what it raises stops the work."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -141,7 +144,11 @@ def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool)
         return known
     facts = _look(case, settings, key["files"])
     if path and write and not facts.problems:
-        files.write_json(path, {"key": key, "facts": facts})
+        try:
+            files.write_json(path, {"key": key, "facts": facts})
+        except OSError as error:
+            if error.errno not in READ_ONLY:  # then they are found again next time
+                raise
     return facts
 
 
@@ -287,7 +294,10 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
 
 
 def _same_affine(one: Any, other: Any) -> bool:
-    return one is None or other is None or bool(np.allclose(one, other, rtol=0, atol=AFFINE_TOLERANCE))
+    if one is None or other is None:
+        return True
+    one, other = np.array(one, float), np.array(other, float)  # None, which JSON has for NaN, is NaN again
+    return bool(np.allclose(one, other, rtol=0, atol=AFFINE_TOLERANCE, equal_nan=True))
 
 
 def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
@@ -467,10 +477,15 @@ def build(
 ) -> list[Stored]:
     """Arrays of every case below ``<folder>/arrays``, in order; what is there already and still fits its files is not decoded again.
 
-    ``facts`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then.
+    ``facts`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then or the folder is read-only.
     """
     pairs = list(zip(cases, facts, strict=True))
-    return _parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
+    try:
+        return _parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            raise UserError(f"{folder}: the store may not be written here ({error.strerror}). Set data.store to another folder.") from None
+        raise
 
 
 def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> Stored:

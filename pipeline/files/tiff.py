@@ -235,6 +235,7 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         ome=False,
         photometric="rgb" if axes == "YXS" else "minisblack",
         compression="zlib",
+        compressionargs={"level": 1 if array.dtype.kind == "f" else 6},  # real numbers hardly shrink, whatever the effort
         metadata={"axes": axes, **described},
         resolution=tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None,  # type: ignore[arg-type]
         resolutionunit=meta.get("resolution_unit"),
