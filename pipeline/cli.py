@@ -10,10 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from pipeline.records import AGAIN, FAILED, WRONG, UserError
-
 
 T = TypeVar("T")
 
@@ -142,19 +141,21 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 def counter(what: str) -> Callable[[int, int], None]:
-    """A callback ``(done, total)`` that shows progress in the same way, for work that runs elsewhere."""
-    state: dict[str, Any] = {"last": time.monotonic()}
+    """A callback ``(done, total)`` that shows progress in the same way, for work that runs elsewhere; stops that work on request."""
+    last, bar = time.monotonic(), None
 
     def advance(done: int, total: int) -> None:
+        nonlocal last, bar
+        stop.check()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            bar = state.setdefault("bar", tqdm(total=total, desc=what, leave=False))
+            bar = bar or tqdm(total=total, desc=what, leave=False)
             bar.update(done - bar.n)
             if done == total:
                 bar.close()
-        elif time.monotonic() - state["last"] > 300:
-            state["last"] = time.monotonic()
+        elif time.monotonic() - last > 300:
+            last = time.monotonic()
             say(f"{what}: {done} of {total}")
 
     return advance

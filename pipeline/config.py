@@ -216,8 +216,6 @@ class Predict:
     """Tiles per forward pass."""
     flips: bool = False
     """Average over all axis flips (8 passes in 3D, 4 in 2D)."""
-    model: Literal["auto", "best", "swa"] = "auto"
-    """Which weights of a fold speak; ``auto``: the better one on the held-out cases."""
 
     def __post_init__(self) -> None:
         _require(self.overlap >= 0 and self.halo >= 0, "predict.overlap and predict.halo must not be negative.")
@@ -330,7 +328,8 @@ def override(data: dict[str, Any], text: str) -> None:
         node = node[_index(node, name, text)] if isinstance(node, list) else node.setdefault(name, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {text!r}: {name!r} holds {node!r}, which has no keys.")
-    node[_index(node, last, text) if isinstance(node, list) else last] = yaml.load(value, Loader=_loader())
+    place: Any = _index(node, last, text) if isinstance(node, list) else last
+    node[place] = yaml.load(value, Loader=_loader())
 
 
 def _index(node: list, name: str, text: str) -> int:

@@ -207,13 +207,13 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
     """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ."""
     import numpy as np
 
-    shapes = {tuple(a.shape) for a in arrays}
+    shapes = {tuple(int(n) for n in a.shape) for a in arrays}
     if len(shapes) > 1:
         raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
     into, back = FUSIONS[fusion]
     out = np.empty(arrays[0].shape, np.float32)
-    for first in range(0, out.shape[1], SLAB):
+    for first in range(0, arrays[0].shape[1], SLAB):
         rows = slice(first, first + SLAB)
         total = np.zeros(out[:, rows].shape, np.float32)
         for array, share in zip(arrays, shares, strict=True):

@@ -23,6 +23,7 @@ from pipeline.records import DONE, FAILED, PARTIAL, Case, Part, Prediction, User
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.data.normalise import Scale
     from pipeline.engine.inference import Voice
 
 
@@ -170,7 +171,7 @@ def with_options(config: Config, arguments: argparse.Namespace) -> Config:
     if arguments.patch_size is not None:
         size = tuple(arguments.patch_size) * (config.data.dims if len(arguments.patch_size) == 1 else 1)
         changes["patch"] = size
-    for name in ("overlap", "batch", "model"):
+    for name in ("overlap", "batch"):
         if getattr(arguments, name) is not None:
             changes[name] = getattr(arguments, name)
     if arguments.tta:
@@ -242,22 +243,20 @@ def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None
 
 def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     """Read, predict, finish and write one case; returns its facts and statistics."""
-    import numpy as np
-
     from pipeline import files
     from pipeline.data import normalise
+    from pipeline.data.store import load_image
     from pipeline.engine import soft as softs
     from pipeline.engine.inference import Source, sliding_window, tiling
 
     config = predictor.config
-    channels, geometries = zip(*(files.read(p, config.data.dims) for p in case.image), strict=True)
-    array = channels[0] if len(channels) == 1 else np.concatenate(channels)
+    array, geometry = load_image(case, config.data.dims)
     say(f"  Loaded volume: {array.shape[1:]}, dtype: {array.dtype}")
     scale = normalise.fit(config.data.normalise, array)
     tiles = tiling(config, array.shape[1:])
     with _bar(tiles.count()) as advance:
         soft = sliding_window(Source(array=array, scale=scale), predictor.speak, tiles, config.predict.batch, predictor.device, advance)
-    prediction = Prediction(case_id=case.id, soft=soft, geometry=geometries[0])
+    prediction = Prediction(case_id=case.id, soft=soft, geometry=geometry)
     facts = {"task": config.task, "suffix": files.suffix(case.image[0]), "scale": asdict(scale), "dtype": str(array.dtype)}
     if predictor.save_soft:
         softs.save(predictor.output / "soft", prediction, facts)
@@ -270,7 +269,6 @@ def finish(steps: Sequence[Part], prediction: Prediction, output: Path, facts: M
     ``facts`` are what travels with a soft prediction: ``task``, ``suffix`` of the input, for images also its ``scale`` and ``dtype``.
     """
     from pipeline import postprocess
-    from pipeline.data.normalise import Scale
     from pipeline.tasks import TASKS
 
     task, statistics = TASKS[facts["task"]], {}
@@ -279,12 +277,16 @@ def finish(steps: Sequence[Part], prediction: Prediction, output: Path, facts: M
         statistics = postprocess.statistics(answer)
         say("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
     else:
-        answer = task.hard(
-            prediction.soft, Scale(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["scale"].items()}), facts["dtype"]
-        )
+        answer = task.hard(prediction.soft, _scale(facts["scale"]), facts["dtype"])
     path = task.write(output, prediction.case_id, answer, prediction.geometry, facts["suffix"])
     say(f"  Saved {path}")
     return {"output": path.name, **statistics}
+
+
+def _scale(facts: Mapping[str, Any]) -> Scale:
+    from pipeline.data.normalise import Scale
+
+    return Scale(low=tuple(facts["low"]), high=tuple(facts["high"]), to=tuple(facts["to"]), clip=facts["clip"])
 
 
 class _bar:  # noqa: N801 - used like a function

@@ -178,7 +178,7 @@ def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any
             "image": [str(p.resolve()) for p in c.image],
             "targets": {k: str(p.resolve()) for k, p in c.targets.items()},
             "group": c.group,
-            "content": f.content,
+            "content": {"image": f.content, **f.target_contents},
         }
         for c, f in zip(cases, facts, strict=True)
     }
@@ -469,9 +469,11 @@ def _clock(seconds: float) -> str:
 def _report(folder: Path) -> None:
     """A report that fails must not fail the training that it reports."""
     try:
+        from pipeline import files
         from pipeline import report as reports
 
-        say(f"Report: {reports.write(folder)}")
+        files.write_text(folder / "report.html", reports.build(folder))
+        say(f"Report: {folder / 'report.html'}")
     except Exception as error:
         say(f"warning: no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {folder}")
 

@@ -176,7 +176,7 @@ def test_handles_travel_light(stored: list[Stored]) -> None:
     """What CacheDataset copies and what workers receive is a path, not a volume."""
     volume = stored[0].image
     assert copy.deepcopy(volume) is volume
-    assert len(pickle.dumps(stored[0])) < 10_000  # noqa: S301
+    assert len(pickle.dumps(stored[0])) < 10_000
 
 
 def test_augmentation_keeps_image_and_label_together(stored: list[Stored]) -> None:
@@ -215,6 +215,7 @@ def test_noise_has_the_stated_deviation(stored: list[Stored]) -> None:
         ("flop", "Did you mean 'flip'"),
         ({"name": "noise", "options": {"sd": 1}}, "no option 'sd'"),
         ({"name": "rotate90", "options": {"planes": []}}, "no plane"),
+        ({"name": "flip", "options": {"axes": "all"}}, "random, each"),
     ],
 )
 def test_bad_augmentations_are_refused(augment: object, word: str) -> None:

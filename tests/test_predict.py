@@ -82,7 +82,10 @@ def test_folds_are_averaged_as_if_predicted_one_by_one(run: Path, surfaces: Path
     assert go(run, tests, tmp_path / "both", "--save-soft") == 0
     for fold in (0, 1):
         assert go(run / f"fold_{fold}", tests, tmp_path / f"fold_{fold}", "--save-soft") == 0
-    assert ensemble.main(["--fold-dirs", str(tmp_path / "fold_0"), str(tmp_path / "fold_1"), "--output", str(tmp_path / "e"), "--save-soft"]) == 0
+    assert (
+        ensemble.main(["--fold-dirs", str(tmp_path / "fold_0"), str(tmp_path / "fold_1"), "--output", str(tmp_path / "e"), "--save-soft"])
+        == 0
+    )
     for case_id in softs.ids(tmp_path / "both" / "soft"):
         a = softs.load(tmp_path / "both" / "soft", case_id)[0].soft
         b = softs.load(tmp_path / "e" / "soft", case_id)[0].soft
@@ -132,13 +135,30 @@ def test_nifti_keeps_its_place_in_the_world(run: Path, tmp_path: Path) -> None:
 def test_small_volumes_keep_their_shape(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for n, shape in enumerate([(3, 5, 7), (2, 16, 40), (17, 15, 16)]):
-        tifffile.imwrite(tmp_path / "in" / f"{n}.tif", np.random.default_rng(n).integers(0, 255, shape).astype(np.uint16), photometric="minisblack")
+        tifffile.imwrite(
+            tmp_path / "in" / f"{n}.tif", np.random.default_rng(n).integers(0, 255, shape).astype(np.uint16), photometric="minisblack"
+        )
     assert go(run, tmp_path / "in", tmp_path / "out") == 0
     assert [tifffile.imread(tmp_path / "out" / f"{n}.tif").shape for n in range(3)] == [(3, 5, 7), (2, 16, 40), (17, 15, 16)]
 
 
 def test_options_reach_tiles_and_steps(run: Path, surfaces: Path, tmp_path: Path) -> None:
-    more = ["--patch_size", "16", "24", "16", "--overlap", "8", "--min_component_size", "7", "--max_hole_size", "9", "--kernel_size", "3", "--tta", "--separate_instances"]
+    more = [
+        "--patch_size",
+        "16",
+        "24",
+        "16",
+        "--overlap",
+        "8",
+        "--min_component_size",
+        "7",
+        "--max_hole_size",
+        "9",
+        "--kernel_size",
+        "3",
+        "--tta",
+        "--separate_instances",
+    ]
     assert go(run, surfaces / "test_images" / "900.tif", tmp_path, *more) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["predict"] | {"patch": [16, 24, 16], "overlap": 8, "flips": True} == summary["predict"]
@@ -159,7 +179,9 @@ def test_options_reach_tiles_and_steps(run: Path, surfaces: Path, tmp_path: Path
         (["--model", "swa"], "only best"),
     ],
 )
-def test_wrong_arguments_end_with_2(change: list[str], word: str, run: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_end_with_2(
+    change: list[str], word: str, run: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert go(run, surfaces / "test_images", tmp_path / "out", *change) == 2
     assert word in capsys.readouterr().err
 
@@ -195,7 +217,12 @@ def test_model_files_are_byte_reproducible_and_complete(run: Path, tmp_path: Pat
 
 def test_foreign_and_damaged_models_are_refused(run: Path, tmp_path: Path) -> None:
     content = (run / "fold_0" / "best_model.safetensors").read_bytes()
-    for name, data in [("cut", content[: len(content) // 2]), ("empty", b""), ("noise", b"\x00" * 999), ("huge_header", b"\xff" * 8 + content)]:
+    for name, data in [
+        ("cut", content[: len(content) // 2]),
+        ("empty", b""),
+        ("noise", b"\x00" * 999),
+        ("huge_header", b"\xff" * 8 + content),
+    ]:
         (tmp_path / f"{name}.safetensors").write_bytes(data)
         with pytest.raises(CheckpointError):
             load_model(tmp_path / f"{name}.safetensors")
@@ -226,7 +253,9 @@ def member(folder: Path, softs_by_id: dict[str, np.ndarray]) -> Path:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=4), st.sampled_from(["mean", "logit", "vote"]), st.integers(1, 3), st.integers(1, 40))
+@given(
+    st.lists(st.floats(0.01, 5), min_size=1, max_size=4), st.sampled_from(["mean", "logit", "vote"]), st.integers(1, 3), st.integers(1, 40)
+)
 def test_fusion_equals_the_formula(weights: list[float], fusion: str, channels: int, depth: int) -> None:
     rng = np.random.default_rng(len(weights))
     arrays = [rng.random((channels, depth, 3, 2)).astype(np.float32) for _ in weights]
@@ -305,7 +334,12 @@ def test_evaluate_writes_the_contract(surfaces: Path, tmp_path: Path) -> None:
         label = tifffile.imread(path)
         tifffile.imwrite(tmp_path / "p" / path.name, (label == 1).astype(np.uint8), photometric="minisblack")
     out = tmp_path / "scores.json"
-    assert evaluate.main(["--predictions", str(tmp_path / "p"), "--labels", str(labels), "--metrics", "dice", "surface_dice", "--out", str(out)]) == 0
+    assert (
+        evaluate.main(
+            ["--predictions", str(tmp_path / "p"), "--labels", str(labels), "--metrics", "dice", "surface_dice", "--out", str(out)]
+        )
+        == 0
+    )
     scores = json.loads(out.read_text())
     assert set(scores) == {"cases", "mean", "failed"}
     assert len(scores["cases"]) == 6

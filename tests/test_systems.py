@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, competition_folder
 from PIL import Image
 
@@ -99,7 +100,11 @@ SYSTEMS: dict[str, dict] = {
     },
     "mask_head": {
         "task": "image",
-        "data": {**IMAGE_DATA, "folders": {"image": "src", "target": "dst", "mask": "spots"}, "targets": {"target": "image", "mask": "labels"}},
+        "data": {
+            **IMAGE_DATA,
+            "folders": {"image": "src", "target": "dst", "mask": "spots"},
+            "targets": {"target": "image", "mask": "labels"},
+        },
         "network": {"name": "unet", "options": {"channels": [4, 4, 8, 8, 8], "heads": {"mask": 1}}},
         "losses": [{"name": "charbonnier", "target": "target"}, {"name": "dice", "head": "mask", "target": "mask", "weight": 0.5}],
         "train": SHORT,
@@ -197,6 +202,20 @@ def test_prediction_keeps_shape_and_type(trained: Trained, tmp_path: Path) -> No
         assert answer.dtype == np.uint8
         if configs.load(trained.config).task == "image":
             assert answer.shape == given.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "change", [[], ["train.amp=bf16"], ["train.amp=fp16"], ["train.compile=true"], ["train.channels_last=true"]], ids=str
+)
+def test_cuda_trains_and_resumes(change: list[str], tmp_path: Path) -> None:
+    path, data = tmp_path / "system.yaml", competition_folder(tmp_path / "data")
+    path.write_text(TINY)
+    words = ["--config", str(path), "--data-dir", str(data), "--out", str(tmp_path / "run"), "--device", "cuda", "--fold", "0"]
+    assert train.main([*words, "--set", "data.workers=2", *change]) == 0
+    (tmp_path / "run" / "fold_0" / "result.json").unlink()
+    assert train.main([*words, "--set", "data.workers=2", *change]) == 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)

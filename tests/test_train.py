@@ -31,7 +31,7 @@ def fingerprint(run_folder: Path) -> dict[str, str]:
     out = {}
     for path in sorted(run_folder.rglob("*")):
         name = str(path.relative_to(run_folder))
-        if path.suffix == ".safetensors" and "checkpoint_latest" not in name or path.suffix in (".tif", ".npy"):
+        if (path.suffix == ".safetensors" and "checkpoint_latest" not in name) or path.suffix in (".tif", ".npy"):
             out[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name == "log.jsonl":
             rows = [json.loads(x) for x in path.read_text().splitlines()]
@@ -89,7 +89,9 @@ def test_every_fault_is_told_at_once(tiny: Path, tmp_path: Path, capsys: pytest.
         ("data.folds.count=9", "9"),
     ],
 )
-def test_wrong_configs_end_with_2_before_training(override: str, word: str, tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_configs_end_with_2_before_training(
+    override: str, word: str, tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tiny, surfaces, tmp_path / "run", "--set", override) == 2
     assert word in capsys.readouterr().err
     assert not (tmp_path / "run" / "fold_0").exists()
@@ -174,7 +176,9 @@ def test_changed_config_or_data_is_refused_unless_fresh(tiny: Path, tmp_path: Pa
     assert (tmp_path / "run.old-1" / "fold_0" / "best_model.safetensors").is_file()
 
 
-def test_nan_stops_the_fold_and_names_the_case(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nan_stops_the_fold_and_names_the_case(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     poisoned = "102"
     original = loop._image
 
@@ -191,7 +195,9 @@ def test_nan_stops_the_fold_and_names_the_case(tiny: Path, surfaces: Path, tmp_p
     assert sorted(r.status for r in results if r) == ["completed", "failed"]
 
 
-def test_a_failed_fold_stops_the_others_unless_told_to_go_on(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = loop.fit
 
     def fail(job: loop.Job) -> loop.State:
@@ -212,7 +218,9 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(tiny: Path, surface
 def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.3, float("nan"), 0.4, 0.2, 0.1])
     monkeypatch.setattr(loop, "validate", lambda job, network: {"val_loss": next(values), "val_dice": 0.5})
-    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "train.epochs=9", "train.stop.patience=2", "train.average=null") == 0
+    assert (
+        run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "train.epochs=9", "train.stop.patience=2", "train.average=null") == 0
+    )
     result = train.read_result(tmp_path / "run" / "fold_0")
     assert result is not None
     assert (result.best_epoch, result.epochs, result.score) == (1, 4, 0.3)
@@ -316,8 +324,26 @@ def test_warm_restarts_restart() -> None:
 def test_summary_table_shows_failures() -> None:
     summary = {
         "folds": [
-            {"fold": 0, "status": "completed", "best_epoch": 3, "score": 0.1, "metrics": {"best": {"dice": 0.5}}, "chosen": "best", "seconds": 61.0, "error": ""},
-            {"fold": 1, "status": "failed", "best_epoch": -1, "score": None, "metrics": {}, "chosen": "best", "seconds": 2.0, "error": "RuntimeError: x"},
+            {
+                "fold": 0,
+                "status": "completed",
+                "best_epoch": 3,
+                "score": 0.1,
+                "metrics": {"best": {"dice": 0.5}},
+                "chosen": "best",
+                "seconds": 61.0,
+                "error": "",
+            },
+            {
+                "fold": 1,
+                "status": "failed",
+                "best_epoch": -1,
+                "score": None,
+                "metrics": {},
+                "chosen": "best",
+                "seconds": 2.0,
+                "error": "RuntimeError: x",
+            },
         ],
         "out_of_fold": {"dice": 0.5},
         "cases": {"a": {}},

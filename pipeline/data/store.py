@@ -64,7 +64,8 @@ class Facts:
     """What one look at a case's pixels found; JSON-able by ``dataclasses.asdict``. Roles are ``image`` and the targets' names.
 
     ``files`` holds one entry per file (the image may have several). ``problems`` are (path, problem, cure) of files that cannot
-    be used; other fields then tell what could be read. ``content`` is the SHA-256 of the decoded image with its shape and type.
+    be used; other fields then tell what could be read. ``content`` is the SHA-256 of the decoded image with its shape and type,
+    ``target_contents`` those of the targets.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Facts:
     constant: bool = False
     label_values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     content: str = ""
+    target_contents: Mapping[str, str] = field(default_factory=dict)
     scale: normalise.Scale | None = None
 
 
@@ -224,6 +226,7 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         target = found.attempt(lambda path=path, labels=labels: _load_target(path, settings.data, labels))
         if target is not None:
             found.note(role, *target)
+            found.contents[role] = content_hash(target[0])
             found.values |= {role: label_values(target[0])} if labels else {}
     named = {
         role: [{**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)]
@@ -238,6 +241,7 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         problems=tuple(found.problems),
         nonfinite=found.nonfinite,
         label_values=found.values,
+        target_contents=found.contents,
         **found.rest,
     )
 
@@ -252,6 +256,7 @@ class _Findings:
     problems: list[tuple[str, str, str]] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)
     values: dict[str, dict[str, int]] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, load: Callable[[], T]) -> T | None:

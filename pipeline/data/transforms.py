@@ -42,7 +42,11 @@ def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> l
     """``axes: random``: one axis drawn at random; ``each``: every axis on its own; or a list of axes."""
     if axes == "random":
         return [RandAxisFlipd(keys.every, prob=p)]
-    return [RandFlipd(keys.every, prob=p, spatial_axis=a) for a in (range(len(keys.size)) if axes == "each" else axes)]
+    if isinstance(axes, str) and axes != "each":
+        raise ConfigError(f"augment flip: axes is {axes!r}, must be random, each, or a list of axes.")
+    chosen = range(len(keys.size)) if isinstance(axes, str) else axes
+    flips: list[Transform] = [RandFlipd(keys.every, prob=p, spatial_axis=axis) for axis in chosen]
+    return flips
 
 
 def _rotate90(keys: Keys, p: float = 0.5, planes: Sequence[Sequence[int]] | None = None) -> list[Transform]:
@@ -77,12 +81,13 @@ def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1) -> list[Transform]:
 
 
 def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5)) -> list[Transform]:  # noqa: A002
-    return [RandAdjustContrastd(keys.image, prob=p, gamma=tuple(range))]
+    return [RandAdjustContrastd(keys.image, prob=p, gamma=(range[0], range[1]))]
 
 
 def _blur(keys: Keys, p: float = 0.5, sigma: Sequence[float] = (0.5, 1.0)) -> list[Transform]:
     """Gaussian blur; ``sigma`` in voxels."""
-    return [RandGaussianSmoothd(keys.image, prob=p, **{f"sigma_{a}": tuple(sigma) for a in "xyz"})]
+    bounds = (sigma[0], sigma[1])
+    return [RandGaussianSmoothd(keys.image, bounds, bounds, bounds, prob=p)]
 
 
 def _affine(keys: Keys, p: float = 0.5, degrees: float = 15.0, scale: float = 0.1) -> list[Transform]:

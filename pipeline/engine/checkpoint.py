@@ -40,10 +40,11 @@ def load_model(path: Path) -> Checkpoint:
     """Read a model file. Raises CheckpointError for a missing, foreign or damaged file."""
     weights, header = _decode(path)
     try:
-        facts = {name: header[name] for name in FACTS}
+        facts: dict[str, Any] = {name: header[name] for name in FACTS}
     except KeyError as error:
         raise CheckpointError(f"{path}: its header lacks {error}; this is not a model file of this package.") from None
-    return Checkpoint(**facts | {"channels": tuple(facts["channels"])}, weights=weights)
+    facts["channels"] = tuple(facts["channels"])
+    return Checkpoint(weights=weights, **facts)
 
 
 def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:

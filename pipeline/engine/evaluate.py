@@ -160,7 +160,7 @@ def folder(pairs: Mapping[str, tuple[Path, Path]], metrics: Sequence[Part], dims
     failed: dict[str, str] = {}
     for case_id, (prediction, label) in pairs.items():
         try:
-            answer, truth = (files.read(p, dims)[0][0] for p in (prediction, label))
+            answer, truth = (_mask(files.read(p, dims, labels=True)[0][0]) for p in (prediction, label))
             if answer.shape != truth.shape:
                 raise ValueError(f"prediction has shape {answer.shape}, label {truth.shape}")
             valid = None if ignore is None else truth != ignore
@@ -168,3 +168,8 @@ def folder(pairs: Mapping[str, tuple[Path, Path]], metrics: Sequence[Part], dims
         except Exception as error:
             failed[case_id] = f"{type(error).__name__}: {error}"
     return {"cases": cases, "mean": mean(cases.values()), "failed": failed}
+
+
+def _mask(labels: np.ndarray) -> np.ndarray:
+    """A picture of a mask, 0 and 255, as 0 and 1; other labels as they are."""
+    return np.where(labels == 255, 1, labels) if set(np.unique(labels)) <= {0, 255} else labels

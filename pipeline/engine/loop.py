@@ -94,7 +94,7 @@ def _start(job: Job) -> State:
     train = job.config.train
     network = job.network.to(job.device)
     if train.channels_last:
-        network = network.to(memory_format=torch.channels_last_3d if job.config.data.dims == 3 else torch.channels_last)
+        network = network.to(memory_format=_format(job.config.data.dims))  # pyright: ignore[reportCallIssue] - torch's stub lacks it
     optimizer, schedule = optim.make(train, network)
     average = None
     if train.average is not None:
@@ -334,8 +334,12 @@ def _autocast(job: Job) -> torch.autocast:
 def _image(batch: Mapping[str, Any], job: Job) -> torch.Tensor:
     image = batch["image"].to(job.device, non_blocking=True)
     if job.config.train.channels_last:
-        image = image.to(memory_format=torch.channels_last_3d if image.ndim == 5 else torch.channels_last)
+        image = image.to(memory_format=_format(image.ndim - 2))
     return image
+
+
+def _format(dims: int) -> torch.memory_format:
+    return torch.channels_last_3d if dims == 3 else torch.channels_last
 
 
 def _targets(batch: Mapping[str, Any], job: Job) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import torch
 from torch.optim import lr_scheduler
@@ -17,7 +18,7 @@ def _adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
 
 
 def _adamw(
@@ -27,7 +28,7 @@ def _adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
 
 
 def _sgd(
@@ -39,7 +40,8 @@ def _sgd(
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "adamw": _adamw, "sgd": _sgd}
 
 
-Optimizer, Schedule = torch.optim.Optimizer, lr_scheduler.LRScheduler
+Optimizer: TypeAlias = torch.optim.Optimizer
+Schedule: TypeAlias = lr_scheduler.LRScheduler
 
 
 def _cosine_restarts(optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6) -> Schedule:

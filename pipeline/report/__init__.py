@@ -1,0 +1,169 @@
+"""Turn a run into one self-contained page, report.html: scores with intervals, curves, and the cases that went worst as pictures.
+
+python -m pipeline.report RUN
+
+The page needs no network and no script. What a run lacks (a failed fold, missing answers) is stated, never an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import cli
+from pipeline.cli import say
+from pipeline.records import DONE
+from pipeline.report.charts import chart, dots, histogram
+from pipeline.report.page import DASH, Safe, clock, document, escape, number, section, table
+from pipeline.report.pictures import gallery
+from pipeline.report.runs import Run, folds_of, interval, leading_metric, load, mean_of, metric_names, option, values_of
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("report", "Turn a run into one self-contained page, RUN/report.html.")
+    p.add_argument("run", type=Path, metavar="RUN", help="folder that pipeline.train wrote")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), report, argv)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """The whole command; returns its exit code."""
+    from pipeline import files
+
+    out = arguments.run / "report.html"
+    files.write_text(out, build(arguments.run))
+    say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    return DONE
+
+
+def build(run: Path) -> str:
+    """The page of a run as HTML. Raises UserError where there is no summary.json, without which there is nothing to tell."""
+    found = load(run)
+    # The sections come first: they add to the gaps that the head lists.
+    sections = [scores(found), curves(found), groups(found), distributions(found), gallery(found), origin(found)]
+    return document(f"{found.summary.get('name', run.name)}: report", headline(found) + "\n".join(sections))
+
+
+def headline(run: Run) -> str:
+    """Name, a tile for each metric, and what is missing."""
+    folds = folds_of(run)
+    done = sum(f["status"] == "completed" for f in folds)
+    facts = [
+        f"task {run.summary.get('task', 'unknown')}",
+        f"{len(run.scored)} held-out cases",
+        f"{done} of {max(len(folds), option(run, 'data', 'folds', 'count') or 0)} folds completed",
+        f"trained for {clock(sum(f.get('seconds') or 0 for f in folds))}",
+    ]
+    gaps = "".join(f"<li>{escape(g)}</li>" for g in run.gaps)
+    missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
+    tiles = "".join(_tile(run, name) for name in metric_names(run))
+    return (
+        f"<header><h1>{escape(run.summary.get('name', run.folder.name))}</h1><p>{escape(' · '.join(facts))}</p>"
+        f'<div class="tiles">{tiles}</div>{missing}</header>\n'
+    )
+
+
+def _tile(run: Run, metric: str) -> str:
+    rivals = "".join(f"<small>{escape(name)}: {number(row.get(metric))}</small>" for name, row in run.baselines.items())
+    mean = _with_interval(run.summary["out_of_fold"].get(metric), values_of(run, metric), tag="b")
+    return f'<div class="tile"><span>{escape(metric)}</span>{mean}{rivals}</div>'
+
+
+def _with_interval(mean: Any, values: Sequence[float], tag: str = "span") -> Safe:
+    pair = interval(values)
+    return Safe(f"<{tag}>{number(mean)}</{tag}><small>{f'{pair[0]:.3f} … {pair[1]:.3f}' if pair else 'no interval'}</small>")
+
+
+def scores(run: Run) -> str:
+    """The table of folds, the out-of-fold mean with its interval, and the baselines."""
+    names = metric_names(run)
+    rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
+    mean = run.summary.get("out_of_fold") or {}
+    rows.append(("mean", ["out of fold: all cases, chosen weights", *(_with_interval(mean.get(n), values_of(run, n)) for n in names)]))
+    for name, row in run.baselines.items():
+        rows.append(("rival", [f"baseline: {name}", *(number(row.get(n)) for n in names)]))
+    note = (
+        "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 % bootstrap interval over cases. "
+        "Cases are resampled, groups are not: with few groups the doubt about a new one is larger. ✓ marks the weights chosen."
+    )
+    return section("Scores", table(["", "weights", "best epoch", "time", *names], rows), note=note)
+
+
+def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:
+    """One row for each kind of weights of a fold, the chosen ones first; a single row where it left no scores."""
+    chosen, metrics = fold.get("chosen", "best"), fold.get("metrics") or {}
+    title = Safe(f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>')
+    best = fold.get("best_epoch", -1)
+    facts = [f"{best + 1} of {fold.get('epochs')}" if best >= 0 else DASH, clock(fold.get("seconds"))]
+    if not metrics:
+        return [("", [title, DASH, *facts, *(DASH for _ in names)])]
+    rows: list[tuple[str, Sequence[object]]] = []
+    for kind in sorted(metrics, key=lambda k: k != chosen):
+        values = [number((metrics[kind] or {}).get(n)) for n in names]
+        rows.append(("", [title, f"{kind} ✓", *facts, *values]) if kind == chosen else ("other", ["", kind, "", "", *values]))
+    return rows
+
+
+def curves(run: Run) -> str:
+    """Loss, validation metrics and learning rate of each fold."""
+    if not any(run.logs.values()):
+        return section("Curves", note="No fold left a log.")
+    rows = []
+    for fold in folds_of(run):
+        log = run.logs.get(fold["fold"], [])
+        if not log:
+            rows.append(f"<h3>fold {fold['fold']}</h3><p>No log.</p>")
+            continue
+        best = fold.get("best_epoch", -1)
+        mark = best + 1 if best >= 0 else None
+        watched = sorted({k for r in log for k in r if k.startswith("val_") and k != "val_loss"})[:4]
+        charts = (
+            chart("loss", {"train": _line(log, "train_loss"), "validation": _line(log, "val_loss")}, mark=mark),
+            chart("validation", {k.removeprefix("val_"): _line(log, k) for k in watched}, mark=mark),
+            chart("learning rate", {"learning rate": _line(log, "lr")}, log=True, mark=mark),
+        )
+        rows.append(f'<h3>fold {fold["fold"]}</h3><div class="row">{"".join(charts)}</div>')
+    note = f"Epochs along x. Dashed: the best epoch by {run.summary.get('monitor', 'the monitored value')}. Learning rates on a log scale."
+    return section("Curves", *rows, note=note)
+
+
+def _line(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(record["epoch"] + 1, record[key]) for record in log if key in record]
+
+
+def groups(run: Run) -> str:
+    """Scores by group, as a table and as dots; nothing where cases have no groups."""
+    names = sorted({str(c["group"]) for c in run.scored.values() if c.get("group") is not None})
+    if not names:
+        return ""
+    metrics, rows = metric_names(run), []
+    for name in names:
+        found = [values_of(run, m, name) for m in metrics]
+        count = sum(str(c.get("group")) == name for c in run.scored.values())
+        rows.append(("", [name, count, *(_with_interval(mean_of(v), v) for v in found)]))
+    lead = leading_metric(run)
+    picture = dots(f"{lead[0]} by group", {name: values_of(run, lead[0], name) for name in names}) if lead else ""
+    return section("Groups", table(["group", "cases", *metrics], rows), f'<div class="row">{picture}</div>')
+
+
+def distributions(run: Run) -> str:
+    """A histogram of case scores for each metric."""
+    figures = [histogram(name, values, interval(values)) for name in metric_names(run) for values in [values_of(run, name)]]
+    if not figures:
+        return section("Case scores", note="No case has a score.")
+    return section("Case scores", f'<div class="row">{"".join(figures)}</div>', note="Held-out cases. Line: mean; band: its 95 % interval.")
+
+
+def origin(run: Run) -> str:
+    """The resolved config and the environment, folded away."""
+    parts = []
+    for title, name in (("Resolved config", "config.yaml"), ("Environment", "environment.json"), ("Splits", "splits.json")):
+        path = run.folder / name
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "not in the run's folder"
+        parts.append(f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>")
+    return section("Origin", *parts)

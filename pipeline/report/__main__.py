@@ -1,0 +1,5 @@
+"""``python -m pipeline.report``."""
+
+from pipeline.report import main
+
+raise SystemExit(main())

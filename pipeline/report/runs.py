@@ -1,0 +1,153 @@
+"""What a run's folder holds, read without trusting that any of it is there, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import UserError
+from pipeline.report.page import finite
+
+DRAWS = 5000
+"""Bootstrap samples behind an interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was found in a run's folder. ``logs``: epochs by fold; ``gaps``: what is not there, in words."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    cases: Mapping[str, Any]
+    logs: Mapping[int, list[dict[str, Any]]]
+    gaps: list[str] = field(default_factory=list)
+
+    @property
+    def scored(self) -> Mapping[str, Any]:
+        """Held-out cases with their fold, group and metrics, by id."""
+        return self.summary.get("cases") or {}
+
+    @property
+    def baselines(self) -> Mapping[str, Any]:
+        return self.summary.get("baselines") or {}
+
+
+def load(folder: Path) -> Run:
+    """Read what there is. Raises UserError where the folder has no summary.json."""
+    from pipeline import files
+
+    if not (folder / "summary.json").is_file():
+        raise UserError(
+            f"{folder}: no summary.json, so this is no run of which a fold has ended. Give the folder that pipeline.train wrote."
+        )
+    gaps: list[str] = []
+    summary = files.read_json(folder / "summary.json")
+    run = Run(
+        folder=folder,
+        summary=summary,
+        config=_config(folder, gaps),
+        cases=_json(folder / "cases.json", gaps),
+        logs={f["fold"]: _log(folder / f"fold_{f['fold']}" / "log.jsonl", gaps) for f in summary.get("folds", ())},
+        gaps=gaps,
+    )
+    absent = set(range(option(run, "data", "folds", "count") or 0)) - set(run.logs)
+    gaps.extend(f"fold {n} has no result yet" for n in sorted(absent))
+    gaps.extend(
+        f"fold {f['fold']} {f['status']}: {f.get('error') or 'no reason given'}" for f in folds_of(run) if f["status"] != "completed"
+    )
+    if not run.baselines and summary.get("task") != "image":
+        gaps.append("no baseline scores")
+    return run
+
+
+def _config(folder: Path, gaps: list[str]) -> Mapping[str, Any]:
+    from pipeline.config import read_yaml
+
+    try:
+        return read_yaml(folder / "config.yaml")
+    except (UserError, OSError):
+        gaps.append("config.yaml is missing or not readable")
+        return {}
+
+
+def _json(path: Path, gaps: list[str]) -> Mapping[str, Any]:
+    from pipeline import files
+
+    try:
+        return files.read_json(path)
+    except UserError:
+        gaps.append(f"{path.name} is missing or not readable")
+        return {}
+
+
+def _log(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
+    """Epochs of a log.jsonl in order; a line cut short by a kill is counted and left out."""
+    if not path.is_file():
+        gaps.append(f"{path.parent.name}/{path.name} is missing: no curves")
+        return []
+    epochs: dict[int, dict[str, Any]] = {}
+    torn = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            epochs[int(record["epoch"])] = record
+        except (ValueError, KeyError, TypeError):
+            torn += 1
+    if torn:
+        gaps.append(f"{path.parent.name}/{path.name}: {torn} unreadable lines are left out")
+    return [epochs[n] for n in sorted(epochs)]
+
+
+def folds_of(run: Run) -> list[dict[str, Any]]:
+    return sorted(run.summary.get("folds", ()), key=lambda f: f["fold"])
+
+
+def option(run: Run, *keys: str) -> Any:
+    """A value of the resolved config, None where it is not there."""
+    value: Any = run.config
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def metric_names(run: Run) -> list[str]:
+    return list(run.summary.get("out_of_fold") or {})
+
+
+def leading_metric(run: Run) -> tuple[str, int] | None:
+    """The first metric that can be ranked, and 1 where higher is better, -1 where lower is; None: there is none."""
+    from pipeline.config import ConfigError
+    from pipeline.metrics import better
+
+    for name in metric_names(run):
+        try:
+            return name, 1 if better(name) == "higher" else -1
+        except ConfigError:
+            continue
+    return None
+
+
+def values_of(run: Run, metric: str, group: str | None = None) -> list[float]:
+    """Finite scores of held-out cases, of one group where it is given."""
+    cases = [c for c in run.scored.values() if group is None or str(c.get("group")) == group]
+    return [float(v) for c in cases if finite(v := c.get("metrics", {}).get(metric))]
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean over cases (Efron and Tibshirani 1993, chapter 13); None for fewer than two."""
+    import numpy as np
+
+    if len(values) < 2:
+        return None
+    array = np.asarray(values, float)
+    picks = np.random.default_rng(seed).integers(0, len(array), (DRAWS, len(array)))
+    low, high = np.quantile(array[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
