@@ -82,6 +82,9 @@ def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Name
     except StopRequested as request:
         print(f"stopped on request ({request}); run the same command again to continue", file=sys.stderr, flush=True)
         return AGAIN
+    except OSError as error:  # a full disk, a folder that may not be written: nothing is half written, see files.whole
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     except MemoryError:
         print("error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).", file=sys.stderr)
         return FAILED
