@@ -51,7 +51,7 @@ def finish(out: Path, run: Path, seconds: float) -> None:
     test = json.loads((ROOT / out / "test_scores.json").read_text())
     print("\n" + table(summary))
     names = list(summary["out_of_fold"])
-    print(f"{'test volumes, five folds fused':<48}" + "".join(f"{test['mean'].get(n, float('nan')):>15.4f}" for n in names))
+    print(f"{'test volumes, five folds fused':<48}" + "".join(f"{test['mean'].get(n, float('nan')):>17.4f}" for n in names))
     print(f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:       {seconds / 60:.1f} minutes", flush=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,12 +252,12 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     config = predictor.config
     array, geometry = load_image(case, config.data.dims)
     say(f"  Loaded volume: {array.shape[1:]}, dtype: {array.dtype}")
-    scale = normalise.fit(config.data.normalise, array)
     tiles = tiling(config, array.shape[1:])
+    source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
     with _bar(tiles.count()) as advance:
-        soft = sliding_window(Source(array=array, scale=scale), predictor.speak, tiles, config.predict.batch, predictor.device, advance)
+        soft = sliding_window(source, _counted(predictor.speak, advance), tiles, config.predict.batch, predictor.device)
     prediction = Prediction(case_id=case.id, soft=soft, geometry=geometry)
-    facts = {"task": config.task, "suffix": files.suffix(case.image[0]), "scale": asdict(scale), "dtype": str(array.dtype)}
+    facts = {"task": config.task, "suffix": files.suffix(case.image[0]), "scale": asdict(source.scale), "dtype": str(array.dtype)}
     if predictor.save_soft:
         softs.save(predictor.output / "soft", prediction, facts)
     return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **finish(config.postprocess, prediction, predictor.output, facts)}
@@ -287,6 +287,15 @@ def _scale(facts: Mapping[str, Any]) -> Scale:
     from pipeline.data.normalise import Scale
 
     return Scale(low=tuple(facts["low"]), high=tuple(facts["high"]), to=tuple(facts["to"]), clip=facts["clip"])
+
+
+def _counted(speak: Voice, advance: Callable[[int], object]) -> Voice:
+    def speak_and_count(tiles: torch.Tensor) -> torch.Tensor:
+        soft = speak(tiles)
+        advance(len(tiles))
+        return soft
+
+    return speak_and_count
 
 
 class _bar:  # noqa: N801 - used like a function

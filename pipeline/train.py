@@ -434,14 +434,14 @@ def cases_done(run: Run) -> bool:
 def table(summary: Mapping[str, Any]) -> str:
     """Per-fold and out-of-fold scores as text."""
     names = list(summary["out_of_fold"])
-    head = f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>10}" + "".join(f"{n:>15}" for n in names)
+    head = f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>10}" + "".join(f"{n:>17}" for n in names)
     lines = [RULE, "TRAINING SUMMARY", RULE, head]
     total = 0.0
     for fold in summary["folds"]:
         total += fold["seconds"]
         for kind, scores in fold["metrics"].items() or {"": {}}.items():
             mark = "*" if kind == fold["chosen"] else ""
-            values = "".join(f"{_number(scores.get(n)):>15}" for n in names)
+            values = "".join(f"{_number(scores.get(n)):>17}" for n in names)
             lines.append(
                 f"{fold['fold']:<12}{fold['status']:<11}{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>10}{values}"
             )
@@ -449,10 +449,10 @@ def table(summary: Mapping[str, Any]) -> str:
             lines.append(f"{fold['fold']:<12}{fold['status']:<11}{fold['error']}")
     lines.append(
         f"{'out of fold':<12}{len(summary['cases'])} cases, weights marked *{_clock(total):>11}"
-        + "".join(f"{_number(summary['out_of_fold'][n]):>15}" for n in names)
+        + "".join(f"{_number(summary['out_of_fold'][n]):>17}" for n in names)
     )
     for name, scores in summary.get("baselines", {}).items():
-        lines.append(f"{name:<48}" + "".join(f"{_number(scores.get(n)):>15}" for n in names))
+        lines.append(f"{name:<48}" + "".join(f"{_number(scores.get(n)):>17}" for n in names))
     return "\n".join([*lines, RULE])
 
 

@@ -69,13 +69,11 @@ def tiling(config: Config, size: Sequence[int], tile: Sequence[int] | None = Non
 
 
 @torch.inference_mode()
-def sliding_window(
-    source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu", advance: Callable[[int], object] | None = None
-) -> np.ndarray:
+def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu") -> np.ndarray:
     """Soft answer ``(K, *S)`` float32 for a whole case.
 
-    Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when ``one_sided`` is off. ``advance`` is called
-    with the number of tiles done. Raises UserError when the device runs out of memory.
+    Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when ``one_sided`` is off. Raises UserError when
+    the device runs out of memory.
     """
     band: _Band | None = None
     try:
@@ -85,8 +83,6 @@ def sliding_window(
             band = band or _Band(tiles, soft.shape[1], device)
             for place, one in zip(places, soft, strict=True):
                 band.add(place, one)
-            if advance:
-                advance(len(places))
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory on {device} at tile {tiles.tile}, batch {batch}: reduce --patch-size or predict.batch. ({str(error).splitlines()[0]})"
