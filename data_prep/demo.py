@@ -35,10 +35,38 @@ def main() -> None:
     command("data_prep/synthetic_scroll.py", data, "--size", 64, "--train", 15, "--test", 3)
     command("-m", "pipeline.train", "--config", "configs/demo.yaml", "--data-dir", data, "--out", run, "--fold", -1)
     for fold in range(5):
-        command("-m", "pipeline.predict", "--checkpoint", run / f"fold_{fold}", "--input", data / "test_images", "--output", predictions / f"fold_{fold}", "--save-soft")
+        command(
+            "-m",
+            "pipeline.predict",
+            "--checkpoint",
+            run / f"fold_{fold}",
+            "--input",
+            data / "test_images",
+            "--output",
+            predictions / f"fold_{fold}",
+            "--save-soft",
+        )
     command("-m", "pipeline.ensemble", "--fold-dirs", *(predictions / f"fold_{n}" for n in range(5)), "--output", predictions / "ensemble")
-    command("-m", "pipeline.evaluate", "--predictions", predictions / "ensemble", "--labels", data / "test_labels", "--out", out / "test_scores.json")
-    command("-m", "pipeline.submit", "--predictions", predictions / "ensemble", "--test-dir", data / "test_images", "--out", out / "submission.zip")
+    command(
+        "-m",
+        "pipeline.evaluate",
+        "--predictions",
+        predictions / "ensemble",
+        "--labels",
+        data / "test_labels",
+        "--out",
+        out / "test_scores.json",
+    )
+    command(
+        "-m",
+        "pipeline.submit",
+        "--predictions",
+        predictions / "ensemble",
+        "--test-dir",
+        data / "test_images",
+        "--out",
+        out / "submission.zip",
+    )
     command("-m", "pipeline.report", run)
     finish(out, run, time.monotonic() - began)
 
@@ -51,7 +79,7 @@ def finish(out: Path, run: Path, seconds: float) -> None:
     test = json.loads((ROOT / out / "test_scores.json").read_text())
     print("\n" + table(summary))
     names = list(summary["out_of_fold"])
-    print(f"{'test volumes, five folds fused':<48}" + "".join(f"{test['mean'].get(n, float('nan')):>17.4f}" for n in names))
+    print(f"{'test volumes, five folds fused':<59}" + "".join(f"{test['mean'].get(n, float('nan')):>17.4f}" for n in names))
     print(f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:       {seconds / 60:.1f} minutes", flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import os
 import signal
@@ -70,6 +71,7 @@ def dashes(arguments: Sequence[str]) -> list[str]:
 def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
     """Parse, work, and turn what went wrong into a message and an exit code."""
     arguments = arguments_parser.parse_args(dashes(sys.argv[1:] if argv is None else argv))
+    _said.clear()
     if argv is None:
         stop.install()
     if isinstance(sys.stdout, TextIO) or hasattr(sys.stdout, "reconfigure"):
@@ -111,10 +113,11 @@ class _Tee:
 
 @contextlib.contextmanager
 def kept_log(folder: Path, command: str) -> Iterator[Path]:
-    """While open, everything printed also goes to ``folder/<command>_DATE_TIME.log``, line by line."""
+    """While open, everything printed also goes to ``folder/<command>_DATE_TIME.log``, line by line, after what was said before."""
     path = folder / f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     streams = sys.stdout, sys.stderr
     with path.open("a", encoding="utf-8", buffering=1) as copy:
+        copy.writelines(f"{line}\n" for line in _said)
         sys.stdout, sys.stderr = _Tee(sys.stdout, copy), _Tee(sys.stderr, copy)  # type: ignore[assignment]
         try:
             yield path
@@ -122,8 +125,13 @@ def kept_log(folder: Path, command: str) -> Iterator[Path]:
             sys.stdout, sys.stderr = streams
 
 
+_said: collections.deque[str] = collections.deque(maxlen=10_000)
+"""Lines of this command so far: checks speak before the run folder, and so its log, exists."""
+
+
 def say(text: str = "") -> None:
     """One line to standard output, flushed."""
+    _said.append(text)
     print(text, flush=True)
 
 

@@ -432,28 +432,31 @@ def cases_done(run: Run) -> bool:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Per-fold and out-of-fold scores as text."""
+    """Per-fold and out-of-fold scores as text; ``*`` marks the weights that speak for a fold."""
     names = list(summary["out_of_fold"])
-    head = f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>10}" + "".join(f"{n:>17}" for n in names)
-    lines = [RULE, "TRAINING SUMMARY", RULE, head]
-    total = 0.0
+    monitor = summary["monitor"]
+    lines = [
+        RULE,
+        "TRAINING SUMMARY",
+        RULE,
+        f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>9}{monitor:>12}" + "".join(f"{n:>17}" for n in names),
+    ]
     for fold in summary["folds"]:
-        total += fold["seconds"]
-        for kind, scores in fold["metrics"].items() or {"": {}}.items():
+        start = f"{fold['fold']:<12}{fold['status']:<11}"
+        for kind, scores in fold["metrics"].items():
             mark = "*" if kind == fold["chosen"] else ""
-            values = "".join(f"{_number(scores.get(n)):>17}" for n in names)
-            lines.append(
-                f"{fold['fold']:<12}{fold['status']:<11}{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>10}{values}"
-            )
+            middle = f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>9}{_number(fold['score']):>12}"
+            lines.append(start + middle + _row(scores, names))
         if fold["error"]:
-            lines.append(f"{fold['fold']:<12}{fold['status']:<11}{fold['error']}")
-    lines.append(
-        f"{'out of fold':<12}{len(summary['cases'])} cases, weights marked *{_clock(total):>11}"
-        + "".join(f"{_number(summary['out_of_fold'][n]):>17}" for n in names)
-    )
-    for name, scores in summary.get("baselines", {}).items():
-        lines.append(f"{name:<48}" + "".join(f"{_number(scores.get(n)):>17}" for n in names))
+            lines.append(start + fold["error"])
+    total = _clock(sum(fold["seconds"] for fold in summary["folds"]))
+    lines.append(f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>27}{'':>12}" + _row(summary["out_of_fold"], names))
+    lines += [f"{name:<59}" + _row(scores, names) for name, scores in summary.get("baselines", {}).items()]
     return "\n".join([*lines, RULE])
+
+
+def _row(scores: Mapping[str, float | None], names: Sequence[str]) -> str:
+    return "".join(f"{_number(scores.get(n)):>17}" for n in names)
 
 
 def _number(value: float | None) -> str:

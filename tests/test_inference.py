@@ -50,7 +50,9 @@ def test_equals_monai_in_2d() -> None:
     tiles = Tiling(size=(70, 45), tile=(32, 16), overlap=8, one_sided=False)
     # MONAI takes a share of each axis: 8 of 32 and 4 of 16 would differ from ours, so compare where both share a quarter.
     square = Tiling(size=(70, 45), tile=(32, 32), overlap=8, one_sided=False)
-    np.testing.assert_allclose(sliding_window(given, lambda x: network(x)["main"], square), monai(given.array, (32, 32), 0.25, network), atol=1e-5)
+    np.testing.assert_allclose(
+        sliding_window(given, lambda x: network(x)["main"], square), monai(given.array, (32, 32), 0.25, network), atol=1e-5
+    )
     assert sliding_window(given, lambda x: network(x)["main"], tiles).shape == (2, 70, 45)
 
 

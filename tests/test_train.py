@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import TINY, competition_folder
+from conftest import competition_folder
 
 from pipeline import train
 from pipeline.engine import loop
@@ -347,11 +347,15 @@ def test_summary_table_shows_failures() -> None:
         ],
         "out_of_fold": {"dice": 0.5},
         "cases": {"a": {}},
+        "monitor": "val_loss",
     }
     text = train.table(summary)
     assert "RuntimeError: x" in text
     assert "0:01:01" in text
 
 
-def test_tiny_is_a_valid_config() -> None:
-    assert "surface_dice" in TINY
+def test_console_output_is_kept(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log holds all that was printed, the checks before the run folder existed included."""
+    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 0
+    (log,) = (tmp_path / "run").glob("train_*.log")
+    assert log.read_text().splitlines() == capsys.readouterr().out.splitlines()

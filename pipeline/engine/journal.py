@@ -13,6 +13,10 @@ import numpy as np
 from pipeline import files
 
 
+LEGIBLE = 256
+"""Pixels that a preview is at least about high."""
+
+
 class Journal:
     """Writer of one fold's records. ``history`` is what a resumed run already knows: the files are laid anew from it."""
 
@@ -53,6 +57,8 @@ class Journal:
     def preview(self, epoch: int, panels: Sequence[np.ndarray]) -> None:
         """Panels ``(*S)`` or ``(C, *S)`` in [0, 1], middle slices side by side, to ``previews/`` and TensorBoard."""
         picture = np.concatenate([_slice(p) for p in panels], axis=1)
+        times = max(1, LEGIBLE // picture.shape[0])
+        picture = picture.repeat(times, 0).repeat(times, 1)
         files.write(self.folder / "previews" / f"epoch_{epoch + 1:04d}.png", np.moveaxis(picture, -1, 0))
         self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
 

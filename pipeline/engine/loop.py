@@ -318,11 +318,18 @@ def preview_panels(job: Job, network: torch.nn.Module) -> list[np.ndarray]:
     batch = next(iter(job.val.epoch(-1)))
     network.eval()
     soft = TASKS[job.config.task].soft(network(_image(batch, job))["main"])[0].cpu().numpy()
-    target = batch[next(iter(job.config.targets))][0].float().numpy()
-    if job.config.task == "labels":
-        target = target / max(1.0, float(target.max()))
-        soft = soft if len(soft) == 1 else soft.argmax(0)[None] / (len(soft) - 1)
-    return [batch["image"][0].numpy(), target, soft]
+    image, target = batch["image"][0].numpy(), batch[next(iter(job.config.targets))][0].numpy()
+    if job.config.task == "image":
+        return [_shown(panel, image) for panel in (image, target, soft)]
+    most = job.config.data.classes - 1
+    truth = np.where(target == job.config.data.ignore_label, 0.35, target / most)  # the ignored: dark grey
+    return [_shown(image, image), truth, soft if len(soft) == 1 else soft.argmax(0)[None] / most]
+
+
+def _shown(panel: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """On the grey scale of ``image``, whatever range it was normalised to."""
+    low, high = float(image.min()), float(image.max())
+    return (panel - low) / max(high - low, 1e-6)
 
 
 def _autocast(job: Job) -> torch.autocast:
