@@ -12,7 +12,6 @@ import numpy as np
 
 from pipeline import files
 
-
 LEGIBLE = 256
 """Pixels that a preview is at least about high."""
 
