@@ -31,16 +31,15 @@ def hysteresis(array: np.ndarray, low: float, high: float, connectivity: int = 2
     return morphology.hysteresis(soft >= low, soft >= high, connectivity).astype(np.uint8)
 
 
-def walls(array: np.ndarray, low: float = 0.3, depth: float = 2.0, least: int = 30, above: float = 0.0) -> np.ndarray:
-    """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies (:func:`pipeline.morphology.walls`), where the probability is ``above`` or more.
+def walls(array: np.ndarray, low: float = 0.05, depth: float = 1.5, least: int = 5, merge: float = 0.5) -> np.ndarray:
+    """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies, as :func:`pipeline.morphology.walls` defines them.
 
     For surfaces that close, such as membranes of cells; papyrus sheets, which end freely, want threshold or hysteresis.
     """
     soft = _only_channel(array, "walls")
     _size("walls: depth", depth)
     _size("walls: least", least)
-    found = morphology.walls(soft, _probability("walls: low", low), depth, least)
-    return (found & (soft >= _probability("walls: above", above))).astype(np.uint8)
+    return morphology.walls(soft, _probability("walls: low", low), depth, least, _probability("walls: merge", merge)).astype(np.uint8)
 
 
 def argmax(array: np.ndarray) -> np.ndarray:

@@ -331,3 +331,31 @@ def test_walls_need_two_seeds() -> None:
 def test_walls_of_nothing_are_nothing() -> None:
     for value in (0.0, 1.0):
         assert not morphology.walls(np.full((8, 8, 8), value, np.float32), 0.3, 2.0).any()
+
+
+def test_weak_boundaries_are_dissolved() -> None:
+    """Three slabs, the first boundary strong (0.9), the second weak (0.3): merging at 0.5 keeps the first alone."""
+    soft = np.full((30, 10, 10), 0.02, np.float32)
+    soft[9:11], soft[19:21] = 0.9, 0.3
+    both = morphology.walls(soft, 0.1, 1.0)
+    assert sorted(set(np.flatnonzero(both.any((1, 2))))) == [9, 10, 19, 20]
+    one = morphology.walls(soft, 0.1, 1.0, merge=0.5)
+    assert sorted(set(np.flatnonzero(one.any((1, 2))))) == [9, 10]
+    assert not morphology.walls(soft, 0.1, 1.0, merge=1.0).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_merging_mends_what_small_seeds_split(seed: int) -> None:
+    """Noise gives many seeds a cell; merged, there are as many bodies as cells again."""
+    bodies, label = foam(seed)
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=label.shape), 1.5)
+    soft = np.clip(np.where(label, 0.8, 0.06) + noise / noise.std() * 0.04, 0, 1).astype(np.float32)
+
+    def cells(mask: np.ndarray) -> int:
+        return morphology.components(morphology.dust(~mask, 30, 6), 6)[1]
+
+    assert cells(morphology.walls(soft, 0.05, 1.0, least=5)) > len(np.unique(bodies))
+    merged = morphology.walls(soft, 0.05, 1.0, least=5, merge=0.5)
+    assert cells(merged) == len(np.unique(bodies))
+    assert 2 * (merged & label).sum() / (merged.sum() + label.sum()) > 0.97
