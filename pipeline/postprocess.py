@@ -31,7 +31,7 @@ def hysteresis(array: np.ndarray, low: float, high: float, connectivity: int = 2
     return morphology.hysteresis(soft >= low, soft >= high, connectivity).astype(np.uint8)
 
 
-def walls(array: np.ndarray, low: float = 0.05, depth: float = 1.5, least: int = 5, merge: float = 0.5) -> np.ndarray:
+def walls(array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int = 5, merge: float = 0.5) -> np.ndarray:
     """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies, as :func:`pipeline.morphology.walls` defines them.
 
     For surfaces that close, such as membranes of cells; papyrus sheets, which end freely, want threshold or hysteresis.
