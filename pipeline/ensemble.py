@@ -85,7 +85,7 @@ def ensemble(arguments: argparse.Namespace) -> int:
                 "members": [{"folder": str(f), "weight": w} for f, w in folders],
                 "fusion": spec.fusion,
                 "postprocess": [dataclasses.asdict(s) for s in steps],
-                "ignore_label": before.get("ignore_label"),
+                **{k: before[k] for k in ("ignore_label",) if k in before},
                 "files": rows,
             },
         )

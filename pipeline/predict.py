@@ -234,6 +234,7 @@ def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None
     summary = {
         "models": predictor.models,
         "task": predictor.config.task,
+        "ignore_label": predictor.config.data.ignore_label,
         "predict": config["predict"],
         "postprocess": config["postprocess"],
         "files": rows,

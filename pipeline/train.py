@@ -445,7 +445,8 @@ def table(summary: Mapping[str, Any]) -> str:
         start = f"{fold['fold']:<12}{fold['status']:<11}"
         for kind, scores in fold["metrics"].items():
             mark = "*" if kind == fold["chosen"] else ""
-            middle = f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>9}{_number(fold['score']):>12}"
+            score = fold["score"] if kind == "best" else None
+            middle = f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>9}{_number(score):>12}"
             lines.append(start + middle + _row(scores, names))
         if fold["error"]:
             lines.append(start + fold["error"])

@@ -348,6 +348,20 @@ def test_evaluate_writes_the_contract(surfaces: Path, tmp_path: Path) -> None:
     assert evaluate.main(["--predictions", str(tmp_path / "p"), "--labels", str(labels)]) == 2
 
 
+def test_the_ignored_label_travels_with_predictions(run: Path, surfaces: Path, tmp_path: Path) -> None:
+    """From the model's config through predict and ensemble to evaluate: value 2 is no class there, whatever the answers hold."""
+    inputs, labels = surfaces / "train_images", surfaces / "train_labels"
+    assert go(run, inputs, tmp_path / "p", "--save-soft") == 0
+    assert ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "e")]) == 0
+    for folder in ("p", "e"):
+        assert json.loads((tmp_path / folder / "summary.json").read_text())["ignore_label"] == 2
+        out = tmp_path / f"{folder}.json"
+        assert (
+            evaluate.main(["--predictions", str(tmp_path / folder), "--labels", str(labels), "--metrics", "dice", "--out", str(out)]) == 0
+        )
+        assert list(json.loads(out.read_text())["mean"]) == ["dice"]
+
+
 def test_a_wrong_shape_is_a_failed_case_and_exit_3(surfaces: Path, tmp_path: Path) -> None:
     labels = surfaces / "train_labels"
     (tmp_path / "p").mkdir()
