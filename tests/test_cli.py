@@ -1,0 +1,94 @@
+"""What commands share: spelling of options, exit codes, the kept log, requests to stop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.records import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("probe", "Test.")
+    p.add_argument("--data-dir")
+    return p
+
+
+@pytest.mark.parametrize("spelling", [["--data-dir", "a_b"], ["--data_dir", "a_b"], ["--data_dir=a_b"]])
+def test_dash_and_underscore_are_the_same(spelling: list[str]) -> None:
+    seen = []
+    cli.run(parser(), lambda a: seen.append(a.data_dir) or 0, spelling)
+    assert seen == ["a_b"]
+
+
+def test_options_are_not_abbreviated() -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run(parser(), lambda a: 0, ["--data", "x"])
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("mend this"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (MemoryError(), 1),
+        (cli.StopRequested("SIGTERM"), 75),
+    ],
+)
+def test_errors_become_messages_and_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(_: argparse.Namespace) -> int:
+        raise error
+
+    assert cli.run(parser(), work, []) == code
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "Traceback" not in told
+
+
+def test_a_programming_error_keeps_its_traceback() -> None:
+    def work(_: argparse.Namespace) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(parser(), work, [])
+
+
+def test_a_signal_only_sets_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    monkeypatch.setattr(cli.stop, "signal", None)
+    try:
+        cli.stop.install()
+        cli.stop.check()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(cli.StopRequested, match="SIGUSR1"):
+            cli.stop.check()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(_: argparse.Namespace) -> int:
+        cli.say("first")
+        with cli.kept_log(tmp_path, "probe") as path:
+            cli.say("second")
+            print("third\r", end="")
+        cli.say("fourth")
+        assert path.read_text() == "first\nsecond\n"
+        return 0
+
+    assert cli.run(parser(), work, []) == 0
+    assert capsys.readouterr().out == "first\nsecond\nthird\rfourth\n"
+
+
+def test_progress_yields_everything() -> None:
+    assert list(cli.progress(range(3), "x")) == [0, 1, 2]
+    advance = cli.counter("x")
+    for n in range(3):
+        advance(n + 1, 3)
