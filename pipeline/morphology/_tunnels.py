@@ -1,0 +1,261 @@
+"""Which squares close a tunnel of one mask inside the union of two: the compiled part of :mod:`pipeline.morphology.counts`.
+
+A volume is a cubical complex with voxels as vertices. It is given as codes ``(X + 2, Y + 2, Z + 2)`` with a margin of zeros: a voxel
+holds the bits FIRST, SECOND and UNION where it lies in those masks, and EXISTS everywhere. The code of an edge, square or cube
+is the bitwise and of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its smallest corner
+at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at ``i``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+FIRST, SECOND, UNION, EXISTS = 1, 2, 4, 8
+JOINED, APPARENT = 1, 2
+
+
+@njit(cache=True, inline="always")
+def _class(code, own):
+    """0: inside the mask whose bit is ``own``; 1: elsewhere in the union; 2: outside. Cells are ordered by class, then position."""
+    return 0 if code & own else (1 if code & UNION else 2)
+
+
+@njit(cache=True, inline="always")
+def _square_code(codes, i, t, steps):
+    a, b = steps[(t + 1) % 3], steps[(t + 2) % 3]
+    return codes[i] & codes[i + a] & codes[i + b] & codes[i + a + b]
+
+
+@njit(cache=True, inline="always")
+def _faces(square, steps):
+    """The four edges of a square."""
+    i, t = square // 3, square % 3
+    u, v = (t + 1) % 3, (t + 2) % 3
+    return 3 * i + u, 3 * i + v, 3 * (i + steps[u]) + v, 3 * (i + steps[v]) + u
+
+
+@njit(cache=True, inline="always")
+def _edge_key(codes, edge, steps, own, count):
+    i = edge // 3
+    return _class(codes[i] & codes[i + steps[edge % 3]], own) * count + edge
+
+
+@njit(cache=True)
+def _spanning_edges(codes, steps, own):
+    """Edges that no cycle ends with: the first edge at each voxel, for it lies in the minimum spanning tree (cut property)."""
+    count = 3 * codes.size
+    tree = np.zeros(count, np.bool_)
+    for i in range(steps[0], codes.size - steps[0]):
+        if codes[i]:
+            best, best_edge = 3 * count, -1
+            for t in range(3):
+                for start in (i - steps[t], i):
+                    if codes[start] & codes[start + steps[t]] & EXISTS:
+                        key = _edge_key(codes, 3 * start + t, steps, own, count)
+                        if key < best:
+                            best, best_edge = key, 3 * start + t
+            if best_edge >= 0:
+                tree[best_edge] = True
+    return tree
+
+
+@njit(cache=True, inline="always")
+def _root(parent, i):
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@njit(cache=True, inline="always")
+def _join(parent, square, steps, exists):
+    """Join the two cubes at a square, 0 standing for the outside; False if they were together."""
+    i = square // 3
+    j = i - steps[square % 3]
+    one, two = _root(parent, i if exists[i] else 0), _root(parent, j if exists[j] else 0)
+    if one == two:
+        return False
+    # The outside, and otherwise the smaller index, stays: paths then point one way.
+    if one < two:
+        parent[two] = one
+    else:
+        parent[one] = two
+    return True
+
+
+@njit(cache=True)
+def _last_faces(codes, steps, own, state):
+    """Join every cube with its neighbour across its last face (which is in the maximum spanning tree) and mark the face."""
+    count = 3 * codes.size
+    exists = np.zeros(codes.size, np.bool_)
+    for i in range(codes.size - steps[0] - steps[1] - steps[2]):
+        exists[i] = (_square_code(codes, i, 0, steps) & _square_code(codes, i + steps[0], 0, steps) & EXISTS) != 0
+    parent = np.arange(codes.size).astype(np.int32)
+    for i in range(codes.size):
+        if exists[i]:
+            best, best_square = -1, -1
+            for t in range(3):
+                for corner in (i, i + steps[t]):
+                    key = _class(_square_code(codes, corner, t, steps), own) * count + 3 * corner + t
+                    if key > best:
+                        best, best_square = key, 3 * corner + t
+            if state[best_square] != JOINED:
+                state[best_square] = JOINED
+                _join(parent, best_square, steps, exists)
+    return parent, exists
+
+
+@njit(cache=True, inline="always")
+def _last_edge(codes, square, steps, own, count):
+    best = -1
+    for edge in _faces(square, steps):
+        best = max(best, _edge_key(codes, edge, steps, own, count))
+    return best % count
+
+
+@njit(cache=True, inline="always")
+def _first_square(codes, edge, steps, own, count):
+    i, t = edge // 3, edge % 3
+    best = 3 * count
+    for u in range(3):
+        if u != t:
+            normal = 3 - t - u
+            for corner in (i - steps[u], i):
+                code = _square_code(codes, corner, normal, steps)
+                if code & EXISTS:
+                    best = min(best, _class(code, own) * count + 3 * corner + normal)
+    return best % count
+
+
+@njit(cache=True)
+def _sort_out(codes, steps, own, state, owner):
+    """Mark apparent pairs (an edge that is the last of a square which is the edge's first); returns the other squares in order."""
+    count = 3 * codes.size
+    size = np.zeros(3, np.int64)
+    last = codes.size - steps[0] - steps[1]
+    for sweep in range(2):
+        if sweep == 1:
+            rest = np.empty(size.sum(), np.int32)
+            place = np.array([0, size[0], size[0] + size[1]])
+        for i in range(steps[0], last):
+            if codes[i]:
+                for t in range(3):
+                    square = 3 * i + t
+                    code = _square_code(codes, i, t, steps)
+                    if not code & EXISTS or state[square]:
+                        continue
+                    kind = _class(code, own)
+                    if sweep == 1:
+                        rest[place[kind]] = square
+                        place[kind] += 1
+                        continue
+                    edge = _last_edge(codes, square, steps, own, count)
+                    if _first_square(codes, edge, steps, own, count) == square:
+                        state[square] = APPARENT
+                        owner[edge] = square
+                    else:
+                        size[kind] += 1
+    return rest
+
+
+@njit(cache=True, inline="always")
+def _highest(word):
+    n = 0
+    for shift in (32, 16, 8, 4, 2, 1):
+        if word >> np.uint64(shift):
+            word >>= np.uint64(shift)
+            n += shift
+    return n
+
+
+@njit(cache=True, inline="always")
+def _flip(key, bits, words, blocks):
+    """Add a row to the column modulo 2. Two levels above the bits say where any is set."""
+    one = np.uint64(1)
+    w = key >> 6
+    bits[w] ^= one << np.uint64(key & 63)
+    b = w >> 6
+    if bits[w]:
+        words[b] |= one << np.uint64(w & 63)
+    else:
+        words[b] &= ~(one << np.uint64(w & 63))
+    if words[b]:
+        blocks[b >> 6] |= one << np.uint64(b & 63)
+    else:
+        blocks[b >> 6] &= ~(one << np.uint64(b & 63))
+
+
+@njit(cache=True, inline="always")
+def _top(bits, words, blocks, start):
+    """Largest row of the column, -1 if it is empty; ``start`` is an index of ``blocks`` above which nothing is set."""
+    for k in range(start, -1, -1):
+        if blocks[k]:
+            b = (k << 6) + _highest(blocks[k])
+            w = (b << 6) + _highest(words[b])
+            return (w << 6) + _highest(bits[w])
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def closing_squares(codes, steps, own):
+    """Squares outside the union, in their order, that close a class of cycles of the mask ``own`` within the growing union.
+
+    Reduces the boundary matrix with the squares of mask, union and outside in this order as columns, and the edges ordered in the same
+    way as rows: a square of the outside whose reduced column lies in the mask is one of those sought.
+    """
+    count = 3 * codes.size
+    state = np.zeros(count, np.uint8)
+    owner = np.full(count, -1, np.int32)  # of an edge: the apparent square, or -2 - k for the k-th stored column
+    tree = _spanning_edges(codes, steps, own)
+    parent, exists = _last_faces(codes, steps, own, state)
+    rest = _sort_out(codes, steps, own, state, owner)
+    for n in range(len(rest) - 1, -1, -1):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
+        if _join(parent, rest[n], steps, exists):
+            state[rest[n]] = JOINED
+    bits = np.zeros((3 * count >> 6) + 1, np.uint64)
+    words = np.zeros((len(bits) >> 6) + 1, np.uint64)
+    blocks = np.zeros((len(words) >> 6) + 1, np.uint64)
+    starts = [0]
+    stored, used = np.empty(1 << 16, np.int32), 0
+    found = [0]
+    for square in rest:
+        if state[square] == JOINED:
+            continue
+        outside = _class(_square_code(codes, square // 3, square % 3, steps), own) == 2
+        start = 0
+        for edge in _faces(square, steps):
+            if not tree[edge]:
+                key = _edge_key(codes, edge, steps, own, count)
+                _flip(key, bits, words, blocks)
+                start = max(start, key >> 18)
+        while True:
+            top = _top(bits, words, blocks, start)
+            if top < 0:
+                break
+            start = top >> 18
+            edge = top % count
+            who = owner[edge]
+            if who == -1:
+                break
+            if who >= 0:
+                for other in _faces(who, steps):
+                    if not tree[other]:
+                        _flip(_edge_key(codes, other, steps, own, count), bits, words, blocks)
+            else:
+                for n in range(starts[-2 - who], starts[-1 - who]):
+                    _flip(stored[n], bits, words, blocks)
+        if top < 0:
+            continue
+        if outside and top < count:
+            found.append(square)
+        owner[edge] = -1 - len(starts)
+        while top >= 0:
+            if used == len(stored):
+                stored = np.concatenate((stored, np.empty(used, np.int32)))
+            stored[used] = top
+            used += 1
+            _flip(top, bits, words, blocks)
+            top = _top(bits, words, blocks, top >> 18)
+        starts.append(used)
+    return np.array(found[1:])

@@ -1,0 +1,120 @@
+"""Betti matching of two binary masks: how many components, tunnels and cavities they have, and how many they share.
+
+Stucki et al., ICML 2023 (arXiv:2211.15272) and arXiv:2407.04683: both masks are filtered together with their union, and features
+are matched when the same cell ends them in the union. For masks all features appear and end together, which leaves little to compute:
+components and cavities follow from labelled arrays, and only tunnels that both masks have ask for a matrix reduction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline import morphology
+from pipeline.records import UserError
+
+Counts = tuple[tuple[int, int, int], ...]
+"""For each dimension: features matched, in the first mask, in the second."""
+
+MOST_VOXELS = (2**31 - 1) // 9
+"""Cells are numbered in 32 bits, in three classes of three to a voxel."""
+
+
+def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
+    """Matched, predicted and true features: components, tunnels, cavities of ``(Z, Y, X)``; components, holes of ``(Y, X)``.
+
+    Masks are bool or non-zero where foreground, which is 6-connected (2D: 4) before a 26-connected (8) background that goes on
+    beyond the array. The first component of a mask never counts: an empty mask and a single component have 0. The counts are
+    those of the published matcher, ties and order of axes included. A volume may have axes of length 1.
+
+    Raises UserError for masks of different shape and for more than 238 million voxels.
+    """
+    if prediction.shape != target.shape or prediction.ndim not in (2, 3):
+        raise UserError(f"Betti matching takes two masks (Y, X) or (Z, Y, X) of one shape, got {prediction.shape} and {target.shape}.")
+    shape = (1,) * (3 - prediction.ndim) + prediction.shape
+    p, g = (np.ascontiguousarray(mask != 0).reshape(shape) for mask in (prediction, target))
+    found, true = _features(p), _features(g)
+    rows = [[0, a, b] for a, b in zip(found, true, strict=True)]
+    for row, match in zip(rows, (_components, _tunnels, _cavities), strict=True):
+        if row[1] and row[2]:
+            row[0] = match(p, g)
+    return tuple((m, a, b) for m, a, b in rows[: prediction.ndim])
+
+
+def _features(mask: np.ndarray) -> tuple[int, int, int]:
+    if not mask.any():
+        return 0, 0, 0
+    b0, b1, b2 = morphology.betti_numbers(mask, connectivity=6)
+    return b0 - 1, b1, b2
+
+
+def _components(p: np.ndarray, g: np.ndarray) -> int:
+    """Components of the union join, one after the other, the part that has been swept, in the order in which an edge reaches them.
+
+    The edges outside the union come in the order of their lower ends, and behind that sweep all is joined. A joining is a match
+    when both sides hold voxels of both masks.
+    """
+    labels, count = morphology.components(p | g, connectivity=6)
+    in_p, in_g = _present(labels, p, count), _present(labels, g, count)
+    if (in_p & in_g).all():
+        return count - 1
+    order = np.argsort(_arrivals(labels, count), kind="stable")
+    p_before, g_before = (np.logical_or.accumulate(x[order])[:-1] for x in (in_p, in_g))
+    return int(np.count_nonzero(p_before & g_before & in_p[order][1:] & in_g[order][1:]))
+
+
+def _present(labels: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """For each component whether it meets the mask."""
+    return np.bincount(labels[mask], minlength=count + 1)[1:] > 0
+
+
+def _arrivals(labels: np.ndarray, count: int) -> np.ndarray:
+    """For each component when the first edge from a smaller voxel ends in it: three times that voxel's index plus the axis."""
+    shape = labels.shape
+    plane, row = shape[1] * shape[2], shape[2]
+    first = np.full(count + 1, np.iinfo(np.int64).max)
+
+    def enter(part: np.ndarray, offset: int, step: int, axis: int) -> None:
+        numbers, place = np.unique(part, return_index=True)
+        np.minimum.at(first, numbers, 3 * (place + offset - step) + axis)
+
+    # The smallest lower end of a voxel lies along the first axis that has one.
+    enter(labels[1:].ravel(), plane, plane, 0)
+    enter(labels[0, 1:].ravel(), row, row, 1)
+    enter(labels[0, 0, 1:].ravel(), 1, 1, 2)
+    first[labels[0, 0, 0]] = -1
+    return first[1:]
+
+
+def _cavities(p: np.ndarray, g: np.ndarray) -> int:
+    """A cavity of a mask picks the cavity of the union inside it that has the last voxel; a match is picked from both sides."""
+    labels, count = _outside_and_cavities(p | g)
+    where = np.flatnonzero(labels > 1)
+    last = np.zeros(count + 1, np.int64)
+    last[labels.ravel()[where]] = where  # of repeated entries the last one stays
+    last = np.sort(last[2:])
+    picks = []
+    for mask in (p, g):
+        own = _outside_and_cavities(mask)[0].ravel()[last]
+        picks.append({cavity: place for cavity, place in zip(own.tolist(), last.tolist(), strict=True) if cavity > 1})
+    return len(set(picks[0].values()) & set(picks[1].values()))
+
+
+def _outside_and_cavities(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Components of the padded background: 1 is the outside, the others are cavities."""
+    return morphology.components(np.pad(~mask, 1, constant_values=True), connectivity=26)
+
+
+def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
+    """Squares that end a tunnel of both masks inside the union.
+
+    A tunnel of a mask lives on in the union that grows over the outside, square by square; the square that ends it there is its image
+    pair. In the two-valued filtration every such pair is a feature of all three, so that counting common squares is all.
+    """
+    from pipeline.morphology._tunnels import EXISTS, FIRST, SECOND, UNION, closing_squares
+
+    codes = np.pad(p * np.uint8(FIRST) + g * np.uint8(SECOND) + (p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
+    if codes.size > MOST_VOXELS:
+        raise UserError(f"Betti matching takes at most {MOST_VOXELS:,} voxels, these masks have the shape {p.shape}. Match them in parts.")
+    steps = np.array([codes.shape[1] * codes.shape[2], codes.shape[2], 1])
+    first, second = (closing_squares(codes.ravel(), steps, own) for own in (FIRST, SECOND))
+    return len(np.intersect1d(first, second, assume_unique=True))
