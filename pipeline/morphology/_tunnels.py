@@ -170,8 +170,9 @@ def _highest(word):
 
 
 @njit(cache=True, inline="always")
-def _flip(key, bits, words, blocks):
+def _flip(key, column):
     """Add a row to the column modulo 2. Two levels above the bits say where any is set."""
+    bits, words, blocks = column
     one = np.uint64(1)
     w = key >> 6
     bits[w] ^= one << np.uint64(key & 63)
@@ -187,8 +188,9 @@ def _flip(key, bits, words, blocks):
 
 
 @njit(cache=True, inline="always")
-def _top(bits, words, blocks, start):
-    """Largest row of the column, -1 if it is empty; ``start`` is an index of ``blocks`` above which nothing is set."""
+def _top(column, start):
+    """Largest row of the column, -1 if it is empty; ``start`` is an index of its blocks above which nothing is set."""
+    bits, words, blocks = column
     for k in range(start, -1, -1):
         if blocks[k]:
             b = (k << 6) + _highest(blocks[k])
@@ -197,65 +199,75 @@ def _top(bits, words, blocks, start):
     return -1
 
 
+@njit(cache=True)
+def _add_boundary(square, codes, steps, own, tree, column):
+    """Add a square's edges to the column, those left out that no cycle ends with."""
+    for edge in _faces(square, steps):
+        if not tree[edge]:
+            _flip(_edge_key(codes, edge, steps, own, len(tree)), column)
+
+
+@njit(cache=True)
+def _reduce(codes, steps, own, tree, owner, columns, column):
+    """Add earlier columns to the column until its last row is nobody's; returns that row, or -1 where nothing is left."""
+    starts, stored = columns
+    top = _top(column, len(column[2]) - 1)
+    while top >= 0:
+        who = owner[top % len(tree)]
+        if who == -1:
+            break
+        if who >= 0:
+            _add_boundary(who, codes, steps, own, tree, column)
+        else:
+            for n in range(starts[-2 - who], starts[-1 - who]):
+                _flip(np.int64(stored[n]), column)
+        top = _top(column, top >> 18)
+    return top
+
+
+@njit(cache=True)
+def _drain(top, stored, used, column):
+    """Move the rows of the column to the end of ``stored``, which may have to grow; returns it and what of it is used."""
+    while top >= 0:
+        if used == len(stored):
+            stored = np.concatenate((stored, np.empty(used, np.int32)))
+        stored[used] = top
+        used += 1
+        _flip(top, column)
+        top = _top(column, top >> 18)
+    return stored, used
+
+
 @njit(cache=True, nogil=True)
 def closing_squares(codes, steps, own):
     """Squares outside the union, in their order, that close a class of cycles of the mask ``own`` within the growing union.
 
     Reduces the boundary matrix with the squares of mask, union and outside in this order as columns, and the edges ordered in the same
-    way as rows: a square of the outside whose reduced column lies in the mask is one of those sought.
+    way as rows: a square of the outside whose reduced column lies in the mask is one of those sought. ``codes`` is flat, ``steps``
+    are the distances in it from a voxel to its three next ones.
     """
-    count = 3 * codes.size
-    state = np.zeros(count, np.uint8)
-    owner = np.full(count, -1, np.int32)  # of an edge: the apparent square, or -2 - k for the k-th stored column
+    state = np.zeros(3 * codes.size, np.uint8)
+    owner = np.full(3 * codes.size, -1, np.int32)  # of an edge: the apparent square, or -2 - k for the k-th stored column
     tree = _spanning_edges(codes, steps, own)
     parent, exists = _last_faces(codes, steps, own, state)
     rest = _sort_out(codes, steps, own, state, owner)
     for n in range(len(rest) - 1, -1, -1):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
         if _join(parent, rest[n], steps, exists):
             state[rest[n]] = JOINED
-    bits = np.zeros((3 * count >> 6) + 1, np.uint64)
+    bits = np.zeros((9 * codes.size >> 6) + 1, np.uint64)
     words = np.zeros((len(bits) >> 6) + 1, np.uint64)
-    blocks = np.zeros((len(words) >> 6) + 1, np.uint64)
-    starts = [0]
-    stored, used = np.empty(1 << 16, np.int32), 0
+    column = (bits, words, np.zeros((len(words) >> 6) + 1, np.uint64))
+    starts = np.zeros(len(rest) + 1, np.int64)
+    stored, known = np.empty(1 << 16, np.int32), 0
     found = [0]
     for square in rest:
-        if state[square] == JOINED:
-            continue
-        outside = _class(_square_code(codes, square // 3, square % 3, steps), own) == 2
-        start = 0
-        for edge in _faces(square, steps):
-            if not tree[edge]:
-                key = _edge_key(codes, edge, steps, own, count)
-                _flip(key, bits, words, blocks)
-                start = max(start, key >> 18)
-        while True:
-            top = _top(bits, words, blocks, start)
-            if top < 0:
-                break
-            start = top >> 18
-            edge = top % count
-            who = owner[edge]
-            if who == -1:
-                break
-            if who >= 0:
-                for other in _faces(who, steps):
-                    if not tree[other]:
-                        _flip(_edge_key(codes, other, steps, own, count), bits, words, blocks)
-            else:
-                for n in range(starts[-2 - who], starts[-1 - who]):
-                    _flip(stored[n], bits, words, blocks)
-        if top < 0:
-            continue
-        if outside and top < count:
-            found.append(square)
-        owner[edge] = -1 - len(starts)
-        while top >= 0:
-            if used == len(stored):
-                stored = np.concatenate((stored, np.empty(used, np.int32)))
-            stored[used] = top
-            used += 1
-            _flip(top, bits, words, blocks)
-            top = _top(bits, words, blocks, top >> 18)
-        starts.append(used)
+        if state[square] != JOINED:
+            _add_boundary(square, codes, steps, own, tree, column)
+            top = _reduce(codes, steps, own, tree, owner, (starts, stored), column)
+            if 0 <= top < len(tree) and _class(_square_code(codes, square // 3, square % 3, steps), own) == 2:
+                found.append(square)
+            if top >= 0:
+                owner[top % len(tree)] = -2 - known
+                stored, starts[known + 1] = _drain(top, stored, starts[known], column)
+                known += 1
     return np.array(found[1:])
