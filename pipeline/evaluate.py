@@ -21,11 +21,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", type=Path, required=True, help="folder of answers, ID.tif and the like")
     p.add_argument("--labels", type=Path, required=True, help="folder of labels with the same ids")
     p.add_argument("--metrics", nargs="+", default=["dice", "surface_dice", "components"], metavar="NAME", help="entries of METRICS")
+    p.add_argument("--workers", type=int, help="cases scored at a time; default: one a core, fewer where memory is short")
     p.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     p.add_argument(
         "--ignore-label",
         default="auto",
-        help="label value that is not counted; none; auto: as the predictions' summary.json says, else 2 where labels hold it and no answer does",
+        help="label value that is not counted; none; auto: as the predictions' summary.json says, else 2 for the competition's score, or where labels hold it and no answer does",
     )
     return p
 
@@ -38,7 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
     from pipeline.config import bind
-    from pipeline.engine.evaluate import folder
+    from pipeline.engine.folder import Pair, folder
     from pipeline.metrics import METRICS
 
     parts = [Part(name=n) for n in arguments.metrics]
@@ -46,10 +47,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         bind(METRICS, part, "--metrics", ("prediction", "target", "valid"))
     pairs = pair(arguments.predictions, arguments.labels)
     dims = files.dims_of(next(iter(pairs.values()))[1])
-    ignore = ignored(arguments.ignore_label, arguments.predictions, pairs)
+    ignore = ignored(arguments.ignore_label, arguments.predictions, pairs, "competition" in arguments.metrics)
     if ignore is not None:
         say(f"label value {ignore} is not counted")
-    scores = folder(dict(cli.progress(pairs.items(), "cases", len(pairs))), parts, dims, ignore)
+    jobs = [Pair(id=i, prediction=p, label=t, metrics=parts, dims=dims, ignore=ignore) for i, (p, t) in pairs.items()]
+    scores = folder(jobs, arguments.workers, cli.counter("scoring cases"))
     say(table(scores))
     if arguments.out is not None:
         files.write_json(arguments.out, scores)
@@ -74,7 +76,7 @@ def pair(predictions: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
     return {i: (answers[i], truths[i]) for i in truths}
 
 
-def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path]]) -> int | None:
+def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path]], competition: bool = False) -> int | None:
     """The label value that is not counted, see ``--ignore-label``."""
     from pipeline import files
     from pipeline.ensemble import first_summary
@@ -86,8 +88,12 @@ def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path
             raise UserError(f"--ignore-label {option!r}: give a whole number, none or auto.")
         return int(option)
     summary = first_summary(predictions)
-    if "ignore_label" in summary:
+    if summary.get("ignore_label") is not None:
         return summary["ignore_label"]
+    if competition:
+        return 2  # by its definition, even where an answer holds a 2
+    if "ignore_label" in summary:
+        return None
 
     def holds(path: Path) -> bool:
         try:
@@ -100,7 +106,7 @@ def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path
 
 def table(scores: Mapping[str, Any]) -> str:
     """Scores as text, a row a case and the mean."""
-    names = list(scores["mean"])
+    names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
     lines = [f"{'case':<24}" + "".join(f"{n:>18}" for n in names)]
     for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"])]:
         lines.append(f"{case_id:<24}" + "".join(f"{_number(row.get(n)):>18}" for n in names))

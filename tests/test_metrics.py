@@ -17,7 +17,8 @@ from pipeline.records import Part, UserError
 
 FEW = settings(max_examples=20, deadline=None)
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 8)] * 2), st.tuples(*[st.integers(1, 6)] * 3))
-LABELS = ("dice", "iou", "precision", "recall", "accuracy", "components", "betti_error", "surface_dice", "hd95", "assd")
+TOPOLOGY = ("components", "betti_error", "betti_matching_error", "cldice", "voi", "adapted_rand")
+LABELS = ("dice", "iou", "precision", "recall", "accuracy", *TOPOLOGY, "surface_dice", "hd95", "assd")
 IMAGES = ("mae", "psnr", "ssim")
 
 
@@ -119,7 +120,7 @@ def test_ignored_voxels_change_nothing(name, maps, garbage):
     assert METRICS[name](*spoilt, valid) == expected
 
 
-@pytest.mark.parametrize("name", sorted(set(LABELS) - {"precision", "recall", "components"}))
+@pytest.mark.parametrize("name", sorted(set(LABELS) - {"precision", "recall", "components", "adapted_rand"}))
 @FEW
 @given(maps=pairs(largest=2))
 def test_symmetric_metrics_and_the_best_value(name, maps):
@@ -253,7 +254,8 @@ def test_distances_are_those_of_monai(maps):
     ours = [torch.from_numpy(m)[None, None] for m in (prediction, target)]
     hausdorff = compute_hausdorff_distance(*ours, include_background=True, percentile=95)
     average = compute_average_surface_distance(*ours, include_background=True, symmetric=True)
-    assert score("hd95", prediction, target) == pytest.approx(hausdorff.item(), rel=1e-5)
+    # MONAI finds a percentile's place among the distances in float32, so a value near 0 is off by more than its own rounding.
+    assert score("hd95", prediction, target) == pytest.approx(hausdorff.item(), rel=1e-5, abs=1e-5)
     assert score("assd", prediction, target) == pytest.approx(average.item(), rel=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Scores of whole cases: held-out cases of a fold, folders of answers, and the rows that any network has to beat."""
+"""Scores of whole cases: the held-out cases of a fold, and the rows that any network has to beat."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from pipeline.config import Config, from_dict
 from pipeline.data.store import Stored
 from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import load_model, load_weights
+from pipeline.engine.folder import Scores, mean, score_labels
 from pipeline.engine.inference import Source, Voice, sliding_window, tiling, voice
 from pipeline.metrics import better, evaluate
 from pipeline.records import Checkpoint, Part, Prediction
 from pipeline.tasks import TASKS
-
-Scores = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +59,7 @@ def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
     truth = np.asarray(stored.targets[name].array)
     if kind == "image":
         return evaluate(case_metrics(config), soft, stored.scale.apply(truth), None)
-    return score_labels(config, answer_of(config, soft, stored), truth[0])
-
-
-def score_labels(config: Config, answer: np.ndarray, truth: np.ndarray) -> Scores:
-    """Metrics of an answer ``(*S)`` against a label map that may hold the ignored value."""
-    ignore = config.data.ignore_label
-    valid = None if ignore is None else truth != ignore
-    return evaluate(case_metrics(config), answer, truth if valid is None else np.where(valid, truth, 0), valid)
+    return score_labels(case_metrics(config), answer_of(config, soft, stored), truth[0], config.data.ignore_label)
 
 
 def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
@@ -92,16 +84,6 @@ def predict_stored(stored: Stored, config: Config, speak: Voice, device: str) ->
     return Prediction(case_id=stored.case.id, soft=soft, geometry=files.geometry(stored.case.image[0], config.data.dims))
 
 
-def mean(scores: Iterable[Mapping[str, float]]) -> Scores:
-    """Mean of each metric over cases, NaN left out; NaN where no case has a value."""
-    rows = list(scores)
-    out = {}
-    for key in dict.fromkeys(k for row in rows for k in row):
-        values = [row[key] for row in rows if key in row and math.isfinite(row[key])]
-        out[key] = float(np.mean(values)) if values else math.nan
-    return out
-
-
 def choose(means: Mapping[str, Scores]) -> str:
     """``best`` or ``swa``: the better one in the first metric; ``best`` when equal."""
     metric = next(iter(means["best"]))
@@ -114,16 +96,16 @@ def baselines(config: Config, cases: Sequence[Stored], bins: int = 256) -> dict[
 
     The threshold and its side (bright or dark) are chosen on the very cases that they are scored on, in the baseline's favour.
     """
-    name = next(iter(config.targets))
-    histograms = [_histogram(c, np.asarray(c.targets[name].array)[0], config.data.ignore_label, bins) for c in cases]
+    name, metrics, ignore = next(iter(config.targets)), case_metrics(config), config.data.ignore_label
+    histograms = [_histogram(c, np.asarray(c.targets[name].array)[0], ignore, bins) for c in cases]
     side, cut = _best_cut(histograms)
     rows: dict[str, list[Scores]] = {"empty answer": [], "best global threshold": []}
     for stored in cases:
         truth = np.asarray(stored.targets[name].array)[0]
         level = _levels(stored, bins)
         answer = (level >= cut) if side == "bright" else (level < cut)
-        rows["empty answer"].append(score_labels(config, np.zeros(truth.shape, np.uint8), truth))
-        rows["best global threshold"].append(score_labels(config, answer.astype(np.uint8), truth))
+        rows["empty answer"].append(score_labels(metrics, np.zeros(truth.shape, np.uint8), truth, ignore))
+        rows["best global threshold"].append(score_labels(metrics, answer.astype(np.uint8), truth, ignore))
     return {k: mean(v) for k, v in rows.items()}
 
 
@@ -152,24 +134,3 @@ def _dice_by_cut(histogram: np.ndarray) -> np.ndarray:
     """Dice of "level >= k" for every k."""
     false, true = (np.cumsum(h[::-1])[::-1] for h in histogram)
     return 2 * true / np.maximum(true + false + histogram[1].sum(), 1)
-
-
-def folder(pairs: Mapping[str, tuple[Path, Path]], metrics: Sequence[Part], dims: int, ignore: int | None) -> dict[str, Any]:
-    """Score answers against labels, file by file: ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``."""
-    cases: dict[str, Scores] = {}
-    failed: dict[str, str] = {}
-    for case_id, (prediction, label) in pairs.items():
-        try:
-            answer, truth = (_mask(files.read(p, dims, labels=True)[0][0]) for p in (prediction, label))
-            if answer.shape != truth.shape:
-                raise ValueError(f"prediction has shape {answer.shape}, label {truth.shape}")
-            valid = None if ignore is None else truth != ignore
-            cases[case_id] = evaluate(metrics, answer, truth if valid is None else np.where(valid, truth, 0), valid)
-        except Exception as error:
-            failed[case_id] = f"{type(error).__name__}: {error}"
-    return {"cases": cases, "mean": mean(cases.values()), "failed": failed}
-
-
-def _mask(labels: np.ndarray) -> np.ndarray:
-    """A picture of a mask, 0 and 255, as 0 and 1; other labels as they are."""
-    return np.where(labels == 255, 1, labels) if set(np.unique(labels)) <= {0, 255} else labels

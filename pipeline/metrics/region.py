@@ -90,13 +90,14 @@ def components(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | N
     return {"components": found, "components_true": true}
 
 
-def betti_error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def betti_error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, connectivity: int = 6) -> dict[str, float]:
     """Sum of the absolute differences of the Betti numbers of the foreground, and the numbers themselves.
 
-    Foreground is 6-connected, background 26-connected. Further keys: ``betti_error_b0`` (predicted), ``betti_error_b0_true``
-    and so on for tunnels (b1) and cavities (b2); in 2D components (b0) and holes (b1).
+    ``connectivity`` 6: foreground is 6-connected, background 26-connected; 26: the other way round (in 2D 4 and 8 neighbours).
+    Further keys: ``betti_error_b0`` (predicted), ``betti_error_b0_true`` and so on for tunnels (b1) and cavities (b2); in 2D
+    components (b0) and holes (b1). Both empty: 0, one empty: the sum of the other's numbers.
     """
-    found, true = (morphology.betti_numbers(m != 0, connectivity=6) for m in confined(prediction, target, valid))
+    found, true = (morphology.betti_numbers(m != 0, connectivity) for m in confined(prediction, target, valid))
     out = {"betti_error": float(sum(abs(a - b) for a, b in zip(found, true, strict=True)))}
     for k, (a, b) in enumerate(zip(found, true, strict=True)):
         out |= {f"betti_error_b{k}": float(a), f"betti_error_b{k}_true": float(b)}

@@ -1,7 +1,7 @@
 """Which squares close a tunnel of one mask inside the union of two: the compiled part of :mod:`pipeline.morphology.counts`.
 
 A volume is a cubical complex with voxels as vertices. It is given as codes ``(X + 2, Y + 2, Z + 2)`` with a margin of zeros: a voxel
-holds the bits FIRST, SECOND and UNION where it lies in those masks, and EXISTS everywhere. The code of an edge, square or cube
+holds the bit OWN where it lies in the mask, UNION where it lies in either, and EXISTS everywhere. The code of an edge, square or cube
 is the bitwise and of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its smallest corner
 at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at ``i``.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-FIRST, SECOND, UNION, EXISTS = 1, 2, 4, 8
-JOINED, APPARENT = 1, 2
+OWN, UNION, EXISTS = 1, 2, 4
+JOINED, APPARENT, OTHER = 1, 2, 3
 
 
 @njit(cache=True, inline="always")
-def _class(code, own):
-    """0: inside the mask whose bit is ``own``; 1: elsewhere in the union; 2: outside. Cells are ordered by class, then position."""
-    return 0 if code & own else (1 if code & UNION else 2)
+def _class(code):
+    """0: inside the mask; 1: elsewhere in the union; 2: outside. Cells are ordered by class, then position."""
+    return 0 if code & OWN else (1 if code & UNION else 2)
 
 
 @njit(cache=True, inline="always")
@@ -36,23 +36,25 @@ def _faces(square, steps):
 
 
 @njit(cache=True, inline="always")
-def _edge_key(codes, edge, steps, own, count):
+def _edge_key(codes, edge, steps, count):
     i = edge // 3
-    return _class(codes[i] & codes[i + steps[edge % 3]], own) * count + edge
+    return _class(codes[i] & codes[i + steps[edge % 3]]) * count + edge
 
 
 @njit(cache=True)
-def _spanning_edges(codes, steps, own):
+def _spanning_edges(codes, uniform, steps):
     """Edges that no cycle ends with: the first edge at each voxel, for it lies in the minimum spanning tree (cut property)."""
     count = 3 * codes.size
     tree = np.zeros(count, np.bool_)
     for i in range(steps[0], codes.size - steps[0]):
-        if codes[i]:
+        if uniform[i]:
+            tree[3 * (i - steps[0])] = True
+        elif codes[i]:
             best, best_edge = 3 * count, -1
             for t in range(3):
                 for start in (i - steps[t], i):
                     if codes[start] & codes[start + steps[t]] & EXISTS:
-                        key = _edge_key(codes, 3 * start + t, steps, own, count)
+                        key = _edge_key(codes, 3 * start + t, steps, count)
                         if key < best:
                             best, best_edge = key, 3 * start + t
             if best_edge >= 0:
@@ -85,19 +87,20 @@ def _join(parent, square, steps, exists):
 
 
 @njit(cache=True)
-def _last_faces(codes, steps, own, state):
+def _last_faces(codes, uniform, steps, state):
     """Join every cube with its neighbour across its last face (which is in the maximum spanning tree) and mark the face."""
     count = 3 * codes.size
     exists = np.zeros(codes.size, np.bool_)
-    for i in range(codes.size - steps[0] - steps[1] - steps[2]):
-        exists[i] = (_square_code(codes, i, 0, steps) & _square_code(codes, i + steps[0], 0, steps) & EXISTS) != 0
     parent = np.arange(codes.size).astype(np.int32)
+    diagonal = steps[0] + steps[1] + steps[2]
+    for i in range(codes.size - diagonal):
+        exists[i] = codes[i] != 0 and codes[i + diagonal] != 0
     for i in range(codes.size):
         if exists[i]:
-            best, best_square = -1, -1
-            for t in range(3):
+            best, best_square = -1, 3 * (i + steps[0])
+            for t in range(0 if uniform[i] else 3):
                 for corner in (i, i + steps[t]):
-                    key = _class(_square_code(codes, corner, t, steps), own) * count + 3 * corner + t
+                    key = _class(_square_code(codes, corner, t, steps)) * count + 3 * corner + t
                     if key > best:
                         best, best_square = key, 3 * corner + t
             if state[best_square] != JOINED:
@@ -107,15 +110,15 @@ def _last_faces(codes, steps, own, state):
 
 
 @njit(cache=True, inline="always")
-def _last_edge(codes, square, steps, own, count):
+def _last_edge(codes, square, steps, count):
     best = -1
     for edge in _faces(square, steps):
-        best = max(best, _edge_key(codes, edge, steps, own, count))
+        best = max(best, _edge_key(codes, edge, steps, count))
     return best % count
 
 
 @njit(cache=True, inline="always")
-def _first_square(codes, edge, steps, own, count):
+def _first_square(codes, edge, steps, count):
     i, t = edge // 3, edge % 3
     best = 3 * count
     for u in range(3):
@@ -124,39 +127,30 @@ def _first_square(codes, edge, steps, own, count):
             for corner in (i - steps[u], i):
                 code = _square_code(codes, corner, normal, steps)
                 if code & EXISTS:
-                    best = min(best, _class(code, own) * count + 3 * corner + normal)
+                    best = min(best, _class(code) * count + 3 * corner + normal)
     return best % count
 
 
 @njit(cache=True)
-def _sort_out(codes, steps, own, state, owner):
+def _sort_out(codes, uniform, steps, state, owner):
     """Mark apparent pairs (an edge that is the last of a square which is the edge's first); returns the other squares in order."""
     count = 3 * codes.size
-    size = np.zeros(3, np.int64)
-    last = codes.size - steps[0] - steps[1]
-    for sweep in range(2):
-        if sweep == 1:
-            rest = np.empty(size.sum(), np.int32)
-            place = np.array([0, size[0], size[0] + size[1]])
-        for i in range(steps[0], last):
-            if codes[i]:
-                for t in range(3):
-                    square = 3 * i + t
-                    code = _square_code(codes, i, t, steps)
-                    if not code & EXISTS or state[square]:
-                        continue
-                    kind = _class(code, own)
-                    if sweep == 1:
-                        rest[place[kind]] = square
-                        place[kind] += 1
-                        continue
-                    edge = _last_edge(codes, square, steps, own, count)
-                    if _first_square(codes, edge, steps, own, count) == square:
+    for i in range(steps[0], codes.size - steps[0] - steps[1]):
+        if uniform[i]:
+            for t in (1, 2):
+                state[3 * i + t] = APPARENT
+                owner[3 * (i + steps[0]) + 3 - t] = 3 * i + t
+        elif codes[i]:
+            for square in range(3 * i, 3 * i + 3):
+                code = _square_code(codes, i, square % 3, steps)
+                if code & EXISTS and not state[square]:
+                    edge = _last_edge(codes, square, steps, count)
+                    if _first_square(codes, edge, steps, count) == square:
                         state[square] = APPARENT
                         owner[edge] = square
                     else:
-                        size[kind] += 1
-    return rest
+                        state[square] = OTHER + _class(code)
+    return np.concatenate((np.flatnonzero(state == OTHER), np.flatnonzero(state == OTHER + 1), np.flatnonzero(state == OTHER + 2)))
 
 
 @njit(cache=True, inline="always")
@@ -200,15 +194,15 @@ def _top(column, start):
 
 
 @njit(cache=True)
-def _add_boundary(square, codes, steps, own, tree, column):
+def _add_boundary(square, codes, steps, tree, column):
     """Add a square's edges to the column, those left out that no cycle ends with."""
     for edge in _faces(square, steps):
         if not tree[edge]:
-            _flip(_edge_key(codes, edge, steps, own, len(tree)), column)
+            _flip(_edge_key(codes, edge, steps, len(tree)), column)
 
 
 @njit(cache=True)
-def _reduce(codes, steps, own, tree, owner, columns, column):
+def _reduce(codes, steps, tree, owner, columns, column):
     """Add earlier columns to the column until its last row is nobody's; returns that row, or -1 where nothing is left."""
     starts, stored = columns
     top = _top(column, len(column[2]) - 1)
@@ -217,7 +211,7 @@ def _reduce(codes, steps, own, tree, owner, columns, column):
         if who == -1:
             break
         if who >= 0:
-            _add_boundary(who, codes, steps, own, tree, column)
+            _add_boundary(who, codes, steps, tree, column)
         else:
             for n in range(starts[-2 - who], starts[-1 - who]):
                 _flip(np.int64(stored[n]), column)
@@ -239,18 +233,19 @@ def _drain(top, stored, used, column):
 
 
 @njit(cache=True, nogil=True)
-def closing_squares(codes, steps, own):
-    """Squares outside the union, in their order, that close a class of cycles of the mask ``own`` within the growing union.
+def closing_squares(codes, uniform, steps):
+    """Squares outside the union, in their order, that close a class of cycles of the mask within the growing union.
 
     Reduces the boundary matrix with the squares of mask, union and outside in this order as columns, and the edges ordered in the same
     way as rows: a square of the outside whose reduced column lies in the mask is one of those sought. ``codes`` is flat, ``steps``
-    are the distances in it from a voxel to its three next ones.
+    are the distances in it from a voxel to its three next ones, ``uniform`` marks voxels whose surroundings all have their code:
+    there every cell is paired with its neighbour along the first axis, without looking.
     """
     state = np.zeros(3 * codes.size, np.uint8)
     owner = np.full(3 * codes.size, -1, np.int32)  # of an edge: the apparent square, or -2 - k for the k-th stored column
-    tree = _spanning_edges(codes, steps, own)
-    parent, exists = _last_faces(codes, steps, own, state)
-    rest = _sort_out(codes, steps, own, state, owner)
+    tree = _spanning_edges(codes, uniform, steps)
+    parent, exists = _last_faces(codes, uniform, steps, state)
+    rest = _sort_out(codes, uniform, steps, state, owner)
     for n in range(len(rest) - 1, -1, -1):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
         if _join(parent, rest[n], steps, exists):
             state[rest[n]] = JOINED
@@ -262,9 +257,9 @@ def closing_squares(codes, steps, own):
     found = [0]
     for square in rest:
         if state[square] != JOINED:
-            _add_boundary(square, codes, steps, own, tree, column)
-            top = _reduce(codes, steps, own, tree, owner, (starts, stored), column)
-            if 0 <= top < len(tree) and _class(_square_code(codes, square // 3, square % 3, steps), own) == 2:
+            _add_boundary(square, codes, steps, tree, column)
+            top = _reduce(codes, steps, tree, owner, (starts, stored), column)
+            if 0 <= top < len(tree) and _class(_square_code(codes, square // 3, square % 3, steps)) == 2:
                 found.append(square)
             if top >= 0:
                 owner[top % len(tree)] = -2 - known

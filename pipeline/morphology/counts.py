@@ -110,11 +110,29 @@ def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
     A tunnel of a mask lives on in the union that grows over the outside, square by square; the square that ends it there is its image
     pair. In the two-valued filtration every such pair is a feature of all three, so that counting common squares is all.
     """
-    from pipeline.morphology._tunnels import EXISTS, FIRST, SECOND, UNION, closing_squares
+    from pipeline.morphology._tunnels import EXISTS, OWN, UNION, closing_squares
 
-    codes = np.pad(p * np.uint8(FIRST) + g * np.uint8(SECOND) + (p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
-    if codes.size > MOST_VOXELS:
+    union = np.pad((p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
+    if union.size > MOST_VOXELS:
         raise UserError(f"Betti matching takes at most {MOST_VOXELS:,} voxels, these masks have the shape {p.shape}. Match them in parts.")
-    steps = np.array([codes.shape[1] * codes.shape[2], codes.shape[2], 1])
-    first, second = (closing_squares(codes.ravel(), steps, own) for own in (FIRST, SECOND))
-    return len(np.intersect1d(first, second, assume_unique=True))
+    steps = np.array([union.shape[1] * union.shape[2], union.shape[2], 1])
+    ends = []
+    for mask in (p, g):
+        codes = union + np.pad(mask * np.uint8(OWN), 1)
+        ends.append(closing_squares(codes.ravel(), _uniform(codes).ravel(), steps))
+    return len(np.intersect1d(*ends, assume_unique=True))
+
+
+def _uniform(codes: np.ndarray) -> np.ndarray:
+    """Voxels whose neighbours, one step around and two ahead along the first axis, all have their code; the array's margin is none."""
+    same = codes != 0
+    for axis, ahead in ((2, 1), (1, 1), (0, 2)):
+        before, after = (np.s_[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
+        link = same[before] & same[after] & (codes[before] == codes[after])
+        same = np.zeros_like(same)
+        inner = np.s_[(slice(None),) * axis + (slice(1, codes.shape[axis] - ahead),)]
+        same[inner] = link[np.s_[(slice(None),) * axis + (slice(None, -ahead),)]]
+        for step in range(1, ahead + 1):
+            last = step - ahead or None
+            same[inner] &= link[np.s_[(slice(None),) * axis + (slice(step, last),)]]
+    return same
