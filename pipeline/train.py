@@ -148,7 +148,7 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
 def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]], arguments: argparse.Namespace) -> Run:
     """Lay out or re-open the run folder, split, build the store. Raises UserError where the folder belongs to another config or data set."""
     from pipeline import files
-    from pipeline.data import folds
+    from pipeline.data import derived, folds
     from pipeline.data import store as stores
 
     cases, facts = data
@@ -167,7 +167,9 @@ def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[F
     files.write_text(folder / "config.yaml", dump(config))
     files.write_json(folder / "environment.json", cli.environment())
     files.write_json(folder / "cases.json", listing)
-    stored = stores.build(cases, facts, config, stores.place(config.data, folder), progress=cli.counter("building the store"))
+    place = stores.place(config.data, folder)
+    stored = stores.build(cases, facts, config, place, progress=cli.counter("building the store"))
+    stored = derived.attach(stored, config, place, progress=cli.counter("making the losses' maps"))
     return Run(config=config, folder=folder, device=cli.device(arguments.device), stored={s.case.id: s for s in stored}, splits=split)
 
 

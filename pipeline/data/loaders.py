@@ -17,6 +17,7 @@ from monai.transforms import Compose, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.config import Config
+from pipeline.data import derived
 from pipeline.data.sampling import seed_of
 from pipeline.data.store import Stored
 from pipeline.data.transforms import training_chain, validation_chain
@@ -31,9 +32,16 @@ Key = tuple[int, int, int]
 
 
 class PatchDataset(Dataset):
-    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"`` and ``"foreground_share"``."""
+    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"`` and ``"foreground_share"``.
+
+    Raises KeyError for a case without the maps that the config's losses read.
+    """
 
     def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool) -> None:
+        for name in derived.wanted(config):
+            bare = [c.case.id for c in cases if name not in c.maps]
+            if bare:
+                raise KeyError(f"cases {', '.join(bare[:8])} lack the map {name}, which a loss reads: derived.attach() makes it.")
         self.words = (config.seed, fold)
         self.chain = training_chain(config) if training else validation_chain(config)
         self.cache = CacheDataset([{"stored": c} for c in cases], self.chain, progress=False, num_workers=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,15 @@ class RandBalancedCropd(Randomizable, MapTransform):
     Up to ``patch.tries`` positions are drawn uniformly; the first whose share lies in ``patch.foreground`` is taken, else the
     one nearest to that range. Only the patch is ever read. Volumes smaller than the patch are padded, half on each side, with
     zeros in the image and ``ignore`` (0 without one) in labels. The image is normalised after cutting, so padding is 0.
-    Adds ``"foreground_share"`` (nan where nothing is labelled or there are no labels).
+    Adds ``"foreground_share"`` (nan where nothing is labelled or there are no labels). ``maps`` are cut at the same place, as
+    they are (halves become float32) and with the value named for each outside the volume.
     """
 
-    def __init__(self, targets: Mapping[str, str], patch: Patch, ignore: int | None) -> None:
-        MapTransform.__init__(self, ["image", *targets])
-        self.targets, self.patch, self.ignore = dict(targets), patch, ignore
+    def __init__(
+        self, targets: Mapping[str, str], patch: Patch, ignore: int | None, maps: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        MapTransform.__init__(self, ["image", *targets, *maps])
+        self.targets, self.patch, self.ignore, self.maps = dict(targets), patch, ignore, dict(maps)
         self.guide = next((name for name, kind in targets.items() if kind == "labels"), None)
 
     def randomize(self, guide: Volume | None, size: Sequence[int]) -> tuple[list[int], float]:
@@ -79,6 +83,9 @@ class RandBalancedCropd(Randomizable, MapTransform):
                 out[name] = crop_scaled(data[name].array, start, self.patch.size, scale)
             else:
                 out[name] = crop(data[name].array, start, self.patch.size, fill=0 if self.ignore is None else self.ignore)
+        for name, fill in self.maps.items():
+            part = crop(data[name].array, start, self.patch.size, fill)
+            out[name] = part.astype(np.float32) if part.dtype == np.float16 else part
         return out
 
 

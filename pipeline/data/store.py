@@ -6,6 +6,7 @@ facts without touching a pixel; ``build`` keeps arrays in their own number type,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -91,6 +92,8 @@ class Stored:
     targets: Mapping[str, Volume]
     scale: normalise.Scale
     facts: Facts
+    maps: Mapping[str, Volume] = field(default_factory=dict)
+    """Maps made from labels (:mod:`pipeline.data.derived`), by their name in a sample."""
 
 
 def place(data: config.Data, run: Path) -> Path:
@@ -116,10 +119,10 @@ def examine(
 
     ``write`` keeps new facts in the cache. Never raises for a bad file: what is wrong stands in ``Facts.problems``.
     """
-    return _parallel(lambda case: _facts(case, settings, cache, write), cases, progress, workers)
+    return parallel(lambda case: _facts(case, settings, cache, write), cases, progress, workers)
 
 
-def _parallel(work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None) -> list[R]:
+def parallel(work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None) -> list[R]:
     """Map over threads, one per core unless said: codecs and numpy release the GIL, and no more cases than threads are in memory."""
     results = []
     with ThreadPoolExecutor(max_workers=max(1, workers or min(_cores(), 16))) as pool:
@@ -140,7 +143,7 @@ def _cores() -> int:
 
 def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool) -> Facts:
     key = _key(case, settings)
-    path = cache / "facts" / f"{_name(case.id)}.json" if cache else None
+    path = cache / "facts" / f"{file_name(case.id)}.json" if cache else None
     known = _known_facts(path, key, case) if path else None
     if known is not None:
         return known
@@ -485,8 +488,15 @@ def build(
     ``facts`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then or the folder is read-only.
     """
     pairs = list(zip(cases, facts, strict=True))
+    with writable(folder):
+        return parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Turn the error of a store that may not be written into a UserError that says so."""
     try:
-        return _parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
+        yield
     except OSError as error:
         if error.errno in READ_ONLY:
             raise UserError(f"{folder}: the store may not be written here ({error.strerror}). Set data.store to another folder.") from None
@@ -503,18 +513,23 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
     stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
     labels = {"classes": data.classes, "ignore_label": data.ignore_label} if "labels" in kinds.values() else {}
     key = {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
-    manifest = folder / f"{_name(case.id)}.json"
-    volumes = _known_volumes(manifest, key)
+    manifest = folder / f"{file_name(case.id)}.json"
+    volumes = known_volumes(manifest, key)
     if volumes is None:
         volumes = _write_volumes(case, fact, settings, folder)
-        arrays = {role: {**dataclasses.asdict(v), "path": v.path.name, "bytes": v.path.stat().st_size} for role, v in volumes.items()}
-        files.write_json(manifest, {"key": key, "arrays": arrays})
+        write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
     return Stored(case=case, image=volumes["image"], targets=targets, scale=fact.scale, facts=fact)
 
 
-def _known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] | None:
-    """Arrays that the manifest describes, if they were made from these files and none is missing or torn."""
+def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:
+    """Write down what the arrays beside ``manifest`` were made from, for :func:`known_volumes`."""
+    arrays = {role: {**dataclasses.asdict(v), "path": v.path.name, "bytes": v.path.stat().st_size} for role, v in volumes.items()}
+    files.write_json(manifest, {"key": key, "arrays": arrays})
+
+
+def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] | None:
+    """Arrays that the manifest describes, if they were made from what ``key`` says and none is missing or torn; else None."""
     try:
         document = files.read_json(manifest)
         if document["key"] != _jsonable(key):
@@ -531,20 +546,21 @@ def _write_volumes(case: Case, fact: Facts, settings: config.Config, folder: Pat
     image, _ = load_image(case, settings.data.dims)
     if content_hash(image) != fact.content:
         raise UserError(f"{case.image[0]}: changed while it was being prepared. Run the command again.")
-    volumes = {"image": _save(folder / f"{_name(case.id)}.image.npy", image)}
+    volumes = {"image": save(folder / f"{file_name(case.id)}.image.npy", image)}
     for role, path in case.targets.items():
         labels = settings.targets.get(role, "image") == "labels"
         array = read_labels(path, settings.data) if labels else _load_target(path, settings.data, labels=False)[0]
-        volumes[role] = _save(folder / f"{_name(case.id)}.{role}.npy", array)
+        volumes[role] = save(folder / f"{file_name(case.id)}.{role}.npy", array)
     return volumes
 
 
-def _save(path: Path, array: np.ndarray) -> Volume:
+def save(path: Path, array: np.ndarray) -> Volume:
+    """Write ``array`` ``(C, *S)`` as ``.npy``, whole or not at all, and return its handle."""
     files.write(path, array, dims=array.ndim - 1)
     return Volume(path=path, shape=tuple(int(n) for n in array.shape), dtype=str(array.dtype))
 
 
-def _name(case_id: str) -> str:
+def file_name(case_id: str) -> str:
     """File name for an id; a very long one is shortened and made unique again by its hash."""
     raw = case_id.encode()
     return case_id if len(raw) <= 200 else raw[:150].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:16]

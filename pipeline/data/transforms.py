@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from monai.transforms import (
 )
 
 from pipeline.config import Config, ConfigError, bind
+from pipeline.data import derived
 from pipeline.data.sampling import RandBalancedCropd
 from pipeline.data.store import Stored
 
@@ -121,9 +122,10 @@ AUGMENT: dict[str, Callable[..., list[Transform]]] = {
 
 def augmentations(config: Config) -> list[Transform]:
     """MONAI transforms of ``data.augment``. Raises ConfigError for unknown names, options, or impossible settings."""
-    kinds = config.targets
-    every = ("image", *kinds)
-    modes = tuple("nearest" if kinds.get(k) == "labels" else "bilinear" for k in every)
+    kinds, maps = config.targets, derived.wanted(config)
+    every = ("image", *kinds, *maps)
+    classes = {k for k, kind in kinds.items() if kind == "labels"} | {k for k, m in maps.items() if m.is_mask}
+    modes = tuple("nearest" if k in classes else "bilinear" for k in every)
     image = ("image",)
     keys = Keys(image=image, every=every, modes=modes, size=config.data.patch.size)
     out: list[Transform] = []
@@ -138,23 +140,31 @@ def augmentations(config: Config) -> list[Transform]:
 
 
 class OpenStored(Transform):
-    """Deterministic head of the chain, the part that CacheDataset keeps: handles of the memory-mapped volumes and their statistics."""
+    """Deterministic head of the chain, the part that CacheDataset keeps: handles of the memory-mapped volumes and their statistics.
+
+    ``maps`` names the maps that losses read.
+    """
+
+    def __init__(self, maps: Iterable[str] = ()) -> None:
+        self.maps = tuple(maps)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         stored: Stored = data["stored"]
-        return {"image": stored.image, **stored.targets, "scale": stored.scale, "id": stored.case.id}
+        maps = {name: stored.maps[name] for name in self.maps}
+        return {"image": stored.image, **stored.targets, **maps, "scale": stored.scale, "id": stored.case.id}
 
 
 def training_chain(config: Config) -> Compose:
     """Open, balanced crop, augmentation."""
-    return Compose([OpenStored(), cropper(config), *augmentations(config)])
+    return Compose([OpenStored(derived.wanted(config)), cropper(config), *augmentations(config)])
 
 
 def validation_chain(config: Config) -> Compose:
     """The same crop without augmentation: with fixed seeds, the same patches in every epoch."""
-    return Compose([OpenStored(), cropper(config)])
+    return Compose([OpenStored(derived.wanted(config)), cropper(config)])
 
 
 def cropper(config: Config) -> RandBalancedCropd:
     targets: Mapping[str, Any] = config.targets
-    return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label)
+    maps = {name: m.fill for name, m in derived.wanted(config).items()}
+    return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps)

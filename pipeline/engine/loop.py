@@ -177,7 +177,7 @@ def validate(job: Job, network: torch.nn.Module) -> dict[str, float]:
         total, terms = job.losses(outputs, _targets(batch, job), training=False)
         means.add(len(batch["id"]), {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()})
         for scores in _patch_scores(job.config, outputs["main"], batch):
-            means.add(1, {f"val_{k}": v for k, v in scores.items()})
+            means.add(1, {f"val_{k}": v for k, v in scores.items() if not isinstance(v, Mapping)})
     return means.result()
 
 
@@ -186,7 +186,7 @@ def validation_metrics(config: Config) -> tuple[Part, ...]:
     return config.train.validate.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
 
 
-def _patch_scores(config: Config, logits: torch.Tensor, batch: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+def _patch_scores(config: Config, logits: torch.Tensor, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     task = TASKS[config.task]
     name = next(iter(config.targets))
     soft = task.soft(logits).cpu().numpy()
@@ -350,7 +350,8 @@ def _format(dims: int) -> torch.memory_format:
 
 
 def _targets(batch: Mapping[str, Any], job: Job) -> dict[str, torch.Tensor]:
-    return {name: batch[name].to(job.device, non_blocking=True) for name in job.config.targets}
+    names = (*job.config.targets, *set(job.losses.maps.values()))
+    return {name: batch[name].to(job.device, non_blocking=True) for name in names}
 
 
 class _Means:

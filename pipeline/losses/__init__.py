@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ConfigError, bind, nearest
+from pipeline.data import derived
+from pipeline.losses.betti import betti_matching
 from pipeline.losses.image import charbonnier, l1, mse
 from pipeline.losses.masked import Loss
 from pipeline.losses.region import ce, dice, focal, tversky, variance
+from pipeline.losses.topology import boundary, cldice, connectivity, skeleton_recall, surface_recall
 from pipeline.records import Term
 
 __all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "WeightedSum", "check"]
@@ -24,6 +27,12 @@ LABEL_LOSSES: dict[str, Callable[..., Loss]] = {
     "ce": ce,
     "focal": focal,
     "variance": variance,
+    "cldice": cldice,
+    "skeleton_recall": skeleton_recall,
+    "surface_recall": surface_recall,
+    "boundary": boundary,
+    "connectivity": connectivity,
+    "betti_matching": betti_matching,
 }
 IMAGE_LOSSES: dict[str, Callable[..., Loss]] = {
     "l1": l1,
@@ -37,14 +46,17 @@ class WeightedSum:
     """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
 
     ``kinds`` says for each target whether it holds ``"labels"`` or an ``"image"``; voxels of a label target that hold
-    ``ignore_label`` count in no term. Raises ConfigError for an unknown loss, option or target, a loss of the wrong kind,
-    or a weight that is negative or not finite.
+    ``ignore_label`` count in no term. A loss that reads a map made from its target (``pipeline.data.derived``) is given
+    ``batch["label:skeleton"]`` or the like; ``maps`` holds these names by term. Raises ConfigError for an unknown loss, option
+    or target, a loss of the wrong kind, or a weight that is negative or not finite.
     """
 
     def __init__(self, terms: Sequence[Term], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
         _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
         self.terms = dict(zip(_keys(terms), terms, strict=True))
         self.losses = {key: bind(LOSSES, term, f"losses.{i}")() for i, (key, term) in enumerate(self.terms.items())}
+        maps = {key: derived.read_by(term) for key, term in self.terms.items()}
+        self.maps = {key: m.key for key, m in maps.items() if m is not None}
         self.kinds = dict(kinds)
         self.ignore_label = ignore_label
 
@@ -53,7 +65,7 @@ class WeightedSum:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total with its gradient, and the detached value of each term, unweighted: ``{"dice": ..., "dice@mask": ...}``.
 
-        With ``training=False``, deep-supervision terms whose head is absent are left out. Any other absent head or target
+        With ``training=False``, deep-supervision terms whose head is absent are left out. Any other absent head, target or map
         is a KeyError, because a loss that silently loses a term trains another model than the one asked for.
         """
         targets: dict[str, tuple[Tensor, Tensor]] = {}
@@ -63,7 +75,8 @@ class WeightedSum:
                 continue
             if term.target not in targets:
                 targets[term.target] = self._clean(_pick(batch, term.target, key, "the batch", "target"), term.target)
-            values[key] = self.losses[key](_pick(outputs, term.head, key, "the network's output", "head"), *targets[term.target])
+            maps = [_pick(batch, self.maps[key], key, "the batch", "map")] if key in self.maps else []
+            values[key] = self.losses[key](_pick(outputs, term.head, key, "the network's output", "head"), *targets[term.target], *maps)
         if not values:
             raise KeyError(f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}.")
         total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()

@@ -12,34 +12,39 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``loss(logits (B K *S), target, valid (B 1 *S))`` -> scalar. ``valid`` is 1 where a voxel counts and 0 where not."""
+Loss = Callable[..., Tensor]
+"""``loss(logits (B K *S), target, valid (B 1 *S))`` -> scalar. ``valid`` is 1 where a voxel counts and 0 where not.
+
+A loss that reads a map made from the label (``pipeline.data.derived``) takes it as a fourth argument.
+"""
 
 
 def masked(loss: Loss) -> Loss:
-    """Run ``loss`` outside autocast on at least float32, with logits and target set to 0 wherever ``valid`` is 0.
+    """Run ``loss`` outside autocast on at least float32, with logits, target and maps set to 0 wherever ``valid`` is 0.
 
     Replacing beats multiplying: a NaN or a huge logit in an ignored voxel reaches neither the value nor the gradient.
     """
 
     @functools.wraps(loss)
-    def run(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        _same_space(logits, target, valid)
+    def run(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> Tensor:
+        _same_space(logits, target, valid, *maps)
         with torch.autocast(logits.device.type, enabled=False):
             wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             out = valid == 0
-            return loss(wide.masked_fill(out, 0), target.masked_fill(out, 0), valid.to(wide.dtype))
+            extra = [m.to(wide.dtype).masked_fill(out, 0) for m in maps]
+            return loss(wide.masked_fill(out, 0), target.masked_fill(out, 0), valid.to(wide.dtype), *extra)
 
     return run
 
 
-def _same_space(logits: Tensor, target: Tensor, valid: Tensor) -> None:
+def _same_space(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> None:
     space, batch = logits.shape[2:], len(logits)
-    good = all(len(x) == batch and x.shape[2:] == space for x in (target, valid)) and valid.shape[1] == 1
+    good = all(len(x) == batch and x.shape[2:] == space for x in (target, valid, *maps)) and valid.shape[1] == 1
     if not good:
+        further = "".join(f", map {tuple(m.shape)}" for m in maps)
         raise ValueError(
-            f"a loss got logits {tuple(logits.shape)}, target {tuple(target.shape)} and valid {tuple(valid.shape)}; "
-            "all three must share batch and space, and valid has one channel."
+            f"a loss got logits {tuple(logits.shape)}, target {tuple(target.shape)} and valid {tuple(valid.shape)}{further}; "
+            "all must share batch and space, and valid has one channel."
         )
 
 

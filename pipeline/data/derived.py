@@ -1,0 +1,207 @@
+"""Maps that follow from a label alone (skeleton, medial surface, distance): made once per case, kept beside the store, cut like labels.
+
+A loss that reads one gets it as a further argument, already cropped and moved with its label. Which maps a system needs follows
+from its loss terms; the terms' options that shape a map are part of its name and of the key under which it is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import edt
+import numpy as np
+
+from pipeline.config import Config, Data
+from pipeline.data import store
+from pipeline.data.store import Progress, Stored, Volume
+from pipeline.morphology import dilate
+from pipeline.records import Term
+
+FORMAT = 1
+"""Raised when a map changes its meaning; older ones on disk are then made again."""
+
+RADIUS = 2.0
+"""Voxels by which a skeleton or medial surface grows into a tube unless a term says otherwise."""
+
+REACH = 5.0
+"""Voxels at which a distance is cut off unless a term says otherwise."""
+
+
+def skeleton(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
+    """Centre lines of ``mask`` ``(*S)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1, empty for an empty mask.
+
+    Thinning is that of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D. Of a sheet in 3D it leaves *lines*,
+    which say nothing of the rest of the sheet: there :func:`medial_surface` is the map to use.
+    """
+    from skimage.morphology import skeletonize
+
+    return _tube(mask, skeletonize, radius)
+
+
+def medial_surface(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
+    """Middle of the sheets of ``mask`` ``(Z, Y, X)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1.
+
+    The union of the 2D skeletons of all slices across all three axes: the slices along one axis alone miss a sheet that lies
+    parallel to them, where a skeleton is a few diagonals. Of an image ``(Y, X)`` it is the skeleton.
+    """
+    return _tube(mask, _thin_slices, radius)
+
+
+def distance(mask: np.ndarray, *, reach: float = REACH) -> np.ndarray:
+    """Signed Euclidean distance of voxel centres to the surface of ``mask`` ``(*S)``, cut off at ``reach``: float16, negative inside.
+
+    The surface runs between voxels, hence -0.5 and 0.5 at the voxels on either side of a flat one. Beyond the array lies no
+    surface. An empty mask has ``reach`` everywhere, a full one ``-reach``.
+    """
+    outside, inside = (edt.edt(np.ascontiguousarray(part), black_border=False) for part in (~mask, mask))
+    return np.where(mask, 0.5 - inside, outside - 0.5).clip(-reach, reach).astype(np.float16)
+
+
+DERIVED: dict[str, Callable[..., np.ndarray]] = {
+    "skeleton": skeleton,
+    "medial_surface": medial_surface,
+    "distance": distance,
+}
+
+READS = {"skeleton_recall": "skeleton", "surface_recall": "medial_surface", "boundary": "distance"}
+"""The map that a loss reads, by the loss's name. Options of the two with the same name are the same."""
+
+
+def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
+    """``thin(mask)`` grown by ``radius`` inside ``mask``; only the box that holds foreground is worked on."""
+    out = np.zeros(mask.shape, np.uint8)
+    if mask.any():
+        box = tuple(_span(mask, axis) for axis in range(mask.ndim))
+        inner = np.ascontiguousarray(mask[box])
+        out[box] = dilate(thin(inner), radius) & inner
+    return out
+
+
+def _span(mask: np.ndarray, axis: int) -> slice:
+    """Where ``mask``, which is not empty, begins and ends along one axis."""
+    places = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
+    return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _thin_slices(mask: np.ndarray) -> np.ndarray:
+    """Union of the skeletons of all 2D slices of ``mask``."""
+    from skimage.morphology import skeletonize
+
+    if mask.ndim == 2:
+        return skeletonize(mask)
+    out = np.zeros_like(mask)
+    for axis in range(mask.ndim):
+        for into, plane in zip(np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0), strict=True):
+            if plane.any():
+                into |= skeletonize(np.ascontiguousarray(plane))
+    return out
+
+
+# --- which maps ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map:
+    """A map of one target: the entry of DERIVED and all its options."""
+
+    target: str
+    name: str
+    options: Mapping[str, float]
+
+    @property
+    def key(self) -> str:
+        """Its name in samples and batches: ``label:skeleton``; with other options than usual ``label:skeleton,radius=3``."""
+        return ",".join([f"{self.target}:{self.name}", *(f"{k}={v:g}" for k, v in self._unusual().items())])
+
+    @property
+    def file(self) -> str:
+        """Its part of a file name: ``label.skeleton-radius3``."""
+        return "-".join([f"{self.target}.{self.name}", *(f"{k}{v:g}" for k, v in self._unusual().items())])
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it holds 0 and 1 rather than distances."""
+        return self.name != "distance"
+
+    @property
+    def fill(self) -> float:
+        """Its value outside the volume: no foreground, hence as far away as the distance reaches."""
+        return 0.0 if self.is_mask else self.options["reach"]
+
+    def _unusual(self) -> dict[str, float]:
+        usual = _defaults(self.name)
+        return {k: v for k, v in self.options.items() if v != usual[k]}
+
+
+def _defaults(name: str) -> dict[str, float]:
+    return {n: p.default for n, p in inspect.signature(DERIVED[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def read_by(term: Term) -> Map | None:
+    """The map that a loss term reads, or None."""
+    if term.name not in READS:
+        return None
+    name = READS[term.name]
+    return Map(target=term.target, name=name, options={k: term.options.get(k, v) for k, v in _defaults(name).items()})
+
+
+def wanted(settings: Config) -> dict[str, Map]:
+    """All maps that the losses of a config read, by their name in a sample."""
+    maps = [read_by(term) for term in settings.losses]
+    return {m.key: m for m in maps if m is not None}
+
+
+# --- make and keep ------------------------------------------------------------------------------------------------------
+
+
+def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
+    """The map of a label ``(1, *S)``: ``(1, *S)`` for two classes, else ``(classes - 1, *S)``, a channel for each but background.
+
+    Ignored voxels are taken as background: a sheet is cut where its label ends.
+    """
+    known = label[0] if data.ignore_label is None else np.where(label[0] == data.ignore_label, 0, label[0])
+    masks = [known > 0] if data.classes == 2 else [known == k for k in range(1, data.classes)]
+    return np.stack([DERIVED[wish.name](mask, **wish.options) for mask in masks])
+
+
+def attach(
+    cases: Sequence[Stored], settings: Config, folder: Path, progress: Progress | None = None, workers: int | None = None
+) -> list[Stored]:
+    """The cases with every map that the config's losses read, kept below ``<folder>/maps``; what is there and still fits is used again.
+
+    ``folder`` is that of the store. Without such losses the cases come back as they are and nothing is written. Raises
+    UserError where the folder is read-only.
+    """
+    wishes = wanted(settings)
+    if not wishes:
+        return list(cases)
+
+    def work(case: Stored) -> Stored:
+        return dataclasses.replace(case, maps={key: _kept(case, wish, settings.data, folder / "maps") for key, wish in wishes.items()})
+
+    with store.writable(folder):
+        return store.parallel(work, cases, progress, workers)
+
+
+def _kept(case: Stored, wish: Map, data: Data, folder: Path) -> Volume:
+    key: dict[str, Any] = {
+        "format": FORMAT,
+        "label": case.facts.target_contents[wish.target],
+        "classes": data.classes,
+        "ignore_label": data.ignore_label,
+        "map": wish.name,
+        "options": dict(wish.options),
+    }
+    name = f"{store.file_name(case.case.id)}.{wish.file}"
+    manifest = folder / f"{name}.json"
+    volumes = store.known_volumes(manifest, key)
+    if volumes is None:
+        made = derive(np.asarray(case.targets[wish.target].array), wish, data)
+        volumes = {"map": store.save(folder / f"{name}.npy", made)}
+        store.write_manifest(manifest, key, volumes)
+    return volumes["map"]
