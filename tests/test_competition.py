@@ -255,3 +255,24 @@ def test_the_label_value_2_is_ignored_even_where_an_answer_holds_it(tmp_path):
     words = ["--predictions", tmp_path / "answers", "--labels", tmp_path / "labels", "--metrics", "competition"]
     assert evaluate.main([str(w) for w in [*words, "--out", tmp_path / "out.json"]]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["mean"]["competition"] == 1
+
+
+def test_training_stops_and_chooses_by_it(tiny, surfaces, tmp_path):
+    """Early stopping and the choice between best and averaged weights take the score by name."""
+    from pipeline import train
+
+    settings = ["metrics=[competition, dice]", "train.validate.metrics=[competition]", "train.stop.monitor=val_competition"]
+    words = ["--config", tiny, "--data-dir", surfaces, "--out", tmp_path / "run", "--fold", 0, "--set", *settings]
+    assert train.main([str(w) for w in words]) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    result = json.loads((tmp_path / "run" / "fold_0" / "result.json").read_text())
+    best = max(range(len(log)), key=lambda n: log[n]["val_competition"])
+    assert (result["best_epoch"], result["score"]) == (best, log[best]["val_competition"])
+    assert result["chosen"] == max(result["metrics"], key=lambda kind: result["metrics"][kind]["competition"])
+    cases = result["cases"][result["chosen"]]
+    assert all(set(row["counts"]) == {"0", "1", "2"} for row in cases.values())
+    assert result["metrics"][result["chosen"]]["competition"] == pytest.approx(np.mean([row["competition"] for row in cases.values()]))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {"competition", "toposcore", "voi_score"} <= set(summary["out_of_fold"])
+    assert "counts" not in summary["out_of_fold"]
+    assert (tmp_path / "run" / "report.html").is_file()
