@@ -1,4 +1,4 @@
-"""The whole way in a few minutes on a CPU: synthetic scrolls, five folds, ensemble, submission, report.
+"""The whole way in a few minutes on a CPU: synthetic scrolls, five folds, tuned post-processing, ensemble, submission, report.
 
     python data_prep/demo.py [--out demo]
 
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+METRICS = ("competition", "dice", "components")
 
 
 def command(*words: object) -> None:
@@ -34,39 +35,17 @@ def main() -> None:
     data, run, predictions = out / "data", out / "run", out / "predictions"
     command("data_prep/synthetic_scroll.py", data, "--size", 64, "--train", 15, "--test", 3)
     command("-m", "pipeline.train", "--config", "configs/demo.yaml", "--data-dir", data, "--out", run, "--fold", -1)
-    for fold in range(5):
-        command(
-            "-m",
-            "pipeline.predict",
-            "--checkpoint",
-            run / f"fold_{fold}",
-            "--input",
-            data / "test_images",
-            "--output",
-            predictions / f"fold_{fold}",
-            "--save-soft",
-        )
-    command("-m", "pipeline.ensemble", "--fold-dirs", *(predictions / f"fold_{n}" for n in range(5)), "--output", predictions / "ensemble")
     command(
-        "-m",
-        "pipeline.evaluate",
-        "--predictions",
-        predictions / "ensemble",
-        "--labels",
-        data / "test_labels",
-        "--out",
-        out / "test_scores.json",
+        "-m", "pipeline.predict", "--checkpoint", run, "--input", data / "test_images", "--output", predictions / "default", "--save-soft"
     )
-    command(
-        "-m",
-        "pipeline.submit",
-        "--predictions",
-        predictions / "ensemble",
-        "--test-dir",
-        data / "test_images",
-        "--out",
-        out / "submission.zip",
-    )
+    command("-m", "pipeline.tune", run, "--out", out / "tuned.yaml")
+    spec = ("--spec", out / "tuned.yaml", "--input", data / "test_images")
+    command("-m", "pipeline.ensemble", *spec, "--output", predictions / "tuned")
+    for name in ("default", "tuned"):
+        folders = ("--predictions", predictions / name, "--labels", data / "test_labels")
+        command("-m", "pipeline.evaluate", *folders, "--metrics", *METRICS, "--out", out / f"test_{name}.json")
+    images = ("--test-dir", data / "test_images")
+    command("-m", "pipeline.submit", "--predictions", predictions / "tuned", *images, "--out", out / "submission.zip")
     command("-m", "pipeline.report", run)
     finish(out, run, time.monotonic() - began)
 
@@ -75,11 +54,19 @@ def finish(out: Path, run: Path, seconds: float) -> None:
     """The closing table."""
     from pipeline.train import table
 
-    summary = json.loads((ROOT / run / "summary.json").read_text())
-    test = json.loads((ROOT / out / "test_scores.json").read_text())
-    print("\n" + table(summary))
-    names = list(summary["out_of_fold"])
-    print(f"{'test volumes, five folds fused':<59}" + "".join(f"{test['mean'].get(n, float('nan')):>17.4f}" for n in names))
+    print("\n" + table(json.loads((ROOT / run / "summary.json").read_text())))
+    tuning = {r["name"]: r for r in json.loads((ROOT / run / "tuning" / "result.json").read_text())["rows"]}
+    rows = {f"out of fold, {name}": row["mean"] for name, row in tuning.items()}
+    for name in ("default", "tuned"):
+        rows[f"test volumes, five folds, {name}"] = json.loads((ROOT / out / f"test_{name}.json").read_text())["mean"]
+    names = ("competition", "toposcore", "surface_dice", "voi_score", "dice")
+    print(f"{'':<52}" + "".join(f"{n:>14}" for n in names))
+    for name, means in rows.items():
+        print(f"{name:<52}" + "".join(f"{means[n]:>14.4f}" if n in means else f"{'-':>14}" for n in names))
+    over = tuning["tuned (nested)"]["gains"]["the run's own"]
+    print(
+        f"gain of tuning, chosen without the group that it is scored on: {over['mean']:+.4f}, 95 % from {over['low']:+.4f} to {over['high']:+.4f}"
+    )
     print(f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:       {seconds / 60:.1f} minutes", flush=True)
 
 

@@ -64,7 +64,7 @@ def betti_matching(*, dims: Sequence[int] | None = None, patch: int | None = 32,
             raise ConfigError(f"loss 'betti_matching': dims is {list(chosen)}, but an image of {axes} axes has only dimensions 0 and 1.")
         first = 1 if logits.shape[1] > 1 else 0
         p, y = ((x * valid)[:, first:] for x in (probabilities(logits), one_hot(target, logits)))
-        arrays = [x.detach().cpu().numpy() for x in (p, y)]
+        arrays = [*(x.detach().cpu().numpy() for x in (p, y)), np.arange(p.numel()).reshape(p.shape)]
         blocks = list(_blocks(valid[:, 0].cpu().numpy() > 0, p.shape[1], patch))
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             bars = list(pool.map(lambda block: _bars(arrays, block[0], chosen or range(axes)), blocks))
@@ -94,15 +94,13 @@ def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tupl
 
 
 def _bars(arrays: Sequence[np.ndarray], block: _Block, dims: Sequence[int]) -> _Bars:
-    """``arrays``: p and y, ``(B, C, *S)``."""
+    """``arrays`` ``(B, C, *S)``: p, y and the numbers of the voxels."""
     from pipeline.morphology.matching import match  # numba takes long to import
 
-    p, y = arrays
-    voxels = np.arange(p.size).reshape(p.shape)[block].ravel()
-    label = y[block].ravel()
+    p, y, voxels = (x[block] for x in arrays)
     # Only the order of values counts, and -x is exact where 1 - x would round small probabilities together.
-    pairs = match(-p[block], -y[block])
-    pairs = [pairs[d] for d in dims]
+    found = match(-p, -y)
+    pairs, label, voxels = [found[d] for d in dims], y.ravel(), voxels.ravel()
     ours = np.concatenate([np.append(x.matched[:, :2], x.essential[:, 0]) for x in pairs])
     theirs = np.concatenate([np.append(x.matched[:, 2:], x.essential[:, 1]) for x in pairs])
     loose, lacking = (np.concatenate([getattr(x, side) for x in pairs]) for side in ("first", "second"))
