@@ -1,6 +1,7 @@
 """Fuse the soft predictions of several folds or runs, case by case, and decide.
 
     python -m pipeline.ensemble --fold-dirs predictions/fold_0 predictions/fold_1 --output predictions/ensemble
+    python -m pipeline.ensemble --spec ensembles/NAME.yaml --input DIR --output predictions/ensemble
 
 Members are memory-mapped and summed slab by slab: memory does not depend on their number.
 """
@@ -8,6 +9,7 @@ Members are memory-mapped and summed slab by slab: memory does not depend on the
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +18,8 @@ from typing import Any
 
 from pipeline import cli
 from pipeline.cli import say
+from pipeline.engine.fusion import FUSIONS, fuse
 from pipeline.records import DONE, Member, Part, UserError
-
-SLAB = 32
-"""Rows along the first space axis that are fused at a time."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--fold-dirs", type=Path, nargs="+", metavar="DIR", help="folders written by pipeline.predict --save-soft")
     which.add_argument("--spec", type=Path, help="ensembles/NAME.yaml: members, weights, fusion, post-processing")
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
+    p.add_argument("--input", type=Path, help="images that members which are runs predict first, into OUTPUT/members; kept when run again")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="for --input")
     p.add_argument(
         "--fusion",
         choices=["mean", "logit", "vote"],
@@ -43,7 +45,11 @@ class Spec:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
     members: tuple[Member, ...]
-    """Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``, ``fold_1``, and its weight."""
+    """Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``, ``fold_1``, and its weight.
+
+    ``run`` may also be a run folder (or a fold of one); then ``--input`` says which images it shall predict. It speaks with one
+    voice: the mean of its folds' probabilities, as in ``pipeline.predict``.
+    """
     fusion: str = "mean"
     """``mean`` of probabilities, ``logit``: mean of logits, ``vote``: weighted majority of the members' own decisions."""
     postprocess: tuple[Part, ...] | None = None
@@ -62,7 +68,9 @@ def ensemble(arguments: argparse.Namespace) -> int:
     spec = dataclasses.replace(spec, fusion=arguments.fusion or spec.fusion)
     if spec.fusion not in FUSIONS:
         raise UserError(f"fusion {spec.fusion!r} is unknown; known: {', '.join(FUSIONS)}.")
-    folders = member_folders(spec.members)
+    if spec.postprocess is not None:
+        postprocess.check(spec.postprocess)
+    folders = member_folders(predicted(spec.members, arguments))
     if arguments.output.resolve() in [f.resolve() for f, _ in folders]:
         raise UserError(f"--output {arguments.output} is a member's folder; its answers would be overwritten. Choose another.")
     before = first_summary(folders[0][0])
@@ -103,13 +111,115 @@ def load_spec(path: Path) -> Spec:
 
 def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
     """Folders of predictions and their weights; a member's weight is shared equally by its folds. Raises UserError for absent ones."""
+    check_weights(members)
     pairs = [(m.run / f"fold_{n}" if m.folds else m.run, m.weight / max(1, len(m.folds))) for m in members for n in (m.folds or (0,))]
     absent = [str(f) for f, _ in pairs if not f.is_dir()]
     if absent:
         raise UserError(f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft.")
-    if any(w < 0 for _, w in pairs) or sum(w for _, w in pairs) <= 0:
-        raise UserError(f"member weights {[w for _, w in pairs]} must not be negative, and one must be positive.")
     return pairs
+
+
+def check_weights(members: Sequence[Member]) -> None:
+    """Raise UserError for weights that make no mean."""
+    weights = [m.weight for m in members]
+    if any(w < 0 for w in weights) or sum(weights) <= 0:
+        raise UserError(f"member weights {weights} must not be negative, and one must be positive.")
+
+
+# --- members that are runs ---------------------------------------------------------------------------------------------
+
+
+def predicted(members: Sequence[Member], arguments: argparse.Namespace) -> tuple[Member, ...]:
+    """The members, those that are runs replaced by folders of their predictions of ``--input``, made now unless they are there.
+
+    Raises UserError for a run without ``--input``, and for an ``--output`` that is the folder of the inputs.
+    """
+    check_weights(members)
+    data: Path | None = arguments.input
+    runs = [m for m in members if is_run(m)]
+    if runs and data is None:
+        raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")
+    if data is not None and (data.parent if data.is_file() else data).resolve() == arguments.output.resolve():
+        raise UserError(f"--output {arguments.output} is the folder of the inputs, which would be overwritten. Choose another.")
+    out, names = [], collections.Counter()
+    for member in members:
+        if data is not None and is_run(member):
+            name = member.run.resolve().name
+            names[name] += 1
+            folder = arguments.output / "members" / (name if names[name] == 1 else f"{name}-{names[name]}")
+            predict_member(member, data, folder, arguments.device)
+            member = Member(run=folder, weight=member.weight)
+        out.append(member)
+    return tuple(out)
+
+
+def is_run(member: Member) -> bool:
+    """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where they would be looked for."""
+    folders = [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+    models = [*member.run.glob("*_model.safetensors"), *member.run.glob("fold_*/*_model.safetensors")]
+    return bool(models) and not any((f / "soft").is_dir() for f in folders)
+
+
+def _cure(member: Member) -> str:
+    where = [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+    commands = [f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft" for w in where]
+    return "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  " + "\n  ".join(
+        commands
+    )
+
+
+def predict_member(member: Member, data: Path, folder: Path, device: str) -> None:
+    """Predict the images of ``data`` with a run's folds into ``folder``; what is there from the same models and files is kept.
+
+    Raises UserError where an image could not be predicted.
+    """
+    from pipeline import files, predict
+    from pipeline.config import to_dict
+    from pipeline.data import cases as case_finder
+    from pipeline.engine.inference import voice
+
+    paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
+    paths = paths or predict.find_models(member.run, None)
+    networks, config = predict.load_models(paths)
+    inputs = case_finder.inputs(data, config.data)
+    record = {
+        "models": {str(p): files.sha256(p) for p in paths},
+        "predict": to_dict(config)["predict"],
+        "inputs": {c.id: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in c.image] for c in inputs},
+    }
+    done = _still_good(folder, record)
+    say(f"{member.run}: {len(done)} of {len(inputs)} images are predicted already")
+    where = cli.device(device)
+    predictor = predict.Predictor(
+        config=config,
+        speak=voice([n.to(where) for n in networks], config, where),
+        models=tuple(str(p) for p in paths),
+        device=where,
+        output=folder,
+        save_soft=True,
+    )
+    todo = [c for c in inputs if c.id not in done]
+    if todo and predict.predict_all(predictor, todo) != DONE:
+        raise UserError(f"{folder}: some images could not be predicted, see above. Mend or remove them, then run again.")
+
+
+def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
+    """Ids of ``folder`` that were predicted from the same models and files; all other predictions are removed and ``record`` is written."""
+    from pipeline import files
+    from pipeline.engine import soft
+
+    path = folder / "made_from.json"
+    before = files.read_json(path) if path.is_file() and (folder / "summary.json").is_file() else {}
+    same = all(before.get(k) == record[k] for k in ("models", "predict"))
+    present = soft.ids(folder / "soft")
+    good = {i for i in present if same and before["inputs"].get(i, ()) == record["inputs"].get(i)}
+    for case_id in set(present) - good:
+        (folder / "soft" / f"{case_id}.npy").unlink()
+    files.write_json(path, record)
+    return good
+
+
+# --- members that are folders of predictions ---------------------------------------------------------------------------
 
 
 def first_summary(folder: Path) -> dict[str, Any]:
@@ -201,63 +311,6 @@ def _one(
     if arguments.save_soft:
         softs.save(arguments.output / "soft", prediction, {k: v for k, v in facts.items() if k != "geometry"})
     return {"id": case_id, "status": "done", "shape": list(fused.shape[1:]), **finish(steps, prediction, arguments.output, facts)}
-
-
-def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Any:
-    """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ."""
-    import numpy as np
-
-    shapes = {tuple(int(n) for n in a.shape) for a in arrays}
-    if len(shapes) > 1:
-        raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")
-    shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
-    into, back = FUSIONS[fusion]
-    out = np.empty(arrays[0].shape, np.float32)
-    for first in range(0, arrays[0].shape[1], SLAB):
-        rows = slice(first, first + SLAB)
-        total = np.zeros(out[:, rows].shape, np.float32)
-        for array, share in zip(arrays, shares, strict=True):
-            total += share * into(np.asarray(array[:, rows], np.float32))
-        out[:, rows] = back(total)
-    return out
-
-
-def _logit(p: Any) -> Any:
-    import numpy as np
-
-    # float16 files hold exact 0 and 1; half a step away from them the logit is finite and no vote is absolute.
-    p = np.clip(p, 2.0**-12, 1 - 2.0**-12)
-    return np.log(p / (1 - p)) if len(p) == 1 else np.log(p)
-
-
-def _unlogit(x: Any) -> Any:
-    import numpy as np
-
-    if len(x) == 1:
-        return 1 / (1 + np.exp(-x))
-    e = np.exp(x - x.max(0))
-    return e / e.sum(0)
-
-
-def _decision(p: Any) -> Any:
-    import numpy as np
-
-    return (
-        (p >= 0.5).astype(np.float32)
-        if len(p) == 1
-        else (np.arange(len(p)).reshape(-1, *[1] * (p.ndim - 1)) == p.argmax(0)).astype(np.float32)
-    )
-
-
-def _same(x: Any) -> Any:
-    return x
-
-
-FUSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "mean": (_same, _same),
-    "logit": (_logit, _unlogit),
-    "vote": (_decision, _same),
-}
 
 
 if __name__ == "__main__":

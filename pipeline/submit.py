@@ -1,6 +1,7 @@
 """Pack a folder of answers into a checked submission: a flat zip of ``ID.tif``, or a table of run lengths.
 
 python -m pipeline.submit --predictions DIR --test-dir DIR --out submission.zip
+python -m pipeline.submit --spec ensembles/NAME.yaml --test-dir DIR --out submission.zip     # predict and fuse first
 
 Nothing is written unless every test volume has exactly one sound answer. Equal answers give equal bytes.
 """
@@ -59,9 +60,15 @@ class Answer:
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("submit", "Pack a folder of answers into a checked submission.")
-    p.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of answers, ID.tif")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--predictions", type=Path, metavar="DIR", help="folder of answers, ID.tif")
+    source.add_argument("--spec", type=Path, metavar="FILE", help="ensemble to run on the test images first, see pipeline.ensemble")
     p.add_argument("--test-dir", type=Path, required=True, metavar="DIR", help="folder of the test images; they say which ids there are")
     p.add_argument("--out", type=Path, default=Path("submission.zip"), metavar="FILE", help="file to write; an older one is replaced")
+    p.add_argument(
+        "--work", type=Path, metavar="DIR", help="with --spec: folder for its answers; default: <out without suffix>_predictions"
+    )
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="with --spec")
     p.add_argument(
         "--format",
         choices=sorted(SUFFIX, reverse=True),
@@ -86,12 +93,22 @@ def submit(arguments: argparse.Namespace) -> int:
         )
     if out.is_dir():
         raise UserError(f"--out {out} is a folder. Name a file.")
-    answers = check(arguments.predictions, arguments.test_dir)
+    answers = check(arguments.predictions or _run_ensemble(arguments), arguments.test_dir)
     for line in table_differences(arguments.test_dir, [a.id for a in answers]):
         say(f"warning: {line}")
     (write_zip if arguments.format == "tiff-zip" else write_rle)(out, answers)
     _tell(out, answers, files.sha256(out))
     return DONE
+
+
+def _run_ensemble(arguments: argparse.Namespace) -> Path:
+    """Run the ensemble of ``--spec`` on the test images; returns the folder of its answers."""
+    from pipeline import ensemble
+
+    work = arguments.work or arguments.out.with_name(f"{arguments.out.stem}_predictions")
+    options = {"--spec": arguments.spec, "--input": arguments.test_dir, "--output": work, "--device": arguments.device}
+    ensemble.ensemble(ensemble.parser().parse_args([str(word) for pair in options.items() for word in pair]))
+    return work
 
 
 def _tell(out: Path, answers: Sequence[Answer], digest: str) -> None:

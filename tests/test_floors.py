@@ -26,7 +26,7 @@ FLOORS = {
     "engine": 5,
     "cli": 6,
 }
-COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "report"]
+COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report"]
 
 
 def modules() -> dict[str, Path]:
@@ -139,9 +139,10 @@ def test_command_line_is_a_contract() -> None:
         "train": "--config --data-dir --fold --out --continue-on-error --dry-run --set --device --fresh",
         "predict": "--checkpoint --input --output --patch-size --overlap --threshold --min-component-size --max-hole-size --kernel-size "
         "--separate-instances --tta --save-soft --device",
-        "ensemble": "--fold-dirs --spec --output",
+        "ensemble": "--fold-dirs --spec --output --input",
         "evaluate": "--predictions --labels --metrics --out",
-        "submit": "--predictions --test-dir --out --format",
+        "submit": "--predictions --spec --test-dir --out --format",
+        "tune": "--metric --space --by --out --force --workers",
     }
     for command, options in wanted.items():
         parser = importlib.import_module(f"pipeline.{command}").parser()

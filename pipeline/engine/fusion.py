@@ -1,0 +1,68 @@
+"""Weighted fusion of several soft predictions of one case: mean of probabilities, mean of logits, or a vote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.records import UserError
+
+SLAB = 32
+"""Rows along the first space axis that are fused at a time."""
+
+
+def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Any:
+    """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ."""
+    import numpy as np
+
+    shapes = {tuple(int(n) for n in a.shape) for a in arrays}
+    if len(shapes) > 1:
+        raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")
+    shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
+    into, back = FUSIONS[fusion]
+    out = np.empty(arrays[0].shape, np.float32)
+    for first in range(0, arrays[0].shape[1], SLAB):
+        rows = slice(first, first + SLAB)
+        total = np.zeros(out[:, rows].shape, np.float32)
+        for array, share in zip(arrays, shares, strict=True):
+            total += share * into(np.asarray(array[:, rows], np.float32))
+        out[:, rows] = back(total)
+    return out
+
+
+def _logit(p: Any) -> Any:
+    import numpy as np
+
+    # float16 files hold exact 0 and 1; half a step away from them the logit is finite and no vote is absolute.
+    p = np.clip(p, 2.0**-12, 1 - 2.0**-12)
+    return np.log(p / (1 - p)) if len(p) == 1 else np.log(p)
+
+
+def _unlogit(x: Any) -> Any:
+    import numpy as np
+
+    if len(x) == 1:
+        return 1 / (1 + np.exp(-x))
+    e = np.exp(x - x.max(0))
+    return e / e.sum(0)
+
+
+def _decision(p: Any) -> Any:
+    import numpy as np
+
+    return (
+        (p >= 0.5).astype(np.float32)
+        if len(p) == 1
+        else (np.arange(len(p)).reshape(-1, *[1] * (p.ndim - 1)) == p.argmax(0)).astype(np.float32)
+    )
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+FUSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "mean": (_same, _same),
+    "logit": (_logit, _unlogit),
+    "vote": (_decision, _same),
+}

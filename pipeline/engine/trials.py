@@ -1,0 +1,293 @@
+"""Scores of candidates on out-of-fold predictions, computed once each: by all cores, kept in a file that only grows.
+
+A killed command loses what was being computed at that moment and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import postprocess
+from pipeline.config import Data, bind
+from pipeline.data.store import read_labels
+from pipeline.engine import processes
+from pipeline.engine import soft as softs
+from pipeline.engine.folder import score_labels
+from pipeline.engine.fusion import fuse
+from pipeline.engine.tuning import Candidate
+from pipeline.records import Part, UserError
+
+Scores = dict[str, float]
+BYTES = 60
+"""Memory of a worker for each voxel of a case, and 4 more for each channel of each member (measured on components and distances)."""
+
+BASE = 300 << 20
+"""Memory of a worker before its first case."""
+
+LEAST = 4
+"""Candidates that are worth loading a case for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFiles:
+    """A case: folders with its soft prediction by each member, its label file, and the hash of what that holds."""
+
+    id: str
+    soft: tuple[Path, ...]
+    label: Path
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How an answer is scored: entries of METRICS, and what the labels mean."""
+
+    metrics: tuple[Part, ...]
+    data: Data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Candidates to score on one case."""
+
+    case: CaseFiles
+    rules: Rules
+    candidates: tuple[Candidate, ...]
+
+
+# --- one case ----------------------------------------------------------------------------------------------------------
+
+
+def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
+    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once."""
+    case, data = task.case, task.rules.data
+    truth = read_labels(case.label, data)[0]
+    members = [softs.load(folder, case.id)[0].soft for folder in case.soft]
+    answers = _Answers(members, case.id)
+    for candidate in sorted(task.candidates, key=lambda c: c.key):
+        found = score_labels(task.rules.metrics, answers.of(candidate), truth, data.ignore_label)
+        yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
+
+
+class _Answers:
+    """Answers of candidates that come in alphabetical order; the arrays along the latest one's chain of steps are kept."""
+
+    def __init__(self, members: Sequence[np.ndarray], case_id: str) -> None:
+        self.members, self.case_id = members, case_id
+        self.chain: list[tuple[str, np.ndarray]] = []
+
+    def of(self, candidate: Candidate) -> np.ndarray:
+        deciding = postprocess.DECIDE & {s.name for s in candidate.steps[:1]}
+        first = () if deciding else (Part(name="threshold" if len(self.members[0]) == 1 else "argmax"),)
+        mixture = json.dumps([candidate.fusion, candidate.weights])
+        links = [mixture, *(json.dumps([s.name, dict(s.options)], sort_keys=True, default=list) for s in (*first, *candidate.steps))]
+        same = next((i for i, (a, b) in enumerate(zip(links, self.chain, strict=False)) if a != b[0]), min(len(links), len(self.chain)))
+        del self.chain[same:]
+        for link, step in list(zip(links, (None, *first, *candidate.steps), strict=True))[same:]:
+            self.chain.append((link, self._fused(candidate) if step is None else self._after(step)))
+        return self.chain[-1][1]
+
+    def _fused(self, candidate: Candidate) -> np.ndarray:
+        voices = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
+        return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)
+
+    def _after(self, step: Part) -> np.ndarray:
+        return bind(postprocess.POSTPROCESS, step, step.name, given=("array",))(self.chain[-1][1])
+
+
+# --- all cases ---------------------------------------------------------------------------------------------------------
+
+
+class Trials:
+    """Scores by (case, candidate), from the file where they are known, else computed and added to it. Use it as a context.
+
+    ``progress`` is called with (done, total) at least every second and may raise to stop; what is done by then is kept.
+    """
+
+    def __init__(self, cases: Sequence[CaseFiles], rules: Rules, kept: Path, workers: int, progress: Callable[[int, int], None]) -> None:
+        self.cases = {case.id: case for case in cases}
+        self.rules, self.workers, self.progress = rules, workers, progress
+        self.kept = _Kept(kept)
+        self.marks = {case.id: _mark(case, rules) for case in cases}
+        self.computed = 0
+        self._pool: ProcessPoolExecutor | None = None
+        self._halt: Any = None
+
+    def __enter__(self) -> Trials:
+        self.kept.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self.kept.close()
+
+    def missing(self, wanted: Mapping[str, Sequence[Candidate]]) -> int:
+        """How many of the wanted scores are not known yet."""
+        return sum(len(task.candidates) for task in self._tasks(wanted))
+
+    def scores(self, wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], Scores]:
+        """All numbers of the wanted candidates by (case, key of the candidate)."""
+        tasks = self._split(self._tasks(wanted))
+        if tasks:
+            (self._in_processes if self.workers > 1 else self._here)(tasks)
+        return {(case, c.key): self.kept.values[self._name(case, c.key)] for case, candidates in wanted.items() for c in candidates}
+
+    def _name(self, case_id: str, key: str) -> str:
+        return hashlib.sha256((self.marks[case_id] + key).encode()).hexdigest()[:32]
+
+    def _tasks(self, wanted: Mapping[str, Sequence[Candidate]]) -> list[Task]:
+        tasks = []
+        for case_id, candidates in wanted.items():
+            new = tuple(c for c in candidates if self._name(case_id, c.key) not in self.kept.values)
+            tasks += [Task(case=self.cases[case_id], rules=self.rules, candidates=new)] if new else []
+        return tasks
+
+    def _split(self, tasks: Sequence[Task]) -> list[Task]:
+        """Tasks cut so that every worker has some, neighbours in alphabetical order together."""
+        pieces = -(-2 * self.workers // max(1, len(tasks))) if self.workers > 1 else 1
+        out = []
+        for task in tasks:
+            ordered = sorted(task.candidates, key=lambda c: c.key)
+            size = max(LEAST, -(-len(ordered) // pieces))
+            out += [Task(case=task.case, rules=task.rules, candidates=tuple(ordered[i : i + size])) for i in range(0, len(ordered), size)]
+        return out
+
+    def _keep(self, case_id: str, key: str, scores: Scores) -> None:
+        self.kept.add(self._name(case_id, key), case_id, scores)
+        self.computed += 1
+
+    def _here(self, tasks: Sequence[Task]) -> None:
+        done, total = 0, sum(len(t.candidates) for t in tasks)
+        for task in tasks:
+            for key, scores in score_case(task):
+                self._keep(task.case.id, key, scores)
+                done += 1
+                self.progress(done, total)
+
+    def _in_processes(self, tasks: Sequence[Task]) -> None:
+        pool, total = self._processes(), sum(len(t.candidates) for t in tasks)
+        running = {pool.submit(_work, task): task for task in tasks}
+        done = 0
+        try:
+            while running:
+                finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done += self._collect(future, running.pop(future))
+                self.progress(done, total)
+        except (BrokenProcessPool, MemoryError):
+            why = f"a worker died, probably for want of memory ({self.workers} workers). Run again with a smaller --workers."
+            raise UserError(why) from None
+        except BaseException:
+            self._halt.set()  # a worker finishes the candidate it is at
+            pool.shutdown(cancel_futures=True)
+            for future, task in running.items():
+                if not future.cancelled() and future.exception() is None:
+                    self._collect(future, task)
+            raise
+
+    def _collect(self, future: Future, task: Task) -> int:
+        found = future.result()
+        for key, scores in found:
+            self._keep(task.case.id, key, scores)
+        return len(found)
+
+    def _processes(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._halt = multiprocessing.get_context("spawn").Event()
+            self._pool = processes.pool(self.workers, _listen, self._halt)
+        return self._pool
+
+
+def _mark(case: CaseFiles, rules: Rules) -> str:
+    """All that the scores of a case depend on, besides the candidate."""
+    stats = [(folder / f"{case.id}.npy").stat() for folder in case.soft]
+    return json.dumps(
+        [
+            _code(),
+            case.id,
+            [[s.st_size, s.st_mtime_ns] for s in stats],
+            case.content,
+            [asdict(m) for m in rules.metrics],
+            [rules.data.ignore_label, rules.data.classes],
+        ],
+        sort_keys=True,
+        default=list,
+    )
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of the source of steps, fusion and metrics: scores are not kept over a change of what they mean."""
+    here = Path(postprocess.__file__).parent
+    sources = [here / "postprocess.py", here / "engine" / "fusion.py", *here.glob("morphology/*.py"), *here.glob("metrics/*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+
+
+class _Kept:
+    """Lines of JSON, only ever added to; a torn or foreign line counts as absent."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Scores] = {}
+        self.stream: Any = None
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                row = json.loads(line)
+                self.values[row["key"]] = {k: math.nan if v is None else float(v) for k, v in row["scores"].items()}
+
+    def open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+        self.stream = self.path.open("a", encoding="utf-8")
+        if torn:
+            self.stream.write("\n")
+
+    def add(self, key: str, case_id: str, scores: Scores) -> None:
+        self.values[key] = scores
+        plain = {k: v if math.isfinite(v) else None for k, v in scores.items()}
+        self.stream.write(json.dumps({"key": key, "case": case_id, "scores": plain}) + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+# --- in a worker -------------------------------------------------------------------------------------------------------
+
+_halt: Any = None
+
+
+def _listen(halt: Any) -> None:
+    global _halt
+    _halt = halt
+
+
+def _work(task: Task) -> list[tuple[str, Scores]]:
+    found = []
+    for row in score_case(task):
+        found.append(row)
+        if _halt.is_set():
+            break
+    return found
+
+
+def workers_for(voxels: int, planes: int, asked: int | None = None) -> int:
+    """Worker processes: as many as asked, else one a core, as far as memory holds a case of ``voxels`` in each.
+
+    ``planes`` is the number of members times channels.
+    """
+    return processes.count(BASE + voxels * (BYTES + 4 * planes), asked)

@@ -1,0 +1,520 @@
+"""Choose post-processing on out-of-fold predictions, and say honestly what it gains.
+
+    python -m pipeline.tune runs/surface
+    python -m pipeline.tune runs/surface runs/other        # weights and fusion of several runs too
+
+Chosen on some groups, scored on the others; the answer is an ensembles/*.yaml. The same command again continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import cli
+from pipeline.cli import say
+from pipeline.config import Config, ConfigError, load
+from pipeline.records import DONE, Part, UserError
+
+if TYPE_CHECKING:
+    from pipeline.engine.trials import CaseFiles, Trials
+    from pipeline.engine.tuning import Candidate, Gain, Plan
+
+ENOUGH_GROUPS = 5
+"""Groups from which on the bootstrap draws groups instead of cases."""
+SHOWN = ("toposcore", "surface_dice", "voi_score", "dice")
+"""Numbers that the table shows beside the metric, where they are there."""
+OWN, NESTED, OPTIMISTIC = "the run's own", "tuned (nested)", "tuned on all (optimistic)"
+STEPS = {2: 8, 3: 4, 4: 3}
+"""Into how many steps the weights of so many members are divided."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.parser("tune", "Choose post-processing on out-of-fold predictions, nested by group.")
+    p.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folder; several of the same cases: their weights are chosen too")
+    p.add_argument("--metric", help="entry of METRICS with a direction; default: competition for binary volumes, else the config's first")
+    p.add_argument(
+        "--space", type=Path, metavar="FILE", help="YAML with stages: a list of stages of alternatives of steps; default: built in"
+    )
+    p.add_argument("--by", choices=["group", "fold"], help="what is held out from each choice; default: group where there are two or more")
+    p.add_argument("--out", type=Path, metavar="FILE", help="ensemble to write; default: ensembles/<run>_tuned.yaml")
+    p.add_argument("--force", action="store_true", help="replace --out although somebody else wrote or changed it")
+    p.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core, as far as memory holds the cases")
+    p.add_argument("--data-dir", type=Path, help="data set folder, where the labels have moved since training")
+    return p
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a ``--space`` file may hold."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
+    stages: tuple[tuple[tuple[Part, ...], ...], ...]
+    """A candidate takes one alternative, a list of steps, from each stage, in this order; the deciding step belongs to the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A run with out-of-fold predictions: its config, its folds that are complete, and the fold of each of their cases."""
+
+    folder: Path
+    config: Config
+    folds: tuple[int, ...]
+    fold_of: Mapping[str, int]
+    listing: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is compared, on which cases, by what: ``parts`` are held out in turn, ``units`` are drawn by the bootstrap."""
+
+    sources: tuple[Source, ...]
+    cases: tuple[CaseFiles, ...]
+    groups: Mapping[str, str | None]
+    metric: Part
+    sign: int
+    shape: tuple[int, ...]
+    """Channels and space axes ``(K, *S)`` of the largest prediction."""
+
+    @property
+    def config(self) -> Config:
+        return self.sources[0].config
+
+    @property
+    def name(self) -> str:
+        return "+".join(s.folder.resolve().name for s in self.sources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of the table: all numbers of each case, and what gave them (by part for the nested row)."""
+
+    name: str
+    candidates: Mapping[str, Candidate]
+    cases: Mapping[str, Mapping[str, float]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), tune, argv)
+
+
+def tune(arguments: argparse.Namespace) -> int:
+    """The whole command; returns its exit code."""
+    study = prepare(arguments)
+    out: Path = arguments.out or Path("ensembles") / f"{study.name}_tuned.yaml"
+    guard(out, arguments.force)
+    plan = make_plan(study, arguments.space)
+    with make_trials(study, arguments.workers) as trials:
+        study = usable(study, trials, plan)
+        parts = make_parts(study, arguments.by)
+        say(f"{len(study.cases)} cases; held out in turn: {', '.join(f'{name} ({len(ids)})' for name, ids in parts.items())}")
+        rows, chosen = compare(study, plan, parts, trials)
+    gains = compute_gains(study, rows)
+    say(table(study, rows, gains))
+    for name, candidate in chosen.items():
+        say(f"chosen {f'without {name}' if name else 'on all cases'}: {candidate}")
+    keep_result(study, rows, gains, parts)
+    write_spec(out, study, chosen[""], gains)
+    say(f"Wrote {out}; try it: python -m pipeline.ensemble --spec {out} --input DIR --output PREDICTIONS")
+    return DONE
+
+
+# --- what there is -----------------------------------------------------------------------------------------------------
+
+
+def prepare(arguments: argparse.Namespace) -> Study:
+    """Open the runs and check that they can be compared. Raises UserError for everything that cannot be used."""
+    import numpy as np
+
+    from pipeline.metrics import better
+
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: at least 1 process is needed.")
+    sources = tuple(open_run(folder) for folder in arguments.run)
+    config = sources[0].config
+    check_alike(sources)
+    cases = case_files(sources, arguments.data_dir)
+    paths = [folder / f"{case.id}.npy" for case in cases for folder in case.soft]
+    shapes = [np.load(path, mmap_mode="r", allow_pickle=False).shape for path in paths]
+    metric = choose_metric(arguments.metric, config)
+    return Study(
+        sources=sources,
+        cases=cases,
+        groups={case.id: sources[0].listing[case.id]["group"] for case in cases},
+        metric=metric,
+        sign=1 if better(metric.name) == "higher" else -1,
+        shape=max(shapes, key=math.prod),
+    )
+
+
+def open_run(folder: Path) -> Source:
+    """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
+    from pipeline import files
+    from pipeline.engine import soft
+    from pipeline.train import read_result
+
+    if not (folder / "config.yaml").is_file() or not (folder / "cases.json").is_file():
+        raise UserError(f"{folder}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
+    config = load(folder / "config.yaml")
+    if config.task != "labels":
+        raise UserError(f"{folder}: its task is {config.task!r}; only labels have post-processing to tune.")
+    fold_of: dict[str, int] = {}
+    for fold in range(config.data.folds.count):
+        result = read_result(folder / f"fold_{fold}")
+        if result is not None and result.status == "completed":
+            fold_of |= dict.fromkeys(soft.ids(folder / f"fold_{fold}" / "oof" / "soft"), fold)
+    if not fold_of:
+        raise UserError(f"{folder}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a fold to its end first.")
+    listing = files.read_json(folder / "cases.json")
+    folds = tuple(sorted(set(fold_of.values())))
+    say(f"{folder}: {len(fold_of)} of {len(listing)} cases predicted out of fold by folds {', '.join(map(str, folds))}")
+    return Source(folder=folder, config=config, folds=folds, fold_of=fold_of, listing=listing)
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+    """Raise UserError unless all runs predicted the same cases, with the same labels and the same meaning of labels."""
+    first = sources[0]
+    if len({s.folder.resolve() for s in sources}) < len(sources):
+        raise UserError("a run is given twice. Name each run once.")
+    for other in sources[1:]:
+        faults = [
+            f"{key} is {getattr(first.config.data, key)} and {getattr(other.config.data, key)}"
+            for key in ("classes", "dims", "ignore_label")
+            if getattr(first.config.data, key) != getattr(other.config.data, key)
+        ]
+        faults += [f"only one of them predicted {i}" for i in sorted(set(first.fold_of) ^ set(other.fold_of))[:5]]
+        name = next(iter(first.config.targets))
+        both = sorted(set(first.fold_of) & set(other.fold_of))
+        contents = [[s.listing[i]["content"].get(name) for s in (first, other)] for i in both]
+        faults += [f"case {i} has other labels" for i, (a, b) in zip(both, contents, strict=True) if a != b][:5]
+        if faults:
+            raise UserError(f"{first.folder} and {other.folder} cannot be tuned together: {'; '.join(faults)}.")
+
+
+def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFiles, ...]:
+    """Soft predictions and labels of every case, sorted by id. Raises UserError for labels that are not where they were."""
+    from pipeline.data import cases as case_finder
+    from pipeline.engine.trials import CaseFiles
+
+    config, listing = sources[0].config, sources[0].listing
+    target = next(iter(config.targets))
+    if data_dir is None:
+        labels = {i: Path(listing[i]["targets"][target]) for i in listing}
+    else:
+        labels = {c.id: c.targets[target] for c in case_finder.find(config.data, config.targets, data_dir).train}
+    ids = sorted(sources[0].fold_of)
+    lost = [i for i in ids if i not in labels or not labels[i].is_file()]
+    if lost:
+        where = data_dir or labels[lost[0]].parent
+        raise UserError(f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with --data-dir where they are now.")
+    return tuple(
+        CaseFiles(
+            id=i,
+            soft=tuple(s.folder / f"fold_{s.fold_of[i]}" / "oof" / "soft" for s in sources),
+            label=labels[i],
+            content=listing[i]["content"][target] if data_dir is None else f"{labels[i].stat().st_mtime_ns} {labels[i].stat().st_size}",
+        )
+        for i in ids
+    )
+
+
+def choose_metric(name: str | None, config: Config) -> Part:
+    """The metric to tune by, with the config's options where the config has it. Raises ConfigError for one without a direction."""
+    from pipeline.config import nearest
+    from pipeline.metrics import BETTER, METRICS
+
+    given = {p.name: p for p in config.metrics}
+    if name is None:
+        binary_volumes = config.data.classes == 2 and config.data.dims == 3
+        name = "competition" if binary_volumes and "competition" in METRICS else next(iter(given), "dice")
+    if name not in METRICS or name not in BETTER:
+        raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, set(METRICS) & set(BETTER))}")
+    return given.get(name, Part(name=name))
+
+
+def make_trials(study: Study, workers: int | None) -> Trials:
+    """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as cores and memory allow."""
+    from pipeline.engine.trials import Rules, Trials, workers_for
+
+    number = workers_for(math.prod(study.shape[1:]), study.shape[0] * len(study.sources), workers)
+    metrics = (study.metric, *([] if study.metric.name == "dice" else [Part(name="dice")]))
+    say(f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better), {number} worker{'s' if number > 1 else ''}")
+    return Trials(
+        study.cases,
+        Rules(metrics=metrics, data=study.config.data),
+        folder_of(study) / "scores.jsonl",
+        number,
+        cli.counter("scores"),
+    )
+
+
+def folder_of(study: Study) -> Path:
+    return study.sources[0].folder / "tuning"
+
+
+def usable(study: Study, trials: Trials, plan: Plan) -> Study:
+    """The study without cases whose score is not finite for the present post-processing: no difference could be told there."""
+    found = trials.scores({case.id: [plan.start] for case in study.cases})
+    good = [c for c in study.cases if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))]
+    if len(good) < len(study.cases):
+        lost = sorted({c.id for c in study.cases} - {c.id for c in good})
+        say(f"warning: {study.metric.name} has no value for {len(lost)} cases, which are left out: {', '.join(lost[:10])}")
+    if len(good) < 2:
+        raise UserError(f"{study.metric.name} has a value for {len(good)} cases; at least 2 are needed. Choose another --metric.")
+    return dataclasses.replace(study, cases=tuple(good))
+
+
+def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
+    """Cases that are held out together, by the part's name. Raises UserError where there are fewer than two parts."""
+    from pipeline.engine import tuning
+
+    ids = [c.id for c in study.cases]
+    groups = {i: study.groups[i] for i in ids}
+    whole = all(g is not None for g in groups.values())
+    enough = whole and len(set(groups.values())) >= 2
+    kind = by or ("group" if enough else "fold")
+    if kind == "group" and not enough:
+        problem = f"there is only the group {next(iter(groups.values()))}" if whole else "some cases have no group"
+        raise UserError(f"--by group: {problem}. Use --by fold.")
+    by_case = {i: str(groups[i]) if kind == "group" else f"fold {study.sources[0].fold_of[i]}" for i in ids}
+    if len(set(by_case.values())) < 2:
+        raise UserError("only one fold is finished and there are no two groups, so nothing can be held out. Train another fold first.")
+    return tuning.deal(by_case)
+
+
+# --- what is tried -----------------------------------------------------------------------------------------------------
+
+
+def make_plan(study: Study, file: Path | None) -> Plan:
+    """The search space: built in, or of ``--space``; with the baselines and, for several runs, their weights and fusions."""
+    from pipeline.engine import tuning
+
+    channels, *space = study.shape
+    edge = math.prod(space) ** (1 / len(space))
+    own = study.config.postprocess
+    stages = read_space(file, channels, len(space)) if file else tuning.space(own, edge, channels, len(space))
+    weights = tuple(1.0 for _ in study.sources)
+    also = {name: tuning.Candidate(steps=s, weights=weights) for name, s in tuning.BASELINES.items()} if channels == 1 else {}
+    for n, source in enumerate(study.sources if len(weights) > 1 else ()):
+        alone = tuple(float(i == n) for i in range(len(weights)))
+        also[f"{source.folder.resolve().name} alone"] = tuning.Candidate(steps=own, weights=alone)
+    return tuning.Plan(
+        start=tuning.Candidate(steps=own, weights=weights),
+        stages=stages,
+        mixtures=mixtures(len(weights)),
+        also=also,
+    )
+
+
+def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[Part, ...], ...], ...]:
+    """Stages of a ``--space`` file. Raises ConfigError for structure, names, options and deciding steps that come late."""
+    from pipeline import postprocess
+    from pipeline.config import read_yaml, structure
+
+    if not file.is_file():
+        raise UserError(f"--space {file}: no such file.")
+    stages = structure(read_yaml(file), Space, str(file)).stages
+    if not stages or not all(stages):
+        raise ConfigError(f"{file}: stages: give at least one stage, and in each stage at least one alternative; [] is no step at all.")
+    for i, stage in enumerate(stages):
+        for steps in stage:
+            postprocess.check(steps, channels, dims)
+            if i and steps and steps[0].name in postprocess.DECIDE:
+                raise ConfigError(f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the first stage.")
+    return stages
+
+
+def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
+    """Weights on a grid over the simplex with each fusion; equal weights first. A member alone needs no fusion."""
+    if members == 1:
+        return (((1.0,), "mean"),)
+    steps = STEPS.get(members, 2)
+    grid = [w for w in itertools.product(range(steps + 1), repeat=members) if sum(w) == steps]
+    equal = tuple(1.0 for _ in range(members))
+    weights = [equal, *(w for w in (tuple(n / steps for n in row) for row in grid) if len(set(w)) > 1)]
+    several = [w for w in weights if sum(n > 0 for n in w) > 1]
+    return (*((w, "mean") for w in weights), *((w, "logit") for w in several))
+
+
+# --- what it gains -----------------------------------------------------------------------------------------------------
+
+
+def compare(study: Study, plan: Plan, parts: Mapping[str, Sequence[str]], trials: Trials) -> tuple[list[Row], dict[str, Candidate]]:
+    """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that without it."""
+    from pipeline.engine import tuning
+
+    rounds = itertools.count(1)
+
+    def ask(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
+        new = trials.missing(wanted)
+        say(f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to compute")
+        found = trials.scores(wanted)
+        return {place: study.sign * scores.get(study.metric.name, math.nan) for place, scores in found.items()}
+
+    chosen = tuning.nested(plan, parts, ask)
+    fixed = {OWN: plan.start, **plan.also}
+    part_of = {case: part for part, cases in parts.items() for case in cases}
+    wanted = {c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[tuning.ALL]] for c in study.cases}
+    found = trials.scores(wanted)
+    honest = {name: c for name, c in chosen.items() if name != tuning.ALL}
+    lines = [(name, {tuning.ALL: c}, dict.fromkeys(part_of, c)) for name, c in {**fixed, OPTIMISTIC: chosen[tuning.ALL]}.items()]
+    lines.insert(-1, (NESTED, honest, {i: chosen[part] for i, part in part_of.items()}))
+    rows = [
+        Row(name=name, candidates=candidates, cases={c.id: found[c.id, used[c.id].key] for c in study.cases})
+        for name, candidates, used in lines
+    ]
+    return rows, chosen
+
+
+def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain]]:
+    """Paired gains of every row over the present post-processing and over the first baseline, by row and reference."""
+    import numpy as np
+
+    from pipeline.engine import tuning
+
+    ids = [c.id for c in study.cases]
+    values = {r.name: np.array([study.sign * r.cases[i].get(study.metric.name, math.nan) for i in ids]) for r in rows}
+    units = bootstrap_units(study)
+    references = [name for name in (OWN, next(iter(tuning.BASELINES))) if name in values]
+    return {
+        row.name: {name: tuning.gain(values[row.name] - values[name], units, seed=study.config.seed) for name in references} for row in rows
+    }
+
+
+def bootstrap_units(study: Study) -> list[str]:
+    """What the bootstrap draws as a whole: groups where there are enough, else cases."""
+    groups = [study.groups[c.id] for c in study.cases]
+    enough = None not in groups and len(set(groups)) >= ENOUGH_GROUPS
+    return [str(g) for g in groups] if enough else [c.id for c in study.cases]
+
+
+def means(row: Row) -> dict[str, float]:
+    """Mean of every number over the cases that have it."""
+    names = dict.fromkeys(k for scores in row.cases.values() for k in scores)
+    out = {}
+    for name in names:
+        values = [v for s in row.cases.values() if math.isfinite(v := s.get(name, math.nan))]
+        out[name] = sum(values) / len(values) if values else math.nan
+    return out
+
+
+def table(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[str, Gain]]) -> str:
+    """Rows with means, gains with 95 % intervals, and how many cases are better and worse."""
+    averages = {r.name: means(r) for r in rows}
+    names = [study.metric.name, *(n for n in SHOWN if n != study.metric.name and any(n in a for a in averages.values()))]
+    references = list(gains[OWN])
+    titles = [f"over {reference}" for reference in references]
+    lines = [f"{'':<40}" + "".join(f"{n:>14}" for n in names) + "".join(f"{t + ' [95 %]':>36}{'+/-':>9}" for t in titles)]
+    for name, average in averages.items():
+        numbers = "".join(f"{_number(average.get(n)):>14}" for n in names)
+        cells = [("-", "") if name == ref else _cell(gains[name][ref]) for ref in references]
+        lines.append(f"{name:<40}" + numbers + "".join(f"{text:>36}{sides:>9}" for text, sides in cells))
+    drawn = "groups" if len(set(bootstrap_units(study))) < len(study.cases) else "cases"
+    lines.append(f"intervals: paired bootstrap over {drawn}, 10,000 draws; +/-: cases that are better / worse")
+    return "\n".join(lines)
+
+
+def _cell(found: Gain) -> tuple[str, str]:
+    return str(found), f"{found.better}/{found.worse}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+# --- what is written ---------------------------------------------------------------------------------------------------
+
+
+def keep_result(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[str, Gain]], parts: Mapping[str, Sequence[str]]) -> None:
+    """Write ``RUN/tuning/result.json`` (``result_A+B.json`` for several runs): all rows, scores by case, gains, choices by part."""
+    from pipeline import files
+
+    name = "result.json" if len(study.sources) == 1 else f"result_{study.name}.json"
+    files.write_json(
+        folder_of(study) / name,
+        {
+            "runs": [str(s.folder) for s in study.sources],
+            "metric": study.metric,
+            "better": "higher" if study.sign > 0 else "lower",
+            "parts": parts,
+            "bootstrap": {"resamples": 10_000, "unit": "group" if len(set(bootstrap_units(study))) < len(study.cases) else "case"},
+            "rows": [
+                {
+                    "name": row.name,
+                    "chosen": {part or "all": {"text": str(c), **dataclasses.asdict(c)} for part, c in row.candidates.items()},
+                    "mean": means(row),
+                    "gains": gains[row.name],
+                    "cases": row.cases,
+                }
+                for row in rows
+            ],
+        },
+    )
+
+
+MARK = "# Written by pipeline.tune, checksum "
+
+
+def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> str:
+    """The ensemble as YAML under a comment that says where it comes from and what it gains; the first line guards the rest."""
+    import yaml
+
+    members = [
+        {"run": str(s.folder), "folds": list(s.folds), "weight": w} for s, w in zip(study.sources, chosen.weights, strict=True) if w > 0
+    ]
+    content = {"members": members, "fusion": chosen.fusion, "postprocess": json.loads(json.dumps([_plain(s) for s in chosen.steps]))}
+    honest = gains[NESTED]
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}   {command(study)}",
+        f"Chosen on {len(study.cases)} cases by {study.metric.name}. Honest gain (each case under the choice made without its part), 95 %:",
+        *(f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases" for reference, found in honest.items()),
+    ]
+    body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
+    return f"{MARK}{_checksum(body)}\n{body}"
+
+
+def command(study: Study) -> str:
+    """The command line, as one would type it."""
+    words = sys.argv[1:] if Path(sys.argv[0]).stem == "tune" else [str(s.folder) for s in study.sources]
+    return shlex.join(["python", "-m", "pipeline.tune", *words])
+
+
+def _plain(step: Part) -> dict[str, Any] | str:
+    return {"name": step.name, "options": dict(step.options)} if step.options else step.name
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def guard(out: Path, force: bool) -> None:
+    """Raise UserError where ``out`` holds something that this command did not write, or that was changed since."""
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {out}: an ensemble is a .yaml file.")
+    if force or not out.exists():
+        return
+    first, _, rest = out.read_text(encoding="utf-8").partition("\n")
+    if first != MARK + _checksum(rest):
+        raise UserError(f"{out} is there and was written or changed by somebody else. Choose another --out, or replace it with --force.")
+
+
+def write_spec(out: Path, study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> None:
+    """Write the ensemble, whole or not at all."""
+    from pipeline import files
+
+    files.write_text(out, spec_text(study, chosen, gains))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
