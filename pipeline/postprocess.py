@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import morphology
 from pipeline.config import ConfigError, bind
+from pipeline.morphology import sheets
 from pipeline.records import Part, UserError
 
 
@@ -68,21 +69,57 @@ def fill_holes(array: np.ndarray, below: int | None = 50, per_slice: int | None 
     return _each_class(array, lambda mask: morphology.fill_holes(mask, below, per_slice))
 
 
-def opening(array: np.ndarray, radius: float | None = None, size: int | None = None) -> np.ndarray:
-    """Removes what a ball does not fit into: ``radius`` in voxels, or ``size`` as in :func:`closing`."""
-    reach = _radius("opening", radius, size)
+def opening(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
+    """Removes what a ball or ellipsoid does not fit into: ``radius`` in voxels, or ``size``, as in :func:`closing`."""
+    reach = _reach("opening", radius, size, array.ndim)
+    if isinstance(reach, tuple):
+        return _each_class(array, lambda mask: sheets.opening_by_ellipsoid(mask, reach))
     return _each_class(array, lambda mask: morphology.opening(mask, reach))
 
 
-def closing(array: np.ndarray, radius: float | None = None, size: int | None = None) -> np.ndarray:
+def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
     """Fills gaps that a ball does not fit into: ``radius`` in voxels, or ``size``, the edge of a cubic kernel.
 
     A kernel of edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius k + 1/2: 1 changes nothing,
     2 and 3 are a voxel and its 18 neighbours. (Radii that are whole numbers leave pinholes open, see
-    :func:`pipeline.morphology.closing`.) Closing may join neighbouring sheets of one class; it never joins classes.
+    :func:`pipeline.morphology.closing`.) A list with one number for each axis, such as ``radius: [3, 2, 2]``, stands for an ellipsoid;
+    radius 0 (size 1) does not reach along its axis. Closing may join neighbouring sheets of one class, which :func:`sheet_closing` never
+    does; it never joins classes.
     """
-    reach = _radius("closing", radius, size)
+    reach = _reach("closing", radius, size, array.ndim)
+    if isinstance(reach, tuple):
+        return _each_class(array, lambda mask: sheets.closing_by_ellipsoid(mask, reach))
     return _each_class(array, lambda mask: morphology.closing(mask, reach))
+
+
+def sheet_closing(array: np.ndarray, radius: float = 2.5) -> np.ndarray:
+    """Closes each sheet (26-connected component) by a ball on its own and joins none: :func:`pipeline.morphology.sheets.close_sheets`."""
+    return _mend_each_class(array, lambda mask, free: sheets.close_sheets(mask, radius, free))
+
+
+def patch_sheets(array: np.ndarray, largest: int = 200) -> np.ndarray:
+    """Fills holes through sheets, up to ``largest`` voxels wide in area, by height maps: :func:`pipeline.morphology.sheets.patch_sheets`.
+
+    For volumes only. Mend contacts first (``watertight``) where sheets may hang together by edges and corners.
+    """
+    _size("patch_sheets: largest", largest)
+    return _mend_each_class(array, lambda mask, free: sheets.patch_sheets(mask, largest, free))
+
+
+def watertight(array: np.ndarray) -> np.ndarray:
+    """Turns contacts by an edge or a corner into contacts by faces and joins no sheets: :func:`pipeline.morphology.sheets.watertight`.
+
+    It may shut in cavities that leaked through such contacts; ``fill_holes`` comes after it.
+    """
+    return _mend_each_class(array, sheets.watertight)
+
+
+def thickness(array: np.ndarray, target: float = 3.0, per: str = "component") -> np.ndarray:
+    """Brings the mean thickness of sheets nearest to ``target`` voxels, topology kept: :func:`pipeline.morphology.sheets.set_thickness`.
+
+    ``per`` "component" measures each sheet, "class" all sheets of a class together.
+    """
+    return _mend_each_class(array, lambda mask, free: sheets.set_thickness(mask, target, per, free))
 
 
 def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
@@ -135,11 +172,19 @@ def _size(what: str, value: float) -> None:
         raise ConfigError(f"{what} is {value}; it is a number of voxels and must not be negative.")
 
 
-def _radius(step: str, radius: float | None, size: int | None) -> float:
-    if radius is not None and size is None:
-        return radius
-    if radius is not None or size is None:
+def _reach(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float, ...]:
+    """The radius of a ball or the radii of an ellipsoid, one for each axis."""
+    if (radius is None) == (size is None):
         raise ConfigError(f"{step} takes either radius or size, got radius={radius} and size={size}. Give one, e.g. radius: 1.5.")
+    given = radius if size is None else size
+    if not isinstance(given, Sequence):
+        return given if size is None else _half(step, size)
+    if len(given) != dims:
+        raise ConfigError(f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or one for each axis.")
+    return tuple(given) if size is None else tuple(0.0 if n == 1 else _half(step, n) for n in given)
+
+
+def _half(step: str, size: int) -> float:
     if not size >= 1:
         raise ConfigError(f"{step}: size is {size}; a kernel's edge is at least 1 voxel.")
     return size // 2 + 0.5
@@ -161,12 +206,18 @@ def _classes(array: np.ndarray) -> Iterator[tuple[int, tuple[slice, ...], np.nda
 
 def _each_class(array: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Apply a change that only adds or only removes to each class; it may add background voxels, the lowest class first."""
+    return _mend_each_class(array, lambda mask, _: change(mask))
+
+
+def _mend_each_class(array: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """As :func:`_each_class` for changes that take the mask and what they may add: background that no class had or has got."""
     out = array.copy()
     for value, box, before in _classes(array):
-        after = change(before)
         view = out[box]
+        free = (array[box] == 0) & (view == 0)
+        after = change(before, free)
         view[before & ~after] = 0
-        view[after & (view == 0)] = value
+        view[after & free] = value
     return out
 
 
@@ -178,7 +229,11 @@ POSTPROCESS: dict[str, Callable[..., np.ndarray]] = {
     "opening": opening,
     "closing": closing,
     "dust": dust,
+    "sheet_closing": sheet_closing,
+    "patch_sheets": patch_sheets,
+    "watertight": watertight,
     "fill_holes": fill_holes,
+    "thickness": thickness,
     "instances": instances,
 }
 """Steps by name, in the order that is natural for them; :func:`adjust` inserts by it."""
