@@ -1,8 +1,8 @@
 """Which squares close a tunnel of one mask inside the union of two: the compiled part of :mod:`pipeline.morphology.counts`.
 
 A volume is a cubical complex with voxels as vertices. It is given as codes ``(X + 2, Y + 2, Z + 2)`` with a margin of zeros: a voxel
-holds the bit OWN where it lies in the mask, UNION where it lies in either, and EXISTS everywhere. The code of an edge, square or cube
-is the bitwise and of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its smallest corner
+holds the bit OWN where it lies in the mask, UNION where it lies in either, and EXISTS everywhere. The code of an edge or square is the bitwise and
+of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its smallest corner
 at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at ``i``.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 OWN, UNION, EXISTS = 1, 2, 4
+MISSING = 3
 JOINED, APPARENT, OTHER = 1, 2, 3
 
 
@@ -21,10 +22,21 @@ def _class(code):
     return 0 if code & OWN else (1 if code & UNION else 2)
 
 
-@njit(cache=True, inline="always")
-def _square_code(codes, i, t, steps):
-    a, b = steps[(t + 1) % 3], steps[(t + 2) % 3]
-    return codes[i] & codes[i + a] & codes[i + b] & codes[i + a + b]
+@njit(cache=True)
+def _classes(codes, steps):
+    """Class of every edge and of every square; MISSING where there is none."""
+    edges, squares = np.full(3 * codes.size, MISSING, np.uint8), np.full(3 * codes.size, MISSING, np.uint8)
+    for i in range(codes.size - steps[0] - steps[1]):
+        if codes[i]:
+            for t in range(3):
+                a, b = steps[(t + 1) % 3], steps[(t + 2) % 3]
+                code = codes[i] & codes[i + steps[t]]
+                if code:
+                    edges[3 * i + t] = _class(code)
+                code = codes[i] & codes[i + a] & codes[i + b] & codes[i + a + b]
+                if code:
+                    squares[3 * i + t] = _class(code)
+    return edges, squares
 
 
 @njit(cache=True, inline="always")
@@ -35,28 +47,22 @@ def _faces(square, steps):
     return 3 * i + u, 3 * i + v, 3 * (i + steps[u]) + v, 3 * (i + steps[v]) + u
 
 
-@njit(cache=True, inline="always")
-def _edge_key(codes, edge, steps, count):
-    i = edge // 3
-    return _class(codes[i] & codes[i + steps[edge % 3]]) * count + edge
-
-
 @njit(cache=True)
-def _spanning_edges(codes, uniform, steps):
+def _spanning_edges(codes, uniform, edges, steps):
     """Edges that no cycle ends with: the first edge at each voxel, for it lies in the minimum spanning tree (cut property)."""
-    count = 3 * codes.size
-    tree = np.zeros(count, np.bool_)
+    tree = np.zeros(edges.size, np.bool_)
     for i in range(steps[0], codes.size - steps[0]):
         if uniform[i]:
             tree[3 * (i - steps[0])] = True
         elif codes[i]:
-            best, best_edge = 3 * count, -1
-            for t in range(3):
-                for start in (i - steps[t], i):
-                    if codes[start] & codes[start + steps[t]] & EXISTS:
-                        key = _edge_key(codes, 3 * start + t, steps, count)
-                        if key < best:
-                            best, best_edge = key, 3 * start + t
+            best, best_edge = MISSING, -1
+            for t in range(3):  # in the order of their positions, so that the first of a class is the first of all
+                edge = 3 * (i - steps[t]) + t
+                if edges[edge] < best:
+                    best, best_edge = edges[edge], edge
+            for edge in range(3 * i, 3 * i + 3):
+                if edges[edge] < best:
+                    best, best_edge = edges[edge], edge
             if best_edge >= 0:
                 tree[best_edge] = True
     return tree
@@ -87,9 +93,8 @@ def _join(parent, square, steps, exists):
 
 
 @njit(cache=True)
-def _last_faces(codes, uniform, steps, state):
+def _last_faces(codes, uniform, squares, steps, state):
     """Join every cube with its neighbour across its last face (which is in the maximum spanning tree) and mark the face."""
-    count = 3 * codes.size
     exists = np.zeros(codes.size, np.bool_)
     parent = np.arange(codes.size).astype(np.int32)
     diagonal = steps[0] + steps[1] + steps[2]
@@ -97,44 +102,49 @@ def _last_faces(codes, uniform, steps, state):
         exists[i] = codes[i] != 0 and codes[i + diagonal] != 0
     for i in range(codes.size):
         if exists[i]:
-            best, best_square = -1, 3 * (i + steps[0])
-            for t in range(0 if uniform[i] else 3):
-                for corner in (i, i + steps[t]):
-                    key = _class(_square_code(codes, corner, t, steps)) * count + 3 * corner + t
-                    if key > best:
-                        best, best_square = key, 3 * corner + t
-            if state[best_square] != JOINED:
-                state[best_square] = JOINED
-                _join(parent, best_square, steps, exists)
+            face = 3 * (i + steps[0])
+            if not uniform[i]:
+                best = squares[face]
+                for t in (1, 2):  # from the last position down
+                    other = 3 * (i + steps[t]) + t
+                    if squares[other] > best:
+                        best, face = squares[other], other
+                for other in range(3 * i + 2, 3 * i - 1, -1):
+                    if squares[other] > best:
+                        best, face = squares[other], other
+            if state[face] != JOINED:
+                state[face] = JOINED
+                _join(parent, face, steps, exists)
     return parent, exists
 
 
 @njit(cache=True, inline="always")
-def _last_edge(codes, square, steps, count):
-    best = -1
+def _last_edge(edges, square, steps):
+    best, last = -1, -1
     for edge in _faces(square, steps):
-        best = max(best, _edge_key(codes, edge, steps, count))
-    return best % count
+        if edges[edge] > best or (edges[edge] == best and edge > last):
+            best, last = np.int64(edges[edge]), edge
+    return last
 
 
 @njit(cache=True, inline="always")
-def _first_square(codes, edge, steps, count):
+def _is_first_square(squares, square, edge, steps):
+    """Whether no square at the edge comes before this one, which is at it."""
     i, t = edge // 3, edge % 3
-    best = 3 * count
+    own = squares[square]
     for u in range(3):
         if u != t:
             normal = 3 - t - u
             for corner in (i - steps[u], i):
-                code = _square_code(codes, corner, normal, steps)
-                if code & EXISTS:
-                    best = min(best, _class(code) * count + 3 * corner + normal)
-    return best % count
+                other = 3 * corner + normal
+                if squares[other] < own or (squares[other] == own and other < square):
+                    return False
+    return True
 
 
 @njit(cache=True)
-def _sort_out(codes, uniform, steps, state, owner):
+def _sort_out(codes, uniform, edges, squares, steps, state, owner):
     """Mark apparent pairs (an edge that is the last of a square which is the edge's first); returns the other squares in order."""
-    count = 3 * codes.size
     for i in range(steps[0], codes.size - steps[0] - steps[1]):
         if uniform[i]:
             for t in (1, 2):
@@ -142,14 +152,13 @@ def _sort_out(codes, uniform, steps, state, owner):
                 owner[3 * (i + steps[0]) + 3 - t] = 3 * i + t
         elif codes[i]:
             for square in range(3 * i, 3 * i + 3):
-                code = _square_code(codes, i, square % 3, steps)
-                if code & EXISTS and not state[square]:
-                    edge = _last_edge(codes, square, steps, count)
-                    if _first_square(codes, edge, steps, count) == square:
+                if squares[square] != MISSING and not state[square]:
+                    edge = _last_edge(edges, square, steps)
+                    if _is_first_square(squares, square, edge, steps):
                         state[square] = APPARENT
                         owner[edge] = square
                     else:
-                        state[square] = OTHER + _class(code)
+                        state[square] = OTHER + squares[square]
     return np.concatenate((np.flatnonzero(state == OTHER), np.flatnonzero(state == OTHER + 1), np.flatnonzero(state == OTHER + 2)))
 
 
@@ -194,24 +203,24 @@ def _top(column, start):
 
 
 @njit(cache=True)
-def _add_boundary(square, codes, steps, tree, column):
+def _add_boundary(square, edges, steps, tree, column):
     """Add a square's edges to the column, those left out that no cycle ends with."""
     for edge in _faces(square, steps):
         if not tree[edge]:
-            _flip(_edge_key(codes, edge, steps, len(tree)), column)
+            _flip(np.int64(edges[edge]) * len(edges) + edge, column)
 
 
 @njit(cache=True)
-def _reduce(codes, steps, tree, owner, columns, column):
+def _reduce(edges, steps, tree, owner, columns, column):
     """Add earlier columns to the column until its last row is nobody's; returns that row, or -1 where nothing is left."""
     starts, stored = columns
     top = _top(column, len(column[2]) - 1)
     while top >= 0:
-        who = owner[top % len(tree)]
+        who = owner[top % len(edges)]
         if who == -1:
             break
         if who >= 0:
-            _add_boundary(who, codes, steps, tree, column)
+            _add_boundary(who, edges, steps, tree, column)
         else:
             for n in range(starts[-2 - who], starts[-1 - who]):
                 _flip(np.int64(stored[n]), column)
@@ -243,9 +252,10 @@ def closing_squares(codes, uniform, steps):
     """
     state = np.zeros(3 * codes.size, np.uint8)
     owner = np.full(3 * codes.size, -1, np.int32)  # of an edge: the apparent square, or -2 - k for the k-th stored column
-    tree = _spanning_edges(codes, uniform, steps)
-    parent, exists = _last_faces(codes, uniform, steps, state)
-    rest = _sort_out(codes, uniform, steps, state, owner)
+    edges, squares = _classes(codes, steps)
+    tree = _spanning_edges(codes, uniform, edges, steps)
+    parent, exists = _last_faces(codes, uniform, squares, steps, state)
+    rest = _sort_out(codes, uniform, edges, squares, steps, state, owner)
     for n in range(len(rest) - 1, -1, -1):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
         if _join(parent, rest[n], steps, exists):
             state[rest[n]] = JOINED
@@ -257,12 +267,12 @@ def closing_squares(codes, uniform, steps):
     found = [0]
     for square in rest:
         if state[square] != JOINED:
-            _add_boundary(square, codes, steps, tree, column)
-            top = _reduce(codes, steps, tree, owner, (starts, stored), column)
-            if 0 <= top < len(tree) and _class(_square_code(codes, square // 3, square % 3, steps)) == 2:
+            _add_boundary(square, edges, steps, tree, column)
+            top = _reduce(edges, steps, tree, owner, (starts, stored), column)
+            if 0 <= top < len(edges) and squares[square] == 2:
                 found.append(square)
             if top >= 0:
-                owner[top % len(tree)] = -2 - known
+                owner[top % len(edges)] = -2 - known
                 stored, starts[known + 1] = _drain(top, stored, starts[known], column)
                 known += 1
     return np.array(found[1:])

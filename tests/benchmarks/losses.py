@@ -1,8 +1,8 @@
 """Does a topology loss help? The same network, seed and budget with one more term each, out of fold by the competition's score.
 
-    python tests/benchmarks/losses.py --data DIR [--config configs/surface_cpu.yaml] [--out runs/losses] [--epochs 8] [--jobs 2] [--only NAME ...]
+    python tests/benchmarks/losses.py --data DIR [--config configs/surface_cpu.yaml] [--out runs/losses] [--epochs 8] [--folds 0 1 2 3 4] [--jobs 2] [--only NAME ...]
 
-Trains all folds once for each variant through ``pipeline.train`` (finished folds are not trained again), with a
+Trains the folds once for each variant through ``pipeline.train`` (finished folds are not trained again), with a
 smaller network than the config's unless ``--set`` says otherwise, then scores the out-of-fold
 probabilities cut at 0.5 and after the config's own post-processing, and prints for each the mean of Dice and competition score,
 the paired difference to Dice + CE with its 95 % interval over cases, and the rank correlation of Dice and score.
@@ -41,6 +41,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("runs/losses"))
     p.add_argument("--epochs", type=int, default=8)
     p.add_argument("--set", nargs="+", default=["network.options.channels=[16,32,64]"], metavar="KEY=VALUE", help="further overrides")
+    p.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     p.add_argument("--jobs", type=int, default=2, help="variants trained at a time, one thread each")
     p.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     arguments = p.parse_args()
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def train(arguments: argparse.Namespace, name: str) -> None:
-    """All folds of one variant; a fold that failed stops the script."""
+    """The folds of one variant; a fold that failed stops the script."""
     settings = [
         f"losses={json.dumps(VARIANTS[name])}",
         f"train.epochs={arguments.epochs}",
@@ -59,14 +60,14 @@ def train(arguments: argparse.Namespace, name: str) -> None:
         'metrics=["dice"]',
         *arguments.set,
     ]
-    command = [sys.executable, "-m", "pipeline.train", "--config", arguments.config, "--data-dir", arguments.data, "--fold", "-1"]
+    command = [sys.executable, "-m", "pipeline.train", "--config", arguments.config, "--data-dir", arguments.data]
     command += ["--out", arguments.out / name, "--set", *settings]
     with (arguments.out.parent / f"{arguments.out.name}_{name}.log").open("a") as log:
-        done = subprocess.run(
-            [str(word) for word in command], stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-        )
-    if done.returncode:
-        raise SystemExit(f"{name}: training ended with {done.returncode}; see {log.name}")
+        for fold in arguments.folds:
+            words = [str(word) for word in (*command, "--fold", fold)]
+            done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+            if done.returncode:
+                raise SystemExit(f"{name}, fold {fold}: training ended with {done.returncode}; see {log.name}")
     print(f"trained {name}", flush=True)
 
 
