@@ -174,6 +174,24 @@ def gaps(text: str) -> list[str]:
     return re.findall(r"<li>(.*?)</li>", found[0]) if found else []
 
 
+def test_tuned_rows_are_shown_and_a_damaged_file_is_stated(run: Path) -> None:
+    gain = {"mean": 0.0123, "low": -0.001, "high": 0.02, "better": 3, "worse": 1, "cases": 4}
+    rows = [
+        {"name": name, "mean": {"dice": mean}, "gains": {"the run's own": gain}, "chosen": {part: {"text": "dust <5>"}}, "cases": {}}
+        for name, mean, part in (("the run's own", 0.5, "all"), ("tuned (nested)", 0.5123, "scroll"))
+    ]
+    path = run / "tuning" / "result.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"metric": {"name": "dice", "options": {}}, "rows": rows}))
+    shown = report.build(run)
+    assert "Post-processing" in shown
+    assert "+0.0123 (-0.0010 … +0.0200)" in shown
+    assert "without scroll: dust &lt;5&gt;" in shown
+    for text in ("{", json.dumps({"rows": []}), "[]"):
+        path.write_text(text)
+        assert "tuning/result.json cannot be read" in report.build(run)
+
+
 def test_gaps_are_stated(run: Path) -> None:
     change(run, baselines={}, folds=[fold_result(0), fold_result(1, status="failed", metrics={}, best_epoch=-1, error="loss is NaN")])
     files.write_text(run / "config.yaml", "data: {folds: {count: 3}, ignore_label: 2}\n")

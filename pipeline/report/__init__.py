@@ -45,7 +45,7 @@ def build(run: Path) -> str:
     """The page of a run as HTML. Raises UserError where there is no summary.json, without which there is nothing to tell."""
     found = load(run)
     # The sections come first: they add to the gaps that the head lists.
-    sections = [scores(found), curves(found), groups(found), distributions(found), gallery(found), origin(found)]
+    sections = [scores(found), tuned(found), curves(found), groups(found), distributions(found), gallery(found), origin(found)]
     return document(f"{found.summary.get('name', run.name)}: report", headline(found) + "\n".join(sections))
 
 
@@ -107,6 +107,37 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
         values = [number((metrics[kind] or {}).get(n)) for n in names]
         rows.append(("", [title, f"{kind} ✓", *facts, *values]) if kind == chosen else ("other", ["", kind, "", "", *values]))
     return rows
+
+
+def tuned(run: Run) -> str:
+    """The rows that pipeline.tune compared: mean, paired gains with their intervals, steps. Nothing where it did not run."""
+    from pipeline import files
+
+    path = run.folder / "tuning" / "result.json"
+    if not path.is_file():
+        return ""
+    try:
+        result = files.read_json(path)
+        metric, references = result["metric"]["name"], list(result["rows"][0]["gains"])
+        rows = [("", _tuned_row(row, metric, references)) for row in result["rows"]]
+    except (files.FileError, LookupError, TypeError) as error:
+        run.gaps.append(f"tuning/result.json cannot be read ({error}); run pipeline.tune again")
+        return ""
+    note = (
+        "Post-processing of the same out-of-fold probabilities. Nested: each case is answered with the steps that were chosen without its "
+        "group (or fold). Gains are paired over cases, with 95 % bootstrap intervals."
+    )
+    return section("Post-processing", table(["", metric, *(f"over {r}" for r in references), "steps"], rows), note=note)
+
+
+def _tuned_row(row: Mapping[str, Any], metric: str, references: Sequence[str]) -> list[object]:
+    gains = [row["gains"][r] for r in references]
+    cells = [
+        DASH if row["name"] == r else f"{g['mean']:+.4f} ({g['low']:+.4f} … {g['high']:+.4f})"
+        for r, g in zip(references, gains, strict=True)
+    ]
+    steps = "; ".join(f"without {part}: {c['text']}" if part != "all" else c["text"] for part, c in row["chosen"].items())
+    return [row["name"], number(row["mean"].get(metric)), *cells, steps]
 
 
 def curves(run: Run) -> str:

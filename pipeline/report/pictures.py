@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,7 @@ def _classes(run: Run) -> int:
 def _card(run: Run, label: str, name: str) -> str:
     case = run.scored[name]
     facts = [f"fold {case.get('fold')}", *([f"group {case['group']}"] if case.get("group") is not None else [])]
-    facts += [f"{k} {number(v)}" for k, v in case.get("metrics", {}).items()]
+    facts += [f"{k} {number(v)}" for k, v in case.get("metrics", {}).items() if not isinstance(v, Mapping)]
     head = f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3><p>{escape(" · ".join(facts))}</p>'
     try:
         arrays = _arrays(run, name)
