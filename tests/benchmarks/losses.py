@@ -92,11 +92,13 @@ def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
 def one(case_id: str, folder: Path, label: Path, rules, steps: Mapping) -> dict[str, dict[str, float]]:
     from pipeline import postprocess
     from pipeline.data.store import read_labels
-    from pipeline.engine import soft, trials
+    from pipeline.engine import soft
+    from pipeline.engine.folder import score_labels
 
     probability = np.asarray(soft.load(folder, case_id)[0].soft, np.float32)
     truth = read_labels(label, rules.data)[0]
-    return {name: trials.score(postprocess.apply(parts, probability), truth, rules) for name, parts in steps.items()}
+    ignore = rules.data.ignore_label
+    return {name: score_labels(rules.metrics, postprocess.apply(parts, probability), truth, ignore) for name, parts in steps.items()}
 
 
 def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> None:
