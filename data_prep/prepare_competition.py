@@ -44,7 +44,7 @@ def prepare(root: Path, workers: int | None = None) -> int:
     from pipeline.data import cases, store
 
     settings, folder = competition_config(root), root / "store"
-    found = cases.find(settings.data, settings.targets, root)
+    found = cases.find(settings.data, settings.roles, root)
     cli.say(_counts(root, len(found.train), len(found.test)))
     if folder.is_dir():
         files.sweep(folder)

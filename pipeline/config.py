@@ -30,6 +30,14 @@ class ConfigError(UserError):
     """A YAML file, an override or an option of a table's entry that cannot be used. The message names key, value, rule and cure."""
 
 
+def _brackets(pattern: str) -> int:
+    """Groups of a regular expression, -1 where it is none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return -1
+
+
 def _require(good: bool, message: str) -> None:
     if not good:
         raise ConfigError(message)
@@ -42,8 +50,14 @@ class Folds:
     """Number of folds."""
     by: Literal["case", "group"] = "case"
     """``case``: plain shuffled KFold over cases. ``group``: cases of one group (scroll, patient) stay on one side."""
+    pattern: str | None = None
+    """Regular expression whose first bracket finds the group in a case's id: ``'_(\\d+)[LR]$'``. ``null``: groups stand in ``train.csv``."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.pattern is None or _brackets(self.pattern) >= 1,
+            f"data.folds.pattern is {self.pattern!r}, must be a regular expression with one bracket, e.g. '_(\\d+)[LR]$'.",
+        )
         _require(self.count >= 2, f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.")
 
 
@@ -70,12 +84,25 @@ class Patch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frames:
+    __pydantic_config__ = STRICT
+    fov: str | None = None
+    """Role (a folder of ``data.folders``) of masks of the field of view. Every metric of labels is then given twice: ``NAME_fov`` inside it, ``NAME_full`` over the whole image; it is no target, and training sees whole images."""
+    padded: tuple[int, ...] | None = None
+    """With ``fov``: also ``NAME_padded``, over the image with background added up to this size, as some published scores were counted."""
+
+    def __post_init__(self) -> None:
+        _require(self.padded is None or self.fov is not None, "data.frames.padded stands without fov; name the role of the masks.")
+        _require(self.padded is None or min(self.padded) >= 1, f"data.frames.padded is {self.padded}, every entry must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     __pydantic_config__ = STRICT
     root: str = "data"
     """Folder of the data set; ``--data-dir`` replaces it."""
     layout: Literal["auto", "competition", "nnunet", "folders"] = "auto"
-    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``, ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``. ``folders``: the folders named below, files paired by equal stem. ``auto``: whichever is there."""
+    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``, ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``. ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them, ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there."""
     folders: Mapping[str, str] = field(default_factory=lambda: {"image": "images", "label": "masks"})
     """Layout ``folders`` only: role to folder. ``image`` is the input, every other role is a target of the same name."""
     test: str = "test_images"
@@ -88,6 +115,10 @@ class Data:
     """Label values including background. 2: one output channel and a sigmoid; more: one channel per class and a softmax."""
     ignore_label: int | None = None
     """Label value that no loss and no metric counts."""
+    binarise: float | None = None
+    """Two classes only: label values above this are foreground, all others background; for masks kept as JPEG or resized with interpolation. ``null``: every value must be a class."""
+    frames: Frames = field(default_factory=Frames)
+    """Parts of an image that metrics count in."""
     folds: Folds = field(default_factory=Folds)
     normalise: Part = field(default_factory=lambda: Part(name="percentile", options={"low": 0.5, "high": 99.5}))
     """Entry of NORMALISE, the same in training and prediction."""
@@ -106,6 +137,12 @@ class Data:
         )
         _require(self.classes >= 2, f"data.classes is {self.classes}; background counts, so it is at least 2.")
         _require("image" in self.folders, "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.")
+        _require(
+            self.binarise is None or self.classes == 2,
+            f"data.binarise is {self.binarise}, which needs data.classes: 2, not {self.classes}.",
+        )
+        padded = self.frames.padded
+        _require(padded is None or len(padded) == self.dims, f"data.frames.padded {padded} needs {self.dims} numbers.")
         _require(self.workers >= 0, f"data.workers is {self.workers}, must not be negative.")
 
 
@@ -202,8 +239,8 @@ class Train:
 @dataclass(frozen=True, kw_only=True)
 class Predict:
     __pydantic_config__ = STRICT
-    patch: tuple[int, ...] | None = None
-    """Tile size; ``null``: the training patch size."""
+    patch: tuple[int, ...] | Literal["whole"] | None = None
+    """Tile size; ``whole``: each image in one piece; ``null``: the training patch size."""
     overlap: int = 32
     """Voxels that neighbouring tiles share along each axis; tiles shorter than twice this share half."""
     window: Literal["gaussian", "hann", "feather", "constant"] = "gaussian"
@@ -216,11 +253,17 @@ class Predict:
     """Tiles per forward pass."""
     flips: bool = False
     """Average over all axis flips (8 passes in 3D, 4 in 2D)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over each tile enlarged or reduced by these factors."""
 
     def __post_init__(self) -> None:
         _require(self.overlap >= 0 and self.halo >= 0, "predict.overlap and predict.halo must not be negative.")
         _require(self.batch >= 1, f"predict.batch is {self.batch}, must be at least 1.")
-        if self.patch is not None:
+        _require(
+            len(self.scales) > 0 and all(0.1 <= s <= 10 for s in self.scales),
+            f"predict.scales is {list(self.scales)}, must hold numbers from 0.1 to 10.",
+        )
+        if isinstance(self.patch, tuple):
             _require(
                 min(self.patch) > 2 * self.halo,
                 f"predict.patch {list(self.patch)} leaves nothing between two halos of {self.halo}. Enlarge the patch.",
@@ -253,13 +296,24 @@ class Config:
             f"name is {self.name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'.",
         )
         _require(len(self.losses) > 0, "losses is empty; add at least one term, e.g. - {name: dice}.")
-        for size in (self.predict.patch,):
-            _require(size is None or len(size) == self.data.dims, f"predict.patch {size} needs {self.data.dims} numbers.")
+        fov = self.data.frames.fov
+        _require(fov not in self.targets, f"data.frames.fov is {fov!r}, which is a target; give the masks a role of their own.")
+        _require(
+            fov is None or self.task == "labels", f"data.frames.fov is {fov!r}, but frames are for task labels; this is {self.task!r}."
+        )
+        size = self.predict.patch
+        _require(not isinstance(size, tuple) or len(size) == self.data.dims, f"predict.patch {size} needs {self.data.dims} numbers.")
 
     @property
     def targets(self) -> Mapping[str, str]:
         """Kind of each target, with the task's default."""
         return self.data.targets or ({"label": "labels"} if self.task == "labels" else {"target": "image"})
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of view."""
+        fov = self.data.frames.fov
+        return self.targets if fov is None else {**self.targets, fov: "mask"}
 
 
 def load(path: Path, overrides: typing.Sequence[str] = ()) -> Config:

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -247,3 +248,100 @@ def test_real_data_sets(shared_data: Path) -> None:
     found = find(shared_data / "hippocampus")
     assert (found.layout, len(found.train), len(found.test), found.faults) == ("nnunet", 40, 20, ())
     assert found.train[0].id == "hippocampus_001"
+
+
+# --- split.json and groups by name --------------------------------------------------------------------------------------
+
+
+def folders(root: Path, ids: str = "abcd", split: object = None, masks: str | None = None) -> None:
+    touch(root, [f"images/{i}.png" for i in ids] + [f"masks/{i}.png" for i in (ids if masks is None else masks)])
+    if split is not None:
+        (root / "split.json").write_text(split if isinstance(split, str) else json.dumps(split), encoding="utf-8")
+
+
+def ids(found: cases.Found) -> tuple[str, str]:
+    return "".join(c.id for c in found.train), "".join(c.id for c in found.test)
+
+
+@pytest.mark.parametrize("layout", ["auto", "folders"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"train": ["a", "b"], "test": ["c", "d"]},
+        {"test": ["d", "c", "c"]},
+        {"test": ["c.png", "images/d.png"]},
+        {"train": ["a.png", "b"], "test": ["c", "d.tif"]},
+    ],
+)
+def test_a_split_holds_images_out(split: Mapping[str, list[str]], layout: str, tmp_path: Path) -> None:
+    folders(tmp_path, split=split, masks="abc")  # a test image needs no target, and keeps the one it has
+    found = find(tmp_path, layout=layout)
+    assert (ids(found), found.faults) == (("ab", "cd"), ())
+    assert [set(c.targets) for c in found.test] == [{"label"}, set()]
+
+
+def test_a_split_and_a_folder_of_test_images(tmp_path: Path) -> None:
+    folders(tmp_path, split={"test": ["d", "x"]})
+    touch(tmp_path, ["test_images/x.png"])
+    found = find(tmp_path)
+    assert (ids(found), found.faults) == (("abc", "dx"), ())
+    touch(tmp_path, ["test_images/d.png"])
+    assert ["same id as d.png" in f.problem for f in errors(find(tmp_path))] == [True]
+
+
+def test_ids_of_a_split_with_dots_and_accents(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFC", "é.v2")
+    touch(tmp_path, [f"{folder}/{i}.png" for folder in ("images", "masks") for i in (name, "a")])
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "test": [unicodedata.normalize("NFD", name)]}))
+    found = find(tmp_path)
+    assert (ids(found), found.faults) == (("a", name), ())
+
+
+@pytest.mark.parametrize(
+    ("split", "severity", "words"),
+    [
+        ({"test": ["d", "lost"]}, "warning", "names lost, of which there is no image"),
+        ({"train": ["a", "b", "c", "lost"], "test": ["d"]}, "warning", "names lost"),
+        ({"train": ["a", "b", "d"], "test": ["c", "d"]}, "error", "1 ids under both train and test: d"),
+        ({"train": ["a"], "test": ["d"]}, "error", "2 images neither under train nor under test: b, c"),
+        ({"test": list("abcd")}, "error", "leaves no image to train on"),
+        ({"train": list("abc"), "val": ["d"]}, "error", "the key 'val'"),
+        ({"test": "d"}, "error", "something else than a list of texts"),
+        ({"test": [1]}, "error", "something else than a list of texts"),
+        (["d"], "error", "holds list and no lists of ids"),
+        ("{}", "error", "holds nothing"),
+        ('{"test": [', "error", "JSON"),
+    ],
+)
+def test_faults_of_a_split(split: object, severity: str, words: str, tmp_path: Path) -> None:
+    folders(tmp_path, split=split)
+    (fault,) = find(tmp_path).faults
+    assert (fault.severity, fault.path.name) == (severity, "split.json")
+    assert words in fault.problem
+    assert fault.cure
+
+
+def test_a_split_belongs_to_the_layout_of_folders(tmp_path: Path) -> None:
+    competition(tmp_path, ["1", "2"])
+    (tmp_path / "split.json").write_text('{"test": ["1"]}')
+    assert ids(find(tmp_path)) == ("12", "")
+
+
+def test_rows_of_held_out_images_are_no_surprise(tmp_path: Path) -> None:
+    folders(tmp_path, split={"test": ["d"]})
+    (tmp_path / "train.csv").write_text("id,group\na,1\nb,1\nc,2\nd,2\n")
+    found = find(tmp_path)
+    assert ([c.group for c in found.train], found.faults) == (["1", "1", "2"], ())
+
+
+def test_groups_by_name(tmp_path: Path) -> None:
+    names = ["eye_01L", "eye_01R", "eye_02L"]
+    touch(tmp_path, [f"{folder}/{i}.png" for folder in ("images", "masks") for i in names])
+    (tmp_path / "train.csv").write_text("id,group\n" + "".join(f"{n},all\n" for n in names))
+    data: dict[str, Any] = {"folds": config.Folds(by="group", pattern=r"_(\d+)[LR]$")}
+    found = find(tmp_path, **data)
+    assert ([c.group for c in found.train], found.faults) == (["01", "01", "02"], ())
+    touch(tmp_path, ["images/odd.png", "masks/odd.png"])
+    (fault,) = errors(find(tmp_path, **data))
+    assert fault.path.name == "odd.png"
+    assert repr(r"_(\d+)[LR]$") in fault.problem

@@ -7,6 +7,7 @@ because some file systems store ``é`` as two characters.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -41,10 +42,11 @@ class Found:
 
 @dataclass(slots=True)
 class _Search:
-    """One walk through a data set: where it is, which file endings count, and the faults met so far."""
+    """One walk through a data set: where it is, which file endings count, whether a split.json does, and the faults met so far."""
 
     root: Path
     ending: str = ""
+    splits: bool = False
     faults: list[Fault] = field(default_factory=list)
 
     def fault(self, path: Path, problem: str, cure: str, warning: bool = False) -> None:
@@ -52,21 +54,25 @@ class _Search:
 
 
 def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
-    """Cases below ``root`` in the layout of ``data``; ``targets`` maps each target to its kind (``Config.targets``).
+    """Cases below ``root`` in the layout of ``data``; ``targets`` maps each role beside the image to its kind (``Config.roles``).
 
+    ``split.json`` of the layout ``folders`` moves images to the test cases, which need no targets but keep those that exist.
     Never raises for bad data: ``faults`` lists all of it. Rows of train.csv without files are a warning.
     """
     layout = _layout(data, root)
     if layout is None:
         return Found(layout=data.layout, faults=(_nothing(data, root),))
-    search = _Search(root)
+    search = _Search(root, splits=layout == "folders")
     if layout == "nnunet":
         train, test = _find_nnunet(search, targets)
     else:
         folders = dict(data.folders) if layout == "folders" else _competition_folders(targets)
         test_folder = root / (data.test if layout == "folders" else "test_images")
         train, test = _find_folders(search, folders, targets, test_folder)
-    train = _grouped(search, train, optional=layout != "competition")
+    if data.folds.pattern is not None:
+        train = _named_groups(search, train, data.folds.pattern)
+    else:
+        train = _grouped(search, train, [c.id for c in test], optional=layout != "competition")
     if not train and not any(f.severity == "error" for f in search.faults):
         search.faults.append(_nothing(data, root))
     return Found(layout=layout, train=tuple(train), test=tuple(test), faults=tuple(search.faults))
@@ -93,21 +99,90 @@ def _competition_folders(targets: Mapping[str, str]) -> dict[str, str]:
 
 def _find_folders(search: _Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path) -> tuple[list[Case], list[Case]]:
     images = _by_id(search, search.root / folders["image"])
-    roles = {role: paths for role in targets if (paths := _target_files(search, role, folders)) is not None}
-    train = [Case(id=name, image=(path,), targets=_targets(search, name, path, roles)) for name, path in images.items()]
+    roles = {role: paths for role, kind in targets.items() if (paths := _target_files(search, role, folders, kind)) is not None}
+    others = _by_id(search, test)
+    held_out = _split(search, images, others) if search.splits else frozenset()
+    train = [
+        Case(id=name, image=(path,), targets=_targets(search, name, path, roles)) for name, path in images.items() if name not in held_out
+    ]
     _report_orphans(search, images, roles)
-    return train, [Case(id=name, image=(path,)) for name, path in _by_id(search, test).items()]
+    tests = [
+        Case(id=name, image=(path,), targets={role: paths[name] for role, paths in roles.items() if name in paths})
+        for name, path in images.items()
+        if name in held_out
+    ]
+    return train, tests + [Case(id=name, image=(path,)) for name, path in others.items() if name not in held_out]
 
 
-def _target_files(search: _Search, role: str, folders: Mapping[str, str]) -> dict[str, Path] | None:
+def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Path]) -> frozenset[str]:
+    """Ids that ``split.json`` holds out of training; none where there is no such file or it cannot be used, which is a fault.
+
+    ``others`` are the images of the folder of test images, which may not bear the same ids.
+    """
+    path = search.root / "split.json"
+    if not path.exists():
+        return frozenset()
+    lists = _split_lists(search, path)
+    if lists is None:
+        return frozenset()
+    train, test = ({_listed_id(entry, images): None for entry in lists.get(key, ())} for key in ("train", "test"))
+    for name in [name for name in train if name not in images] + [name for name in test if name not in images and name not in others]:
+        search.fault(path, f"names {name}, of which there is no image", "It is skipped; correct or remove that entry", warning=True)
+    both = [name for name in train if name in test]
+    if both:
+        search.fault(path, f"lists {len(both)} ids under both train and test: {_some(both)}", "Keep each id in one list")
+    unlisted = [name for name in images if name not in train and name not in test] if "train" in lists else []
+    if unlisted:
+        cure = "List them under train or test, or leave the list train away: then all images that are not under test are trained on"
+        search.fault(path, f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}", cure)
+    for name in [name for name in test if name in images and name in others]:
+        search.fault(others[name], f"has the same id as {images[name].name}, which split.json tests on, too", "Keep one file per case")
+    held_out = frozenset(name for name in test if name in images)
+    if images and held_out == set(images):
+        search.fault(path, "leaves no image to train on: all are under test", "Take some of them off that list")
+    return held_out
+
+
+def _split_lists(search: _Search, path: Path) -> dict[str, list[str]] | None:
+    """The lists of split.json; None where it is no such document, which is a fault."""
+    cure = 'It should read {"train": [ID, ...], "test": [ID, ...]}, where train may be left out; mend it, or take it away'
+    try:
+        document = files.read_json(path)
+    except files.FileError as error:
+        search.fault(path, error.problem, cure)
+        return None
+    if not isinstance(document, dict) or not document:
+        search.fault(path, f"holds {type(document).__name__ if document else 'nothing'} and no lists of ids", cure)
+        return None
+    for key, value in document.items():
+        if key not in ("train", "test"):
+            search.fault(path, f"holds the key {key!r}, which means nothing here", cure)
+            return None
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            search.fault(path, f"holds under {key!r} something else than a list of texts", cure)
+            return None
+    return document
+
+
+def _listed_id(entry: str, images: Mapping[str, Path]) -> str:
+    """The id that an entry of split.json means: itself, or a file name without folder and suffix."""
+    whole = unicodedata.normalize("NFC", entry.strip())
+    if whole in images:
+        return whole
+    name = Path(whole).name
+    return name[: len(name) - len(files.suffix(name))]
+
+
+def _target_files(search: _Search, role: str, folders: Mapping[str, str], kind: str) -> dict[str, Path] | None:
     """Files of one target by id; None where it has no folder, which is one fault and not one for each case."""
+    what = f"field of view {role!r}" if kind == "mask" else f"target {role!r}"
     if role not in folders:
         cure = f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
-        search.fault(search.root, f"has no folder for the target {role!r}", cure)
+        search.fault(search.root, f"has no folder for the {what}", cure)
         return None
     folder = search.root / folders[role]
     if not folder.is_dir():
-        search.fault(folder, f"is no folder; it should hold the target {role!r}", "Add it, or correct data.folders or data.layout")
+        search.fault(folder, f"is no folder; it should hold the {what}", "Add it, or correct data.folders or data.layout")
         return None
     return _by_id(search, folder)
 
@@ -128,11 +203,11 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
     channels = _dataset_json(search)
     images = _by_channel(search, search.root / "imagesTr", channels)
     role = next(iter(targets))
-    for further in list(targets)[1:]:
-        search.fault(
-            search.root, f"has no folder for the target {further!r}", "The nnU-Net layout has one target; use data.layout: folders"
-        )
-    labels = _target_files(search, role, {role: "labelsTr"})
+    for further, kind in list(targets.items())[1:]:
+        what = "field of view" if kind == "mask" else "target"
+        cure = "The nnU-Net layout has one target; use data.layout: folders"
+        search.fault(search.root, f"has no folder for the {what} {further!r}", cure)
+    labels = _target_files(search, role, {role: "labelsTr"}, targets[role])
     roles = {} if labels is None else {role: labels}
     train = [Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles)) for name, paths in images.items()]
     _report_orphans(search, images, roles)
@@ -213,15 +288,27 @@ def natural(path: Path | str) -> tuple:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part], name
 
 
-def _grouped(search: _Search, cases: Sequence[Case], optional: bool) -> list[Case]:
-    """The cases with their group from train.csv, where there is one; ``optional``: the layout does not know that file."""
+def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[Case]:
+    """The cases with the group that the first bracket of ``pattern`` (``data.folds.pattern``) finds in their ids."""
+    groups = {c.id: match[1] if (match := re.search(pattern, c.id)) else None for c in cases}
+    for case in [c for c in cases if not groups[c.id]]:
+        problem = f"has the id {case.id}, in which data.folds.pattern {pattern!r} finds no group"
+        search.fault(case.image[0], problem, "Rename the file, or correct the pattern so that its first bracket fits every id")
+    return [dataclasses.replace(c, group=groups[c.id] or None) for c in cases]
+
+
+def _grouped(search: _Search, cases: Sequence[Case], tests: Sequence[str], optional: bool) -> list[Case]:
+    """The cases with their group from train.csv, where there is one; ``optional``: the layout does not know that file.
+
+    Rows of ``tests``, the ids of test cases, are nothing to warn of.
+    """
     path = search.root / "train.csv"
     if not path.exists():
         return list(cases)
     groups = _read_groups(search, path, optional)
-    present = {case.id for case in cases}
+    present = {*tests, *(case.id for case in cases)} if optional else {case.id for case in cases}
     _report_rows(search, path, [name for name in groups if name not in present], [c.id for c in cases if groups and c.id not in groups])
-    return [Case(id=c.id, image=c.image, targets=c.targets, group=groups.get(c.id)) for c in cases]
+    return [dataclasses.replace(c, group=groups.get(c.id)) for c in cases]
 
 
 def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unlisted: Sequence[str]) -> None:

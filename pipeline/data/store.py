@@ -25,8 +25,14 @@ from pipeline import config, files
 from pipeline.data import normalise
 from pipeline.records import Case, Fault, Geometry, UserError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when facts or arrays change their meaning; older ones on disk are then made again."""
+
+MASKED = ("labels", "mask")
+"""Kinds of targets whose values are classes."""
+
+WHITE = ("255", "65535")
+"""Values that stand for class 1 in a black and white picture of 8 or 16 bits."""
 
 LISTED = 256
 """Distinct label values that facts keep; an image given as labels would have millions."""
@@ -164,9 +170,15 @@ def _key(case: Case, settings: config.Config) -> dict[str, Any]:
         "format": FORMAT,
         "dims": settings.data.dims,
         "normalise": {"name": normal.name, "options": dict(normal.options)},
-        "targets": {role: settings.targets.get(role, "image") for role in case.targets},
+        "targets": {role: settings.roles.get(role, "image") for role in case.targets},
+        "binarise": _cut(settings.data),
         "files": {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()},
     }
+
+
+def _cut(data: config.Data) -> list[Any] | None:
+    """What decides the values of labels while they are read; None where they stay as they are."""
+    return None if data.binarise is None else [data.binarise, data.ignore_label]
 
 
 def _roles(case: Case) -> dict[str, tuple[Path, ...]]:
@@ -225,12 +237,13 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
             "scale": normalise.fit(settings.data.normalise, image[0]),
         }
     for role, path in case.targets.items():
-        labels = settings.targets.get(role, "image") == "labels"
-        target = found.attempt(lambda path=path, labels=labels: _load_target(path, settings.data, labels))
+        kind = settings.roles.get(role, "image")
+        rules = _rules(settings.data, kind)
+        target = found.attempt(lambda path=path, rules=rules, kind=kind: _load_target(path, rules, labels=kind in MASKED))
         if target is not None:
             found.note(role, *target)
             found.contents[role] = content_hash(target[0])
-            found.values |= {role: label_values(target[0])} if labels else {}
+            found.values |= {role: label_values(target[0])} if kind in MASKED else {}
     named = {
         role: [{**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)]
         for role, paths in _roles(case).items()
@@ -309,26 +322,60 @@ def _same_affine(one: Any, other: Any) -> bool:
 
 
 def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
+    """Array ``(C, *S)`` and geometry of a target; labels have one channel, and two values where ``data.binarise`` is set."""
     array, geometry = files.read(path, data.dims, labels=labels)
-    if labels and len(array) > 1:
-        if (array != array[:1]).any():
-            cure = "Save labels with one channel that holds the class numbers"
-            raise files.FileError(path, f"has {len(array)} different channels where labels are needed", cure)
-        array = array[:1]  # a grey mask saved in colour
-    return array.astype(np.float32) if array.dtype == np.float64 and not labels else array, geometry
+    if not labels:
+        return array.astype(np.float32) if array.dtype == np.float64 else array, geometry
+    array = array if data.binarise is None else _binarised(path, array, data)
+    if (array != array[:1]).any():
+        cure = "Save labels with one channel that holds the class numbers"
+        raise files.FileError(path, f"has {len(array)} different channels where labels are needed", cure)
+    return array[:1], geometry  # several where a grey mask is saved in colour
+
+
+def _binarised(path: Path, array: np.ndarray, data: config.Data) -> np.ndarray:
+    """1 where a value lies above ``data.binarise``, the ignored label where it is that, 0 elsewhere."""
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise files.FileError(path, f"holds {np.isnan(array).sum()} values that are NaN", "Replace them by numbers")
+    mask = (array > data.binarise).astype(label_dtype(data))
+    if data.ignore_label is not None:
+        mask[array == data.ignore_label] = data.ignore_label
+    return mask
+
+
+def _rules(data: config.Data, kind: str) -> config.Data:
+    """How a role of this kind is read: a field of view always has two classes and nothing to ignore."""
+    return dataclasses.replace(data, classes=2, ignore_label=None) if kind == "mask" else data
 
 
 def read_labels(path: Path, data: config.Data) -> np.ndarray:
     """Labels ``(1, *S)`` of one file in the smallest integer type that holds every class, checked as ``faults`` checks them.
 
-    In a two-class mask of 0 and 255 the 255 becomes 1. Raises FileError for values outside the classes.
+    In a two-class mask of 0 and 255 (16 bits: 0 and 65535) the larger becomes 1; with ``data.binarise`` every value above it.
+    Raises FileError for values outside the classes.
     """
     array, _ = _load_target(path, data, labels=True)
     values = label_values(array)
     problem = _label_problem(values, data)
     if problem:
         raise files.FileError(path, *problem)
-    return (np.where(array == 255, 1, array) if _is_mask(values, data) else array).astype(label_dtype(data))
+    white = _white(values, data)
+    return (np.where(array == int(white), 1, array) if white else array).astype(label_dtype(data))
+
+
+def read_mask(path: Path, data: config.Data) -> np.ndarray:
+    """Field of view ``(1, *S)``, uint8 0/1, of one file that holds 0/1, 0/255 or, with ``data.binarise``, any greys.
+
+    ``data.classes`` and ``data.ignore_label`` are those of labels and say nothing here. Raises FileError for other values and where
+    nothing lies inside.
+    """
+    mask = read_labels(path, _rules(data, "mask"))
+    if not mask.any():
+        raise files.FileError(path, *EMPTY_VIEW)
+    return mask
+
+
+EMPTY_VIEW = ("holds no field of view: nothing would be counted", "Give a mask whose foreground is the part of the image that counts")
 
 
 def label_dtype(data: config.Data) -> np.dtype:
@@ -402,48 +449,69 @@ def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) 
     path, image, target = case.targets[role], fact.shapes.get("image"), fact.shapes[role]
     if image and image[1:] != target[1:]:
         problem = f"has shape {_by(target[1:])}, its image {case.image[0].name} has {_by(image[1:])}"
-        yield Fault(path=path, problem=problem, cure="Check that the two belong together; resample one to the other's grid")
+        cure = "Check that the two belong together; resample one to the other's grid"
+        if image[1:] == target[:0:-1]:
+            cure += ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
+        yield Fault(path=path, problem=problem, cure=cure)
     if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
         problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {AFFINE_TOLERANCE}"
         yield Fault(
             path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
         )
     if role in fact.label_values:
-        yield from _label_faults(path, fact.label_values[role], settings.data)
+        kind = settings.roles[role]
+        yield from _label_faults(path, fact.label_values[role], _rules(settings.data, kind), kind)
 
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _label_faults(path: Path, values: Mapping[str, int], data: config.Data) -> Iterator[Fault]:
+def _label_faults(path: Path, values: Mapping[str, int], data: config.Data, kind: str) -> Iterator[Fault]:
     problem = _label_problem(values, data)
     if problem:
         yield Fault(path=path, problem=problem[0], cure=problem[1])
+    elif kind == "mask":
+        if set(values) <= {"0"}:
+            yield Fault(path=path, problem=EMPTY_VIEW[0], cure=EMPTY_VIEW[1])
     elif set(values) == {str(data.ignore_label)}:
         yield Fault(path=path, problem="is ignored everywhere", cure="The case teaches nothing and has no score", severity="warning")
     elif set(values) <= {"0", str(data.ignore_label)}:
-        yield Fault(path=path, problem="has no foreground", cure="Check that this is meant", severity="warning")
+        cure = "Check that this is meant" + ("" if data.binarise is None else f"; no value lies above data.binarise: {data.binarise:g}")
+        yield Fault(path=path, problem="has no foreground", cure=cure, severity="warning")
 
 
 def _label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, str] | None:
     """What is wrong with these label values, and the cure; None where they are classes or the ignored label."""
-    wrong = {} if _is_mask(values, data) else {value: count for value, count in values.items() if value not in _allowed(data)}
+    wrong = {} if _white(values, data) else {value: count for value, count in values.items() if value not in _allowed(data)}
     if not wrong:
         return None
     shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(wrong.items())[:8])
     known = f"0 to {data.classes - 1}" + ("" if data.ignore_label is None else f" and {data.ignore_label}, which is ignored")
     cure = "Correct the file, or data.classes or data.ignore_label"
+    if data.classes == 2 and _looks_smeared(values):
+        cure += "; if it is a black and white mask that was kept as JPEG or resized, set data.binarise: 127"
     return f"holds labels outside {known}: {shown}{', ...' if len(wrong) > 8 else ''}", cure
+
+
+def _looks_smeared(values: Mapping[str, int]) -> bool:
+    """Whether these may be the values of a picture of 0 and 255 after a lossy step: greys near both ends, or many greys."""
+    if "others" in values or any(not 0 <= float(v) <= 255 for v in values):
+        return False
+    numbers = [float(v) for v in values]
+    greys = [v for v in numbers if 1 < v < 255]
+    return bool(greys) and max(numbers) > 127 and (len(numbers) > 8 or (min(numbers) <= 40 and max(numbers) >= 215))
 
 
 def _allowed(data: config.Data) -> set[str]:
     return {str(value) for value in range(data.classes)} | ({str(data.ignore_label)} if data.ignore_label is not None else set())
 
 
-def _is_mask(values: Mapping[str, int], data: config.Data) -> bool:
-    """Whether these are the values of a black and white picture, where 255 stands for class 1."""
-    return data.classes == 2 and "255" in values and "255" not in _allowed(data) and set(values) <= (_allowed(data) - {"1"}) | {"255"}
+def _white(values: Mapping[str, int], data: config.Data) -> str | None:
+    """The value that stands for class 1 where these are the values of a black and white picture, else None."""
+    allowed = _allowed(data)
+    found = (w for w in WHITE if data.classes == 2 and w in values and w not in allowed and set(values) <= (allowed - {"1"}) | {w})
+    return next(found, None)
 
 
 def _channel_faults(facts: Sequence[Facts], cases: Sequence[Case]) -> Iterator[Fault]:
@@ -509,9 +577,10 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
             f"{case.image[0]}: cannot be stored: {fact.problems[0][1] if fact.problems else 'it was not read'}. Mend the file first."
         )
     data = settings.data
-    kinds = {role: settings.targets.get(role, "image") for role in case.targets}
+    kinds = {role: settings.roles.get(role, "image") for role in case.targets}
     stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
-    labels = {"classes": data.classes, "ignore_label": data.ignore_label} if "labels" in kinds.values() else {}
+    rules = {"classes": data.classes, "ignore_label": data.ignore_label, "binarise": _cut(data)}
+    labels = rules if set(MASKED) & set(kinds.values()) else {}
     key = {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
     manifest = folder / f"{file_name(case.id)}.json"
     volumes = known_volumes(manifest, key)
@@ -548,8 +617,8 @@ def _write_volumes(case: Case, fact: Facts, settings: config.Config, folder: Pat
         raise UserError(f"{case.image[0]}: changed while it was being prepared. Run the command again.")
     volumes = {"image": save(folder / f"{file_name(case.id)}.image.npy", image)}
     for role, path in case.targets.items():
-        labels = settings.targets.get(role, "image") == "labels"
-        array = read_labels(path, settings.data) if labels else _load_target(path, settings.data, labels=False)[0]
+        kind, data = settings.roles.get(role, "image"), settings.data
+        array = read_labels(path, _rules(data, kind)) if kind in MASKED else _load_target(path, data, labels=False)[0]
         volumes[role] = save(folder / f"{file_name(case.id)}.{role}.npy", array)
     return volumes
 

@@ -1,4 +1,4 @@
-"""Read and write TIFF, NIfTI, PNG, JPEG and npy arrays with their geometry; every file is written whole or not at all.
+"""Read and write TIFF, NIfTI, PNG, JPEG and npy arrays, read GIF and BMP, with their geometry; every file is written whole or not at all.
 
 Damage is looked for here and not left to the libraries: tifffile logs a truncated file and returns fewer pages, nibabel
 meets it only when pixels are used, and gzip checks its sum only when somebody reads to the end.
@@ -49,6 +49,8 @@ _FORMATS = {
     ".png": pictures,
     ".jpg": pictures,
     ".jpeg": pictures,
+    ".gif": pictures,
+    ".bmp": pictures,
     ".npy": npy,
 }
 """Each format is a module with probe, geometry, read and write."""
@@ -80,7 +82,8 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
     """Array ``(C, *S)`` in the file's own number type (native byte order, C-contiguous) and its geometry.
 
     ``dims`` is the number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``, the file's order, from NIfTI;
-    2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and in volumes) their indices; alpha is dropped, bool becomes uint8.
+    2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and in volumes) their indices, or 0 and 255 where an image is black and
+    white; alpha is dropped, bool becomes uint8, a photograph is turned as its EXIF orientation says.
     Raises FileError for whatever cannot be read to the last pixel or does not have ``dims`` space axes.
     """
     import numpy as np
@@ -119,14 +122,14 @@ def _format(path: Path) -> ModuleType:
 def write(path: Path, array: np.ndarray, geometry: Geometry | None = None, dims: int | None = None) -> None:
     """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry`` describes, whole or not at all.
 
-    ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else PNG and JPEG are 2D and other
+    ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else pictures such as PNG are 2D and other
     arrays of three axes or more are volumes. Equal arrays give equal bytes. Raises UserError where the format cannot hold the array.
     """
     import numpy as np
 
     geometry = geometry or Geometry()
     array = np.asarray(array)
-    flat = array.ndim == 2 or suffix(path) in (".png", ".jpg", ".jpeg")
+    flat = array.ndim == 2 or _FORMATS.get(suffix(path)) is pictures
     space: int = dims or geometry.meta.get("dims") or (2 if flat else 3)
     if array.ndim not in (space, space + 1):
         raise UserError(f"{path}: an array of shape {array.shape} is not (*S) or (C, *S) with {space} space axes.")

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SUFFIXES = (".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy")
-"""Formats that can be read and written, longest first."""
+SUFFIXES = (".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy", ".gif", ".bmp")
+"""Formats that can be read, longest first."""
+
+READ_ONLY = (".gif", ".bmp")
+"""Those of them that are not written."""
+
+WRITABLE = tuple(s for s in SUFFIXES if s not in READ_ONLY)
+"""Formats that can be written."""
 
 
 def suffix(path: Path | str) -> str:

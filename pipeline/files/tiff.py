@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files.pictures import palette_labels
 from pipeline.records import Geometry
 
 if TYPE_CHECKING:
@@ -166,13 +167,16 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)``: palettes of images become RGB unless they are ``labels``, alpha is dropped."""
+    """Array ``(C, *S)``: palettes of images become RGB, or with ``labels`` what :func:`palette_labels` says; alpha is dropped."""
     with _open(path) as tif:
         order, shape = _layout(path, tif, dims)
         series, page = tif.series[0], tif.pages.first
         array = series.asarray().reshape(series.get_shape(squeeze=False)).transpose(order).reshape(shape)
-        if _is_palette(page, dims) and not labels:
-            array = (page.colormap[:, array[0]] >> 8).astype("uint8")  # type: ignore[index]
+        if _is_palette(page, dims):
+            colours = (page.colormap.T >> 8).astype("uint8")  # type: ignore[union-attr]
+            array = palette_labels(array[0], colours)[None] if labels else colours[array[0]].transpose(2, 0, 1)
+        elif page.photometric == 0 and array.dtype == bool:
+            array = ~array  # scanners write ink as 1; with more bits ImageJ means the numbers and not their look
         return array[: _opaque(page)], _geometry(tif, dims)
 
 
