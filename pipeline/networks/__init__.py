@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.config import bind
 from pipeline.networks.base import HeadedNet
+from pipeline.networks.sa_unet import sa_unet
 from pipeline.networks.unet import dynunet, segresnet, unet
 from pipeline.records import Part
 
@@ -17,6 +18,7 @@ NETWORKS: dict[str, Callable[..., HeadedNet]] = {
     "unet": unet,
     "dynunet": dynunet,
     "segresnet": segresnet,
+    "sa_unet": sa_unet,
 }
 
 
