@@ -195,7 +195,7 @@ def test_augmentation_keeps_image_and_label_together(stored: list[Stored]) -> No
 
 
 def test_every_augmentation_runs_and_most_change_the_image(stored: list[Stored]) -> None:
-    for name in AUGMENT:
+    for name in set(AUGMENT) - {"colour", "clahe"}:  # RGB and 2D only: test_augment.py
         dataset = PatchDataset(stored, config(augment=[{"name": name, "options": {"p": 1.0}}]), 0, training=True)
         plain = PatchDataset(stored, config(augment=[]), 0, training=True)
         changed = [not torch.equal(dataset[0, n, 0]["image"], plain[0, n, 0]["image"]) for n in range(4)]

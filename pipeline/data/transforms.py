@@ -1,14 +1,23 @@
-"""The table of augmentations, all MONAI's, and the chain from a stored case to a training sample."""
+"""The table of augmentations, MONAI's and some in its manner, and the chain from a stored case to a training sample.
+
+Geometry moves the image and every target by the same field: images and distances are interpolated linearly, labels take the
+nearest voxel and keep their values, the ignored one included. Intensities change in the image alone. What each entry does to
+colours stands in its docstring; ``colour`` is the only one that means to change them.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from monai.transforms import (
     Compose,
+    MapTransform,
     OneOf,
     RandAdjustContrastd,
     RandAffined,
@@ -16,12 +25,17 @@ from monai.transforms import (
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandomizableTransform,
     RandRotate90d,
     RandScaleIntensityd,
     RandScaleIntensityFixedMeand,
     RandShiftIntensityd,
+    Resample,
     Transform,
 )
+from monai.transforms.utils import create_grid
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
+from scipy.interpolate import BSpline
 
 from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
@@ -62,49 +76,131 @@ def _rotate90(keys: Keys, p: float = 0.5, planes: Sequence[Sequence[int]] | None
 
 
 def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
-    """Gaussian noise of exactly this standard deviation."""
+    """Gaussian noise of exactly this standard deviation, drawn for each voxel and channel: coloured grain in RGB."""
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
 def _brightness(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2)) -> list[Transform]:  # noqa: A002 - the YAML's word
-    """Multiply by a factor drawn from ``range``."""
-    return [RandScaleIntensityd(keys.image, prob=p, factors=(range[0] - 1, range[1] - 1))]
+    """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
+    low, high = _pair("brightness", "range", range)
+    return [RandScaleIntensityd(keys.image, prob=p, factors=(low - 1, high - 1))]
 
 
 def _contrast(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2)) -> list[Transform]:  # noqa: A002
-    """Spread about the patch's mean by a factor drawn from ``range``."""
-    return [RandScaleIntensityFixedMeand(keys.image, prob=p, factors=(range[0] - 1, range[1] - 1), preserve_range=False)]
+    """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all channels: hues stay."""
+    low, high = _pair("contrast", "range", range)
+    return [RandScaleIntensityFixedMeand(keys.image, prob=p, factors=(low - 1, high - 1), preserve_range=False)]
 
 
 def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1) -> list[Transform]:
-    """Add a constant drawn from ``[-offset, offset]``."""
+    """Add a constant drawn from ``[-offset, offset]``, one for all channels: hues stay."""
     return [RandShiftIntensityd(keys.image, prob=p, offsets=offset)]
 
 
 def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5)) -> list[Transform]:  # noqa: A002
-    return [RandAdjustContrastd(keys.image, prob=p, gamma=(range[0], range[1]))]
+    """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is drawn from ``range``.
+
+    Minimum, maximum and exponent are those of all channels together: one rising curve, so grey stays grey and the order of a
+    voxel's channels is kept. Hues move a little between them, as in any gamma of a photograph.
+    """
+    low, high = _pair("gamma", "range", range)
+    if min(low, high) <= 0:
+        raise ConfigError(f"augment gamma: range is [{low}, {high}], both must be above 0, e.g. [0.7, 1.5].")
+    return [RandAdjustContrastd(keys.image, prob=p, gamma=(low, high))]
 
 
 def _blur(keys: Keys, p: float = 0.5, sigma: Sequence[float] = (0.5, 1.0)) -> list[Transform]:
-    """Gaussian blur; ``sigma`` in voxels."""
-    bounds = (sigma[0], sigma[1])
-    return [RandGaussianSmoothd(keys.image, bounds, bounds, bounds, prob=p)]
+    """Gaussian blur along the space axes, the same for all channels; ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border."""
+    bounds = _pair("blur", "sigma", sigma)
+    if min(bounds) <= 0:
+        raise ConfigError(f"augment blur: sigma is {list(bounds)} voxels, both must be above 0, e.g. [0.5, 1.0].")
+    return [RandMirroredSmoothd(keys.image, bounds, bounds, bounds, prob=p)]
 
 
-def _affine(keys: Keys, p: float = 0.5, degrees: float = 15.0, scale: float = 0.1) -> list[Transform]:
-    """Rotation about every axis and zoom; slow on CPU (0.4 s for a pair of 128³)."""
-    angle = degrees * 3.141592653589793 / 180
+def _affine(
+    keys: Keys, p: float = 0.5, degrees: float = 15.0, scale: float = 0.1, translate: float = 0.0, shear: float = 0.0
+) -> list[Transform]:
+    """Rotation about every axis, zoom of every axis, shift and shear, each drawn from ``[-x, x]``; slow on CPU (0.4 s for a pair of 128³).
+
+    ``translate`` in voxels; ``shear`` as the tangent of the angle. The patch is mirrored at its border.
+    """
     dims = len(keys.size)
-    return [
-        RandAffined(
-            keys.every,
-            prob=p,
-            rotate_range=(angle,) * (3 if dims == 3 else 1),
-            scale_range=(scale,) * dims,
-            mode=keys.modes,
-            padding_mode="reflection",
+    # A range of zero would take numbers from the shared state, and thereby change what a seed gives in configs without it.
+    moves = {
+        "translate_range": (translate,) * dims if translate else None,
+        "shear_range": (shear,) * (dims * (dims - 1)) if shear else None,
+    }
+    return [_resampling(keys, p, degrees, scale_range=(scale,) * dims, **moves)]
+
+
+def _rotate(keys: Keys, p: float = 0.5, degrees: float = 180.0) -> list[Transform]:
+    """Rotation about every axis by angles drawn from ``[-degrees, degrees]``, without zoom: widths stay. The patch is mirrored at its border."""
+    return [_resampling(keys, p, degrees)]
+
+
+def _resampling(keys: Keys, p: float, degrees: float, **ranges: Any) -> Transform:
+    angles = (degrees * math.pi / 180,) * (3 if len(keys.size) == 3 else 1)
+    return RandTypedAffined(keys.every, prob=p, rotate_range=angles, mode=keys.modes, padding_mode="reflection", **ranges)
+
+
+def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float = 8.0) -> list[Transform]:
+    """Smooth deformation that moves no voxel by more than ``magnitude`` voxels along an axis (in 2D a quarter of it is typical).
+
+    ``spacing``: voxels between the points that are moved. Magnitudes at which the patch could fold over itself are refused: inside
+    the patch nothing is torn or doubled, though a thing one voxel thin may break, as in any resampling. The patch is mirrored at
+    its border.
+    """
+    dims = len(keys.size)
+    if not spacing > 0:
+        raise ConfigError(f"augment elastic: spacing is {spacing} voxels, must be above 0, e.g. 32.")
+    most = UNFOLDED[dims] * spacing
+    if not 0 <= magnitude <= most:
+        raise ConfigError(
+            f"augment elastic: magnitude is {magnitude}, must be from 0 to {most:g} ({UNFOLDED[dims]} of spacing {spacing:g}), "
+            "above which the patch can fold over itself. Lower magnitude or raise spacing."
         )
-    ]
+    return [RandElasticd(keys, p, spacing, magnitude)]
+
+
+def _colour(keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: Sequence[float] = (0.8, 1.2), gain: float = 0.05) -> list[Transform]:
+    """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
+
+    For images of three channels, taken as red, green and blue; images with any other number are left as they are, and the same
+    random numbers are used up. Details: :class:`RandColourd`.
+    """
+    low, high = _pair("colour", "saturation", saturation)
+    if min(low, high) < 0 or not 0 <= gain < 1 or hue < 0:
+        raise ConfigError(
+            f"augment colour: hue={hue}, saturation=[{low}, {high}], gain={gain}: none may be negative, and gain must be below 1."
+        )
+    return [RandColourd(keys.image, p, hue, (low, high), gain)]
+
+
+def _clahe(keys: Keys, p: float = 0.5, clip: Sequence[float] = (0.005, 0.02), tiles: int = 4) -> list[Transform]:
+    """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of 2D patches; limit drawn from ``clip``.
+
+    ``tiles`` along each axis of the patch. A limit of c raises local contrast by a factor of at most about 256 c: 1.3 to 5 by
+    default. RGB: the HSV value alone is equalised, hue and saturation stay; other images: each channel on its own.
+    """
+    low, high = _pair("clahe", "clip", clip)
+    if len(keys.size) != 2:
+        raise ConfigError("augment clahe: is for images (data.dims: 2); for volumes use gamma or contrast.")
+    if not 0 < min(low, high) <= max(low, high) <= 1:
+        raise ConfigError(f"augment clahe: clip is [{low}, {high}], both must be above 0 and at most 1, e.g. [0.005, 0.02].")
+    if isinstance(tiles, bool) or not isinstance(tiles, int) or not 1 <= tiles <= min(keys.size) // TILE:
+        raise ConfigError(
+            f"augment clahe: tiles is {tiles!r} for a patch of {list(keys.size)}, must be a whole number from 1 to "
+            f"{min(keys.size) // TILE}, so that a tile has at least {TILE} pixels a side. Lower tiles or enlarge data.patch.size."
+        )
+    return [RandClahed(keys.image, p, (low, high), tuple(-(-n // tiles) for n in keys.size))]
+
+
+def _pair(entry: str, option: str, values: Sequence[float]) -> tuple[float, float]:
+    """``values`` as two numbers. Raises ConfigError for anything else."""
+    good = isinstance(values, list | tuple) and len(values) == 2 and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    if not good:
+        raise ConfigError(f"augment {entry}: {option} is {values!r}, must be two numbers, e.g. {option}: [0.8, 1.2].")
+    return values[0], values[1]
 
 
 AUGMENT: dict[str, Callable[..., list[Transform]]] = {
@@ -117,7 +213,17 @@ AUGMENT: dict[str, Callable[..., list[Transform]]] = {
     "gamma": _gamma,
     "blur": _blur,
     "affine": _affine,
+    "rotate": _rotate,
+    "elastic": _elastic,
+    "colour": _colour,
+    "clahe": _clahe,
 }
+
+UNFOLDED = {2: 0.48, 3: 0.40}
+"""Largest shift of control points, in units of their spacing, at which no cubic B-spline deformation folds (Choi & Lee, Graph. Models 62:411, 2000), rounded down."""
+
+TILE = 8
+"""Pixels along the side of the smallest tile whose histogram says anything."""
 
 
 def augmentations(config: Config) -> list[Transform]:
@@ -132,6 +238,9 @@ def augmentations(config: Config) -> list[Transform]:
     for n, part in enumerate(config.data.augment):
         where = f"data.augment.{n}"
         bind(AUGMENT, part, where, ("keys",))
+        p = part.options.get("p", 0.5)
+        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+            raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
         try:
             out += AUGMENT[part.name](keys, **part.options)
         except (TypeError, ValueError) as error:
@@ -142,29 +251,191 @@ def augmentations(config: Config) -> list[Transform]:
 class OpenStored(Transform):
     """Deterministic head of the chain, the part that CacheDataset keeps: handles of the memory-mapped volumes and their statistics.
 
-    ``maps`` names the maps that losses read.
+    ``targets`` names the targets, for a case may have further roles that only scores look at; ``maps`` the maps that losses read.
     """
 
-    def __init__(self, maps: Iterable[str] = ()) -> None:
-        self.maps = tuple(maps)
+    def __init__(self, targets: Iterable[str], maps: Iterable[str] = ()) -> None:
+        self.targets, self.maps = tuple(targets), tuple(maps)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         stored: Stored = data["stored"]
         maps = {name: stored.maps[name] for name in self.maps}
-        return {"image": stored.image, **stored.targets, **maps, "scale": stored.scale, "id": stored.case.id}
+        targets = {name: stored.targets[name] for name in self.targets}
+        return {"image": stored.image, **targets, **maps, "scale": stored.scale, "id": stored.case.id}
 
 
 def training_chain(config: Config) -> Compose:
     """Open, balanced crop, augmentation."""
-    return Compose([OpenStored(derived.wanted(config)), cropper(config), *augmentations(config)])
+    return Compose([OpenStored(config.targets, derived.wanted(config)), cropper(config), *augmentations(config)])
 
 
 def validation_chain(config: Config) -> Compose:
     """The same crop without augmentation: with fixed seeds, the same patches in every epoch."""
-    return Compose([OpenStored(derived.wanted(config)), cropper(config)])
+    return Compose([OpenStored(config.targets, derived.wanted(config)), cropper(config)])
 
 
 def cropper(config: Config) -> RandBalancedCropd:
     targets: Mapping[str, Any] = config.targets
     maps = {name: m.fill for name, m in derived.wanted(config).items()}
     return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps)
+
+
+# --- what MONAI's transforms lack ----------------------------------------------------------------------------------------
+
+
+class RandTypedAffined(RandAffined):
+    """MONAI's RandAffined, except that every entry keeps its type: MONAI returns labels as float32, even where it does nothing."""
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        out = super().__call__(data, lazy)
+        return {**out, **{key: convert_to_dst_type(out[key], data[key])[0] for key in self.key_iterator(out)}}
+
+
+class RandMirroredSmoothd(RandGaussianSmoothd):
+    """MONAI's RandGaussianSmoothd on a mirrored margin: MONAI takes zeros outside, which darkens every patch's border by up to a half."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        margin = math.ceil(4 * max(self.rand_smooth.sigma_x))  # where MONAI cuts its kernel off
+        wide = {key: _mirrored(data[key], margin) for key in self.key_iterator(dict(data))}
+        out = super().__call__({**data, **wide})
+        inner = (Ellipsis, *(slice(margin, -margin),) * (data[self.keys[0]].ndim - 1))
+        return {**out, **{key: out[key][inner] for key in wide}}
+
+
+def _mirrored(image: Any, margin: int) -> np.ndarray:
+    array = convert_to_numpy(image)
+    return np.pad(array, [(0, 0), *[(margin, margin)] * (array.ndim - 1)], mode="symmetric")
+
+
+class RandElasticd(RandomizableTransform, MapTransform):
+    """Free-form deformation by a cubic B-spline (Rueckert et al., IEEE TMI 18:712, 1999), the same for all of ``keys.every``.
+
+    Control points ``spacing`` voxels apart are shifted by up to ``magnitude`` voxels along each axis; the weights of a B-spline
+    are positive and sum to 1, so no voxel moves further. Of MONAI's own, Rand2DElasticd moves voxels at the border even for
+    magnitude 0 (by 1.5 at spacing 32), Rand3DElasticd's magnitude has no unit and its 128³ take seconds, and
+    RandGridDistortiond warps each axis alone.
+    """
+
+    def __init__(self, keys: Keys, prob: float, spacing: float, magnitude: float) -> None:
+        MapTransform.__init__(self, keys.every)
+        RandomizableTransform.__init__(self, prob)
+        self.modes, self.magnitude = keys.modes, magnitude
+        self.weights = [_spline(n, spacing) for n in keys.size]
+        self.resample = Resample(padding_mode="reflection", dtype=np.float32)
+        self.shifts = np.zeros(0)
+
+    def randomize(self, data: Any = None) -> None:
+        super().randomize(None)
+        if self._do_transform:
+            points = (len(self.weights), *(w.shape[1] for w in self.weights))
+            self.shifts = self.R.uniform(-self.magnitude, self.magnitude, points)
+
+    def field(self) -> np.ndarray:
+        """Shift of every voxel in voxels, ``(axes, *S)``: the output at x is the input at x + shift."""
+        out = self.shifts
+        for axis, weights in enumerate(self.weights, start=1):
+            out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
+        return out
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        self.randomize()
+        if not self._do_transform:
+            return out
+        grid = torch.as_tensor(create_grid([len(w) for w in self.weights], dtype=np.float32, backend=TransformBackends.TORCH))
+        grid[:-1] += torch.as_tensor(self.field(), dtype=torch.float32)
+        for key, mode in self.key_iterator(out, self.modes):
+            out[key] = convert_to_dst_type(self.resample(out[key], grid, mode=mode), data[key])[0]
+        return out
+
+
+def _spline(size: int, spacing: float) -> np.ndarray:
+    """Weights ``(size, points)`` of the control points of a uniform cubic B-spline at the voxels of one axis; rows sum to 1."""
+    places = np.arange(size) / spacing
+    knots = np.arange(-3.0, np.floor(places[-1]) + 5)
+    return BSpline.design_matrix(places, knots, 3).toarray()
+
+
+class RandColourd(RandomizableTransform, MapTransform):
+    """Linear change of colour of ``(3, *S)``: rotation about the grey axis, scaling of the distance from it, a gain for each channel.
+
+    Hue and saturation are changed as one 3×3 matrix (Haeberli, Matrix Operations for Image Processing, 1993): a turn by 120
+    degrees takes red to green, the mean of the three channels stays, and grey stays grey until ``gain`` tints it. Both commute
+    with a common scale and offset of the channels, hence need no range: they mean the same on [0, 1], on [-1, 1] and on
+    z-scores. ``gain`` multiplies the values as they are, as ``brightness`` does. Nothing is clipped; vivid colours may leave
+    the normalised range a little. Where the channels were normalised one by one, hues are those of the normalised image.
+    """
+
+    def __init__(self, keys: Sequence[str], prob: float, hue: float, saturation: tuple[float, float], gain: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.hue, self.saturation, self.gain = math.radians(hue), saturation, gain
+        self.matrix = np.eye(3)
+
+    def randomize(self, data: Any = None) -> None:
+        super().randomize(None)
+        if self._do_transform:
+            turn, factor = self.R.uniform(-self.hue, self.hue), self.R.uniform(*self.saturation)
+            gains = self.R.uniform(1 - self.gain, 1 + self.gain, 3)
+            self.matrix = gains[:, None] * colour_matrix(turn, factor)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        # Drawn before channels are counted: entries after this one then do the same to grey images and to colour.
+        self.randomize()
+        for key in self.key_iterator(out) if self._do_transform else ():
+            if len(out[key]) == 3:
+                image = convert_to_numpy(out[key])
+                out[key] = convert_to_dst_type(np.tensordot(self.matrix.astype(np.float32), image, axes=1), out[key])[0]
+        return out
+
+
+def colour_matrix(turn: float, saturation: float) -> np.ndarray:
+    """3×3 matrix that turns hues by ``turn`` radians (red towards green) and multiplies the distance from grey by ``saturation``."""
+    grey = np.full((3, 3), 1 / 3)
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return grey + saturation * (math.cos(turn) * (np.eye(3) - grey) + math.sin(turn) * across)
+
+
+class RandClahed(RandomizableTransform, MapTransform):
+    """scikit-image's ``equalize_adapthist`` on a normalised patch ``(C, Y, X)`` of any range.
+
+    What is equalised (the HSV value of RGB, else each channel) keeps its least and its greatest value; a constant stays as it
+    is. The result has at most 256 grey levels between tiles' curves, which are blended linearly.
+    """
+
+    def __init__(self, keys: Sequence[str], prob: float, clip: tuple[float, float], tile: tuple[int, ...]) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.range, self.tile, self.clip = clip, tile, clip[0]
+
+    def randomize(self, data: Any = None) -> None:
+        super().randomize(None)
+        if self._do_transform:
+            self.clip = self.R.uniform(*self.range)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        self.randomize()
+        for key in self.key_iterator(out) if self._do_transform else ():
+            image = convert_to_numpy(out[key])
+            changed = self._value(image) if len(image) == 3 else np.stack([self._equalise(channel) for channel in image])
+            out[key] = convert_to_dst_type(changed, out[key])[0]
+        return out
+
+    def _value(self, image: np.ndarray) -> np.ndarray:
+        """RGB by its HSV value, the greatest of the three channels: all are multiplied by one factor, counted from the patch's minimum."""
+        low = image.min()
+        above = image - low
+        value = above.max(axis=0)
+        equal = self._equalise(value)
+        factor = np.divide(equal, value, out=np.zeros_like(value), where=value > 0)
+        return np.where(value > 0, above * factor, equal) + low
+
+    def _equalise(self, plane: np.ndarray) -> np.ndarray:
+        from skimage.exposure import equalize_adapthist
+
+        low, span = plane.min(), np.ptp(plane)
+        if not span > 0:
+            return plane
+        return low + span * equalize_adapthist((plane - low) / span, self.tile, self.clip).astype(plane.dtype)
