@@ -14,12 +14,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
 from pipeline.cli import say
 from pipeline.engine.fusion import FUSIONS, fuse
 from pipeline.records import DONE, Member, Part, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +31,13 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--fold-dirs", type=Path, nargs="+", metavar="DIR", help="folders written by pipeline.predict --save-soft")
     which.add_argument("--spec", type=Path, help="ensembles/NAME.yaml: members, weights, fusion, post-processing")
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
-    p.add_argument("--input", type=Path, help="images that members which are runs predict first, into OUTPUT/members; kept when run again")
+    p.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="image files and folders of images that members which are runs predict first, into OUTPUT/members; kept when run again",
+    )
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="for --input")
     p.add_argument(
         "--fusion",
@@ -135,15 +144,15 @@ def predicted(members: Sequence[Member], arguments: argparse.Namespace) -> tuple
     Raises UserError for a run without ``--input``, and for an ``--output`` that is the folder of the inputs.
     """
     check_weights(members)
-    data: Path | None = arguments.input
+    data: Sequence[Path] = arguments.input or ()
     runs = [m for m in members if is_run(m)]
-    if runs and data is None:
+    if runs and not data:
         raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")
-    if data is not None and (data.parent if data.is_file() else data).resolve() == arguments.output.resolve():
+    if arguments.output.resolve() in [(p.parent if p.is_file() else p).resolve() for p in data]:
         raise UserError(f"--output {arguments.output} is the folder of the inputs, which would be overwritten. Choose another.")
     out, names = [], collections.Counter()
     for member in members:
-        if data is not None and is_run(member):
+        if data and is_run(member):
             name = member.run.resolve().name
             names[name] += 1
             folder = arguments.output / "members" / (name if names[name] == 1 else f"{name}-{names[name]}")
@@ -168,20 +177,19 @@ def _cure(member: Member) -> str:
     )
 
 
-def predict_member(member: Member, data: Path, folder: Path, device: str) -> None:
+def predict_member(member: Member, data: Sequence[Path], folder: Path, device: str) -> None:
     """Predict the images of ``data`` with a run's folds into ``folder``; what is there from the same models and files is kept.
 
     Raises UserError where an image could not be predicted.
     """
     from pipeline import files, predict
     from pipeline.config import to_dict
-    from pipeline.data import cases as case_finder
     from pipeline.engine.inference import voice
 
     paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
     paths = paths or predict.find_models(member.run, None)
     networks, config = predict.load_models(paths)
-    inputs = case_finder.inputs(data, config.data)
+    inputs = predict.find_inputs(data, config)
     record = {
         "models": {str(p): files.sha256(p) for p in paths},
         "predict": to_dict(config)["predict"],
@@ -252,11 +260,12 @@ def open_member(folder: Path, fusion: str) -> Reader:
 
 
 def answer_files(folder: Path) -> dict[str, Path]:
-    """Answers in a prediction folder by id, visualisations left out."""
+    """Answers in a prediction folder by id, visualisations and overlays left out."""
     from pipeline import files
+    from pipeline.tasks import is_companion
 
     found = [p for p in sorted(folder.iterdir()) if p.is_file() and files.is_image(p)]
-    return {files.stem(p): p for p in found if not files.stem(p).endswith("_visualization")}
+    return {files.stem(p): p for p in found if not is_companion(files.stem(p))}
 
 
 def _soft(folder: Path, case_id: str) -> tuple[Any, dict[str, Any]]:
@@ -310,7 +319,24 @@ def _one(
     prediction = Prediction(case_id=case_id, soft=fused, geometry=facts["geometry"])
     if arguments.save_soft:
         softs.save(arguments.output / "soft", prediction, {k: v for k, v in facts.items() if k != "geometry"})
-    return {"id": case_id, "status": "done", "shape": list(fused.shape[1:]), **finish(steps, prediction, arguments.output, facts)}
+    answer = finish(steps, prediction, arguments.output, facts, _image(facts, fused.shape[1:]))
+    return {"id": case_id, "status": "done", "shape": list(fused.shape[1:]), **answer}
+
+
+def _image(facts: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray | None:
+    """The 2D input that a label answer is shown over, read again; None where ``facts`` do not name its files, or these are gone or of another size."""
+    from pipeline.data.store import load_image
+    from pipeline.files import FileError
+    from pipeline.records import Case
+
+    paths = tuple(Path(p) for p in facts.get("image", ()))
+    if len(size) != 2 or facts["task"] != "labels" or not paths:
+        return None
+    try:
+        image, _ = load_image(Case(id="", image=paths), 2)
+    except FileError:
+        return None
+    return image if image.shape[1:] == size else None
 
 
 if __name__ == "__main__":

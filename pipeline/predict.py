@@ -21,6 +21,7 @@ from pipeline.config import Config, difference, to_dict
 from pipeline.records import DONE, FAILED, PARTIAL, Case, Part, Prediction, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from pipeline.data.normalise import Scale
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("predict", "Predict whole images or volumes, tile by tile.")
     p.add_argument("--checkpoint", type=Path, required=True, help="run folder (all folds), fold folder, or model file")
-    p.add_argument("--input", type=Path, required=True, help="image file or folder of images")
+    p.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="image files and folders of images")
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    p.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="tile size D H W; one number for all axes; default: as trained")
+    size = p.add_mutually_exclusive_group()
+    size.add_argument(
+        "--patch-size", type=int, nargs="+", metavar="N", help="tile size D H W; one number for all axes; default: as trained"
+    )
+    size.add_argument("--whole", action="store_true", help="each image in one piece, whatever its size")
     p.add_argument("--overlap", type=int, help="voxels that neighbouring tiles share; default: as in the config")
     p.add_argument("--batch", type=int, help="tiles per forward pass")
     p.add_argument("--threshold", type=float, help="probability from which a voxel is foreground")
@@ -42,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kernel-size", type=int, help="edge of the closing kernel in voxels; 0: none")
     p.add_argument("--separate-instances", action="store_true", help="label touching parts separately")
     p.add_argument("--tta", action="store_true", help="average over all flips")
+    p.add_argument("--scales", type=float, nargs="+", metavar="F", help="average over tiles resized by these factors, e.g. 0.75 1 1.25")
     p.add_argument("--save-soft", action="store_true", help="also write probabilities to soft/, for pipeline.ensemble")
     p.add_argument("--model", choices=["auto", "best", "swa"], help="which weights of a fold; auto: the better on its held-out cases")
     p.add_argument("--allow-missing-folds", action="store_true", help="predict with a run whose folds are not all complete")
@@ -67,14 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import postprocess
-    from pipeline.data import cases as case_finder
 
     paths = find_models(arguments.checkpoint, arguments.model, arguments.allow_missing_folds)
     networks, config = load_models(paths)
     config = with_options(config, arguments)
     if config.task == "labels":
         postprocess.check(config.postprocess)
-    inputs = case_finder.inputs(arguments.input, config.data)
+    inputs = find_inputs(arguments.input, config)
     _not_onto_inputs(inputs, arguments.output)
     from pipeline.engine.inference import voice
 
@@ -171,6 +176,10 @@ def with_options(config: Config, arguments: argparse.Namespace) -> Config:
     if arguments.patch_size is not None:
         size = tuple(arguments.patch_size) * (config.data.dims if len(arguments.patch_size) == 1 else 1)
         changes["patch"] = size
+    if arguments.whole:
+        changes["patch"] = "whole"
+    if arguments.scales is not None:
+        changes["scales"] = tuple(arguments.scales)
     for name in ("overlap", "batch"):
         if getattr(arguments, name) is not None:
             changes[name] = getattr(arguments, name)
@@ -187,6 +196,30 @@ def with_options(config: Config, arguments: argparse.Namespace) -> Config:
             separate_instances=arguments.separate_instances,
         )
     return dataclasses.replace(config, predict=dataclasses.replace(config.predict, **changes), postprocess=steps)
+
+
+def find_inputs(paths: Sequence[Path], config: Config) -> list[Case]:
+    """Cases of all files and folders, in the order given. Raises UserError where one answer would be written over another."""
+    from pipeline.data import cases as case_finder
+    from pipeline.tasks import COMPANIONS
+
+    found: dict[str, Case] = {}
+    for path in paths:
+        for case in case_finder.inputs(path, config.data):
+            if case.id in found:
+                raise UserError(
+                    f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and so would be their answers. "
+                    "Predict them in two runs, or rename one."
+                )
+            found[case.id] = case
+    for case_id in found if config.task == "labels" else ():
+        for ending in COMPANIONS:
+            if case_id + ending in found:
+                raise UserError(
+                    f"{found[case_id + ending].image[0]} is called like a picture that is written beside the answer for {case_id}. "
+                    "Leave it out, or rename it."
+                )
+    return list(found.values())
 
 
 def _not_onto_inputs(inputs: Sequence[Case], output: Path) -> None:
@@ -258,16 +291,26 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     with _bar(tiles.count()) as advance:
         soft = sliding_window(source, _counted(predictor.speak, advance), tiles, config.predict.batch, predictor.device)
     prediction = Prediction(case_id=case.id, soft=soft, geometry=geometry)
-    facts = {"task": config.task, "suffix": files.suffix(case.image[0]), "scale": asdict(source.scale), "dtype": str(array.dtype)}
+    facts = {
+        "task": config.task,
+        "suffix": files.suffix(case.image[0]),
+        "scale": asdict(source.scale),
+        "dtype": str(array.dtype),
+        "image": [str(p.absolute()) for p in case.image],
+    }
     if predictor.save_soft:
         softs.save(predictor.output / "soft", prediction, facts)
-    return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **finish(config.postprocess, prediction, predictor.output, facts)}
+    answer = finish(config.postprocess, prediction, predictor.output, facts, array)
+    return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **answer}
 
 
-def finish(steps: Sequence[Part], prediction: Prediction, output: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def finish(
+    steps: Sequence[Part], prediction: Prediction, output: Path, facts: Mapping[str, Any], image: np.ndarray | None = None
+) -> dict[str, Any]:
     """Decide, post-process, write; returns statistics of the answer.
 
     ``facts`` are what travels with a soft prediction: ``task``, ``suffix`` of the input, for images also its ``scale`` and ``dtype``.
+    ``image`` is the input ``(C, *S)``; labels of a 2D one are also written over it, as ``ID_overlay.png``.
     """
     from pipeline import postprocess
     from pipeline.tasks import TASKS
@@ -280,8 +323,19 @@ def finish(steps: Sequence[Part], prediction: Prediction, output: Path, facts: M
     else:
         answer = task.hard(prediction.soft, _scale(facts["scale"]), facts["dtype"])
     path = task.write(output, prediction.case_id, answer, prediction.geometry, facts["suffix"])
+    if facts["task"] == "labels" and image is not None and answer.ndim == 2:
+        _write_overlay(output / f"{prediction.case_id}_overlay.png", image, answer, len(prediction.soft))
     say(f"  Saved {path}")
     return {"output": path.name, **statistics}
+
+
+def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: int) -> None:
+    """The answer over its image; the foreground of a mask in one colour, classes and instances in one each."""
+    from pipeline import colours, files
+
+    binary = channels == 1 and answer.max() <= 1
+    picture = colours.overlay(image, answer, (colours.SKY,) if binary else colours.CLASSES)
+    files.write(path, picture.transpose(2, 0, 1), dims=2)
 
 
 def _scale(facts: Mapping[str, Any]) -> Scale:

@@ -150,15 +150,16 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
 def _by_id(
     folder: Path, option: str, faults: Mapping[str, list[str]], kind: str, also: Mapping[str, Path] | None = None
 ) -> dict[str, Path]:
-    """Images directly in ``folder`` by id, sorted; visualisations are none unless ``also`` names them."""
+    """Images directly in ``folder`` by id, sorted; visualisations and overlays are none unless ``also`` names them."""
     from pipeline import files
+    from pipeline.tasks import is_companion
 
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: no such folder.")
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and files.is_image(p)):
         name = files.stem(path)
-        if also is not None and name.endswith("_visualization") and name not in also:
+        if also is not None and is_companion(name) and name not in also:
             continue
         if name in found:
             faults[kind].append(f"{name} ({found[name].name}, {path.name})")

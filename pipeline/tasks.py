@@ -14,10 +14,34 @@ import numpy as np
 from pipeline import files
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
+from pipeline.files.names import READ_ONLY
 from pipeline.records import Geometry
 
 if TYPE_CHECKING:
     import torch
+
+
+COMPANIONS = ("_visualization", "_overlay")
+"""Endings of the pictures that lie beside answers and are none."""
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file's stem is that of a picture beside an answer.
+
+    >>> is_companion("case1_overlay"), is_companion("case1")
+    (True, False)
+    """
+    return name.endswith(COMPANIONS)
+
+
+def answer_suffix(task: str, suffix: str) -> str:
+    """Format of the answer to an input of a format: the same, or PNG where that cannot be written, or as JPEG would invent labels.
+
+    >>> answer_suffix("labels", ".jpg"), answer_suffix("image", ".jpg"), answer_suffix("image", ".gif")
+    ('.png', '.jpg', '.png')
+    """
+    unfit = (*READ_ONLY, ".jpg", ".jpeg") if task == "labels" else READ_ONLY
+    return ".png" if suffix in unfit else suffix
 
 
 class Task(Protocol):
@@ -34,7 +58,7 @@ class Task(Protocol):
         ...
 
     def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
-        """Write the answer as ``folder/name<suffix>``; returns that path."""
+        """Write the answer as ``folder/name<suffix>``, its suffix by :func:`answer_suffix`; returns that path."""
         ...
 
 
@@ -53,7 +77,7 @@ class Labels:
 
     def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
         """Also writes ``name_visualization<suffix>``: labels spread over 0..255, for viewers that show 0 and 1 as black."""
-        suffix = ".png" if suffix in (".jpg", ".jpeg") else suffix  # JPEG would invent labels
+        suffix = answer_suffix("labels", suffix)
         path = folder / f"{name}{suffix}"
         files.write(path, answer, geometry)
         grey = (answer.astype(np.float32) * (255 / max(1, int(answer.max())))).astype(np.uint8)
@@ -78,7 +102,7 @@ class Image:
         return array.astype(dtype)
 
     def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
-        path = folder / f"{name}{suffix}"
+        path = folder / f"{name}{answer_suffix('image', suffix)}"
         files.write(path, answer, geometry)
         return path
 

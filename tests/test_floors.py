@@ -16,6 +16,7 @@ FLOORS = {
     "config": 1,
     "files": 2,
     "geometry": 2,
+    "colours": 2,
     "morphology": 2,
     "data": 3,
     "networks": 4,
@@ -137,8 +138,8 @@ def test_command_line_is_a_contract() -> None:
 
     wanted = {
         "train": "--config --data-dir --fold --out --continue-on-error --dry-run --set --device --fresh",
-        "predict": "--checkpoint --input --output --patch-size --overlap --threshold --min-component-size --max-hole-size --kernel-size "
-        "--separate-instances --tta --save-soft --device",
+        "predict": "--checkpoint --input --output --patch-size --whole --overlap --threshold --min-component-size --max-hole-size "
+        "--kernel-size --separate-instances --tta --scales --save-soft --device",
         "ensemble": "--fold-dirs --spec --output --input",
         "evaluate": "--predictions --labels --metrics --out",
         "submit": "--predictions --spec --test-dir --out --format",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.inferers.inferer import SlidingWindowInferer
+from PIL import Image
 
-from pipeline.config import from_dict
+from pipeline.config import ConfigError, from_dict
 from pipeline.data.normalise import Scale
-from pipeline.engine.inference import Source, sliding_window, voice
+from pipeline.engine.inference import Source, resampled, scaled, sliding_window, tiling, voice
 from pipeline.geometry import Tiling
+from pipeline.networks import build
+from pipeline.records import Part, UserError
 
 UNIT = Scale(low=(0.0,), high=(1.0,), clip=False)
 
@@ -88,14 +95,15 @@ def test_input_is_never_written_to() -> None:
     np.testing.assert_array_equal(given.array, before)
 
 
-def config(flips: bool, classes: int = 2) -> object:
+def config(flips: bool = False, classes: int = 2, dims: int = 3, task: str = "labels", **predict: Any) -> Any:
     return from_dict(
         {
             "name": "t",
-            "data": {"patch": {"size": [8, 8, 8]}, "classes": classes},
+            "task": task,
+            "data": {"dims": dims, "patch": {"size": [8] * dims}, "classes": classes},
             "network": "unet",
-            "losses": ["dice"],
-            "predict": {"flips": flips},
+            "losses": [{"name": "l1", "target": "target"}] if task == "image" else ["dice"],
+            "predict": {"flips": flips, **predict},
         }
     )
 
@@ -132,6 +140,137 @@ def test_several_networks_are_averaged_by_weight() -> None:
     torch.testing.assert_close(mean, torch.full_like(x, 0.4))
     weighted = voice([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)
     torch.testing.assert_close(weighted, torch.full_like(x, 0.3))
+
+
+# --- whole images ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 3000), min_size=2, max_size=2), st.integers(0, 40))
+def test_whole_is_one_tile_of_any_size(size: list[int], halo: int) -> None:
+    tiles = tiling(config(dims=2, patch="whole", halo=halo), size)
+    assert (tiles.count(), tiles.tile, tiles.padded) == (1, tuple(size), tuple(size))
+
+
+def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
+    """A U-Net whose norms stand still; tiles of even size and stride keep its pooling grid, and the halo covers what a voxel sees."""
+    torch.manual_seed(0)
+    network = build(Part(name="unet", options={"channels": [2] * 5, "norm": "batch"}), 3, 1, 2)
+    network.train()(torch.rand(2, 3, 32, 32))  # statistics that are not 0 and 1
+    network.eval()
+    image = np.random.default_rng(0).random((3, 288, 352), np.float32)
+    given = Source(array=image, scale=Scale(low=(0.0,) * 3, high=(1.0,) * 3))
+    speak = voice([network], config(dims=2), "cpu")
+    whole = sliding_window(given, speak, tiling(config(dims=2, patch="whole"), image.shape[1:]))
+    with torch.inference_mode():
+        np.testing.assert_allclose(whole, network(torch.from_numpy(image[None]))["main"].sigmoid()[0].numpy(), atol=1e-6)
+    tiled = sliding_window(given, speak, tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]))
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
+    seams = sliding_window(given, speak, tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]))
+    assert np.abs(seams - whole).max() > 1e-5
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: no"), MemoryError()])
+def test_out_of_memory_says_how_to_go_on(error: Exception) -> None:
+    def speak(tiles: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(UserError, match="--patch-size 51 40"):
+        sliding_window(source((101, 80)), speak, tiling(config(dims=2, patch="whole"), (101, 80)))
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    def speak(tiles: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("sizes differ")
+
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        sliding_window(source((16, 16)), speak, tiling(config(dims=2), (16, 16)))
+
+
+# --- scales ------------------------------------------------------------------------------------------------------------
+
+
+class Identity(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"main": x}
+
+
+class Squares(torch.nn.Module):
+    """A pointwise answer that does not commute with resampling."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"main": x**2}
+
+
+SCALES = st.lists(st.sampled_from([0.1, 0.5, 0.75, 1.0, 1.25, 2.0]), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=15)
+@given(SCALES, st.sampled_from([2, 3]), st.booleans(), st.integers(1, 9))
+def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size: int) -> None:
+    """Also a tile of one voxel, whatever the scale; and each network is asked once a scale and flip."""
+    asked: list[tuple[int, ...]] = []
+
+    class Count(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            asked.append(tuple(x.shape[2:]))
+            return {"main": x}
+
+    x = torch.full((1, 1, *[size] * dims), 0.3)
+    speak = voice([Count()], config(flips, dims=dims, scales=scales), "cpu")
+    torch.testing.assert_close(speak(x), torch.full_like(x, 0.3).sigmoid())
+    assert asked == [scaled(x.shape[2:], s) for s in scales for _ in range(2**dims if flips else 1)]
+
+
+@settings(deadline=None, max_examples=10)
+@given(SCALES, st.sampled_from([2, 3]))
+def test_probabilities_of_classes_sum_to_1(scales: list[float], dims: int) -> None:
+    x = torch.randn(2, 4, *[7] * dims, generator=torch.Generator().manual_seed(1)) * 5
+    soft = voice([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)
+    assert soft.min() >= 0
+    torch.testing.assert_close(soft.sum(1), torch.ones(2, *[7] * dims))
+
+
+def test_scale_1_alone_changes_no_bit() -> None:
+    """As the sum was before there were scales: over flips, then networks."""
+    network, x = Blur(2), torch.rand(2, 1, 9, 8)
+    expected: torch.Tensor | None = None
+    for turn in [(), (-2,), (-1,), (-2, -1)]:
+        soft = torch.flip(network(torch.flip(x, turn))["main"].softmax(1), turn) * (1 / 4)
+        expected = soft if expected is None else expected + soft
+    assert torch.equal(voice([network], config(True, dims=2, scales=[1]), "cpu")(x), expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_scales_average_what_each_says_alone(dims: int) -> None:
+    x = torch.rand(1, 1, *[10] * dims)
+    each = [voice([Squares()], config(dims=dims, scales=[s]), "cpu")(x) for s in (0.75, 1, 1.5)]
+    together = voice([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)
+    torch.testing.assert_close(together, sum(each) / 3)
+    assert (each[0] - each[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 2])
+def test_a_smooth_image_comes_back_in_its_place(scale: float) -> None:
+    """Identity network: a slow wave returns within the error of interpolation; half a voxel of shift would cost 0.1."""
+    y, x = np.mgrid[:48, :64]
+    image = torch.from_numpy(np.sin(y / 5) * np.cos(x / 5)).float()[None, None]
+    back = voice([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(image)
+    error = (back - image).abs()[..., 3:-3, 3:-3]
+    assert error.max() < 0.07
+
+
+def test_reduced_images_are_smoothed_like_pillow_does() -> None:
+    image = np.random.default_rng(0).random((30, 40)).astype(np.float32)
+    ours = resampled(torch.from_numpy(image)[None, None], (12, 17))[0, 0].numpy()
+    theirs = np.asarray(Image.fromarray(image).resize((17, 12), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [[], [0], [-1], [11], [float("nan")]])
+def test_impossible_scales_are_refused(scales: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"predict\.scales"):
+        config(scales=scales)
 
 
 @pytest.mark.gpu

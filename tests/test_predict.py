@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from pipeline import colours, ensemble, evaluate, files, networks, predict, submit
 from pipeline import config as configs
-from pipeline import ensemble, evaluate, networks, predict
 from pipeline.data import normalise
 from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import CheckpointError, load_model, save_model
@@ -203,6 +205,168 @@ def test_missing_folds_are_refused_unless_allowed(run: Path, surfaces: Path, tmp
     assert go(partial, surfaces / "test_images", tmp_path / "b", "--allow-missing-folds") == 0
 
 
+# --- images ------------------------------------------------------------------------------------------------------------
+
+
+def flat_model(folder: Path, **more: object) -> Path:
+    """A model for RGB images with random weights."""
+    config = configs.from_dict(
+        {
+            "name": "flat",
+            "task": "labels",
+            "data": {"dims": 2, "layout": "folders", "patch": {"size": [32, 32]}, "normalise": "range"},
+            "network": {"name": "unet", "options": {"channels": [4, 4, 8, 8, 8]}},
+            "losses": ["dice"],
+            "predict": {"overlap": 8},
+            **more,
+        }
+    )
+    torch.manual_seed(5)
+    outputs = 3 if config.task == "image" else (1 if config.data.classes == 2 else config.data.classes)
+    network = networks.build(config.network, 3, outputs, 2)
+    path = folder / "flat" / "best_model.safetensors"
+    save_model(
+        path,
+        Checkpoint(config=configs.to_dict(config), channels=(3, outputs), fold=0, epoch=0, score=None, weights=network.state_dict()),
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return flat_model(tmp_path_factory.mktemp("flat"))
+
+
+def rgb(path: Path, size: tuple[int, int] = (45, 61), seed: int = 0) -> np.ndarray:
+    """Write an RGB picture; returns it as ``(C, Y, X)``."""
+    array = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return np.moveaxis(array, -1, 0)
+
+
+def test_overlays_lie_beside_answers_and_are_none(flat: Path, tmp_path: Path) -> None:
+    """Written by predict, not listed as answers, and made again by ensemble from the inputs."""
+    image = rgb(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    assert go(flat, tmp_path / "in", out, "--threshold", "0.5", "--save-soft") == 0
+    answer = np.asarray(Image.open(out / "a.png"))
+    assert 0 < answer.mean() < 1
+    shown = np.asarray(Image.open(out / "a_overlay.png"))
+    np.testing.assert_array_equal(shown, colours.overlay(image, answer, (colours.SKY,)))
+    assert {p.name for p in out.glob("*.png")} == {"a.png", "a_visualization.png", "a_overlay.png"}
+    assert list(ensemble.answer_files(out)) == ["a"]
+    assert list(submit._by_id(out, "--predictions", {}, "", also={})) == ["a"]
+    assert ensemble.main(["--fold-dirs", str(out), "--output", str(tmp_path / "e")]) == 0
+    answer, shown = (np.asarray(Image.open(tmp_path / "e" / f"{name}.png")) for name in ("a", "a_overlay"))  # of rounded probabilities
+    np.testing.assert_array_equal(shown, colours.overlay(image, answer, (colours.SKY,)))
+
+
+@pytest.mark.parametrize("change", ["gone", "resized", "unreadable"])
+def test_ensemble_leaves_out_overlays_of_inputs_that_changed(change: str, flat: Path, tmp_path: Path) -> None:
+    rgb(tmp_path / "in" / "a.png")
+    assert go(flat, tmp_path / "in", tmp_path / "out", "--save-soft") == 0
+    if change == "gone":
+        (tmp_path / "in" / "a.png").unlink()
+    elif change == "resized":
+        rgb(tmp_path / "in" / "a.png", (46, 61))
+    else:
+        (tmp_path / "in" / "a.png").write_bytes(b"not a picture")
+    assert ensemble.main(["--fold-dirs", str(tmp_path / "out"), "--output", str(tmp_path / "e")]) == 0
+    assert {p.name for p in (tmp_path / "e").glob("*.png")} == {"a.png", "a_visualization.png"}
+
+
+def test_classes_have_their_colours_in_overlays(tmp_path: Path) -> None:
+    soft = np.eye(4, dtype=np.float32)[:, :, None].repeat(3, axis=2)  # row n is class n
+    facts = {"task": "labels", "suffix": ".png"}
+    predict.finish((), Prediction(case_id="x", soft=soft), tmp_path, facts, np.zeros((1, 4, 3), np.uint8))
+    shown = np.asarray(Image.open(tmp_path / "x_overlay.png"))[:, 0]
+    np.testing.assert_allclose(shown, 0.75 * np.array([(0, 0, 0), *colours.CLASSES[:3]]), atol=0.51)
+
+
+def test_volumes_have_no_overlays(run: Path, surfaces: Path, tmp_path: Path) -> None:
+    assert go(run / "fold_0", surfaces / "test_images" / "900.tif", tmp_path) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"900.tif", "900_visualization.tif", "summary.json"}
+
+
+def test_several_files_and_folders(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one/a.png", "one/b.png", "two/c.png", "more/a.png"):
+        rgb(tmp_path / name, (20, 20))
+    words = ["--checkpoint", str(flat), "--output", str(tmp_path / "out"), "--input"]
+    assert predict.main([*words, str(tmp_path / "one" / "b.png"), str(tmp_path / "two"), str(tmp_path / "one" / "a.png")]) == 0
+    assert [r["id"] for r in rows(tmp_path / "out")] == ["b", "c", "a"]
+    assert predict.main([*words, str(tmp_path / "one"), str(tmp_path / "more" / "a.png")]) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path / "one" / "a.png") in told
+    assert str(tmp_path / "more" / "a.png") in told
+    assert predict.main([*words, str(tmp_path / "one"), str(tmp_path / "none.png")]) == 2
+    assert predict.main([*words[:3], str(tmp_path / "two"), "--input", str(tmp_path / "one" / "a.png"), str(tmp_path / "two")]) == 2
+
+
+def test_inputs_named_like_overlays_are_refused(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "a_overlay"):
+        rgb(tmp_path / "in" / f"{name}.png", (20, 20))
+    assert go(flat, tmp_path / "in", tmp_path / "out") == 2
+    assert "a_overlay.png" in capsys.readouterr().err
+    assert go(flat, tmp_path / "in" / "a_overlay.png", tmp_path / "out") == 0
+
+
+def test_an_ensemble_of_runs_takes_several_inputs(flat: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        rgb(tmp_path / "in" / f"{name}.png", (20, 20))
+    spec = tmp_path / "e.yaml"
+    spec.write_text(f"members: [{{run: {flat.parent}}}]\n")
+    inputs = [str(tmp_path / "in" / f"{name}.png") for name in ("a", "c")]
+    assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "out"), "--input", *inputs]) == 0
+    assert list(ensemble.answer_files(tmp_path / "out")) == ["a", "c"]
+    assert (tmp_path / "out" / "a_overlay.png").is_file()
+    assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "in"), "--input", *inputs]) == 2
+
+
+def test_whole_and_scales_reach_the_network(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rgb(tmp_path / "in" / "a.png", (70, 45))
+    assert go(flat, tmp_path / "in", tmp_path / "w", "--whole", "--save-soft", "--scales", "0.75", "1", "--tta") == 0
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    assert summary["predict"] | {"patch": "whole", "scales": [0.75, 1.0], "flips": True} == summary["predict"]
+    assert summary["files"][0]["tiles"] == 1
+    array, _ = files.read(tmp_path / "in" / "a.png", 2)
+    (network,), config = predict.load_models([flat])
+    config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, flips=True, scales=(0.75, 1.0)))
+    source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
+    with torch.inference_mode():
+        expected = voice([network], config, "cpu")(torch.from_numpy(source.scale.apply(array)[None]))[0].numpy()
+    np.testing.assert_allclose(softs.load(tmp_path / "w" / "soft", "a")[0].soft, expected, atol=1e-3)
+    with pytest.raises(SystemExit, match="2"):
+        go(flat, tmp_path / "in", tmp_path / "x", "--whole", "--patch-size", "32")
+    assert go(flat, tmp_path / "in", tmp_path / "x", "--scales", "0") == 2
+    assert "predict.scales" in capsys.readouterr().err
+
+
+def test_whole_in_the_config_gives_way_to_a_patch_size(tmp_path: Path) -> None:
+    model = flat_model(tmp_path, predict={"patch": "whole"})
+    rgb(tmp_path / "in" / "a.png", (70, 45))
+    assert go(model, tmp_path / "in", tmp_path / "w") == 0
+    assert go(model, tmp_path / "in", tmp_path / "t", "--patch-size", "32", "--overlap", "0") == 0
+    assert [rows(tmp_path / f)[0]["tiles"] for f in "wt"] == [1, 6]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jpeg", "gif", "bmp", "png"])
+def test_labels_are_written_without_loss(ending: str, flat: Path, tmp_path: Path) -> None:
+    rgb(tmp_path / "in" / f"a.{ending}", (40, 40))
+    assert go(flat, tmp_path / "in", tmp_path / "out") == 0
+    assert rows(tmp_path / "out")[0]["output"] == "a.png"
+    assert set(np.unique(np.asarray(Image.open(tmp_path / "out" / "a.png")))) == {0, 1}
+
+
+@pytest.mark.parametrize(("ending", "written"), [("jpg", "jpg"), ("gif", "png"), ("bmp", "png"), ("png", "png")])
+def test_images_keep_a_format_that_can_be_written(ending: str, written: str, tmp_path: Path) -> None:
+    model = flat_model(tmp_path, task="image", losses=[{"name": "l1", "target": "target"}])
+    rgb(tmp_path / "in" / f"a.{ending}", (40, 40))
+    assert go(model, tmp_path / "in", tmp_path / "out") == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"a.{written}", "summary.json"}
+    assert files.probe(tmp_path / "out" / f"a.{written}", 2).shape == (3, 40, 40)
+
+
 # --- model files -------------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +505,7 @@ def test_evaluate_writes_the_contract(surfaces: Path, tmp_path: Path) -> None:
         == 0
     )
     scores = json.loads(out.read_text())
-    assert set(scores) == {"cases", "mean", "failed"}
+    assert set(scores) == {"cases", "mean", "pooled", "failed"}
     assert len(scores["cases"]) == 6
     assert scores["mean"] == {"dice": 1.0, "surface_dice": 1.0}  # value 2 was recognised as not counted
     (tmp_path / "p" / "100.tif").unlink()

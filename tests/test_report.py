@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from pipeline import files, report
+from pipeline import colours, files, report
 from pipeline.records import UserError
 from pipeline.report import charts, page, pictures, runs
 
@@ -54,7 +54,7 @@ def check(text: str) -> Checker:
     checker = Checker()
     checker.feed(text)
     assert not checker.open
-    assert all(link.startswith("data:image/png;base64,") for link in checker.links)
+    assert all(link.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for link in checker.links)
     assert not {"script", "link", "iframe", "object"} & set(checker.tags)
     assert "url(" not in text
     assert "@import" not in text
@@ -63,7 +63,7 @@ def check(text: str) -> Checker:
 
 def decoded(text: str) -> list[np.ndarray]:
     """All pictures of a page, ``(Y, X, 3)`` uint8."""
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in re.findall(r'src="data:image/\w+;base64,([^"]+)"', text)]
 
 
 def volume(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -376,9 +376,9 @@ def test_error_colours_mean_what_the_legend_says(original: Path) -> None:
     def near(a: np.ndarray, b: tuple[int, int, int]) -> bool:
         return bool(np.abs(a - np.array(b)).max() < 45)
 
-    assert near(colour(5, 8), pictures.BLUE)  # truth only
-    assert near(colour(6, 8), pictures.WHITE)  # both
-    assert near(colour(8, 8), pictures.ORANGE)  # answer only
+    assert near(colour(5, 8), colours.BLUE)  # truth only
+    assert near(colour(6, 8), colours.WHITE)  # both
+    assert near(colour(8, 8), colours.ORANGE)  # answer only
     assert len({round(float(c)) for c in colour(0, 8)}) == 1  # ignored: grey
     assert len({round(float(c)) for c in colour(3, 8)}) == 1  # background: grey
     assert shown["image"].shape == shown["truth"].shape == shown["answer"].shape == errors.shape == (12 * factor, 16 * factor, 3)
@@ -390,8 +390,8 @@ def test_wrong_classes_have_their_own_colour(run: Path) -> None:
     answer = np.array([[[1, 1, 0]]])
     errors = dict(pictures.label_panels(runs.load(run), truth * 0, truth, answer))["errors"]
     width = errors.shape[1] // 3
-    assert errors[0, width + width // 2] * 255 == pytest.approx(np.array(pictures.PURPLE) * 0.85)
-    assert errors[0, width // 2] * 255 == pytest.approx(np.array(pictures.WHITE) * 0.85)
+    assert errors[0, width + width // 2] * 255 == pytest.approx(np.array(colours.PURPLE) * 0.85)
+    assert errors[0, width // 2] * 255 == pytest.approx(np.array(colours.WHITE) * 0.85)
     assert errors[0, -1] == pytest.approx(0)
 
 
@@ -410,7 +410,7 @@ def test_small_pictures_grow_and_large_ones_shrink() -> None:
     small = pictures.enlarge(np.random.default_rng(0).random((8, 6, 3)))
     assert small.shape == (240, 180, 3)
     assert np.array_equal(small[::30, ::30], np.random.default_rng(0).random((8, 6, 3)))
-    (large,) = decoded(f'src="{pictures.png(np.full((1000, 500, 3), 0.5))}"')
+    (large,) = decoded(f'src="{pictures.data_url(np.full((1000, 500, 3), 0.5))}"')
     assert large.shape == (pictures.LARGE, pictures.LARGE // 2, 3)
     assert (large == 128).all()
 
@@ -455,8 +455,42 @@ def test_two_dimensional_masks_of_255(tmp_path: Path) -> None:
     check(text)
     shown = decoded(text)
     assert len(shown) == 4
-    found = (np.abs(shown[3].astype(int) - pictures.WHITE).max(axis=-1) < 45).mean()
+    found = (np.abs(shown[3].astype(int) - colours.WHITE).max(axis=-1) < 45).mean()
     assert found == pytest.approx(4 / 20)  # 255 and 1 are the same answer
+
+
+def test_large_images_are_shown_large_in_colour_and_grow(tmp_path: Path) -> None:
+    """A thin line of one pixel in a picture of 900 x 700 is still there, in its colours."""
+    image = np.full((3, 900, 700), 90, np.uint8)
+    image[0], image[:, :450] = 200, 20
+    truth, answer = np.zeros((2, 1, 900, 700), np.uint8)
+    truth[0, :, 350], answer[0, 450:, 350], answer[0, :, 100] = 255, 1, 1
+    text = report.build(flat_run(tmp_path, "labels", truth, answer, image))
+    check(text)
+    shown = decoded(text)
+    assert [s.shape for s in shown] == [(900, 700, 3)] * 4
+    assert text.count('tabindex="0"') == 4
+    assert 'class="strip large"' in text
+    assert len(text) < 2**20
+    assert np.ptp(shown[0][700, 10].astype(int)) > 100  # the image is in colour
+    for (y, x), colour in {(700, 350): colours.FOUND, (200, 350): colours.FALSE_NEGATIVE, (200, 100): colours.FALSE_POSITIVE}.items():
+        hues = {c: np.abs(shown[3][y, x].astype(int) - c).sum() for c in (colours.FOUND, colours.FALSE_NEGATIVE, colours.FALSE_POSITIVE)}
+        assert min(hues, key=lambda c: hues[c]) == colour
+
+
+def test_masks_saved_as_grey_are_cut_where_the_config_says(tmp_path: Path) -> None:
+    truth = np.tile(np.array([0, 3, 120, 128, 250], np.uint8).repeat(4), (1, 20, 1))
+    run = flat_run(tmp_path, "labels", truth, (truth > 127).astype(np.uint8), np.zeros((1, 20, 20), np.uint8))
+    files.write_text(run / "config.yaml", "data: {dims: 2, binarise: 127}\n")
+    errors = decoded(report.build(run))[3].astype(int)
+    assert (np.abs(errors - colours.FOUND).max(axis=-1) < 45).mean() == pytest.approx(2 / 5)
+    assert (errors == 0).all(axis=-1).mean() == pytest.approx(3 / 5)
+
+
+def test_the_legend_names_classes(run: Path) -> None:
+    files.write_text(run / "config.yaml", "data: {classes: 4}\n")
+    legend = re.findall(r"</i>([^<]+)", pictures._legend(runs.load(run)))
+    assert legend == ["class 1", "class 2", "class 3", "false positive", "false negative", "wrong class", "found"]
 
 
 def test_missing_target_is_stated(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whole cases from tiles: one pass over the volume, every network and flip on each tile, blended in float32, streamed in bands.
+"""Whole cases from tiles: one pass over the volume, every network, flip and scale on each tile, blended in float32, streamed in bands.
 
 Memory follows one tile-high band of the volume plus the output; the input may be memory-mapped.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
@@ -31,15 +32,19 @@ class Source:
 
 
 def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Voice:
-    """Weighted mean of the soft answers of several networks, over all axis flips where ``predict.flips`` is set."""
+    """Weighted mean of the soft answers of several networks, over ``predict.scales`` and, with ``predict.flips``, all axis flips.
+
+    At a scale other than 1 the tile is resampled, and its soft answer is brought back to the tile's size before it is averaged.
+    Linear resampling has weights that sum to 1, so probabilities still do.
+    """
     task = TASKS[config.task]
-    dims = config.data.dims
+    dims, scales = config.data.dims, config.predict.scales
     turns = flips(dims) if config.predict.flips else [()]
     shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
-    shares = shares / shares.sum() / len(turns)
+    shares = shares / shares.sum() / len(turns) / len(scales)
     amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.amp) if device == "cuda" else None
 
-    def speak(tiles: torch.Tensor) -> torch.Tensor:
+    def ask(tiles: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor | None = None
         for turn in turns:
             turned = torch.flip(tiles, turn) if turn else tiles
@@ -52,19 +57,49 @@ def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weig
         assert total is not None
         return total
 
+    def speak(tiles: torch.Tensor) -> torch.Tensor:
+        size = tiles.shape[2:]
+        answers = (resampled(ask(resampled(tiles, scaled(size, scale))), size) for scale in scales)
+        total = next(answers)
+        for answer in answers:
+            total = total + answer
+        return total
+
     return speak
 
 
-def tiling(config: Config, size: Sequence[int], tile: Sequence[int] | None = None) -> Tiling:
-    """The tiling that ``predict`` asks for."""
+def scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
+    """``size`` times ``scale``, at least one voxel along each axis.
+
+    >>> scaled((64, 1, 10), 0.25)
+    (16, 1, 2)
+    """
+    return tuple(max(1, round(n * scale)) for n in size)
+
+
+def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """``(B, C, *S)`` at another size, by linear interpolation between voxel centres; the very same tensor where nothing changes.
+
+    Images are smoothed before they shrink; volumes are not, since torch has no such filter for three axes.
+    """
+    if tuple(batch.shape[2:]) == tuple(size):
+        return batch
+    flat = len(size) == 2
+    return functional.interpolate(batch, tuple(size), mode="bilinear" if flat else "trilinear", align_corners=False, antialias=flat)
+
+
+def tiling(config: Config, size: Sequence[int]) -> Tiling:
+    """The tiling that ``predict`` asks for. An image in one piece has no inner faces, so no halo is kept for them."""
     predict = config.predict
+    whole = predict.patch == "whole"
+    patch = predict.patch if isinstance(predict.patch, tuple) else config.data.patch.size
     return Tiling(
         size=tuple(size),
-        tile=tuple(tile or predict.patch or config.data.patch.size),
+        tile=tuple(size) if whole else patch,
         overlap=predict.overlap,
         window=predict.window,
         one_sided=predict.one_sided,
-        halo=predict.halo,
+        halo=0 if whole else predict.halo,
     )
 
 
@@ -83,12 +118,21 @@ def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, 
             band = band or _Band(tiles, soft.shape[1], device)
             for place, one in zip(places, soft, strict=True):
                 band.add(place, one)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not _out_of_memory(error):
+            raise
+        smaller = " ".join(str(-(-n // 2)) for n in tiles.tile)
         raise UserError(
-            f"out of memory on {device} at tile {tiles.tile}, batch {batch}: reduce --patch-size or predict.batch. ({str(error).splitlines()[0]})"
+            f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller tiles, e.g. --patch-size {smaller} "
+            f"(predict.patch), or fewer at a time (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
     assert band is not None
     return band.finish()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether this is how torch or numpy says so; torch has no class of its own for the memory of a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import colours, files
 
 LEGIBLE = 256
 """Pixels that a preview is at least about high."""
+
+GAP = 4
+"""Pixels of white between two panels of a preview."""
 
 
 class Journal:
@@ -54,10 +57,11 @@ class Journal:
         return f"Epoch {record['epoch'] + 1}/{self.epochs}: " + ", ".join(parts)
 
     def preview(self, epoch: int, panels: Sequence[np.ndarray]) -> None:
-        """Panels ``(*S)`` or ``(C, *S)`` in [0, 1], middle slices side by side, to ``previews/`` and TensorBoard."""
-        picture = np.concatenate([_slice(p) for p in panels], axis=1)
-        times = max(1, LEGIBLE // picture.shape[0])
-        picture = picture.repeat(times, 0).repeat(times, 1)
+        """Panels ``(Y, X, 3)`` in [0, 1] side by side, enlarged until they are legible, to ``previews/`` and TensorBoard."""
+        times = max(1, LEGIBLE // panels[0].shape[0])
+        parts = [colours.to_bytes(p).repeat(times, 0).repeat(times, 1) for p in panels]
+        gap = np.full((len(parts[0]), GAP, 3), 255, np.uint8)
+        picture = np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1)
         files.write(self.folder / "previews" / f"epoch_{epoch + 1:04d}.png", np.moveaxis(picture, -1, 0))
         self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
 
@@ -68,11 +72,3 @@ class Journal:
 def _json_line(record: Mapping[str, Any]) -> str:
     plain = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
     return json.dumps(plain) + "\n"
-
-
-def _slice(panel: np.ndarray) -> np.ndarray:
-    """Middle plane of ``(C, *S)``, uint8 RGB ``(Y, X, 3)``."""
-    while panel.ndim > 3:
-        panel = panel[:, panel.shape[1] // 2]
-    channels = panel if len(panel) == 3 else np.repeat(panel[:1], 3, axis=0)
-    return (np.clip(np.moveaxis(channels, 0, -1), 0, 1) * 255).astype(np.uint8)

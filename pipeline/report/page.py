@@ -102,6 +102,8 @@ polyline{fill:none;stroke:var(--k);stroke-width:2;stroke-linejoin:round}circle{f
 article{padding:1rem 1.1rem;margin-top:1rem}article h3{margin-top:0}.strip{display:grid;grid-template-columns:repeat(4,1fr);gap:.5rem;margin-bottom:.5rem}
 .strip>span{grid-column:1/-1;color:var(--soft);font-size:.85rem}.strip figure{border:0;padding:0}.strip img{display:block;width:100%;border-radius:4px;image-rendering:pixelated}
 .strip figcaption{font-size:.8rem;color:var(--soft)}.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem}.legend i{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin-right:.4em;vertical-align:-.1em}
+.strip.large{grid-template-columns:repeat(2,1fr)}.large img{image-rendering:auto;cursor:zoom-in}
+.large img:focus{position:fixed;inset:0;z-index:1;margin:auto;width:auto;height:auto;max-width:100vw;max-height:100vh;outline:0;box-shadow:0 0 0 100vmax #000c;cursor:default}
 .hatch{background:repeating-linear-gradient(135deg,#999 0 2px,#666 2px 5px)}details{margin-top:.6rem;padding:.6rem 1rem}summary{cursor:pointer;font-weight:500}
 pre{overflow-x:auto;font-size:.82rem;line-height:1.4}
 @media(max-width:640px){.strip{grid-template-columns:repeat(2,1fr)}}

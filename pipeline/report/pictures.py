@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
     Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-SMALL, LARGE = 240, 420
-"""Pictures are enlarged to at least about SMALL pixels and reduced to at most LARGE."""
-GREEN, SKY, ORANGE, BLUE, PURPLE, WHITE = (0, 190, 130), (86, 180, 233), (240, 120, 0), (50, 120, 255), (204, 121, 167), (225, 225, 225)
-CLASSES = (GREEN, SKY, (240, 228, 66), PURPLE, ORANGE, BLUE)
-"""Colours of label values 1, 2, ...: those of Okabe and Ito, brightened, which colour-blind readers can tell apart."""
+SMALL, LARGE, FULL = 240, 420, 1024
+"""Pictures are enlarged to at least about SMALL pixels; planes of a volume are reduced to at most LARGE, images to at most FULL."""
 
 
 def gallery(run: Run) -> str:
@@ -64,13 +61,19 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _legend(run: Run) -> str:
+    from pipeline import colours
+
     if run.summary.get("task") == "image":
         return ""
-    parts = [("truth", GREEN), ("answer", SKY), ("false positive", ORANGE), ("false negative", BLUE)]
-    parts += [("wrong class", PURPLE)] if _classes(run) > 2 else []
+    binary = _classes(run) == 2
+    parts = [("truth", colours.GREEN), ("answer", colours.SKY)] if binary else []
+    parts += [(f"class {n}", colours.CLASSES[(n - 1) % len(colours.CLASSES)]) for n in range(1, _classes(run)) if not binary]
+    parts += [("false positive", colours.FALSE_POSITIVE), ("false negative", colours.FALSE_NEGATIVE)]
+    parts += [] if binary else [("wrong class", colours.WRONG_CLASS)]
+    parts += [("found", colours.FOUND)]
     swatches = "".join(f'<span><i style="background:rgb{c}"></i>{escape(n)}</span>' for n, c in parts)
     ignored = '<span><i class="hatch"></i>ignored</span>' if option(run, "data", "ignore_label") is not None else ""
-    return f'<p class="legend">{swatches}<span><i style="background:rgb{WHITE}"></i>found</span>{ignored}</p>'
+    return f'<p class="legend">{swatches}{ignored}</p>'
 
 
 def _classes(run: Run) -> int:
@@ -94,11 +97,15 @@ def _card(run: Run, label: str, name: str) -> str:
 
 
 def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
+    """Four pictures in a row. Images, which unlike planes have no ``where``, get two rows if they are large, and grow when clicked."""
+    large = not where and max(max(array.shape[:2]) for _, array in panels) > LARGE
+    limit, more = (FULL, ' tabindex="0" title="click to enlarge"') if large else (LARGE, "")
     cells = "".join(
-        f'<figure><img alt="{escape(" ".join([title, where]).strip())}" src="{png(array)}"><figcaption>{escape(title)}</figcaption></figure>'
+        f'<figure><img{more} alt="{escape(" ".join([title, where]).strip())}" src="{data_url(array, limit)}">'
+        f"<figcaption>{escape(title)}</figcaption></figure>"
         for title, array in panels
     )
-    return f'<div class="strip">{f"<span>{escape(where)}</span>" if where else ""}{cells}</div>'
+    return f'<div class="strip{" large" if large else ""}">{f"<span>{escape(where)}</span>" if where else ""}{cells}</div>'
 
 
 def _arrays(run: Run, name: str) -> Planes:
@@ -143,27 +150,21 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
 
 def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Image, truth over it, answer over it, and the errors, each ``(Y, X, 3)`` in 0 ... 1."""
+    from pipeline import colours
+
     # Enlarged before they are coloured, so that the hatching keeps its width.
-    shown, truth, answer = (enlarge(a) for a in (window(image), truth[0], answer[0]))
+    shown, truth, answer = (enlarge(a) for a in (colours.stretched(image), truth[0], answer[0]))
     grey = shown.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     ignored = truth == option(run, "data", "ignore_label")  # false everywhere where there is no such label
     binary = _classes(run) == 2
     if binary:
-        truth, answer = truth != 0, answer != 0
+        truth, answer = truth > (option(run, "data", "binarise") or 0), answer != 0
     real, said = (a.astype(int) * ~ignored for a in (truth, answer))
-    errors = 0.5 * grey
-    for where, colour in (
-        ((real == said) & (real != 0), WHITE),
-        ((said != 0) & (real == 0), ORANGE),
-        ((said == 0) & (real != 0), BLUE),
-        ((said != real) & (said != 0) & (real != 0), PURPLE),
-    ):
-        errors = tint(errors, where, colour, 0.85)
     return [
         ("image", shown),
-        ("truth", hatch(classes(grey, real, CLASSES), ignored)),
-        ("answer", classes(grey, answer.astype(int), (SKY,) if binary else CLASSES)),
-        ("errors", hatch(errors, ignored)),
+        ("truth", colours.hatch(colours.classes(grey, real), ignored)),
+        ("answer", colours.classes(grey, answer.astype(int), (colours.SKY,) if binary else colours.CLASSES)),
+        ("errors", colours.hatch(colours.errors(grey, real, said), ignored)),
     ]
 
 
@@ -171,8 +172,10 @@ def image_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndar
     """Input, target, prediction, and the absolute difference of the last two on the scale that its title names."""
     import numpy as np
 
+    from pipeline.colours import rgb
+
     full = _full_scale(truth)
-    shown = [_colours(image / _full_scale(image)), _colours(truth / full), _colours(answer / full)]
+    shown = [rgb(image / _full_scale(image)), rgb(truth / full), rgb(answer / full)]
     error = np.abs(truth.astype(float) - answer).mean(axis=0) / full
     top = max(float(np.quantile(error, 0.995)), 1e-3)
     heat = np.clip(error / top, 0, 1)
@@ -194,52 +197,20 @@ def enlarge(plane: np.ndarray) -> np.ndarray:
     return plane.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _colours(plane: np.ndarray) -> np.ndarray:
-    """``(C, Y, X)`` as ``(Y, X, 3)``: three channels as colours, otherwise the first as grey."""
-    import numpy as np
+def data_url(picture: np.ndarray, limit: int = LARGE) -> str:
+    """``(Y, X, 3)`` in 0 ... 1 as a data URL, reduced to ``limit`` pixels along its longer side.
 
-    return np.moveaxis(plane if len(plane) == 3 else np.repeat(plane[:1], 3, axis=0), 0, -1)
-
-
-def window(plane: np.ndarray) -> np.ndarray:
-    """A plane ``(C, Y, X)`` as ``(Y, X, 3)`` in 0 ... 1, stretched between its 0.5 and 99.5 percentiles."""
-    import numpy as np
-
-    values = np.nan_to_num(_colours(plane.astype(float)))
-    low, high = np.percentile(values, [0.5, 99.5])
-    return np.clip((values - low) / (high - low if high > low else 1), 0, 1)
-
-
-def tint(picture: np.ndarray, where: np.ndarray, colour: Sequence[int], strength: float) -> np.ndarray:
-    import numpy as np
-
-    return np.where(where[..., None], (1 - strength) * picture + strength * np.asarray(colour) / 255, picture)
-
-
-def classes(picture: np.ndarray, labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """``picture`` with each label above 0 tinted in its own colour; colours repeat after the last."""
-    for n, colour in enumerate(colours):
-        picture = tint(picture, (labels > 0) & ((labels - 1) % len(colours) == n), colour, 0.6)
-    return picture
-
-
-def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """``picture`` greyed under diagonal lines."""
-    import numpy as np
-
-    lines = where & (np.indices(where.shape).sum(axis=0) % 8 < 2)
-    return tint(tint(picture, where, (110, 110, 110), 0.55), lines, (190, 190, 190), 0.6)
-
-
-def png(picture: np.ndarray) -> str:
-    """``(Y, X, 3)`` in 0 ... 1 as a data URL, reduced to LARGE pixels along its longer side."""
-    import numpy as np
+    PNG up to LARGE pixels; beyond that JPEG with colours at full resolution, a sixth of the size.
+    """
     from PIL import Image
 
-    image = Image.fromarray(np.rint(255 * np.clip(np.nan_to_num(picture), 0, 1)).astype(np.uint8))
-    if max(image.size) > LARGE:
-        scale = LARGE / max(image.size)
+    from pipeline.colours import to_bytes
+
+    image = Image.fromarray(to_bytes(picture))
+    if max(image.size) > limit:
+        scale = limit / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)
+    kind, options = ("png", {}) if max(image.size) <= LARGE else ("jpeg", {"quality": 85, "subsampling": 0})
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
