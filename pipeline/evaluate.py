@@ -9,11 +9,14 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
 from pipeline.cli import say
 from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
+
+if TYPE_CHECKING:
+    from pipeline.engine.folder import Pair, Rules
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +24,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", type=Path, required=True, help="folder of answers, ID.tif and the like")
     p.add_argument("--labels", type=Path, required=True, help="folder of labels with the same ids")
     p.add_argument("--metrics", nargs="+", default=["dice", "surface_dice", "components"], metavar="NAME", help="entries of METRICS")
+    p.add_argument("--soft", type=Path, help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there")
+    p.add_argument("--fov", type=Path, help="folder of field-of-view masks with the same ids: metrics inside it and over the full image")
+    p.add_argument("--padded", type=int, nargs="+", metavar="N", help="with --fov: also over the image with background up to this size")
+    p.add_argument("--binarise", type=float, metavar="X", help="label values above X are foreground, for masks kept as JPEG")
     p.add_argument("--workers", type=int, help="cases scored at a time; default: one a core, fewer where memory is short")
     p.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     p.add_argument(
@@ -39,7 +46,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
     from pipeline.config import bind
-    from pipeline.engine.folder import Pair, folder
+    from pipeline.engine.folder import Rules, folder
     from pipeline.metrics import METRICS
 
     parts = [Part(name=n) for n in arguments.metrics]
@@ -50,12 +57,49 @@ def evaluate(arguments: argparse.Namespace) -> int:
     ignore = ignored(arguments.ignore_label, arguments.predictions, pairs, "competition" in arguments.metrics)
     if ignore is not None:
         say(f"label value {ignore} is not counted")
-    jobs = [Pair(id=i, prediction=p, label=t, metrics=parts, dims=dims, ignore=ignore) for i, (p, t) in pairs.items()]
-    scores = folder(jobs, arguments.workers, cli.counter("scoring cases"))
+    padded = _padded(arguments, dims)
+    rules = Rules(metrics=parts, dims=dims, ignore=ignore, binarise=arguments.binarise, padded=padded)
+    scores = folder(jobs(arguments, pairs, rules), arguments.workers, cli.counter("scoring cases"))
     say(table(scores))
     if arguments.out is not None:
         files.write_json(arguments.out, scores)
     return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
+
+
+def _padded(arguments: argparse.Namespace, dims: int) -> tuple[int, ...] | None:
+    if arguments.padded is None:
+        return None
+    if arguments.fov is None:
+        raise UserError("--padded stands without --fov; give the folder of field-of-view masks.")
+    size = tuple(arguments.padded) * (dims if len(arguments.padded) == 1 else 1)
+    if len(size) != dims or min(size) < 1:
+        raise UserError(f"--padded {list(arguments.padded)}: give one positive number, or {dims}.")
+    return size
+
+
+def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+    """Cases with everything that their metrics read. Raises UserError where probabilities or a field of view is missing."""
+    from pipeline.engine import soft as softs
+    from pipeline.engine.folder import Pair
+    from pipeline.ensemble import answer_files
+    from pipeline.metrics import SOFT
+
+    soft, wanted = arguments.soft or arguments.predictions / "soft", sorted(SOFT & {m.name for m in rules.metrics})
+    known = set(softs.ids(soft)) if soft.is_dir() else set()
+    if wanted and set(pairs) - known:
+        lost = sorted(set(pairs) - known)
+        raise UserError(
+            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases: {', '.join(lost[:10])}. "
+            "Predict with --save-soft, or name their folder with --soft."
+        )
+    if arguments.fov is not None and not arguments.fov.is_dir():
+        raise UserError(f"--fov {arguments.fov}: no such folder.")
+    views = answer_files(arguments.fov) if arguments.fov is not None else {}
+    blind = sorted(set(pairs) - set(views)) if arguments.fov is not None else []
+    if blind:
+        raise UserError(f"--fov {arguments.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add them, or leave --fov out.")
+    where = soft if wanted else None
+    return [Pair(id=i, prediction=p, label=t, rules=rules, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
 
 
 def pair(predictions: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
@@ -105,10 +149,11 @@ def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path
 
 
 def table(scores: Mapping[str, Any]) -> str:
-    """Scores as text, a row a case and the mean."""
+    """Scores as text: a row a case, their mean, and the metrics of all voxels pooled."""
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
     lines = [f"{'case':<24}" + "".join(f"{n:>18}" for n in names)]
-    for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"])]:
+    pooled = [("pooled", scores["pooled"])] if "pooled" in scores else []
+    for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"]), *pooled]:
         lines.append(f"{case_id:<24}" + "".join(f"{_number(row.get(n)):>18}" for n in names))
     return "\n".join([*lines, *(f"{i:<24}FAILED: {reason}" for i, reason in scores["failed"].items())])
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,9 @@ RULE = "=" * 80
 MOST_BASELINE_CASES = 32
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
 """Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
+FRAMES = ("fov", "full", "padded")
+FURTHER = ("_full", "_padded")
+"""Frames that metrics are counted in where there is a field of view, as names end with them; the second and third are further ones."""
 HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "predict.batch")
 """Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
 
@@ -96,7 +99,7 @@ def check_data(config: Config, run: Path, write: bool) -> tuple[tuple[Case, ...]
     from pipeline.data import store as stores
 
     root = Path(config.data.root)
-    found = case_finder.find(config.data, config.targets, root)
+    found = case_finder.find(config.data, config.roles, root)
     facts = stores.examine(found.train, config, stores.place(config.data, run), write=write, progress=cli.counter("checking cases"))
     report([*found.faults, *stores.faults(facts, found.train, config)])
     say(f"Found {len(found.train)} image-label pairs in {root} (layout {found.layout}), {len(found.test)} test images")
@@ -120,7 +123,7 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     from pipeline.data.normalise import NORMALISE
     from pipeline.data.transforms import augmentations
     from pipeline.engine import evaluate, loop, optim
-    from pipeline.metrics import METRICS, better
+    from pipeline.metrics import METRICS, SOFT, better
     from pipeline.tasks import TASKS
 
     channels = sorted({f.shapes["image"][0] for f in facts})
@@ -136,6 +139,8 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     for where, parts in (("metrics", evaluate.case_metrics(config)), ("train.validate.metrics", loop.validation_metrics(config))):
         for n, part in enumerate(parts):
             bind(METRICS, part, f"{where}.{n}", ("prediction", "target", "valid"))
+            if part.name in SOFT and (config.task != "labels" or config.data.classes != 2):
+                raise ConfigError(f"{where}.{n}: {part.name!r} is for task labels with data.classes: 2. Remove it.")
     if config.task == "labels":
         postprocess.check(config.postprocess)
     better(evaluate.case_metrics(config)[0].name)  # it chooses between best and averaged weights
@@ -362,12 +367,14 @@ def _keep_answers(run: Run, held: Sequence[Stored], work: Path, chosen: str) -> 
 
     from pipeline import files
     from pipeline.engine import evaluate, soft
+    from pipeline.tasks import answer_suffix
 
     out = work.parent
     for stored in held:
         prediction, _ = soft.load(work / chosen, stored.case.id)
         answer = evaluate.answer_of(run.config, prediction.soft.astype("float32"), stored)
-        files.write(out / f"{stored.case.id}{files.suffix(stored.case.image[0])}", answer, prediction.geometry)
+        suffix = answer_suffix(run.config.task, files.suffix(stored.case.image[0]))
+        files.write(out / f"{stored.case.id}{suffix}", answer, prediction.geometry)
     shutil.rmtree(out / "soft", ignore_errors=True)
     (work / chosen).rename(out / "soft")
     shutil.rmtree(work)
@@ -406,11 +413,33 @@ def summarise(run: Run) -> dict[str, Any]:
         "out_of_fold": evaluate.mean(rows),
         "cases": cases,
     }
+    whole = _pooled(run, results)
+    if whole:
+        summary["pooled"] = whole
     rows_to_beat = _baselines(run)
     if rows_to_beat:
         summary["baselines"] = rows_to_beat
     files.write_json(run.folder / "summary.json", summary)
     return summary
+
+
+def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of all held-out pixels together, for binary images: volumes would have to be read a second time for it."""
+    from pipeline import files
+    from pipeline.engine import evaluate, soft
+
+    if run.config.task != "labels" or run.config.data.dims != 2:
+        return {}
+
+    def cases() -> Iterator[Any]:
+        for result in results:
+            out = run.folder / f"fold_{result['fold']}" / "oof"
+            for case_id in soft.ids(out / "soft") if result["status"] == "completed" else ():
+                stored = run.stored[case_id]
+                path = next(p for p in out.glob("*") if files.is_image(p) and files.stem(p) == case_id)
+                yield stored, files.read(path, 2, labels=True)[0][0], soft.load(out / "soft", case_id)[0].soft
+
+    return evaluate.pooled(run.config, cases())
 
 
 def _baselines(run: Run) -> dict[str, dict[str, float]]:
@@ -436,8 +465,11 @@ def cases_done(run: Run) -> bool:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Per-fold and out-of-fold scores as text; ``*`` marks the weights that speak for a fold."""
-    names = [n for n in summary["out_of_fold"] if n not in DETAILS]
+    """Per-fold and out-of-fold scores as text; ``*`` marks the weights that speak for a fold.
+
+    Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table.
+    """
+    names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(FURTHER)]
     monitor = summary["monitor"]
     lines = [
         RULE,
@@ -456,8 +488,28 @@ def table(summary: Mapping[str, Any]) -> str:
             lines.append(start + fold["error"])
     total = _clock(sum(fold["seconds"] for fold in summary["folds"]))
     lines.append(f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>27}{'':>12}" + _row(summary["out_of_fold"], names))
+    if "pooled" in summary:
+        lines.append(f"{'out of fold, all pixels pooled':<59}" + _row(summary["pooled"], names))
     lines += [f"{name:<59}" + _row(scores, names) for name, scores in summary.get("baselines", {}).items()]
-    return "\n".join([*lines, RULE])
+    return "\n".join([*lines, *_frames(summary), RULE])
+
+
+def _frames(summary: Mapping[str, Any]) -> list[str]:
+    """Out-of-fold scores and what they have to beat, a line for each frame that metrics were counted in."""
+    means = summary["out_of_fold"]
+    found = [f for f in FRAMES if any(n.endswith(f"_{f}") for n in means)]
+    if not found:
+        return []
+    names = [n.removesuffix(f"_{found[0]}") for n in means if n.endswith(f"_{found[0]}")]
+    rows = {
+        "out of fold, mean of images": means,
+        "out of fold, all pixels pooled": summary.get("pooled", {}),
+        **summary.get("baselines", {}),
+    }
+    lines = ["", f"{'':<47}{'frame':<12}" + "".join(f"{n:>17}" for n in names)]
+    for name, scores in rows.items():
+        lines += [f"{name:<47}{frame:<12}" + _row({n: scores.get(f"{n}_{frame}") for n in names}, names) for frame in found if scores]
+    return lines
 
 
 def _row(scores: Mapping[str, float | None], names: Sequence[str]) -> str:

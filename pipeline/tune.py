@@ -210,36 +210,45 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
     config, listing = sources[0].config, sources[0].listing
     target = next(iter(config.targets))
     if data_dir is None:
-        labels = {i: Path(listing[i]["targets"][target]) for i in listing}
+        places = {i: {role: Path(path) for role, path in listing[i]["targets"].items()} for i in listing}
     else:
-        labels = {c.id: c.targets[target] for c in case_finder.find(config.data, config.targets, data_dir).train}
+        places = {c.id: dict(c.targets) for c in case_finder.find(config.data, config.roles, data_dir).train}
     ids = sorted(sources[0].fold_of)
-    lost = [i for i in ids if i not in labels or not labels[i].is_file()]
+    fov = config.data.frames.fov
+    needed = [target, *([fov] if fov else [])]
+    lost = [i for i in ids if any(role not in places.get(i, {}) or not places[i][role].is_file() for role in needed)]
+    labels = {i: places[i][target] for i in ids if i not in lost}
     if lost:
-        where = data_dir or labels[lost[0]].parent
+        where = data_dir or next((path.parent for path in places.get(lost[0], {}).values()), "the run's data set")
         raise UserError(f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with --data-dir where they are now.")
     return tuple(
         CaseFiles(
             id=i,
             soft=tuple(s.folder / f"fold_{s.fold_of[i]}" / "oof" / "soft" for s in sources),
             label=labels[i],
-            content=listing[i]["content"][target] if data_dir is None else f"{labels[i].stat().st_mtime_ns} {labels[i].stat().st_size}",
+            content=" ".join(listing[i]["content"][role] if data_dir is None else _stamp(places[i][role]) for role in needed),
+            fov=places[i][fov] if fov else None,
         )
         for i in ids
     )
 
 
+def _stamp(path: Path) -> str:
+    return f"{path.stat().st_mtime_ns} {path.stat().st_size}"
+
+
 def choose_metric(name: str | None, config: Config) -> Part:
     """The metric to tune by, with the config's options where the config has it. Raises ConfigError for one without a direction."""
     from pipeline.config import nearest
-    from pipeline.metrics import BETTER, METRICS
+    from pipeline.metrics import BETTER, METRICS, SOFT
 
     given = {p.name: p for p in config.metrics}
     if name is None:
         binary_volumes = config.data.classes == 2 and config.data.dims == 3
-        name = "competition" if binary_volumes and "competition" in METRICS else next(iter(given), "dice")
-    if name not in METRICS or name not in BETTER:
-        raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, set(METRICS) & set(BETTER))}")
+        name = "competition" if binary_volumes else next((n for n in given if n not in SOFT), "dice")
+    if name not in METRICS or name not in BETTER or name in SOFT:
+        known = (set(METRICS) & set(BETTER)) - SOFT
+        raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}")
     return given.get(name, Part(name=name))
 
 
@@ -248,8 +257,11 @@ def make_trials(study: Study, workers: int | None) -> Trials:
     from pipeline.engine.trials import Rules, Trials, workers_for
 
     number = workers_for(math.prod(study.shape[1:]), study.shape[0] * len(study.sources), workers)
+    inside = ", inside the field of view" if study.config.data.frames.fov else ""
     metrics = (study.metric, *([] if study.metric.name == "dice" else [Part(name="dice")]))
-    say(f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better), {number} worker{'s' if number > 1 else ''}")
+    say(
+        f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better{inside}), {number} worker{'s' if number > 1 else ''}"
+    )
     return Trials(
         study.cases,
         Rules(metrics=metrics, data=study.config.data),

@@ -18,12 +18,13 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline import config as configs
 from pipeline import ensemble, files, networks, postprocess, submit, tune
-from pipeline.engine import folder, trials, tuning
 from pipeline.engine import soft as softs
+from pipeline.engine import trials, tuning
 from pipeline.engine.checkpoint import save_model
 from pipeline.engine.trials import CaseFiles, Rules, Task, Trials
 from pipeline.engine.tuning import Candidate, part
-from pipeline.metrics import METRICS
+from pipeline.metrics import METRICS, evaluate, evaluate_frames
+from pipeline.metrics.frames import Truth
 from pipeline.records import Checkpoint, Part, Prediction, UserError
 
 SHAPE = (16, 20, 20)
@@ -59,6 +60,10 @@ def faint(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def any_sheets(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Confident sheets that have nothing to do with the label."""
     return 0.98 * (sheets(label.shape, int(rng.integers(10**6)))[1] == 1) + 0.01
+
+
+def _scores(metrics: list[Part], answer, truth) -> dict[str, float]:
+    return evaluate_frames(metrics, answer, Truth(label=truth, ignore=2))
 
 
 def make_run(folder: Path, soft=faint, seed: int = 0, groups: str = "aabbcc") -> Path:
@@ -131,7 +136,7 @@ def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
         for n in range(6):
             truth = tifffile.imread(run.parent / "labels" / f"{100 + n}.tif")
             soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}")[0].soft.astype(np.float32)
-            expected = folder.score_labels([Part(name="dice")], postprocess.apply(steps, soft), truth, 2)["dice"]
+            expected = _scores([Part(name="dice")], postprocess.apply(steps, soft), truth)["dice"]
             assert row(run, name)["cases"][f"{100 + n}"]["dice"] == pytest.approx(expected)
     nested = row(run, tune.NESTED)
     assert set(nested["chosen"]) == {"a", "b", "c"}
@@ -246,11 +251,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each score that is computed in this process."""
     calls: list[int] = []
 
-    def score_labels(*arguments):
+    def scored(*arguments):
         calls.append(1)
-        return folder.score_labels(*arguments)
+        return evaluate(*arguments)
 
-    monkeypatch.setattr(trials, "score_labels", score_labels)
+    monkeypatch.setattr(trials, "evaluate", scored)
     return calls
 
 
@@ -306,7 +311,7 @@ def test_shared_first_steps_change_nothing(run: Path) -> None:
     soft = softs.load(run / "fold_0" / "oof" / "soft", "100")[0].soft.astype(np.float32)
     truth = tifffile.imread(run.parent / "labels" / "100.tif")
     for candidate in candidates:
-        alone = folder.score_labels([Part(name="dice")], postprocess.apply(candidate.steps, soft), truth, 2)
+        alone = _scores([Part(name="dice")], postprocess.apply(candidate.steps, soft), truth)
         assert together[candidate.key]["dice"] == alone["dice"]
 
 

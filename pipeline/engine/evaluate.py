@@ -15,9 +15,10 @@ from pipeline.config import Config, from_dict
 from pipeline.data.store import Stored
 from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import load_model, load_weights
-from pipeline.engine.folder import Scores, mean, score_labels
+from pipeline.engine.folder import Scores, counted, mean
 from pipeline.engine.inference import Source, Voice, sliding_window, tiling, voice
-from pipeline.metrics import better, evaluate
+from pipeline.metrics import better, evaluate, evaluate_frames
+from pipeline.metrics.frames import Counts, Truth, pool, views
 from pipeline.records import Checkpoint, Part, Prediction
 from pipeline.tasks import TASKS
 
@@ -55,10 +56,34 @@ def answer_of(config: Config, soft: np.ndarray, stored: Stored) -> np.ndarray:
 def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
     """``metrics`` of one case: labels after post-processing, images on the normalised scale."""
     name, kind = next(iter(config.targets.items()))
-    truth = np.asarray(stored.targets[name].array)
     if kind == "image":
-        return evaluate(case_metrics(config), soft, stored.scale.apply(truth), None)
-    return score_labels(case_metrics(config), answer_of(config, soft, stored), truth[0], config.data.ignore_label)
+        return evaluate(case_metrics(config), soft, stored.scale.apply(np.asarray(stored.targets[name].array)), None)
+    return evaluate_frames(case_metrics(config), answer_of(config, soft, stored), truth_of(config, stored), _foreground(soft))
+
+
+def truth_of(config: Config, stored: Stored) -> Truth:
+    """The label of a case with its field of view, where the config has one."""
+    frames, targets = config.data.frames, stored.targets
+    label = np.asarray(targets[next(iter(config.targets))].array)[0]
+    fov = None if frames.fov is None else np.asarray(targets[frames.fov].array)[0]
+    return Truth(label=label, ignore=config.data.ignore_label, fov=fov, padded=frames.padded)
+
+
+def _foreground(soft: np.ndarray) -> np.ndarray | None:
+    """Foreground probability ``(*S)`` of two classes."""
+    return soft[0] if len(soft) == 1 else None
+
+
+def pooled(config: Config, cases: Iterable[tuple[Stored, np.ndarray, np.ndarray]]) -> Scores:
+    """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, soft ``(K, *S)``); empty for more than two classes."""
+    metrics = case_metrics(config)
+    found: list[dict[str, Counts]] = []
+    for stored, answer, soft in cases:
+        counts = counted(metrics, answer, truth_of(config, stored), _foreground(soft))
+        if counts is None:
+            return {}
+        found.append(counts)
+    return dict(pool(found, (m.name for m in metrics)))
 
 
 def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
@@ -93,40 +118,49 @@ def choose(means: Mapping[str, Scores]) -> str:
 def baselines(config: Config, cases: Sequence[Stored], bins: int = 256) -> dict[str, Scores]:
     """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
 
-    The threshold and its side (bright or dark) are chosen on the very cases that they are scored on, in the baseline's favour.
+    The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
+    baseline's favour, by the mean Dice of the first frame. Probabilities are then the grey values of that channel.
     """
-    name, metrics, ignore = next(iter(config.targets)), case_metrics(config), config.data.ignore_label
-    histograms = [_histogram(c, np.asarray(c.targets[name].array)[0], ignore, bins) for c in cases]
-    side, cut = _best_cut(histograms)
-    rows: dict[str, list[Scores]] = {"empty answer": [], "best global threshold": []}
-    for stored in cases:
-        truth = np.asarray(stored.targets[name].array)[0]
-        level = _levels(stored, bins)
+    truths = [truth_of(config, c) for c in cases]
+    channel, side, cut = _best_cut(np.stack([_histograms(c, t, bins) for c, t in zip(cases, truths, strict=True)]))
+    single = cases[0].image.shape[0] == 1
+    name = "best global threshold" if single else f"best global threshold (channel {channel}, {side})"
+    rows: dict[str, list[Scores]] = {"empty answer": [], name: []}
+    for stored, truth in zip(cases, truths, strict=True):
+        grey = stored.scale.apply(np.asarray(stored.image.array))[channel]
+        level = _levels(grey, bins)
         answer = (level >= cut) if side == "bright" else (level < cut)
-        rows["empty answer"].append(score_labels(metrics, np.zeros(truth.shape, np.uint8), truth, ignore))
-        rows["best global threshold"].append(score_labels(metrics, answer.astype(np.uint8), truth, ignore))
+        nothing = np.zeros(truth.label.shape, np.uint8)
+        rows["empty answer"].append(evaluate_frames(case_metrics(config), nothing, truth, nothing.astype(np.float32)))
+        soft = grey if side == "bright" else 1 - grey
+        rows[name].append(evaluate_frames(case_metrics(config), answer.astype(np.uint8), truth, soft))
     return {k: mean(v) for k, v in rows.items()}
 
 
-def _levels(stored: Stored, bins: int) -> np.ndarray:
-    grey = stored.scale.apply(stored.image.array[:1])[0]
+def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
     return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
 
 
-def _histogram(stored: Stored, truth: np.ndarray, ignore: int | None, bins: int) -> np.ndarray:
-    """Counts ``(2, bins)`` of background and foreground by grey level."""
-    level = _levels(stored, bins)
-    valid = np.ones(truth.shape, bool) if ignore is None else truth != ignore
-    return np.stack([np.bincount(level[valid & ((truth != 0) == side)], minlength=bins) for side in (False, True)])
+def _histograms(stored: Stored, truth: Truth, bins: int) -> np.ndarray:
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the first frame."""
+    view = next(views(truth))
+    valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
+    levels = _levels(stored.scale.apply(np.asarray(stored.image.array)), bins)
+    sides = [valid & ((view.label != 0) == side) for side in (False, True)]
+    return np.stack([[np.bincount(level[side], minlength=bins) for side in sides] for level in levels])
 
 
-def _best_cut(histograms: Sequence[np.ndarray]) -> tuple[str, int]:
-    best = (-1.0, "bright", 0)
-    for side in ("bright", "dark"):
-        dices = np.mean([_dice_by_cut(h if side == "bright" else h[:, ::-1]) for h in histograms], axis=0)
-        k = int(dices.argmax())
-        best = max(best, (float(dices[k]), side, k if side == "bright" else len(dices) - k))
-    return best[1], best[2]
+def _best_cut(histograms: np.ndarray) -> tuple[int, str, int]:
+    """Channel, side and level with the highest mean Dice; ``histograms`` is ``(cases, C, 2, bins)``."""
+    best = (-1.0, 0, "bright", 0)
+    for channel in range(histograms.shape[1]):
+        for side in ("bright", "dark"):
+            turned = histograms[:, channel] if side == "bright" else histograms[:, channel, :, ::-1]
+            dices = np.mean([_dice_by_cut(h) for h in turned], axis=0)
+            k = int(dices.argmax())
+            if dices[k] > best[0]:
+                best = (float(dices[k]), channel, side, k if side == "bright" else len(dices) - k)
+    return best[1:]
 
 
 def _dice_by_cut(histogram: np.ndarray) -> np.ndarray:

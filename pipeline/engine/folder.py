@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -14,7 +15,9 @@ import numpy as np
 
 from pipeline import files
 from pipeline.engine import processes
-from pipeline.metrics import evaluate
+from pipeline.engine import soft as softs
+from pipeline.metrics import SOFT, evaluate_frames
+from pipeline.metrics.frames import POOLED, Counts, Truth, count, pool
 from pipeline.records import Part
 
 Scores = dict[str, Any]
@@ -28,33 +31,55 @@ BASE = 300 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How answers and labels are compared. ``binarise`` and ``padded`` as in :class:`pipeline.config.Data`."""
+
+    metrics: Sequence[Part]
+    dims: int
+    ignore: int | None = None
+    binarise: float | None = None
+    padded: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """An answer and its label file, and how to compare them."""
+    """An answer and its label file; ``soft`` is the folder with its probabilities, ``fov`` the file of its field of view."""
 
     id: str
     prediction: Path
     label: Path
-    metrics: Sequence[Part]
-    dims: int
-    ignore: int | None
+    rules: Rules
+    soft: Path | None = None
+    fov: Path | None = None
 
 
 def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``, cases in the given order.
 
-    ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
+    Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be pooled. ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
     """
-    rows: dict[str, Scores | str] = {}
+    rows: dict[str, Row | str] = {}
     for pair, row in _rows(pairs, workers):
         rows[pair.id] = row
         if progress:
             progress(len(rows), len(pairs))
-    cases = {p.id: row for p in pairs if not isinstance(row := rows[p.id], str)}
+    good = {p.id: row for p in pairs if not isinstance(row := rows[p.id], str)}
     failed = {p.id: row for p in pairs if isinstance(row := rows[p.id], str)}
-    return {"cases": cases, "mean": mean(cases.values()), "failed": failed}
+    found = {"cases": {i: row.scores for i, row in good.items()}, "mean": mean(row.scores for row in good.values()), "failed": failed}
+    counts = [row.counts for row in good.values() if row.counts is not None]
+    pooled = pool(counts, (m.name for p in pairs[:1] for m in p.rules.metrics)) if len(counts) == len(good) else {}
+    return {**found, "pooled": pooled} if pooled else found
 
 
-def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Scores | str]]:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Scores of a case, and its voxels' counts where there are two classes."""
+
+    scores: Scores
+    counts: Mapping[str, Counts] | None
+
+
+def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Row | str]]:
     number = min(len(pairs), processes.count(BASE + BYTES * max((_voxels(p) for p in pairs), default=0), workers))
     if number <= 1:
         yield from ((pair, score(pair)) for pair in pairs)
@@ -73,29 +98,52 @@ def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Sc
 
 
 def _voxels(pair: Pair) -> int:
-    return math.prod(files.probe(pair.label, pair.dims).shape)
+    return math.prod(files.probe(pair.label, pair.rules.dims).shape)
 
 
-def score(pair: Pair) -> Scores | str:
+def score(pair: Pair) -> Row | str:
     """Scores of one case, or why there are none."""
+    rules = pair.rules
     try:
-        answer, truth = (_mask(files.read(p, pair.dims, labels=True)[0][0]) for p in (pair.prediction, pair.label))
-        if answer.shape != truth.shape:
-            raise ValueError(f"prediction has shape {answer.shape}, label {truth.shape}")
-        return score_labels(pair.metrics, answer, truth, pair.ignore)
+        answer, label = _labels(pair.prediction, rules), _labels(pair.label, rules, rules.binarise)
+        if answer.shape != label.shape:
+            raise ValueError(f"prediction has shape {answer.shape}, label {label.shape}")
+        fov = None if pair.fov is None else _labels(pair.fov, dataclasses.replace(rules, ignore=None), rules.binarise)
+        truth = Truth(label=label, ignore=rules.ignore, fov=fov, padded=rules.padded)
+        soft = _probability(pair, answer.shape)
+        return Row(evaluate_frames(rules.metrics, answer, truth, soft), counted(rules.metrics, answer, truth, soft))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
-def _mask(labels: np.ndarray) -> np.ndarray:
-    """A picture of a mask, 0 and 255, as 0 and 1; other labels as they are."""
-    return np.where(labels == 255, 1, labels) if set(np.unique(labels)) <= {0, 255} else labels
+def _labels(path: Path, rules: Rules, cut: float | None = None) -> np.ndarray:
+    """Labels ``(*S)`` of a file: 0 and 1 for a picture of a mask or where there is a ``cut``, else as they are."""
+    array = files.read(path, rules.dims, labels=True)[0]
+    if (array != array[:1]).any():
+        raise ValueError(f"{path} has {len(array)} different channels where labels are needed")
+    labels, values = array[0], set(np.unique(array[0]).tolist())
+    white = next((w for w in (255, 65535) if w in values and w != rules.ignore and values <= {0, w, rules.ignore}), None)
+    above = labels == white if cut is None else labels > cut
+    if cut is None and white is None:
+        return labels
+    mask = above.astype(np.int32)
+    return mask if rules.ignore is None else np.where(labels == rules.ignore, rules.ignore, mask)
 
 
-def score_labels(metrics: Sequence[Part], answer: np.ndarray, truth: np.ndarray, ignore: int | None) -> Scores:
-    """Metrics of an answer ``(*S)`` against a label map that may hold the ignored value."""
-    valid = None if ignore is None else truth != ignore
-    return evaluate(metrics, answer, truth if valid is None else np.where(valid, truth, 0), valid)
+def _probability(pair: Pair, shape: Sequence[int]) -> np.ndarray | None:
+    """Foreground probabilities ``(*S)`` where a metric asks for them and they are those of two classes."""
+    if pair.soft is None or not SOFT & {m.name for m in pair.rules.metrics}:
+        return None
+    soft = softs.load(pair.soft, pair.id)[0].soft
+    if soft.shape[1:] != tuple(shape):
+        raise ValueError(f"probabilities have shape {soft.shape[1:]}, prediction {tuple(shape)}")
+    return soft[0] if len(soft) == 1 else None
+
+
+def counted(metrics: Sequence[Part], answer: np.ndarray, truth: Truth, soft: np.ndarray | None) -> dict[str, Counts] | None:
+    """Counts of a case in every frame if it has two classes and a metric can be pooled."""
+    most = max(int(answer.max(initial=0)), int(np.max(truth.label, initial=0, where=truth.label != truth.ignore)))
+    return count(answer, truth, soft) if most <= 1 and any(m.name in POOLED for m in metrics) else None
 
 
 def mean(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:

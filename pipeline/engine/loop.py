@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from pipeline import colours
 from pipeline.config import Config, to_dict
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
@@ -132,6 +133,7 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
 def _train(job: Job, state: State) -> dict[str, float]:
     train = job.config.train
     state.network.train()
+    _tell_progress(state.network, state.epoch, train.epochs)
     torch.manual_seed(seed_of(job.config.seed, job.fold, state.epoch))  # dropout
     means = _Means()
     state.optimizer.zero_grad(set_to_none=True)
@@ -154,6 +156,14 @@ def _train(job: Job, state: State) -> dict[str, float]:
         means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
         means.add_valid("foreground_share", batch["foreground_share"])
     return means.result()
+
+
+def _tell_progress(network: torch.nn.Module, epoch: int, epochs: int) -> None:
+    """Tell parts with a schedule of their own (DropBlock) the share of the training that is done when ``epoch`` begins, at the last 1."""
+    for module in network.modules():
+        progress = getattr(module, "progress", None)
+        if callable(progress):
+            progress(epoch / max(epochs - 1, 1))
 
 
 def _step(clip: float | None, state: State) -> None:
@@ -195,7 +205,8 @@ def _patch_scores(config: Config, logits: torch.Tensor, batch: Mapping[str, Any]
             yield evaluate(validation_metrics(config), one, truth, None)
         else:
             valid = None if config.data.ignore_label is None else truth[0] != config.data.ignore_label
-            yield evaluate(validation_metrics(config), task.hard(one), truth[0] if valid is None else truth[0] * valid, valid)
+            label = truth[0] if valid is None else truth[0] * valid
+            yield evaluate(validation_metrics(config), task.hard(one), label, valid, one[0] if len(one) == 1 else None)
 
 
 def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
@@ -246,6 +257,7 @@ def _finish_average(job: Job, state: State, journal: Journal) -> None:
         return
     average = state.average
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
+        _tell_progress(average, state.epoch - 1, job.config.train.epochs)
         torch.manual_seed(seed_of(job.config.seed, job.fold, state.epoch))
         update_bn((_image(batch, job) for batch in job.train.epoch(state.epoch)), average)
     record = validate(job, average.module)
@@ -314,16 +326,36 @@ def _preview(job: Job, state: State, journal: Journal) -> None:
 
 @torch.no_grad()
 def preview_panels(job: Job, network: torch.nn.Module) -> list[np.ndarray]:
-    """Image, target and soft prediction of the first held-out patch, each ``(C, *S)`` in [0, 1]."""
+    """The first held-out patch as pictures ``(Y, X, 3)`` in [0, 1], of a volume its middle plane.
+
+    Images: input, target, answer. Labels: image, truth, soft answer (of several classes the likeliest), and errors in colours.
+    """
     batch = next(iter(job.val.epoch(-1)))
     network.eval()
     soft = TASKS[job.config.task].soft(network(_image(batch, job))["main"])[0].cpu().numpy()
-    image, target = batch["image"][0].numpy(), batch[next(iter(job.config.targets))][0].numpy()
+    arrays = batch["image"][0].numpy(), batch[next(iter(job.config.targets))][0].numpy(), soft
+    image, target, soft = (_middle(a) for a in arrays)
     if job.config.task == "image":
-        return [_shown(panel, image) for panel in (image, target, soft)]
-    most = job.config.data.classes - 1
-    truth = np.where(target == job.config.data.ignore_label, 0.35, target / most)  # the ignored: dark grey
-    return [_shown(image, image), truth, soft if len(soft) == 1 else soft.argmax(0)[None] / most]
+        return [colours.rgb(_shown(plane, image)) for plane in (image, target, soft)]
+    return _label_panels(colours.rgb(_shown(image, image)), target[0], soft, job.config.data.ignore_label)
+
+
+def _label_panels(image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None) -> list[np.ndarray]:
+    ignored = np.zeros(target.shape, bool) if ignore is None else target == ignore
+    truth = np.where(ignored, 0, target)
+    answer = TASKS["labels"].hard(soft)
+    black = np.zeros(image.shape)
+    if len(soft) == 1:
+        real, said = colours.tint(black, truth > 0, colours.WHITE, 1), colours.rgb(soft)
+    else:
+        real, said = (colours.classes(black, labels, strength=1) for labels in (truth, answer))
+    errors = colours.errors(image, truth, np.where(ignored, 0, answer))
+    return [image, colours.tint(real, ignored, colours.GREY, 1), said, colours.tint(errors, ignored, colours.GREY, 1)]
+
+
+def _middle(array: np.ndarray) -> np.ndarray:
+    """Middle plane ``(C, Y, X)`` of ``(C, *S)``."""
+    return array if array.ndim == 3 else array[:, array.shape[1] // 2]
 
 
 def _shown(panel: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -22,12 +22,13 @@ import numpy as np
 
 from pipeline import postprocess
 from pipeline.config import Data, bind
-from pipeline.data.store import read_labels
+from pipeline.data.store import read_labels, read_mask
 from pipeline.engine import processes
 from pipeline.engine import soft as softs
-from pipeline.engine.folder import score_labels
 from pipeline.engine.fusion import fuse
 from pipeline.engine.tuning import Candidate
+from pipeline.metrics import evaluate
+from pipeline.metrics.frames import Truth, views
 from pipeline.records import Part, UserError
 
 Scores = dict[str, float]
@@ -43,12 +44,13 @@ LEAST = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFiles:
-    """A case: folders with its soft prediction by each member, its label file, and the hash of what that holds."""
+    """A case: folders with its soft prediction by each member, its label file and field of view, and the hash of what they hold."""
 
     id: str
     soft: tuple[Path, ...]
     label: Path
     content: str
+    fov: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +74,17 @@ class Task:
 
 
 def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
-    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once."""
+    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once.
+
+    Where there is a field of view, only what lies inside it counts.
+    """
     case, data = task.case, task.rules.data
-    truth = read_labels(case.label, data)[0]
+    fov = None if case.fov is None else read_mask(case.fov, data)[0]
+    view = next(views(Truth(label=read_labels(case.label, data)[0], ignore=data.ignore_label, fov=fov)))
     members = [softs.load(folder, case.id)[0].soft for folder in case.soft]
     answers = _Answers(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
-        found = score_labels(task.rules.metrics, answers.of(candidate), truth, data.ignore_label)
+        found = evaluate(task.rules.metrics, answers.of(candidate), view.label, view.valid)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
 
 
@@ -222,7 +228,7 @@ def _mark(case: CaseFiles, rules: Rules) -> str:
             [[s.st_size, s.st_mtime_ns] for s in stats],
             case.content,
             [asdict(m) for m in rules.metrics],
-            [rules.data.ignore_label, rules.data.classes],
+            [rules.data.ignore_label, rules.data.classes, rules.data.binarise, case.fov is not None],
         ],
         sort_keys=True,
         default=list,

@@ -1,6 +1,7 @@
 """Metrics of whole cases by name: ``f(prediction, target, valid=None, **options) -> {name: number, ...}``.
 
-A metric's own name is its first key and begins all others (``competition`` excepted, whose parts have names of their own; its ``counts``
+Those in ``SOFT`` read probabilities as their prediction, all others the answer. Where a field of view is given (``frames``) every name
+ends with the frame that it was counted in. A metric's own name is its first key and begins all others (``competition`` excepted, whose parts have names of their own; its ``counts``
 are no number but a table). Label maps are described in ``region``, images in ``image``.
 """
 
@@ -13,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.config import ConfigError, bind, nearest
-from pipeline.metrics import competition, image, region, surface, topology
+from pipeline.metrics import competition, image, probability, region, surface, topology
+from pipeline.metrics.frames import SUFFIXES, Truth, views
 from pipeline.records import Part
 
 METRICS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -22,7 +24,10 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "iou": region.iou,
     "precision": region.precision,
     "recall": region.recall,
+    "specificity": region.specificity,
     "accuracy": region.accuracy,
+    "roc_auc": probability.roc_auc,
+    "pr_auc": probability.pr_auc,
     "components": region.components,
     "betti_error": region.betti_error,
     "betti_matching_error": topology.betti_matching_error,
@@ -37,6 +42,9 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "ssim": image.ssim,
 }
 
+SOFT = frozenset({"roc_auc", "pr_auc"})
+"""Metrics of probabilities, two classes only."""
+
 BETTER: dict[str, Literal["higher", "lower"]] = {
     "loss": "lower",
     "competition": "higher",
@@ -46,7 +54,10 @@ BETTER: dict[str, Literal["higher", "lower"]] = {
     "iou": "higher",
     "precision": "higher",
     "recall": "higher",
+    "specificity": "higher",
     "accuracy": "higher",
+    "roc_auc": "higher",
+    "pr_auc": "higher",
     "betti_error": "lower",
     "betti_matching_error": "lower",
     "cldice": "higher",
@@ -63,23 +74,45 @@ BETTER: dict[str, Literal["higher", "lower"]] = {
 
 
 def better(name: str) -> Literal["higher", "lower"]:
-    """Direction in which a value improves; takes ``dice``, ``val_dice``, and ``dice_2`` (of class 2).
+    """Direction in which a value improves; takes ``dice``, ``val_dice``, ``dice_2`` (of class 2) and ``dice_fov`` (of a frame).
 
     Raises ConfigError for values that cannot be compared, such as counts, and for unknown ones.
     """
-    base = re.sub(r"_\d+$", "", name.removeprefix("val_"))
+    base = re.sub(rf"({'|'.join(SUFFIXES)})$", "", name.removeprefix("val_"))
+    base = re.sub(r"_\d+$", "", base)
     if base not in BETTER:
         raise ConfigError(f"{name!r} is no value that has a better and a worse direction. {nearest(base, BETTER)}")
     return BETTER[base]
 
 
-def evaluate(parts: Sequence[Part], prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, Any]:
+def evaluate(
+    parts: Sequence[Part],
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    soft: np.ndarray | None = None,
+) -> dict[str, Any]:
     """All metrics of one case in one dict; where two give the same key the later one stands.
 
-    Raises ConfigError for unknown metrics or options, before anything is computed.
+    ``soft`` are the foreground probabilities ``(*S)`` behind a label map. Raises ConfigError for unknown metrics or options, and
+    for one in ``SOFT`` without probabilities, before anything is computed.
     """
     bound = [bind(METRICS, part, f"metrics.{i}", given=("prediction", "target", "valid")) for i, part in enumerate(parts)]
+    lacking = [part.name for part in parts if part.name in SOFT and soft is None]
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(lacking)}: needs foreground probabilities of two classes; predict with --save-soft, or leave it out."
+        )
     scores: dict[str, Any] = {}
-    for metric in bound:
-        scores |= metric(prediction, target, valid)
+    for part, metric in zip(parts, bound, strict=True):
+        scores |= metric(soft if part.name in SOFT else prediction, target, valid)
+    return scores
+
+
+def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Any]:
+    """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth (see ``frames``)."""
+    scores: dict[str, Any] = {}
+    for view in views(truth):
+        found = evaluate(parts, view.of(answer), view.label, view.valid, None if soft is None else view.of(soft))
+        scores |= {name + view.suffix: value for name, value in found.items()}
     return scores

@@ -75,6 +75,19 @@ def recall(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None 
     return _share("recall", confined(prediction, target, valid), lambda both, p, t: both / t)
 
 
+def specificity(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """Share of the valid background that is called background. No background: 1."""
+    same_shape(prediction, target, valid)
+    known = np.ones(target.shape, bool) if valid is None else valid
+
+    def measure(found: np.ndarray, true: np.ndarray) -> float:
+        outside = known & ~true
+        total = int(np.count_nonzero(outside))
+        return 1 - int(np.count_nonzero(found & outside)) / total if total else 1.0
+
+    return over_classes("specificity", *confined(prediction, target, valid), measure)
+
+
 def accuracy(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
     """Share of valid voxels with the right label, background included; over all classes at once. No valid voxel: 1."""
     same_shape(prediction, target, valid)

@@ -93,12 +93,12 @@ def one(case_id: str, folder: Path, label: Path, rules, steps: Mapping) -> dict[
     from pipeline import postprocess
     from pipeline.data.store import read_labels
     from pipeline.engine import soft
-    from pipeline.engine.folder import score_labels
+    from pipeline.metrics import evaluate_frames
+    from pipeline.metrics.frames import Truth
 
     probability = np.asarray(soft.load(folder, case_id)[0].soft, np.float32)
-    truth = read_labels(label, rules.data)[0]
-    ignore = rules.data.ignore_label
-    return {name: score_labels(rules.metrics, postprocess.apply(parts, probability), truth, ignore) for name, parts in steps.items()}
+    truth = Truth(label=read_labels(label, rules.data)[0], ignore=rules.data.ignore_label)
+    return {name: evaluate_frames(rules.metrics, postprocess.apply(parts, probability), truth) for name, parts in steps.items()}
 
 
 def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> None:

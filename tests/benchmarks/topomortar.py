@@ -95,7 +95,9 @@ def predict(data: Path, run: Path) -> dict[str, np.ndarray]:
     output = run / "test"
     if not finished(output / "summary.json", len(list((data / "test" / "images").glob("*.png")))):
         command("predict", "--checkpoint", run / "fold_0", "--input", data / "test" / "images", "--output", output)
-    return {name: mask for name, mask in read_masks(output).items() if not name.endswith("_visualization")}
+    from pipeline.tasks import is_companion
+
+    return {name: mask for name, mask in read_masks(output).items() if not is_companion(name)}
 
 
 def finished(summary: Path, files: int) -> bool:
