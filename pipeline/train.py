@@ -31,9 +31,6 @@ RULE = "=" * 80
 MOST_BASELINE_CASES = 32
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
 """Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
-FRAMES = ("fov", "full", "padded")
-FURTHER = ("_full", "_padded")
-"""Frames that metrics are counted in where there is a field of view, as names end with them; the second and third are further ones."""
 HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "predict.batch")
 """Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
 
@@ -410,6 +407,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "task": run.config.task,
         "monitor": run.config.train.stop.monitor,
         "folds": results,
+        "decision": _decision(run.config),
         "out_of_fold": evaluate.mean(rows),
         "cases": cases,
     }
@@ -421,6 +419,17 @@ def summarise(run: Run) -> dict[str, Any]:
         summary["baselines"] = rows_to_beat
     files.write_json(run.folder / "summary.json", summary)
     return summary
+
+
+def _decision(config: Config) -> str:
+    """How probabilities became the answers that are scored, in words."""
+    from pipeline.postprocess import DECIDE
+
+    if config.task != "labels":
+        return ""
+    step = next((s for s in config.postprocess if s.name in DECIDE), None)
+    steps = "the task's default" if step is None else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])
+    return f"answers by {steps}, fixed beforehand in the config; pipeline.tune chooses on other cases"
 
 
 def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -469,7 +478,9 @@ def table(summary: Mapping[str, Any]) -> str:
 
     Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table.
     """
-    names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(FURTHER)]
+    from pipeline.metrics.frames import SUFFIXES
+
+    names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
     monitor = summary["monitor"]
     lines = [
         RULE,
@@ -491,16 +502,19 @@ def table(summary: Mapping[str, Any]) -> str:
     if "pooled" in summary:
         lines.append(f"{'out of fold, all pixels pooled':<59}" + _row(summary["pooled"], names))
     lines += [f"{name:<59}" + _row(scores, names) for name, scores in summary.get("baselines", {}).items()]
-    return "\n".join([*lines, *_frames(summary), RULE])
+    decided = [summary["decision"]] if summary.get("decision") else []
+    return "\n".join([*lines, *_frames(summary), *decided, RULE])
 
 
 def _frames(summary: Mapping[str, Any]) -> list[str]:
     """Out-of-fold scores and what they have to beat, a line for each frame that metrics were counted in."""
+    from pipeline.metrics.frames import SUFFIXES
+
     means = summary["out_of_fold"]
-    found = [f for f in FRAMES if any(n.endswith(f"_{f}") for n in means)]
+    found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
         return []
-    names = [n.removesuffix(f"_{found[0]}") for n in means if n.endswith(f"_{found[0]}")]
+    names = [n.removesuffix(found[0]) for n in means if n.endswith(found[0])]
     rows = {
         "out of fold, mean of images": means,
         "out of fold, all pixels pooled": summary.get("pooled", {}),
@@ -508,7 +522,7 @@ def _frames(summary: Mapping[str, Any]) -> list[str]:
     }
     lines = ["", f"{'':<47}{'frame':<12}" + "".join(f"{n:>17}" for n in names)]
     for name, scores in rows.items():
-        lines += [f"{name:<47}{frame:<12}" + _row({n: scores.get(f"{n}_{frame}") for n in names}, names) for frame in found if scores]
+        lines += [f"{name:<47}{frame[1:]:<12}" + _row({n: scores.get(n + frame) for n in names}, names) for frame in found if scores]
     return lines
 
 

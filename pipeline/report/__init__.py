@@ -45,7 +45,16 @@ def build(run: Path) -> str:
     """The page of a run as HTML. Raises UserError where there is no summary.json, without which there is nothing to tell."""
     found = load(run)
     # The sections come first: they add to the gaps that the head lists.
-    sections = [scores(found), tuned(found), curves(found), groups(found), distributions(found), gallery(found), origin(found)]
+    sections = [
+        scores(found),
+        frames(found),
+        tuned(found),
+        curves(found),
+        groups(found),
+        distributions(found),
+        gallery(found),
+        origin(found),
+    ]
     return document(f"{found.summary.get('name', run.name)}: report", headline(found) + "\n".join(sections))
 
 
@@ -85,6 +94,8 @@ def scores(run: Run) -> str:
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
     rows.append(("mean", ["out of fold: all cases, chosen weights", *(_with_interval(mean.get(n), values_of(run, n)) for n in names)]))
+    if "pooled" in run.summary:
+        rows.append(("other", ["out of fold: all pixels pooled", *(number(run.summary["pooled"].get(n)) for n in names)]))
     for name, row in run.baselines.items():
         rows.append(("rival", [f"baseline: {name}", *(number(row.get(n)) for n in names)]))
     note = (
@@ -92,6 +103,30 @@ def scores(run: Run) -> str:
         "Cases are resampled, groups are not: with few groups the doubt about a new one is larger. ✓ marks the weights chosen."
     )
     return section("Scores", table(["", "weights", "best epoch", "time", *names], rows), note=note)
+
+
+def frames(run: Run) -> str:
+    """The same answers counted inside the field of view, over the full image and over the padded image; nothing without a field of view."""
+    from pipeline.metrics.frames import SUFFIXES
+
+    means = run.summary.get("out_of_fold") or {}
+    found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
+    if not found:
+        return ""
+    names = [n.removesuffix(found[0]) for n in means if n.endswith(found[0])]
+    sources = {"mean of images": means, "all pixels pooled": run.summary.get("pooled") or {}}
+    sources |= {f"baseline: {name}": row for name, row in run.baselines.items()}
+    rows = [
+        ("rival" if name.startswith("baseline") else "", [name, frame[1:], *(number(row.get(n + frame)) for n in names)])
+        for name, row in sources.items()
+        for frame in found
+        if row
+    ]
+    note = (
+        "fov: inside the field of view, the one to compare; full: the whole image; padded: the image with background added. Background "
+        f"outside the object raises accuracy and specificity without any better answer. {run.summary.get('decision', '')}"
+    )
+    return section("Frames", table(["", "frame", *names], rows), note=note)
 
 
 def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:

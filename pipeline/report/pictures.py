@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.records import UserError
 from pipeline.report.page import escape, finite, number, section
-from pipeline.report.runs import Run, leading_metric, option
+from pipeline.report.runs import Run, leading_metric, metric_names, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,9 +81,9 @@ def _classes(run: Run) -> int:
 
 
 def _card(run: Run, label: str, name: str) -> str:
-    case = run.scored[name]
+    case, names = run.scored[name], metric_names(run)
     facts = [f"fold {case.get('fold')}", *([f"group {case['group']}"] if case.get("group") is not None else [])]
-    facts += [f"{k} {number(v)}" for k, v in case.get("metrics", {}).items() if not isinstance(v, Mapping)]
+    facts += [f"{k} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names]
     head = f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3><p>{escape(" · ".join(facts))}</p>'
     try:
         arrays = _arrays(run, name)

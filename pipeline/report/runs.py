@@ -115,7 +115,10 @@ def option(run: Run, *keys: str) -> Any:
 
 
 def metric_names(run: Run) -> list[str]:
-    return list(run.summary.get("out_of_fold") or {})
+    """Metrics of the first frame; those of further frames stand in a table of their own."""
+    from pipeline.metrics.frames import SUFFIXES
+
+    return [name for name in run.summary.get("out_of_fold") or {} if not name.endswith(SUFFIXES[1:])]
 
 
 def leading_metric(run: Run) -> tuple[str, int] | None:
