@@ -43,7 +43,7 @@ class DropBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
-        if not self.training or min(size) < self.block:
+        if not self.training or self.now >= 1 or min(size) < self.block:
             return x
         places = [n - self.block + 1 for n in size]
         draws = torch.rand((*x.shape[:2], *places), device=x.device, dtype=torch.float32)
