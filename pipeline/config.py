@@ -74,8 +74,11 @@ class Patch:
     """Samples per step."""
     per_case: int = 1
     """Patches drawn from each training case in an epoch."""
+    grid: float | None = None
+    """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the border."""
 
     def __post_init__(self) -> None:
+        _require(self.grid is None or 0 <= self.grid < 1, f"data.patch.grid is {self.grid}, must satisfy 0 <= grid < 1, or null.")
         _require(all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.")
         _require(min(self.tries, self.batch, self.per_case) >= 1, "data.patch: tries, batch and per_case must be at least 1.")
         if self.foreground is not None:
@@ -225,9 +228,19 @@ class Train:
     init_from: InitFrom | None = None
     preview_every: int = 10
     """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
+    preview_steps: int = 0
+    """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction, target), task image; 0: none."""
+    keep_every: int = 0
+    """Epochs between model files ``epoch_NNNN.safetensors`` that stay beside the best; 0: none."""
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Trackers that also get parameters, metrics and the model (extra ``tracking``). One that fails is dropped with a warning."""
 
     def __post_init__(self) -> None:
         _require(min(self.epochs, self.accumulate) >= 1, "train.epochs and train.accumulate must be at least 1.")
+        _require(
+            min(self.preview_every, self.preview_steps, self.keep_every) >= 0,
+            "train: preview_every, preview_steps and keep_every must not be negative.",
+        )
         _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.")
         if self.average is not None:
             _require(
@@ -249,6 +262,8 @@ class Predict:
     """Do not taper the window towards a border of the volume, where no other tile takes over."""
     halo: int = 0
     """Voxels at inner tile faces that are computed and thrown away."""
+    norms: Literal["tile", "frozen", "exact"] = "tile"
+    """Statistics of layers that depend on the whole tile (group and instance norm). ``tile``: of each tile by itself, with a warning that measures the difference; ``frozen``: of one pass over the whole image, reduced where it is large; ``exact``: of the whole image, found tile by tile, one pass for each such layer."""
     batch: int = 1
     """Tiles per forward pass."""
     flips: bool = False
