@@ -17,16 +17,19 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from pipeline import colours
+from pipeline import colours, files
 from pipeline.config import Config, to_dict
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
-from pipeline.engine import checkpoint, optim
+from pipeline.engine import checkpoint, optim, tracking
 from pipeline.engine.journal import Journal
 from pipeline.losses import WeightedSum
 from pipeline.metrics import better, evaluate
 from pipeline.records import Checkpoint, Part
 from pipeline.tasks import TASKS
+
+PREVIEWED = 4
+"""Samples in ``training_preview.jpg``, a row each: source, prediction, target."""
 
 
 class TrainingError(Exception):
@@ -72,18 +75,34 @@ def fit(job: Job) -> State:
     """Train one fold to its end, from where it stands. Leaves best_model, swa_model (if averaging began) and checkpoint_latest."""
     state = _resume(job, _start(job))
     journal = Journal(job.folder, job.config.train.epochs, state.history)
+    subject = tracking.Subject(
+        name=job.config.name, run=job.folder.parent, fold=job.fold, settings=tracking.flat(to_dict(job.config)), known=None
+    )
+    trackers = tracking.Trackers(job.config.train.track, subject, job.folder, job.say)
     try:
         while not finished(job.config, state):
             record = _epoch(job, state)
             job.say(journal.epoch(record))
+            trackers.metrics(record)
             _preview(job, state, journal)
+            _keep(job, state)
             _save(job, state)
         if state.stale >= job.config.train.stop.patience and state.epoch < job.config.train.epochs:
             job.say(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
         _finish_average(job, state, journal)
+        trackers.model(job.folder / "best_model.safetensors")
     finally:
         journal.close()
+        trackers.close()
     return state
+
+
+def _keep(job: Job, state: State) -> None:
+    """A model file of its own every ``train.keep_every`` epochs; written before the epoch counts as done, so a kill loses none."""
+    every = job.config.train.keep_every
+    if every and state.epoch % every == 0:
+        model = _model(job, state.network, "epoch", state.epoch - 1, state.history[-1].get(job.config.train.stop.monitor))
+        checkpoint.save_model(job.folder / f"epoch_{state.epoch:04d}.safetensors", model)
 
 
 def finished(config: Config, state: State) -> bool:
@@ -153,6 +172,7 @@ def _train(job: Job, state: State) -> dict[str, float]:
         state.scaler.scale(total / train.accumulate).backward()
         if (step + 1) % train.accumulate == 0 or step + 1 == len(job.train):
             _step(train.clip, state)
+        _preview_step(job, state, step)
         means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
         means.add_valid("foreground_share", batch["foreground_share"])
     return means.result()
@@ -271,7 +291,7 @@ def _note(journal: Journal, line: str) -> str:
     return line
 
 
-def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: float) -> Checkpoint:
+def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: float | None) -> Checkpoint:
     weights = {k: v.detach() for k, v in network.state_dict().items()}
     return Checkpoint(
         config=to_dict(job.config), channels=job.channels, fold=job.fold, epoch=epoch, score=score, weights=weights, kind=kind
@@ -322,6 +342,31 @@ def _preview(job: Job, state: State, journal: Journal) -> None:
     every = job.config.train.preview_every
     if every and (state.epoch % every == 0 or state.epoch == job.config.train.epochs):
         journal.preview(state.epoch - 1, preview_panels(job, state.network))
+
+
+def _preview_step(job: Job, state: State, step: int) -> None:
+    """``previews/training_preview.jpg`` of a fixed training batch every ``train.preview_steps`` steps, counted over all epochs."""
+    every = job.config.train.preview_steps
+    done = state.epoch * len(job.train) + step + 1
+    if not every or done % every or job.config.task != "image":
+        return
+    # Without a gradient, in evaluation mode and by a generator of its own: the training that goes on must not notice.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        batch = _fixed_batch(job)
+        state.network.eval()
+        answer = state.network(_image(batch, job))["main"].float().cpu().numpy()
+        state.network.train()
+    target = batch[next(iter(job.config.targets))].numpy()
+    strips = zip(batch["image"].numpy(), answer, target, strict=True)
+    rows = [np.concatenate([colours.rgb(_shown(_middle(p), image)) for p in (image, *rest)], axis=1) for image, *rest in strips]
+    picture = colours.to_bytes(np.concatenate(rows, axis=0))
+    files.write(job.folder / "previews" / "training_preview.jpg", np.moveaxis(picture, -1, 0))
+
+
+def _fixed_batch(job: Job) -> Mapping[str, Any]:
+    """The first training samples of epoch 0, whatever the epoch is now."""
+    samples = job.train.first(PREVIEWED)
+    return {k: torch.stack([s[k] for s in samples]) for k in ("image", *job.config.targets)}
 
 
 @torch.no_grad()

@@ -1,0 +1,155 @@
+"""Experiment trackers beside our own log: MLflow and Weights & Biases get parameters, metrics and the best model of each fold.
+
+Trackers are guests: whatever one of them raises, at its start or hours later, is said once, that tracker is dropped, and training
+goes on. A continued fold continues the same entry of the tracker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import files
+
+LONGEST = 500
+"""Characters of a parameter's value that every tracker takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is tracked: the system's name, the run's folder, the fold, every setting by its dotted key, and the tracker's own id of an earlier start."""
+
+    name: str
+    run: Path
+    fold: int
+    settings: Mapping[str, Any]
+    known: str | None
+
+
+class Tracker(Protocol):
+    """One fold's entry in a tracker."""
+
+    id: str
+
+    def metrics(self, values: Mapping[str, float], epoch: int) -> None: ...
+
+    def model(self, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MLflow:
+    """A run of the experiment ``name`` at ``MLFLOW_TRACKING_URI``, by default the folder ``mlruns`` where the command was started."""
+
+    def __init__(self, subject: Subject) -> None:
+        # MLflow 3 refuses folders unless told; a data base would need its large package.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or (Path.cwd() / "mlruns").as_uri())
+        if subject.known is not None:
+            self.id = subject.known
+            self.client.update_run(self.id, status="RUNNING")
+            return
+        experiment = self.client.get_experiment_by_name(subject.name)
+        number = experiment.experiment_id if experiment is not None else self.client.create_experiment(subject.name)
+        self.id = self.client.create_run(number, run_name=f"{subject.run.name} fold {subject.fold}").info.run_id
+        for key, value in subject.settings.items():
+            self.client.log_param(self.id, key, str(value)[:LONGEST])
+        self.client.set_tag(self.id, "run_folder", str(subject.run.resolve()))
+
+    def metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        for key, value in values.items():
+            self.client.log_metric(self.id, key, value, step=epoch)
+
+    def model(self, path: Path) -> None:
+        self.client.log_artifact(self.id, str(path), "model")
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)
+
+
+class WandB:
+    """A run of the project ``name``; ``WANDB_MODE=offline`` keeps it on disk, below the run's folder."""
+
+    def __init__(self, subject: Subject) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project=subject.name,
+            name=f"{subject.run.name} fold {subject.fold}",
+            id=subject.known,
+            resume="allow",
+            dir=str(subject.run),
+            config=dict(subject.settings),
+        )
+        self.id = self.run.id
+
+    def metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        self.run.log({**values, "epoch": epoch}, step=epoch)
+
+    def model(self, path: Path) -> None:
+        self.run.log_model(str(path), name=f"model-{self.id}")
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[Subject], Tracker]] = {"mlflow": MLflow, "wandb": WandB}
+
+
+class Trackers:
+    """All trackers of one fold. Their ids are kept in ``<fold>/tracking.json``, by which a continued fold finds them again."""
+
+    def __init__(self, names: Sequence[str], subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.active: dict[str, Tracker] = {}
+        known = files.read_json(folder / "tracking.json") if (folder / "tracking.json").is_file() else {}
+        for name in names:
+            entry = Subject(name=subject.name, run=subject.run, fold=subject.fold, settings=subject.settings, known=known.get(name))
+            self._guarded(name, lambda name=name, entry=entry: self.active.__setitem__(name, TRACKERS[name](entry)))
+        if self.active:
+            files.write_json(folder / "tracking.json", {**known, **{name: t.id for name, t in self.active.items()}})
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """The finite numbers of an epoch's record."""
+        numbers = {k: float(v) for k, v in record.items() if k != "epoch" and isinstance(v, int | float) and math.isfinite(v)}
+        self._each(lambda tracker: tracker.metrics(numbers, record["epoch"] + 1))
+
+    def model(self, path: Path) -> None:
+        """The best model's file, if there is one."""
+        if path.is_file():
+            self._each(lambda tracker: tracker.model(path))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, work: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self.active.items()):
+            self._guarded(name, lambda tracker=tracker: work(tracker))
+
+    def _guarded(self, name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except ImportError as error:
+            self.active.pop(name, None)
+            self.say(f'warning: tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or remove it from train.track')
+        except Exception as error:
+            self.active.pop(name, None)
+            self.say(f"warning: tracker {name} failed and is dropped, training goes on: {type(error).__name__}: {error}")
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; lists stay values.
+
+    >>> flat({"train": {"epochs": 3}, "name": "x"})
+    {'train.epochs': 3, 'name': 'x'}
+    """
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
