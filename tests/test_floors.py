@@ -27,7 +27,7 @@ FLOORS = {
     "engine": 5,
     "cli": 6,
 }
-COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report"]
+COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
 
 
 def modules() -> dict[str, Path]:
@@ -110,6 +110,9 @@ def test_nothing_unsafe_is_called() -> None:
                 unsafe = name in {"eval", "exec", "torch.load", "os.system", "yaml.unsafe_load"} or name.endswith("extractall")
                 unsafe = unsafe or (name == "yaml.load" and path.name != "config.py")
                 unsafe = unsafe or any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
+                # The published VGG16 file is a pickle; torch's restricted reader takes tensors out of it and runs nothing.
+                tensors_only = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+                unsafe = unsafe and not (name == "torch.load" and path.name == "vgg.py" and tensors_only)
                 faults += [f"{path}:{node.lineno}: {name}"] if unsafe else []
     assert not faults, faults
 
@@ -139,10 +142,11 @@ def test_command_line_is_a_contract() -> None:
     wanted = {
         "train": "--config --data-dir --fold --out --continue-on-error --dry-run --set --device --fresh",
         "predict": "--checkpoint --input --output --patch-size --whole --overlap --threshold --min-component-size --max-hole-size "
-        "--kernel-size --separate-instances --tta --scales --save-soft --device",
+        "--kernel-size --separate-instances --tta --scales --save-soft --device --backend",
         "ensemble": "--fold-dirs --spec --output --input",
         "evaluate": "--predictions --labels --metrics --out",
         "submit": "--predictions --spec --test-dir --out --format",
+        "serve": "--checkpoint --host --port --max-bytes --max-pixels --concurrent --waiting --backend --device",
         "tune": "--metric --space --by --out --force --workers",
     }
     for command, options in wanted.items():

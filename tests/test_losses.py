@@ -34,8 +34,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mse", {}),
     ("charbonnier", {}),
 ]
-BY_MAP_OR_SHAPE = {"cldice", "skeleton_recall", "surface_recall", "boundary", "connectivity", "betti_matching"}
-"""Tested in files of their own: they read maps, or look at shapes that random fields do not have."""
+BY_MAP_OR_SHAPE = {"cldice", "skeleton_recall", "surface_recall", "boundary", "connectivity", "betti_matching", "ms_ssim", "perceptual"}
+"""Tested in files of their own: they read maps, or look at shapes and windows that small random fields do not have."""
 VOXELWISE = [name for name in LABEL_LOSSES if name not in BY_MAP_OR_SHAPE]
 EVERY = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
 SHAPES = pytest.mark.parametrize("space", [(4, 5), (3, 4, 2)], ids=["2D", "3D"])

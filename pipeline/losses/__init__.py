@@ -13,8 +13,9 @@ from torch import Tensor
 from pipeline.config import ConfigError, bind, nearest
 from pipeline.data import derived
 from pipeline.losses.betti import betti_matching
-from pipeline.losses.image import charbonnier, l1, mse
+from pipeline.losses.image import charbonnier, l1, ms_ssim, mse
 from pipeline.losses.masked import Loss
+from pipeline.losses.perceptual import perceptual
 from pipeline.losses.region import ce, dice, focal, tversky, variance
 from pipeline.losses.topology import boundary, cldice, connectivity, skeleton_recall, surface_recall
 from pipeline.records import Term
@@ -38,6 +39,8 @@ IMAGE_LOSSES: dict[str, Callable[..., Loss]] = {
     "l1": l1,
     "mse": mse,
     "charbonnier": charbonnier,
+    "ms_ssim": ms_ssim,
+    "perceptual": perceptual,
 }
 LOSSES = LABEL_LOSSES | IMAGE_LOSSES
 

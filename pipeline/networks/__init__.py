@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.config import bind
 from pipeline.networks.base import HeadedNet
+from pipeline.networks.restoration import deblur_unet, image_unet
 from pipeline.networks.sa_unet import sa_unet
 from pipeline.networks.unet import dynunet, segresnet, unet
 from pipeline.records import Part
@@ -19,6 +20,8 @@ NETWORKS: dict[str, Callable[..., HeadedNet]] = {
     "dynunet": dynunet,
     "segresnet": segresnet,
     "sa_unet": sa_unet,
+    "image_unet": image_unet,
+    "deblur_unet": deblur_unet,
 }
 
 
