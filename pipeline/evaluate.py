@@ -1,13 +1,16 @@
-"""Score a folder of answers against a folder of labels.
+"""Score a folder of answers against a folder of labels, or of images against the images that they should be.
 
-python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out scores.json
+    python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out scores.json
+    python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim --inputs SRC --out scores.json
+
+Images are scored as their files have them, each divided by the largest value of its integer type (floats: as they are).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +23,20 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = cli.parser("evaluate", "Score a folder of answers against a folder of labels.")
+    p = cli.parser("evaluate", "Score a folder of answers against a folder of labels, or of images against their targets.")
     p.add_argument("--predictions", type=Path, required=True, help="folder of answers, ID.tif and the like")
-    p.add_argument("--labels", type=Path, required=True, help="folder of labels with the same ids")
-    p.add_argument("--metrics", nargs="+", default=["dice", "surface_dice", "components"], metavar="NAME", help="entries of METRICS")
+    p.add_argument("--labels", type=Path, required=True, help="folder of labels, or of target images, with the same ids")
+    p.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["dice", "surface_dice", "components"],
+        metavar="NAME",
+        help="entries of METRICS, all of labels or all of images (psnr, ssim, mae); options behind a colon: ssim:kernel=3d",
+    )
+    p.add_argument(
+        "--inputs", type=Path, help="images: folder of the inputs with the same ids, for the row 'do nothing' and the gain over it"
+    )
+    p.add_argument("--split", type=Path, metavar="FILE", help="split.json: only the ids under its 'test' are scored")
     p.add_argument("--soft", type=Path, help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there")
     p.add_argument("--fov", type=Path, help="folder of field-of-view masks with the same ids: metrics inside it and over the full image")
     p.add_argument("--padded", type=int, nargs="+", metavar="N", help="with --fov: also over the image with background up to this size")
@@ -46,24 +59,77 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
     from pipeline.config import bind
-    from pipeline.engine.folder import Rules, folder
+    from pipeline.engine.folder import Rules
     from pipeline.metrics import METRICS
 
-    parts = [Part(name=n) for n in arguments.metrics]
+    parts = [_part(text) for text in arguments.metrics]
     for part in parts:
         bind(METRICS, part, "--metrics", ("prediction", "target", "valid"))
-    pairs = pair(arguments.predictions, arguments.labels)
+    _one_kind(arguments, parts)
+    pairs = pair(arguments.predictions, arguments.labels, _listed(arguments.split))
     dims = files.dims_of(next(iter(pairs.values()))[1])
-    ignore = ignored(arguments.ignore_label, arguments.predictions, pairs, "competition" in arguments.metrics)
+    if Rules(metrics=parts, dims=dims).images:
+        return _finish(arguments, image_jobs(arguments.inputs, pairs, Rules(metrics=parts, dims=dims)))
+    ignore = ignored(arguments.ignore_label, arguments.predictions, pairs, "competition" in [m.name for m in parts])
     if ignore is not None:
         say(f"label value {ignore} is not counted")
     padded = _padded(arguments, dims)
     rules = Rules(metrics=parts, dims=dims, ignore=ignore, binarise=arguments.binarise, padded=padded)
-    scores = folder(jobs(arguments, pairs, rules), arguments.workers, cli.counter("scoring cases"))
+    return _finish(arguments, jobs(arguments, pairs, rules))
+
+
+def _finish(arguments: argparse.Namespace, work: Sequence[Pair]) -> int:
+    """Score, print the table, write the file; returns the exit code."""
+    from pipeline import files
+    from pipeline.engine.folder import folder
+
+    scores = folder(work, arguments.workers, cli.counter("scoring cases"))
     say(table(scores))
     if arguments.out is not None:
         files.write_json(arguments.out, scores)
     return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
+
+
+def _part(text: str) -> Part:
+    """``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, values as in YAML."""
+    from pipeline.config import override
+
+    name, _, given = text.partition(":")
+    options: dict[str, Any] = {}
+    for pair_of_words in given.split(",") if given else ():
+        override(options, pair_of_words)
+    return Part(name=name, options=options)
+
+
+def _one_kind(arguments: argparse.Namespace, parts: Sequence[Part]) -> None:
+    """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
+    from pipeline.metrics.image import NAMES
+
+    images = [m.name for m in parts if m.name in NAMES]
+    if images and len(images) < len(parts):
+        raise UserError(f"--metrics {' '.join(arguments.metrics)}: {', '.join(images)} are of images, the others of labels. Run twice.")
+    for option in ("fov", "padded", "binarise", "soft") if images else ("inputs",):
+        if getattr(arguments, option) is not None:
+            what = "labels" if images else "images: psnr, ssim, mae"
+            raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
+    if images and arguments.ignore_label != "auto":
+        raise UserError("--ignore-label is for metrics of labels. Leave it out.")
+
+
+def image_jobs(inputs: Path | None, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+    """Cases of images, with their inputs where a folder is given. Raises UserError where an input is missing."""
+    from pipeline.engine.folder import Pair
+    from pipeline.ensemble import answer_files
+
+    if inputs is not None and not inputs.is_dir():
+        raise UserError(f"--inputs {inputs}: no such folder.")
+    found = {} if inputs is None else answer_files(inputs)
+    missing = sorted(set(pairs) - set(found)) if inputs is not None else []
+    if missing:
+        raise UserError(
+            f"--inputs {inputs}: no input for {len(missing)} cases: {', '.join(missing[:10])}. Add them, or leave --inputs out."
+        )
+    return [Pair(id=i, prediction=p, label=t, rules=rules, input=found.get(i)) for i, (p, t) in pairs.items()]
 
 
 def _padded(arguments: argparse.Namespace, dims: int) -> tuple[int, ...] | None:
@@ -102,14 +168,37 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
     return [Pair(id=i, prediction=p, label=t, rules=rules, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
 
 
-def pair(predictions: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
-    """Answers and labels with equal ids. Raises UserError when a label has no answer: a mean over fewer cases would flatter."""
+def _listed(path: Path | None) -> frozenset[str] | None:
+    """The ids under ``test`` of a split.json; None without one."""
+    from pipeline import files
+
+    if path is None:
+        return None
+    document = files.read_json(path)
+    ids = document.get("test") if isinstance(document, dict) else None
+    if not isinstance(ids, list) or not ids:
+        raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
+    return frozenset(map(str, ids))
+
+
+def pair(predictions: Path, labels: Path, only: Collection[str] | None = None) -> dict[str, tuple[Path, Path]]:
+    """Answers and labels with equal ids, of the ids in ``only`` where that is given.
+
+    Raises UserError when a label has no answer: a mean over fewer cases would flatter.
+    """
     from pipeline.ensemble import answer_files
 
     for option, path in (("--predictions", predictions), ("--labels", labels)):
         if not path.is_dir():
             raise UserError(f"{option} {path}: no such folder.")
     answers, truths = answer_files(predictions), answer_files(labels)
+    if only is not None:
+        answers, truths = ({i: p for i, p in found.items() if i in only} for found in (answers, truths))
+        unknown = sorted(set(only) - set(truths))
+        if unknown:
+            raise UserError(
+                f"--split lists {len(unknown)} ids without a file in {labels}: {', '.join(unknown[:10])}. Correct one of the two."
+            )
     missing = [i for i in truths if i not in answers]
     if not truths or missing:
         what = f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}" if truths else "no label files"
@@ -149,11 +238,11 @@ def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path
 
 
 def table(scores: Mapping[str, Any]) -> str:
-    """Scores as text: a row a case, their mean, and the metrics of all voxels pooled."""
+    """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do nothing" and the gain over it."""
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
     lines = [f"{'case':<24}" + "".join(f"{n:>18}" for n in names)]
-    pooled = [("pooled", scores["pooled"])] if "pooled" in scores else []
-    for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"]), *pooled]:
+    further = [(key.replace("_", " "), scores[key]) for key in ("pooled", "do_nothing", "difference") if key in scores]
+    for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"]), *further]:
         lines.append(f"{case_id:<24}" + "".join(f"{_number(row.get(n)):>18}" for n in names))
     return "\n".join([*lines, *(f"{i:<24}FAILED: {reason}" for i, reason in scores["failed"].items())])
 

@@ -97,6 +97,10 @@ class Image:
     def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
         array = scale.invert(soft) if scale is not None else soft
         if np.issubdtype(np.dtype(dtype), np.integer):
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"{np.count_nonzero(~np.isfinite(array))} values of the answer are NaN or infinite; was the network trained well?"
+                )
             info = np.iinfo(dtype)
             array = np.clip(np.rint(array), info.min, info.max)
         return array.astype(dtype)

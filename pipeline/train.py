@@ -452,18 +452,21 @@ def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _baselines(run: Run) -> dict[str, dict[str, float]]:
-    """Scores of an empty answer and of the best global threshold, for binary labels; computed once, on at most 32 cases."""
+    """What any network has to beat, computed once: for binary labels an empty answer and the best global threshold, on at most 32 cases;
+    for images the input itself, on all of them."""
     from pipeline import files
     from pipeline.engine import evaluate
 
     path = run.folder / "baselines.json"
-    if run.config.task != "labels" or run.config.data.classes != 2 or not cases_done(run):
+    labels = run.config.task == "labels"
+    if (labels and run.config.data.classes != 2) or not cases_done(run):
         return {}
     if not path.is_file():
         cases = list(run.stored.values())
-        chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)]
+        chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
-        files.write_json(path, {k + share: v for k, v in evaluate.baselines(run.config, chosen).items()})
+        rows = evaluate.baselines(run.config, chosen) if labels else evaluate.baselines_image(run.config, chosen)
+        files.write_json(path, {k + share: v for k, v in rows.items()})
     return files.read_json(path)
 
 

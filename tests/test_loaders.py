@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import files
 from pipeline.config import Config, ConfigError, Patch, from_dict
 from pipeline.data import cases, store
 from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
 from pipeline.data.normalise import Scale
-from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, seed_of
+from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, grid_starts, seed_of
 from pipeline.data.store import Stored, Volume
 from pipeline.data.transforms import AUGMENT, augmentations
 
@@ -82,16 +84,205 @@ def test_validation_patches_are_fixed_and_plain(stored: list[Stored]) -> None:
 
 
 def test_an_epoch_takes_every_case_equally_often() -> None:
-    batches = EpochBatches(5, 3, 4, (42, 0))
+    batches = EpochBatches([(case,) for _ in range(3) for case in range(5)], 4, (42, 0))
     seen = []
     for epoch in (0, 1):
         batches.epoch = epoch
         keys = [k for batch in batches for k in batch]
         assert sorted(k[2] for k in keys) == sorted(list(range(5)) * 3)
         assert [k[1] for k in keys] == list(range(15))
+        assert keys == batches.keys(epoch)
         seen.append([k[2] for k in keys])
     assert seen[0] != seen[1]
     assert len(batches) == 4
+    # The order is part of what a run is: a change of it would make continued runs differ.
+    assert seen[0] == np.random.default_rng(seed_of(42, 0, 0)).permutation(np.tile(np.arange(5), 3)).tolist()
+
+
+# --- slices of a grid -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(length=st.integers(1, 60), size=st.integers(1, 20), overlap=st.sampled_from([0, 0.1, 0.25, 0.5, 0.9, 0.99]))
+def test_a_grid_covers_an_axis_and_ends_at_its_border(length: int, size: int, overlap: float) -> None:
+    starts = grid_starts(length, size, overlap)
+    stride = max(1, round(size * (1 - overlap)))
+    if length <= size:
+        assert starts == [-((size - length) // 2)]
+        return
+    assert (starts[0], starts[-1]) == (0, length - size)
+    steps = np.diff(starts)
+    assert (steps[:-1] == stride).all()
+    assert 0 < steps[-1] <= stride
+    assert stride <= size  # so nothing lies between two slices
+
+
+def images_2d(**data: object) -> Config:
+    patch = {"size": [8, 8], "foreground": None, "batch": 3, **data.pop("patch", {})}  # type: ignore[dict-item]
+    return from_dict(
+        {
+            "name": "t",
+            "task": "image",
+            "data": {
+                "dims": 2,
+                "layout": "folders",
+                "folders": {"image": "src", "target": "dst"},
+                "normalise": {"name": "range", "options": {"low": 0, "high": None, "to": [-1, 1]}},
+                "patch": patch,
+                **data,
+            },
+            "network": "unet",
+            "losses": [{"name": "l1", "target": "target"}],
+        }
+    )
+
+
+SIZES = {"a": (20, 8), "b": (8, 23), "c": (5, 6)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of three sizes, one smaller than a slice, whose 16 bit values tell their place: channels y, x, case; the target is the same."""
+    root = tmp_path_factory.mktemp("pictures")
+    for n, (name, (height, width)) in enumerate(SIZES.items()):
+        y, x = np.mgrid[:height, :width]
+        for folder in ("src", "dst"):
+            files.write(root / folder / f"{name}.png", np.stack([y + 1, x + 1, np.full_like(y, n + 1)]).astype(np.uint16) * 1000)
+    return root
+
+
+def opened(root: Path, setting: Config, folder: Path) -> list[Stored]:
+    found = cases.find(setting.data, setting.targets, root).train
+    return store.build(found, store.examine(found, setting, None, write=False), setting, folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+    return opened(pictures, images_2d(), tmp_path_factory.mktemp("store"))
+
+
+def places(batch: dict, n: int) -> tuple[int, int, int]:
+    """Case and first row and column of a sample (padding counts as before the first)."""
+    values = np.rint((batch["image"][n].double().numpy() + 1) / 2 * 65535 / 1000)
+    inside = np.argwhere(values[2] != np.rint(65535 / 2000))[0]  # padding is 0 on [-1, 1]
+    y, x = (int(values[axis, inside[0], inside[1]]) - 1 - int(inside[axis]) for axis in (0, 1))
+    return int(values[2, inside[0], inside[1]]) - 1, y, x
+
+
+GRID = {(0, 0, 0), (0, 6, 0), (0, 12, 0), (1, 0, 0), (1, 0, 6), (1, 0, 12), (1, 0, 15), (2, -1, -1)}
+
+
+def test_an_epoch_of_a_grid_is_every_slice_of_every_image_once(pairs: list[Stored]) -> None:
+    setting = images_2d(patch={"grid": 0.25})
+    loader = Loader(pairs, setting, 0, training=True)
+    orders = []
+    for epoch in (0, 1):
+        found = [places(b, n) for b in loader.epoch(epoch) for n in range(len(b["id"]))]
+        assert set(found) == GRID
+        assert len(found) == len(GRID)
+        orders.append(found)
+    assert orders[0] != orders[1]
+    assert len(loader) == -(-len(GRID) // 3)
+    other = Loader(pairs, setting, 1, training=True)
+    assert [places(b, n) for b in other.epoch(0) for n in range(len(b["id"]))] != orders[0]
+
+
+def test_slices_smaller_than_the_grid_are_padded_not_skipped(pairs: list[Stored]) -> None:
+    dataset = PatchDataset(pairs, images_2d(patch={"grid": 0.0}), 0, training=True)
+    sample = dataset[0, 0, 2, 0]
+    assert sample["image"].shape == sample["target"].shape == (3, 8, 8)
+    inside = np.zeros((8, 8), bool)
+    inside[1:6, 1:7] = True
+    assert ((sample["image"][2] != 0).numpy() == inside).all()
+
+
+def test_validation_keeps_random_fixed_patches_with_a_grid(pairs: list[Stored]) -> None:
+    with_grid, without = (Loader(pairs, images_2d(patch={"grid": grid}), 0, training=False) for grid in (0.25, None))
+    for a, b in zip(with_grid.epoch(VALIDATION), without.epoch(VALIDATION), strict=True):
+        assert a["id"] == b["id"]
+        torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
+    assert len(with_grid) == 1
+
+
+def test_workers_change_no_slice(pairs: list[Stored]) -> None:
+    def batches(count: int) -> list[torch.Tensor]:
+        setting = images_2d(patch={"grid": 0.5}, workers=count, augment=["flip", "affine"])
+        return [b[k] for b in Loader(pairs, setting, 0, training=True).epoch(3) for k in ("image", "target")]
+
+    for a, b in zip(batches(0), batches(2), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_random_patch_after_a_slice_is_random_again(pairs: list[Stored]) -> None:
+    dataset = PatchDataset(pairs, images_2d(patch={"grid": 0.25}), 0, training=True)
+    before = dataset[0, 7, 0]["image"]
+    assert dataset[0, 7, 0, 2]["image"].shape == before.shape
+    torch.testing.assert_close(dataset[0, 7, 0]["image"], before, rtol=0, atol=0)
+
+
+def test_one_random_crop_of_each_image_moves_with_the_epoch(pairs: list[Stored]) -> None:
+    loader = Loader(pairs, images_2d(patch={"per_case": 1}), 0, training=True)
+    epochs = [sorted(places(b, n) for b in loader.epoch(epoch) for n in range(len(b["id"]))) for epoch in range(6)]
+    assert all([case for case, *_ in found] == [0, 1, 2] for found in epochs)
+    assert len({found[0] for found in epochs}) > 2
+    assert len({found[1] for found in epochs}) > 2
+
+
+def test_each_file_is_decoded_for_the_store_and_never_again(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = files.read, []
+
+    def counting(path: Path, *arguments: Any, **options: Any) -> Any:
+        seen.append(Path(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(files, "read", counting)
+    setting = images_2d(patch={"grid": 0.75})
+    stored = opened(pictures, setting, tmp_path)
+    times = {seen.count(path) for path in seen}
+    assert len(set(seen)) == 2 * len(SIZES)
+    assert times <= {1, 2}  # once to be judged, once to be kept
+    seen.clear()
+    loader = Loader(stored, setting, 0, training=True)
+    assert sum(len(b["id"]) for epoch in (0, 1) for b in loader.epoch(epoch)) > 20
+    assert not seen
+
+
+def test_the_first_samples_are_those_of_epoch_0_and_disturb_no_other(pairs: list[Stored]) -> None:
+    setting = images_2d(patch={"grid": 0.25}, augment=["flip", "rotate90"])
+    loader = Loader(pairs, setting, 0, training=True)
+    start = [b["image"] for b in loader.epoch(0)]
+    plain = [b["image"] for b in loader.epoch(2)]
+    disturbed = []
+    for batch in loader.epoch(2):
+        first = torch.stack([s["image"] for s in loader.first(4)])
+        disturbed.append(batch["image"])
+        torch.testing.assert_close(first, torch.cat(start)[:4], rtol=0, atol=0)
+    for a, b in zip(disturbed, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert len(loader.first(1000)) == len(GRID)
+
+
+GEOMETRY = (
+    {"name": "flip", "options": {"axes": "each"}},
+    "rotate90",
+    "affine",
+    {"name": "elastic", "options": {"spacing": 8, "magnitude": 2}},
+)
+
+
+@pytest.mark.parametrize("augment", [*([g] for g in GEOMETRY), list(GEOMETRY)], ids=["flip", "rotate90", "affine", "elastic", "all"])
+@pytest.mark.parametrize("grid", [None, 0.5])
+def test_image_and_target_get_one_geometry(pairs: list[Stored], augment: list, grid: float | None) -> None:
+    """Coordinates in both roles stay equal to the bit, for they are moved by the same field and interpolated alike."""
+    setting = images_2d(patch={"grid": grid}, augment=augment)
+    dataset, plain = (PatchDataset(pairs, s, 0, training=True) for s in (setting, images_2d(patch={"grid": grid})))
+    end = () if grid is None else (1,)
+    moved = 0
+    for n in range(6):
+        sample = dataset[0, n, 0, *end]
+        torch.testing.assert_close(sample["image"], sample["target"], rtol=0, atol=0)
+        moved += not torch.equal(sample["image"], plain[0, n, 0, *end]["image"])
+    assert moved > 0
 
 
 def volumes(folder: Path, label: np.ndarray) -> dict:

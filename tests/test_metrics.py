@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.config import ConfigError
 from pipeline.metrics import BETTER, METRICS, better, evaluate
+from pipeline.metrics.image import NAMES, intensities
 from pipeline.records import Part, UserError
 
 FEW = settings(max_examples=20, deadline=None)
@@ -32,7 +33,7 @@ def pairs(largest: int) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray, np.nd
     return SHAPES.flatmap(of_shape)
 
 
-def score(name: str, *args: np.ndarray, **options: float) -> float:
+def score(name: str, *args: np.ndarray, **options: float | str) -> float:
     return METRICS[name](*args, **options)[name]
 
 
@@ -289,6 +290,71 @@ def test_image_metrics_are_those_of_scikit_image():
     )
 
 
+def natural(seed: int = 0) -> np.ndarray:
+    """Smooth colours with edges, whose channels resemble each other, as those of photographs do."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:40, :48] / 10
+    grey = 0.5 + 0.2 * np.sin(y * 2 + x) + 0.2 * ((x - 2) ** 2 + (y - 2) ** 2 < 1.5)
+    return np.clip(grey * np.array([1.0, 0.9, 0.7])[:, None, None] + draw.normal(0, 0.01, (3, *grey.shape)), 0, 1).astype(np.float32)
+
+
+def spoilt(target: np.ndarray, strength: float = 0.08) -> np.ndarray:
+    return np.clip(target + np.random.default_rng(9).normal(0, strength, target.shape), 0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 30), (1, 15, 13), (3, 5, 7)])
+@pytest.mark.parametrize("peak", [1.0, 255.0])
+def test_the_3d_kernel_is_scikit_images_on_borders_repeated_outwards(shape, peak):
+    from skimage.metrics import structural_similarity
+
+    prediction, target = (picture(shape, seed).astype(float) * peak for seed in (1, 2))
+    wide = [np.pad(a, 5, mode="edge") for a in (prediction, target)]
+    options = {"data_range": peak, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    expected = structural_similarity(*wide, **options)[1][5:-5, 5:-5, 5:-5].mean()
+    assert score("ssim", prediction, target, peak=peak, kernel="3d") == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_two_conventions_of_ssim_differ():
+    """The trap: the same two images, and a table's difference between good and better methods."""
+    target = natural()
+    for strength in (0.03, 0.08):
+        by_channel, over_channels = (score("ssim", spoilt(target, strength), target, kernel=k) for k in ("channel", "3d"))
+        assert abs(by_channel - over_channels) > 0.01
+    assert score("ssim", spoilt(target), target) == score("ssim", spoilt(target), target, kernel="channel")
+    assert score("ssim", target, target, kernel="3d") == 1
+
+
+@pytest.mark.parametrize(("kernel", "shape", "word"), [("2d", (3, 24, 30), "'channel'"), ("3d", (1, 12, 12, 12), "for images")])
+def test_unknown_kernels_and_volumes_are_refused(kernel, shape, word):
+    with pytest.raises(UserError, match=word):
+        METRICS["ssim"](picture(shape), picture(shape), kernel=kernel)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_pixel_that_is_no_number_is_an_error(name, bad, where):
+    images = [picture(seed=1), picture(seed=2)]
+    images[where][1, 12, 12] = bad
+    with pytest.raises(ValueError, match="1 of 2160 pixels are NaN or infinite"):
+        METRICS[name](*images)
+
+
+def test_intensities_are_the_share_of_the_types_largest_value():
+    for dtype in ("uint8", "uint16", "int16", "uint32"):
+        most = np.iinfo(dtype).max
+        np.testing.assert_allclose(intensities(np.array([0, most // 2, most], dtype)), [0, 0.5, 1], atol=0.003)
+    floats = picture() * 7
+    assert intensities(floats) is floats
+    deep = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
+    off = np.where(deep < 65535, deep + 1, deep - 1).astype(np.uint16)
+    assert score("psnr", intensities(off), intensities(deep)) == pytest.approx(20 * np.log10(65535), rel=1e-5)
+
+
+def test_names_of_image_metrics_are_those_of_the_module():
+    assert {n for n, f in METRICS.items() if f.__module__ == "pipeline.metrics.image"} == NAMES == set(IMAGES)
+
+
 def test_ssim_is_worse_for_worse_images():
     target = picture()
     noise = np.random.default_rng(5).normal(size=target.shape).astype(np.float32)
@@ -299,12 +365,13 @@ def test_ssim_is_worse_for_worse_images():
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_ignored_pixels_change_no_image_metric(name):
-    prediction, target = picture(seed=1), picture(seed=2)
-    valid = np.ones(target.shape[1:], dtype=bool)
+    valid = np.ones(picture().shape[1:], dtype=bool)
     valid[8:20, 5:9] = False
-    expected = METRICS[name](prediction, target, valid)
-    prediction[:, ~valid], target[:, ~valid] = 7, np.nan
-    assert METRICS[name](prediction, target, valid) == expected
+    for options in ({}, {"kernel": "3d"}) if name == "ssim" else ({},):
+        prediction, target = picture(seed=1), picture(seed=2)
+        expected = METRICS[name](prediction, target, valid, **options)
+        prediction[:, ~valid], target[:, ~valid] = 7, np.nan
+        assert METRICS[name](prediction, target, valid, **options) == expected
     nothing = METRICS[name](prediction, target, np.zeros_like(valid))
     assert nothing == {name: {"mae": 0, "psnr": 100, "ssim": 1}[name]}
 

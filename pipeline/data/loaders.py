@@ -5,6 +5,7 @@ What a sample looks like depends on (seed, fold, epoch, sample) alone: not on th
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.config import Config
 from pipeline.data import derived
-from pipeline.data.sampling import seed_of
+from pipeline.data.sampling import RandBalancedCropd, grid_places, seed_of
 from pipeline.data.store import Stored
 from pipeline.data.transforms import training_chain, validation_chain
 
@@ -27,14 +28,15 @@ set_track_meta(False)  # a MetaTensor costs seven times a Tensor in every small 
 VALIDATION = -1
 """The epoch of which every validation patch is drawn."""
 
-Key = tuple[int, int, int]
-"""(epoch, position in the epoch, case)."""
+Key = tuple[int, ...]
+"""(epoch, position in the epoch, case), and with ``data.patch.grid`` a fourth number, the slice of that case's grid."""
 
 
 class PatchDataset(Dataset):
     """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"`` and ``"foreground_share"``.
 
-    Raises KeyError for a case without the maps that the config's losses read.
+    ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in :func:`grid_places`. Raises
+    KeyError for a case without the maps that the config's losses read.
     """
 
     def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool) -> None:
@@ -44,16 +46,32 @@ class PatchDataset(Dataset):
                 raise KeyError(f"cases {', '.join(bare[:8])} lack the map {name}, which a loss reads: derived.attach() makes it.")
         self.words = (config.seed, fold)
         self.chain = training_chain(config) if training else validation_chain(config)
+        self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
+        grid, size = config.data.patch.grid if training else None, config.data.patch.size
+        self.places = None if grid is None else [grid_places(c.image.shape[1:], size, grid) for c in cases]
         self.cache = CacheDataset([{"stored": c} for c in cases], self.chain, progress=False, num_workers=None)
 
     def __len__(self) -> int:
         return len(self.cache)
 
+    def samples(self, per_case: int) -> list[tuple[int, ...]]:
+        """Ends of the keys of an epoch: every case ``per_case`` times, or with a grid every slice of every case once."""
+        if self.places is None:
+            return [(case,) for _ in range(per_case) for case in range(len(self))]
+        return [(case, n) for case, places in enumerate(self.places) for n in range(math.prod(map(len, places)))]
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, position, case = key
+        epoch, position, case, *number = key
         _share(self.chain, np.random.RandomState(seed_of(*self.words, epoch, position)))
+        self.crop.place = self._place(case, *number) if number else None
         sample: Any = self.cache[case]
         return {k: _tensor(v) for k, v in sample.items()}
+
+    def _place(self, case: int, number: int) -> list[int]:
+        assert self.places is not None
+        axes = self.places[case]
+        at = np.unravel_index(number, [len(starts) for starts in axes])
+        return [starts[int(n)] for starts, n in zip(axes, at, strict=True)]
 
 
 def _share(transform: Any, state: np.random.RandomState) -> None:
@@ -74,20 +92,24 @@ def _tensor(value: Any) -> Any:
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for the epoch set in ``epoch``: every case ``per_case`` times, shuffled by (seed, fold, epoch) when training."""
+    """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by (seed, fold, epoch) when ``words`` say so."""
 
-    def __init__(self, cases: int, per_case: int, batch: int, words: tuple[int, int] | None) -> None:
-        self.cases, self.per_case, self.batch, self.words = cases, per_case, batch, words
+    def __init__(self, samples: Sequence[tuple[int, ...]], batch: int, words: tuple[int, int] | None) -> None:
+        self.samples, self.batch, self.words = samples, batch, words
         self.epoch = VALIDATION
 
     def __len__(self) -> int:
-        return -(-self.cases * self.per_case // self.batch)
+        return -(-len(self.samples) // self.batch)
+
+    def keys(self, epoch: int) -> list[Key]:
+        """All keys of an epoch in their order."""
+        order = np.arange(len(self.samples))
+        if self.words is not None:
+            order = np.random.default_rng(seed_of(*self.words, epoch)).permutation(order)
+        return [(epoch, position, *self.samples[n]) for position, n in enumerate(order.tolist())]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.tile(np.arange(self.cases), self.per_case)
-        if self.words is not None:
-            order = np.random.default_rng(seed_of(*self.words, self.epoch)).permutation(order)
-        keys = [(self.epoch, position, int(case)) for position, case in enumerate(order)]
+        keys = self.keys(self.epoch)
         for first in range(0, len(keys), self.batch):
             yield keys[first : first + self.batch]
 
@@ -98,9 +120,10 @@ class Loader:
     def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool) -> None:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case
-        self.batches = EpochBatches(len(cases), per_case, data.patch.batch, (config.seed, fold) if training else None)
+        self.dataset = PatchDataset(cases, config, fold, training)
+        self.batches = EpochBatches(self.dataset.samples(per_case), data.patch.batch, (config.seed, fold) if training else None)
         self.loader = DataLoader(
-            PatchDataset(cases, config, fold, training),
+            self.dataset,
             batch_sampler=self.batches,
             num_workers=data.workers,
             persistent_workers=data.workers > 0,
@@ -114,6 +137,10 @@ class Loader:
     def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
         self.batches.epoch = epoch
         return iter(self.loader)
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """The first ``count`` samples of epoch 0 (fewer where it has fewer), read beside the epoch that is under way, which does not notice."""
+        return [self.dataset[key] for key in self.batches.keys(0)[:count]]
 
 
 def _ignore_signals(_worker: int) -> None:

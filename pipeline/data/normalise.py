@@ -64,11 +64,28 @@ def percentile(array: np.ndarray, low: float = 0.5, high: float = 99.5, to: Sequ
     return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=_pair(to))
 
 
-def fixed_range(array: np.ndarray, low: float = 0, high: float = 255, to: Sequence[float] = (0.0, 1.0)) -> Scale:
-    """The same limits for every array, clipped: for images whose brightness has a meaning."""
+def fixed_range(array: np.ndarray, low: float | None = 0, high: float | None = 255, to: Sequence[float] = (0.0, 1.0)) -> Scale:
+    """The same limits for every array, clipped: for images whose brightness has a meaning.
+
+    ``None`` is the end of the array's own number type (:func:`ends`), so that one setting serves 8 bits, 16 bits and floats.
+    """
+    least, most = ends(array.dtype)
+    low, high = least if low is None else low, most if high is None else high
     if not low < high:
         raise ConfigError(f"data.normalise: range low={low}, high={high} must satisfy low < high.")
     return Scale(low=(float(low),) * len(array), high=(float(high),) * len(array), to=_pair(to))
+
+
+def ends(dtype: np.dtype | str) -> tuple[float, float]:
+    """Least and greatest intensity of a number type: those of an integer type, 0 and 1 for floats.
+
+    >>> ends("uint8"), ends("float32")
+    ((0.0, 255.0), (0.0, 1.0))
+    """
+    kind = np.dtype(dtype)
+    if kind.kind not in "iu":
+        return 0.0, 1.0
+    return float(np.iinfo(kind).min), float(np.iinfo(kind).max)
 
 
 def zscore(array: np.ndarray) -> Scale:
@@ -88,6 +105,18 @@ NORMALISE: dict[str, Callable[..., Scale]] = {"percentile": percentile, "range":
 def fit(part: Part, array: np.ndarray) -> Scale:
     """Scale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
     return bind(NORMALISE, part, "data.normalise", given=("array",))(array=array)
+
+
+def unit(part: Part, array: np.ndarray) -> np.ndarray:
+    """A normalised array of any shape on 0..1, float32, ``to[0]`` at 0 and ``to[1]`` at 1, for metrics with a peak of 1.
+
+    Clipped, as normalised images are. What has no range (``zscore``) comes back as it is.
+    """
+    array = np.asarray(array, np.float32)
+    if part.name == "zscore":
+        return array
+    start, end = _pair(part.options.get("to", (0.0, 1.0)))
+    return np.clip((array - np.float32(start)) / np.float32(end - start), 0, 1)
 
 
 def percentiles(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:

@@ -33,6 +33,24 @@ def foreground_share(label: np.ndarray, ignore: int | None) -> float:
     return foreground / labelled if labelled else float("nan")
 
 
+def grid_starts(length: int, size: int, overlap: float) -> list[int]:
+    """First voxels of the slices along one axis: every ``size * (1 - overlap)`` voxels (rounded, at least 1), the last one at the border.
+
+    An axis no longer than a slice has one, centred: a negative start means padding.
+
+    >>> grid_starts(100, 64, 0.25), grid_starts(64, 64, 0.5), grid_starts(61, 64, 0.5)
+    ([0, 36], [0], [-1])
+    """
+    if length <= size:
+        return [-((size - length) // 2)]
+    return [*range(0, length - size, max(1, round(size * (1 - overlap)))), length - size]
+
+
+def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> list[list[int]]:
+    """:func:`grid_starts` for each axis; the slices of a space are their product, the last axis counting fastest."""
+    return [grid_starts(n, t, overlap) for n, t in zip(space, size, strict=True)]
+
+
 class RandBalancedCropd(Randomizable, MapTransform):
     """Cut one patch of ``patch.size`` out of memory-mapped volumes, balanced by the share of foreground.
 
@@ -40,8 +58,11 @@ class RandBalancedCropd(Randomizable, MapTransform):
     one nearest to that range. Only the patch is ever read. Volumes smaller than the patch are padded, half on each side, with
     zeros in the image and ``ignore`` (0 without one) in labels. The image is normalised after cutting, so padding is 0.
     Adds ``"foreground_share"`` (nan where nothing is labelled or there are no labels). ``maps`` are cut at the same place, as
-    they are (halves become float32) and with the value named for each outside the volume.
+    they are (halves become float32) and with the value named for each outside the volume. Where ``place`` is set, the patch
+    starts there and nothing is drawn.
     """
+
+    place: Sequence[int] | None = None
 
     def __init__(
         self, targets: Mapping[str, str], patch: Patch, ignore: int | None, maps: Mapping[str, float] = MappingProxyType({})
@@ -52,6 +73,8 @@ class RandBalancedCropd(Randomizable, MapTransform):
 
     def randomize(self, guide: Volume | None, size: Sequence[int]) -> tuple[list[int], float]:
         array = guide.array if guide is not None else None
+        if self.place is not None:
+            return list(self.place), self._share(array, self.place)
         wanted = self.patch.foreground if array is not None else None
         best: tuple[float, list[int], float] | None = None
         for _ in range(self.patch.tries if wanted else 1):

@@ -453,6 +453,10 @@ def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) 
         if image[1:] == target[:0:-1]:
             cure += ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
         yield Fault(path=path, problem=problem, cure=cure)
+    types = fact.dtypes.get("image"), fact.dtypes.get(role)
+    if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
+        problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
+        yield Fault(path=path, problem=problem, cure="Save both with the same number type, so that equal values mean equal brightness")
     if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
         problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {AFFINE_TOLERANCE}"
         yield Fault(

@@ -15,11 +15,11 @@ from pipeline.config import Config, from_dict
 from pipeline.data.store import Stored
 from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import load_model, load_weights
-from pipeline.engine.folder import Scores, counted, mean
-from pipeline.engine.inference import Source, Voice, sliding_window, tiling, voice
-from pipeline.metrics import better, evaluate, evaluate_frames
+from pipeline.engine.folder import Scores, counted, image_scores, mean
+from pipeline.engine.inference import Source, Voice, settled, sliding_window, tiling, voice
+from pipeline.metrics import better, evaluate_frames
 from pipeline.metrics.frames import Counts, Truth, pool, views
-from pipeline.records import Checkpoint, Part, Prediction
+from pipeline.records import Checkpoint, Part, Prediction, UserError
 from pipeline.tasks import TASKS
 
 
@@ -54,11 +54,31 @@ def answer_of(config: Config, soft: np.ndarray, stored: Stored) -> np.ndarray:
 
 
 def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
-    """``metrics`` of one case: labels after post-processing, images on the normalised scale."""
-    name, kind = next(iter(config.targets.items()))
-    if kind == "image":
-        return evaluate(case_metrics(config), soft, stored.scale.apply(np.asarray(stored.targets[name].array)), None)
+    """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
+
+    Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
+    """
+    if config.task == "image":
+        if not np.isfinite(soft).all():  # rounding to integers would hide it
+            raise UserError(
+                f"case {stored.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip."
+            )
+        return _image_scores(config, answer_of(config, soft, stored), stored)
     return evaluate_frames(case_metrics(config), answer_of(config, soft, stored), truth_of(config, stored), _foreground(soft))
+
+
+def _image_scores(config: Config, image: np.ndarray, stored: Stored) -> Scores:
+    """``metrics`` of an image ``(C, *S)`` of the input's number type against the case's target, each brought to 0..1."""
+    target = np.asarray(stored.targets[next(iter(config.targets))].array)
+    if target.dtype != image.dtype:
+        raise UserError(
+            f"case {stored.case.id}: the input holds {image.dtype}, its target {target.dtype}; one normalisation cannot serve both. "
+            "Save the two in the same number type."
+        )
+    try:
+        return image_scores(case_metrics(config), image, target)
+    except ValueError as error:
+        raise UserError(f"case {stored.case.id}: {error}.") from None
 
 
 def truth_of(config: Config, stored: Stored) -> Truth:
@@ -104,7 +124,8 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
 def predict_stored(stored: Stored, config: Config, speak: Voice, device: str) -> Prediction:
     """Soft answer of a case in the store."""
     array = stored.image.array
-    soft = sliding_window(Source(array=array, scale=stored.scale), speak, tiling(config, array.shape[1:]), config.predict.batch, device)
+    source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], speak)
+    soft = sliding_window(source, settled(speak, source, tiles), tiles, config.predict.batch, device)
     return Prediction(case_id=stored.case.id, soft=soft, geometry=files.geometry(stored.case.image[0], config.data.dims))
 
 
@@ -135,6 +156,21 @@ def baselines(config: Config, cases: Sequence[Stored], bins: int = 256) -> dict[
         soft = grey if side == "bright" else 1 - grey
         rows[name].append(evaluate_frames(case_metrics(config), answer.astype(np.uint8), truth, soft))
     return {k: mean(v) for k, v in rows.items()}
+
+
+DO_NOTHING = "do nothing (the input)"
+"""The row of images that any network has to beat."""
+
+
+def baselines_image(config: Config, cases: Sequence[Stored]) -> dict[str, Scores]:
+    """The row that a network has to beat, task image: the mean scores of the inputs themselves; empty where an input has not its target's shape.
+
+    Scored like answers (:func:`score`). Raises UserError like it.
+    """
+    name = next(iter(config.targets))
+    if not cases or any(c.image.shape != c.targets[name].shape for c in cases):
+        return {}
+    return {DO_NOTHING: mean(_image_scores(config, np.asarray(c.image.array), c) for c in cases)}
 
 
 def _levels(grey: np.ndarray, bins: int) -> np.ndarray:

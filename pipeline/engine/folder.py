@@ -16,8 +16,9 @@ import numpy as np
 from pipeline import files
 from pipeline.engine import processes
 from pipeline.engine import soft as softs
-from pipeline.metrics import SOFT, evaluate_frames
+from pipeline.metrics import SOFT, evaluate, evaluate_frames
 from pipeline.metrics.frames import POOLED, Counts, Truth, count, pool
+from pipeline.metrics.image import NAMES, intensities
 from pipeline.records import Part
 
 Scores = dict[str, Any]
@@ -26,13 +27,19 @@ Scores = dict[str, Any]
 BYTES = 30
 """Memory that scoring takes for each voxel (measured for ``competition``, the largest: 12, and 5 for the two files)."""
 
+IMAGE_BYTES = 100
+"""The same for metrics of images (measured for ``ssim``, the largest: 85)."""
+
 BASE = 300 << 20
 """Memory of a worker before its first case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How answers and labels are compared. ``binarise`` and ``padded`` as in :class:`pipeline.config.Data`."""
+    """How answers and labels are compared. ``binarise`` and ``padded`` as in :class:`pipeline.config.Data`.
+
+    Metrics are all of labels or all of images; of images, files are read as pictures, and nothing else here has a meaning.
+    """
 
     metrics: Sequence[Part]
     dims: int
@@ -40,10 +47,18 @@ class Rules:
     binarise: float | None = None
     padded: tuple[int, ...] | None = None
 
+    @property
+    def images(self) -> bool:
+        """Whether the metrics are of images."""
+        return any(m.name in NAMES for m in self.metrics)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """An answer and its label file; ``soft`` is the folder with its probabilities, ``fov`` the file of its field of view."""
+    """An answer and its label file; ``soft`` is the folder with its probabilities, ``fov`` the file of its field of view.
+
+    Images: ``input`` is the file that the answer was made from, for the row "do nothing".
+    """
 
     id: str
     prediction: Path
@@ -51,12 +66,14 @@ class Pair:
     rules: Rules
     soft: Path | None = None
     fov: Path | None = None
+    input: Path | None = None
 
 
 def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``, cases in the given order.
 
-    Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be pooled. ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
+    Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be pooled. Images with an ``input`` add
+    ``"do_nothing"``, the means of the inputs themselves, and ``"difference"``, what the answers gain over them. ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
     """
     rows: dict[str, Row | str] = {}
     for pair, row in _rows(pairs, workers):
@@ -68,19 +85,23 @@ def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable
     found = {"cases": {i: row.scores for i, row in good.items()}, "mean": mean(row.scores for row in good.values()), "failed": failed}
     counts = [row.counts for row in good.values() if row.counts is not None]
     pooled = pool(counts, (m.name for p in pairs[:1] for m in p.rules.metrics)) if len(counts) == len(good) else {}
-    return {**found, "pooled": pooled} if pooled else found
+    idle = mean(row.nothing for row in good.values() if row.nothing is not None)
+    found |= {"pooled": pooled} if pooled else {}
+    return found | ({"do_nothing": idle, "difference": {k: found["mean"][k] - v for k, v in idle.items()}} if idle else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Scores of a case, and its voxels' counts where there are two classes."""
+    """Scores of a case, its voxels' counts where there are two classes, and of images the scores of the input as it is."""
 
     scores: Scores
-    counts: Mapping[str, Counts] | None
+    counts: Mapping[str, Counts] | None = None
+    nothing: Scores | None = None
 
 
 def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Row | str]]:
-    number = min(len(pairs), processes.count(BASE + BYTES * max((_voxels(p) for p in pairs), default=0), workers))
+    each = IMAGE_BYTES if any(p.rules.images for p in pairs) else BYTES
+    number = min(len(pairs), processes.count(BASE + each * max((_voxels(p) for p in pairs), default=0), workers))
     if number <= 1:
         yield from ((pair, score(pair)) for pair in pairs)
         return
@@ -105,6 +126,8 @@ def score(pair: Pair) -> Row | str:
     """Scores of one case, or why there are none."""
     rules = pair.rules
     try:
+        if rules.images:
+            return _image_row(pair)
         answer, label = _labels(pair.prediction, rules), _labels(pair.label, rules, rules.binarise)
         if answer.shape != label.shape:
             raise ValueError(f"prediction has shape {answer.shape}, label {label.shape}")
@@ -114,6 +137,24 @@ def score(pair: Pair) -> Row | str:
         return Row(evaluate_frames(rules.metrics, answer, truth, soft), counted(rules.metrics, answer, truth, soft))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _image_row(pair: Pair) -> Row:
+    target = files.read(pair.label, pair.rules.dims)[0]
+    scores = image_scores(pair.rules.metrics, files.read(pair.prediction, pair.rules.dims)[0], target)
+    if pair.input is None:
+        return Row(scores)
+    return Row(scores, nothing=image_scores(pair.rules.metrics, files.read(pair.input, pair.rules.dims)[0], target))
+
+
+def image_scores(metrics: Sequence[Part], image: np.ndarray, target: np.ndarray) -> Scores:
+    """Metrics of an image ``(C, *S)`` against its target, both as their files have them, each brought to 0..1 by its own number type.
+
+    Raises ValueError where shapes differ or a pixel is NaN.
+    """
+    if image.shape != target.shape:
+        raise ValueError(f"the image has shape {image.shape}, its target {target.shape}")
+    return evaluate(metrics, intensities(image), intensities(target))
 
 
 def _labels(path: Path, rules: Rules, cut: float | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from pipeline import colours, files
 from pipeline.config import Config, to_dict
+from pipeline.data import normalise
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
 from pipeline.engine import checkpoint, optim, tracking
@@ -217,12 +218,18 @@ def validation_metrics(config: Config) -> tuple[Part, ...]:
 
 
 def _patch_scores(config: Config, logits: torch.Tensor, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Metrics of ``train.validate`` for each patch: of labels decided by the task, of images on the scale from 0 to 1."""
     task = TASKS[config.task]
     name = next(iter(config.targets))
     soft = task.soft(logits).cpu().numpy()
-    for one, truth in zip(soft, batch[name].numpy(), strict=True):
+    for case_id, one, truth in zip(batch["id"], soft, batch[name].numpy(), strict=True):
         if config.task == "image":
-            yield evaluate(validation_metrics(config), one, truth, None)
+            if not np.isfinite(one).all():
+                raise TrainingError(
+                    f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip."
+                )
+            found, real = (normalise.unit(config.data.normalise, a) for a in (one, truth))
+            yield evaluate(validation_metrics(config), found, real, None)
         else:
             valid = None if config.data.ignore_label is None else truth[0] != config.data.ignore_label
             label = truth[0] if valid is None else truth[0] * valid

@@ -1,6 +1,7 @@
 """Soft predictions on disk, the seam between accelerators and everything after them: ``soft/ID.npy`` and ``soft/ID.json``.
 
-Stored as float16: probabilities keep three decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab.
+Probabilities are stored as float16: they keep three decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab.
+Images are stored as float32, from which 16-bit answers come out to the last bit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def save(folder: Path, prediction: Prediction, extra: Mapping[str, Any]) -> None
     """Write ``folder/ID.npy`` and ``folder/ID.json`` (geometry and ``extra``); the array last, so that it is never without its facts."""
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / f"{prediction.case_id}.json", {**extra, "geometry": asdict(prediction.geometry)})
-    files.write(folder / f"{prediction.case_id}.npy", prediction.soft.astype(np.float16))
+    dtype = np.float32 if extra.get("task") == "image" else np.float16
+    files.write(folder / f"{prediction.case_id}.npy", prediction.soft.astype(dtype))
 
 
 def ids(folder: Path) -> list[str]:

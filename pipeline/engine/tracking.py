@@ -77,7 +77,7 @@ class WandB:
     """A run of the project ``name``; ``WANDB_MODE=offline`` keeps it on disk, below the run's folder."""
 
     def __init__(self, subject: Subject) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - the extra "tracking"
 
         self.run = wandb.init(
             project=subject.name,

@@ -1,22 +1,35 @@
-"""How near an image is to the one it should be: float ``(C, *S)`` with intensities in ``0..peak``, ``valid`` bool ``(*S)``.
+"""How near an image is to the one it should be: ``(C, *S)`` with intensities in ``0..peak``, ``valid`` bool ``(*S)``.
 
-Nothing is clipped. Elements where ``valid`` is False change no result. Without a valid element there is nothing to be wrong
-about: the error is 0.
+The package scores an image as it is saved: clipped and rounded to its number type, then brought to 0..1 by :func:`intensities`,
+against the target as its file has it, brought to 0..1 in the same way; hence the default peak of 1. The functions themselves clip
+nothing. Elements where ``valid`` is False change no result. Without a valid element there is nothing to be wrong about: the
+error is 0. A valid element that is NaN or infinite is an error (ValueError), never left out.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
+from pipeline.data.normalise import ends
 from pipeline.metrics.region import same_shape
 from pipeline.records import UserError
 
 BEST_PSNR = 100.0
 """Decibels of an error too small for float32 images to show; identical images get this instead of infinity."""
 
+NAMES = frozenset({"mae", "psnr", "ssim"})
+"""The metrics of this module by their names in METRICS."""
+
 _RADIUS = 5  # voxels on each side of an SSIM window: 3.5 standard deviations of 1.5, an edge of 11
+_SIGMA = 1.5
+
+
+def intensities(array: np.ndarray) -> np.ndarray:
+    """An image as its file has it on 0..1: integers divided by the largest value of their type, as float32; floats as they are."""
+    return array if array.dtype.kind == "f" else np.divide(array, ends(array.dtype)[1], dtype=np.float32)
 
 
 def mae(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
@@ -31,35 +44,70 @@ def psnr(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = 
     return {"psnr": min(BEST_PSNR, 10 * math.log10(peak**2 / mse)) if mse else BEST_PSNR}
 
 
-def ssim(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, peak: float = 1.0) -> dict[str, float]:
-    """Structural similarity (Wang et al. 2004): Gaussian windows of sigma 1.5 and edge 11, K1 = 0.01, K2 = 0.03.
+def ssim(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    peak: float = 1.0,
+    kernel: Literal["channel", "3d"] = "channel",
+) -> dict[str, float]:
+    """Structural similarity (Wang et al. 2004): Gaussian windows of sigma 1.5 and edge 11, K1 = 0.01, K2 = 0.03, population variances.
 
-    Windows are 2D for images and 3D for volumes, each channel on its own, population variances; the mean is over channels and
-    over the windows that lie inside the image and whose centre is valid (none: 1). Ignored elements enter windows as 0 in both
-    images. Raises UserError when a side is shorter than a window.
+    Papers use two conventions, which differ by 0.02 on the same images. ``kernel: channel``: windows are 2D for images and 3D for
+    volumes, each channel on its own; the mean is over channels and over the windows that lie inside the image and whose centre is
+    valid (none: 1). ``kernel: 3d``, images only, as in the tables of HINet, MIMO-UNet and NAFNet: windows of 11 x 11 x 11 over
+    channels and space, borders (of the channels, too) repeated outwards, the mean over all elements that are valid.
+    Ignored elements enter windows as 0 in both images. Raises UserError when a side is shorter than a 2D window.
     """
+    _require_peak(peak)
+    _error(prediction, target, valid)
+    if kernel not in ("channel", "3d"):
+        raise UserError(f"ssim: kernel is {kernel!r}; it is 'channel' (each channel by itself) or '3d' (over channels, too).")
+    valid = np.ones(target.shape[1:], dtype=bool) if valid is None else valid
+    images = np.where(valid, prediction, 0).astype(np.float64), np.where(valid, target, 0).astype(np.float64)
+    similarity, inside = _over_channels(*images, peak) if kernel == "3d" else _each_channel(*images, peak)
+    counted = np.broadcast_to(valid, target.shape)[inside]
+    return {"ssim": float(similarity[inside][counted].mean()) if counted.any() else 1.0}
+
+
+def _each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Similarity ``(C, *S)`` and the part of it whose windows lie inside the image."""
     from skimage.metrics import structural_similarity
 
-    _require_peak(peak)
-    same_shape(prediction, target, valid, channel_axes=1)
     if min(target.shape[1:]) < 2 * _RADIUS + 1:
         raise UserError(f"ssim: the image has the shape {target.shape}; every side must be at least {2 * _RADIUS + 1}. Use psnr or mae.")
-    inside = np.s_[:, *(slice(_RADIUS, -_RADIUS),) * (target.ndim - 1)]
-    if valid is None:
-        valid = np.ones(target.shape[1:], dtype=bool)
-    counted = np.broadcast_to(valid, target.shape)[inside]
     similarity = structural_similarity(
-        np.where(valid, prediction, 0).astype(np.float64),
-        np.where(valid, target, 0).astype(np.float64),
-        data_range=peak, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True,
+        prediction, target,
+        data_range=peak, channel_axis=0, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False, full=True,
     )[1]  # fmt: skip
-    return {"ssim": float(similarity[inside][counted].mean()) if counted.any() else 1.0}
+    return similarity, np.s_[:, *(slice(_RADIUS, -_RADIUS),) * (target.ndim - 1)]
+
+
+def _over_channels(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Similarity ``(C, Y, X)`` by windows that reach over channels, and all of it."""
+    from scipy.ndimage import gaussian_filter
+
+    if target.ndim != 3:
+        raise UserError(f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the option out.")
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter(values, _SIGMA, mode="nearest", radius=_RADIUS)
+
+    x, y = mean(prediction), mean(target)
+    luminance = (2 * x * y + (0.01 * peak) ** 2) / (x**2 + y**2 + (0.01 * peak) ** 2)
+    variances = mean(prediction**2) - x**2 + mean(target**2) - y**2
+    covariance = mean(prediction * target) - x * y
+    return luminance * (2 * covariance + (0.03 * peak) ** 2) / (variances + (0.03 * peak) ** 2), np.s_[:, :, :]
 
 
 def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     same_shape(prediction, target, valid, channel_axes=1)
     error = np.subtract(prediction, target, dtype=np.float64)
-    return error if valid is None else error[np.broadcast_to(valid, error.shape)]
+    error = error if valid is None else error[np.broadcast_to(valid, error.shape)]
+    bad = error.size - np.count_nonzero(np.isfinite(error))
+    if bad:
+        raise ValueError(f"{bad} of {error.size} pixels are NaN or infinite in the answer or the target: there is no score")
+    return error
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,0 +1,281 @@
+"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur) and configs/image_to_image.yaml (tone).
+
+    python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blur --variants 8 --crop 384
+    python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind tone --held-out chelsea coffee
+
+PHOTOGRAPHS are files or folders. OUT gets src/NAME_00.png and dst/NAME_00.png (8 bits, RGB), split.json with the held-out photographs under
+"test" (no photograph is on both sides) and pairs.json with what was done to each pair.
+
+blur: src is the mean of frames that a camera takes on a smooth random path, dst the frame in the middle of it, as in the GoPro set (Nah et
+al., CVPR 2017): averaged in linear light (gamma 2.2), with shifts of parts of a pixel. The rim that a path reaches beyond is cut off, so
+that nothing is invented at borders. tone: dst is one fixed change of colour and tone, the same for every photograph, so that it can be learned.
+What a pair looks like depends on (seed, name of the photograph, variant) alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# As a script only this file's own folder is on the path, not the repository's root.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli
+from pipeline.config import nearest
+from pipeline.records import DONE, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GAMMA = 2.2
+"""Exponent between the values of a file and light."""
+
+KNOTS = 5
+"""Points through which a camera path is drawn: it bends two or three times in an exposure."""
+
+SPLINE_REACH = 4
+"""Pixels beyond a path's end that still enter a cubic spline noticeably (0.268^4 = 0.5 %)."""
+
+HELD_OUT = 0.2
+"""Share of the photographs that is held out where none are named."""
+
+HUE, LOCAL_CONTRAST, LOCAL_SIGMA = 25.0, 0.6, 6.0
+"""What tone does: degrees of hue, gain of detail, and the size in pixels of what counts as detail."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What every pair is made by. ``length``: pixels of a camera path, drawn between these; ``crop`` None: whole photographs."""
+
+    kind: str
+    seed: int
+    variants: int
+    crop: tuple[int, int] | None
+    frames: int
+    length: tuple[float, float]
+
+    @property
+    def margin(self) -> int:
+        """Pixels cut off all around."""
+        return math.ceil(self.length[1]) + SPLINE_REACH if self.kind == "blur" else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("photographs", type=Path, nargs="+", help="sharp photographs, files or folders")
+    p.add_argument("out", type=Path, help="folder to write; files that are there already are written anew")
+    p.add_argument("--kind", choices=["blur", "tone"], required=True)
+    p.add_argument("--variants", type=int, default=1, help="pairs made of each photograph (1)")
+    p.add_argument("--crop", type=int, nargs="+", metavar="N", help="height and width, or the edge, of a random part; default: all of it")
+    p.add_argument("--frames", type=int, default=31, help="blur: frames averaged, an odd number (31)")
+    p.add_argument("--length", type=float, nargs=2, default=(5.0, 25.0), metavar=("LOW", "HIGH"), help="blur: pixels of the path (5 25)")
+    p.add_argument("--held-out", nargs="+", metavar="NAME", help="photographs under 'test'; default: one in five, drawn by the seed")
+    p.add_argument("--seed", type=int, default=42)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(parser(), prepare, argv)
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Write all pairs and say what was made. Raises UserError where an option or a photograph cannot be used."""
+    from pipeline import files
+
+    recipe = recipe_of(arguments)
+    photographs = find(arguments.photographs)
+    held_out = choose(list(photographs), arguments.held_out, recipe.seed)
+    made: dict[str, Mapping[str, Any]] = {}
+    for name, path in cli.progress(photographs.items(), "making pairs", len(photographs)):
+        made |= dict(write(name, path, recipe, arguments.out))
+    sides = {side: [i for i, facts in made.items() if (facts["photograph"] in held_out) == (side == "test")] for side in ("train", "test")}
+    files.write_json(arguments.out / "pairs.json", {"recipe": recipe, "pairs": made})
+    files.write_json(arguments.out / "split.json", sides)
+    cli.say(
+        f"{arguments.out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test ({', '.join(sorted(held_out)) or 'none'})"
+    )
+    cli.say(r"Folds that keep a photograph together: --set data.folds.by=group data.folds.pattern='^(.+)_\d+$'")
+    return DONE
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """Options, checked."""
+    crop = None if arguments.crop is None else tuple(arguments.crop * (2 if len(arguments.crop) == 1 else 1))
+    low, high = arguments.length
+    if crop is not None and (len(crop) != 2 or min(crop) < 1):
+        raise UserError(f"--crop {arguments.crop}: give one positive number, or height and width.")
+    if arguments.variants < 1 or (arguments.variants > 1 and arguments.kind == "tone" and crop is None):
+        raise UserError(
+            f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop, for whole photographs come out equal."
+        )
+    if arguments.frames < 3 or arguments.frames % 2 == 0:
+        raise UserError(f"--frames {arguments.frames}: an odd number from 3 on, so that one frame is in the middle.")
+    if not 0 < low <= high:
+        raise UserError(f"--length {low} {high}: must satisfy 0 < LOW <= HIGH.")
+    return Recipe(
+        kind=arguments.kind, seed=arguments.seed, variants=arguments.variants, crop=crop, frames=arguments.frames, length=(low, high)
+    )
+
+
+def find(paths: Sequence[Path]) -> dict[str, Path]:
+    """Photographs by name in natural order. Raises UserError for a missing path, two of one name, or none at all."""
+    from pipeline import files
+    from pipeline.data.cases import case_id, natural
+
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder.")
+        inside = (
+            [p for p in path.iterdir() if p.is_file() and files.is_image(p) and not p.name.startswith(".")] if path.is_dir() else [path]
+        )
+        for photograph in sorted(inside, key=natural):
+            name = case_id(photograph)
+            if name in found:
+                raise UserError(f"{photograph}: has the same name as {found[name]}. Rename one of them.")
+            found[name] = photograph
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no photograph. Give files or folders of {', '.join(files.SUFFIXES)}.")
+    return found
+
+
+def choose(names: Sequence[str], held_out: Sequence[str] | None, seed: int) -> frozenset[str]:
+    """Photographs to hold out: those named, else a fifth (at least one, and never the last that is left)."""
+    import numpy as np
+
+    if held_out is None:
+        count = min(max(1, round(HELD_OUT * len(names))), len(names) - 1)
+        return frozenset(np.random.default_rng(seed).permutation(sorted(names))[:count].tolist())
+    for name in held_out:
+        if name not in names:
+            raise UserError(f"--held-out {name!r}: no such photograph. {nearest(name, names)}")
+    if len(set(held_out)) == len(names):
+        raise UserError("--held-out names every photograph: nothing is left to train on.")
+    return frozenset(held_out)
+
+
+def write(name: str, path: Path, recipe: Recipe, out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Write all variants of one photograph; yields their names and what was done."""
+    import numpy as np
+
+    from pipeline import files
+
+    light = photograph_of(path)
+    if min(light.shape[1:]) <= 2 * recipe.margin:
+        raise UserError(f"{path}: {light.shape[1:]} pixels leave nothing inside a rim of {recipe.margin}. Take it away, or lower --length.")
+    whole = None if recipe.kind == "blur" else toned(light)
+    for variant in range(recipe.variants):
+        draw = np.random.default_rng([recipe.seed, zlib.crc32(name.encode()), variant])
+        box = place(draw, light.shape[1:], recipe)
+        part, facts = light[box], {"photograph": name, "box": [[s.start, s.stop] for s in box[1:]]}
+        if whole is not None:
+            source, target = part, whole[box]
+        else:
+            path_taken = camera_path(draw, recipe.frames, draw.uniform(*recipe.length))
+            source, target = blurred(part, path_taken), part
+            facts |= {"path": np.round(path_taken, 4)}
+        inner = (slice(None), *(slice(recipe.margin, n - recipe.margin) for n in part.shape[1:]))
+        files.write(out / "src" / f"{name}_{variant:02}.png", to_bytes(source[inner]))
+        files.write(out / "dst" / f"{name}_{variant:02}.png", to_bytes(target[inner]))
+        yield f"{name}_{variant:02}", facts
+
+
+def photograph_of(path: Path) -> np.ndarray:
+    """A photograph as ``(3, Y, X)`` on 0..1, grey in three equal channels. Raises UserError for other numbers of channels."""
+    import numpy as np
+
+    from pipeline import files
+    from pipeline.metrics.image import intensities
+
+    image = intensities(files.read(path, 2)[0])
+    if len(image) not in (1, 3):
+        raise UserError(f"{path}: has {len(image)} channels; a photograph has 1 or 3. Convert it.")
+    return np.clip(np.broadcast_to(image, (3, *image.shape[1:])), 0, 1)
+
+
+def place(draw: np.random.Generator, space: Sequence[int], recipe: Recipe) -> tuple[slice, slice, slice]:
+    """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the rim is cut off."""
+    sizes = [n if recipe.crop is None else min(n, c + 2 * recipe.margin) for n, c in zip(space, recipe.crop or space, strict=True)]
+    starts = [int(draw.integers(0, n - size + 1)) for n, size in zip(space, sizes, strict=True)]
+    y, x = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return slice(None), y, x
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """0..1 as uint8, rounded."""
+    import numpy as np
+
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.ndarray:
+    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc length; the middle frame's is 0."""
+    import numpy as np
+    from scipy.interpolate import CubicSpline
+
+    # Steps that keep some of their direction: a hand drifts and does not jump.
+    steps = np.cumsum(draw.normal(size=(KNOTS - 1, 2)), axis=0) + draw.normal(size=2)
+    curve = CubicSpline(np.linspace(0, 1, KNOTS), np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)]))
+    arc = np.linalg.norm(np.diff(curve(np.linspace(0, 1, 1001)), axis=0), axis=1).sum()
+    points = curve(np.linspace(0, 1, frames)) * (length / arc)
+    return points - points[frames // 2]
+
+
+def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """Mean of the shifted frames of ``(C, Y, X)`` on 0..1, taken in linear light; true where no frame reaches beyond the border.
+
+    A shift by a cubic spline is a convolution of the spline's coefficients, and so is the mean of many: one kernel does them all.
+    """
+    import numpy as np
+    from scipy.ndimage import spline_filter
+    from scipy.signal import oaconvolve
+
+    kernel = spline_kernel(path)
+    light = [oaconvolve(spline_filter(channel.astype(np.float64) ** GAMMA, 3), kernel, mode="same") for channel in image]
+    return np.clip(np.stack(light), 0, 1) ** (1 / GAMMA)
+
+
+def spline_kernel(path: np.ndarray) -> np.ndarray:
+    """The kernel ``(2 r + 1, 2 r + 1)``, centred, that turns cubic spline coefficients into the mean of frames shifted along ``path``."""
+    import numpy as np
+    from scipy.interpolate import BSpline
+
+    basis = BSpline.basis_element(np.arange(-2, 3), extrapolate=False)
+    reach = math.ceil(float(np.abs(path).max())) + 2
+    at = np.arange(-reach, reach + 1)
+    y, x = (np.nan_to_num(basis(at - path[:, axis, None])) for axis in (0, 1))
+    return np.einsum("fy,fx->yx", y, x) / len(path)
+
+
+def toned(image: np.ndarray) -> np.ndarray:
+    """A fixed change of colour and tone of ``(3, Y, X)`` on 0..1: a filmic curve, hues turned, detail raised.
+
+    The curve is K. Narkowicz's fit of ACES (2015), in linear light. Detail is what a Gaussian of ``LOCAL_SIGMA`` pixels takes away.
+    """
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    light = image.astype(np.float64) ** GAMMA
+    film = np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1) ** (1 / GAMMA)
+    turned = np.einsum("ij,jyx->iyx", hue_matrix(HUE), film)
+    luma = np.einsum("i,iyx->yx", np.array([0.2126, 0.7152, 0.0722]), turned)
+    return np.clip(turned + LOCAL_CONTRAST * (luma - gaussian_filter(luma, LOCAL_SIGMA)), 0, 1)
+
+
+def hue_matrix(degrees: float) -> np.ndarray:
+    """Rotation of RGB about the grey axis (Rodrigues' formula): greys stay."""
+    import numpy as np
+
+    turn = math.radians(degrees)
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return np.eye(3) + math.sin(turn) * across + (1 - math.cos(turn)) * across @ across
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
