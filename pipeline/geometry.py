@@ -16,9 +16,13 @@ FLOOR = 1e-3
 class Tiling:
     """How a space of ``size`` voxels is covered by equal tiles.
 
-    A space smaller than the tile is padded to it, half on each side. Neighbouring tiles share ``overlap`` voxels (at most half of
-    what remains of a tile between its halos); the last tile is moved inside, so no tile leaves the padded space.
+    ``grid`` is the stride of the network (1 along each axis unless given). Every tile starts and ends on it, so that a tile is pooled
+    as the whole space would be: the tile is rounded up to the grid, the steps between tiles are rounded down to it, and the space is
+    padded at its far ends to the next multiple, where the last tile ends. Neighbours share ``overlap`` voxels (at most half of what
+    remains of a tile between its halos), or what the grid makes of that. A space smaller than the tile shrinks the tile to the
+    padded space: along that axis it is computed in one piece, as it would be without tiles.
     ``halo`` voxels at the inner faces of a tile are computed but not used.
+    ``tile`` and ``grid`` read as they came out of this, not as they were given. Raises ValueError where no such tiling exists.
     """
 
     size: tuple[int, ...]
@@ -27,36 +31,38 @@ class Tiling:
     window: str = "gaussian"
     one_sided: bool = True
     halo: int = 0
+    grid: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.size) != len(self.tile):
-            raise ValueError(f"tile {self.tile} and space {self.size} differ in their number of axes")
-        if min(self.tile) <= 2 * self.halo:
-            raise ValueError(f"tile {self.tile} leaves nothing between two halos of {self.halo}; enlarge the tile")
+        grid = self.grid or (1,) * len(self.size)
+        if not len(self.size) == len(self.tile) == len(grid):
+            raise ValueError(f"tile {self.tile}, grid {grid} and space {self.size} differ in their number of axes")
         if self.window not in WINDOWS:
             raise ValueError(f"window {self.window!r} is unknown; known: {', '.join(WINDOWS)}")
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "tile", tuple(min(up(t, g), p) for t, g, p in zip(self.tile, grid, self.padded, strict=True)))
+        for tile, g, n in zip(self.tile, grid, self.padded, strict=True):
+            if n > tile and tile - 2 * self.halo < g:
+                least = up(2 * self.halo + g, g)
+                raise ValueError(f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge it to at least {least}")
 
     @property
     def padded(self) -> tuple[int, ...]:
-        """Size of the space after padding."""
-        return tuple(max(n, t) for n, t in zip(self.size, self.tile, strict=True))
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        """Voxels of padding in front of the first voxel, per axis."""
-        return tuple((p - n) // 2 for p, n in zip(self.padded, self.size, strict=True))
+        """Size of the space after padding: the next multiples of the grid."""
+        return tuple(up(n, g) for n, g in zip(self.size, self.grid, strict=True))
 
     def starts(self, axis: int) -> list[int]:
-        """First voxel of every tile along one axis, in the padded space, increasing.
+        """First voxel of every tile along one axis, increasing, multiples of the grid.
 
         >>> Tiling(size=(100,), tile=(64,), overlap=16).starts(0)
         [0, 36]
+        >>> Tiling(size=(100,), tile=(64,), overlap=16, grid=(16,)).starts(0)
+        [0, 48]
         """
-        n, tile = self.padded[axis], self.tile[axis]
+        n, tile, grid = self.padded[axis], self.tile[axis], self.grid[axis]
         core = tile - 2 * self.halo
-        stride = max(1, core - min(self.overlap, core // 2))
-        starts = list(range(0, n - tile, stride))
-        return [*starts, n - tile]
+        stride = max(1, (core - min(self.overlap, core // 2)) // grid) * grid
+        return [*range(0, n - tile, stride), n - tile]
 
     def places(self) -> Iterator[tuple[int, ...]]:
         """First voxel of every tile in C order: all tiles of one start along the first axis come together."""
@@ -85,6 +91,15 @@ class Tiling:
         if self.one_sided and last:
             profile = np.concatenate([profile[: n - n // 2], np.full(n // 2, profile.max())])
         return profile
+
+
+def up(n: int, grid: int) -> int:
+    """The next multiple of ``grid`` from ``n`` on.
+
+    >>> up(17, 16), up(16, 16)
+    (32, 16)
+    """
+    return -(-n // grid) * grid
 
 
 def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,9 +11,9 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import cli
 from pipeline.cli import say
@@ -25,21 +25,38 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.data.normalise import Scale
-    from pipeline.engine.inference import Voice
+    from pipeline.engine.inference import Source, Voice
+    from pipeline.geometry import Tiling
 
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("predict", "Predict whole images or volumes, tile by tile.")
-    p.add_argument("--checkpoint", type=Path, required=True, help="run folder (all folds), fold folder, or model file")
     p.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="image files and folders of images")
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
+    p.add_argument("--save-soft", action="store_true", help="also write probabilities to soft/, for pipeline.ensemble")
+    add_model_options(p)
+    return p
+
+
+def add_model_options(p: argparse.ArgumentParser) -> None:
+    """Options that say which networks answer and how, for :func:`prepare`."""
+    p.add_argument("--checkpoint", type=Path, required=True, help="run folder (all folds), fold folder, or model file")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    p.add_argument(
+        "--backend", choices=["torch", "onnx", "openvino"], default="torch", help="what computes; the others need the extra 'cpu'"
+    )
     size = p.add_mutually_exclusive_group()
     size.add_argument(
         "--patch-size", type=int, nargs="+", metavar="N", help="tile size D H W; one number for all axes; default: as trained"
     )
     size.add_argument("--whole", action="store_true", help="each image in one piece, whatever its size")
     p.add_argument("--overlap", type=int, help="voxels that neighbouring tiles share; default: as in the config")
+    p.add_argument(
+        "--halo", type=_halo, metavar="N|auto", help="voxels at inner tile faces that are thrown away; auto: as far as the network sees"
+    )
+    p.add_argument(
+        "--norms", choices=["tile", "frozen", "exact"], help="statistics of group and instance norm: of each tile, or of the whole image"
+    )
     p.add_argument("--batch", type=int, help="tiles per forward pass")
     p.add_argument("--threshold", type=float, help="probability from which a voxel is foreground")
     p.add_argument("--min-component-size", type=int, help="remove components with fewer voxels; 0: keep all")
@@ -48,10 +65,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--separate-instances", action="store_true", help="label touching parts separately")
     p.add_argument("--tta", action="store_true", help="average over all flips")
     p.add_argument("--scales", type=float, nargs="+", metavar="F", help="average over tiles resized by these factors, e.g. 0.75 1 1.25")
-    p.add_argument("--save-soft", action="store_true", help="also write probabilities to soft/, for pipeline.ensemble")
     p.add_argument("--model", choices=["auto", "best", "swa"], help="which weights of a fold; auto: the better on its held-out cases")
     p.add_argument("--allow-missing-folds", action="store_true", help="predict with a run whose folds are not all complete")
-    return p
+
+
+def _halo(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +83,8 @@ class Predictor:
     device: str
     output: Path
     save_soft: bool
+    told: set[str] = field(default_factory=set)
+    """Warnings given so far, so that each is given once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,28 +93,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
-    from pipeline import postprocess
+    predictor = prepare(arguments, arguments.output, arguments.save_soft)
+    inputs = find_inputs(arguments.input, predictor.config)
+    _not_onto_inputs(inputs, arguments.output)
+    say(f"Found {len(inputs)} files to process")
+    return predict_all(predictor, inputs)
 
+
+def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False) -> Predictor:
+    """Networks loaded and ready as the options of :func:`add_model_options` say. Raises UserError where they cannot be followed."""
+    from pipeline import postprocess
+    from pipeline.engine import backends
+    from pipeline.engine.checkpoint import load_model
+    from pipeline.engine.inference import voice
+    from pipeline.engine.stitching import with_halo
+
+    device = "cpu" if arguments.backend != "torch" and arguments.device == "auto" else cli.device(arguments.device)
+    backends.check(arguments.backend, device)
     paths = find_models(arguments.checkpoint, arguments.model, arguments.allow_missing_folds)
     networks, config = load_models(paths)
     config = with_options(config, arguments)
+    backends.check(arguments.backend, device, config.predict.norms)
     if config.task == "labels":
         postprocess.check(config.postprocess)
-    inputs = find_inputs(arguments.input, config)
-    _not_onto_inputs(inputs, arguments.output)
-    from pipeline.engine.inference import voice
-
-    device = cli.device(arguments.device)
-    predictor = Predictor(
+    if arguments.halo == "auto":
+        config, told = with_halo(config, networks[0], load_model(paths[0]).channels[0])
+        say(told)
+    networks = [backends.accelerate(n.to(device), p, arguments.backend, say) for n, p in zip(networks, paths, strict=True)]
+    return Predictor(
         config=config,
-        speak=voice([n.to(device) for n in networks], config, device),
+        speak=voice(networks, config, device),
         models=tuple(str(p) for p in paths),
         device=device,
-        output=arguments.output,
-        save_soft=arguments.save_soft,
+        output=output,
+        save_soft=save_soft,
     )
-    say(f"Found {len(inputs)} files to process")
-    return predict_all(predictor, inputs)
 
 
 def find_models(path: Path, model: str | None, allow_missing: bool = False) -> list[Path]:
@@ -180,8 +214,8 @@ def with_options(config: Config, arguments: argparse.Namespace) -> Config:
         changes["patch"] = "whole"
     if arguments.scales is not None:
         changes["scales"] = tuple(arguments.scales)
-    for name in ("overlap", "batch"):
-        if getattr(arguments, name) is not None:
+    for name in ("overlap", "batch", "halo", "norms"):
+        if getattr(arguments, name) not in (None, "auto"):
             changes[name] = getattr(arguments, name)
     if arguments.tta:
         changes["flips"] = True
@@ -281,15 +315,17 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     from pipeline.data import normalise
     from pipeline.data.store import load_image
     from pipeline.engine import soft as softs
-    from pipeline.engine.inference import Source, sliding_window, tiling
+    from pipeline.engine.inference import Source, settled, sliding_window, tiling
 
     config = predictor.config
     array, geometry = load_image(case, config.data.dims)
     say(f"  Loaded volume: {array.shape[1:]}, dtype: {array.dtype}")
-    tiles = tiling(config, array.shape[1:])
+    tiles = tiling(config, array.shape[1:], predictor.speak)
     source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
+    _warn(predictor, source, tiles)
+    speak = settled(predictor.speak, source, tiles)
     with _bar(tiles.count()) as advance:
-        soft = sliding_window(source, _counted(predictor.speak, advance), tiles, config.predict.batch, predictor.device)
+        soft = sliding_window(source, _counted(speak, advance), tiles, config.predict.batch, predictor.device)
     prediction = Prediction(case_id=case.id, soft=soft, geometry=geometry)
     facts = {
         "task": config.task,
@@ -302,6 +338,18 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
         softs.save(predictor.output / "soft", prediction, facts)
     answer = finish(config.postprocess, prediction, predictor.output, facts, array)
     return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **answer}
+
+
+def _warn(predictor: Predictor, source: Source, tiles: Tiling) -> None:
+    """Once a run: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
+    from pipeline.engine.stitching import warning
+
+    if "norms" in predictor.told:
+        return
+    text = warning(predictor.speak, source, tiles)
+    if text is not None:
+        predictor.told.add("norms")
+        say(f"  WARNING: {text}")
 
 
 def finish(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.geometry import FLOOR, WINDOWS, Tiling, crop, flips
+from pipeline.geometry import FLOOR, WINDOWS, Tiling, crop, flips, up
 
 
 def blend(array: np.ndarray, tiling: Tiling) -> np.ndarray:
@@ -17,12 +17,11 @@ def blend(array: np.ndarray, tiling: Tiling) -> np.ndarray:
     for place in tiling.places():
         box = tuple(slice(p, p + t) for p, t in zip(place, tiling.tile, strict=True))
         w = tiling.weights(place)
-        tile = crop(array, [p - b for p, b in zip(place, tiling.before, strict=True)], tiling.tile)
+        tile = crop(array, list(place), tiling.tile)
         total[box] += w * tile
         weight[box] += w
     assert weight.min() > 0
-    inner = tuple(slice(b, b + n) for b, n in zip(tiling.before, tiling.size, strict=True))
-    return (total / weight)[inner]
+    return (total / weight)[tuple(map(slice, tiling.size))]
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -47,10 +46,11 @@ def test_tiles_cover_everything(size: list[int], tile: int, overlap: int, halo: 
     tiling = Tiling(size=tuple(size), tile=(tile,) * len(size), overlap=overlap, window=window, one_sided=one_sided, halo=halo)
     array = np.random.default_rng(0).normal(size=size)
     np.testing.assert_allclose(blend(array, tiling), array, atol=1e-12)
+    assert tiling.tile == tuple(min(tile, n) for n in size)
     for axis in range(len(size)):
         starts = tiling.starts(axis)
         assert starts[0] == 0
-        assert starts[-1] == tiling.padded[axis] - tile
+        assert starts[-1] == tiling.padded[axis] - tiling.tile[axis]
         assert starts == sorted(set(starts))
     assert tiling.count() == len(list(tiling.places()))
 
@@ -85,6 +85,35 @@ def test_starts_are_those_of_monai() -> None:
         assert Tiling(size=(n,), tile=(16,), overlap=4).starts(0) == expected
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.lists(st.integers(1, 70), min_size=1, max_size=2),
+    tile=st.integers(1, 40),
+    grid=st.sampled_from([1, 2, 4, 8, 16]),
+    overlap=st.integers(0, 30),
+    halo=st.integers(0, 8),
+)
+def test_tiles_lie_on_the_grid_and_cover_everything(size: list[int], tile: int, grid: int, overlap: int, halo: int) -> None:
+    tile = max(tile, 2 * halo + grid)
+    tiling = Tiling(size=tuple(size), tile=(tile,) * len(size), overlap=overlap, halo=halo, grid=(grid,) * len(size))
+    array = np.random.default_rng(0).normal(size=size)
+    np.testing.assert_allclose(blend(array, tiling), array, atol=1e-12)
+    for axis, n in enumerate(size):
+        assert tiling.padded[axis] == up(n, grid) < n + grid
+        assert tiling.tile[axis] == min(up(tile, grid), up(n, grid))
+        starts = tiling.starts(axis)
+        assert all(s % grid == 0 for s in [*starts, tiling.tile[axis]])
+        assert starts[-1] + tiling.tile[axis] == tiling.padded[axis]
+        assert starts == sorted(set(starts))
+
+
+def test_what_fits_lies_where_it_lay_without_a_grid() -> None:
+    """Multiples of the stride throughout, the usual case: nothing moves."""
+    for n, tile, overlap, grid in [(320, 128, 32, 16), (320, 64, 32, 16), (256, 256, 32, 16), (80, 48, 16, 8)]:
+        plain = Tiling(size=(n,), tile=(tile,), overlap=overlap)
+        assert Tiling(size=(n,), tile=(tile,), overlap=overlap, grid=(grid,)).starts(0) == plain.starts(0)
+
+
 def test_crop_outside_is_filled() -> None:
     array = np.arange(12).reshape(3, 4)
     out = crop(array, (-1, 2), (3, 4), fill=-1)
@@ -107,7 +136,16 @@ def test_flips_are_their_own_inverse_and_all_different() -> None:
     assert len(seen) == 8
 
 
-@pytest.mark.parametrize(("kwargs", "word"), [({"halo": 8}, "halo"), ({"window": "box"}, "unknown"), ({"tile": (4, 4)}, "axes")])
+@pytest.mark.parametrize(
+    ("kwargs", "word"),
+    [
+        ({"halo": 8}, "halo"),
+        ({"halo": 5, "grid": (8,)}, "at least 24"),
+        ({"window": "box"}, "unknown"),
+        ({"tile": (4, 4)}, "axes"),
+        ({"grid": (4, 4)}, "axes"),
+    ],
+)
 def test_impossible_tilings_are_refused(kwargs: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Tiling(**{"size": (32,), "tile": (16,), **kwargs})

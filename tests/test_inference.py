@@ -49,7 +49,8 @@ def test_equals_monai_in_3d(shape: tuple[int, ...]) -> None:
     network, given = Blur(3), source(shape)
     tiles = Tiling(size=shape, tile=(16, 16, 16), overlap=4, one_sided=False)
     ours = sliding_window(given, lambda x: network(x)["main"], tiles, batch=3)
-    np.testing.assert_allclose(ours, monai(given.array, (16, 16, 16), 0.25, network), atol=1e-5)
+    # MONAI pads a short axis with zeros to the tile and blends the middle of it; ours shortens the tile, so give MONAI that tile.
+    np.testing.assert_allclose(ours, monai(given.array, tiles.tile, 0.25, network), atol=1e-5)
 
 
 def test_equals_monai_in_2d() -> None:

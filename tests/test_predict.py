@@ -565,7 +565,8 @@ def test_prediction_is_the_sliding_window(run: Path, surfaces: Path, tmp_path: P
     network.load_state_dict(dict(model.weights))
     array = tifffile.imread(surfaces / "test_images" / "900.tif")[None]
     scale = normalise.fit(config.data.normalise, array)
-    soft = sliding_window(Source(array=array, scale=scale), voice([network], config, "cpu"), tiling(config, array.shape[1:]))
+    speak = voice([network], config, "cpu")
+    soft = sliding_window(Source(array=array, scale=scale), speak, tiling(config, array.shape[1:], speak))
     np.testing.assert_allclose(softs.load(tmp_path / "soft", "900")[0].soft, soft, atol=1e-3)
 
 

@@ -5,8 +5,8 @@ Memory follows one tile-high band of the volume plus the output; the input may b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
-from pipeline.data.sampling import crop_scaled
-from pipeline.geometry import Tiling, flips
+from pipeline.engine import norms
+from pipeline.geometry import Tiling, flips, up
+from pipeline.networks import receptive
 from pipeline.records import UserError
 from pipeline.tasks import TASKS
 
@@ -31,41 +32,111 @@ class Source:
     scale: Scale
 
 
-def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Voice:
-    """Weighted mean of the soft answers of several networks, over ``predict.scales`` and, with ``predict.flips``, all axis flips.
+Turn = tuple[int, ...]
+"""Axes that are flipped, counted from the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """A :data:`Voice` of networks: the mean of their soft answers by ``shares``, over ``predict.scales`` and, with ``predict.flips``, all flips.
 
     At a scale other than 1 the tile is resampled, and its soft answer is brought back to the tile's size before it is averaged.
     Linear resampling has weights that sum to 1, so probabilities still do.
+    ``fixed`` holds statistics of group and instance norm by (network, flip, scale); what is missing there is measured in each tile.
     """
-    task = TASKS[config.task]
-    dims, scales = config.data.dims, config.predict.scales
-    turns = flips(dims) if config.predict.flips else [()]
-    shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
-    shares = shares / shares.sum() / len(turns) / len(scales)
-    amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.amp) if device == "cuda" else None
 
-    def ask(tiles: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor | None = None
-        for turn in turns:
-            turned = torch.flip(tiles, turn) if turn else tiles
-            for network, share in zip(networks, shares, strict=True):
-                with torch.autocast(device, amp, enabled=amp is not None):
-                    logits = network(turned)["main"]
-                soft = task.soft(logits)
-                soft = (torch.flip(soft, turn) if turn else soft) * float(share)
-                total = soft if total is None else total + soft
-        assert total is not None
-        return total
+    networks: Sequence[torch.nn.Module]
+    shares: Sequence[float]
+    config: Config
+    device: str
+    fixed: Mapping[tuple[int, Turn, float], Sequence[norms.Moments]] = field(default_factory=dict)
 
-    def speak(tiles: torch.Tensor) -> torch.Tensor:
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Stride of the networks, which are of one kind."""
+        return receptive.stride(self.networks[0], self.config.data.dims)
+
+    @property
+    def turns(self) -> list[Turn]:
+        return flips(self.config.data.dims) if self.config.predict.flips else [()]
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         size = tiles.shape[2:]
-        answers = (resampled(ask(resampled(tiles, scaled(size, scale))), size) for scale in scales)
+        answers = (resampled(self._ask(resampled(tiles, scaled(size, s)), s), size) for s in self.config.predict.scales)
         total = next(answers)
         for answer in answers:
             total = total + answer
         return total
 
-    return speak
+    def _ask(self, tiles: torch.Tensor, scale: float) -> torch.Tensor:
+        task, amp = TASKS[self.config.task], self._amp()
+        total: torch.Tensor | None = None
+        for turn in self.turns:
+            turned = torch.flip(self._on_grid(tiles), turn) if turn else tiles
+            for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
+                with torch.autocast(self.device, amp, enabled=amp is not None):
+                    logits = norms.speak(network, turned, self.fixed.get((n, turn, scale), ()))
+                soft = task.soft(logits)
+                soft = (torch.flip(soft, turn)[(..., *map(slice, tiles.shape[2:]))] if turn else soft) * float(share)
+                total = soft if total is None else total + soft
+        assert total is not None
+        return total
+
+    def _on_grid(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Padded before it is flipped, so that a flipped image is pooled as its flipped tiles are."""
+        margin = [up(n, g) - n for n, g in zip(tiles.shape[2:], self.grid, strict=True)]
+        return functional.pad(tiles, [p for m in reversed(margin) for p in (0, m)], mode="replicate") if any(margin) else tiles
+
+    def _amp(self) -> torch.dtype | None:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.amp) if self.device == "cuda" else None
+
+
+def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Speaker:
+    """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it; equal weights unless given."""
+    shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
+    turns = 2**config.data.dims if config.predict.flips else 1
+    shares = shares / shares.sum() / turns / len(config.predict.scales)
+    return Speaker(networks=tuple(networks), shares=tuple(shares), config=config, device=device)
+
+
+def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
+    """The voice for one case: with ``predict.norms`` frozen or exact, its norms have the statistics of that case, for each network, flip and scale.
+
+    The same voice where nothing is to be settled: one tile, networks without such layers, ``predict.norms: tile``, a voice that is
+    no :class:`Speaker`. Raises UserError for layers that no statistics can mend, and for exact statistics at scales other than 1:
+    resampled tiles are no part of a resampled image.
+    """
+    if not isinstance(speak, Speaker) or speak.config.predict.norms == "tile" or tiles.count() == 1:
+        return speak
+    way, scales = speak.config.predict.norms, speak.config.predict.scales
+    for network in speak.networks[:1]:
+        if not receptive.tile_dependent(network):
+            return speak
+        if beyond := receptive.beyond_statistics(network):
+            raise UserError(
+                f"predict.norms is {way}, but no statistics make tiles equal the whole image here: {', '.join(beyond[:3])} depends on a "
+                "tile's size. Predict whole images (--whole), or in tiles of the training size with --norms tile."
+            )
+    if way == "exact" and tuple(scales) != (1,):
+        raise UserError(f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out, or take --norms frozen.")
+    space = norms.Space(size=tiles.padded, read=lambda start, size: _tensor(source, start, size, speak.device))
+    spreads = receptive.reach(speak.networks[0], len(source.array), len(tiles.size)).norms if way == "exact" else ()
+    fixed = {}
+    for turn in speak.turns:
+        turned = space.turned(turn)
+        image = norms.reduced(turned) if way == "frozen" else None
+        for n, network in enumerate(speak.networks):
+            for scale in scales:
+                key = (n, turn, scale)
+                if image is None:
+                    fixed[key] = norms.exact(network, turned, tiles.tile, spreads)
+                else:
+                    fixed[key] = norms.frozen(network, resampled(image, scaled(image.shape[2:], scale)))
+    return replace(speak, fixed=fixed)
+
+
+def _tensor(source: Source, start: Sequence[int], size: Sequence[int], device: str) -> torch.Tensor:
+    return torch.from_numpy(cut(source, start, size)[None]).to(device)
 
 
 def scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
@@ -88,19 +159,26 @@ def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return functional.interpolate(batch, tuple(size), mode="bilinear" if flat else "trilinear", align_corners=False, antialias=flat)
 
 
-def tiling(config: Config, size: Sequence[int]) -> Tiling:
-    """The tiling that ``predict`` asks for. An image in one piece has no inner faces, so no halo is kept for them."""
+def tiling(config: Config, size: Sequence[int], speak: Voice | None = None) -> Tiling:
+    """The tiling that ``predict`` asks for, on the stride of the networks of ``speak`` where it has any.
+
+    An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where halos leave nothing of a tile.
+    """
     predict = config.predict
     whole = predict.patch == "whole"
     patch = predict.patch if isinstance(predict.patch, tuple) else config.data.patch.size
-    return Tiling(
-        size=tuple(size),
-        tile=tuple(size) if whole else patch,
-        overlap=predict.overlap,
-        window=predict.window,
-        one_sided=predict.one_sided,
-        halo=0 if whole else predict.halo,
-    )
+    try:
+        return Tiling(
+            size=tuple(size),
+            tile=tuple(size) if whole else patch,
+            overlap=predict.overlap,
+            window=predict.window,
+            one_sided=predict.one_sided,
+            halo=0 if whole else predict.halo,
+            grid=() if whole or speak is None else getattr(speak, "grid", ()),
+        )
+    except ValueError as error:
+        raise UserError(f"predict: {error} (--patch-size), or lower predict.halo (--halo).") from None
 
 
 @torch.inference_mode()
@@ -113,7 +191,7 @@ def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, 
     band: _Band | None = None
     try:
         for places in _batches(tiles, batch):
-            stack = np.stack([_cut(source, tiles, place) for place in places])
+            stack = np.stack([cut(source, place, tiles.tile) for place in places])
             soft = speak(torch.from_numpy(stack).to(device))
             band = band or _Band(tiles, soft.shape[1], device)
             for place, one in zip(places, soft, strict=True):
@@ -146,8 +224,13 @@ def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
         yield group
 
 
-def _cut(source: Source, tiles: Tiling, place: Sequence[int]) -> np.ndarray:
-    return crop_scaled(source.array, [p - b for p, b in zip(place, tiles.before, strict=True)], tiles.tile, source.scale)
+def cut(source: Source, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Box of a case, normalised, float32 ``(C, *size)``; it may leave the space at the far ends, where the border is repeated."""
+    space = source.array.shape[1:]
+    first = [min(s, n - 1) for s, n in zip(start, space, strict=True)]  # a box beyond the end holds the last voxel alone
+    part = source.scale.apply(source.array[(slice(None), *(slice(a, s + t) for a, s, t in zip(first, start, size, strict=True)))])
+    margin = [(0, t - n) for t, n in zip(size, part.shape[1:], strict=True)]
+    return np.pad(part, [(0, 0), *margin], mode="edge") if part.shape[1:] != tuple(size) else part
 
 
 class _Band:
@@ -181,15 +264,14 @@ class _Band:
         """Rows before ``until`` (in the padded space) are complete: write them out and move the band up."""
         rows = min(until - self.start, self.tiles.tile[0])
         done = (self.sums[:, :rows] / self.weights[:rows]).cpu().numpy()
-        inner = tuple(slice(b, b + n) for b, n in zip(self.tiles.before[1:], self.tiles.size[1:], strict=True))
-        first = self.start - self.tiles.before[0]
-        low, high = max(first, 0), min(first + rows, self.tiles.size[0])
-        self.out[:, low:high] = done[(slice(None), slice(low - first, high - first), *inner)]
+        high, *across = self.tiles.size
+        kept = min(rows, high - self.start)
+        self.out[:, self.start : self.start + kept] = done[(slice(None), slice(kept), *map(slice, across))]
         for buffer, axis in ((self.sums, 1), (self.weights, 0)):
-            kept = buffer.shape[axis] - rows
-            rest = buffer.narrow(axis, rows, kept).clone()
-            buffer.narrow(axis, 0, kept).copy_(rest)
-            buffer.narrow(axis, kept, rows).zero_()
+            left = buffer.shape[axis] - rows
+            rest = buffer.narrow(axis, rows, left).clone()
+            buffer.narrow(axis, 0, left).copy_(rest)
+            buffer.narrow(axis, left, rows).zero_()
         self.start = until
 
     def finish(self) -> np.ndarray:

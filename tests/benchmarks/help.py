@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-for command in ("train", "predict", "ensemble", "evaluate", "submit", "report"):
+for command in ("train", "predict", "ensemble", "evaluate", "submit", "report", "serve"):
     times = []
     for _ in range(7):
         began = time.perf_counter()

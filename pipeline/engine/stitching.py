@@ -1,0 +1,105 @@
+"""What tiles cost and what they change: the halo that makes them exact, and the measured difference where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import torch
+
+from pipeline.config import Config
+from pipeline.engine.inference import Source, Speaker, Voice, sliding_window
+from pipeline.geometry import Tiling, up
+from pipeline.networks import receptive
+from pipeline.records import UserError
+
+SAMPLE = {2: 512, 3: 64}
+"""Longest edge of a tile that :func:`mismatch` measures with, by number of space axes: the measurement is to take seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """``|tiled - whole|`` of soft answers on a sample of a case: its size, the tile, the largest and the mean difference."""
+
+    size: tuple[int, ...]
+    tile: tuple[int, ...]
+    most: float
+    mean: float
+
+
+def mismatch(speak: Speaker, source: Source, tiles: Tiling) -> Mismatch:
+    """Predict a crop from the middle of a case whole and in tiles, with the first network, without flips and scales.
+
+    The crop is a tile and a half long along the last axis that has several tiles, one tile along the others. Tiles longer than
+    ``SAMPLE`` are cut to that, and halos that do not fit into them as well.
+    """
+    grid, space = tiles.grid, source.array.shape[1:]
+    tile = [min(t, up(SAMPLE[len(space)], g)) for t, g in zip(tiles.tile, grid, strict=True)]
+    size = [min(n, t) for n, t in zip(space, tile, strict=True)]
+    along = max(a for a, (n, t) in enumerate(zip(space, tile, strict=True)) if n > t)
+    size[along] = min(space[along], up(tile[along] * 3 // 2, grid[along]))
+    start = [(n - m) // 2 for n, m in zip(space, size, strict=True)]
+    sample = replace(source, array=source.array[(slice(None), *(slice(s, s + m) for s, m in zip(start, size, strict=True)))])
+    plain = replace(speak.config, predict=replace(speak.config.predict, flips=False, scales=(1.0,)))
+    alone = replace(speak, networks=speak.networks[:1], shares=(1.0,), config=plain)
+    pieces = replace(tiles, size=tuple(size), tile=tuple(tile), halo=min(tiles.halo, (tile[along] - grid[along]) // 2))
+    whole = sliding_window(sample, alone, replace(pieces, tile=tuple(size)), device=speak.device)
+    tiled = sliding_window(sample, alone, pieces, device=speak.device)
+    error = np.abs(tiled - whole)
+    return Mismatch(size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean()))
+
+
+def warning(speak: Voice, source: Source, tiles: Tiling) -> str | None:
+    """What to tell about a case whose tiles cannot equal the whole image whatever their halo, with the measured difference and cures.
+
+    ``None`` where there is nothing to tell: one tile, statistics already those of the whole, no such layer, no :class:`Speaker`.
+    """
+    if not isinstance(speak, Speaker) or tiles.count() == 1 or speak.config.predict.norms != "tile":
+        return None
+    layers = receptive.tile_dependent(speak.networks[0])
+    if not layers:
+        return None
+    found = mismatch(speak, source, tiles)
+    trained = _edges(speak.config.data.patch.size)
+    cures = f"(1) tiles of the training size, {trained} (--patch-size), so that the network sees what it learned from"
+    if receptive.beyond_statistics(speak.networks[0]):
+        cures += "; (2) whole images (--whole). Fixed statistics cannot mend enlargement with align_corners or adaptive pooling"
+    else:
+        cures += "; (2) --norms frozen, statistics of one pass over the (reduced) whole image; (3) --norms exact, those of the whole image, with a halo (--halo auto) equal to it"
+    return (
+        f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from whole ones, by {found.most:.2g} at most and "
+        f"{found.mean:.2g} on average in a sample of {_edges(found.size)} in tiles of {_edges(found.tile)}. Cures: {cures}."
+    )
+
+
+def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[Config, str]:
+    """The config with the least halo that covers what the network sees, and a sentence that tells what it costs.
+
+    Raises UserError where tiles have no room for it. An image predicted whole needs none.
+    """
+    predict, dims = config.predict, config.data.dims
+    if predict.patch == "whole":
+        return config, "Halo: none, each image is predicted in one piece."
+    radius, grid = receptive.radius(network, channels, dims), receptive.stride(network, dims)
+    halo = receptive.halo(network, channels, dims)
+    tile = [up(t, g) for t, g in zip(predict.patch or config.data.patch.size, grid, strict=True)]
+    core = [t - 2 * halo for t in tile]
+    least = [up(2 * halo + g, g) for g in grid]
+    if any(c < g for c, g in zip(core, grid, strict=True)):
+        raise UserError(
+            f"--halo auto: the network sees {_edges(radius)} voxels beyond a place, so its tiles need at least {_edges(least)}, not "
+            f"{_edges(tile)}. Give e.g. --patch-size {' '.join(str(up(4 * halo, g)) for g in grid)}, or a smaller --halo, which leaves faint seams."
+        )
+    wasted = 1 - prod(core) / prod(tile)
+    told = (
+        f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is {_edges(grid)}. Of an inner tile of "
+        f"{_edges(tile)}, {_edges(core)} are used: {wasted:.0%} of its work goes into the halo"
+    )
+    more = " Larger tiles (--patch-size) lose less; overlap adds nothing to exact tiles (--overlap 0)."
+    return replace(config, predict=replace(predict, halo=halo)), told + "." + more
+
+
+def _edges(size: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in size)
