@@ -16,7 +16,7 @@ demo: .venv/.ready
 	$(BIN)/python data_prep/demo.py
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,211 @@
+"""Networks computed on a CPU by ONNX Runtime or OpenVINO in place of torch: exported once, kept beside the model file, proved before use.
+
+The export is torch's by tracing (``dynamo=False``). Measured with torch 2.13: tracing takes about a second, needs no package but
+``onnx``, and follows every network here at any size; the newer exporter takes 12 to 26 seconds for each, needs ``onnxscript`` and
+refuses :class:`~pipeline.networks.unet.DeepUNet`, which sets an attribute while it runs. What tracing may get wrong, a branch
+that depends on the size, cannot go unnoticed: an export is compared with its network before it speaks.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.metadata
+import io
+import re
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pipeline
+from pipeline import files
+from pipeline.engine.checkpoint import load_model
+from pipeline.networks import HeadedNet
+from pipeline.records import UserError
+
+Session = Callable[[np.ndarray], np.ndarray]
+"""Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits ``(B, K, *S)`` float32."""
+
+OPSET = 17
+TOLERANCE = 1e-3
+"""Largest difference that an export may show on noise, times the largest logit where that exceeds 1. Rounding stays below 1e-4."""
+
+
+class BackendError(UserError):
+    """A backend that is not installed, or cannot do what is asked of it."""
+
+
+class Exported(HeadedNet):
+    """A session in a network's clothes: pads and cuts as every :class:`HeadedNet` does, and returns the head ``main`` alone.
+
+    ``layers`` are those of the network without their weights, for whoever asks which of them see a whole tile.
+    """
+
+    def __init__(self, session: Session, network: HeadedNet) -> None:
+        super().__init__(("main",), network.divisor)
+        self.session = session
+        self.layers = copy.deepcopy(network).to("meta")
+
+    def run(self, x: Tensor) -> dict[str, Tensor]:
+        return {"main": torch.from_numpy(self.session(x.float().contiguous().numpy()))}
+
+
+class _Main(nn.Module):
+    """The head ``main`` of a network for sizes that need no padding."""
+
+    def __init__(self, network: HeadedNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.run(x)["main"]
+
+
+def check(backend: str, device: str, norms: str = "tile") -> None:
+    """Raise BackendError where ``backend`` is unknown or not installed, or cannot work on ``device`` or with ``predict.norms``."""
+    if backend == "torch":
+        return
+    if backend not in BACKENDS:
+        raise BackendError(f"--backend is {backend!r}, must be one of: torch, {', '.join(BACKENDS)}.")
+    if device != "cpu":
+        raise BackendError(f"--backend {backend} computes on the CPU, not on {device}. Use --device cpu, or --backend torch.")
+    if norms != "tile":
+        raise BackendError(
+            f"--backend {backend} cannot fix the statistics of single layers, as predict.norms: {norms} asks. Use --backend torch, or norms: tile."
+        )
+    for name in ("onnx", *BACKENDS[backend][0]):
+        _package(name, backend)
+
+
+def accelerate(network: nn.Module, path: Path, backend: str, warn: Callable[[str], Any] = print) -> nn.Module:
+    """``network``, read from the model file ``path``, computed by ``backend`` on as many threads as torch would take.
+
+    ``torch`` gives the network itself. The export for ``onnx`` and ``openvino`` is kept beside the model file, as
+    ``STEM-KEY.onnx``, and used again as long as model and versions are the same; where that folder cannot be written, it is made
+    in memory at each start. Raises BackendError where a package is missing or the export computes something else.
+    """
+    if backend == "torch":
+        return network
+    check(backend, "cpu")
+    if not isinstance(network, HeadedNet):
+        raise BackendError(f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use --backend torch.")
+    kept, channels = cache(path), load_model(path).channels[0]
+    if kept.is_file():
+        try:
+            return proved(kept.read_bytes(), network, channels, backend)
+        except Exception as error:  # each runtime has errors of its own for a damaged file
+            warn(f"warning: {kept} cannot be used and is made again: {str(error).splitlines()[0]}")
+    content = export(network, channels)
+    ready = proved(content, network, channels, backend)
+    _keep(kept, content, warn)
+    return ready
+
+
+def cache(path: Path) -> Path:
+    """Where the export of a model file is kept; the name follows from the file's bytes and from the versions that made the export."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai")]
+    facts = [files.sha256(path), f"pipeline {pipeline.__version__}", *versions, f"opset {OPSET}"]
+    return path.with_name(f"{path.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.onnx")
+
+
+def _keep(kept: Path, content: bytes, warn: Callable[[str], Any]) -> None:
+    """Write an export and remove those of former weights or versions; a folder that may not be written is no fault."""
+    stem = kept.stem.rpartition("-")[0]
+    try:
+        files.write_bytes(kept, content)
+        for old in kept.parent.glob(f"*-{'[0-9a-f]' * 16}.onnx"):
+            if old != kept and re.fullmatch(re.escape(stem) + "-[0-9a-f]{16}", old.stem):
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        warn(f"warning: {kept} was not kept, so the next start exports again: {error.strerror or error}")
+
+
+def export(network: HeadedNet, channels: int) -> bytes:
+    """ONNX of the head ``main`` of :meth:`HeadedNet.run` in evaluation mode, ``image`` -> ``main``, batch and space axes of any size."""
+    _package("onnx", "onnx")
+    axes = {0: "batch", **{2 + n: f"axis{n}" for n in range(len(network.divisor))}}
+    example = _noise(1, channels, [2 * d for d in network.divisor])
+    buffer, training = io.BytesIO(), network.training
+    network.eval()
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the tracer, about branches on the size: see proved()
+            torch.onnx.export(
+                _Main(network).eval(),
+                (example,),
+                buffer,  # type: ignore[arg-type]  # accepted by the tracing exporter
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["main"],
+                dynamic_axes={"image": axes, "main": axes},
+            )
+    finally:
+        network.train(training)
+    return buffer.getvalue()
+
+
+def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> Exported:
+    """An export as a network. Raises BackendError unless it says what ``network`` says, at another size and batch than it was traced with."""
+    exported = Exported(BACKENDS[backend][1](content, torch.get_num_threads()), network).eval()
+    x = _noise(2, channels, [2 * d + 1 if n == 0 else 2 * d if n == 1 else d for n, d in enumerate(network.divisor)])
+    with torch.inference_mode():
+        wanted, found = network.eval()(x)["main"].float(), exported(x)["main"]
+    error = float((wanted - found).abs().max()) if wanted.shape == found.shape else float("inf")
+    limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
+    if not error <= limit:
+        raise BackendError(
+            f"the export for --backend {backend} differs from its network by {error:.2g}, more than {limit:.2g}. Use --backend torch."
+        )
+    return exported
+
+
+def _noise(batch: int, channels: int, size: Sequence[int]) -> Tensor:
+    return torch.randn((batch, channels, *size), generator=torch.Generator().manual_seed(0))
+
+
+def _package(name: str, backend: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BackendError(
+            f'--backend {backend} needs the package {name} ({error}): pip install "pipeline[cpu]", or use --backend torch.'
+        ) from None
+
+
+def _onnx(content: bytes, threads: int) -> Session:
+    runtime = _package("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors; it warns of machines that it finds no GPU on
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"image": x})[0]
+
+
+def _openvino(content: bytes, threads: int) -> Session:
+    core = _package("openvino", "openvino").Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(core.read_model(content), "CPU", settings)
+    own = threading.local()  # a request serves one thread at a time
+
+    def run(x: np.ndarray) -> np.ndarray:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        return np.array(own.request.infer({"image": x})["main"])
+
+    return run
+
+
+BACKENDS: dict[str, tuple[tuple[str, ...], Callable[[bytes, int], Session]]] = {
+    "onnx": (("onnxruntime",), _onnx),
+    "openvino": (("openvino",), _openvino),
+}
+"""Beside torch: the packages that each one needs, and how a session is made from the bytes of an ONNX file and a number of threads."""
