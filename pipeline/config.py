@@ -76,8 +76,15 @@ class Patch:
     """Patches drawn from each training case in an epoch."""
     grid: float | None = None
     """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the border."""
+    changed: float | None = None
+    """With ``data.change``: least share of patches that hold some of that mask, e.g. 0.5. Random patches are then drawn around places of the mask; of a grid, slices without any are left out of an epoch, others every time. ``null``: as it comes."""
+    border: Literal["zero", "mirror"] = "zero"
+    """What fills a patch where the image is smaller: 0 after normalisation (in labels the ignored value), or the image mirrored at its border."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.changed is None or 0 < self.changed <= 1, f"data.patch.changed is {self.changed}, must satisfy 0 < changed <= 1, or null."
+        )
         _require(self.grid is None or 0 <= self.grid < 1, f"data.patch.grid is {self.grid}, must satisfy 0 <= grid < 1, or null.")
         _require(all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.")
         _require(min(self.tries, self.batch, self.per_case) >= 1, "data.patch: tries, batch and per_case must be at least 1.")
@@ -97,6 +104,30 @@ class Frames:
     def __post_init__(self) -> None:
         _require(self.padded is None or self.fov is not None, "data.frames.padded stands without fov; name the role of the masks.")
         _require(self.padded is None or min(self.padded) >= 1, f"data.frames.padded is {self.padded}, every entry must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    __pydantic_config__ = STRICT
+    by: Literal["value", "colour"] = "value"
+    """What is compared, in levels of 0..255: ``value`` of HSV (the greatest of R, G and B), which does not see a pure change of hue; ``colour``: the greatest difference of any channel."""
+    magnifier: float = 1.0
+    """Factor of the difference."""
+    threshold: float = 3.0
+    """A pixel has changed where the magnified difference is above this."""
+    opening: int = 1
+    """Radius in pixels of an opening that removes specks, such as those of JPEG. 0: none."""
+    dilation: int = 3
+    """Radius in pixels by which what is left then grows. 0: none."""
+    blur: float = 2.0
+    """Standard deviation in pixels of a Gaussian that softens the edge. 0: none."""
+
+    def __post_init__(self) -> None:
+        _require(self.magnifier > 0, f"data.change.magnifier is {self.magnifier}, must be above 0.")
+        _require(
+            min(self.threshold, self.opening, self.dilation, self.blur) >= 0,
+            "data.change: threshold, opening, dilation and blur must not be negative.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +153,8 @@ class Data:
     """Two classes only: label values above this are foreground, all others background; for masks kept as JPEG or resized with interpolation. ``null``: every value must be a class."""
     frames: Frames = field(default_factory=Frames)
     """Parts of an image that metrics count in."""
+    change: Change | None = None
+    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
     folds: Folds = field(default_factory=Folds)
     normalise: Part = field(default_factory=lambda: Part(name="percentile", options={"low": 0.5, "high": 99.5}))
     """Entry of NORMALISE, the same in training and prediction."""
@@ -316,6 +349,16 @@ class Config:
         _require(
             fov is None or self.task == "labels", f"data.frames.fov is {fov!r}, but frames are for task labels; this is {self.task!r}."
         )
+        if self.data.change is not None:
+            _require(self.task == "image", f"data.change compares pairs of images; this system's task is {self.task!r}. Take it away.")
+            _require(self.data.dims == 2, "data.change compares photographs: data.dims must be 2.")
+            _require(
+                "mask" not in self.targets, "data.change makes a target called 'mask', and data.targets names files of it, too. Keep one."
+            )
+        _require(
+            self.data.patch.changed is None or self.data.change is not None,
+            "data.patch.changed chooses patches by the mask of data.change, which is not set. Add data.change: {}.",
+        )
         size = self.predict.patch
         _require(not isinstance(size, tuple) or len(size) == self.data.dims, f"predict.patch {size} needs {self.data.dims} numbers.")
 
@@ -323,6 +366,11 @@ class Config:
     def targets(self) -> Mapping[str, str]:
         """Kind of each target, with the task's default."""
         return self.data.targets or ({"label": "labels"} if self.task == "labels" else {"target": "image"})
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the mask of ``data.change``."""
+        return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
     @property
     def roles(self) -> Mapping[str, str]:

@@ -1,0 +1,62 @@
+"""Where a pair of images differs: the mask of what was retouched, made from the pair itself because nobody ever draws it.
+
+The recipe is that of the project "ABPN patch-wise training": difference of brightness, threshold, opening, dilation, blur. It finds
+what was changed by more than the threshold, so compression noise and global grading must stay below that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline import config
+from pipeline.data.normalise import ends
+from pipeline.morphology import dilate, opening
+from pipeline.records import UserError
+
+REDUCED = 32
+"""Edge in pixels of the blocks by which :func:`blocks` says where a mask is."""
+
+LEVEL = 0.5
+"""Value from which a pixel of a soft mask counts as changed."""
+
+
+def mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.ndarray:
+    """Soft mask ``(1, Y, X)``, float32 in 0..1, of what differs between two images ``(C, Y, X)`` as their files have them.
+
+    Each is brought to levels of 0..255 by its own number type (floats are taken as 0..1). With ``opening: 0, dilation: 0, blur: 0``
+    it is 1 exactly where the magnified difference is above the threshold. Raises UserError where the shapes differ.
+    """
+    if image.shape != target.shape:
+        raise UserError(f"a mask of change needs two images of one shape, got {image.shape} and {target.shape}. Export both at one size.")
+    changed = difference(image, target, settings.by) * settings.magnifier > settings.threshold
+    if settings.opening:
+        changed = opening(changed, settings.opening)
+    if settings.dilation:
+        changed = dilate(changed, settings.dilation)
+    soft = changed.astype(np.float32)
+    if settings.blur and changed.any():
+        from scipy.ndimage import gaussian_filter
+
+        soft = gaussian_filter(soft, settings.blur, mode="nearest")
+    return soft[None].clip(0, 1)
+
+
+def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:
+    """Difference ``(Y, X)`` in levels of 0..255: of the value of HSV (``value``), or the greatest of all channels (``colour``)."""
+    one, other = (_levels(a) for a in (image, target))
+    if by == "value":
+        return np.abs(one.max(axis=0) - other.max(axis=0))
+    return np.abs(one - other).max(axis=0)
+
+
+def _levels(array: np.ndarray) -> np.ndarray:
+    white = 1.0 if array.dtype.kind == "f" else ends(array.dtype)[1]
+    return array.astype(np.float32) * np.float32(255 / white)
+
+
+def blocks(soft: np.ndarray) -> np.ndarray:
+    """Which blocks of ``REDUCED`` pixels hold a part of a mask ``(1, Y, X)``: uint8 0/1 ``(1, ceil(Y / 32), ceil(X / 32))``."""
+    high, wide = soft.shape[1:]
+    y, x = (np.arange(0, n, REDUCED) for n in (high, wide))
+    held = np.maximum.reduceat(np.maximum.reduceat(soft[0] >= LEVEL, y, axis=0), x, axis=1)
+    return held[None].astype(np.uint8)
