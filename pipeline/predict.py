@@ -332,6 +332,7 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
         "suffix": files.suffix(case.image[0]),
         "scale": asdict(source.scale),
         "dtype": str(array.dtype),
+        "channels": len(array),
         "image": [str(p.absolute()) for p in case.image],
     }
     if predictor.save_soft:
@@ -358,7 +359,8 @@ def finish(
     """Decide, post-process, write; returns statistics of the answer.
 
     ``facts`` are what travels with a soft prediction: ``task``, ``suffix`` of the input, for images also its ``scale`` and ``dtype``.
-    ``image`` is the input ``(C, *S)``; labels of a 2D one are also written over it, as ``ID_overlay.png``.
+    ``image`` is the input ``(C, *S)``; labels of a 2D one are also written over it, as ``ID_overlay.png``. An image with one
+    channel more than ``channels`` of the facts comes from a network with a head ``mask``: its probability goes to ``masks/ID.png``.
     """
     from pipeline import postprocess
     from pipeline.tasks import TASKS
@@ -369,12 +371,26 @@ def finish(
         statistics = postprocess.statistics(answer)
         say("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
     else:
-        answer = task.hard(prediction.soft, _scale(facts["scale"]), facts["dtype"])
+        count = facts.get("channels", len(prediction.soft))
+        answer = task.hard(prediction.soft[:count], _scale(facts["scale"]), facts["dtype"])
+        statistics = _write_mask(output, prediction, count)
     path = task.write(output, prediction.case_id, answer, prediction.geometry, facts["suffix"])
     if facts["task"] == "labels" and image is not None and answer.ndim == 2:
         _write_overlay(output / f"{prediction.case_id}_overlay.png", image, answer, len(prediction.soft))
     say(f"  Saved {path}")
     return {"output": path.name, **statistics}
+
+
+def _write_mask(output: Path, prediction: Prediction, channels: int) -> dict[str, Any]:
+    """The predicted mask, where there is one, as grey picture 0..255 (of a volume: a file like the answer); returns its share of the image."""
+    from pipeline import files
+
+    if len(prediction.soft) == channels:
+        return {}
+    mask = prediction.soft[channels]
+    suffix = ".png" if mask.ndim == 2 else ".tif"
+    files.write(output / "masks" / f"{prediction.case_id}{suffix}", (mask * 255).round().astype("uint8"), dims=mask.ndim)
+    return {"mask_share": round(float((mask >= 0.5).mean()), 6)}
 
 
 def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: int) -> None:

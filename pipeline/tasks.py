@@ -6,6 +6,7 @@ becomes an answer (``hard``) and how the answer is written.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,3 +113,21 @@ class Image:
 
 
 TASKS: dict[str, Task] = {"labels": Labels(), "image": Image()}
+
+
+def spoken(task: str, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Soft answer ``(B, K, *S)`` of all heads that have a say in prediction.
+
+    That is ``main`` and, of images, the probability of the head ``mask`` (one channel of logits, perhaps at a coarser resolution) as
+    the last channel: so it is averaged over tiles, flips and folds like the image.
+    """
+    import torch
+    from torch.nn import functional
+
+    soft = TASKS[task].soft(outputs["main"])
+    if task != "image" or "mask" not in outputs:
+        return soft
+    mask = outputs["mask"].float().sigmoid()
+    if mask.shape[2:] != soft.shape[2:]:
+        mask = functional.interpolate(mask, soft.shape[2:], mode="bilinear" if mask.ndim == 4 else "trilinear", align_corners=False)
+    return torch.cat([soft, mask], 1)

@@ -128,8 +128,8 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
         raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
     out = TASKS[config.task].channels(config, channels[0])
     network = networks.build(config.network, channels[0], out, config.data.dims)
-    losses.WeightedSum(config.losses, config.targets, config.data.ignore_label)
-    losses.check(config.losses, network.heads, config.targets)
+    losses.WeightedSum(config.losses, config.kinds, config.data.ignore_label)
+    losses.check(config.losses, network.heads, config.kinds)
     optim.make(config.train, network)
     bind(NORMALISE, config.data.normalise, "data.normalise", ("array",))
     augmentations(config)
@@ -340,7 +340,7 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         device=run.device,
         network=network,
         channels=channels,
-        losses=losses.WeightedSum(config.losses, config.targets, config.data.ignore_label),
+        losses=losses.WeightedSum(config.losses, config.kinds, config.data.ignore_label),
         train=Loader([run.stored[i] for i in split.train], config, fold, training=True),
         val=Loader([run.stored[i] for i in split.val], config, fold, training=False),
         say=say,

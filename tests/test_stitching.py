@@ -143,7 +143,7 @@ def test_radius_is_what_a_change_beyond_an_edge_reaches(name: str, dims: int, op
         other = x.clone()
         other[..., side] += 10 * torch.rand_like(other[..., side])
         with torch.inference_mode():
-            moved = (norms.speak(net, x, known) - norms.speak(net, other, known)).abs().flatten(0, -2).amax(0)
+            moved = (norms.speak(net, x, known)["main"] - norms.speak(net, other, known)["main"]).abs().flatten(0, -2).amax(0)
         untouched = moved[: edge - radius[-1]] if side.start else moved[edge + radius[-1] :]
         near = moved[edge - radius[-1] : edge] if side.start else moved[edge : edge + radius[-1]]
         assert untouched.max() == 0

@@ -18,7 +18,7 @@ from pipeline.engine import norms
 from pipeline.geometry import Tiling, flips, up
 from pipeline.networks import receptive
 from pipeline.records import UserError
-from pipeline.tasks import TASKS
+from pipeline.tasks import spoken
 
 Voice = Callable[[torch.Tensor], torch.Tensor]
 """Normalised tiles ``(B, C, *tile)`` -> soft answers ``(B, K, *tile)``, float32."""
@@ -69,14 +69,14 @@ class Speaker:
         return total
 
     def _ask(self, tiles: torch.Tensor, scale: float) -> torch.Tensor:
-        task, amp = TASKS[self.config.task], self._amp()
+        amp = self._amp()
         total: torch.Tensor | None = None
         for turn in self.turns:
             turned = torch.flip(self._on_grid(tiles), turn) if turn else tiles
             for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
                 with torch.autocast(self.device, amp, enabled=amp is not None):
-                    logits = norms.speak(network, turned, self.fixed.get((n, turn, scale), ()))
-                soft = task.soft(logits)
+                    outputs = norms.speak(network, turned, self.fixed.get((n, turn, scale), ()))
+                soft = spoken(self.config.task, outputs)
                 soft = (torch.flip(soft, turn)[(..., *map(slice, tiles.shape[2:]))] if turn else soft) * float(share)
                 total = soft if total is None else total + soft
         assert total is not None

@@ -27,7 +27,7 @@ from pipeline.engine.journal import Journal
 from pipeline.losses import WeightedSum
 from pipeline.metrics import better, evaluate
 from pipeline.records import Checkpoint, Part
-from pipeline.tasks import TASKS
+from pipeline.tasks import TASKS, spoken
 
 PREVIEWED = 4
 """Samples in ``training_preview.jpg``, a row each: source, prediction, target."""
@@ -175,7 +175,8 @@ def _train(job: Job, state: State) -> dict[str, float]:
             _step(train.clip, state)
         _preview_step(job, state, step)
         means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
-        means.add_valid("foreground_share", batch["foreground_share"])
+        for share in {"foreground_share", "changed"} & set(batch):
+            means.add_valid(share, batch[share])
     return means.result()
 
 
@@ -380,16 +381,30 @@ def _fixed_batch(job: Job) -> Mapping[str, Any]:
 def preview_panels(job: Job, network: torch.nn.Module) -> list[np.ndarray]:
     """The first held-out patch as pictures ``(Y, X, 3)`` in [0, 1], of a volume its middle plane.
 
-    Images: input, target, answer. Labels: image, truth, soft answer (of several classes the likeliest), and errors in colours.
+    Images: input, target, answer; where there is a mask of change, of up to four patches the input, answer, target, mask and
+    predicted mask. Labels: image, truth, soft answer (of several classes the likeliest), and errors in colours.
     """
     batch = next(iter(job.val.epoch(-1)))
     network.eval()
-    soft = TASKS[job.config.task].soft(network(_image(batch, job))["main"])[0].cpu().numpy()
-    arrays = batch["image"][0].numpy(), batch[next(iter(job.config.targets))][0].numpy(), soft
-    image, target, soft = (_middle(a) for a in arrays)
+    found = spoken(job.config.task, network(_image(batch, job))).cpu().numpy()
+    name = next(iter(job.config.targets))
+    if job.config.task == "image" and "mask" in batch:
+        count = min(PREVIEWED, len(found))
+        rows = [_strip(batch["image"][n].numpy(), found[n], batch[name][n].numpy(), batch["mask"][n].numpy()) for n in range(count)]
+        return [np.concatenate(column, axis=0) for column in zip(*rows, strict=True)]
+    image, target, soft = (_middle(a) for a in (batch["image"][0].numpy(), batch[name][0].numpy(), found[0]))
     if job.config.task == "image":
-        return [colours.rgb(_shown(plane, image)) for plane in (image, target, soft)]
+        return [colours.rgb(_shown(plane, image)) for plane in (image, target, soft[: len(target)])]
     return _label_panels(colours.rgb(_shown(image, image)), target[0], soft, job.config.data.ignore_label)
+
+
+def _strip(image: np.ndarray, found: np.ndarray, target: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """Input, output, target, mask and, where the network has that head, predicted mask of one patch, as pictures."""
+    masks = [mask > 0] if mask.dtype.kind in "iu" else [mask]
+    masks += [found[len(target) :]] if len(found) > len(target) else []
+    return [colours.rgb(_shown(a, image)) for a in (image, found[: len(target)], target)] + [
+        np.repeat(np.clip(m[0], 0, 1)[..., None].astype(np.float64), 3, axis=2) for m in masks
+    ]
 
 
 def _label_panels(image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None) -> list[np.ndarray]:
@@ -434,7 +449,7 @@ def _format(dims: int) -> torch.memory_format:
 
 
 def _targets(batch: Mapping[str, Any], job: Job) -> dict[str, torch.Tensor]:
-    names = (*job.config.targets, *set(job.losses.maps.values()))
+    names = dict.fromkeys((*job.config.kinds, *job.losses.maps.values()))
     return {name: batch[name].to(job.device, non_blocking=True) for name in names}
 
 

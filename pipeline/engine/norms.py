@@ -7,7 +7,7 @@ whose statistics are held.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -73,12 +73,12 @@ def holding(network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Mome
             vars(layer).pop("forward", None)
 
 
-def speak(network: nn.Module, tiles: Tensor, known: Sequence[Moments]) -> Tensor:
-    """Main head of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own; none known: their own."""
+def speak(network: nn.Module, tiles: Tensor, known: Sequence[Moments]) -> Mapping[str, Tensor]:
+    """Heads of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own; none known: their own."""
     if not known:
-        return network(tiles)["main"]
+        return network(tiles)
     with holding(network, lambda n, layer, x: known[n]):
-        return network(tiles)["main"]
+        return network(tiles)
 
 
 def _normalise(layer: Any, x: Tensor, moments: Moments) -> Tensor:
