@@ -59,10 +59,12 @@ class Tiling:
         >>> Tiling(size=(100,), tile=(64,), overlap=16, grid=(16,)).starts(0)
         [0, 48]
         """
-        n, tile, grid = self.padded[axis], self.tile[axis], self.grid[axis]
-        core = tile - 2 * self.halo
-        stride = max(1, (core - min(self.overlap, core // 2)) // grid) * grid
-        return [*range(0, n - tile, stride), n - tile]
+        n, tile = self.padded[axis], self.tile[axis]
+        return [*range(0, n - tile, self._stride(axis)), n - tile]
+
+    def _stride(self, axis: int) -> int:
+        core, grid = self.tile[axis] - 2 * self.halo, self.grid[axis]
+        return max(1, (core - min(self.overlap, core // 2)) // grid) * grid
 
     def places(self) -> Iterator[tuple[int, ...]]:
         """First voxel of every tile in C order: all tiles of one start along the first axis come together."""
@@ -71,6 +73,21 @@ class Tiling:
     def count(self) -> int:
         """Number of tiles."""
         return int(np.prod([len(self.starts(a)) for a in range(len(self.size))]))
+
+    def speaks(self, place: Sequence[int], first: int, end: int) -> bool:
+        """Whether the tile at ``place`` has a weight in any of the rows ``first`` to ``end`` along the first axis.
+
+        >>> [Tiling(size=(100,), tile=(64,), halo=8, grid=(4,)).speaks((start,), 0, 44) for start in (0, 36)]
+        [True, False]
+        """
+        low = place[0] + (self.halo if place[0] else 0)
+        high = place[0] + self.tile[0] - (self.halo if place[0] < self.padded[0] - self.tile[0] else 0)
+        return low < end and high > first
+
+    @property
+    def step(self) -> int:
+        """Distance of neighbouring tiles along the first axis; only the last one may come sooner."""
+        return self._stride(0) if self.padded[0] > self.tile[0] else self.padded[0]
 
     def weights(self, place: Sequence[int]) -> np.ndarray:
         """Blending weight of the tile at ``place``: float32, shape ``tile``; at least ``FLOOR`` outside the halo, 0 inside it."""

@@ -274,9 +274,18 @@ def apply(steps: Sequence[Part], soft: np.ndarray) -> np.ndarray:
 
     When no deciding step comes first, one channel is cut at 0.5 (``>=``), several are compared (``argmax``).
     """
+    return run(decided(steps, len(soft)), soft)
+
+
+def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:
+    """The steps for a prediction of that many channels, with a deciding one in front where there is none."""
     if not steps or steps[0].name not in DECIDE:
-        steps = (Part(name="threshold" if len(soft) == 1 else "argmax"), *steps)
-    array = soft
+        return (Part(name="threshold" if channels == 1 else "argmax"), *steps)
+    return tuple(steps)
+
+
+def run(steps: Sequence[Part], array: np.ndarray) -> np.ndarray:
+    """The steps one after the other, as they stand, on what the first of them takes: soft ``(K, *S)`` or labels ``(*S)``."""
     for call in _bound(steps):
         array = call(array)
     return array

@@ -3,12 +3,19 @@
     python -m pipeline.predict --checkpoint runs/surface --input DIR --output predictions
 
 Each volume is read once, whatever the number of folds. One bad file does not stop the others (exit code 3).
+
+Inputs of more than 2^27 numbers are read and written by blocks, so that memory follows a tile and a slab and not the volume. Several
+tasks may share the work: each runs the same command with ``--shard I/N`` and computes its part of the blocks of all inputs into
+``OUTPUT/blocks``; when they have ended, the same command without ``--shard`` computes what is still missing, decides, writes the
+answers and takes the blocks away. Only that last command writes answers, so no two processes ever write one file. Blocks that are
+there are not computed again, whoever was killed. The answers equal those of one process to the last bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +32,9 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.data.normalise import Scale
+    from pipeline.engine.blocks import Soft
     from pipeline.engine.inference import Source, Voice
+    from pipeline.files import Pixels
     from pipeline.geometry import Tiling
 
 
@@ -34,6 +43,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="image files and folders of images")
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
     p.add_argument("--save-soft", action="store_true", help="also write probabilities to soft/, for pipeline.ensemble")
+    p.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="compute only part I (0 to N-1) of the blocks of all inputs and write no answer; afterwards, the same command without --shard "
+        "writes the answers",
+    )
+    p.add_argument(
+        "--blocks",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="read and write by blocks, in memory that does not grow with the volume; auto: inputs of more than 2^27 numbers",
+    )
     add_model_options(p)
     return p
 
@@ -69,6 +91,13 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-missing-folds", action="store_true", help="predict with a run whose folds are not all complete")
 
 
+def _shard(text: str) -> tuple[int, int]:
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(number)
+
+
 def _halo(text: str) -> int | Literal["auto"]:
     return "auto" if text == "auto" else int(text)
 
@@ -83,6 +112,8 @@ class Predictor:
     device: str
     output: Path
     save_soft: bool
+    blocks: str = "auto"
+    """When inputs are read and written by blocks: auto, always, never."""
     told: set[str] = field(default_factory=set)
     """Warnings given so far, so that each is given once."""
 
@@ -97,6 +128,9 @@ def predict(arguments: argparse.Namespace) -> int:
     inputs = find_inputs(arguments.input, predictor.config)
     _not_onto_inputs(inputs, arguments.output)
     say(f"Found {len(inputs)} files to process")
+    predictor = dataclasses.replace(predictor, blocks=arguments.blocks)
+    if arguments.shard is not None:
+        return predict_shard(predictor, inputs, *arguments.shard)
     return predict_all(predictor, inputs)
 
 
@@ -274,8 +308,39 @@ def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
     for n, case in enumerate(inputs):
         cli.stop.check()
         say(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
-        rows.append(_guarded(predictor, case))
+        rows.append(_guarded(case, lambda case=case: predict_case(predictor, case)))
         _write_summary(predictor, rows)
+    return _told(rows, began)
+
+
+def predict_shard(predictor: Predictor, inputs: Sequence[Case], index: int, number: int) -> int:
+    """Compute part ``index`` of ``number`` of the blocks of all cases; writes ``blocks/shard_I_of_N.json``; returns the exit code."""
+    from pipeline import files
+    from pipeline.engine import blocks
+
+    counts = [_count_blocks(predictor, case) for case in inputs]
+    mine = [(case, which) for case, which in zip(inputs, blocks.share(counts, index, number), strict=True) if which]
+    say(f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)} blocks, in {len(mine)} files")
+    rows, began = [], time.monotonic()
+    for case, which in mine:
+        cli.stop.check()
+        say(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
+        rows.append(_guarded(case, lambda case=case, which=which: predict_blocks(predictor, case, which)))
+        files.write_json(predictor.output / blocks.FOLDER / f"shard_{index}_of_{number}.json", {"files": rows})
+    return _told(rows, began)
+
+
+def _count_blocks(predictor: Predictor, case: Case) -> int:
+    """Blocks of a case; 1 for a file that cannot be read, so that somebody meets it."""
+    from pipeline import files
+    from pipeline.engine.inference import tiling
+
+    found = files.probe(case.image[0], predictor.config.data.dims)
+    return -(-found.shape[1] // tiling(predictor.config, found.shape[1:], predictor.speak).step) if found.problem is None else 1
+
+
+def _told(rows: Sequence[dict[str, Any]], began: float) -> int:
+    """Tell how it went; returns the exit code."""
     failed = [r for r in rows if r["status"] == "failed"]
     say(f"\nInference complete: {len(rows) - len(failed)} done, {len(failed)} failed, {time.monotonic() - began:.1f} s")
     for row in failed:
@@ -283,11 +348,11 @@ def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
     return DONE if not failed else (FAILED if len(failed) == len(rows) else PARTIAL)
 
 
-def _guarded(predictor: Predictor, case: Case) -> dict[str, Any]:
+def _guarded(case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     began = time.monotonic()
     row: dict[str, Any] = {"id": case.id, "file": str(case.image[0])}
     try:
-        row |= {"status": "done", **predict_case(predictor, case)}
+        row |= {"status": "done", **work()}
     except Exception as error:
         say(f"  FAILED: {type(error).__name__}: {error}")
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -311,13 +376,13 @@ def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None
 
 def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     """Read, predict, finish and write one case; returns its facts and statistics."""
-    from pipeline import files
     from pipeline.data import normalise
     from pipeline.data.store import load_image
-    from pipeline.engine import soft as softs
     from pipeline.engine.inference import Source, settled, sliding_window, tiling
 
     config = predictor.config
+    if _by_blocks(predictor, case):
+        return predict_blocks(predictor, case)
     array, geometry = load_image(case, config.data.dims)
     say(f"  Loaded volume: {array.shape[1:]}, dtype: {array.dtype}")
     tiles = tiling(config, array.shape[1:], predictor.speak)
@@ -327,18 +392,113 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     with _bar(tiles.count()) as advance:
         soft = sliding_window(source, _counted(speak, advance), tiles, config.predict.batch, predictor.device)
     prediction = Prediction(case_id=case.id, soft=soft, geometry=geometry)
-    facts = {
-        "task": config.task,
-        "suffix": files.suffix(case.image[0]),
-        "scale": asdict(source.scale),
-        "dtype": str(array.dtype),
-        "channels": len(array),
-        "image": [str(p.absolute()) for p in case.image],
-    }
+    return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **_finish_case(predictor, case, source, prediction)}
+
+
+def _finish_case(predictor: Predictor, case: Case, source: Source, prediction: Prediction) -> dict[str, Any]:
+    """Save the soft answer where that is asked for, and finish it, all in memory."""
+    from pipeline.engine import soft as softs
+
+    facts = _facts(predictor, case, source)
     if predictor.save_soft:
         softs.save(predictor.output / "soft", prediction, facts)
-    answer = finish(config.postprocess, prediction, predictor.output, facts, array)
-    return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **answer}
+    return finish(predictor.config.postprocess, prediction, predictor.output, facts, source.array[:])
+
+
+def _facts(predictor: Predictor, case: Case, source: Source) -> dict[str, Any]:
+    """What travels with a soft prediction."""
+    from pipeline import files
+
+    return {
+        "task": predictor.config.task,
+        "suffix": files.suffix(case.image[0]),
+        "scale": asdict(source.scale),
+        "dtype": str(source.array.dtype),
+        "channels": len(source.array),
+        "image": [str(p.absolute()) for p in case.image],
+    }
+
+
+# --- by blocks ---------------------------------------------------------------------------------------------------------
+
+
+def _by_blocks(predictor: Predictor, case: Case) -> bool:
+    """Whether a case is read and written by blocks: it is large, that is wanted, or a shard has begun with it."""
+    from pipeline import files
+    from pipeline.data import streamed
+    from pipeline.engine import blocks
+
+    if predictor.blocks != "auto":
+        return predictor.blocks == "always"
+    if blocks.folders(predictor.output, case.id):
+        return True
+    found = files.probe(case.image[0], predictor.config.data.dims)
+    return found.problem is None and math.prod(found.shape) * len(case.image) > streamed.WHOLE
+
+
+def predict_blocks(predictor: Predictor, case: Case, which: range | None = None) -> dict[str, Any]:
+    """Compute those of the blocks ``which`` that are not there yet; ``None``: all, then finish the case, write it and take the blocks away."""
+    from pipeline.data import streamed
+    from pipeline.engine import blocks
+    from pipeline.engine.inference import Source, settled, tiling
+
+    config = predictor.config
+    with blocks.image(case, config.data.dims) as (array, geometry):
+        size = tuple(array.shape[1:])
+        say(f"  Volume: {size}, dtype: {array.dtype}, by blocks")
+        tiles = tiling(config, size, predictor.speak)
+        if which is None and config.task == "labels" and _streams(predictor, array):
+            blocks.check_memory(config.postprocess, 1 if config.data.classes == 2 else config.data.classes, size)
+        name = f"{case.id}.{blocks.key(_digests(predictor.models), config, case)}"
+        parts = blocks.Blocks(folder=predictor.output / blocks.FOLDER / name, size=size, step=tiles.step)
+        which_all = range(parts.count())
+        runs = parts.missing(which_all if which is None else which)
+        source = Source(array=array, scale=streamed.fit(config.data.normalise, array))
+        if runs:
+            _warn(predictor, source, tiles)
+            speak = settled(predictor.speak, source, tiles)
+            needed = sum(any(tiles.speaks(place, *run) for run in runs) for place in tiles.places())
+            with _bar(needed) as advance:
+                counted = _counted(speak, lambda n: (advance(n), cli.stop.check()))
+                blocks.compute(source, counted, tiles, parts, runs, config.predict.batch, predictor.device)
+        row = {"shape": list(size), "tiles": tiles.count(), "blocks": len(which_all if which is None else which)}
+        if which is not None:
+            return row
+        facts = _facts(predictor, case, source)
+        soft = blocks.Soft(case_id=case.id, array=parts.soft(), geometry=geometry, facts=facts, work=parts.folder)
+        answer = _finish_blocks(predictor, case, source, soft)
+    blocks.remove(predictor.output, case.id)
+    return row | answer
+
+
+def _streams(predictor: Predictor, array: Pixels) -> bool:
+    """Whether the answer, too, is written by blocks."""
+    from pipeline.data import streamed
+
+    return predictor.blocks == "always" or math.prod(array.shape) > streamed.WHOLE
+
+
+def _finish_blocks(predictor: Predictor, case: Case, source: Source, soft: Soft) -> dict[str, Any]:
+    """Decide and write a case whose blocks are all there: in memory where it is small, as it would be without blocks."""
+    from pipeline.engine import blocks
+
+    if not _streams(predictor, source.array):
+        return _finish_case(predictor, case, source, Prediction(case_id=case.id, soft=soft.array[:], geometry=soft.geometry))
+    if predictor.save_soft:
+        blocks.save_soft(predictor.output / "soft", soft)
+    if predictor.config.task == "labels":
+        path, statistics = blocks.write_labels(predictor.config.postprocess, soft, predictor.output)
+        say("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
+    else:
+        path, statistics = blocks.write_image(soft, predictor.output, source.scale)
+    say(f"  Saved {path}")
+    return {"output": path.name, **statistics}
+
+
+def _digests(models: Sequence[str]) -> dict[str, str]:
+    from pipeline import files
+
+    return {path: files.sha256(Path(path)) for path in models}
 
 
 def _warn(predictor: Predictor, source: Source, tiles: Tiling) -> None:

@@ -272,9 +272,14 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images and other files of a folder, each in natural order, without junk and sub-folders. A broken link counts as a file."""
     if not folder.is_dir():
         return [], []
-    entries = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in JUNK and not p.is_dir()]
+    entries = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p)]
     entries.sort(key=natural)
     return [p for p in entries if files.is_image(p)], [p for p in entries if not files.is_image(p)]
+
+
+def _is_entry(path: Path) -> bool:
+    """A file, or a folder that is one image."""
+    return not path.is_dir() or files.is_folder(path)
 
 
 def case_id(path: Path) -> str:
@@ -352,7 +357,7 @@ def inputs(path: Path, data: config.Data) -> tuple[Case, ...]:
     Names ``ID_0000, ID_0001`` in a folder are channels of one case where every id has its ``_0000``, unless the model's layout
     is one without channel numbers. Raises UserError where nothing is there, or two files would give one answer.
     """
-    if path.is_file() or (path.is_symlink() and not path.is_dir()):
+    if path.is_file() or (path.is_symlink() and not path.is_dir()) or (path.is_dir() and files.is_folder(path)):
         return (Case(id=case_id(path), image=(path,)),)
     search = _Search(path)
     found = _by_id(search, path)

@@ -1,6 +1,7 @@
 """Whole cases from tiles: one pass over the volume, every network, flip and scale on each tile, blended in float32, streamed in bands.
 
-Memory follows one tile-high band of the volume plus the output; the input may be memory-mapped.
+Memory follows one tile-high band of the volume, plus the output where it is kept: :func:`stream` hands finished rows on instead.
+The input may be memory-mapped, or read piece by piece (:class:`pipeline.files.Pixels`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
 from pipeline.engine import norms
+from pipeline.files import Pixels
 from pipeline.geometry import Tiling, flips, up
 from pipeline.networks import receptive
 from pipeline.records import UserError
@@ -26,9 +28,9 @@ Voice = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A case to predict: ``array`` ``(C, *S)`` of any number type, memory-mapped or not, and how it is normalised."""
+    """A case to predict: ``array`` ``(C, *S)`` of any number type, in memory or read as it is sliced, and how it is normalised."""
 
-    array: np.ndarray
+    array: np.ndarray | Pixels
     scale: Scale
 
 
@@ -181,21 +183,51 @@ def tiling(config: Config, size: Sequence[int], speak: Voice | None = None) -> T
         raise UserError(f"predict: {error} (--patch-size), or lower predict.halo (--halo).") from None
 
 
-@torch.inference_mode()
+Sink = Callable[[int, np.ndarray], None]
+"""Takes finished rows: the first one's number along the first space axis, and their soft answer ``(K, n, ...)`` float32."""
+
+
 def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu") -> np.ndarray:
     """Soft answer ``(K, *S)`` float32 for a whole case.
 
     Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when ``one_sided`` is off. Raises UserError when
     the device runs out of memory.
     """
+    out: np.ndarray | None = None
+
+    def keep(first: int, rows: np.ndarray) -> None:
+        nonlocal out
+        out = np.empty((len(rows), *tiles.size), np.float32) if out is None else out
+        out[:, first : first + rows.shape[1]] = rows
+
+    stream(source, speak, tiles, keep, batch, device)
+    assert out is not None
+    return out
+
+
+@torch.inference_mode()
+def stream(  # the same arguments as sliding_window, and where rows go
+    source: Source, speak: Voice, tiles: Tiling, sink: Sink, batch: int = 1, device: str = "cpu", rows: tuple[int, int] | None = None
+) -> None:
+    """Soft answers as they are finished: rows along the first space axis, in order, without gaps.
+
+    ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole answer: every tile that has a
+    say in them is computed, in the same batches, and summed in the same order. Raises UserError as :func:`sliding_window` does.
+    """
+    first, end = rows or (0, tiles.size[0])
     band: _Band | None = None
     try:
         for places in _batches(tiles, batch):
+            needed = [tiles.speaks(place, first, end) for place in places]
+            if not any(needed):
+                continue
+            # Tiles that share a batch are computed together even where some are not needed: its size may change the last bits.
             stack = np.stack([cut(source, place, tiles.tile) for place in places])
             soft = speak(torch.from_numpy(stack).to(device))
-            band = band or _Band(tiles, soft.shape[1], device)
-            for place, one in zip(places, soft, strict=True):
-                band.add(place, one)
+            for place, one, wanted in zip(places, soft, needed, strict=True):
+                if wanted:
+                    band = band or _Band(tiles, soft.shape[1], device, _Clipped(sink, first, end), place[0])
+                    band.add(place, one)
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not _out_of_memory(error):
             raise
@@ -204,8 +236,22 @@ def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, 
             f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller tiles, e.g. --patch-size {smaller} "
             f"(predict.patch), or fewer at a time (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
-    assert band is not None
-    return band.finish()
+    if band is not None:
+        band.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Clipped:
+    """Passes rows from ``first`` to ``end`` on and drops others."""
+
+    sink: Sink
+    first: int
+    end: int
+
+    def __call__(self, start: int, rows: np.ndarray) -> None:
+        low, high = max(start, self.first), min(start + rows.shape[1], self.end)
+        if low < high:
+            self.sink(low, rows[:, low - start : high - start])
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -234,15 +280,14 @@ def cut(source: Source, start: Sequence[int], size: Sequence[int]) -> np.ndarray
 
 
 class _Band:
-    """Sums over one tile-high band along the first axis; rows that no later tile can reach are divided and handed to the output."""
+    """Sums over one tile-high band along the first axis; rows that no later tile can reach are divided and handed on."""
 
-    def __init__(self, tiles: Tiling, channels: int, device: str) -> None:
+    def __init__(self, tiles: Tiling, channels: int, device: str, sink: Sink, start: int) -> None:
         self.tiles, self.device = tiles, device
         across = tiles.padded[1:]
         self.sums = torch.zeros((channels, tiles.tile[0], *across), device=device)
         self.weights = torch.zeros((tiles.tile[0], *across), device=device)
-        self.start = 0
-        self.out = np.empty((channels, *tiles.size), np.float32)
+        self.sink, self.start = sink, start
         self._profile: tuple[tuple, torch.Tensor] | None = None
 
     def add(self, place: Sequence[int], soft: torch.Tensor) -> None:
@@ -261,12 +306,12 @@ class _Band:
         return self._profile[1]
 
     def _release(self, until: int) -> None:
-        """Rows before ``until`` (in the padded space) are complete: write them out and move the band up."""
+        """Rows before ``until`` (in the padded space) are complete: hand them on and move the band up."""
         rows = min(until - self.start, self.tiles.tile[0])
         done = (self.sums[:, :rows] / self.weights[:rows]).cpu().numpy()
         high, *across = self.tiles.size
         kept = min(rows, high - self.start)
-        self.out[:, self.start : self.start + kept] = done[(slice(None), slice(kept), *map(slice, across))]
+        self.sink(self.start, done[(slice(None), slice(max(kept, 0)), *map(slice, across))])
         for buffer, axis in ((self.sums, 1), (self.weights, 0)):
             left = buffer.shape[axis] - rows
             rest = buffer.narrow(axis, rows, left).clone()
@@ -274,6 +319,6 @@ class _Band:
             buffer.narrow(axis, left, rows).zero_()
         self.start = until
 
-    def finish(self) -> np.ndarray:
+    def finish(self) -> None:
+        """Hand on all that the band still holds."""
         self._release(self.tiles.padded[0])
-        return self.out

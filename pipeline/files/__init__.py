@@ -1,4 +1,6 @@
-"""Read and write TIFF, NIfTI, PNG, JPEG and npy arrays, read GIF and BMP, with their geometry; every file is written whole or not at all.
+"""Read and write TIFF, OME-Zarr, NIfTI, PNG, JPEG and npy arrays, read GIF and BMP, with their geometry; every file is written whole or not at all.
+
+Arrays larger than memory are opened by :func:`view` and written from :class:`Rows`, slab by slab.
 
 Damage is looked for here and not left to the libraries: tifffile logs a truncated file and returns fewer pages, nibabel
 meets it only when pixels are used, and gzip checks its sum only when somebody reads to the end.
@@ -6,15 +8,18 @@ meets it only when pixels are used, and gzip checks its sum only when somebody r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pipeline.files import nifti, npy, pictures, tiff
+from pipeline.files import nifti, npy, pictures, tiff, zarr
 from pipeline.files.durable import read_json, sha256, sweep, whole, write_bytes, write_json, write_text
 from pipeline.files.errors import AGAIN, FileError, guarded
-from pipeline.files.names import SUFFIXES, is_image, stem, suffix
+from pipeline.files.names import SUFFIXES, is_folder, is_image, stem, suffix
+from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
 from pipeline.records import Geometry, UserError
 
 if TYPE_CHECKING:
@@ -23,17 +28,23 @@ if TYPE_CHECKING:
 __all__ = [
     "SUFFIXES",
     "FileError",
+    "Pixels",
     "Probe",
+    "Rows",
     "dims_of",
     "geometry",
+    "is_folder",
     "is_image",
     "probe",
     "read",
     "read_json",
+    "row_bytes",
     "sha256",
+    "slabs",
     "stem",
     "suffix",
     "sweep",
+    "view",
     "whole",
     "write",
     "write_bytes",
@@ -42,6 +53,8 @@ __all__ = [
 ]
 
 _FORMATS = {
+    ".ome.zarr": zarr,
+    ".zarr": zarr,
     ".tif": tiff,
     ".tiff": tiff,
     ".nii": nifti,
@@ -98,6 +111,37 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")), geometry
 
 
+@contextlib.contextmanager
+def view(path: Path, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
+    """The array of :func:`read` and its geometry, of which rows are read as they are sliced: TIFF, Zarr and npy. Others are read whole.
+
+    The array can be used until the context is left. Raises FileError as :func:`read` does, also from a slice that cannot be read.
+    """
+    form = _format(path)
+    with contextlib.ExitStack() as stack:
+        if form not in (tiff, zarr, npy):
+            yield read(path, dims)
+            return
+        given = (stack,) if form is tiff else ()
+        pixels, place = guarded(path, lambda: form.view(path, dims, *given))
+        if 0 in pixels.shape:
+            raise FileError(path, f"holds no pixel, shape {pixels.shape}")
+        if pixels.dtype.kind not in "uifb":
+            raise FileError(path, f"holds {pixels.dtype} values", "Convert it to an integer or real number type")
+        yield _guarded_rows(path, pixels), place
+
+
+def _guarded_rows(path: Path, pixels: Pixels) -> Pixels:
+    """The same, with bool as uint8, and with FileError for rows that cannot be read."""
+    import numpy as np
+
+    if not isinstance(pixels, Rows):
+        return pixels
+    dtype = np.dtype(np.uint8) if pixels.dtype == bool else pixels.dtype
+    make = pixels.make
+    return replace(pixels, dtype=dtype, make=lambda first, end: guarded(path, lambda: make(first, end)))
+
+
 def geometry(path: Path, dims: int) -> Geometry:
     """The geometry that :func:`read` would give, from the header alone. Raises FileError like it."""
     return guarded(path, lambda: _format(path).geometry(path, dims))
@@ -119,15 +163,21 @@ def _format(path: Path) -> ModuleType:
     return _FORMATS[known]
 
 
-def write(path: Path, array: np.ndarray, geometry: Geometry | None = None, dims: int | None = None) -> None:
+def write(path: Path, array: np.ndarray | Rows, geometry: Geometry | None = None, dims: int | None = None) -> None:
     """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry`` describes, whole or not at all.
 
     ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else pictures such as PNG are 2D and other
     arrays of three axes or more are volumes. Equal arrays give equal bytes. Raises UserError where the format cannot hold the array.
+    :class:`Rows` ``(C, *S)`` are written slab by slab as TIFF volumes, Zarr and npy; in other formats they are held in memory.
     """
     import numpy as np
 
     geometry = geometry or Geometry()
+    if isinstance(array, Rows):
+        form = _format(path)
+        with whole(path) as temp:
+            form.write(temp, array if form in (tiff, zarr, npy) else array[:], geometry)
+        return
     array = np.asarray(array)
     flat = array.ndim == 2 or _FORMATS.get(suffix(path)) is pictures
     space: int = dims or geometry.meta.get("dims") or (2 if flat else 3)

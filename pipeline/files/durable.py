@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 import zlib
@@ -30,7 +31,7 @@ _open_temps: set[str] = set()
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; afterwards ``path`` is the complete new file, or untouched after an error.
 
-    The bytes reach the disk before the name does (fsync of file, rename, fsync of folder). Raises OSError that says how far
+    What is made there may also be a folder; a folder that ``path`` was is moved aside first, so that ``path`` is whole or absent. The bytes reach the disk before the name does (fsync of file, rename, fsync of folder). Raises OSError that says how far
     it came when the disk is full.
     """
     ending = suffix(path) or path.suffix
@@ -39,8 +40,8 @@ def whole(path: Path) -> Iterator[Path]:
     _open_temps.add(temp.name)
     try:
         yield temp
-        _sync(temp)
-        os.replace(temp, path)
+        _sync_all(temp)
+        _replace(temp, path)
         _sync(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
@@ -49,8 +50,32 @@ def whole(path: Path) -> Iterator[Path]:
         why = f"{path}: {error.strerror} after {done} bytes; the file was not changed. Free space in {path.parent} and run again."
         raise OSError(error.errno, why) from None
     finally:
-        temp.unlink(missing_ok=True)
+        _remove(temp)
         _open_temps.discard(temp.name)
+
+
+def _sync_all(path: Path) -> None:
+    for inner in path.rglob("*") if path.is_dir() else ():
+        _sync(inner)
+    _sync(path)
+
+
+def _replace(temp: Path, path: Path) -> None:
+    """A folder cannot take the place of a folder in one step."""
+    if not path.is_dir():
+        os.replace(temp, path)
+        return
+    old = temp.with_name(f"{temp.name}.old")
+    os.replace(path, old)
+    os.replace(temp, path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -104,7 +129,7 @@ def sweep(folder: Path) -> list[Path]:
     removed = []
     for temp in sorted(folder.rglob(f"{_PREFIX}*")):
         if temp.name not in _open_temps and _abandoned(temp):
-            temp.unlink(missing_ok=True)
+            _remove(temp)
             removed.append(temp)
     return removed
 

@@ -29,7 +29,7 @@ class FileError(UserError):
 def guarded(path: Path, action: Callable[[], T]) -> T:
     """Run a decoder; whatever it raises becomes a FileError, because codecs raise anything for a damaged file."""
     try:
-        if path.stat().st_size == 0:
+        if path.stat().st_size == 0 and not path.is_dir():
             raise FileError(path, "is empty (0 bytes)")
         return action()
     except FileError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SUFFIXES = (".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy", ".gif", ".bmp")
-"""Formats that can be read, longest first."""
+SUFFIXES = (".ome.zarr", ".zarr", ".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy", ".gif", ".bmp")
+"""Formats that can be read; a longer suffix comes before one that it ends with."""
+
+FOLDERS = (".ome.zarr", ".zarr")
+"""Those of them that are folders of many files."""
 
 READ_ONLY = (".gif", ".bmp")
 """Those of them that are not written."""
@@ -33,6 +36,15 @@ def stem(path: Path | str) -> str:
     name = Path(path).name
     known = suffix(name)
     return name[: -len(known)] if known else Path(name).stem
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether the name is one of an image that is kept as a folder.
+
+    >>> is_folder("scan.ome.zarr"), is_folder("scan.tif")
+    (True, False)
+    """
+    return suffix(path) in FOLDERS
 
 
 def is_image(path: Path | str) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.files.errors import FileError, wrong_axes
 from pipeline.files.pictures import palette_labels
+from pipeline.files.pixels import Pixels, Rows, slabs
 from pipeline.records import Geometry
 
 if TYPE_CHECKING:
@@ -82,21 +83,22 @@ def _tag_ends(entries: bytes, entry: str) -> Iterator[int]:
 
 def _page_problem(tif: tifffile.TiffFile) -> str | None:
     """Check every page's strips or tiles against the file's size, and all pages against the first and the announced number."""
-    pages: list[Any] = [tif.pages.get(index) for index in range(len(tif.pages))]
-    first, size = pages[0], tif.filehandle.size
+    first: Any = tif.pages.get(0)
+    count, size = len(tif.pages), tif.filehandle.size
     announced = _announced_pages(tif, first)
-    if len(pages) == 1 < announced and first.is_contiguous:
+    if count == 1 < announced and first.is_contiguous:
         # ImageJ and 'truncate' write one directory for a whole uncompressed stack.
         need = first.dataoffsets[0] + announced * first.nbytes
         return None if need <= size else f"is truncated: {announced} pages need {need} bytes, the file has {size}"
-    if len(pages) < announced:
-        return f"is truncated: it announces {announced} pages and holds {len(pages)}"
-    for number, page in enumerate(pages, 1):
+    if count < announced:
+        return f"is truncated: it announces {announced} pages and holds {count}"
+    for number in range(1, count + 1):
+        page: Any = tif.pages.get(number - 1)  # not kept: a long stack has many
         if page.shape != first.shape or page.dtype != first.dtype:
             return f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page {number} is {page.shape} {page.dtype}"
         problem = _segment_problem(page, size)
         if problem:
-            return f"is truncated or damaged at page {number} of {len(pages)}: {problem}"
+            return f"is truncated or damaged at page {number} of {count}: {problem}"
     return None
 
 
@@ -180,6 +182,62 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         return array[: _opaque(page)], _geometry(tif, dims)
 
 
+def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[Pixels, Geometry]:
+    """The array of :func:`read`, of which rows are read as they are sliced, and its geometry; ``stack`` closes the file.
+
+    Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded once for each slab that it
+    lies in. A compressed image (one page) is decoded whole.
+    """
+    tif = stack.enter_context(_open(path))
+    order, shape = _layout(path, tif, dims)
+    series, page = tif.series[0], tif.pages.first
+    if _is_palette(page, dims):
+        return read(path, dims, labels=False)
+    source, opaque = _Pages(path, series, order[-dims]), _opaque(page)
+
+    def make(first: int, end: int) -> np.ndarray:
+        part = source.rows(first, end).transpose(order).reshape(shape[0], end - first, *shape[2:])[:opaque]
+        return ~part if page.photometric == 0 and part.dtype == bool else part
+
+    import numpy as np
+
+    channels = len(range(shape[0])[:opaque])
+    return Rows((channels, *shape[1:]), np.dtype(series.dtype).newbyteorder("="), make), _geometry(tif, dims)
+
+
+class _Pages:
+    """Rows of a series along one of its axes, in the series' own order of axes."""
+
+    def __init__(self, path: Path, series: Any, axis: int) -> None:
+        self.path, self.series, self.axis = path, series, axis
+        self.shape = series.get_shape(squeeze=False)
+        self.lead = len(self.shape)
+        while self.lead and math.prod(self.shape[: self.lead]) > len(series.pages):
+            self.lead -= 1
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        import numpy as np
+
+        box = tuple(slice(first, end) if i == self.axis else slice(None) for i in range(len(self.shape)))
+        if self.series.dataoffset is not None:
+            # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
+            stored = self.series.dtype.newbyteorder(self.series.parent.byteorder)
+            return np.array(np.memmap(self.path, stored, "r", self.series.dataoffset, self.shape)[box])
+        numbers = np.arange(math.prod(self.shape[: self.lead])).reshape(self.shape[: self.lead])
+        wanted = numbers[box[: self.lead]]
+        inner = self.shape[self.lead :]
+        pages = [self._page(int(n)).reshape(inner)[box[self.lead :]] for n in wanted.ravel()]
+        return np.stack(pages).reshape(*wanted.shape, *pages[0].shape)
+
+    def _page(self, number: int) -> np.ndarray:
+        page = self.series.pages[number]
+        if page is None:  # a page that a sparse series leaves out
+            import numpy as np
+
+            return np.zeros(self.shape[self.lead :], self.series.dtype)
+        return page.asarray()
+
+
 def _is_palette(page: Any, dims: int) -> bool:
     """Whether numbers stand for colours. In a volume they are taken as numbers: ImageJ saves label stacks with a palette."""
     return page.photometric == 3 and page.colormap is not None and dims == 2
@@ -221,30 +279,50 @@ def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
     return meta
 
 
-def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry; for ImageJ where the source was one."""
+def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
+    """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry; for ImageJ where the source was one.
+
+    Volumes that are :class:`Rows` are written slab by slab: the bytes are those of the array.
+    """
     import numpy as np
     import tifffile
 
     meta = geometry.meta if geometry.format == "tiff" else {}
     # ImageJ knows these types only; others keep the scale in the description that tifffile and this package read.
-    imagej = bool(meta.get("imagej")) and array.dtype in (np.uint8, np.uint16, np.float32) and array.nbytes < 2**32 - 2**25
+    dtype, nbytes = np.dtype(array.dtype), math.prod(array.shape) * array.dtype.itemsize
+    imagej = bool(meta.get("imagej")) and dtype in (np.uint8, np.uint16, np.float32) and nbytes < 2**32 - 2**25
     described = {key: _ascii(meta[key]) for key in ("spacing", "unit") if key in meta}
-    array, axes = _axes(array, imagej)
+    data, axes, given = _pages(array, imagej)
     tifffile.imwrite(
         path,
-        array,
+        data,
+        **given,
         imagej=imagej,
-        bigtiff=array.nbytes >= 2**32 - 2**25,
+        bigtiff=nbytes >= 2**32 - 2**25,
         ome=False,
         photometric="rgb" if axes == "YXS" else "minisblack",
         compression="zlib",
-        compressionargs={"level": 1 if array.dtype.kind == "f" else 6},  # real numbers hardly shrink, whatever the effort
+        compressionargs={"level": 1 if dtype.kind == "f" else 6},  # real numbers hardly shrink, whatever the effort
         metadata={"axes": axes, **described},
         resolution=tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None,  # type: ignore[arg-type]
         resolutionunit=meta.get("resolution_unit"),
         software=False,
     )
+
+
+def _pages(array: np.ndarray | Pixels, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
+    """What tifffile is to write, the letters of its axes, and of pages that come one by one their shape and type."""
+    if not isinstance(array, Rows) or len(array.shape) == 3:
+        data, axes = _axes(array[:], imagej)
+        return data, axes, {}
+    channels, *space = array.shape
+    if channels == 1:
+        return (page for first, end in slabs(array) for page in array[0, first:end]), "ZYX", {"shape": tuple(space), "dtype": array.dtype}
+    if imagej:
+        pages = (page for first, end in slabs(array) for row in array[:, first:end].swapaxes(0, 1) for page in row)
+        return pages, "ZCYX", {"shape": (space[0], channels, *space[1:]), "dtype": array.dtype}
+    pages = (page for c in range(channels) for first, end in slabs(array) for page in array[c, first:end])
+    return pages, "CZYX", {"shape": tuple(array.shape), "dtype": array.dtype}
 
 
 def _axes(array: np.ndarray, imagej: bool) -> tuple[np.ndarray, str]:

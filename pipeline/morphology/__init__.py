@@ -14,7 +14,6 @@ from typing import Literal
 
 import cc3d
 import edt
-import fill_voids
 import numpy as np
 
 from pipeline.records import UserError
@@ -66,13 +65,16 @@ def fill_holes(mask: np.ndarray, below: int | None = None, per_slice: int | None
 
 
 def _fill(mask: np.ndarray, below: int | None) -> np.ndarray:
-    filled = fill_voids.fill(mask)
-    if below is None:
-        return filled
-    labels, count = components(filled & ~mask, connectivity=6)
-    small = _sizes(labels, count) <= below
-    small[0] = False
-    return mask | small[labels]
+    # Not by fill_voids: version 2.1.2 fills another set in 2 of 100 small random volumes, and this is as fast.
+    labels, count = components(~mask, connectivity=6)
+    hole = np.ones(count + 1, dtype=bool)
+    hole[0] = False
+    for axis in range(mask.ndim):
+        for end in (0, -1):
+            hole[np.take(labels, end, axis)] = False
+    if below is not None:
+        hole &= _sizes(labels, count) <= below
+    return mask | hole[labels]
 
 
 def _sizes(labels: np.ndarray, count: int) -> np.ndarray:

@@ -1,0 +1,160 @@
+"""OME-Zarr: a folder of chunks, as image pyramids are kept by microscopes and scanners. The finest level is read; one level is written.
+
+Versions 0.4 (on Zarr format 2) and 0.5 (format 3) are read, as are plain arrays of either format. An answer is written in the version
+of its input, and as 0.4 where there is none: that is what Fiji, QuPath, napari, neuroglancer and OMERO all open today, while
+0.5 is known to the newest releases of some. Specification: ngff.openmicroscopy.org.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files.pixels import Pixels, Rows, slabs
+from pipeline.records import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EDGE = 128
+"""Longest edge of a chunk that is written, in voxels; images have chunks of four times that."""
+
+VERSION = "0.4"
+"""Written where the input says nothing."""
+
+
+def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
+    """The finest level, its multiscale entry (empty for a plain array) and the version."""
+    import zarr
+
+    try:
+        node = zarr.open(path, mode="r")
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        cure = "Name the folder that holds zarr.json, .zgroup or .zarray"
+        raise FileError(path, f"is no Zarr that can be opened ({type(error).__name__}: {error})"[:300], cure) from None
+    if isinstance(node, zarr.Array):
+        return node, {}, ""
+    attributes: Mapping[str, Any] = dict(node.attrs)
+    inner = attributes.get("ome", attributes)
+    scales = inner.get("multiscales") or ()
+    if not scales:
+        raise FileError(
+            path, "is a Zarr group without 'multiscales'", "Name the folder of one image: OME-Zarr 0.4 or 0.5, or a plain array"
+        )
+    entry = scales[0]
+    if not all(isinstance(axis, Mapping) for axis in entry.get("axes") or [None]):
+        raise FileError(path, "has no description of its axes, as OME-Zarr before 0.4", "Convert it to version 0.4 or 0.5")
+    level: Any = node[entry["datasets"][0]["path"]]
+    return level, entry, str(inner.get("version") or entry.get("version") or VERSION)
+
+
+def _layout(path: Path, array: Any, entry: Mapping[str, Any], dims: int) -> tuple[list[int], tuple[int, ...], list[str]]:
+    """Order of the stored axes that gives ``(rest, C, *S)``, the shape ``(C, *S)``, and the names of the stored axes."""
+    shape = tuple(int(n) for n in array.shape)
+    if not entry:
+        if len(shape) not in (dims, dims + 1):
+            raise wrong_axes(path, shape, dims)
+        names = ["c", "z", "y", "x"][-len(shape) :] if dims == 3 else ["c", "y", "x"][-len(shape) :]
+    else:
+        names = [str(axis["name"]).lower() for axis in entry["axes"]]
+    space = ["z", "y", "x"][-dims:]
+    flat = [i for i, name in enumerate(names) if name not in (*space, "c")]
+    if len(names) != len(shape) or any(name not in names for name in space) or any(shape[i] != 1 for i in flat):
+        raise wrong_axes(path, shape, dims)
+    channel = [i for i, name in enumerate(names) if name == "c"]
+    order = flat + channel + [names.index(name) for name in space]
+    return order, (math.prod(shape[i] for i in channel), *(shape[names.index(name)] for name in space)), names
+
+
+def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
+    """Shape ``(C, *S)`` and number type from the metadata. Chunks that were never written are background, so none can be missed."""
+    array, entry, _ = _open(path)
+    return _layout(path, array, entry, dims)[1], array.dtype.name
+
+
+def geometry(path: Path, dims: int) -> Geometry:
+    """Axes, scale, translation and units."""
+    array, entry, version = _open(path)
+    return _geometry(entry, version, _layout(path, array, entry, dims)[2], dims)
+
+
+def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
+    """The whole finest level as ``(C, *S)``."""
+    pixels, place = view(path, dims)
+    return pixels[:], place
+
+
+def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
+    """The finest level ``(C, *S)``, of which rows are read as they are sliced."""
+    import numpy as np
+
+    array, entry, version = _open(path)
+    order, shape, names = _layout(path, array, entry, dims)
+    axis = names.index("zyx"[3 - dims])
+
+    def make(first: int, end: int) -> np.ndarray:
+        part = np.asarray(array[tuple(slice(first, end) if i == axis else slice(None) for i in range(len(names)))])
+        return part.transpose(order).reshape(shape[0], end - first, *shape[2:])
+
+    return Rows(shape, array.dtype.newbyteorder("="), make), _geometry(entry, version, names, dims)
+
+
+def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims: int) -> Geometry:
+    """Scale and translation of the space axes, those of the level and of the whole pyramid taken together."""
+    meta: dict[str, Any] = {"dims": dims}
+    if not entry:
+        return Geometry(format="zarr", meta=meta)
+    where = [i for i, name in enumerate(names) if name in "zyx"[3 - dims :]]
+    scale, shift = [1.0] * len(names), [0.0] * len(names)
+    for step in [*entry["datasets"][0].get("coordinateTransformations", ()), *entry.get("coordinateTransformations", ())]:
+        if "scale" in step:
+            scale = [a * b for a, b in zip(scale, step["scale"], strict=True)]
+            shift = [a * b for a, b in zip(shift, step["scale"], strict=True)]
+        if "translation" in step:
+            shift = [a + b for a, b in zip(shift, step["translation"], strict=True)]
+    space = {names[i]: i for i in where}
+    ordered = [space[name] for name in "zyx"[3 - dims :]]
+    meta |= {"version": version, "scale": [scale[i] for i in ordered], "units": [entry["axes"][i].get("unit") for i in ordered]}
+    return Geometry(format="zarr", meta=meta | ({"translation": [shift[i] for i in ordered]} if any(shift) else {}))
+
+
+def write(path: Path, array: Pixels, geometry: Geometry) -> None:
+    """Write ``(C, *S)`` into the new folder ``path``, slab by slab, as one level with the scale of a Zarr's geometry."""
+    import numpy as np
+    import zarr
+
+    meta = geometry.meta if geometry.format == "zarr" else {}
+    version, dims = meta.get("version") or VERSION, len(array.shape) - 1
+    new = version.startswith("0.5")
+    many = array.shape[0] > 1
+    shape = tuple(array.shape) if many else tuple(array.shape[1:])
+    chunk = [min(n, EDGE * (4 if dims == 2 else 1)) for n in array.shape[1:]]
+    group = zarr.open_group(path, mode="w", zarr_format=3 if new else 2)
+    level: Any = group.create_array(
+        "0",
+        shape=shape,
+        chunks=(1, *chunk) if many else tuple(chunk),
+        dtype=np.dtype(array.dtype),
+        chunk_key_encoding={"name": "default" if new else "v2", "separator": "/"},
+        dimension_names=[*("c" if many else ""), *"zyx"[3 - dims :]] if new else None,
+    )
+    for first, end in slabs(array, chunk[0]):
+        part = array[:, first:end]
+        level[(slice(None), slice(first, end)) if many else slice(first, end)] = part if many else part[0]
+    entry = _entry(meta, version, dims, many, path)
+    group.attrs.update({"ome": {"version": version, "multiscales": [entry]}} if new else {"multiscales": [entry | {"version": version}]})
+
+
+def _entry(meta: Mapping[str, Any], version: str, dims: int, many: bool, path: Path) -> dict[str, Any]:
+    """The multiscales entry of one level."""
+    units = meta.get("units") or [None] * dims
+    axes = [{"name": "c", "type": "channel"}] if many else []
+    axes += [{"name": n, "type": "space", **({"unit": u} if u else {})} for n, u in zip("zyx"[3 - dims :], units, strict=True)]
+    lead = [1.0] if many else []
+    steps: list[dict[str, Any]] = [{"type": "scale", "scale": lead + list(meta.get("scale") or [1.0] * dims)}]
+    if "translation" in meta:
+        steps.append({"type": "translation", "translation": ([0.0] if many else []) + list(meta["translation"])})
+    return {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
