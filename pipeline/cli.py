@@ -23,7 +23,7 @@ class StopRequested(BaseException):
 
 
 class _Stop:
-    """Flag that signal handlers set. A second signal of the same kind falls through to the default action."""
+    """Flag that signal handlers set. A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -34,7 +34,8 @@ class _Stop:
 
     def _handle(self, number: int, _frame: object) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:  # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save short
+            signal.signal(number, signal.SIG_DFL)
 
     def check(self) -> None:
         """Raise StopRequested if a signal has come."""
