@@ -1,0 +1,88 @@
+"""What two ranks say to each other; started by torchrun from test_distributed.py with a task and a folder for the answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline.engine import distributed
+from pipeline.records import UserError
+
+torch.set_num_threads(1)
+
+
+def talk(team: distributed.Team, folder: Path) -> None:
+    odd = [0.1 + 0.2, math.inf, -0.0, 1e-310]
+    first = folder / "first.txt"
+    answers = {
+        "agree": team.agree(team.rank == 1, False, True),
+        "gather": team.gather({"rank": team.rank, "numbers": odd, "text": "é" * (1 + 9 * team.rank)}),
+        "share": distributed.share(list(range(5)), team),
+        "first": team.leader_first(lambda: (_once(first), first.read_text())[1], "writing the first file"),
+        "gradients": gradients(team),
+    }
+    try:
+        team.leader_first(lambda: _refuse(team), "refusing")
+    except (UserError, distributed.TeamError) as error:
+        answers["refused"] = [type(error).__name__, str(error)]
+    (folder / f"{team.rank}.json").write_text(json.dumps(answers))
+
+
+def _once(path: Path) -> None:
+    time.sleep(0.3 if not path.exists() else 0)
+    path.write_text(path.read_text() + "again " if path.exists() else "once ")
+
+
+def _refuse(team: distributed.Team) -> None:
+    if team.leads:
+        raise UserError("the data is wrong")
+
+
+def gradients(team: distributed.Team) -> list[list[float]]:
+    """Of two steps whose second one is accumulated over two batches of one sample a rank: those of all samples together."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1))
+    samples = torch.randn(6, 1, 4, 4)
+    twin = distributed.parallel(network, team)
+    found = []
+    for batches in ([0], [1, 2]):
+        network.zero_grad()
+        for n in batches:
+            x = samples[2 * n + team.rank : 2 * n + team.rank + 1]
+            with twin.no_sync() if n != batches[-1] else _nothing():  # type: ignore[operator]
+                (twin(x).square().mean() / len(batches)).backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).tolist())
+    return found
+
+
+def _nothing() -> torch.no_grad:
+    return torch.enable_grad()  # type: ignore[return-value]
+
+
+def vanish(team: distributed.Team, folder: Path) -> None:
+    """Rank 1 kills or stops itself; rank 0 must find out."""
+    team.agree(False)
+    if team.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL if sys.argv[1] == "kill" else signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        for _ in range(3):
+            team.agree(False)
+    except distributed.TeamError as error:
+        (folder / "0.json").write_text(json.dumps([str(error), time.monotonic() - began]))
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would come before the message
+    own = distributed.join("cpu", 4.0 if sys.argv[1] != "talk" else 60.0)
+    {"talk": talk}.get(sys.argv[1], vanish)(own, Path(sys.argv[2]))
+    distributed.leave(own)
