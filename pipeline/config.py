@@ -265,14 +265,16 @@ class Train:
     """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction, target), task image; 0: none."""
     keep_every: int = 0
     """Epochs between model files ``epoch_NNNN.safetensors`` that stay beside the best; 0: none."""
+    save_steps: int = 0
+    """Steps after which the state is saved within an epoch, too; 0: only at its end."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers that also get parameters, metrics and the model (extra ``tracking``). One that fails is dropped with a warning."""
 
     def __post_init__(self) -> None:
         _require(min(self.epochs, self.accumulate) >= 1, "train.epochs and train.accumulate must be at least 1.")
         _require(
-            min(self.preview_every, self.preview_steps, self.keep_every) >= 0,
-            "train: preview_every, preview_steps and keep_every must not be negative.",
+            min(self.preview_every, self.preview_steps, self.keep_every, self.save_steps) >= 0,
+            "train: preview_every, preview_steps, keep_every and save_steps must not be negative.",
         )
         _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.")
         if self.average is not None:

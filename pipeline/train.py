@@ -2,12 +2,15 @@
 
     python -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold -1
 
-Running the same command again continues where it stopped; a finished fold is not trained again.
+Running the same command again continues where it stopped; a finished fold is not trained again. Several such commands may work on
+one run at the same time, on one host or many, each on its own folds: a fold belongs to the process that trains it, and the run
+folder to one process at a time while it is prepared and summed up.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
@@ -31,8 +34,12 @@ RULE = "=" * 80
 MOST_BASELINE_CASES = 32
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
 """Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
-HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "predict.batch")
+HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "predict.batch")
 """Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
+LOCK = ".lock"
+"""File in the run folder and in each fold's by which processes keep apart; the data's store in the run folder is the run's."""
+SILENT = 3.0
+"""Seconds of waiting for another process before it is said."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,14 +80,61 @@ def train(arguments: argparse.Namespace) -> int:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(arguments.data_dir)))
     folder = arguments.out or Path("runs") / config.name
     folds = _folds(config, arguments.fold)
-    cases, facts = check_data(config, folder, write=not arguments.dry_run)
-    channels = check_names(config, facts)
     if arguments.dry_run:
+        cases, facts = check_data(config, folder, write=False)
+        check_names(config, facts)
         say(f"Dry run: {len(cases)} cases, config and data are good; nothing was started.")
         return DONE
-    run = prepare(config, folder, (cases, facts), arguments)
-    with cli.kept_log(folder, "train"):
+    _refuse_taken(folder, folds)
+    with alone(folder):
+        cases, facts = check_data(config, folder, write=True)
+        channels = check_names(config, facts)
+        with _started_over(folder) if arguments.fresh else contextlib.nullcontext():
+            run = prepare(config, folder, (cases, facts), arguments)
+    with cli.kept_log(folder, "train" if arguments.fold == -1 else f"train_fold_{arguments.fold}"):
         return train_folds(run, folds, channels, arguments.continue_on_error)
+
+
+def _refuse_taken(folder: Path, folds: Sequence[int]) -> None:
+    """Raise UserError at once, before any waiting and checking, where the one fold asked for is another process's."""
+    from pipeline.files import lock
+
+    path = folder / f"fold_{folds[0]}" / LOCK
+    if len(folds) == 1 and path.is_file():
+        with lock.held(path, say):
+            pass
+
+
+def alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """The run folder for this process alone, to prepare it or sum it up. Waits for others that do, and stops waiting on request."""
+    from pipeline.files import lock
+
+    told = False
+
+    def wait(busy: lock.BusyError, seconds: float) -> None:
+        nonlocal told
+        cli.stop.check()
+        if seconds > SILENT and not told:
+            told = True
+            say(f"Waiting: {folder} is being prepared or summed up by {busy.owner or 'another process'}")
+
+    return lock.held(folder / LOCK, say, wait)
+
+
+@contextlib.contextmanager
+def _started_over(folder: Path) -> Iterator[None]:
+    """Rename a folder that holds a run and own the new one in its place. Raises UserError where a process still trains one of its folds."""
+    from pipeline.files import lock
+
+    if not {p.name for p in folder.iterdir()} - {LOCK, "store"}:
+        yield
+        return
+    with contextlib.ExitStack() as folds:
+        for path in sorted(folder.glob("fold_*")):
+            folds.enter_context(lock.held(path / LOCK, say))
+        say(f"--fresh: the old run is kept as {_set_aside(folder)}")
+    with alone(folder):
+        yield
 
 
 def _folds(config: Config, fold: int) -> list[int]:
@@ -156,8 +210,6 @@ def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[F
     from pipeline.data import store as stores
 
     cases, facts = data
-    if arguments.fresh and folder.exists():
-        say(f"--fresh: the old run is kept as {_set_aside(folder)}")
     listing = case_listing(cases, facts)
     _same_as_before(folder, config, listing)
     files.sweep(folder)
@@ -221,25 +273,53 @@ def _same_as_before(folder: Path, config: Config, listing: Mapping[str, Any]) ->
 
 
 def train_folds(run: Run, folds: Sequence[int], channels: tuple[int, int], continue_on_error: bool) -> int:
-    """Train folds in order, keep a result of each, print and write the summary."""
+    """Train folds in order, keep a result of each, print and write the summary; folds that another process trains are left to it.
+
+    Raises UserError where that is all of them. Where it is some, the code is 1 unless those, too, are complete by then: the run is not.
+    """
+    from pipeline.files import lock
+
     say(f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}")
-    failed = False
+    failed, others = False, {}
     for fold in folds:
-        result = read_result(run.folder / f"fold_{fold}")
-        if result is not None and result.status == "completed":
-            say(
-                f"Fold {fold} is already complete (best epoch {result.best_epoch + 1}); remove {run.folder / f'fold_{fold}'} to train it again"
-            )
+        try:
+            result = _settle(run, fold, channels)
+        except lock.BusyError as busy:
+            if len(others) + 1 == len(folds):
+                raise
+            others[fold] = busy
+            say(f"Fold {fold} is left out: {busy}")
             continue
-        say(f"{RULE}\nSTARTING FOLD {fold}\n{RULE}")
-        result = _guarded(run, fold, channels)
         failed = failed or result.status == "failed"
         if failed and not continue_on_error:
             break
-    summary = summarise(run)
-    say(table(summary))
-    _report(run.folder)
-    return FAILED if failed else DONE
+    with alone(run.folder):
+        summary = summarise(run)
+        say(table(summary))
+        _report(run.folder)
+    open_ = {fold: busy for fold, busy in others.items() if not _completed(run.folder / f"fold_{fold}")}
+    for fold, busy in open_.items():
+        say(f"Fold {fold} is not complete and was not trained here: {busy}")
+    return FAILED if failed or open_ else DONE
+
+
+def _settle(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
+    """The result of a fold, which is trained where it is not complete. Raises lock.BusyError where another process has it."""
+    from pipeline.files import lock
+
+    folder = run.folder / f"fold_{fold}"
+    with lock.held(folder / LOCK, say):
+        result = read_result(folder)
+        if result is not None and result.status == "completed":
+            say(f"Fold {fold} is already complete (best epoch {result.best_epoch + 1}); remove {folder} to train it again")
+            return result
+        say(f"{RULE}\nSTARTING FOLD {fold}\n{RULE}")
+        return _guarded(run, fold, channels)
+
+
+def _completed(folder: Path) -> bool:
+    result = read_result(folder)
+    return result is not None and result.status == "completed"
 
 
 def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
@@ -276,7 +356,6 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
 
     began = time.monotonic()
     job = make_job(run, fold, channels)
-    spent = _spent(job.folder)
     state = loop.fit(job)
     if state.best_score is None:
         raise loop.TrainingError(f"{run.config.train.stop.monitor} was never finite, so no epoch could be the best. See training_log.txt.")
@@ -298,15 +377,9 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
         checkpoint=model_files(job.folder)[chosen].name,
         chosen=chosen,
         epochs=state.epoch,
-        seconds=spent + time.monotonic() - began,
+        seconds=state.spent + time.monotonic() - began,
     )
     return result, scores
-
-
-def _spent(folder: Path) -> float:
-    """Seconds of the epochs that earlier runs of this fold did."""
-    log = folder / "log.jsonl"
-    return sum(json.loads(line)["seconds"] for line in log.read_text().splitlines() if line.endswith("}")) if log.is_file() else 0.0
 
 
 def model_files(fold: Path) -> dict[str, Path]:
@@ -472,8 +545,7 @@ def _baselines(run: Run) -> dict[str, dict[str, float]]:
 
 def cases_done(run: Run) -> bool:
     """Every fold has a completed result."""
-    results = [read_result(run.folder / f"fold_{n}") for n in range(run.config.data.folds.count)]
-    return all(r is not None and r.status == "completed" for r in results)
+    return all(_completed(run.folder / f"fold_{n}") for n in range(run.config.data.folds.count))
 
 
 def table(summary: Mapping[str, Any]) -> str:

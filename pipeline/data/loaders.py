@@ -96,7 +96,7 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __init__(self, samples: Sequence[tuple[int, ...]], batch: int, words: tuple[int, int] | None) -> None:
         self.samples, self.batch, self.words = samples, batch, words
-        self.epoch = VALIDATION
+        self.epoch, self.first = VALIDATION, 0
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch)
@@ -110,7 +110,7 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = self.keys(self.epoch)
-        for first in range(0, len(keys), self.batch):
+        for first in range(self.first * self.batch, len(keys), self.batch):
             yield keys[first : first + self.batch]
 
 
@@ -134,8 +134,9 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
-        self.batches.epoch = epoch
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The batches of an epoch from number ``first`` on; those before are not drawn."""
+        self.batches.epoch, self.batches.first = epoch, first
         return iter(self.loader)
 
     def first(self, count: int) -> list[dict[str, Any]]:

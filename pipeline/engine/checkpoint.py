@@ -1,7 +1,8 @@
 """Model files and resumable states: safetensors with a JSON header, whole or absent, never pickle.
 
 A model file holds weights and what rebuilds their network. A state holds everything that training needs to go on as if it had
-never stopped; its file name carries the epoch and the hash of its bytes, so that a damaged one is recognised and passed over.
+never stopped; its file name carries the epoch (and within one the step) and the hash of its bytes, so that a damaged one is
+recognised and passed over.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from pipeline.records import Checkpoint, UserError
 
 HEADER = "pipeline"
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
+STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
+"""Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
+
 KEEP = 2
 """Newest states kept; the older one is the way back when the newest is damaged."""
 
@@ -85,13 +89,20 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], w
     module.load_state_dict(dict(weights))
 
 
-def save_state(folder: Path, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
-    """Add the state after ``epoch`` to ``folder`` and drop all but the ``KEEP`` newest."""
+def save_state(folder: Path, done: tuple[int, int], tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
+    """Add the state after ``done`` (whole epochs, steps of the next one) to ``folder``; of the others only the ``KEEP - 1`` before it stay.
+
+    States as far or further were passed over when the run was continued, so they are damaged.
+    """
     content = _encode(tensors, facts)
-    path = folder / f"epoch_{epoch:05d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    epoch, step = done
+    name = f"epoch_{epoch:05d}" + (f"_step_{step:06d}" if step else "")
+    path = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, content)
-    for old in [p for p in _states(folder) if p != path][KEEP - 1 :]:
+    others = {p: reached for p, reached in _states(folder).items() if p != path}
+    before = [p for p, reached in others.items() if reached < done][: KEEP - 1]
+    for old in others.keys() - before:
         old.unlink()
     return path
 
@@ -114,10 +125,11 @@ def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor]
     return None
 
 
-def _states(folder: Path) -> list[Path]:
-    """State files, newest epoch first; among equals the name decides, never the clock."""
-    found = [p for p in folder.glob("epoch_*.safetensors") if re.fullmatch(r"epoch_\d{5,}-[0-9a-f]{16}", p.stem)]
-    return sorted(found, key=lambda p: (int(p.stem[6:].partition("-")[0]), p.name), reverse=True)
+def _states(folder: Path) -> dict[Path, tuple[int, int]]:
+    """State files and what each has done, the one that came furthest first; among equals the name decides, never the clock."""
+    names = [(p, STATE.fullmatch(p.stem)) for p in folder.glob("epoch_*.safetensors")]
+    done = [(p, (int(name[1]), int(name[2] or 0))) for p, name in names if name]
+    return dict(sorted(done, key=lambda entry: (entry[1], entry[0].name), reverse=True))
 
 
 def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

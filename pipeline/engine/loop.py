@@ -1,11 +1,13 @@
 """The training loop of every system: named heads, weighted terms, averaged weights, early stopping, exact resumption.
 
-A fold is a sequence of epochs. After each, everything that the next one depends on is saved whole; random draws depend on
-(seed, fold, epoch, sample) only. So a run that was killed and started again ends with the same bits as one that was not.
+A fold is a sequence of epochs, an epoch one of steps. After each epoch, and after any step when the process is asked to stop,
+everything that the rest depends on is saved whole; random draws depend on (seed, fold, epoch, step or sample) only. So a run that
+was stopped or killed and started again ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +31,9 @@ from pipeline.metrics import better, evaluate
 from pipeline.records import Checkpoint, Part
 from pipeline.tasks import TASKS, spoken
 
+DROPOUT = 0
+"""Last word of the seed of a step's random layers: the samples' augmentation has (seed, fold, epoch, position) for itself."""
+
 PREVIEWED = 4
 """Samples in ``training_preview.jpg``, a row each: source, prediction, target."""
 
@@ -39,7 +44,10 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that one fold's training is given. ``check`` raises when the process was asked to stop; ``watch`` shows progress."""
+    """Everything that one fold's training is given. ``watch`` shows progress.
+
+    ``check`` raises when the process was asked to stop: a BaseException that is no Exception, so that nothing takes it for a fault.
+    """
 
     config: Config
     fold: int
@@ -55,9 +63,35 @@ class Job:
     watch: Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
+class Means:
+    """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are left out."""
+
+    def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None) -> None:
+        self.sums: dict[str, float] = dict(sums or {})
+        self.counts: dict[str, float] = dict(counts or {})
+
+    def add(self, count: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + count * value
+            self.counts[key] = self.counts.get(key, 0.0) + count
+
+    def add_valid(self, key: str, values: torch.Tensor) -> None:
+        for value in values.tolist():
+            if math.isfinite(value):
+                self.add(1, {key: value})
+
+    def result(self) -> dict[str, float]:
+        return {k: self.sums[k] / self.counts[k] for k in self.sums}
+
+
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What changes while a fold trains, and nothing else: it is what a checkpoint holds."""
+    """What changes while a fold trains, and nothing else: it is what a checkpoint holds.
+
+    ``epoch`` counts whole epochs, ``step`` the batches of the next one that the weights have seen, always up to an optimiser step;
+    ``means`` are those batches' values. ``began`` is the clock's time at which that epoch would have begun without interruptions,
+    ``spent`` the seconds of earlier processes in all.
+    """
 
     network: torch.nn.Module
     forward: Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
@@ -70,6 +104,10 @@ class State:
     best_epoch: int = -1
     stale: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    means: Means = field(default_factory=Means)
+    began: float = 0.0
+    spent: float = 0.0
 
 
 def fit(job: Job) -> State:
@@ -132,34 +170,41 @@ def _start(job: Job) -> State:
 
 
 def _epoch(job: Job, state: State) -> dict[str, Any]:
-    """Train, validate, remember the best, step the schedule. Returns the epoch's record."""
-    began = time.monotonic()
-    record = {"epoch": state.epoch, "lr": _learning_rate(job.config, state), **_train(job, state)}
+    """What is left of the epoch: train, validate, remember the best, step average and schedule. Returns the epoch's record.
+
+    From the last step to the end of validation nothing in ``state`` changes: stopped there, the epoch goes on with its validation.
+    """
+    if state.step == 0:
+        state.began = time.monotonic()
+    rate = _learning_rate(job.config, state)
+    _train(job, state)
+    record: dict[str, Any] = {"epoch": state.epoch, "lr": rate, **state.means.result()}
+    last = state.epoch + 1 == job.config.train.epochs
+    if last or (state.epoch + 1) % job.config.train.validate.every == 0:
+        with _saved_if_stopped(job, state):
+            record |= validate(job, state.network)
+        _judge(job, state, record)
     if _averaging(job.config, state.epoch):
         assert state.average is not None
         state.average.update_parameters(state.network)
-    last = state.epoch + 1 == job.config.train.epochs
-    if last or (state.epoch + 1) % job.config.train.validate.every == 0:
-        record |= validate(job, state.network)
-        _judge(job, state, record)
     if not _averaging(job.config, state.epoch + 1) or _swa_lr(job.config) is None:
         optim.step(state.schedule, _lower(job.config, record))
-    state.epoch += 1
-    record["seconds"] = time.monotonic() - began
+    state.epoch, state.step, state.means = state.epoch + 1, 0, Means()
+    record["seconds"] = time.monotonic() - state.began
     state.history.append(record)
     return record
 
 
-def _train(job: Job, state: State) -> dict[str, float]:
+def _train(job: Job, state: State) -> None:
+    """The steps of the epoch that are not done yet; ``state.means`` gathers their values."""
     train = job.config.train
     state.network.train()
     _tell_progress(state.network, state.epoch, train.epochs)
-    torch.manual_seed(seed_of(job.config.seed, job.fold, state.epoch))  # dropout
-    means = _Means()
     state.optimizer.zero_grad(set_to_none=True)
-    batches = job.watch(job.train.epoch(state.epoch), f"epoch {state.epoch + 1}", len(job.train))
-    for step, batch in enumerate(batches):
-        job.check()
+    job.check()  # what is done so far is on the disk
+    left = job.train.epoch(state.epoch, state.step)
+    for step, batch in enumerate(job.watch(left, f"epoch {state.epoch + 1}", len(job.train) - state.step), state.step):
+        _seed_layers(job, state.epoch, step)
         with _autocast(job):
             outputs = state.forward(_image(batch, job))
         total, terms = job.losses(outputs, _targets(batch, job), training=True)
@@ -171,13 +216,43 @@ def _train(job: Job, state: State) -> dict[str, float]:
                 f"loss is {value} ({bad}) in epoch {state.epoch + 1}, step {step + 1}, cases {', '.join(batch['id'])}. Lower train.optimizer lr, set train.clip, or look at these cases."
             )
         state.scaler.scale(total / train.accumulate).backward()
-        if (step + 1) % train.accumulate == 0 or step + 1 == len(job.train):
+        state.means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
+        for share in ("foreground_share", "changed"):
+            if share in batch:
+                state.means.add_valid(share, batch[share])
+        whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
+        if whole:
             _step(train.clip, state)
+            state.step = step + 1
         _preview_step(job, state, step)
-        means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
-        for share in {"foreground_share", "changed"} & set(batch):
-            means.add_valid(share, batch[share])
-    return means.result()
+        if whole:
+            _step_done(job, state)
+
+
+def _seed_layers(job: Job, epoch: int, step: int) -> None:
+    torch.manual_seed(seed_of(job.config.seed, job.fold, epoch, step, DROPOUT))
+
+
+def _step_done(job: Job, state: State) -> None:
+    """Between two optimiser steps, the only place within an epoch's training where the state is whole: save it when due, or to stop."""
+    with _saved_if_stopped(job, state):
+        job.check()
+    every, steps = job.config.train.save_steps, -(-state.step // job.config.train.accumulate)
+    if every and steps % every == 0:
+        _save(job, state)
+
+
+@contextlib.contextmanager
+def _saved_if_stopped(job: Job, state: State) -> Iterator[None]:
+    """Where ``job.check`` stops the process inside, the state is saved first, in the middle of its epoch."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        _save(job, state)
+        job.say(f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step} of {len(job.train)}")
+        raise
 
 
 def _tell_progress(network: torch.nn.Module, epoch: int, epochs: int) -> None:
@@ -201,7 +276,7 @@ def _step(clip: float | None, state: State) -> None:
 def validate(job: Job, network: torch.nn.Module) -> dict[str, float]:
     """Loss, its terms and the metrics of ``train.validate`` as means over the fixed patches of the held-out cases."""
     network.eval()
-    means = _Means()
+    means = Means()
     for batch in job.val.epoch(-1):
         job.check()
         with _autocast(job):
@@ -286,12 +361,19 @@ def _finish_average(job: Job, state: State, journal: Journal) -> None:
     average = state.average
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         _tell_progress(average, state.epoch - 1, job.config.train.epochs)
-        torch.manual_seed(seed_of(job.config.seed, job.fold, state.epoch))
-        update_bn((_image(batch, job) for batch in job.train.epoch(state.epoch)), average)
+        update_bn(_images(job, state.epoch), average)
     record = validate(job, average.module)
     job.say(_note(journal, "SWA: " + ", ".join(f"{k}: {v:.4f}" for k, v in record.items() if "/" not in k)))
     score = record[job.config.train.stop.monitor]
     checkpoint.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
+
+
+def _images(job: Job, epoch: int) -> Iterator[torch.Tensor]:
+    """Images of a training epoch, each batch with its own draws: a loader that is made anew takes some for itself."""
+    for step, batch in enumerate(job.train.epoch(epoch)):
+        job.check()
+        _seed_layers(job, epoch, step)
+        yield _image(batch, job)
 
 
 def _note(journal: Journal, line: str) -> str:
@@ -317,11 +399,14 @@ def _save(job: Job, state: State) -> None:
         "best_epoch": state.best_epoch,
         "stale": state.stale,
         "history": state.history,
+        "step": state.step,
+        "means": {"sums": state.means.sums, "counts": state.means.counts},
+        "seconds": time.monotonic() - state.began if state.step else 0.0,
         "optimizer": rest,
         "schedule": _plain(state.schedule.state_dict()),
         "scaler": state.scaler.state_dict(),
     }
-    checkpoint.save_state(job.folder / "checkpoint_latest", state.epoch, tensors, facts)
+    checkpoint.save_state(job.folder / "checkpoint_latest", (state.epoch, state.step), tensors, facts)
 
 
 def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +427,10 @@ def _resume(job: Job, state: State) -> State:
     state.scaler.load_state_dict(facts["scaler"])
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])
-    job.say(f"Fold {job.fold}: continuing after epoch {state.epoch}")
+    if facts.get("step"):  # states of before steps were counted stand at the end of an epoch
+        state.step, state.means, state.began = facts["step"], Means(**facts["means"]), time.monotonic() - facts["seconds"]
+    state.spent = sum(record["seconds"] for record in state.history) + facts.get("seconds", 0.0)
+    job.say(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
     return state
 
 
@@ -451,24 +539,3 @@ def _format(dims: int) -> torch.memory_format:
 def _targets(batch: Mapping[str, Any], job: Job) -> dict[str, torch.Tensor]:
     names = dict.fromkeys((*job.config.kinds, *job.losses.maps.values()))
     return {name: batch[name].to(job.device, non_blocking=True) for name in names}
-
-
-class _Means:
-    """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are left out."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
-
-    def add(self, count: int, values: Mapping[str, float]) -> None:
-        for key, value in values.items():
-            self.sums[key] = self.sums.get(key, 0.0) + count * value
-            self.counts[key] = self.counts.get(key, 0.0) + count
-
-    def add_valid(self, key: str, values: torch.Tensor) -> None:
-        for value in values.tolist():
-            if math.isfinite(value):
-                self.add(1, {key: value})
-
-    def result(self) -> dict[str, float]:
-        return {k: self.sums[k] / self.counts[k] for k in self.sums}

@@ -1,0 +1,161 @@
+"""One owner for a folder: a lock that ends with its process, and says who holds it.
+
+The lock is ``flock`` on a small file, in which the owner's process, host, start and command stand for others to read. The kernel
+gives it up when the process ends, however it ends; worker processes that were forked meanwhile do not keep it. A file with an
+owner's facts that nobody holds is what a killed process left: it is taken over, and said.
+
+On NFS, Linux makes ``flock`` a lock of the server, which all hosts see (kernel 2.6.12 and later, version 4 or a running lock
+manager); a share mounted with ``local_lock=flock`` or ``local_lock=all`` keeps apart only the processes of one host. When a host
+dies, an NFS server frees its locks after the lease of about 90 seconds. Where the file system has no locks at all (some Lustre
+mounts), the facts alone decide: an owner on another host counts as alive, and two processes that start within the same moment are
+not kept apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.records import UserError
+
+POLL = 0.1
+"""Seconds between two tries while waiting."""
+
+UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+_held: set[int] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The process that holds a lock: its number, its host, its start in local time, and its command line."""
+
+    pid: int
+    host: str
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since} ({self.command})"
+
+
+class BusyError(UserError):
+    """Another process holds the lock. ``owner`` is None in the moment before it has written who it is."""
+
+    def __init__(self, path: Path, owner: Owner | None) -> None:
+        who = "another process" if owner is None else str(owner)
+        super().__init__(f"{path.parent} belongs to {who}. Wait until it is done, or stop it first.")
+        self.path, self.owner = path, owner
+
+
+Wait = Callable[[BusyError, float], None]
+"""Called between two tries with who is in the way and the seconds waited so far; what it raises ends the waiting."""
+
+
+@contextlib.contextmanager
+def held(path: Path, say: Callable[[str], None], wait: Wait | None = None) -> Iterator[None]:
+    """Hold the lock file ``path`` (made with its folder where missing, never removed). Raises BusyError where another has it and nobody waits."""
+    handle = _acquire(path, say, wait)
+    _held.add(handle)
+    try:
+        yield
+    finally:
+        _held.discard(handle)
+        os.ftruncate(handle, 0)
+        os.close(handle)
+
+
+def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
+    began = time.monotonic()
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if _take(handle, path, say):
+                return handle
+            busy = BusyError(path, _read(handle)) if _still_there(handle, path) else None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        if busy is None:
+            continue
+        if wait is None:
+            raise busy
+        wait(busy, time.monotonic() - began)
+        time.sleep(POLL)
+
+
+def _take(handle: int, path: Path, say: Callable[[str], None]) -> bool:
+    """Lock the open file and write the owner into it; False where another has it, or where the folder was renamed meanwhile."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        left = _read(handle)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        left = _read(handle)
+        if left is not None and not _gone(left):
+            return False
+    if not _still_there(handle, path):
+        return False
+    if left is not None:
+        say(f"{path.parent}: taken over from {left}, which ended without giving it back")
+    _write(handle)
+    return True
+
+
+def _still_there(handle: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), path.stat())
+    return False
+
+
+def _gone(owner: Owner) -> bool:
+    """Whether the owner is a process of this host that has ended; of other hosts nothing is known."""
+    if owner.host != socket.gethostname():
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # alive, and another user's
+        pass
+    return False
+
+
+def _write(handle: int) -> None:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    owner = Owner(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"), command=command)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(asdict(owner)).encode(), 0)
+    os.fsync(handle)
+
+
+def _read(handle: int) -> Owner | None:
+    try:
+        return Owner(**json.loads(os.pread(handle, 1 << 16, 0)))
+    except (ValueError, TypeError):  # empty, or just being written
+        return None
+
+
+def _let_go() -> None:
+    """In a forked child: its copies of the handles would keep the locks after the owner's death."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
