@@ -175,7 +175,7 @@ def _train(job: Job, state: State) -> dict[str, float]:
             _step(train.clip, state)
         _preview_step(job, state, step)
         means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
-        for share in {"foreground_share", "changed"} & set(batch):
+        for share in ("foreground_share", "changed"):
             means.add_valid(share, batch[share])
     return means.result()
 
