@@ -1,14 +1,18 @@
-"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur) and configs/image_to_image.yaml (tone).
+"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur), image_to_image.yaml (tone) and retouch.yaml (blemish).
 
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blur --variants 8 --crop 384
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind tone --held-out chelsea coffee
+    python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blemish --scale 4          # 24 megapixels
 
 PHOTOGRAPHS are files or folders. OUT gets src/NAME_00.png and dst/NAME_00.png (8 bits, RGB), split.json with the held-out photographs under
 "test" (no photograph is on both sides) and pairs.json with what was done to each pair.
 
-blur: src is the mean of frames that a camera takes on a smooth random path, dst the frame in the middle of it, as in the GoPro set (Nah et
-al., CVPR 2017): averaged in linear light (gamma 2.2), with shifts of parts of a pixel. The rim that a path reaches beyond is cut off, so
-that nothing is invented at borders. tone: dst is one fixed change of colour and tone, the same for every photograph, so that it can be learned.
+blur: src is the mean of frames that a camera takes on a smooth random path, after the GoPro set (Nah et al., CVPR 2017): averaged in linear
+light (gamma 2.2), with shifts of parts of a pixel. dst is the photograph, which lies at the mean of the path: the set takes the frame in the
+middle of it, and how far that is from the mean (8 % of the path here) nothing in the blurred image tells. The rim that a path reaches
+beyond is cut off, so that nothing is invented at borders. tone: dst is one fixed change of colour and tone, the same for every photograph, so that it can be learned.
+blemish: dst is the photograph, src the same with stains, spots, hairs, scratches and dust, as a retoucher removes them; --clean of the pairs
+have none, for a clean photograph is to be left alone. With the usual settings of data.change they make up about 0.5 to 6 % of the pixels.
 What a pair looks like depends on (seed, name of the photograph, variant) alone.
 """
 
@@ -51,7 +55,10 @@ HUE, LOCAL_CONTRAST, LOCAL_SIGMA = 25.0, 0.6, 6.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What every pair is made by. ``length``: pixels of a camera path, drawn between these; ``crop`` None: whole photographs."""
+    """What every pair is made by. ``length``: pixels of a camera path, drawn between these; ``crop`` None: whole photographs.
+
+    ``blemishes``: per megapixel, drawn between these (at ``scale`` 1: larger ones are fewer); ``clean``: share of pairs without any.
+    """
 
     kind: str
     seed: int
@@ -59,6 +66,9 @@ class Recipe:
     crop: tuple[int, int] | None
     frames: int
     length: tuple[float, float]
+    blemishes: tuple[float, float]
+    scale: float
+    clean: float
 
     @property
     def margin(self) -> int:
@@ -70,11 +80,21 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("photographs", type=Path, nargs="+", help="sharp photographs, files or folders")
     p.add_argument("out", type=Path, help="folder to write; files that are there already are written anew")
-    p.add_argument("--kind", choices=["blur", "tone"], required=True)
+    p.add_argument("--kind", choices=["blur", "tone", "blemish"], required=True)
     p.add_argument("--variants", type=int, default=1, help="pairs made of each photograph (1)")
     p.add_argument("--crop", type=int, nargs="+", metavar="N", help="height and width, or the edge, of a random part; default: all of it")
-    p.add_argument("--frames", type=int, default=31, help="blur: frames averaged, an odd number (31)")
+    p.add_argument("--frames", type=int, default=31, help="blur: frames averaged (31)")
     p.add_argument("--length", type=float, nargs=2, default=(5.0, 25.0), metavar=("LOW", "HIGH"), help="blur: pixels of the path (5 25)")
+    p.add_argument(
+        "--blemishes", type=float, nargs=2, default=(20.0, 160.0), metavar=("LOW", "HIGH"), help="blemish: number per megapixel (20 160)"
+    )
+    p.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="blemish: size, 1 for photographs of about a megapixel; the number falls with its square (1)",
+    )
+    p.add_argument("--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)")
     p.add_argument("--held-out", nargs="+", metavar="NAME", help="photographs under 'test'; default: one in five, drawn by the seed")
     p.add_argument("--seed", type=int, default=42)
     return p
@@ -107,20 +127,25 @@ def prepare(arguments: argparse.Namespace) -> int:
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """Options, checked."""
     crop = None if arguments.crop is None else tuple(arguments.crop * (2 if len(arguments.crop) == 1 else 1))
-    low, high = arguments.length
+    (low, high), (few, many) = arguments.length, arguments.blemishes
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
         raise UserError(f"--crop {arguments.crop}: give one positive number, or height and width.")
     if arguments.variants < 1 or (arguments.variants > 1 and arguments.kind == "tone" and crop is None):
         raise UserError(
             f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop, for whole photographs come out equal."
         )
-    if arguments.frames < 3 or arguments.frames % 2 == 0:
-        raise UserError(f"--frames {arguments.frames}: an odd number from 3 on, so that one frame is in the middle.")
+    if arguments.frames < 3:
+        raise UserError(f"--frames {arguments.frames}: at least 3, or there is no path.")
     if not 0 < low <= high:
         raise UserError(f"--length {low} {high}: must satisfy 0 < LOW <= HIGH.")
-    return Recipe(
-        kind=arguments.kind, seed=arguments.seed, variants=arguments.variants, crop=crop, frames=arguments.frames, length=(low, high)
-    )
+    if not 0 < few <= many < math.inf:
+        raise UserError(f"--blemishes {few} {many}: must satisfy 0 < LOW <= HIGH. For pairs without any there is --clean.")
+    if not 0 < arguments.scale < math.inf:
+        raise UserError(f"--scale {arguments.scale}: must be above 0; 4 suits 24 megapixels.")
+    if not 0 <= arguments.clean < 1:
+        raise UserError(f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there is nothing to learn.")
+    same = {key: getattr(arguments, key) for key in ("kind", "seed", "variants", "frames", "scale", "clean")}
+    return Recipe(crop=crop, length=(low, high), blemishes=(few, many), **same)
 
 
 def find(paths: Sequence[Path]) -> dict[str, Path]:
@@ -169,21 +194,25 @@ def write(name: str, path: Path, recipe: Recipe, out: Path) -> Iterator[tuple[st
     light = photograph_of(path)
     if min(light.shape[1:]) <= 2 * recipe.margin:
         raise UserError(f"{path}: {light.shape[1:]} pixels leave nothing inside a rim of {recipe.margin}. Take it away, or lower --length.")
-    whole = None if recipe.kind == "blur" else toned(light)
+    ideal = toned(light) if recipe.kind == "tone" else light
     for variant in range(recipe.variants):
         draw = np.random.default_rng([recipe.seed, zlib.crc32(name.encode()), variant])
         box = place(draw, light.shape[1:], recipe)
-        part, facts = light[box], {"photograph": name, "box": [[s.start, s.stop] for s in box[1:]]}
-        if whole is not None:
-            source, target = part, whole[box]
-        else:
-            path_taken = camera_path(draw, recipe.frames, draw.uniform(*recipe.length))
-            source, target = blurred(part, path_taken), part
-            facts |= {"path": np.round(path_taken, 4)}
-        inner = (slice(None), *(slice(recipe.margin, n - recipe.margin) for n in part.shape[1:]))
+        source, facts = degraded(light[box], draw, recipe)
+        inner = (slice(None), *(slice(recipe.margin, n - recipe.margin) for n in source.shape[1:]))
         files.write(out / "src" / f"{name}_{variant:02}.png", to_bytes(source[inner]))
-        files.write(out / "dst" / f"{name}_{variant:02}.png", to_bytes(target[inner]))
-        yield f"{name}_{variant:02}", facts
+        files.write(out / "dst" / f"{name}_{variant:02}.png", to_bytes(ideal[box][inner]))
+        yield f"{name}_{variant:02}", {"photograph": name, "box": [[s.start, s.stop] for s in box[1:]], **facts}
+
+
+def degraded(part: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """The input of a pair, made of a part ``(3, Y, X)`` of a photograph, and what was done to it."""
+    import numpy as np
+
+    if recipe.kind == "blur":
+        path = camera_path(draw, recipe.frames, draw.uniform(*recipe.length))
+        return blurred(part, path), {"path": np.round(path, 4)}
+    return blemished(part, draw, recipe) if recipe.kind == "blemish" else (part, {})
 
 
 def photograph_of(path: Path) -> np.ndarray:
@@ -211,11 +240,22 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
     """0..1 as uint8, rounded."""
     import numpy as np
 
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return np.stack([np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8) for channel in image])  # one at a time: large photographs
+
+
+def blemished(part: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not to stay clean is to have one at least."""
+    from data_prep import blemishes
+
+    if draw.random() < recipe.clean:
+        return part, {"blemishes": dict.fromkeys(blemishes.KINDS, 0)}
+    density = blemishes.between(draw, *recipe.blemishes) / recipe.scale**2
+    source, count = part.copy(), max(1, int(draw.poisson(density * part[0].size / 1e6)))
+    return source, {"blemishes": blemishes.add(source, count, draw, recipe.scale)}
 
 
 def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.ndarray:
-    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc length; the middle frame's is 0."""
+    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc length; their mean is 0."""
     import numpy as np
     from scipy.interpolate import CubicSpline
 
@@ -224,7 +264,7 @@ def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.nda
     curve = CubicSpline(np.linspace(0, 1, KNOTS), np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)]))
     arc = np.linalg.norm(np.diff(curve(np.linspace(0, 1, 1001)), axis=0), axis=1).sum()
     points = curve(np.linspace(0, 1, frames)) * (length / arc)
-    return points - points[frames // 2]
+    return points - points.mean(axis=0)
 
 
 def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:

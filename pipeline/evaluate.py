@@ -2,6 +2,7 @@
 
     python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out scores.json
     python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim --inputs SRC --out scores.json
+    python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim retouch --inputs SRC --change by=colour threshold=8
 
 Images are scored as their files have them, each divided by the largest value of its integer type (floats: as they are).
 """
@@ -19,6 +20,7 @@ from pipeline.cli import say
 from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
 
 if TYPE_CHECKING:
+    from pipeline.config import Change
     from pipeline.engine.folder import Pair, Rules
 
 
@@ -31,10 +33,23 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["dice", "surface_dice", "components"],
         metavar="NAME",
-        help="entries of METRICS, all of labels or all of images (psnr, ssim, mae); options behind a colon: ssim:kernel=3d",
+        help="entries of METRICS, all of labels or all of images (psnr, ssim, mae, retouch); options behind a colon: ssim:kernel=3d",
     )
     p.add_argument(
-        "--inputs", type=Path, help="images: folder of the inputs with the same ids, for the row 'do nothing' and the gain over it"
+        "--inputs",
+        type=Path,
+        help="images: folder of the inputs with the same ids, for the row 'do nothing' and the gain over it; retouch: also for the mask",
+    )
+    p.add_argument(
+        "--change",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="retouch: how the mask of what was to change is made from input and target, as under data.change of a config",
+    )
+    p.add_argument(
+        "--masks",
+        type=Path,
+        help="retouch: folder of predicted masks, grey 0..255, for mask_dice; default: PREDICTIONS/masks where it is there",
     )
     p.add_argument("--split", type=Path, metavar="FILE", help="split.json: only the ids under its 'test' are scored")
     p.add_argument("--soft", type=Path, help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there")
@@ -58,18 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
-    from pipeline.config import bind
     from pipeline.engine.folder import Rules
-    from pipeline.metrics import METRICS
+    from pipeline.metrics import bound
 
     parts = [_part(text) for text in arguments.metrics]
     for part in parts:
-        bind(METRICS, part, "--metrics", ("prediction", "target", "valid"))
+        bound(part, "--metrics")
     _one_kind(arguments, parts)
     pairs = pair(arguments.predictions, arguments.labels, _listed(arguments.split))
     dims = files.dims_of(next(iter(pairs.values()))[1])
     if Rules(metrics=parts, dims=dims).images:
-        return _finish(arguments, image_jobs(arguments.inputs, pairs, Rules(metrics=parts, dims=dims)))
+        rules = Rules(metrics=parts, dims=dims, change=_change(arguments.change or ()))
+        return _finish(arguments, image_jobs(arguments, pairs, rules))
     ignore = ignored(arguments.ignore_label, arguments.predictions, pairs, "competition" in [m.name for m in parts])
     if ignore is not None:
         say(f"label value {ignore} is not counted")
@@ -103,33 +118,68 @@ def _part(text: str) -> Part:
 
 def _one_kind(arguments: argparse.Namespace, parts: Sequence[Part]) -> None:
     """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
-    from pipeline.metrics.image import NAMES
+    from pipeline.metrics import CHANGED, IMAGES
 
-    images = [m.name for m in parts if m.name in NAMES]
+    images = [m.name for m in parts if m.name in IMAGES]
     if images and len(images) < len(parts):
         raise UserError(f"--metrics {' '.join(arguments.metrics)}: {', '.join(images)} are of images, the others of labels. Run twice.")
-    for option in ("fov", "padded", "binarise", "soft") if images else ("inputs",):
-        if getattr(arguments, option) is not None:
-            what = "labels" if images else "images: psnr, ssim, mae"
-            raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
     if images and arguments.ignore_label != "auto":
         raise UserError("--ignore-label is for metrics of labels. Leave it out.")
+    changed = CHANGED & set(images)
+    idle = dict.fromkeys(("fov", "padded", "binarise", "soft"), "labels") if images else {"inputs": f"images: {', '.join(sorted(IMAGES))}"}
+    idle |= {} if changed else dict.fromkeys(("change", "masks"), f"what was to change: {', '.join(sorted(CHANGED))}")
+    for option, what in idle.items():
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
+    if changed and arguments.inputs is None:
+        raise UserError(
+            f"{', '.join(changed)}: makes the mask of what was to change from input and target. Name the inputs with --inputs DIR."
+        )
 
 
-def image_jobs(inputs: Path | None, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
-    """Cases of images, with their inputs where a folder is given. Raises UserError where an input is missing."""
+def _change(words: Sequence[str]) -> Change:
+    """The settings of the mask of change: the usual ones, but for ``KEY=VALUE``."""
+    from pipeline.config import Change, override, structure
+
+    given: dict[str, Any] = {}
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"--change {word}: give KEY=VALUE, e.g. --change by=colour threshold=8.")
+        override(given, word)
+    return structure(given, Change, "--change")
+
+
+def image_jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+    """Cases of images, with their inputs and predicted masks where such folders are given.
+
+    Raises UserError where one is missing, and where the mask of change is asked for of volumes.
+    """
     from pipeline.engine.folder import Pair
+
+    if rules.changed and rules.dims != 2:
+        raise UserError(f"retouch compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out.")
+    usual = arguments.predictions / "masks"
+    masks = arguments.masks or (usual if rules.changed and usual.is_dir() else None)
+    inputs = _companions("--inputs", "input", arguments.inputs, pairs)
+    predicted = _companions("--masks", "predicted mask", masks, pairs)
+    return [Pair(id=i, prediction=p, label=t, rules=rules, input=inputs.get(i), mask=predicted.get(i)) for i, (p, t) in pairs.items()]
+
+
+def _companions(option: str, what: str, folder: Path | None, ids: Collection[str]) -> dict[str, Path]:
+    """Files of a folder by id, none without a folder. Raises UserError unless every id has its file; ``what`` says what they are."""
     from pipeline.ensemble import answer_files
 
-    if inputs is not None and not inputs.is_dir():
-        raise UserError(f"--inputs {inputs}: no such folder.")
-    found = {} if inputs is None else answer_files(inputs)
-    missing = sorted(set(pairs) - set(found)) if inputs is not None else []
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: no such folder.")
+    found = answer_files(folder)
+    missing = sorted(set(ids) - set(found))
     if missing:
         raise UserError(
-            f"--inputs {inputs}: no input for {len(missing)} cases: {', '.join(missing[:10])}. Add them, or leave --inputs out."
+            f"{option} {folder}: no {what} for {len(missing)} cases: {', '.join(missing[:10])}. Add them, or do without that folder."
         )
-    return [Pair(id=i, prediction=p, label=t, rules=rules, input=found.get(i)) for i, (p, t) in pairs.items()]
+    return found
 
 
 def _padded(arguments: argparse.Namespace, dims: int) -> tuple[int, ...] | None:
@@ -239,12 +289,15 @@ def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path
 
 def table(scores: Mapping[str, Any]) -> str:
     """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do nothing" and the gain over it."""
+    from pipeline.metrics.retouch import note
+
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
     lines = [f"{'case':<24}" + "".join(f"{n:>18}" for n in names)]
     further = [(key.replace("_", " "), scores[key]) for key in ("pooled", "do_nothing", "difference") if key in scores]
     for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"]), *further]:
         lines.append(f"{case_id:<24}" + "".join(f"{_number(row.get(n)):>18}" for n in names))
-    return "\n".join([*lines, *(f"{i:<24}FAILED: {reason}" for i, reason in scores["failed"].items())])
+    failed = [f"{i:<24}FAILED: {reason}" for i, reason in scores["failed"].items()]
+    return "\n".join([*lines, *note(scores["cases"].values()), *failed])
 
 
 def _number(value: Any) -> str:

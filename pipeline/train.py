@@ -174,7 +174,7 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     from pipeline.data.normalise import NORMALISE
     from pipeline.data.transforms import augmentations
     from pipeline.engine import evaluate, loop, optim
-    from pipeline.metrics import METRICS, SOFT, better
+    from pipeline.metrics import CHANGED, SOFT, better, bound
     from pipeline.tasks import TASKS
 
     channels = sorted({f.shapes["image"][0] for f in facts})
@@ -189,7 +189,11 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     augmentations(config)
     for where, parts in (("metrics", evaluate.case_metrics(config)), ("train.validate.metrics", loop.validation_metrics(config))):
         for n, part in enumerate(parts):
-            bind(METRICS, part, f"{where}.{n}", ("prediction", "target", "valid"))
+            bound(part, f"{where}.{n}")
+            if part.name in CHANGED and (where != "metrics" or (config.data.change is None and "mask" not in config.targets)):
+                raise ConfigError(
+                    f"{where}.{n}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it."
+                )
             if part.name in SOFT and (config.task != "labels" or config.data.classes != 2):
                 raise ConfigError(f"{where}.{n}: {part.name!r} is for task labels with data.classes: 2. Remove it.")
     if config.task == "labels":
@@ -225,7 +229,7 @@ def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[F
     files.write_json(folder / "cases.json", listing)
     place = stores.place(config.data, folder)
     stored = stores.build(cases, facts, config, place, progress=cli.counter("building the store"))
-    stored = derived.attach(stored, config, place, progress=cli.counter("making the losses' maps"))
+    stored = derived.attach(stored, config, place, progress=cli.counter("making maps and masks"))
     return Run(config=config, folder=folder, device=cli.device(arguments.device), stored={s.case.id: s for s in stored}, splits=split)
 
 
@@ -554,6 +558,7 @@ def table(summary: Mapping[str, Any]) -> str:
     Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table.
     """
     from pipeline.metrics.frames import SUFFIXES
+    from pipeline.metrics.retouch import note
 
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
     monitor = summary["monitor"]
@@ -578,7 +583,8 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"{'out of fold, all pixels pooled':<59}" + _row(summary["pooled"], names))
     lines += [f"{name:<59}" + _row(scores, names) for name, scores in summary.get("baselines", {}).items()]
     decided = [summary["decision"]] if summary.get("decision") else []
-    return "\n".join([*lines, *_frames(summary), *decided, RULE])
+    empty = note(c["metrics"] for c in summary["cases"].values())
+    return "\n".join([*lines, *empty, *_frames(summary), *decided, RULE])
 
 
 def _frames(summary: Mapping[str, Any]) -> list[str]:

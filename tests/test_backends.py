@@ -48,6 +48,7 @@ NETWORKS = {
         2,
     ),
     "deblur_unet": (Part(name="deblur_unet", options={"base": 8, "groups": 4, "residual": True}), (3, 3), 2),
+    "abpn": (Part(name="abpn", options={"widths": [8, 8, 16], "refine": 4}), (3, 3), 2),
 }
 SIZES = {2: [(7, 13), (16, 16), (33, 50), (64, 40), (97, 131)], 3: [(5, 7, 19), (16, 16, 16), (17, 18, 19), (32, 16, 24), (20, 33, 19)]}
 

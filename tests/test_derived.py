@@ -317,7 +317,7 @@ def test_a_case_without_its_maps_says_so(stored: list[Stored]) -> None:
 
 def test_handles_of_maps_are_not_opened_by_other_configs(stored: list[Stored]) -> None:
     twin = dataclasses.replace(stored[0], scale=Scale(low=(0.0,), high=(2.0,)))
-    assert set(PatchDataset([twin], config([]), 0, training=True)[0, 0, 0]) == {"image", "label", "id", "foreground_share"}
+    assert set(PatchDataset([twin], config([]), 0, training=True)[0, 0, 0]) == {"image", "label", "id", "foreground_share", "changed"}
     assert Map(target="label", name="skeleton", options={"radius": 2.0}).key in twin.maps
 
 

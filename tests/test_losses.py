@@ -35,6 +35,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("charbonnier", {}),
 ]
 BY_MAP_OR_SHAPE = {"cldice", "skeleton_recall", "surface_recall", "boundary", "connectivity", "betti_matching", "ms_ssim", "perceptual"}
+BY_MAP_OR_SHAPE |= {"masked_l1", "masked_sobel", "masked_laplacian", "total_variation"}
 """Tested in files of their own: they read maps, or look at shapes and windows that small random fields do not have."""
 VOXELWISE = [name for name in LABEL_LOSSES if name not in BY_MAP_OR_SHAPE]
 EVERY = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])

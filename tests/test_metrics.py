@@ -403,7 +403,8 @@ def test_unknown_metrics_and_options_are_refused(part, words):
 
 def test_better_knows_every_metric_that_has_a_direction():
     parts_of_the_competition = {"toposcore", "voi_score"}
-    assert set(BETTER) == {*METRICS, "loss", *parts_of_the_competition} - {"components"}
+    parts_of_retouch = {"psnr_in", "psnr_out", "ssim_in", "ssim_out", "leak", "mask_dice"}
+    assert set(BETTER) == {*METRICS, "loss", *parts_of_the_competition, *parts_of_retouch} - {"components", "retouch"}
     assert [better(name) for name in ("val_loss", "dice", "val_dice_2", "hd95", "psnr")] == ["lower", "higher", "higher", "lower", "higher"]
     for name in ("components", "val_betti_error_b0", "dise"):
         with pytest.raises(ConfigError, match=name):

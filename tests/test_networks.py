@@ -42,7 +42,7 @@ def tiny(which: str, dims: int, in_channels: int = 2, out_channels: int = 3) -> 
 
 
 def test_every_network_is_exercised() -> None:
-    images_only = {"sa_unet", "image_unet", "deblur_unet"}  # test_sa_unet.py, test_restoration.py
+    images_only = {"sa_unet", "image_unet", "deblur_unet", "abpn"}  # test_sa_unet.py, test_restoration.py, test_abpn.py
     assert {name for name, _ in TINY.values()} | images_only == set(NETWORKS)
 
 

@@ -10,11 +10,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from scipy.ndimage import shift
+from scipy.ndimage import gaussian_filter, shift
 
 from pipeline import files
-from pipeline.config import from_dict
-from pipeline.data import cases
+from pipeline.config import Change, from_dict
+from pipeline.data import cases, change
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +31,7 @@ def script(name: str) -> ModuleType:
 
 make = script("make_pairs")
 gopro = script("prepare_gopro")
+blemishes = script("blemishes")
 
 
 def photograph(seed: int, shape: tuple[int, int] = (90, 100)) -> np.ndarray:
@@ -83,15 +84,15 @@ def test_blur_is_the_mean_of_shifted_frames_in_linear_light(photographs: Path, t
         assert source.dtype == target.dtype == np.uint8
         # 0.5 is rounding; the rest is the spline's far reach, which a part of the photograph cuts off.
         assert np.abs(source - expected).max() < 0.75
-        np.testing.assert_array_equal(target, np.rint(whole[inner] * 255))  # the sharp one is the middle frame
+        np.testing.assert_array_equal(target, np.rint(whole[inner] * 255))  # the sharp one lies at the mean of the path
 
 
-def test_a_camera_path_is_smooth_as_long_as_said_and_passes_its_middle() -> None:
+def test_a_camera_path_is_smooth_as_long_as_said_and_its_mean_is_where_the_photograph_is() -> None:
     for seed in range(20):
         path = make.camera_path(np.random.default_rng(seed), 401, 12.0)
         steps = np.diff(path, axis=0)
         assert np.linalg.norm(steps, axis=1).sum() == pytest.approx(12, rel=1e-3)
-        np.testing.assert_array_equal(path[200], 0)
+        np.testing.assert_allclose(path.mean(axis=0), 0, atol=1e-12)
         assert np.abs(np.diff(steps, axis=0)).max() < 0.25 * np.abs(steps).max()
         assert np.abs(path).max() <= 12
 
@@ -186,11 +187,15 @@ def test_named_photographs_are_held_out(photographs: Path, tmp_path: Path) -> No
     ("words", "told"),
     [
         (["--kind", "tone", "--variants", 2], "needs --crop"),
-        (["--kind", "blur", "--frames", 4], "an odd number"),
+        (["--kind", "blur", "--frames", 2], "at least 3"),
         (["--kind", "blur", "--length", 9, 3], "LOW <= HIGH"),
         (["--kind", "blur", "--length", 3, 60], "leave nothing inside a rim of 64"),
         (["--kind", "tone", "--held-out", "cst"], "Did you mean 'cat'"),
         (["--kind", "tone", "--crop", 0], "--crop"),
+        (["--kind", "blemish", "--blemishes", 9, 3], "LOW <= HIGH"),
+        (["--kind", "blemish", "--blemishes", 0, 3], "there is --clean"),
+        (["--kind", "blemish", "--scale", 0], "must be above 0"),
+        (["--kind", "blemish", "--clean", 1], "nothing to learn"),
         (["--kind", "tone", "--held-out", "cat", "cup", "disc", "moon", "boat", "grey"], "nothing is left"),
     ],
 )
@@ -203,6 +208,159 @@ def test_two_photographs_of_one_name_are_refused(photographs: Path, tmp_path: Pa
     files.write(tmp_path / "more" / "cat.tif", photograph(0), dims=2)
     assert make.main([str(w) for w in (photographs, tmp_path / "more", tmp_path / "out", "--kind", "tone")]) == 2
     assert "same name" in capsys.readouterr().err
+
+
+# --- blemishes -------------------------------------------------------------------------------------------------------------
+
+
+def skin(shape: tuple[int, int] = (300, 320)) -> np.ndarray:
+    """Light, textured colours, ``(3, Y, X)`` float32: every kind of blemish shows on them."""
+    draw = np.random.default_rng(0)
+    texture = gaussian_filter(draw.normal(0, 0.25, shape), 1)
+    return np.clip(np.array([0.8, 0.62, 0.5])[:, None, None] + texture, 0, 1).astype(np.float32)
+
+
+def test_the_target_is_the_photograph_and_the_source_has_the_blemishes_told(photographs: Path, tmp_path: Path) -> None:
+    assert run(photographs, tmp_path, "--kind", "blemish", "--variants", 6, "--crop", 60, 70, "--clean", 0.4) == 0
+    pairs = json.loads((tmp_path / "pairs.json").read_text())["pairs"]
+    clean = 0
+    for name, pair in pairs.items():
+        (top, bottom), (left, right) = pair["box"]
+        whole = np.broadcast_to(picture(photographs / f"{pair['photograph']}.png"), (3, 90, 100))
+        source, target = (picture(tmp_path / side / f"{name}.png") for side in ("src", "dst"))
+        assert source.shape == (3, 60, 70)
+        np.testing.assert_array_equal(target, whole[:, top:bottom, left:right])
+        assert list(pair["blemishes"]) == list(blemishes.KINDS)
+        assert (source != target).any() == (sum(pair["blemishes"].values()) > 0)
+        clean += (source == target).all()
+    assert 0.2 < clean / len(pairs) < 0.6
+
+
+def test_blemished_pairs_depend_on_seed_name_and_variant_alone(photographs: Path, tmp_path: Path) -> None:
+    words = ("--kind", "blemish", "--variants", 2, "--clean", 0)  # whole photographs: variants differ in their blemishes
+    assert run(photographs, tmp_path / "a", *words) == run(photographs, tmp_path / "b", *words) == 0
+    assert listing(tmp_path / "a") == listing(tmp_path / "b")
+    assert run(photographs / "cat.png", tmp_path / "c", *words) == run(photographs, tmp_path / "d", *words, "--seed", 1) == 0
+    assert (tmp_path / "c/src/cat_01.png").read_bytes() == (tmp_path / "a/src/cat_01.png").read_bytes()
+    names = [f"src/cat_{n:02}.png" for n in (0, 1)]
+    assert len({(tmp_path / side / name).read_bytes() for side in "ad" for name in names}) == 4
+    assert len({(tmp_path / "a/dst" / f"cat_{n:02}.png").read_bytes() for n in (0, 1)}) == 1
+
+
+def recipe(**changes: object) -> object:
+    words = ["in", "out", "--kind", "blemish", "--clean", "0"]
+    return make.recipe_of(make.parser().parse_args(words + [str(w) for key, value in changes.items() for w in (f"--{key}", value)]))
+
+
+def test_masks_of_change_cover_as_much_as_in_real_pairs_and_hold_what_was_drawn() -> None:
+    image, shares, held = skin(), [], []
+    for seed in range(25):
+        source, _ = make.blemished(image, np.random.default_rng(seed), recipe())
+        pair = [make.to_bytes(a) for a in (source, image)]
+        changed = np.abs(pair[0].astype(float) - pair[1]).max(axis=0)
+        inside = change.mask(pair[0], pair[1], Change())[0] >= change.LEVEL
+        shares.append(100 * inside.mean())
+        held.append(changed[inside].sum() / changed.sum())
+    assert 1 < np.mean(shares) < 4
+    assert np.mean([0.5 <= share <= 6 for share in shares]) > 0.75
+    assert np.mean(held) > 0.95  # thin lines lose their ends to the opening
+
+
+def test_larger_blemishes_are_fewer_and_cover_as_much() -> None:
+    image, told = skin((400, 400)), {}
+    for scale in (1, 2):
+        made = [make.blemished(image, np.random.default_rng(seed), recipe(scale=scale)) for seed in range(20)]
+        number = np.mean([sum(facts["blemishes"].values()) for _, facts in made])
+        told[scale] = number, np.mean([np.abs(source - image).max(axis=0) > 5 / 255 for source, _ in made])
+    assert told[1][0] == pytest.approx(4 * told[2][0], rel=0.3)
+    assert told[1][1] == pytest.approx(told[2][1], rel=0.4)
+
+
+@pytest.mark.parametrize("kind", list(blemishes.KINDS))
+def test_a_blemish_fades_out_inside_its_box_and_is_of_the_size_said(kind: str) -> None:
+    """Across, at half of the greatest cover: from the area of round ones, and for lines from area over width."""
+    low, high = {"stain": (8, 32), "spot": (1.4, 12.5), "dust": (0.6, 3), "line": (10, 130)}[kind]
+    for seed in range(40):
+        film = blemishes.KINDS[kind][1](np.random.default_rng(seed), 1.0)
+        cover = film.cover
+        assert [n % 2 for n in cover.shape] == [1, 1]
+        assert cover.min() >= 0
+        assert 0.2 < cover.max() <= 1
+        assert max(edge.max() for edge in (cover[0], cover[-1], cover[:, 0], cover[:, -1])) < 1e-3
+        assert ((film.gain >= 0) & (film.gain <= 1)).all()
+        assert ((film.gain + film.light) <= 1.001).all()  # no film glows
+        core = np.count_nonzero(cover >= cover.max() / 2)
+        size = core / 2 if kind == "line" else np.sqrt(core / np.pi)
+        assert low <= size <= high
+
+
+def test_an_even_blob_has_the_area_of_its_ellipse_and_half_cover_on_its_outline() -> None:
+    draw = np.random.default_rng(4)
+    for radius in (3.0, 10.0, 25.0):
+        cover = blemishes.blob(draw, radius, soft=0.2, bumps=0.0)
+        around = (np.argwhere(cover > 0.5) - np.array(cover.shape) // 2).astype(float)
+        spread = np.linalg.eigvalsh(np.cov(around.T))  # of a full ellipse: a quarter of its squared half-axes
+        short, long = 2 * np.sqrt(spread)
+        assert long == pytest.approx(radius, abs=0.4)
+        assert 0.6 < short / long <= 1.05
+        assert cover.sum() == pytest.approx(np.pi * short * long, rel=0.12)
+
+
+@pytest.mark.parametrize("width", [1.5, 3.0, 6.0])
+def test_a_stroke_has_its_width_at_half_its_strength(width: float) -> None:
+    """The integral of a Gaussian line is length times width times sqrt(pi / (4 ln 2)); its ends are thinner."""
+    for seed in range(5):
+        cover = blemishes.stroke(np.random.default_rng(seed), 200.0, width)
+        assert cover.max() == pytest.approx(1, abs=0.15)
+        tapered = 1 - 0.6 / 5  # mean thickness along the line
+        assert cover.sum() == pytest.approx(200 * width * tapered * np.sqrt(np.pi / (4 * np.log(2))), rel=0.08)
+
+
+def test_texture_shows_through_every_blemish() -> None:
+    """The same blemish on two grounds: what remains of their difference is what the film lets through."""
+    flat = np.full((3, 80, 80), 0.6, np.float32)
+    texture = np.where(np.indices((80, 80)).sum(axis=0) % 2, 0.02, -0.02).astype(np.float32)
+    for kind, (_, shape) in blemishes.KINDS.items():
+        for seed in range(5):
+            grounds = [flat.copy(), flat + texture]
+            assert all(blemishes.lay(ground, shape, np.random.default_rng(seed), 1.0) for ground in grounds)
+            through = (grounds[1] - grounds[0]) / texture
+            changed = grounds[0] != flat
+            assert changed.any()
+            np.testing.assert_allclose(through[~changed], 1, atol=1e-4)
+            assert through.min() > 0.2, kind
+            assert through.max() < 1 + 1e-4
+            assert grounds[0].max() <= 1
+            assert grounds[0].min() >= 0
+
+
+def test_what_would_not_show_is_not_drawn() -> None:
+    dark = np.zeros((3, 50, 50), np.float32)
+    assert not blemishes.lay(dark, blemishes.spot, np.random.default_rng(0), 1.0)
+    assert not dark.any()
+    assert blemishes.lay(dark, blemishes.dust, np.random.default_rng(0), 1.0)
+    half = np.concatenate([np.zeros((3, 200, 100)), np.full((3, 200, 100), 0.7)], axis=2).astype(np.float32)
+    found = blemishes.add(half, 40, np.random.default_rng(1))
+    assert 36 < sum(found.values()) <= 40  # the light half has room for all that are dark
+
+
+def test_every_blemish_counted_is_in_the_mask_of_change() -> None:
+    """One at a time on a plain ground: at least its core of a few pixels is above the default threshold."""
+    for kind, (_, shape) in blemishes.KINDS.items():
+        for seed in range(15):
+            image = np.full((3, 90, 90), 0.6, np.float32)
+            before = image.copy()
+            assert blemishes.lay(image, shape, np.random.default_rng(seed), 1.0)
+            soft = change.mask(make.to_bytes(image), make.to_bytes(before), Change(opening=0))
+            assert change.blocks(soft).any(), (kind, seed)
+
+
+def test_blemishes_on_a_real_photograph_stay_few(shared_data: Path, tmp_path: Path) -> None:
+    assert run(shared_data / "free_images" / "coffee.png", tmp_path, "--kind", "blemish", "--variants", 2, "--clean", 0) == 0
+    for n in range(2):
+        source, target = (picture(tmp_path / side / f"coffee_{n:02}.png") for side in ("src", "dst"))
+        share = (change.mask(source, target, Change()) >= change.LEVEL).mean()
+        assert 0.001 < share < 0.1
 
 
 # --- GoPro and other folders -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import math
@@ -28,6 +29,9 @@ from pipeline.config import ConfigError
 from pipeline.losses import LOSSES, WeightedSum, vgg
 from pipeline.losses.masked import Loss
 from pipeline.records import Term, UserError
+
+perceptual_module: Any = importlib.import_module("pipeline.losses.perceptual")
+"""By its full name: ``pipeline.losses.perceptual`` is the loss as an attribute of its package."""
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -339,6 +343,72 @@ def test_size_looks_at_means_of_areas_or_at_the_middle() -> None:
     assert value(LOSSES["perceptual"](**options, size=32), x, y) == value(whole, x, y)
 
 
+def blemished(*corners: tuple[int, int], shape: tuple[int, int] = (40, 56), edge: int = 4) -> Tensor:
+    """Masks ``(B, 1, Y, X)`` with a square of 1 at each corner; none for a negative one."""
+    mask = torch.zeros(len(corners), 1, *shape)
+    for one, (y, x) in zip(mask, corners, strict=True):
+        if y >= 0:
+            one[:, y : y + edge, x : x + edge] = 1
+    return mask
+
+
+@given(y=st.integers(0, 36), x=st.integers(0, 52), size=st.integers(8, 32))
+@settings(deadline=None, max_examples=30)
+def test_the_window_lies_around_the_blemish(y: int, x: int, size: int) -> None:
+    mask = blemished((y, x))
+    ((top, left),) = perceptual_module._around(mask, size, [(0, 0)])
+    assert 0 <= top <= max(40 - size, 0)
+    assert 0 <= left <= 56 - size
+    assert mask[..., top : top + size, left : left + size].sum() == 16
+    cell = max(1, size // 16)
+    if size // 2 <= y < 36 - size // 2:
+        assert abs(top + size / 2 - (y + 2)) <= cell + 1  # in its middle, not at its edge
+
+
+def test_of_two_blemishes_the_window_takes_the_larger_and_of_none_the_middle() -> None:
+    mask = blemished((2, 2), (-1, -1), (30, 45), (2, 2))
+    mask[3, :, 26:38, 40:52] = 0.5  # soft, but much larger
+    corners = perceptual_module._around(mask, 16, [(12, 20)] * 4)
+    assert corners[0] == (0, 0)
+    assert corners[1] == (12, 20)
+    assert corners[2] == pytest.approx((24, 39), abs=2)
+    assert corners[3] == pytest.approx((24, 38), abs=2)
+    assert corners == [perceptual_module._around(mask[i : i + 1], 16, [(12, 20)])[0] for i in range(4)]
+
+
+def test_the_mask_says_where_each_sample_is_looked_at() -> None:
+    x, y = photograph(2, 3, 40, 56).float(), photograph(2, 3, 40, 56, seed=1).float()
+    mask = blemished((30, 45), (-1, -1))
+    options = {"weights": "random", "layers": ["relu1_2"]}
+    corners = perceptual_module._around(mask, 16, [(12, 20)] * 2)
+    cut = [torch.stack([t[i, :, a : a + 16, b : b + 16] for i, (a, b) in enumerate(corners)]) for t in (x, y)]
+    wanted = value(LOSSES["perceptual"](**options), *cut)
+    loss = LOSSES["perceptual"](**options, size=16, reduce="mask")
+    assert float(loss(x, y, ones(x), mask)) == pytest.approx(wanted, rel=1e-5)
+    z = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(z, y, ones(x), mask), z)
+    felt = gradient.abs().sum((0, 1)) > 0
+    (top, left), (middle, across) = corners
+    assert felt[top : top + 16, left : left + 16].any()
+    assert felt.sum() <= 2 * 16 * 16
+    assert not gradient[1, :, : middle - 1].any()
+    assert not gradient[1, :, :, : across - 1].any()
+    small = LOSSES["perceptual"](**options, size=64, reduce="mask")
+    assert float(small(x, y, ones(x), mask)) == value(LOSSES["perceptual"](**options), x, y)
+    with pytest.raises(ValueError, match="fourth argument"):
+        loss(x, y, ones(x))
+
+
+def test_the_weighted_sum_hands_the_mask_over() -> None:
+    x, y, mask = photograph(1, 3, 40, 56).float(), photograph(1, 3, 40, 56, seed=1).float(), blemished((30, 45))
+    options = {"weights": "random", "layers": ["relu1_2"], "size": 16, "reduce": "mask"}
+    term = Term(name="perceptual", target="target", options=options)
+    total, _ = WeightedSum([term], {"target": "image", "mask": "soft"})({"main": x}, {"target": y, "mask": mask})
+    assert float(total) == float(LOSSES["perceptual"](**options)(x, y, ones(x), mask))
+    with pytest.raises(ConfigError, match=r"reads the mask.*data\.change: \{\}"):
+        WeightedSum([term], {"target": "image"})
+
+
 @pytest.mark.parametrize("options", [{}, {"size": 12}], ids=str)
 def test_ignored_voxels_are_not_seen(options: dict[str, Any]) -> None:
     loss = LOSSES["perceptual"](weights="random", layers=["relu1_2", "relu2_2"], **options)
@@ -420,7 +490,8 @@ def test_vgg_is_fixed() -> None:
         ({"weights": 3}, ["weights", "3"]),
         ({"weights": "random", "size": 2}, ["size", "2", "at least 4"]),
         ({"weights": "random", "size": 64.0}, ["64.0"]),
-        ({"weights": "random", "reduce": "crop"}, ["crop", "area, centre"]),
+        ({"weights": "random", "reduce": "crop"}, ["crop", "area, centre, mask"]),
+        ({"weights": "random", "reduce": "mask"}, ["reduce: mask", "size: 512"]),
         ({"weights": "random", "checkpoint": 1}, ["checkpoint", "1"]),
         ({"range": [1, 0]}, ["[1, 0]"]),
         ({"layer": "relu1_1"}, ["layer", "layers"]),
@@ -428,7 +499,7 @@ def test_vgg_is_fixed() -> None:
 )
 def test_wrong_options_of_perceptual_are_refused(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([Term(name="perceptual", target="target", options=options)], {"target": "image"})
+        WeightedSum([Term(name="perceptual", target="target", options=options)], {"target": "image", "mask": "soft"})
     assert [word for word in words if word not in str(caught.value)] == []
 
 

@@ -146,6 +146,11 @@ def test_a_residual_network_that_adds_nothing_returns_its_input() -> None:
     assert torch.equal(network(x)["main"], x)
 
 
+def test_a_residual_network_begins_near_its_input() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    assert (net("deblur_unet", base=8, residual=True)(x)["main"] - x).abs().max() < 0.05
+
+
 def test_residual_is_the_sum_of_input_and_network() -> None:
     plain, residual = (net("deblur_unet", base=2, norm="none", residual=r) for r in (False, True))
     residual.load_state_dict(plain.state_dict())

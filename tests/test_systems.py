@@ -18,7 +18,7 @@ from conftest import TINY, competition_folder
 from PIL import Image
 
 from pipeline import config as configs
-from pipeline import losses, networks, predict, train
+from pipeline import ensemble, losses, networks, predict, train
 from pipeline.data.transforms import augmentations
 from pipeline.postprocess import check
 
@@ -55,6 +55,18 @@ def pairs(root: Path) -> None:
         save(root / "src" / f"c{n}.png", image)
         save(root / "dst" / f"c{n}.png", 255 - image)
         save(root / "spots" / f"c{n}.png", (label == 1).astype(np.uint8))
+    save(root / "test_images" / "t0.png", picture(77, (37, 61))[0])
+
+
+def retouched(root: Path) -> None:
+    """Photographs without their spots, of which one case has none."""
+    for n in range(6):
+        image, _ = picture(n)
+        spotted = image.copy()
+        if n:
+            spotted[5 * n : 5 * n + 6, 12:18] = (30, 20, 10)
+        save(root / "src" / f"c{n}.png", spotted)
+        save(root / "dst" / f"c{n}.png", image)
     save(root / "test_images" / "t0.png", picture(77, (37, 61))[0])
 
 
@@ -110,6 +122,25 @@ SYSTEMS: dict[str, dict] = {
         "train": SHORT,
         "predict": {"overlap": 8},
     },
+    "retouch": {
+        "task": "image",
+        "data": {
+            **IMAGE_DATA,
+            "normalise": {"name": "range", "options": {"to": [0, 1]}},
+            "change": {"dilation": 1, "blur": 1},
+            "patch": {**IMAGE_DATA["patch"], "changed": 0.5, "border": "mirror"},
+        },
+        "network": {"name": "abpn", "options": {"widths": [4, 8], "refine": 4, "form": "positive"}},
+        "losses": [
+            {"name": "masked_l1", "target": "target", "weight": 1.3},
+            {"name": "masked_sobel", "target": "target"},
+            {"name": "masked_laplacian", "target": "target", "weight": 0.7},
+            {"name": "dice", "head": "mask", "target": "mask", "options": {"batch": True}},
+        ],
+        "metrics": ["psnr", "retouch"],
+        "train": SHORT,
+        "predict": {"patch": "whole"},
+    },
     "deep_supervision": {
         "task": "labels",
         "data": {"layout": "competition", "ignore_label": 2, "folds": {"count": 2}, "patch": {"size": [16, 16, 16]}},
@@ -124,6 +155,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "label_maps_2d": label_maps,
     "image_to_image": pairs,
     "mask_head": pairs,
+    "retouch": retouched,
     "deep_supervision": competition_folder,
 }
 
@@ -204,6 +236,29 @@ def test_prediction_keeps_shape_and_type(trained: Trained, tmp_path: Path) -> No
             assert answer.shape == given.shape
 
 
+def test_retouching_is_scored_inside_and_outside_and_leaves_its_masks(tmp_path: Path) -> None:
+    path, data, run = tmp_path / "system.yaml", tmp_path / "data", tmp_path / "run"
+    retouched(data)
+    path.write_text(json.dumps({"name": "retouch", **SYSTEMS["retouch"]}))
+    assert train.main(["--config", str(path), "--data-dir", str(data), "--out", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"psnr", "psnr_in", "psnr_out", "leak", "mask_dice", "empty_mask"} <= set(summary["out_of_fold"])
+    idle = next(scores for name, scores in summary["baselines"].items() if "nothing" in name)
+    assert idle["leak"] == 0
+    assert idle["psnr_in"] < idle["psnr_out"]
+    strip = np.asarray(Image.open(sorted((run / "fold_0" / "previews").glob("epoch_*.png"))[-1]))
+    assert strip.shape[1] > 4 * strip.shape[0] / 2  # five columns, two rows
+    words = ["--checkpoint", str(run / "fold_0"), "--input", str(data / "src"), "--output", str(tmp_path / "p"), "--save-soft"]
+    assert predict.main(words) == 0
+    masks = sorted((tmp_path / "p" / "masks").glob("*.png"))
+    assert [m.stem for m in masks] == [f"c{n}" for n in range(6)]
+    assert np.asarray(Image.open(masks[0])).shape == np.asarray(Image.open(data / "src" / "c0.png")).shape[:2]
+    words = ["--fold-dirs", str(tmp_path / "p"), str(tmp_path / "p"), "--output", str(tmp_path / "e")]
+    assert ensemble.main(words) == 0
+    for name in ("c1.png", "masks/c1.png"):  # twice the same voice says the same
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "e" / name)), np.asarray(Image.open(tmp_path / "p" / name)))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
@@ -223,7 +278,7 @@ def test_every_config_names_what_exists(path: Path) -> None:
     config = configs.load(path)
     assert configs.from_dict(configs.to_dict(config)) == config
     network = networks.build(config.network, 1, 1, config.data.dims)
-    losses.check(config.losses, network.heads, config.targets)
+    losses.check(config.losses, network.heads, config.kinds)
     augmentations(config)
     if config.task == "labels":
         check(config.postprocess)

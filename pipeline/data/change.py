@@ -6,6 +6,8 @@ what was changed by more than the threshold, so compression noise and global gra
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from pipeline import config
@@ -19,16 +21,20 @@ REDUCED = 32
 LEVEL = 0.5
 """Value from which a pixel of a soft mask counts as changed."""
 
+ROUNDING = 1e-3
+"""Levels by which a difference must exceed the threshold: those of 16 bits (0.004 apart) and of floats are rounded."""
+
 
 def mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.ndarray:
     """Soft mask ``(1, Y, X)``, float32 in 0..1, of what differs between two images ``(C, Y, X)`` as their files have them.
 
     Each is brought to levels of 0..255 by its own number type (floats are taken as 0..1). With ``opening: 0, dilation: 0, blur: 0``
-    it is 1 exactly where the magnified difference is above the threshold. Raises UserError where the shapes differ.
+    it is 1 exactly where the magnified difference is above the threshold; one picture with 8 and 16 bits gives one mask.
+    Raises UserError where the shapes differ.
     """
     if image.shape != target.shape:
         raise UserError(f"a mask of change needs two images of one shape, got {image.shape} and {target.shape}. Export both at one size.")
-    changed = difference(image, target, settings.by) * settings.magnifier > settings.threshold
+    changed = difference(image, target, settings.by) > settings.threshold / settings.magnifier + ROUNDING
     if settings.opening:
         changed = opening(changed, settings.opening)
     if settings.dilation:
@@ -43,10 +49,10 @@ def mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.n
 
 def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:
     """Difference ``(Y, X)`` in levels of 0..255: of the value of HSV (``value``), or the greatest of all channels (``colour``)."""
-    one, other = (_levels(a) for a in (image, target))
     if by == "value":
-        return np.abs(one.max(axis=0) - other.max(axis=0))
-    return np.abs(one - other).max(axis=0)
+        return np.abs(_levels(image.max(axis=0)) - _levels(target.max(axis=0)))
+    # Channel by channel: all of a large photograph at once is half a gigabyte of floats.
+    return functools.reduce(np.maximum, (np.abs(_levels(a) - _levels(b)) for a, b in zip(image, target, strict=True)))
 
 
 def _levels(array: np.ndarray) -> np.ndarray:

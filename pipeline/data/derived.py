@@ -1,7 +1,8 @@
-"""Maps that follow from a label alone (skeleton, medial surface, distance): made once per case, kept beside the store, cut like labels.
+"""Maps that follow from a case's files alone: made once per case, kept beside the store, cut and moved like labels.
 
-A loss that reads one gets it as a further argument, already cropped and moved with its label. Which maps a system needs follows
-from its loss terms; the terms' options that shape a map are part of its name and of the key under which it is kept.
+Skeleton, medial surface and distance follow from a label, the mask of change from a pair of images. A loss that reads one gets it
+as a further argument, already cropped. Which maps of labels a system needs follows from its loss terms, whose options that shape a
+map are part of its name and of the key under which it is kept; the mask of change is made wherever ``data.change`` is set.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import edt
 import numpy as np
 
-from pipeline.config import Config, Data
-from pipeline.data import store
+from pipeline.config import Change, Config, ConfigError, Data
+from pipeline.data import change, store
 from pipeline.data.store import Progress, Stored, Volume
 from pipeline.morphology import dilate
-from pipeline.records import Term
+from pipeline.records import Term, UserError
 
 FORMAT = 1
 """Raised when a map changes its meaning; older ones on disk are then made again."""
@@ -70,6 +71,15 @@ DERIVED: dict[str, Callable[..., np.ndarray]] = {
 
 READS = {"skeleton_recall": "skeleton", "surface_recall": "medial_surface", "boundary": "distance"}
 """The map that a loss reads, by the loss's name. Options of the two with the same name are the same."""
+
+MASKED = ("masked_l1", "masked_sobel", "masked_laplacian")
+"""Losses that read the mask of change."""
+
+MASK = "mask"
+"""Name of the mask of change in samples and batches."""
+
+BLOCKS = "mask:blocks"
+"""Name in ``Stored.maps`` of the small index that says where the mask of change is (:func:`pipeline.data.change.blocks`)."""
 
 
 def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
@@ -138,22 +148,49 @@ class Map:
         return {k: v for k, v in self.options.items() if v != usual[k]}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeMask:
+    """The soft mask of what differs between a case's image and ``target`` (:func:`pipeline.data.change.mask`).
+
+    Its settings are those of ``data.change``. It is interpolated like an image, and outside the image nothing has changed.
+    """
+
+    target: str
+    key: ClassVar[str] = MASK
+    is_mask: ClassVar[bool] = False
+    fill: ClassVar[float] = 0.0
+
+
 def _defaults(name: str) -> dict[str, float]:
     return {n: p.default for n, p in inspect.signature(DERIVED[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def read_by(term: Term) -> Map | None:
-    """The map that a loss term reads, or None."""
+def read_by(term: Term) -> Map | ChangeMask | None:
+    """The map that a loss term reads, or None. A perceptual term reads the mask of change where it says ``reduce: mask``."""
+    if term.name in MASKED or (term.name == "perceptual" and term.options.get("reduce") == "mask"):
+        return ChangeMask(target=term.target)
     if term.name not in READS:
         return None
     name = READS[term.name]
     return Map(target=term.target, name=name, options={k: term.options.get(k, v) for k, v in _defaults(name).items()})
 
 
-def wanted(settings: Config) -> dict[str, Map]:
-    """All maps that the losses of a config read, by their name in a sample."""
-    maps = [read_by(term) for term in settings.losses]
-    return {m.key: m for m in maps if m is not None}
+def wanted(settings: Config) -> dict[str, Map | ChangeMask]:
+    """All maps that a config needs, by their name in a sample: those of labels that its losses read, and the mask of ``data.change``.
+
+    That mask is wanted whether a loss reads it or not, for metrics and the choice of patches do, too. Without ``data.change`` a
+    loss of a mask reads a target of that name, and nothing is made. Raises ConfigError where no target is an image to compare with.
+    """
+    reads = [read_by(term) for term in settings.losses]
+    maps: dict[str, Map | ChangeMask] = {m.key: m for m in reads if isinstance(m, Map)}
+    if settings.data.change is not None:
+        images = [name for name, kind in settings.targets.items() if kind == "image"]
+        if not images:
+            raise ConfigError(
+                f"data.change compares pairs of images, but no target is one: {dict(settings.targets)}. Add one of kind image."
+            )
+        maps[MASK] = ChangeMask(target=images[0])
+    return maps
 
 
 # --- make and keep ------------------------------------------------------------------------------------------------------
@@ -172,17 +209,24 @@ def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
 def attach(
     cases: Sequence[Stored], settings: Config, folder: Path, progress: Progress | None = None, workers: int | None = None
 ) -> list[Stored]:
-    """The cases with every map that the config's losses read, kept below ``<folder>/maps``; what is there and still fits is used again.
+    """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there and still fits is used again.
 
-    ``folder`` is that of the store. Without such losses the cases come back as they are and nothing is written. Raises
-    UserError where the folder is read-only.
+    ``folder`` is that of the store. Where no map is wanted the cases come back as they are and nothing is written. With the mask of
+    change comes its index, under ``BLOCKS``; a case without the target has neither. Raises UserError where the folder is read-only
+    or the images of a pair cannot be compared.
     """
     wishes = wanted(settings)
     if not wishes:
         return list(cases)
 
     def work(case: Stored) -> Stored:
-        return dataclasses.replace(case, maps={key: _kept(case, wish, settings.data, folder / "maps") for key, wish in wishes.items()})
+        maps: dict[str, Volume] = {}
+        for key, wish in wishes.items():
+            if isinstance(wish, Map):
+                maps[key] = _kept(case, wish, settings.data, folder / "maps")
+            elif settings.data.change is not None and wish.target in case.targets:
+                maps |= _kept_change(case, wish.target, settings.data.change, folder / "maps")
+        return dataclasses.replace(case, maps=maps)
 
     with store.writable(folder):
         return store.parallel(work, cases, progress, workers)
@@ -205,3 +249,36 @@ def _kept(case: Stored, wish: Map, data: Data, folder: Path) -> Volume:
         volumes = {"map": store.save(folder / f"{name}.npy", made)}
         store.write_manifest(manifest, key, volumes)
     return volumes["map"]
+
+
+def _kept_change(case: Stored, target: str, settings: Change, folder: Path) -> dict[str, Volume]:
+    """Mask of change, float16 ``(1, Y, X)``, and its index. Unusual settings are part of the file's name, for runs may share a store."""
+    options = dataclasses.asdict(settings)
+    key = {
+        "format": FORMAT,
+        "image": case.facts.content,
+        "target": case.facts.target_contents[target],
+        "map": "change",
+        "options": options,
+    }
+    usual = dataclasses.asdict(Change())
+    unusual = [f"{k}{v}" for k, v in options.items() if v != usual[k]]
+    name = "-".join([f"{store.file_name(case.case.id)}.{target}.change", *unusual])
+    manifest = folder / f"{name}.json"
+    volumes = store.known_volumes(manifest, key)
+    if volumes is None:
+        soft = _changed(case, target, settings)
+        volumes = {
+            MASK: store.save(folder / f"{name}.npy", soft),
+            BLOCKS: store.save(folder / f"{name}.blocks.npy", change.blocks(soft)),
+        }
+        store.write_manifest(manifest, key, volumes)
+    return volumes
+
+
+def _changed(case: Stored, target: str, settings: Change) -> np.ndarray:
+    try:
+        mask = change.mask(np.asarray(case.image.array), np.asarray(case.targets[target].array), settings)
+    except UserError as error:
+        raise UserError(f"{case.case.targets[target]} and {case.case.image[0].name}: {error}") from None
+    return mask.astype(np.float16)

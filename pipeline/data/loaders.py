@@ -5,6 +5,7 @@ What a sample looks like depends on (seed, fold, epoch, sample) alone: not on th
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.config import Config
 from pipeline.data import derived
-from pipeline.data.sampling import RandBalancedCropd, grid_places, seed_of
+from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
 from pipeline.data.store import Stored
 from pipeline.data.transforms import training_chain, validation_chain
 
@@ -33,22 +34,23 @@ Key = tuple[int, ...]
 
 
 class PatchDataset(Dataset):
-    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"`` and ``"foreground_share"``.
+    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"``, ``"foreground_share"``, ``"changed"``.
 
     ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in :func:`grid_places`. Raises
-    KeyError for a case without the maps that the config's losses read.
+    KeyError for a case without the maps that the config needs.
     """
 
     def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool) -> None:
         for name in derived.wanted(config):
             bare = [c.case.id for c in cases if name not in c.maps]
             if bare:
-                raise KeyError(f"cases {', '.join(bare[:8])} lack the map {name}, which a loss reads: derived.attach() makes it.")
+                raise KeyError(f"cases {', '.join(bare[:8])} lack the map {name}: derived.attach() makes it.")
         self.words = (config.seed, fold)
+        self.cases, self.size = cases, config.data.patch.size
         self.chain = training_chain(config) if training else validation_chain(config)
         self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
-        grid, size = config.data.patch.grid if training else None, config.data.patch.size
-        self.places = None if grid is None else [grid_places(c.image.shape[1:], size, grid) for c in cases]
+        grid = config.data.patch.grid if training else None
+        self.places = None if grid is None else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
         self.cache = CacheDataset([{"stored": c} for c in cases], self.chain, progress=False, num_workers=None)
 
     def __len__(self) -> int:
@@ -59,6 +61,15 @@ class PatchDataset(Dataset):
         if self.places is None:
             return [(case,) for _ in range(per_case) for case in range(len(self))]
         return [(case, n) for case, places in enumerate(self.places) for n in range(math.prod(map(len, places)))]
+
+    def changed(self, samples: Sequence[tuple[int, ...]]) -> list[bool]:
+        """Whether the slice at the end of each key, sorted by case, holds some of its case's mask of change."""
+        found: list[bool] = []
+        for case, ends in itertools.groupby(samples, key=lambda end: end[0]):
+            # Open for one case at a time: every memory map holds a file descriptor.
+            mask, blocks = (self.cases[case].maps[name].array for name in (derived.MASK, derived.BLOCKS))
+            found += [holds_change(mask, blocks, self._place(case, number), self.size) for _, number in ends]
+        return found
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, position, case, *number = key
@@ -92,21 +103,35 @@ def _tensor(value: Any) -> Any:
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by (seed, fold, epoch) when ``words`` say so."""
+    """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by (seed, fold, epoch) when ``words`` say so.
 
-    def __init__(self, samples: Sequence[tuple[int, ...]], batch: int, words: tuple[int, int] | None) -> None:
+    ``count`` of the ``others`` join them, drawn by the same words anew for each epoch, none twice.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[int, ...]],
+        batch: int,
+        words: tuple[int, int] | None,
+        others: Sequence[tuple[int, ...]] = (),
+        count: int = 0,
+    ) -> None:
         self.samples, self.batch, self.words = samples, batch, words
+        self.others, self.count = others, count
         self.epoch, self.first = VALIDATION, 0
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch)
+        return -(-(len(self.samples) + self.count) // self.batch)
 
     def keys(self, epoch: int) -> list[Key]:
         """All keys of an epoch in their order."""
-        order = np.arange(len(self.samples))
+        samples = self.samples
         if self.words is not None:
-            order = np.random.default_rng(seed_of(*self.words, epoch)).permutation(order)
-        return [(epoch, position, *self.samples[n]) for position, n in enumerate(order.tolist())]
+            random = np.random.default_rng(seed_of(*self.words, epoch))
+            drawn = random.choice(len(self.others), self.count, replace=False).tolist() if self.count else []
+            samples = [*samples, *(self.others[n] for n in drawn)]
+            samples = [samples[n] for n in random.permutation(len(samples)).tolist()]
+        return [(epoch, position, *sample) for position, sample in enumerate(samples)]
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = self.keys(self.epoch)
@@ -121,7 +146,10 @@ class Loader:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case
         self.dataset = PatchDataset(cases, config, fold, training)
-        self.batches = EpochBatches(self.dataset.samples(per_case), data.patch.batch, (config.seed, fold) if training else None)
+        samples = self.dataset.samples(per_case)
+        share = data.patch.changed if training and data.patch.grid is not None else None
+        parts = (samples, [], 0) if share is None else _parted(samples, self.dataset.changed(samples), share)
+        self.batches = EpochBatches(parts[0], data.patch.batch, (config.seed, fold) if training else None, *parts[1:])
         self.loader = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
@@ -142,6 +170,21 @@ class Loader:
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first ``count`` samples of epoch 0 (fewer where it has fewer), read beside the epoch that is under way, which does not notice."""
         return [self.dataset[key] for key in self.batches.keys(0)[:count]]
+
+
+Ends = list[tuple[int, ...]]
+
+
+def _parted(samples: Ends, changed: Sequence[bool], share: float) -> tuple[Ends, Ends, int]:
+    """Samples of every epoch, those of which each epoch draws some, and how many: so many that ``share`` of an epoch has changed.
+
+    Where that takes more than there are, all are drawn and the share is higher; where nothing has changed, all are of every epoch.
+    """
+    if not any(changed):
+        return samples, [], 0
+    held = [s for s, c in zip(samples, changed, strict=True) if c]
+    others = [s for s, c in zip(samples, changed, strict=True) if not c]
+    return held, others, min(len(others), round(len(held) * (1 - share) / share))
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -99,7 +99,7 @@ class Stored:
     scale: normalise.Scale
     facts: Facts
     maps: Mapping[str, Volume] = field(default_factory=dict)
-    """Maps made from labels (:mod:`pipeline.data.derived`), by their name in a sample."""
+    """Maps made from labels or from a pair (:mod:`pipeline.data.derived`), by their name in a sample."""
 
 
 def place(data: config.Data, run: Path) -> Path:

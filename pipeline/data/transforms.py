@@ -1,6 +1,6 @@
 """The table of augmentations, MONAI's and some in its manner, and the chain from a stored case to a training sample.
 
-Geometry moves the image and every target by the same field: images and distances are interpolated linearly, labels take the
+Geometry moves the image and every target by the same field: images, distances and soft masks are interpolated linearly, labels take the
 nearest voxel and keep their values, the ignored one included. Intensities change in the image alone. What each entry does to
 colours stands in its docstring; ``colour`` is the only one that means to change them.
 """
@@ -251,7 +251,8 @@ def augmentations(config: Config) -> list[Transform]:
 class OpenStored(Transform):
     """Deterministic head of the chain, the part that CacheDataset keeps: handles of the memory-mapped volumes and their statistics.
 
-    ``targets`` names the targets, for a case may have further roles that only scores look at; ``maps`` the maps that losses read.
+    ``targets`` names the targets, for a case may have further roles that only scores look at; ``maps`` the maps to be cut, and what
+    the choice of patches looks at.
     """
 
     def __init__(self, targets: Iterable[str], maps: Iterable[str] = ()) -> None:
@@ -266,12 +267,17 @@ class OpenStored(Transform):
 
 def training_chain(config: Config) -> Compose:
     """Open, balanced crop, augmentation."""
-    return Compose([OpenStored(config.targets, derived.wanted(config)), cropper(config), *augmentations(config)])
+    return Compose([opener(config), cropper(config), *augmentations(config)])
 
 
 def validation_chain(config: Config) -> Compose:
     """The same crop without augmentation: with fixed seeds, the same patches in every epoch."""
-    return Compose([OpenStored(config.targets, derived.wanted(config)), cropper(config)])
+    return Compose([opener(config), cropper(config)])
+
+
+def opener(config: Config) -> OpenStored:
+    index = () if config.data.patch.changed is None else (derived.BLOCKS,)
+    return OpenStored(config.targets, (*derived.wanted(config), *index))
 
 
 def cropper(config: Config) -> RandBalancedCropd:

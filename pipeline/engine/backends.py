@@ -54,6 +54,9 @@ class Exported(HeadedNet):
         self.session = session
         self.layers = copy.deepcopy(network).to("meta")
 
+    def padded_size(self, size: Sequence[int]) -> list[int]:
+        return self.layers.padded_size(size)
+
     def run(self, x: Tensor) -> dict[str, Tensor]:
         return {"main": torch.from_numpy(self.session(x.float().contiguous().numpy()))}
 

@@ -12,13 +12,15 @@ import torch
 
 from pipeline import files, networks, postprocess
 from pipeline.config import Config, from_dict
+from pipeline.data.change import LEVEL
 from pipeline.data.store import Stored
 from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import load_model, load_weights
 from pipeline.engine.folder import Scores, counted, image_scores, mean
 from pipeline.engine.inference import Source, Voice, settled, sliding_window, tiling, voice
-from pipeline.metrics import better, evaluate_frames
+from pipeline.metrics import CHANGED, better, evaluate_frames
 from pipeline.metrics.frames import Counts, Truth, pool, views
+from pipeline.metrics.retouch import Retouched
 from pipeline.records import Checkpoint, Part, Prediction, UserError
 from pipeline.tasks import TASKS
 
@@ -50,7 +52,7 @@ def answer_of(config: Config, soft: np.ndarray, stored: Stored) -> np.ndarray:
     """The answer that ``predict`` would write for this case."""
     if config.task == "labels":
         return postprocess.apply(config.postprocess, soft)
-    return TASKS["image"].hard(soft, stored.scale, stored.image.dtype)
+    return TASKS["image"].hard(soft[: stored.image.shape[0]], stored.scale, stored.image.dtype)
 
 
 def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
@@ -63,22 +65,48 @@ def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
             raise UserError(
                 f"case {stored.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip."
             )
-        return _image_scores(config, answer_of(config, soft, stored), stored)
+        channels = stored.image.shape[0]
+        predicted = soft[channels] if len(soft) > channels else None  # the head `mask`
+        return _image_scores(config, answer_of(config, soft, stored), stored, predicted)
     return evaluate_frames(case_metrics(config), answer_of(config, soft, stored), truth_of(config, stored), _foreground(soft))
 
 
-def _image_scores(config: Config, image: np.ndarray, stored: Stored) -> Scores:
-    """``metrics`` of an image ``(C, *S)`` of the input's number type against the case's target, each brought to 0..1."""
-    target = np.asarray(stored.targets[next(iter(config.targets))].array)
+def _image_scores(config: Config, image: np.ndarray, stored: Stored, predicted: np.ndarray | None = None) -> Scores:
+    """``metrics`` of an image ``(C, *S)`` of the input's number type against the case's target, each brought to 0..1.
+
+    ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one.
+    """
+    target = np.asarray(stored.targets[_image_target(config)].array)
     if target.dtype != image.dtype:
         raise UserError(
             f"case {stored.case.id}: the input holds {image.dtype}, its target {target.dtype}; one normalisation cannot serve both. "
             "Save the two in the same number type."
         )
+    metrics = case_metrics(config)
+    change = change_of(stored, predicted) if CHANGED & {m.name for m in metrics} else None
     try:
-        return image_scores(case_metrics(config), image, target)
+        return image_scores(metrics, image, target, change)
     except ValueError as error:
         raise UserError(f"case {stored.case.id}: {error}.") from None
+
+
+def _image_target(config: Config) -> str:
+    """Name of the image that the answer should be: a user's masks may be a target beside it."""
+    return next(name for name, kind in config.targets.items() if kind == "image")
+
+
+def change_of(stored: Stored, predicted: np.ndarray | None = None) -> Retouched | None:
+    """The input of a case, as its file has it, and the mask of what was to change; None where the data has no such mask.
+
+    The mask is that of ``data.change``, or the user's own: a target of labels called ``mask``.
+    """
+    if "mask" in stored.maps:
+        mask = np.asarray(stored.maps["mask"].array)[0] >= LEVEL
+    elif "mask" in stored.targets:
+        mask = np.asarray(stored.targets["mask"].array)[0] > 0
+    else:
+        return None
+    return Retouched(source=np.asarray(stored.image.array), mask=mask, predicted=predicted)
 
 
 def truth_of(config: Config, stored: Stored) -> Truth:
@@ -167,7 +195,7 @@ def baselines_image(config: Config, cases: Sequence[Stored]) -> dict[str, Scores
 
     Scored like answers (:func:`score`). Raises UserError like it.
     """
-    name = next(iter(config.targets))
+    name = _image_target(config)
     if not cases or any(c.image.shape != c.targets[name].shape for c in cases):
         return {}
     return {DO_NOTHING: mean(_image_scores(config, np.asarray(c.image.array), c) for c in cases)}

@@ -7,18 +7,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import files
+from pipeline.config import Change
+from pipeline.data import change as changes
 from pipeline.engine import processes
 from pipeline.engine import soft as softs
-from pipeline.metrics import SOFT, evaluate, evaluate_frames
+from pipeline.metrics import BETTER, CHANGED, IMAGES, SOFT, evaluate, evaluate_frames
 from pipeline.metrics.frames import POOLED, Counts, Truth, count, pool
-from pipeline.metrics.image import NAMES, intensities
+from pipeline.metrics.image import intensities
+from pipeline.metrics.retouch import Retouched, empty_masks
 from pipeline.records import Part
 
 Scores = dict[str, Any]
@@ -27,8 +30,9 @@ Scores = dict[str, Any]
 BYTES = 30
 """Memory that scoring takes for each voxel (measured for ``competition``, the largest: 12, and 5 for the two files)."""
 
-IMAGE_BYTES = 100
-"""The same for metrics of images (measured for ``ssim``, the largest: 85)."""
+IMAGE_BYTES, PIXEL_BYTES = 48, 115
+"""Memory for metrics of images: for each voxel of each channel, and again for each voxel of space, since similarity is found a channel at
+a time (measured for ``psnr ssim retouch`` together: 253 for a pixel of three channels of 16 bits, 155 for a grey one)."""
 
 BASE = 300 << 20
 """Memory of a worker before its first case."""
@@ -38,7 +42,8 @@ BASE = 300 << 20
 class Rules:
     """How answers and labels are compared. ``binarise`` and ``padded`` as in :class:`pipeline.config.Data`.
 
-    Metrics are all of labels or all of images; of images, files are read as pictures, and nothing else here has a meaning.
+    Metrics are all of labels or all of images; of images, files are read as pictures, and of the rest only ``change`` has a meaning:
+    how the mask of what was to change is made from input and target, for the metrics in ``CHANGED``.
     """
 
     metrics: Sequence[Part]
@@ -46,18 +51,25 @@ class Rules:
     ignore: int | None = None
     binarise: float | None = None
     padded: tuple[int, ...] | None = None
+    change: Change = field(default_factory=Change)
 
     @property
     def images(self) -> bool:
         """Whether the metrics are of images."""
-        return any(m.name in NAMES for m in self.metrics)
+        return any(m.name in IMAGES for m in self.metrics)
+
+    @property
+    def changed(self) -> bool:
+        """Whether a metric reads the mask of what was to change."""
+        return any(m.name in CHANGED for m in self.metrics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """An answer and its label file; ``soft`` is the folder with its probabilities, ``fov`` the file of its field of view.
 
-    Images: ``input`` is the file that the answer was made from, for the row "do nothing".
+    Images: ``input`` is the file that the answer was made from, for the row "do nothing" and the mask of change; ``mask`` the picture
+    of that mask as the network predicted it.
     """
 
     id: str
@@ -67,13 +79,16 @@ class Pair:
     soft: Path | None = None
     fov: Path | None = None
     input: Path | None = None
+    mask: Path | None = None
 
 
 def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``, cases in the given order.
 
     Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be pooled. Images with an ``input`` add
-    ``"do_nothing"``, the means of the inputs themselves, and ``"difference"``, what the answers gain over them. ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
+    ``"do_nothing"``, the means of the inputs themselves, and ``"difference"``, what the answers gain over them in every value that has a
+    better direction; with a metric of ``CHANGED`` also ``"empty_masks"``, the number of cases in which nothing was to change.
+    ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
     """
     rows: dict[str, Row | str] = {}
     for pair, row in _rows(pairs, workers):
@@ -86,8 +101,11 @@ def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable
     counts = [row.counts for row in good.values() if row.counts is not None]
     pooled = pool(counts, (m.name for p in pairs[:1] for m in p.rules.metrics)) if len(counts) == len(good) else {}
     idle = mean(row.nothing for row in good.values() if row.nothing is not None)
+    empty = empty_masks(found["cases"].values())
     found |= {"pooled": pooled} if pooled else {}
-    return found | ({"do_nothing": idle, "difference": {k: found["mean"][k] - v for k, v in idle.items()}} if idle else {})
+    found |= {} if empty is None else {"empty_masks": empty[0]}
+    gain = {k: found["mean"][k] - v for k, v in idle.items() if k in BETTER}
+    return found | ({"do_nothing": idle, "difference": gain} if idle else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +118,7 @@ class Row:
 
 
 def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Row | str]]:
-    each = IMAGE_BYTES if any(p.rules.images for p in pairs) else BYTES
-    number = min(len(pairs), processes.count(BASE + each * max((_voxels(p) for p in pairs), default=0), workers))
+    number = min(len(pairs), processes.count(BASE + max((_bytes(p) for p in pairs), default=0), workers))
     if number <= 1:
         yield from ((pair, score(pair)) for pair in pairs)
         return
@@ -118,8 +135,12 @@ def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Ro
             raise
 
 
-def _voxels(pair: Pair) -> int:
-    return math.prod(files.probe(pair.label, pair.rules.dims).shape)
+def _bytes(pair: Pair) -> int:
+    """Memory that scoring this case takes."""
+    shape = files.probe(pair.label, pair.rules.dims).shape
+    if not pair.rules.images:
+        return BYTES * math.prod(shape)
+    return IMAGE_BYTES * math.prod(shape) + PIXEL_BYTES * math.prod(shape[1:])
 
 
 def score(pair: Pair) -> Row | str:
@@ -140,21 +161,40 @@ def score(pair: Pair) -> Row | str:
 
 
 def _image_row(pair: Pair) -> Row:
-    target = files.read(pair.label, pair.rules.dims)[0]
-    scores = image_scores(pair.rules.metrics, files.read(pair.prediction, pair.rules.dims)[0], target)
+    rules = pair.rules
+    image, target = (files.read(path, rules.dims)[0] for path in (pair.prediction, pair.label))
     if pair.input is None:
-        return Row(scores)
-    return Row(scores, nothing=image_scores(pair.rules.metrics, files.read(pair.input, pair.rules.dims)[0], target))
+        return Row(image_scores(rules.metrics, image, target))
+    source = files.read(pair.input, rules.dims)[0]
+    change = Retouched(source=source, mask=_changed(source, target, rules)) if rules.changed else None
+    told = change if change is None else dataclasses.replace(change, predicted=_predicted(pair))
+    return Row(image_scores(rules.metrics, image, target, told), nothing=image_scores(rules.metrics, source, target, change))
 
 
-def image_scores(metrics: Sequence[Part], image: np.ndarray, target: np.ndarray) -> Scores:
+def _changed(source: np.ndarray, target: np.ndarray, rules: Rules) -> np.ndarray:
+    """What was to change, bool ``(*S)``; in half precision before it is compared, as training keeps its masks."""
+    return changes.mask(source, target, rules.change)[0].astype(np.float16) >= changes.LEVEL
+
+
+def _predicted(pair: Pair) -> np.ndarray | None:
+    """The probability ``(*S)`` in the picture of a predicted mask."""
+    if pair.mask is None:
+        return None
+    array = files.read(pair.mask, pair.rules.dims)[0]
+    if (array != array[:1]).any():
+        raise ValueError(f"{pair.mask} has {len(array)} different channels where a mask is needed")
+    return intensities(array[0])
+
+
+def image_scores(metrics: Sequence[Part], image: np.ndarray, target: np.ndarray, change: Retouched | None = None) -> Scores:
     """Metrics of an image ``(C, *S)`` against its target, both as their files have them, each brought to 0..1 by its own number type.
 
-    Raises ValueError where shapes differ or a pixel is NaN.
+    So is the input in ``change``. Raises ValueError where shapes differ or a pixel is NaN.
     """
     if image.shape != target.shape:
         raise ValueError(f"the image has shape {image.shape}, its target {target.shape}")
-    return evaluate(metrics, intensities(image), intensities(target))
+    known = change if change is None else dataclasses.replace(change, source=intensities(change.source))
+    return evaluate(metrics, intensities(image), intensities(target), change=known)
 
 
 def _labels(path: Path, rules: Rules, cut: float | None = None) -> np.ndarray:

@@ -218,8 +218,7 @@ def _train(job: Job, state: State) -> None:
         state.scaler.scale(total / train.accumulate).backward()
         state.means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
         for share in ("foreground_share", "changed"):
-            if share in batch:
-                state.means.add_valid(share, batch[share])
+            state.means.add_valid(share, batch[share])
         whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
         if whole:
             _step(train.clip, state)

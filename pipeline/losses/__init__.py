@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.config import ConfigError, bind, nearest
 from pipeline.data import derived
@@ -17,10 +18,11 @@ from pipeline.losses.image import charbonnier, l1, ms_ssim, mse
 from pipeline.losses.masked import Loss
 from pipeline.losses.perceptual import perceptual
 from pipeline.losses.region import ce, dice, focal, tversky, variance
+from pipeline.losses.retouch import masked_l1, masked_laplacian, masked_sobel, total_variation
 from pipeline.losses.topology import boundary, cldice, connectivity, skeleton_recall, surface_recall
 from pipeline.records import Term
 
-__all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "WeightedSum", "check"]
+__all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "SOFT_LOSSES", "WeightedSum", "check"]
 
 LABEL_LOSSES: dict[str, Callable[..., Loss]] = {
     "dice": dice,
@@ -41,17 +43,28 @@ IMAGE_LOSSES: dict[str, Callable[..., Loss]] = {
     "charbonnier": charbonnier,
     "ms_ssim": ms_ssim,
     "perceptual": perceptual,
+    "masked_l1": masked_l1,
+    "masked_sobel": masked_sobel,
+    "masked_laplacian": masked_laplacian,
+    "total_variation": total_variation,
 }
+SOFT_LOSSES = {name: LABEL_LOSSES[name] for name in ("dice", "tversky", "ce")}
+"""Those of labels that also compare one channel of logits with a soft mask, 0..1."""
 LOSSES = LABEL_LOSSES | IMAGE_LOSSES
+
+
+TABLES: dict[str, dict[str, Callable[..., Loss]]] = {"labels": LABEL_LOSSES, "image": IMAGE_LOSSES, "soft": SOFT_LOSSES}
+"""The losses for each kind of target."""
 
 
 class WeightedSum:
     """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
 
-    ``kinds`` says for each target whether it holds ``"labels"`` or an ``"image"``; voxels of a label target that hold
-    ``ignore_label`` count in no term. A loss that reads a map made from its target (``pipeline.data.derived``) is given
-    ``batch["label:skeleton"]`` or the like; ``maps`` holds these names by term. Raises ConfigError for an unknown loss, option
-    or target, a loss of the wrong kind, or a weight that is negative or not finite.
+    ``kinds`` says for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"`` mask; voxels of a label target that
+    hold ``ignore_label`` count in no term. A soft mask is brought down to a smaller head by the means of blocks. A loss that reads
+    a map made from its target (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one that reads the
+    mask ``batch["mask"]``; ``maps`` holds these names by term. Raises ConfigError for an unknown loss, option or target, a loss
+    of the wrong kind, a mask that is not there, or a weight that is negative or not finite.
     """
 
     def __init__(self, terms: Sequence[Term], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
@@ -78,12 +91,21 @@ class WeightedSum:
                 continue
             if term.target not in targets:
                 targets[term.target] = self._clean(_pick(batch, term.target, key, "the batch", "target"), term.target)
-            maps = [_pick(batch, self.maps[key], key, "the batch", "map")] if key in self.maps else []
-            values[key] = self.losses[key](_pick(outputs, term.head, key, "the network's output", "head"), *targets[term.target], *maps)
+            head, (target, valid) = _pick(outputs, term.head, key, "the network's output", "head"), targets[term.target]
+            if self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
+                target, valid = _brought_down(target, valid, head.shape[2:])
+            maps = [self._map(batch, key)] if key in self.maps else []
+            values[key] = self.losses[key](head, target, valid, *maps)
         if not values:
             raise KeyError(f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}.")
         total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()
         return total, {key: value.detach() for key, value in values.items()}
+
+    def _map(self, batch: Mapping[str, Tensor], key: str) -> Tensor:
+        """The map of a term; of a mask given as labels the ignored voxels are 0."""
+        name = self.maps[key]
+        found = _pick(batch, name, key, "the batch", "map")
+        return self._clean(found, name)[0] if name in self.kinds else found
 
     def _clean(self, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``: 1 where a voxel counts."""
@@ -94,6 +116,19 @@ class WeightedSum:
         return target.masked_fill(ignored, 0), (~ignored).float()
 
 
+def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A target ``(B, C, *S)`` as means of blocks and ``valid`` where a whole block is, if blocks of one size bring S to ``size``.
+
+    The last block may be smaller, as for a head of half the size, rounded up. Anything else is left to the loss to refuse.
+    """
+    full = target.shape[2:]
+    block = [math.ceil(n / m) for n, m in zip(full, size, strict=True)]
+    if max(block) == 1 or any(math.ceil(n / b) != m for n, b, m in zip(full, block, size, strict=True)):
+        return target, valid
+    mean, most = (functional.avg_pool2d, functional.max_pool2d) if len(full) == 2 else (functional.avg_pool3d, functional.max_pool3d)
+    return mean(target.float(), block, ceil_mode=True), 1 - most(1 - valid, block, ceil_mode=True)
+
+
 def _keys(terms: Sequence[Term]) -> list[str]:
     """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
     keys: list[str] = []
@@ -102,6 +137,11 @@ def _keys(terms: Sequence[Term]) -> list[str]:
         candidates = itertools.chain([plain, f"{plain}:{term.target}"], (f"{plain}:{i}" for i in itertools.count(2)))
         keys.append(next(key for key in candidates if key not in keys))
     return keys
+
+
+def _is_coarse(term: Term, head: Tensor, target: Tensor) -> bool:
+    """Whether a mask drawn as labels meets one channel of coarser logits, such as those of ``abpn``: it is then compared softly."""
+    return term.name in SOFT_LOSSES and head.shape[1] == 1 and any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
 
 
 def _is_deep(head: str) -> bool:
@@ -117,7 +157,8 @@ def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: 
 def check(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, str]) -> None:
     """Refuse, before any training, terms that read a head or target that does not exist or is of the wrong kind.
 
-    ``heads`` are those of the network, ``targets`` maps names to ``"labels"`` or ``"image"``. One ConfigError lists all faults.
+    ``heads`` are those of the network, ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``. One ConfigError lists all
+    faults.
     """
     faults: list[str] = []
     for i, term in enumerate(terms):
@@ -141,9 +182,15 @@ def _faults(where: str, term: Term, targets: Mapping[str, str]) -> Iterator[str]
         yield f"{where} reads target {term.target!r}, which the data does not have. {nearest(term.target, targets)}"
         return
     kind = targets[term.target]
-    table = LABEL_LOSSES if kind == "labels" else IMAGE_LOSSES
-    if term.name in LOSSES and term.name not in table:
-        yield f"{where} cannot read target {term.target!r}, which holds {kind}. Losses for it: {', '.join(sorted(table))}."
+    if term.name in LOSSES and term.name not in TABLES[kind]:
+        holds = {"soft": "a soft mask"}.get(kind, kind)
+        yield f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it: {', '.join(sorted(TABLES[kind]))}."
+    wish = derived.read_by(term)
+    if wish is not None and wish.key == derived.MASK and derived.MASK not in targets:
+        yield (
+            f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made from the pairs), or give masks of your "
+            "own as data.targets."
+        )
 
 
 def _refuse(faults: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pipeline.losses import vgg
 from pipeline.losses.image import same_images, unit
 from pipeline.losses.masked import Loss, masked, masked_mean, number, switch
 
-REDUCE = ("area", "centre")
+REDUCE = ("area", "centre", "mask")
 
 
 def perceptual(
@@ -36,7 +36,8 @@ def perceptual(
     ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); ``null``: torch's cache, then the network; ``random``: fixed random weights,
     for tests. They are read at the first use. ``range``: the intensities that stand for black and white, those of
     ``data.normalise``. ``size``: largest side that VGG16 sees, ``null`` for all; larger images are brought down to it by means of
-    areas (``reduce: area``), or cut to their middle (``centre``). ``checkpoint``: features are computed twice and not kept, which
+    areas (``reduce: area``), or cut to their middle (``centre``), or to where most of the mask of what was changed lies (``mask``;
+    of an image without any to their middle). ``checkpoint``: features are computed twice and not kept, which
     saves memory. For one image of 512 x 512, features up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
     Raises ConfigError for wrong options, and WeightsError for weights that are missing: a path here, the cache at the first use.
     """
@@ -45,6 +46,7 @@ def perceptual(
     least = 2 ** (len(vgg.blocks(vgg.deepest(chosen))) - 1)
     _require(size is None or _is_side(size, least), f"{where}: size is {size!r}, must be a whole number of at least {least}, or null.")
     _require(reduce in REDUCE, f"{where}: reduce is {reduce!r}, must be one of: {', '.join(REDUCE)}.")
+    _require(reduce != "mask" or size is not None, f"{where}: reduce: mask needs size, the side of the window around it, e.g. size: 512.")
     twice, held = switch(checkpoint, f"{where}: checkpoint"), _Weights(weights, vgg.deepest(chosen))
 
     def seen(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
@@ -53,9 +55,9 @@ def perceptual(
         return vgg.features(colours, held.like(x), list(chosen), save_memory)
 
     @masked
-    def loss(output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    def loss(output: Tensor, target: Tensor, valid: Tensor, *mask: Tensor) -> Tensor:
         same_images(output, target)
-        x, y, counts = (_smaller(t, size, reduce) for t in (output, target.to(output.dtype), valid))
+        x, y, counts = _smaller([output, target.to(output.dtype), valid], size, reduce, *mask)
         _require_picture(x, least)
         with torch.no_grad():
             wanted = seen(y, False)
@@ -117,15 +119,42 @@ def _require_picture(x: Tensor, least: int) -> None:
     _require(min(x.shape[2:]) >= least, f"'perceptual' got images of {tuple(x.shape[2:])}; these layers need sides of at least {least}.")
 
 
-def _smaller(x: Tensor, size: int | None, how: str) -> Tensor:
-    """``(B, C, Y, X)`` with sides of at most ``size``: all of it by means of areas, in proportion, or its middle."""
-    if size is None or x.ndim != 4:
-        return x
-    height, width = x.shape[2:]
-    if max(height, width) <= size:
-        return x
-    if how == "centre":
-        top, left = max(height - size, 0) // 2, max(width - size, 0) // 2
-        return x[..., top : top + size, left : left + size]
-    share = size / max(height, width)
-    return functional.interpolate(x, size=[max(1, round(n * share)) for n in (height, width)], mode="area")
+def _smaller(images: Sequence[Tensor], size: int | None, how: str, mask: Tensor | None = None) -> Sequence[Tensor]:
+    """Images ``(B, C, Y, X)`` with sides of at most ``size``: all by means of areas, in proportion, or a window of each sample."""
+    height, width = images[0].shape[-2:]
+    if size is None or images[0].ndim != 4 or max(height, width) <= size:
+        return images
+    if how == "area":
+        share = size / max(height, width)
+        smaller = [max(1, round(n * share)) for n in (height, width)]
+        return [functional.interpolate(x, size=smaller, mode="area") for x in images]
+    middle = [(max(height - size, 0) // 2, max(width - size, 0) // 2)] * len(images[0])
+    corners = middle if how == "centre" else _around(_given(mask), size, middle)
+    return [torch.stack([one[:, y : y + size, x : x + size] for one, (y, x) in zip(t, corners, strict=True)]) for t in images]
+
+
+def _given(mask: Tensor | None) -> Tensor:
+    if mask is None:
+        raise ValueError("loss 'perceptual' with reduce: mask needs the mask as its fourth argument.")
+    return mask
+
+
+def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Corner of the window of ``size`` in each sample of a mask ``(B, 1, Y, X)``; ``empty`` where a sample's mask is.
+
+    The window's middle is the cell, of 16 or more along the window, around which most of the mask lies by a weight that falls
+    linearly to nothing at the window's edge: so a blemish that fits into many windows comes to lie in the middle of one.
+    """
+    height, width = mask.shape[2:]
+    cell = max(1, size // 16)
+    reach = max(1, (size // cell // 2 - 1) | 1)  # odd
+    near = functional.avg_pool2d(mask.clamp(0, 1), cell, ceil_mode=True)
+    for _ in range(2):  # two boxes make a pyramid
+        near = functional.avg_pool2d(near, reach, stride=1, padding=reach // 2)
+    across = near.shape[3]
+    corners = []
+    for place, most, other in zip(near.flatten(1).argmax(1).tolist(), near.flatten(1).amax(1).tolist(), empty, strict=True):
+        middle = [cell * index + cell // 2 for index in divmod(place, across)]
+        corner = [min(max(m - size // 2, 0), max(n - size, 0)) for m, n in zip(middle, (height, width), strict=True)]
+        corners.append((corner[0], corner[1]) if most > 0 else other)
+    return corners

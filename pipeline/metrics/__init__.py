@@ -1,21 +1,24 @@
 """Metrics of whole cases by name: ``f(prediction, target, valid=None, **options) -> {name: number, ...}``.
 
-Those in ``SOFT`` read probabilities as their prediction, all others the answer. Where a field of view is given (``frames``) every name
-ends with the frame that it was counted in. A metric's own name is its first key and begins all others (``competition`` excepted, whose parts have names of their own; its ``counts``
-are no number but a table). Label maps are described in ``region``, images in ``image``.
+Those in ``SOFT`` read probabilities as their prediction, all others the answer; those in ``CHANGED`` also read the input and the mask of
+what was to change, as ``change``. Where a field of view is given (``frames``) every name ends with the frame that it was counted in. A
+metric's own name is its first key and begins all others (``competition`` excepted, whose parts have names of their own; its ``counts``
+are no number but a table; and ``retouch``, which has parts only and no number of its own name). Label maps are described in ``region``,
+images in ``image``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.config import ConfigError, bind, nearest
-from pipeline.metrics import competition, image, probability, region, surface, topology
+from pipeline.metrics import competition, image, probability, region, retouch, surface, topology
 from pipeline.metrics.frames import SUFFIXES, Truth, views
+from pipeline.metrics.retouch import Retouched
 from pipeline.records import Part
 
 METRICS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -40,10 +43,17 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "mae": image.mae,
     "psnr": image.psnr,
     "ssim": image.ssim,
+    "retouch": retouch.retouch,
 }
 
 SOFT = frozenset({"roc_auc", "pr_auc"})
 """Metrics of probabilities, two classes only."""
+
+CHANGED = frozenset({"retouch"})
+"""Metrics of images that also read a :class:`Retouched`."""
+
+IMAGES = image.NAMES | CHANGED
+"""Metrics of images; all others are of labels."""
 
 BETTER: dict[str, Literal["higher", "lower"]] = {
     "loss": "lower",
@@ -69,6 +79,12 @@ BETTER: dict[str, Literal["higher", "lower"]] = {
     "mae": "lower",
     "psnr": "higher",
     "ssim": "higher",
+    "psnr_in": "higher",
+    "psnr_out": "higher",
+    "ssim_in": "higher",
+    "ssim_out": "higher",
+    "leak": "lower",
+    "mask_dice": "higher",
 }
 """Which direction of a value is better. Counts, like ``components``, have none and are not here."""
 
@@ -85,28 +101,47 @@ def better(name: str) -> Literal["higher", "lower"]:
     return BETTER[base]
 
 
+def bound(part: Part, where: str) -> Callable[..., dict[str, Any]]:
+    """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
+    further = ("change",) if part.name in CHANGED else ()
+    return bind(METRICS, part, where, given=("prediction", "target", "valid", *further))
+
+
 def evaluate(
     parts: Sequence[Part],
     prediction: np.ndarray,
     target: np.ndarray,
     valid: np.ndarray | None = None,
     soft: np.ndarray | None = None,
+    change: Retouched | None = None,
 ) -> dict[str, Any]:
     """All metrics of one case in one dict; where two give the same key the later one stands.
 
-    ``soft`` are the foreground probabilities ``(*S)`` behind a label map. Raises ConfigError for unknown metrics or options, and
-    for one in ``SOFT`` without probabilities, before anything is computed.
+    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Raises
+    ConfigError for unknown metrics or options, and for one in ``SOFT`` without probabilities or in ``CHANGED`` without ``change``,
+    before anything is computed.
     """
-    bound = [bind(METRICS, part, f"metrics.{i}", given=("prediction", "target", "valid")) for i, part in enumerate(parts)]
-    lacking = [part.name for part in parts if part.name in SOFT and soft is None]
-    if lacking:
-        raise ConfigError(
-            f"{', '.join(lacking)}: needs foreground probabilities of two classes; predict with --save-soft, or leave it out."
-        )
+    calls = [bound(part, f"metrics.{i}") for i, part in enumerate(parts)]
+    _require(
+        parts, SOFT if soft is None else (), "needs foreground probabilities of two classes; predict with --save-soft, or leave it out."
+    )
+    _require(
+        parts,
+        CHANGED if change is None else (),
+        "needs the input and a mask of what was to change; it is a metric of whole cases: set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out.",
+    )
     scores: dict[str, Any] = {}
-    for part, metric in zip(parts, bound, strict=True):
-        scores |= metric(soft if part.name in SOFT else prediction, target, valid)
+    for part, metric in zip(parts, calls, strict=True):
+        further = {"change": change} if part.name in CHANGED else {}
+        scores |= metric(soft if part.name in SOFT else prediction, target, valid, **further)
     return scores
+
+
+def _require(parts: Sequence[Part], without: Collection[str], message: str) -> None:
+    """Raise ConfigError where a metric is asked for ``without`` what it reads."""
+    lacking = [part.name for part in parts if part.name in without]
+    if lacking:
+        raise ConfigError(f"{', '.join(lacking)}: {message}")
 
 
 def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Any]:

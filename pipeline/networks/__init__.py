@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from pipeline.config import bind
+from pipeline.networks.abpn import abpn
 from pipeline.networks.base import HeadedNet
 from pipeline.networks.restoration import deblur_unet, image_unet
 from pipeline.networks.sa_unet import sa_unet
@@ -22,6 +23,7 @@ NETWORKS: dict[str, Callable[..., HeadedNet]] = {
     "sa_unet": sa_unet,
     "image_unet": image_unet,
     "deblur_unet": deblur_unet,
+    "abpn": abpn,
 }
 
 
