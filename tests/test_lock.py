@@ -30,18 +30,18 @@ from pipeline.files import lock
 
 with lock.held(Path(sys.argv[1]), print):
     if sys.argv[2] == "fork" and os.fork() == 0:
-        print("forked", os.getpid(), flush=True)
+        os.write(1, f"forked {os.getpid()}\\n".encode())  # in one piece, beside the other process's line
         time.sleep(60)
         os._exit(0)
-    print("holds", flush=True)
+    os.write(1, b"holds\\n")
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def holder(path: Path, how: str = "plain") -> Iterator[subprocess.Popen[str]]:
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock until its standard input is closed."""
-    words = [sys.executable, "-c", HOLDER, str(path), how]
+    words = [sys.executable, "-c", HOLDER, str(path), "plain"]
     with subprocess.Popen(words, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while "holds" not in process.stdout.readline():

@@ -394,6 +394,17 @@ def test_the_size_of_labels_and_images_is_not_changed() -> None:
             WeightedSum(terms(spec), kinds)({"main": torch.zeros(1, 1, 4, 4)}, {"label": y, "target": y})
 
 
+def test_a_mask_of_labels_is_compared_with_a_coarser_head_by_its_means() -> None:
+    drawn = torch.zeros(1, 1, 7, 8, dtype=torch.int64)
+    drawn[..., 2:5, 3:6] = 1
+    logits = torch.randn(1, 1, 4, 4)
+    means = torch.nn.functional.avg_pool2d(drawn.float(), 2, ceil_mode=True)
+    spec = {"name": "dice", "head": "mask", "target": "mask"}
+    value, _ = WeightedSum(terms(spec), {"mask": "labels"})({"mask": logits}, {"mask": drawn})
+    wanted, _ = WeightedSum(terms(spec), {"mask": "soft"})({"mask": logits}, {"mask": means})
+    assert float(value) == pytest.approx(float(wanted))
+
+
 @EVERY_MASKED
 def test_masked_terms_read_the_mask_of_the_batch(name: str) -> None:
     x, y, _, mask = scene()

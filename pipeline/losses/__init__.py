@@ -140,8 +140,9 @@ def _keys(terms: Sequence[Term]) -> list[str]:
 
 
 def _is_coarse(term: Term, head: Tensor, target: Tensor) -> bool:
-    """Whether a mask drawn as labels meets one channel of coarser logits, such as those of ``abpn``: it is then compared softly."""
-    return term.name in SOFT_LOSSES and head.shape[1] == 1 and any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
+    """Whether a mask drawn as labels meets coarser logits of a further head, such as those of ``abpn``: it is then compared softly."""
+    coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
+    return term.head != "main" and term.name in SOFT_LOSSES and head.shape[1] == 1 and coarser
 
 
 def _is_deep(head: str) -> bool:
