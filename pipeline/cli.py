@@ -130,15 +130,26 @@ _said: collections.deque[str] = collections.deque(maxlen=10_000)
 """Lines of this command so far: checks speak before the run folder, and so its log, exists."""
 
 
+_muted = False
+
+
+def mute() -> None:
+    """From now on this process says nothing and shows no progress: it is not the first of its team. Errors are still told."""
+    global _muted
+    _muted = True
+
+
 def say(text: str = "") -> None:
     """One line to standard output, flushed."""
+    if _muted:
+        return
     _said.append(text)
     print(text, flush=True)
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """A tqdm bar on a terminal; in a log, a line at most every five minutes."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _muted:
         from tqdm import tqdm
 
         yield from tqdm(items, desc=what, total=total, leave=False)
@@ -159,7 +170,7 @@ def counter(what: str) -> Callable[[int, int], None]:
     def advance(done: int, total: int) -> None:
         nonlocal last, bar
         stop.check()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _muted:
             from tqdm import tqdm
 
             bar = bar or tqdm(total=total, desc=what, leave=False)

@@ -265,6 +265,10 @@ class Train:
     """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction, target), task image; 0: none."""
     keep_every: int = 0
     """Epochs between model files ``epoch_NNNN.safetensors`` that stay beside the best; 0: none."""
+    sync_batchnorm: bool = False
+    """With several CUDA ranks: batch norm over the samples of all of them."""
+    timeout: float = 1800.0
+    """Seconds after which a rank that does not answer is given up, and the job with it."""
     save_steps: int = 0
     """Steps after which the state is saved within an epoch, too; 0: only at its end."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
@@ -276,6 +280,7 @@ class Train:
             min(self.preview_every, self.preview_steps, self.keep_every, self.save_steps) >= 0,
             "train: preview_every, preview_steps, keep_every and save_steps must not be negative.",
         )
+        _require(self.timeout > 0, f"train.timeout is {self.timeout}, must be above 0 seconds.")
         _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.")
         if self.average is not None:
             _require(

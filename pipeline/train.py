@@ -5,6 +5,10 @@
 Running the same command again continues where it stopped; a finished fold is not trained again. Several such commands may work on
 one run at the same time, on one host or many, each on its own folds: a fold belongs to the process that trains it, and the run
 folder to one process at a time while it is prepared and summed up.
+
+Under torchrun the ranks train one fold together; the first of them prepares, writes and speaks:
+
+    torchrun --standalone --nproc-per-node 4 -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold 0
 """
 
 from __future__ import annotations
@@ -12,7 +16,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
+import os
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +36,14 @@ from pipeline.records import DONE, FAILED, Case, Fault, FoldResult, UserError
 if TYPE_CHECKING:
     from pipeline.data.folds import Split
     from pipeline.data.store import Facts, Stored
+    from pipeline.engine.distributed import Team
     from pipeline.engine.loop import Job
 
 RULE = "=" * 80
 MOST_BASELINE_CASES = 32
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
 """Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
-HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "predict.batch")
+HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "train.timeout", "predict.batch")
 """Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
 LOCK = ".lock"
 """File in the run folder and in each fold's by which processes keep apart; the data's store in the run folder is the run's."""
@@ -67,6 +76,7 @@ class Run:
     device: str
     stored: Mapping[str, Stored]
     splits: Sequence[Split]
+    team: Team
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,13 +96,41 @@ def train(arguments: argparse.Namespace) -> int:
         say(f"Dry run: {len(cases)} cases, config and data are good; nothing was started.")
         return DONE
     _refuse_taken(folder, folds)
+    with _together(config, arguments) as team:
+        run, channels = team.leader_first(lambda: _prepared(config, folder, arguments, team), "preparing the run")
+        log = cli.kept_log(folder, "train" if arguments.fold == -1 else f"train_fold_{arguments.fold}")
+        with log if team.leads else contextlib.nullcontext():
+            return train_folds(run, folds, channels, arguments.continue_on_error)
+
+
+@contextlib.contextmanager
+def _together(config: Config, arguments: argparse.Namespace) -> Iterator[Team]:
+    """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
+    from pipeline.engine import distributed
+
+    team = distributed.join(cli.device(arguments.device), config.train.timeout)
+    if not team.leads:
+        cli.mute()
+    try:
+        yield team
+    except distributed.TeamError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(FAILED)
+    distributed.leave(team)
+
+
+def _prepared(config: Config, folder: Path, arguments: argparse.Namespace, team: Team) -> tuple[Run, tuple[int, int]]:
+    """The run, laid out by the first rank and found by the others, and its channels."""
+    if not team.leads:
+        data = check_data(config, folder, write=False)
+        return open_run(config, folder, data, team), check_names(config, data[1])
     with alone(folder):
-        cases, facts = check_data(config, folder, write=True)
-        channels = check_names(config, facts)
+        data = check_data(config, folder, write=True)
+        channels = check_names(config, data[1])
         with _started_over(folder) if arguments.fresh else contextlib.nullcontext():
-            run = prepare(config, folder, (cases, facts), arguments)
-    with cli.kept_log(folder, "train" if arguments.fold == -1 else f"train_fold_{arguments.fold}"):
-        return train_folds(run, folds, channels, arguments.continue_on_error)
+            lay_out(config, folder, data)
+            return open_run(config, folder, data, team), channels
 
 
 def _refuse_taken(folder: Path, folds: Sequence[int]) -> None:
@@ -100,7 +138,7 @@ def _refuse_taken(folder: Path, folds: Sequence[int]) -> None:
     from pipeline.files import lock
 
     path = folder / f"fold_{folds[0]}" / LOCK
-    if len(folds) == 1 and path.is_file():
+    if len(folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
         with lock.held(path, say):
             pass
 
@@ -207,16 +245,24 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     return channels[0], out
 
 
-def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]], arguments: argparse.Namespace) -> Run:
-    """Lay out or re-open the run folder, split, build the store. Raises UserError where the folder belongs to another config or data set."""
+def lay_out(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]]) -> None:
+    """Make or check the run folder. Raises UserError where it belongs to another config or data set."""
     from pipeline import files
+
+    listing = case_listing(*data)
+    _same_as_before(folder, config, listing)
+    files.sweep(folder)
+    files.write_text(folder / "config.yaml", dump(config))
+    files.write_json(folder / "environment.json", cli.environment())
+    files.write_json(folder / "cases.json", listing)
+
+
+def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]], team: Team) -> Run:
+    """Split, and build the store; what is there already is used as it is."""
     from pipeline.data import derived, folds
     from pipeline.data import store as stores
 
     cases, facts = data
-    listing = case_listing(cases, facts)
-    _same_as_before(folder, config, listing)
-    files.sweep(folder)
     rules = config.data.folds
     split = folds.load_or_make(
         folder / "splits.json",
@@ -224,13 +270,10 @@ def prepare(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[F
         [c.id for c in cases],
         {"seed": config.seed, "by": rules.by, "count": rules.count},
     )
-    files.write_text(folder / "config.yaml", dump(config))
-    files.write_json(folder / "environment.json", cli.environment())
-    files.write_json(folder / "cases.json", listing)
     place = stores.place(config.data, folder)
     stored = stores.build(cases, facts, config, place, progress=cli.counter("building the store"))
     stored = derived.attach(stored, config, place, progress=cli.counter("making maps and masks"))
-    return Run(config=config, folder=folder, device=cli.device(arguments.device), stored={s.case.id: s for s in stored}, splits=split)
+    return Run(config=config, folder=folder, device=team.device, stored={s.case.id: s for s in stored}, splits=split, team=team)
 
 
 def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
@@ -297,10 +340,11 @@ def train_folds(run: Run, folds: Sequence[int], channels: tuple[int, int], conti
         failed = failed or result.status == "failed"
         if failed and not continue_on_error:
             break
-    with alone(run.folder):
-        summary = summarise(run)
-        say(table(summary))
-        _report(run.folder)
+    if run.team.leads:
+        with alone(run.folder):
+            summary = summarise(run)
+            say(table(summary))
+            _report(run.folder)
     open_ = {fold: busy for fold, busy in others.items() if not _completed(run.folder / f"fold_{fold}")}
     for fold, busy in open_.items():
         say(f"Fold {fold} is not complete and was not trained here: {busy}")
@@ -312,8 +356,11 @@ def _settle(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
     from pipeline.files import lock
 
     folder = run.folder / f"fold_{fold}"
-    with lock.held(folder / LOCK, say):
-        result = read_result(folder)
+    with contextlib.ExitStack() as stack:
+        own = lock.held(folder / LOCK, say)
+        run.team.leader_first(lambda: stack.enter_context(own) if run.team.leads else None, f"owning fold {fold}")
+        result = run.team.leader_first(lambda: read_result(folder), f"reading fold {fold}")
+        run.team.wait("agreeing on the fold")  # before anyone writes a new result
         if result is not None and result.status == "completed":
             say(f"Fold {fold} is already complete (best epoch {result.best_epoch + 1}); remove {folder} to train it again")
             return result
@@ -329,20 +376,26 @@ def _completed(folder: Path) -> bool:
 def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
     """Train one fold; what goes wrong becomes a result with status ``failed``."""
     from pipeline import files
+    from pipeline.engine.loop import TrainingError
 
     began = time.monotonic()
     folder = run.folder / f"fold_{fold}"
     try:
         result, cases = train_fold(run, fold, channels)
     except Exception as error:
+        if not run.team.alone and not isinstance(error, TrainingError):
+            raise  # this rank alone has failed; its end is what the others hear
         say(f"Fold {fold} FAILED: {type(error).__name__}: {error}{_hint(error)}")
-        files.write_text(folder / "error.txt", traceback.format_exc())
+        if run.team.leads:
+            files.write_text(folder / "error.txt", traceback.format_exc())
         result, cases = (
             FoldResult(fold=fold, status="failed", error=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began),
             {},
         )
     else:
         say(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {_clock(result.seconds)}")
+    if not run.team.leads:
+        return result
     files.write_json(folder / "result.json", {**asdict(result), "cases": cases})
     return result
 
@@ -356,7 +409,7 @@ def _hint(error: Exception) -> str:
 
 def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResult, dict[str, Any]]:
     """Fit one fold, then score best and averaged weights on its whole held-out cases; returns the result and the scores by model and case."""
-    from pipeline.engine import evaluate, loop
+    from pipeline.engine import distributed, evaluate, loop
 
     began = time.monotonic()
     job = make_job(run, fold, channels)
@@ -365,13 +418,23 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
         raise loop.TrainingError(f"{run.config.train.stop.monitor} was never finite, so no epoch could be the best. See training_log.txt.")
     work = job.folder / "oof" / "work"
     held = [run.stored[i] for i in run.splits[fold].val]
-    scores = {
-        kind: evaluate.held_out(path, evaluate.HeldOut(cases=held, folder=work / kind, device=run.device, each=_each))
-        for kind, path in model_files(job.folder).items()
-    }
+
+    def score(cases: Sequence[Stored]) -> dict[str, Any]:
+        return {
+            kind: evaluate.held_out(path, evaluate.HeldOut(cases=cases, folder=work / kind, device=run.device, each=_each))
+            for kind, path in model_files(job.folder).items()
+        }
+
+    scores = score(distributed.share(held, run.team))
+    run.team.wait("predicting the held-out cases")
+    if not run.team.leads:
+        run.team.wait("writing the fold's answers")
+        return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
+    scores = scores if run.team.alone else score(held)  # those of the other ranks are there, and read
     means = {kind: evaluate.mean(s.values()) for kind, s in scores.items()}
     chosen = evaluate.choose(means)
     _keep_answers(run, held, work, chosen)
+    run.team.wait("writing the fold's answers")
     result = FoldResult(
         fold=fold,
         status="completed",
@@ -401,7 +464,7 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
     from pipeline.data.sampling import seed_of
     from pipeline.engine import initial, loop
 
-    config, split = run.config, run.splits[fold]
+    config, split, team = run.config, run.splits[fold], run.team
     torch.manual_seed(seed_of(config.seed, fold))
     network = networks.build(config.network, *channels, config.data.dims)
     say(f"Fold {fold}: {len(split.train)} train, {len(split.val)} val")
@@ -418,12 +481,20 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         network=network,
         channels=channels,
         losses=losses.WeightedSum(config.losses, config.kinds, config.data.ignore_label),
-        train=Loader([run.stored[i] for i in split.train], config, fold, training=True),
-        val=Loader([run.stored[i] for i in split.val], config, fold, training=False),
+        train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=(team.rank, team.size)),
+        val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=(team.rank, team.size)),
         say=say,
-        check=cli.stop.check,
+        check=functools.partial(_check, team),
         watch=cli.progress,
+        team=team,
     )
+
+
+def _check(team: Team) -> None:
+    """Stop all ranks at the same point when a signal has come to any of them."""
+    if team.agree(cli.stop.signal is not None)[0] and cli.stop.signal is None:
+        cli.stop.signal = signal.SIGTERM  # another rank's
+    cli.stop.check()
 
 
 def _each(cases: Any, what: str) -> Any:
@@ -583,7 +654,7 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"{'out of fold, all pixels pooled':<59}" + _row(summary["pooled"], names))
     lines += [f"{name:<59}" + _row(scores, names) for name, scores in summary.get("baselines", {}).items()]
     decided = [summary["decision"]] if summary.get("decision") else []
-    empty = note(c["metrics"] for c in summary["cases"].values())
+    empty = note(c.get("metrics", {}) for c in summary["cases"].values())
     return "\n".join([*lines, *empty, *_frames(summary), *decided, RULE])
 
 

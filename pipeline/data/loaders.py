@@ -106,6 +106,10 @@ class EpochBatches(Sampler[list[Key]]):
     """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by (seed, fold, epoch) when ``words`` say so.
 
     ``count`` of the ``others`` join them, drawn by the same words anew for each epoch, none twice.
+
+    With several ranks a batch of all is ``size`` times as large, and each rank yields its part of it: two ranks with batches of one
+    see what one rank with batches of two sees. A rank for which the last batch leaves nothing yields its first sample, with no
+    :meth:`share`, since every rank has to take every step. With ``dealt`` whole batches go round instead, none to two ranks.
     """
 
     def __init__(
@@ -119,9 +123,24 @@ class EpochBatches(Sampler[list[Key]]):
         self.samples, self.batch, self.words = samples, batch, words
         self.others, self.count = others, count
         self.epoch, self.first = VALIDATION, 0
+        self.rank, self.size, self.dealt = 0, 1, False
+
+    @property
+    def total(self) -> int:
+        """Samples of an epoch."""
+        return len(self.samples) + self.count
 
     def __len__(self) -> int:
-        return -(-(len(self.samples) + self.count) // self.batch)
+        if self.dealt:
+            return len(range(self.rank, -(-self.total // self.batch), self.size))
+        return -(-self.total // (self.batch * self.size))
+
+    def share(self, step: int) -> float:
+        """Weight of this rank's part of batch ``step`` in the mean over ranks: 1 where all have equally many samples."""
+        wide = self.batch * self.size
+        there = min(wide, self.total - step * wide)
+        own = min(max(there - self.rank * self.batch, 0), self.batch)
+        return own * self.size / there
 
     def keys(self, epoch: int) -> list[Key]:
         """All keys of an epoch in their order."""
@@ -134,15 +153,23 @@ class EpochBatches(Sampler[list[Key]]):
         return [(epoch, position, *sample) for position, sample in enumerate(samples)]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        keys = self.keys(self.epoch)
-        for first in range(self.first * self.batch, len(keys), self.batch):
-            yield keys[first : first + self.batch]
+        keys, wide = self.keys(self.epoch), self.batch * self.size
+        if self.dealt:
+            for first in range(self.rank * self.batch, len(keys), wide):
+                yield keys[first : first + self.batch]
+            return
+        for first in range(self.first * wide, len(keys), wide):
+            mine = first + self.rank * self.batch
+            yield keys[mine : mine + self.batch] or keys[first : first + 1]
 
 
 class Loader:
-    """Iterate over the batches of one epoch: ``for batch in loader.epoch(7)``."""
+    """Iterate over the batches of one epoch: ``for batch in loader.epoch(7)``.
 
-    def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool) -> None:
+    ``ranks`` is (rank, number of ranks): training batches are shared by all of them, validation batches are dealt out.
+    """
+
+    def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool, ranks: tuple[int, int] = (0, 1)) -> None:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case
         self.dataset = PatchDataset(cases, config, fold, training)
@@ -150,6 +177,8 @@ class Loader:
         share = data.patch.changed if training and data.patch.grid is not None else None
         parts = (samples, [], 0) if share is None else _parted(samples, self.dataset.changed(samples), share)
         self.batches = EpochBatches(parts[0], data.patch.batch, (config.seed, fold) if training else None, *parts[1:])
+        self.batches.rank, self.batches.size, self.batches.dealt = *ranks, not training
+        self.ranks = ranks
         self.loader = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
@@ -162,10 +191,15 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch from number ``first`` on; those before are not drawn."""
+    def epoch(self, epoch: int, first: int = 0, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """The batches of an epoch from number ``first`` on; those before are not drawn. ``whole``: as if there were no other ranks."""
         self.batches.epoch, self.batches.first = epoch, first
+        self.batches.rank, self.batches.size = (0, 1) if whole else self.ranks
         return iter(self.loader)
+
+    def share(self, step: int) -> float:
+        """See :meth:`EpochBatches.share`."""
+        return self.batches.share(step)
 
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first ``count`` samples of epoch 0 (fewer where it has fewer), read beside the epoch that is under way, which does not notice."""

@@ -203,6 +203,14 @@ def parallel(network: torch.nn.Module, team: Team, unused: bool = False) -> torc
         return torch.nn.parallel.DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
 
 
+def same_buffers(network: torch.nn.Module, team: Team) -> None:
+    """Give all ranks the buffers of rank 0, such as the running statistics of batch norm, which each has updated by its own samples."""
+    if not team.alone:
+        with team.naming("sharing buffers"):
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+
+
 def synchronised(network: torch.nn.Module, team: Team) -> torch.nn.Module:
     """``network`` with batch norm over the samples of all ranks. Raises UserError on the CPU, where torch has none."""
     if team.alone:

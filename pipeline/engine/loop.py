@@ -8,6 +8,7 @@ was stopped or killed and started again ends with the same bits as one that was 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,15 +25,17 @@ from pipeline.config import Config, to_dict
 from pipeline.data import normalise
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
-from pipeline.engine import checkpoint, optim, tracking
+from pipeline.engine import checkpoint, distributed, optim, tracking
+from pipeline.engine.distributed import Team
 from pipeline.engine.journal import Journal
 from pipeline.losses import WeightedSum
 from pipeline.metrics import better, evaluate
+from pipeline.networks import HeadedNet
 from pipeline.records import Checkpoint, Part
 from pipeline.tasks import TASKS, spoken
 
 DROPOUT = 0
-"""Last word of the seed of a step's random layers: the samples' augmentation has (seed, fold, epoch, position) for itself."""
+"""Last word of the seed of a step's random layers, plus the rank: the samples' augmentation has (seed, fold, epoch, position) for itself."""
 
 PREVIEWED = 4
 """Samples in ``training_preview.jpg``, a row each: source, prediction, target."""
@@ -46,7 +49,8 @@ class TrainingError(Exception):
 class Job:
     """Everything that one fold's training is given. ``watch`` shows progress.
 
-    ``check`` raises when the process was asked to stop: a BaseException that is no Exception, so that nothing takes it for a fault.
+    ``check`` raises when any process of the ``team`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
+    for a fault. All ranks call it at the same points of their work.
     """
 
     config: Config
@@ -61,6 +65,7 @@ class Job:
     say: Callable[[str], None]
     check: Callable[[], None]
     watch: Callable[[Iterable[Any], str, int], Iterator[Any]]
+    team: Team = field(default_factory=Team)
 
 
 class Means:
@@ -75,8 +80,8 @@ class Means:
             self.sums[key] = self.sums.get(key, 0.0) + count * value
             self.counts[key] = self.counts.get(key, 0.0) + count
 
-    def add_valid(self, key: str, values: torch.Tensor) -> None:
-        for value in values.tolist():
+    def add_valid(self, key: str, values: Iterable[float]) -> None:
+        for value in values:
             if math.isfinite(value):
                 self.add(1, {key: value})
 
@@ -111,8 +116,29 @@ class State:
 
 
 def fit(job: Job) -> State:
-    """Train one fold to its end, from where it stands. Leaves best_model, swa_model (if averaging began) and checkpoint_latest."""
-    state = _resume(job, _start(job))
+    """Train one fold to its end, from where it stands. Leaves best_model, swa_model (if averaging began) and checkpoint_latest.
+
+    Of several ranks, which all do the same, the first writes.
+    """
+    with job.team.naming(f"training fold {job.fold}"):
+        state = _resume(job, _start(job))
+        if job.team.leads:
+            _fit(job, state)
+        else:
+            _follow(job, state)
+        job.team.wait("finishing the fold")
+    return state
+
+
+def _follow(job: Job, state: State) -> None:
+    """What a rank that does not write does: every step and every decision, and nothing else."""
+    while not finished(job.config, state):
+        _epoch(job, state)
+        _save(job, state)
+    _finish_average(job, state)
+
+
+def _fit(job: Job, state: State) -> None:
     journal = Journal(job.folder, job.config.train.epochs, state.history)
     subject = tracking.Subject(
         name=job.config.name, run=job.folder.parent, fold=job.fold, settings=tracking.flat(to_dict(job.config)), known=None
@@ -128,12 +154,13 @@ def fit(job: Job) -> State:
             _save(job, state)
         if state.stale >= job.config.train.stop.patience and state.epoch < job.config.train.epochs:
             job.say(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
-        _finish_average(job, state, journal)
+        record = _finish_average(job, state)
+        if record:
+            job.say(_note(journal, "SWA: " + ", ".join(f"{k}: {v:.4f}" for k, v in record.items() if "/" not in k)))
         trackers.model(job.folder / "best_model.safetensors")
     finally:
         journal.close()
         trackers.close()
-    return state
 
 
 def _keep(job: Job, state: State) -> None:
@@ -152,6 +179,8 @@ def finished(config: Config, state: State) -> bool:
 def _start(job: Job) -> State:
     train = job.config.train
     network = job.network.to(job.device)
+    if train.sync_batchnorm:
+        network = distributed.synchronised(network, job.team)
     if train.channels_last:
         network = network.to(memory_format=_format(job.config.data.dims))  # pyright: ignore[reportCallIssue] - torch's stub lacks it
     optimizer, schedule = optim.make(train, network)
@@ -159,9 +188,11 @@ def _start(job: Job) -> State:
     if train.average is not None:
         decay = train.average.decay
         average = AveragedModel(network, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
+    idle = isinstance(network, HeadedNet) and bool(set(network.heads) - {term.head for term in job.losses.terms.values()})
+    forward = distributed.parallel(network, job.team, unused=idle)
     return State(
         network=network,
-        forward=torch.compile(network) if train.compile else network,
+        forward=torch.compile(forward) if train.compile else forward,
         optimizer=optimizer,
         schedule=schedule,
         scaler=torch.amp.GradScaler(job.device, enabled=train.amp == "fp16" and job.device == "cuda"),
@@ -182,6 +213,7 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
     last = state.epoch + 1 == job.config.train.epochs
     if last or (state.epoch + 1) % job.config.train.validate.every == 0:
         with _saved_if_stopped(job, state):
+            distributed.same_buffers(state.network, job.team)
             record |= validate(job, state.network)
         _judge(job, state, record)
     if _averaging(job.config, state.epoch):
@@ -205,31 +237,45 @@ def _train(job: Job, state: State) -> None:
     left = job.train.epoch(state.epoch, state.step)
     for step, batch in enumerate(job.watch(left, f"epoch {state.epoch + 1}", len(job.train) - state.step), state.step):
         _seed_layers(job, state.epoch, step)
-        with _autocast(job):
-            outputs = state.forward(_image(batch, job))
-        total, terms = job.losses(outputs, _targets(batch, job), training=True)
-        del outputs  # not needed by backward: frees the deep heads before the gradients are allocated
-        value = total.item()  # waits for the device
-        if not math.isfinite(value):
-            bad = ", ".join(k for k, v in terms.items() if not math.isfinite(float(v))) or "their sum"
-            raise TrainingError(
-                f"loss is {value} ({bad}) in epoch {state.epoch + 1}, step {step + 1}, cases {', '.join(batch['id'])}. Lower train.optimizer lr, set train.clip, or look at these cases."
-            )
-        state.scaler.scale(total / train.accumulate).backward()
-        state.means.add(len(batch["id"]), {"train_loss": value} | {f"train/{k}": float(v) for k, v in terms.items()})
-        for share in ("foreground_share", "changed"):
-            state.means.add_valid(share, batch[share])
         whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
+        with contextlib.nullcontext() if whole or job.team.alone else state.forward.no_sync():  # type: ignore[attr-defined]
+            _backward(job, state, step, batch)
         if whole:
             _step(train.clip, state)
             state.step = step + 1
-        _preview_step(job, state, step)
+        if job.team.leads:
+            _preview_step(job, state, step)
         if whole:
             _step_done(job, state)
 
 
+def _backward(job: Job, state: State, step: int, batch: Mapping[str, Any]) -> None:
+    """Add the gradient of one batch, and note its values. Raises TrainingError, on all ranks, where a loss is not finite on one."""
+    with _autocast(job):
+        outputs = state.forward(_image(batch, job))
+    total, terms = job.losses(outputs, _targets(batch, job), training=True)
+    del outputs  # not needed by backward: frees the deep heads before the gradients are allocated
+    share = job.train.share(step)
+    values = {"train_loss": total.item()} | {f"train/{k}": float(v) for k, v in terms.items()}  # waits for the device
+    shares = {name: batch[name].tolist() for name in ("foreground_share", "changed")}
+    for ids, count, found, places in job.team.gather([batch["id"], len(batch["id"]) if share else 0, values, shares]):
+        _require_finite(found, ids, state.epoch, step)
+        state.means.add(count, found)
+        for name, numbers in places.items() if count else ():
+            state.means.add_valid(name, numbers)
+    state.scaler.scale(total * share / job.config.train.accumulate).backward()
+
+
+def _require_finite(values: Mapping[str, float], ids: Iterable[str], epoch: int, step: int) -> None:
+    if not math.isfinite(values["train_loss"]):
+        bad = ", ".join(k[6:] for k, v in values.items() if k.startswith("train/") and not math.isfinite(v)) or "their sum"
+        raise TrainingError(
+            f"loss is {values['train_loss']} ({bad}) in epoch {epoch + 1}, step {step + 1}, cases {', '.join(ids)}. Lower train.optimizer lr, set train.clip, or look at these cases."
+        )
+
+
 def _seed_layers(job: Job, epoch: int, step: int) -> None:
-    torch.manual_seed(seed_of(job.config.seed, job.fold, epoch, step, DROPOUT))
+    torch.manual_seed(seed_of(job.config.seed, job.fold, epoch, step, DROPOUT + job.team.rank))
 
 
 def _step_done(job: Job, state: State) -> None:
@@ -275,15 +321,24 @@ def _step(clip: float | None, state: State) -> None:
 def validate(job: Job, network: torch.nn.Module) -> dict[str, float]:
     """Loss, its terms and the metrics of ``train.validate`` as means over the fixed patches of the held-out cases."""
     network.eval()
-    means = Means()
+    found = []
     for batch in job.val.epoch(-1):
-        job.check()
+        if job.team.alone:  # with others, all have to ask at the same point
+            job.check()
         with _autocast(job):
             outputs = network(_image(batch, job))
         total, terms = job.losses(outputs, _targets(batch, job), training=False)
-        means.add(len(batch["id"]), {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()})
-        for scores in _patch_scores(job.config, outputs["main"], batch):
-            means.add(1, {f"val_{k}": v for k, v in scores.items() if not isinstance(v, Mapping)})
+        values = {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()}
+        scores = [
+            {f"val_{k}": v for k, v in s.items() if not isinstance(v, Mapping)} for s in _patch_scores(job.config, outputs["main"], batch)
+        ]
+        found.append([len(batch["id"]), values, scores])
+    means = Means()
+    for one in itertools.zip_longest(*job.team.gather(found)):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
+        for count, values, scores in (batch for batch in one if batch is not None):
+            means.add(count, values)
+            for score in scores:
+                means.add(1, score)
     return means.result()
 
 
@@ -318,7 +373,8 @@ def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
     sign = 1 if direction(monitor) == "lower" else -1
     if math.isfinite(score) and (state.best_score is None or sign * score < sign * state.best_score):
         state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
-        checkpoint.save_model(job.folder / "best_model.safetensors", _model(job, state.network, "best", state.epoch, score))
+        if job.team.leads:
+            checkpoint.save_model(job.folder / "best_model.safetensors", _model(job, state.network, "best", state.epoch, score))
     else:
         state.stale += job.config.train.validate.every
 
@@ -352,24 +408,28 @@ def _learning_rate(config: Config, state: State) -> float:
     return state.optimizer.param_groups[0]["lr"]
 
 
-def _finish_average(job: Job, state: State, journal: Journal) -> None:
-    """Recompute BatchNorm statistics where there are any, validate and write swa_model."""
+def _finish_average(job: Job, state: State) -> dict[str, float]:
+    """Recompute BatchNorm statistics where there are any, validate and write swa_model; its values, none where there is no average."""
     path = job.folder / "swa_model.safetensors"
     if state.average is None or int(state.average.n_averaged) == 0:
-        return
+        return {}
     average = state.average
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         _tell_progress(average, state.epoch - 1, job.config.train.epochs)
         update_bn(_images(job, state.epoch), average)
     record = validate(job, average.module)
-    job.say(_note(journal, "SWA: " + ", ".join(f"{k}: {v:.4f}" for k, v in record.items() if "/" not in k)))
     score = record[job.config.train.stop.monitor]
-    checkpoint.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
+    if job.team.leads:
+        checkpoint.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
+    return record
 
 
 def _images(job: Job, epoch: int) -> Iterator[torch.Tensor]:
-    """Images of a training epoch, each batch with its own draws: a loader that is made anew takes some for itself."""
-    for step, batch in enumerate(job.train.epoch(epoch)):
+    """Images of a training epoch, each batch with its own draws: a loader that is made anew takes some for itself.
+
+    Every rank sees all of them, so that their statistics are those of one process.
+    """
+    for step, batch in enumerate(job.train.epoch(epoch, whole=True)):
         job.check()
         _seed_layers(job, epoch, step)
         yield _image(batch, job)
@@ -388,6 +448,13 @@ def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: flo
 
 
 def _save(job: Job, state: State) -> None:
+    """The first rank writes the state; the others wait, or their end would be the end of all in the middle of it."""
+    if job.team.leads:
+        _write_state(job, state)
+    job.team.wait("saving the state")
+
+
+def _write_state(job: Job, state: State) -> None:
     tensors, rest = checkpoint.flatten_optimizer(state.optimizer.state_dict())
     tensors |= {f"network/{k}": v for k, v in state.network.state_dict().items()}
     if state.average is not None:
