@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import ConfigError
 from pipeline.networks import build, parameters, receptive
-from pipeline.networks.abpn import ABPN, FLOOR, Blend, Gated
+from pipeline.networks.abpn import ABPN, FLOOR, Blend, Gated, abpn
 from pipeline.records import Part
 
 SMALL = (4, 8, 8)
@@ -371,6 +371,22 @@ def test_the_retouch_sees_the_mask() -> None:
     before = network(x)["main"]
     nn.init.constant_(network.get_parameter("low.mask.2.conv.bias"), 3.0)
     assert (network(x)["main"] - before).abs().max() > 1e-4
+
+
+def test_confined_nothing_changes_where_the_mask_is_empty() -> None:
+    torch.manual_seed(1)
+    free, confined = (abpn(in_channels=3, out_channels=3, dims=2, widths=(8, 8), refine=4, confine=c).eval() for c in (False, True))
+    for parameter in free.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    free.low.mask[-1].conv.weight.data.zero_()  # the mask follows from its bias
+    x = 0.2 + 0.6 * torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        for bias, share in ((-60.0, 0.0), (60.0, 1.0)):
+            free.low.mask[-1].conv.bias.fill_(bias)
+            confined.load_state_dict(free.state_dict())
+            wanted, found = free.low(x)[0] - x, confined.low(x)[0] - x
+            assert wanted.abs().max() > 0.01
+            torch.testing.assert_close(found, share * wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_a_spot_of_one_pixel_reaches_the_last_stage_of_the_retouch() -> None:

@@ -217,10 +217,12 @@ class LowResolution(nn.Module):
     ``(B, C, Y, X)``, axes multiples of ``2 ** len(widths)`` -> the retouched image ``(B, C, Y, X)`` and the mask's logits
     ``(B, 1, Y, X)``. Both decoders enlarge by repeating pixels (as the authors do) and end at the image itself as last skip. The
     mask enters each gated stage as the mean probability over its pixels; gradient of the retouch reaches the mask through it.
+    With ``confine`` it also multiplies the change.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], norm: Spec | None) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], norm: Spec | None, confine: bool = False) -> None:
         super().__init__()
+        self.confine = confine
         before = [channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
             Plain(a, b, norm if n else None, stride=2) for n, (a, b) in enumerate(zip(before, widths, strict=True))
@@ -244,7 +246,7 @@ class LowResolution(nn.Module):
         for _ in skips[1:]:
             probability.append(halved(probability[-1]))
         change = _decoded(self.retouch, [[s, m] for s, m in zip(skips, probability, strict=True)], bottom)
-        return image + change, logits
+        return image + (change * probability[0] if self.confine else change), logits
 
 
 def _decoded(stages: nn.ModuleList, sides: Sequence[Sequence[Tensor]], bottom: Tensor) -> Tensor:
@@ -342,6 +344,7 @@ def abpn(
     learn: bool = True,
     epsilon: float = 1e-2,
     blend_head: bool = False,
+    confine: bool = False,
 ) -> HeadedNet:
     """Adaptive Blend Pyramid Network (Lei et al., CVPR 2022) with a branch that says where there is something to retouch.
 
@@ -349,7 +352,8 @@ def abpn(
     ``widths``: of its encoder, one for each further halving; both decoders mirror them. ``refine``: width of the refinement of
     each level. ``norm`` of the low-resolution layer: none, or batch, group, instance (which make a tile depend on all of its
     pixels); the first block and the ends of the decoders never have one. ``form``, ``learn``, ``epsilon``: see :class:`Blend`.
-    ``blend_head``: also return the full-resolution blend layer, e.g. for a loss of total variation.
+    ``blend_head``: also return the full-resolution blend layer, e.g. for a loss of total variation. ``confine``: multiply the change
+    by the mask, so that what the network takes for clean stays as it is; not in the paper.
 
     Images are in [0, 1]. Untrained, the network returns its input (to about 1e-6). The default has 41,585,955 weights for three
     channels. (Doubling is not bitwise reproducible on CUDA.)
@@ -370,13 +374,13 @@ def abpn(
     )
     require(is_whole(refine), f"{where}: refine is {refine!r}, must be a whole number of at least 1, e.g. 16.")
     choice(form, FORMS, f"{where}: form")
-    for name, value in (("learn", learn), ("blend_head", blend_head)):
+    for name, value in (("learn", learn), ("blend_head", blend_head), ("confine", confine)):
         require(isinstance(value, bool), f"{where}: {name} is {value!r}, must be true or false.")
     epsilon = fraction(epsilon, f"{where}: epsilon")
     require(epsilon > 0, f"{where}: epsilon is 0, so the blend would divide by nothing at black and white. Set e.g. 0.01.")
     spec = None if norm == "none" else norm_layer(norm, widths, f"{where}: norm (besides 'none')")
     return ABPN(
-        LowResolution(in_channels, widths, spec),
+        LowResolution(in_channels, widths, spec, confine),
         [Refinement(in_channels, refine) for _ in range(levels)],
         Blend(form, learn, epsilon),
         blend_head,
