@@ -401,8 +401,8 @@ def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
 
 
 def _hint(error: Exception) -> str:
-    text = str(error).lower()
-    if "out of memory" in text or "can't allocate memory" in text:
+    text = str(error).lower()  # torch's and, handed on by a loader's worker as another class, numpy's
+    if isinstance(error, MemoryError) or any(words in text for words in ("out of memory", "can't allocate memory", "unable to allocate")):
         return " -> Reduce data.patch.batch or data.patch.size, or the network's channels."
     return ""
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline import cli
 from pipeline.records import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,18 +64,45 @@ def test_a_programming_error_keeps_its_traceback() -> None:
         cli.run(parser(), work, [])
 
 
-def test_a_signal_only_sets_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The commands' signal handlers, with no request so far."""
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     monkeypatch.setattr(cli.stop, "signal", None)
-    try:
-        cli.stop.install()
+    cli.stop.install()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_signal_only_sets_a_flag() -> None:
+    cli.stop.check()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    with pytest.raises(cli.StopRequested, match="SIGUSR1"):
         cli.stop.check()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        with pytest.raises(cli.StopRequested, match="SIGUSR1"):
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_may_signal_twice(number: signal.Signals) -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), number)
+        with pytest.raises(cli.StopRequested, match=number.name):
             cli.stop.check()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_first_interrupt_asks_and_the_second_ends() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(cli.StopRequested, match="SIGINT"):
+        cli.stop.check()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    twice = (
+        "import os, signal; from pipeline import cli; cli.stop.install(); [(os.kill(os.getpid(), signal.SIGINT), print(n)) for n in (1, 2)]"
+    )
+    done = subprocess.run([sys.executable, "-uc", twice], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("1\n", -signal.SIGINT)
 
 
 def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.config import Config, ConfigError, Patch, from_dict
-from pipeline.data import cases, store
-from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
+from pipeline.data import cases, loaders, store
+from pipeline.data.loaders import VALIDATION, EpochBatches, Key, Loader, PatchDataset
 from pipeline.data.normalise import Scale
 from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, grid_starts, seed_of
 from pipeline.data.store import Stored, Volume
@@ -64,6 +67,33 @@ def test_workers_change_nothing(stored: list[Stored], workers: int) -> None:
 
     for a, b in zip(batches(0), batches(workers), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_worker_that_hangs_is_given_up_and_killed(stored: list[Stored], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch gives up, the worker must be gone, too: a process waits for its workers when it ends."""
+    original = PatchDataset.__getitem__
+
+    def hang(dataset: PatchDataset, key: Key) -> dict[str, Any]:
+        if key[1] == 2:
+            time.sleep(3600)
+        return original(dataset, key)
+
+    monkeypatch.setattr(PatchDataset, "__getitem__", hang)
+    monkeypatch.setattr(loaders, "TIMEOUT", 2.0)
+    batches = Loader(stored, config(workers=1), 0, training=True).epoch(0)
+    assert len(next(batches)["id"]) == 2
+    (worker,) = set(multiprocessing.active_children())
+    try:
+        with pytest.raises(RuntimeError, match="timed out after 2"):
+            next(batches)
+        assert worker.exitcode == -signal.SIGKILL
+    finally:
+        worker.kill()
+
+
+def test_without_workers_nothing_is_timed(stored: list[Stored]) -> None:
+    assert Loader(stored, config(), 0, training=True).loader.timeout == 0
+    assert Loader(stored, config(workers=1), 0, training=True).loader.timeout == loaders.TIMEOUT
 
 
 def test_types_and_shapes(stored: list[Stored]) -> None:

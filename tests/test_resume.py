@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from pipeline import cli, train
 from pipeline.config import ConfigError, Train
 from pipeline.data.loaders import EpochBatches
 from pipeline.engine import checkpoint, evaluate, loop
+from pipeline.records import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
@@ -334,6 +336,34 @@ def test_states_are_ordered_by_what_is_done(tmp_path: Path) -> None:
     assert "damaged" in told[0]
     checkpoint.save_state(tmp_path, (10, 1), {"w": torch.zeros(1)}, {"epoch": 10})
     assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == ["epoch_00010", "epoch_00010_step_000001"]
+
+
+def test_file_times_do_not_matter(
+    calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The older state claims to be of the year 2100: the newer one is continued, and the end is the same."""
+    expected = calm("averaged")[0]
+    events.done.clear()
+    arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")
+    assert events.run(arguments, ("step", STEPS + 1)) == 75
+    older, newer = sorted((tmp_path / "run" / "fold_0" / "checkpoint_latest").iterdir())
+    os.utime(older, (4102444800, 4102444800))
+    assert older.stat().st_mtime > newer.stat().st_mtime
+    capsys.readouterr()
+    assert events.run(arguments) == 0
+    assert "continuing after epoch 1 and step 1 of the next" in capsys.readouterr().out
+    assert fingerprint(tmp_path / "run") == expected
+
+
+def test_states_and_models_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        state = checkpoint.save_state(tmp_path, (1, 0), {"w": torch.zeros(1)}, {"epoch": 1})
+        model = Checkpoint(config={}, channels=(1, 1), fold=0, epoch=0, score=None, weights={"w": torch.zeros(1)}, kind="best")
+        checkpoint.save_model(tmp_path / "model.safetensors", model)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (state, tmp_path / "model.safetensors")] == [0o640, 0o640]
 
 
 def test_states_without_steps_are_read(calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events) -> None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,11 @@ import torch
 from conftest import competition_folder
 
 from pipeline import train
+from pipeline.config import from_dict
+from pipeline.data.loaders import Key, PatchDataset
 from pipeline.engine import loop
 from pipeline.engine.checkpoint import load_model
+from pipeline.losses import WeightedSum
 
 
 def run(config: Path, data: Path, out: Path, *more: str) -> int:
@@ -176,6 +181,25 @@ def test_changed_config_or_data_is_refused_unless_fresh(tiny: Path, tmp_path: Pa
     assert (tmp_path / "run.old-1" / "fold_0" / "best_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("change", ["removed", "renamed"])
+def test_a_missing_or_renamed_case_is_refused(change: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = competition_folder(tmp_path / "data", cases=5), tmp_path / "run"
+    assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=1", "train.average=null") == 0
+    for folder in ("train_images", "train_labels"):
+        old = data / folder / "102.tif"
+        old.unlink() if change == "removed" else old.rename(old.with_stem("702"))
+    table = data / "train.csv"
+    rows = table.read_text().replace("102,a\n", "" if change == "removed" else "702,a\n")
+    table.write_text(rows)
+    before = fingerprint(out)
+    assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=1", "train.average=null") == 2
+    told = capsys.readouterr().err
+    assert "case 102: removed" in told
+    assert ("case 702: added" in told) == (change == "renamed")
+    assert "content changed" not in told
+    assert fingerprint(out) == before
+
+
 def test_nan_stops_the_fold_and_names_the_case(
     tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +237,138 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
     assert [f["status"] for f in summary["folds"]] == ["failed", "completed"]
     monkeypatch.setattr(loop, "fit", original)
     assert run(tiny, surfaces, tmp_path / "b") == 0  # only the failed fold is trained
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("Caught _ArrayMemoryError in worker 0: Unable to allocate 8.00 TiB for an array with shape (1099511627776,)"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes"),
+    ],
+)
+def test_out_of_memory_in_a_fold_says_how_to_go_on(
+    error: Exception, tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(job: loop.Job) -> loop.State:
+        raise error
+
+    monkeypatch.setattr(loop, "fit", fail)
+    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 1
+    (line,) = (text for text in capsys.readouterr().out.splitlines() if "Fold 0 FAILED" in text)
+    assert "Reduce data.patch.batch or data.patch.size" in line
+
+
+def test_other_errors_get_no_advice_on_memory() -> None:
+    with pytest.raises(np.exceptions.AxisError) as caught:
+        np.zeros(3).sum(axis=2)
+    assert train._hint(caught.value) == ""
+
+
+def test_numpys_own_error_gets_the_advice() -> None:
+    with pytest.raises(MemoryError) as caught:
+        np.empty(1 << 60, np.uint8)
+    assert "data.patch.batch" in train._hint(caught.value)
+
+
+class Poisoned:
+    """A team as its first rank sees it: the other one gives ``loss`` for cases x and y."""
+
+    def __init__(self, loss: float) -> None:
+        self.loss = loss
+
+    def gather(self, value: list[Any]) -> list[Any]:
+        _, count, values, shares = value
+        return [value, [["x", "y"], count, {**values, "train_loss": self.loss, "train/dice": self.loss}, shares]]
+
+
+@pytest.mark.parametrize("loss", [0.25, float("nan"), float("inf"), -float("inf")])
+def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: float) -> None:
+    """This rank's own loss is finite: it names the other's cases, and has changed no gradient."""
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    patch = {"size": [8, 8]}
+    config = from_dict({"name": "t", "data": {"dims": 2, "layout": "folders", "patch": patch}, "network": "unet", "losses": ["dice"]})
+    losses = WeightedSum(config.losses, config.kinds, None)
+    loader = SimpleNamespace(share=lambda step: 1.0)
+    job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, team=Poisoned(loss))
+    state: Any = SimpleNamespace(
+        epoch=4, forward=lambda x: {"main": network(x)}, means=loop.Means(), scaler=torch.amp.GradScaler("cpu", enabled=False)
+    )
+    batch = {"id": ["a", "b"], "image": torch.rand(2, 1, 8, 8), "label": torch.ones(2, 1, 8, 8, dtype=torch.uint8)}
+    batch |= {name: torch.tensor([0.5, 0.5]) for name in ("foreground_share", "changed")}
+    if np.isfinite(loss):
+        loop._backward(job, state, 2, batch)
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+        return
+    with pytest.raises(loop.TrainingError, match=rf"loss is {loss} \(dice\) in epoch 5, step 3, cases x, y\."):
+        loop._backward(job, state, 2, batch)
+    assert [p.grad for p in network.parameters()] == [None, None]
+
+
+def test_nan_in_a_later_epoch_leaves_what_was_good(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best model and the state of epoch 1 stay, and the rerun without the poison ends as a run that never saw it."""
+    original = loop._backward
+
+    def poison(job: loop.Job, state: loop.State, step: int, batch: dict) -> None:
+        bad = state.epoch >= 1 and step == 1
+        original(job, state, step, {**batch, "image": batch["image"] * float("nan")} if bad else batch)
+
+    out, more = tmp_path / "run", ("--fold", "0", "--set", "train.epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_backward", poison)
+        assert run(tiny, surfaces, out, *more) == 1
+    assert "in epoch 2, step 2, cases" in capsys.readouterr().out
+    assert load_model(out / "fold_0" / "best_model.safetensors").epoch == 0
+    result = train.read_result(out / "fold_0")
+    assert result is not None
+    assert (result.status, "epoch 2, step 2" in result.error) == ("failed", True)
+    assert run(tiny, surfaces, out, *more) == 0
+    assert "continuing after epoch 1" in capsys.readouterr().out
+    assert run(tiny, surfaces, tmp_path / "calm", *more) == 0
+    assert fingerprint(out) == fingerprint(tmp_path / "calm")
+
+
+def test_a_validation_that_is_never_finite_fails_the_fold(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "validate", lambda job, network: {"val_loss": float("nan"), "val_dice": 0.5})
+    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 1
+    assert "val_loss was never finite" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "fold_0" / "best_model.safetensors").exists()
+
+
+def test_a_dead_loader_worker_fails_the_fold(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worker ends without a word, as one that the kernel kills for its memory; the next start trains the fold."""
+    original = PatchDataset.__getitem__
+
+    def die(dataset: PatchDataset, key: Key) -> dict:
+        if key[1] == 1:
+            os._exit(1)
+        return original(dataset, key)
+
+    more = ("--fold", "0", "--set", "data.workers=1", "train.epochs=1", "train.average=null")
+    with monkeypatch.context() as patch:
+        patch.setattr(PatchDataset, "__getitem__", die)
+        assert run(tiny, surfaces, tmp_path / "run", *more) == 1
+    told = capsys.readouterr().out
+    assert "Fold 0 FAILED: RuntimeError: DataLoader worker" in told
+    assert "exited unexpectedly" in told
+    assert run(tiny, surfaces, tmp_path / "run", *more) == 0
+
+
+def test_a_run_folder_that_may_not_be_written_is_named_before_any_work(
+    tiny: Path, surfaces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny, surfaces, Path("/proc/run")) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("error:")
+    assert "/proc/run" in told.err
+    assert told.out == ""  # not even the data were looked at
 
 
 def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ What a sample looks like depends on (seed, fold, epoch, sample) alone: not on th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import signal
@@ -28,6 +29,9 @@ set_track_meta(False)  # a MetaTensor costs seven times a Tensor in every small 
 
 VALIDATION = -1
 """The epoch of which every validation patch is drawn."""
+
+TIMEOUT = 600.0
+"""Seconds for which a batch may be waited for before its worker counts as hung: far more than a slow disk or a network share takes."""
 
 Key = tuple[int, ...]
 """(epoch, position in the epoch, case), and with ``data.patch.grid`` a fourth number, the slice of that case's grid."""
@@ -186,6 +190,7 @@ class Loader:
             persistent_workers=data.workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_ignore_signals,
+            timeout=TIMEOUT if data.workers else 0,
         )
 
     def __len__(self) -> int:
@@ -195,7 +200,7 @@ class Loader:
         """The batches of an epoch from number ``first`` on; those before are not drawn. ``whole``: as if there were no other ranks."""
         self.batches.epoch, self.batches.first = epoch, first
         self.batches.rank, self.batches.size = (0, 1) if whole else self.ranks
-        return iter(self.loader)
+        return _guarded(iter(self.loader))
 
     def share(self, step: int) -> float:
         """See :meth:`EpochBatches.share`."""
@@ -219,6 +224,18 @@ def _parted(samples: Ends, changed: Sequence[bool], share: float) -> tuple[Ends,
     held = [s for s, c in zip(samples, changed, strict=True) if c]
     others = [s for s, c in zip(samples, changed, strict=True) if not c]
     return held, others, min(len(others), round(len(held) * (1 - share) / share))
+
+
+def _guarded(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The batches; where one fails, the workers are killed: they ignore the signal by which torch ends them, and one that hangs would keep this process from ending, too."""
+    try:
+        yield from batches
+    except Exception:
+        for worker in getattr(batches, "_workers", ()):
+            with contextlib.suppress(RuntimeError):  # by which torch tells of a worker's death, here a wanted one
+                worker.kill()
+                worker.join(5)  # not without limit: one that waits for a dead network share outlives even this
+        raise
 
 
 def _ignore_signals(_worker: int) -> None:
