@@ -64,7 +64,7 @@ postprocess: [threshold, {{name: dust, options: {{below: 5}}}}]
 """
 PHASES = {
     (train, "check_data"): "checking",
-    (train, "prepare"): "preparing",
+    (train, "_prepared"): "preparing",
     (loop, "_train"): "training",
     (loop, "validate"): "validating",
     (checkpoint, "save_state"): "saving state",
