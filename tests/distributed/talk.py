@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -78,6 +79,8 @@ def vanish(team: distributed.Team, folder: Path) -> None:
     except distributed.TeamError as error:
         (folder / "0.json").write_text(json.dumps([str(error), time.monotonic() - began]))
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if sys.argv[1] == "stop" and (silent := re.search(r"process (\d+)", str(error))):
+            os.kill(int(silent[1]), signal.SIGKILL)  # or torchrun would wait 30 s for it to heed a signal
         os._exit(1)
 
 
