@@ -10,7 +10,9 @@ import pytest
 import tifffile
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it brings
+# Small tensors spend their time waiting for the second thread. The variable is for processes that tests start; torch is loaded already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -6,7 +6,6 @@ import copy
 import importlib
 import itertools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ from pipeline.records import Part
 
 SMALL = (4, 8, 8)
 code = importlib.import_module("pipeline.networks.abpn")  # the package has a function of this name
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

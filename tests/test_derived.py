@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import inspect
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ from pipeline.morphology import betti_numbers, dilate
 from pipeline.records import Term, UserError
 
 MAP_LOSSES = ["skeleton_recall", "surface_recall", {"name": "boundary", "options": {"reach": 3}}]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(losses: list[Any], **data: object) -> Config:

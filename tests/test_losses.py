@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -41,15 +40,6 @@ VOXELWISE = [name for name in LABEL_LOSSES if name not in BY_MAP_OR_SHAPE]
 EVERY = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
 SHAPES = pytest.mark.parametrize("space", [(4, 5), (3, 4, 2)], ids=["2D", "3D"])
 CHANNELS = pytest.mark.parametrize("channels", [1, 3])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors spend their time waiting for the second thread, fifty-fold on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def scene(name: str, channels: int, space: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

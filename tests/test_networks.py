@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -25,15 +24,6 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "dynunet-block": ("dynunet", {"channels": [4, 4, 4], "deep_supervision": 1, "block": 2}),
     "segresnet": ("segresnet", {"filters": 4, "blocks_down": [1, 1, 2], "blocks_up": [1, 1], "norm": "instance"}),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors spend their time waiting for the second thread, fifty-fold on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(which: str, dims: int, in_channels: int = 2, out_channels: int = 3) -> HeadedNet:

@@ -9,7 +9,6 @@ import json
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,14 +34,6 @@ perceptual_module: Any = importlib.import_module("pipeline.losses.perceptual")
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ones(x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,14 +27,6 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "deblur-batch": ("deblur_unet", {"base": 2, "norm": "batch"}),
 }
 EVERY = pytest.mark.parametrize("which", TINY)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def net(name: str, channels: int = 3, dims: int = 2, out: int | None = None, **options: Any) -> HeadedNet:

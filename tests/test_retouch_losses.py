@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ MASKED = ("masked_l1", "masked_sobel", "masked_laplacian")
 EVERY = pytest.mark.parametrize("name", [*MASKED, "total_variation"])
 EVERY_MASKED = pytest.mark.parametrize("name", MASKED)
 KINDS = {"target": "image", "mask": "soft"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ones(x: Tensor) -> Tensor:

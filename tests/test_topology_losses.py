@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,14 +37,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 EVERY = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
 SHAPES = pytest.mark.parametrize("space", [(4, 5), (3, 4, 2)], ids=["2D", "3D"])
 CHANNELS = pytest.mark.parametrize("channels", [1, 3])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ones(x: Tensor) -> Tensor:

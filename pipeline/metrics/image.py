@@ -25,6 +25,8 @@ NAMES = frozenset({"mae", "psnr", "ssim"})
 
 _RADIUS = 5  # voxels on each side of an SSIM window: 3.5 standard deviations of 1.5, an edge of 11
 _SIGMA = 1.5
+WINDOW = 2 * _RADIUS + 1
+"""Edge of an SSIM window in pixels."""
 
 
 def intensities(array: np.ndarray) -> np.ndarray:
@@ -65,17 +67,20 @@ def ssim(
         raise UserError(f"ssim: kernel is {kernel!r}; it is 'channel' (each channel by itself) or '3d' (over channels, too).")
     valid = np.ones(target.shape[1:], dtype=bool) if valid is None else valid
     images = np.where(valid, prediction, 0).astype(np.float64), np.where(valid, target, 0).astype(np.float64)
-    similarity, inside = _over_channels(*images, peak) if kernel == "3d" else _each_channel(*images, peak)
+    similarity, inside = _over_channels(*images, peak) if kernel == "3d" else each_channel(*images, peak)
     counted = np.broadcast_to(valid, target.shape)[inside]
     return {"ssim": float(similarity[inside][counted].mean()) if counted.any() else 1.0}
 
 
-def _each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Similarity ``(C, *S)`` and the part of it whose windows lie inside the image."""
+def each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Similarity ``(C, *S)`` of :func:`ssim`, each channel by itself, and the part of it whose windows lie inside the image.
+
+    Raises UserError when a side is shorter than ``WINDOW``.
+    """
     from skimage.metrics import structural_similarity
 
-    if min(target.shape[1:]) < 2 * _RADIUS + 1:
-        raise UserError(f"ssim: the image has the shape {target.shape}; every side must be at least {2 * _RADIUS + 1}. Use psnr or mae.")
+    if min(target.shape[1:]) < WINDOW:
+        raise UserError(f"ssim: the image has the shape {target.shape}; every side must be at least {WINDOW}. Use psnr or mae.")
     similarity = structural_similarity(
         prediction, target,
         data_range=peak, channel_axis=0, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False, full=True,

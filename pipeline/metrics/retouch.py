@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics.image import mae, psnr
+from pipeline.metrics.image import WINDOW, each_channel, mae, psnr
 from pipeline.metrics.region import dice, same_shape
 from pipeline.records import UserError
 
 PREDICTED = 0.5
 """Probability from which a pixel of a predicted mask counts as changed."""
-
-_SIGMA, _RADIUS = 1.5, 5  # the windows of image.ssim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,18 +77,14 @@ def _require_shapes(target: np.ndarray, change: Retouched) -> None:
 
 def _similarity(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray, sides: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """Mean similarity over the window centres of each side; a channel at a time, for the sake of memory."""
-    from skimage.metrics import structural_similarity
-
-    whole = (slice(_RADIUS, -_RADIUS),) * valid.ndim
-    centres = [side[whole] for side in sides]
-    sums = np.zeros(2)
-    for pair in zip(prediction, target, strict=True) if min(valid.shape) > 2 * _RADIUS else ():
-        similarity = structural_similarity(
-            *(np.where(valid, channel, 0).astype(np.float64) for channel in pair),
-            data_range=1.0, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False, full=True,
-        )[1]  # fmt: skip
-        sums += [similarity[whole].sum(where=centre) for centre in centres]
-    counts = [len(target) * np.count_nonzero(centre) for centre in centres]
+    if min(valid.shape) < WINDOW:
+        return math.nan, math.nan
+    sums, counts = np.zeros(2), np.zeros(2)
+    for pair in zip(prediction, target, strict=True):
+        one, other = (np.where(valid, channel, 0).astype(np.float64)[None] for channel in pair)
+        similarity, inner = each_channel(one, other, 1.0)
+        sums += np.array([similarity[inner].sum(where=side[None][inner]) for side in sides])
+        counts += np.array([np.count_nonzero(side[None][inner]) for side in sides])
     first, second = (float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True))
     return first, second
 
