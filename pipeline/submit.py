@@ -96,6 +96,7 @@ def submit(arguments: argparse.Namespace) -> int:
     answers = check(arguments.predictions or _run_ensemble(arguments), arguments.test_dir)
     for line in table_differences(arguments.test_dir, [a.id for a in answers]):
         say(f"warning: {line}")
+    files.sweep(out.parent, deep=False)
     (write_zip if arguments.format == "tiff-zip" else write_rle)(out, answers)
     _tell(out, answers, files.sha256(out))
     return DONE

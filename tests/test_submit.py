@@ -209,8 +209,10 @@ def test_killed_while_writing_leaves_no_zip(folders: tuple[Path, Path], tmp_path
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == -signal.SIGKILL
     assert not out.exists()
+    assert list(tmp_path.glob(".tmp-*"))
     assert command(*folders, out) == 0
     assert len(contents(out)) == 3
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_rle_table(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -121,13 +121,13 @@ def read_json(path: Path) -> Any:
     return guarded(path, lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
-def sweep(folder: Path) -> list[Path]:
+def sweep(folder: Path, deep: bool = True) -> list[Path]:
     """Remove what a killed writer left anywhere below ``folder``, and return it. Files that a live process is writing stay.
 
-    A temporary file of another machine is taken as left behind after a day.
+    With ``deep`` off only in ``folder`` itself. A temporary file of another machine is taken as left behind after a day.
     """
     removed = []
-    for temp in sorted(folder.rglob(f"{_PREFIX}*")):
+    for temp in sorted((folder.rglob if deep else folder.glob)(f"{_PREFIX}*")):
         if temp.name not in _open_temps and _abandoned(temp):
             _remove(temp)
             removed.append(temp)

@@ -1,10 +1,11 @@
 """Kill a small run at random moments, start it again, and compare what it ends with to the undisturbed run, to the bit.
 
-    python tests/benchmarks/kills.py [--kills 50] [--seed 0] [--signals KILL USR1 TERM] [--save-steps 2] [--workers 0]
+    python tests/benchmarks/kills.py [--kills 50] [--seed 0] [--signals KILL USR1 TERM] [--moments phase] [--save-steps 2] [--workers 0]
 
 The run is the chain train (two folds) → predict --save-soft → submit on synthetic scrolls. Each round starts it in a process group
-of its own, sends the group a signal at a moment drawn from the duration of the undisturbed run, and starts it again until it ends
-by itself. Compared are models, held-out and test answers, probabilities, logs and results without times, and submission.zip.
+of its own, sends the group a signal at a random moment, and starts it again until it ends by itself. ``--moments time`` draws from
+the duration of the undisturbed run, ``phase`` takes its phases (training, saving, zipping …) in turn and draws within them, so that
+the short ones are hit, too. Compared are models, held-out and test answers, probabilities, logs and results without times, and submission.zip.
 Processes are forked from one that has loaded all libraries, so that the moments lie in the work and not in the imports.
 """
 
@@ -15,6 +16,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import mmap
 import os
@@ -25,8 +27,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +100,21 @@ LOADED = (
 """Modules that the commands load where they need them, beside those above."""
 
 WIDTH = 32
+POLL = 0.0005
+"""Seconds between two looks at a running chain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """``wait`` seconds after the chain's change number ``change`` from phase to phase; 0 is its start."""
+
+    change: int
+    wait: float
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chain works, and the memory in which it tells its phase and its optimiser steps."""
+    """Where a chain works, and the memory in which it tells its phase, its optimiser steps and how often the phase changed."""
 
     data: Path
     out: Path
@@ -116,11 +128,21 @@ class Place:
     def steps(self) -> int:
         return int.from_bytes(self.told[WIDTH : WIDTH + 8], "little")
 
+    @property
+    def changes(self) -> int:
+        return int.from_bytes(self.told[WIDTH + 8 : WIDTH + 16], "little")
+
     def count(self) -> None:
         self.told[WIDTH : WIDTH + 8] = (self.steps + 1).to_bytes(8, "little")
 
     def name(self, phase: str) -> None:
         self.told[:WIDTH] = phase.encode().ljust(WIDTH)
+        self.told[WIDTH + 8 : WIDTH + 16] = (self.changes + 1).to_bytes(8, "little")
+
+    def again(self) -> None:
+        """As before the start, but for the steps, which add up over all starts of a round."""
+        self.told[:WIDTH] = bytes(WIDTH)
+        self.told[WIDTH + 8 : WIDTH + 16] = bytes(8)
 
 
 def chain(place: Place) -> int:
@@ -208,18 +230,46 @@ def _living(group: int) -> list[int]:
     return found
 
 
-def interrupt(place: Place, wait: float, number: int) -> tuple[str, int]:
-    """Start the chain and send its group a signal after ``wait`` seconds, sooner where it ends by itself before. Returns phase and code."""
+def watched(place: Place) -> tuple[int, list[tuple[str, float]]]:
+    """Run the chain undisturbed; returns its exit code, and of each time between two changes of phase the phase and the seconds."""
+    child, seen, at = start(place), [("start", time.monotonic())], 0
+    while not _ended(child):
+        if place.changes != at:
+            # Changes closer to each other than a look have no length: none of them is drawn.
+            seen += [(place.phase, time.monotonic())] * (place.changes - at)
+            at = len(seen) - 1
+        time.sleep(POLL)
+    ends = [*(moment for _, moment in seen[1:]), time.monotonic()]
+    return finish(child), [(phase, end - began) for (phase, began), end in zip(seen, ends, strict=True)]
+
+
+def moments(how: str, spans: list[tuple[str, float]], draw: random.Random) -> Iterator[Moment]:
+    """Endless random moments: evenly over time, or evenly over the phases and within each over its time."""
+    if how == "time":
+        while True:
+            yield Moment(change=0, wait=draw.uniform(0, sum(seconds for _, seconds in spans)))
+    phases = sorted({phase for phase, seconds in spans if seconds})
+    for phase in itertools.cycle(phases):
+        (change,) = draw.choices(range(len(spans)), [seconds if name == phase else 0 for name, seconds in spans])
+        yield Moment(change=change, wait=draw.uniform(0, spans[change][1]))
+
+
+def interrupt(place: Place, moment: Moment, number: int) -> tuple[str, int]:
+    """Start the chain and send its group a signal at ``moment``, sooner where it ends by itself before. Returns phase and code."""
     child = start(place)
-    deadline = time.monotonic() + wait
-    while time.monotonic() < deadline:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            break
-        time.sleep(0.002)
+    while place.changes < moment.change and not _ended(child):
+        time.sleep(POLL)
+    deadline = time.monotonic() + moment.wait
+    while time.monotonic() < deadline and not _ended(child):
+        time.sleep(POLL)
     phase = place.phase
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, number)
     return phase, finish(child)
+
+
+def _ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def fingerprint(out: Path) -> dict[str, str]:
@@ -248,15 +298,15 @@ def memory() -> mmap.mmap:
     return mmap.mmap(-1, mmap.PAGESIZE)  # anonymous and shared: a killed child's last words stay readable
 
 
-def round_of(place: Place, wait: float, number: int, calm: tuple[dict[str, str], int]) -> tuple[str, int, int, bool]:
+def round_of(place: Place, moment: Moment, number: int, calm: tuple[dict[str, str], int]) -> tuple[str, int, int, bool]:
     """Interrupt, run on to the end, compare; returns phase, code of the interrupted process, steps done twice, equal or not."""
-    phase, code = interrupt(place, wait, number)
-    while code == 0 and phase == "start" and wait > 0.01:  # it was faster than the undisturbed run
+    phase, code = interrupt(place, moment, number)
+    while code == 0 and phase == "start" and moment.wait > 0.01:  # it was faster than the undisturbed run
         shutil.rmtree(place.out)
         place.told[:] = bytes(len(place.told))
-        wait /= 2
-        phase, code = interrupt(place, wait, number)
-    place.name("")
+        moment = replace(moment, wait=moment.wait / 2)
+        phase, code = interrupt(place, moment, number)
+    place.again()
     last = finish(start(place))
     found = fingerprint(place.out)
     if last or found != calm[0]:
@@ -272,6 +322,7 @@ def main() -> int:
     p.add_argument("--kills", type=int, default=50)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--signals", nargs="+", default=["KILL"], choices=["KILL", "USR1", "TERM", "INT"], help="taken in turn")
+    p.add_argument("--moments", choices=["time", "phase"], default="time")
     p.add_argument("--save-steps", type=int, default=2, help="train.save_steps")
     p.add_argument("--workers", type=int, default=0, help="data.workers")
     arguments = p.parse_args()
@@ -287,21 +338,26 @@ def main() -> int:
     for _ in range(2):  # the first one fills the caches of compiled code
         shutil.rmtree(place.out, ignore_errors=True)
         place.told[:] = bytes(len(place.told))
-        began = time.monotonic()
-        if finish(start(place)):
+        code, spans = watched(place)
+        if code:
             print((place.out / "log.txt").read_text())
             return 1
-        seconds = time.monotonic() - began
     calm = fingerprint(place.out), place.steps
-    print(f"undisturbed: {seconds:.1f} s, {calm[1]} optimiser steps, {len(calm[0])} files and results compared")
-    print(f"{'round':>5} {'signal':<6} {'moment':>7}  {'phase':<16} {'code':>4} {'steps lost':>10}  equal")
+    print(
+        f"undisturbed: {sum(seconds for _, seconds in spans):.1f} s, {calm[1]} optimiser steps, {len(calm[0])} files and results compared"
+    )
+    print(f"{'round':>5} {'signal':<6} {'moment':>13}  {'phase':<16} {'code':>4} {'steps lost':>10}  equal")
     draw = random.Random(arguments.seed)
     phases, lost, equal = Counter[str](), [], 0
+    drawn = moments(arguments.moments, spans, draw)
     for n in range(arguments.kills):
-        name, wait = arguments.signals[n % len(arguments.signals)], draw.uniform(0, seconds)
+        name, moment = arguments.signals[n % len(arguments.signals)], next(drawn)
         this = Place(data, work / f"round_{n}", memory())
-        phase, code, again, same = round_of(this, wait, signal.Signals[f"SIG{name}"], calm)
-        print(f"{n:>5} {name:<6} {wait:>6.2f}s  {phase:<16} {code:>4} {again:>10}  {'yes' if same else 'NO'}", flush=True)
+        phase, code, again, same = round_of(this, moment, signal.Signals[f"SIG{name}"], calm)
+        print(
+            f"{n:>5} {name:<6} {moment.change:>4} + {moment.wait:>5.3f}s  {phase:<16} {code:>4} {again:>10}  {'yes' if same else 'NO'}",
+            flush=True,
+        )
         phases[phase] += 1
         lost.append((name, again))
         equal += same
