@@ -506,3 +506,69 @@ def test_clahe_is_safe_on_any_range(scale: float, offset: float, levels: int, ch
 def test_wrong_settings_say_what_to_do(size: tuple[int, ...], augment: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         augmentations(config(size, augment))
+
+
+# --- the same change for input and target ---------------------------------------------------------------------------------
+
+BOTH = {
+    "brightness": {"range": [0.3, 3.0]},
+    "contrast": {"range": [0.3, 3.0]},
+    "shift": {"offset": 0.5},
+    "gamma": {"range": [0.3, 3.0]},
+    "colour": {"hue": 180, "saturation": [0, 2], "gain": 0.5},
+}
+
+
+def images(size: tuple[int, ...], *augment: object, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A pair, equal on its left half, before and after the entries."""
+    image, target = picture(3, size, seed), picture(3, size, seed + 1000) * 3 - 1  # beyond the image's range on both sides
+    target[..., : size[-1] // 2] = image[..., : size[-1] // 2]
+    patch = {"size": list(size), "foreground": None}
+    setting = from_dict(
+        {
+            "name": "t",
+            "task": "image",
+            "data": {"dims": len(size), "patch": patch, "augment": list(augment)},
+            "network": "image_unet",
+            "losses": [{"name": "l1", "target": "target"}],
+        }
+    )
+    sample = {"image": image, "target": target}
+    return sample, apply(setting, sample, seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", BOTH)
+def test_both_changes_input_and_target_by_one_rule(name: str, seed: int) -> None:
+    before, after = images(FLAT, part(name, both=True, **BOTH[name]), seed=seed)
+    assert set(after) == {"image", "target"}
+    half = FLAT[-1] // 2
+    np.testing.assert_array_equal(after["image"][..., :half], after["target"][..., :half])  # what was equal stays equal, to the bit
+    assert np.abs(after["image"] - before["image"]).max() > 0.01
+    assert all(after[k].dtype == np.float32 and after[k].shape == before[k].shape for k in after)
+    # One affine map of the channels (or, for gamma, one rising curve) takes every pixel of both, so a fit on the input predicts the target.
+    if name != "gamma":
+        flat = {
+            k: np.moveaxis(v, 0, -1).reshape(-1, 3).astype(np.float64)
+            for k, v in (before | {"new " + k: v for k, v in after.items()}).items()
+        }
+        fit = np.linalg.lstsq(np.c_[flat["image"], np.ones(len(flat["image"]))], flat["new image"], rcond=None)[0]
+        np.testing.assert_allclose(np.c_[flat["target"], np.ones(len(flat["target"]))] @ fit, flat["new target"], atol=1e-4)
+    else:
+        old, new = (np.concatenate([d["image"].ravel(), d["target"].ravel()]) for d in (before, after))
+        assert (np.diff(new[np.argsort(old, kind="stable")]) >= -1e-6).all()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_without_both_the_target_stays(name: str) -> None:
+    before, after = images(FLAT, part(name, **BOTH[name]))
+    np.testing.assert_array_equal(after["target"], before["target"])
+    assert np.abs(after["image"] - before["image"]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_needs_an_image_as_target(name: str) -> None:
+    with pytest.raises(ConfigError, match="both is true, but no target is an image"):
+        augmentations(config(FLAT, part(name, both=True)))
+    with pytest.raises(ConfigError, match="must be true or false"):
+        augmentations(config(FLAT, part(name, both="yes")))

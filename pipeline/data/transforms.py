@@ -1,7 +1,8 @@
 """The table of augmentations, MONAI's and some in its manner, and the chain from a stored case to a training sample.
 
 Geometry moves the image and every target by the same field: images, distances and soft masks are interpolated linearly, labels take the
-nearest voxel and keep their values, the ignored one included. Intensities change in the image alone. What each entry does to
+nearest voxel and keep their values, the ignored one included. Intensities change in the image alone, for a label does not depend
+on them; where the target is an image, ``both: true`` of an entry gives it the same change as the input. What each entry does to
 colours stands in its docstring; ``colour`` is the only one that means to change them.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from monai.transforms import (
     Compose,
+    ConcatItemsd,
     MapTransform,
     OneOf,
     RandAdjustContrastd,
@@ -45,12 +47,34 @@ from pipeline.data.store import Stored
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """Which entries of a sample a transform touches: ``every`` for geometry, ``image`` for intensities; ``modes`` per entry of ``every``."""
+    """Which entries of a sample a transform touches: ``every`` for geometry, ``image`` for intensities; ``modes`` per entry of ``every``.
+
+    ``pair``: the image and the targets that are images, for entries with ``both``.
+    """
 
     image: tuple[str, ...]
     every: tuple[str, ...]
     modes: tuple[str, ...]
     size: tuple[int, ...]
+    pair: tuple[str, ...] = ()
+
+
+JOINED = "image and target"
+"""Entry of a sample that holds both, one behind the other along the channels, while an augmentation of ``both`` runs."""
+
+
+def _chosen(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
+    if not isinstance(both, bool):
+        raise ConfigError(f"augment {entry}: both is {both!r}, must be true or false.")
+    if both and len(keys.pair) < 2:
+        raise ConfigError(f"augment {entry}: both is true, but no target is an image. Leave it out.")
+    return keys.pair if both else keys.image
+
+
+def _alike(keys: Keys, entry: str, both: bool, make: Callable[[tuple[str, ...]], Transform]) -> list[Transform]:
+    """``make(image)``, or with ``both`` one change of image and target: the same random numbers, and statistics of the two together."""
+    chosen = _chosen(keys, entry, both)
+    return [ConcatItemsd(chosen, JOINED), make((JOINED,)), Partd(chosen)] if both else [make(chosen)]
 
 
 def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> list[Transform]:
@@ -80,24 +104,25 @@ def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
-def _brightness(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2)) -> list[Transform]:  # noqa: A002 - the YAML's word
+def _brightness(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002 - the YAML's word
     """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("brightness", "range", range)
-    return [RandScaleIntensityd(keys.image, prob=p, factors=(low - 1, high - 1))]
+    return _alike(keys, "brightness", both, lambda k: RandScaleIntensityd(k, prob=p, factors=(low - 1, high - 1)))
 
 
-def _contrast(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2)) -> list[Transform]:  # noqa: A002
+def _contrast(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002
     """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("contrast", "range", range)
-    return [RandScaleIntensityFixedMeand(keys.image, prob=p, factors=(low - 1, high - 1), preserve_range=False)]
+    factors = low - 1, high - 1
+    return _alike(keys, "contrast", both, lambda k: RandScaleIntensityFixedMeand(k, prob=p, factors=factors, preserve_range=False))
 
 
-def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1) -> list[Transform]:
+def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) -> list[Transform]:
     """Add a constant drawn from ``[-offset, offset]``, one for all channels: hues stay."""
-    return [RandShiftIntensityd(keys.image, prob=p, offsets=offset)]
+    return _alike(keys, "shift", both, lambda k: RandShiftIntensityd(k, prob=p, offsets=offset))
 
 
-def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5)) -> list[Transform]:  # noqa: A002
+def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5), both: bool = False) -> list[Transform]:  # noqa: A002
     """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is drawn from ``range``.
 
     Minimum, maximum and exponent are those of all channels together: one rising curve, so grey stays grey and the order of a
@@ -106,7 +131,7 @@ def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5)) -> l
     low, high = _pair("gamma", "range", range)
     if min(low, high) <= 0:
         raise ConfigError(f"augment gamma: range is [{low}, {high}], both must be above 0, e.g. [0.7, 1.5].")
-    return [RandAdjustContrastd(keys.image, prob=p, gamma=(low, high))]
+    return _alike(keys, "gamma", both, lambda k: RandAdjustContrastd(k, prob=p, gamma=(low, high)))
 
 
 def _blur(keys: Keys, p: float = 0.5, sigma: Sequence[float] = (0.5, 1.0)) -> list[Transform]:
@@ -162,7 +187,9 @@ def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float
     return [RandElasticd(keys, p, spacing, magnitude)]
 
 
-def _colour(keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: Sequence[float] = (0.8, 1.2), gain: float = 0.05) -> list[Transform]:
+def _colour(
+    keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: Sequence[float] = (0.8, 1.2), gain: float = 0.05, both: bool = False
+) -> list[Transform]:
     """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
 
     For images of three channels, taken as red, green and blue; images with any other number are left as they are, and the same
@@ -173,7 +200,7 @@ def _colour(keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: Sequence[
         raise ConfigError(
             f"augment colour: hue={hue}, saturation=[{low}, {high}], gain={gain}: none may be negative, and gain must be below 1."
         )
-    return [RandColourd(keys.image, p, hue, (low, high), gain)]
+    return [RandColourd(_chosen(keys, "colour", both), p, hue, (low, high), gain)]
 
 
 def _clahe(keys: Keys, p: float = 0.5, clip: Sequence[float] = (0.005, 0.02), tiles: int = 4) -> list[Transform]:
@@ -233,7 +260,8 @@ def augmentations(config: Config) -> list[Transform]:
     classes = {k for k, kind in kinds.items() if kind == "labels"} | {k for k, m in maps.items() if m.is_mask}
     modes = tuple("nearest" if k in classes else "bilinear" for k in every)
     image = ("image",)
-    keys = Keys(image=image, every=every, modes=modes, size=config.data.patch.size)
+    pair = (*image, *(k for k, kind in kinds.items() if kind == "image"))
+    keys = Keys(image=image, every=every, modes=modes, size=config.data.patch.size, pair=pair)
     out: list[Transform] = []
     for n, part in enumerate(config.data.augment):
         where = f"data.augment.{n}"
@@ -295,6 +323,19 @@ class RandTypedAffined(RandAffined):
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         out = super().__call__(data, lazy)
         return {**out, **{key: convert_to_dst_type(out[key], data[key])[0] for key in self.key_iterator(out)}}
+
+
+class Partd(MapTransform):
+    """The inverse of ConcatItemsd: ``JOINED`` back into the entries that it was made of."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        joined = out.pop(JOINED)
+        start = 0
+        for key in self.key_iterator(out):
+            out[key] = convert_to_dst_type(joined[start : start + len(out[key])], out[key])[0]
+            start += len(out[key])
+        return out
 
 
 class RandMirroredSmoothd(RandGaussianSmoothd):
