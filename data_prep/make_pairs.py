@@ -14,6 +14,9 @@ beyond is cut off, so that nothing is invented at borders. tone: dst is one fixe
 blemish: dst is the photograph, src the same with stains, spots, hairs, scratches and dust, as a retoucher removes them; --clean of the pairs
 have none, for a clean photograph is to be left alone. With the usual settings of data.change they make up about 0.5 to 6 % of the pixels.
 What a pair looks like depends on (seed, name of the photograph, variant) alone.
+
+--vary makes few photographs stand for more: each variant of one that is not held out is zoomed, turned, mirrored and recoloured before
+it is degraded. Unlike an augmentation of the pair this leaves the degradation as it is, so that a brown spot stays one.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +55,9 @@ HELD_OUT = 0.2
 HUE, LOCAL_CONTRAST, LOCAL_SIGMA = 25.0, 0.6, 6.0
 """What tone does: degrees of hue, gain of detail, and the size in pixels of what counts as detail."""
 
+ZOOM, GAMMAS, SATURATION, GAIN = (0.5, 1.5), (0.6, 1.7), (0.2, 1.4), (0.75, 1.0)
+"""What --vary draws from: enlargement, exponent of the values, factor of the saturation and of each channel; the hue is any."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -69,6 +75,7 @@ class Recipe:
     blemishes: tuple[float, float]
     scale: float
     clean: float
+    vary: bool
 
     @property
     def margin(self) -> int:
@@ -95,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
         help="blemish: size, 1 for photographs of about a megapixel; the number falls with its square (1)",
     )
     p.add_argument("--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)")
+    p.add_argument("--vary", action="store_true", help="zoom, turn, mirror and recolour each variant that is to be trained on")
     p.add_argument("--held-out", nargs="+", metavar="NAME", help="photographs under 'test'; default: one in five, drawn by the seed")
     p.add_argument("--seed", type=int, default=42)
     return p
@@ -113,7 +121,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     held_out = choose(list(photographs), arguments.held_out, recipe.seed)
     made: dict[str, Mapping[str, Any]] = {}
     for name, path in cli.progress(photographs.items(), "making pairs", len(photographs)):
-        made |= dict(write(name, path, recipe, arguments.out))
+        made |= dict(write(name, path, replace(recipe, vary=recipe.vary and name not in held_out), arguments.out))
     sides = {side: [i for i, facts in made.items() if (facts["photograph"] in held_out) == (side == "test")] for side in ("train", "test")}
     files.write_json(arguments.out / "pairs.json", {"recipe": recipe, "pairs": made})
     files.write_json(arguments.out / "split.json", sides)
@@ -130,9 +138,9 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     (low, high), (few, many) = arguments.length, arguments.blemishes
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
         raise UserError(f"--crop {arguments.crop}: give one positive number, or height and width.")
-    if arguments.variants < 1 or (arguments.variants > 1 and arguments.kind == "tone" and crop is None):
+    if arguments.variants < 1 or (arguments.variants > 1 and arguments.kind == "tone" and crop is None and not arguments.vary):
         raise UserError(
-            f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop, for whole photographs come out equal."
+            f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop or --vary, or they come out equal."
         )
     if arguments.frames < 3:
         raise UserError(f"--frames {arguments.frames}: at least 3, or there is no path.")
@@ -144,7 +152,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         raise UserError(f"--scale {arguments.scale}: must be above 0; 4 suits 24 megapixels.")
     if not 0 <= arguments.clean < 1:
         raise UserError(f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there is nothing to learn.")
-    same = {key: getattr(arguments, key) for key in ("kind", "seed", "variants", "frames", "scale", "clean")}
+    same = {key: getattr(arguments, key) for key in ("kind", "seed", "variants", "frames", "scale", "clean", "vary")}
     return Recipe(crop=crop, length=(low, high), blemishes=(few, many), **same)
 
 
@@ -197,11 +205,15 @@ def write(name: str, path: Path, recipe: Recipe, out: Path) -> Iterator[tuple[st
     ideal = toned(light) if recipe.kind == "tone" else light
     for variant in range(recipe.variants):
         draw = np.random.default_rng([recipe.seed, zlib.crc32(name.encode()), variant])
-        box = place(draw, light.shape[1:], recipe)
-        source, facts = degraded(light[box], draw, recipe)
+        given, wanted = light, ideal
+        if recipe.vary:
+            given = varied(light, draw, recipe)
+            wanted = toned(given) if recipe.kind == "tone" else given
+        box = place(draw, given.shape[1:], recipe)
+        source, facts = degraded(given[box], draw, recipe)
         inner = (slice(None), *(slice(recipe.margin, n - recipe.margin) for n in source.shape[1:]))
         files.write(out / "src" / f"{name}_{variant:02}.png", to_bytes(source[inner]))
-        files.write(out / "dst" / f"{name}_{variant:02}.png", to_bytes(ideal[box][inner]))
+        files.write(out / "dst" / f"{name}_{variant:02}.png", to_bytes(wanted[box][inner]))
         yield f"{name}_{variant:02}", {"photograph": name, "box": [[s.start, s.stop] for s in box[1:]], **facts}
 
 
@@ -226,6 +238,27 @@ def photograph_of(path: Path) -> np.ndarray:
     if len(image) not in (1, 3):
         raise UserError(f"{path}: has {len(image)} channels; a photograph has 1 or 3. Convert it.")
     return np.clip(np.broadcast_to(image, (3, *image.shape[1:])), 0, 1)
+
+
+def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.ndarray:
+    """A random part of ``(3, Y, X)`` on 0..1, turned by quarters, mirrored, zoomed to the size of a crop and its rim, and recoloured."""
+    import numpy as np
+    from skimage.transform import resize
+
+    from data_prep.blemishes import between
+    from pipeline.data.transforms import colour_matrix
+
+    turned = np.rot90(image, int(draw.integers(4)), axes=(1, 2))
+    mirrored = turned[:, :, ::-1] if draw.random() < 0.5 else turned
+    factor, space = between(draw, *ZOOM), mirrored.shape[1:]
+    cut = space if recipe.crop is None else [round((c + 2 * recipe.margin) / factor) for c in recipe.crop]
+    sizes = [min(n, c) for n, c in zip(space, cut, strict=True)]
+    y, x = (slice(start, start + n) for n, start in ((n, int(draw.integers(whole - n + 1))) for whole, n in zip(space, sizes, strict=True)))
+    size = 3, *(max(round(n * factor), 2 * recipe.margin + 1) for n in sizes)
+    zoomed = resize(mirrored[:, y, x].astype(np.float64), size, order=3 if factor > 1 else 1, mode="reflect", anti_aliasing=factor < 1)
+    values = np.clip(np.asarray(zoomed), 0, 1) ** between(draw, *GAMMAS)
+    colours = colour_matrix(draw.uniform(-math.pi, math.pi), draw.uniform(*SATURATION)) * draw.uniform(*GAIN, 3)[:, None]
+    return np.clip(np.tensordot(colours, values, axes=1), 0, 1).astype(image.dtype)
 
 
 def place(draw: np.random.Generator, space: Sequence[int], recipe: Recipe) -> tuple[slice, slice, slice]:

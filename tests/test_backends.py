@@ -82,11 +82,12 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def difference(one: nn.Module, other: nn.Module, x: torch.Tensor) -> float:
+    """Greatest difference over all heads of ``other``."""
     with torch.inference_mode():
-        a, b = one(x)["main"], other(x)["main"]
-    assert a.shape == b.shape
-    assert b.dtype == torch.float32
-    return float((a - b).abs().max())
+        a, b = one(x), other(x)
+    assert "mask" in b or "mask" not in a
+    assert all(b[head].shape == a[head].shape and b[head].dtype == torch.float32 for head in b)
+    return max(float((a[head] - b[head]).abs().max()) for head in b)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -156,6 +157,9 @@ network: {name: deblur_unet, options: {base: 8, groups: 4}}
 losses: [{name: l1, target: target}]
 predict: {overlap: 8}
 """
+RETOUCH = IMAGES.replace("deblur_unet, options: {base: 8, groups: 4}", "abpn, options: {widths: [8, 8], refine: 4}").replace(
+    "[-1, 1]", "[0, 1]"
+)
 VOLUMES = """
 name: sheets
 data: {patch: {size: [16, 16, 16]}}
@@ -194,6 +198,19 @@ def test_predict_gives_the_same_with_flips_and_scales(text: str, backend: str, t
     assert np.abs(found["torch"].astype(np.float32) - found[backend]).max() <= (
         PARITY if text == IMAGES else 2 * 2**-11
     )  # probabilities are kept as float16
+
+
+def test_predicted_masks_are_written_too(backend: str, tmp_path: Path) -> None:
+    checkpoint = model(tmp_path / "run", RETOUCH)
+    files.write(tmp_path / "case.png", np.random.default_rng(0).integers(0, 255, (3, 41, 60), np.uint8), dims=2)
+    masks = {}
+    for way in ("torch", backend):
+        words = ["--checkpoint", str(checkpoint), "--input", str(tmp_path / "case.png"), "--output", str(tmp_path / way), "--backend", way]
+        assert predict.main(words) == 0
+        masks[way] = files.read(tmp_path / way / "masks" / "case.png", 2)[0].astype(int)
+    assert masks["torch"].shape == (1, 41, 60)
+    assert np.ptp(masks["torch"]) > 10
+    assert np.abs(masks["torch"] - masks[backend]).max() <= 1
 
 
 def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path) -> None:

@@ -247,6 +247,32 @@ def test_blemished_pairs_depend_on_seed_name_and_variant_alone(photographs: Path
     assert len({(tmp_path / "a/dst" / f"cat_{n:02}.png").read_bytes() for n in (0, 1)}) == 1
 
 
+@pytest.mark.parametrize("kind", ["blur", "tone", "blemish"])
+def test_varied_pairs_differ_from_each_other_but_held_out_ones_are_the_photographs(kind: str, photographs: Path, tmp_path: Path) -> None:
+    words = ["--kind", kind, "--variants", 4, "--crop", 40, 56, "--held-out", "cat", "--clean", 0, "--blemishes", 2000, 4000]
+    assert run(photographs, tmp_path / "plain", *words) == 0
+    for out in ("one", "two"):
+        assert run(photographs, tmp_path / out, *words, "--vary") == 0
+    assert listing(tmp_path / "one") == listing(tmp_path / "two")
+    for n in range(4):
+        for side in ("src", "dst"):
+            of = {out: picture(tmp_path / out / side / f"cat_{n:02}.png") for out in ("plain", "one")}
+            np.testing.assert_array_equal(of["plain"], of["one"])
+    shapes, colours = set(), []
+    for n in range(4):
+        source, target = (picture(tmp_path / "one" / side / f"cup_{n:02}.png").astype(float) for side in ("src", "dst"))
+        assert source.shape == target.shape
+        assert np.abs(source - target).max() > 1
+        shapes.add(target.shape)
+        mean = target.mean(axis=(1, 2))
+        colours.append(mean / np.linalg.norm(mean))
+    assert all(a in (40, 39) and 50 <= b <= 56 for _, a, b in shapes)  # a little less where the photograph is too small for its zoom
+    assert max(np.linalg.norm(a - b) for a in colours for b in colours) > 0.1
+    if kind == "tone":  # whatever the photograph was made to be, the tone is the same function of it
+        given = picture(tmp_path / "one" / "src" / "cup_00.png") / 255
+        np.testing.assert_allclose(make.toned(given), picture(tmp_path / "one" / "dst" / "cup_00.png") / 255, atol=0.03)
+
+
 def recipe(**changes: object) -> object:
     words = ["in", "out", "--kind", "blemish", "--clean", "0"]
     return make.recipe_of(make.parser().parse_args(words + [str(w) for key, value in changes.items() for w in (f"--{key}", value)]))

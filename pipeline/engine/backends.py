@@ -16,7 +16,7 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +31,11 @@ from pipeline.engine.checkpoint import load_model
 from pipeline.networks import HeadedNet
 from pipeline.records import UserError
 
-Session = Callable[[np.ndarray], np.ndarray]
-"""Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits ``(B, K, *S)`` float32."""
+Session = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits ``(B, K, *S)`` float32 of each head."""
+
+SPOKEN = ("main", "mask")
+"""Heads that a prediction reads, in the order in which an export gives those that its network has."""
 
 OPSET = 17
 TOLERANCE = 1e-3
@@ -44,32 +47,41 @@ class BackendError(UserError):
 
 
 class Exported(HeadedNet):
-    """A session in a network's clothes: pads and cuts as every :class:`HeadedNet` does, and returns the head ``main`` alone.
+    """A session in a network's clothes: pads and cuts as its network does, and returns those of its heads that are ``SPOKEN``.
 
     ``layers`` are those of the network without their weights, for whoever asks which of them see a whole tile.
     """
 
     def __init__(self, session: Session, network: HeadedNet) -> None:
-        super().__init__(("main",), network.divisor)
+        super().__init__(_spoken(network), network.divisor)
         self.session = session
         self.layers = copy.deepcopy(network).to("meta")
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         return self.layers.padded_size(size)
 
+    def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        return self.layers.cut(heads, size)
+
     def run(self, x: Tensor) -> dict[str, Tensor]:
-        return {"main": torch.from_numpy(self.session(x.float().contiguous().numpy()))}
+        found = self.session(x.float().contiguous().numpy())
+        return {head: torch.from_numpy(y) for head, y in zip(self.heads, found, strict=True)}
 
 
-class _Main(nn.Module):
-    """The head ``main`` of a network for sizes that need no padding."""
+class _Traced(nn.Module):
+    """The heads of an export, for sizes that need no padding."""
 
     def __init__(self, network: HeadedNet) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.run(x)["main"]
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        heads = self.network.run(x)
+        return tuple(heads[head] for head in _spoken(self.network))
+
+
+def _spoken(network: HeadedNet) -> tuple[str, ...]:
+    return tuple(head for head in SPOKEN if head in network.heads)
 
 
 def check(backend: str, device: str, norms: str = "tile") -> None:
@@ -115,7 +127,7 @@ def accelerate(network: nn.Module, path: Path, backend: str, warn: Callable[[str
 def cache(path: Path) -> Path:
     """Where the export of a model file is kept; the name follows from the file's bytes and from the versions that made the export."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai")]
-    facts = [files.sha256(path), f"pipeline {pipeline.__version__}", *versions, f"opset {OPSET}"]
+    facts = [files.sha256(path), f"pipeline {pipeline.__version__}", *versions, f"opset {OPSET}", *SPOKEN]
     return path.with_name(f"{path.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.onnx")
 
 
@@ -132,9 +144,10 @@ def _keep(kept: Path, content: bytes, warn: Callable[[str], Any]) -> None:
 
 
 def export(network: HeadedNet, channels: int) -> bytes:
-    """ONNX of the head ``main`` of :meth:`HeadedNet.run` in evaluation mode, ``image`` -> ``main``, batch and space axes of any size."""
+    """ONNX of :meth:`HeadedNet.run` in evaluation mode, ``image`` -> its heads that are ``SPOKEN``, batch and space axes of any size."""
     _package("onnx", "onnx")
     axes = {0: "batch", **{2 + n: f"axis{n}" for n in range(len(network.divisor))}}
+    heads = _spoken(network)
     example = _noise(1, channels, [2 * d for d in network.divisor])
     buffer, training = io.BytesIO(), network.training
     network.eval()
@@ -142,14 +155,14 @@ def export(network: HeadedNet, channels: int) -> bytes:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")  # of the tracer, about branches on the size: see proved()
             torch.onnx.export(
-                _Main(network).eval(),
+                _Traced(network).eval(),
                 (example,),
                 buffer,  # type: ignore[arg-type]  # accepted by the tracing exporter
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=["main"],
-                dynamic_axes={"image": axes, "main": axes},
+                output_names=list(heads),
+                dynamic_axes=dict.fromkeys(("image", *heads), axes),
             )
     finally:
         network.train(training)
@@ -161,13 +174,14 @@ def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> E
     exported = Exported(BACKENDS[backend][1](content, torch.get_num_threads()), network).eval()
     x = _noise(2, channels, [2 * d + 1 if n == 0 else 2 * d if n == 1 else d for n, d in enumerate(network.divisor)])
     with torch.inference_mode():
-        wanted, found = network.eval()(x)["main"].float(), exported(x)["main"]
-    error = float((wanted - found).abs().max()) if wanted.shape == found.shape else float("inf")
-    limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
-    if not error <= limit:
-        raise BackendError(
-            f"the export for --backend {backend} differs from its network by {error:.2g}, more than {limit:.2g}. Use --backend torch."
-        )
+        wanted, found = network.eval()(x), exported(x)
+    for head, right in ((head, wanted[head].float()) for head in exported.heads):
+        error = float((right - found[head]).abs().max()) if right.shape == found[head].shape else float("inf")
+        limit = TOLERANCE * max(1.0, float(right.abs().max()))
+        if not error <= limit:
+            raise BackendError(
+                f"the export for --backend {backend} differs from its network by {error:.2g} in {head!r}, more than {limit:.2g}. Use --backend torch."
+            )
     return exported
 
 
@@ -190,7 +204,7 @@ def _onnx(content: bytes, threads: int) -> Session:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors; it warns of machines that it finds no GPU on
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"image": x})[0]
+    return lambda x: session.run(None, {"image": x})
 
 
 def _openvino(content: bytes, threads: int) -> Session:
@@ -199,10 +213,11 @@ def _openvino(content: bytes, threads: int) -> Session:
     compiled = core.compile_model(core.read_model(content), "CPU", settings)
     own = threading.local()  # a request serves one thread at a time
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray) -> list[np.ndarray]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        return np.array(own.request.infer({"image": x})["main"])
+        found = own.request.infer({"image": x})
+        return [np.array(found[head]) for head in compiled.outputs]
 
     return run
 

@@ -299,11 +299,10 @@ class ABPN(HeadedNet):
         """As other networks have it, but a bottom of one pixel is doubled only where a norm would refuse it."""
         return super().padded_size(size) if self.normed else [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """All heads for an image of any size; ``mask`` at half of it, rounded up."""
-        heads = super().forward(x)
-        half = (-(-n // 2) for n in x.shape[2:])
-        return {**heads, "mask": heads["mask"][(..., *(slice(n) for n in half))]}
+    def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """As other networks have it, the mask at half of ``size``, rounded up."""
+        half = (-(-n // 2) for n in size)
+        return {**super().cut(heads, size), "mask": heads["mask"][(..., *(slice(n) for n in half))]}
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         images = [x]

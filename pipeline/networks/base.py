@@ -37,8 +37,12 @@ class HeadedNet(nn.Module):
         margin = [m - n for m, n in zip(self.padded_size(size), size, strict=True)]
         if any(margin):
             x = functional.pad(x, [p for m in reversed(margin) for p in (0, m)], mode="replicate")
+        return self.cut(self.run(x), size)
+
+    def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """Heads of a padded input, cut to what belongs to an input of ``size``."""
         window = (..., *(slice(n) for n in size))
-        return {name: y[window] for name, y in self.run(x).items()}
+        return {name: y[window] for name, y in heads.items()}
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """The size that an input of ``size`` is computed at: the next multiples of ``divisor``."""
