@@ -7,7 +7,7 @@ Each is a thin film over a small box of the photograph. What lies beneath shows 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,15 @@ class Film:
     light: np.ndarray
 
 
-def add(image: np.ndarray, count: int, draw: np.random.Generator, scale: float = 1.0) -> dict[str, int]:
+def add(image: np.ndarray, count: int, draw: np.random.Generator, scale: float = 1.0, only: Iterable[str] = ()) -> dict[str, int]:
     """Draw ``count`` blemishes, ``scale`` times as large as usual, onto ``(3, Y, X)`` on 0..1, which is changed.
 
-    Returns how many there are of each kind, fewer than ``count`` in all where the photograph hides them.
+    ``only``: of these kinds; all where it is empty. Returns how many there are of each kind, fewer than ``count`` in all where the
+    photograph hides them.
     """
-    wanted = draw.multinomial(count, [share for share, _ in KINDS.values()])
+    among = set(only) or set(KINDS)
+    shares = np.array([share if kind in among else 0 for kind, (share, _) in KINDS.items()])
+    wanted = draw.multinomial(count, shares / shares.sum())
     return {
         kind: sum(lay(image, shape, draw, scale) for _ in range(n)) for (kind, (_, shape)), n in zip(KINDS.items(), wanted, strict=True)
     }

@@ -75,6 +75,7 @@ class Recipe:
     blemishes: tuple[float, float]
     scale: float
     clean: float
+    only: tuple[str, ...]
     vary: bool
 
     @property
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
         help="blemish: size, 1 for photographs of about a megapixel; the number falls with its square (1)",
     )
     p.add_argument("--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)")
+    p.add_argument("--only", nargs="+", default=[], metavar="KIND", help="blemish: of stain, spot, line and dust only these")
     p.add_argument("--vary", action="store_true", help="zoom, turn, mirror and recolour each variant that is to be trained on")
     p.add_argument("--held-out", nargs="+", metavar="NAME", help="photographs under 'test'; default: one in five, drawn by the seed")
     p.add_argument("--seed", type=int, default=42)
@@ -134,6 +136,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """Options, checked."""
+    from data_prep import blemishes
+
     crop = None if arguments.crop is None else tuple(arguments.crop * (2 if len(arguments.crop) == 1 else 1))
     (low, high), (few, many) = arguments.length, arguments.blemishes
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
@@ -153,7 +157,9 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     if not 0 <= arguments.clean < 1:
         raise UserError(f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there is nothing to learn.")
     same = {key: getattr(arguments, key) for key in ("kind", "seed", "variants", "frames", "scale", "clean", "vary")}
-    return Recipe(crop=crop, length=(low, high), blemishes=(few, many), **same)
+    if unknown := [kind for kind in arguments.only if kind not in blemishes.KINDS]:
+        raise UserError(f"--only {unknown[0]!r}: no such kind of blemish. {nearest(unknown[0], blemishes.KINDS)}")
+    return Recipe(crop=crop, only=tuple(arguments.only), length=(low, high), blemishes=(few, many), **same)
 
 
 def find(paths: Sequence[Path]) -> dict[str, Path]:
@@ -284,7 +290,7 @@ def blemished(part: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> tu
         return part, {"blemishes": dict.fromkeys(blemishes.KINDS, 0)}
     density = blemishes.between(draw, *recipe.blemishes) / recipe.scale**2
     source, count = part.copy(), max(1, int(draw.poisson(density * part[0].size / 1e6)))
-    return source, {"blemishes": blemishes.add(source, count, draw, recipe.scale)}
+    return source, {"blemishes": blemishes.add(source, count, draw, recipe.scale, recipe.only)}
 
 
 def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.ndarray:

@@ -274,6 +274,17 @@ def test_varied_pairs_differ_from_each_other_but_held_out_ones_are_the_photograp
         np.testing.assert_allclose(make.toned(given), picture(tmp_path / "one" / "dst" / "cup_00.png") / 255, atol=0.03)
 
 
+def test_only_the_kinds_asked_for_are_drawn(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--kind", "blemish", "--blemishes", 2000, 4000, "--clean", 0]
+    assert run(photographs, tmp_path / "some", *words, "--only", "spot", "dust") == 0
+    pairs = json.loads((tmp_path / "some" / "pairs.json").read_text())["pairs"]
+    drawn = {kind: sum(p["blemishes"][kind] for p in pairs.values()) for kind in blemishes.KINDS}
+    assert drawn["stain"] == drawn["line"] == 0 < min(drawn["spot"], drawn["dust"])
+    assert run(photographs, tmp_path / "none", *words, "--only", "spott") == 2
+    assert "spot" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def recipe(**changes: object) -> object:
     words = ["in", "out", "--kind", "blemish", "--clean", "0"]
     return make.recipe_of(make.parser().parse_args(words + [str(w) for key, value in changes.items() for w in (f"--{key}", value)]))
