@@ -321,7 +321,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--kills", type=int, default=50)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--signals", nargs="+", default=["KILL"], choices=["KILL", "USR1", "TERM", "INT"], help="taken in turn")
+    p.add_argument("--signals", nargs="+", default=["KILL"], choices=["KILL", "USR1", "TERM", "INT"], help="one is drawn for each round")
     p.add_argument("--moments", choices=["time", "phase"], default="time")
     p.add_argument("--save-steps", type=int, default=2, help="train.save_steps")
     p.add_argument("--workers", type=int, default=0, help="data.workers")
@@ -351,7 +351,7 @@ def main() -> int:
     phases, lost, equal = Counter[str](), [], 0
     drawn = moments(arguments.moments, spans, draw)
     for n in range(arguments.kills):
-        name, moment = arguments.signals[n % len(arguments.signals)], next(drawn)
+        moment, name = next(drawn), draw.choice(arguments.signals)
         this = Place(data, work / f"round_{n}", memory())
         phase, code, again, same = round_of(this, moment, signal.Signals[f"SIG{name}"], calm)
         print(
