@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test slow lint clean
 
 install: .venv/.ready
 
@@ -16,7 +16,11 @@ demo: .venv/.ready
 	$(BIN)/python data_prep/demo.py
 
 test: .venv/.ready
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+# Kills, preemptions, ranks that die, a real Slurm where there is one: minutes of waiting for processes to start.
+slow: .venv/.ready
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

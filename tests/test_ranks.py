@@ -116,6 +116,7 @@ def test_two_ranks_with_one_sample_are_one_rank_with_two(system: tuple[Path, Pat
     require_alike(alone(system, tmp_path / "run", "data.patch.batch=2", "data.patch.per_case=3"), undisturbed)
 
 
+@pytest.mark.slow
 def test_uneven_parts_of_a_batch_weigh_by_their_samples(system: tuple[Path, Path], tmp_path: Path) -> None:
     """Four samples, of which the ranks have three and one, are one batch of four."""
     code, out = end(start(*system, tmp_path / "two", *SET, "data.patch.batch=3", "data.patch.per_case=1"))
@@ -132,6 +133,7 @@ def test_only_the_first_rank_writes_and_speaks(undisturbed: Path) -> None:
     assert json.loads((undisturbed / "fold_0" / "result.json").read_text())["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(
     which: int, system: tuple[Path, Path], undisturbed: Path, tmp_path: Path
@@ -150,6 +152,7 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(
         np.testing.assert_array_equal(weights(run)[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_dead_rank_ends_the_job_and_the_next_one_goes_on(system: tuple[Path, Path], undisturbed: Path, tmp_path: Path) -> None:
     run, more = tmp_path / "run", [*SET, "data.patch.batch=1", "data.patch.per_case=3"]
     process = start(*system, run, *more)

@@ -13,6 +13,8 @@ from test_systems import DATA, SYSTEMS
 
 from pipeline import train
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"epochs": 2, "optimizer": {"name": "sgd", "options": {"lr": 0.05}}, "average": None, "preview_every": 1}
 MEANS = {
     "label_maps_2d": ["ce"],
