@@ -258,10 +258,9 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
     mirrored = turned[:, :, ::-1] if draw.random() < 0.5 else turned
     factor, space = between(draw, *ZOOM), mirrored.shape[1:]
     cut = space if recipe.crop is None else [round((c + 2 * recipe.margin) / factor) for c in recipe.crop]
-    sizes = [min(n, c) for n, c in zip(space, cut, strict=True)]
-    y, x = (slice(start, start + n) for n, start in ((n, int(draw.integers(whole - n + 1))) for whole, n in zip(space, sizes, strict=True)))
-    size = 3, *(max(round(n * factor), 2 * recipe.margin + 1) for n in sizes)
-    zoomed = resize(mirrored[:, y, x].astype(np.float64), size, order=3 if factor > 1 else 1, mode="reflect", anti_aliasing=factor < 1)
+    part = mirrored[part_of(draw, space, cut)]
+    size = 3, *(max(round(n * factor), 2 * recipe.margin + 1) for n in part.shape[1:])
+    zoomed = resize(part.astype(np.float64), size, order=3 if factor > 1 else 1, mode="reflect", anti_aliasing=factor < 1)
     values = np.clip(np.asarray(zoomed), 0, 1) ** between(draw, *GAMMAS)
     colours = colour_matrix(draw.uniform(-math.pi, math.pi), draw.uniform(*SATURATION)) * draw.uniform(*GAIN, 3)[:, None]
     return np.clip(np.tensordot(colours, values, axes=1), 0, 1).astype(image.dtype)
@@ -269,9 +268,14 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
 
 def place(draw: np.random.Generator, space: Sequence[int], recipe: Recipe) -> tuple[slice, slice, slice]:
     """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the rim is cut off."""
-    sizes = [n if recipe.crop is None else min(n, c + 2 * recipe.margin) for n, c in zip(space, recipe.crop or space, strict=True)]
-    starts = [int(draw.integers(0, n - size + 1)) for n, size in zip(space, sizes, strict=True)]
-    y, x = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return part_of(draw, space, space if recipe.crop is None else [c + 2 * recipe.margin for c in recipe.crop])
+
+
+def part_of(draw: np.random.Generator, space: Sequence[int], sizes: Sequence[int]) -> tuple[slice, slice, slice]:
+    """Slices of ``(C, *space)``: a random part of these sizes, or all of an axis that is shorter."""
+    fitting = [min(n, size) for n, size in zip(space, sizes, strict=True)]
+    starts = [int(draw.integers(0, n - size + 1)) for n, size in zip(space, fitting, strict=True)]
+    y, x = (slice(start, start + size) for start, size in zip(starts, fitting, strict=True))
     return slice(None), y, x
 
 
