@@ -344,20 +344,13 @@ def toned(image: np.ndarray) -> np.ndarray:
     import numpy as np
     from scipy.ndimage import gaussian_filter
 
+    from pipeline.data.transforms import colour_matrix
+
     light = image.astype(np.float64) ** GAMMA
     film = np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1) ** (1 / GAMMA)
-    turned = np.einsum("ij,jyx->iyx", hue_matrix(HUE), film)
+    turned = np.einsum("ij,jyx->iyx", colour_matrix(math.radians(HUE), 1.0), film)
     luma = np.einsum("i,iyx->yx", np.array([0.2126, 0.7152, 0.0722]), turned)
     return np.clip(turned + LOCAL_CONTRAST * (luma - gaussian_filter(luma, LOCAL_SIGMA)), 0, 1)
-
-
-def hue_matrix(degrees: float) -> np.ndarray:
-    """Rotation of RGB about the grey axis (Rodrigues' formula): greys stay."""
-    import numpy as np
-
-    turn = math.radians(degrees)
-    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    return np.eye(3) + math.sin(turn) * across + (1 - math.cos(turn)) * across @ across
 
 
 if __name__ == "__main__":

@@ -355,6 +355,7 @@ def test_colour_turns_all_hues_by_one_angle_and_moves_nothing() -> None:
 
 def test_a_third_of_a_turn_takes_red_to_green() -> None:
     np.testing.assert_allclose(colour_matrix(math.radians(120), 1), np.eye(3)[[2, 0, 1]], atol=1e-12)
+    np.testing.assert_allclose(colour_matrix(0.4, 1) @ colour_matrix(-0.4, 1), np.eye(3), atol=1e-12)
     hsv = rgb2hsv(np.moveaxis(np.tensordot(colour_matrix(math.radians(120), 1), picture(3), axes=1), 0, -1))
     expected = rgb2hsv(np.moveaxis(picture(3), 0, -1))
     np.testing.assert_allclose((hsv[..., 0] - expected[..., 0]) % 1, 1 / 3, atol=1e-5)

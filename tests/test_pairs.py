@@ -139,13 +139,6 @@ def test_tone_is_one_function_for_all_and_no_trivial_one(photographs: Path, tmp_
     assert tones[20] > tones[39]
 
 
-def test_hues_turn_by_the_angle_and_greys_stay() -> None:
-    matrix = make.hue_matrix(120)
-    np.testing.assert_allclose(matrix @ np.ones(3), np.ones(3), atol=1e-12)
-    np.testing.assert_allclose(np.eye(3) @ matrix, np.roll(np.eye(3), 1, axis=0), atol=1e-12)  # red becomes green
-    np.testing.assert_allclose(make.hue_matrix(25) @ make.hue_matrix(-25), np.eye(3), atol=1e-12)
-
-
 def test_no_photograph_is_on_both_sides_and_training_reads_the_layout(photographs: Path, tmp_path: Path) -> None:
     assert run(photographs, tmp_path, "--kind", "blur", "--variants", 3, "--crop", 32) == 0
     split = json.loads((tmp_path / "split.json").read_text())
