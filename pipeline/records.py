@@ -21,6 +21,14 @@ DONE, FAILED, WRONG, PARTIAL, AGAIN = 0, 1, 2, 3, 75
 """Exit codes of every command: done; something failed; command, config or data wrong; some files failed; run me again."""
 
 
+METRICS_VERSION = 2
+"""Raised when a score changes its meaning. Runs, states and tuning journals carry theirs and finish by it; what has none is version 1.
+
+2: validation pooled over the patches of an epoch, classes of the whole data set, nothing to count is NaN, distances in millimetres
+where the files carry a unit, ``voi`` and ``adapted_rand`` of whole labelings.
+"""
+
+
 class UserError(Exception):
     """Something that the user can mend: wrong command, config or data. Commands print it without a traceback and exit 2."""
 
@@ -76,6 +84,8 @@ class Geometry:
 
     format: str = "none"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a reader of this file should be told: where its numbers may mean something else than they seem to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +134,6 @@ class Checkpoint:
     score: float | None
     weights: Mapping[str, torch.Tensor]
     kind: str = "best"
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    """What the training data looked like, for the checks of prediction: ``layout``, ``family`` (of grids), ``codes``, ``spacing`` (median,
+    mm), ``class_names``. Files of before version 2 have none of it."""

@@ -16,6 +16,7 @@ FLOORS = {
     "config": 1,
     "files": 2,
     "geometry": 2,
+    "grid": 2,
     "colours": 2,
     "morphology": 2,
     "data": 3,

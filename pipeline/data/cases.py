@@ -261,7 +261,7 @@ def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
         search.fault(folder, f"holds {len(strangers)} files that are no images: {names}", "They are skipped", warning=True)
     table: dict[str, Path] = {}
     for path in paths:
-        name = case_id(path)
+        name = files.case_id(path)
         if name in table:
             search.fault(path, f"has the same id as {table[name].name}", "Keep one file per case")
         table.setdefault(name, path)
@@ -280,11 +280,6 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
 def _is_entry(path: Path) -> bool:
     """A file, or a folder that is one image."""
     return not path.is_dir() or files.is_folder(path)
-
-
-def case_id(path: Path) -> str:
-    """Stem of a file in composed Unicode: the id of the case that it belongs to."""
-    return unicodedata.normalize("NFC", files.stem(path))
 
 
 def natural(path: Path | str) -> tuple:
@@ -358,7 +353,7 @@ def inputs(path: Path, data: config.Data) -> tuple[Case, ...]:
     is one without channel numbers. Raises UserError where nothing is there, or two files would give one answer.
     """
     if path.is_file() or (path.is_symlink() and not path.is_dir()) or (path.is_dir() and files.is_folder(path)):
-        return (Case(id=case_id(path), image=(path,)),)
+        return (Case(id=files.case_id(path), image=(path,)),)
     search = _Search(path)
     found = _by_id(search, path)
     matches = {name: _CHANNEL.fullmatch(name) for name in found}

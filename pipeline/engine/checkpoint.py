@@ -23,6 +23,9 @@ from pipeline.records import Checkpoint, UserError
 
 HEADER = "pipeline"
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
+TRAINED_ON = "trained_on"
+"""Key of the header that older files lack."""
+
 STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
 """Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
 
@@ -36,7 +39,7 @@ class CheckpointError(UserError):
 
 def save_model(path: Path, checkpoint: Checkpoint) -> None:
     """Write a model file; equal contents give equal bytes."""
-    header = {name: getattr(checkpoint, name) for name in FACTS}
+    header = {name: getattr(checkpoint, name) for name in (*FACTS, TRAINED_ON)}
     files.write_bytes(path, _encode(checkpoint.weights, header))
 
 
@@ -48,7 +51,7 @@ def load_model(path: Path) -> Checkpoint:
     except KeyError as error:
         raise CheckpointError(f"{path}: its header lacks {error}; this is not a model file of this package.") from None
     facts["channels"] = tuple(facts["channels"])
-    return Checkpoint(weights=weights, **facts)
+    return Checkpoint(weights=weights, trained_on=header.get(TRAINED_ON) or {}, **facts)
 
 
 def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline.files import nifti, npy, pictures, tiff, zarr
 from pipeline.files.durable import read_json, sha256, sweep, whole, write_bytes, write_json, write_text
 from pipeline.files.errors import AGAIN, FileError, guarded
-from pipeline.files.names import SUFFIXES, is_folder, is_image, stem, suffix
+from pipeline.files.names import SUFFIXES, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
 from pipeline.records import Geometry, UserError
 
@@ -31,6 +31,7 @@ __all__ = [
     "Pixels",
     "Probe",
     "Rows",
+    "case_id",
     "dims_of",
     "geometry",
     "is_folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 SUFFIXES = (".ome.zarr", ".zarr", ".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy", ".gif", ".bmp")
@@ -36,6 +37,17 @@ def stem(path: Path | str) -> str:
     name = Path(path).name
     known = suffix(name)
     return name[: -len(known)] if known else Path(name).stem
+
+
+def case_id(path: Path | str) -> str:
+    """Id of the case that a file belongs to: its stem in composed Unicode (NFC), the only place where ids are made.
+
+    Some file systems and archives keep ``é`` as two characters; the same file then has two spellings.
+
+    >>> case_id("a/Zu\u0308rich.tif") == "Z\u00fcrich"
+    True
+    """
+    return unicodedata.normalize("NFC", stem(path))
 
 
 def is_folder(path: Path | str) -> bool:

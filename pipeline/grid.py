@@ -1,0 +1,214 @@
+"""World grids: in which order an array's axes lie, how far its voxels are apart, and how one grid becomes another by flips and axis order.
+
+Two families of files order their axes differently. NIfTI arrays are ``(X, Y, Z)`` with an affine that says where they lie; TIFF,
+Zarr, NumPy arrays and pictures are ``(Z, Y, X)`` without one. Between the two nothing says which axis is which, so files of
+different families are never compared voxel by voxel. Within NIfTI, grids that are equal up to flips and axis order are brought to
+one another exactly; nothing is resampled here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.records import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TOLERANCE = 1e-3
+"""Largest difference between entries of two affines that are called equal, in millimetres."""
+
+SPREAD = 0.1
+"""Share by which spacings may differ before it is said."""
+
+MILLIMETRES = {
+    "m": 1000.0, "meter": 1000.0, "metre": 1000.0,
+    "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0,
+    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0,
+    "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3,
+    "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
+    "angstrom": 1e-7, "\u00e5": 1e-7,
+    "pm": 1e-9, "picometer": 1e-9, "picometre": 1e-9,
+    "inch": 25.4, "in": 25.4,
+}  # fmt: skip
+"""Millimetres in a unit of length, by its names in OME-XML, OME-Zarr and ImageJ, in lower case."""
+
+NIFTI_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
+"""Millimetres in NIfTI's code of the unit of space; 0, unknown, is millimetres in practice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """How the space axes of an array lie in the world, as far as its file says.
+
+    Args:
+        family: ``nifti`` for ``(X, Y, Z)`` with an affine, ``array`` for ``(Z, Y, X)`` (in 2D ``(Y, X)``) without.
+        spacing: millimetres between voxels along each space axis of the array; None where the file carries no unit.
+        codes: nearest anatomical direction of each axis, such as ``RAS``; None where the file says nothing.
+        affine: voxel to world in millimetres, 4 x 4; None where there is none.
+    """
+
+    family: str
+    spacing: tuple[float, ...] | None = None
+    codes: str | None = None
+    affine: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """How an array is laid onto another grid: ``axes[i]`` is the source axis that becomes axis i, ``flips`` the new axes to turn round."""
+
+    axes: tuple[int, ...]
+    flips: tuple[int, ...]
+
+    @property
+    def identity(self) -> bool:
+        return self.axes == tuple(range(len(self.axes))) and not self.flips
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """``(C, *S)`` of the source grid on the other grid; a view where nothing or only views change."""
+        import numpy as np
+
+        moved = array.transpose(0, *(a + 1 for a in self.axes))
+        return np.flip(moved, [a + 1 for a in self.flips]) if self.flips else moved
+
+    def invert(self, array: np.ndarray) -> np.ndarray:
+        """``(C, *S)`` of the other grid back on the source grid: ``invert(apply(x))`` is x."""
+        import numpy as np
+
+        turned = np.flip(array, [a + 1 for a in self.flips]) if self.flips else array
+        return turned.transpose(0, *(int(a) + 1 for a in np.argsort(self.axes)))
+
+
+def grid_of(geometry: Geometry, dims: int) -> Grid:
+    """The grid of an array ``(C, *S)`` of ``dims`` space axes that was read with this geometry."""
+    meta = geometry.meta
+    if geometry.format == "nifti":
+        return _nifti(meta, dims)
+    spacing = {"zarr": _zarr_spacing, "tiff": _tiff_spacing}.get(geometry.format, lambda meta, dims: None)(meta, dims)
+    good = spacing is not None and all(math.isfinite(s) and s > 0 for s in spacing)
+    return Grid(family="array", spacing=spacing if good else None)
+
+
+def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
+    import nibabel
+    import numpy as np
+
+    unit, placed, zooms = _nifti_header(meta)
+    affine = np.array([[math.nan if x is None else x for x in row] for row in meta["affine"]], float)  # JSON has null for NaN
+    affine[:3] *= unit
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))[:dims]
+    if not (np.isfinite(affine).all() and (spacing > 0).all()):
+        return Grid(family="nifti")
+    stated = placed or any(abs(z - 1) > 1e-6 for z in zooms[:dims])
+    codes = "".join(c or "?" for c in nibabel.aff2axcodes(affine))[:dims] if placed else None
+    return Grid(
+        family="nifti",
+        spacing=tuple(float(s) for s in spacing) if stated or unit != 1.0 else None,
+        codes=codes,
+        affine=tuple(tuple(float(x) for x in row) for row in affine),
+    )
+
+
+def _nifti_header(meta: Mapping[str, Any]) -> tuple[float, bool, tuple[float, ...]]:
+    """Millimetres in a unit, whether a form places the array in the world, and the zooms, of a header kept as base64."""
+    import base64
+
+    import nibabel
+
+    block = base64.b64decode(meta["header"])
+    kind = nibabel.Nifti1Header if len(block) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Header
+    header: Any = kind(block, endianness=meta["endian"], check=False)
+    placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    return NIFTI_UNITS.get(int(header["xyzt_units"]) % 8, 1.0), placed, tuple(float(z) for z in header["pixdim"][1:4])
+
+
+def _zarr_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
+    units = [MILLIMETRES.get(str(u).lower()) for u in meta.get("units") or ()]
+    scale = meta.get("scale") or ()
+    if len(units) != dims or len(scale) != dims or None in units:
+        return None
+    return tuple(float(s) * float(u or 0) for s, u in zip(scale, units, strict=True))
+
+
+def _tiff_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
+    """Of ImageJ, OME and this package's own description. The dots per inch of a picture are no spacing."""
+    unit = MILLIMETRES.get(_plain(str(meta.get("unit", ""))).lower())
+    resolution = meta.get("resolution")
+    if unit is None or resolution is None or any(not a or not b for a, b in resolution):
+        return None
+    x, y = (unit * b / a for a, b in resolution)
+    if dims == 2:
+        return (y, x)
+    return (unit * float(meta["spacing"]), y, x) if "spacing" in meta else None
+
+
+def _plain(text: str) -> str:
+    """ImageJ's escapes such as ``\\u00B5m`` as the characters that they mean."""
+    return text.replace("\\u00B5", "\u00b5").replace("\\u00b5", "\u00b5").strip()
+
+
+def same_place(one: Grid, other: Grid) -> bool:
+    """Whether two grids say nothing that contradicts: equal affines, or none on one side."""
+    return one.affine is None or other.affine is None or _near(one.affine, other.affine)
+
+
+def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    import numpy as np
+
+    return bool(np.allclose(one, other, rtol=0, atol=TOLERANCE))
+
+
+def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]) -> Alignment | None:
+    """The flips and axis order that lay an array of ``shape`` on the target grid of ``size``; None where those alone do not.
+
+    Both grids are NIfTI's; two grids of which one has no affine are taken as they are where their shapes agree.
+    """
+    import itertools
+
+    import numpy as np
+
+    dims = len(shape)
+    if source.affine is None or target.affine is None:
+        return Alignment(axes=tuple(range(dims)), flips=()) if tuple(shape) == tuple(size) else None
+    given, wanted = np.array(source.affine), np.array(target.affine)
+    for axes in itertools.permutations(range(dims)):
+        if tuple(shape[a] for a in axes) != tuple(size):
+            continue
+        for flips in itertools.product((False, True), repeat=dims):
+            step = np.eye(4)  # voxel of the target -> voxel of the source
+            step[:dims, :dims] = 0
+            for new, (old, turned) in enumerate(zip(axes, flips, strict=True)):
+                step[old, new] = -1 if turned else 1
+                step[old, 3] = shape[old] - 1 if turned else 0
+            if _near((given @ step).tolist(), wanted.tolist()):
+                return Alignment(axes=axes, flips=tuple(i for i, turned in enumerate(flips) if turned))
+    return None
+
+
+def reorientation(codes: str, wanted: str) -> Alignment | None:
+    """The axis order and flips that bring an array of these axis codes to the wanted ones; None where they name other axes.
+
+    >>> reorientation("LPS", "RAS")
+    Alignment(axes=(0, 1, 2), flips=(0, 1))
+    """
+    pairs = [frozenset("LR"), frozenset("PA"), frozenset("IS")]
+    line = [next((p for p in pairs if c in p), None) for c in codes]
+    goal = [next((p for p in pairs if c in p), None) for c in wanted]
+    if None in line or None in goal or sorted(map(sorted, line)) != sorted(map(sorted, goal)):  # type: ignore[arg-type]
+        return None
+    axes = tuple(line.index(p) for p in goal)
+    return Alignment(axes=axes, flips=tuple(i for i, a in enumerate(axes) if codes[a] != wanted[i]))
+
+
+def spread(spacings: Sequence[Sequence[float]]) -> float:
+    """The largest share by which the spacings of a set differ along an axis: 0.5 for 1 and 1.5 mm."""
+    return max((max(column) / min(column) - 1 for column in zip(*spacings, strict=True)), default=0.0)
+
+
+def by_mm(spacing: Sequence[float]) -> str:
+    """``0.8 x 0.8 x 5 mm``."""
+    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
