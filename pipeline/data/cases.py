@@ -28,6 +28,7 @@ TREES = {
 }
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+_LABEL = re.compile(r"\s*\d{1,9}\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +228,36 @@ def _dataset_json(search: _Search) -> int:
     except (files.FileError, AttributeError, TypeError) as error:
         search.fault(path, f"is no nnU-Net description: {getattr(error, 'problem', error)}", "Mend it, or take it away")
         return 0
+
+
+def class_names(root: Path) -> dict[int, str]:
+    """Names of the foreground classes in an nnU-Net ``dataset.json`` by label value, in the order of the values.
+
+    Both versions are read: ``{"background": 0, "Anterior": 1}`` and ``{"0": "background", "1": "Anterior"}``. Regions (lists of
+    values) and ``ignore`` are no classes; a name that two classes bear gains its value. Empty where there is no usable file: only
+    reports read these names, so that a damaged one is not worth an error here.
+    """
+    try:
+        document = files.read_json(root / "dataset.json")
+    except (files.FileError, RecursionError):
+        return {}
+    labels = document.get("labels") if isinstance(document, dict) else None
+    entries = labels.items() if isinstance(labels, dict) else ()
+    found = sorted(pair for entry in entries if (pair := _named_class(*entry)) is not None)
+    count = Counter(name for _, name in found)
+    return {value: name if count[name] == 1 else f"{name} ({value})" for value, name in found}
+
+
+def _named_class(key: str, value: object) -> tuple[int, str] | None:
+    """Value and name of one entry of ``labels``; None for background, regions, ``ignore`` and what is no entry at all."""
+    if isinstance(value, str) and _LABEL.fullmatch(key):
+        key, value = value, int(key)
+    elif isinstance(value, str) and _LABEL.fullmatch(value):
+        value = int(value)
+    name = " ".join("".join(letter if letter.isprintable() else " " for letter in key).split())
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or not name or name.lower() == "ignore":
+        return None
+    return value, name
 
 
 def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:

@@ -1,0 +1,36 @@
+"""Names of metrics as people read them: ``dice_1`` is written ``dice Anterior`` where the data set names its classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from pipeline.metrics.frames import SUFFIXES
+
+_OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'.join(SUFFIXES)})?")
+
+
+def display(key: str, names: Mapping[int, str]) -> str:
+    """The key of a metric with the name of its class in place of its number; other keys, and classes without a name, as they are.
+
+    >>> names = {1: "Anterior", 2: "Posterior"}
+    >>> display("dice_1", names), display("dice_2_fov", names), display("val_dice_1", names)
+    ('dice Anterior', 'dice_fov Posterior', 'val_dice Anterior')
+    >>> display("dice", names), display("dice_3", names), display("betti_error_b1", names)
+    ('dice', 'dice_3', 'betti_error_b1')
+    """
+    match = _OF_CLASS.fullmatch(key)
+    if match is None or int(match["label"]) not in names:
+        return key
+    return f"{match['metric']}{match['frame'] or ''} {names[int(match['label'])]}"
+
+
+def from_json(names: object) -> dict[int, str]:
+    """Class names as JSON keeps them, by number again; what is no such table has none.
+
+    >>> from_json({"1": "Anterior"}), from_json(None), from_json({"x": "y"})
+    ({1: 'Anterior'}, {}, {})
+    """
+    if not isinstance(names, Mapping):
+        return {}
+    return {int(k): v for k, v in names.items() if re.fullmatch(r"[1-9]\d{0,8}", str(k)) and isinstance(v, str)}
