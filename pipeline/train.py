@@ -211,7 +211,7 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     from pipeline import losses, networks, postprocess
     from pipeline.data.normalise import NORMALISE
     from pipeline.data.transforms import augmentations
-    from pipeline.engine import evaluate, loop, optim
+    from pipeline.engine import evaluate, optim, validation
     from pipeline.metrics import CHANGED, SOFT, better, bound
     from pipeline.tasks import TASKS
 
@@ -225,7 +225,7 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     optim.make(config.train, network)
     bind(NORMALISE, config.data.normalise, "data.normalise", ("array",))
     augmentations(config)
-    for where, parts in (("metrics", evaluate.case_metrics(config)), ("train.validate.metrics", loop.validation_metrics(config))):
+    for where, parts in (("metrics", evaluate.case_metrics(config)), ("train.validate.metrics", validation.validation_metrics(config))):
         for n, part in enumerate(parts):
             bound(part, f"{where}.{n}")
             if part.name in CHANGED and (where != "metrics" or (config.data.change is None and "mask" not in config.targets)):
@@ -237,7 +237,7 @@ def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
     if config.task == "labels":
         postprocess.check(config.postprocess)
     better(evaluate.case_metrics(config)[0].name)  # it chooses between best and averaged weights
-    known = ["val_loss", *(f"val_{p.name}" for p in loop.validation_metrics(config))]
+    known = ["val_loss", *(f"val_{p.name}" for p in validation.validation_metrics(config))]
     if config.train.stop.monitor not in known:
         raise ConfigError(
             f"train.stop.monitor: {config.train.stop.monitor!r} is not computed. {nearest(config.train.stop.monitor, known)} Add it to train.validate.metrics."

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.config import ConfigError
 from pipeline.metrics import BETTER, METRICS, better, evaluate
+from pipeline.metrics.context import MetricContext
 from pipeline.metrics.image import NAMES, intensities
 from pipeline.records import Part, UserError
 
@@ -385,7 +386,8 @@ def test_evaluate_merges_metrics_and_binds_their_options():
     assert scores == {"dice": 0, "surface_dice": 1}
     assert evaluate([], a, b) == {}
     valid = np.zeros(a.shape, dtype=bool)
-    assert evaluate([Part(name="dice")], a, b, valid) == {"dice": 1}
+    assert math.isnan(evaluate([Part(name="dice")], a, b, valid)["dice"])
+    assert evaluate([Part(name="dice")], a, b, valid, context=MetricContext(version=1)) == {"dice": 1}
 
 
 @pytest.mark.parametrize(

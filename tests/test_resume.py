@@ -112,7 +112,7 @@ class Events:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.done: dict[str, int] = {}
         self.until: tuple[str, int] | None = None
-        for kind, module, name in (("step", loop, "_step"), ("patch", loop, "_patch_scores"), ("case", evaluate, "predict_stored")):
+        for kind, module, name in (("step", loop, "_step"), ("patch", loop, "measure"), ("case", evaluate, "predict_stored")):
             patch.setattr(module, name, self._counted(kind, getattr(module, name)))
         patch.setattr(cli.stop, "signal", None)
         patch.setattr(train, "_report", lambda folder: None)  # pictures of results that are compared here to the bit

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from skimage.metrics import adapted_rand_error, variation_of_information
 from test_metrics import competition_volume
 
 from pipeline import morphology
 from pipeline.files import read
 from pipeline.metrics import METRICS
-from pipeline.metrics.topology import voi_of
+from pipeline.metrics.topology import adapted_rand_by_class, voi_by_class, voi_of
 from pipeline.records import UserError
 
 FEW = settings(max_examples=25, deadline=None)
@@ -195,13 +196,45 @@ def test_the_parts_of_empty_cases():
     assert METRICS["adapted_rand"](points, points) == {"adapted_rand": 0, "adapted_rand_precision": 1, "adapted_rand_recall": 1}
 
 
+def two_classes():
+    """A line of class 1, cut in the target, and a line of class 2 that is the same in both."""
+    whole, cut = line("111111111", 2), line("111101111", 2)
+    return (np.concatenate([first, 2 * second]) for first, second in ((whole, whole), (cut, whole)))
+
+
+VERSION_1 = {"voi": voi_by_class, "adapted_rand": adapted_rand_by_class}
+
+
 @pytest.mark.parametrize("name", ["cldice", "voi", "adapted_rand", "betti_matching_error"])
 def test_several_classes_are_averaged(name):
+    """voi and adapted_rand in metrics version 1 only."""
+    metric = VERSION_1.get(name, METRICS[name])
     whole, cut = line("111111111", 2), line("111101111", 2)
-    prediction, target = (np.concatenate([first, 2 * second]) for first, second in ((whole, whole), (cut, whole)))
-    of_cut, of_whole = METRICS[name](whole, cut)[name], METRICS[name](whole, whole)[name]
+    of_cut, of_whole = metric(whole, cut)[name], metric(whole, whole)[name]
     expected = {name: (of_cut + of_whole) / 2, f"{name}_1": of_cut, f"{name}_2": of_whole}
-    assert METRICS[name](prediction, target) == pytest.approx(expected)
+    assert metric(*two_classes()) == pytest.approx(expected)
+
+
+@FEW
+@given(SHAPES.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 6))] * 2)), st.randoms())
+def test_numbers_of_instances_are_names(maps, random):
+    """Any renumbering of either labeling leaves voi and adapted_rand as they are; scikit-image counts the same."""
+    prediction, target = maps
+    names = [np.array([0, *random.sample(range(1, 60000), 6)]) for _ in range(2)]
+    renamed = [name[labels] for name, labels in zip(names, maps, strict=True)]
+    several = {"classes": (1, 2)}  # of one instance, too
+    for name in ("voi", "adapted_rand"):
+        assert METRICS[name](*renamed, **several) == pytest.approx(METRICS[name](prediction, target, **several))
+    counted = (prediction != 0) | (target != 0)
+    if counted.any():
+        split_merge = variation_of_information(target[counted], prediction[counted])
+        found = METRICS["voi"](prediction, target, **several)
+        assert [found["voi_split"], found["voi_merge"]] == pytest.approx(split_merge)
+    if target.any() and prediction.any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error, _, _ = adapted_rand_error(target, prediction)
+        if math.isfinite(error):
+            assert METRICS["adapted_rand"](prediction, target, **several)["adapted_rand"] == pytest.approx(error)
 
 
 # independent references
@@ -210,7 +243,6 @@ def test_several_classes_are_averaged(name):
 @FEW
 @given(MASKS)
 def test_voi_and_adapted_rand_are_those_of_scikit_image(masks):
-    from skimage.metrics import adapted_rand_error, variation_of_information
 
     prediction, target = masks
     union = prediction | target

@@ -291,7 +291,7 @@ def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: flo
     config = from_dict({"name": "t", "data": {"dims": 2, "layout": "folders", "patch": patch}, "network": "unet", "losses": ["dice"]})
     losses = WeightedSum(config.losses, config.kinds, None)
     loader = SimpleNamespace(share=lambda step: 1.0)
-    job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, team=Poisoned(loss))
+    job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, team=Poisoned(loss), version=2)
     state: Any = SimpleNamespace(
         epoch=4, forward=lambda x: {"main": network(x)}, means=loop.Means(), scaler=torch.amp.GradScaler("cpu", enabled=False)
     )
@@ -334,7 +334,9 @@ def test_nan_in_a_later_epoch_leaves_what_was_good(
 def test_a_validation_that_is_never_finite_fails_the_fold(
     tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "validate", lambda job, network: {"val_loss": float("nan"), "val_dice": 0.5})
+    monkeypatch.setattr(
+        loop, "validate", lambda job, network: loop.Validation(values={"val_loss": float("nan"), "val_dice": 0.5}, unlabelled=0)
+    )
     assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 1
     assert "val_loss was never finite" in capsys.readouterr().out
     assert not (tmp_path / "run" / "fold_0" / "best_model.safetensors").exists()
@@ -373,7 +375,9 @@ def test_a_run_folder_that_may_not_be_written_is_named_before_any_work(
 
 def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.3, float("nan"), 0.4, 0.2, 0.1])
-    monkeypatch.setattr(loop, "validate", lambda job, network: {"val_loss": next(values), "val_dice": 0.5})
+    monkeypatch.setattr(
+        loop, "validate", lambda job, network: loop.Validation(values={"val_loss": next(values), "val_dice": 0.5}, unlabelled=0)
+    )
     assert (
         run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "train.epochs=9", "train.stop.patience=2", "train.average=null") == 0
     )

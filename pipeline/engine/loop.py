@@ -22,16 +22,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from pipeline import colours, files
 from pipeline.config import Config, to_dict
-from pipeline.data import normalise
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
 from pipeline.engine import checkpoint, distributed, optim, tracking
 from pipeline.engine.distributed import Team
 from pipeline.engine.journal import Journal
+from pipeline.engine.validation import PatchRules, PatchScores, labelled, measure
 from pipeline.losses import WeightedSum
-from pipeline.metrics import better, evaluate
+from pipeline.metrics import better
 from pipeline.networks import HeadedNet
-from pipeline.records import Checkpoint, Part
+from pipeline.records import METRICS_VERSION, Checkpoint
 from pipeline.tasks import TASKS, spoken
 
 DROPOUT = 0
@@ -66,6 +66,9 @@ class Job:
     check: Callable[[], None]
     watch: Callable[[Iterable[Any], str, int], Iterator[Any]]
     team: Team = field(default_factory=Team)
+    version: int = METRICS_VERSION
+    spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Millimetres between voxels by held-out case, where a metric of ``train.validate`` measures lengths and all files carry a unit."""
 
 
 class Means:
@@ -86,7 +89,16 @@ class Means:
                 self.add(1, {key: value})
 
     def result(self) -> dict[str, float]:
-        return {k: self.sums[k] / self.counts[k] for k in self.sums}
+        """The means; NaN where nothing had a weight."""
+        return {k: self.sums[k] / self.counts[k] if self.counts[k] else math.nan for k in self.sums}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Values of one validation by name, and how many patches were left out because they hold no labelled voxel."""
+
+    values: Mapping[str, float]
+    unlabelled: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -214,7 +226,10 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
     if last or (state.epoch + 1) % job.config.train.validate.every == 0:
         with _saved_if_stopped(job, state):
             distributed.same_buffers(state.network, job.team)
-            record |= validate(job, state.network)
+            found = validate(job, state.network)
+        record |= found.values
+        if found.unlabelled and not any("val_loss" in old for old in state.history):
+            job.say(f"{found.unlabelled} validation patches hold no labelled voxel; they are left out")
         _judge(job, state, record)
     if _averaging(job.config, state.epoch):
         assert state.average is not None
@@ -258,7 +273,7 @@ def _backward(job: Job, state: State, step: int, batch: Mapping[str, Any]) -> No
     share = job.train.share(step)
     values = {"train_loss": total.item()} | {f"train/{k}": float(v) for k, v in terms.items()}  # waits for the device
     shares = {name: batch[name].tolist() for name in ("foreground_share", "changed")}
-    for ids, count, found, places in job.team.gather([batch["id"], len(batch["id"]) if share else 0, values, shares]):
+    for ids, count, found, places in job.team.gather([batch["id"], _weight(job, batch) if share else 0, values, shares]):
         _require_finite(found, ids, state.epoch, step)
         state.means.add(count, found)
         for name, numbers in places.items() if count else ():
@@ -318,10 +333,14 @@ def _step(clip: float | None, state: State) -> None:
 
 
 @torch.no_grad()
-def validate(job: Job, network: torch.nn.Module) -> dict[str, float]:
-    """Loss, its terms and the metrics of ``train.validate`` as means over the fixed patches of the held-out cases."""
+def validate(job: Job, network: torch.nn.Module) -> Validation:
+    """Loss, its terms and the metrics of ``train.validate`` over the fixed patches of the held-out cases.
+
+    Losses are means over the patches that hold a labelled voxel, metrics are :class:`PatchScores`. Raises TrainingError, on all ranks, where no patch holds a labelled voxel.
+    """
     network.eval()
     found = []
+    rules = PatchRules(config=job.config, version=job.version, spacings=job.spacings, fail=_refuse_answer)
     for batch in job.val.epoch(-1):
         if job.team.alone:  # with others, all have to ask at the same point
             job.check()
@@ -329,41 +348,28 @@ def validate(job: Job, network: torch.nn.Module) -> dict[str, float]:
             outputs = network(_image(batch, job))
         total, terms = job.losses(outputs, _targets(batch, job), training=False)
         values = {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()}
-        scores = [
-            {f"val_{k}": v for k, v in s.items() if not isinstance(v, Mapping)} for s in _patch_scores(job.config, outputs["main"], batch)
-        ]
-        found.append([len(batch["id"]), values, scores])
-    means = Means()
+        found.append([_weight(job, batch), len(batch["id"]), values, measure(rules, outputs["main"], batch)])
+    means, patches, unlabelled = Means(), PatchScores(rules), 0
     for one in itertools.zip_longest(*job.team.gather(found)):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
-        for count, values, scores in (batch for batch in one if batch is not None):
-            means.add(count, values)
-            for score in scores:
-                means.add(1, score)
-    return means.result()
+        for weight, count, values, scores in (batch for batch in one if batch is not None):
+            means.add(weight, values)
+            patches.add(scores)
+            unlabelled += count - weight
+    if not any(means.counts.values()):
+        raise TrainingError(
+            f"none of the {unlabelled} validation patches of fold {job.fold} holds a labelled voxel, so there is nothing to validate on. "
+            "Raise train.validate.per_case or data.patch.size, or look at data.ignore_label."
+        )
+    return Validation(values={**means.result(), **patches.result()}, unlabelled=unlabelled)
 
 
-def validation_metrics(config: Config) -> tuple[Part, ...]:
-    """Metrics of ``train.validate``, with the task's default."""
-    return config.train.validate.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
+def _weight(job: Job, batch: Mapping[str, Any]) -> int:
+    """Samples of a batch that have a say in means: a wholly ignored one has no loss (in metrics version 1 its 0 counts)."""
+    return len(batch["id"]) if job.version < 2 else labelled(job.config, batch)
 
 
-def _patch_scores(config: Config, logits: torch.Tensor, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Metrics of ``train.validate`` for each patch: of labels decided by the task, of images on the scale from 0 to 1."""
-    task = TASKS[config.task]
-    name = next(iter(config.targets))
-    soft = task.soft(logits).cpu().numpy()
-    for case_id, one, truth in zip(batch["id"], soft, batch[name].numpy(), strict=True):
-        if config.task == "image":
-            if not np.isfinite(one).all():
-                raise TrainingError(
-                    f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip."
-                )
-            found, real = (normalise.unit(config.data.normalise, a) for a in (one, truth))
-            yield evaluate(validation_metrics(config), found, real, None)
-        else:
-            valid = None if config.data.ignore_label is None else truth[0] != config.data.ignore_label
-            label = truth[0] if valid is None else truth[0] * valid
-            yield evaluate(validation_metrics(config), task.hard(one), label, valid, one[0] if len(one) == 1 else None)
+def _refuse_answer(case_id: str) -> None:
+    raise TrainingError(f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip.")
 
 
 def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
@@ -417,7 +423,7 @@ def _finish_average(job: Job, state: State) -> dict[str, float]:
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         _tell_progress(average, state.epoch - 1, job.config.train.epochs)
         update_bn(_images(job, state.epoch), average)
-    record = validate(job, average.module)
+    record = dict(validate(job, average.module).values)
     score = record[job.config.train.stop.monitor]
     if job.team.leads:
         checkpoint.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))

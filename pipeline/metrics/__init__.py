@@ -9,14 +9,17 @@ images in ``image``.
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.config import ConfigError, bind, nearest
 from pipeline.metrics import competition, image, probability, region, retouch, surface, topology
+from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import SUFFIXES, Truth, views
 from pipeline.metrics.retouch import Retouched
 from pipeline.records import Part
@@ -54,6 +57,18 @@ CHANGED = frozenset({"retouch"})
 
 IMAGES = image.NAMES | CHANGED
 """Metrics of images; all others are of labels."""
+
+DISTANCES = frozenset({"hd95", "assd"})
+"""Metrics whose value is a length."""
+
+VERSION_1: dict[str, Callable[..., dict[str, Any]]] = {
+    "voi": topology.voi_by_class,
+    "adapted_rand": topology.adapted_rand_by_class,
+}
+"""What some names meant in metrics version 1, for runs that began with it."""
+
+GIVEN = ("prediction", "target", "valid", "change", "classes", "spacing")
+"""Arguments that the package gives to a metric that takes them; no options of a user."""
 
 BETTER: dict[str, Literal["higher", "lower"]] = {
     "loss": "lower",
@@ -103,8 +118,24 @@ def better(name: str) -> Literal["higher", "lower"]:
 
 def bound(part: Part, where: str) -> Callable[..., dict[str, Any]]:
     """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
-    further = ("change",) if part.name in CHANGED else ()
-    return bind(METRICS, part, where, given=("prediction", "target", "valid", *further))
+    return bind(METRICS, part, where, given=_given(part.name))
+
+
+def _given(name: str) -> tuple[str, ...]:
+    """Those of ``GIVEN`` that a metric takes; none for an unknown one, which is refused by name."""
+    if name not in METRICS:
+        return ()
+    return tuple(n for n in inspect.signature(METRICS[name]).parameters if n in GIVEN)
+
+
+def in_millimetres(parts: Sequence[Part]) -> bool:
+    """Whether a metric among these measures in the world where the files say how: a distance, or a tolerance in millimetres."""
+    return any(part.name in DISTANCES or "tolerance_mm" in part.options for part in parts)
+
+
+def units(parts: Sequence[Part], spacing: bool) -> dict[str, str]:
+    """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart, else ``voxels``."""
+    return {part.name: "mm" if spacing else "voxels" for part in parts if part.name in DISTANCES}
 
 
 def evaluate(
@@ -114,13 +145,15 @@ def evaluate(
     valid: np.ndarray | None = None,
     soft: np.ndarray | None = None,
     change: Retouched | None = None,
+    context: MetricContext | None = None,
 ) -> dict[str, Any]:
     """All metrics of one case in one dict; where two give the same key the later one stands.
 
-    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Raises
-    ConfigError for unknown metrics or options, and for one in ``SOFT`` without probabilities or in ``CHANGED`` without ``change``,
-    before anything is computed.
+    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
+    voxel is ``valid`` there is nothing to count: every number is NaN. Raises ConfigError for unknown metrics or options, and for one
+    in ``SOFT`` without probabilities or in ``CHANGED`` without ``change``, before anything is computed.
     """
+    context = context or MetricContext()
     calls = [bound(part, f"metrics.{i}") for i, part in enumerate(parts)]
     _require(
         parts, SOFT if soft is None else (), "needs foreground probabilities of two classes; predict with --save-soft, or leave it out."
@@ -130,10 +163,16 @@ def evaluate(
         CHANGED if change is None else (),
         "needs the input and a mask of what was to change; it is a metric of whole cases: set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out.",
     )
+    further = {"change": change, "classes": context.classes, "spacing": context.spacing}
     scores: dict[str, Any] = {}
     for part, metric in zip(parts, calls, strict=True):
-        further = {"change": change} if part.name in CHANGED else {}
-        scores |= metric(soft if part.name in SOFT else prediction, target, valid, **further)
+        old = context.version < 2 and part.name in VERSION_1
+        call = VERSION_1[part.name] if old else metric
+        known = () if old else _given(part.name)
+        options = {name: value for name, value in further.items() if name in known}
+        scores |= call(soft if part.name in SOFT else prediction, target, valid, **options)
+    if context.version >= 2 and valid is not None and not valid.any():
+        return {key: value if isinstance(value, Mapping) else math.nan for key, value in scores.items()}
     return scores
 
 
@@ -148,6 +187,7 @@ def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, sof
     """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth (see ``frames``)."""
     scores: dict[str, Any] = {}
     for view in views(truth):
-        found = evaluate(parts, view.of(answer), view.label, view.valid, None if soft is None else view.of(soft))
+        seen = None if soft is None else view.of(soft)
+        found = evaluate(parts, view.of(answer), view.label, view.valid, seen, context=truth.context)
         scores |= {name + view.suffix: value for name, value in found.items()}
     return scores

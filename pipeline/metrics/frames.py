@@ -6,15 +6,18 @@ of different frames cannot be compared. Without a field of view there is one fra
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline.metrics import probability
+from pipeline.metrics.context import MetricContext
 from pipeline.metrics.probability import Tally
-from pipeline.records import UserError
+from pipeline.records import METRICS_VERSION, UserError
 
 SUFFIXES = ("_fov", "_full", "_padded")
 """What names of metrics end with where there is a field of view; the first is the one to compare and to choose by."""
@@ -22,12 +25,16 @@ SUFFIXES = ("_fov", "_full", "_padded")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What an answer is compared with: a label map ``(*S)``, its ignored value, the field of view ``(*S)`` and the padded size."""
+    """What an answer is compared with: a label map ``(*S)``, its ignored value, the field of view ``(*S)`` and the padded size.
+
+    ``context`` is what the metrics are told of the data set.
+    """
 
     label: np.ndarray
     ignore: int | None = None
     fov: np.ndarray | None = None
     padded: tuple[int, ...] | None = None
+    context: MetricContext = field(default_factory=MetricContext)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,11 @@ class Counts:
     tn: int = 0
     tally: Tally | None = None
 
+    @property
+    def foreground(self) -> int:
+        """Voxels that are foreground in the answer or in truth."""
+        return self.tp + self.fp + self.fn
+
     def __add__(self, other: Counts) -> Counts:
         both = self.tally + other.tally if self.tally is not None and other.tally is not None else None
         return Counts(tp=self.tp + other.tp, fp=self.fp + other.fp, fn=self.fn + other.fn, tn=self.tn + other.tn, tally=both)
@@ -119,11 +131,34 @@ POOLED: dict[str, Callable[[Counts], float]] = {
 """Metrics of all voxels of all cases together; empty cases as for one image. A large image weighs more than a small one here."""
 
 
-def pool(cases: Iterable[Mapping[str, Counts]], names: Iterable[str]) -> dict[str, float]:
-    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame; empty without a case."""
+OVERLAP = ("dice", "iou", "precision", "recall")
+"""Those of them that look at foreground only."""
+
+
+def pooled_value(name: str, counts: Counts) -> float:
+    """A metric of ``POOLED`` of many patches or cases; NaN where there is nothing that it counts."""
+    looked_at = counts.foreground if name in OVERLAP else counts.foreground + counts.tn
+    return POOLED[name](counts) if looked_at else math.nan
+
+
+def count_classes(answer: np.ndarray, label: np.ndarray, valid: np.ndarray | None, classes: Sequence[int]) -> dict[int, Counts]:
+    """Counts of each foreground class in one patch ``(*S)``; of one class alone foreground is ``!= 0``."""
+    view = View(suffix="", label=label, valid=valid, margin=())
+    if len(classes) == 1:
+        return {classes[0]: _count(view, answer, None)}
+    return {c: _count(dataclasses.replace(view, label=label == c), answer == c, None) for c in classes}
+
+
+def pool(cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION) -> dict[str, float]:
+    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame; empty without a case.
+
+    NaN in a frame without any voxel that counts (metrics version 1: as for an empty image).
+    """
     total: dict[str, Counts] = {}
     for case in cases:
         for suffix, counts in case.items():
             total[suffix] = total[suffix] + counts if suffix in total else counts
     wanted = [name for name in dict.fromkeys(names) if name in POOLED]
-    return {f"{name}{suffix}": POOLED[name](counts) for suffix, counts in total.items() for name in wanted}
+    out = {f"{name}{suffix}": POOLED[name](counts) for suffix, counts in total.items() for name in wanted}
+    void = [s for s, counts in total.items() if version >= 2 and not counts.foreground + counts.tn]
+    return out | {f"{name}{suffix}": math.nan for suffix in void for name in wanted}

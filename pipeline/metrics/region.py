@@ -2,16 +2,20 @@
 
 Label maps are integers ``(*S)``, ``valid`` is bool ``(*S)``: voxels where it is False count nowhere. Every metric returns its
 own name first. When a label above 1 occurs the value is the mean over the foreground classes that occur in either map, and each
-such class adds a key ``<name>_<class>``; otherwise foreground is ``!= 0``.
+such class adds a key ``<name>_<class>``; otherwise foreground is ``!= 0``. ``classes`` are those of a whole data set: each has its key
+then, NaN where neither map holds it, so that the columns of all cases are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from pipeline import morphology
+from pipeline.data.normalise import histogram
+from pipeline.metrics.context import several
 from pipeline.records import UserError
 
 
@@ -32,50 +36,72 @@ def confined(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | Non
     return np.where(valid, prediction, zero), np.where(valid, target, zero.astype(target.dtype))
 
 
+Classes = Sequence[int] | None
+"""Foreground classes of a data set; None: those of the case at hand."""
+
+
 def over_classes(
-    name: str, prediction: np.ndarray, target: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]
+    name: str,
+    maps: tuple[np.ndarray, np.ndarray],
+    measure: Callable[[np.ndarray, np.ndarray], float],
+    classes: Classes = None,
 ) -> dict[str, float]:
     """``measure`` of the two foreground masks, or its mean over classes and one key for each (see the head of this file)."""
-    if max(prediction.max(initial=0), target.max(initial=0)) <= 1:
+    prediction, target = maps
+    if not several(classes) and max(prediction.max(initial=0), target.max(initial=0)) <= 1:
         return {name: measure(prediction != 0, target != 0)}
-    classes = np.union1d(np.unique(prediction), np.unique(target))
-    each = {f"{name}_{c}": measure(prediction == c, target == c) for c in classes.tolist() if c != 0}
-    return {name: sum(each.values()) / len(each), **each}
+    present = values_of(prediction) | values_of(target)
+    wanted = sorted(present - {0}) if classes is None else [c for c in classes if c != 0]
+    each = {f"{name}_{c}": measure(prediction == c, target == c) if c in present else math.nan for c in wanted}
+    return {name: mean_of(each.values()), **each}
+
+
+def values_of(labels: np.ndarray) -> set[int]:
+    """The values that occur in a label map; counted, not sorted, where they have 8 or 16 bits."""
+    if labels.dtype in (np.uint8, np.uint16):
+        return set(np.flatnonzero(histogram(labels)).tolist())
+    return set(np.unique(labels).tolist())
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Mean of the values that are numbers; NaN where there is none."""
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
 
 
 Share = Callable[[int, int, int], float]
 """Score from the voxels of the intersection, of the prediction and of the target, none of which is 0 but perhaps the first."""
 
 
-def _share(name: str, maps: tuple[np.ndarray, np.ndarray], share: Share) -> dict[str, float]:
+def _share(name: str, maps: tuple[np.ndarray, np.ndarray], share: Share, classes: Classes) -> dict[str, float]:
     def measure(prediction: np.ndarray, target: np.ndarray) -> float:
         both, p, t = (int(np.count_nonzero(mask)) for mask in (prediction & target, prediction, target))
         return share(both, p, t) if p and t else float(p == t)
 
-    return over_classes(name, *maps, measure)
+    return over_classes(name, maps, measure, classes)
 
 
-def dice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def dice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
     """2 |P and T| / (|P| + |T|) (Dice 1945). Both empty: 1, one empty: 0."""
-    return _share("dice", confined(prediction, target, valid), lambda both, p, t: 2 * both / (p + t))
+    return _share("dice", confined(prediction, target, valid), lambda both, p, t: 2 * both / (p + t), classes)
 
 
-def iou(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def iou(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
     """|P and T| / |P or T| (Jaccard 1901). Both empty: 1, one empty: 0."""
-    return _share("iou", confined(prediction, target, valid), lambda both, p, t: both / (p + t - both))
+    return _share("iou", confined(prediction, target, valid), lambda both, p, t: both / (p + t - both), classes)
 
 
-def precision(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def precision(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
     """|P and T| / |P|. Both empty: 1, one empty: 0, whichever it is."""
-    return _share("precision", confined(prediction, target, valid), lambda both, p, t: both / p)
+    return _share("precision", confined(prediction, target, valid), lambda both, p, t: both / p, classes)
 
 
-def recall(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def recall(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
     """|P and T| / |T|. Both empty: 1, one empty: 0, whichever it is."""
-    return _share("recall", confined(prediction, target, valid), lambda both, p, t: both / t)
+    return _share("recall", confined(prediction, target, valid), lambda both, p, t: both / t, classes)
 
 
-def specificity(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def specificity(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
     """Share of the valid background that is called background. No background: 1."""
     same_shape(prediction, target, valid)
     known = np.ones(target.shape, bool) if valid is None else valid
@@ -85,7 +111,7 @@ def specificity(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | 
         total = int(np.count_nonzero(outside))
         return 1 - int(np.count_nonzero(found & outside)) / total if total else 1.0
 
-    return over_classes("specificity", *confined(prediction, target, valid), measure)
+    return over_classes("specificity", confined(prediction, target, valid), measure, classes)
 
 
 def accuracy(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""How near the surfaces of two label maps lie to each other, in voxels.
+"""How near the surfaces of two label maps lie to each other: in millimetres where ``spacing`` says how far voxels lie apart, else in voxels.
 
 Arguments, classes and keys are those of :mod:`pipeline.metrics.region`; ignored voxels become background in both maps first.
+``spacing`` holds millimetres along each axis, None where the files carry no unit; a tolerance in voxels never depends on it.
 """
 
 from __future__ import annotations
@@ -8,25 +9,64 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline import morphology
-from pipeline.metrics.region import confined, over_classes
+from pipeline.metrics.region import Classes, confined, over_classes
 from pipeline.records import UserError
 
+Spacing = Sequence[float] | None
+"""Millimetres between voxels along each axis; None: not known."""
 
-def surface_dice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, tolerance: float = 2.0) -> dict[str, float]:
-    """Share of both surfaces that lies within ``tolerance`` voxels of the other one. Both empty: 1, one empty: 0.
+TOLERANCE = 2.0
+"""Voxels, of ``surface_dice`` unless it is told otherwise."""
+
+
+def surface_dice(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    tolerance: float | None = None,
+    tolerance_mm: float | None = None,
+    classes: Classes = None,
+    spacing: Spacing = None,
+) -> dict[str, float]:
+    """Share of both surfaces that lies within a tolerance of the other one. Both empty: 1, one empty: 0.
 
     A surface element is a 2x2x2 neighbourhood of the zero-padded mask that is neither empty nor full. It weighs the area of
     its marching-cubes triangles (2D: the length of its contour) and lies at the neighbourhood's centre. Nikolov et al. 2018,
-    arXiv:1809.04430; the numbers are those of the surface-distance package (0.1) with a spacing of 1.
+    arXiv:1809.04430; the numbers are those of the surface-distance package (0.1).
+
+    Args:
+        tolerance: in voxels, whatever the spacing; 2 unless one of the two is given.
+        tolerance_mm: in millimetres: then distances and areas are those of the world.
+        spacing: millimetres between voxels along each axis.
+
+    Raises:
+        UserError: for a negative tolerance, for both at once, and for millimetres without spacing.
     """
-    if not tolerance >= 0:
-        raise UserError(f"tolerance is {tolerance!r}; it is a distance in voxels and must not be negative.")
-    measure = functools.partial(_surface_dice, tolerance=tolerance)
-    return over_classes("surface_dice", *confined(prediction, target, valid), measure)
+    if tolerance is not None and tolerance_mm is not None:
+        raise UserError(f"surface_dice: tolerance is {tolerance!r} voxels and tolerance_mm {tolerance_mm!r} mm. Give one of them.")
+    if tolerance_mm is None:
+        limit = TOLERANCE if tolerance is None else tolerance
+        measure = functools.partial(_surface_dice, tolerance=_distance("tolerance", limit, "voxels"))
+    else:
+        if spacing is None:
+            raise UserError(
+                f"surface_dice: tolerance_mm is {tolerance_mm!r}, but the files carry no unit of length. "
+                "Use tolerance (voxels), or files that do: NIfTI, OME-Zarr, OME or ImageJ TIFF."
+            )
+        limit = _distance("tolerance_mm", tolerance_mm, "millimetres")
+        measure = functools.partial(_surface_dice_mm, tolerance=limit, spacing=tuple(spacing))
+    return over_classes("surface_dice", confined(prediction, target, valid), measure, classes)
+
+
+def _distance(name: str, value: float, unit: str) -> float:
+    if not value >= 0:
+        raise UserError(f"{name} is {value!r}; it is a distance in {unit} and must not be negative.")
+    return value
 
 
 def _surface_dice(prediction: np.ndarray, target: np.ndarray, tolerance: float) -> float:
@@ -39,6 +79,25 @@ def _surface_dice(prediction: np.ndarray, target: np.ndarray, tolerance: float) 
     total = near = 0.0
     for i in (0, 1):
         close = morphology.dilate(surfaces[1 - i], tolerance)
+        total += _area(codes[i], surfaces[i], sizes)
+        near += _area(codes[i], surfaces[i] & close, sizes)
+    return near / total
+
+
+def _surface_dice_mm(prediction: np.ndarray, target: np.ndarray, tolerance: float, spacing: tuple[float, ...]) -> float:
+    """As :func:`_surface_dice`, distances and areas in the world."""
+    import edt
+
+    box = _box(prediction, target)
+    if box is None:
+        return float(prediction.any() == target.any())
+    codes = [_neighbour_codes(mask[box]) for mask in (prediction, target)]
+    sizes = element_sizes(spacing)
+    surfaces = [(code != 0) & (code != len(sizes) - 1) for code in codes]
+    total = near = 0.0
+    for i in (0, 1):
+        # A hair more than asked for: 3 mm are within 3 mm, whatever a float32 makes of them.
+        close = edt.edt(~surfaces[1 - i], anisotropy=spacing) <= tolerance * (1 + 1e-6)
         total += _area(codes[i], surfaces[i], sizes)
         near += _area(codes[i], surfaces[i] & close, sizes)
     return near / total
@@ -84,40 +143,99 @@ def _element_sizes(dims: int) -> np.ndarray:
     return np.concatenate((areas, areas[::-1]))
 
 
-def hd95(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+@functools.cache
+def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
+    """Float64 area (2D: length) of the surface element of each neighbourhood code, in the world.
+
+    An area is no sum of its parts at spacing 1, so the triangles themselves are measured. The numbers are those of the
+    surface-distance package (0.1).
+    """
+    if len(spacing) == 2:
+        y, x = spacing
+        cut = math.hypot(y, x) / 2
+        return np.array([0, cut, cut, x, cut, y, 2 * cut, cut, cut, 2 * cut, y, cut, x, cut, cut, 0])
+    own = _element_sizes(3)
+    return np.array([_mesh_area(code, own[code], spacing) for code in range(256)])
+
+
+def _mesh_area(code: int, own: float, spacing: tuple[float, ...]) -> float:
+    """Area at ``spacing`` of a code's element, whose area at spacing 1 is ``own``."""
+    if own == 0:
+        return 0.0
+    # Where the case is ambiguous, the mesh is that of the complement; it is the one with the right area at spacing 1.
+    meshes = (_triangles(side) for side in (code, 255 - code))
+    mesh = next(m for m in meshes if abs(_mesh_size(m, (1.0, 1.0, 1.0)) - own) < 1e-6)
+    return _mesh_size(mesh, spacing)
+
+
+def _triangles(code: int) -> np.ndarray:
+    """Corners ``(N, 3, 3)`` of the triangles that marching cubes draws in one neighbourhood."""
+    from skimage.measure import marching_cubes
+
+    corners = np.array([code >> (7 - i) & 1 for i in range(8)], float).reshape(2, 2, 2)
+    points, faces, *_ = marching_cubes(corners, 0.5, method="lorensen")
+    return points.astype(np.float64)[faces]
+
+
+def _mesh_size(triangles: np.ndarray, spacing: tuple[float, ...]) -> float:
+    sides = np.diff(triangles * np.array(spacing), axis=1)
+    return float(np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1).sum() / 2)
+
+
+def hd95(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    classes: Classes = None,
+    spacing: Spacing = None,
+) -> dict[str, float]:
     """95th percentile of the Hausdorff distance: the larger of the two directions' percentiles, over surface voxels.
+
+    In millimetres with a ``spacing``, else in voxels.
 
     Surface voxels are foreground with a background voxel, or the outside of the array, across a face. Both empty: 0, one
     empty: the diagonal of the array, the worst there can be, so that a mean over cases stays a number.
     """
-    return over_classes("hd95", *confined(prediction, target, valid), _hd95)
+    measure = functools.partial(_hd95, spacing=spacing)
+    return over_classes("hd95", confined(prediction, target, valid), measure, classes)
 
 
-def assd(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def assd(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    classes: Classes = None,
+    spacing: Spacing = None,
+) -> dict[str, float]:
     """Average symmetric surface distance: the mean over the surface voxels of both masks of the distance to the other surface.
 
-    Surface voxels and empty cases as in :func:`hd95`.
+    Surface voxels, unit and empty cases as in :func:`hd95`.
     """
-    return over_classes("assd", *confined(prediction, target, valid), _assd)
+    measure = functools.partial(_assd, spacing=spacing)
+    return over_classes("assd", confined(prediction, target, valid), measure, classes)
 
 
-def _hd95(prediction: np.ndarray, target: np.ndarray) -> float:
-    distances = _surface_distances(prediction, target)
-    return max(float(np.percentile(d, 95)) for d in distances) if distances else _worst(prediction, target)
+def _hd95(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
+    distances = _surface_distances(prediction, target, spacing)
+    if not distances:
+        return _worst(prediction, target, spacing)
+    return max(float(np.percentile(d, 95)) for d in distances)
 
 
-def _assd(prediction: np.ndarray, target: np.ndarray) -> float:
-    distances = _surface_distances(prediction, target)
-    return float(np.concatenate(distances).mean(dtype=np.float64)) if distances else _worst(prediction, target)
+def _assd(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
+    distances = _surface_distances(prediction, target, spacing)
+    if not distances:
+        return _worst(prediction, target, spacing)
+    return float(np.concatenate(distances).mean(dtype=np.float64))
 
 
-def _worst(prediction: np.ndarray, target: np.ndarray) -> float:
+def _worst(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
     if prediction.any() == target.any():
         return 0.0
-    return math.sqrt(sum((n - 1) ** 2 for n in target.shape))
+    return math.hypot(*((n - 1) * s for n, s in zip(target.shape, spacing or (1.0,) * target.ndim, strict=True)))
 
 
-def _surface_distances(prediction: np.ndarray, target: np.ndarray) -> list[np.ndarray]:
+def _surface_distances(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> list[np.ndarray]:
     """Distances of the prediction's surface voxels to the target's and the other way round; empty when either mask is."""
     import edt
     from scipy.ndimage import binary_erosion
@@ -126,4 +244,5 @@ def _surface_distances(prediction: np.ndarray, target: np.ndarray) -> list[np.nd
     if box is None:
         return []
     edges = [mask[box] & np.logical_not(binary_erosion(mask[box])) for mask in (prediction, target)]
-    return [edt.edt(~edges[1])[edges[0]], edt.edt(~edges[0])[edges[1]]]
+    apart = None if spacing is None else tuple(spacing)
+    return [edt.edt(~edges[1], anisotropy=apart)[edges[0]], edt.edt(~edges[0], anisotropy=apart)[edges[1]]]

@@ -1,18 +1,20 @@
 """How well two label maps agree in what is connected to what: skeletons, components as segments, and matched features.
 
 Arguments, classes and keys are those of :mod:`pipeline.metrics.region`; ignored voxels become background in both maps first.
-With one foreground class the parts of a score are further keys; with several, one key for each class.
+With one foreground class the parts of a score are further keys; with several, one key for each class. ``voi`` and ``adapted_rand``
+compare whole labelings instead, in which equal numbers mean nothing and every number is a segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline import morphology
-from pipeline.metrics.region import confined, over_classes
+from pipeline.metrics.context import several
+from pipeline.metrics.region import Classes, confined, over_classes
 
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Scores of two masks ``(*S)`` by key; the metric's own name is the first."""
@@ -20,7 +22,7 @@ Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 _AT_ONCE = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
 
 
-def _in_parts(name: str, prediction: np.ndarray, target: np.ndarray, measure: Measure) -> dict[str, float]:
+def _in_parts(name: str, maps: tuple[np.ndarray, np.ndarray], measure: Measure, classes: Classes = None) -> dict[str, float]:
     """:func:`over_classes` for a measure of several numbers, which are shown for a single foreground class only."""
     parts: dict[str, float] = {}
 
@@ -28,18 +30,18 @@ def _in_parts(name: str, prediction: np.ndarray, target: np.ndarray, measure: Me
         parts.update(measure(p, t))
         return parts[name]
 
-    scores = over_classes(name, prediction, target, first)
+    scores = over_classes(name, maps, first, classes)
     return parts if len(scores) == 1 else scores
 
 
-def cldice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def cldice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
     """Centreline Dice (Shit et al., CVPR 2021): harmonic mean of topology precision and sensitivity, which are further keys.
 
     ``cldice_precision`` is the share of the prediction's skeleton that lies in the target, ``cldice_sensitivity`` the share of
     the target's skeleton that lies in the prediction. Skeletons are curves (Zhang & Suen 1984 in 2D, Lee et al. 1994 in 3D):
     that of a sheet is a few lines in it. Both empty: 1, one empty: 0.
     """
-    return _in_parts("cldice", *confined(prediction, target, valid), _cldice)
+    return _in_parts("cldice", confined(prediction, target, valid), _cldice, classes)
 
 
 def _cldice(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
@@ -71,18 +73,51 @@ def _skeleton(mask: np.ndarray) -> np.ndarray:
     return skeleton
 
 
-def voi(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
-    """Variation of information (Meila 2007) of the components as segments, in bits: ``voi = voi_split + voi_merge``.
+def voi(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
+    """Variation of information (Meila 2007) of two labelings, in bits: ``voi = voi_split + voi_merge``.
 
-    Segments and parts are those of :func:`voi_of`. Both empty: 0. One empty: the entropy of the sizes of the other's
-    components, all of it in one part, which is 0 for a single component.
+    Where a label above 1 occurs (or ``classes`` holds one), every number of a map is a segment, 0 the background; of two masks the
+    segments are their connected components, see :func:`voi_of`. Voxels that are background in both do not count. Both empty: 0.
+    One empty: the entropy of the sizes of the other's segments, all of it in one part, which is 0 for a single segment.
     """
-    return _in_parts("voi", *confined(prediction, target, valid), _voi)
+    maps = _labelings(confined(prediction, target, valid), classes)
+    return _voi(maps, (maps[0] != 0) | (maps[1] != 0))
 
 
-def _voi(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    split, merge = voi_of(prediction, target)
+def _voi(maps: tuple[np.ndarray, np.ndarray], where: np.ndarray) -> dict[str, float]:
+    overlaps = _overlaps(*maps, where)
+    split, merge = (_conditional_entropy(overlaps, given=side) for side in (1, 0))
     return {"voi": split + merge, "voi_split": split, "voi_merge": merge}
+
+
+def _labelings(maps: tuple[np.ndarray, np.ndarray], classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """Segment numbers ``(*S)``, 0 the background: the numbers of two label maps, or the components of two masks."""
+    first, second = maps
+    if several(classes) or max(first.max(initial=0), second.max(initial=0)) > 1:
+        return _numbered(first), _numbered(second)
+    return morphology.components(first != 0)[0], morphology.components(second != 0)[0]
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """Labels of any size and sign as numbers from 1 on, which index tables; 0 stays 0."""
+    if labels.dtype in (np.uint8, np.uint16):
+        return labels
+    values = np.unique(labels)
+    return np.where(labels == 0, 0, np.searchsorted(values[values != 0], labels) + 1)
+
+
+def voi_by_class(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """``voi`` of metrics version 1: of several classes the mean over them, each with its components as segments."""
+    return _in_parts("voi", confined(prediction, target, valid), lambda p, t: _voi(_components(p, t), p | t))
+
+
+def adapted_rand_by_class(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    """``adapted_rand`` of metrics version 1, like :func:`voi_by_class`."""
+    return _in_parts("adapted_rand", confined(prediction, target, valid), lambda p, t: _adapted_rand(_components(p, t)))
+
+
+def _components(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return morphology.components(prediction)[0], morphology.components(target)[0]
 
 
 def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float, float]:
@@ -92,13 +127,13 @@ def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float,
     are compared over the union of the masks. Split grows where the prediction cuts or misses true components, merge where it
     joins or invents them. Both are 0 for two empty masks.
     """
-    overlaps = _overlaps(prediction_mask, target_mask, prediction_mask | target_mask)
-    return _conditional_entropy(overlaps, given=1), _conditional_entropy(overlaps, given=0)
+    found = _voi(_components(prediction_mask, target_mask), prediction_mask | target_mask)
+    return found["voi_split"], found["voi_merge"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Overlaps:
-    """Pairs of components ``(2, N)``, predicted and true, 0 the background, and how many voxels ``(N,)`` each pair shares."""
+    """Pairs of segments ``(2, N)``, predicted and true, 0 the background, and how many voxels ``(N,)`` each pair shares."""
 
     pairs: np.ndarray
     voxels: np.ndarray
@@ -114,8 +149,8 @@ def _conditional_entropy(overlaps: _Overlaps, given: int) -> float:
 
 
 def _overlaps(prediction: np.ndarray, target: np.ndarray, where: np.ndarray) -> _Overlaps:
-    """How the components of two masks overlap in the voxels of the mask ``where``."""
-    labels = [morphology.components(mask)[0] for mask in (prediction, target)]
+    """How the segments of two labelings overlap in the voxels of the mask ``where``."""
+    labels: Sequence[np.ndarray] = (prediction, target)
     width = int(labels[1].max(initial=0)) + 1
     keys, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
     rows = max(1, _AT_ONCE * len(where) // max(where.size, 1))
@@ -137,8 +172,8 @@ def _tally(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return key, np.bincount(number, lengths, len(key))
 
 
-def adapted_rand(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
-    """Adapted Rand error (Arganda-Carreras et al. 2015) of the components as segments, as SNEMI3D counts it.
+def adapted_rand(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
+    """Adapted Rand error (Arganda-Carreras et al. 2015) of two labelings, as SNEMI3D counts it. Segments as in :func:`voi`.
 
     Over pairs of voxels of the target: ``adapted_rand_precision`` is the share of the pairs in one predicted segment that are
     also in one true component, ``adapted_rand_recall`` the share of the pairs in one true component that are also in one
@@ -146,14 +181,15 @@ def adapted_rand(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray |
     do not count, and those of it that the prediction misses are one segment together: see ``dice`` for how much is missed.
     Both empty: error 0, one empty: error 1, precision and recall 0.
     """
-    return _in_parts("adapted_rand", *confined(prediction, target, valid), _adapted_rand)
+    return _adapted_rand(_labelings(confined(prediction, target, valid), classes))
 
 
-def _adapted_rand(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
+def _adapted_rand(maps: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    prediction, target = maps
     if not (prediction.any() and target.any()):
         agree = float(prediction.any() == target.any())
         return {"adapted_rand": 1 - agree, "adapted_rand_precision": agree, "adapted_rand_recall": agree}
-    overlaps = _overlaps(prediction, target, target)
+    overlaps = _overlaps(prediction, target, target != 0)
     predicted, true = (_pairs_of_voxels(np.bincount(side, overlaps.voxels)) for side in overlaps.pairs)
     both = _pairs_of_voxels(overlaps.voxels)
     return {
@@ -172,7 +208,9 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 1.0
 
 
-def betti_matching_error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def betti_matching_error(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None
+) -> dict[str, float]:
     """Features of both masks without a partner in the other, by Betti matching (Stucki et al., ICML 2023).
 
     A component, tunnel or cavity (2D: component, hole) has a partner if both are one feature of the union of the masks, so
@@ -180,7 +218,7 @@ def betti_matching_error(prediction: np.ndarray, target: np.ndarray, valid: np.n
     keys: ``betti_matching_error_b0`` and so on for each dimension. The first components of both masks are partners. Both
     empty: 0. One empty: the sum of the other's Betti numbers.
     """
-    return _in_parts("betti_matching_error", *confined(prediction, target, valid), _betti_matching_error)
+    return _in_parts("betti_matching_error", confined(prediction, target, valid), _betti_matching_error, classes)
 
 
 def _betti_matching_error(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:

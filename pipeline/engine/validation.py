@@ -1,0 +1,179 @@
+"""Scores of the fixed patches by which a fold's training is watched: voxels counted over a whole epoch, other metrics averaged over patches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config import Config, Data
+from pipeline.data import normalise
+from pipeline.metrics import SOFT, evaluate
+from pipeline.metrics.context import MetricContext, several
+from pipeline.metrics.frames import POOLED, Counts, count_classes, pooled_value
+from pipeline.metrics.probability import Tally, tally_halves
+from pipeline.metrics.region import mean_of
+from pipeline.records import Part
+from pipeline.tasks import TASKS
+
+ALL = 0
+"""In place of a class: voxels of any class, right as ``tp`` and wrong as ``fn``."""
+
+
+def validation_metrics(config: Config) -> tuple[Part, ...]:
+    """Metrics of ``train.validate``, with the task's default."""
+    return config.train.validate.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
+
+
+def classes_of(data: Data) -> tuple[int, ...]:
+    """The foreground classes of a data set: all that the config declares, but for an ignored one."""
+    return tuple(c for c in range(1, data.classes) if c != data.ignore_label)
+
+
+def labelled(config: Config, batch: Mapping[str, Any]) -> int:
+    """How many samples of a batch hold something to learn or to be measured: those not wholly ignored."""
+    ignore, targets = config.data.ignore_label, [n for n, kind in config.targets.items() if kind == "labels"]
+    if ignore is None or len(targets) < len(config.targets):  # an image beside the labels is never ignored
+        return len(batch["id"])
+    known = torch.stack([(batch[name].long() != ignore).flatten(1).any(1) for name in targets])
+    return int(known.any(0).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchRules:
+    """How patches are scored. ``spacings`` are millimetres along each axis by case, empty where distances are in voxels.
+
+    ``fail`` raises for an answer that is not finite; it is given the case's id.
+    """
+
+    config: Config
+    version: int
+    fail: Callable[[str], None]
+    spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def context(self, case_id: str) -> MetricContext:
+        classes = classes_of(self.config.data) if self.config.task == "labels" and self.version >= 2 else None
+        return MetricContext(classes=classes, spacing=self.spacings.get(case_id), version=self.version)
+
+
+def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What :class:`PatchScores` adds up, of one batch, as JSON: labels decided by the task, images on the scale from 0 to 1.
+
+    Args:
+        logits: of the main head, ``(B, K, *S)``.
+
+    Returns:
+        ``scores``: the numbers of each patch, by the position of their metric in the config; ``counts``: voxels by class, as
+        [tp, fp, fn, tn]; ``tally``: voxels by probability, where a metric ranks them.
+    """
+    config, task = rules.config, TASKS[rules.config.task]
+    soft = task.soft(logits).cpu().numpy()
+    targets = batch[next(iter(config.targets))].numpy()
+    out: dict[str, Any] = {"scores": [], "counts": {}, "tally": None}
+    for case_id, one, truth in zip(batch["id"], soft, targets, strict=True):
+        if config.task == "image":
+            if not np.isfinite(one).all():
+                rules.fail(case_id)
+            found, real = (normalise.unit(config.data.normalise, a) for a in (one, truth))
+            out["scores"].append(_scores(rules, (found, real, None), None, case_id))
+            continue
+        ignore = config.data.ignore_label
+        valid = None if ignore is None else truth[0] != ignore
+        label = truth[0] if valid is None else truth[0] * valid
+        foreground = one[0] if len(one) == 1 else None
+        answer = task.hard(one)
+        out["scores"].append(_scores(rules, (answer, label, valid), foreground, case_id))
+        if rules.version >= 2:
+            _count(out, rules, (answer, label, valid), foreground)
+    return out
+
+
+Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""An answer, its target, and where it counts."""
+
+
+def _scores(rules: PatchRules, maps: Maps, soft: np.ndarray | None, case_id: str) -> dict[str, dict[str, float]]:
+    context = rules.context(case_id)
+    numbers = {}
+    for n, part in _averaged(rules):
+        found = evaluate([part], *maps, soft, context=context)
+        numbers[str(n)] = {k: v for k, v in found.items() if not isinstance(v, Mapping)}
+    return numbers
+
+
+def _averaged(rules: PatchRules) -> Iterator[tuple[int, Part]]:
+    """Metrics that are means over patches, with their positions: in version 1 all of them."""
+    for n, part in enumerate(validation_metrics(rules.config)):
+        if rules.version < 2 or rules.config.task == "image" or part.name not in POOLED:
+            yield n, part
+
+
+def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray | None) -> None:
+    """Add a patch's voxels to ``out``."""
+    answer, label, valid = maps
+    right = (answer == label)[... if valid is None else valid]
+    counts = count_classes(answer, label, valid, classes_of(rules.config.data))
+    counts[ALL] = Counts(tp=int(np.count_nonzero(right)), fn=int(np.count_nonzero(~right)))
+    for c, found in counts.items():
+        old = out["counts"].get(str(c), [0, 0, 0, 0])
+        out["counts"][str(c)] = [a + b for a, b in zip(old, (found.tp, found.fp, found.fn, found.tn), strict=True)]
+    if soft is not None and SOFT & {p.name for p in validation_metrics(rules.config)}:
+        tally = tally_halves(soft, label, valid)
+        old = out["tally"] or [0, 0]
+        out["tally"] = [(a + np.asarray(b)).tolist() for a, b in zip((tally.background, tally.foreground), old, strict=True)]
+
+
+class PatchScores:
+    """Sums of what :func:`measure` found, and the values that follow: ``val_dice``, of several classes also ``val_dice_1`` and so on."""
+
+    def __init__(self, rules: PatchRules) -> None:
+        self.rules = rules
+        self.counts: dict[int, Counts] = {}
+        self.tally: Tally | None = None
+        self.values: dict[int, dict[str, list[float]]] = {}
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Add a batch; all of them in a fixed order, so that sums have the same bits whoever computed them."""
+        for patch in found["scores"]:
+            for n, numbers in patch.items():
+                columns = self.values.setdefault(int(n), {})
+                for key, value in numbers.items():
+                    columns.setdefault(key, []).append(value)
+        for c, (tp, fp, fn, tn) in found["counts"].items():
+            counts = Counts(tp=tp, fp=fp, fn=fn, tn=tn)
+            self.counts[int(c)] = self.counts[int(c)] + counts if int(c) in self.counts else counts
+        if found["tally"] is not None:
+            tally = Tally(*(np.asarray(side) for side in found["tally"]))
+            self.tally = tally if self.tally is None else self.tally + tally
+
+    def result(self) -> dict[str, float]:
+        """``val_<name>`` of every metric in the config's order: the same columns in every epoch, NaN where nothing was to be counted."""
+        out: dict[str, float] = {}
+        for n, part in enumerate(validation_metrics(self.rules.config)):
+            if n in self.values:
+                out |= {f"val_{k}": _mean(v, self.rules.version) for k, v in self.values[n].items()}
+            elif self.counts:
+                out |= {f"val_{k}": v for k, v in self._pooled(part.name).items()}
+        return out
+
+    def _pooled(self, name: str) -> dict[str, float]:
+        classes = [c for c in sorted(self.counts) if c != ALL]
+        if name == "accuracy":
+            return {name: pooled_value(name, self.counts[ALL])}
+        if name in SOFT:
+            return {name: pooled_value(name, dataclasses.replace(self.counts[classes[0]], tally=self.tally))}
+        each = {c: pooled_value(name, self.counts[c]) for c in classes}
+        if not several(classes):
+            return {name: each[classes[0]]}
+        return {name: mean_of(each.values()), **{f"{name}_{c}": v for c, v in each.items()}}
+
+
+def _mean(values: Sequence[float], version: int) -> float:
+    """Mean over patches; those without a value are left out (in version 1 one of them makes all NaN)."""
+    known = [v for v in values if version < 2 or math.isfinite(v)]
+    return sum(known) / len(known) if known else math.nan
