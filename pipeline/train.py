@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import cli
 from pipeline.cli import say
 from pipeline.config import Config, ConfigError, bind, difference, dump, load, nearest, to_dict
-from pipeline.records import DONE, FAILED, Case, Fault, FoldResult, UserError
+from pipeline.records import DONE, FAILED, METRICS_VERSION, Case, Fault, FoldResult, UserError
 
 if TYPE_CHECKING:
     from pipeline.data.folds import Split
@@ -77,6 +77,8 @@ class Run:
     stored: Mapping[str, Stored]
     splits: Sequence[Split]
     team: Team
+    version: int
+    """Metrics version by which the run is scored."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -251,10 +253,23 @@ def lay_out(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[F
 
     listing = case_listing(*data)
     _same_as_before(folder, config, listing)
+    environment = {**cli.environment(), "metrics_version": metrics_version(folder)}
     files.sweep(folder)
+    files.write_json(folder / "environment.json", environment)  # before the config, which makes the folder a run
     files.write_text(folder / "config.yaml", dump(config))
-    files.write_json(folder / "environment.json", cli.environment())
     files.write_json(folder / "cases.json", listing)
+
+
+def metrics_version(folder: Path) -> int:
+    """Metrics version of a run folder: the one it began with, 1 where it began before there were any, the present one of a new run."""
+    from pipeline import files
+
+    if not (folder / "config.yaml").is_file():
+        return METRICS_VERSION
+    if not (folder / "environment.json").is_file():
+        return 1
+    known = files.read_json(folder / "environment.json")
+    return int(known.get("metrics_version", 1)) if isinstance(known, dict) else 1
 
 
 def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]], team: Team) -> Run:
@@ -273,7 +288,15 @@ def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[
     place = stores.place(config.data, folder)
     stored = stores.build(cases, facts, config, place, progress=cli.counter("building the store"))
     stored = derived.attach(stored, config, place, progress=cli.counter("making maps and masks"))
-    return Run(config=config, folder=folder, device=team.device, stored={s.case.id: s for s in stored}, splits=split, team=team)
+    return Run(
+        config=config,
+        folder=folder,
+        device=team.device,
+        stored={s.case.id: s for s in stored},
+        splits=split,
+        team=team,
+        version=metrics_version(folder),
+    )
 
 
 def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
@@ -487,6 +510,7 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         check=functools.partial(_check, team),
         watch=cli.progress,
         team=team,
+        version=run.version,
     )
 
 

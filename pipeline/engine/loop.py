@@ -8,6 +8,7 @@ was stopped or killed and started again ends with the same bits as one that was 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -67,8 +68,11 @@ class Job:
     watch: Callable[[Iterable[Any], str, int], Iterator[Any]]
     team: Team = field(default_factory=Team)
     version: int = METRICS_VERSION
+    """Metrics version by which this fold validates."""
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Millimetres between voxels by held-out case, where a metric of ``train.validate`` measures lengths and all files carry a unit."""
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    """What the training data looked like, for the header of model files (``Checkpoint.trained_on``)."""
 
 
 class Means:
@@ -133,7 +137,7 @@ def fit(job: Job) -> State:
     Of several ranks, which all do the same, the first writes.
     """
     with job.team.naming(f"training fold {job.fold}"):
-        state = _resume(job, _start(job))
+        job, state = _resume(job, _start(job))
         if job.team.leads:
             _fit(job, state)
         else:
@@ -449,7 +453,14 @@ def _note(journal: Journal, line: str) -> str:
 def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: float | None) -> Checkpoint:
     weights = {k: v.detach() for k, v in network.state_dict().items()}
     return Checkpoint(
-        config=to_dict(job.config), channels=job.channels, fold=job.fold, epoch=epoch, score=score, weights=weights, kind=kind
+        config=to_dict(job.config),
+        channels=job.channels,
+        fold=job.fold,
+        epoch=epoch,
+        score=score,
+        weights=weights,
+        kind=kind,
+        trained_on=job.trained_on,
     )
 
 
@@ -477,6 +488,7 @@ def _write_state(job: Job, state: State) -> None:
         "optimizer": rest,
         "schedule": _plain(state.schedule.state_dict()),
         "scaler": state.scaler.state_dict(),
+        "metrics_version": job.version,
     }
     checkpoint.save_state(job.folder / "checkpoint_latest", (state.epoch, state.step), tensors, facts)
 
@@ -486,10 +498,11 @@ def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
     return {k: [_plain(s) for s in v] if k == "_schedulers" else v for k, v in schedule.items() if not callable(v) and k != "anneal_func"}
 
 
-def _resume(job: Job, state: State) -> State:
+def _resume(job: Job, state: State) -> tuple[Job, State]:
+    """The state that was saved, and the job by that state's metrics version; both as they are where nothing was saved."""
     loaded = checkpoint.load_state(job.folder / "checkpoint_latest", job.say)
     if loaded is None:
-        return state
+        return job, state
     tensors, facts = loaded
     state.network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")})
     if state.average is not None:
@@ -503,7 +516,7 @@ def _resume(job: Job, state: State) -> State:
         state.step, state.means, state.began = facts["step"], Means(**facts["means"]), time.monotonic() - facts["seconds"]
     state.spent = sum(record["seconds"] for record in state.history) + facts.get("seconds", 0.0)
     job.say(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
-    return state
+    return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
 
 
 def _preview(job: Job, state: State, journal: Journal) -> None:
