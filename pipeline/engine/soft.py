@@ -16,6 +16,12 @@ import numpy as np
 from pipeline import files
 from pipeline.records import Geometry, Prediction, UserError
 
+TOLERANCE = 1e-3
+"""How far a probability may lie outside 0..1: twice the rounding of float16 at 1."""
+
+SLAB = 2**22
+"""Numbers that are checked at a time."""
+
 
 def save(folder: Path, prediction: Prediction, extra: Mapping[str, Any]) -> None:
     """Write ``folder/ID.npy`` and ``folder/ID.json`` (geometry and ``extra``); the array last, so that it is never without its facts."""
@@ -27,17 +33,74 @@ def save(folder: Path, prediction: Prediction, extra: Mapping[str, Any]) -> None
 
 def ids(folder: Path) -> list[str]:
     """Ids of the soft predictions in ``folder``, sorted."""
-    return sorted(p.stem for p in folder.glob("*.npy") if not p.name.startswith("."))
+    return sorted({files.case_id(p) for p in _arrays(folder)})
+
+
+def array_path(folder: Path, case_id: str) -> Path:
+    """The file of a case's array, also where its name was decomposed on the way through another file system."""
+    path = folder / f"{case_id}.npy"
+    if path.is_file():
+        return path
+    return next((p for p in _arrays(folder) if files.case_id(p) == files.case_id(path)), path)
+
+
+def _arrays(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("*.npy") if not p.name.startswith(".")]
 
 
 def load(folder: Path, case_id: str) -> tuple[Prediction, dict[str, Any]]:
     """A memory-mapped soft prediction and its facts. Raises UserError for a missing or torn file."""
-    path = folder / f"{case_id}.npy"
+    path = array_path(folder, case_id)
     try:
-        facts = files.read_json(folder / f"{case_id}.json")
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+        facts = files.read_json(path.with_name(f"{path.name[:-4]}.json"))
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        geometry = facts.pop("geometry")
+        place = Geometry(**{**geometry, "notes": tuple(geometry.get("notes", ()))})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, files.FileError) as error:
         raise UserError(
             f"{path}: not a readable soft prediction ({error}). Run pipeline.predict --save-soft again for this case."
         ) from None
-    return Prediction(case_id=case_id, soft=array, geometry=Geometry(**facts.pop("geometry"))), facts
+    return Prediction(case_id=case_id, soft=array, geometry=place), facts
+
+
+def require_sound(path_or_folder: Path, case_id: str) -> None:
+    """Raise UserError unless a soft prediction holds finite numbers and, for labels, probabilities from 0 to 1.
+
+    Args:
+        path_or_folder: folder of soft predictions (``OUTPUT/soft``), or the ``ID.npy`` in one.
+        case_id: id of the case.
+    """
+    folder = path_or_folder.parent if path_or_folder.suffix == ".npy" else path_or_folder
+    prediction, facts = load(folder, case_id)
+    problem = _unsound(prediction.soft, facts.get("task", "labels") == "labels")
+    if problem is not None:
+        raise UserError(
+            f"{array_path(folder, case_id)}: {problem}. Predict this case again with pipeline.predict --save-soft; where the network "
+            "itself gives such values, train it again or leave this member out."
+        )
+
+
+def _unsound(array: np.ndarray, probabilities: bool) -> str | None:
+    """What is wrong with the values of ``(K, *S)``, read a slab at a time; None where they are sound."""
+    if array.dtype.kind not in "uif":
+        return f"holds values of type {array.dtype}, not numbers"
+    low, high = (-TOLERANCE, 1 + TOLERANCE) if probabilities else (-np.inf, np.inf)
+    wrong, example = 0, 0.0
+    flat = array.reshape(-1)  # a view: soft files are written in one piece
+    for start in range(0, flat.size, SLAB):
+        part = flat[start : start + SLAB]
+        if probabilities and _in_range(part):
+            continue
+        values = np.asarray(part, np.float32)
+        bad = values[~(np.isfinite(values) & (values >= low) & (values <= high))]
+        example = example if wrong or not bad.size else float(bad[0])
+        wrong += bad.size
+    if not wrong:
+        return None
+    rule = "no probabilities from 0 to 1" if probabilities else "NaN or infinite"
+    return f"holds {wrong} values that are {rule}, the first is {example:g}"
+
+
+def _in_range(part: np.ndarray) -> bool:
+    """Whether all of a float16 array lies in 0..1, by its bits: those of NaN, infinity and negative numbers are greater."""
+    return part.dtype == np.float16 and int(part.view(np.uint16).max(initial=0)) <= int(np.float16(1).view(np.uint16))
