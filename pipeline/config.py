@@ -6,6 +6,7 @@ closed tables (networks, losses, ...) are checked by :func:`bind` as soon as the
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -38,9 +39,33 @@ def _brackets(pattern: str) -> int:
         return -1
 
 
-def _require(good: bool, message: str) -> None:
-    if not good:
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a config: the sentence to show, and the keys without which it would not be wrong."""
+
+    text: str
+    keys: tuple[str, ...] = ()
+    severity: Literal["error", "warning"] = "error"
+
+
+_found: contextvars.ContextVar[list[Problem] | None] = contextvars.ContextVar("_found", default=None)
+"""Where the checks of a config's dataclasses put what they find while one is read; None where each raises at once."""
+
+
+def _require(good: bool, message: str, *keys: str) -> None:
+    """Raise ConfigError unless ``good``, or only take note while a whole config is read. ``keys`` would mend it if they were left out."""
+    if good:
+        return
+    found = _found.get()
+    if found is None:
         raise ConfigError(message)
+    found.append(Problem(message, keys))
+
+
+def _at_least(least: int, where: str, **values: float) -> None:
+    for name, value in values.items():
+        rule = "must not be negative" if least == 0 else f"must be at least {least}"
+        _require(value >= least, f"{where}.{name} is {value}, {rule}.", f"{where}.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +82,13 @@ class Folds:
         _require(
             self.pattern is None or _brackets(self.pattern) >= 1,
             f"data.folds.pattern is {self.pattern!r}, must be a regular expression with one bracket, e.g. '_(\\d+)[LR]$'.",
+            "data.folds.pattern",
         )
-        _require(self.count >= 2, f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.")
+        _require(
+            self.count >= 2,
+            f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.",
+            "data.folds.count",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +113,26 @@ class Patch:
 
     def __post_init__(self) -> None:
         _require(
-            self.changed is None or 0 < self.changed <= 1, f"data.patch.changed is {self.changed}, must satisfy 0 < changed <= 1, or null."
+            self.changed is None or 0 < self.changed <= 1,
+            f"data.patch.changed is {self.changed}, must satisfy 0 < changed <= 1, or null.",
+            "data.patch.changed",
         )
-        _require(self.grid is None or 0 <= self.grid < 1, f"data.patch.grid is {self.grid}, must satisfy 0 <= grid < 1, or null.")
-        _require(all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.")
-        _require(min(self.tries, self.batch, self.per_case) >= 1, "data.patch: tries, batch and per_case must be at least 1.")
+        _require(
+            self.grid is None or 0 <= self.grid < 1,
+            f"data.patch.grid is {self.grid}, must satisfy 0 <= grid < 1, or null.",
+            "data.patch.grid",
+        )
+        _require(
+            all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.", "data.patch.size"
+        )
+        _at_least(1, "data.patch", tries=self.tries, batch=self.batch, per_case=self.per_case)
         if self.foreground is not None:
             low, high = self.foreground
-            _require(0 <= low <= high <= 1, f"data.patch.foreground is [{low}, {high}], must satisfy 0 <= low <= high <= 1.")
+            _require(
+                0 <= low <= high <= 1,
+                f"data.patch.foreground is [{low}, {high}], must satisfy 0 <= low <= high <= 1.",
+                "data.patch.foreground",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +144,16 @@ class Frames:
     """With ``fov``: also ``NAME_padded``, over the image with background added up to this size, as some published scores were counted."""
 
     def __post_init__(self) -> None:
-        _require(self.padded is None or self.fov is not None, "data.frames.padded stands without fov; name the role of the masks.")
-        _require(self.padded is None or min(self.padded) >= 1, f"data.frames.padded is {self.padded}, every entry must be at least 1.")
+        _require(
+            self.padded is None or self.fov is not None,
+            "data.frames.padded stands without fov; name the role of the masks.",
+            "data.frames.padded",
+        )
+        _require(
+            self.padded is None or all(n >= 1 for n in self.padded),
+            f"data.frames.padded is {self.padded}, every entry must be at least 1.",
+            "data.frames.padded",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +173,8 @@ class Change:
     """Standard deviation in pixels of a Gaussian that softens the edge. 0: none."""
 
     def __post_init__(self) -> None:
-        _require(self.magnifier > 0, f"data.change.magnifier is {self.magnifier}, must be above 0.")
-        _require(
-            min(self.threshold, self.opening, self.dilation, self.blur) >= 0,
-            "data.change: threshold, opening, dilation and blur must not be negative.",
-        )
+        _require(self.magnifier > 0, f"data.change.magnifier is {self.magnifier}, must be above 0.", "data.change.magnifier")
+        _at_least(0, "data.change", threshold=self.threshold, opening=self.opening, dilation=self.dilation, blur=self.blur)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,16 +217,20 @@ class Data:
         _require(
             len(self.patch.size) == self.dims,
             f"data.patch.size {list(self.patch.size)} has {len(self.patch.size)} axes, data.dims is {self.dims}. Give one number per axis.",
+            "data.patch.size",
         )
-        _require(self.classes >= 2, f"data.classes is {self.classes}; background counts, so it is at least 2.")
-        _require("image" in self.folders, "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.")
+        _require(self.classes >= 2, f"data.classes is {self.classes}; background counts, so it is at least 2.", "data.classes")
+        _require("image" in self.folders, "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.", "data.folders")
         _require(
             self.binarise is None or self.classes == 2,
             f"data.binarise is {self.binarise}, which needs data.classes: 2, not {self.classes}.",
+            "data.binarise",
         )
         padded = self.frames.padded
-        _require(padded is None or len(padded) == self.dims, f"data.frames.padded {padded} needs {self.dims} numbers.")
-        _require(self.workers >= 0, f"data.workers is {self.workers}, must not be negative.")
+        _require(
+            padded is None or len(padded) == self.dims, f"data.frames.padded {padded} needs {self.dims} numbers.", "data.frames.padded"
+        )
+        _at_least(0, "data", workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +244,12 @@ class Average:
     """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch; ``null``: equal average of all epochs."""
 
     def __post_init__(self) -> None:
-        _require(self.start >= 0, f"train.average.start is {self.start}, must not be negative.")
-        _require(self.decay is None or 0 <= self.decay < 1, f"train.average.decay is {self.decay}, must be in [0, 1) or null.")
+        _at_least(0, "train.average", start=self.start)
+        _require(
+            self.decay is None or 0 <= self.decay < 1,
+            f"train.average.decay is {self.decay}, must be in [0, 1) or null.",
+            "train.average.decay",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +261,7 @@ class Stop:
     """Epochs without improvement before the fold ends."""
 
     def __post_init__(self) -> None:
-        _require(self.patience >= 1, f"train.stop.patience is {self.patience}, must be at least 1.")
+        _at_least(1, "train.stop", patience=self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +275,7 @@ class Validate:
     """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr`` for images."""
 
     def __post_init__(self) -> None:
-        _require(min(self.every, self.per_case) >= 1, "train.validate: every and per_case must be at least 1.")
+        _at_least(1, "train.validate", every=self.every, per_case=self.per_case)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,17 +330,23 @@ class Train:
     """Trackers that also get parameters, metrics and the model (extra ``tracking``). One that fails is dropped with a warning."""
 
     def __post_init__(self) -> None:
-        _require(min(self.epochs, self.accumulate) >= 1, "train.epochs and train.accumulate must be at least 1.")
-        _require(
-            min(self.preview_every, self.preview_steps, self.keep_every, self.save_steps) >= 0,
-            "train: preview_every, preview_steps, keep_every and save_steps must not be negative.",
+        _at_least(1, "train", epochs=self.epochs, accumulate=self.accumulate)
+        _at_least(
+            0,
+            "train",
+            preview_every=self.preview_every,
+            preview_steps=self.preview_steps,
+            keep_every=self.keep_every,
+            save_steps=self.save_steps,
         )
-        _require(self.timeout > 0, f"train.timeout is {self.timeout}, must be above 0 seconds.")
-        _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.")
-        if self.average is not None:
+        _require(self.timeout > 0, f"train.timeout is {self.timeout}, must be above 0 seconds.", "train.timeout")
+        _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.", "train.clip")
+        if self.average is not None and self.epochs >= 1:
             _require(
                 self.average.start < self.epochs,
-                f"train.average.start is {self.average.start} but train.epochs is {self.epochs}: averaging would never start. Lower start or set average: null.",
+                f"train.average.start is {self.average.start} but train.epochs is {self.epochs}: averaging would never start. "
+                "Lower start or set average: null.",
+                "train.average",
             )
 
 
@@ -312,16 +373,19 @@ class Predict:
     """Average over each tile enlarged or reduced by these factors."""
 
     def __post_init__(self) -> None:
-        _require(self.overlap >= 0 and self.halo >= 0, "predict.overlap and predict.halo must not be negative.")
-        _require(self.batch >= 1, f"predict.batch is {self.batch}, must be at least 1.")
+        _at_least(0, "predict", overlap=self.overlap, halo=self.halo)
+        _at_least(1, "predict", batch=self.batch)
         _require(
             len(self.scales) > 0 and all(0.1 <= s <= 10 for s in self.scales),
             f"predict.scales is {list(self.scales)}, must hold numbers from 0.1 to 10.",
+            "predict.scales",
         )
         if isinstance(self.patch, tuple):
             _require(
-                min(self.patch) > 2 * self.halo,
+                all(n > 2 * self.halo for n in self.patch),
                 f"predict.patch {list(self.patch)} leaves nothing between two halos of {self.halo}. Enlarge the patch.",
+                "predict.patch",
+                "predict.halo",
             )
 
 
@@ -349,25 +413,43 @@ class Config:
         _require(
             re.fullmatch(r"[\w.-]+", self.name) is not None,
             f"name is {self.name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'.",
+            "name",
         )
-        _require(len(self.losses) > 0, "losses is empty; add at least one term, e.g. - {name: dice}.")
+        _require(len(self.losses) > 0, "losses is empty; add at least one term, e.g. - {name: dice}.", "losses")
         fov = self.data.frames.fov
-        _require(fov not in self.targets, f"data.frames.fov is {fov!r}, which is a target; give the masks a role of their own.")
         _require(
-            fov is None or self.task == "labels", f"data.frames.fov is {fov!r}, but frames are for task labels; this is {self.task!r}."
+            fov not in self.targets,
+            f"data.frames.fov is {fov!r}, which is a target; give the masks a role of their own.",
+            "data.frames",
+        )
+        _require(
+            fov is None or self.task == "labels",
+            f"data.frames.fov is {fov!r}, but frames are for task labels; this is {self.task!r}.",
+            "data.frames",
         )
         if self.data.change is not None:
-            _require(self.task == "image", f"data.change compares pairs of images; this system's task is {self.task!r}. Take it away.")
-            _require(self.data.dims == 2, "data.change compares photographs: data.dims must be 2.")
             _require(
-                "mask" not in self.targets, "data.change makes a target called 'mask', and data.targets names files of it, too. Keep one."
+                self.task == "image",
+                f"data.change compares pairs of images; this system's task is {self.task!r}. Take it away.",
+                "data.change",
+            )
+            _require(self.data.dims == 2, "data.change compares photographs: data.dims must be 2.", "data.change")
+            _require(
+                "mask" not in self.targets,
+                "data.change makes a target called 'mask', and data.targets names files of it, too. Keep one.",
+                "data.change",
             )
         _require(
             self.data.patch.changed is None or self.data.change is not None,
             "data.patch.changed chooses patches by the mask of data.change, which is not set. Add data.change: {}.",
+            "data.patch.changed",
         )
         size = self.predict.patch
-        _require(not isinstance(size, tuple) or len(size) == self.data.dims, f"predict.patch {size} needs {self.data.dims} numbers.")
+        _require(
+            not isinstance(size, tuple) or len(size) == self.data.dims,
+            f"predict.patch {size} needs {self.data.dims} numbers.",
+            "predict.patch",
+        )
 
     @property
     def targets(self) -> Mapping[str, str]:
@@ -386,11 +468,46 @@ class Config:
         return self.targets if fov is None else {**self.targets, fov: "mask"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What reading a config found. Where there are problems, ``config`` has the keys in ``replaced`` at their defaults.
+
+    It is None where even that gives no config.
+    """
+
+    config: Any
+    problems: tuple[Problem, ...] = ()
+    replaced: tuple[str, ...] = ()
+
+    def relies_on(self, key: str) -> bool:
+        """Whether a key, or one that holds it, was replaced: what is said about it would not be about the user's file."""
+        return any(key == r or key.startswith(f"{r}.") for r in self.replaced)
+
+
 def load(path: Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a system's YAML, apply ``KEY=VALUE`` overrides (dotted keys, YAML values) and check everything.
 
     Raises ConfigError listing every fault found.
     """
+    problems: list[Problem] = []
+    data = _read_with(path, overrides, problems)
+    if problems:
+        raise ConfigError("\n  ".join(p.text for p in problems))
+    return from_dict(data, where=str(path))
+
+
+def examine(path: Path, overrides: typing.Sequence[str] = ()) -> Reading:
+    """As :func:`load`, but with the problems in a list, so that what else there is can be checked, too.
+
+    Raises ConfigError only where the file is missing or no YAML.
+    """
+    problems: list[Problem] = []
+    reading = _read(_read_with(path, overrides, problems), Config)
+    return dataclasses.replace(reading, problems=(*problems, *reading.problems))
+
+
+def _read_with(path: Path, overrides: typing.Sequence[str], problems: list[Problem]) -> dict[str, Any]:
+    """The YAML file with the overrides; those that cannot be applied are left out and become problems."""
     if not path.is_file():
         have = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -398,8 +515,11 @@ def load(path: Path, overrides: typing.Sequence[str] = ()) -> Config:
         )
     data = read_yaml(path)
     for text in overrides:
-        override(data, text)
-    return from_dict(data, where=str(path))
+        try:
+            override(data, text)
+        except ConfigError as error:
+            problems.append(Problem(str(error)))
+    return data
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -469,21 +589,92 @@ def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
 
 def structure(data: Mapping[str, Any], kind: type[T], where: str) -> T:
     """Nested dicts as the frozen dataclass ``kind``. Raises ConfigError with every structural fault."""
+    reading = _read(data, kind)
+    if reading.problems:
+        raise ConfigError(f"{where}:\n  " + "\n  ".join(p.text for p in reading.problems))
+    return reading.config
+
+
+ROUNDS = 50
+"""Times that a config is read, each time without the keys that were wrong before; a file has no more faults in a row than that."""
+
+
+def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
+    """Read ``kind`` from nested dicts; what stands behind a fault is found by reading again with the faulty key at its default."""
+    unknown: list[str] = []
+    full = _expand(dict(data), kind, "", unknown)
+    problems, replaced = [Problem(text) for text in unknown], list[str]()
+    value = None
+    for _ in range(ROUNDS):
+        value, found = _build(full, kind)
+        told = Reading(config=None, replaced=tuple(replaced))
+        problems += [p for p in found if not any(told.relies_on(key) for key in p.keys)]
+        if not found:
+            break
+        value = None
+        taken = [_take_away(full, key) for p in found for key in p.keys]
+        replaced += [key for key in taken if key is not None]
+        if not any(taken):
+            break
+    return Reading(config=value, problems=tuple(dict.fromkeys(problems)), replaced=tuple(dict.fromkeys(replaced)))
+
+
+def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
+    """``kind`` made of spelled-out nested dicts, and everything that is wrong with them."""
     from pydantic import TypeAdapter, ValidationError
 
-    faults: list[str] = []
-    full = _expand(dict(data), kind, "", faults)
-    if not faults:
-        try:
-            return TypeAdapter(kind).validate_json(json.dumps(full), strict=True)
-        except ValidationError as error:
-            faults = [_fault(item) for item in error.errors(include_url=False)]
-    raise ConfigError(f"{where}:\n  " + "\n  ".join(dict.fromkeys(faults)))
+    found: list[Problem] = []
+    token = _found.set(found)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(full), strict=True), found
+    except ValidationError as error:
+        return None, [*found, *(_fault(item) for item in error.errors(include_url=False))]
+    finally:
+        _found.reset(token)
 
 
-def _fault(item: Mapping[str, Any]) -> str:
+def _fault(item: Mapping[str, Any]) -> Problem:
     key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
-    return f"{key}: missing, has no default" if item["type"] == "missing" else f"{key}: {item['msg']} (got {item.get('input')!r})"
+    text = f"{key}: missing, has no default" if item["type"] == "missing" else f"{key}: {item['msg']} (got {item.get('input')!r})"
+    return Problem(text, (key,))
+
+
+STAND_INS = {
+    r"name": "unnamed",
+    r"network": {"name": "unet"},
+    r"losses": [{"name": "dice"}],
+    r"losses\.\d+": {"name": "dice"},
+    r"(metrics|train\.validate\.metrics)\.\d+": {"name": "dice"},
+    r"postprocess\.\d+": {"name": "fill_holes"},
+    r"data\.augment\.\d+": {"name": "flip"},
+}
+"""What stands where a faulty key has no default, so that the others can be checked; nothing is said about these themselves."""
+
+
+def _take_away(full: Any, key: str) -> str | None:
+    """Remove the entry at a dotted key, or the nearest one around it, so that its default counts; returns which, None for none."""
+    parts = key.split(".")
+    while parts:
+        where, at = ".".join(parts), _at(full, parts[:-1])
+        stand_in = next((value for pattern, value in STAND_INS.items() if re.fullmatch(pattern, where)), None)
+        if isinstance(at, dict) and (parts[-1] in at or stand_in is not None):
+            at.pop(parts[-1], None)
+            at |= {} if stand_in is None else {parts[-1]: stand_in}
+            return where
+        if isinstance(at, list) and stand_in is not None and parts[-1].isdigit() and int(parts[-1]) < len(at):
+            at[int(parts[-1])] = stand_in
+            return where
+        parts.pop()
+    return None
+
+
+def _at(full: Any, parts: typing.Sequence[str]) -> Any:
+    for part in parts:
+        if isinstance(full, dict):
+            full = full.get(part)
+        else:
+            full = full[int(part)] if isinstance(full, list) and part.isdigit() and int(part) < len(full) else None
+    return full
 
 
 def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:

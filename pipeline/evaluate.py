@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +57,42 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--soft", type=Path, help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there")
     p.add_argument("--fov", type=Path, help="folder of field-of-view masks with the same ids: metrics inside it and over the full image")
     p.add_argument("--padded", type=int, nargs="+", metavar="N", help="with --fov: also over the image with background up to this size")
-    p.add_argument("--binarise", type=float, metavar="X", help="label values above X are foreground, for masks kept as JPEG")
+    p.add_argument(
+        "--binarise",
+        type=float,
+        metavar="X",
+        help="values above X are foreground: labels kept as JPEG or as greys, answers that are probabilities",
+    )
+    p.add_argument(
+        "--partial",
+        action="store_true",
+        help="score the labels that have an answer, and say how many have none; a fold's oof/ needs no option: its cases are known",
+    )
     p.add_argument("--workers", type=int, help="cases scored at a time; default: one a core, fewer where memory is short")
     p.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     p.add_argument(
         "--ignore-label",
         default="auto",
-        help="label value that is not counted; none; auto: as the predictions' summary.json says, else 2 for the competition's score, or where labels hold it and no answer does",
+        help="label value that is not counted; none; auto: as the predictions' summary.json or the labels' dataset.json says, else 2 "
+        "with the metric competition, else none",
     )
     return p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What lies beside answers and labels and says more about them.
+
+    Args:
+        summary: summary.json of the predictions, or of the run whose fold they are of.
+        names: names of classes.
+        held_out: ids of the cases that a fold's ``oof`` holds, None of other folders.
+    """
+
+    summary: Mapping[str, Any]
+    names: Mapping[int, str]
+    ignore: int | None
+    held_out: frozenset[str] | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,35 +103,114 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
     from pipeline.engine.folder import Rules
-    from pipeline.metrics import bound
+    from pipeline.metrics import bound, in_millimetres
 
     parts = [_part(text) for text in arguments.metrics]
     for part in parts:
         bound(part, "--metrics")
     _one_kind(arguments, parts)
-    pairs = pair(arguments.predictions, arguments.labels, _listed(arguments.split))
+    _require_json(arguments.out)
+    known = look_around(arguments.predictions, arguments.labels)
+    only = _listed(arguments.split)
+    only = known.held_out if only is None else only
+    pairs = pair(arguments.predictions, arguments.labels, only, arguments.partial)
     dims = files.dims_of(next(iter(pairs.values()))[1])
     if Rules(metrics=parts, dims=dims).images:
+        _require_images(known, parts)
         rules = Rules(metrics=parts, dims=dims, change=_change(arguments.change or ()))
-        return _finish(arguments, image_jobs(arguments, pairs, rules))
-    ignore = ignored(arguments.ignore_label, arguments.predictions, pairs, "competition" in [m.name for m in parts])
+        return _finish(arguments, image_jobs(arguments, pairs, rules), known)
+    ignore = ignored(arguments.ignore_label, known, "competition" in [m.name for m in parts])
     if ignore is not None:
         say(f"label value {ignore} is not counted")
-    padded = _padded(arguments, dims)
-    rules = Rules(metrics=parts, dims=dims, ignore=ignore, binarise=arguments.binarise, padded=padded)
-    return _finish(arguments, jobs(arguments, pairs, rules))
+    rules = Rules(
+        metrics=parts,
+        dims=dims,
+        ignore=ignore,
+        binarise=arguments.binarise,
+        padded=_padded(arguments, dims),
+        declared=_declared(known),
+        millimetres=in_millimetres(parts) and _all_carry_a_unit(pairs, dims),
+    )
+    return _finish(arguments, jobs(arguments, pairs, rules), known)
 
 
-def _finish(arguments: argparse.Namespace, work: Sequence[Pair]) -> int:
+def _require_json(out: Path | None) -> None:
+    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else."""
+    if out is not None and (out.suffix.lower() != ".json" or out.is_dir()):
+        raise UserError(f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json.")
+
+
+def _require_images(known: Known, parts: Sequence[Part]) -> None:
+    """Raise UserError for metrics of images where the predictions are label maps."""
+    if known.summary.get("task") == "labels":
+        names = ", ".join(p.name for p in parts)
+        raise UserError(f"--metrics {names}: of images, but these predictions are labels (task in summary.json). Use e.g. --metrics dice.")
+
+
+def _declared(known: Known) -> int | None:
+    """Number of classes of the model that gave the answers; None where it is not known, or instances were numbered."""
+    steps = [step.get("name") for step in known.summary.get("postprocess") or () if isinstance(step, Mapping)]
+    number = known.summary.get("classes")
+    return number if isinstance(number, int) and number >= 2 and "instances" not in steps else None
+
+
+def _all_carry_a_unit(pairs: Mapping[str, tuple[Path, Path]], dims: int) -> bool:
+    """Whether every label file says how far its voxels lie apart. Raises UserError where some do and others do not."""
+    from pipeline import files
+    from pipeline.grid import grid_of
+
+    spacings: dict[str, tuple[float, ...] | None] = {}
+    for i, (_, label) in pairs.items():
+        try:
+            spacings[i] = grid_of(files.geometry(label, dims), dims).spacing
+        except files.FileError:
+            continue  # its row will say so
+    without = [i for i, spacing in spacings.items() if spacing is None]
+    if without and len(without) < len(spacings):
+        raise UserError(
+            f"distances of these cases have no common unit: {len(without)} label files carry none ({', '.join(without[:10])}), the others "
+            "do. Give all of them their spacing, or score them apart."
+        )
+    return not without and bool(spacings)
+
+
+def _finish(arguments: argparse.Namespace, work: Sequence[Pair], known: Known) -> int:
     """Score, print the table, write the file; returns the exit code."""
     from pipeline import files
     from pipeline.engine.folder import folder
+    from pipeline.metrics import units
 
     scores = folder(work, arguments.workers, cli.counter("scoring cases"))
+    rules = work[0].rules
+    scores |= {"units": found} if (found := units(rules.metrics, rules.millimetres)) else {}
+    scores |= {"class_names": {str(k): v for k, v in known.names.items()}} if known.names and "classes" in scores else {}
     say(table(scores))
+    for line in remarks(scores):
+        say(line)
     if arguments.out is not None:
         files.write_json(arguments.out, scores)
     return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
+
+
+MANY = 30
+"""Classes from which on they are taken for numbers of instances, and it is said."""
+
+
+def remarks(scores: Mapping[str, Any]) -> list[str]:
+    """Warnings about a table: cases in which nothing was counted, numbers of instances taken for classes."""
+    lines = []
+    void = [
+        i for i, row in scores["cases"].items() if not any(math.isfinite(v) for v in row.values() if not isinstance(v, Mapping)) and row
+    ]
+    if void:
+        lines.append(f"warning: nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}")
+    classes = scores.get("classes", ())
+    if len(classes) > MANY and any(f"_{classes[0]}" in key for key in scores["mean"]):
+        lines.append(
+            f"warning: these labels hold {len(classes)} different values. If they number instances, use --metrics voi adapted_rand, "
+            "which compare whole labelings: a class by class score compares equal numbers."
+        )
+    return lines
 
 
 def _part(text: str) -> Part:
@@ -231,10 +339,49 @@ def _listed(path: Path | None) -> frozenset[str] | None:
     return frozenset(map(str, ids))
 
 
-def pair(predictions: Path, labels: Path, only: Collection[str] | None = None) -> dict[str, tuple[Path, Path]]:
+def look_around(predictions: Path, labels: Path) -> Known:
+    """What the files beside answers and labels say: summary.json, a run's splits.json, dataset.json."""
+    from pipeline.data.cases import class_names, ignore_label
+    from pipeline.ensemble import first_summary
+    from pipeline.metrics.names import from_json
+
+    run, held_out = _run_of(predictions)
+    summary = first_summary(predictions) if run is None else _of_run(run)
+    names = from_json(summary.get("class_names")) or class_names(labels.resolve().parent)
+    return Known(summary=summary, names=names, ignore=ignore_label(labels.resolve().parent), held_out=held_out)
+
+
+def _run_of(predictions: Path) -> tuple[Path | None, frozenset[str] | None]:
+    """The run and the held-out cases, where a folder is ``RUN/fold_N/oof``; else None twice."""
+    from pipeline import files
+
+    folder = predictions.resolve()
+    number = folder.parent.name.removeprefix("fold_")
+    splits = folder.parent.parent / "splits.json"
+    if folder.name != "oof" or not number.isdecimal() or not splits.is_file():
+        return None, None
+    document = files.read_json(splits)
+    folds = document.get("folds") if isinstance(document, dict) else None
+    if not isinstance(folds, list) or int(number) >= len(folds) or not isinstance(folds[int(number)], dict):
+        return None, None
+    return splits.parent, frozenset(map(str, folds[int(number)].get("val", ())))
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    """What the config of a run says of the answers of its folds, in the words of a summary.json."""
+    from pipeline.config import load, to_dict
+    from pipeline.ensemble import first_summary
+
+    config = load(run / "config.yaml")
+    named = {k: v for k, v in first_summary(run).items() if k == "class_names"}
+    known = {"task": config.task, "ignore_label": config.data.ignore_label, "postprocess": to_dict(config)["postprocess"]}
+    return known | named | ({"classes": config.data.classes} if config.task == "labels" else {})
+
+
+def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, partial: bool = False) -> dict[str, tuple[Path, Path]]:
     """Answers and labels with equal ids, of the ids in ``only`` where that is given.
 
-    Raises UserError when a label has no answer: a mean over fewer cases would flatter.
+    Raises UserError when a label has no answer, unless ``partial``: a mean over fewer cases would flatter.
     """
     from pipeline.ensemble import answer_files
 
@@ -247,57 +394,77 @@ def pair(predictions: Path, labels: Path, only: Collection[str] | None = None) -
         unknown = sorted(set(only) - set(truths))
         if unknown:
             raise UserError(
-                f"--split lists {len(unknown)} ids without a file in {labels}: {', '.join(unknown[:10])}. Correct one of the two."
+                f"{len(unknown)} ids of the split are without a file in {labels}: {', '.join(unknown[:10])}. Correct one of the two."
             )
     missing = [i for i in truths if i not in answers]
+    if partial and missing and len(missing) < len(truths):
+        say(f"warning: {len(missing)} of {len(truths)} labels have no answer and are not scored: {', '.join(missing[:10])}")
+        truths = {i: p for i, p in truths.items() if i in answers}
+        missing = []
     if not truths or missing:
         what = f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}" if truths else "no label files"
-        raise UserError(f"{predictions} against {labels}: {what}. Predict the missing cases, or point --labels to the matching ones.")
+        raise UserError(
+            f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to the matching ones, or score those that "
+            "are there with --partial."
+        )
     extra = [i for i in answers if i not in truths]
     if extra:
         say(f"warning: {len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}")
     return {i: (answers[i], truths[i]) for i in truths}
 
 
-def ignored(option: str, predictions: Path, pairs: Mapping[str, tuple[Path, Path]], competition: bool = False) -> int | None:
-    """The label value that is not counted, see ``--ignore-label``."""
-    from pipeline import files
-    from pipeline.ensemble import first_summary
-
+def ignored(option: str, known: Known, competition: bool = False) -> int | None:
+    """The label value that is not counted, see ``--ignore-label``: never one that only the labels themselves suggest."""
     if option == "none":
         return None
     if option != "auto":
-        if not option.lstrip("-").isdigit():
+        if not re.fullmatch(r"-?\d{1,9}", option):
             raise UserError(f"--ignore-label {option!r}: give a whole number, none or auto.")
         return int(option)
-    summary = first_summary(predictions)
-    if summary.get("ignore_label") is not None:
-        return summary["ignore_label"]
+    if known.summary.get("ignore_label") is not None:
+        return known.summary["ignore_label"]
     if competition:
         return 2  # by its definition, even where an answer holds a 2
-    if "ignore_label" in summary:
-        return None
-
-    def holds(path: Path) -> bool:
-        try:
-            return bool((files.read(path, files.dims_of(path))[0] == 2).any())
-        except UserError:
-            return False
-
-    return 2 if any(holds(t) for _, t in pairs.values()) and not any(holds(a) for a, _ in pairs.values()) else None
+    return None if "ignore_label" in known.summary else known.ignore
 
 
 def table(scores: Mapping[str, Any]) -> str:
-    """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do nothing" and the gain over it."""
+    """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do nothing" and the gain over it.
+
+    Classes by their names, lengths with their unit. Cases that failed for one reason share a line.
+    """
+    from pipeline.metrics.names import display, from_json
     from pipeline.metrics.retouch import note
 
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
-    lines = [f"{'case':<24}" + "".join(f"{n:>18}" for n in names)]
+    classes = from_json(scores.get("class_names"))
+    titles = [_titled(display(n, classes), n, scores.get("units", {})) for n in names]
+    widths = [max(18, len(title) + 2) for title in titles]
+    lines = [f"{'case':<24}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True))]
     further = [(key.replace("_", " "), scores[key]) for key in ("pooled", "do_nothing", "difference") if key in scores]
     for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"]), *further]:
-        lines.append(f"{case_id:<24}" + "".join(f"{_number(row.get(n)):>18}" for n in names))
-    failed = [f"{i:<24}FAILED: {reason}" for i, reason in scores["failed"].items()]
-    return "\n".join([*lines, *note(scores["cases"].values()), *failed])
+        numbers = (f"{_number(row.get(n)):>{w}}" for n, w in zip(names, widths, strict=True))
+        lines.append(f"{case_id:<24}" + "".join(numbers))
+    return "\n".join([*lines, *note(scores["cases"].values()), *_failures(scores["failed"])])
+
+
+def _titled(title: str, key: str, units: Mapping[str, str]) -> str:
+    """The title of a column, with the unit of a length."""
+    unit = next((u for name, u in units.items() if key == name or key.startswith(f"{name}_")), None)
+    return title if unit is None else f"{title} [{unit}]"
+
+
+def _failures(failed: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the cases that share it: file names in it do not count."""
+    groups: dict[str, list[str]] = {}
+    for i, reason in failed.items():
+        groups.setdefault(re.sub(r"\S*" + re.escape(i) + r"\S*", "...", reason), []).append(i)
+    lines = []
+    for alike in groups.values():
+        first = f"{alike[0]:<24}FAILED: {failed[alike[0]]}"
+        more = f" ({len(alike)} cases alike: {', '.join(alike[:6])}{', ...' if len(alike) > 6 else ''})"
+        lines.append(first + (more if len(alike) > 1 else ""))
+    return lines
 
 
 def _number(value: Any) -> str:

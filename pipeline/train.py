@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.data.folds import Split
     from pipeline.data.store import Facts, Stored
     from pipeline.engine.distributed import Team
+    from pipeline.engine.evaluate import Scoring
     from pipeline.engine.loop import Job
 
 RULE = "=" * 80
@@ -79,6 +80,7 @@ class Run:
     team: Team
     version: int
     """Metrics version by which the run is scored."""
+    scoring: Scoring
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -276,6 +278,7 @@ def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[
     """Split, and build the store; what is there already is used as it is."""
     from pipeline.data import derived, folds
     from pipeline.data import store as stores
+    from pipeline.engine import evaluate
 
     cases, facts = data
     rules = config.data.folds
@@ -288,6 +291,7 @@ def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[
     place = stores.place(config.data, folder)
     stored = stores.build(cases, facts, config, place, progress=cli.counter("building the store"))
     stored = derived.attach(stored, config, place, progress=cli.counter("making maps and masks"))
+    version = metrics_version(folder)
     return Run(
         config=config,
         folder=folder,
@@ -295,7 +299,8 @@ def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[
         stored={s.case.id: s for s in stored},
         splits=split,
         team=team,
-        version=metrics_version(folder),
+        version=version,
+        scoring=evaluate.scoring_of(config, version, stored),
     )
 
 
@@ -443,10 +448,11 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
     held = [run.stored[i] for i in run.splits[fold].val]
 
     def score(cases: Sequence[Stored]) -> dict[str, Any]:
-        return {
-            kind: evaluate.held_out(path, evaluate.HeldOut(cases=cases, folder=work / kind, device=run.device, each=_each))
-            for kind, path in model_files(job.folder).items()
+        jobs = {
+            kind: evaluate.HeldOut(cases=cases, folder=work / kind, device=run.device, each=_each, scoring=run.scoring)
+            for kind in model_files(job.folder)
         }
+        return {kind: evaluate.held_out(path, jobs[kind]) for kind, path in model_files(job.folder).items()}
 
     scores = score(distributed.share(held, run.team))
     run.team.wait("predicting the held-out cases")
@@ -511,6 +517,7 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         watch=cli.progress,
         team=team,
         version=run.version,
+        spacings=run.scoring.spacings,
     )
 
 
@@ -564,6 +571,7 @@ def summarise(run: Run) -> dict[str, Any]:
     """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean over all held-out cases."""
     from pipeline import files
     from pipeline.engine import evaluate
+    from pipeline.metrics import units
 
     results, cases = [], {}
     for fold in range(run.config.data.folds.count):
@@ -582,6 +590,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "decision": _decision(run.config),
         "out_of_fold": evaluate.mean(rows),
         "cases": cases,
+        "units": units(evaluate.case_metrics(run.config), bool(run.scoring.spacings)),
     }
     whole = _pooled(run, results)
     if whole:
@@ -620,7 +629,7 @@ def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
                 path = next(p for p in out.glob("*") if files.is_image(p) and files.stem(p) == case_id)
                 yield stored, files.read(path, 2, labels=True)[0][0], soft.load(out / "soft", case_id)[0].soft
 
-    return evaluate.pooled(run.config, cases())
+    return evaluate.pooled(run.config, cases(), run.version)
 
 
 def _baselines(run: Run) -> dict[str, dict[str, float]]:
@@ -637,7 +646,7 @@ def _baselines(run: Run) -> dict[str, dict[str, float]]:
         cases = list(run.stored.values())
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
-        rows = evaluate.baselines(run.config, chosen) if labels else evaluate.baselines_image(run.config, chosen)
+        rows = evaluate.baselines(run.config, chosen, scoring=run.scoring) if labels else evaluate.baselines_image(run.config, chosen)
         files.write_json(path, {k + share: v for k, v in rows.items()})
     return files.read_json(path)
 

@@ -73,6 +73,7 @@ class Source:
     folds: tuple[int, ...]
     fold_of: Mapping[str, int]
     listing: Mapping[str, Any]
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,11 @@ class Study:
     @property
     def config(self) -> Config:
         return self.sources[0].config
+
+    @property
+    def version(self) -> int:
+        """Metrics version: that of the oldest run."""
+        return min(s.version for s in self.sources)
 
     @property
     def name(self) -> str:
@@ -111,11 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
+    from pipeline.files import lock
+
     study = prepare(arguments)
     out: Path = arguments.out or Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(out, arguments.force)
     plan = make_plan(study, arguments.space)
-    with make_trials(study, arguments.workers) as trials:
+    with lock.held(folder_of(study) / ".lock", say), make_trials(study, arguments.workers) as trials:
         study = usable(study, trials, plan)
         parts = make_parts(study, arguments.by)
         say(f"{len(study.cases)} cases; held out in turn: {', '.join(f'{name} ({len(ids)})' for name, ids in parts.items())}")
@@ -150,7 +158,7 @@ def prepare(arguments: argparse.Namespace) -> Study:
     metric = choose_metric(arguments.metric, config)
     return Study(
         sources=sources,
-        cases=cases,
+        cases=with_spacings(cases, metric, config, min(s.version for s in sources)),
         groups={case.id: sources[0].listing[case.id]["group"] for case in cases},
         metric=metric,
         sign=1 if better(metric.name) == "higher" else -1,
@@ -162,7 +170,7 @@ def open_run(folder: Path) -> Source:
     """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
     from pipeline import files
     from pipeline.engine import soft
-    from pipeline.train import read_result
+    from pipeline.train import metrics_version, read_result
 
     if not (folder / "config.yaml").is_file() or not (folder / "cases.json").is_file():
         raise UserError(f"{folder}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
@@ -179,7 +187,8 @@ def open_run(folder: Path) -> Source:
     listing = files.read_json(folder / "cases.json")
     folds = tuple(sorted(set(fold_of.values())))
     say(f"{folder}: {len(fold_of)} of {len(listing)} cases predicted out of fold by folds {', '.join(map(str, folds))}")
-    return Source(folder=folder, config=config, folds=folds, fold_of=fold_of, listing=listing)
+    version = metrics_version(folder)
+    return Source(folder=folder, config=config, folds=folds, fold_of=fold_of, listing=listing, version=version)
 
 
 def check_alike(sources: Sequence[Source]) -> None:
@@ -233,6 +242,28 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
     )
 
 
+def with_spacings(cases: Sequence[CaseFiles], metric: Part, config: Config, version: int) -> tuple[CaseFiles, ...]:
+    """The cases with the distance of their voxels, where the metric measures lengths and all labels carry a unit.
+
+    Raises UserError for a tolerance in millimetres without it.
+    """
+    from pipeline import files
+    from pipeline.grid import grid_of
+    from pipeline.metrics import in_millimetres
+
+    if version < 2 or not in_millimetres([metric]):
+        return tuple(cases)
+    dims = config.data.dims
+    spacings = [grid_of(files.geometry(c.label, dims), dims).spacing for c in cases]
+    if None in spacings:
+        if "tolerance_mm" in metric.options:
+            raise UserError(
+                f"{metric.name}: tolerance_mm needs labels that carry a unit of length, and not all do. Use tolerance (voxels)."
+            )
+        return tuple(cases)
+    return tuple(dataclasses.replace(c, spacing=s) for c, s in zip(cases, spacings, strict=True))
+
+
 def _stamp(path: Path) -> str:
     return f"{path.stat().st_mtime_ns} {path.stat().st_size}"
 
@@ -240,14 +271,14 @@ def _stamp(path: Path) -> str:
 def choose_metric(name: str | None, config: Config) -> Part:
     """The metric to tune by, with the config's options where the config has it. Raises ConfigError for one without a direction."""
     from pipeline.config import nearest
-    from pipeline.metrics import BETTER, METRICS, SOFT
+    from pipeline.metrics import BETTER, IMAGES, METRICS, SOFT
 
     given = {p.name: p for p in config.metrics}
     if name is None:
         binary_volumes = config.data.classes == 2 and config.data.dims == 3
         name = "competition" if binary_volumes else next((n for n in given if n not in SOFT), "dice")
-    if name not in METRICS or name not in BETTER or name in SOFT:
-        known = (set(METRICS) & set(BETTER)) - SOFT
+    if name not in METRICS or name not in BETTER or name in SOFT | IMAGES:
+        known = (set(METRICS) & set(BETTER)) - SOFT - IMAGES
         raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}")
     return given.get(name, Part(name=name))
 
@@ -264,7 +295,7 @@ def make_trials(study: Study, workers: int | None) -> Trials:
     )
     return Trials(
         study.cases,
-        Rules(metrics=metrics, data=study.config.data),
+        Rules(metrics=metrics, data=study.config.data, version=study.version),
         folder_of(study) / "scores.jsonl",
         number,
         cli.counter("scores"),

@@ -443,14 +443,14 @@ def test_a_case_that_cannot_be_scored_fails_by_name(folders: Path) -> None:
     scores = result(folders)
     assert list(scores["cases"]) == ["c"]
     assert scores["empty_masks"] == 1
-    assert "two images of one shape" in scores["failed"]["a"]
+    assert "src/a.png: has shape (20, 30)" in scores["failed"]["a"]
     assert "3 different channels where a mask is needed" in scores["failed"]["b"]
 
 
 def test_a_predicted_mask_of_another_size_fails_by_name(folders: Path) -> None:
     files.write(folders / "elsewhere/a.png", np.zeros((12, 15), np.uint8), dims=2)
     assert run(folders, "--metrics", "retouch", "--inputs", folders / "src", "--masks", folders / "elsewhere") == 3
-    assert "predicted mask has the shape (12, 15)" in result(folders)["failed"]["a"]
+    assert "elsewhere/a.png: has shape (12, 15)" in result(folders)["failed"]["a"]
 
 
 @pytest.mark.parametrize(

@@ -251,9 +251,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each score that is computed in this process."""
     calls: list[int] = []
 
-    def scored(*arguments):
+    def scored(*arguments, **options):
         calls.append(1)
-        return evaluate(*arguments)
+        return evaluate(*arguments, **options)
 
     monkeypatch.setattr(trials, "evaluate", scored)
     return calls

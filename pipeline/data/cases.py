@@ -230,6 +230,17 @@ def _dataset_json(search: _Search) -> int:
         return 0
 
 
+def ignore_label(root: Path) -> int | None:
+    """The label that an nnU-Net ``dataset.json`` in ``root`` calls ``ignore``; None where it names none or cannot be read."""
+    path = root / "dataset.json"
+    try:
+        labels = files.read_json(path)["labels"] if path.is_file() else {}
+        value = labels.get("ignore")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+    except (files.FileError, AttributeError, KeyError, TypeError):
+        return None
+
+
 def class_names(root: Path) -> dict[int, str]:
     """Names of the foreground classes in an nnU-Net ``dataset.json`` by label value, in the order of the values.
 

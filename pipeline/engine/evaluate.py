@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,25 @@ from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import load_model, load_weights
 from pipeline.engine.folder import Scores, counted, image_scores, mean
 from pipeline.engine.inference import Source, Voice, settled, sliding_window, tiling, voice
-from pipeline.metrics import CHANGED, better, evaluate_frames
+from pipeline.engine.validation import classes_of, validation_metrics
+from pipeline.grid import grid_of
+from pipeline.metrics import CHANGED, better, evaluate_frames, in_millimetres
+from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import Counts, Truth, pool, views
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import Checkpoint, Part, Prediction, UserError
+from pipeline.records import METRICS_VERSION, Checkpoint, Part, Prediction, UserError
 from pipeline.tasks import TASKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """By which rules a run is scored: its metrics version, and millimetres between voxels by case where distances are lengths."""
+
+    version: int = METRICS_VERSION
+    spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+PRESENT = Scoring()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +47,27 @@ class HeldOut:
     folder: Path
     device: str
     each: Callable[[Iterable[Stored], str], Iterable[Stored]]
+    scoring: Scoring = PRESENT
+
+
+def scoring_of(config: Config, version: int, cases: Sequence[Stored]) -> Scoring:
+    """How a run is scored: lengths are millimetres where a metric measures any and the labels of all cases carry a unit.
+
+    Raises UserError where a tolerance in millimetres is asked for and some labels carry none.
+    """
+    metrics = (*case_metrics(config), *validation_metrics(config))
+    if version < 2 or config.task != "labels" or not in_millimetres(metrics):
+        return Scoring(version=version)
+    label = next(iter(config.targets))
+    places = {c.case.id: files.geometry(c.case.targets[label], config.data.dims) for c in cases}
+    spacings = {i: s for i, place in places.items() if (s := grid_of(place, config.data.dims).spacing) is not None}
+    bare = [i for i in places if i not in spacings]
+    if bare and any("tolerance_mm" in m.options for m in metrics):
+        raise UserError(
+            f"tolerance_mm needs the distance between voxels, which the labels of {len(bare)} cases do not carry: {', '.join(bare[:10])}. "
+            "Use tolerance (voxels), or give them their spacing."
+        )
+    return Scoring(version=version, spacings={} if bare else spacings)
 
 
 def case_metrics(config: Config) -> tuple[Part, ...]:
@@ -55,7 +90,7 @@ def answer_of(config: Config, soft: np.ndarray, stored: Stored) -> np.ndarray:
     return TASKS["image"].hard(soft[: stored.image.shape[0]], stored.scale, stored.image.dtype)
 
 
-def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
+def score(config: Config, soft: np.ndarray, stored: Stored, scoring: Scoring = PRESENT) -> Scores:
     """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
 
     Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
@@ -68,7 +103,8 @@ def score(config: Config, soft: np.ndarray, stored: Stored) -> Scores:
         channels = stored.image.shape[0]
         predicted = soft[channels] if len(soft) > channels else None  # the head `mask`
         return _image_scores(config, answer_of(config, soft, stored), stored, predicted)
-    return evaluate_frames(case_metrics(config), answer_of(config, soft, stored), truth_of(config, stored), _foreground(soft))
+    truth = truth_of(config, stored, scoring)
+    return evaluate_frames(case_metrics(config), answer_of(config, soft, stored), truth, _foreground(soft))
 
 
 def _image_scores(config: Config, image: np.ndarray, stored: Stored, predicted: np.ndarray | None = None) -> Scores:
@@ -109,12 +145,20 @@ def change_of(stored: Stored, predicted: np.ndarray | None = None) -> Retouched 
     return Retouched(source=np.asarray(stored.image.array), mask=mask, predicted=predicted)
 
 
-def truth_of(config: Config, stored: Stored) -> Truth:
-    """The label of a case with its field of view, where the config has one."""
+def truth_of(config: Config, stored: Stored, scoring: Scoring = PRESENT) -> Truth:
+    """The label of a case with its field of view, where the config has one, and what its metrics are told."""
     frames, targets = config.data.frames, stored.targets
     label = np.asarray(targets[next(iter(config.targets))].array)[0]
     fov = None if frames.fov is None else np.asarray(targets[frames.fov].array)[0]
-    return Truth(label=label, ignore=config.data.ignore_label, fov=fov, padded=frames.padded)
+    context = context_of(config, scoring, scoring.spacings.get(stored.case.id))
+    return Truth(label=label, ignore=config.data.ignore_label, fov=fov, padded=frames.padded, context=context)
+
+
+def context_of(config: Config, scoring: Scoring, spacing: tuple[float, ...] | None = None) -> MetricContext:
+    """What metrics of labels are told of a run's data: all its classes, unless instances are numbered."""
+    numbered = any(step.name == "instances" for step in config.postprocess)
+    classes = None if scoring.version < 2 or numbered else classes_of(config.data)
+    return MetricContext(classes=classes, spacing=spacing, version=scoring.version)
 
 
 def _foreground(soft: np.ndarray) -> np.ndarray | None:
@@ -122,7 +166,7 @@ def _foreground(soft: np.ndarray) -> np.ndarray | None:
     return soft[0] if len(soft) == 1 else None
 
 
-def pooled(config: Config, cases: Iterable[tuple[Stored, np.ndarray, np.ndarray]]) -> Scores:
+def pooled(config: Config, cases: Iterable[tuple[Stored, np.ndarray, np.ndarray]], version: int = METRICS_VERSION) -> Scores:
     """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, soft ``(K, *S)``); empty for more than two classes."""
     metrics = case_metrics(config)
     found: list[dict[str, Counts]] = []
@@ -131,7 +175,7 @@ def pooled(config: Config, cases: Iterable[tuple[Stored, np.ndarray, np.ndarray]
         if counts is None:
             return {}
         found.append(counts)
-    return dict(pool(found, (m.name for m in metrics)))
+    return dict(pool(found, (m.name for m in metrics), version))
 
 
 def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
@@ -144,7 +188,7 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
         if not done.is_file():
             prediction = predict_stored(stored, config, speak, job.device)
             softs.save(job.folder, prediction, {"task": config.task})
-            files.write_json(done, score(config, prediction.soft, stored))
+            files.write_json(done, score(config, prediction.soft, stored, job.scoring))
         scores[stored.case.id] = {k: math.nan if v is None else v for k, v in files.read_json(done).items()}
     return scores
 
@@ -164,13 +208,13 @@ def choose(means: Mapping[str, Scores]) -> str:
     return max(means, key=lambda kind: (sign * means[kind][metric] if math.isfinite(means[kind][metric]) else -math.inf, kind == "best"))
 
 
-def baselines(config: Config, cases: Sequence[Stored], bins: int = 256) -> dict[str, Scores]:
+def baselines(config: Config, cases: Sequence[Stored], bins: int = 256, scoring: Scoring = PRESENT) -> dict[str, Scores]:
     """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
 
     The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
     baseline's favour, by the mean Dice of the first frame. Probabilities are then the grey values of that channel.
     """
-    truths = [truth_of(config, c) for c in cases]
+    truths = [truth_of(config, c, scoring) for c in cases]
     channel, side, cut = _best_cut(np.stack([_histograms(c, t, bins) for c, t in zip(cases, truths, strict=True)]))
     single = cases[0].image.shape[0] == 1
     name = "best global threshold" if single else f"best global threshold (channel {channel}, {side})"

@@ -6,7 +6,6 @@ A killed command loses what was being computed at that moment and nothing else.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -27,9 +26,11 @@ from pipeline.engine import processes
 from pipeline.engine import soft as softs
 from pipeline.engine.fusion import fuse
 from pipeline.engine.tuning import Candidate
+from pipeline.engine.validation import classes_of
 from pipeline.metrics import evaluate
+from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import Truth, views
-from pipeline.records import Part, UserError
+from pipeline.records import METRICS_VERSION, Part, UserError
 
 Scores = dict[str, float]
 BYTES = 60
@@ -51,14 +52,23 @@ class CaseFiles:
     label: Path
     content: str
     fov: Path | None = None
+    spacing: tuple[float, ...] | None = None
+    """Millimetres between voxels, where the metric measures lengths and all labels carry a unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How an answer is scored: entries of METRICS, and what the labels mean."""
+    """How an answer is scored: entries of METRICS, what the labels mean, and the metrics version of the run."""
 
     metrics: tuple[Part, ...]
     data: Data
+    version: int = METRICS_VERSION
+
+    def context(self, case: CaseFiles) -> MetricContext:
+        """What metrics are told of a case."""
+        if self.version < 2:
+            return MetricContext(version=self.version)
+        return MetricContext(classes=classes_of(self.data), spacing=case.spacing, version=self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +91,12 @@ def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
     case, data = task.case, task.rules.data
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
     view = next(views(Truth(label=read_labels(case.label, data)[0], ignore=data.ignore_label, fov=fov)))
+    for folder in case.soft:
+        softs.require_sound(folder, case.id)
     members = [softs.load(folder, case.id)[0].soft for folder in case.soft]
     answers = _Answers(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
-        found = evaluate(task.rules.metrics, answers.of(candidate), view.label, view.valid)
+        found = evaluate(task.rules.metrics, answers.of(candidate), view.label, view.valid, context=task.rules.context(case))
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
 
 
@@ -220,27 +232,23 @@ class Trials:
 
 def _mark(case: CaseFiles, rules: Rules) -> str:
     """All that the scores of a case depend on, besides the candidate."""
-    stats = [(folder / f"{case.id}.npy").stat() for folder in case.soft]
-    return json.dumps(
-        [
-            _code(),
-            case.id,
-            [[s.st_size, s.st_mtime_ns] for s in stats],
-            case.content,
-            [asdict(m) for m in rules.metrics],
-            [rules.data.ignore_label, rules.data.classes, rules.data.binarise, case.fov is not None],
-        ],
-        sort_keys=True,
-        default=list,
-    )
+    stats = [softs.array_path(folder, case.id).stat() for folder in case.soft]
+    mark = [
+        MEANING.get(rules.version, f"metrics version {rules.version}"),
+        case.id,
+        [[s.st_size, s.st_mtime_ns] for s in stats],
+        case.content,
+        [asdict(m) for m in rules.metrics],
+        [rules.data.ignore_label, rules.data.classes, rules.data.binarise, case.fov is not None],
+    ]
+    if case.spacing is not None:
+        mark.append(case.spacing)
+    return json.dumps(mark, sort_keys=True, default=list)
 
 
-@functools.cache
-def _code() -> str:
-    """Hash of the source of steps, fusion and metrics: scores are not kept over a change of what they mean."""
-    here = Path(postprocess.__file__).parent
-    sources = [here / "postprocess.py", here / "engine" / "fusion.py", *here.glob("morphology/*.py"), *here.glob("metrics/*.py")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+MEANING = {1: "4fd375a1be8146b6311af374ec655371f69010363ae93ad44a779b4fb5974fdd"}
+"""What scores mean, by metrics version. Scores are not kept over a change of it: METRICS_VERSION is raised when a step, a fusion or a
+metric gives another number. That of version 1 is what journals of its time hold: a hash of the sources of steps and metrics."""
 
 
 class _Kept:
