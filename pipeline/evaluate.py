@@ -114,7 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     only = _listed(arguments.split)
     only = known.held_out if only is None else only
     pairs = pair(arguments.predictions, arguments.labels, only, arguments.partial)
-    dims = files.dims_of(next(iter(pairs.values()))[1])
+    dims = min(map(files.dims_of, next(iter(pairs.values()))))
     if Rules(metrics=parts, dims=dims).images:
         _require_images(known, parts)
         rules = Rules(metrics=parts, dims=dims, change=_change(arguments.change or ()))

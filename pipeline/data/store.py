@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline import config, files
 from pipeline.data import normalise
+from pipeline.data.labels import rounded
 from pipeline.records import Case, Fault, Geometry, UserError
 
 FORMAT = 2
@@ -326,8 +327,9 @@ def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarra
     array, geometry = files.read(path, data.dims, labels=labels)
     if not labels:
         return array.astype(np.float32) if array.dtype == np.float64 else array, geometry
+    array = array if data.binarise is not None else rounded(array)
     array = array if data.binarise is None else _binarised(path, array, data)
-    if (array != array[:1]).any():
+    if len(array) > 1 and (array != array[:1]).any():
         cure = "Save labels with one channel that holds the class numbers"
         raise files.FileError(path, f"has {len(array)} different channels where labels are needed", cure)
     return array[:1], geometry  # several where a grey mask is saved in colour

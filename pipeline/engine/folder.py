@@ -298,7 +298,7 @@ def _answer(pair: Pair, place: Place) -> np.ndarray:
 def _one_channel(path: Path, dims: int) -> tuple[np.ndarray, Geometry]:
     """Values ``(*S)`` of a label file, and its geometry."""
     array, geometry = files.read(path, dims, labels=True)
-    if (array != array[:1]).any():
+    if len(array) > 1 and (array != array[:1]).any():
         raise FileError(
             path, f"has {len(array)} different channels where labels are needed", "Save labels with one channel of class numbers"
         )
