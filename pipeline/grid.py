@@ -137,8 +137,8 @@ def _zarr_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | Non
 def _tiff_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
     """Of ImageJ, OME and this package's own description. The dots per inch of a picture are no spacing."""
     unit = MILLIMETRES.get(_plain(str(meta.get("unit", ""))).lower())
-    resolution = meta.get("resolution")
-    if unit is None or resolution is None or any(not a or not b for a, b in resolution):
+    resolution = meta.get("resolution", [[1, 1], [1, 1]])  # one voxel a unit is kept as no resolution at all
+    if unit is None or any(not a or not b for a, b in resolution):
         return None
     x, y = (unit * b / a for a, b in resolution)
     if dims == 2:
