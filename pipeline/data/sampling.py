@@ -28,7 +28,7 @@ def seed_of(*words: int) -> int:
 def foreground_share(label: np.ndarray, ignore: int | None) -> float:
     """Share of foreground among the labelled voxels; ``nan`` where nothing is labelled."""
     if ignore is None:
-        return float(np.count_nonzero(label)) / label.size
+        return float(np.count_nonzero(label)) / label.size if label.size else float("nan")
     ignored = int(np.count_nonzero(label == ignore))
     labelled = label.size - ignored
     foreground = int(np.count_nonzero(label)) - (ignored if ignore != 0 else 0)
@@ -60,6 +60,8 @@ def holds_change(mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], siz
     """
     low = [max(s, 0) for s in start]
     high = [min(s + t, n) for s, t, n in zip(start, size, mask.shape[1:], strict=True)]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        return False  # wholly outside: a stop before the first pixel would count from the far end
     if blocks[(0, *(slice(-(-a // REDUCED), b // REDUCED) for a, b in zip(low, high, strict=True)))].any():
         return True
     first = [a // REDUCED for a in low]
@@ -135,7 +137,7 @@ class RandBalancedCropd(Randomizable, MapTransform):
     def _share(self, array: np.ndarray | None, start: Sequence[int]) -> float:
         if array is None:
             return float("nan")
-        box = tuple(slice(max(s, 0), s + t) for s, t in zip(start, self.patch.size, strict=True))
+        box = tuple(slice(max(s, 0), max(s + t, 0)) for s, t in zip(start, self.patch.size, strict=True))
         return foreground_share(np.ascontiguousarray(array[(0, *box)]), self.ignore)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
