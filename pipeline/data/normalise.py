@@ -1,12 +1,14 @@
 """Map intensities to a common range, with limits read from the array itself: the same in training and in prediction.
 
 A constant array maps to the lower end of the range. Values that are not finite take no part in finding the limits.
+What a user should be told about an array's limits is found here, too: :func:`fit_with_notes` (warnings), :func:`problem_of` (an error).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,12 @@ from pipeline.records import Part
 
 CHUNK = 2**20
 """Voxels counted at a time: ``np.bincount`` turns its input into int64, eight times the size of uint8."""
+
+MAX_OUTSIDE = 0.5
+"""Largest share of the values of a channel that ``range`` may clip before it is an error, unless its options say otherwise."""
+
+MARGIN = 0.01
+"""Share of the range by which a value may lie outside it and is not counted: resampling leaves a background of -1e-7."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +65,58 @@ class Scale:
 
 
 def percentile(array: np.ndarray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Scale:
-    """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits."""
+    """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
+
+    A channel whose two percentiles are equal although it is not constant is scaled from its minimum to its maximum.
+    """
+    return _percentile(array, low, high, to)[0]
+
+
+def _percentile(array: np.ndarray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> tuple[Scale, tuple[str, ...]]:
     if not 0 <= low < high <= 100:
         raise ConfigError(f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <= 100.")
-    limits = [percentiles(channel, (low, high)) for channel in array]
-    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=_pair(to))
+    found = [percentiles(channel, (low, high)) for channel in array]
+    limits, notes = widened(found, (low, high), lambda c: percentiles(array[c], (0, 100)))
+    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=_pair(to)), notes
 
 
-def fixed_range(array: np.ndarray, low: float | None = 0, high: float | None = 255, to: Sequence[float] = (0.0, 1.0)) -> Scale:
+def widened(
+    limits: Sequence[tuple[float, ...]], at: tuple[float, float], ends_of: Callable[[int], tuple[float, ...]]
+) -> tuple[list[tuple[float, ...]], tuple[str, ...]]:
+    """Limits of channels, those that are equal replaced by ``ends_of(channel)`` (minimum, maximum) where these differ, and what to tell.
+
+    Most voxels of a few bright spots on an empty ground are equal: both percentiles are, and the spots would be lost.
+    """
+    out, notes = list(limits), []
+    for channel, (low, high) in enumerate(limits):
+        if high > low:
+            continue
+        least, most = ends_of(channel)
+        if most > least:
+            out[channel] = (least, most)
+            which = f" of channel {channel}" if len(limits) > 1 else ""
+            notes.append(
+                f"percentiles {at[0]:g} and {at[1]:g}{which} are both {low:g}, though its values reach from {least:g} to {most:g}: "
+                "it is scaled from its minimum to its maximum instead"
+            )
+    return out, tuple(notes)
+
+
+def fixed_range(
+    array: np.ndarray,
+    low: float | None = 0,
+    high: float | None = 255,
+    to: Sequence[float] = (0.0, 1.0),
+    max_outside: float = MAX_OUTSIDE,
+) -> Scale:
     """The same limits for every array, clipped: for images whose brightness has a meaning.
 
     ``None`` is the end of the array's own number type (:func:`ends`), so that one setting serves 8 bits, 16 bits and floats.
+    Where more than ``max_outside`` of an array's values lie outside the limits, :func:`problem_of` says so; a window that is meant to
+    cut off most of a scan raises it.
     """
+    if not 0 <= max_outside <= 1:
+        raise ConfigError(f"data.normalise: range max_outside={max_outside} must be a share, 0 to 1.")
     least, most = ends(array.dtype)
     low, high = least if low is None else low, most if high is None else high
     if not low < high:
@@ -105,6 +153,83 @@ NORMALISE: dict[str, Callable[..., Scale]] = {"percentile": percentile, "range":
 def fit(part: Part, array: np.ndarray) -> Scale:
     """Scale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
     return bind(NORMALISE, part, "data.normalise", given=("array",))(array=array)
+
+
+def fit_with_notes(part: Part, array: np.ndarray) -> tuple[Scale, tuple[str, ...]]:
+    """:func:`fit`, and sentences that a reader of the array's file should be told about its limits."""
+    if part.name != "percentile":
+        return fit(part, array), ()
+    return bind({"percentile": _percentile}, part, "data.normalise", given=("array",))(array=array)
+
+
+def notes_of(part: Part, array: np.ndarray) -> tuple[str, ...]:
+    """Those sentences alone."""
+    return fit_with_notes(part, array)[1]
+
+
+def problem_of(part: Part, array: np.ndarray) -> tuple[str, str] | None:
+    """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: ``range`` would clip most of its finite values.
+
+    Nothing is counted where all numbers of the array's type lie inside the limits.
+    """
+    frame = clipping(part, array)
+    if frame is None:
+        return None
+    counts = [Outside() for _ in array]
+    for count, channel in zip(counts, array, strict=True):
+        count.add(channel, *frame)
+    return verdict(part, counts, frame)
+
+
+def clipping(part: Part, array: Any) -> tuple[float, float] | None:
+    """The limits of ``range``; None for other normalisations and where no number of the array's type lies outside them."""
+    if part.name != "range":
+        return None
+    scale = fit(part, np.empty((1, 0), array.dtype))
+    (low,), (high,) = scale.low, scale.high
+    least, most = ends(array.dtype)
+    inside = array.dtype.kind in "iub" and low <= least and most <= high
+    return None if inside else (low, high)
+
+
+@dataclass(slots=True)
+class Outside:
+    """How many finite values of a channel there are, how many lie outside a range, and where they begin and end."""
+
+    finite: int = 0
+    outside: int = 0
+    least: float = float("inf")
+    most: float = float("-inf")
+
+    def add(self, values: np.ndarray, low: float, high: float) -> None:
+        margin = MARGIN * (high - low)
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, CHUNK):
+            part = flat[start : start + CHUNK]
+            part = part[np.isfinite(part)] if part.dtype.kind == "f" else part
+            if part.size:
+                self.finite += part.size
+                self.outside += int(np.count_nonzero((part < low - margin) | (part > high + margin)))
+                self.least, self.most = min(self.least, float(part.min())), max(self.most, float(part.max()))
+
+
+def verdict(part: Part, counts: Sequence[Outside], frame: tuple[float, float]) -> tuple[str, str] | None:
+    """The problem of the worst channel and the way out; None where none has more than its share outside the range."""
+    allowed = part.options.get("max_outside", MAX_OUTSIDE)
+    shares = [c.outside / c.finite if c.finite else 0.0 for c in counts]
+    worst = int(np.argmax(shares)) if shares else 0
+    if not shares or shares[worst] <= allowed:
+        return None
+    count, which = counts[worst], f" of channel {worst}" if len(counts) > 1 else ""
+    problem = (
+        f"has {100 * shares[worst]:.3g} % of its values{which} outside the range {frame[0]:g} to {frame[1]:g} of data.normalise, "
+        f"where they would be cut off: they reach from {count.least:g} to {count.most:g}"
+    )
+    cure = (
+        "Set low and high of data.normalise to limits that hold the values, or bring the file to the range; "
+        f"a window that is meant needs max_outside (now {allowed:g}) in the options"
+    )
+    return problem, cure
 
 
 def unit(part: Part, array: np.ndarray) -> np.ndarray:

@@ -24,34 +24,73 @@ WHOLE = 2**27
 
 def fit(part: Part, array: Pixels) -> Scale:
     """As :func:`pipeline.data.normalise.fit`, in memory bounded by one slab where the array has more than ``WHOLE`` numbers."""
-    if int(np.prod(array.shape)) <= WHOLE:
-        return normalise.fit(part, array[:])
+    return fit_with_notes(part, array)[0]
+
+
+def fit_with_notes(part: Part, array: Pixels) -> tuple[Scale, tuple[str, ...]]:
+    """As :func:`pipeline.data.normalise.fit_with_notes`, in the same bounds."""
+    if _fits(array):
+        return normalise.fit_with_notes(part, array[:])
     return bind(STREAMED, part, "data.normalise", given=("array",))(array=array)
 
 
-def percentile(array: Pixels, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Scale:
-    """:func:`pipeline.data.normalise.percentile` by counting."""
+def notes_of(part: Part, array: Pixels) -> tuple[str, ...]:
+    """As :func:`pipeline.data.normalise.notes_of`, in the same bounds."""
+    return fit_with_notes(part, array)[1]
+
+
+def problem_of(part: Part, array: Pixels) -> tuple[str, str] | None:
+    """As :func:`pipeline.data.normalise.problem_of`, slab by slab; nothing is read where nothing can lie outside."""
+    frame = normalise.clipping(part, array)
+    if frame is None:
+        return None
+    counts = [normalise.Outside() for _ in range(len(array))]
+    for first, end in slabs(array):
+        for count, channel in zip(counts, array[:, first:end], strict=True):
+            count.add(channel, *frame)
+    return normalise.verdict(part, counts, frame)
+
+
+def _fits(array: Pixels) -> bool:
+    return int(np.prod(array.shape)) <= WHOLE
+
+
+def percentile(array: Pixels, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> tuple[Scale, tuple[str, ...]]:
+    """:func:`pipeline.data.normalise.percentile` by counting, with its notes."""
     frame = normalise.percentile(np.zeros((1, 1), np.uint8), low, high, to)  # checks the options
-    limits = percentiles(array, (low, high))
-    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=frame.to)
+    ends: list[tuple[float, ...]] = []
+
+    def ends_of(channel: int) -> tuple[float, ...]:
+        if not ends:
+            ends.extend(percentiles(array, (0, 100)))
+        return ends[channel]
+
+    limits, notes = normalise.widened(percentiles(array, (low, high)), (low, high), ends_of)
+    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=frame.to), notes
 
 
-def fixed_range(array: Pixels, low: float | None = 0, high: float | None = 255, to: Sequence[float] = (0.0, 1.0)) -> Scale:
+def fixed_range(
+    array: Pixels,
+    low: float | None = 0,
+    high: float | None = 255,
+    to: Sequence[float] = (0.0, 1.0),
+    max_outside: float = normalise.MAX_OUTSIDE,
+) -> tuple[Scale, tuple[str, ...]]:
     """:func:`pipeline.data.normalise.fixed_range`, for which no pixel is read."""
-    return normalise.fixed_range(np.empty((len(array), 0), array.dtype), low, high, to)
+    return normalise.fixed_range(np.empty((len(array), 0), array.dtype), low, high, to, max_outside), ()
 
 
-def zscore(array: Pixels) -> Scale:
+def zscore(array: Pixels) -> tuple[Scale, tuple[str, ...]]:
     """:func:`pipeline.data.normalise.zscore` in one pass."""
     moments = [_Moments() for _ in range(len(array))]
     for first, end in slabs(array):
         for found, channel in zip(moments, array[:, first:end], strict=True):
             found.add(channel)
     low = tuple(m.mean for m in moments)
-    return Scale(low=low, high=tuple(m.mean + m.deviation for m in moments), clip=False)
+    return Scale(low=low, high=tuple(m.mean + m.deviation for m in moments), clip=False), ()
 
 
-STREAMED: dict[str, Callable[..., Scale]] = {"percentile": percentile, "range": fixed_range, "zscore": zscore}
+STREAMED: dict[str, Callable[..., tuple[Scale, tuple[str, ...]]]] = {"percentile": percentile, "range": fixed_range, "zscore": zscore}
 
 
 @dataclass(slots=True)
