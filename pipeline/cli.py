@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -73,6 +74,7 @@ def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Name
     """Parse, work, and turn what went wrong into a message and an exit code."""
     arguments = arguments_parser.parse_args(dashes(sys.argv[1:] if argv is None else argv))
     _said.clear()
+    _hear_warnings()
     if argv is None:
         stop.install()
     if isinstance(sys.stdout, TextIO) or hasattr(sys.stdout, "reconfigure"):
@@ -91,6 +93,19 @@ def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Name
     except MemoryError:
         print("error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).", file=sys.stderr)
         return FAILED
+
+
+class _Said(logging.Handler):
+    """Warnings of the package's loggers as lines like all others, which also stand in the log of the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _hear_warnings() -> None:
+    log = logging.getLogger("pipeline")
+    if not any(isinstance(h, _Said) for h in log.handlers):
+        log.addHandler(_Said(logging.WARNING))
 
 
 class _Tee:

@@ -154,7 +154,7 @@ IMAGES: dict[str, tuple[str, Writer]] = {
     "palette png": (".png", palette),
     "16-bit png": (".png", pillow(PLANE.astype(np.uint16) * 256 + 7)),
     "16-bit colour png": (".png", lambda path: png16(path, RGB.astype(np.uint16) * 257)),
-    "black and white png": (".png", lambda path: pillow(PLANE > 60)(path).astype(np.uint8)),
+    "black and white png": (".png", lambda path: pillow(PLANE > 60)(path).astype(np.uint8) * 255),
     "grey tiff": tiff(PLANE, compression="lzw", **plain),
     "colour tiff": (".tif", lambda path: np.moveaxis(tiff(RGB, photometric="rgb", compression="zlib")[1](path), -1, 0)),
     "planar tiff": tiff(COLOUR, photometric="rgb", planarconfig="separate"),

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +25,13 @@ import numpy as np
 from pipeline import config, files
 from pipeline.data import normalise
 from pipeline.data.labels import rounded
-from pipeline.records import Case, Fault, Geometry, UserError
+from pipeline.records import Case, Fault, Geometry, Part, UserError
 
 FORMAT = 2
-"""Raised when facts or arrays change their meaning; older ones on disk are then made again."""
+"""Raised when arrays change their meaning; older ones on disk are then made again."""
+
+FACTS = 3
+"""Raised when facts change their meaning or gain fields; older ones on disk are then found again."""
 
 MASKED = ("labels", "mask")
 """Kinds of targets whose values are classes."""
@@ -40,6 +44,8 @@ LISTED = 256
 
 AFFINE_TOLERANCE = 1e-3
 """Largest difference between entries of two NIfTI affines that are called equal."""
+
+LOG = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -88,6 +94,12 @@ class Facts:
     content: str = ""
     target_contents: Mapping[str, str] = field(default_factory=dict)
     scale: normalise.Scale | None = None
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each role, what a reader of its file should be told (:attr:`pipeline.records.Geometry.notes`)."""
+    scale_notes: tuple[str, ...] = ()
+    """What should be told about the scale of the image (:func:`pipeline.data.normalise.fit_with_notes`)."""
+    outside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Of each image that the normalisation would mostly clip, problem and cure (:func:`pipeline.data.normalise.problem_of`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,19 +168,26 @@ def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool)
         return known
     facts = _look(case, settings, key["files"])
     if path and write and not facts.problems:
-        try:
+        with _unless_read_only():
             files.write_json(path, {"key": key, "facts": facts})
-        except OSError as error:
-            if error.errno not in READ_ONLY:  # then they are found again next time
-                raise
     return facts
+
+
+@contextlib.contextmanager
+def _unless_read_only() -> Iterator[None]:
+    """What cannot be kept in a place that may not be written is found again next time."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
 
 
 def _key(case: Case, settings: config.Config) -> dict[str, Any]:
     """All that the facts of a case depend on; moving a data set changes none of it."""
     normal = settings.data.normalise
     return {
-        "format": FORMAT,
+        "format": FACTS,
         "dims": settings.data.dims,
         "normalise": {"name": normal.name, "options": dict(normal.options)},
         "targets": {role: settings.roles.get(role, "image") for role in case.targets},
@@ -220,6 +239,9 @@ def _facts_from(document: Mapping[str, Any]) -> Facts:
             **document,
             "shapes": {role: tuple(shape) for role, shape in document["shapes"].items()},
             "problems": tuple((a, b, c) for a, b, c in document["problems"]),
+            "notes": {role: tuple(notes) for role, notes in document["notes"].items()},
+            "scale_notes": tuple(document["scale_notes"]),
+            "outside": {role: (problem, cure) for role, (problem, cure) in document["outside"].items()},
             "scale": scale
             and normalise.Scale(low=tuple(scale["low"]), high=tuple(scale["high"]), to=tuple(scale["to"]), clip=scale["clip"]),
         }
@@ -228,14 +250,17 @@ def _facts_from(document: Mapping[str, Any]) -> Facts:
 
 def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]) -> Facts:
     """Decode every file of a case and note what it holds."""
-    found = _Findings()
+    found, normal = _Findings(), settings.data.normalise
     image = found.attempt(lambda: load_image(case, settings.data.dims))
     if image is not None:
         found.note("image", *image)
+        found.judge("image", normal, image[0])
+        scale, notes = normalise.fit_with_notes(normal, image[0])
         found.rest = {
             "constant": _is_constant(image[0]),
             "content": content_hash(image[0]),
-            "scale": normalise.fit(settings.data.normalise, image[0]),
+            "scale": scale,
+            "scale_notes": notes,
         }
     for role, path in case.targets.items():
         kind = settings.roles.get(role, "image")
@@ -244,7 +269,10 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         if target is not None:
             found.note(role, *target)
             found.contents[role] = content_hash(target[0])
-            found.values |= {role: label_values(target[0])} if kind in MASKED else {}
+            if kind in MASKED:
+                found.values[role] = label_values(target[0])
+            else:
+                found.judge(role, normal, target[0])
     named = {
         role: [{**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)]
         for role, paths in _roles(case).items()
@@ -259,6 +287,8 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         nonfinite=found.nonfinite,
         label_values=found.values,
         target_contents=found.contents,
+        notes=found.notes,
+        outside=found.outside,
         **found.rest,
     )
 
@@ -274,6 +304,8 @@ class _Findings:
     nonfinite: dict[str, int] = field(default_factory=dict)
     values: dict[str, dict[str, int]] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    outside: dict[str, tuple[str, str]] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, load: Callable[[], T]) -> T | None:
@@ -288,9 +320,16 @@ class _Findings:
         self.dtypes[role] = str(array.dtype)
         if "affine" in geometry.meta:
             self.affines[role] = geometry.meta["affine"]
+        if geometry.notes:
+            self.notes[role] = geometry.notes
         bad = int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
         if bad:
             self.nonfinite[role] = bad
+
+    def judge(self, role: str, normal: Part, image: np.ndarray) -> None:
+        problem = normalise.problem_of(normal, image)
+        if problem:
+            self.outside[role] = problem
 
 
 def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
@@ -300,6 +339,7 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
     """
     parts: list[np.ndarray] = []
     geometry = Geometry()
+    notes: list[str] = []
     for path in case.image:
         array, place_of = files.read(path, dims)
         if not parts:
@@ -310,8 +350,10 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
             )
         elif not _same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
             raise files.FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
+        notes += [f"(file {path.name}) {note}" if parts else note for note in place_of.notes]
         parts.append(array)
     image = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    geometry = dataclasses.replace(geometry, notes=tuple(notes))
     return image.astype(np.float32) if image.dtype == np.float64 else image, geometry
 
 
@@ -426,7 +468,7 @@ def faults(facts: Sequence[Facts], cases: Sequence[Case], settings: config.Confi
     found = []
     for case, fact in zip(cases, facts, strict=True):
         found += [Fault(path=Path(path), problem=problem, cure=cure) for path, problem, cure in fact.problems]
-        found += _image_faults(case, fact)
+        found += [*_image_faults(case, fact), *_number_faults(case, fact)]
         for role in (r for r in case.targets if r in fact.shapes):
             found += _target_faults(case, fact, role, settings)
     return [*found, *_channel_faults(facts, cases), *_twins(facts, cases)]
@@ -445,6 +487,19 @@ def _image_faults(case: Case, fact: Facts) -> Iterator[Fault]:
         cure = "It teaches nothing and is often a failed export: replace it or take the case away"
         severity = "error" if case.targets else "warning"
         yield Fault(path=case.image[0], problem="is constant: every voxel has the same value", cure=cure, severity=severity)
+
+
+def _number_faults(case: Case, fact: Facts) -> Iterator[Fault]:
+    """Files whose numbers may mean something else than they seem to, or that the normalisation does not fit."""
+    paths = {role: paths[0] for role, paths in _roles(case).items()}
+    for role, (problem, cure) in fact.outside.items():
+        yield Fault(path=paths[role], problem=problem, cure=cure)
+    for role, notes in fact.notes.items():
+        for note in notes:
+            yield Fault(path=paths[role], problem=note, cure="Check that this is meant; else save the file again", severity="warning")
+    for note in fact.scale_notes:
+        cure = "Check the image; data.normalise can set other percentiles, or range with limits of its own"
+        yield Fault(path=paths["image"], problem=note, cure=cure, severity="warning")
 
 
 def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) -> Iterator[Fault]:
@@ -590,6 +645,13 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
     key = {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
     manifest = folder / f"{file_name(case.id)}.json"
     volumes = known_volumes(manifest, key)
+    if volumes is not None and _without_sums(manifest):
+        if _still_right(case, fact, settings, volumes):
+            with _unless_read_only():
+                write_manifest(manifest, key, volumes)
+        else:
+            LOG.warning("%s: its arrays hold other values than its files, as they are read today. They are made again", manifest)
+            volumes = None
     if volumes is None:
         volumes = _write_volumes(case, fact, settings, folder)
         write_manifest(manifest, key, volumes)
@@ -598,13 +660,19 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
 
 
 def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:
-    """Write down what the arrays beside ``manifest`` were made from, for :func:`known_volumes`."""
-    arrays = {role: {**dataclasses.asdict(v), "path": v.path.name, "bytes": v.path.stat().st_size} for role, v in volumes.items()}
+    """Write down what the arrays beside ``manifest`` were made from, and their sums, for :func:`known_volumes`."""
+    arrays = {
+        role: {**dataclasses.asdict(v), "path": v.path.name, "bytes": v.path.stat().st_size, "sum": files.checksum(v.path)}
+        for role, v in volumes.items()
+    }
     files.write_json(manifest, {"key": key, "arrays": arrays})
 
 
 def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] | None:
-    """Arrays that the manifest describes, if they were made from what ``key`` says and none is missing or torn; else None."""
+    """Arrays that the manifest describes, if they were made from what ``key`` says and none is missing, torn or damaged; else None.
+
+    Damage is said, since whatever was trained on it is in doubt. Older manifests hold no sums: their arrays are taken as they are.
+    """
     try:
         document = files.read_json(manifest)
         if document["key"] != _jsonable(key):
@@ -612,9 +680,33 @@ def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] |
         arrays = {role: (manifest.with_name(entry["path"]), entry) for role, entry in document["arrays"].items()}
         if any(path.stat().st_size != entry["bytes"] for path, entry in arrays.values()):
             return None
-        return {role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"]) for role, (path, entry) in arrays.items()}
+        damaged = [path for path, entry in arrays.values() if "sum" in entry and files.checksum(path) != entry["sum"]]
+        for path in damaged:
+            LOG.warning("%s: is damaged: its content is not what was written. It is made again", path)
+        known = {role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"]) for role, (path, entry) in arrays.items()}
+        return None if damaged else known
     except (files.FileError, OSError, KeyError, TypeError):
         return None
+
+
+def _without_sums(manifest: Path) -> bool:
+    return any("sum" not in entry for entry in files.read_json(manifest)["arrays"].values())
+
+
+def _still_right(case: Case, fact: Facts, settings: config.Config, volumes: Mapping[str, Volume]) -> bool:
+    """Whether arrays hold what is read from the case's files today: older ones were made before some files were read as they are now."""
+    try:
+        if content_hash(np.asarray(volumes["image"].array)) != fact.content:
+            return False
+        return all(np.array_equal(_target_array(case, role, settings), volumes[role].array) for role in case.targets)
+    except (OSError, ValueError):  # no array at all
+        return False
+
+
+def _target_array(case: Case, role: str, settings: config.Config) -> np.ndarray:
+    """A target as the store keeps it."""
+    kind, path, data = settings.roles.get(role, "image"), case.targets[role], settings.data
+    return read_labels(path, _rules(data, kind)) if kind in MASKED else _load_target(path, data, labels=False)[0]
 
 
 def _write_volumes(case: Case, fact: Facts, settings: config.Config, folder: Path) -> dict[str, Volume]:
@@ -622,10 +714,8 @@ def _write_volumes(case: Case, fact: Facts, settings: config.Config, folder: Pat
     if content_hash(image) != fact.content:
         raise UserError(f"{case.image[0]}: changed while it was being prepared. Run the command again.")
     volumes = {"image": save(folder / f"{file_name(case.id)}.image.npy", image)}
-    for role, path in case.targets.items():
-        kind, data = settings.roles.get(role, "image"), settings.data
-        array = read_labels(path, _rules(data, kind)) if kind in MASKED else _load_target(path, data, labels=False)[0]
-        volumes[role] = save(folder / f"{file_name(case.id)}.{role}.npy", array)
+    for role in case.targets:
+        volumes[role] = save(folder / f"{file_name(case.id)}.{role}.npy", _target_array(case, role, settings))
     return volumes
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.files import nifti, npy, pictures, tiff, zarr
-from pipeline.files.durable import read_json, sha256, sweep, whole, write_bytes, write_json, write_text
+from pipeline.files.durable import checksum, read_json, sha256, sweep, whole, write_bytes, write_json, write_text
 from pipeline.files.errors import AGAIN, FileError, guarded
 from pipeline.files.names import SUFFIXES, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
@@ -32,6 +32,7 @@ __all__ = [
     "Probe",
     "Rows",
     "case_id",
+    "checksum",
     "dims_of",
     "geometry",
     "is_folder",
@@ -97,7 +98,8 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
 
     ``dims`` is the number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``, the file's order, from NIfTI;
     2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and in volumes) their indices, or 0 and 255 where an image is black and
-    white; alpha is dropped, bool becomes uint8, a photograph is turned as its EXIF orientation says.
+    white; alpha is dropped, bool becomes uint8, a picture is turned as its EXIF or TIFF orientation says. Greys of 1, 2 or 4 bits are
+    0 to 255 as they are seen, with ``labels`` (and in volumes) the numbers that are stored. ``Geometry.notes`` says what else to know.
     Raises FileError for whatever cannot be read to the last pixel or does not have ``dims`` space axes.
     """
     import numpy as np

@@ -159,3 +159,23 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+WHOLE = 2**24
+"""Bytes up to which :func:`checksum` takes in a whole file."""
+
+SAMPLES, SAMPLE = 128, 2**16
+"""Of a larger file: so many blocks of so many bytes, the first and the last among them, evenly spread."""
+
+
+def checksum(path: Path) -> str:
+    """A sum by which damage shows: of all bytes of a file of up to 16 MiB, else of its length and of 8 MiB that are spread over it."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= WHOLE:
+            return f"crc32:{zlib.crc32(stream.read()):08x}"
+        total = zlib.crc32(str(size).encode())
+        for n in range(SAMPLES):
+            stream.seek(n * (size - SAMPLE) // (SAMPLES - 1))
+            total = zlib.crc32(stream.read(SAMPLE), total)
+    return f"crc32/{SAMPLES}x{SAMPLE}:{total:08x}"

@@ -1,7 +1,8 @@
 """PNG, JPEG, GIF and BMP: one image, grey or in colour, of 8 or 16 bits; GIF and BMP are only read.
 
 Pictures are read upright: the orientation that a camera notes in EXIF is carried out, so that an image and a mask drawn over it
-agree. Answers are written upright and without EXIF.
+agree. Answers are written upright and without EXIF. Greys of fewer than 8 bits are read as they are seen, 0 to 255; as labels they
+are the numbers that are stored.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _orientation(image: Image.Image) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels ``(Y, X, ...)`` stored in one of EXIF's eight orientations, as they are to be seen."""
     pixels = pixels.swapaxes(0, 1) if orientation > 4 else pixels
     pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
@@ -123,12 +124,12 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     if labels and _hidden_in_alpha(array):
         cure = "Flatten it onto black, or save the alpha channel as the mask"
         raise FileError(path, "has one colour everywhere and keeps its shape in the alpha channel", cure)
-    array = _upright(array[..., : 1 if array.shape[-1] == 1 else bands], orientation)
+    array = upright(array[..., : 1 if array.shape[-1] == 1 else bands], orientation)
     return np.moveaxis(array, -1, 0).astype(dtype), Geometry(format="image", meta={"dims": 2})
 
 
 def _pixels(path: Path, image: Image.Image, labels: bool) -> np.ndarray:
-    """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last."""
+    """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last; greys of images on 0..255."""
     import numpy as np
 
     head = _head(path)
@@ -146,7 +147,24 @@ def _pixels(path: Path, image: Image.Image, labels: bool) -> np.ndarray:
         given = image.getpalette() or []
         colours.ravel()[: len(given)] = given
         return palette_labels(indices, colours) if labels else colours[indices]
-    return np.asarray(image if image.mode in ("1", "L", "LA", "RGB", "RGBA") else image.convert("RGB"))
+    pixels = np.asarray(image if image.mode in ("1", "L", "LA", "RGB", "RGBA") else image.convert("RGB"))
+    if pixels.dtype == bool:
+        return pixels if labels else as_seen(pixels.astype(np.uint8), 1)
+    if labels and image.mode == "L" and head.startswith(b"\x89PNG") and head[24] < 8:
+        return pixels // (255 // (2 ** head[24] - 1))  # Pillow has multiplied what is stored
+    return pixels
+
+
+def as_seen(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Grey numbers of 1, 2 or 4 bits, uint8, on 0..255: white is 255 however few bits it has.
+
+    >>> import numpy as np
+    >>> as_seen(np.array([0, 1, 3], np.uint8), 2).tolist()
+    [0, 85, 255]
+    """
+    import numpy as np
+
+    return numbers * np.uint8(255 // (2**bits - 1))
 
 
 def palette_labels(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:

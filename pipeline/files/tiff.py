@@ -1,4 +1,8 @@
-"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ, OME; checked page by page, because tifffile only logs what is missing."""
+"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ, OME; checked page by page, because tifffile only logs what is missing.
+
+A picture is read as it is seen: turned as its orientation says, black and white of one bit as 0 and 255. The numbers of labels and of
+volumes are taken as they are, and :attr:`Geometry.notes` says where that differs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files.errors import FileError, wrong_axes
-from pipeline.files.pictures import palette_labels
+from pipeline.files.pictures import as_seen, palette_labels, upright
 from pipeline.files.pixels import Pixels, Rows, slabs
 from pipeline.records import Geometry
 
@@ -86,16 +90,20 @@ def _page_problem(tif: tifffile.TiffFile) -> str | None:
     first: Any = tif.pages.get(0)
     count, size = len(tif.pages), tif.filehandle.size
     announced = _announced_pages(tif, first)
-    if count == 1 < announced and first.is_contiguous:
+    if count == 1 < announced and first.is_contiguous and not tif.is_ome:
         # ImageJ and 'truncate' write one directory for a whole uncompressed stack.
         need = first.dataoffsets[0] + announced * first.nbytes
         return None if need <= size else f"is truncated: {announced} pages need {need} bytes, the file has {size}"
     if count < announced:
         return f"is truncated: it announces {announced} pages and holds {count}"
+    if 0 < announced < count:
+        return f"announces {announced} pages and holds {count}"
     for number in range(1, count + 1):
         page: Any = tif.pages.get(number - 1)  # not kept: a long stack has many
         if page.shape != first.shape or page.dtype != first.dtype:
             return f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page {number} is {page.shape} {page.dtype}"
+        if _orientation(page) != _orientation(first):
+            return f"has pages of different orientation (tag 274): {_orientation(first)} on page 1, {_orientation(page)} on page {number}"
         problem = _segment_problem(page, size)
         if problem:
             return f"is truncated or damaged at page {number} of {count}: {problem}"
@@ -132,10 +140,30 @@ def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
     return sum(math.prod(shape) for shape in shapes) // math.prod(first.shape)
 
 
+def _series_problem(tif: tifffile.TiffFile) -> str | None:
+    """Whether the one series takes in every page, and no page that is not there: tifffile leaves out some and fills others with 0."""
+    series, first, count = tif.series[0], tif.pages.first, len(tif.pages)
+    planes = math.prod(series.get_shape(squeeze=False)) // math.prod(first.shape)
+    held = max(_announced_pages(tif, first), 1) if count == 1 and first.is_contiguous else count
+    if planes != held:
+        return f"announces {planes} slices and holds {held} pages"
+    missing = sum(series.pages[n] is None for n in range(planes)) if series.kind == "ome" and series.dataoffset is None else 0
+    return f"announces {planes} slices and says where {planes - missing} of them are" if missing else None
+
+
+def _orientation(page: Any) -> int:
+    """Tag 274, 1 to 8; 1 is upright, and stands for none and for a damaged one."""
+    value = page.tags.valueof(274, default=1)
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], tuple[int, ...]]:
-    """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order."""
+    """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order, as it is stored."""
     if len(tif.series) != 1:
         raise FileError(path, f"holds {len(tif.series)} separate images", "Save one image or volume per file")
+    problem = _series_problem(tif)
+    if problem:
+        raise FileError(path, problem)
     axes, shape = tif.series[0].get_axes(squeeze=False), tif.series[0].get_shape(squeeze=False)
     channel = [i for i, a in enumerate(axes) if a in "CS"]
     plane = [axes.index("Y"), axes.index("X")]
@@ -146,16 +174,24 @@ def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], t
         depth = others[-1:]
     if len(depth) != dims - 2:
         raise wrong_axes(path, tif.series[0].shape, dims)
+    if dims == 3 and _orientation(tif.pages.first) != 1:
+        problem = f"is a volume whose pages have the orientation {_orientation(tif.pages.first)} (tag 274) and so are not seen as they lie"
+        raise FileError(path, problem, "Save it upright, without that tag, and check that it lies as its labels do")
     flat = [i for i in others if i not in depth]
     size = math.prod(shape[i] for i in channel)
     return flat + channel + depth + plane, (size, *(shape[i] for i in depth + plane))
 
 
+def _turned(shape: tuple[int, ...], page: Any) -> tuple[int, ...]:
+    """The shape ``(C, *S)`` of the upright picture. That of a volume stays, for its orientation is 1."""
+    return (*shape[:-2], shape[-1], shape[-2]) if _orientation(page) > 4 else shape
+
+
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
     """Shape ``(C, *S)`` and number type, after the file's structure has been checked; a palette image counts as colour."""
     with _open(path) as tif:
-        _, shape = _layout(path, tif, dims)
-        page: Any = tif.pages[0]
+        page: Any = tif.pages.first
+        shape = _turned(_layout(path, tif, dims)[1], page)
         if _is_palette(page, dims):
             return (3, *shape[1:]), "uint8"
         return (len(range(shape[0])[: _opaque(page)]), *shape[1:]), "uint8" if page.dtype == bool else page.dtype.name
@@ -169,40 +205,67 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)``: palettes of images become RGB, or with ``labels`` what :func:`palette_labels` says; alpha is dropped."""
+    """Array ``(C, *S)``, upright: palettes of images become RGB, or with ``labels`` what :func:`palette_labels` says; alpha is dropped."""
     with _open(path) as tif:
         order, shape = _layout(path, tif, dims)
         series, page = tif.series[0], tif.pages.first
         array = series.asarray().reshape(series.get_shape(squeeze=False)).transpose(order).reshape(shape)
         if _is_palette(page, dims):
-            colours = (page.colormap.T >> 8).astype("uint8")  # type: ignore[union-attr]
-            array = palette_labels(array[0], colours)[None] if labels else colours[array[0]].transpose(2, 0, 1)
-        elif page.photometric == 0 and array.dtype == bool:
-            array = ~array  # scanners write ink as 1; with more bits ImageJ means the numbers and not their look
-        return array[: _opaque(page)], _geometry(tif, dims)
+            colours, indices = (page.colormap.T >> 8).astype("uint8"), _numbers(array[0])  # type: ignore[union-attr]
+            array = palette_labels(indices, colours)[None] if labels else colours[indices].transpose(2, 0, 1)
+        else:
+            array = _numbers(array) if dims == 3 or labels else _seen(array, page)
+        array = array[: _opaque(page)]
+        if _orientation(page) != 1:
+            array = upright(array.transpose(1, 2, 0), _orientation(page)).transpose(2, 0, 1)
+        return array, _geometry(tif, dims, labels)
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    """Values as they are stored; one bit gives 0 and 1."""
+    return array.view("uint8") if array.dtype == bool else array
+
+
+def _seen(array: np.ndarray, page: Any) -> np.ndarray:
+    """Greys of a picture. With more than one bit ImageJ means the numbers of MINISWHITE and not their look; scanners write ink as 1."""
+    array = _numbers(~array if _is_ink(page) else array)
+    return as_seen(array, page.bitspersample) if page.bitspersample in (1, 2, 4) and page.photometric in (0, 1) else array
+
+
+def _is_ink(page: Any) -> bool:
+    """Whether a picture of one bit is black where it holds 1."""
+    return page.photometric == 0 and page.dtype == bool
+
+
+def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
+    """What to say where the numbers were taken although the tag says that they are seen the other way round."""
+    if page.photometric != 0 or (_is_ink(page) and dims == 2 and not labels):
+        return ()
+    return ("is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they are, not turned round",)
 
 
 def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[Pixels, Geometry]:
     """The array of :func:`read`, of which rows are read as they are sliced, and its geometry; ``stack`` closes the file.
 
     Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded once for each slab that it
-    lies in. A compressed image (one page) is decoded whole.
+    lies in. A compressed image (one page) is decoded whole, one with a palette or to be turned is read whole.
     """
     tif = stack.enter_context(_open(path))
     order, shape = _layout(path, tif, dims)
     series, page = tif.series[0], tif.pages.first
-    if _is_palette(page, dims):
+    if _is_palette(page, dims) or _orientation(page) != 1:
         return read(path, dims, labels=False)
     source, opaque = _Pages(path, series, order[-dims]), _opaque(page)
 
     def make(first: int, end: int) -> np.ndarray:
         part = source.rows(first, end).transpose(order).reshape(shape[0], end - first, *shape[2:])[:opaque]
-        return ~part if page.photometric == 0 and part.dtype == bool else part
+        return _numbers(part) if dims == 3 else _seen(part, page)
 
     import numpy as np
 
-    channels = len(range(shape[0])[:opaque])
-    return Rows((channels, *shape[1:]), np.dtype(series.dtype).newbyteorder("="), make), _geometry(tif, dims)
+    channels, stored = len(range(shape[0])[:opaque]), np.dtype(series.dtype)
+    dtype = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
+    return Rows((channels, *shape[1:]), dtype, make), _geometry(tif, dims)
 
 
 class _Pages:
@@ -249,8 +312,12 @@ def _opaque(page: Any) -> int | None:
     return page.samplesperpixel - len(page.extrasamples) if alpha else None
 
 
-def _geometry(tif: tifffile.TiffFile, dims: int) -> Geometry:
-    return Geometry(format="tiff", meta={"dims": dims, **_scale(tif)})
+def _geometry(tif: tifffile.TiffFile, dims: int, labels: bool = False) -> Geometry:
+    """Scale of the upright array, and what a reader should be told."""
+    meta, page = _scale(tif), tif.pages.first
+    if "resolution" in meta and _orientation(page) > 4:
+        meta["resolution"] = meta["resolution"][::-1]
+    return Geometry(format="tiff", meta={"dims": dims, **meta}, notes=_notes(page, dims, labels))
 
 
 def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
