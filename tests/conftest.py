@@ -103,3 +103,35 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+def do_nothing_model(path: Path, channels: int = 1, **data: object) -> Path:
+    """A model file for images that answers with its input, to the last bit: what differs was changed by reading or writing."""
+    from pipeline import config as configs
+    from pipeline import networks
+    from pipeline.engine.checkpoint import save_model
+    from pipeline.records import Checkpoint
+
+    normal = {"name": "range", "options": {"low": 0, "high": None}}
+    settings = configs.from_dict(
+        {
+            "name": "nothing",
+            "task": "image",
+            "data": {
+                "dims": 2,
+                "layout": "folders",
+                "folders": {"image": "images", "target": "targets"},
+                "normalise": normal,
+                "patch": {"size": [32, 32]},
+                **data,
+            },
+            "network": {"name": "deblur_unet", "options": {"base": 4, "groups": 4, "residual": True}},
+            "losses": [{"name": "l1", "target": "target"}],
+        }
+    )
+    network = networks.build(settings.network, channels, channels, 2)
+    weights = {name: torch.zeros_like(w) for name, w in network.state_dict().items()}
+    save_model(
+        path, Checkpoint(config=configs.to_dict(settings), channels=(channels, channels), fold=0, epoch=0, score=0.0, weights=weights)
+    )
+    return path

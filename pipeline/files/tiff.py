@@ -135,9 +135,20 @@ def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
             total += math.prod(int(n) for n in re.findall(r"\bSize[ZCT]=\"(\d+)\"", pixels))
         return total // max(first.samplesperpixel, 1)
     if tif.is_imagej:
-        return int((tif.imagej_metadata or {}).get("images", 0))
+        found: Mapping[str, Any] = tif.imagej_metadata or {}
+        return max(int(found.get("images", 0)), int(found.get("slices", 1)) * int(found.get("frames", 1)) if "images" in found else 0)
     shapes = [entry.get("shape", ()) for entry in tif.shaped_metadata or ()]
+    if not shapes and first.shaped_description:
+        # tifffile passes over a description that does not fit; that of one page among others says nothing of those.
+        whole, single = math.prod(_described_shape(first.shaped_description)), math.prod(first.shape)
+        return whole // single if whole > single else 0
     return sum(math.prod(shape) for shape in shapes) // math.prod(first.shape)
+
+
+def _described_shape(description: str) -> tuple[int, ...]:
+    """The shape in tifffile's own description, JSON or the older ``shape=(4, 24, 28)``."""
+    found = re.search(r"shape\"?\s*[:=]\s*[\[(]([\d, ]*)", description)
+    return tuple(int(n) for n in re.findall(r"\d+", found[1])) if found else (0,)
 
 
 def _series_problem(tif: tifffile.TiffFile) -> str | None:
