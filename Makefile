@@ -19,8 +19,15 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # Kills, preemptions, ranks that die, a real Slurm where there is one: minutes of waiting for processes to start.
+# Then every property with new examples, which `make test` never draws: a failure names its seed.
 slow: .venv/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	for n in 1 2 3; do \
+		seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+		echo "properties with new examples, $$n of 3: --hypothesis-profile=fresh --hypothesis-seed=$$seed"; \
+		$(BIN)/python -m pytest -n auto --dist loadfile -m hypothesis \
+			--hypothesis-profile=fresh --hypothesis-seed=$$seed || exit 1; \
+	done
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
