@@ -347,19 +347,16 @@ def _soft(folder: Path, case_id: str) -> tuple[Any, dict[str, Any]]:
     from pipeline.engine import soft
 
     prediction, facts = soft.load(folder, case_id)
-    return prediction.soft, {**facts, "geometry": prediction.geometry}
+    usual = {"task": "labels", "suffix": ".nii.gz" if prediction.geometry.format == "nifti" else ".tif"}  # of what training wrote
+    return prediction.soft, {**usual, **facts, "geometry": prediction.geometry}
 
 
 def _look_at_soft(folder: Path, case_id: str) -> Seen:
     from pipeline.engine import soft
 
-    prediction, facts = soft.load(folder, case_id)
-    return Seen(
-        path=soft.array_path(folder, case_id),
-        shape=tuple(prediction.soft.shape),
-        geometry=prediction.geometry,
-        facts={"suffix": ".tif", **facts},
-    )
+    soft.require_sound(folder, case_id)
+    array, facts = _soft(folder, case_id)
+    return Seen(path=soft.array_path(folder, case_id), shape=tuple(array.shape), geometry=facts["geometry"], facts=facts)
 
 
 def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
