@@ -101,11 +101,12 @@ def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> 
     from pipeline.engine import outputs
 
     data: Sequence[Path] = arguments.input or ()
-    own = {} if not data else _own_folders(members, arguments.output)
-    read = [p for d in data for p in ([d] if not d.is_dir() or files.is_folder(d) else cases.images(d))]
-    for folder in [f for n, m in enumerate(members) if n not in own for f in _folders_of(m)]:
-        read += [*(folder / "soft").glob("*.npy"), *cases.images(folder)]
-    written = [str(f.relative_to(arguments.output)) for f in own.values()]
+    images = [p for d in data for p in ([d] if not d.is_dir() or files.is_folder(d) else cases.images(d))]
+    outputs.require_apart(images, arguments.output)
+    own = _own_folders(members, arguments.output) if data else {}
+    given = [f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if f.is_dir()]
+    read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
+    written = (str(f.relative_to(arguments.output)) for f in own.values())
     outputs.require_apart(read, arguments.output, ("soft", "masks", *written))
 
 
@@ -145,7 +146,7 @@ def _require_free(ids: Sequence[str], first: Reader, arguments: argparse.Namespa
     from pipeline.engine import outputs
 
     seen = {i: first.look(i).facts for i in ids}
-    outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), arguments.output, ("soft", "masks"))
+    outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), arguments.output)
     names = (n for i, facts in seen.items() for n in outputs.names(i, facts["task"], facts["suffix"], arguments.save_soft))
     outputs.require_own(arguments.output, names)
 

@@ -25,7 +25,11 @@ Identity = tuple[int, int]
 """Device and inode: what makes two paths one folder, whatever links and mounts lie between."""
 
 
-def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = ("soft", "masks", "blocks")) -> None:
+BELOW = ("soft", "masks", "blocks", "members")
+"""Folders inside an output folder that commands write to."""
+
+
+def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = BELOW) -> None:
     """Raise UserError where an input could be replaced by what is written into ``output`` or anywhere in its sub-folders ``below``.
 
     An input lies where its name is, where the file is that a link leads to, and at every link on the way.
