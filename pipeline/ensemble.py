@@ -18,11 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
 from pipeline.cli import say
-from pipeline.engine.fusion import FUSIONS, fuse
-from pipeline.records import DONE, Member, Part, UserError
+from pipeline.engine.fusion import FUSIONS, fuse, require_weights
+from pipeline.records import DONE, Geometry, Member, Part, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from pipeline.grid import Alignment
+
+MADE_FROM = "made_from.json"
+"""Of a folder of a member's predictions: models and images that they were made from."""
+
+SHOWN = 10
+"""Faults that a message spells out; the rest are counted."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def ensemble(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
-    from pipeline import files, postprocess
+    from pipeline import postprocess
+    from pipeline.engine import outputs
 
     spec = load_spec(arguments.spec) if arguments.spec else Spec(members=tuple(Member(run=d) for d in arguments.fold_dirs))
     spec = dataclasses.replace(spec, fusion=arguments.fusion or spec.fusion)
@@ -79,9 +88,33 @@ def ensemble(arguments: argparse.Namespace) -> int:
         raise UserError(f"fusion {spec.fusion!r} is unknown; known: {', '.join(FUSIONS)}.")
     if spec.postprocess is not None:
         postprocess.check(spec.postprocess)
+    check_weights(spec.members)
+    _require_apart(spec.members, arguments)
+    with outputs.owned(arguments.output, say):
+        return _fuse_all(spec, arguments)
+
+
+def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> None:
+    """Raise UserError where an image or a prediction that is read could be replaced by what is written."""
+    from pipeline import files
+    from pipeline.data import cases
+    from pipeline.engine import outputs
+
+    data: Sequence[Path] = arguments.input or ()
+    images = [p for d in data for p in ([d] if not d.is_dir() or files.is_folder(d) else cases.images(d))]
+    outputs.require_apart(images, arguments.output)
+    own = _own_folders(members, arguments.output) if data else {}
+    given = [f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if f.is_dir()]
+    read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
+    written = (str(f.relative_to(arguments.output)) for f in own.values())
+    outputs.require_apart(read, arguments.output, ("soft", "masks", *written))
+
+
+def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
+    """Predict what is missing, look at all that is to be fused, then fuse case by case; returns the exit code."""
+    from pipeline import files, postprocess
+
     folders = member_folders(predicted(spec.members, arguments))
-    if arguments.output.resolve() in [f.resolve() for f, _ in folders]:
-        raise UserError(f"--output {arguments.output} is a member's folder; its answers would be overwritten. Choose another.")
     before = first_summary(folders[0][0])
     steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
     if before.get("task", "labels") == "labels":
@@ -90,23 +123,32 @@ def ensemble(arguments: argparse.Namespace) -> int:
     ids = common_ids(readers, [f for f, _ in folders])
     weights = [w for _, w in folders]
     say(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    rows = []
+    ways = looked_at(ids, readers)
+    _require_free(ids, readers[0], arguments)
+    summary = {
+        "task": before.get("task", "labels"),
+        "members": [{"folder": str(f), "weight": w} for f, w in folders],
+        "fusion": spec.fusion,
+        "postprocess": [dataclasses.asdict(s) for s in steps],
+        **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
+    }
+    rows: list[dict[str, Any]] = []
+    files.write_json(arguments.output / "summary.json", {**summary, "files": rows})
     for case_id in cli.progress(ids, "cases"):
         cli.stop.check()
-        rows.append(_one(case_id, (readers, weights, spec.fusion), steps, arguments))
-        files.write_json(
-            arguments.output / "summary.json",
-            {
-                "task": before.get("task", "labels"),
-                "members": [{"folder": str(f), "weight": w} for f, w in folders],
-                "fusion": spec.fusion,
-                "postprocess": [dataclasses.asdict(s) for s in steps],
-                **{k: before[k] for k in ("ignore_label",) if k in before},
-                "files": rows,
-            },
-        )
+        rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, arguments))
+        files.write_json(arguments.output / "summary.json", {**summary, "files": rows})
     return DONE
+
+
+def _require_free(ids: Sequence[str], first: Reader, arguments: argparse.Namespace) -> None:
+    """Raise UserError where an answer would replace the image that it was made from, or a file that is no answer."""
+    from pipeline.engine import outputs
+
+    seen = {i: first.look(i).facts for i in ids}
+    outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), arguments.output)
+    names = (n for i, facts in seen.items() for n in outputs.names(i, facts["task"], facts["suffix"], arguments.save_soft))
+    outputs.require_own(arguments.output, names)
 
 
 def load_spec(path: Path) -> Spec:
@@ -121,18 +163,20 @@ def load_spec(path: Path) -> Spec:
 def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
     """Folders of predictions and their weights; a member's weight is shared equally by its folds. Raises UserError for absent ones."""
     check_weights(members)
-    pairs = [(m.run / f"fold_{n}" if m.folds else m.run, m.weight / max(1, len(m.folds))) for m in members for n in (m.folds or (0,))]
+    pairs = [(folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)]
     absent = [str(f) for f, _ in pairs if not f.is_dir()]
     if absent:
         raise UserError(f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft.")
     return pairs
 
 
+def _folders_of(member: Member) -> list[Path]:
+    return [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+
+
 def check_weights(members: Sequence[Member]) -> None:
     """Raise UserError for weights that make no mean."""
-    weights = [m.weight for m in members]
-    if any(w < 0 for w in weights) or sum(weights) <= 0:
-        raise UserError(f"member weights {weights} must not be negative, and one must be positive.")
+    require_weights([m.weight for m in members])
 
 
 # --- members that are runs ---------------------------------------------------------------------------------------------
@@ -141,36 +185,40 @@ def check_weights(members: Sequence[Member]) -> None:
 def predicted(members: Sequence[Member], arguments: argparse.Namespace) -> tuple[Member, ...]:
     """The members, those that are runs replaced by folders of their predictions of ``--input``, made now unless they are there.
 
-    Raises UserError for a run without ``--input``, and for an ``--output`` that is the folder of the inputs.
+    Raises UserError for a run without ``--input``.
     """
     check_weights(members)
     data: Sequence[Path] = arguments.input or ()
     runs = [m for m in members if is_run(m)]
     if runs and not data:
         raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")
-    if arguments.output.resolve() in [(p.parent if p.is_file() else p).resolve() for p in data]:
-        raise UserError(f"--output {arguments.output} is the folder of the inputs, which would be overwritten. Choose another.")
-    out, names = [], collections.Counter()
-    for member in members:
-        if data and is_run(member):
+    own, out = _own_folders(members, arguments.output), list(members)
+    for n, folder in own.items():
+        predict_member(members[n], data, folder, arguments.device)
+        out[n] = Member(run=folder, weight=members[n].weight)
+    return tuple(out)
+
+
+def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
+    """Where the predictions of those members that are runs go, by the member's number."""
+    found, names = {}, collections.Counter()
+    for n, member in enumerate(members):
+        if is_run(member):
             name = member.run.resolve().name
             names[name] += 1
-            folder = arguments.output / "members" / (name if names[name] == 1 else f"{name}-{names[name]}")
-            predict_member(member, data, folder, arguments.device)
-            member = Member(run=folder, weight=member.weight)
-        out.append(member)
-    return tuple(out)
+            found[n] = output / "members" / (name if names[name] == 1 else f"{name}-{names[name]}")
+    return found
 
 
 def is_run(member: Member) -> bool:
     """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where they would be looked for."""
-    folders = [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+    folders = _folders_of(member)
     models = [*member.run.glob("*_model.safetensors"), *member.run.glob("fold_*/*_model.safetensors")]
     return bool(models) and not any((f / "soft").is_dir() for f in folders)
 
 
 def _cure(member: Member) -> str:
-    where = [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+    where = _folders_of(member)
     commands = [f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft" for w in where]
     return "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  " + "\n  ".join(
         commands
@@ -184,20 +232,14 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     """
     from pipeline import files, predict
     from pipeline.config import to_dict
+    from pipeline.engine import outputs
+    from pipeline.engine.checkpoint import load_facts
     from pipeline.engine.inference import voice
 
     paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
     paths = paths or predict.find_models(member.run, None)
     networks, config = predict.load_models(paths)
-    inputs = predict.find_inputs(data, config)
-    record = {
-        "models": {str(p): files.sha256(p) for p in paths},
-        "predict": to_dict(config)["predict"],
-        "inputs": {c.id: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in c.image] for c in inputs},
-    }
-    done = _still_good(folder, record)
-    say(f"{member.run}: {len(done)} of {len(inputs)} images are predicted already")
-    where = cli.device(device)
+    where, facts = cli.device(device), load_facts(paths[0])
     predictor = predict.Predictor(
         config=config,
         speak=voice([n.to(where) for n in networks], config, where),
@@ -205,10 +247,23 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
         device=where,
         output=folder,
         save_soft=True,
+        channels=facts.channels[0],
+        trained_on=facts.trained_on,
     )
-    todo = [c for c in inputs if c.id not in done]
-    if todo and predict.predict_all(predictor, todo) != DONE:
-        raise UserError(f"{folder}: some images could not be predicted, see above. Mend or remove them, then run again.")
+    inputs = predict.find_inputs(data, predictor)
+    if not (folder / MADE_FROM).is_file():  # else it is ours, though the first answer may have been its last
+        predict.require_free(predictor, inputs)
+    record = {
+        "models": {str(p): files.sha256(p) for p in paths},
+        "predict": to_dict(config)["predict"],
+        "inputs": {c.id: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in c.image] for c in inputs},
+    }
+    with outputs.owned(folder, say):
+        done = _still_good(folder, record)
+        say(f"{member.run}: {len(done)} of {len(inputs)} images are predicted already")
+        todo = [c for c in inputs if c.id not in done]
+        if todo and predict.predict_all(predictor, todo) != DONE:
+            raise UserError(f"{folder}: some images could not be predicted, see above. Mend or remove them, then run again.")
 
 
 def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
@@ -216,13 +271,13 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
     from pipeline import files
     from pipeline.engine import soft
 
-    path = folder / "made_from.json"
+    path = folder / MADE_FROM
     before = files.read_json(path) if path.is_file() and (folder / "summary.json").is_file() else {}
     same = all(before.get(k) == record[k] for k in ("models", "predict"))
     present = soft.ids(folder / "soft")
     good = {i for i in present if same and before["inputs"].get(i, ()) == record["inputs"].get(i)}
     for case_id in set(present) - good:
-        (folder / "soft" / f"{case_id}.npy").unlink()
+        soft.array_path(folder / "soft", case_id).unlink()
     files.write_json(path, record)
     return good
 
@@ -238,11 +293,23 @@ def first_summary(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is known of a member's case before it is fused: its file, shape ``(K, *S)``, geometry and facts."""
+
+    path: Path
+    shape: tuple[int, ...]
+    geometry: Geometry
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
     """Cases of one member: ids, and a function from id to (array ``(K, *S)`` soft or ``(1, *S)`` hard, its facts)."""
 
     ids: tuple[str, ...]
     load: Callable[[str], tuple[Any, dict[str, Any]]]
+    look: Callable[[str], Seen]
+    """Without the values of answer files; those of soft predictions are checked. Raises UserError where they cannot be used."""
 
 
 def open_member(folder: Path, fusion: str) -> Reader:
@@ -251,39 +318,126 @@ def open_member(folder: Path, fusion: str) -> Reader:
 
     found = soft.ids(folder / "soft")
     if found:
-        return Reader(ids=tuple(found), load=lambda case_id: _soft(folder / "soft", case_id))
+        place = folder / "soft"
+        return Reader(ids=tuple(found), load=lambda case_id: _soft(place, case_id), look=lambda case_id: _look_at_soft(place, case_id))
     answers = answer_files(folder)
     if fusion != "vote":
         cure = "Run pipeline.predict with --save-soft" + (", or fuse the answers with --fusion vote." if answers else ".")
         raise UserError(f"{folder}: holds no soft predictions. {cure}")
-    return Reader(ids=tuple(answers), load=lambda case_id: _hard(answers[case_id]))
+    return Reader(ids=tuple(answers), load=lambda case_id: _hard(answers[case_id]), look=lambda case_id: _look_at_answer(answers[case_id]))
 
 
 def answer_files(folder: Path) -> dict[str, Path]:
-    """Answers in a prediction folder by id, visualisations and overlays left out."""
+    """Answers in a prediction folder by id, visualisations and overlays left out. Raises UserError where two have one id."""
     from pipeline import files
+    from pipeline.data import cases
     from pipeline.tasks import is_companion
 
-    found = [p for p in sorted(folder.iterdir()) if p.is_file() and files.is_image(p)]
-    return {files.stem(p): p for p in found if not is_companion(files.stem(p))}
+    found: dict[str, Path] = {}
+    for path in sorted(cases.images(folder)):
+        name = files.case_id(path)
+        if is_companion(name):
+            continue
+        if name in found:
+            raise UserError(f"{folder}: {found[name].name} and {path.name} are both called {name}. Keep one file per id.")
+        found[name] = path
+    return found
 
 
 def _soft(folder: Path, case_id: str) -> tuple[Any, dict[str, Any]]:
     from pipeline.engine import soft
 
     prediction, facts = soft.load(folder, case_id)
-    return prediction.soft, {**facts, "geometry": prediction.geometry}
+    usual = {"task": "labels", "suffix": ".nii.gz" if prediction.geometry.format == "nifti" else ".tif"}  # of what training wrote
+    return prediction.soft, {**usual, **facts, "geometry": prediction.geometry}
+
+
+def _look_at_soft(folder: Path, case_id: str) -> Seen:
+    from pipeline.engine import soft
+
+    soft.require_sound(folder, case_id)
+    array, facts = _soft(folder, case_id)
+    return Seen(path=soft.array_path(folder, case_id), shape=tuple(array.shape), geometry=facts["geometry"], facts=facts)
 
 
 def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
     from pipeline import files
 
     array, geometry = files.read(path, files.dims_of(path))
-    if int(array.max()) > 1:
-        raise UserError(
-            f"{path}: a vote over answer files takes 0/1 masks, this one holds {int(array.max())}. Save soft predictions instead."
-        )
+    wrong = array[(array != 0) & (array != 1)]
+    if wrong.size:
+        raise UserError(f"{path}: a vote over answer files takes 0/1 masks, this one holds {wrong[0]}. Save soft predictions instead.")
     return array, {"geometry": geometry, "suffix": files.suffix(path), "task": "labels"}
+
+
+def _look_at_answer(path: Path) -> Seen:
+    from pipeline import files
+
+    dims = files.dims_of(path)
+    facts = {"suffix": files.suffix(path), "task": "labels"}
+    return Seen(path=path, shape=files.probe(path, dims).shape, geometry=files.geometry(path, dims), facts=facts)
+
+
+def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> dict[str, list[Alignment]]:
+    """How each member's array is laid onto the first member's grid, by case: flips and axis order, exactly.
+
+    Raises UserError, with all that is wrong, where that cannot be, and for soft predictions that hold what is no probability.
+    """
+    ways: dict[str, list[Alignment]] = {}
+    faults: list[str] = []
+    moved: collections.Counter[Path] = collections.Counter()
+    for case_id in cli.progress(ids, "looking at members"):
+        cli.stop.check()
+        try:
+            first, *others = [reader.look(case_id) for reader in readers]
+            ways[case_id] = [_laid_onto(first, seen) for seen in (first, *others)]
+        except UserError as error:
+            faults.append(f"case {case_id}: {error}")
+            continue
+        moved.update(seen.path.parent for seen, way in zip((first, *others), ways[case_id], strict=True) if not way.identity)
+    if faults:
+        more = f"\n  ... {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise UserError("members cannot be fused:\n  " + "\n  ".join(faults[:SHOWN]) + more)
+    for folder, count in moved.items():
+        say(f"{folder}: {count} cases have other axes than the first member's; they are brought to those exactly")
+    return ways
+
+
+def _laid_onto(first: Seen, other: Seen) -> Alignment:
+    """The flips and axis order from one member's grid to the first one's. Raises UserError, naming both files, where there are none."""
+    from pipeline.grid import alignment, grid_of
+
+    pair = f"{other.path} and {first.path}"
+    tasks = [seen.facts.get("task", "labels") for seen in (other, first)]
+    if tasks[0] != tasks[1] or other.shape[0] != first.shape[0]:
+        raise UserError(f"{pair} hold other things: {tasks[0]} of {other.shape[0]} channels and {tasks[1]} of {first.shape[0]}.")
+    if tasks[0] == "image" and not _same_scale(other.facts.get("scale"), first.facts.get("scale")):
+        raise UserError(f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were trained alike.")
+    dims = len(first.shape) - 1
+    here, there = grid_of(other.geometry, dims), grid_of(first.geometry, dims)
+    if here.family != there.family:
+        raise UserError(f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in different orders. {FROM_ONE}")
+    way = alignment(here, other.shape[1:], there, first.shape[1:]) if len(other.shape) == len(first.shape) else None
+    if way is None:
+        what = "lie in different places of the world" if sorted(other.shape) == sorted(first.shape) else "disagree in shape"
+        raise UserError(f"{pair} {what} ({_size(other)} and {_size(first)} voxels). {FROM_ONE}")
+    return way
+
+
+FROM_ONE = "They were made from different inputs: predict the same files with every member."
+
+
+def _size(seen: Seen) -> str:
+    return " x ".join(map(str, seen.shape[1:]))
+
+
+def _same_scale(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether intensities mean the same; those of older files, which do not say, are taken to."""
+    import numpy as np
+
+    if not one or not other:
+        return True
+    return all(np.shape(one[k]) == np.shape(other[k]) and np.allclose(one[k], other[k], rtol=1e-3) for k in ("low", "high", "to"))
 
 
 def common_ids(readers: Sequence[Reader], folders: Sequence[Path]) -> list[str]:
@@ -304,18 +458,21 @@ def common_ids(readers: Sequence[Reader], folders: Sequence[Path]) -> list[str]:
 
 
 def _one(
-    case_id: str, members: tuple[Sequence[Reader], Sequence[float], str], steps: Sequence[Part], arguments: argparse.Namespace
+    case_id: str,
+    members: tuple[Sequence[Reader], Sequence[float], str, Sequence[Alignment]],
+    steps: Sequence[Part],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Fuse, decide and write one case."""
     from pipeline.engine import soft as softs
     from pipeline.predict import finish
     from pipeline.records import Prediction
 
-    readers, weights, fusion = members
+    readers, weights, fusion, ways = members
     loaded = [r.load(case_id) for r in readers]
     facts: Mapping[str, Any] = loaded[0][1]
     say(f"\nProcessing {case_id}")
-    fused = fuse([a for a, _ in loaded], weights, fusion, case_id)
+    fused = fuse([way.apply(a) for way, (a, _) in zip(ways, loaded, strict=True)], weights, fusion, case_id)
     prediction = Prediction(case_id=case_id, soft=fused, geometry=facts["geometry"])
     if arguments.save_soft:
         softs.save(arguments.output / "soft", prediction, {k: v for k, v in facts.items() if k != "geometry"})

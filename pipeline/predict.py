@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,16 +26,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline import cli
 from pipeline.cli import say
 from pipeline.config import Config, difference, to_dict
-from pipeline.records import DONE, FAILED, PARTIAL, Case, Part, Prediction, UserError
+from pipeline.records import DONE, FAILED, PARTIAL, Case, Geometry, Part, Prediction, UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from pipeline.data.normalise import Scale
-    from pipeline.engine.blocks import Soft
+    from pipeline.engine.blocks import Blocks
     from pipeline.engine.inference import Source, Voice
-    from pipeline.files import Pixels
+    from pipeline.engine.world import Placement
+    from pipeline.files import Pixels, Rows
     from pipeline.geometry import Tiling
 
 
@@ -114,6 +116,11 @@ class Predictor:
     save_soft: bool
     blocks: str = "auto"
     """When inputs are read and written by blocks: auto, always, never."""
+    channels: int = 0
+    """Input channels of the networks; 0: not known."""
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    """What the model file says of its training data (:class:`pipeline.records.Checkpoint`); empty for older ones."""
+    backend: str = "torch"
     told: set[str] = field(default_factory=set)
     """Warnings given so far, so that each is given once."""
 
@@ -124,21 +131,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
+    from pipeline.engine import outputs
+
     predictor = prepare(arguments, arguments.output, arguments.save_soft)
-    inputs = find_inputs(arguments.input, predictor.config)
-    _not_onto_inputs(inputs, arguments.output)
+    inputs = find_inputs(arguments.input, predictor)
+    require_free(predictor, inputs)
     say(f"Found {len(inputs)} files to process")
     predictor = dataclasses.replace(predictor, blocks=arguments.blocks)
-    if arguments.shard is not None:
+    if arguments.shard is not None:  # shards share a folder: they write nothing but blocks, each its own
         return predict_shard(predictor, inputs, *arguments.shard)
-    return predict_all(predictor, inputs)
+    with outputs.owned(predictor.output, say):
+        return predict_all(predictor, inputs)
 
 
 def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False) -> Predictor:
     """Networks loaded and ready as the options of :func:`add_model_options` say. Raises UserError where they cannot be followed."""
     from pipeline import postprocess
     from pipeline.engine import backends
-    from pipeline.engine.checkpoint import load_model
+    from pipeline.engine.checkpoint import load_facts
     from pipeline.engine.inference import voice
     from pipeline.engine.stitching import with_halo
 
@@ -146,12 +156,13 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
     backends.check(arguments.backend, device)
     paths = find_models(arguments.checkpoint, arguments.model, arguments.allow_missing_folds)
     networks, config = load_models(paths)
+    facts = load_facts(paths[0])
     config = with_options(config, arguments)
     backends.check(arguments.backend, device, config.predict.norms)
     if config.task == "labels":
         postprocess.check(config.postprocess)
     if arguments.halo == "auto":
-        config, told = with_halo(config, networks[0], load_model(paths[0]).channels[0])
+        config, told = with_halo(config, networks[0], facts.channels[0])
         say(told)
     networks = [backends.accelerate(n.to(device), p, arguments.backend, say) for n, p in zip(networks, paths, strict=True)]
     return Predictor(
@@ -161,6 +172,9 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
         device=device,
         output=output,
         save_soft=save_soft,
+        channels=facts.channels[0],
+        trained_on=facts.trained_on,
+        backend=arguments.backend,
     )
 
 
@@ -214,23 +228,25 @@ def _fold_model(fold: Path, model: str | None) -> Path:
 
 
 def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
-    """Rebuild every network. Raises UserError when the models were trained under different configs."""
+    """Rebuild every network. Raises UserError when the models were trained under different configs, or on other kinds of files."""
     from pipeline.engine.checkpoint import load_model
     from pipeline.engine.evaluate import build
 
-    networks, configs = [], []
+    networks, configs, facts = [], [], []
     for path in paths:
         model = load_model(path)
         network, config = build(model, str(path))
+        facts.append({"channels": list(model.channels), **{k: model.trained_on.get(k) for k in ("family", "codes")}})
         say(f"Loaded model from {path}\n  Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}: {model.score}")
         networks.append(network)
         configs.append(config)
-    for path, config in zip(paths, configs, strict=True):
+    for path, config, own in zip(paths, configs, facts, strict=True):
         changes = [
             c
             for c in difference(to_dict(configs[0]), to_dict(config))
             if c.startswith(("data.normalise", "data.classes", "data.dims", "task", "network"))
         ]
+        changes += [f"{k}: {facts[0][k]} -> {v}" for k, v in own.items() if None not in (v, facts[0][k]) and v != facts[0][k]]
         if changes:
             raise UserError(f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes))
     return networks, configs[0]
@@ -266,14 +282,14 @@ def with_options(config: Config, arguments: argparse.Namespace) -> Config:
     return dataclasses.replace(config, predict=dataclasses.replace(config.predict, **changes), postprocess=steps)
 
 
-def find_inputs(paths: Sequence[Path], config: Config) -> list[Case]:
+def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
     """Cases of all files and folders, in the order given. Raises UserError where one answer would be written over another."""
     from pipeline.data import cases as case_finder
     from pipeline.tasks import COMPANIONS
 
-    found: dict[str, Case] = {}
+    config, found = predictor.config, dict[str, Case]()
     for path in paths:
-        for case in case_finder.inputs(path, config.data):
+        for case in case_finder.inputs(path, config.data, predictor.channels, predictor.trained_on.get("layout")):
             if case.id in found:
                 raise UserError(
                     f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and so would be their answers. "
@@ -290,12 +306,15 @@ def find_inputs(paths: Sequence[Path], config: Config) -> list[Case]:
     return list(found.values())
 
 
-def _not_onto_inputs(inputs: Sequence[Case], output: Path) -> None:
-    for case in inputs:
-        if case.image[0].resolve().parent == output.resolve():
-            raise UserError(
-                f"--output {output} is the folder of the inputs: {case.image[0].name} would be overwritten. Choose another folder."
-            )
+def require_free(predictor: Predictor, inputs: Sequence[Case]) -> None:
+    """Raise UserError where answers would replace an input, or a file in the output folder that is no answer."""
+    from pipeline import files
+    from pipeline.engine import outputs
+
+    outputs.require_apart((path for case in inputs for path in case.image), predictor.output)
+    task, soft = predictor.config.task, predictor.save_soft
+    names = (name for case in inputs for name in outputs.names(case.id, task, files.suffix(case.image[0]), soft))
+    outputs.require_own(predictor.output, names)
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
@@ -305,6 +324,7 @@ def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
     predictor.output.mkdir(parents=True, exist_ok=True)
     files.sweep(predictor.output)
     rows, began = [], time.monotonic()
+    _write_summary(predictor, rows)  # before any answer: what is killed can be run again, since it is known whose answers these are
     for n, case in enumerate(inputs):
         cli.stop.check()
         say(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
@@ -335,8 +355,17 @@ def _count_blocks(predictor: Predictor, case: Case) -> int:
     from pipeline import files
     from pipeline.engine.inference import tiling
 
-    found = files.probe(case.image[0], predictor.config.data.dims)
-    return -(-found.shape[1] // tiling(predictor.config, found.shape[1:], predictor.speak).step) if found.problem is None else 1
+    dims = predictor.config.data.dims
+    found = files.probe(case.image[0], dims)
+    if found.problem is not None:
+        return 1
+    size = found.shape[1:]
+    if predictor.trained_on:
+        try:
+            size = _placement(predictor, case, files.geometry(case.image[0], dims)).size(size)
+        except files.FileError:
+            return 1
+    return -(-size[0] // tiling(predictor.config, size, predictor.speak).step)
 
 
 def _told(rows: Sequence[dict[str, Any]], began: float) -> int:
@@ -362,10 +391,12 @@ def _guarded(case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
     from pipeline import files
 
-    config = to_dict(predictor.config)
+    config, names = to_dict(predictor.config), predictor.trained_on.get("class_names")
     summary = {
         "models": predictor.models,
         "task": predictor.config.task,
+        **({"classes": predictor.config.data.classes} if predictor.config.task == "labels" else {}),
+        **({"class_names": names} if names else {}),
         "ignore_label": predictor.config.data.ignore_label,
         "predict": config["predict"],
         "postprocess": config["postprocess"],
@@ -384,25 +415,71 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     if _by_blocks(predictor, case):
         return predict_blocks(predictor, case)
     array, geometry = load_image(case, config.data.dims)
-    say(f"  Loaded volume: {array.shape[1:]}, dtype: {array.dtype}")
+    size = array.shape[1:]
+    say(f"  Loaded volume: {size}, dtype: {array.dtype}")
+    _require_finite(case, array)
+    place, notes = _admitted(predictor, case, array, geometry)
+    array = place.apply(array)
     tiles = tiling(config, array.shape[1:], predictor.speak)
     source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
     _warn(predictor, source, tiles)
     speak = settled(predictor.speak, source, tiles)
     with _bar(tiles.count()) as advance:
         soft = sliding_window(source, _counted(speak, advance), tiles, config.predict.batch, predictor.device)
-    prediction = Prediction(case_id=case.id, soft=soft, geometry=geometry)
-    return {"shape": list(array.shape[1:]), "tiles": tiles.count(), **_finish_case(predictor, case, source, prediction)}
+    prediction = Prediction(case_id=case.id, soft=place.restore(soft), geometry=geometry)
+    image = place.restore(source.array[:]) if config.data.dims == 2 else None
+    return {"shape": list(size), "tiles": tiles.count(), **notes, **_finish_case(predictor, case, source, prediction, image)}
 
 
-def _finish_case(predictor: Predictor, case: Case, source: Source, prediction: Prediction) -> dict[str, Any]:
-    """Save the soft answer where that is asked for, and finish it, all in memory."""
+def _require_finite(case: Case, array: np.ndarray) -> None:
+    """Raise FileError for a case in memory that holds NaN or infinity, naming the file that does."""
+    from pipeline import files
+    from pipeline.data import store
+
+    if not store.nonfinite(array):
+        return
+    channels = [files.probe(path, array.ndim - 1).shape[0] for path in case.image]
+    for path, last, own in zip(case.image, itertools.accumulate(channels), channels, strict=True):
+        if count := store.nonfinite(array[last - own : last]):
+            raise files.FileError(path, store.nonfinite_problem(count), store.NONFINITE)
+
+
+def _placement(predictor: Predictor, case: Case, geometry: Geometry) -> Placement:
+    from pipeline.engine.world import placement
+
+    return placement(case, geometry, predictor.config.data.dims, predictor.trained_on)
+
+
+def _admitted(predictor: Predictor, case: Case, array: Pixels, geometry: Geometry) -> tuple[Placement, dict[str, Any]]:
+    """How the array goes to the axes of training, and what was said of it, for its row.
+
+    Raises FileError where it cannot be predicted by these networks.
+    """
+    from pipeline import files
+
+    wanted, have = predictor.channels, len(array)
+    if wanted and have != wanted:
+        cure = f"Give an image of {wanted} channels" + (
+            "; of files ID_0000, ID_0001, ... give their folder, so that they are taken together" if wanted > have else ""
+        )
+        raise files.FileError(case.image[0], f"has {have} channels, the model takes {wanted}", cure)
+    place = _placement(predictor, case, geometry)
+    if place.alignment is not None:
+        say(f"  Its axes {place.codes[0]} are brought to those of training, {place.codes[1]}, and its answer back")
+    notes = [*geometry.notes, *place.notes]
+    for note in notes:
+        say(f"  WARNING: {note}.")
+    return place, {"warnings": notes} if notes else {}
+
+
+def _finish_case(predictor: Predictor, case: Case, source: Source, prediction: Prediction, image: np.ndarray | None) -> dict[str, Any]:
+    """Save the soft answer where that is asked for, and finish it, all in memory; ``image`` is the input as its file has it."""
     from pipeline.engine import soft as softs
 
     facts = _facts(predictor, case, source)
     if predictor.save_soft:
         softs.save(predictor.output / "soft", prediction, facts)
-    return finish(predictor.config.postprocess, prediction, predictor.output, facts, source.array[:])
+    return finish(predictor.config.postprocess, prediction, predictor.output, facts, image)
 
 
 def _facts(predictor: Predictor, case: Case, source: Source) -> dict[str, Any]:
@@ -440,35 +517,57 @@ def predict_blocks(predictor: Predictor, case: Case, which: range | None = None)
     """Compute those of the blocks ``which`` that are not there yet; ``None``: all, then finish the case, write it and take the blocks away."""
     from pipeline.data import streamed
     from pipeline.engine import blocks
-    from pipeline.engine.inference import Source, settled, tiling
+    from pipeline.engine.inference import Source, tiling
 
     config = predictor.config
-    with blocks.image(case, config.data.dims) as (array, geometry):
+    with blocks.image(case, config.data.dims) as (given, geometry):
+        shape = tuple(given.shape[1:])
+        say(f"  Volume: {shape}, dtype: {given.dtype}, by blocks")
+        place, notes = _admitted(predictor, case, given, geometry)
+        if _streams(predictor, given):
+            _require_rows(case, place)
+            if which is None and config.task == "labels":
+                blocks.check_memory(config.postprocess, 1 if config.data.classes == 2 else config.data.classes, shape)
+        array = place.apply(given)
         size = tuple(array.shape[1:])
-        say(f"  Volume: {size}, dtype: {array.dtype}, by blocks")
         tiles = tiling(config, size, predictor.speak)
-        if which is None and config.task == "labels" and _streams(predictor, array):
-            blocks.check_memory(config.postprocess, 1 if config.data.classes == 2 else config.data.classes, size)
         name = f"{case.id}.{blocks.key(_digests(predictor.models), config, case)}"
         parts = blocks.Blocks(folder=predictor.output / blocks.FOLDER / name, size=size, step=tiles.step)
-        which_all = range(parts.count())
-        runs = parts.missing(which_all if which is None else which)
+        wanted = range(parts.count()) if which is None else which
         source = Source(array=array, scale=streamed.fit(config.data.normalise, array))
-        if runs:
-            _warn(predictor, source, tiles)
-            speak = settled(predictor.speak, source, tiles)
-            needed = sum(any(tiles.speaks(place, *run) for run in runs) for place in tiles.places())
-            with _bar(needed) as advance:
-                counted = _counted(speak, lambda n: (advance(n), cli.stop.check()))
-                blocks.compute(source, counted, tiles, parts, runs, config.predict.batch, predictor.device)
-        row = {"shape": list(size), "tiles": tiles.count(), "blocks": len(which_all if which is None else which)}
+        _compute(predictor, source, tiles, parts, wanted)
+        row = {"shape": list(shape), "tiles": tiles.count(), "blocks": len(wanted), **notes}
         if which is not None:
             return row
-        facts = _facts(predictor, case, source)
-        soft = blocks.Soft(case_id=case.id, array=parts.soft(), geometry=geometry, facts=facts, work=parts.folder)
-        answer = _finish_blocks(predictor, case, source, soft)
+        answer = _finish_blocks(predictor, case, source, (parts.soft(), geometry, place, parts.folder))
     blocks.remove(predictor.output, case.id)
     return row | answer
+
+
+def _require_rows(case: Case, place: Placement) -> None:
+    """Raise FileError where an answer in the file's axes cannot be written slab by slab."""
+    from pipeline import files
+
+    if not place.first_axis_stays:
+        problem = f"has axes {place.codes[0]}, the model was trained on {place.codes[1]}: its first axis is another one"
+        cure = f"By blocks, the first axis has to stay. Save the file with axes {place.codes[1]}, or predict it in memory (--blocks never)"
+        raise files.FileError(case.image[0], problem, cure)
+
+
+def _compute(predictor: Predictor, source: Source, tiles: Tiling, parts: Blocks, which: range) -> None:
+    """Compute and write those of the blocks ``which`` that are not there."""
+    from pipeline.engine import blocks
+    from pipeline.engine.inference import settled
+
+    runs = parts.missing(which)
+    if not runs:
+        return
+    _warn(predictor, source, tiles)
+    speak = settled(predictor.speak, source, tiles)
+    needed = sum(any(tiles.speaks(place, *run) for run in runs) for place in tiles.places())
+    with _bar(needed) as advance:
+        counted = _counted(speak, lambda n: (advance(n), cli.stop.check()))
+        blocks.compute(source, counted, tiles, parts, runs, predictor.config.predict.batch, predictor.device)
 
 
 def _streams(predictor: Predictor, array: Pixels) -> bool:
@@ -478,12 +577,21 @@ def _streams(predictor: Predictor, array: Pixels) -> bool:
     return predictor.blocks == "always" or math.prod(array.shape) > streamed.WHOLE
 
 
-def _finish_blocks(predictor: Predictor, case: Case, source: Source, soft: Soft) -> dict[str, Any]:
-    """Decide and write a case whose blocks are all there: in memory where it is small, as it would be without blocks."""
+def _finish_blocks(predictor: Predictor, case: Case, source: Source, found: tuple[Rows, Geometry, Placement, Path]) -> dict[str, Any]:
+    """Decide and write a case whose blocks are all there: in memory where it is small, as it would be without blocks.
+
+    ``found`` are its soft answer on the axes of training, where the file lies, how it came to those axes, and a folder for scratch files.
+    """
     from pipeline.engine import blocks
 
+    array, geometry, place, work = found
     if not _streams(predictor, source.array):
-        return _finish_case(predictor, case, source, Prediction(case_id=case.id, soft=soft.array[:], geometry=soft.geometry))
+        prediction = Prediction(case_id=case.id, soft=place.restore(array[:]), geometry=geometry)
+        image = place.restore(source.array[:]) if predictor.config.data.dims == 2 else None
+        return _finish_case(predictor, case, source, prediction, image)
+    soft = blocks.Soft(
+        case_id=case.id, array=place.restore_rows(array), geometry=geometry, facts=_facts(predictor, case, source), work=work
+    )
     if predictor.save_soft:
         blocks.save_soft(predictor.output / "soft", soft)
     if predictor.config.task == "labels":
@@ -507,7 +615,7 @@ def _warn(predictor: Predictor, source: Source, tiles: Tiling) -> None:
 
     if "norms" in predictor.told:
         return
-    text = warning(predictor.speak, source, tiles)
+    text = warning(predictor.speak, source, tiles, predictor.backend)
     if text is not None:
         predictor.told.add("norms")
         say(f"  WARNING: {text}")

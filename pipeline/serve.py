@@ -189,7 +189,6 @@ def build(arguments: argparse.Namespace) -> Service:
     import torch
 
     from pipeline import files
-    from pipeline.engine.checkpoint import load_model
 
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.concurrent))
     predictor = predicting.prepare(arguments, Path())
@@ -200,7 +199,7 @@ def build(arguments: argparse.Namespace) -> Service:
         raise UserError(
             f"--concurrent {arguments.concurrent} does not go with predict.norms {config.predict.norms}, which sets the network up for one image. Use --concurrent 1."
         )
-    channels = load_model(first).channels[0]
+    channels = predictor.channels
     facts = {
         "config": config.name,
         "model": files.sha256(first)[:16],

@@ -13,7 +13,9 @@ import csv
 import hashlib
 import io
 import math
+import os
 import sys
+import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +43,7 @@ CURES = {
     "ids twice": "Keep one file per id",
     "unreadable": "Predict these again",
     "wrong shape": "Predict these again from the test images given here",
+    "wrong axes": "Predict these again from the test images given here",
     "wrong type": "Answers are uint8; write them with pipeline.predict",
     "wrong values": "Answers hold 0 and 1 only; predict without --separate-instances, and take no _visualization files",
 }
@@ -93,13 +96,39 @@ def submit(arguments: argparse.Namespace) -> int:
         )
     if out.is_dir():
         raise UserError(f"--out {out} is a folder. Name a file.")
+    if arguments.spec is not None:
+        require_replaceable(out)  # before hours of prediction
     answers = check(arguments.predictions or _run_ensemble(arguments), arguments.test_dir)
+    require_replaceable(out)
     for line in table_differences(arguments.test_dir, [a.id for a in answers]):
         say(f"warning: {line}")
     files.sweep(out.parent, deep=False)
     (write_zip if arguments.format == "tiff-zip" else write_rle)(out, answers)
     _tell(out, answers, files.sha256(out))
     return DONE
+
+
+def require_replaceable(out: Path) -> None:
+    """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif, or a table that begins with id,rle."""
+    if os.path.lexists(out) and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out)):
+        raise UserError(f"--out {out} is there and no submission, which could be replaced. Name another file, or move it away.")
+
+
+def _is_flat_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return bool(names) and all(name.endswith(".tif") and "/" not in name and "\\" not in name for name in names)
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.readline(16).strip() == b"id,rle"
+    except OSError:
+        return False
 
 
 def _run_ensemble(arguments: argparse.Namespace) -> Path:
@@ -136,6 +165,7 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
         raise UserError(f"--test-dir {test_dir} holds no images." + (f" Did you mean {test_dir / inside[0]}?" if inside else ""))
     # An id may well end like a visualisation; then the test image says so.
     found = _by_id(predictions, "--predictions", faults, "ids twice", also=tests)
+    tests = _as_predicted(tests, found)
     faults["missing"] = [i for i in tests if i not in found]
     faults["extra"] = [i for i in found if i not in tests]
     answers = []
@@ -148,18 +178,29 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
     return answers
 
 
+def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str, Path]:
+    """The test images by the ids of their answers: numbered files ``ID_0000, ID_0001`` are one case where answers are called ``ID``."""
+    from pipeline.data import cases
+
+    groups = cases.channel_groups(tests)
+    if groups is None or sum(i in found for i in groups) <= sum(i in found for i in tests):
+        return tests
+    return {name: numbers[0] for name, numbers in groups.items()}
+
+
 def _by_id(
     folder: Path, option: str, faults: Mapping[str, list[str]], kind: str, also: Mapping[str, Path] | None = None
 ) -> dict[str, Path]:
     """Images directly in ``folder`` by id, sorted; visualisations and overlays are none unless ``also`` names them."""
     from pipeline import files
+    from pipeline.data import cases
     from pipeline.tasks import is_companion
 
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: no such folder.")
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and files.is_image(p)):
-        name = files.stem(path)
+    for path in sorted(cases.images(folder)):
+        name = files.case_id(path)
         if also is not None and is_companion(name) and name not in also:
             continue
         if name in found:
@@ -183,6 +224,8 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
         return None
     if got.shape != (1, *wanted.shape[1:]):
         faults["wrong shape"].append(f"{name} (is {_size(got.shape)}, test image {_size((1, *wanted.shape[1:]))})")
+    elif problem := _axes_problem(path, test, dims):
+        faults["wrong axes"].append(f"{name} ({problem})")
     if got.dtype != "uint8":
         faults["wrong type"].append(f"{name} ({got.dtype})")
         return None
@@ -194,6 +237,22 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
     if mask.max() > 1:
         faults["wrong values"].append(f"{name} ({_values(mask)})")
     return Answer(id=name, path=path, shape=mask.shape, foreground=int(mask.sum(dtype="int64")), digest=_digest(mask))
+
+
+def _axes_problem(path: Path, test: Path, dims: int) -> str | None:
+    """What is wrong with how an answer of the right shape lies in the world; None where it lies as its test image does."""
+    from pipeline import files
+    from pipeline.grid import alignment, grid_of
+
+    try:
+        here, there = (grid_of(files.geometry(p, dims), dims) for p in (path, test))
+        size = files.probe(test, dims).shape[1:]
+    except files.FileError as error:
+        return error.problem
+    if here.family != there.family:
+        return f"{path.name} and {test.name} order their axes differently"
+    way = alignment(here, size, there, size)
+    return None if way is not None and way.identity else "lies elsewhere in the world than its test image, or otherwise"
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -234,7 +293,7 @@ def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
         rows = list(csv.DictReader(stream))
     if not rows or "id" not in rows[0]:
         return [f"{path} has no rows with a column id; it was not compared"]
-    listed = [row["id"] for row in rows]
+    listed = [unicodedata.normalize("NFC", row["id"] or "") for row in rows]
     without_file, without_row = [i for i in listed if i not in ids], [i for i in ids if i not in listed]
     lines = [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
     return lines + ([f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else [])

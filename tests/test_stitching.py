@@ -477,25 +477,48 @@ def test_a_halo_without_room_is_refused_with_the_least_tile() -> None:
         answer(net, source(300, 300), patch=[96] * 2, halo=47)
 
 
-def warned(net: HeadedNet, image: Source, **asked: Any) -> str | None:
+def warned(net: HeadedNet, image: Source, trained: int = 32, **asked: Any) -> str | None:
+    """What is told of a network that was trained on patches of ``trained``."""
     settings_ = config(2, **asked)
+    patch = replace(settings_.data.patch, size=(trained, trained))
+    settings_ = replace(settings_, data=replace(settings_.data, patch=patch))
     speak = voice([net], settings_, "cpu")
     return warning(speak, image, tiling(settings_, image.array.shape[1:], speak))
 
 
-def test_group_norm_is_told_with_a_number_and_three_cures() -> None:
+def test_group_norm_is_told_with_a_number_and_what_helps() -> None:
     net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
-    text = warned(net, image, patch=[64] * 2, flips=True, scales=[1, 0.5])
+    text = warned(net, image, patch=[64] * 2, flips=True)
     assert text is not None
-    assert not [
-        word
-        for word in ("10 layers", "GroupNorm", "64 x 96", "64 x 64", "--norms frozen", "--norms exact", "--patch-size")
-        if word not in text
-    ], text
+    words = ("10 layers", "GroupNorm", "64 x 96", "64 x 64", "--norms frozen", "--norms exact", "--patch-size 32 32", "--whole")
+    assert not [word for word in words if word not in text], text
     speak = voice([net], config(2), "cpu")
     found = mismatch(speak, image, Tiling(size=(150, 170), tile=(64, 64), grid=(4, 4)))
     assert found.most > found.mean > 0
     assert f"{found.most:.2g}" in text
+
+
+def test_only_what_can_be_done_here_is_named() -> None:
+    net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
+    scaled = warned(net, image, patch=[64] * 2, scales=[1, 0.5])
+    assert scaled is not None
+    assert "--norms frozen" in scaled
+    assert "--norms exact" not in scaled  # it goes with scale 1 only
+    settings_ = config(2, patch=[64] * 2)
+    patch = replace(settings_.data.patch, size=(32, 32))
+    speak = voice([net], replace(settings_, data=replace(settings_.data, patch=patch)), "cpu")
+    other = warning(speak, image, tiling(settings_, image.array.shape[1:], speak), "onnx")
+    assert other is not None
+    assert "--backend torch --norms frozen" in other
+    assert "a smaller --halo" in (warned(net, image, patch=[64] * 2, halo=16) or "")
+
+
+def test_tiles_of_the_training_size_are_neither_measured_nor_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
+    monkeypatch.setattr("pipeline.engine.stitching.mismatch", lambda *_: pytest.fail("measured"))
+    assert warned(net, image, trained=64, patch=[64] * 2) is None
+    assert warned(net, image, trained=62, patch=[64] * 2) is None  # on the network's stride
+    assert warned(net, source(40, 170), trained=64, patch=[64] * 2) is None  # a tile no longer than the image
 
 
 def test_silence_where_nothing_is_to_be_told() -> None:

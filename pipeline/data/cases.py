@@ -388,19 +388,45 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def inputs(path: Path, data: config.Data) -> tuple[Case, ...]:
+def images(folder: Path) -> list[Path]:
+    """The images directly in a folder, in natural order: files, and folders that are one image (Zarr)."""
+    return _listing(folder)[0]
+
+
+def channel_groups(found: Mapping[str, Path]) -> dict[str, dict[int, Path]] | None:
+    """Files by id ``ID_0000, ID_0001, ...`` as ``{ID: {number: path}}``; None unless all are called so and every ID has its ``_0000``."""
+    matches = [(match, path) for name, path in found.items() if (match := _CHANNEL.fullmatch(name))]
+    table: dict[str, dict[int, Path]] = defaultdict(dict)
+    for match, path in matches:
+        table[match[1]][int(match[2])] = path
+    whole = 0 < len(matches) == len(found) and all(0 in numbers for numbers in table.values())
+    return dict(table) if whole else None
+
+
+def inputs(path: Path, data: config.Data, channels: int = 0, layout: str | None = None) -> tuple[Case, ...]:
     """Cases to predict: one file, or the images of one folder, in natural order.
 
-    Names ``ID_0000, ID_0001`` in a folder are channels of one case where every id has its ``_0000``, unless the model's layout
-    is one without channel numbers. Raises UserError where nothing is there, or two files would give one answer.
+    Files ``ID_0000, ID_0001`` of a folder may be channels of one case, or cases of their own, such as the frames of a film. The layout
+    that the model was trained with and its number of input channels decide:
+
+    - another layout than ``nnunet``: every file is a case;
+    - ``nnunet``: they are channels, and every id must have as many as the model takes;
+    - ``auto`` (not known): they are channels where they then make the model's number, else cases where each has that number alone.
+
+    Args:
+        path: a file, a Zarr folder, or a folder of images.
+        data: ``data`` of the model's config.
+        channels: input channels of the model; 0: not known, then names alone decide.
+        layout: layout of the data that the model was trained on; None: as ``data`` says.
+
+    Raises UserError where nothing is there, two files would give one answer, or channels cannot be made to fit.
     """
     if path.is_file() or (path.is_symlink() and not path.is_dir()) or (path.is_dir() and files.is_folder(path)):
         return (Case(id=files.case_id(path), image=(path,)),)
     search = _Search(path)
     found = _by_id(search, path)
-    matches = {name: _CHANNEL.fullmatch(name) for name in found}
-    bases = Counter(match[1] for match in matches.values() if match)
-    if found and data.layout in ("auto", "nnunet") and all(matches.values()) and all(f"{base}_0000" in found for base in bases):
+    groups = channel_groups(found)
+    if groups is not None and _are_channels(path, groups, (data.dims, channels), layout or data.layout):
         search.faults.clear()
         result = tuple(Case(id=name, image=paths) for name, paths in _by_channel(search, path, 0).items())
     else:
@@ -412,6 +438,38 @@ def inputs(path: Path, data: config.Data) -> tuple[Case, ...]:
         state = "holds no image" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {state}. Give a file or a folder of {', '.join(files.SUFFIXES)}.")
     return result
+
+
+def _are_channels(folder: Path, groups: Mapping[str, Mapping[int, Path]], space: tuple[int, int], layout: str) -> bool:
+    """Whether numbered files are channels of one case; ``space`` holds the space axes and the model's channels, see :func:`inputs`.
+
+    Files that cannot be read have no say: they fail on their own later.
+    """
+    dims, wanted = space
+    if layout not in ("auto", "nnunet"):
+        return False
+    if not wanted:
+        return True
+    counts = {name: [_channels(path, dims) for path in numbers.values()] for name, numbers in groups.items()}
+    counts = {name: found for name, found in counts.items() if all(found)}
+    wrong = next((name for name, found in counts.items() if sum(found) != wanted), None)
+    if wrong is None:
+        return True
+    if layout == "auto" and all(n == wanted for found in counts.values() for n in found):
+        return False
+    found = counts[wrong]
+    raise UserError(
+        f"{folder}: {wrong} has {len(found)} files ({', '.join(p.name for p in list(groups[wrong].values())[:4])}"
+        f"{', ...' if len(found) > 4 else ''}) of {sum(found)} channels together, the model takes {wanted}. Give every id files "
+        f"ID_0000, ID_0001, ... of {wanted} channels together; files that are cases of their own need names without such numbers, "
+        "or are given one by one."
+    )
+
+
+def _channels(path: Path, dims: int) -> int:
+    """Channels that a file's header announces, 0 where it cannot be read."""
+    found = files.probe(path, dims)
+    return found.shape[0] if found.problem is None else 0
 
 
 def _errors(faults: Iterable[Fault]) -> list[Fault]:

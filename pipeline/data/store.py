@@ -322,7 +322,7 @@ class _Findings:
             self.affines[role] = geometry.meta["affine"]
         if geometry.notes:
             self.notes[role] = geometry.notes
-        bad = int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
+        bad = nonfinite(array)
         if bad:
             self.nonfinite[role] = bad
 
@@ -330,6 +330,21 @@ class _Findings:
         problem = normalise.problem_of(normal, image)
         if problem:
             self.outside[role] = problem
+
+
+NONFINITE = "Replace them, e.g. by the mean of their neighbours"
+"""What to do about values that are no numbers."""
+
+
+def nonfinite(array: np.ndarray) -> int:
+    """How many values are NaN or infinite; for integers nothing is looked at."""
+    if array.dtype.kind != "f":
+        return 0
+    return array.size - sum(int(np.count_nonzero(np.isfinite(array[:, first:end]))) for first, end in files.slabs(array))
+
+
+def nonfinite_problem(count: int) -> str:
+    return f"holds {count} values that are NaN or infinite"
 
 
 def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
@@ -478,11 +493,7 @@ def _image_faults(case: Case, fact: Facts) -> Iterator[Fault]:
     for role, count in fact.nonfinite.items():
         if role not in fact.label_values:
             path = case.image[0] if role == "image" else case.targets[role]
-            yield Fault(
-                path=path,
-                problem=f"holds {count} values that are NaN or infinite",
-                cure="Replace them, e.g. by the mean of their neighbours",
-            )
+            yield Fault(path=path, problem=nonfinite_problem(count), cure=NONFINITE)
     if fact.constant:
         cure = "It teaches nothing and is often a failed export: replace it or take the case away"
         severity = "error" if case.targets else "warning"

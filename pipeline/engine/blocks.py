@@ -9,6 +9,7 @@ inputs are never taken for these. Every block has the bits that it has in the an
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -51,9 +52,13 @@ COMMON = 20
 
 @contextlib.contextmanager
 def image(case: Case, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
-    """All channels of a case, read as they are sliced: what :func:`pipeline.data.store.load_image` gives. Raises FileError like it."""
+    """All channels of a case, read as they are sliced: what :func:`pipeline.data.store.load_image` gives. Raises FileError like it.
+
+    Values that are NaN or infinite are a FileError, too, from the slice that meets them.
+    """
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(files.view(path, dims)) for path in case.image]
+        opened = [(path, *stack.enter_context(files.view(path, dims))) for path in case.image]
+        found = [(_finite(path, array), place) for path, array, place in opened]
         for path, (array, place) in zip(case.image[1:], found[1:], strict=True):
             _check_fit(path, array, place, found[0])
         first, geometry = found[0]
@@ -64,6 +69,29 @@ def image(case: Case, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
         kind = np.dtype(np.float32) if dtype == np.float64 else dtype
         shape = (sum(array.shape[0] for array, _ in found), *first.shape[1:])
         yield Rows(shape, kind, lambda a, b: np.concatenate([array[:, a:b] for array, _ in found]).astype(kind)), geometry
+
+
+def _finite(path: Path, array: Pixels) -> Pixels:
+    """The same, whose rows are looked through for NaN and infinity when they are read."""
+    if np.dtype(array.dtype).kind != "f":
+        return array
+    if not isinstance(array, Rows):
+        _require_finite(path, np.asarray(array), "")
+        return array
+    make = array.make
+
+    def checked(first: int, end: int) -> np.ndarray:
+        rows = make(first, end)
+        _require_finite(path, rows, f" among its rows {first} to {end - 1}")
+        return rows
+
+    return dataclasses.replace(array, make=checked)
+
+
+def _require_finite(path: Path, rows: np.ndarray, where: str) -> None:
+    count = store.nonfinite(rows)
+    if count:
+        raise FileError(path, store.nonfinite_problem(count) + where, store.NONFINITE)
 
 
 def _check_fit(path: Path, array: Pixels, place: Geometry, first: tuple[Pixels, Geometry]) -> None:

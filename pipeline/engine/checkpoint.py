@@ -44,8 +44,35 @@ def save_model(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_model(path: Path) -> Checkpoint:
-    """Read a model file. Raises CheckpointError for a missing, foreign or damaged file."""
+    """Read a model file. Raises CheckpointError for a missing, foreign or damaged file, and for weights that are no finite numbers."""
     weights, header = _decode(path)
+    model = _checkpoint(path, weights, header)
+    problem = nonfinite(weights)
+    if problem is not None:
+        raise CheckpointError(
+            f"{path}: {problem}. Its training diverged, or the file was damaged: take another model of the run (--model best or swa, "
+            "another fold, an epoch kept before), copy it again, or train it again, e.g. with a lower learning rate."
+        )
+    return model
+
+
+def load_facts(path: Path) -> Checkpoint:
+    """The header of a model file, without its weights. Raises CheckpointError like :func:`load_model`, but for what is wrong with weights."""
+    _, header = _decode(path, weights=False)
+    return _checkpoint(path, {}, header)
+
+
+def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """How many values of which tensors are NaN or infinite; None where all are finite."""
+    bad = {name: int((~torch.isfinite(w)).sum()) for name, w in weights.items() if not torch.isfinite(w).all()}
+    if not bad:
+        return None
+    named = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"{sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN or infinite: {named}{more}"
+
+
+def _checkpoint(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> Checkpoint:
     try:
         facts: dict[str, Any] = {name: header[name] for name in FACTS}
     except KeyError as error:
@@ -59,7 +86,7 @@ def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> b
     return to_bytes(plain, metadata={HEADER: json.dumps(header)})
 
 
-def _decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _decode(path: Path, weights: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors.")
     if path.suffix != ".safetensors":
@@ -67,7 +94,7 @@ def _decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}). Copy it again, or train the fold again.") from None
     if not isinstance(header, dict):

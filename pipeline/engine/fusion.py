@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +12,17 @@ SLAB = 32
 """Rows along the first space axis that are fused at a time."""
 
 
+def require_weights(weights: Sequence[float]) -> None:
+    """Raise UserError for weights that make no mean."""
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0 or not math.isfinite(sum(weights)):
+        raise UserError(f"member weights {list(weights)} must be finite numbers that are not negative, and one must be positive.")
+
+
 def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Any:
-    """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ."""
+    """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ, and for weights that make no mean."""
     import numpy as np
 
+    require_weights(weights)
     shapes = {tuple(int(n) for n in a.shape) for a in arrays}
     if len(shapes) > 1:
         raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config
+from pipeline.data import streamed
 from pipeline.engine.inference import Source, Speaker, Voice, sliding_window
 from pipeline.geometry import Tiling, up
 from pipeline.networks import receptive
@@ -51,27 +52,47 @@ def mismatch(speak: Speaker, source: Source, tiles: Tiling) -> Mismatch:
     return Mismatch(size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean()))
 
 
-def warning(speak: Voice, source: Source, tiles: Tiling) -> str | None:
-    """What to tell about a case whose tiles cannot equal the whole image whatever their halo, with the measured difference and cures.
+def warning(speak: Voice, source: Source, tiles: Tiling, backend: str = "torch") -> str | None:
+    """What to tell about a case whose tiles cannot equal the whole image whatever their halo: the measured difference, and what helps.
 
-    ``None`` where there is nothing to tell: one tile, statistics already those of the whole, no such layer, no :class:`Speaker`.
+    ``None``, and nothing is measured, where there is nothing to tell: one tile, statistics already those of the whole, no such layer,
+    no :class:`Speaker`, and tiles of the training size, in which the network sees what it learned from.
     """
-    if not isinstance(speak, Speaker) or tiles.count() == 1 or speak.config.predict.norms != "tile":
+    if not isinstance(speak, Speaker) or tiles.count() == 1 or speak.config.predict.norms != "tile" or _as_trained(speak.config, tiles):
         return None
     layers = receptive.tile_dependent(speak.networks[0])
     if not layers:
         return None
     found = mismatch(speak, source, tiles)
-    trained = _edges(speak.config.data.patch.size)
-    cures = f"(1) tiles of the training size, {trained} (--patch-size), so that the network sees what it learned from"
-    if receptive.beyond_statistics(speak.networks[0]):
-        cures += "; (2) whole images (--whole). Fixed statistics cannot mend enlargement with align_corners or adaptive pooling"
-    else:
-        cures += "; (2) --norms frozen, statistics of one pass over the (reduced) whole image; (3) --norms exact, those of the whole image, with a halo (--halo auto) equal to it"
+    ways = "; ".join(f"({n}) {way}" for n, way in enumerate(_ways_out(speak, source, tiles, backend), 1))
     return (
         f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from whole ones, by {found.most:.2g} at most and "
-        f"{found.mean:.2g} on average in a sample of {_edges(found.size)} in tiles of {_edges(found.tile)}. Cures: {cures}."
+        f"{found.mean:.2g} on average in a sample of {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {ways}."
     )
+
+
+def _as_trained(config: Config, tiles: Tiling) -> bool:
+    """Whether the network gets tiles of the size of its training patches, which are shorter where the whole space is."""
+    sizes = zip(config.data.patch.size, tiles.grid, tiles.padded, strict=True)
+    return tiles.tile == tuple(min(up(n, g), whole) for n, g, whole in sizes)
+
+
+def _ways_out(speak: Speaker, source: Source, tiles: Tiling, backend: str) -> list[str]:
+    """What can be done, of that which can be done here."""
+    trained, predict = speak.config.data.patch.size, speak.config.predict
+    room = "" if all(n > 2 * tiles.halo for n in trained) else " and a smaller --halo"
+    ways = [
+        f"tiles of the training size, {_edges(trained)} (--patch-size {' '.join(map(str, trained))}{room}), so that the network sees "
+        "what it learned from"
+    ]
+    if not receptive.beyond_statistics(speak.networks[0]):  # enlargement and pooling of whole maps cannot be mended by statistics
+        other = "" if backend == "torch" else "--backend torch "
+        ways.append(f"{other}--norms frozen, statistics of one pass over the (reduced) whole image")
+        if tuple(predict.scales) == (1,):
+            ways.append(f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal to it")
+    if prod(source.array.shape) <= streamed.WHOLE:
+        ways.append("whole images (--whole)")
+    return ways
 
 
 def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[Config, str]:

@@ -128,13 +128,14 @@ def slim_path(last: str) -> Path:
 
 
 def check(path: Path, last: str) -> None:
-    """Raise WeightsError unless ``path`` can hold the weights up to ``last``; reads no weights."""
+    """Raise WeightsError unless ``path`` can hold the weights up to ``last``; of a safetensors file, unless they are there and finite."""
     if not path.is_file():
         raise WeightsError(f"VGG16 weights {path}: no such file. {_ways(last)}")
     if path.suffix == ".safetensors":
         with _opened(path) as file:
             have = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
         _compare(path, have, last)
+        _finite(path, read_slim(path, last))
     elif path.suffix not in PICKLED:
         raise WeightsError(f"VGG16 weights {path}: must be a .safetensors file made by data_prep/slim_vgg.py, or {NAME}. {_ways(last)}")
 
@@ -217,7 +218,19 @@ def read_pickled(path: Path, last: str, accept_other: bool = False) -> tuple[dic
     except Exception as error:  # unpickling fails in many ways, and there is no telling which
         raise WeightsError(f"{path}: not readable as weights that torch saved ({error}). Fetch {URL} again.") from None
     _compare(path, {name: tuple(value.shape) for name, value in state.items()}, last)
-    return {name: state[name].float() for name in shapes(last)}, digest
+    return _finite(path, {name: state[name].float() for name in shapes(last)}), digest
+
+
+def _finite(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights. Raises WeightsError where one is NaN or infinite."""
+    bad = {name: count for name, w in weights.items() if (count := int((~torch.isfinite(w)).sum()))}
+    if bad:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:3])
+        raise WeightsError(
+            f"{path}: {sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN or infinite: {shown}. "
+            f"Make it anew with 'python data_prep/slim_vgg.py {NAME} FILE'."
+        )
+    return weights
 
 
 @contextlib.contextmanager

@@ -1,0 +1,127 @@
+"""Folders that commands write answers into: never onto inputs, never over files of others, one command at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.files import lock
+from pipeline.records import UserError
+from pipeline.tasks import answer_suffix
+
+LOCK = ".lock"
+"""Of an output folder, while a command writes into it."""
+
+SUMMARY = "summary.json"
+
+LINKS = 40
+"""Links that are followed from one name, as Linux does."""
+
+Identity = tuple[int, int]
+"""Device and inode: what makes two paths one folder, whatever links and mounts lie between."""
+
+
+BELOW = ("soft", "masks", "blocks", "members")
+"""Folders inside an output folder that commands write to."""
+
+
+def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = BELOW) -> None:
+    """Raise UserError where an input could be replaced by what is written into ``output`` or anywhere in its sub-folders ``below``.
+
+    An input lies where its name is, where the file is that a link leads to, and at every link on the way.
+    """
+    own, inner = _identity(output), {i: output / name for name in below if (i := _identity(output / name)) is not None}
+    above = set(_chain(output))
+    chains: dict[Path, list[Identity]] = {}
+    for path in inputs:
+        if path.is_dir() and _identity(path) in above:
+            raise UserError(f"--output {output} lies inside the input {path}, which would be changed. Choose another folder.")
+        for place in _hops(path):
+            if place.parent not in chains:
+                chains[place.parent] = _chain(place.parent)
+            chain = chains[place.parent]
+            folder = output if chain[:1] == [own] else next((inner[i] for i in chain if i in inner), None)
+            if folder is not None:
+                raise UserError(
+                    f"--output {output}: the input {path} lies in {folder}, which is written to: it could be overwritten. "
+                    "Choose another folder."
+                )
+
+
+def _hops(path: Path) -> Iterator[Path]:
+    """The path, and what every link leads to in turn."""
+    for _ in range(LINKS):
+        yield path
+        if not path.is_symlink():
+            return
+        path = path.parent / os.readlink(path)
+
+
+def _chain(folder: Path) -> list[Identity]:
+    """A folder and all that it lies in, from the inside; of a folder that is not there yet, what is there of its path."""
+    real = Path(os.path.realpath(folder))
+    return [i for p in (real, *real.parents) if (i := _identity(p)) is not None]
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def require_own(output: Path, names: Iterable[str]) -> None:
+    """Raise UserError where ``output`` holds one of the files ``names`` and no prediction or ensemble of this package wrote there."""
+    if is_prediction(output):
+        return
+    found = next((name for name in (SUMMARY, *names) if os.path.lexists(output / name)), None)
+    if found is not None:
+        raise UserError(
+            f"--output {output} holds {found}, which no prediction wrote (there is no {SUMMARY} of one): it would be overwritten. "
+            "Choose another folder."
+        )
+
+
+def is_prediction(folder: Path) -> bool:
+    """Whether a folder holds the summary.json of a prediction or an ensemble."""
+    try:
+        summary: Any = files.read_json(folder / SUMMARY)
+    except files.FileError:
+        return False
+    return isinstance(summary, dict) and isinstance(summary.get("files"), list) and bool({"models", "members"} & set(summary))
+
+
+def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
+    """Files, relative to the output folder, that the answer to a case may be written to; ``suffix`` is that of its input."""
+    ending = answer_suffix(task, suffix)
+    found = [f"{case_id}{ending}"]
+    if task == "labels":
+        found += [f"{case_id}_visualization{ending}", f"{case_id}_overlay.png"]
+    else:
+        found += [f"masks/{case_id}{kind}" for kind in (".png", ".tif")]
+    return found + ([f"soft/{case_id}.npy", f"soft/{case_id}.json"] if save_soft else [])
+
+
+@contextlib.contextmanager
+def owned(output: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of an output folder, which is made. Raises lock.BusyError, which names the owner, where another command has it.
+
+    Nothing is left of it afterwards: the file is taken away while it is held, so whoever opened it meanwhile finds that its name
+    is gone and makes a new one (see :mod:`pipeline.files.lock`).
+    """
+    path, new = output / LOCK, not output.exists()
+    with lock.held(path, say):
+        mine = _identity(path)
+        try:
+            yield
+        finally:
+            if mine is not None and _identity(path) == mine:  # the folder may have been moved, and another made in its place
+                path.unlink()
+            with contextlib.suppress(OSError):
+                if new:
+                    output.rmdir()  # where nothing was written
