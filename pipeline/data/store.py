@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline import config, files
+from pipeline import config, files, grid
 from pipeline.data import normalise
 from pipeline.data.labels import rounded
 from pipeline.records import Case, Fault, Geometry, UserError
@@ -88,6 +88,8 @@ class Facts:
     content: str = ""
     target_contents: Mapping[str, str] = field(default_factory=dict)
     scale: normalise.Scale | None = None
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For each role that can be read ``family``, ``codes`` and ``spacing`` in mm (:class:`pipeline.grid.Grid`), of the image's first file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +154,9 @@ def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool)
     key = _key(case, settings)
     path = cache / "facts" / f"{file_name(case.id)}.json" if cache else None
     known = _known_facts(path, key, case) if path else None
-    if known is not None:
+    if known is not None and known.grids:
         return known
-    facts = _look(case, settings, key["files"])
+    facts = _look(case, settings, key["files"]) if known is None else _with_grids(known, case, settings.data.dims)
     if path and write and not facts.problems:
         try:
             files.write_json(path, {"key": key, "facts": facts})
@@ -162,6 +164,20 @@ def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool)
             if error.errno not in READ_ONLY:  # then they are found again next time
                 raise
     return facts
+
+
+def _with_grids(facts: Facts, case: Case, dims: int) -> Facts:
+    """Facts of before there were grids, with those of the files' headers; as they are where a header cannot be read."""
+    try:
+        geometries = {role: files.geometry(paths[0], dims) for role, paths in _roles(case).items()}
+    except files.FileError:
+        return facts
+    return dataclasses.replace(facts, grids={role: _grid_entry(g, dims) for role, g in geometries.items()})
+
+
+def _grid_entry(geometry: Geometry, dims: int) -> dict[str, Any]:
+    found = grid.grid_of(geometry, dims)
+    return {"family": found.family, "codes": found.codes, "spacing": found.spacing and list(found.spacing)}
 
 
 def _key(case: Case, settings: config.Config) -> dict[str, Any]:
@@ -259,6 +275,7 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         nonfinite=found.nonfinite,
         label_values=found.values,
         target_contents=found.contents,
+        grids=found.grids,
         **found.rest,
     )
 
@@ -274,6 +291,7 @@ class _Findings:
     nonfinite: dict[str, int] = field(default_factory=dict)
     values: dict[str, dict[str, int]] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    grids: dict[str, dict[str, Any]] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, load: Callable[[], T]) -> T | None:
@@ -286,6 +304,7 @@ class _Findings:
     def note(self, role: str, array: np.ndarray, geometry: Geometry) -> None:
         self.shapes[role] = tuple(int(n) for n in array.shape)
         self.dtypes[role] = str(array.dtype)
+        self.grids[role] = _grid_entry(geometry, array.ndim - 1)
         if "affine" in geometry.meta:
             self.affines[role] = geometry.meta["affine"]
         bad = int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
@@ -304,6 +323,11 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
         array, place_of = files.read(path, dims)
         if not parts:
             geometry = place_of
+        elif (geometry.format == "nifti") != (place_of.format == "nifti"):
+            problem = (
+                f"is {_order(place_of)}, the first channel {case.image[0].name} is {_order(geometry)}: nothing says which axis is which"
+            )
+            raise files.FileError(path, problem, "Save all channels in one format, the axes in one order")
         elif array.shape[1:] != parts[0].shape[1:]:
             raise files.FileError(
                 path, f"has shape {array.shape[1:]}, the first channel {parts[0].shape[1:]}", "Resample the channels to one grid"
@@ -313,6 +337,10 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
         parts.append(array)
     image = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return image.astype(np.float32) if image.dtype == np.float64 else image, geometry
+
+
+def _order(geometry: Geometry) -> str:
+    return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
 
 
 def _same_affine(one: Any, other: Any) -> bool:
@@ -582,12 +610,7 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
         raise UserError(
             f"{case.image[0]}: cannot be stored: {fact.problems[0][1] if fact.problems else 'it was not read'}. Mend the file first."
         )
-    data = settings.data
-    kinds = {role: settings.roles.get(role, "image") for role in case.targets}
-    stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
-    rules = {"classes": data.classes, "ignore_label": data.ignore_label, "binarise": _cut(data)}
-    labels = rules if set(MASKED) & set(kinds.values()) else {}
-    key = {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
+    key = _stored_key(case, fact, settings)
     manifest = folder / f"{file_name(case.id)}.json"
     volumes = known_volumes(manifest, key)
     if volumes is None:
@@ -595,6 +618,24 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
         write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
     return Stored(case=case, image=volumes["image"], targets=targets, scale=fact.scale, facts=fact)
+
+
+def _stored_key(case: Case, fact: Facts, settings: config.Config) -> dict[str, Any]:
+    """All that the arrays of a case depend on."""
+    data = settings.data
+    kinds = {role: settings.roles.get(role, "image") for role in case.targets}
+    stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
+    rules = {"classes": data.classes, "ignore_label": data.ignore_label, "binarise": _cut(data)}
+    labels = rules if set(MASKED) & set(kinds.values()) else {}
+    return {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
+
+
+def missing(cases: Sequence[Case], facts: Sequence[Facts], settings: config.Config, folder: Path) -> list[str]:
+    """Ids of cases of which :func:`build` would have to write arrays."""
+    manifests = {
+        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _stored_key(c, f, settings)) for c, f in zip(cases, facts, strict=True)
+    }
+    return [name for name, (manifest, key) in manifests.items() if known_volumes(manifest, key) is None]
 
 
 def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:

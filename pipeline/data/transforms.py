@@ -255,25 +255,29 @@ TILE = 8
 
 def augmentations(config: Config) -> list[Transform]:
     """MONAI transforms of ``data.augment``. Raises ConfigError for unknown names, options, or impossible settings."""
+    return [t for n in range(len(config.data.augment)) for t in augmentation(config, n)]
+
+
+def augmentation(config: Config, n: int) -> list[Transform]:
+    """MONAI transforms of entry ``n`` of ``data.augment``. Raises ConfigError as :func:`augmentations` does."""
+    keys, part, where = _keys(config), config.data.augment[n], f"data.augment.{n}"
+    bind(AUGMENT, part, where, ("keys",))
+    p = part.options.get("p", 0.5)
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
+    try:
+        return AUGMENT[part.name](keys, **part.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {part.name!r} with {dict(part.options)}: {error}") from None
+
+
+def _keys(config: Config) -> Keys:
     kinds, maps = config.targets, derived.wanted(config)
     every = ("image", *kinds, *maps)
     classes = {k for k, kind in kinds.items() if kind == "labels"} | {k for k, m in maps.items() if m.is_mask}
     modes = tuple("nearest" if k in classes else "bilinear" for k in every)
-    image = ("image",)
-    pair = (*image, *(k for k, kind in kinds.items() if kind == "image"))
-    keys = Keys(image=image, every=every, modes=modes, size=config.data.patch.size, pair=pair)
-    out: list[Transform] = []
-    for n, part in enumerate(config.data.augment):
-        where = f"data.augment.{n}"
-        bind(AUGMENT, part, where, ("keys",))
-        p = part.options.get("p", 0.5)
-        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-            raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
-        try:
-            out += AUGMENT[part.name](keys, **part.options)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: {part.name!r} with {dict(part.options)}: {error}") from None
-    return out
+    pair = ("image", *(k for k, kind in kinds.items() if kind == "image"))
+    return Keys(image=("image",), every=every, modes=modes, size=config.data.patch.size, pair=pair)
 
 
 class OpenStored(Transform):
