@@ -794,7 +794,7 @@ def _in_words(kind: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if _is_list(kind):
         fixed = origin is tuple and arguments[-1:] != (...,)
-        count = f"{len(arguments)} " if fixed else ""
+        count = {0: "", 2: "two ", 3: "three "}.get(len(arguments) if fixed else 0, f"{len(arguments)} ")
         many = {float: "numbers", int: "whole numbers", str: "texts"}.get(arguments[0] if arguments else None, "values")
         return f"a list of {count}{many}"
     return "a mapping" if origin in (dict, collections.abc.Mapping) else f"{getattr(kind, '__name__', kind)}"

@@ -98,10 +98,10 @@ def _nothing(data: config.Data, root: Path) -> Fault:
     trees = TREES | {"folders": own}
     shown = trees if data.layout == "auto" else {data.layout: trees[data.layout]}
     other = _layout(dataclasses.replace(data, layout="auto"), root)
-    if other is not None and other != data.layout:
+    if other is not None and _layout(data, root) is None:
         problem = f"holds no images in the layout {data.layout!r}, but this is {CALLED[other]}"
         return Fault(path=root, problem=problem, cure=f"Set data.layout=auto, or data.layout={other}")
-    if below := _below(data, root):
+    if other is None and (below := _below(data, root)):
         problem = f"holds no training images itself; {below.name} in it does"
         return Fault(path=root, problem=problem, cure=f"Set data.root or --data-dir to {below}, and data.layout=auto")
     cure = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
