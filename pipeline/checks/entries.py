@@ -53,14 +53,13 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
     )
     if network is None:
         return
-    divisor = network.divisor
     try:
         heads = trials.head_shapes(config, network, ends)
     except trials.EXPECTED as error:
         text = f"network: {config.network.name!r} with {dict(config.network.options)} cannot take a patch: {error}"
         yield Problem(f"{text}. Correct its options or data.patch.size.", ("network",))
     yield from trials.loss_terms(config, heads, ends[0])
-    yield from _tiles(config, divisor)
+    yield from _tiles(config)
     if config.train.init_from is not None:
         yield from trials.initial_weights(config.train.init_from, config, None if guessed else ends)
 
@@ -69,7 +68,7 @@ def _key(text: str) -> str:
     return text.partition(":")[0].split(" ")[0]
 
 
-def _tiles(config: Config, divisor: Sequence[int]) -> Iterator[Problem]:
+def _tiles(config: Config) -> Iterator[Problem]:
     """A tile that leaves nothing between its halos."""
     if config.predict.patch == "whole":
         return
@@ -87,8 +86,7 @@ def _metrics(config: Config) -> Iterator[Problem]:
     for key, parts in lists.items():
         for n, part in enumerate(parts):
             where = f"{key}.{n}"
-            found = [*_bound(part, where), *_of_its_kind(config, part, where)]
-            yield from found or trials.metric(config, part, where, (3, (32,) * config.data.dims))
+            yield from _metric(config, part, where)
     first = lists["metrics"][0]
     if first.name in METRICS:
         yield from _caught("metrics.0", lambda: better(first.name))  # it chooses between best and averaged weights
@@ -101,8 +99,9 @@ def _metrics(config: Config) -> Iterator[Problem]:
         yield from _caught("train.stop.monitor", lambda: better(monitor))
 
 
-def _bound(part: Part, where: str) -> Iterator[Problem]:
-    yield from _caught(where, lambda: bound(part, where))
+def _metric(config: Config, part: Part, where: str) -> list[Problem]:
+    found = [*_caught(where, lambda: bound(part, where)), *_of_its_kind(config, part, where)]
+    return found or list(trials.metric(config, part, where, (3, (32,) * config.data.dims)))
 
 
 def _caught(where: str, work: Callable[[], object]) -> Iterator[Problem]:
@@ -140,9 +139,13 @@ def for_images(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
     smallest = tuple(min(32, *axis) if len(axis) > 1 else min(32, axis[0]) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
         for n, part in enumerate(evaluate.case_metrics(config)):
-            yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
-    if config.predict.norms != "tile" and config.predict.patch != "whole":
-        yield from _norms(config, shapes)
+            if not _metric(config, part, f"metrics.{n}"):
+                yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
+    if config.predict.norms != "tile" and config.predict.patch != "whole" and not list(_tiles(config)):
+        try:
+            yield from _norms(config, shapes)
+        except trials.EXPECTED:
+            return  # the network cannot be built, which is said elsewhere
 
 
 def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:

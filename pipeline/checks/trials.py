@@ -55,12 +55,11 @@ def tried(where: str, part: Part | Term, work: Callable[[], Any]) -> Iterator[Pr
     try:
         with _quiet():
             work()
-    except ConfigError as error:
-        text = str(error).removeprefix("train.optimizer or train.schedule: ")
-        yield Problem(text if text.startswith(where) else f"{where}: {part.name!r}: {text}", (where,))
     except EXPECTED as error:
-        text = f"{where}: {part.name!r} with {dict(part.options)}: {error or type(error).__name__}"
-        yield Problem(f"{text}. Correct its options." if not text.endswith(".") else text, (where,))
+        text = (str(error) or type(error).__name__).removeprefix("train.optimizer or train.schedule: ")
+        if not text.startswith(where):
+            text = f"{where}: {part.name!r} with {dict(part.options)}: {text}"
+        yield Problem(text if text.endswith(".") else f"{text}. Correct its options.", (where,))
 
 
 def _require(good: bool, message: str) -> None:
@@ -205,7 +204,7 @@ def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]],
         where = f"losses.{i}"
         if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
             continue  # said already
-        found = list(tried(where, term, lambda term=term, where=where: losses.WeightedSum([_cheap(term)], config.kinds)))
+        found = list(tried(where, term, lambda term=term, where=where: bind(losses.LOSSES, _cheap(term), where)()))
         yield from found or tried(where, term, lambda term=term: _compute(config, term, heads[term.head], channels))
         yield from _vgg(where, term)
 

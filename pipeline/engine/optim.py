@@ -110,7 +110,7 @@ def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
     try:
         made = optimizer([p for p in network.parameters() if p.requires_grad])
         return made, schedule(optimizer=made, epochs=train.epochs)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"train.optimizer or train.schedule: {error}") from None
 
 
