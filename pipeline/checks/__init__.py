@@ -85,9 +85,8 @@ def check_names(config: Config, facts: Sequence[Facts], start: Start | None = No
     channels = sorted({f.shapes["image"][0] for f in facts})
     if len(channels) != 1:
         raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
-    shapes = [f.shapes["image"] for f in facts]
     known = start is not None and entries.is_guessed(config, channels[0])
-    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_images(config, shapes)]
+    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_cases(config, facts)]
     errors = [p.text for p in found if p.severity == "error"]
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
@@ -200,11 +199,7 @@ def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> 
     noted = [key for key in NOTED if reading.relies_on(key)]
     if noted:
         told([Problem(f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.", severity="warning")])
-    try:
-        found, faults = _examined(config, start, write=False)
-    except ConfigError as error:  # of the normalisation, which is said already
-        told([Problem(str(error), ("data.normalise",))], reading)
-        return 0
+    found, faults = _examined(entries.readable(config), start, write=False)
     told.errors += _printed(faults)
     _say_found(config, found)
     told(_of_cases(config, start, found), reading)
@@ -212,8 +207,7 @@ def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> 
     if len(channels) == 1:
         number = channels.pop()
         told(() if entries.is_guessed(config, number) else _eased(entries.problems(config, number), start), reading)
-        shapes = [f.shapes["image"] for f in found.facts if "image" in f.shapes]
-        told(_eased(entries.for_images(config, shapes), start), reading)
+        told(_eased(entries.for_cases(config, found.facts), start), reading)
     return len(found.cases)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import losses, postprocess
 from pipeline.checks import trials
-from pipeline.config import Config, ConfigError, Problem, nearest
+from pipeline.config import Config, ConfigError, Data, Problem, nearest
+from pipeline.data.store import Facts
 from pipeline.engine import evaluate, inference, norms, validation
 from pipeline.metrics import CHANGED, IMAGES, METRICS, SOFT, better, bound
 from pipeline.networks import HeadedNet, receptive
@@ -34,6 +36,13 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
             yield Problem(text, (text.partition(":")[0],))
 
 
+def readable(config: Config) -> Config:
+    """The config, with the usual normalisation where its own cannot be used: the rest of the data can then be looked at."""
+    if not list(trials.normalisation(config, 1)):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, normalise=Data().normalise))
+
+
 def is_guessed(config: Config, channels: int) -> bool:
     """Whether nothing new can be said with these channels after :func:`problems` was asked without any."""
     return channels == GUESS[config.data.dims] and config.train.init_from is None
@@ -51,7 +60,8 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
     yield from (
         Problem(text, (_key(text),)) for text in losses.faults(config.losses, () if network is None else network.heads, config.kinds)
     )
-    if network is None:
+    if network is None:  # what else is wrong can be seen at the head that every network has
+        yield from trials.loss_terms(config, {"main": (ends[1], (1.0,) * config.data.dims)}, ends[0])
         return
     try:
         heads = trials.head_shapes(config, network, ends)
@@ -133,8 +143,19 @@ def _of_its_kind(config: Config, part: Part, where: str) -> Iterator[Problem]:
 # --- with the images known ------------------------------------------------------------------------------------------------
 
 
-def for_images(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
-    """What depends on the sizes ``(C, *S)`` of the images: metrics of small ones, and norms that tiles cannot have."""
+def for_cases(config: Config, facts: Sequence[Facts]) -> Iterator[Problem]:
+    """What depends on the cases: metrics of small images, of millimetres that files do not carry, and norms that tiles cannot have."""
+    shapes = [f.shapes["image"] for f in facts if "image" in f.shapes]
+    yield from _for_sizes(config, shapes)
+    parts = (*evaluate.case_metrics(config), *validation.validation_metrics(config))
+    label = next(iter(config.targets))
+    bare = [f.id for f in facts if label in f.grids and not f.grids[label].get("spacing")]
+    if bare and any(part.options.get("tolerance_mm") is not None for part in parts):
+        text = f"metrics: tolerance_mm needs the distance between voxels, which the labels of {len(bare)} cases do not carry: "
+        yield Problem(f"{text}{', '.join(bare[:10])}. Use tolerance (voxels), or give them their spacing.", ("metrics",))
+
+
+def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     sides = [tuple(s[1:]) for s in shapes]
     smallest = tuple(min(32, *axis) if len(axis) > 1 else min(32, axis[0]) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:

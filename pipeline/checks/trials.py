@@ -20,6 +20,7 @@ from pipeline.data import derived, normalise, transforms
 from pipeline.engine import checkpoint, initial, optim
 from pipeline.losses import vgg
 from pipeline.metrics import CHANGED, IMAGES, SOFT, evaluate
+from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.records import Part, Term, UserError
@@ -308,6 +309,7 @@ def metric(config: Config, part: Part, where: str, sides: tuple[int, Sequence[in
             return
         answer = np.zeros(tuple(size), np.uint8)
         answer[tuple(slice(n // 4, max(1, n // 2)) for n in size)] = 1
-        evaluate([part], answer, np.roll(answer, 1, 0), None, answer * 0.5 + 0.25 if part.name in SOFT else None)
+        soft = answer * 0.5 + 0.25 if part.name in SOFT else None
+        evaluate([part], answer, np.roll(answer, 1, 0), None, soft, context=MetricContext(spacing=(1.0,) * len(size)))
 
     yield from tried(where, part, work)
