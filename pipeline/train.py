@@ -412,8 +412,8 @@ def _terms(run: Run, network: HeadedNet) -> Sequence[Term]:
 
     written = run.config.losses
     terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
-    if added := terms[len(written) :]:
-        heads = ", ".join(f"{t.head} (weight {t.weight:g})" for t in {t.head: t for t in added}.values())
+    if deep := sorted({term.head for term in terms[len(written) :]}):
+        heads = ", ".join(f"{head} ({0.5 ** int(head[4:]):g} times)" for head in deep)
         say(f"Deep supervision: the losses of head main count again for {heads}; name these heads in losses to weigh them yourself")
     return terms
 
