@@ -6,12 +6,14 @@ closed tables (networks, losses, ...) are checked by :func:`bind` as soon as the
 
 from __future__ import annotations
 
+import collections.abc
 import contextvars
 import dataclasses
 import difflib
 import functools
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -706,7 +708,8 @@ def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str,
     """``table[part.name]`` with the part's options bound as keywords.
 
     ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown
-    name, an unknown option, or an argument that neither the options nor the caller provide.
+    name, an unknown option, a value that is not what the function's annotation says, or an argument that neither the options nor
+    the caller provide.
     """
     if part.name not in table:
         raise ConfigError(f"{where}: {part.name!r} is unknown. {nearest(part.name, table)}")
@@ -719,11 +722,82 @@ def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str,
             raise ConfigError(
                 f"{where}: {part.name!r} has no option {option!r}. {nearest(option, allowed) if allowed else 'It takes no options.'}"
             )
+    wrong = [
+        f"option {n} is {value!r}, must be {_in_words(kind)}."
+        for n, value in part.options.items()
+        if (kind := _annotations(factory).get(n, Any)) is not Any and not _fits(value, kind)
+    ]
+    if wrong:
+        raise ConfigError(f"{where}: {part.name!r}: {' '.join(wrong)}")
     try:
         signature.bind(**dict.fromkeys(given), **part.options)
     except TypeError as error:
         raise ConfigError(f"{where}: {part.name!r}: {error}. Its options: {', '.join(allowed) or 'none'}.") from None
     return functools.partial(factory, **part.options)
+
+
+@functools.cache
+def _annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
+    """Types of a function's arguments; none where they cannot be looked up."""
+    try:
+        return typing.get_type_hints(factory)
+    except (NameError, TypeError):
+        return {}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether an option from YAML is of an annotated type. A list is a sequence, a whole number is also a float; NaN is no number."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, k) for k in arguments)
+    if origin is Literal:
+        return any(type(value) is type(a) and value == a for a in arguments)
+    if _is_list(kind):
+        return isinstance(value, list | tuple) and _items_fit(value, kind)
+    if origin in (dict, collections.abc.Mapping) or kind in (dict, collections.abc.Mapping):
+        items = value.items() if isinstance(value, Mapping) else ()
+        return isinstance(value, Mapping) and (not arguments or all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in items))
+    return _is_plain(value, kind)
+
+
+def _is_plain(value: Any, kind: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if kind is float:
+        return number
+    if kind is int:  # 3.0 means 3, as it always did
+        return number and math.isfinite(value) and value == int(value)
+    if kind in (None, types.NoneType):
+        return value is None
+    return isinstance(value, kind) if kind in (bool, str) else True
+
+
+def _is_list(kind: Any) -> bool:
+    return (typing.get_origin(kind) or kind) in (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+
+
+def _items_fit(values: typing.Sequence[Any], kind: Any) -> bool:
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and arguments[-1:] != (...,):
+        return len(values) == len(arguments) and all(_fits(v, k) for v, k in zip(values, arguments, strict=True))
+    return not arguments or all(_fits(v, arguments[0]) for v in values)
+
+
+def _in_words(kind: Any) -> str:
+    """An annotation as a user says it: ``a number``, ``a list of 2 numbers or null``."""
+    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", types.NoneType: "null", Any: "anything"}
+    if kind in plain:
+        return plain[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(_in_words(k) for k in arguments))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if _is_list(kind):
+        fixed = origin is tuple and arguments[-1:] != (...,)
+        count = {0: "", 2: "two ", 3: "three "}.get(len(arguments) if fixed else 0, f"{len(arguments)} ")
+        many = {float: "numbers", int: "whole numbers", str: "texts"}.get(arguments[0] if arguments else None, "values")
+        return f"a list of {count}{many}"
+    return "a mapping" if origin in (dict, collections.abc.Mapping) else f"{getattr(kind, '__name__', kind)}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -244,29 +244,42 @@ DECIDE = frozenset({"threshold", "hysteresis", "walls", "argmax"})
 
 def _bound(steps: Sequence[Part]) -> list[Callable[..., np.ndarray]]:
     """The steps as functions of an array. Raises ConfigError for unknown names, unknown options and a late deciding step."""
-    calls = [bind(POSTPROCESS, step, f"postprocess.{i}", given=("array",)) for i, step in enumerate(steps)]
-    for i, step in enumerate(steps[1:], 1):
-        if step.name in DECIDE:
-            raise ConfigError(
-                f"postprocess.{i}: {step.name!r} takes a soft prediction, but comes after {steps[i - 1].name!r}. Put it first."
-            )
-    return calls
+    return [_call(steps, i) for i in range(len(steps))]
+
+
+def _call(steps: Sequence[Part], i: int) -> Callable[..., np.ndarray]:
+    call = bind(POSTPROCESS, steps[i], f"postprocess.{i}", given=("array",))
+    if i > 0 and steps[i].name in DECIDE:
+        raise ConfigError(
+            f"postprocess.{i}: {steps[i].name!r} takes a soft prediction, but comes after {steps[i - 1].name!r}. Put it first."
+        )
+    return call
 
 
 def check(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> None:
-    """Raise ConfigError for a step that would fail later: name, options, their values and order, tried out on a tiny array.
+    """Raise ConfigError for a step that would fail later: the first that :func:`faults` finds."""
+    for fault in faults(steps, channels, dims):
+        raise ConfigError(fault)
+
+
+def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> Iterator[str]:
+    """What is wrong with the steps: names, options, their values and order, each tried out on a tiny array.
 
     ``channels`` (K) and ``dims`` (space axes) are those of the predictions to come; without ``channels`` any K will do.
     """
-    calls = _bound(steps)
     many = channels or (2 if steps and steps[0].name == "argmax" else 1)
     soft = np.ones((many, *(4,) * dims), dtype=np.float32)
     labels = np.ones((4,) * dims, dtype=np.uint8)
-    for i, (step, call) in enumerate(zip(steps, calls, strict=True)):
+    for i, step in enumerate(steps):
+        try:
+            call = _call(steps, i)
+        except ConfigError as error:
+            yield str(error)
+            continue
         try:
             call(soft if step.name in DECIDE else labels)
-        except (UserError, TypeError, ValueError) as error:
-            raise ConfigError(f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}") from error
+        except (UserError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            yield f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}"
 
 
 def apply(steps: Sequence[Part], soft: np.ndarray) -> np.ndarray:

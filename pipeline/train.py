@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import signal
 import sys
@@ -28,26 +27,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import cli
+from pipeline import checks, cli
+from pipeline.checks import LOCK, check_data, check_names, runs
 from pipeline.cli import say
-from pipeline.config import Config, ConfigError, bind, difference, dump, load, nearest, to_dict
-from pipeline.records import DONE, FAILED, METRICS_VERSION, Case, Fault, FoldResult, UserError
+from pipeline.config import Config, dump, load
+from pipeline.records import DONE, FAILED, FoldResult, UserError
 
 if TYPE_CHECKING:
     from pipeline.data.folds import Split
-    from pipeline.data.store import Facts, Stored
+    from pipeline.data.store import Stored
     from pipeline.engine.distributed import Team
     from pipeline.engine.evaluate import Scoring
     from pipeline.engine.loop import Job
+    from pipeline.networks import HeadedNet
+    from pipeline.records import Term
 
 RULE = "=" * 80
 MOST_BASELINE_CASES = 32
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
 """Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
-HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "train.timeout", "predict.batch")
-"""Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
-LOCK = ".lock"
-"""File in the run folder and in each fold's by which processes keep apart; the data's store in the run folder is the run's."""
 SILENT = 3.0
 """Seconds of waiting for another process before it is said."""
 
@@ -81,6 +79,8 @@ class Run:
     version: int
     """Metrics version by which the run is scored."""
     scoring: Scoring
+    trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the training data looked like, for the header of model files."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,30 +89,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
-    config = load(arguments.config, arguments.set)
-    if arguments.data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(arguments.data_dir)))
-    folder = arguments.out or Path("runs") / config.name
-    folds = _folds(config, arguments.fold)
+    request = checks.Request(
+        path=arguments.config,
+        overrides=arguments.set,
+        data_dir=arguments.data_dir,
+        out=arguments.out,
+        fold=arguments.fold,
+        device=arguments.device,
+        fresh=arguments.fresh,
+    )
     if arguments.dry_run:
-        cases, facts = check_data(config, folder, write=False)
-        check_names(config, facts)
-        say(f"Dry run: {len(cases)} cases, config and data are good; nothing was started.")
-        return DONE
-    _refuse_taken(folder, folds)
-    with _together(config, arguments) as team:
-        run, channels = team.leader_first(lambda: _prepared(config, folder, arguments, team), "preparing the run")
-        log = cli.kept_log(folder, "train" if arguments.fold == -1 else f"train_fold_{arguments.fold}")
+        return checks.dry_run(request)
+    config = request.on_data(load(arguments.config, arguments.set))
+    start = request.start(config)
+    checks.refuse(config, start, arguments.config)
+    _refuse_taken(start)
+    with _together(config, start.device) as team:
+        run, channels = team.leader_first(lambda: _prepared(config, start, team), "preparing the run")
+        log = cli.kept_log(start.folder, "train" if arguments.fold == -1 else f"train_fold_{arguments.fold}")
         with log if team.leads else contextlib.nullcontext():
-            return train_folds(run, folds, channels, arguments.continue_on_error)
+            return train_folds(run, start.folds, channels, arguments.continue_on_error)
 
 
 @contextlib.contextmanager
-def _together(config: Config, arguments: argparse.Namespace) -> Iterator[Team]:
+def _together(config: Config, device: str) -> Iterator[Team]:
     """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
     from pipeline.engine import distributed
 
-    team = distributed.join(cli.device(arguments.device), config.train.timeout)
+    team = distributed.join(cli.device(device), config.train.timeout)
     if not team.leads:
         cli.mute()
     try:
@@ -124,25 +128,26 @@ def _together(config: Config, arguments: argparse.Namespace) -> Iterator[Team]:
     distributed.leave(team)
 
 
-def _prepared(config: Config, folder: Path, arguments: argparse.Namespace, team: Team) -> tuple[Run, tuple[int, int]]:
+def _prepared(config: Config, start: checks.Start, team: Team) -> tuple[Run, tuple[int, int]]:
     """The run, laid out by the first rank and found by the others, and its channels."""
+    folder = start.folder
     if not team.leads:
-        data = check_data(config, folder, write=False)
-        return open_run(config, folder, data, team), check_names(config, data[1])
+        data = check_data(config, folder, write=False, fresh=start.fresh)
+        return open_run(config, folder, data, team), check_names(config, data.facts, start)
     with alone(folder):
-        data = check_data(config, folder, write=True)
-        channels = check_names(config, data[1])
-        with _started_over(folder) if arguments.fresh else contextlib.nullcontext():
+        data = check_data(config, folder, write=True, fresh=start.fresh)
+        channels = check_names(config, data.facts, start)
+        with _started_over(folder) if start.fresh else contextlib.nullcontext():
             lay_out(config, folder, data)
             return open_run(config, folder, data, team), channels
 
 
-def _refuse_taken(folder: Path, folds: Sequence[int]) -> None:
+def _refuse_taken(start: checks.Start) -> None:
     """Raise UserError at once, before any waiting and checking, where the one fold asked for is another process's."""
     from pipeline.files import lock
 
-    path = folder / f"fold_{folds[0]}" / LOCK
-    if len(folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
+    path = start.folder / f"fold_{start.folds[0]}" / LOCK
+    if len(start.folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
         with lock.held(path, say):
             pass
 
@@ -179,119 +184,33 @@ def _started_over(folder: Path) -> Iterator[None]:
         yield
 
 
-def _folds(config: Config, fold: int) -> list[int]:
-    count = config.data.folds.count
-    if not -1 <= fold < count:
-        raise UserError(f"--fold {fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
-    return list(range(count)) if fold == -1 else [fold]
-
-
-def check_data(config: Config, run: Path, write: bool) -> tuple[tuple[Case, ...], list[Facts]]:
-    """Find and examine every training case; print every fault. Raises UserError when any is an error."""
-    from pipeline.data import cases as case_finder
-    from pipeline.data import store as stores
-
-    root = Path(config.data.root)
-    found = case_finder.find(config.data, config.roles, root)
-    facts = stores.examine(found.train, config, stores.place(config.data, run), write=write, progress=cli.counter("checking cases"))
-    report([*found.faults, *stores.faults(facts, found.train, config)])
-    say(f"Found {len(found.train)} image-label pairs in {root} (layout {found.layout}), {len(found.test)} test images")
-    return found.train, facts
-
-
-def report(faults: Sequence[Fault]) -> None:
-    """Print all faults, warnings first. Raises UserError when there is an error among them."""
-    errors = [f for f in faults if f.severity == "error"]
-    for fault in [f for f in faults if f.severity == "warning"] + errors:
-        say(str(fault))
-    if errors:
-        raise UserError(
-            f"{len(errors)} fault{'s' if len(errors) > 1 else ''} in the data; each line above says what to do. Nothing was started."
-        )
-
-
-def check_names(config: Config, facts: Sequence[Facts]) -> tuple[int, int]:
-    """Check every name and option against the tables; returns input and output channels. Raises ConfigError."""
-    from pipeline import losses, networks, postprocess
-    from pipeline.data.normalise import NORMALISE
-    from pipeline.data.transforms import augmentations
-    from pipeline.engine import evaluate, optim, validation
-    from pipeline.metrics import CHANGED, SOFT, better, bound
-    from pipeline.tasks import TASKS
-
-    channels = sorted({f.shapes["image"][0] for f in facts})
-    if len(channels) != 1:
-        raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
-    out = TASKS[config.task].channels(config, channels[0])
-    network = networks.build(config.network, channels[0], out, config.data.dims)
-    losses.WeightedSum(config.losses, config.kinds, config.data.ignore_label)
-    losses.check(config.losses, network.heads, config.kinds)
-    optim.make(config.train, network)
-    bind(NORMALISE, config.data.normalise, "data.normalise", ("array",))
-    augmentations(config)
-    for where, parts in (("metrics", evaluate.case_metrics(config)), ("train.validate.metrics", validation.validation_metrics(config))):
-        for n, part in enumerate(parts):
-            bound(part, f"{where}.{n}")
-            if part.name in CHANGED and (where != "metrics" or (config.data.change is None and "mask" not in config.targets)):
-                raise ConfigError(
-                    f"{where}.{n}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it."
-                )
-            if part.name in SOFT and (config.task != "labels" or config.data.classes != 2):
-                raise ConfigError(f"{where}.{n}: {part.name!r} is for task labels with data.classes: 2. Remove it.")
-    if config.task == "labels":
-        postprocess.check(config.postprocess)
-    better(evaluate.case_metrics(config)[0].name)  # it chooses between best and averaged weights
-    known = ["val_loss", *(f"val_{p.name}" for p in validation.validation_metrics(config))]
-    if config.train.stop.monitor not in known:
-        raise ConfigError(
-            f"train.stop.monitor: {config.train.stop.monitor!r} is not computed. {nearest(config.train.stop.monitor, known)} Add it to train.validate.metrics."
-        )
-    return channels[0], out
-
-
-def lay_out(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]]) -> None:
-    """Make or check the run folder. Raises UserError where it belongs to another config or data set."""
+def lay_out(config: Config, folder: Path, data: checks.Examined) -> None:
+    """Make or check the run folder. Raises UserError where it belongs to another config or data set, or the cases cannot be split."""
     from pipeline import files
 
-    listing = case_listing(*data)
-    _same_as_before(folder, config, listing)
-    environment = {**cli.environment(), "metrics_version": metrics_version(folder)}
+    listing = runs.case_listing(data.cases, data.facts)
+    changes = [*runs.changed_settings(folder, config), *runs.changed_cases(folder, listing)]
+    if changes:
+        raise UserError(runs.refusal(folder, changes))
+    checks.planned_folds(config, folder, data, write=False)
+    environment = {**cli.environment(), "metrics_version": runs.metrics_version(folder)}
     files.sweep(folder)
     files.write_json(folder / "environment.json", environment)  # before the config, which makes the folder a run
     files.write_text(folder / "config.yaml", dump(config))
     files.write_json(folder / "cases.json", listing)
 
 
-def metrics_version(folder: Path) -> int:
-    """Metrics version of a run folder: the one it began with, 1 where it began before there were any, the present one of a new run."""
-    from pipeline import files
-
-    if not (folder / "config.yaml").is_file():
-        return METRICS_VERSION
-    if not (folder / "environment.json").is_file():
-        return 1
-    known = files.read_json(folder / "environment.json")
-    return int(known.get("metrics_version", 1)) if isinstance(known, dict) else 1
-
-
-def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[Facts]], team: Team) -> Run:
+def open_run(config: Config, folder: Path, data: checks.Examined, team: Team) -> Run:
     """Split, and build the store; what is there already is used as it is."""
-    from pipeline.data import derived, folds
+    from pipeline.data import derived, world
     from pipeline.data import store as stores
     from pipeline.engine import evaluate
 
-    cases, facts = data
-    rules = config.data.folds
-    split = folds.load_or_make(
-        folder / "splits.json",
-        lambda: folds.split(cases, {f.id: f.content for f in facts}, rules, config.seed),
-        [c.id for c in cases],
-        {"seed": config.seed, "by": rules.by, "count": rules.count},
-    )
+    split = checks.planned_folds(config, folder, data, write=True)
     place = stores.place(config.data, folder)
-    stored = stores.build(cases, facts, config, place, progress=cli.counter("building the store"))
+    stored = stores.build(data.cases, data.facts, config, place, progress=cli.counter("building the store"))
     stored = derived.attach(stored, config, place, progress=cli.counter("making maps and masks"))
-    version = metrics_version(folder)
+    version = runs.metrics_version(folder)
     return Run(
         config=config,
         folder=folder,
@@ -301,20 +220,8 @@ def open_run(config: Config, folder: Path, data: tuple[Sequence[Case], Sequence[
         team=team,
         version=version,
         scoring=evaluate.scoring_of(config, version, stored),
+        trained_on=world.trained_on(data.layout, data.facts),
     )
-
-
-def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
-    """``cases.json``: where each case lies, its group, and the hash of what it holds."""
-    return {
-        c.id: {
-            "image": [str(p.resolve()) for p in c.image],
-            "targets": {k: str(p.resolve()) for k, p in c.targets.items()},
-            "group": c.group,
-            "content": {"image": f.content, **f.target_contents},
-        }
-        for c, f in zip(cases, facts, strict=True)
-    }
 
 
 def _set_aside(folder: Path) -> Path:
@@ -322,29 +229,6 @@ def _set_aside(folder: Path) -> Path:
     while (aside := folder.with_name(f"{folder.name}.old-{n}")).exists():
         n += 1
     return folder.rename(aside)
-
-
-def _same_as_before(folder: Path, config: Config, listing: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under another config or on other data."""
-    from pipeline import files
-    from pipeline.config import read_yaml
-
-    if not (folder / "config.yaml").is_file():
-        return
-    changes = difference(json.loads(json.dumps(read_yaml(folder / "config.yaml"))), to_dict(config))
-    changes = [c for c in changes if c.partition(":")[0] not in HARMLESS]
-    if (folder / "cases.json").is_file():
-        before = files.read_json(folder / "cases.json")
-        changes += [f"case {i}: removed" for i in before if i not in listing] + [f"case {i}: added" for i in listing if i not in before]
-        changes += [f"case {i}: content changed" for i in listing if i in before and before[i]["content"] != listing[i]["content"]]
-    if changes:
-        more = f"\n  ... {len(changes) - 20} more" if len(changes) > 20 else ""
-        raise UserError(
-            f"{folder} holds a run with another config or other data:\n  "
-            + "\n  ".join(changes[:20])
-            + more
-            + "\nUndo the change, choose another --out, or start over with --fresh (the old run is kept)."
-        )
 
 
 def train_folds(run: Run, folds: Sequence[int], channels: tuple[int, int], continue_on_error: bool) -> int:
@@ -509,7 +393,7 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         device=run.device,
         network=network,
         channels=channels,
-        losses=losses.WeightedSum(config.losses, config.kinds, config.data.ignore_label),
+        losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
         train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=(team.rank, team.size)),
         val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=(team.rank, team.size)),
         say=say,
@@ -518,7 +402,20 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         team=team,
         version=run.version,
         spacings=run.scoring.spacings,
+        trained_on=run.trained_on,
     )
+
+
+def _terms(run: Run, network: HeadedNet) -> Sequence[Term]:
+    """Terms of the losses; a run of before version 2 has none for deep-supervision heads that its config does not name."""
+    from pipeline import losses
+
+    written = run.config.losses
+    terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
+    if deep := sorted({term.head for term in terms[len(written) :]}):
+        heads = ", ".join(f"{head} ({0.5 ** int(head[4:]):g} times)" for head in deep)
+        say(f"Deep supervision: the losses of head main count again for {heads}; name these heads in losses to weigh them yourself")
+    return terms
 
 
 def _check(team: Team) -> None:

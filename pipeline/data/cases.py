@@ -27,6 +27,13 @@ TREES = {
     "nnunet": "imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz, imagesTs/ID_0000.nii.gz and dataset.json",
 }
 
+CALLED = {
+    "competition": "a folder of the competition (train_images, train_labels)",
+    "nnunet": "an nnU-Net folder (imagesTr, labelsTr)",
+    "folders": "a folder of images and targets as data.folders names them",
+}
+"""The layouts as a user knows them."""
+
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _LABEL = re.compile(r"\s*\d{1,9}\s*")
 
@@ -90,8 +97,22 @@ def _nothing(data: config.Data, root: Path) -> Fault:
     own = ", ".join(f"{folder}/ID.* ({role})" for role, folder in data.folders.items())
     trees = TREES | {"folders": own}
     shown = trees if data.layout == "auto" else {data.layout: trees[data.layout]}
+    other = _layout(dataclasses.replace(data, layout="auto"), root)
+    if other is not None and _layout(data, root) is None:
+        problem = f"holds no images in the layout {data.layout!r}, but this is {CALLED[other]}"
+        return Fault(path=root, problem=problem, cure=f"Set data.layout=auto, or data.layout={other}")
+    if other is None and (below := _below(data, root)):
+        problem = f"holds no training images itself; {below.name} in it does"
+        return Fault(path=root, problem=problem, cure=f"Set data.root or --data-dir to {below}, and data.layout=auto")
     cure = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
     return Fault(path=root, problem="holds no training images" if root.is_dir() else "is no folder", cure=cure)
+
+
+def _below(data: config.Data, root: Path) -> Path | None:
+    """The first folder in ``root`` that is a data set itself, as in nnU-Net's ``nnUNet_raw/Dataset001_NAME``."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    named = dataclasses.replace(data, layout="auto", folders={"image": "imagesTr"})
+    return next((p for p in folders if _layout(named, p) is not None), None)
 
 
 def _competition_folders(targets: Mapping[str, str]) -> dict[str, str]:

@@ -83,12 +83,16 @@ def load_or_make(path: Path, make: Callable[[], list[Split]], ids: Iterable[str]
 
     Raises UserError where the file was made for other cases or by other rules, and FileError where it cannot be read.
     """
-    about, present = dict(about or {}), set(ids)
-    if path.exists():
-        return _checked(path, present, about)
-    splits = make()
-    files.write_json(path, {**about, "folds": splits})
+    there = path.exists()
+    splits = load_or_plan(path, make, ids, about)
+    if not there:
+        files.write_json(path, {**(about or {}), "folds": splits})
     return splits
+
+
+def load_or_plan(path: Path, make: Callable[[], list[Split]], ids: Iterable[str], about: Mapping[str, Any] | None = None) -> list[Split]:
+    """As :func:`load_or_make`, and nothing is written."""
+    return _checked(path, set(ids), dict(about or {})) if path.exists() else make()
 
 
 def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Split]:

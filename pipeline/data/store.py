@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline import config, files
+from pipeline import config, files, grid
 from pipeline.data import normalise
 from pipeline.data.labels import rounded
 from pipeline.records import Case, Fault, Geometry, Part, UserError
@@ -100,6 +100,8 @@ class Facts:
     """What should be told about the scale of the image (:func:`pipeline.data.normalise.fit_with_notes`)."""
     outside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Of each image that the normalisation would mostly clip, problem and cure (:func:`pipeline.data.normalise.problem_of`)."""
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For each role that can be read ``family``, ``codes`` and ``spacing`` in mm (:class:`pipeline.grid.Grid`), of the image's first file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +183,11 @@ def _unless_read_only() -> Iterator[None]:
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
+
+
+def _grid_entry(geometry: Geometry, dims: int) -> dict[str, Any]:
+    found = grid.grid_of(geometry, dims)
+    return {"family": found.family, "codes": found.codes, "spacing": found.spacing and list(found.spacing)}
 
 
 def _key(case: Case, settings: config.Config) -> dict[str, Any]:
@@ -289,6 +296,7 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         target_contents=found.contents,
         notes=found.notes,
         outside=found.outside,
+        grids=found.grids,
         **found.rest,
     )
 
@@ -306,6 +314,7 @@ class _Findings:
     contents: dict[str, str] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     outside: dict[str, tuple[str, str]] = field(default_factory=dict)
+    grids: dict[str, dict[str, Any]] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, load: Callable[[], T]) -> T | None:
@@ -318,6 +327,7 @@ class _Findings:
     def note(self, role: str, array: np.ndarray, geometry: Geometry) -> None:
         self.shapes[role] = tuple(int(n) for n in array.shape)
         self.dtypes[role] = str(array.dtype)
+        self.grids[role] = _grid_entry(geometry, array.ndim - 1)
         if "affine" in geometry.meta:
             self.affines[role] = geometry.meta["affine"]
         if geometry.notes:
@@ -359,6 +369,11 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
         array, place_of = files.read(path, dims)
         if not parts:
             geometry = place_of
+        elif (geometry.format == "nifti") != (place_of.format == "nifti"):
+            problem = (
+                f"is {_order(place_of)}, the first channel {case.image[0].name} is {_order(geometry)}: nothing says which axis is which"
+            )
+            raise files.FileError(path, problem, "Save all channels in one format, the axes in one order")
         elif array.shape[1:] != parts[0].shape[1:]:
             raise files.FileError(
                 path, f"has shape {array.shape[1:]}, the first channel {parts[0].shape[1:]}", "Resample the channels to one grid"
@@ -370,6 +385,10 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
     image = parts[0] if len(parts) == 1 else np.concatenate(parts)
     geometry = dataclasses.replace(geometry, notes=tuple(notes))
     return image.astype(np.float32) if image.dtype == np.float64 else image, geometry
+
+
+def _order(geometry: Geometry) -> str:
+    return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
 
 
 def _same_affine(one: Any, other: Any) -> bool:
@@ -648,12 +667,7 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
         raise UserError(
             f"{case.image[0]}: cannot be stored: {fact.problems[0][1] if fact.problems else 'it was not read'}. Mend the file first."
         )
-    data = settings.data
-    kinds = {role: settings.roles.get(role, "image") for role in case.targets}
-    stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
-    rules = {"classes": data.classes, "ignore_label": data.ignore_label, "binarise": _cut(data)}
-    labels = rules if set(MASKED) & set(kinds.values()) else {}
-    key = {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
+    key = _stored_key(case, fact, settings)
     manifest = folder / f"{file_name(case.id)}.json"
     volumes = known_volumes(manifest, key)
     if volumes is not None and _without_sums(manifest):
@@ -668,6 +682,24 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
         write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
     return Stored(case=case, image=volumes["image"], targets=targets, scale=fact.scale, facts=fact)
+
+
+def _stored_key(case: Case, fact: Facts, settings: config.Config) -> dict[str, Any]:
+    """All that the arrays of a case depend on."""
+    data = settings.data
+    kinds = {role: settings.roles.get(role, "image") for role in case.targets}
+    stamps = {role: [_stamp(path) for path in paths] for role, paths in _roles(case).items()}
+    rules = {"classes": data.classes, "ignore_label": data.ignore_label, "binarise": _cut(data)}
+    labels = rules if set(MASKED) & set(kinds.values()) else {}
+    return {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
+
+
+def missing(cases: Sequence[Case], facts: Sequence[Facts], settings: config.Config, folder: Path) -> list[str]:
+    """Ids of cases of which :func:`build` would have to write arrays."""
+    manifests = {
+        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _stored_key(c, f, settings)) for c, f in zip(cases, facts, strict=True)
+    }
+    return [name for name, (manifest, key) in manifests.items() if known_volumes(manifest, key) is None]
 
 
 def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:

@@ -104,13 +104,13 @@ def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
-def _brightness(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002 - the YAML's word
+def _brightness(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002 - the YAML's word
     """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("brightness", "range", range)
     return _alike(keys, "brightness", both, lambda k: RandScaleIntensityd(k, prob=p, factors=(low - 1, high - 1)))
 
 
-def _contrast(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002
+def _contrast(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002
     """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("contrast", "range", range)
     factors = low - 1, high - 1
@@ -122,7 +122,7 @@ def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) 
     return _alike(keys, "shift", both, lambda k: RandShiftIntensityd(k, prob=p, offsets=offset))
 
 
-def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5), both: bool = False) -> list[Transform]:  # noqa: A002
+def _gamma(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), both: bool = False) -> list[Transform]:  # noqa: A002
     """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is drawn from ``range``.
 
     Minimum, maximum and exponent are those of all channels together: one rising curve, so grey stays grey and the order of a
@@ -134,7 +134,7 @@ def _gamma(keys: Keys, p: float = 0.5, range: Sequence[float] = (0.7, 1.5), both
     return _alike(keys, "gamma", both, lambda k: RandAdjustContrastd(k, prob=p, gamma=(low, high)))
 
 
-def _blur(keys: Keys, p: float = 0.5, sigma: Sequence[float] = (0.5, 1.0)) -> list[Transform]:
+def _blur(keys: Keys, p: float = 0.5, sigma: tuple[float, float] = (0.5, 1.0)) -> list[Transform]:
     """Gaussian blur along the space axes, the same for all channels; ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border."""
     bounds = _pair("blur", "sigma", sigma)
     if min(bounds) <= 0:
@@ -188,7 +188,7 @@ def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float
 
 
 def _colour(
-    keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: Sequence[float] = (0.8, 1.2), gain: float = 0.05, both: bool = False
+    keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: tuple[float, float] = (0.8, 1.2), gain: float = 0.05, both: bool = False
 ) -> list[Transform]:
     """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
 
@@ -203,7 +203,7 @@ def _colour(
     return [RandColourd(_chosen(keys, "colour", both), p, hue, (low, high), gain)]
 
 
-def _clahe(keys: Keys, p: float = 0.5, clip: Sequence[float] = (0.005, 0.02), tiles: int = 4) -> list[Transform]:
+def _clahe(keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02), tiles: int = 4) -> list[Transform]:
     """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of 2D patches; limit drawn from ``clip``.
 
     ``tiles`` along each axis of the patch. A limit of c raises local contrast by a factor of at most about 256 c: 1.3 to 5 by
@@ -255,25 +255,29 @@ TILE = 8
 
 def augmentations(config: Config) -> list[Transform]:
     """MONAI transforms of ``data.augment``. Raises ConfigError for unknown names, options, or impossible settings."""
+    return [t for n in range(len(config.data.augment)) for t in augmentation(config, n)]
+
+
+def augmentation(config: Config, n: int) -> list[Transform]:
+    """MONAI transforms of entry ``n`` of ``data.augment``. Raises ConfigError as :func:`augmentations` does."""
+    keys, part, where = _keys(config), config.data.augment[n], f"data.augment.{n}"
+    bind(AUGMENT, part, where, ("keys",))
+    p = part.options.get("p", 0.5)
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
+    try:
+        return AUGMENT[part.name](keys, **part.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {part.name!r} with {dict(part.options)}: {error}") from None
+
+
+def _keys(config: Config) -> Keys:
     kinds, maps = config.targets, derived.wanted(config)
     every = ("image", *kinds, *maps)
     classes = {k for k, kind in kinds.items() if kind == "labels"} | {k for k, m in maps.items() if m.is_mask}
     modes = tuple("nearest" if k in classes else "bilinear" for k in every)
-    image = ("image",)
-    pair = (*image, *(k for k, kind in kinds.items() if kind == "image"))
-    keys = Keys(image=image, every=every, modes=modes, size=config.data.patch.size, pair=pair)
-    out: list[Transform] = []
-    for n, part in enumerate(config.data.augment):
-        where = f"data.augment.{n}"
-        bind(AUGMENT, part, where, ("keys",))
-        p = part.options.get("p", 0.5)
-        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-            raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
-        try:
-            out += AUGMENT[part.name](keys, **part.options)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: {part.name!r} with {dict(part.options)}: {error}") from None
-    return out
+    pair = ("image", *(k for k, kind in kinds.items() if kind == "image"))
+    return Keys(image=("image",), every=every, modes=modes, size=config.data.patch.size, pair=pair)
 
 
 class OpenStored(Transform):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,8 +13,18 @@ from pipeline.engine.checkpoint import CheckpointError, load_model
 
 def load(network: torch.nn.Module, wanted: InitFrom) -> str:
     """Copy matching weights into ``network``; returns the listing. Raises CheckpointError for a mismatch that was not allowed."""
-    given = load_model(Path(wanted.path)).weights
-    own = network.state_dict()
+    given, own = load_model(Path(wanted.path)).weights, network.state_dict()
+    listing = compare(given, own, wanted)
+    fitting = {k: given[k] for k in own if k in given and own[k].shape == given[k].shape}
+    network.load_state_dict({**own, **fitting})
+    return listing
+
+
+def compare(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: InitFrom) -> str:
+    """Listing of what of the ``given`` weights fits a network's ``own``, which may have no memory (meta).
+
+    Raises CheckpointError for a mismatch that was not allowed.
+    """
     shape = [k for k in own if k in given and own[k].shape != given[k].shape]
     missing = [k for k in own if k not in given]
     unused = [k for k in given if k not in own]
@@ -34,5 +45,4 @@ def load(network: torch.nn.Module, wanted: InitFrom) -> str:
             raise CheckpointError(
                 f"{listing}\ntrain.init_from: {len(names)} weights do not match; accept this with train.init_from.{option}: true."
             )
-    network.load_state_dict({**own, **{k: given[k] for k in own if k in given and k not in shape}})
     return listing

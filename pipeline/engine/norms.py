@@ -160,11 +160,14 @@ def exact(network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequen
     beginning. Raises UserError where ``tile`` leaves nothing between the halos.
     """
     known: list[Moments] = []
-    grid = receptive.stride(network, len(space.size))
-    for spread in spreads:
-        boxes = [_boxes(*axis) for axis in zip(space.size, tile, spread, grid, strict=True)]
+    for boxes in layouts(space.size, tile, receptive.stride(network, len(space.size)), spreads):
         known.append(_next(network, space, known, boxes))
     return tuple(known)
+
+
+def layouts(size: Sequence[int], tile: Sequence[int], grid: Sequence[int], spreads: Sequence[Sequence[int]]) -> list[list[list[_Box]]]:
+    """For each call of a normalisation the boxes along each axis. Raises UserError where ``tile`` leaves nothing between the halos."""
+    return [[_boxes(*axis) for axis in zip(size, tile, spread, grid, strict=True)] for spread in spreads]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

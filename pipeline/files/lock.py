@@ -75,6 +75,29 @@ def held(path: Path, say: Callable[[str], None], wait: Wait | None = None) -> It
         os.close(handle)
 
 
+def owner(path: Path) -> str | None:
+    """Who holds the lock file ``path``, in words; None where nobody does. Nothing is made or changed."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # not there, or not ours to see
+        return None
+    try:
+        left = _read(handle)
+        if left is None:  # nobody, or in the moment before the owner has written who it is
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return str(left)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return None if _gone(left) else str(left)
+        return None
+    finally:
+        os.close(handle)
+
+
 def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
     began = time.monotonic()
     while True:

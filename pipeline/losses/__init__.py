@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from pipeline.losses.retouch import masked_l1, masked_laplacian, masked_sobel, t
 from pipeline.losses.topology import boundary, cldice, connectivity, skeleton_recall, surface_recall
 from pipeline.records import Term
 
-__all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "SOFT_LOSSES", "WeightedSum", "check"]
+__all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "SOFT_LOSSES", "WeightedSum", "check", "faults", "with_deep"]
 
 LABEL_LOSSES: dict[str, Callable[..., Loss]] = {
     "dice": dice,
@@ -155,23 +156,42 @@ def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: 
     return tensors[name]
 
 
+def with_deep(terms: Sequence[Term], heads: Collection[str]) -> tuple[Term, ...]:
+    """The terms, and where no term names a deep-supervision head of the network: those of head main again for each head ``deepN``.
+
+    The weight of such a term is that of head main times ``0.5**N``, N from 1 for the finest.
+    """
+    deep = sorted((head for head in heads if _is_deep(head)), key=lambda head: int(head[4:]))
+    if any(_is_deep(term.head) for term in terms):
+        return tuple(terms)
+    main = [term for term in terms if term.head == "main"]
+    return (*terms, *(replace(t, head=head, weight=t.weight * 0.5 ** int(head[4:])) for head in deep for t in main))
+
+
 def check(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, str]) -> None:
     """Refuse, before any training, terms that read a head or target that does not exist or is of the wrong kind.
 
-    ``heads`` are those of the network, ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``. One ConfigError lists all
-    faults.
+    One ConfigError lists all that :func:`faults` finds.
     """
-    faults: list[str] = []
+    _refuse(faults(terms, heads, targets))
+
+
+def faults(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, str]) -> list[str]:
+    """What is wrong with the terms; ``heads`` are those of the network, none where they are not known.
+
+    ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``.
+    """
+    found: list[str] = []
     for i, term in enumerate(terms):
         where = f"losses.{i}: {term.name!r}"
-        faults += _faults(where, term, targets)
-        if term.head not in heads:
-            faults.append(f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}")
+        found += _faults(where, term, targets)
+        if heads and term.head not in heads:
+            found.append(f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}")
     if all(_is_deep(term.head) for term in terms):
-        faults.append(
+        found.append(
             "losses: no term reads a head that validation has (deep-supervision heads exist in training only). Add one for head main."
         )
-    _refuse(faults)
+    return found
 
 
 def _faults(where: str, term: Term, targets: Mapping[str, str]) -> Iterator[str]:

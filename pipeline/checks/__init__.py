@@ -1,0 +1,252 @@
+"""All that a start of training refuses, for the start and for its dry run: names first, within a second, and then the data.
+
+A start ends with the first of the two that is wrong; a dry run goes through both and lists everything. Nothing is written here but the
+facts of the data, and those by a start only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline import cli
+from pipeline.checks import limits, places, runs
+from pipeline.checks.places import LOCK, Request, Start
+from pipeline.cli import say
+from pipeline.config import Config, ConfigError, Problem, Reading, examine
+from pipeline.records import DONE, Case, Fault, UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.folds import Split
+    from pipeline.data.store import Facts
+
+__all__ = ["LOCK", "Examined", "Request", "Start", "check_data", "check_names", "dry_run", "planned_folds", "refuse"]
+
+NOTED = ("task", "data.dims", "data.classes", "data.targets", "data.folders", "data.ignore_label", "data.binarise", "data.frames")
+"""Keys by which data are judged."""
+
+
+class Examined(NamedTuple):
+    """The cases of a data set, what was found in them, and how their files lie."""
+
+    cases: tuple[Case, ...]
+    facts: Sequence[Facts]
+    layout: str
+    tests: int
+    """Number of test images."""
+
+
+# --- names ----------------------------------------------------------------------------------------------------------------
+
+
+def refuse(config: Config, start: Start, path: Path) -> None:
+    """What a start does before it looks at data: warnings are printed, and ConfigError lists all that is wrong with names and places."""
+    found = list(_names(config, start))
+    errors = [p for p in found if p.severity == "error"]
+    if os.environ.get("RANK", "0") == "0":
+        for problem in found:
+            if problem.severity == "warning" or "\n" in problem.text:  # long listings do not belong into the error itself
+                say(_line(problem, path))
+    if errors:
+        raise ConfigError(f"{path}:\n  " + "\n  ".join(p.text.splitlines()[-1] for p in errors))
+
+
+def _names(config: Config, start: Start) -> Iterator[Problem]:
+    """Everything that is known without data, cheap things first. What a run began with before it was refused is a warning."""
+    yield from _eased((*limits.problems(config), *places.problems(config, start)), start)
+    from pipeline.checks import entries
+
+    yield from places.device(start.device)
+    yield from _eased(entries.problems(limits.clipped(config), None), start)
+
+
+def _eased(problems: Iterable[Problem], start: Start) -> Iterator[Problem]:
+    """As warnings where a run that began before such things were looked for goes on by its own rules."""
+    old = _is_old(start)
+    for problem in problems:
+        yield dataclasses.replace(problem, severity="warning") if old else problem
+
+
+def _is_old(start: Start) -> bool:
+    return start.continues and runs.metrics_version(start.folder) < 2
+
+
+def check_names(config: Config, facts: Sequence[Facts], start: Start | None = None) -> tuple[int, int]:
+    """Check every name and option once the images' channels are known, and return input and output channels. Raises ConfigError.
+
+    Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
+    """
+    from pipeline.checks import entries
+    from pipeline.tasks import TASKS
+
+    channels = sorted({f.shapes["image"][0] for f in facts})
+    if len(channels) != 1:
+        raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
+    known = start is not None and entries.is_guessed(config, channels[0])
+    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_cases(config, facts)]
+    errors = [p.text for p in found if p.severity == "error"]
+    if errors and not (start is not None and _is_old(start)):
+        raise ConfigError("\n  ".join(errors))
+    return channels[0], TASKS[config.task].channels(config, channels[0])
+
+
+# --- data -----------------------------------------------------------------------------------------------------------------
+
+
+def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
+    """Find and examine every training case; print every fault. Raises UserError when any is an error."""
+    found, faults = _examined(config, Start(folder=run, folds=(), fresh=fresh), write)
+    errors = _printed(faults)
+    if errors:
+        raise UserError(_count(errors, "the data"))
+    _say_found(config, found)
+    return found
+
+
+def _examined(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
+    from pipeline.checks.grouping import grouped
+    from pipeline.data import cases as case_finder
+    from pipeline.data import store as stores
+    from pipeline.data import world
+
+    root, place = Path(config.data.root), stores.place(config.data, start.folder)
+    found = case_finder.find(config.data, config.roles, root)
+    facts = stores.examine(found.train, config, place, write=write, progress=cli.counter("checking cases"))
+    faults = [
+        *found.faults,
+        *stores.faults(facts, found.train, config),
+        *world.faults(facts, found.train, root, start.continues),
+        *_large_patch(config, facts, root),
+    ]
+    return Examined(found.train, facts, found.layout, len(found.test)), grouped(faults, found.train)
+
+
+def _say_found(config: Config, found: Examined) -> None:
+    say(f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images")
+
+
+def _large_patch(config: Config, facts: Sequence[Facts], root: Path) -> Iterator[Fault]:
+    """A patch of which most would be padding in every case."""
+    sizes = [f.shapes["image"][1:] for f in facts if "image" in f.shapes]
+    largest = [max(axis) for axis in zip(*sizes, strict=True)] if len({len(s) for s in sizes}) == 1 else []
+    if any(wanted > 2 * have for wanted, have in zip(config.data.patch.size, largest, strict=False)):
+        by = "x".join(map(str, largest))
+        problem = f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is more than twice as long"
+        yield Fault(path=root, problem=problem, cure="Most of a patch would be padding: lower data.patch.size", severity="warning")
+
+
+def planned_folds(config: Config, folder: Path, data: Examined, write: bool) -> list[Split]:
+    """The folds of the run, those that it has where it is there. Raises UserError where the cases cannot be split so."""
+    from pipeline.data import folds
+
+    rules = config.data.folds
+    return (folds.load_or_make if write else folds.load_or_plan)(
+        folder / "splits.json",
+        lambda: folds.split(data.cases, {f.id: f.content for f in data.facts}, rules, config.seed),
+        [c.id for c in data.cases],
+        {"seed": config.seed, "by": rules.by, "count": rules.count},
+    )
+
+
+# --- dry run --------------------------------------------------------------------------------------------------------------
+
+
+class _Report:
+    """Prints each problem when it is found, once, and counts the errors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.errors, self.said = path, 0, set[str]()
+
+    def __call__(self, problems: Iterable[Problem], reading: Reading | None = None) -> None:
+        for problem in problems:
+            replaced = reading is not None and any(reading.relies_on(key) for key in problem.keys)
+            if not replaced and problem.text not in self.said:
+                self.said.add(problem.text)
+                self.errors += problem.severity == "error"
+                say(_line(problem, self.path))
+
+
+def dry_run(request: Request) -> int:
+    """Everything that a start would do except starting: lists all faults of config and data. Raises UserError where there is an error."""
+    reading, told = examine(request.path, request.overrides), _Report(request.path)
+    told(reading.problems)
+    if reading.config is None:
+        raise UserError(_count(told.errors, "the config, which has to be mended before the rest can be checked"))
+    config = request.on_data(reading.config)
+    try:
+        start = request.start(config)
+    except UserError as error:
+        told([Problem(str(error))])
+        start = dataclasses.replace(request, fold=-1).start(config)
+    for found in (_names, places.unwritable):
+        told(found(config, start), reading)
+    told(places.taken(start))
+    told(places.another_config(config, start) if not reading.problems else ())
+    cases = _dry_data(limits.clipped(config), start, reading, told)
+    if told.errors:
+        raise UserError(_count(told.errors, "config and data"))
+    say(f"Dry run: {cases} cases, config and data are good; nothing was started.")
+    return DONE
+
+
+def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> int:
+    """The data's part of a dry run; returns the number of cases."""
+    from pipeline.checks import entries
+
+    noted = [key for key in NOTED if reading.relies_on(key)]
+    if noted:
+        told([Problem(f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.", severity="warning")])
+    found, faults = _examined(entries.readable(config), start, write=False)
+    told.errors += _printed(faults)
+    _say_found(config, found)
+    told(_of_cases(config, start, found), reading)
+    channels = {f.shapes["image"][0] for f in found.facts if "image" in f.shapes}
+    if len(channels) == 1:
+        number = channels.pop()
+        told(() if entries.is_guessed(config, number) else _eased(entries.problems(config, number), start), reading)
+        told(_eased(entries.for_cases(config, found.facts), start), reading)
+    return len(found.cases)
+
+
+def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
+    """Whether the cases can be split, are those of the run that is there, and are in a store that cannot be written."""
+    from pipeline.data import store as stores
+
+    if not found.cases:
+        return
+    folder = Path(os.devnull) if start.fresh else start.folder
+    try:
+        planned_folds(config, folder, found, write=False)
+    except UserError as error:
+        yield Problem(str(error), ("data.folds.count", "data.folds.by"))
+    sound = all(f.content and not f.problems for f in found.facts)
+    if sound and start.continues and (changes := runs.changed_cases(start.folder, runs.case_listing(found.cases, found.facts))):
+        yield Problem(runs.refusal(start.folder, changes))
+    place = stores.place(config.data, start.folder)
+    if sound and place.is_dir() and (reason := places.refused(place)):
+        lacking = stores.missing(found.cases, found.facts, config, place)
+        if lacking:
+            text = f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases, e.g. {lacking[0]}."
+            yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
+
+
+# --- words ----------------------------------------------------------------------------------------------------------------
+
+
+def _line(problem: Problem, path: Path) -> str:
+    return f"{problem.severity}: {path}: {problem.text}"
+
+
+def _printed(faults: Sequence[Fault]) -> int:
+    """Print all faults, warnings first; returns how many are errors."""
+    errors = [f for f in faults if f.severity == "error"]
+    for fault in [f for f in faults if f.severity == "warning"] + errors:
+        say(str(fault))
+    return len(errors)
+
+
+def _count(errors: int, where: str) -> str:
+    return f"{errors} fault{'s' if errors > 1 else ''} in {where}; each line above says what to do. Nothing was started."

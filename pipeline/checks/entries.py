@@ -1,0 +1,197 @@
+"""Everything that a config says by name: that the names are there, that their options fit, and that they fit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from pipeline import losses, postprocess
+from pipeline.checks import trials
+from pipeline.config import Config, ConfigError, Data, Problem, nearest
+from pipeline.data.store import Facts
+from pipeline.engine import evaluate, inference, norms, validation
+from pipeline.metrics import CHANGED, IMAGES, METRICS, SOFT, better, bound
+from pipeline.networks import HeadedNet, receptive
+from pipeline.networks import build as build_network
+from pipeline.records import Part, UserError
+from pipeline.tasks import TASKS
+
+GUESS = {2: 3, 3: 1}
+"""Channels of an image that nobody has looked at yet, by number of space axes."""
+
+
+def problems(config: Config, channels: int | None) -> Iterator[Problem]:
+    """What is wrong with any name or option. ``channels`` are those of the images; None: they are not known yet.
+
+    Then networks that only some images fit are left for later.
+    """
+    known = channels or GUESS[config.data.dims]
+    yield from trials.normalisation(config, known)
+    yield from trials.augmentations(config, known)
+    yield from _network_and_losses(config, known, channels is None)
+    yield from trials.optimizer(config)
+    yield from _metrics(config)
+    if config.task == "labels":
+        for text in postprocess.faults(config.postprocess, TASKS["labels"].channels(config, known), config.data.dims):
+            yield Problem(text, (text.partition(":")[0],))
+
+
+def readable(config: Config) -> Config:
+    """The config, with the usual normalisation where its own cannot be used: the rest of the data can then be looked at."""
+    if not list(trials.normalisation(config, 1)):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, normalise=Data().normalise))
+
+
+def is_guessed(config: Config, channels: int) -> bool:
+    """Whether nothing new can be said with these channels after :func:`problems` was asked without any."""
+    return channels == GUESS[config.data.dims] and config.train.init_from is None
+
+
+def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:
+    ends = channels, TASKS[config.task].channels(config, channels)
+    network, found = trials.network(config, ends)
+    if found and guessed and network is None:  # a network for images of another kind is none of the user's faults
+        ends = (1 if channels == 3 else 3), TASKS[config.task].channels(config, 1 if channels == 3 else 3)
+        other, _ = trials.network(config, ends)
+        network, found = (other, []) if other is not None else (network, found)
+    yield from found
+    heads: Mapping[str, tuple[int, Sequence[float]]] = {}
+    yield from (
+        Problem(text, (_key(text),)) for text in losses.faults(config.losses, () if network is None else network.heads, config.kinds)
+    )
+    if network is None:  # what else is wrong can be seen at the head that every network has
+        yield from trials.loss_terms(config, {"main": (ends[1], (1.0,) * config.data.dims)}, ends[0])
+        return
+    try:
+        heads = trials.head_shapes(config, network, ends)
+    except trials.EXPECTED as error:
+        text = f"network: {config.network.name!r} with {dict(config.network.options)} cannot take a patch: {error}"
+        yield Problem(f"{text}. Correct its options or data.patch.size.", ("network",))
+    yield from trials.loss_terms(config, heads, ends[0])
+    yield from _tiles(config)
+    if config.train.init_from is not None:
+        yield from trials.initial_weights(config.train.init_from, config, None if guessed else ends)
+
+
+def _key(text: str) -> str:
+    return text.partition(":")[0].split(" ")[0]
+
+
+def _tiles(config: Config) -> Iterator[Problem]:
+    """A tile that leaves nothing between its halos."""
+    if config.predict.patch == "whole":
+        return
+    size = config.predict.patch or config.data.patch.size
+    if any(n <= 2 * config.predict.halo for n in size):
+        yield Problem(
+            f"predict.halo is {config.predict.halo}: tiles of {list(size)} have nothing left between two halos. "
+            "Lower it, or set predict.patch.",
+            ("predict.halo",),
+        )
+
+
+def _metrics(config: Config) -> Iterator[Problem]:
+    lists = {"metrics": evaluate.case_metrics(config), "train.validate.metrics": validation.validation_metrics(config)}
+    for key, parts in lists.items():
+        for n, part in enumerate(parts):
+            where = f"{key}.{n}"
+            yield from _metric(config, part, where)
+    first = lists["metrics"][0]
+    if first.name in METRICS:
+        yield from _caught("metrics.0", lambda: better(first.name))  # it chooses between best and averaged weights
+    names = ["val_loss", *(f"val_{p.name}" for p in lists["train.validate.metrics"])]
+    monitor = config.train.stop.monitor
+    if monitor not in names:
+        text = f"train.stop.monitor: {monitor!r} is not computed. {nearest(monitor, names)} Add it to train.validate.metrics."
+        yield Problem(text, ("train.stop.monitor",))
+    elif monitor != "val_loss" and monitor.removeprefix("val_") in METRICS:
+        yield from _caught("train.stop.monitor", lambda: better(monitor))
+
+
+def _metric(config: Config, part: Part, where: str) -> list[Problem]:
+    found = [*_caught(where, lambda: bound(part, where)), *_of_its_kind(config, part, where)]
+    return found or list(trials.metric(config, part, where, (3, (32,) * config.data.dims)))
+
+
+def _caught(where: str, work: Callable[[], object]) -> Iterator[Problem]:
+    try:
+        work()
+    except ConfigError as error:
+        yield Problem(str(error) if where in str(error) else f"{where}: {error}", (where,))
+
+
+def _of_its_kind(config: Config, part: Part, where: str) -> Iterator[Problem]:
+    """Metrics that say nothing about this task."""
+    if part.name not in METRICS:
+        return
+    if (part.name in IMAGES) != (config.task == "image"):
+        own = sorted(name for name in METRICS if (name in IMAGES) == (config.task == "image"))
+        holds = "images" if part.name in IMAGES else "labels"
+        yield Problem(
+            f"{where}: {part.name!r} is a metric of {holds}, but task is {config.task!r}. Take one of: {', '.join(own)}.",
+            (where,),
+        )
+    elif part.name in CHANGED and (where.startswith("train.") or (config.data.change is None and "mask" not in config.targets)):
+        yield Problem(
+            f"{where}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it.", (where,)
+        )
+    elif part.name in SOFT and config.data.classes != 2:
+        yield Problem(f"{where}: {part.name!r} is for task labels with data.classes: 2. Remove it.", (where,))
+
+
+# --- with the images known ------------------------------------------------------------------------------------------------
+
+
+def for_cases(config: Config, facts: Sequence[Facts]) -> Iterator[Problem]:
+    """What depends on the cases: metrics of small images, of millimetres that files do not carry, and norms that tiles cannot have."""
+    shapes = [f.shapes["image"] for f in facts if "image" in f.shapes]
+    yield from _for_sizes(config, shapes)
+    parts = (*evaluate.case_metrics(config), *validation.validation_metrics(config))
+    label = next(iter(config.targets))
+    bare = [f.id for f in facts if label in f.grids and not f.grids[label].get("spacing")]
+    if bare and any(part.options.get("tolerance_mm") is not None for part in parts):
+        text = f"metrics: tolerance_mm needs the distance between voxels, which the labels of {len(bare)} cases do not carry: "
+        yield Problem(f"{text}{', '.join(bare[:10])}. Use tolerance (voxels), or give them their spacing.", ("metrics",))
+
+
+def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
+    sides = [tuple(s[1:]) for s in shapes]
+    smallest = tuple(min(32, *axis) if len(axis) > 1 else min(32, axis[0]) for axis in zip(*sides, strict=True))
+    if min(smallest, default=32) < 32:
+        for n, part in enumerate(evaluate.case_metrics(config)):
+            if not _metric(config, part, f"metrics.{n}"):
+                yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
+    if config.predict.norms != "tile" and config.predict.patch != "whole" and not list(_tiles(config)):
+        try:
+            yield from _norms(config, shapes)
+        except trials.EXPECTED:
+            return  # the network cannot be built, which is said elsewhere
+
+
+def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
+    largest = max(shapes, key=lambda s: max(s[1:]))
+    channels = largest[0], TASKS[config.task].channels(config, largest[0])
+    network = trials.outline(config, channels)
+    tiles = inference.tiling(config, largest[1:])
+    if tiles.count() == 1 or not receptive.tile_dependent(network):
+        return
+    way, keys = config.predict.norms, ("predict.norms",)
+    if beyond := receptive.beyond_statistics(network):
+        text = f"predict.norms is {way}, but {', '.join(beyond[:3])} depends on a tile's size, which no statistics mend."
+        yield Problem(f"{text} Set predict.norms: tile, or predict.patch: whole.", keys)
+    elif way == "exact" and tuple(config.predict.scales) != (1,):
+        text = f"predict.norms: exact goes with scale 1 only, not {list(config.predict.scales)}."
+        yield Problem(f"{text} Set predict.scales: [1], or predict.norms: frozen.", keys)
+    elif way == "exact":
+        yield from _exact(config, network, (channels, tiles.tile, tiles.padded))
+
+
+def _exact(config: Config, outline: HeadedNet, sizes: tuple[tuple[int, int], Sequence[int], Sequence[int]]) -> Iterator[Problem]:
+    channels, tile, padded = sizes
+    grid = receptive.stride(outline, config.data.dims)
+    try:
+        real = build_network(config.network, *channels, config.data.dims)
+        norms.layouts(padded, tile, grid, receptive.reach(real, channels[0], config.data.dims).norms)
+    except UserError as error:
+        yield Problem(str(error), ("predict.norms",))

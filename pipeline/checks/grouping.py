@@ -1,0 +1,59 @@
+"""A fault that all cases of a data set share, in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import files
+from pipeline.records import Case, Fault
+
+FEW = 3
+"""Cases up to which each keeps its line, and examples in a line for all."""
+
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:[x.,]\d+)*")
+"""Numbers and shapes in a text, but not those of a name such as uint16."""
+
+
+def grouped(faults: Sequence[Fault], cases: Sequence[Case]) -> list[Fault]:
+    """The faults in their order; one that every case has, whatever names and numbers it holds, stands where it came first.
+
+    Where no case could be made of the files, every file that has the fault counts.
+    """
+    owners = {path: case.id for case in cases for path in (*case.image, *case.targets.values())}
+    same: dict[tuple[str, ...], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        same[_template(fault, owners.get(fault.path, ""))].append(fault)
+    out = []
+    for fault in faults:
+        group = same[_template(fault, owners.get(fault.path, ""))]
+        whose = {owners.get(f.path, str(f.path)) for f in group}
+        shared = len(whose) >= max(len(cases), FEW) and (not cases or all(f.path in owners for f in group))
+        if not shared:
+            out.append(fault)
+        elif fault is group[0]:
+            out.append(_one_line(group, len(whose)))
+    return out
+
+
+def _template(fault: Fault, case_id: str) -> tuple[str, ...]:
+    """What the fault says without names and numbers of its own case."""
+    names = {n for n in (case_id, fault.path.name, files.stem(fault.path)) if n}
+    pattern = "|".join(rf"\S*{re.escape(n)}\S*" for n in sorted(names, key=len, reverse=True))
+    texts = (NUMBER.sub("#", re.sub(pattern, "*", t) if pattern else t) for t in (fault.problem, fault.cure))
+    return (fault.severity, *texts)
+
+
+def _one_line(group: Sequence[Fault], count: int) -> Fault:
+    first = group[0]
+    others = ", ".join(f.path.name for f in group[1:FEW])
+    return dataclasses.replace(
+        first,
+        path=Path(os.path.commonpath([f.path.parent for f in group])),
+        problem=f"all {count} cases have this fault: {first.path.name} {first.problem} (and {others}{', ...' if count > FEW else ''})",
+    )

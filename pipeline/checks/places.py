@@ -1,0 +1,163 @@
+"""Where a run would write: its name, its folder and its store, whether they may be written, and whose they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config, ConfigError, Problem
+from pipeline.records import UserError
+
+LOCK = ".lock"
+"""File in the run folder and in each fold's by which processes keep apart; the data's store in the run folder is the run's."""
+
+LONGEST = 200
+"""Bytes of a name: what makes up file names has to leave room for endings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a start would write, and on which folds and device it would work."""
+
+    folder: Path
+    folds: Sequence[int]
+    device: str = "auto"
+    fresh: bool = False
+    """Whether a run that is there is put aside first."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether a run is there that would go on."""
+        return not self.fresh and (self.folder / "config.yaml").is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a training command was asked for, as it was typed."""
+
+    path: Path
+    overrides: Sequence[str] = ()
+    data_dir: Path | None = None
+    out: Path | None = None
+    fold: int = -1
+    device: str = "auto"
+    fresh: bool = False
+
+    def on_data(self, config: Config) -> Config:
+        """The config with the data set of the command."""
+        if self.data_dir is None:
+            return config
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(self.data_dir)))
+
+    def start(self, config: Config) -> Start:
+        """Where and on what the command would work. Raises UserError for a fold that is not there."""
+        count = config.data.folds.count
+        if not -1 <= self.fold < count:
+            raise UserError(f"--fold {self.fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
+        folds = range(count) if self.fold == -1 else (self.fold,)
+        return Start(folder=self.out or Path("runs") / config.name, folds=folds, device=self.device, fresh=self.fresh)
+
+
+def problems(config: Config, start: Start) -> Iterator[Problem]:
+    """Names that are no folder below the run, and places that are something else than a folder."""
+    yield from _names(config)
+    for what, path in (("the run folder", start.folder), *_store(config)):
+        if (file := _file_on_the_way(path)) is not None:
+            advice = "Choose another --out." if what == "the run folder" else "Set data.store to a folder, or to null."
+            yield Problem(f"{what} {path} cannot be made: {file} is a file. {advice}", ("data.store",) if what == "data.store" else ())
+
+
+def unwritable(config: Config, start: Start) -> Iterator[Problem]:
+    """Folders in which nothing can be made; found by making a file without a name, of which nothing stays.
+
+    A store that is there may be complete, and is then only read.
+    """
+    for what, path in (("the run folder", start.folder), *_store(config)):
+        there = _nearest(path)
+        if _file_on_the_way(path) is None and (reason := refused(there)) and not (what == "data.store" and there == path):
+            advice = "Choose another --out." if what == "the run folder" else "Set data.store to another folder."
+            yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
+
+
+def taken(start: Start) -> Iterator[Problem]:
+    """Folds that another process trains, as far as they stand in the way of this start."""
+    from pipeline.files import lock
+
+    busy = {fold: owner for fold in start.folds if (owner := lock.owner(start.folder / f"fold_{fold}" / LOCK)) is not None}
+    if start.fresh:
+        busy = {path.parent.name: owner for path in sorted(start.folder.glob(f"fold_*/{LOCK}")) if (owner := lock.owner(path))}
+    barred = start.fresh or len(busy) == len(start.folds)
+    for fold, owner in busy.items():
+        advice = "Wait until it is done, or stop it first." if barred else "That fold would be left to it."
+        name = fold if isinstance(fold, str) else f"fold_{fold}"
+        yield Problem(f"{start.folder / name} belongs to {owner}. {advice}", severity="error" if barred else "warning")
+    owner = lock.owner(start.folder / LOCK)
+    if owner is not None:
+        yield Problem(f"{start.folder} is being prepared or summed up by {owner}; a start would wait for it.", severity="warning")
+
+
+def _names(config: Config) -> Iterator[Problem]:
+    """The names in a config that become part of a path: the run's, and those of the targets, which name files of the store."""
+    rule = "must hold something else than dots, and at most 200 bytes"
+    if not config.name.strip(".") or len(config.name.encode()) > LONGEST:
+        yield Problem(f"name is {config.name!r}; it becomes a folder and {rule}. Choose another, e.g. surface.", ("name",))
+    for role in config.roles:
+        good = re.fullmatch(r"\w[\w.-]*", role) is not None and len(role.encode()) <= LONGEST // 2
+        if not good or role == "image":
+            taken = "image is the input" if role == "image" else "use letters, digits, '.', '_' and '-'"
+            yield Problem(f"data: the target {role!r} cannot be called that, for its name becomes part of file names: {taken}.")
+
+
+def _store(config: Config) -> Iterator[tuple[str, Path]]:
+    if config.data.store is not None:
+        yield "data.store", Path(config.data.store)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the folder around it that is there."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def _file_on_the_way(path: Path) -> Path | None:
+    there = _nearest(path)
+    return None if there.is_dir() else there
+
+
+def refused(folder: Path) -> str:
+    """Why nothing can be made in a folder; empty where something can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # on Linux it never has a name
+            pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "no permission"
+
+
+def device(name: str) -> Iterator[Problem]:
+    """A device that is not there."""
+    from pipeline import cli
+
+    try:
+        cli.device(name)
+    except UserError as error:
+        yield Problem(str(error))
+
+
+def another_config(config: Config, start: Start) -> Iterator[Problem]:
+    """How a run that is there differs from this config."""
+    from pipeline.checks import runs
+
+    if not start.continues:
+        return
+    try:
+        changes = runs.changed_settings(start.folder, config)
+    except ConfigError as error:
+        yield Problem(str(error))
+        return
+    if changes:
+        yield Problem(runs.refusal(start.folder, changes))

@@ -1,0 +1,315 @@
+"""Each entry that a config names, tried once on something tiny of the right kind: what would fail later fails here, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable
+from torch.overrides import TorchFunctionMode
+
+from pipeline import losses, networks, tasks
+from pipeline.config import Config, ConfigError, InitFrom, Problem, bind
+from pipeline.data import derived, normalise, transforms
+from pipeline.engine import checkpoint, initial, optim
+from pipeline.losses import vgg
+from pipeline.metrics import CHANGED, IMAGES, SOFT, evaluate
+from pipeline.metrics.context import MetricContext
+from pipeline.metrics.retouch import Retouched
+from pipeline.networks import HeadedNet
+from pipeline.records import Part, Term, UserError
+
+EXPECTED = (UserError, TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError, AttributeError)
+"""What an option that cannot be used raises, here or in the library that gets it."""
+
+EDGE = {2: 32, 3: 16}
+"""Longest side of what networks and augmentations are tried on, by number of space axes."""
+
+WIDE = {2: 192, 3: 32}
+"""Longest side of what losses are tried on: some need an image of some size."""
+
+WEIGHTS = 2**31
+"""Weights of a network that are too many: 8 GiB, and four times that in training."""
+
+HEAVY = 5 * 10**7
+"""Weights of a network that is not run here."""
+
+STEPS = 200
+"""Epochs over which a schedule is tried."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def tried(where: str, part: Part | Term, work: Callable[[], Any]) -> Iterator[Problem]:
+    """A problem if ``work`` fails as an entry with wrong options does. A ConfigError of its own names the place."""
+    try:
+        with _quiet():
+            work()
+    except EXPECTED as error:
+        text = (str(error) or type(error).__name__).removeprefix("train.optimizer or train.schedule: ")
+        if not text.startswith(where):
+            text = f"{where}: {part.name!r} with {dict(part.options)}: {text}"
+        yield Problem(text if text.endswith(".") else f"{text}. Correct its options.", (where,))
+
+
+def _require(good: bool, message: str) -> None:
+    if not good:
+        raise ConfigError(message)
+
+
+# --- normalisation and augmentation ---------------------------------------------------------------------------------------
+
+
+def normalisation(config: Config, channels: int) -> Iterator[Problem]:
+    part = config.data.normalise
+    bound: list[Problem] = list(tried("data.normalise", part, lambda: bind(normalise.NORMALISE, part, "data.normalise", ("array",))))
+    yield from bound
+    if bound:
+        return
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (channels, *(8,) * config.data.dims)).astype(np.uint8)
+
+    def work() -> None:
+        found = normalise.fit(part, image).apply(image)
+        _require(bool(np.isfinite(found).all()), f"data.normalise: {part.name!r} makes values that are not finite.")
+
+    yield from tried("data.normalise", part, work)
+
+
+def augmentations(config: Config, channels: int) -> Iterator[Problem]:
+    """Each entry of ``data.augment``: made for the patch size that is asked for, run on a small one."""
+    try:
+        derived.wanted(config)
+    except ConfigError as error:
+        yield Problem(str(error), ("data.change",))
+        return
+    for n, part in enumerate(config.data.augment):
+        where = f"data.augment.{n}"
+        found = list(tried(where, part, lambda n=n: transforms.augmentation(config, n)))
+        yield from found or tried(where, part, lambda n=n: _augment(config, n, channels))
+
+
+def _augment(config: Config, n: int, channels: int) -> None:
+    size = tuple(min(m, EDGE[config.data.dims]) for m in config.data.patch.size)
+    part = config.data.augment[n]
+    always = Part(name=part.name, options={**part.options, "p": 1.0})
+    small = dataclasses.replace(
+        config.data, patch=dataclasses.replace(config.data.patch, size=size), augment=(*config.data.augment[:n], always)
+    )
+    try:
+        chain = transforms.augmentation(dataclasses.replace(config, data=small), n)
+    except ConfigError:
+        return  # good for the patches that are asked for, not for small ones
+    sample = _sample(config, channels, size)
+    for transform in chain:
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(0)
+        sample = transform(sample)
+    _require(bool(np.isfinite(np.asarray(sample["image"])).all()), f"data.augment.{n}: {part.name!r} makes values that are not finite.")
+
+
+def _sample(config: Config, channels: int, size: Sequence[int]) -> dict[Any, Any]:
+    """A normalised patch with everything that a sample holds."""
+    rng = np.random.default_rng(0)
+    out: dict[Any, Any] = {"image": rng.random((channels, *size)).astype(np.float32)}
+    for name, kind in config.targets.items():
+        labels = rng.integers(0, config.data.classes, (1, *size)).astype(np.uint8)
+        out[name] = rng.random((channels, *size)).astype(np.float32) if kind == "image" else labels
+    for name in derived.wanted(config):
+        out[name] = rng.random((_map_channels(config, name), *size)).astype(np.float32)
+    return out
+
+
+def _map_channels(config: Config, name: str) -> int:
+    return 1 if name == derived.MASK or config.data.classes == 2 else config.data.classes - 1
+
+
+# --- network --------------------------------------------------------------------------------------------------------------
+
+
+class _NoDraws(TorchFunctionMode):
+    """Within: tensors are not filled with random numbers, which for tensors without memory means nothing and loads a compiler."""
+
+    NAMES = frozenset({"normal_", "uniform_", "trunc_normal_", "log_normal_", "exponential_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.NAMES or name.startswith(("kaiming_", "xavier_", "orthogonal_", "dirac_")):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: Config, channels: tuple[int, int]) -> HeadedNet:
+    """The network without memory (on torch's meta device): its heads, and the names and shapes of its weights."""
+    with _quiet(), torch.device("meta"), _NoDraws():
+        return networks.build(config.network, *channels, config.data.dims)
+
+
+def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None, list[Problem]]:
+    """Its outline, None where it cannot be built, and what is wrong with it."""
+    made: list[HeadedNet] = []
+    found = list(tried("network", config.network, lambda: made.append(outline(config, channels))))
+    if made and (count := networks.parameters(made[0])) > WEIGHTS:
+        found.append(Problem(f"network: {config.network.name!r} has {count:,} weights, must be at most {WEIGHTS:,}.", ("network",)))
+    return (made[0] if made and not found else None), found
+
+
+def head_shapes(config: Config, made: HeadedNet, channels: tuple[int, int]) -> dict[str, tuple[int, Sequence[float]]]:
+    """Channels of every head and its size as a share of the input's, from a run on a small patch; heavy networks give main alone.
+
+    Raises ConfigError, or what torch raises, where the network cannot be run.
+    """
+    dims = config.data.dims
+    if networks.parameters(made) > HEAVY:
+        return dict.fromkeys(made.heads, (channels[1], (1.0,) * dims))
+    twin = made.to_empty(device="cpu").train()
+    size = [min(n, EDGE[dims]) for n in config.data.patch.size]
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            tensor.fill_(1 if tensor.dtype.is_floating_point else 0)
+        heads = twin(torch.zeros(2, channels[0], *size))
+    return {name: (y.shape[1], [a / b for a, b in zip(y.shape[2:], size, strict=True)]) for name, y in heads.items()}
+
+
+def initial_weights(wanted: InitFrom, config: Config, channels: tuple[int, int] | None) -> Iterator[Problem]:
+    """The model file of ``train.init_from`` against the network; without ``channels``, the one for the file's own images."""
+    key = "train.init_from"
+    try:
+        model = checkpoint.load_model(initial.Path(wanted.path))
+        ends = channels or (model.channels[0], tasks.TASKS[config.task].channels(config, model.channels[0]))
+        initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
+    except UserError as error:
+        text = str(error)
+        yield Problem(text if key in text else f"{key}: {text}", (key,))
+    except EXPECTED:
+        return  # the network itself cannot be built, which is said elsewhere
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------------
+
+
+def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]], channels: int) -> Iterator[Problem]:
+    """Each term, made and computed once for random logits; ``heads`` as :func:`head_shapes` gives them."""
+    for i, term in enumerate(config.losses):
+        where = f"losses.{i}"
+        if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
+            continue  # said already
+        found = list(tried(where, term, lambda term=term, where=where: bind(losses.LOSSES, _cheap(term), where)()))
+        yield from found or tried(where, term, lambda term=term: _compute(config, term, heads[term.head], channels))
+        yield from _vgg(where, term)
+
+
+def _cheap(term: Term) -> Term:
+    """The term without files that are read, or fetched, at its first use."""
+    if term.name == "perceptual" and term.options.get("weights") is None:
+        return dataclasses.replace(term, options={**term.options, "weights": "random"})
+    return term
+
+
+def _vgg(where: str, term: Term) -> Iterator[Problem]:
+    if term.name == "perceptual" and term.options.get("weights") is None and not any(vgg.cache().glob("*vgg16*")):
+        text = f"{where}: the weights of VGG16 are not in {vgg.cache()}; they would be fetched from the network at the first step"
+        yield Problem(f"{text}. data_prep/slim_vgg.py makes a file for options.weights.", severity="warning")
+
+
+def _compute(config: Config, term: Term, head: tuple[int, Sequence[float]], channels: int) -> None:
+    """The term's value; images that are too small for it are shown at the size that is asked for, without memory."""
+    size = tuple(min(n, WIDE[config.data.dims]) for n in config.data.patch.size)
+    try:
+        _value(config, term, (head, channels), size, "cpu")
+    except EXPECTED:
+        if size == config.data.patch.size:
+            raise
+        try:
+            _value(config, term, (head, channels), config.data.patch.size, "meta")
+        except ConfigError:
+            raise
+        except EXPECTED:
+            return  # meta tensors have no values to look at: nothing is known
+
+
+def _value(config: Config, term: Term, shape: tuple[tuple[int, Sequence[float]], int], size: Sequence[int], device: str) -> None:
+    (many, share), channels = shape
+    where = [max(1, math.ceil(n * s)) for n, s in zip(size, share, strict=True)]
+    logits = torch.full((1, many, *where), 0.25, device=device)
+    if device == "cpu":
+        logits = torch.rand((1, many, *where), generator=torch.Generator().manual_seed(0))
+    batch: dict[str, torch.Tensor] = {}
+    for name, kind in config.kinds.items():
+        count = channels if kind == "image" else 1
+        half = torch.full((1, count, *size), 0.5, device=device)
+        batch[name] = half if kind != "labels" else _labels(size, config, term).to(device)
+    for name in derived.wanted(config):
+        batch[name] = torch.zeros((1, _map_channels(config, name), *size), device=device)
+    total, _ = losses.WeightedSum([_cheap(term)], config.kinds, config.data.ignore_label)({term.head: logits}, batch)
+    _require(device != "cpu" or bool(torch.isfinite(total)), f"loss {term.name!r} is {float(total):g} for an ordinary patch.")
+
+
+def _labels(size: Sequence[int], config: Config, term: Term) -> torch.Tensor:
+    """Labels of every class in stripes; all ignored where the loss takes long, which then only looks at its options."""
+    stripes = torch.arange(size[0]) * min(config.data.classes, 8) // size[0]
+    labels = stripes.reshape(-1, *[1] * (len(size) - 1)).expand(*size)[None, None].to(torch.int64)
+    ignored = config.data.ignore_label
+    if term.name == "betti_matching":
+        return torch.zeros_like(labels) if ignored is None else torch.full_like(labels, ignored)
+    return labels
+
+
+# --- optimiser and schedule -----------------------------------------------------------------------------------------------
+
+
+def optimizer(config: Config) -> Iterator[Problem]:
+    """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the same."""
+    module, train = torch.nn.Linear(1, 1), config.train
+    alone = dataclasses.replace(train, schedule=Part(name="constant"))
+    found = list(tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer")))
+    yield from found
+    both = dataclasses.replace(train, optimizer=Part(name="adam")) if found else train
+    yield from tried("train.schedule", train.schedule, lambda: _run(both, module, "train.schedule"))
+
+
+def _run(train: Any, module: torch.nn.Module, key: str) -> None:
+    made, schedule = optim.make(train, module)
+    rates = []
+    for _ in range(min(train.epochs, STEPS)):
+        module.zero_grad()
+        sum(p.sum() for p in module.parameters()).backward()  # type: ignore[union-attr]
+        rates.append(made.param_groups[0]["lr"])
+        made.step()
+        optim.step(schedule, 1.0)
+    _require(all(0 <= r < math.inf for r in rates), f"{key}: the learning rate becomes {next((r for r in rates if not r >= 0), 0)}.")
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------------
+
+
+def metric(config: Config, part: Part, where: str, sides: tuple[int, Sequence[int]]) -> Iterator[Problem]:
+    """A metric of the right kind, computed once; ``sides`` are the channels and the size of the smallest image it will see."""
+    rng = np.random.default_rng(0)
+    channels, size = sides
+
+    def work() -> None:
+        if part.name in IMAGES:
+            image, target = rng.random((2, channels, *size))
+            mask = np.zeros(tuple(size), bool)
+            mask[tuple(slice(0, max(1, n // 2)) for n in size)] = True
+            change = Retouched(source=image, mask=mask, predicted=None) if part.name in CHANGED else None
+            evaluate([part], image, target, None, None, change)
+            return
+        answer = np.zeros(tuple(size), np.uint8)
+        answer[tuple(slice(n // 4, max(1, n // 2)) for n in size)] = 1
+        soft = answer * 0.5 + 0.25 if part.name in SOFT else None
+        evaluate([part], answer, np.roll(answer, 1, 0), None, soft, context=MetricContext(spacing=(1.0,) * len(size)))
+
+    yield from tried(where, part, work)

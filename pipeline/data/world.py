@@ -1,0 +1,100 @@
+"""Where the cases of a data set lie in the world, as far as their files say: what does not go together, and what training saw."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import grid
+from pipeline.data.store import Facts
+from pipeline.records import Case, Fault
+
+ORDER = {"nifti": "NIfTI, whose axes are (X, Y, Z)", "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)"}
+"""Families of files and the order of their axes."""
+
+NAMED = 3
+"""Cases named as examples."""
+
+
+def faults(facts: Sequence[Facts], cases: Sequence[Case], root: Path, continues: bool = False) -> list[Fault]:
+    """What does not go together. ``continues``: the data of a run that began before anybody looked; errors are then warnings."""
+    severity = "warning" if continues else "error"
+    found = [
+        Fault(path=path, problem=problem, cure=cure, severity=severity)
+        for case, fact in zip(cases, facts, strict=True)
+        for path, problem, cure in _mixed_files(case, fact)
+    ]
+    mixed = _mixed_cases(facts)
+    if mixed:
+        cure = "Bring all files to one (nibabel.as_closest_canonical gives RAS), or train them apart"
+        found.append(Fault(path=root, problem=mixed, cure=cure, severity=severity))
+    uneven = _uneven_spacing(facts)
+    if uneven:
+        cure = "A network knows voxels and no millimetres: resample them to one spacing, or see that this is meant"
+        found.append(Fault(path=root, problem=uneven, cure=cure, severity="warning"))
+    return found
+
+
+def _mixed_files(case: Case, fact: Facts) -> Iterator[tuple[Path, str, str]]:
+    own = _family(fact, "image")
+    for role, path in case.targets.items():
+        family = _family(fact, role)
+        if own and family and own != family:
+            problem = f"is {ORDER[family]}, its image {case.image[0].name} is {ORDER[own]}: nothing says which axis is which"
+            yield path, problem, "Save both in one format, the axes in one order"
+
+
+def _family(fact: Facts, role: str) -> str | None:
+    return fact.grids.get(role, {}).get("family")
+
+
+def _mixed_cases(facts: Sequence[Facts]) -> str:
+    """Kinds of axis order and how many cases have each; empty where it is one."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for fact in facts:
+        entry = fact.grids.get("image")
+        if entry:
+            kinds[_kind(entry)].append(fact.id)
+    plain = {kind for kind in kinds if kind != _kind({"family": "nifti"})}
+    if len(plain) + ("NIfTI" in kinds and not any(k.startswith("NIfTI ") for k in kinds)) < 2:
+        return ""
+    shown = [f"{len(ids)} {kind} ({', '.join(ids[:NAMED])}{', ...' if len(ids) > NAMED else ''})" for kind, ids in kinds.items()]
+    return f"holds images whose axes lie differently: {'; '.join(shown)}"
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    if entry["family"] == "array":
+        return "without an orientation (TIFF, Zarr, NumPy, pictures)"
+    return f"NIfTI {entry['codes']}" if entry.get("codes") else "NIfTI"
+
+
+def _uneven_spacing(facts: Sequence[Facts]) -> str:
+    known = {f.id: f.grids["image"]["spacing"] for f in facts if f.grids.get("image", {}).get("spacing")}
+    spacings = list(known.values())
+    if len({len(s) for s in spacings}) != 1 or grid.spread(spacings) <= grid.SPREAD:
+        return ""
+    axis = max(range(len(spacings[0])), key=lambda a: max(s[a] for s in spacings) / min(s[a] for s in spacings))
+    small, large = (pick(known, key=lambda i: known[i][axis]) for pick in (min, max))
+    return f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has {grid.by_mm(known[large])}"
+
+
+def trained_on(layout: str, facts: Sequence[Facts]) -> dict[str, Any]:
+    """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all cases, None where they differ."""
+    grids = [f.grids["image"] for f in facts if f.grids.get("image")]
+    spacings = [g["spacing"] for g in grids if g.get("spacing")]
+    even = len({len(s) for s in spacings}) == 1
+    return {
+        "layout": layout,
+        "family": _common(g["family"] for g in grids),
+        "codes": _common(g.get("codes") for g in grids),
+        "spacing": [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None,
+        "class_names": {},
+    }
+
+
+def _common(values: Iterator[str | None]) -> str | None:
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
