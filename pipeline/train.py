@@ -536,13 +536,14 @@ def class_names(config: Config) -> dict[int, str]:
 
 
 def _scoring(what: str) -> Callable[[float, int], None]:
-    """Progress over held-out cases while they are predicted and scored; stops that work on request."""
+    """Progress over held-out cases while they are predicted and scored; stops that work on request, between two cases."""
     from pipeline.engine.journal import clock
 
     bar, began = cli.Progress(what), time.monotonic()
 
     def advance(done: float, total: int) -> None:
-        cli.stop.check()
+        if done < total and done == int(done):  # a case that is begun is finished and kept
+            cli.stop.check()
         left = (time.monotonic() - began) / done * (total - done) if done else 0.0
         more = f", about {clock(left)} left" if left >= 0.5 else ""
         bar(done, total, f"held-out case {min(int(done) + 1, total)}/{total}{more}")
