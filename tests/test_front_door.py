@@ -67,9 +67,10 @@ def test_an_unknown_word_names_the_nearest_command(word: str, near: str) -> None
 
 
 def test_a_command_is_run(tmp_path: Path) -> None:
-    assert front("report", "--help").stdout == subprocess.run(
-        [sys.executable, "-m", "pipeline.report", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    assert (
+        front("report", "--help").stdout
+        == subprocess.run([sys.executable, "-m", "pipeline.report", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
     done = front("report", str(tmp_path))
     assert done.returncode == 2
     assert f"error: {tmp_path}: no summary.json" in done.stderr

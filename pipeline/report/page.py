@@ -106,7 +106,7 @@ linear-gradient(to left,var(--edge),transparent) right/.9rem 100% no-repeat scro
 @keyframes more{from,to{--more:block}}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.4rem .7rem;text-align:right;vertical-align:top;white-space:nowrap}th:first-child{text-align:left}
-.text{min-width:18rem;white-space:normal}td.text{text-align:left}
+.text{min-width:min(18rem,50vw);white-space:normal;overflow-wrap:anywhere!important}td.text{text-align:left}
 tbody th{min-width:min(14rem,36vw);white-space:normal}thead th{white-space:normal;overflow-wrap:normal}th[colspan="1"],thead th:first-child{position:sticky;left:0;z-index:1;background:var(--card);border-right:1px solid var(--line)}
 tr.mean th[colspan="1"]{background:linear-gradient(var(--band),var(--band)),var(--card)}thead th{color:var(--soft);font-weight:500;border-bottom:1px solid var(--line)}
 tbody th{font-weight:500}tbody tr+tr{border-top:1px solid var(--line)}tr.other{border-top:0!important;color:var(--soft)}tr.mean{background:var(--band)}tr.mean td,tr.mean th{font-weight:700}
