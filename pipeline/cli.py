@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from pipeline.records import AGAIN, FAILED, WRONG, UserError
 
@@ -212,9 +212,9 @@ class Progress:
             if Progress.shown is not None:
                 Progress.shown.close()
             # A bar of one width, whatever the text behind it: it should not jump.
-            shape = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text} if text else {}
-            place = {"leave": False, "dynamic_ncols": True, "miniters": 0}
-            self.bar = tqdm(desc=self.what, total=total, initial=done, **place, **shape)  # pyright: ignore[reportArgumentType]
+            options: dict[str, Any] = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text} if text else {}
+            options |= {"leave": False, "dynamic_ncols": True, "miniters": 0}
+            self.bar = tqdm(desc=self.what, total=total, initial=done, **options)
             Progress.shown = self
         return self.bar
 
