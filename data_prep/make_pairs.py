@@ -165,7 +165,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def find(paths: Sequence[Path]) -> dict[str, Path]:
     """Photographs by name in natural order. Raises UserError for a missing path, two of one name, or none at all."""
     from pipeline import files
-    from pipeline.data.cases import case_id, natural
+    from pipeline.data.cases import natural
 
     found: dict[str, Path] = {}
     for path in paths:
@@ -175,7 +175,7 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
             [p for p in path.iterdir() if p.is_file() and files.is_image(p) and not p.name.startswith(".")] if path.is_dir() else [path]
         )
         for photograph in sorted(inside, key=natural):
-            name = case_id(photograph)
+            name = files.case_id(photograph)
             if name in found:
                 raise UserError(f"{photograph}: has the same name as {found[name]}. Rename one of them.")
             found[name] = photograph

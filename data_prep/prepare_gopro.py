@@ -122,14 +122,13 @@ def matched(src: Path, dst: Path, prefix: str = "", test: bool = False) -> tuple
 def listed(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Images of a folder by name without suffix, and what is wrong with the folder."""
     from pipeline import files
-    from pipeline.data.cases import case_id
 
     if not folder.is_dir():
         return {}, [f"{folder}: no such folder"]
     found: dict[str, Path] = {}
     faults = []
     for path in sorted(p for p in folder.iterdir() if p.is_file() and files.is_image(p) and not p.name.startswith(".")):
-        name = case_id(path)
+        name = files.case_id(path)
         if name in found:
             faults.append(f"{path}: has the same name as {found[name].name}")
         found.setdefault(name, path)

@@ -12,9 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from pipeline.records import AGAIN, FAILED, WRONG, UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -47,13 +50,21 @@ class _Stop:
 stop = _Stop()
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help texts with the default of each option, where it is a value: "(default: None)" or "[]" would say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default is None or action.default is False or action.default in ("", [], ())
+        return action.help if empty else super()._get_help_string(action)
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Argument parser of ``python -m pipeline.<command>`` with exact option names (no abbreviations)."""
     return argparse.ArgumentParser(
         prog=f"python -m pipeline.{command}",
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
 
 
@@ -80,7 +91,7 @@ def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Name
     if isinstance(sys.stdout, TextIO) or hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
-        return work(arguments)
+        return _worked(work, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return WRONG
@@ -108,6 +119,15 @@ def _hear_warnings() -> None:
         log.addHandler(_Said(logging.WARNING))
 
 
+def _worked(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """What ``work`` returns; however it ends, no bar is left in the way of the last message."""
+    try:
+        return work(arguments)
+    finally:
+        if Progress.shown is not None:
+            Progress.shown.close()
+
+
 class _Tee:
     """A text stream that also writes whole lines to a file, without the redrawn progress lines of a terminal."""
 
@@ -115,9 +135,12 @@ class _Tee:
         self.stream, self.copy = stream, copy
 
     def write(self, text: str) -> int:
-        if "\r" not in text:
-            self.copy.write(text)
-        return self.stream.write(text)
+        if "\r" in text:
+            return self.stream.write(text)
+        self.copy.write(text)
+        whole = len(text) > 1 and text.endswith("\n")  # a warning, say: print gives the end of its line by itself
+        with _above_bar() if whole else contextlib.nullcontext():
+            return self.stream.write(text)
 
     def flush(self) -> None:
         self.stream.flush()
@@ -155,46 +178,100 @@ def mute() -> None:
 
 
 def say(text: str = "") -> None:
-    """One line to standard output, flushed."""
+    """One line to standard output, flushed; above the bar where one is shown."""
     if _muted:
         return
     _said.append(text)
-    print(text, flush=True)
+    with _above_bar():
+        print(text, flush=True)
+
+
+QUIET = 300.0
+"""Seconds between two lines about the same work in a file."""
+
+
+class Progress:
+    """How far a piece of work is: on a terminal a bar that lines are printed above, in a file a line at most every five minutes.
+
+    A context, at whose end the bar is gone. Only one bar is shown at a time, and none by a process that is muted.
+    """
+
+    shown: Progress | None = None
+
+    def __init__(self, what: str) -> None:
+        self.what, self.last = what, time.monotonic()
+        self.bar: tqdm | None = None
+
+    def __call__(self, done: float, total: float | None, text: str = "") -> None:
+        """``done`` of ``total`` (None: unknown). ``text`` stands in place of the counts, where they do not say enough."""
+        if _muted:
+            return
+        if sys.stderr.isatty():
+            self._draw(done, total, text)
+        elif time.monotonic() - self.last > QUIET:
+            self.last = time.monotonic()
+            say(f"{self.what}: {text or f'{done:g}' + (f' of {total:g}' if total else '')}")
+
+    def _draw(self, done: float, total: float | None, text: str) -> None:
+        bar = self._bar(done, total, text)
+        bar.total, bar.unit = total, text or bar.unit
+        if done == bar.n:  # only the text is new
+            bar.refresh()
+        else:
+            bar.update(done - bar.n)
+
+    def _bar(self, done: float, total: float | None, text: str) -> tqdm:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            if Progress.shown is not None:
+                Progress.shown.close()
+            # A bar of one width, whatever the text behind it: it should not jump.
+            options: dict[str, Any] = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text} if text else {}
+            options |= {"leave": False, "dynamic_ncols": True, "miniters": 0}
+            self.bar = tqdm(desc=self.what, total=total, initial=done, **options)
+            Progress.shown = self
+        return self.bar
+
+    def close(self) -> None:
+        """Take the bar away; a later call shows a new one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar, Progress.shown = None, None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _above_bar() -> contextlib.AbstractContextManager[object]:
+    """While open, a bar is out of the way of what is printed."""
+    loaded = sys.modules.get("tqdm")
+    bars = loaded is not None and len(getattr(loaded.tqdm, "_instances", ())) > 0
+    return loaded.tqdm.external_write_mode(sys.stderr) if loaded and bars else contextlib.nullcontext()
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """A tqdm bar on a terminal; in a log, a line at most every five minutes."""
-    if sys.stderr.isatty() and not _muted:
-        from tqdm import tqdm
-
-        yield from tqdm(items, desc=what, total=total, leave=False)
-        return
+    """The items, with :class:`Progress` of those that are done."""
     total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
-    last = time.monotonic()
-    for n, item in enumerate(items):
-        yield item
-        if time.monotonic() - last > 300:
-            last = time.monotonic()
-            say(f"{what}: {n + 1}{f' of {total}' if total else ''}")
+    with Progress(what) as bar:
+        bar(0, total)
+        for n, item in enumerate(items, 1):
+            yield item
+            bar(n, total)
 
 
 def counter(what: str) -> Callable[[int, int], None]:
-    """A callback ``(done, total)`` that shows progress in the same way, for work that runs elsewhere; stops that work on request."""
-    last, bar = time.monotonic(), None
+    """A callback ``(done, total)`` with :class:`Progress` of work that runs elsewhere; stops that work on request."""
+    bar = Progress(what)
 
     def advance(done: int, total: int) -> None:
-        nonlocal last, bar
         stop.check()
-        if sys.stderr.isatty() and not _muted:
-            from tqdm import tqdm
-
-            bar = bar or tqdm(total=total, desc=what, leave=False)
-            bar.update(done - bar.n)
-            if done == total:
-                bar.close()
-        elif time.monotonic() - last > 300:
-            last = time.monotonic()
-            say(f"{what}: {done} of {total}")
+        bar(done, total)
+        if done >= total:
+            bar.close()
 
     return advance
 

@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,8 @@ RULE = "=" * 80
 MOST_BASELINE_CASES = 32
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
 """Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
+MOST_COLUMNS = 6
+"""Metrics that the table of a summary holds side by side; of more, those of classes stand in a table of their own."""
 SILENT = 3.0
 """Seconds of waiting for another process before it is said."""
 
@@ -260,6 +262,7 @@ def train_folds(run: Run, folds: Sequence[int], channels: tuple[int, int], conti
     open_ = {fold: busy for fold, busy in others.items() if not _completed(run.folder / f"fold_{fold}")}
     for fold, busy in open_.items():
         say(f"Fold {fold} is not complete and was not trained here: {busy}")
+    say(what_next(run))
     return FAILED if failed or open_ else DONE
 
 
@@ -288,6 +291,7 @@ def _completed(folder: Path) -> bool:
 def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
     """Train one fold; what goes wrong becomes a result with status ``failed``."""
     from pipeline import files
+    from pipeline.engine.journal import clock
     from pipeline.engine.loop import TrainingError
 
     began = time.monotonic()
@@ -305,7 +309,7 @@ def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
             {},
         )
     else:
-        say(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {_clock(result.seconds)}")
+        say(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {clock(result.seconds)}")
     if not run.team.leads:
         return result
     files.write_json(folder / "result.json", {**asdict(result), "cases": cases})
@@ -324,8 +328,9 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
     from pipeline.engine import distributed, evaluate, loop
 
     began = time.monotonic()
-    job = make_job(run, fold, channels)
-    state = loop.fit(job)
+    with cli.Progress(f"Fold {fold}") as bar:
+        job = make_job(run, fold, channels, bar)
+        state = loop.fit(job)
     if state.best_score is None:
         raise loop.TrainingError(f"{run.config.train.stop.monitor} was never finite, so no epoch could be the best. See training_log.txt.")
     work = job.folder / "oof" / "work"
@@ -333,7 +338,13 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
 
     def score(cases: Sequence[Stored]) -> dict[str, Any]:
         jobs = {
-            kind: evaluate.HeldOut(cases=cases, folder=work / kind, device=run.device, each=_each, scoring=run.scoring)
+            kind: evaluate.HeldOut(
+                cases=cases,
+                folder=work / kind,
+                device=run.device,
+                progress=_scoring(f"Fold {fold}, {kind} weights"),
+                scoring=run.scoring,
+            )
             for kind in model_files(job.folder)
         }
         return {kind: evaluate.held_out(path, jobs[kind]) for kind, path in model_files(job.folder).items()}
@@ -368,7 +379,7 @@ def model_files(fold: Path) -> dict[str, Path]:
     return {k: p for k, p in paths.items() if p.is_file()}
 
 
-def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
+def make_job(run: Run, fold: int, channels: tuple[int, int], watch: cli.Progress) -> Job:
     """Network, losses and loaders of one fold. Initial weights depend on (seed, fold)."""
     import torch
 
@@ -398,11 +409,12 @@ def make_job(run: Run, fold: int, channels: tuple[int, int]) -> Job:
         val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=(team.rank, team.size)),
         say=say,
         check=functools.partial(_check, team),
-        watch=cli.progress,
+        watch=watch,
         team=team,
         version=run.version,
         spacings=run.scoring.spacings,
         trained_on=run.trained_on,
+        class_names=class_names(config),
     )
 
 
@@ -425,10 +437,29 @@ def _check(team: Team) -> None:
     cli.stop.check()
 
 
-def _each(cases: Any, what: str) -> Any:
-    for case in cli.progress(cases, what):
-        cli.stop.check()
-        yield case
+def class_names(config: Config) -> dict[int, str]:
+    """Names of the classes as the data set gives them; none for images."""
+    from pipeline.data import cases as case_finder
+
+    return case_finder.class_names(Path(config.data.root)) if config.task == "labels" else {}
+
+
+def _scoring(what: str) -> Callable[[float, int], None]:
+    """Progress over held-out cases while they are predicted and scored; stops that work on request, between two cases."""
+    from pipeline.engine.journal import clock
+
+    bar, began = cli.Progress(what), time.monotonic()
+
+    def advance(done: float, total: int) -> None:
+        if done < total and done == int(done):  # a case that is begun is finished and kept
+            cli.stop.check()
+        left = (time.monotonic() - began) / done * (total - done) if done else 0.0
+        more = f", about {clock(left)} left" if left >= 0.5 else ""
+        bar(done, total, f"held-out case {min(int(done) + 1, total)}/{total}{more}")
+        if done >= total:
+            bar.close()
+
+    return advance
 
 
 def _keep_answers(run: Run, held: Sequence[Stored], work: Path, chosen: str) -> None:
@@ -486,6 +517,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "folds": results,
         "decision": _decision(run.config),
         "out_of_fold": evaluate.mean(rows),
+        "class_names": class_names(run.config),
         "cases": cases,
         "units": units(evaluate.case_metrics(run.config), bool(run.scoring.spacings)),
     }
@@ -540,6 +572,7 @@ def _baselines(run: Run) -> dict[str, dict[str, float]]:
     if (labels and run.config.data.classes != 2) or not cases_done(run):
         return {}
     if not path.is_file():
+        say("Scoring what any network has to beat" + ("" if labels else ": the inputs themselves"))
         cases = list(run.stored.values())
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
@@ -556,70 +589,101 @@ def cases_done(run: Run) -> bool:
 def table(summary: Mapping[str, Any]) -> str:
     """Per-fold and out-of-fold scores as text; ``*`` marks the weights that speak for a fold.
 
-    Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table.
+    Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table; where
+    metrics of classes would make it too wide, they stand in a table of their own.
     """
+    from pipeline.engine.journal import clock
     from pipeline.metrics.frames import SUFFIXES
+    from pipeline.metrics.names import display, from_json, of_class
     from pipeline.metrics.retouch import note
 
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
-    monitor = summary["monitor"]
+    classes = from_json(summary.get("class_names"))
+    few = len(names) <= MOST_COLUMNS
+    columns = {n: display(n, classes) for n in names if few or not of_class(n)}
+    monitor = display(summary["monitor"], classes)
+    wide = max(12, len(monitor) + 2)
+    margin = 47 + wide
     lines = [
         RULE,
         "TRAINING SUMMARY",
         RULE,
-        f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>9}{monitor:>12}" + "".join(f"{n:>17}" for n in names),
+        f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>9}{monitor:>{wide}}" + _head(columns),
     ]
     for fold in summary["folds"]:
         start = f"{fold['fold']:<12}{fold['status']:<11}"
         for kind, scores in fold["metrics"].items():
             mark = "*" if kind == fold["chosen"] else ""
             score = fold["score"] if kind == "best" else None
-            middle = f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}{_clock(fold['seconds']):>9}{_number(score):>12}"
-            lines.append(start + middle + _row(scores, names))
+            middle = f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}{clock(fold['seconds']):>9}{_number(score):>{wide}}"
+            lines.append(start + middle + _row(scores, columns))
         if fold["error"]:
             lines.append(start + fold["error"])
-    total = _clock(sum(fold["seconds"] for fold in summary["folds"]))
-    lines.append(f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>27}{'':>12}" + _row(summary["out_of_fold"], names))
+    total = clock(sum(fold["seconds"] for fold in summary["folds"]))
+    lines.append(f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>25}{'':>{wide}}" + _row(summary["out_of_fold"], columns))
     if "pooled" in summary:
-        lines.append(f"{'out of fold, all pixels pooled':<59}" + _row(summary["pooled"], names))
-    lines += [f"{name:<59}" + _row(scores, names) for name, scores in summary.get("baselines", {}).items()]
+        lines.append(f"{'out of fold, all pixels pooled':<{margin}}" + _row(summary["pooled"], columns))
+    lines += [f"{name:<{margin}}" + _row(scores, columns) for name, scores in summary.get("baselines", {}).items()]
     decided = [summary["decision"]] if summary.get("decision") else []
     empty = note(c.get("metrics", {}) for c in summary["cases"].values())
-    return "\n".join([*lines, *empty, *_frames(summary), *decided, RULE])
+    return "\n".join([*lines, *([] if few else _by_class(summary, names)), *empty, *_frames(summary), *decided, RULE])
+
+
+def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Out-of-fold scores of each class, a line for each."""
+    from pipeline.metrics.names import from_json, of_class
+
+    classes = from_json(summary.get("class_names"))
+    rows: dict[int, dict[str, float | None]] = {}
+    for name in names:
+        if found := of_class(name):
+            rows.setdefault(found[1], {})[found[0]] = summary["out_of_fold"][name]
+    columns = {metric: metric for scores in rows.values() for metric in scores}
+    titles = {number: classes.get(number, f"class {number}") for number in sorted(rows)}
+    wide = max([59, *(len(title) + 2 for title in titles.values())])
+    return [
+        "",
+        f"{'out of fold, by class':<{wide}}" + _head(columns),
+        *(f"{t:<{wide}}" + _row(rows[n], columns) for n, t in titles.items()),
+    ]
 
 
 def _frames(summary: Mapping[str, Any]) -> list[str]:
     """Out-of-fold scores and what they have to beat, a line for each frame that metrics were counted in."""
     from pipeline.metrics.frames import SUFFIXES
+    from pipeline.metrics.names import display, from_json
 
     means = summary["out_of_fold"]
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
         return []
-    names = [n.removesuffix(found[0]) for n in means if n.endswith(found[0])]
+    classes = from_json(summary.get("class_names"))
+    columns = {n: display(n, classes) for n in (m.removesuffix(found[0]) for m in means if m.endswith(found[0]))}
     rows = {
         "out of fold, mean of images": means,
         "out of fold, all pixels pooled": summary.get("pooled", {}),
         **summary.get("baselines", {}),
     }
-    lines = ["", f"{'':<47}{'frame':<12}" + "".join(f"{n:>17}" for n in names)]
+    lines = ["", f"{'':<47}{'frame':<12}" + _head(columns)]
     for name, scores in rows.items():
-        lines += [f"{name:<47}{frame[1:]:<12}" + _row({n: scores.get(n + frame) for n in names}, names) for frame in found if scores]
+        lines += [f"{name:<47}{frame[1:]:<12}" + _row({n: scores.get(n + frame) for n in columns}, columns) for frame in found if scores]
     return lines
 
 
-def _row(scores: Mapping[str, float | None], names: Sequence[str]) -> str:
-    return "".join(f"{_number(scores.get(n)):>17}" for n in names)
+def _head(columns: Mapping[str, str]) -> str:
+    return "".join(f"{title:>{_wide(title)}}" for title in columns.values())
+
+
+def _row(scores: Mapping[str, float | None], columns: Mapping[str, str]) -> str:
+    return "".join(f"{_number(scores.get(n)):>{_wide(title)}}" for n, title in columns.items())
+
+
+def _wide(title: str) -> int:
+    return max(17, len(title) + 2)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _report(folder: Path) -> None:
@@ -632,6 +696,32 @@ def _report(folder: Path) -> None:
         say(f"Report: {folder / 'report.html'}")
     except Exception as error:
         say(f"warning: no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {folder}")
+
+
+def what_next(run: Run) -> str:
+    """What a run holds by now and the command that goes on from here, ready to be typed."""
+    import shlex
+
+    count = run.config.data.folds.count
+    done = [n for n in range(count) if _completed(run.folder / f"fold_{n}")]
+    missing = [n for n in range(count) if n not in done]
+    lines = [f"{len(done)} of {count} folds are complete in {run.folder}."]
+    for fold in missing:
+        failed = (run.folder / f"fold_{fold}" / "error.txt").is_file()
+        why = f"failed, see {run.folder / f'fold_{fold}' / 'error.txt'}" if failed else "is not trained"
+        lines.append(f"Fold {fold} {why}; the same command with --fold {fold} trains it.")
+    if done:
+        words = ["--checkpoint", str(run.folder if not missing else run.folder / f"fold_{done[0]}"), "--input", _test_images(run.config)]
+        words += ["--output", str(Path("predictions") / run.config.name)]
+        lines.append(f"To predict: python -m pipeline.predict {shlex.join(words)}")
+    return "\n".join(lines)
+
+
+def _test_images(config: Config) -> str:
+    """The folder of the data set's test images, a word for the user's own where it has none."""
+    root = Path(config.data.root)
+    folders = [root / name for name in ("test_images", "imagesTs", config.data.test)]
+    return next((str(f) for f in folders if f.is_dir() and any(f.iterdir())), "IMAGES")
 
 
 if __name__ == "__main__":

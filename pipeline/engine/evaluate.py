@@ -41,12 +41,15 @@ PRESENT = Scoring()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Held-out cases of a fold and where their soft answers go. ``each`` is called before every case and may stop the work."""
+    """Held-out cases of a fold and where their soft answers go.
+
+    ``progress(done, total)`` is called with the number of cases done, in fractions of one while it is predicted; it may stop the work.
+    """
 
     cases: Sequence[Stored]
     folder: Path
     device: str
-    each: Callable[[Iterable[Stored], str], Iterable[Stored]]
+    progress: Callable[[float, int], None]
     scoring: Scoring = PRESENT
 
 
@@ -182,23 +185,47 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
     """Predict and score the held-out cases with one model. A case that is already done (its ``.json`` is there) is not done again."""
     network, config = build(load_model(model_path), str(model_path))
     speak = voice([network.to(job.device)], config, job.device)
-    scores = {}
-    for stored in job.each(job.cases, f"held-out cases, {model_path.stem}"):
+    scores: dict[str, Scores] = {}
+    total = len(job.cases)
+
+    def advance(share: float) -> None:
+        job.progress(len(scores) + share, total)
+
+    for stored in job.cases:
+        advance(0)
         done = job.folder / f"{stored.case.id}.scores.json"
         if not done.is_file():
-            prediction = predict_stored(stored, config, speak, job.device)
+            prediction = predict_stored(stored, config, speak, job.device, advance)
             softs.save(job.folder, prediction, {"task": config.task})
             files.write_json(done, score(config, prediction.soft, stored, job.scoring))
         scores[stored.case.id] = {k: math.nan if v is None else v for k, v in files.read_json(done).items()}
+    advance(0)
     return scores
 
 
-def predict_stored(stored: Stored, config: Config, speak: Voice, device: str) -> Prediction:
-    """Soft answer of a case in the store."""
+def predict_stored(
+    stored: Stored, config: Config, speak: Voice, device: str, progress: Callable[[float], None] | None = None
+) -> Prediction:
+    """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
     array = stored.image.array
     source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], speak)
-    soft = sliding_window(source, settled(speak, source, tiles), tiles, config.predict.batch, device)
+    fixed = settled(speak, source, tiles)
+    voice = fixed if progress is None else _counted(fixed, tiles.count(), progress)
+    soft = sliding_window(source, voice, tiles, config.predict.batch, device)
     return Prediction(case_id=stored.case.id, soft=soft, geometry=files.geometry(stored.case.image[0], config.data.dims))
+
+
+def _counted(speak: Voice, total: int, progress: Callable[[float], None]) -> Voice:
+    done = 0
+
+    def speak_and_count(tiles: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        soft = speak(tiles)
+        done += len(tiles)
+        progress(done / (total + 1))
+        return soft
+
+    return speak_and_count
 
 
 def choose(means: Mapping[str, Scores]) -> str:

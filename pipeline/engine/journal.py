@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import colours, files
+from pipeline.metrics.names import display
 
 LEGIBLE = 256
 """Pixels that a preview is at least about high."""
@@ -18,14 +19,43 @@ LEGIBLE = 256
 GAP = 4
 """Pixels of white between two panels of a preview."""
 
+RECENT = 10
+"""Epochs by which the time left is judged: enough to hold some with and some without validation."""
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(3731.4), clock(0), clock(90_000)
+    ('1:02:11', '0:00:00', '25:00:00')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def time_left(seconds: Sequence[float], epochs: int) -> float:
+    """Seconds that the rest of ``epochs`` takes after those that took ``seconds`` each, if it is like the last ones.
+
+    >>> time_left([9.0] + [2.0] * 10, 14)
+    6.0
+    """
+    recent = seconds[-RECENT:]
+    return sum(recent) / len(recent) * (epochs - len(seconds)) if recent else math.nan
+
 
 class Journal:
-    """Writer of one fold's records. ``history`` is what a resumed run already knows: the files are laid anew from it."""
+    """Writer of one fold's records. ``history`` is what a resumed run already knows: the files are laid anew from it.
 
-    def __init__(self, folder: Path, epochs: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
+    ``names`` of classes stand in lines that people read; ``log.jsonl`` and TensorBoard keep the keys.
+    """
+
+    def __init__(
+        self, folder: Path, epochs: int, history: Sequence[Mapping[str, Any]] = (), names: Mapping[int, str] | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.epochs = folder, epochs
+        self.folder, self.epochs, self.names = folder, epochs, names or {}
+        self.seconds: list[float] = []
         files.write_text(folder / "log.jsonl", "".join(_json_line(r) for r in history))
         files.write_text(folder / "training_log.txt", "".join(self.line(r) + "\n" for r in history))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
@@ -48,12 +78,15 @@ class Journal:
             log.write(line + "\n")
 
     def line(self, record: Mapping[str, Any]) -> str:
-        """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ...``"""
+        """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11 left``; called once an epoch, in order."""
+        self.seconds.append(record["seconds"])
         parts = [f"Train Loss: {record['train_loss']:.4f}"]
-        parts += [f"{k.replace('_', ' ').title()}: {v:.4f}" for k, v in record.items() if k.startswith("val_") and isinstance(v, float)]
+        parts += [f"{titled(k, self.names)}: {v:.4f}" for k, v in record.items() if k.startswith("val_") and isinstance(v, float)]
         if isinstance(record.get("foreground_share"), float) and math.isfinite(record["foreground_share"]):
             parts.append(f"Foreground: {record['foreground_share']:.1%}")
         parts.append(f"LR: {record['lr']:.2e}, {record['seconds']:.1f} s")
+        left = time_left(self.seconds, self.epochs)
+        parts += [f"about {clock(left)} left"] if left >= 0.5 else []
         return f"Epoch {record['epoch'] + 1}/{self.epochs}: " + ", ".join(parts)
 
     def preview(self, epoch: int, panels: Sequence[np.ndarray]) -> None:
@@ -67,6 +100,16 @@ class Journal:
 
     def close(self) -> None:
         self.board.close()
+
+
+def titled(key: str, names: Mapping[int, str]) -> str:
+    """
+    >>> titled("val_surface_dice", {}), titled("val_dice_1", {1: "CA1 head"})
+    ('Val Surface Dice', 'Val Dice CA1 head')
+    """
+    shown = display(key, names)
+    metric, name = (shown, "") if shown == key else shown.split(" ", 1)
+    return f"{metric.replace('_', ' ').title()} {name}".rstrip()
 
 
 def _json_line(record: Mapping[str, Any]) -> str:

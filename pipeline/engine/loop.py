@@ -27,10 +27,11 @@ from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
 from pipeline.engine import checkpoint, distributed, optim, tracking
 from pipeline.engine.distributed import Team
-from pipeline.engine.journal import Journal
+from pipeline.engine.journal import Journal, clock, time_left
 from pipeline.engine.validation import PatchRules, PatchScores, labelled, measure
 from pipeline.losses import WeightedSum
 from pipeline.metrics import better
+from pipeline.metrics.names import display
 from pipeline.networks import HeadedNet
 from pipeline.records import METRICS_VERSION, Checkpoint
 from pipeline.tasks import TASKS, spoken
@@ -48,7 +49,7 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that one fold's training is given. ``watch`` shows progress.
+    """Everything that one fold's training is given. ``watch(done, total, text)`` shows how many steps of all epochs are done.
 
     ``check`` raises when any process of the ``team`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
     for a fault. All ranks call it at the same points of their work.
@@ -65,7 +66,7 @@ class Job:
     val: Loader
     say: Callable[[str], None]
     check: Callable[[], None]
-    watch: Callable[[Iterable[Any], str, int], Iterator[Any]]
+    watch: Callable[[int, int, str], object]
     team: Team = field(default_factory=Team)
     version: int = METRICS_VERSION
     """Metrics version by which this fold validates."""
@@ -73,6 +74,7 @@ class Job:
     """Millimetres between voxels by held-out case, where a metric of ``train.validate`` measures lengths and all files carry a unit."""
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     """What the training data looked like, for the header of model files (``Checkpoint.trained_on``)."""
+    class_names: Mapping[int, str] = field(default_factory=dict)
 
 
 class Means:
@@ -155,7 +157,7 @@ def _follow(job: Job, state: State) -> None:
 
 
 def _fit(job: Job, state: State) -> None:
-    journal = Journal(job.folder, job.config.train.epochs, state.history)
+    journal = Journal(job.folder, job.config.train.epochs, state.history, job.class_names)
     subject = tracking.Subject(
         name=job.config.name, run=job.folder.parent, fold=job.fold, settings=tracking.flat(to_dict(job.config)), known=None
     )
@@ -172,7 +174,8 @@ def _fit(job: Job, state: State) -> None:
             job.say(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
         record = _finish_average(job, state)
         if record:
-            job.say(_note(journal, "SWA: " + ", ".join(f"{k}: {v:.4f}" for k, v in record.items() if "/" not in k)))
+            values = [f"{display(k, job.class_names)}: {v:.4f}" for k, v in record.items() if "/" not in k]
+            job.say(_note(journal, "SWA: " + ", ".join(values)))
         trackers.model(job.folder / "best_model.safetensors")
     finally:
         journal.close()
@@ -228,6 +231,7 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
     record: dict[str, Any] = {"epoch": state.epoch, "lr": rate, **state.means.result()}
     last = state.epoch + 1 == job.config.train.epochs
     if last or (state.epoch + 1) % job.config.train.validate.every == 0:
+        _show(job, state, len(job.train), "validating")
         with _saved_if_stopped(job, state):
             distributed.same_buffers(state.network, job.team)
             found = validate(job, state.network)
@@ -253,8 +257,8 @@ def _train(job: Job, state: State) -> None:
     _tell_progress(state.network, state.epoch, train.epochs)
     state.optimizer.zero_grad(set_to_none=True)
     job.check()  # what is done so far is on the disk
-    left = job.train.epoch(state.epoch, state.step)
-    for step, batch in enumerate(job.watch(left, f"epoch {state.epoch + 1}", len(job.train) - state.step), state.step):
+    _show(job, state, state.step)
+    for step, batch in enumerate(job.train.epoch(state.epoch, state.step), state.step):
         _seed_layers(job, state.epoch, step)
         whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
         with contextlib.nullcontext() if whole or job.team.alone else state.forward.no_sync():  # type: ignore[attr-defined]
@@ -266,6 +270,25 @@ def _train(job: Job, state: State) -> None:
             _preview_step(job, state, step)
         if whole:
             _step_done(job, state)
+        _show(job, state, step + 1)
+
+
+def _show(job: Job, state: State, step: int, doing: str = "") -> None:
+    """How far the fold is after ``step`` steps of an epoch, and about how long the epochs take from here."""
+    epochs, steps = job.config.train.epochs, len(job.train)
+    left = _seconds_left(state, epochs, step / steps)
+    more = f", about {clock(left)} left" if left >= 0.5 else ""
+    text = f"epoch {state.epoch + 1}/{epochs}{more}, {doing or f'step {step}/{steps}'}"
+    job.watch(state.epoch * steps + step, epochs * steps, text)
+
+
+def _seconds_left(state: State, epochs: int, share: float) -> float:
+    """Seconds until the last epoch ends, at a ``share`` of the present one; NaN where nothing is known yet."""
+    spent = time.monotonic() - state.began
+    if state.history:
+        past = time_left([record["seconds"] for record in state.history], epochs)
+        return past - min(spent, past / (epochs - state.epoch))
+    return spent / share * (epochs - share) if share else math.nan
 
 
 def _backward(job: Job, state: State, step: int, batch: Mapping[str, Any]) -> None:
@@ -424,6 +447,8 @@ def _finish_average(job: Job, state: State) -> dict[str, float]:
     if state.average is None or int(state.average.n_averaged) == 0:
         return {}
     average = state.average
+    steps = job.config.train.epochs * len(job.train)
+    job.watch(steps, steps, "validating averaged weights")
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         _tell_progress(average, state.epoch - 1, job.config.train.epochs)
         update_bn(_images(job, state.epoch), average)

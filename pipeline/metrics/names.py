@@ -19,10 +19,18 @@ def display(key: str, names: Mapping[int, str]) -> str:
     >>> display("dice", names), display("dice_3", names), display("betti_error_b1", names)
     ('dice', 'dice_3', 'betti_error_b1')
     """
+    found = of_class(key)
+    return f"{found[0]} {names[found[1]]}" if found and found[1] in names else key
+
+
+def of_class(key: str) -> tuple[str, int] | None:
+    """Metric and class of a key, None where it is of no single class.
+
+    >>> of_class("surface_dice_2"), of_class("dice_2_fov"), of_class("dice")
+    (('surface_dice', 2), ('dice_fov', 2), None)
+    """
     match = _OF_CLASS.fullmatch(key)
-    if match is None or int(match["label"]) not in names:
-        return key
-    return f"{match['metric']}{match['frame'] or ''} {names[int(match['label'])]}"
+    return match and (f"{match['metric']}{match['frame'] or ''}", int(match["label"]))
 
 
 def from_json(names: object) -> dict[int, str]:

@@ -18,7 +18,21 @@ from pipeline.records import DONE
 from pipeline.report.charts import chart, dots, histogram
 from pipeline.report.page import DASH, Safe, clock, document, escape, number, section, table
 from pipeline.report.pictures import gallery
-from pipeline.report.runs import Run, folds_of, interval, leading_metric, load, mean_of, metric_names, option, values_of
+from pipeline.report.runs import (
+    Run,
+    class_metrics,
+    class_title,
+    folds_of,
+    interval,
+    leading_metric,
+    load,
+    main_metrics,
+    mean_of,
+    metric_names,
+    named,
+    option,
+    values_of,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +61,7 @@ def build(run: Path) -> str:
     # The sections come first: they add to the gaps that the head lists.
     sections = [
         scores(found),
+        classes(found),
         frames(found),
         tuned(found),
         curves(found),
@@ -70,7 +85,7 @@ def headline(run: Run) -> str:
     ]
     gaps = "".join(f"<li>{escape(g)}</li>" for g in run.gaps)
     missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
-    tiles = "".join(_tile(run, name) for name in metric_names(run))
+    tiles = "".join(_tile(run, name) for name in main_metrics(run))
     return (
         f"<header><h1>{escape(run.summary.get('name', run.folder.name))}</h1><p>{escape(' · '.join(facts))}</p>"
         f'<div class="tiles">{tiles}</div>{missing}</header>\n'
@@ -80,7 +95,7 @@ def headline(run: Run) -> str:
 def _tile(run: Run, metric: str) -> str:
     rivals = "".join(f"<small>{escape(name)}: {number(row.get(metric))}</small>" for name, row in run.baselines.items())
     mean = _with_interval(run.summary["out_of_fold"].get(metric), values_of(run, metric), tag="b")
-    return f'<div class="tile"><span>{escape(metric)}</span>{mean}{rivals}</div>'
+    return f'<div class="tile"><span>{escape(named(run, metric))}</span>{mean}{rivals}</div>'
 
 
 def _with_interval(mean: Any, values: Sequence[float], tag: str = "span") -> Safe:
@@ -90,19 +105,38 @@ def _with_interval(mean: Any, values: Sequence[float], tag: str = "span") -> Saf
 
 def scores(run: Run) -> str:
     """The table of folds, the out-of-fold mean with its interval, and the baselines."""
-    names = metric_names(run)
+    names, blank = main_metrics(run), [""] * 3
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
-    rows.append(("mean", ["out of fold: all cases, chosen weights", *(_with_interval(mean.get(n), values_of(run, n)) for n in names)]))
+    rows.append(
+        ("mean", ["out of fold: all cases, chosen weights", *blank, *(_with_interval(mean.get(n), values_of(run, n)) for n in names)])
+    )
     if "pooled" in run.summary:
-        rows.append(("other", ["out of fold: all pixels pooled", *(number(run.summary["pooled"].get(n)) for n in names)]))
+        rows.append(("other", ["out of fold: all pixels pooled", *blank, *(number(run.summary["pooled"].get(n)) for n in names)]))
     for name, row in run.baselines.items():
-        rows.append(("rival", [f"baseline: {name}", *(number(row.get(n)) for n in names)]))
+        rows.append(("rival", [f"baseline: {name}", *blank, *(number(row.get(n)) for n in names)]))
     note = (
         "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 % bootstrap interval over cases. "
         "Cases are resampled, groups are not: with few groups the doubt about a new one is larger. ✓ marks the weights chosen."
     )
-    return section("Scores", table(["", "weights", "best epoch", "time", *names], rows), note=note)
+    return section("Scores", table(["", "weights", "best epoch", "time", *(named(run, n) for n in names)], rows), note=note)
+
+
+def classes(run: Run) -> str:
+    """A table for each metric with a row a class, where the metrics of classes are too many to stand beside the others."""
+    found = class_metrics(run)
+    if not found:
+        return ""
+    folds = [(f"fold {f['fold']}", (f.get("metrics") or {}).get(f.get("chosen", "best")) or {}) for f in folds_of(run)]
+    others = folds + [(f"baseline: {name}", row) for name, row in run.baselines.items()]
+    means, parts = run.summary.get("out_of_fold") or {}, []
+    for metric, keys in found.items():
+        rows = [
+            ("", [class_title(run, n), _with_interval(means.get(k), values_of(run, k)), *(number(row.get(k)) for _, row in others)])
+            for n, k in sorted(keys.items())
+        ]
+        parts += [f"<h3>{escape(metric)}</h3>", table(["class", "out of fold", *(name for name, _ in others)], rows)]
+    return section("Classes", *parts, note="The chosen weights of each fold. Below a mean: its 95 % bootstrap interval over cases.")
 
 
 def frames(run: Run) -> str:
@@ -126,21 +160,21 @@ def frames(run: Run) -> str:
         "fov: inside the field of view, the one to compare; full: the whole image; padded: the image with background added. Background "
         f"outside the object raises accuracy and specificity without any better answer. {run.summary.get('decision', '')}"
     )
-    return section("Frames", table(["", "frame", *names], rows), note=note)
+    return section("Frames", table(["", "frame", *(named(run, n) for n in names)], rows), note=note)
 
 
 def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:
     """One row for each kind of weights of a fold, the chosen ones first; a single row where it left no scores."""
     chosen, metrics = fold.get("chosen", "best"), fold.get("metrics") or {}
-    title = Safe(f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>')
+    name = Safe(f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>')
     best = fold.get("best_epoch", -1)
     facts = [f"{best + 1} of {fold.get('epochs')}" if best >= 0 else DASH, clock(fold.get("seconds"))]
     if not metrics:
-        return [("", [title, DASH, *facts, *(DASH for _ in names)])]
+        return [("", [name, DASH, *facts, *(DASH for _ in names)])]
     rows: list[tuple[str, Sequence[object]]] = []
     for kind in sorted(metrics, key=lambda k: k != chosen):
         values = [number((metrics[kind] or {}).get(n)) for n in names]
-        rows.append(("", [title, f"{kind} ✓", *facts, *values]) if kind == chosen else ("other", ["", kind, "", "", *values]))
+        rows.append(("", [name, f"{kind} ✓", *facts, *values]) if kind == chosen else ("other", ["", kind, "", "", *values]))
     return rows
 
 
@@ -187,15 +221,21 @@ def curves(run: Run) -> str:
             continue
         best = fold.get("best_epoch", -1)
         mark = best + 1 if best >= 0 else None
-        watched = sorted({k for r in log for k in r if k.startswith("val_") and k != "val_loss"})[:4]
+        watched = sorted(dict.fromkeys(k for r in log for k in r if k.startswith("val_") and k != "val_loss"), key=_is_of_class)[:4]
         charts = (
             chart("loss", {"train": _line(log, "train_loss"), "validation": _line(log, "val_loss")}, mark=mark),
-            chart("validation", {k.removeprefix("val_"): _line(log, k) for k in watched}, mark=mark),
+            chart("validation", {named(run, k.removeprefix("val_")): _line(log, k) for k in watched}, mark=mark),
             chart("learning rate", {"learning rate": _line(log, "lr")}, log=True, mark=mark),
         )
         rows.append(f'<h3>fold {fold["fold"]}</h3><div class="row">{"".join(charts)}</div>')
     note = f"Epochs along x. Dashed: the best epoch by {run.summary.get('monitor', 'the monitored value')}. Learning rates on a log scale."
     return section("Curves", *rows, note=note)
+
+
+def _is_of_class(key: str) -> bool:
+    from pipeline.metrics.names import of_class
+
+    return of_class(key) is not None
 
 
 def _line(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -207,22 +247,30 @@ def groups(run: Run) -> str:
     names = sorted({str(c["group"]) for c in run.scored.values() if c.get("group") is not None})
     if not names:
         return ""
-    metrics, rows = metric_names(run), []
+    metrics, rows = main_metrics(run), []
     for name in names:
         found = [values_of(run, m, name) for m in metrics]
         count = sum(str(c.get("group")) == name for c in run.scored.values())
         rows.append(("", [name, count, *(_with_interval(mean_of(v), v) for v in found)]))
     lead = leading_metric(run)
-    picture = dots(f"{lead[0]} by group", {name: values_of(run, lead[0], name) for name in names}) if lead else ""
-    return section("Groups", table(["group", "cases", *metrics], rows), f'<div class="row">{picture}</div>')
+    picture = dots(f"{named(run, lead[0])} by group", {name: values_of(run, lead[0], name) for name in names}) if lead else ""
+    return section("Groups", table(["group", "cases", *(named(run, m) for m in metrics)], rows), f'<div class="row">{picture}</div>')
 
 
 def distributions(run: Run) -> str:
-    """A histogram of case scores for each metric."""
-    figures = [histogram(name, values, interval(values)) for name in metric_names(run) for values in [values_of(run, name)]]
+    """A histogram of case scores for each metric; those of many classes are folded away."""
+    main = main_metrics(run)
+    figures = _histograms(run, main)
     if not figures:
         return section("Case scores", note="No case has a score.")
-    return section("Case scores", f'<div class="row">{"".join(figures)}</div>', note="Held-out cases. Line: mean; band: its 95 % interval.")
+    rest = _histograms(run, [n for n in metric_names(run) if n not in main])
+    more = f"<details><summary>Metrics of single classes</summary>{rest}</details>" if rest else ""
+    return section("Case scores", figures, more, note="Held-out cases. Line: mean; band: its 95 % interval.")
+
+
+def _histograms(run: Run, names: Sequence[str]) -> str:
+    figures = [histogram(named(run, n), values, interval(values)) for n in names for values in [values_of(run, n)]]
+    return f'<div class="row">{"".join(figures)}</div>' if figures else ""
 
 
 def origin(run: Run) -> str:

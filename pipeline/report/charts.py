@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pipeline.report.page import escape, figure, finite
 
 NOTHING = '<p class="none">no values</p>'
+NAME = 13
+"""Letters of a row's name that fit beside it."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 48, 10, 10, 24
 
 
@@ -120,7 +122,8 @@ def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
     body = "".join(f'<text x="{x(t)}" y="{height - 6}" text-anchor="middle">{t:.4g}</text>' for t in ticks(low, high))
     for n, (name, values) in enumerate(rows.items()):
         y = 18 + 24 * n
-        body += f'<text x="82" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
+        short = name if len(name) <= NAME else f"{name[: NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+        body += f'<text x="82" y="{y + 4}" text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
         body += f'<line class="grid" x1="90" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
         body += "".join(f'<circle class="dot" cx="{x(v)}" cy="{y}" r="4"><title>{v:.3f}</title></circle>' for v in values)
         body += _mean_line(x, values, y - 9, y + 9)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.records import UserError
-from pipeline.report.page import escape, finite, number, section
-from pipeline.report.runs import Run, leading_metric, metric_names, option
+from pipeline.report.page import escape, finite, number, section, table
+from pipeline.report.runs import Run, class_metrics, class_title, leading_metric, main_metrics, named, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +28,14 @@ def gallery(run: Run) -> str:
         return section("Cases in pictures", note="No metric by which cases could be ranked.")
     ranked = rank(run, *lead)
     if not ranked:
-        return section("Cases in pictures", note=f"No case has a finite {lead[0]}.")
+        return section("Cases in pictures", note=f"No case has a finite {named(run, lead[0])}.")
     cards = [_card(run, label, name) for label, name in pick(ranked)]
     where = (
         " Volumes are cut along each axis, in the most central slice that is rich in foreground."
         if option(run, "data", "dims") != 2
         else ""
     )
-    return section("Cases in pictures", _legend(run), *cards, note=f"Ranked by {lead[0]}.{where}")
+    return section("Cases in pictures", _legend(run), *cards, note=f"Ranked by {named(run, lead[0])}.{where}")
 
 
 def rank(run: Run, metric: str, sign: int) -> list[str]:
@@ -67,7 +67,7 @@ def _legend(run: Run) -> str:
         return ""
     binary = _classes(run) == 2
     parts = [("truth", colours.GREEN), ("answer", colours.SKY)] if binary else []
-    parts += [(f"class {n}", colours.CLASSES[(n - 1) % len(colours.CLASSES)]) for n in range(1, _classes(run)) if not binary]
+    parts += [(class_title(run, n), colours.CLASSES[(n - 1) % len(colours.CLASSES)]) for n in range(1, _classes(run)) if not binary]
     parts += [("false positive", colours.FALSE_POSITIVE), ("false negative", colours.FALSE_NEGATIVE)]
     parts += [] if binary else [("wrong class", colours.WRONG_CLASS)]
     parts += [("found", colours.FOUND)]
@@ -81,10 +81,10 @@ def _classes(run: Run) -> int:
 
 
 def _card(run: Run, label: str, name: str) -> str:
-    case, names = run.scored[name], metric_names(run)
+    case, names = run.scored[name], main_metrics(run)
     facts = [f"fold {case.get('fold')}", *([f"group {case['group']}"] if case.get("group") is not None else [])]
-    facts += [f"{k} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names]
-    head = f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3><p>{escape(" · ".join(facts))}</p>'
+    facts += [f"{named(run, k)} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names]
+    head = f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3><p>{escape(" · ".join(facts))}</p>{_by_class(run, case)}'
     try:
         arrays = _arrays(run, name)
     except (UserError, OSError, KeyError) as error:
@@ -94,6 +94,14 @@ def _card(run: Run, label: str, name: str) -> str:
     panels = image_panels if run.summary.get("task") == "image" else label_panels
     rows = [_strip(where, panels(run, *planes)) for where, planes in slices(arrays, option(run, "data", "ignore_label"))]
     return f"<article>{head}{''.join(rows)}</article>"
+
+
+def _by_class(run: Run, case: Mapping[str, Any]) -> str:
+    """Scores of a case's classes, folded away, where they are too many to stand beside the others."""
+    found, scores = class_metrics(run), case.get("metrics", {})
+    numbers = sorted({n for keys in found.values() for n in keys})
+    rows = [("", [class_title(run, n), *(number(scores.get(keys.get(n))) for keys in found.values())]) for n in numbers]
+    return f"<details><summary>Classes</summary>{table(['class', *found], rows)}</details>" if rows else ""
 
 
 def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:

@@ -14,6 +14,9 @@ from pipeline.report.page import finite
 DRAWS = 5000
 """Bootstrap samples behind an interval."""
 
+MOST = 6
+"""Metrics that stand side by side; of more, those of classes have tables of their own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -119,6 +122,39 @@ def metric_names(run: Run) -> list[str]:
     from pipeline.metrics.frames import SUFFIXES
 
     return [name for name in run.summary.get("out_of_fold") or {} if not name.endswith(SUFFIXES[1:])]
+
+
+def named(run: Run, key: str) -> str:
+    """A metric as people read it: with the name of its class where the data set gives one."""
+    from pipeline.metrics.names import display, from_json
+
+    return display(key, from_json(run.summary.get("class_names")))
+
+
+def main_metrics(run: Run) -> list[str]:
+    """The metrics that stand side by side: all where they are few, else those that are of no single class."""
+    from pipeline.metrics.names import of_class
+
+    names = metric_names(run)
+    return names if len(names) <= MOST else [n for n in names if of_class(n) is None]
+
+
+def class_metrics(run: Run) -> dict[str, dict[int, str]]:
+    """The keys of the other metrics by metric and class: ``{"dice": {1: "dice_1", ...}, ...}``."""
+    from pipeline.metrics.names import of_class
+
+    main, out = set(main_metrics(run)), {}
+    for name in metric_names(run):
+        found = of_class(name)
+        if found and name not in main:
+            out.setdefault(found[0], {})[found[1]] = name
+    return out
+
+
+def class_title(run: Run, number: int) -> str:
+    from pipeline.metrics.names import from_json
+
+    return from_json(run.summary.get("class_names")).get(number, f"class {number}")
 
 
 def leading_metric(run: Run) -> tuple[str, int] | None:
