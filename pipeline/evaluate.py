@@ -438,7 +438,7 @@ def table(scores: Mapping[str, Any]) -> str:
 
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
     classes = from_json(scores.get("class_names"))
-    titles = [_titled(display(n, classes), n, scores.get("units", {})) for n in names]
+    titles = [display(n, classes, scores.get("units", {})) for n in names]
     widths = [max(18, len(title) + 2) for title in titles]
     lines = [f"{'case':<24}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True))]
     further = [(key.replace("_", " "), scores[key]) for key in ("pooled", "do_nothing", "difference") if key in scores]
@@ -446,12 +446,6 @@ def table(scores: Mapping[str, Any]) -> str:
         numbers = (f"{_number(row.get(n)):>{w}}" for n, w in zip(names, widths, strict=True))
         lines.append(f"{case_id:<24}" + "".join(numbers))
     return "\n".join([*lines, *note(scores["cases"].values()), *_failures(scores["failed"])])
-
-
-def _titled(title: str, key: str, units: Mapping[str, str]) -> str:
-    """The title of a column, with the unit of a length."""
-    unit = next((u for name, u in units.items() if key == name or key.startswith(f"{name}_")), None)
-    return title if unit is None else f"{title} [{unit}]"
 
 
 def _failures(failed: Mapping[str, str]) -> list[str]:

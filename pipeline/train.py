@@ -555,7 +555,7 @@ def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             out = run.folder / f"fold_{result['fold']}" / "oof"
             for case_id in soft.ids(out / "soft") if result["status"] == "completed" else ():
                 stored = run.stored[case_id]
-                path = next(p for p in out.glob("*") if files.is_image(p) and files.stem(p) == case_id)
+                path = next(p for p in out.glob("*") if files.is_image(p) and files.case_id(p) == case_id)
                 yield stored, files.read(path, 2, labels=True)[0][0], soft.load(out / "soft", case_id)[0].soft
 
     return evaluate.pooled(run.config, cases(), run.version)
@@ -600,7 +600,8 @@ def table(summary: Mapping[str, Any]) -> str:
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
     classes = from_json(summary.get("class_names"))
     few = len(names) <= MOST_COLUMNS
-    columns = {n: display(n, classes) for n in names if few or not of_class(n)}
+    units = summary.get("units") or {}
+    columns = {n: display(n, classes, units) for n in names if few or not of_class(n)}
     monitor = display(summary["monitor"], classes)
     wide = max(12, len(monitor) + 2)
     margin = 47 + wide
@@ -631,14 +632,15 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Out-of-fold scores of each class, a line for each."""
-    from pipeline.metrics.names import from_json, of_class
+    from pipeline.metrics.names import display, from_json, of_class
 
     classes = from_json(summary.get("class_names"))
     rows: dict[int, dict[str, float | None]] = {}
     for name in names:
         if found := of_class(name):
             rows.setdefault(found[1], {})[found[0]] = summary["out_of_fold"][name]
-    columns = {metric: metric for scores in rows.values() for metric in scores}
+    units = summary.get("units") or {}
+    columns = {metric: display(metric, {}, units) for scores in rows.values() for metric in scores}
     titles = {number: classes.get(number, f"class {number}") for number in sorted(rows)}
     wide = max([59, *(len(title) + 2 for title in titles.values())])
     return [
@@ -658,7 +660,8 @@ def _frames(summary: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     classes = from_json(summary.get("class_names"))
-    columns = {n: display(n, classes) for n in (m.removesuffix(found[0]) for m in means if m.endswith(found[0]))}
+    units = summary.get("units") or {}
+    columns = {n: display(n, classes, units) for n in (m.removesuffix(found[0]) for m in means if m.endswith(found[0]))}
     rows = {
         "out of fold, mean of images": means,
         "out of fold, all pixels pooled": summary.get("pooled", {}),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from pipeline.metrics.frames import SUFFIXES
 
 _OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'.join(SUFFIXES)})?")
 
 
-def display(key: str, names: Mapping[int, str]) -> str:
+def display(key: str, names: Mapping[int, str], units: Mapping[str, str] = MappingProxyType({})) -> str:
     """The key of a metric with the name of its class in place of its number; other keys, and classes without a name, as they are.
 
     >>> names = {1: "Anterior", 2: "Posterior"}
@@ -18,9 +19,15 @@ def display(key: str, names: Mapping[int, str]) -> str:
     ('dice Anterior', 'dice_fov Posterior', 'val_dice Anterior')
     >>> display("dice", names), display("dice_3", names), display("betti_error_b1", names)
     ('dice', 'dice_3', 'betti_error_b1')
+
+    ``units`` are those of metrics that are lengths:
+
+    >>> display("hd95_1", names, {"hd95": "mm"}), display("hd95", {}, {"hd95": "voxels"})
+    ('hd95 Anterior [mm]', 'hd95 [voxels]')
     """
+    unit = next((f" [{u}]" for name, u in units.items() if key == name or key.startswith(f"{name}_")), "")
     found = of_class(key)
-    return f"{found[0]} {names[found[1]]}" if found and found[1] in names else key
+    return (f"{found[0]} {names[found[1]]}" if found and found[1] in names else key) + unit
 
 
 def of_class(key: str) -> tuple[str, int] | None:

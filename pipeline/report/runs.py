@@ -128,7 +128,7 @@ def named(run: Run, key: str) -> str:
     """A metric as people read it: with the name of its class where the data set gives one."""
     from pipeline.metrics.names import display, from_json
 
-    return display(key, from_json(run.summary.get("class_names")))
+    return display(key, from_json(run.summary.get("class_names")), run.summary.get("units") or {})
 
 
 def main_metrics(run: Run) -> list[str]:
