@@ -143,7 +143,8 @@ def test_a_bool_volume_is_taken_by_its_numbers_and_it_is_said(
     assert train.main([*words, "--dry-run", "--set", "data.ignore_label=null"]) == 0
     said = capsys.readouterr().out
     path = volumes / "train_labels" / "100.tif"
-    assert f"warning: {path}: is a TIFF tagged MINISWHITE" in said
+    (line,) = [line for line in said.splitlines() if "is a TIFF tagged MINISWHITE" in line]
+    assert line.startswith(f"warning: {volumes / 'train_labels'}")
     for n in range(100, 106):
         numbers = tifffile.imread(surfaces / "train_labels" / f"{n}.tif") == 1
         array, geometry = files.read(volumes / "train_labels" / f"{n}.tif", 3, labels=True)
