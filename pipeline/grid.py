@@ -73,13 +73,13 @@ class Alignment:
         import numpy as np
 
         moved = array.transpose(0, *(a + 1 for a in self.axes))
-        return np.flip(moved, [a + 1 for a in self.flips]) if self.flips else moved
+        return np.flip(moved, tuple(a + 1 for a in self.flips)) if self.flips else moved
 
     def invert(self, array: np.ndarray) -> np.ndarray:
         """``(C, *S)`` of the other grid back on the source grid: ``invert(apply(x))`` is x."""
         import numpy as np
 
-        turned = np.flip(array, [a + 1 for a in self.flips]) if self.flips else array
+        turned = np.flip(array, tuple(a + 1 for a in self.flips)) if self.flips else array
         return turned.transpose(0, *(int(a) + 1 for a in np.argsort(self.axes)))
 
 

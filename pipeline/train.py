@@ -555,7 +555,7 @@ def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             out = run.folder / f"fold_{result['fold']}" / "oof"
             for case_id in soft.ids(out / "soft") if result["status"] == "completed" else ():
                 stored = run.stored[case_id]
-                path = next(p for p in out.glob("*") if files.is_image(p) and files.stem(p) == case_id)
+                path = next(p for p in out.glob("*") if files.is_image(p) and files.case_id(p) == case_id)
                 yield stored, files.read(path, 2, labels=True)[0][0], soft.load(out / "soft", case_id)[0].soft
 
     return evaluate.pooled(run.config, cases(), run.version)
