@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import cli
@@ -421,14 +422,14 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     place, notes = _admitted(predictor, case, array, geometry)
     array = place.apply(array)
     tiles = tiling(config, array.shape[1:], predictor.speak)
-    source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
+    source = Source(array=array, scale=_fitted(predictor, case, array, normalise, notes))
     _warn(predictor, source, tiles)
     speak = settled(predictor.speak, source, tiles)
     with _bar(tiles.count()) as advance:
         soft = sliding_window(source, _counted(speak, advance), tiles, config.predict.batch, predictor.device)
     prediction = Prediction(case_id=case.id, soft=place.restore(soft), geometry=geometry)
     image = place.restore(source.array[:]) if config.data.dims == 2 else None
-    return {"shape": list(size), "tiles": tiles.count(), **notes, **_finish_case(predictor, case, source, prediction, image)}
+    return {"shape": list(size), "tiles": tiles.count(), **_warned(notes), **_finish_case(predictor, case, source, prediction, image)}
 
 
 def _require_finite(case: Case, array: np.ndarray) -> None:
@@ -450,8 +451,8 @@ def _placement(predictor: Predictor, case: Case, geometry: Geometry) -> Placemen
     return placement(case, geometry, predictor.config.data.dims, predictor.trained_on)
 
 
-def _admitted(predictor: Predictor, case: Case, array: Pixels, geometry: Geometry) -> tuple[Placement, dict[str, Any]]:
-    """How the array goes to the axes of training, and what was said of it, for its row.
+def _admitted(predictor: Predictor, case: Case, array: Pixels, geometry: Geometry) -> tuple[Placement, list[str]]:
+    """How the array goes to the axes of training, and what was said of it.
 
     Raises FileError where it cannot be predicted by these networks.
     """
@@ -466,10 +467,34 @@ def _admitted(predictor: Predictor, case: Case, array: Pixels, geometry: Geometr
     place = _placement(predictor, case, geometry)
     if place.alignment is not None:
         say(f"  Its axes {place.codes[0]} are brought to those of training, {place.codes[1]}, and its answer back")
-    notes = [*geometry.notes, *place.notes]
+    return place, _noted([*geometry.notes, *place.notes])
+
+
+def _fitted(predictor: Predictor, case: Case, array: Pixels, limits: ModuleType, notes: list[str]) -> Scale:
+    """The scale of an array by ``limits``, :mod:`normalise` or :mod:`streamed`; what is to be said of it is added to ``notes``.
+
+    Raises FileError where the normalisation would cut off most of the image.
+    """
+    from pipeline import files
+
+    part = predictor.config.data.normalise
+    problem = limits.problem_of(part, array)
+    if problem is not None:
+        raise files.FileError(case.image[0], *problem)
+    scale, found = limits.fit_with_notes(part, array)
+    notes += _noted(found)
+    return scale
+
+
+def _noted(notes: Sequence[str]) -> list[str]:
     for note in notes:
         say(f"  WARNING: {note}.")
-    return place, {"warnings": notes} if notes else {}
+    return list(notes)
+
+
+def _warned(notes: list[str]) -> dict[str, Any]:
+    """For the row of a case: only where there is something."""
+    return {"warnings": notes} if notes else {}
 
 
 def _finish_case(predictor: Predictor, case: Case, source: Source, prediction: Prediction, image: np.ndarray | None) -> dict[str, Any]:
@@ -534,9 +559,9 @@ def predict_blocks(predictor: Predictor, case: Case, which: range | None = None)
         name = f"{case.id}.{blocks.key(_digests(predictor.models), config, case)}"
         parts = blocks.Blocks(folder=predictor.output / blocks.FOLDER / name, size=size, step=tiles.step)
         wanted = range(parts.count()) if which is None else which
-        source = Source(array=array, scale=streamed.fit(config.data.normalise, array))
+        source = Source(array=array, scale=_fitted(predictor, case, array, streamed, notes))
         _compute(predictor, source, tiles, parts, wanted)
-        row = {"shape": list(shape), "tiles": tiles.count(), "blocks": len(wanted), **notes}
+        row = {"shape": list(shape), "tiles": tiles.count(), "blocks": len(wanted), **_warned(notes)}
         if which is not None:
             return row
         answer = _finish_blocks(predictor, case, source, (parts.soft(), geometry, place, parts.folder))

@@ -62,6 +62,8 @@ def image(case: Case, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
         for path, (array, place) in zip(case.image[1:], found[1:], strict=True):
             _check_fit(path, array, place, found[0])
         first, geometry = found[0]
+        notes = [f"(file {p.name}) {note}" if n else note for n, (p, _, place) in enumerate(opened) for note in place.notes]
+        geometry = dataclasses.replace(geometry, notes=tuple(notes))
         dtype = np.result_type(*(array.dtype for array, _ in found))
         if len(found) == 1 and dtype != np.float64:
             yield first, geometry

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from pipeline import files
 from pipeline.files import FileError, Pixels, Rows
 from pipeline.grid import SPREAD, Alignment, Grid, by_mm, grid_of, reorientation, spread
 from pipeline.records import Case, Geometry
+
+Array = TypeVar("Array", np.ndarray, Pixels)
 
 FAMILIES = {
     "nifti": "NIfTI, whose arrays are (X, Y, Z)",
@@ -45,7 +47,7 @@ class Placement:
         """Whether rows along the first axis remain rows, so that an answer can be brought back slab by slab."""
         return self.alignment is None or self.alignment.axes[0] == 0
 
-    def apply(self, array: Pixels) -> Pixels:
+    def apply(self, array: Array) -> Array | np.ndarray:
         """On the axes of training: the very array where nothing changes, else a copy in memory."""
         return array if self.alignment is None else np.ascontiguousarray(self.alignment.apply(array[:]))
 

@@ -121,7 +121,7 @@ def _arrays(run: Run, name: str) -> Planes:
     from pipeline import files
 
     entry, fold = run.cases[name], run.scored[name].get("fold")
-    found = [p for p in (run.folder / f"fold_{fold}" / "oof").glob("*") if files.is_image(p) and files.stem(p) == name]
+    found = [p for p in (run.folder / f"fold_{fold}" / "oof").glob("*") if files.is_image(p) and files.case_id(p) == name]
     targets = entry["targets"]
     target = targets.get("label") or targets.get("target") or next(iter(targets.values()), None)
     if not found or target is None:
