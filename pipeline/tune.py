@@ -169,8 +169,9 @@ def prepare(arguments: argparse.Namespace) -> Study:
 def open_run(folder: Path) -> Source:
     """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
     from pipeline import files
+    from pipeline.checks.runs import metrics_version
     from pipeline.engine import soft
-    from pipeline.train import metrics_version, read_result
+    from pipeline.train import read_result
 
     if not (folder / "config.yaml").is_file() or not (folder / "cases.json").is_file():
         raise UserError(f"{folder}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")

@@ -157,7 +157,7 @@ def for_cases(config: Config, facts: Sequence[Facts]) -> Iterator[Problem]:
 
 def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     sides = [tuple(s[1:]) for s in shapes]
-    smallest = tuple(min(32, *axis) if len(axis) > 1 else min(32, axis[0]) for axis in zip(*sides, strict=True))
+    smallest = tuple(min((32, *axis)) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
         for n, part in enumerate(evaluate.case_metrics(config)):
             if not _metric(config, part, f"metrics.{n}"):

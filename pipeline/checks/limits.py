@@ -15,6 +15,9 @@ EDGE = 2**15
 VOXELS = 2**28
 """Voxels of a patch or tile: 645 along each side of a cube, 16,384 of a square."""
 
+STEP = 2**32
+"""Voxels of all samples of a step."""
+
 SAMPLES = 4096
 """Samples of a batch."""
 
@@ -39,6 +42,13 @@ def problems(config: Config) -> Iterator[Problem]:
         if value > most:
             yield Problem(f"{key} is {value}, must be at most {most}.", (key,))
     yield from _boxes(config)
+    patch = config.data.patch
+    voxels = patch.batch * math.prod(patch.size)
+    if patch.batch <= SAMPLES and math.prod(patch.size) <= VOXELS and voxels > STEP:
+        yield Problem(
+            f"data.patch.batch is {patch.batch}: with data.patch.size {list(patch.size)} a step has {voxels:,} voxels; must be at most {STEP:,}.",
+            ("data.patch.batch",),
+        )
     if not 0 <= config.seed <= SEEDS:
         yield Problem(f"seed is {config.seed}, must be a whole number from 0 to {SEEDS}.", ("seed",))
     yield from _classes(config)

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.records import Part, Term, UserError
 
-EXPECTED = (UserError, TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError, AttributeError)
+EXPECTED = (UserError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
 """What an option that cannot be used raises, here or in the library that gets it."""
 
 EDGE = {2: 32, 3: 16}
@@ -40,8 +41,33 @@ WEIGHTS = 2**31
 HEAVY = 5 * 10**7
 """Weights of a network that is not run here."""
 
+LARGEST = 2**16
+"""Largest number, by amount, among the options of a network, a loss or an augmentation."""
+
+REPEATED = {"blocks_down": 64, "blocks_up": 64, "block": 256, "depth": 16, "iterations": 1000}
+"""Options that say how often something is done, and how often at most."""
+
+FEW = 3
+"""Repetitions that are enough to try something that is repeated."""
+
 STEPS = 200
 """Epochs over which a schedule is tried."""
+
+
+def proportions(where: str, part: Part | Term) -> Iterator[Problem]:
+    """Numbers so large that an entry would take memory or hours to be tried."""
+    for option, value in part.options.items():
+        most = REPEATED.get(option, LARGEST)
+        if any(abs(n) > most for n in _numbers(value)):
+            yield Problem(f"{where}: {part.name!r}: option {option} is {value!r}, must be at most {most} by amount.", (where,))
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(item)
 
 
 @contextmanager
@@ -96,7 +122,7 @@ def augmentations(config: Config, channels: int) -> Iterator[Problem]:
         return
     for n, part in enumerate(config.data.augment):
         where = f"data.augment.{n}"
-        found = list(tried(where, part, lambda n=n: transforms.augmentation(config, n)))
+        found = list(proportions(where, part)) or list(tried(where, part, lambda n=n: transforms.augmentation(config, n)))
         yield from found or tried(where, part, lambda n=n: _augment(config, n, channels))
 
 
@@ -159,7 +185,8 @@ def outline(config: Config, channels: tuple[int, int]) -> HeadedNet:
 def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None, list[Problem]]:
     """Its outline, None where it cannot be built, and what is wrong with it."""
     made: list[HeadedNet] = []
-    found = list(tried("network", config.network, lambda: made.append(outline(config, channels))))
+    found = list(proportions("network", config.network))
+    found = found or list(tried("network", config.network, lambda: made.append(outline(config, channels))))
     if made and (count := networks.parameters(made[0])) > WEIGHTS:
         found.append(Problem(f"network: {config.network.name!r} has {count:,} weights, must be at most {WEIGHTS:,}.", ("network",)))
     return (made[0] if made and not found else None), found
@@ -186,7 +213,7 @@ def initial_weights(wanted: InitFrom, config: Config, channels: tuple[int, int] 
     """The model file of ``train.init_from`` against the network; without ``channels``, the one for the file's own images."""
     key = "train.init_from"
     try:
-        model = checkpoint.load_model(initial.Path(wanted.path))
+        model = checkpoint.load_model(Path(wanted.path))
         ends = channels or (model.channels[0], tasks.TASKS[config.task].channels(config, model.channels[0]))
         initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
     except UserError as error:
@@ -205,13 +232,16 @@ def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]],
         where = f"losses.{i}"
         if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
             continue  # said already
-        found = list(tried(where, term, lambda term=term, where=where: bind(losses.LOSSES, _cheap(term), where)()))
+        found = list(proportions(where, term))
+        found = found or list(tried(where, term, lambda term=term, where=where: bind(losses.LOSSES, _cheap(term), where)()))
         yield from found or tried(where, term, lambda term=term: _compute(config, term, heads[term.head], channels))
         yield from _vgg(where, term)
 
 
 def _cheap(term: Term) -> Term:
-    """The term without files that are read, or fetched, at its first use."""
+    """The term without files that are read, or fetched, at its first use, and without many repetitions."""
+    if isinstance(often := term.options.get("iterations"), int) and often > FEW:
+        return dataclasses.replace(term, options={**term.options, "iterations": FEW})
     if term.name == "perceptual" and term.options.get("weights") is None:
         return dataclasses.replace(term, options={**term.options, "weights": "random"})
     return term
