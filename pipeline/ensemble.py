@@ -363,7 +363,7 @@ def _look_at_soft(folder: Path, case_id: str) -> Seen:
 def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
     from pipeline import files
 
-    array, geometry = files.read(path, files.dims_of(path))
+    array, geometry = files.read(path, files.dims_of(path), labels=True)
     wrong = array[(array != 0) & (array != 1)]
     if wrong.size:
         raise UserError(f"{path}: a vote over answer files takes 0/1 masks, this one holds {wrong[0]}. Save soft predictions instead.")

@@ -230,7 +230,7 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
         faults["wrong type"].append(f"{name} ({got.dtype})")
         return None
     try:
-        mask = files.read(path, dims)[0][0]
+        mask = files.read(path, dims, labels=True)[0][0]
     except files.FileError as error:
         faults["unreadable"].append(f"{name} ({error.problem})")
         return None
@@ -322,7 +322,7 @@ def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.nd
 
     for answer in cli.progress(sorted(answers, key=lambda a: a.id), what, len(answers)):
         cli.stop.check()
-        mask = files.read(answer.path, len(answer.shape))[0][0]
+        mask = files.read(answer.path, len(answer.shape), labels=True)[0][0]
         if mask.shape != answer.shape or _digest(mask) != answer.digest:
             raise UserError(f"{answer.path} changed while the submission was written. Let the prediction finish, then run again.")
         yield answer, mask
