@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.config import ConfigError
-from pipeline.metrics import BETTER, METRICS, better, evaluate
+from pipeline.metrics import BETTER, METRICS, better, evaluate, surface
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.image import NAMES, intensities
 from pipeline.records import Part, UserError
@@ -437,3 +437,31 @@ def test_shapes_that_do_not_match_are_refused(name):
 def test_options_out_of_range_are_refused(name, options, word):
     with pytest.raises(UserError, match=word):
         METRICS[name](np.zeros((1, 5, 5)), np.zeros((1, 5, 5)), **options)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.5, 2.0, 1.25)])
+def test_surface_elements_in_the_world_are_marching_cubes(spacing):
+    """The area of a ball is that of its mesh by scikit-image, whatever the distance of its voxels."""
+    from skimage.measure import marching_cubes, mesh_surface_area
+
+    ball = np.pad(np.linalg.norm(np.mgrid[-9:10, -9:10, -9:10], axis=0) < 8.3, 1)
+    codes = surface._neighbour_codes(ball)
+    points, faces, *_ = marching_cubes(np.pad(ball, 1).astype(float), 0.5, spacing=spacing, method="lorensen")
+    sizes = surface.element_sizes(spacing)
+    assert sizes[codes].sum() == pytest.approx(mesh_surface_area(points, faces), rel=1e-6)
+    np.testing.assert_allclose(surface.element_sizes((1.0, 1.0, 1.0)), surface._element_sizes(3), atol=1e-9)
+    np.testing.assert_allclose(surface.element_sizes(tuple(2 * s for s in spacing)), 4 * sizes, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hd95", "assd"])
+def test_distances_follow_the_spacing_axis_by_axis(name):
+    """As SciPy measures them, and as the same bodies give that are repeated to cubic voxels."""
+    from scipy.ndimage import binary_erosion, distance_transform_edt
+
+    random = np.random.default_rng(3)
+    a, b = (np.pad(random.random((7, 6, 5)) < 0.4, 2) for _ in range(2))
+    spacing = (3.0, 1.0, 0.5)
+    edges = [m & ~binary_erosion(m) for m in (a, b)]
+    there, back = (distance_transform_edt(~edges[1 - i], sampling=spacing)[edges[i]] for i in (0, 1))
+    expected = {"hd95": max(np.percentile(there, 95), np.percentile(back, 95)), "assd": np.concatenate([there, back]).mean()}
+    assert METRICS[name](a.astype(np.uint8), b.astype(np.uint8), spacing=spacing)[name] == pytest.approx(expected[name], rel=1e-6)
