@@ -228,6 +228,7 @@ def test_labels_may_have_moved(run: Path, tmp_path: Path) -> None:
 def test_metrics_without_direction_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert go(run, metric="components") == 2
     assert go(run, metric="dize") == 2
+    assert go(run, metric="psnr") == 2, "of images"
     assert "Did you mean 'dice'" in capsys.readouterr().err
 
 

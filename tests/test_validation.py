@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pipeline import evaluate as scoring
 from pipeline import train
 from pipeline.config import Config, from_dict
 from pipeline.engine.validation import PatchRules, PatchScores, measure
@@ -151,6 +152,24 @@ def test_a_run_has_the_same_columns_in_every_epoch_and_lengths_in_millimetres(tm
     assert len({tuple(case["metrics"]) for case in summary["cases"].values()}) == 1
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert environment["metrics_version"] == 2
+
+
+def test_the_answers_of_a_fold_score_as_they_did_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cases are known without an option: the other labels are not missing. (Kept answers come from probabilities in half precision.)"""
+    data_set(tmp_path / "data")
+    run(tmp_path, "--fold", "-1")
+    for fold in (0, 1):
+        oof, out = tmp_path / f"run/fold_{fold}/oof", tmp_path / "scores.json"
+        words = ["--predictions", oof, "--labels", tmp_path / "data/masks", "--metrics", "dice", "hd95", "--out", out]
+        assert scoring.main([str(w) for w in words]) == 0
+        found = json.loads(out.read_text())
+        assert found["units"] == {"hd95": "mm"}
+        known = json.loads((tmp_path / f"run/fold_{fold}/result.json").read_text())
+        for case, scores in found["cases"].items():
+            then = known["cases"][known["chosen"]][case]
+            assert scores == pytest.approx({k: then[k] for k in scores}, abs=0.01)
+        assert set(found["cases"]) == set(known["cases"][known["chosen"]])
+    assert "label value 3 is not counted" in capsys.readouterr().out
 
 
 def test_ignored_patches_weigh_nothing_and_it_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
