@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.data.normalise import Scale
     from pipeline.engine.blocks import Blocks
     from pipeline.engine.inference import Source, Voice
-    from pipeline.engine.world import Placement
+    from pipeline.engine.placement import Placement
     from pipeline.files import Pixels, Rows
     from pipeline.geometry import Tiling
 
@@ -446,7 +446,7 @@ def _require_finite(case: Case, array: np.ndarray) -> None:
 
 
 def _placement(predictor: Predictor, case: Case, geometry: Geometry) -> Placement:
-    from pipeline.engine.world import placement
+    from pipeline.engine.placement import placement
 
     return placement(case, geometry, predictor.config.data.dims, predictor.trained_on)
 

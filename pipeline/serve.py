@@ -195,6 +195,8 @@ def build(arguments: argparse.Namespace) -> Service:
     config, first = predictor.config, Path(predictor.models[0])
     if config.data.dims != 2:
         raise UserError(f"{first} answers volumes; pipeline.serve takes models of images (data.dims: 2). Use pipeline.predict.")
+    if predictor.trained_on.get("family") == "nifti":
+        raise UserError(f"{first} was trained on NIfTI, whose axes lie in another order than those of pictures. Use pipeline.predict.")
     if config.predict.norms != "tile" and arguments.concurrent > 1:
         raise UserError(
             f"--concurrent {arguments.concurrent} does not go with predict.norms {config.predict.norms}, which sets the network up for one image. Use --concurrent 1."

@@ -11,13 +11,13 @@ import pytest
 import tifffile
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import model_file, nifti, noise, rows, run_predict
+from small_models import model_file, noise, rows, run_predict
 
 from pipeline import ensemble, files, train
 from pipeline.engine import soft as softs
 from pipeline.engine.checkpoint import load_model, save_model
 from pipeline.losses import vgg
-from pipeline.records import Prediction
+from pipeline.records import Prediction, UserError
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,14 @@ def test_served_images_get_400(tmp_path: Path) -> None:
 
     model = model_file(tmp_path / "model", dims=2)
     spoiled(tmp_path / "a.tif", np.nan, 2, (20, 18))
-    nifti(tmp_path / "b.nii.gz", noise((20, 18, 1)))
     with serving(serve.build(arguments(model))) as url:
         response = httpx.post(f"{url}/predict", content=(tmp_path / "a.tif").read_bytes(), headers={"Content-Type": "image/tiff"})
         assert response.status_code == 400
         assert "holds 2 values that are NaN or infinite" in response.json()["error"]
         assert str(tmp_path) not in response.json()["error"]
+    on_nifti = model_file(tmp_path / "nifti", dims=2, trained_on={"family": "nifti", "codes": "RA"})
+    with pytest.raises(UserError, match=r"trained on NIfTI.*pipeline\.predict"):
+        serve.build(arguments(on_nifti))
 
 
 # --- weights ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.nn import functional
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
 from pipeline.engine import norms
+from pipeline.engine.fusion import require_weights
 from pipeline.files import Pixels
 from pipeline.geometry import Tiling, flips, up
 from pipeline.networks import receptive
@@ -95,6 +96,7 @@ class Speaker:
 
 def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Speaker:
     """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it; equal weights unless given."""
+    require_weights(weights if weights is not None else [1.0])
     shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
     turns = 2**config.data.dims if config.predict.flips else 1
     shares = shares / shares.sum() / turns / len(config.predict.scales)
