@@ -33,6 +33,20 @@ class ConfigError(UserError):
     """A YAML file, an override or an option of a table's entry that cannot be used. The message names key, value, rule and cure."""
 
 
+class OptionTypeError(ConfigError):
+    """An option of a table's entry whose value is not of the annotated type."""
+
+    def in_own_words(self, call: Callable[[], object]) -> ConfigError:
+        """What the entry itself says when it is called with that option, which names the rule better; else this error."""
+        try:
+            call()
+        except ConfigError as own:
+            return own
+        except Exception:
+            return self
+        return self
+
+
 def _brackets(pattern: str) -> int:
     """Groups of a regular expression, -1 where it is none."""
     try:
@@ -728,7 +742,7 @@ def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str,
         if (kind := _annotations(factory).get(n, Any)) is not Any and not _fits(value, kind)
     ]
     if wrong:
-        raise ConfigError(f"{where}: {part.name!r}: {' '.join(wrong)}")
+        raise OptionTypeError(f"{where}: {part.name!r}: {' '.join(wrong)}")
     try:
         signature.bind(**dict.fromkeys(given), **part.options)
     except TypeError as error:

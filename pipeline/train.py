@@ -222,7 +222,7 @@ def open_run(config: Config, folder: Path, data: checks.Examined, team: Team) ->
         team=team,
         version=version,
         scoring=evaluate.scoring_of(config, version, stored),
-        trained_on=world.trained_on(data.layout, data.facts),
+        trained_on=world.trained_on(data.layout, data.facts, class_names(config)),
     )
 
 
@@ -414,7 +414,6 @@ def make_job(run: Run, fold: int, channels: tuple[int, int], watch: cli.Progress
         version=run.version,
         spacings=run.scoring.spacings,
         trained_on=run.trained_on,
-        class_names=class_names(config),
     )
 
 

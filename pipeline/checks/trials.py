@@ -233,7 +233,7 @@ def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]],
         if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
             continue  # said already
         found = list(proportions(where, term))
-        found = found or list(tried(where, term, lambda term=term, where=where: bind(losses.LOSSES, _cheap(term), where)()))
+        found = found or list(tried(where, term, lambda term=term, where=where: losses.make(_cheap(term), where)))
         yield from found or tried(where, term, lambda term=term: _compute(config, term, heads[term.head], channels))
         yield from _vgg(where, term)
 

@@ -81,8 +81,11 @@ def _uneven_spacing(facts: Sequence[Facts]) -> str:
     return f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has {grid.by_mm(known[large])}"
 
 
-def trained_on(layout: str, facts: Sequence[Facts]) -> dict[str, Any]:
-    """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all cases, None where they differ."""
+def trained_on(layout: str, facts: Sequence[Facts], names: Mapping[int, str]) -> dict[str, Any]:
+    """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all cases, None where they differ.
+
+    ``names`` are those of the classes.
+    """
     grids = [f.grids["image"] for f in facts if f.grids.get("image")]
     spacings = [g["spacing"] for g in grids if g.get("spacing")]
     even = len({len(s) for s in spacings}) == 1
@@ -91,7 +94,7 @@ def trained_on(layout: str, facts: Sequence[Facts]) -> dict[str, Any]:
         "family": _common(g["family"] for g in grids),
         "codes": _common(g.get("codes") for g in grids),
         "spacing": [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None,
-        "class_names": {},
+        "class_names": {str(value): name for value, name in names.items()},
     }
 
 

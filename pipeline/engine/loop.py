@@ -31,7 +31,7 @@ from pipeline.engine.journal import Journal, clock, time_left
 from pipeline.engine.validation import PatchRules, PatchScores, labelled, measure
 from pipeline.losses import WeightedSum
 from pipeline.metrics import better
-from pipeline.metrics.names import display
+from pipeline.metrics.names import display, from_json
 from pipeline.networks import HeadedNet
 from pipeline.records import METRICS_VERSION, Checkpoint
 from pipeline.tasks import TASKS, spoken
@@ -74,7 +74,11 @@ class Job:
     """Millimetres between voxels by held-out case, where a metric of ``train.validate`` measures lengths and all files carry a unit."""
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     """What the training data looked like, for the header of model files (``Checkpoint.trained_on``)."""
-    class_names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the classes, where the data set gives any."""
+        return from_json(self.trained_on.get("class_names"))
 
 
 class Means:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import ConfigError, bind, nearest
+from pipeline.config import ConfigError, OptionTypeError, bind, nearest
 from pipeline.data import derived
 from pipeline.losses.betti import betti_matching
 from pipeline.losses.image import charbonnier, l1, ms_ssim, mse
@@ -58,6 +58,15 @@ TABLES: dict[str, dict[str, Callable[..., Loss]]] = {"labels": LABEL_LOSSES, "im
 """The losses for each kind of target."""
 
 
+def make(term: Term, where: str) -> Loss:
+    """The loss of a term. Raises ConfigError, which names ``where``, for an unknown name or a wrong option."""
+    try:
+        factory = bind(LOSSES, term, where)
+    except OptionTypeError as error:
+        raise error.in_own_words(lambda: LOSSES[term.name](**term.options)) from None
+    return factory()
+
+
 class WeightedSum:
     """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
 
@@ -71,7 +80,7 @@ class WeightedSum:
     def __init__(self, terms: Sequence[Term], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
         _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
         self.terms = dict(zip(_keys(terms), terms, strict=True))
-        self.losses = {key: bind(LOSSES, term, f"losses.{i}")() for i, (key, term) in enumerate(self.terms.items())}
+        self.losses = {key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())}
         maps = {key: derived.read_by(term) for key, term in self.terms.items()}
         self.maps = {key: m.key for key, m in maps.items() if m is not None}
         self.kinds = dict(kinds)

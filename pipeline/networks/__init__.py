@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pipeline.config import bind
+from pipeline.config import OptionTypeError, bind
 from pipeline.networks.abpn import abpn
 from pipeline.networks.base import HeadedNet
 from pipeline.networks.restoration import deblur_unet, image_unet
@@ -29,8 +29,12 @@ NETWORKS: dict[str, Callable[..., HeadedNet]] = {
 
 def build(part: Part, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
     """The network that ``part`` names, with fresh weights from torch's global generator. ConfigError for a wrong name or option."""
-    factory = bind(NETWORKS, part, "network", given=("in_channels", "out_channels", "dims"))
-    return factory(in_channels=in_channels, out_channels=out_channels, dims=dims)
+    given = {"in_channels": in_channels, "out_channels": out_channels, "dims": dims}
+    try:
+        factory = bind(NETWORKS, part, "network", given=tuple(given))
+    except OptionTypeError as error:
+        raise error.in_own_words(lambda: NETWORKS[part.name](**given, **part.options)) from None
+    return factory(**given)
 
 
 def parameters(module: nn.Module) -> int:
