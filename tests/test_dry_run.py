@@ -243,6 +243,33 @@ def test_a_run_folder_that_is_a_file_or_may_not_be_written(tiny: Path, surfaces:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("folder", "options", "says"),
+    [
+        ("data", (), "is the folder of the data set"),
+        ("data", ("--fresh",), "is the folder of the data set"),
+        (".", ("--fresh",), "with the data set"),
+        ("mine", ("--fresh",), "holds thesis.txt and no run"),
+        ("mine", (), None),
+        ("theirs", (), "holds summary.json, which no run wrote"),
+    ],
+)
+def test_what_is_no_run_is_neither_replaced_nor_put_aside(
+    folder: str, options: tuple[str, ...], says: str | None, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    competition_folder(tmp_path / "data", cases=4)
+    for name, file in (("mine", "thesis.txt"), ("theirs", "summary.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("mine")
+    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    words = ["--config", str(tiny), "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / folder), "--dry-run", *options]
+    assert train.main(words) == (0 if says is None else 2)
+    assert says is None or says in capsys.readouterr().out
+    if says is not None:
+        assert train.main([w for w in words if w != "--dry-run"]) == 2
+    assert [p for p in sorted(p for p in tmp_path.rglob("*") if p.is_file()) if p.name != ".lock"] == before
+
+
 def test_an_absent_device_is_listed(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -70,6 +70,32 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
         if (file := _file_on_the_way(path)) is not None:
             advice = "Choose another --out." if what == "the run folder" else "Set data.store to a folder, or to null."
             yield Problem(f"{what} {path} cannot be made: {file} is a file. {advice}", ("data.store",) if what == "data.store" else ())
+    if start.folder.is_dir():
+        yield from _of_others(start, Path(config.data.root))
+
+
+WRITTEN = ("environment.json", "config.yaml", "cases.json", "splits.json", "summary.json", "baselines.json", "report.html")
+"""Files that a run writes into its folder, beside those of its folds; the first two make a folder a run."""
+
+BESIDE = (LOCK, "store", "slurm")
+"""What may lie in a run folder before there is a run: a lock, a store, the logs of a scheduler."""
+
+
+def _of_others(start: Start, root: Path) -> Iterator[Problem]:
+    """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor put aside."""
+    folder = start.folder
+    ours = (folder / "config.yaml").is_file() or (folder / "environment.json").is_file()
+    if root.resolve() == folder.resolve() and not start.continues:
+        yield Problem(f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}.")
+    elif start.fresh and folder.resolve() in root.resolve().parents:
+        yield Problem(f"--fresh would put aside {folder} with the data set {root} in it. Choose another --out.")
+    elif not ours:
+        names = sorted(p.name for p in folder.iterdir() if p.name not in BESIDE)
+        replaced = [n for n in names if n in WRITTEN or re.fullmatch(r"fold_\d+", n)]
+        if replaced:
+            yield Problem(f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another --out.")
+        elif start.fresh and names:
+            yield Problem(f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run. Choose another --out.")
 
 
 def unwritable(config: Config, start: Start) -> Iterator[Problem]:
