@@ -108,6 +108,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     parts = [_part(text) for text in arguments.metrics]
     for part in parts:
         bound(part, "--metrics")
+    _require_distinct(parts)
     _one_kind(arguments, parts)
     _require_json(arguments.out)
     known = look_around(arguments.predictions, arguments.labels)
@@ -132,6 +133,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         millimetres=in_millimetres(parts) and _all_carry_a_unit(pairs, dims),
     )
     return _finish(arguments, jobs(arguments, pairs, rules), known)
+
+
+def _require_distinct(parts: Sequence[Part]) -> None:
+    """Raise UserError for a metric that is asked for twice with other options: both would be one column."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        if first.setdefault(part.name, part) != part:
+            ways = [dict(p.options) for p in (first[part.name], part)]
+            raise UserError(f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one column cannot hold both. Run twice.")
 
 
 def _require_json(out: Path | None) -> None:
@@ -192,6 +202,9 @@ def _finish(arguments: argparse.Namespace, work: Sequence[Pair], known: Known) -
     return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
 
 
+TINY = 1e-3
+"""Numbers below this are shown with four digits of their own."""
+
 MANY = 30
 """Classes from which on they are taken for numbers of instances, and it is said."""
 
@@ -204,6 +217,13 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
     ]
     if void:
         lines.append(f"warning: nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}")
+    wide = [i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1]
+    if wide:
+        lines.append(
+            f"warning: the error is larger than the full scale in {len(wide)} cases: {', '.join(wide[:10])}. Integers are divided by the "
+            "largest value of their type, floats taken as they are, on 0 to 1: save both sides in one number type, or give the scale of "
+            "floats with --metrics psnr:peak=X ssim:peak=X"
+        )
     classes = scores.get("classes", ())
     if len(classes) > MANY and any(f"_{classes[0]}" in key for key in scores["mean"]):
         lines.append(
@@ -464,7 +484,9 @@ def _failures(failed: Mapping[str, str]) -> list[str]:
 def _number(value: Any) -> str:
     if isinstance(value, Mapping):
         return "..."
-    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.4g}" if 0 < abs(value) < TINY else f"{value:.4f}"  # lengths under a microscope, in millimetres
 
 
 if __name__ == "__main__":

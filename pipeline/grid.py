@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 TOLERANCE = 1e-3
-"""Largest difference between entries of two affines that are called equal, in millimetres."""
+"""Largest difference between entries of two affines that are called equal, in millimetres, of voxels that are not tiny."""
+
+SHARE = 0.01
+"""The same as a share of the smallest side of a voxel: what counts for voxels of micrometres."""
 
 SPREAD = 0.1
 """Share by which spacings may differ before it is said."""
@@ -153,13 +156,18 @@ def _plain(text: str) -> str:
 
 def same_place(one: Grid, other: Grid) -> bool:
     """Whether two grids say nothing that contradicts: equal affines, or none on one side."""
-    return one.affine is None or other.affine is None or _near(one.affine, other.affine)
+    return one.affine is None or other.affine is None or near(one.affine, other.affine)
 
 
-def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+def near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    """Whether two affines are equal but for rounding: an origin is kept in single precision, which matters beside tiny voxels."""
     import numpy as np
 
-    return bool(np.allclose(one, other, rtol=0, atol=TOLERANCE))
+    a, b = np.asarray(one, float), np.asarray(other, float)
+    sides = np.sqrt((b[:3, :3] ** 2).sum(0))
+    limit = np.full(b.shape, min(TOLERANCE, SHARE * float(sides[sides > 0].min(initial=1))))
+    limit[:3, 3] += 4 * np.finfo(np.float32).eps * np.abs(b[:3, 3])
+    return bool((np.abs(a - b) <= limit).all())
 
 
 def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]) -> Alignment | None:
@@ -184,7 +192,7 @@ def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[i
             for new, (old, turned) in enumerate(zip(axes, flips, strict=True)):
                 step[old, new] = -1 if turned else 1
                 step[old, 3] = shape[old] - 1 if turned else 0
-            if _near((given @ step).tolist(), wanted.tolist()):
+            if near((given @ step).tolist(), wanted.tolist()):
                 return Alignment(axes=axes, flips=tuple(i for i, turned in enumerate(flips) if turned))
     return None
 

@@ -42,9 +42,6 @@ WHITE = ("255", "65535")
 LISTED = 256
 """Distinct label values that facts keep; an image given as labels would have millions."""
 
-AFFINE_TOLERANCE = 1e-3
-"""Largest difference between entries of two NIfTI affines that are called equal."""
-
 LOG = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -378,7 +375,7 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
             raise files.FileError(
                 path, f"has shape {array.shape[1:]}, the first channel {parts[0].shape[1:]}", "Resample the channels to one grid"
             )
-        elif not _same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
+        elif not same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
             raise files.FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
         notes += [f"(file {path.name}) {note}" if parts else note for note in place_of.notes]
         parts.append(array)
@@ -391,11 +388,12 @@ def _order(geometry: Geometry) -> str:
     return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
 
 
-def _same_affine(one: Any, other: Any) -> bool:
+def same_affine(one: Any, other: Any) -> bool:
+    """Whether two files lie in one place as far as their affines say, None where a file has none."""
     if one is None or other is None:
         return True
     one, other = np.array(one, float), np.array(other, float)  # None, which JSON has for NaN, is NaN again
-    return bool(np.allclose(one, other, rtol=0, atol=AFFINE_TOLERANCE, equal_nan=True))
+    return bool((np.isnan(one) == np.isnan(other)).all()) and grid.near(np.nan_to_num(one), np.nan_to_num(other))
 
 
 def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
@@ -544,8 +542,8 @@ def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) 
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
         yield Fault(path=path, problem=problem, cure="Save both with the same number type, so that equal values mean equal brightness")
-    if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
-        problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {AFFINE_TOLERANCE}"
+    if not same_affine(fact.affines.get("image"), fact.affines.get(role)):
+        problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
         yield Fault(
             path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
         )
