@@ -112,7 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     _one_kind(arguments, parts)
     _require_json(arguments.out)
     known = look_around(arguments.predictions, arguments.labels)
-    only = _listed(arguments.split)
+    only = _listed(arguments.split, arguments.labels)
     only = known.held_out if only is None else only
     pairs = pair(arguments.predictions, arguments.labels, only, arguments.partial)
     dims = min(map(files.dims_of, next(iter(pairs.values()))))
@@ -141,7 +141,9 @@ def _require_distinct(parts: Sequence[Part]) -> None:
     for part in parts:
         if first.setdefault(part.name, part) != part:
             ways = [dict(p.options) for p in (first[part.name], part)]
-            raise UserError(f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one column cannot hold both. Run twice.")
+            raise UserError(
+                f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one column cannot hold both. Run twice."
+            )
 
 
 def _require_json(out: Path | None) -> None:
@@ -346,9 +348,11 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
     return [Pair(id=i, prediction=p, label=t, rules=rules, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
 
 
-def _listed(path: Path | None) -> frozenset[str] | None:
-    """The ids under ``test`` of a split.json; None without one."""
+def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
+    """The ids under ``test`` of a split.json, as training reads them; None without one."""
     from pipeline import files
+    from pipeline.data.cases import listed_id
+    from pipeline.ensemble import answer_files
 
     if path is None:
         return None
@@ -356,7 +360,8 @@ def _listed(path: Path | None) -> frozenset[str] | None:
     ids = document.get("test") if isinstance(document, dict) else None
     if not isinstance(ids, list) or not ids:
         raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
-    return frozenset(map(str, ids))
+    known = answer_files(labels) if labels.is_dir() else {}
+    return frozenset(listed_id(str(entry), known) for entry in ids)
 
 
 def look_around(predictions: Path, labels: Path) -> Known:

@@ -59,7 +59,9 @@ def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> n
     problem = _problem(path, array.dtype, values, ignore)
     if problem:
         way_out = "Give class numbers, or say with --binarise X from which value on a voxel is foreground (e.g. 0.5 of probabilities, 127 of greys)"
-        raise FileError(path, problem, way_out + (f", or --ignore-label={VOID} if that is void" if problem.endswith(f"below 0: {VOID}") else ""))
+        raise FileError(
+            path, problem, way_out + (f", or --ignore-label={VOID} if that is void" if problem.endswith(f"below 0: {VOID}") else "")
+        )
     labels = array.astype(np.int64) if array.dtype.kind == "f" else array
     white = white_of(values, ignore)
     return labels if white is None else np.where(labels == white, 1, labels)
