@@ -375,7 +375,7 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
             raise files.FileError(
                 path, f"has shape {array.shape[1:]}, the first channel {parts[0].shape[1:]}", "Resample the channels to one grid"
             )
-        elif not same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
+        elif not _same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
             raise files.FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
         notes += [f"(file {path.name}) {note}" if parts else note for note in place_of.notes]
         parts.append(array)
@@ -388,12 +388,8 @@ def _order(geometry: Geometry) -> str:
     return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
 
 
-def same_affine(one: Any, other: Any) -> bool:
-    """Whether two files lie in one place as far as their affines say, None where a file has none."""
-    if one is None or other is None:
-        return True
-    one, other = np.array(one, float), np.array(other, float)  # None, which JSON has for NaN, is NaN again
-    return bool((np.isnan(one) == np.isnan(other)).all()) and grid.near(np.nan_to_num(one), np.nan_to_num(other))
+def _same_affine(one: Any, other: Any) -> bool:
+    return one is None or other is None or grid.near(one, other)
 
 
 def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
@@ -542,7 +538,7 @@ def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) 
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
         yield Fault(path=path, problem=problem, cure="Save both with the same number type, so that equal values mean equal brightness")
-    if not same_affine(fact.affines.get("image"), fact.affines.get(role)):
+    if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
         problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
         yield Fault(
             path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"

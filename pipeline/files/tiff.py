@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.files.errors import FileError, wrong_axes
 from pipeline.files.pictures import as_seen, palette_labels, upright
 from pipeline.files.pixels import Pixels, Rows, slabs
-from pipeline.grid import MILLIMETRES
-from pipeline.records import Geometry
+from pipeline.records import MILLIMETRES, Geometry
 
 if TYPE_CHECKING:
     import numpy as np
