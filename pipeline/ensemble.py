@@ -362,8 +362,10 @@ def _look_at_soft(folder: Path, case_id: str) -> Seen:
 
 def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
     from pipeline import files
+    from pipeline.data import labels
 
     array, geometry = files.read(path, files.dims_of(path), labels=True)
+    array = labels.class_numbers(path, array)
     wrong = array[(array != 0) & (array != 1)]
     if wrong.size:
         raise UserError(f"{path}: a vote over answer files takes 0/1 masks, this one holds {wrong[0]}. Save soft predictions instead.")

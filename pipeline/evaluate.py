@@ -108,10 +108,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     parts = [_part(text) for text in arguments.metrics]
     for part in parts:
         bound(part, "--metrics")
+    _require_distinct(parts)
     _one_kind(arguments, parts)
     _require_json(arguments.out)
     known = look_around(arguments.predictions, arguments.labels)
-    only = _listed(arguments.split)
+    only = _listed(arguments.split, arguments.labels)
     only = known.held_out if only is None else only
     pairs = pair(arguments.predictions, arguments.labels, only, arguments.partial)
     dims = min(map(files.dims_of, next(iter(pairs.values()))))
@@ -132,6 +133,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
         millimetres=in_millimetres(parts) and _all_carry_a_unit(pairs, dims),
     )
     return _finish(arguments, jobs(arguments, pairs, rules), known)
+
+
+def _require_distinct(parts: Sequence[Part]) -> None:
+    """Raise UserError for a metric that is asked for twice with other options: both would be one column."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        if first.setdefault(part.name, part) != part:
+            ways = [dict(p.options) for p in (first[part.name], part)]
+            raise UserError(
+                f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one column cannot hold both. Run twice."
+            )
 
 
 def _require_json(out: Path | None) -> None:
@@ -192,6 +204,9 @@ def _finish(arguments: argparse.Namespace, work: Sequence[Pair], known: Known) -
     return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
 
 
+TINY = 1e-3
+"""Numbers below this are shown with four digits of their own."""
+
 MANY = 30
 """Classes from which on they are taken for numbers of instances, and it is said."""
 
@@ -204,6 +219,13 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
     ]
     if void:
         lines.append(f"warning: nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}")
+    wide = [i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1]
+    if wide:
+        lines.append(
+            f"warning: the error is larger than the full scale in {len(wide)} cases: {', '.join(wide[:10])}. Integers are divided by the "
+            "largest value of their type, floats taken as they are, on 0 to 1: save both sides in one number type, or give the scale of "
+            "floats with --metrics psnr:peak=X ssim:peak=X"
+        )
     classes = scores.get("classes", ())
     if len(classes) > MANY and any(f"_{classes[0]}" in key for key in scores["mean"]):
         lines.append(
@@ -326,9 +348,11 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
     return [Pair(id=i, prediction=p, label=t, rules=rules, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
 
 
-def _listed(path: Path | None) -> frozenset[str] | None:
-    """The ids under ``test`` of a split.json; None without one."""
+def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
+    """The ids under ``test`` of a split.json, as training reads them; None without one."""
     from pipeline import files
+    from pipeline.data.cases import listed_id
+    from pipeline.ensemble import answer_files
 
     if path is None:
         return None
@@ -336,7 +360,8 @@ def _listed(path: Path | None) -> frozenset[str] | None:
     ids = document.get("test") if isinstance(document, dict) else None
     if not isinstance(ids, list) or not ids:
         raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
-    return frozenset(map(str, ids))
+    known = answer_files(labels) if labels.is_dir() else {}
+    return frozenset(listed_id(str(entry), known) for entry in ids)
 
 
 def look_around(predictions: Path, labels: Path) -> Known:
@@ -464,7 +489,9 @@ def _failures(failed: Mapping[str, str]) -> list[str]:
 def _number(value: Any) -> str:
     if isinstance(value, Mapping):
         return "..."
-    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.4g}" if 0 < abs(value) < TINY else f"{value:.4f}"  # lengths under a microscope, in millimetres
 
 
 if __name__ == "__main__":

@@ -13,28 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records import Geometry
+from pipeline.records import MILLIMETRES, Geometry
 
 if TYPE_CHECKING:
     import numpy as np
 
 TOLERANCE = 1e-3
-"""Largest difference between entries of two affines that are called equal, in millimetres."""
+"""Largest difference between entries of two affines that are called equal, in millimetres, of voxels that are not tiny."""
+
+SHARE = 0.01
+"""The same as a share of the smallest side of a voxel: what counts for voxels of micrometres."""
 
 SPREAD = 0.1
 """Share by which spacings may differ before it is said."""
-
-MILLIMETRES = {
-    "m": 1000.0, "meter": 1000.0, "metre": 1000.0,
-    "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0,
-    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0,
-    "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3,
-    "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
-    "angstrom": 1e-7, "\u00e5": 1e-7,
-    "pm": 1e-9, "picometer": 1e-9, "picometre": 1e-9,
-    "inch": 25.4, "in": 25.4,
-}  # fmt: skip
-"""Millimetres in a unit of length, by its names in OME-XML, OME-Zarr and ImageJ, in lower case."""
 
 NIFTI_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 """Millimetres in NIfTI's code of the unit of space; 0, unknown, is millimetres in practice."""
@@ -153,13 +144,23 @@ def _plain(text: str) -> str:
 
 def same_place(one: Grid, other: Grid) -> bool:
     """Whether two grids say nothing that contradicts: equal affines, or none on one side."""
-    return one.affine is None or other.affine is None or _near(one.affine, other.affine)
+    return one.affine is None or other.affine is None or near(one.affine, other.affine)
 
 
-def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
+    """Whether two affines are equal but for rounding: an origin is kept in single precision, which matters beside tiny voxels.
+
+    NaN, for which JSON has None, is equal to itself.
+    """
     import numpy as np
 
-    return bool(np.allclose(one, other, rtol=0, atol=TOLERANCE))
+    a, b = np.array(one, float), np.array(other, float)
+    unknown = np.isnan(a) & np.isnan(b)
+    a[unknown] = b[unknown] = 0
+    sides = np.sqrt((b[:3, :-1] ** 2).sum(0))
+    limit = np.full(b.shape, min(TOLERANCE, SHARE * float(sides[sides > 0].min(initial=1))))
+    limit[:3, -1] += 4 * np.finfo(np.float32).eps * np.abs(b[:3, -1])
+    return bool((np.abs(a - b) <= limit).all())
 
 
 def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]) -> Alignment | None:
@@ -184,7 +185,7 @@ def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[i
             for new, (old, turned) in enumerate(zip(axes, flips, strict=True)):
                 step[old, new] = -1 if turned else 1
                 step[old, 3] = shape[old] - 1 if turned else 0
-            if _near((given @ step).tolist(), wanted.tolist()):
+            if near((given @ step).tolist(), wanted.tolist()):
                 return Alignment(axes=axes, flips=tuple(i for i, turned in enumerate(flips) if turned))
     return None
 

@@ -21,6 +21,18 @@ DONE, FAILED, WRONG, PARTIAL, AGAIN = 0, 1, 2, 3, 75
 """Exit codes of every command: done; something failed; command, config or data wrong; some files failed; run me again."""
 
 
+MILLIMETRES = {
+    "m": 1000.0, "meter": 1000.0, "metre": 1000.0,
+    "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0,
+    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0,
+    "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3,
+    "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
+    "angstrom": 1e-7, "\u00e5": 1e-7,
+    "pm": 1e-9, "picometer": 1e-9, "picometre": 1e-9,
+    "inch": 25.4, "in": 25.4,
+}  # fmt: skip
+"""Millimetres in a unit of length, by its names in OME-XML, OME-Zarr and ImageJ, in lower case."""
+
 METRICS_VERSION = 2
 """Raised when a score changes its meaning. Runs, states and tuning journals carry theirs and finish by it; what has none is version 1.
 

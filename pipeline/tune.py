@@ -98,6 +98,13 @@ class Study:
         return min(s.version for s in self.sources)
 
     @property
+    def units(self) -> dict[str, str]:
+        """Unit of the metric, where it is a length."""
+        from pipeline.metrics import units
+
+        return units([self.metric], all(c.spacing is not None for c in self.cases))
+
+    @property
     def name(self) -> str:
         return "+".join(s.folder.resolve().name for s in self.sources)
 
@@ -455,11 +462,14 @@ def means(row: Row) -> dict[str, float]:
 
 def table(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[str, Gain]]) -> str:
     """Rows with means, gains with 95 % intervals, and how many cases are better and worse."""
+    from pipeline.metrics.names import display
+
     averages = {r.name: means(r) for r in rows}
     names = [study.metric.name, *(n for n in SHOWN if n != study.metric.name and any(n in a for a in averages.values()))]
     references = list(gains[OWN])
     titles = [f"over {reference}" for reference in references]
-    lines = [f"{'':<40}" + "".join(f"{n:>14}" for n in names) + "".join(f"{t + ' [95 %]':>36}{'+/-':>9}" for t in titles)]
+    columns = [display(n, {}, study.units) for n in names]
+    lines = [f"{'':<40}" + "".join(f"{n:>14}" for n in columns) + "".join(f"{t + ' [95 %]':>36}{'+/-':>9}" for t in titles)]
     for name, average in averages.items():
         numbers = "".join(f"{_number(average.get(n)):>14}" for n in names)
         cells = [("-", "") if name == ref else _cell(gains[name][ref]) for ref in references]
@@ -491,6 +501,7 @@ def keep_result(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[s
             "runs": [str(s.folder) for s in study.sources],
             "metric": study.metric,
             "better": "higher" if study.sign > 0 else "lower",
+            "units": study.units,
             "parts": parts,
             "bootstrap": {"resamples": 10_000, "unit": "group" if len(set(bootstrap_units(study))) < len(study.cases) else "case"},
             "rows": [

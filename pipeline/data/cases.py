@@ -11,7 +11,7 @@ import dataclasses
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Pat
     lists = _split_lists(search, path)
     if lists is None:
         return frozenset()
-    train, test = ({_listed_id(entry, images): None for entry in lists.get(key, ())} for key in ("train", "test"))
+    train, test = ({listed_id(entry, images): None for entry in lists.get(key, ())} for key in ("train", "test"))
     for name in [name for name in train if name not in images] + [name for name in test if name not in images and name not in others]:
         search.fault(path, f"names {name}, of which there is no image", "It is skipped; correct or remove that entry", warning=True)
     both = [name for name in train if name in test]
@@ -186,7 +186,7 @@ def _split_lists(search: _Search, path: Path) -> dict[str, list[str]] | None:
     return document
 
 
-def _listed_id(entry: str, images: Mapping[str, Path]) -> str:
+def listed_id(entry: str, images: Collection[str]) -> str:
     """The id that an entry of split.json means: itself, or a file name without folder and suffix."""
     whole = unicodedata.normalize("NFC", entry.strip())
     if whole in images:

@@ -16,6 +16,9 @@ CLOSE = 1e-3
 WHITE = (255, 65535)
 """Values that stand for class 1 in a black and white picture of 8 or 16 bits."""
 
+VOID = -1
+"""What many data sets write where nothing was labelled."""
+
 LOSSY = (".jpg", ".jpeg")
 
 DARK, LIGHT = 34, 254
@@ -56,7 +59,9 @@ def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> n
     problem = _problem(path, array.dtype, values, ignore)
     if problem:
         way_out = "Give class numbers, or say with --binarise X from which value on a voxel is foreground (e.g. 0.5 of probabilities, 127 of greys)"
-        raise FileError(path, problem, way_out)
+        raise FileError(
+            path, problem, way_out + (f", or --ignore-label={VOID} if that is void" if problem.endswith(f"below 0: {VOID}") else "")
+        )
     labels = array.astype(np.int64) if array.dtype.kind == "f" else array
     white = white_of(values, ignore)
     return labels if white is None else np.where(labels == white, 1, labels)

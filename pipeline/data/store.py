@@ -42,9 +42,6 @@ WHITE = ("255", "65535")
 LISTED = 256
 """Distinct label values that facts keep; an image given as labels would have millions."""
 
-AFFINE_TOLERANCE = 1e-3
-"""Largest difference between entries of two NIfTI affines that are called equal."""
-
 LOG = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -392,10 +389,7 @@ def _order(geometry: Geometry) -> str:
 
 
 def _same_affine(one: Any, other: Any) -> bool:
-    if one is None or other is None:
-        return True
-    one, other = np.array(one, float), np.array(other, float)  # None, which JSON has for NaN, is NaN again
-    return bool(np.allclose(one, other, rtol=0, atol=AFFINE_TOLERANCE, equal_nan=True))
+    return one is None or other is None or grid.near(one, other)
 
 
 def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
@@ -545,7 +539,7 @@ def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) 
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
         yield Fault(path=path, problem=problem, cure="Save both with the same number type, so that equal values mean equal brightness")
     if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
-        problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {AFFINE_TOLERANCE}"
+        problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
         yield Fault(
             path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
         )

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, postprocess
+from pipeline import files, grid, postprocess
 from pipeline.config import Config, to_dict
 from pipeline.data import store
 from pipeline.data.normalise import Scale
@@ -100,7 +100,7 @@ def _check_fit(path: Path, array: Pixels, place: Geometry, first: tuple[Pixels, 
     if array.shape[1:] != first[0].shape[1:]:
         raise FileError(path, f"has shape {array.shape[1:]}, the first channel {first[0].shape[1:]}", "Resample the channels to one grid")
     one, other = (g.meta.get("affine") for g in (first[1], place))
-    if one and other and not np.allclose(one, other, rtol=0, atol=store.AFFINE_TOLERANCE, equal_nan=True):
+    if one and other and not grid.near(one, other):
         raise FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
 
 

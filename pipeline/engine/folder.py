@@ -21,7 +21,7 @@ from pipeline.engine import processes
 from pipeline.engine import soft as softs
 from pipeline.files import FileError
 from pipeline.grid import Grid, alignment, by_mm, grid_of
-from pipeline.metrics import BETTER, CHANGED, IMAGES, SOFT, evaluate, evaluate_frames
+from pipeline.metrics import BETTER, CHANGED, IMAGES, NUMBERLESS, SOFT, evaluate, evaluate_frames
 from pipeline.metrics.context import MetricContext, several
 from pipeline.metrics.frames import POOLED, Counts, Truth, count, pool
 from pipeline.metrics.image import intensities
@@ -105,7 +105,7 @@ def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable
         if progress:
             progress(len(rows), len(pairs))
     classes = classes_of(rows.values())
-    require_comparable(rows.values())
+    require_comparable(rows.values(), pairs[0].rules.metrics if pairs else ())
     if several(classes):
         rows |= {pair.id: row for pair, row in _rows(_of_one_class(pairs, rows, classes), workers)}
     good = {p.id: row for p in pairs if not isinstance(row := rows[p.id], str)}
@@ -146,10 +146,15 @@ SMALL = 8
 """Classes below this may well differ between answers and labels of a small set."""
 
 
-def require_comparable(rows: Iterable[Row | str]) -> None:
-    """Raise UserError where answers and labels of a set have no foreground value in common, so that nothing can ever agree."""
+def require_comparable(rows: Iterable[Row | str], metrics: Sequence[Part]) -> None:
+    """Raise UserError where answers and labels of a set have no foreground value in common, so that nothing can ever agree.
+
+    Where no metric compares equal numbers, numbers are names, and may differ: only two greys are then taken for a mistake.
+    """
     good = [row for row in rows if not isinstance(row, str)]
     answers, truths = (set().union(*(getattr(row, side) for row in good)) for side in ("answers", "labels"))
+    if all(m.name in NUMBERLESS for m in metrics) and max(len(answers), len(truths)) > 1:
+        return
     if answers and truths and not answers & truths and max(answers | truths) >= SMALL:
         raise UserError(
             f"the labels hold {_listed(truths)} where the answers hold {_listed(answers)}: no value is foreground in both, so nothing can "
@@ -207,7 +212,7 @@ def score(pair: Pair) -> Row | str:
         if rules.images:
             return _image_row(pair)
         truth, place = _truth(pair)
-        answer = _answer(pair, place)
+        answer = _counted_only(pair, _answer(pair, place), truth)
         soft = _probability(pair, place)
         return Row(
             evaluate_frames(rules.metrics, answer, truth, soft),
@@ -293,6 +298,24 @@ def _answer(pair: Pair, place: Place) -> np.ndarray:
     else:
         answer = labels.class_numbers(pair.prediction, near, pair.rules.ignore)
     return place.bring(pair.prediction, answer[None], geometry)[0]
+
+
+def _counted_only(pair: Pair, answer: np.ndarray, truth: Truth) -> np.ndarray:
+    """The answer with background where the label is ignored: what it holds there is no class of the set.
+
+    Raises FileError where the ignored value itself, if it is no class number, stands where the label counts.
+    """
+    if truth.ignore is None or 0 <= int(answer.min()) <= int(answer.max()) <= 1:
+        return answer
+    seen = np.where(truth.label == truth.ignore, np.zeros((), answer.dtype), answer)
+    below = int(np.count_nonzero(seen < 0))
+    if below:
+        raise FileError(
+            pair.prediction,
+            f"holds the ignored value {truth.ignore} in {below} voxels that {pair.label} counts",
+            "Give them a class number, 0 for background",
+        )
+    return seen
 
 
 def _one_channel(path: Path, dims: int) -> tuple[np.ndarray, Geometry]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.files.errors import FileError, wrong_axes
 from pipeline.files.pictures import as_seen, palette_labels, upright
 from pipeline.files.pixels import Pixels, Rows, slabs
-from pipeline.records import Geometry
+from pipeline.records import MILLIMETRES, Geometry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -344,17 +344,27 @@ def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
 
 
 def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
-    text = tif.ome_metadata if tif.is_ome else None
-    sizes = {axis: float(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text or "")}
-    unit = re.search(r'\bPhysicalSizeXUnit="([^"]+)"', text or "")
+    """Sizes in the unit of the first axis: OME gives each axis its own."""
+    text = (tif.ome_metadata if tif.is_ome else None) or ""
+    sizes = {axis: float(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)}
+    units = dict.fromkeys("XYZ", "\u00b5m") | dict(re.findall(r'\bPhysicalSize([XYZ])Unit="([^"]+)"', text))
+    sizes = {axis: known for axis, size in sizes.items() if (known := _in_unit(size, units[axis], units["X"]))}
     meta: dict[str, Any] = {}
     if sizes.get("X", 0) > 0 and sizes.get("Y", 0) > 0:
         resolution = [Fraction(1 / sizes[axis]).limit_denominator(10**6) for axis in "XY"]
         meta = {"imagej": True, "resolution": [list(r.as_integer_ratio()) for r in resolution], "resolution_unit": 1}
-        meta["unit"] = unit[1] if unit else "\u00b5m"  # the unit of OME where none is stated
+        meta["unit"] = units["X"]
     if "Z" in sizes:
         meta["spacing"] = sizes["Z"]
     return meta
+
+
+def _in_unit(size: float, unit: str, wanted: str) -> float | None:
+    """A size in another unit; None where the two have nothing in common."""
+    if unit == wanted:
+        return size
+    factors = [MILLIMETRES.get(u.lower()) for u in (unit, wanted)]
+    return size * factors[0] / factors[1] if factors[0] and factors[1] else None
 
 
 def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:

@@ -58,6 +58,9 @@ CHANGED = frozenset({"retouch"})
 IMAGES = image.NAMES | CHANGED
 """Metrics of images; all others are of labels."""
 
+NUMBERLESS = SOFT | {"competition", "components", "betti_error", "voi", "adapted_rand"}
+"""Metrics of labels to which equal numbers in the two maps mean nothing."""
+
 DISTANCES = frozenset({"hd95", "assd"})
 """Metrics whose value is a length."""
 
