@@ -55,6 +55,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         empty = action.default is None or action.default is False or action.default in ("", [], ())
+        if isinstance(action.default, list | tuple) and not empty:
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return action.help if empty else super()._get_help_string(action)
 
 
@@ -228,7 +230,7 @@ class Progress:
                 Progress.shown.close()
             # A bar of one width, whatever the text behind it: it should not jump.
             options: dict[str, Any] = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text} if text else {}
-            options |= {"leave": False, "dynamic_ncols": True, "miniters": 0}
+            options |= {"leave": False, "miniters": 0, **_width()}
             self.bar = tqdm(desc=self.what, total=total, initial=done, **options)
             Progress.shown = self
         return self.bar
@@ -244,6 +246,15 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _width() -> dict[str, Any]:
+    """How wide a bar is: as the terminal, 80 where that does not say (0 columns, in which tqdm would show nothing)."""
+    try:
+        unknown = os.get_terminal_size(sys.stderr.fileno()).columns == 0
+    except (OSError, ValueError):
+        unknown = False
+    return {"ncols": 80} if unknown else {"dynamic_ncols": True}
 
 
 def _above_bar() -> contextlib.AbstractContextManager[object]:

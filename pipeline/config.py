@@ -17,7 +17,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -620,6 +620,9 @@ def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
     unknown: list[str] = []
     full = _expand(dict(data), kind, "", unknown)
     problems, replaced = [Problem(text) for text in unknown], list[str]()
+    for key in list(_not_numbers(full)):
+        problems.append(Problem(f"{key} is nan (not a number), which no key takes.", (key,)))
+        replaced += [taken] if (taken := _take_away(full, key)) is not None else []
     value = None
     for _ in range(ROUNDS):
         value, found = _build(full, kind)
@@ -628,11 +631,21 @@ def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
         if not found:
             break
         value = None
-        taken = [_take_away(full, key) for p in found for key in p.keys]
+        taken = [_take_away(full, key) for key in dict.fromkeys(key for p in found for key in p.keys)]
         replaced += [key for key in taken if key is not None]
         if not any(taken):
             break
     return Reading(config=value, problems=tuple(dict.fromkeys(problems)), replaced=tuple(dict.fromkeys(replaced)))
+
+
+def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
+    """Dotted keys of NaN, which any rule of the form "not below" lets pass; options of entries are looked at by :func:`bind`."""
+    if isinstance(value, float) and math.isnan(value):
+        yield key.removeprefix(".")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        if name != "options":
+            yield from _not_numbers(item, f"{key}.{name}")
 
 
 def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
@@ -663,6 +676,7 @@ STAND_INS = {
     r"(metrics|train\.validate\.metrics)\.\d+": {"name": "dice"},
     r"postprocess\.\d+": {"name": "fill_holes"},
     r"data\.augment\.\d+": {"name": "flip"},
+    r"data\.folders\.image": "images",
 }
 """What stands where a faulty key has no default, so that the others can be checked; nothing is said about these themselves."""
 
@@ -672,7 +686,7 @@ def _take_away(full: Any, key: str) -> str | None:
     parts = key.split(".")
     while parts:
         where, at = ".".join(parts), _at(full, parts[:-1])
-        stand_in = next((value for pattern, value in STAND_INS.items() if re.fullmatch(pattern, where)), None)
+        stand_in = _stand_in(full, where)
         if isinstance(at, dict) and (parts[-1] in at or stand_in is not None):
             at.pop(parts[-1], None)
             at |= {} if stand_in is None else {parts[-1]: stand_in}
@@ -682,6 +696,15 @@ def _take_away(full: Any, key: str) -> str | None:
             return where
         parts.pop()
     return None
+
+
+def _stand_in(full: Any, key: str) -> Any:
+    """What to put at a faulty key; None: nothing, so that its default counts."""
+    if key in ("data.patch", "data.patch.size"):  # the default is for volumes, and larger than many
+        dims = _at(full, ["data", "dims"])
+        size = [32] * (dims if dims in (2, 3) else 3)
+        return size if key.endswith("size") else {"size": size}
+    return next((value for pattern, value in STAND_INS.items() if re.fullmatch(pattern, key)), None)
 
 
 def _at(full: Any, parts: typing.Sequence[str]) -> Any:

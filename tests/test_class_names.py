@@ -111,6 +111,33 @@ def test_training_names_its_classes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "dice_1" not in page.partition("<h2>Origin")[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.classes=3"], ""),
+        (["data.classes=2", "data.ignore_label=2"], "calls 2 'Posterior', but data.ignore_label is 2: it is not learned"),
+        (["data.classes=5"], "names classes up to 2, but data.classes is 5"),
+    ],
+)
+def test_a_config_that_reads_classes_otherwise_is_warned_of(
+    settings: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, config = nnunet_folder(tmp_path / "data", ["Anterior", "Posterior"]), config_file(tmp_path / "c.yaml", 3, "[dice]")
+    assert train.main(["--config", str(config), "--data-dir", str(data), "--dry-run", "--set", *settings]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ") and "dataset.json" in line]
+    assert [words in line for line in told] == [True] * bool(words)
+
+
+def test_a_class_that_is_called_ignore_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, config = nnunet_folder(tmp_path / "data", ["Anterior", "ignore"]), config_file(tmp_path / "c.yaml", 3, "[dice]")
+    assert train.main(["--config", str(config), "--data-dir", str(data), "--dry-run"]) == 0
+    assert "calls 2 'ignore', but data.ignore_label is None: it is learned as a class" in capsys.readouterr().out
+    assert (
+        train.main(["--config", str(config), "--data-dir", str(data), "--dry-run", "--set", "data.classes=2", "data.ignore_label=2"]) == 0
+    )
+    assert "dataset.json" not in capsys.readouterr().out
+
+
 def test_many_classes_have_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "aorta", "pancreas"]
     run = trained(tmp_path, names, "[dice, iou]")

@@ -148,6 +148,28 @@ def test_all_faults_are_one_list_names_before_data(tiny: Path, tmp_path: Path, c
     assert len(errors) == len(set(errors)) == 13  # data.augment.1: an unknown key and a missing name
 
 
+@pytest.mark.parametrize(
+    ("override", "count"),
+    [
+        ("data.dims=2", 2),  # the patch has three axes, and so have the files; the value that is ignored stays known
+        ("data.change={by: x}", 3),
+        ("data.folders={image: null}", 1),
+        ("data.patch=[16, 16, 16]", 1),
+        ("data.binarise=.nan", 1),
+        ("losses.0.weight=.nan", 1),
+        ("data.patch={size: [16, 16, 16], foreground: [.nan, 0.7]}", 1),
+    ],
+)
+def test_nothing_is_listed_that_only_follows(override: str, count: int, tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
+    """What is wrong behind a faulty key is looked for with something ordinary in its place, not without all that lies around it."""
+    code, lines = listed(tiny, surfaces, tmp_path / "run", capsys, "--set", override)
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert code == 2
+    assert len(errors) == count, lines
+    assert override.partition("=")[0] in errors[0] or "data.patch.size" in errors[0]
+    assert not [line for line in lines if "holds labels outside" in line or "more than twice as long" in line]
+
+
 def test_a_start_lists_every_fault_of_structure_and_names(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
     assert (
         start(tiny, surfaces, tmp_path / "run", "--set", "data.folds.count=1", "train.epochs=0", "train.epochz=1", "predict.batch=0") == 2

@@ -6,9 +6,9 @@ import argparse
 import importlib
 import pkgutil
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,9 +44,13 @@ def test_the_package_answers_at_once() -> None:
     """A bare interpreter's start is taken off: what a busy machine needs for that is not ours."""
 
     def seconds(*words: str) -> float:
-        began = time.perf_counter()
+        began = processor_seconds()
         subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=True)
-        return time.perf_counter() - began
+        return processor_seconds() - began
+
+    def processor_seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
     rounds = [seconds("-m", "pipeline") - seconds("-c", "pass") for _ in range(3)]
     assert min(rounds) < 0.3
@@ -83,7 +87,8 @@ def test_help_names_defaults_that_are_values_and_no_others(command: str) -> None
     assert not re.findall(r"\(default: (?:None|False|\[\]|\(\)|)\)", text)
     for action in parser._actions:
         if action.help and action.default not in (None, False, argparse.SUPPRESS) and action.default != []:
-            assert f"(default: {action.default})" in text, action.dest
+            typed = " ".join(action.default) if isinstance(action.default, list) else action.default
+            assert f"(default: {typed})" in text, action.dest
 
 
 def test_a_default_of_nought_is_shown() -> None:

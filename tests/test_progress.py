@@ -22,14 +22,14 @@ pty = pytest.importorskip("pty")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def on_terminal(words: Sequence[str]) -> str:
-    """Everything that a command writes to a terminal of 80 columns."""
+def on_terminal(words: Sequence[str], columns: int = 80) -> str:
+    """Everything that a command writes to a terminal; one of 0 columns does not know how wide it is."""
     import fcntl
     import struct
     import termios
 
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         raw = b""
@@ -101,6 +101,13 @@ def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> N
     (log,) = (tmp_path / "run").glob("train_*.log")
     assert "%|" not in log.read_text()
     assert "\r" not in log.read_bytes().decode()
+
+
+def test_a_terminal_of_unknown_width_has_a_bar() -> None:
+    """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows nothing."""
+    code = "from pipeline import cli\nfor n in cli.progress(range(3), 'work'): pass"
+    _, seen = screen(on_terminal(["-c", code], columns=0))
+    assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), seen
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def _examined(config: Config, start: Start, write: bool) -> tuple[Examined, list
         *stores.faults(facts, found.train, config),
         *world.faults(facts, found.train, root, start.continues),
         *_large_patch(config, facts, root),
+        *_other_classes(config, root),
     ]
     return Examined(found.train, facts, found.layout, len(found.test)), grouped(faults, found.train)
 
@@ -136,6 +137,28 @@ def _large_patch(config: Config, facts: Sequence[Facts], root: Path) -> Iterator
         by = "x".join(map(str, largest))
         problem = f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is more than twice as long"
         yield Fault(path=root, problem=problem, cure="Most of a patch would be padding: lower data.patch.size", severity="warning")
+
+
+def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
+    """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not show it."""
+    from pipeline.data import cases as case_finder
+
+    data, path = config.data, root / "dataset.json"
+    names, void = case_finder.class_names(root), case_finder.ignore_label(root)
+    if config.task != "labels" or data.binarise is not None or not names:
+        return
+
+    def told(problem: str, cure: str) -> Fault:
+        return Fault(path=path, problem=problem, cure=cure, severity="warning")
+
+    if data.ignore_label in names:
+        problem = f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is {data.ignore_label}: it is not learned"
+        yield told(problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}")
+    if void is not None and data.ignore_label != void and void < data.classes:
+        problem = f"calls {void} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned as a class"
+        yield told(problem, f"To ignore it set data.ignore_label={void} data.classes={max(names) + 1}")
+    elif data.classes > max(names) + 1:
+        yield told(f"names classes up to {max(names)}, but data.classes is {data.classes}", f"Set data.classes={max(names) + 1}")
 
 
 def planned_folds(config: Config, folder: Path, data: Examined, write: bool) -> list[Split]:

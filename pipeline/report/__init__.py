@@ -135,7 +135,7 @@ def classes(run: Run) -> str:
             ("", [class_title(run, n), _with_interval(means.get(k), values_of(run, k)), *(number(row.get(k)) for _, row in others)])
             for n, k in sorted(keys.items())
         ]
-        parts += [f"<h3>{escape(metric)}</h3>", table(["class", "out of fold", *(name for name, _ in others)], rows)]
+        parts += [f"<h3>{escape(named(run, metric))}</h3>", table(["class", "out of fold", *(name for name, _ in others)], rows)]
     return section("Classes", *parts, note="The chosen weights of each fold. Below a mean: its 95 % bootstrap interval over cases.")
 
 
