@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import checks, cli
-from pipeline.checks import LOCK, check_data, check_names, runs
+from pipeline.checks import LOCK, check_data, check_folds, check_names, runs
 from pipeline.cli import say
 from pipeline.config import Config, dump, load
 from pipeline.records import DONE, FAILED, FoldResult, UserError
@@ -139,6 +139,7 @@ def _prepared(config: Config, start: checks.Start, team: Team) -> tuple[Run, tup
     with alone(folder):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.facts, start)
+        check_folds(config, data, start)
         with _started_over(folder) if start.fresh else contextlib.nullcontext():
             lay_out(config, folder, data)
             return open_run(config, folder, data, team), channels

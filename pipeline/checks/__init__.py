@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.data.folds import Split
     from pipeline.data.store import Facts
 
-__all__ = ["LOCK", "Examined", "Request", "Start", "check_data", "check_names", "dry_run", "planned_folds", "refuse"]
+__all__ = ["LOCK", "Examined", "Request", "Start", "check_data", "check_folds", "check_names", "dry_run", "planned_folds", "refuse"]
 
 NOTED = ("task", "data.dims", "data.classes", "data.targets", "data.folders", "data.ignore_label", "data.binarise", "data.frames")
 """Keys by which data are judged."""
@@ -174,6 +174,35 @@ def planned_folds(config: Config, folder: Path, data: Examined, write: bool) -> 
     )
 
 
+def check_folds(config: Config, found: Examined, start: Start) -> None:
+    """Raise UserError where the cases cannot be split, or leave a fold that is asked for with nothing to learn or to validate on."""
+    problems = [p.text for p in _of_folds(config, start, found) if p.severity == "error"]
+    if problems:
+        raise UserError("\n  ".join(problems))
+
+
+def _of_folds(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
+    try:
+        plan = planned_folds(config, Path(os.devnull) if start.fresh else start.folder, found, write=False)
+    except UserError as error:
+        yield Problem(str(error), ("data.folds.count", "data.folds.by"))
+        return
+    void = {f.id for f in found.facts if _is_void(config, f)}
+    for fold in (n for n in start.folds if n < len(plan)):
+        for ids, side in ((plan[fold].train, "learn from"), (plan[fold].val, "validate on")):
+            if set(ids) <= void:
+                text = f"fold {fold} has nothing to {side}: all voxels of its cases are ignored ({', '.join(ids[:5])})."
+                severity = "warning" if _is_old(start) else "error"
+                yield Problem(f"{text} Label some, look at data.ignore_label, or train other folds.", ("data.ignore_label",), severity)
+
+
+def _is_void(config: Config, facts: Facts) -> bool:
+    """Whether every label of a case is ignored; an image beside the labels never is."""
+    if config.data.ignore_label is None or "image" in config.targets.values():
+        return False
+    return all(set(facts.label_values.get(name, ("",))) == {str(config.data.ignore_label)} for name in config.targets)
+
+
 # --- dry run --------------------------------------------------------------------------------------------------------------
 
 
@@ -240,11 +269,7 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
 
     if not found.cases:
         return
-    folder = Path(os.devnull) if start.fresh else start.folder
-    try:
-        planned_folds(config, folder, found, write=False)
-    except UserError as error:
-        yield Problem(str(error), ("data.folds.count", "data.folds.by"))
+    yield from _of_folds(config, start, found)
     sound = all(f.content and not f.problems for f in found.facts)
     if sound and start.continues and (changes := runs.changed_cases(start.folder, runs.case_listing(found.cases, found.facts))):
         yield Problem(runs.refusal(start.folder, changes))

@@ -114,7 +114,9 @@ def taken(start: Start) -> Iterator[Problem]:
     """Folds that another process trains, as far as they stand in the way of this start."""
     from pipeline.files import lock
 
-    busy = {fold: owner for fold in start.folds if (owner := lock.owner(start.folder / f"fold_{fold}" / LOCK)) is not None}
+    there = {path.parent.name for path in start.folder.glob(f"fold_*/{LOCK}")}  # far fewer than a mistyped count asks for
+    asked = (fold for fold in start.folds if f"fold_{fold}" in there)
+    busy = {fold: owner for fold in asked if (owner := lock.owner(start.folder / f"fold_{fold}" / LOCK)) is not None}
     if start.fresh:
         busy = {path.parent.name: owner for path in sorted(start.folder.glob(f"fold_*/{LOCK}")) if (owner := lock.owner(path))}
     barred = start.fresh or len(busy) == len(start.folds)
