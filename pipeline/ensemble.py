@@ -101,6 +101,7 @@ def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> 
     from pipeline.engine import outputs
 
     data: Sequence[Path] = arguments.input or ()
+    outputs.require_folder(arguments.output)
     images = [p for d in data for p in ([d] if not d.is_dir() or files.is_folder(d) else cases.images(d))]
     outputs.require_apart(images, arguments.output)
     own = _own_folders(members, arguments.output) if data else {}
@@ -113,13 +114,18 @@ def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> 
 def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
     """Predict what is missing, look at all that is to be fused, then fuse case by case; returns the exit code."""
     from pipeline import files, postprocess
+    from pipeline.engine import outputs
 
+    made = set(_own_folders(spec.members, arguments.output).values()) if arguments.input else set()
     folders = member_folders(predicted(spec.members, arguments))
     before = first_summary(folders[0][0])
     steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
     if before.get("task", "labels") == "labels":
         postprocess.check(steps)
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
+    for reader, (folder, _) in zip(readers, folders, strict=True):
+        if folder not in made:
+            outputs.require_finished(folder, reader.ids, say)
     ids = common_ids(readers, [f for f, _ in folders])
     weights = [w for _, w in folders]
     say(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
@@ -131,6 +137,7 @@ def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
         "fusion": spec.fusion,
         "postprocess": [dataclasses.asdict(s) for s in steps],
         **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
+        "inputs": len(ids),
     }
     rows: list[dict[str, Any]] = []
     files.write_json(arguments.output / "summary.json", {**summary, "files": rows})
@@ -176,6 +183,8 @@ def _folders_of(member: Member) -> list[Path]:
 
 def check_weights(members: Sequence[Member]) -> None:
     """Raise UserError for weights that make no mean."""
+    if not members:
+        raise UserError("the ensemble names no members. Give at least one folder of predictions or run.")
     require_weights([m.weight for m in members])
 
 
@@ -256,7 +265,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     record = {
         "models": {str(p): files.sha256(p) for p in paths},
         "predict": to_dict(config)["predict"],
-        "inputs": {c.id: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in c.image] for c in inputs},
+        "inputs": {c.id: [_stamp(p) for p in c.image] for c in inputs},
     }
     with outputs.owned(folder, say):
         done = _still_good(folder, record)
@@ -264,6 +273,13 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
         todo = [c for c in inputs if c.id not in done]
         if todo and predict.predict_all(predictor, todo) != DONE:
             raise UserError(f"{folder}: some images could not be predicted, see above. Mend or remove them, then run again.")
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What changes when an image does. Of one that is a folder all that is in it counts."""
+    from pipeline.engine import blocks
+
+    return blocks.stamp(path) if path.is_dir() else [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
@@ -286,10 +302,15 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
 
 
 def first_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a prediction folder, or nothing."""
+    """summary.json of a prediction folder, or nothing. Raises UserError for one that no command of this package writes."""
     from pipeline import files
 
-    return files.read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    path = folder / "summary.json"
+    found = files.read_json(path) if path.is_file() else {}
+    steps = found.get("postprocess", []) if isinstance(found, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(s, dict) and "name" in s and set(s) <= {"name", "options"} for s in steps):
+        raise UserError(f"{path}: is no summary of predictions. Predict again, or take it away: then --spec names the post-processing.")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
+    from pipeline.engine import outputs
     from pipeline.engine.folder import Rules
     from pipeline.metrics import bound, in_millimetres
 
@@ -115,6 +116,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     only = _listed(arguments.split, arguments.labels)
     only = known.held_out if only is None else only
     pairs = pair(arguments.predictions, arguments.labels, only, arguments.partial)
+    if not arguments.partial:
+        outputs.require_finished(arguments.predictions, pairs, say)
     dims = min(map(files.dims_of, next(iter(pairs.values()))))
     if Rules(metrics=parts, dims=dims).images:
         _require_images(known, parts)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -312,6 +311,7 @@ def require_free(predictor: Predictor, inputs: Sequence[Case]) -> None:
     from pipeline import files
     from pipeline.engine import outputs
 
+    outputs.require_folder(predictor.output)
     outputs.require_apart((path for case in inputs for path in case.image), predictor.output)
     task, soft = predictor.config.task, predictor.save_soft
     names = (name for case in inputs for name in outputs.names(case.id, task, files.suffix(case.image[0]), soft))
@@ -325,12 +325,14 @@ def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
     predictor.output.mkdir(parents=True, exist_ok=True)
     files.sweep(predictor.output)
     rows, began = [], time.monotonic()
-    _write_summary(predictor, rows)  # before any answer: what is killed can be run again, since it is known whose answers these are
+    _write_summary(
+        predictor, rows, len(inputs)
+    )  # before any answer: what is killed can be run again, since it is known whose answers these are
     for n, case in enumerate(inputs):
         cli.stop.check()
         say(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
         rows.append(_guarded(case, lambda case=case: predict_case(predictor, case)))
-        _write_summary(predictor, rows)
+        _write_summary(predictor, rows, len(inputs))
     return _told(rows, began)
 
 
@@ -347,7 +349,7 @@ def predict_shard(predictor: Predictor, inputs: Sequence[Case], index: int, numb
         cli.stop.check()
         say(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
         rows.append(_guarded(case, lambda case=case, which=which: predict_blocks(predictor, case, which)))
-        files.write_json(predictor.output / blocks.FOLDER / f"shard_{index}_of_{number}.json", {"files": rows})
+        files.write_json(predictor.output / blocks.FOLDER / blocks.SHARD.format(index, number), {"files": rows})
     return _told(rows, began)
 
 
@@ -389,7 +391,7 @@ def _guarded(case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return row | {"seconds": round(time.monotonic() - began, 2)}
 
 
-def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
+def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]], inputs: int) -> None:
     from pipeline import files
 
     config, names = to_dict(predictor.config), predictor.trained_on.get("class_names")
@@ -401,6 +403,7 @@ def _write_summary(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None
         "ignore_label": predictor.config.data.ignore_label,
         "predict": config["predict"],
         "postprocess": config["postprocess"],
+        "inputs": inputs,
         "files": rows,
     }
     files.write_json(predictor.output / "summary.json", summary)
@@ -437,12 +440,8 @@ def _require_finite(case: Case, array: np.ndarray) -> None:
     from pipeline import files
     from pipeline.data import store
 
-    if not store.nonfinite(array):
-        return
-    channels = [files.probe(path, array.ndim - 1).shape[0] for path in case.image]
-    for path, last, own in zip(case.image, itertools.accumulate(channels), channels, strict=True):
-        if count := store.nonfinite(array[last - own : last]):
-            raise files.FileError(path, store.nonfinite_problem(count), store.NONFINITE)
+    for number, count in store.nonfinite_files(case, array).items():
+        raise files.FileError(case.image[number], store.nonfinite_problem(count), store.NONFINITE)
 
 
 def _placement(predictor: Predictor, case: Case, geometry: Geometry) -> Placement:

@@ -31,6 +31,8 @@ from pipeline.records import DONE, UserError
 if TYPE_CHECKING:
     import numpy as np
 
+TIME = (1980, 1, 1, 0, 0, 0)
+"""Of every member of a zip, so that its bytes depend on nothing else; it also tells a submission from a user's archive of images."""
 SHOWN = 10
 """Findings of one kind that a message spells out; the rest are counted."""
 READ_BACK = "what was written reads back differently; no submission was kept. Check disk and memory of this machine, then run again."
@@ -109,7 +111,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def require_replaceable(out: Path) -> None:
-    """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif, or a table that begins with id,rle."""
+    """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif as they are written here, or a table id,rle."""
     if os.path.lexists(out) and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out)):
         raise UserError(f"--out {out} is there and no submission, which could be replaced. Name another file, or move it away.")
 
@@ -117,10 +119,11 @@ def require_replaceable(out: Path) -> None:
 def _is_flat_zip(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
     except (OSError, zipfile.BadZipFile):
         return False
-    return bool(names) and all(name.endswith(".tif") and "/" not in name and "\\" not in name for name in names)
+    flat = all(m.filename.endswith(".tif") and "/" not in m.filename and "\\" not in m.filename for m in members)
+    return bool(members) and flat and all(m.date_time == TIME for m in members)
 
 
 def _is_table(path: Path) -> bool:
@@ -158,6 +161,8 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
 
     Reads one volume at a time. Raises UserError with every fault found.
     """
+    from pipeline.engine import outputs
+
     faults: dict[str, list[str]] = defaultdict(list)
     tests = _by_id(test_dir, "--test-dir", faults, "test ids twice")
     if not tests:
@@ -165,6 +170,7 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
         raise UserError(f"--test-dir {test_dir} holds no images." + (f" Did you mean {test_dir / inside[0]}?" if inside else ""))
     # An id may well end like a visualisation; then the test image says so.
     found = _by_id(predictions, "--predictions", faults, "ids twice", also=tests)
+    outputs.require_finished(predictions, found, say)
     tests = _as_predicted(tests, found)
     faults["missing"] = [i for i in tests if i not in found]
     faults["extra"] = [i for i in found if i not in tests]
@@ -329,7 +335,7 @@ def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.nd
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(f"{name}.tif", date_time=(1980, 1, 1, 0, 0, 0))
+    info = zipfile.ZipInfo(f"{name}.tif", date_time=TIME)
     info.create_system = 3  # Unix, whatever this machine is: else the same answers give other bytes on Windows
     info.external_attr = 0o100644 << 16
     return info

@@ -211,3 +211,39 @@ def test_a_torn_soft_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         assert ensemble.main(["--fold-dirs", str(one), "--output", str(tmp_path / "out")]) == 2
         assert "--save-soft" in capsys.readouterr().err
     shutil.rmtree(one)
+
+
+# --- values beyond 32 bits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".nii.gz", ".npy", ".zarr"])
+@pytest.mark.parametrize("blocks", ["never", "always"])
+def test_values_that_float32_cannot_hold_fail(blocks: str, suffix: str, model: Path, tmp_path: Path) -> None:
+    array = noise((20, 18, 17), dtype=np.float64)
+    array[3, 3, :4] = 1e300
+    files.write(tmp_path / f"a{suffix}", array, dims=3)
+    assert run_predict(model, tmp_path / f"a{suffix}", tmp_path / "out", "--blocks", blocks) == 1
+    assert "holds 4 values beyond 3.4e+38" in rows(tmp_path / "out")[0]["error"]
+    files.write(tmp_path / f"b{suffix}", noise((20, 18, 17), dtype=np.float64), dims=3)
+    assert run_predict(model, tmp_path / f"b{suffix}", tmp_path / "good", "--blocks", blocks) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "told"),
+    [(np.nan, np.float32, "holds 1 values that are NaN or infinite"), (1e300, np.float64, "holds 1 values beyond 3.4e+38")],
+)
+def test_training_names_the_channel_that_holds_them(
+    value: float, dtype: type, told: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "nnunet"
+    for case in range(3):
+        for channel in range(2):
+            array = noise((16, 16, 16), 2 * case + channel, dtype)
+            array[5, 5, 5] = value if (case, channel) == (1, 1) else 0
+            files.write(root / "imagesTr" / f"c{case}_{channel:04d}.nii.gz", array)
+        files.write(root / "labelsTr" / f"c{case}.nii.gz", (noise((16, 16, 16), case) > 100).astype(np.uint8))
+    words = ["--config", str(tiny), "--data-dir", str(root), "--out", str(tmp_path / "run"), "--set", "data.layout=nnunet", "--dry-run"]
+    assert train.main(words) == 2
+    err = capsys.readouterr()
+    assert f"c1_0001.nii.gz: {told}" in err.out + err.err
+    assert "c1_0000.nii.gz: holds" not in err.out + err.err

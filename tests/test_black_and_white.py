@@ -1,4 +1,4 @@
-"""Pictures of few bits, and TIFF of bool values tagged MINISWHITE: images as they are seen, labels and volumes by their numbers."""
+"""Pictures of few bits, TIFF of bool values tagged MINISWHITE, TIFF in other colours than RGB: what is seen and which numbers are taken."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from conftest import do_nothing_model
 from PIL import Image
+from small_models import model_file, rows, run_predict
 
 from pipeline import evaluate, files, predict, train
 
@@ -181,3 +182,28 @@ def test_other_numbers_under_that_tag_stay_and_are_said(tmp_path: Path) -> None:
     array, geometry = files.read(tmp_path / "a.tif", 2)
     np.testing.assert_array_equal(array[0], grey)
     assert "MINISWHITE" in geometry.notes[0]
+
+
+@pytest.mark.parametrize(("colours", "told"), [("cielab", "CIELab"), ("ycbcr", "YCbCr"), ("separated", "CMYK")])
+@pytest.mark.parametrize("blocks", ["never", "always"])
+def test_colours_that_are_no_rgb_are_said(colours: str, told: str, blocks: str, tmp_path: Path) -> None:
+    """Their numbers are taken, as they were before."""
+    channels = 4 if told == "CMYK" else 3
+    picture = RNG.integers(0, 256, (*MASK.shape, channels)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric=colours, metadata=None)
+    model = model_file(tmp_path / "model", dims=2, channels=channels)
+    assert run_predict(model, tmp_path / "a.tif", tmp_path / "out", "--blocks", blocks) == 0
+    (warning,) = rows(tmp_path / "out")[0]["warnings"]
+    assert f"is a TIFF in {told} colours" in warning
+    np.testing.assert_array_equal(files.read(tmp_path / "a.tif", 2)[0], picture.transpose(2, 0, 1))
+
+
+def test_jpeg_in_a_tiff_is_rgb_and_nothing_is_said(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 48).astype(np.uint8)
+    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(90)), -1)
+    Image.fromarray(picture).convert("YCbCr").save(tmp_path / "a.tif", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.pages.first.photometric == 6  # else this tests nothing
+    array, geometry = files.read(tmp_path / "a.tif", 2)
+    assert geometry.notes == ()
+    assert np.abs(array.astype(int) - picture.transpose(2, 0, 1)).mean() < 8

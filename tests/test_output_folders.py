@@ -242,14 +242,14 @@ def submit_to(tmp_path: Path, out: Path, *more: str) -> int:
     return submit.main(["--predictions", str(answers), "--test-dir", str(tests), "--out", str(out), *more])
 
 
-@pytest.mark.parametrize("kind", ["text", "photos", "folders"])
+@pytest.mark.parametrize("kind", ["text", "photos", "folders", "images"])
 def test_only_a_submission_is_replaced_by_one(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s.zip"
     if kind == "text":
         out.write_text("my notes")
     else:
         with zipfile.ZipFile(out, "w") as archive:
-            archive.writestr("holiday.jpg" if kind == "photos" else "deep/a.tif", b"x")
+            archive.writestr({"photos": "holiday.jpg", "folders": "deep/a.tif", "images": "a.tif"}[kind], b"x")
     before = out.read_bytes()
     assert submit_to(tmp_path, out) == 2
     assert f"--out {out} is there and no submission" in capsys.readouterr().err

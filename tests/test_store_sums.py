@@ -136,3 +136,28 @@ def test_a_label_that_is_read_otherwise_today_replaces_the_stored_one(surfaces: 
     again = opened(tiny, tmp_path / "data", tmp_path / "store", "data.ignore_label=null")
     np.testing.assert_array_equal(again[0].targets["label"].array, right)
     np.testing.assert_array_equal(right[0], tifffile.imread(stored[0].case.targets["label"]))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"key": 1}', None])
+def test_a_manifest_that_is_none_is_made_again(text: str | None, surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+    first = opened(tiny, surfaces, tmp_path)
+    manifest = tmp_path / "arrays" / "102.json"
+    manifest.write_text(text or manifest.read_text().replace("102.image.npy", "../../102.image.npy"))
+    assert opened(tiny, surfaces, tmp_path) == first
+    assert files.read_json(manifest)["arrays"]["image"]["path"] == "102.image.npy"
+
+
+def test_a_zarr_that_changed_inside_is_stored_again(tiny: Path, tmp_path: Path) -> None:
+    """Its folder keeps its time and size."""
+    rng, data, settings = np.random.default_rng(0), tmp_path / "data", ["data.layout=folders", "data.ignore_label=null"]
+    for n in range(2):
+        files.write(data / "images" / f"{n}.zarr", rng.integers(0, 250, (16, 16, 16)).astype(np.uint8))
+        files.write(data / "masks" / f"{n}.tif", rng.integers(0, 2, (16, 16, 16)).astype(np.uint8))
+    opened(tiny, data, tmp_path / "store", *settings)
+    changed = rng.integers(0, 250, (16, 16, 16)).astype(np.uint8)
+    files.write(tmp_path / "new.zarr", changed)
+    for path in (tmp_path / "new.zarr").rglob("*"):
+        if path.is_file():
+            (data / "images" / "1.zarr" / path.relative_to(tmp_path / "new.zarr")).write_bytes(path.read_bytes())
+    stored = opened(tiny, data, tmp_path / "store", *settings)
+    assert np.array_equal(stored[1].image.array[0], changed)

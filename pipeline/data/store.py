@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from pipeline.records import Case, Fault, Geometry, Part, UserError
 FORMAT = 2
 """Raised when arrays change their meaning; older ones on disk are then made again."""
 
-FACTS = 3
+FACTS = 4
 """Raised when facts change their meaning or gain fields; older ones on disk are then found again."""
 
 MASKED = ("labels", "mask")
@@ -86,6 +87,8 @@ class Facts:
     affines: Mapping[str, list[list[float]]] = field(default_factory=dict)
     problems: tuple[tuple[str, str, str], ...] = ()
     nonfinite: Mapping[str, int] = field(default_factory=dict)
+    nonfinite_files: Mapping[str, int] = field(default_factory=dict)
+    """Of the image, where it holds such values: how many by the number of its file."""
     constant: bool = False
     label_values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     content: str = ""
@@ -214,6 +217,10 @@ def _stamp(path: Path) -> dict[str, Any]:
         stat = path.stat()
     except OSError:
         return {"name": path.name, "size": -1, "mtime_ns": -1}
+    if path.is_dir():  # Zarr: what changes inside does not change the folder
+        inside = [p.stat() for p in path.rglob("*") if p.is_file()]
+        size, newest = sum(s.st_size for s in inside), max((s.st_mtime_ns for s in inside), default=0)
+        return {"name": path.name, "size": size, "mtime_ns": newest, "files": len(inside)}
     return {"name": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
@@ -261,6 +268,7 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         found.judge("image", normal, image[0])
         scale, notes = normalise.fit_with_notes(normal, image[0])
         found.rest = {
+            "nonfinite_files": {str(number): count for number, count in nonfinite_files(case, image[0]).items()},
             "constant": _is_constant(image[0]),
             "content": content_hash(image[0]),
             "scale": scale,
@@ -350,6 +358,16 @@ def nonfinite(array: np.ndarray) -> int:
     return array.size - sum(int(np.count_nonzero(np.isfinite(array[:, first:end]))) for first, end in files.slabs(array))
 
 
+def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:
+    """How many values are NaN or infinite in each file of a case's image, by the file's number; those without any are left out."""
+    if not nonfinite(image):
+        return {}
+    channels = [files.probe(path, image.ndim - 1).shape[0] for path in case.image]
+    ends = itertools.accumulate(channels)
+    counts = [nonfinite(image[end - own : end]) for end, own in zip(ends, channels, strict=True)]
+    return {number: count for number, count in enumerate(counts) if count}
+
+
 def nonfinite_problem(count: int) -> str:
     return f"holds {count} values that are NaN or infinite"
 
@@ -357,7 +375,7 @@ def nonfinite_problem(count: int) -> str:
 def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
     """All channels of a case, ``(C, *S)``, and the geometry of its first file: the same array in training and in prediction.
 
-    float64 becomes float32. Raises FileError for a file that cannot be read or does not fit the first one.
+    float64 becomes float32 (:func:`single`). Raises FileError for a file that cannot be read or does not fit the first one.
     """
     parts: list[np.ndarray] = []
     geometry = Geometry()
@@ -378,10 +396,25 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
         elif not _same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
             raise files.FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
         notes += [f"(file {path.name}) {note}" if parts else note for note in place_of.notes]
-        parts.append(array)
+        parts.append(single(path, array))
     image = parts[0] if len(parts) == 1 else np.concatenate(parts)
     geometry = dataclasses.replace(geometry, notes=tuple(notes))
     return image.astype(np.float32) if image.dtype == np.float64 else image, geometry
+
+
+def single(path: Path, array: np.ndarray) -> np.ndarray:
+    """Values as they are computed with: float64 as float32, other types as they are. Raises FileError where that makes them infinite."""
+    if array.dtype != np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        out = array.astype(np.float32)
+    beyond = nonfinite(out) - nonfinite(array) if nonfinite(out) else 0
+    if beyond:
+        problem = (
+            f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32 bits, with which images are computed"
+        )
+        raise files.FileError(path, problem, "Divide its values by a power of ten, or replace those that are no measurements")
+    return out
 
 
 def _order(geometry: Geometry) -> str:
@@ -396,7 +429,7 @@ def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarra
     """Array ``(C, *S)`` and geometry of a target; labels have one channel, and two values where ``data.binarise`` is set."""
     array, geometry = files.read(path, data.dims, labels=labels)
     if not labels:
-        return array.astype(np.float32) if array.dtype == np.float64 else array, geometry
+        return single(path, array), geometry
     array = array if data.binarise is not None else rounded(array)
     array = array if data.binarise is None else _binarised(path, array, data)
     if len(array) > 1 and (array != array[:1]).any():
@@ -503,10 +536,10 @@ def faults(facts: Sequence[Facts], cases: Sequence[Case], settings: config.Confi
 
 
 def _image_faults(case: Case, fact: Facts) -> Iterator[Fault]:
-    for role, count in fact.nonfinite.items():
-        if role not in fact.label_values:
-            path = case.image[0] if role == "image" else case.targets[role]
-            yield Fault(path=path, problem=nonfinite_problem(count), cure=NONFINITE)
+    found = [(case.image[int(number)], count) for number, count in fact.nonfinite_files.items()]
+    found += [(case.targets[role], count) for role, count in fact.nonfinite.items() if role not in ("image", *fact.label_values)]
+    for path, count in found:
+        yield Fault(path=path, problem=nonfinite_problem(count), cure=NONFINITE)
     if fact.constant:
         cure = "It teaches nothing and is often a failed export: replace it or take the case away"
         severity = "error" if case.targets else "warning"
@@ -722,7 +755,7 @@ def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] |
             LOG.warning("%s: is damaged: its content is not what was written. It is made again", path)
         known = {role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"]) for role, (path, entry) in arrays.items()}
         return None if damaged else known
-    except (files.FileError, OSError, KeyError, TypeError):
+    except (files.FileError, OSError, KeyError, TypeError, ValueError, AttributeError):  # no manifest of ours
         return None
 
 

@@ -38,6 +38,9 @@ from pipeline.tasks import TASKS, answer_suffix
 FOLDER = "blocks"
 """Of the output folder: where blocks lie until the answer is written."""
 
+SHARD = "shard_{}_of_{}.json"
+"""What a shard says of its part, in that folder."""
+
 FORMAT = 1
 """Raised when blocks change their meaning."""
 
@@ -74,20 +77,22 @@ def image(case: Case, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
 
 
 def _finite(path: Path, array: Pixels) -> Pixels:
-    """The same, whose rows are looked through for NaN and infinity when they are read."""
+    """The same, float64 as float32, whose rows are looked through for NaN and infinity when they are read."""
     if np.dtype(array.dtype).kind != "f":
         return array
     if not isinstance(array, Rows):
-        _require_finite(path, np.asarray(array), "")
-        return array
+        whole = store.single(path, np.asarray(array))
+        _require_finite(path, whole, "")
+        return whole
     make = array.make
 
     def checked(first: int, end: int) -> np.ndarray:
-        rows = make(first, end)
+        rows = store.single(path, make(first, end))
         _require_finite(path, rows, f" among its rows {first} to {end - 1}")
         return rows
 
-    return dataclasses.replace(array, make=checked)
+    dtype = np.dtype(np.float32) if array.dtype == np.float64 else array.dtype
+    return dataclasses.replace(array, dtype=dtype, make=checked)
 
 
 def _require_finite(path: Path, rows: np.ndarray, where: str) -> None:
@@ -179,12 +184,12 @@ def key(models: Mapping[str, str], config: Config, case: Case) -> str:
         "format": FORMAT,
         "models": list(models.values()),
         "config": [settings["task"], settings["predict"], settings["data"]["normalise"], settings["data"]["patch"]["size"]],
-        "files": [_stamp(path) for path in case.image],
+        "files": [stamp(path) for path in case.image],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _stamp(path: Path) -> list[Any]:
+def stamp(path: Path) -> list[Any]:
     """Name, bytes and time of change; of a folder those of all its files together."""
     inside = [p.stat() for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()]
     return [path.name, len(inside), sum(s.st_size for s in inside), max((s.st_mtime_ns for s in inside), default=0)]
@@ -202,7 +207,10 @@ def remove(output: Path, case_id: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     home = output / FOLDER
     if home.is_dir() and not any(p.is_dir() for p in home.iterdir()):
-        shutil.rmtree(home, ignore_errors=True)
+        for path in home.glob(SHARD.format("*", "*")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            home.rmdir()  # what others put there stays
 
 
 def share(counts: Sequence[int], index: int, number: int) -> list[range]:

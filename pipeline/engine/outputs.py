@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,18 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
                 )
 
 
+def require_folder(output: Path) -> None:
+    """Raise UserError where ``output`` cannot be a folder with a lock in it."""
+    found = next((p for p in (output, *output.parents) if os.path.lexists(p)), None)
+    if found is not None and not found.is_dir():
+        what = "a link that leads nowhere" if found.is_symlink() else "a file"
+        raise UserError(f"--output {output}: {found} is {what}, no folder. Choose another folder.")
+    if lock.is_foreign(output / LOCK):
+        raise UserError(
+            f"--output {output} holds a {LOCK} that no command of this package wrote: it would be removed. Choose another folder."
+        )
+
+
 def _hops(path: Path) -> Iterator[Path]:
     """The path, and what every link leads to in turn."""
     for _ in range(LINKS):
@@ -94,6 +106,43 @@ def is_prediction(folder: Path) -> bool:
     except files.FileError:
         return False
     return isinstance(summary, dict) and isinstance(summary.get("files"), list) and bool({"models", "members"} & set(summary))
+
+
+def require_finished(folder: Path, ids: Collection[str], say: Callable[[str], None]) -> None:
+    """Raise UserError where the answers ``ids`` in ``folder`` are not those of one prediction that has ended.
+
+    Another command may be writing there, the last one may have been killed, or have failed for a case whose older answer is still
+    there. Cases that it failed for, and answers that it did not write, are said. Folders without a summary of ours are taken as they are.
+    """
+    owner = lock.owner(folder / LOCK)
+    if owner is not None:
+        raise UserError(f"{folder} is being written by {owner}. Wait until that is done.")
+    if not is_prediction(folder):
+        return
+    summary = files.read_json(folder / SUMMARY)
+    rows = {row["id"]: row.get("status") for row in summary["files"] if isinstance(row, dict) and "id" in row}
+    wanted = summary.get("inputs")
+    if isinstance(wanted, int) and len(rows) < wanted:
+        raise UserError(
+            f"{folder}: the last command that wrote there ended after {len(rows)} of {wanted} cases ({SUMMARY}), so that answers of two "
+            "may lie there. Run that command again."
+        )
+    failed = [i for i, status in rows.items() if status == "failed"]
+    stale = [i for i in failed if i in ids]
+    if stale:
+        raise UserError(
+            f"{folder}: {_listed(stale)} could not be predicted the last time ({SUMMARY} says why); what lies there is older. "
+            "Predict them again, or remove what is there of them."
+        )
+    if failed:
+        say(f"warning: {folder} lacks cases that could not be predicted ({SUMMARY} says why): {_listed(failed)}")
+    unlisted = [i for i in ids if i not in rows]
+    if unlisted:
+        say(f"warning: {folder} holds answers that its last prediction did not write ({SUMMARY}): {_listed(unlisted)}")
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
 def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:

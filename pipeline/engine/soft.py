@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
+from pipeline.grid import grid_of
 from pipeline.records import Geometry, Prediction, UserError
+from pipeline.tasks import TASKS
 
 TOLERANCE = 1e-3
 """How far a probability may lie outside 0..1: twice the rounding of float16 at 1."""
@@ -49,18 +51,33 @@ def _arrays(folder: Path) -> list[Path]:
 
 
 def load(folder: Path, case_id: str) -> tuple[Prediction, dict[str, Any]]:
-    """A memory-mapped soft prediction and its facts. Raises UserError for a missing or torn file."""
+    """A memory-mapped soft prediction and its facts. Raises UserError for files that are missing, torn or no soft prediction."""
     path = array_path(folder, case_id)
     try:
         facts = files.read_json(path.with_name(f"{path.name[:-4]}.json"))
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         geometry = facts.pop("geometry")
         place = Geometry(**{**geometry, "notes": tuple(geometry.get("notes", ()))})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, files.FileError) as error:
+        _require_usable(array, facts)
+        grid_of(place, array.ndim - 1)  # to meet a damaged geometry here
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, files.FileError) as error:
         raise UserError(
             f"{path}: not a readable soft prediction ({error}). Run pipeline.predict --save-soft again for this case."
         ) from None
     return Prediction(case_id=case_id, soft=array, geometry=place), facts
+
+
+def _require_usable(array: np.ndarray, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError for an array or facts of which no answer could be written."""
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"shape {array.shape} where channels and 2 or 3 axes of space are needed")
+    if facts.get("task", "labels") not in TASKS:
+        raise ValueError(f"task {facts['task']!r} is none of {', '.join(TASKS)}")
+    if facts.get("suffix", ".tif") not in files.SUFFIXES:
+        raise ValueError(f"suffix {facts['suffix']!r} is none of {', '.join(files.SUFFIXES)}")
+    images = facts.get("image", [])
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
+        raise ValueError(f"image {images!r} is no list of paths")
 
 
 def require_sound(path_or_folder: Path, case_id: str) -> None:

@@ -98,6 +98,18 @@ def owner(path: Path) -> str | None:
         os.close(handle)
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether something lies at ``path`` that no lock of this package is: neither empty nor an owner's facts."""
+    if not path.is_file():
+        return os.path.lexists(path)
+    try:
+        return path.stat().st_size > 0 and not isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        return True
+    except OSError:  # not ours to see: taking it will say so
+        return False
+
+
 def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
     began = time.monotonic()
     while True:

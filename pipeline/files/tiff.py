@@ -248,8 +248,18 @@ def _is_ink(page: Any) -> bool:
     return page.photometric == 0 and page.dtype == bool
 
 
+_COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"}
+"""Values of PhotometricInterpretation whose numbers are neither grey nor RGB."""
+
+_JPEG = (6, 7, 34892)
+"""Compressions whose decoder gives RGB for YCbCr."""
+
+
 def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
-    """What to say where the numbers were taken although the tag says that they are seen the other way round."""
+    """What to say where the numbers were taken although the tag says that they are seen otherwise."""
+    colours = _COLOURS.get(int(page.photometric))
+    if colours and not (colours == "YCbCr" and page.compression in _JPEG):
+        return (f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned into RGB",)
     if page.photometric != 0 or (_is_ink(page) and dims == 2 and not labels):
         return ()
     return ("is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they are, not turned round",)
