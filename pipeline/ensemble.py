@@ -386,10 +386,14 @@ def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
     from pipeline.data import labels
 
     array, geometry = files.read(path, files.dims_of(path), labels=True)
-    array = labels.class_numbers(path, array)
-    wrong = array[(array != 0) & (array != 1)]
-    if wrong.size:
-        raise UserError(f"{path}: a vote over answer files takes 0/1 masks, this one holds {wrong[0]}. Save soft predictions instead.")
+    try:
+        array = labels.class_numbers(path, array)
+        wrong = array[(array != 0) & (array != 1)]
+        problem = f"holds {wrong[0]}" if wrong.size else None
+    except files.FileError as error:
+        problem = error.problem
+    if problem is not None:
+        raise UserError(f"{path}: {problem}. A vote over answer files takes 0/1 masks; save soft predictions instead.")
     return array, {"geometry": geometry, "suffix": files.suffix(path), "task": "labels"}
 
 

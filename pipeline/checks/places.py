@@ -91,11 +91,16 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
         yield Problem(f"--fresh would put aside {folder} with the data set {root} in it. Choose another --out.")
     elif not ours:
         names = sorted(p.name for p in folder.iterdir() if p.name not in BESIDE)
-        replaced = [n for n in names if n in WRITTEN or re.fullmatch(r"fold_\d+", n)]
+        replaced = [n for n in names if n in WRITTEN or (re.fullmatch(r"fold_\d+", n) and _holds_files(folder / n))]
         if replaced:
             yield Problem(f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another --out.")
         elif start.fresh and names:
             yield Problem(f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run. Choose another --out.")
+
+
+def _holds_files(fold: Path) -> bool:
+    """Whether there is more in it than locks and what a killed writer left."""
+    return not fold.is_dir() or any(not p.name.startswith(".") for p in fold.iterdir())
 
 
 def unwritable(config: Config, start: Start) -> Iterator[Problem]:
