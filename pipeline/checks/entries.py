@@ -60,6 +60,8 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
     yield from (
         Problem(text, (_key(text),)) for text in losses.faults(config.losses, () if network is None else network.heads, config.kinds)
     )
+    if all(term.weight == 0 for term in config.losses):
+        yield Problem("losses: every weight is 0, so nothing would be learned. Give one term a weight above 0.", ("losses",))
     if network is None:  # what else is wrong can be seen at the head that every network has
         yield from trials.loss_terms(config, {"main": (ends[1], (1.0,) * config.data.dims)}, ends[0])
         return

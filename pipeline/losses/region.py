@@ -82,6 +82,8 @@ def tversky(*, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1e-5, batc
     """
     smooth = number(smooth, "'tversky': smooth", SMALLEST)
     alpha, beta = number(alpha, "'tversky': alpha"), number(beta, "'tversky': beta")
+    if alpha == beta == 0:
+        raise ConfigError("loss 'tversky': alpha and beta are both 0, so that the loss is 0 for every answer. Raise one of them.")
     batch, background = switch(batch, "'tversky': batch"), switch(background, "'tversky': background")
     hard = TverskyLoss(reduction="none", alpha=alpha, beta=beta, batch=batch, smooth_nr=smooth, smooth_dr=smooth)
     return _overlap((hard, _semimetric(alpha, beta, smooth, batch)), batch, background)
