@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import checks, cli
 from pipeline.checks import LOCK, check_data, check_folds, check_names, runs
+from pipeline.checks.runs import read_result
 from pipeline.cli import say
 from pipeline.config import Config, dump, load
 from pipeline.records import DONE, FAILED, FoldResult, UserError
@@ -482,17 +483,6 @@ def _keep_answers(run: Run, held: Sequence[Stored], work: Path, chosen: str) -> 
     shutil.rmtree(out / "soft", ignore_errors=True)
     (work / chosen).rename(out / "soft")
     shutil.rmtree(work)
-
-
-def read_result(folder: Path) -> FoldResult | None:
-    """The result that a fold left behind, or None."""
-    from pipeline import files
-
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    data = files.read_json(path)
-    return FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
 
 
 def summarise(run: Run) -> dict[str, Any]:

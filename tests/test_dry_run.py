@@ -372,6 +372,38 @@ def test_a_fold_in_the_hands_of_another_process_is_listed(finished: tuple[Path, 
         os.close(handle)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("environment.json", "{", "environment.json: cannot be decoded"),
+        ("environment.json", '{"metrics_version": "x"}', "metrics version 'x'; this package knows 1 to"),
+        ("environment.json", '{"metrics_version": 99}', "metrics version 99; this package knows 1 to"),
+        ("environment.json", "[]", "metrics version []"),
+        ("cases.json", "{", "cases.json: cannot be decoded"),
+        ("cases.json", '{"100": 3}', "is no list of a run's cases"),
+        ("splits.json", "[]", "holds no folds"),
+        ("splits.json", '{"folds": [{"train": ["100", "101"], "val": ["101", "102", "103"]}]}', "on both sides of fold 0"),
+        ("fold_0/result.json", "", "is empty"),
+        ("fold_0/result.json", '{"fold": 0}', "is no result of a fold. Remove it"),
+        ("fold_0/result.json", "[]", "is no result of a fold. Remove it"),
+    ],
+)
+def test_a_run_whose_files_are_damaged_is_listed_with_all_else(
+    name: str, content: str, words: str, finished: tuple[Path, Path], tiny: Path, capsys: Output
+) -> None:
+    data, out = finished
+    (out / name).write_text(content)
+    same = ("--fold", "1", "--set", "train.epochs=1", "train.average=null")
+    code, lines = listed(tiny, data, out, capsys, *same, "train.clip=-1")
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert code == 2
+    assert any(words in line for line in errors), lines
+    assert any("train.clip is -1" in line for line in errors)
+    assert start(tiny, data, out, *same) == 2
+    assert words in capsys.readouterr().err
+    assert not (out / "fold_1").exists()
+
+
 def test_initial_weights_that_do_not_fit_are_listed(finished: tuple[Path, Path], tiny: Path, tmp_path: Path, capsys: Output) -> None:
     data, out = finished
     init = f"train.init_from.path={out / 'fold_0' / 'best_model.safetensors'}"

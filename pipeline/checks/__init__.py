@@ -56,6 +56,8 @@ def refuse(config: Config, start: Start, path: Path) -> None:
 
 def _names(config: Config, start: Start) -> Iterator[Problem]:
     """Everything that is known without data, cheap things first. What a run began with before it was refused is a warning."""
+    if start.continues:
+        yield from runs.damaged(start.folder)
     yield from _eased((*limits.problems(config), *places.problems(config, start)), start)
     from pipeline.checks import entries
 
@@ -71,7 +73,10 @@ def _eased(problems: Iterable[Problem], start: Start) -> Iterator[Problem]:
 
 
 def _is_old(start: Start) -> bool:
-    return start.continues and runs.metrics_version(start.folder) < 2
+    try:
+        return start.continues and runs.metrics_version(start.folder) < 2
+    except UserError:
+        return False  # said by runs.damaged
 
 
 def check_names(config: Config, facts: Sequence[Facts], start: Start | None = None) -> tuple[int, int]:
@@ -174,6 +179,16 @@ def planned_folds(config: Config, folder: Path, data: Examined, write: bool) -> 
     )
 
 
+def _of_run(start: Start, found: Examined) -> Iterator[Problem]:
+    try:
+        changes = runs.changed_cases(start.folder, runs.case_listing(found.cases, found.facts))
+    except UserError as error:
+        yield Problem(str(error))
+        return
+    if changes:
+        yield Problem(runs.refusal(start.folder, changes))
+
+
 def check_folds(config: Config, found: Examined, start: Start) -> None:
     """Raise UserError where the cases cannot be split, or leave a fold that is asked for with nothing to learn or to validate on."""
     problems = [p.text for p in _of_folds(config, start, found) if p.severity == "error"]
@@ -271,8 +286,8 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
         return
     yield from _of_folds(config, start, found)
     sound = all(f.content and not f.problems for f in found.facts)
-    if sound and start.continues and (changes := runs.changed_cases(start.folder, runs.case_listing(found.cases, found.facts))):
-        yield Problem(runs.refusal(start.folder, changes))
+    if sound and start.continues:
+        yield from _of_run(start, found)
     place = stores.place(config.data, start.folder)
     if sound and place.is_dir() and (reason := places.refused(place)):
         lacking = stores.missing(found.cases, found.facts, config, place)

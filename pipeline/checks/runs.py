@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config, difference, read_yaml, to_dict
-from pipeline.records import METRICS_VERSION, Case
+from pipeline.config import Config, Problem, difference, read_yaml, to_dict
+from pipeline.records import METRICS_VERSION, Case, FoldResult, UserError
 
 if TYPE_CHECKING:
     from pipeline.data.store import Facts
@@ -25,8 +27,37 @@ def metrics_version(folder: Path) -> int:
         return METRICS_VERSION
     if not (folder / "environment.json").is_file():
         return 1
-    known = files.read_json(folder / "environment.json")
-    return int(known.get("metrics_version", 1)) if isinstance(known, dict) else 1
+    path = folder / "environment.json"
+    known = files.read_json(path)
+    version = known.get("metrics_version", 1) if isinstance(known, dict) else known
+    if type(version) is not int or not 1 <= version <= METRICS_VERSION:
+        problem = f"holds the metrics version {version!r:.80}; this package knows 1 to {METRICS_VERSION}"
+        raise files.FileError(path, problem, "Continue with the version of the package that made the run, restore the file, or use --fresh")
+    return version
+
+
+def read_result(folder: Path) -> FoldResult | None:
+    """The result that a fold left behind, or None. Raises FileError where the file is none."""
+    from pipeline import files
+
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    data = files.read_json(path)
+    try:
+        return FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
+    except (KeyError, TypeError, IndexError):
+        raise files.FileError(path, "is no result of a fold", "Remove it: the fold goes on from its last state") from None
+
+
+def damaged(folder: Path) -> Iterator[Problem]:
+    """Files of a run by which it would go on or be summed up, and which cannot be read."""
+    folds = sorted(p.parent for p in folder.glob("fold_*/result.json"))
+    for read in (functools.partial(metrics_version, folder), *(functools.partial(read_result, fold) for fold in folds)):
+        try:
+            read()
+        except UserError as error:
+            yield Problem(str(error))
 
 
 def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
@@ -57,6 +88,8 @@ def changed_cases(folder: Path, listing: Mapping[str, Any]) -> list[str]:
     if not (folder / "config.yaml").is_file() or not (folder / "cases.json").is_file():
         return []
     before = files.read_json(folder / "cases.json")
+    if not isinstance(before, dict) or not all(isinstance(case, dict) and "content" in case for case in before.values()):
+        raise files.FileError(folder / "cases.json", "is no list of a run's cases", "Restore it, or use --fresh")
     return [
         *(f"case {i}: removed" for i in before if i not in listing),
         *(f"case {i}: added" for i in listing if i not in before),

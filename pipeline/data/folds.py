@@ -107,6 +107,12 @@ def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Sp
         for word, names in (("added", present - known), ("removed", known - present))
         if names
     ]
+    odd = [n for n, fold in enumerate(splits) if not fold.train or not fold.val or set(fold.train) & set(fold.val)]
+    if odd:
+        problem = f"puts a case on both sides of fold {odd[0]}, or none on one of them"
+        raise files.FileError(path, problem, "Correct it, or remove it; it is made again")
+    if len(splits) != about.get("count", len(splits)):
+        raise files.FileError(path, f"holds {len(splits)} folds, not {about['count']}", "Remove it; it is made again")
     changes += [f"{key} was {document.get(key)}, is {value}" for key, value in about.items() if document.get(key) != value]
     if changes:
         raise UserError(f"{path} was made for other data: {'; '.join(changes)}. Run with --fresh, or choose another --out.")
