@@ -202,6 +202,6 @@ def test_facts_remember_what_was_found(surfaces: Path, tiny: Path, tmp_path: Pat
     assert store.examine(found, settings, tmp_path / "store") == first
     assert [f.id for f in first if f.scale_notes] == ["101", "102"]
     old = tmp_path / "store" / "facts" / "101.json"
-    old.write_text(old.read_text().replace('"format": 3', '"format": 2'))
+    old.write_text(old.read_text().replace(f'"format": {store.FACTS}', '"format": 2'))
     assert store.examine(found, settings, tmp_path / "store") == first
-    assert '"format": 3' in old.read_text()
+    assert f'"format": {store.FACTS}' in old.read_text()

@@ -476,5 +476,5 @@ def test_records_travel_to_processes(run: Path) -> None:
     task = task_of(run, Candidate(steps=(part("threshold", at=0.5),)))
     assert len(multiprocessing.reduction.ForkingPickler.dumps(task)) > 0
     assert dataclasses.is_dataclass(task)
-    with pytest.raises(UserError, match="member weights"):
+    with pytest.raises(UserError, match="names no members"):
         ensemble.check_weights([])

@@ -192,7 +192,18 @@ def test_a_fold_with_nothing_to_validate_on_fails_by_name(tmp_path: Path, capsys
     run(tmp_path)
     held = json.loads((tmp_path / "run/splits.json").read_text())["folds"][0]["val"]
     data_set(tmp_path / "data", tuple(int(name[1]) for name in held))
-    run(tmp_path, "--fresh", code=1)
+    run(tmp_path, "--fresh", code=2)
+    assert "fold 0 has nothing to validate on: all voxels of its cases are ignored" in capsys.readouterr().err
+
+
+def test_patches_of_which_none_is_labelled_fail_the_fold_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A single labelled voxel in a corner, which no patch of these seeds meets."""
+    data_set(tmp_path / "data", (0, 1, 2, 3))
+    for path in (tmp_path / "data/masks").iterdir():
+        label = np.full((20, 20, 20), 3, np.uint8)
+        label[0, 0, 0] = 1
+        nibabel.save(nibabel.Nifti1Image(label, np.diag([1, 1, 3, 1])), path)
+    run(tmp_path, code=1)
     assert "validation patches of fold 0 holds a labelled voxel, so there is nothing to validate on" in capsys.readouterr().out
 
 

@@ -190,8 +190,9 @@ def _of_run(start: Start, found: Examined) -> Iterator[Problem]:
 
 
 def check_folds(config: Config, found: Examined, start: Start) -> None:
-    """Raise UserError where the cases cannot be split, or leave a fold that is asked for with nothing to learn or to validate on."""
-    problems = [p.text for p in _of_folds(config, start, found) if p.severity == "error"]
+    """Raise UserError where the cases are not those of a run that goes on, cannot be split, or leave a fold nothing to learn from."""
+    changed = list(_of_run(start, found)) if start.continues else []
+    problems = [p.text for p in changed or _of_folds(config, start, found) if p.severity == "error"]
     if problems:
         raise UserError("\n  ".join(problems))
 
