@@ -82,6 +82,9 @@ WRONG = [
     ("data.classes=1000000000", "data.classes is 1000000000, must be at most 256"),
     ("data.folds.count=1000000", "data.folds.count is 1000000, must be at most"),
     ("train.epochs=1000000000000", "train.epochs is 1000000000000, must be at most"),
+    ("predict.halo=7", "predict.halo is 7: tile (16, 16, 16) leaves too little between two halos"),
+    ("postprocess=[threshold, {name: closing, options: {radius: 1000}}]", "postprocess.1: 'closing': option radius is 1000"),
+    ("train.optimizer.options.lr=1.0e+30", "option lr is 1e+30, must be at most 65536"),
     ("predict.halo=8", "have nothing left between two halos"),
     ("predict.norms=exact", "norms"),
     ("data.store=FILE", "is a file"),
@@ -402,6 +405,25 @@ def test_a_run_whose_files_are_damaged_is_listed_with_all_else(
     assert start(tiny, data, out, *same) == 2
     assert words in capsys.readouterr().err
     assert not (out / "fold_1").exists()
+
+
+def test_files_where_a_run_needs_folders_and_damaged_states_are_listed(finished: tuple[Path, Path], tiny: Path, capsys: Output) -> None:
+    data, out = finished
+    same = ("--set", "train.epochs=1", "train.average=null")
+    (out / "fold_0" / "result.json").unlink()
+    for path in (out / "fold_0" / "checkpoint_latest").iterdir():
+        path.write_bytes(b"x")
+    shutil.rmtree(out / "store")
+    (out / "store").write_text("mine")
+    (out / "fold_1").write_text("mine")
+    code, lines = listed(tiny, data, out, capsys, *same)
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert code == 2
+    for words in (f"{out / 'store'} is a file", f"{out / 'fold_1'} is a file", "saved states are damaged"):
+        assert any(words in line for line in errors), lines
+    assert start(tiny, data, out, *same) == 2
+    assert "is a file where the run needs a folder" in capsys.readouterr().err
+    assert (out / "store").read_text() == (out / "fold_1").read_text() == "mine"
 
 
 def test_initial_weights_that_do_not_fit_are_listed(finished: tuple[Path, Path], tiny: Path, tmp_path: Path, capsys: Output) -> None:

@@ -252,12 +252,29 @@ def dry_run(request: Request) -> int:
     for found in (_names, places.unwritable):
         told(found(config, start), reading)
     told(places.taken(start))
+    told(_of_states(start))
     told(places.another_config(config, start) if not reading.problems else ())
     cases = _dry_data(limits.clipped(config), start, reading, told)
     if told.errors:
         raise UserError(_count(told.errors, "config and data"))
     say(f"Dry run: {cases} cases, config and data are good; nothing was started.")
     return DONE
+
+
+def _of_states(start: Start) -> Iterator[Problem]:
+    """Folds that would go on from a saved state, of which all are damaged."""
+    from pipeline.engine import checkpoint
+
+    there = {path.name for path in start.folder.glob("fold_*") if path.is_dir()} if start.continues else set()
+    for folder in (start.folder / f"fold_{n}" for n in start.folds if f"fold_{n}" in there):
+        try:
+            result = runs.read_result(folder)
+            if result is None or result.status != "completed":
+                checkpoint.load_state(folder / "checkpoint_latest", warn=lambda text: None)
+        except checkpoint.CheckpointError as error:
+            yield Problem(str(error))
+        except UserError:
+            continue  # said by runs.damaged
 
 
 def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> int:

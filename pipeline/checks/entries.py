@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import losses, postprocess
@@ -10,6 +11,7 @@ from pipeline.checks import trials
 from pipeline.config import Config, ConfigError, Data, Problem, nearest
 from pipeline.data.store import Facts
 from pipeline.engine import evaluate, inference, norms, validation
+from pipeline.geometry import Tiling
 from pipeline.metrics import CHANGED, IMAGES, METRICS, SOFT, better, bound
 from pipeline.networks import HeadedNet, receptive
 from pipeline.networks import build as build_network
@@ -32,7 +34,18 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
     yield from trials.optimizer(config)
     yield from _metrics(config)
     if config.task == "labels":
-        for text in postprocess.faults(config.postprocess, TASKS["labels"].channels(config, known), config.data.dims):
+        yield from _postprocess(config, known)
+
+
+def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
+    vast = [
+        problem
+        for n, step in enumerate(config.postprocess)
+        for problem in trials.proportions(f"postprocess.{n}", step, trials.REACHING, math.inf)
+    ]
+    yield from vast
+    if not vast:
+        for text in postprocess.faults(config.postprocess, TASKS["labels"].channels(config, channels), config.data.dims):
             yield Problem(text, (text.partition(":")[0],))
 
 
@@ -164,11 +177,26 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
         for n, part in enumerate(evaluate.case_metrics(config)):
             if not _metric(config, part, f"metrics.{n}"):
                 yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
-    if config.predict.norms != "tile" and config.predict.patch != "whole" and not list(_tiles(config)):
+    if config.predict.patch != "whole" and not list(_tiles(config)):
         try:
-            yield from _norms(config, shapes)
+            uncovered = list(_halos(config, shapes)) if config.predict.halo else []
+            yield from uncovered
+            yield from _norms(config, shapes) if config.predict.norms != "tile" and not uncovered else ()
         except trials.EXPECTED:
             return  # the network cannot be built, which is said elsewhere
+
+
+def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
+    """Tiles lie on multiples of the network's stride: between two halos one of those has to be left."""
+    channels = shapes[0][0]
+    network = trials.outline(config, (channels, TASKS[config.task].channels(config, channels)))
+    patch = config.predict.patch if isinstance(config.predict.patch, tuple) else config.data.patch.size
+    for size in sorted({s[1:] for s in shapes}):
+        try:
+            Tiling(size=size, tile=patch, halo=config.predict.halo, grid=receptive.stride(network, config.data.dims))
+        except ValueError as error:
+            yield Problem(f"predict.halo is {config.predict.halo}: {error}, or lower predict.halo.", ("predict.halo",))
+            return
 
 
 def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:

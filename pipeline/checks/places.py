@@ -70,6 +70,10 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
         if (file := _file_on_the_way(path)) is not None:
             advice = "Choose another --out." if what == "the run folder" else "Set data.store to a folder, or to null."
             yield Problem(f"{what} {path} cannot be made: {file} is a file. {advice}", ("data.store",) if what == "data.store" else ())
+    if not start.fresh:
+        for path in (start.folder / "store", *sorted(start.folder.glob("fold_*"))):
+            if path.exists() and not path.is_dir():
+                yield Problem(f"{path} is a file where the run needs a folder. Move it away, or choose another --out.")
     if start.folder.is_dir():
         yield from _of_others(start, Path(config.data.root))
 

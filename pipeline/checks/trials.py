@@ -54,10 +54,14 @@ STEPS = 200
 """Epochs over which a schedule is tried."""
 
 
-def proportions(where: str, part: Part | Term) -> Iterator[Problem]:
+REACHING = {"radius": 128, "size": 256}
+"""Options of post-processing that say how far a step reaches, in voxels, and how far at most."""
+
+
+def proportions(where: str, part: Part | Term, most_of: Mapping[str, float] = REPEATED, largest: float = LARGEST) -> Iterator[Problem]:
     """Numbers so large that an entry would take memory or hours to be tried."""
     for option, value in part.options.items():
-        most = REPEATED.get(option, LARGEST)
+        most = most_of.get(option, largest)
         if any(abs(n) > most for n in _numbers(value)):
             yield Problem(f"{where}: {part.name!r}: option {option} is {value!r}, must be at most {most} by amount.", (where,))
 
@@ -303,7 +307,8 @@ def optimizer(config: Config) -> Iterator[Problem]:
     """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the same."""
     module, train = torch.nn.Linear(1, 1), config.train
     alone = dataclasses.replace(train, schedule=Part(name="constant"))
-    found = list(tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer")))
+    found = list(proportions("train.optimizer", train.optimizer))
+    found = found or list(tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer")))
     yield from found
     both = dataclasses.replace(train, optimizer=Part(name="adam")) if found else train
     yield from tried("train.schedule", train.schedule, lambda: _run(both, module, "train.schedule"))
