@@ -142,11 +142,6 @@ def _plain(text: str) -> str:
     return text.replace("\\u00B5", "\u00b5").replace("\\u00b5", "\u00b5").strip()
 
 
-def same_place(one: Grid, other: Grid) -> bool:
-    """Whether two grids say nothing that contradicts: equal affines, or none on one side."""
-    return one.affine is None or other.affine is None or near(one.affine, other.affine)
-
-
 def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
     """Whether two affines are equal but for rounding: an origin is kept in single precision, which matters beside tiny voxels.
 

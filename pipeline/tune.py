@@ -130,7 +130,7 @@ def tune(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(out, arguments.force)
     plan = make_plan(study, arguments.space)
-    with lock.held(folder_of(study) / ".lock", say), make_trials(study, arguments.workers) as trials:
+    with lock.held(folder_of(study) / lock.NAME, say), make_trials(study, arguments.workers) as trials:
         study = usable(study, trials, plan)
         parts = make_parts(study, arguments.by)
         say(f"{len(study.cases)} cases; held out in turn: {', '.join(f'{name} ({len(ids)})' for name, ids in parts.items())}")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, Problem
+from pipeline.files import lock
 from pipeline.records import UserError
 
-LOCK = ".lock"
+LOCK = lock.NAME
 """File in the run folder and in each fold's by which processes keep apart; the data's store in the run folder is the run's."""
 
 LONGEST = 200
@@ -121,8 +122,6 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
 
 def taken(start: Start) -> Iterator[Problem]:
     """Folds that another process trains, as far as they stand in the way of this start."""
-    from pipeline.files import lock
-
     there = {path.parent.name for path in start.folder.glob(f"fold_*/{LOCK}")}  # far fewer than a mistyped count asks for
     asked = (fold for fold in start.folds if f"fold_{fold}" in there)
     busy = {fold: owner for fold in asked if (owner := lock.owner(start.folder / f"fold_{fold}" / LOCK)) is not None}

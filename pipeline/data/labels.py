@@ -77,7 +77,7 @@ def _problem(path: Path, dtype: np.dtype, values: dict[int | float, int], ignore
         return f"is a JPEG, which blurs labels: it holds {len(known)} values, {_some(known)}"
     if dtype == np.uint8 and {0, 255} <= set(known) and len([v for v in known if DARK <= v < LIGHT]) >= 3:
         return f"holds greys between 0 and 255 as of a mask that was resized or smoothed: {_some(known)}"
-    if dtype == np.uint8 and len(known) == 2 and min(known) > 0 and max(known) > 2 and path.suffix.lower() not in (".nii", ".gz"):
+    if dtype == np.uint8 and len(known) == 2 and min(known) > 0 and max(known) > 2 and suffix(path) not in (".nii", ".nii.gz"):
         return f"holds two greys and no background: {_some(known)}"
     return None
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from pipeline import config, files, grid
 from pipeline.data import normalise
+from pipeline.data.labels import WHITE as WHITE_NUMBERS
 from pipeline.data.labels import rounded
 from pipeline.records import Case, Fault, Geometry, Part, UserError
 
@@ -37,8 +38,8 @@ FACTS = 4
 MASKED = ("labels", "mask")
 """Kinds of targets whose values are classes."""
 
-WHITE = ("255", "65535")
-"""Values that stand for class 1 in a black and white picture of 8 or 16 bits."""
+WHITE = tuple(map(str, WHITE_NUMBERS))
+"""As facts write them: values that stand for class 1 in a black and white picture of 8 or 16 bits."""
 
 LISTED = 256
 """Distinct label values that facts keep; an image given as labels would have millions."""

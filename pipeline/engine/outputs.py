@@ -13,9 +13,6 @@ from pipeline.files import lock
 from pipeline.records import UserError
 from pipeline.tasks import answer_suffix
 
-LOCK = ".lock"
-"""Of an output folder, while a command writes into it."""
-
 SUMMARY = "summary.json"
 
 LINKS = 40
@@ -58,9 +55,9 @@ def require_folder(output: Path) -> None:
     if found is not None and not found.is_dir():
         what = "a link that leads nowhere" if found.is_symlink() else "a file"
         raise UserError(f"--output {output}: {found} is {what}, no folder. Choose another folder.")
-    if lock.is_foreign(output / LOCK):
+    if lock.is_foreign(output / lock.NAME):
         raise UserError(
-            f"--output {output} holds a {LOCK} that no command of this package wrote: it would be removed. Choose another folder."
+            f"--output {output} holds a {lock.NAME} that no command of this package wrote: it would be removed. Choose another folder."
         )
 
 
@@ -114,7 +111,7 @@ def require_finished(folder: Path, ids: Collection[str], say: Callable[[str], No
     Another command may be writing there, the last one may have been killed, or have failed for a case whose older answer is still
     there. Cases that it failed for, and answers that it did not write, are said. Folders without a summary of ours are taken as they are.
     """
-    owner = lock.owner(folder / LOCK)
+    owner = lock.owner(folder / lock.NAME)
     if owner is not None:
         raise UserError(f"{folder} is being written by {owner}. Wait until that is done.")
     if not is_prediction(folder):
@@ -163,7 +160,7 @@ def owned(output: Path, say: Callable[[str], None]) -> Iterator[None]:
     Nothing is left of it afterwards: the file is taken away while it is held, so whoever opened it meanwhile finds that its name
     is gone and makes a new one (see :mod:`pipeline.files.lock`).
     """
-    path, new = output / LOCK, not output.exists()
+    path, new = output / lock.NAME, not output.exists()
     with lock.held(path, say):
         mine = _identity(path)
         try:

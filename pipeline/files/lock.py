@@ -28,6 +28,9 @@ from pathlib import Path
 
 from pipeline.records import UserError
 
+NAME = ".lock"
+"""File in a folder that one process at a time may own."""
+
 POLL = 0.1
 """Seconds between two tries while waiting."""
 
