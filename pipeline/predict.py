@@ -429,7 +429,8 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     _warn(predictor, source, tiles)
     speak = settled(predictor.speak, source, tiles)
     with _bar(tiles.count()) as advance:
-        soft = sliding_window(source, _counted(speak, advance), tiles, config.predict.batch, predictor.device)
+        counted = _counted(speak, lambda n: (advance(n), cli.stop.check()))
+        soft = sliding_window(source, counted, tiles, config.predict.batch, predictor.device)
     prediction = Prediction(case_id=case.id, soft=place.restore(soft), geometry=geometry)
     image = place.restore(source.array[:]) if config.data.dims == 2 else None
     return {"shape": list(size), "tiles": tiles.count(), **_warned(notes), **_finish_case(predictor, case, source, prediction, image)}

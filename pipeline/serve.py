@@ -5,6 +5,10 @@
 
 The model is loaded once and nothing is kept between requests. There is neither encryption nor a password: beyond this machine
 (``--host``) it belongs behind a proxy that has both.
+
+A client that sends or reads too slowly is given up and holds nobody up. The head of a request has to come within 10 s, its body
+and its answer within ``SLOW_SECONDS`` and a second more for every ``SLOW_BYTES``. A request waits for the network only when its
+body is complete. Bodies and answers lie on disk: memory follows ``--concurrent``, not the number of clients.
 """
 
 from __future__ import annotations
@@ -14,28 +18,32 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib
+import os
+import shutil
+import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pipeline
 from pipeline import cli
 from pipeline import predict as predicting
 from pipeline.cli import say
-from pipeline.records import DONE, Case, UserError
+from pipeline.records import AGAIN, DONE, Case, UserError
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
-    import uvicorn
     from fastapi import FastAPI, Request, Response
 
     from pipeline.predict import Predictor
+    from pipeline.serving import Server
 
 TYPES = {
     "image/png": ".png",
@@ -48,8 +56,17 @@ TYPES = {
 """Content types that are taken, and the suffix under which such an image is read."""
 ANSWERS = {".png": "image/png", ".jpg": "image/jpeg", ".tif": "image/tiff"}
 """Content type of an answer by the suffix of its file."""
-RECEIVE_SECONDS = 60
-"""An upload that takes longer is given up: it holds a place in the queue."""
+SLOW_SECONDS, SLOW_BYTES = 20.0, 32 * 1024
+"""An upload or an answer may take so many seconds, and one more for so many bytes that have passed."""
+UPLOADS = 64
+"""Bodies that are received at a time. For one more, the slowest of those that take more than a second is given up."""
+CHUNK = 64 * 1024
+"""Bytes of an answer that are sent at a time."""
+THREAD_SECONDS = 1.5
+"""How long the end waits for an image that is being computed, which stops after the tile that it is at."""
+READERS = 2
+"""Threads that look at headers of uploads."""
+ENDING = "the server is shutting down; come back later."
 LINGER_SECONDS = 2
 """How long an upload that was refused is still read: a client that is cut off while it sends may never see why."""
 
@@ -96,32 +113,114 @@ class Refusal(Exception):  # noqa: N818 - an answer to the client, no fault of t
 
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """A model that answers requests, and how many of them it has at the moment."""
+    """A model that answers requests, and what it has to do at the moment."""
 
     predictor: Predictor
     channels: int
     limits: Limits
     facts: dict[str, Any]
     pool: ThreadPoolExecutor
+    readers: ThreadPoolExecutor
+    """Threads that look at headers of uploads, beside those that compute."""
     turn: asyncio.Semaphore
     inside: int = 0
     seconds: float = field(default=1.0)
     """What the last image took: a guess for those who are told to come back."""
+    uploads: set[_Body] = field(default_factory=set)
+    workspaces: set[_Workspace] = field(default_factory=set)
+    answered: int = 0
+    given_up: int = 0
+    closing: bool = False
+
+    def require_place(self) -> None:
+        """Raise Refusal 503 where as many requests compute or wait as may."""
+        if self.inside >= self.limits.concurrent + self.limits.waiting:
+            reason = f"{self.inside} requests are being worked on or wait; come back later."
+            raise Refusal(503, reason, retry=max(1, round(self.seconds)))
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """A place among those that compute or wait. Raises Refusal 503 where all are taken."""
-        if self.inside >= self.limits.concurrent + self.limits.waiting:
-            raise Refusal(503, f"{self.inside} requests are being worked on or wait; come back later.", retry=max(1, round(self.seconds)))
+        self.require_place()
         self.inside += 1
         try:
             yield
         finally:
             self.inside -= 1
 
-    def health(self) -> dict[str, Any]:
+    @contextlib.asynccontextmanager
+    async def receiving(self, body: _Body) -> AsyncIterator[None]:
+        """Receive ``body`` within, as long as it comes fast enough. Raises Refusal 408 or 503 where it does not."""
+        if self.closing:
+            raise Refusal(503, ENDING)
+        if len(self.uploads) >= UPLOADS:
+            now = asyncio.get_running_loop().time()
+            slow = [b for b in self.uploads if now - b.began > 1]
+            if not slow:
+                raise Refusal(503, f"{UPLOADS} images are being received; come back later.", retry=1)
+            slowest = min(slow, key=lambda b: b.seen / (now - b.began))
+            slowest.give_up(f"{UPLOADS} images are being received, and this one came the slowest; come back later.")
+            self.uploads.discard(slowest)
+        self.uploads.add(body)
+        try:
+            async with body.in_time():
+                yield
+        finally:
+            self.uploads.discard(body)
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[_Workspace]:
+        """A folder for one request, removed when nobody works in it any more."""
+        space = _Workspace(path=Path(tempfile.mkdtemp(prefix="pipeline-serve-")))
+        self.workspaces.add(space)
+        try:
+            yield space
+        finally:
+            space.close(lambda: self.workspaces.discard(space))
+
+    def close(self) -> None:
+        """Give up what is being received: it would take too long, or for ever."""
+        self.closing = True
+        for body in self.uploads:
+            body.give_up(ENDING)
+
+    def abandon(self, seconds: float) -> bool:
+        """Wait for the threads at the end; whether none works any more. Nothing is left on disk either way."""
+        for pool in (self.pool, self.readers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        jobs = [space.job for space in self.workspaces if space.job is not None]
+        idle = not wait_for(jobs, seconds).not_done
+        for space in list(self.workspaces):
+            shutil.rmtree(space.path, ignore_errors=True)
+        return idle
+
+    async def health(self) -> dict[str, Any]:
         running = min(self.inside, self.limits.concurrent)
         return {"status": "ok", **self.facts, "running": running, "waiting": self.inside - running}
+
+
+@dataclass(slots=True, eq=False)
+class _Workspace:
+    """A folder that one request has to itself, and what a thread does in it."""
+
+    path: Path
+    job: Future[Any] | None = None
+
+    async def run(self, pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
+        self.job = pool.submit(work)
+        return await asyncio.wrap_future(self.job)
+
+    def close(self, closed: Callable[[], None]) -> None:
+        """Remove the folder: at once, or by the thread that still works in it although nobody waits for that."""
+
+        def remove(_: object = None) -> None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            closed()
+
+        if self.job is None or self.job.cancel():
+            remove()
+        else:
+            self.job.add_done_callback(remove)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,18 +228,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """The whole command; returns when it is asked to stop and the last request is answered."""
+    """The whole command; returns when it is asked to stop and the requests that it works on are answered or given up."""
     _packages()
     service = build(arguments)
-    with _listen(arguments.host, arguments.port) as listener, service.pool:
+    with _listen(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()[:2]
         say(f"Serving {service.facts['config']} on http://{f'[{host}]' if ':' in host else host}:{port}/predict")
         if not _is_local(host):
             say("WARNING: other machines can reach this address; there is neither encryption nor a password.")
-        cli.stop.check()
-        server(service).run(sockets=[listener])
-    cli.stop.check()  # uvicorn hands on the signal that ended it
-    return DONE
+        made = server(service)
+        made.run(sockets=[listener])
+    return _ended(service, made.ended_by)
+
+
+def _ended(service: Service, number: int | None) -> int:
+    """Say how the server ended, leave nothing behind, and return the exit code."""
+    cli.stop.signal = number  # an image that is being computed ends after its tile
+    idle = service.abandon(THREAD_SECONDS)
+    if number is None:
+        return DONE
+    given_up = f", {service.given_up} given up" if service.given_up else ""
+    say(
+        f"stopped serving on request ({signal.Signals(number).name}): {service.answered} requests "
+        f"answered{given_up}; the same command serves again"
+    )
+    if not idle:  # a thread cannot be ended, and the interpreter would wait for it
+        sys.stdout.flush()
+        os._exit(AGAIN)
+    return AGAIN
 
 
 def _packages() -> None:
@@ -152,12 +267,11 @@ def _packages() -> None:
             raise UserError(f'pipeline.serve needs the package {name}: pip install "pipeline[serve]".') from None
 
 
-def server(service: Service) -> uvicorn.Server:
-    """A server that ends on SIGTERM or SIGINT, after the requests that it has taken are answered."""
-    import uvicorn
+def server(service: Service) -> Server:
+    """A server that ends on a signal, within a bounded time, after the requests that it works on are answered."""
+    from pipeline.serving import Server
 
-    config = uvicorn.Config(application(service), loop="asyncio", lifespan="off", log_config=None, access_log=False, server_header=False)
-    return uvicorn.Server(config)
+    return Server(application(service), service.close, lambda: cli.stop.signal)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -184,8 +298,6 @@ def _is_local(host: str) -> bool:
 
 def build(arguments: argparse.Namespace) -> Service:
     """The model loaded, and the limits. Raises UserError for a model of volumes, and where the options cannot be followed."""
-    from concurrent.futures import ThreadPoolExecutor
-
     import torch
 
     from pipeline import files
@@ -214,7 +326,8 @@ def build(arguments: argparse.Namespace) -> Service:
     limits = Limits(bytes=arguments.max_bytes, pixels=arguments.max_pixels, concurrent=arguments.concurrent, waiting=arguments.waiting)
     pool = ThreadPoolExecutor(limits.concurrent, thread_name_prefix="predict")
     turn = asyncio.Semaphore(limits.concurrent)
-    return Service(predictor=predictor, channels=channels, limits=limits, facts=facts, pool=pool, turn=turn)
+    readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+    return Service(predictor=predictor, channels=channels, limits=limits, facts=facts, pool=pool, readers=readers, turn=turn)
 
 
 def application(service: Service) -> FastAPI:
@@ -235,11 +348,14 @@ def application(service: Service) -> FastAPI:
 
 
 class _Body:
-    """The body of a request on its way in: counts its bytes, and refuses more than ``most``."""
+    """The body of a request on its way in: counts its bytes, refuses more than ``most``, and what comes too slowly."""
 
     def __init__(self, request: Request, most: int) -> None:
         self.source, self.most, self.seen, self.complete = request.receive, most, 0, False
         self.request = type(request)(request.scope, self.receive)
+        self.began = asyncio.get_running_loop().time()
+        self.deadline: asyncio.Timeout | None = None
+        self.reason: Refusal | None = None
 
     async def receive(self) -> MutableMapping[str, Any]:
         message = await self.source()
@@ -247,7 +363,29 @@ class _Body:
         self.complete = not message.get("more_body", False)
         if self.seen > self.most:
             raise Refusal(413, f"the body is larger than {self.most} bytes.")
+        if self.deadline is not None and self.reason is None:
+            self.deadline.reschedule(self.began + SLOW_SECONDS + self.seen / SLOW_BYTES)
         return message
+
+    @contextlib.asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Raise Refusal 408 where the body comes too slowly, and 503 where it was given up."""
+        try:
+            async with asyncio.timeout_at(self.began + SLOW_SECONDS) as self.deadline:
+                yield
+        except TimeoutError:
+            slow = f"{self.seen} bytes came in {asyncio.get_running_loop().time() - self.began:.0f} s"
+            rule = f"{SLOW_SECONDS:.0f} s are given, and one more for every {SLOW_BYTES} bytes"
+            raise self.reason or Refusal(408, f"the body came too slowly: {slow}; {rule}.") from None
+        finally:
+            self.deadline = None
+
+    def give_up(self, reason: str) -> None:
+        """Stop receiving; the client is told the reason (503)."""
+        self.reason = Refusal(503, reason, retry=1)
+        if self.deadline is not None:
+            with contextlib.suppress(RuntimeError):  # it has just passed
+                self.deadline.reschedule(0)
 
     async def linger(self) -> None:
         """Read and forget what is still coming, for a while."""
@@ -259,27 +397,47 @@ class _Body:
 
 async def respond(service: Service, request: Request) -> Response:
     """The answer to a request, or why there is none; what went wrong inside is told to the log only."""
+    began = time.perf_counter()
+    body = _Body(request, service.limits.bytes)
+    response = await _outcome(service, request, body)
+    seconds = time.perf_counter() - began
+    response.headers.update(_headers(service, seconds))
+    service.answered += response.status_code != 503
+    service.given_up += response.status_code == 503
+    say(f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes {seconds:.3f} s")
+    return response
+
+
+async def _outcome(service: Service, request: Request, body: _Body) -> Response:
+    """The answer, or the refusal that stands for whatever went wrong."""
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
 
-    body, began = _Body(request, service.limits.bytes), time.perf_counter()
+    linger = body.linger
+
+    async def leave() -> None:
+        if not service.closing:
+            await linger()
+
     try:
-        response = await _answer(service, request, body)
+        return await _answer(service, request, body)
     except Refusal as refusal:
-        response = _refused(refusal.status, str(refusal), refusal.headers, body)
+        status, reason, headers = refusal.status, str(refusal), refusal.headers
     except HTTPException as error:  # a form that is none
-        response = _refused(error.status_code, str(error.detail), {}, body)
-    except TimeoutError:
-        response = _refused(408, f"the body did not come within {RECEIVE_SECONDS} seconds.", {}, body)
+        status, reason, headers = error.status_code, str(error.detail), {}
     except ClientDisconnect:
-        response = _refused(400, "the client has gone.", {}, body)
+        status, reason, headers = 400, "the client has gone.", {}
+    except asyncio.CancelledError:
+        if not service.closing:
+            raise
+        status, reason, headers = 503, ENDING, {}
+    except OSError as error:  # a full disk, say
+        say(f"error: {type(error).__name__}: {error}")
+        status, reason, headers = 503, "the server cannot keep this image at the moment; come back later.", {"Retry-After": "60"}
     except Exception:
         traceback.print_exc()
-        response = _refused(500, "the image could not be processed; the server's log says why.", {}, body)
-    seconds = time.perf_counter() - began
-    response.headers.update(_headers(service, seconds))
-    say(f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes {seconds:.3f} s")
-    return response
+        status, reason, headers = 500, "the image could not be processed; the server's log says why.", {}
+    return _refused(status, reason, headers if body.complete else {**headers, "Connection": "close"}, leave)
 
 
 def _headers(service: Service, seconds: float) -> dict[str, str]:
@@ -292,7 +450,7 @@ def _headers(service: Service, seconds: float) -> dict[str, str]:
     }
 
 
-def _refused(status: int, reason: str, headers: dict[str, str], body: _Body) -> Response:
+def _refused(status: int, reason: str, headers: dict[str, str], linger: Callable[[], Awaitable[None]]) -> Response:
     """A reason as JSON, whole before the rest of the upload is read and forgotten."""
     from fastapi.responses import JSONResponse
 
@@ -300,44 +458,81 @@ def _refused(status: int, reason: str, headers: dict[str, str], body: _Body) -> 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": self.body, "more_body": True})
-            await body.linger()
+            await linger()
             await send({"type": "http.response.body", "body": b""})
 
     return Lingering({"error": reason}, status, headers)
 
 
 async def _answer(service: Service, request: Request, body: _Body) -> Response:
-    from fastapi import Response
 
     announced = int(request.headers.get("content-length", 0))
     if announced > service.limits.bytes:
         raise Refusal(413, f"the body has {announced} bytes; at most {service.limits.bytes} are taken.")
     form = _kind(request.headers.get("content-type")) == "multipart/form-data"
     ending = "" if form else _suffix(request.headers.get("content-type"), None)
-    with service.place(), tempfile.TemporaryDirectory(prefix="pipeline-serve-") as name:
-        async with asyncio.timeout(RECEIVE_SECONDS):
-            data, ending = await _from_form(body.request) if form else (await body.request.body(), ending)
-        image = Path(name) / f"image{ending}"
-        await asyncio.to_thread(_admit, service, image, data)
-        del data
-        async with service.turn:
-            if await request.is_disconnected():
-                raise Refusal(400, "the client has gone.")
-            began = time.perf_counter()
-            path = await asyncio.get_running_loop().run_in_executor(service.pool, _predict, service.predictor, image)
-            service.seconds = time.perf_counter() - began
-        return Response(path.read_bytes(), media_type=ANSWERS[path.suffix])
+    service.require_place()  # before the body comes, and again when it is there
+    with service.workspace() as space:
+        image = space.path / f"image{ending}"
+        async with service.receiving(body):
+            image = await (_from_form(body.request, image) if form else _from_body(body.request, image))
+        with service.place():
+            await space.run(service.readers, lambda: _admit(service, image))
+            async with service.turn:
+                if await request.is_disconnected():
+                    raise Refusal(400, "the client has gone.")
+                began = time.perf_counter()
+                path = await space.run(service.pool, lambda: _predict(service.predictor, image))
+                service.seconds = time.perf_counter() - began
+        return _file_response(path)
 
 
-async def _from_form(request: Request) -> tuple[bytes, str]:
-    """Content and suffix of the one file of a form."""
+def _file_response(path: Path) -> Response:
+    """The content of a file, which may be unlinked meanwhile, sent no faster than the client reads; one that does not is cut off."""
+    from fastapi import Response
+
+    stream = path.open("rb")
+    size = os.fstat(stream.fileno()).st_size
+
+    class Sent(Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            with stream:
+                try:
+                    async with asyncio.timeout(SLOW_SECONDS + size / SLOW_BYTES):
+                        await _send(stream, size, send)
+                except TimeoutError:
+                    scope["state"]["abort"]()
+
+    return Sent(headers={"Content-Length": str(size)}, media_type=ANSWERS[path.suffix])
+
+
+async def _send(stream: BinaryIO, size: int, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+    for start in range(0, size, CHUNK):
+        await send({"type": "http.response.body", "body": stream.read(CHUNK), "more_body": start + CHUNK < size})
+
+
+async def _from_body(request: Request, path: Path) -> Path:
+    """The body as a file."""
+    with path.open("wb") as stream:
+        async for chunk in request.stream():
+            stream.write(chunk)
+    return path
+
+
+async def _from_form(request: Request, path: Path) -> Path:
+    """The one file of a form, with the suffix that its type or name has."""
     from starlette.datastructures import UploadFile
 
     async with request.form(max_files=1, max_fields=16) as form:
         file = next((v for v in form.values() if isinstance(v, UploadFile)), None)
         if file is None:
             raise Refusal(400, "the form holds no file. Send one, e.g. curl -F image=@photo.png.")
-        return await file.read(), _suffix(file.content_type, file.filename)
+        path = path.with_suffix(_suffix(file.content_type, file.filename))
+        with path.open("wb") as stream:
+            while chunk := await file.read(2**20):
+                stream.write(chunk)
+        return path
 
 
 def _kind(content_type: str | None) -> str:
@@ -356,11 +551,10 @@ def _suffix(content_type: str | None, filename: str | None) -> str:
     return ending
 
 
-def _admit(service: Service, path: Path, data: bytes) -> None:
-    """Write an upload to ``path`` and look at its header. Raises Refusal where it is damaged, too large or has the wrong channels."""
+def _admit(service: Service, path: Path) -> None:
+    """Look at the header of an upload. Raises Refusal where it is damaged, too large or has the wrong channels."""
     from pipeline import files
 
-    path.write_bytes(data)
     probe = files.probe(path, 2)
     if probe.problem is not None:
         raise Refusal(400, f"the image {probe.problem}. {probe.cure}.".replace(str(path.parent), ""))

@@ -27,6 +27,7 @@ FLOORS = {
     "postprocess": 4,
     "engine": 5,
     "cli": 6,
+    "serving": 6,
 }
 COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import re
@@ -11,10 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +19,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from served import SHARPER, WAIT, arguments, httpx, model, photograph, post, refusal, serving, until
 
-from pipeline import config as configs
-from pipeline import files, networks, predict, serve
-from pipeline.engine.checkpoint import save_model
-from pipeline.records import Checkpoint, UserError
+from pipeline import files, predict, serve
+from pipeline.records import UserError
 
-httpx = pytest.importorskip("httpx", reason='needs pip install "pipeline[dev,serve]"')
-pytest.importorskip("uvicorn", reason='needs pip install "pipeline[serve]"')
-pytest.importorskip("fastapi", reason='needs pip install "pipeline[serve]"')
-pytest.importorskip("python_multipart", reason='needs pip install "pipeline[serve]"')
-
-SHARPER = """
-name: sharper
-task: image
-data:
-  folders: {image: src, target: dst}
-  dims: 2
-  normalise: {name: range, options: {low: 0, high: null, to: [-1, 1]}}
-  patch: {size: [32, 32], foreground: null}
-network: {name: deblur_unet, options: {base: 8, residual: true}}
-losses: [{name: l1, target: target}]
-predict: {overlap: 8}
-"""
 VESSELS = """
 name: vessels
 task: labels
@@ -53,19 +32,6 @@ network: {name: sa_unet, options: {channels: [4, 8]}}
 losses: [dice]
 postprocess: [threshold]
 """
-WAIT = 60
-
-
-def model(folder: Path, text: str) -> Path:
-    """A model file of fresh weights: a server does not care whether they were trained."""
-    (folder / "config.yaml").write_text(text)
-    config = configs.load(folder / "config.yaml")
-    channels = (3, 3 if config.task == "image" else 1)
-    torch.manual_seed(1)
-    weights = networks.build(config.network, *channels, config.data.dims).state_dict()
-    path = folder / "best_model.safetensors"
-    save_model(path, Checkpoint(config=configs.to_dict(config), channels=channels, fold=0, epoch=1, score=None, weights=weights))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -73,43 +39,10 @@ def sharper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model(tmp_path_factory.mktemp("sharper"), SHARPER)
 
 
-def photograph(path: Path, size: tuple[int, int] = (45, 67), kind: type = np.uint8) -> Path:
-    """A colour image of soft shapes."""
-    y, x = np.mgrid[: size[0], : size[1]]
-    waves = np.stack([np.sin(y / 9 + c) * np.cos(x / (7 + c)) for c in range(3)])
-    array = ((waves * 0.45 + 0.5) * np.iinfo(kind).max).astype(kind)
-    files.write(path, array, dims=2)
-    return path
-
-
-def arguments(checkpoint: Path, *more: str) -> argparse.Namespace:
-    return serve.parser().parse_args(["--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *more])
-
-
-@contextmanager
-def serving(service: serve.Service) -> Iterator[str]:
-    """The service on a free port, in a thread."""
-    server = serve.server(service)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(WAIT)
-            service.pool.shutdown()
-
-
 @pytest.fixture(scope="module")
 def url(sharper: Path) -> Iterator[str]:
     with serving(serve.build(arguments(sharper, "--max-bytes", "300000", "--max-pixels", "20000"))) as address:
         yield address
-
-
-def post(url: str, path: Path, kind: str | None = None, **more: object) -> httpx.Response:
-    kind = kind or {v: k for k, v in serve.TYPES.items()}[path.suffix]
-    return httpx.post(f"{url}/predict", content=path.read_bytes(), headers={"Content-Type": kind}, timeout=WAIT, **more)
 
 
 @pytest.mark.parametrize(
@@ -172,15 +105,6 @@ def test_health_says_who_answers(url: str) -> None:
     assert facts["channels"] == 3
     assert (facts["running"], facts["waiting"]) == (0, 0)
     assert {"model", "version", "backend", "task"} <= set(facts)
-
-
-def refusal(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    reason = response.json()["error"]
-    assert "Traceback" not in response.text
-    assert "/tmp" not in reason
-    assert "access-control-allow-origin" not in response.headers
-    return reason
 
 
 def test_large_bodies_are_refused_by_their_announcement_and_as_they_come(url: str) -> None:
@@ -277,13 +201,6 @@ def test_nothing_is_left_behind(url: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert post(url, photograph(tmp_path / "a.png")).status_code == 200
     refusal(post(url, photograph(tmp_path / "b.png", (200, 200))), 413)
     assert not list((tmp_path / "temp").iterdir())
-
-
-def until(true: object) -> None:
-    end = time.monotonic() + WAIT
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_signal_lets_the_request_finish(sharper: Path, tmp_path: Path) -> None:

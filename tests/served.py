@@ -1,0 +1,99 @@
+"""What the tests of the server share: a small model, a server in a thread, a client."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config as configs
+from pipeline import files, networks, serve
+from pipeline.engine.checkpoint import save_model
+from pipeline.records import Checkpoint
+
+httpx = pytest.importorskip("httpx", reason='needs pip install "pipeline[dev,serve]"')
+for name in ("uvicorn", "fastapi", "python_multipart"):
+    pytest.importorskip(name, reason='needs pip install "pipeline[serve]"')
+
+WAIT = 60
+SHARPER = """
+name: sharper
+task: image
+data:
+  folders: {image: src, target: dst}
+  dims: 2
+  normalise: {name: range, options: {low: 0, high: null, to: [-1, 1]}}
+  patch: {size: [32, 32], foreground: null}
+network: {name: deblur_unet, options: {base: 8, residual: true}}
+losses: [{name: l1, target: target}]
+predict: {overlap: 8}
+"""
+
+
+def model(folder: Path, text: str) -> Path:
+    """A model file of fresh weights: a server does not care whether they were trained."""
+    (folder / "config.yaml").write_text(text)
+    config = configs.load(folder / "config.yaml")
+    channels = (3, 3 if config.task == "image" else 1)
+    torch.manual_seed(1)
+    weights = networks.build(config.network, *channels, config.data.dims).state_dict()
+    path = folder / "best_model.safetensors"
+    save_model(path, Checkpoint(config=configs.to_dict(config), channels=channels, fold=0, epoch=1, score=None, weights=weights))
+    return path
+
+
+def photograph(path: Path, size: tuple[int, int] = (45, 67), kind: type = np.uint8) -> Path:
+    """A colour image of soft shapes."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    waves = np.stack([np.sin(y / 9 + c) * np.cos(x / (7 + c)) for c in range(3)])
+    array = ((waves * 0.45 + 0.5) * np.iinfo(kind).max).astype(kind)
+    files.write(path, array, dims=2)
+    return path
+
+
+def arguments(checkpoint: Path, *more: str) -> argparse.Namespace:
+    return serve.parser().parse_args(["--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *more])
+
+
+@contextmanager
+def serving(service: serve.Service) -> Iterator[str]:
+    """The service on a free port, in a thread."""
+    server = serve.server(service)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(WAIT)
+            service.abandon(WAIT)
+
+
+def post(url: str, path: Path, kind: str | None = None, **more: object) -> httpx.Response:
+    kind = kind or {v: k for k, v in serve.TYPES.items()}[path.suffix]
+    return httpx.post(f"{url}/predict", content=path.read_bytes(), headers={"Content-Type": kind}, timeout=WAIT, **more)
+
+
+def refusal(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    reason = response.json()["error"]
+    assert "Traceback" not in response.text
+    assert "/tmp" not in reason
+    assert "access-control-allow-origin" not in response.headers
+    return reason
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
