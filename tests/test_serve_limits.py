@@ -97,7 +97,9 @@ def test_a_second_request_that_drips_is_given_up(sharper: Path, monkeypatch: pyt
     monkeypatch.setattr(http, "HEAD_SECONDS", 1.0)
     with serving(serve.build(arguments(sharper))) as url, connect(url) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
-        assert b"200 OK" in connection.recv(2**16)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(2**16)
         end = threading.Event()
         thread = threading.Thread(target=drip, args=(connection, end))
         thread.start()
