@@ -27,7 +27,7 @@ BASES: dict[ModuleType, list[str]] = {
     predict: ["--checkpoint", MODEL, "--input", "images", "--output", "OUT"],
     ensemble: ["--fold-dirs", "answers/soft", "answers/soft", "--output", "OUT"],
     evaluate: ["--predictions", "answers", "--labels", "labels", "--out", "OUT.json"],
-    tune: ["run", "--out", "OUT.yaml", "--force"],
+    tune: ["run", "--out", "OUT.yaml", "--force", "--workers", "1", "--space", "space.yaml", "--metric", "dice"],
     submit: ["--predictions", "answers", "--test-dir", "images", "--out", "OUT.zip"],
     report: ["run"],
 }
@@ -131,6 +131,7 @@ def folder() -> Iterator[Path]:
         competition_folder(here / "data", cases=4)
         text = TINY.replace("epochs: 3", "epochs: 1").replace("  average: {start: 1, lr: 5.0e-3}\n", "")
         (here / "tiny.yaml").write_text(text)
+        (here / "space.yaml").write_text("stages: [[[{name: threshold, options: {at: 0.4}}], [threshold]]]\n")
         model_file(here)
         for kind in ("images", "labels"):
             (here / kind).mkdir()

@@ -265,8 +265,8 @@ def _of_states(start: Start) -> Iterator[Problem]:
     """Folds that would go on from a saved state, of which all are damaged."""
     from pipeline.engine import checkpoint
 
-    there = {path.name for path in start.folder.glob("fold_*") if path.is_dir()} if start.continues else set()
-    for folder in (start.folder / f"fold_{n}" for n in start.folds if f"fold_{n}" in there):
+    there = [path.name for path in start.folder.glob("fold_*") if path.is_dir()] if start.continues else []
+    for folder in (start.folder / f"fold_{n}" for n in places.present(start.folds, there)):
         try:
             result = runs.read_result(folder)
             if result is None or result.status != "completed":

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,10 +120,19 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
             yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
 
 
+def present(folds: Container[int], names: Iterable[str]) -> list[int]:
+    """Those of ``folds`` (of which a mistyped count may ask for millions) that have a folder ``fold_N`` among ``names``.
+
+    >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
+    [2, 10]
+    """
+    numbers = {int(name[5:]) for name in names if re.fullmatch(r"fold_(0|[1-9][0-9]{0,8})", name)}
+    return sorted(n for n in numbers if n in folds)
+
+
 def taken(start: Start) -> Iterator[Problem]:
     """Folds that another process trains, as far as they stand in the way of this start."""
-    there = {path.parent.name for path in start.folder.glob(f"fold_*/{LOCK}")}  # far fewer than a mistyped count asks for
-    asked = (fold for fold in start.folds if f"fold_{fold}" in there)
+    asked = present(start.folds, (path.parent.name for path in start.folder.glob(f"fold_*/{LOCK}")))
     busy = {fold: owner for fold in asked if (owner := lock.owner(start.folder / f"fold_{fold}" / LOCK)) is not None}
     if start.fresh:
         busy = {path.parent.name: owner for path in sorted(start.folder.glob(f"fold_*/{LOCK}")) if (owner := lock.owner(path))}
