@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from pipeline import cli
 from pipeline.config import nearest
 from pipeline.records import DONE, WRONG
 
@@ -29,17 +30,17 @@ python -m pipeline train --config configs/surface.yaml --data-dir DIR --dry-run"
 
 def main() -> int:
     words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
-        return DONE
-    if words[0] not in COMMANDS:
-        print(
-            f"error: there is no command {words[0]!r}. {nearest(words[0], COMMANDS)} python -m pipeline --help lists all.", file=sys.stderr
-        )
+    if words and words[0] in COMMANDS:
+        module = importlib.import_module(f"pipeline.{words[0]}")
+        sys.argv = [str(module.__file__), *words[1:]]
+        return module.main()
+    with cli.printing():
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
+            return DONE
+        known = nearest(words[0], COMMANDS)
+        print(f"error: there is no command {words[0]!r}. {known} python -m pipeline --help lists all.", file=sys.stderr)
         return WRONG
-    module = importlib.import_module(f"pipeline.{words[0]}")
-    sys.argv = [str(module.__file__), *words[1:]]
-    return module.main()
 
 
 if __name__ == "__main__":

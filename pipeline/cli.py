@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -12,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from pipeline.records import AGAIN, FAILED, WRONG, UserError
+from pipeline.records import AGAIN, FAILED, WRONG, UserError, printable, remember
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -60,9 +61,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if empty else super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals say how a name with a leading dash is given."""
+
+    def error(self, message: str) -> NoReturn:
+        dashed = "expected" in message or "unrecognized" in message
+        super().error(message + (" (a file name that begins with a dash is given as ./-NAME)" if dashed else ""))
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Argument parser of ``python -m pipeline.<command>`` with exact option names (no abbreviations)."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m pipeline.{command}",
         description=description,
         allow_abbrev=False,
@@ -85,13 +94,22 @@ def dashes(arguments: Sequence[str]) -> list[str]:
 
 def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
     """Parse, work, and turn what went wrong into a message and an exit code."""
-    arguments = arguments_parser.parse_args(dashes(sys.argv[1:] if argv is None else argv))
-    _said.clear()
-    _hear_warnings()
+    words = sys.argv[1:] if argv is None else argv
+    for word in words:
+        remember(word)
     if argv is None:
-        stop.install()
-    if isinstance(sys.stdout, TextIO) or hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        _open_standard_files()
+    with printing():
+        arguments = arguments_parser.parse_args(dashes(words))
+        _said.clear()
+        _hear_warnings()
+        if argv is None:
+            stop.install()
+        return _answered(work, arguments)
+
+
+def _answered(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """What ``work`` returns, or the exit code of what it raised, which is told."""
     try:
         return _worked(work, arguments)
     except UserError as error:
@@ -101,11 +119,88 @@ def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Name
         print(f"stopped on request ({request}); run the same command again to continue", file=sys.stderr, flush=True)
         return AGAIN
     except OSError as error:  # a full disk, a folder that may not be written: nothing is half written, see files.whole
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {_disk_words(error)}", file=sys.stderr, flush=True)
         return FAILED
     except MemoryError:
         print("error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).", file=sys.stderr)
         return FAILED
+
+
+def _disk_words(error: OSError) -> str:
+    """An error of the system with its path first; where this process holds too many files open, with the way out."""
+    words = f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        words += ". Raise the limit of open files, e.g. with: ulimit -n 4096"
+    return words
+
+
+# --- standard output and error -----------------------------------------------------------------------------------------
+
+
+def _open_standard_files() -> None:
+    """Give closed standard files (``>&-``) a place that takes everything: the next file that is opened would get their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """While open, whatever is printed is fit for a terminal, and printing never raises."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Output(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Output:
+    """A standard stream that may be missing, closed by its reader or full, and whose encoding may know few letters.
+
+    A reader that has gone does not end the work, whose result lies in files. Other failures are told once, on the other stream.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream: Any = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        inner = text.strip("\r")  # what is redrawn on one line begins or ends so
+        shown = text if _is_bar(text) else text.replace(inner, printable(inner), 1)
+        self._try(lambda: self.stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        """From now on what is printed here goes nowhere."""
+        name = "standard error" if self.stream is sys.__stderr__ else "standard output"
+        self.stream, lost = open(os.devnull, "w", encoding="utf-8"), self.stream  # noqa: SIM115 - for good
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(self.stream.fileno(), lost.fileno())  # what is left in its buffer is written when Python ends
+        if error.errno != errno.EPIPE and name == "standard output":
+            print(f"warning: {name} cannot be written ({error.strerror}); the work goes on without it", file=sys.stderr)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+def _is_bar(text: str) -> bool:
+    """Whether it is what a bar moves the cursor up with."""
+    return "\x1b[A" in text and not text.replace("\x1b[A", "").strip("\n")
 
 
 class _Said(logging.Handler):
@@ -137,12 +232,19 @@ class _Tee:
         self.stream, self.copy = stream, copy
 
     def write(self, text: str) -> int:
-        if "\r" in text:
+        if text.startswith("\r") or text.endswith("\r") or _is_bar(text):
             return self.stream.write(text)
-        self.copy.write(text)
+        self._copy(text)
         whole = len(text) > 1 and text.endswith("\n")  # a warning, say: print gives the end of its line by itself
         with _above_bar() if whole else contextlib.nullcontext():
             return self.stream.write(text)
+
+    def _copy(self, text: str) -> None:
+        try:
+            self.copy.write(printable(text))
+        except OSError as error:  # a line of a log is not worth hours of work
+            self.copy = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+            self.stream.write(f"warning: the log cannot be written any more ({error.strerror}); the work goes on\n")
 
     def flush(self) -> None:
         self.stream.flush()
@@ -157,8 +259,8 @@ def kept_log(folder: Path, command: str) -> Iterator[Path]:
     """While open, everything printed also goes to ``folder/<command>_DATE_TIME.log``, line by line, after what was said before."""
     path = folder / f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     streams = sys.stdout, sys.stderr
-    with path.open("a", encoding="utf-8", buffering=1) as copy:
-        copy.writelines(f"{line}\n" for line in _said)
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as copy:
+        copy.writelines(f"{printable(line)}\n" for line in _said)
         sys.stdout, sys.stderr = _Tee(sys.stdout, copy), _Tee(sys.stderr, copy)  # type: ignore[assignment]
         try:
             yield path

@@ -7,6 +7,7 @@ NIfTI arrays keep the axis order of their file; nothing in this package assumes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,34 @@ METRICS_VERSION = 2
 2: validation pooled over the patches of an epoch, classes of the whole data set, nothing to count is NaN, distances in millimetres
 where the files carry a unit, ``voi`` and ``adapted_rand`` of whole labelings.
 """
+
+
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""What must not reach a terminal or a log as it is: control characters but tab and line feed, other ends of a line, reversals of the
+direction of text, and bytes of a file name that are no text."""
+
+MOST_NAMES = 10_000
+"""Names with a line feed that are kept in mind: nobody makes more of them but to do harm."""
+
+_two_lines: set[str] = set()
+
+
+def remember(name: str) -> None:
+    """Keep in mind a name from the disk or the command line that holds a line feed, so that :func:`printable` knows it again."""
+    if "\n" in name and not name.isspace() and len(_two_lines) < MOST_NAMES:
+        _two_lines.add(name)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: no name in it can end a line, move the cursor or hide what follows.
+
+    >>> printable("a\\x1b[2J\\udcff.tif")
+    'a\\\\x1b[2J\\\\udcff.tif'
+    """
+    if "\n" in text:
+        for name in sorted((n for n in _two_lines if n in text), key=len, reverse=True):
+            text = text.replace(name, name.replace("\n", "\\n"))
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
