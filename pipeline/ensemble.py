@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +103,10 @@ def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> 
 
     data: Sequence[Path] = arguments.input or ()
     outputs.require_folder(arguments.output)
-    images = [p for d in data for p in ([d] if not d.is_dir() or files.is_folder(d) else cases.images(d))]
+    images = [p for d in data for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))]
     outputs.require_apart(images, arguments.output)
     own = _own_folders(members, arguments.output) if data else {}
-    given = [f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if f.is_dir()]
+    given = [f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if os.path.isdir(f)]
     read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
     written = (str(f.relative_to(arguments.output)) for f in own.values())
     outputs.require_apart(read, arguments.output, ("soft", "masks", *written))
@@ -140,11 +141,12 @@ def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
         "inputs": len(ids),
     }
     rows: list[dict[str, Any]] = []
-    files.write_json(arguments.output / "summary.json", {**summary, "files": rows})
-    for case_id in cli.progress(ids, "cases"):
-        cli.stop.check()
-        rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, arguments))
-        files.write_json(arguments.output / "summary.json", {**summary, "files": rows})
+    with outputs.Kept(lambda: files.write_json(arguments.output / "summary.json", {**summary, "files": rows})) as write:
+        write()
+        for case_id in cli.progress(ids, "cases"):
+            cli.stop.check()
+            rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, arguments))
+            write()
     return DONE
 
 
@@ -154,15 +156,17 @@ def _require_free(ids: Sequence[str], first: Reader, arguments: argparse.Namespa
 
     seen = {i: first.look(i).facts for i in ids}
     outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), arguments.output)
-    names = (n for i, facts in seen.items() for n in outputs.names(i, facts["task"], facts["suffix"], arguments.save_soft))
+    names = [n for i, facts in seen.items() for n in outputs.names(i, facts["task"], facts["suffix"], arguments.save_soft)]
     outputs.require_own(arguments.output, names)
+    if problem := outputs.too_long(arguments.output, names):
+        raise UserError(f"--output {arguments.output}: {problem.removeprefix('its ')}. Rename that image and predict it again.")
 
 
 def load_spec(path: Path) -> Spec:
     """Read an ensemble file. Raises ConfigError with every structural fault."""
     from pipeline.config import read_yaml, structure
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--spec {path}: no such file. Ensembles live in ensembles/*.yaml.")
     return structure(read_yaml(path), Spec, str(path))
 
@@ -171,7 +175,7 @@ def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
     """Folders of predictions and their weights; a member's weight is shared equally by its folds. Raises UserError for absent ones."""
     check_weights(members)
     pairs = [(folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)]
-    absent = [str(f) for f, _ in pairs if not f.is_dir()]
+    absent = [str(f) for f, _ in pairs if not os.path.isdir(f)]
     if absent:
         raise UserError(f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft.")
     return pairs
@@ -213,7 +217,7 @@ def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
     found, names = {}, collections.Counter()
     for n, member in enumerate(members):
         if is_run(member):
-            name = member.run.resolve().name
+            name = Path(os.path.realpath(member.run)).name
             names[name] += 1
             found[n] = output / "members" / (name if names[name] == 1 else f"{name}-{names[name]}")
     return found
@@ -223,7 +227,7 @@ def is_run(member: Member) -> bool:
     """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where they would be looked for."""
     folders = _folders_of(member)
     models = [*member.run.glob("*_model.safetensors"), *member.run.glob("fold_*/*_model.safetensors")]
-    return bool(models) and not any((f / "soft").is_dir() for f in folders)
+    return bool(models) and not any(os.path.isdir(f / "soft") for f in folders)
 
 
 def _cure(member: Member) -> str:

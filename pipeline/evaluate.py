@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
-    from pipeline import files
     from pipeline.engine import outputs
     from pipeline.engine.folder import Rules
     from pipeline.metrics import bound, in_millimetres
@@ -118,7 +118,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     pairs = pair(arguments.predictions, arguments.labels, only, arguments.partial)
     if not arguments.partial:
         outputs.require_finished(arguments.predictions, pairs, say)
-    dims = min(map(files.dims_of, next(iter(pairs.values()))))
+    dims = _dims(pairs)
     if Rules(metrics=parts, dims=dims).images:
         _require_images(known, parts)
         rules = Rules(metrics=parts, dims=dims, change=_change(arguments.change or ()))
@@ -138,6 +138,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return _finish(arguments, jobs(arguments, pairs, rules), known)
 
 
+def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
+    """Space axes of the first case whose two files can be read. Raises FileError, that of the first case, where there is none."""
+    from pipeline import files
+
+    first: files.FileError | None = None
+    for pair_of_files in pairs.values():
+        try:
+            return min(map(files.dims_of, pair_of_files))
+        except files.FileError as error:
+            first = first or error
+    raise first or UserError("no case to score. Give --predictions and --labels that share one.")
+
+
 def _require_distinct(parts: Sequence[Part]) -> None:
     """Raise UserError for a metric that is asked for twice with other options: both would be one column."""
     first: dict[str, Part] = {}
@@ -150,9 +163,16 @@ def _require_distinct(parts: Sequence[Part]) -> None:
 
 
 def _require_json(out: Path | None) -> None:
-    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else."""
-    if out is not None and (out.suffix.lower() != ".json" or out.is_dir()):
+    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else, or may not be written."""
+    from pipeline.engine import outputs
+
+    if out is None:
+        return
+    if out.suffix.lower() != ".json" or (os.path.lexists(out) and not os.path.isfile(out) and not os.path.islink(out)):
         raise UserError(f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json.")
+    outputs.require_writable("--out", out.parent)
+    if problem := outputs.too_long(out.parent, [out.name]):
+        raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
 
 
 def _require_images(known: Known, parts: Sequence[Part]) -> None:
@@ -292,7 +312,7 @@ def image_jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Pa
     if rules.changed and rules.dims != 2:
         raise UserError(f"retouch compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out.")
     usual = arguments.predictions / "masks"
-    masks = arguments.masks or (usual if rules.changed and usual.is_dir() else None)
+    masks = arguments.masks or (usual if rules.changed and os.path.isdir(usual) else None)
     inputs = _companions("--inputs", "input", arguments.inputs, pairs)
     predicted = _companions("--masks", "predicted mask", masks, pairs)
     return [Pair(id=i, prediction=p, label=t, rules=rules, input=inputs.get(i), mask=predicted.get(i)) for i, (p, t) in pairs.items()]
@@ -304,7 +324,7 @@ def _companions(option: str, what: str, folder: Path | None, ids: Collection[str
 
     if folder is None:
         return {}
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{option} {folder}: no such folder.")
     found = answer_files(folder)
     missing = sorted(set(ids) - set(found))
@@ -334,14 +354,14 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
     from pipeline.metrics import SOFT
 
     soft, wanted = arguments.soft or arguments.predictions / "soft", sorted(SOFT & {m.name for m in rules.metrics})
-    known = set(softs.ids(soft)) if soft.is_dir() else set()
+    known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
     if wanted and set(pairs) - known:
         lost = sorted(set(pairs) - known)
         raise UserError(
             f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases: {', '.join(lost[:10])}. "
             "Predict with --save-soft, or name their folder with --soft."
         )
-    if arguments.fov is not None and not arguments.fov.is_dir():
+    if arguments.fov is not None and not os.path.isdir(arguments.fov):
         raise UserError(f"--fov {arguments.fov}: no such folder.")
     views = answer_files(arguments.fov) if arguments.fov is not None else {}
     blind = sorted(set(pairs) - set(views)) if arguments.fov is not None else []
@@ -363,7 +383,7 @@ def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
     ids = document.get("test") if isinstance(document, dict) else None
     if not isinstance(ids, list) or not ids:
         raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
-    known = answer_files(labels) if labels.is_dir() else {}
+    known = answer_files(labels) if os.path.isdir(labels) else {}
     return frozenset(listed_id(str(entry), known) for entry in ids)
 
 
@@ -374,19 +394,20 @@ def look_around(predictions: Path, labels: Path) -> Known:
     from pipeline.metrics.names import from_json
 
     run, held_out = _run_of(predictions)
+    beside = Path(os.path.realpath(labels)).parent
     summary = first_summary(predictions) if run is None else _of_run(run)
-    names = from_json(summary.get("class_names")) or class_names(labels.resolve().parent)
-    return Known(summary=summary, names=names, ignore=ignore_label(labels.resolve().parent), held_out=held_out)
+    names = from_json(summary.get("class_names")) or class_names(beside)
+    return Known(summary=summary, names=names, ignore=ignore_label(beside), held_out=held_out)
 
 
 def _run_of(predictions: Path) -> tuple[Path | None, frozenset[str] | None]:
     """The run and the held-out cases, where a folder is ``RUN/fold_N/oof``; else None twice."""
     from pipeline import files
 
-    folder = predictions.resolve()
+    folder = Path(os.path.realpath(predictions))
     number = folder.parent.name.removeprefix("fold_")
     splits = folder.parent.parent / "splits.json"
-    if folder.name != "oof" or not number.isdecimal() or not splits.is_file():
+    if folder.name != "oof" or not number.isdecimal() or not os.path.isfile(splits):
         return None, None
     document = files.read_json(splits)
     folds = document.get("folds") if isinstance(document, dict) else None
@@ -414,7 +435,7 @@ def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, p
     from pipeline.ensemble import answer_files
 
     for option, path in (("--predictions", predictions), ("--labels", labels)):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise UserError(f"{option} {path}: no such folder.")
     answers, truths = answer_files(predictions), answer_files(labels)
     if only is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -133,11 +134,13 @@ def predict(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline.engine import outputs
 
+    outputs.require_folder(arguments.output)  # before a model is loaded or an image looked at
     predictor = prepare(arguments, arguments.output, arguments.save_soft)
     inputs = find_inputs(arguments.input, predictor)
     require_free(predictor, inputs)
     say(f"Found {len(inputs)} files to process")
     predictor = dataclasses.replace(predictor, blocks=arguments.blocks)
+    require_room(predictor, inputs)
     if arguments.shard is not None:  # shards share a folder: they write nothing but blocks, each its own
         return predict_shard(predictor, inputs, *arguments.shard)
     with outputs.owned(predictor.output, say):
@@ -180,13 +183,17 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
 
 def find_models(path: Path, model: str | None, allow_missing: bool = False) -> list[Path]:
     """Model files behind RUN, FOLD or FILE. Raises UserError when there are none, or when a run lacks folds and that is not allowed."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
-            f"--checkpoint {path}: not found. Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
+            f"--checkpoint {path}: {_unfound(path)}. Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
         )
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    folds = sorted((p for p in path.glob("fold_*") if p.is_dir()), key=lambda p: int(p.name[5:]) if p.name[5:].isdigit() else 0)
+    if not os.path.isdir(path):
+        raise UserError(f"--checkpoint {path}: is no file but a pipe, a socket or a device. Give a run folder or a .safetensors file.")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"--checkpoint {path}: the folder may not be read. Give this user the right to read it.")
+    folds = sorted((p for p in path.glob("fold_*") if os.path.isdir(p)), key=lambda p: int(p.name[5:]) if p.name[5:].isdigit() else 0)
     if not folds:
         return [_fold_model(path, model)]
     complete = [f for f in folds if _complete(f)]
@@ -199,6 +206,16 @@ def find_models(path: Path, model: str | None, allow_missing: bool = False) -> l
     if not complete:
         raise UserError(f"{path}: no fold is complete.")
     return [_fold_model(f, model) for f in complete]
+
+
+def _unfound(path: Path) -> str:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "not found"
+    except (OSError, ValueError) as error:
+        return f"not found ({getattr(error, 'strerror', None) or error})"
+    return "not found"
 
 
 def _complete(fold: Path) -> bool:
@@ -308,48 +325,116 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
 
 def require_free(predictor: Predictor, inputs: Sequence[Case]) -> None:
     """Raise UserError where answers would replace an input, or a file in the output folder that is no answer."""
-    from pipeline import files
     from pipeline.engine import outputs
 
     outputs.require_folder(predictor.output)
     outputs.require_apart((path for case in inputs for path in case.image), predictor.output)
-    task, soft = predictor.config.task, predictor.save_soft
-    names = (name for case in inputs for name in outputs.names(case.id, task, files.suffix(case.image[0]), soft))
-    outputs.require_own(predictor.output, names)
+    outputs.require_own(predictor.output, (name for case in inputs for name in _names(predictor, case)))
+
+
+def _names(predictor: Predictor, case: Case) -> list[str]:
+    """Files that the answer to a case may be written to."""
+    from pipeline import files
+    from pipeline.engine import outputs
+
+    return outputs.names(case.id, predictor.config.task, files.suffix(case.image[0]), predictor.save_soft)
+
+
+LOOKED_AT = 1000
+"""Inputs whose sizes are read before work to tell whether their answers fit; of more, the others come on top."""
+
+FREE_SPACE = "Free space there, choose another --output, or leave --save-soft out"
+
+
+def require_room(predictor: Predictor, inputs: Sequence[Case]) -> None:
+    """Warn where the disk has fewer bytes free than the answers to all inputs take; DiskError where they certainly cannot fit."""
+    from pipeline import files
+    from pipeline.engine import outputs
+
+    dims, need = predictor.config.data.dims, 0
+    for case in inputs[:LOOKED_AT]:
+        found = files.probe(case.image[0], dims)
+        if found.problem is None:
+            names = (predictor.output / name for name in _names(predictor, case))
+            need += max(0, _need(predictor, case, found.shape[1:], found.dtype) - sum(_size(p) for p in names))
+    text = outputs.require_room(predictor.output, need, f"{FREE_SPACE}.")
+    if text is not None:
+        say(f"warning: {text}")
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def _need(predictor: Predictor, case: Case, size: Sequence[int], dtype: str) -> int:
+    """Bytes that the answer to a case of ``size`` voxels takes at least: probabilities, and files that are not compressed."""
+    import numpy as np
+
+    from pipeline import files
+
+    config, voxels = predictor.config, math.prod(size)
+    labels = config.task == "labels"
+    planes = (1 if config.data.classes == 2 else config.data.classes) if labels else max(1, predictor.channels)
+    soft = planes * voxels * (2 if labels else 4) if predictor.save_soft else 0
+    plain = files.suffix(case.image[0]) in (".npy", ".nii")
+    answer = voxels * (2 if labels else planes * np.dtype(dtype).itemsize)  # labels: and their visualisation
+    return soft + (answer if plain else 0)
+
+
+def _admit_names(predictor: Predictor, case: Case) -> None:
+    """Raise FileError, before any work, where the disk cannot hold a name that is made of the case's."""
+    from pipeline import files
+    from pipeline.engine import outputs
+
+    problem = outputs.too_long(predictor.output, _names(predictor, case))
+    if problem is not None:
+        raise files.FileError(case.image[0], problem, "Rename the input, or choose another --output")
+
+
+def _admit_size(predictor: Predictor, case: Case, size: Sequence[int], dtype: str) -> None:
+    """Raise DiskError, before any work, where the answer to a case certainly does not fit on the disk."""
+    from pipeline.engine import outputs
+
+    outputs.require_room(predictor.output, _need(predictor, case, size, dtype), f"{FREE_SPACE}.")
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
     """Predict every case; write summary.json with one row a file, failures included; returns the exit code."""
     from pipeline import files
+    from pipeline.engine import outputs
 
     predictor.output.mkdir(parents=True, exist_ok=True)
     files.sweep(predictor.output)
     rows, began = [], time.monotonic()
-    _write_summary(
-        predictor, rows, len(inputs)
-    )  # before any answer: what is killed can be run again, since it is known whose answers these are
-    for n, case in enumerate(inputs):
-        cli.stop.check()
-        say(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
-        rows.append(_guarded(case, lambda case=case: predict_case(predictor, case)))
-        _write_summary(predictor, rows, len(inputs))
+    with outputs.Kept(lambda: _write_summary(predictor, rows, len(inputs))) as write:
+        write()  # before any answer: what is killed can be run again, since it is known whose answers these are
+        for n, case in enumerate(inputs):
+            cli.stop.check()
+            say(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
+            rows.append(_guarded(predictor, case, lambda case=case: predict_case(predictor, case)))
+            write()
     return _told(rows, began)
 
 
 def predict_shard(predictor: Predictor, inputs: Sequence[Case], index: int, number: int) -> int:
     """Compute part ``index`` of ``number`` of the blocks of all cases; writes ``blocks/shard_I_of_N.json``; returns the exit code."""
     from pipeline import files
-    from pipeline.engine import blocks
+    from pipeline.engine import blocks, outputs
 
     counts = [_count_blocks(predictor, case) for case in inputs]
     mine = [(case, which) for case, which in zip(inputs, blocks.share(counts, index, number), strict=True) if which]
     say(f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)} blocks, in {len(mine)} files")
     rows, began = [], time.monotonic()
-    for case, which in mine:
-        cli.stop.check()
-        say(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
-        rows.append(_guarded(case, lambda case=case, which=which: predict_blocks(predictor, case, which)))
-        files.write_json(predictor.output / blocks.FOLDER / blocks.SHARD.format(index, number), {"files": rows})
+    facts = predictor.output / blocks.FOLDER / blocks.SHARD.format(index, number)
+    with outputs.Kept(lambda: files.write_json(facts, {"files": rows})) as write:
+        for case, which in mine:
+            cli.stop.check()
+            say(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
+            rows.append(_guarded(predictor, case, lambda case=case, which=which: predict_blocks(predictor, case, which)))
+            write()
     return _told(rows, began)
 
 
@@ -377,13 +462,15 @@ def _told(rows: Sequence[dict[str, Any]], began: float) -> int:
     say(f"\nInference complete: {len(rows) - len(failed)} done, {len(failed)} failed, {time.monotonic() - began:.1f} s")
     for row in failed:
         say(f"  failed: {row['file']}: {row['error']}")
-    return DONE if not failed else (FAILED if len(failed) == len(rows) else PARTIAL)
+    disk = any(row["error"].startswith("DiskError:") for row in failed)
+    return DONE if not failed else (FAILED if disk or len(failed) == len(rows) else PARTIAL)
 
 
-def _guarded(case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _guarded(predictor: Predictor, case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     began = time.monotonic()
     row: dict[str, Any] = {"id": case.id, "file": str(case.image[0])}
     try:
+        _admit_names(predictor, case)
         row |= {"status": "done", **work()}
     except Exception as error:
         say(f"  FAILED: {type(error).__name__}: {error}")
@@ -422,6 +509,7 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     size = array.shape[1:]
     say(f"  Loaded volume: {size}, dtype: {array.dtype}")
     _require_finite(case, array)
+    _admit_size(predictor, case, size, str(array.dtype))
     place, notes = _admitted(predictor, case, array, geometry)
     array = place.apply(array)
     tiles = tiling(config, array.shape[1:], predictor.speak)
@@ -548,6 +636,7 @@ def predict_blocks(predictor: Predictor, case: Case, which: range | None = None)
     with blocks.image(case, config.data.dims) as (given, geometry):
         shape = tuple(given.shape[1:])
         say(f"  Volume: {shape}, dtype: {given.dtype}, by blocks")
+        _admit_size(predictor, case, shape, str(given.dtype))
         place, notes = _admitted(predictor, case, given, geometry)
         if _streams(predictor, given):
             _require_rows(case, place)
@@ -559,6 +648,7 @@ def predict_blocks(predictor: Predictor, case: Case, which: range | None = None)
         name = f"{case.id}.{blocks.key(_digests(predictor.models), config, case)}"
         parts = blocks.Blocks(folder=predictor.output / blocks.FOLDER / name, size=size, step=tiles.step)
         wanted = range(parts.count()) if which is None else which
+        _admit_blocks(predictor, parts, wanted)
         source = Source(array=array, scale=_fitted(predictor, case, array, streamed, notes))
         _compute(predictor, source, tiles, parts, wanted)
         row = {"shape": list(shape), "tiles": tiles.count(), "blocks": len(wanted), **_warned(notes)}
@@ -567,6 +657,17 @@ def predict_blocks(predictor: Predictor, case: Case, which: range | None = None)
         answer = _finish_blocks(predictor, case, source, (parts.soft(), geometry, place, parts.folder))
     blocks.remove(predictor.output, case.id)
     return row | answer
+
+
+def _admit_blocks(predictor: Predictor, parts: Blocks, which: range) -> None:
+    """Raise DiskError, before any work, where the blocks that are still to be computed certainly do not fit on the disk."""
+    from pipeline.engine import outputs
+
+    rows = sum(end - first for first, end in parts.missing(which))
+    planes = 1 if predictor.config.task == "labels" and predictor.config.data.classes == 2 else predictor.config.data.classes
+    planes = planes if predictor.config.task == "labels" else max(1, predictor.channels)
+    need = 4 * planes * rows * math.prod(parts.size[1:])
+    outputs.require_room(predictor.output, need, "Blocks lie there until the answer is written. Free space, or choose another --output.")
 
 
 def _require_rows(case: Case, place: Placement) -> None:

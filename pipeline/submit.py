@@ -18,7 +18,7 @@ import sys
 import unicodedata
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ SUFFIX = {"tiff-zip": ".zip", "rle-csv": ".csv"}
 CURES = {
     "test images unreadable": "Copy the test images again",
     "test ids twice": "Keep one file per id in the test folder",
+    "unfit names": "Rename the test image and predict it again: a submission holds names of UTF-8 text without control characters and backslashes",
     "missing": "Predict these test images too",
     "extra": "Remove these answers, or point --test-dir to their images",
     "ids twice": "Keep one file per id",
@@ -90,14 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def submit(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
+    from pipeline.engine import outputs
 
     out: Path = arguments.out
     if out.suffix.lower() != SUFFIX[arguments.format]:
         raise UserError(
             f"--out {out}: a submission of format {arguments.format} is a {SUFFIX[arguments.format]} file. Change one of the two."
         )
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f"--out {out} is a folder. Name a file.")
+    outputs.require_writable("--out", out.parent)
+    if problem := outputs.too_long(out.parent, [out.name]):
+        raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
     if arguments.spec is not None:
         require_replaceable(out)  # before hours of prediction
     answers = check(arguments.predictions or _run_ensemble(arguments), arguments.test_dir)
@@ -112,7 +117,8 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def require_replaceable(out: Path) -> None:
     """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif as they are written here, or a table id,rle."""
-    if os.path.lexists(out) and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out)):
+    special = os.path.exists(out) and not os.path.isfile(out)  # a pipe would wait for ever
+    if special or (os.path.lexists(out) and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out))):
         raise UserError(f"--out {out} is there and no submission, which could be replaced. Name another file, or move it away.")
 
 
@@ -166,12 +172,14 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
     faults: dict[str, list[str]] = defaultdict(list)
     tests = _by_id(test_dir, "--test-dir", faults, "test ids twice")
     if not tests:
-        inside = [p.name for p in sorted(test_dir.iterdir()) if p.is_dir() and "test" in p.name]
+        inside = [p.name for p in sorted(test_dir.iterdir()) if os.path.isdir(p) and "test" in p.name]
         raise UserError(f"--test-dir {test_dir} holds no images." + (f" Did you mean {test_dir / inside[0]}?" if inside else ""))
     # An id may well end like a visualisation; then the test image says so.
     found = _by_id(predictions, "--predictions", faults, "ids twice", also=tests)
     outputs.require_finished(predictions, found, say)
     tests = _as_predicted(tests, found)
+    faults["unfit names"] = [i for i in tests if _is_unfit(i)]
+    _tell_alike(tests)
     faults["missing"] = [i for i in tests if i not in found]
     faults["extra"] = [i for i in found if i not in tests]
     answers = []
@@ -182,6 +190,25 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
     if any(faults.values()):
         raise UserError(_report(predictions, len(tests), faults))
     return answers
+
+
+def _is_unfit(name: str) -> bool:
+    """Whether a submission cannot hold an id: a zip names its files in UTF-8, and a backslash makes a folder of it for some readers."""
+    try:
+        size = len(f"{name}.tif".encode())
+    except UnicodeEncodeError:
+        return True
+    return size > 255 or "\\" in name or any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name)
+
+
+def _tell_alike(ids: Collection[str]) -> None:
+    """Warn of ids that some disks take for one."""
+    folded: dict[str, list[str]] = defaultdict(list)
+    for name in ids:
+        folded[name.casefold()].append(name)
+    alike = [" and ".join(names) for names in folded.values() if len(names) > 1]
+    if alike:
+        say(f"warning: these differ in case only, and are one file where that does not count (Windows, macOS): {_listed(alike)}")
 
 
 def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str, Path]:
@@ -202,7 +229,7 @@ def _by_id(
     from pipeline.data import cases
     from pipeline.tasks import is_companion
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{option} {folder}: no such folder.")
     found: dict[str, Path] = {}
     for path in sorted(cases.images(folder)):
@@ -292,7 +319,8 @@ def _listed(names: Sequence[str], what: str = "") -> str:
 
 def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
     """What ``test.csv`` in or beside the folder says otherwise. The files decide: a table may be older than they are."""
-    path = next((p for p in (test_dir / "test.csv", test_dir.resolve().parent / "test.csv") if p.is_file()), None)
+    folders = test_dir, Path(os.path.realpath(test_dir)).parent
+    path = next((f / "test.csv" for f in folders if os.path.isfile(f / "test.csv")), None)
     if path is None:
         return []
     with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -300,7 +328,8 @@ def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
     if not rows or "id" not in rows[0]:
         return [f"{path} has no rows with a column id; it was not compared"]
     listed = [unicodedata.normalize("NFC", row["id"] or "") for row in rows]
-    without_file, without_row = [i for i in listed if i not in ids], [i for i in ids if i not in listed]
+    known, rowed = set(ids), set(listed)
+    without_file, without_row = [i for i in listed if i not in known], [i for i in ids if i not in rowed]
     lines = [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
     return lines + ([f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else [])
 

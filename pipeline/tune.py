@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import cli
 from pipeline.cli import say
 from pipeline.config import Config, ConfigError, load
-from pipeline.records import DONE, Part, UserError
+from pipeline.records import DONE, Part, UserError, printable
 
 if TYPE_CHECKING:
     from pipeline.engine.trials import CaseFiles, Trials
@@ -106,7 +107,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        return "+".join(s.folder.resolve().name for s in self.sources)
+        return "+".join(Path(os.path.realpath(s.folder)).name for s in self.sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
+    from pipeline.engine import outputs
     from pipeline.files import lock
 
+    for folder in arguments.run[:1]:
+        if os.path.isdir(folder):
+            outputs.require_writable("", folder / "tuning")
     study = prepare(arguments)
     out: Path = arguments.out or Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(out, arguments.force)
@@ -180,7 +185,7 @@ def open_run(folder: Path) -> Source:
     from pipeline.engine import soft
     from pipeline.train import read_result
 
-    if not (folder / "config.yaml").is_file() or not (folder / "cases.json").is_file():
+    if not os.path.isfile(folder / "config.yaml") or not os.path.isfile(folder / "cases.json"):
         raise UserError(f"{folder}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
     config = load(folder / "config.yaml")
     if config.task != "labels":
@@ -202,7 +207,7 @@ def open_run(folder: Path) -> Source:
 def check_alike(sources: Sequence[Source]) -> None:
     """Raise UserError unless all runs predicted the same cases, with the same labels and the same meaning of labels."""
     first = sources[0]
-    if len({s.folder.resolve() for s in sources}) < len(sources):
+    if len({os.path.realpath(s.folder) for s in sources}) < len(sources):
         raise UserError("a run is given twice. Name each run once.")
     for other in sources[1:]:
         faults = [
@@ -233,7 +238,7 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
     ids = sorted(sources[0].fold_of)
     fov = config.data.frames.fov
     needed = [target, *([fov] if fov else [])]
-    lost = [i for i in ids if any(role not in places.get(i, {}) or not places[i][role].is_file() for role in needed)]
+    lost = [i for i in ids if any(role not in places.get(i, {}) or not os.path.isfile(places[i][role]) for role in needed)]
     labels = {i: places[i][target] for i in ids if i not in lost}
     if lost:
         where = data_dir or next((path.parent for path in places.get(lost[0], {}).values()), "the run's data set")
@@ -359,7 +364,7 @@ def make_plan(study: Study, file: Path | None) -> Plan:
     also = {name: tuning.Candidate(steps=s, weights=weights) for name, s in tuning.BASELINES.items()} if channels == 1 else {}
     for n, source in enumerate(study.sources if len(weights) > 1 else ()):
         alone = tuple(float(i == n) for i in range(len(weights)))
-        also[f"{source.folder.resolve().name} alone"] = tuning.Candidate(steps=own, weights=alone)
+        also[f"{Path(os.path.realpath(source.folder)).name} alone"] = tuning.Candidate(steps=own, weights=alone)
     return tuning.Plan(
         start=tuning.Candidate(steps=own, weights=weights),
         stages=stages,
@@ -373,7 +378,7 @@ def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[Part, 
     from pipeline import postprocess
     from pipeline.config import read_yaml, structure
 
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"--space {file}: no such file.")
     stages = structure(read_yaml(file), Space, str(file)).stages
     if not stages or not all(stages):
@@ -535,6 +540,7 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
         f"Chosen on {len(study.cases)} cases by {study.metric.name}. Honest gain (each case under the choice made without its part), 95 %:",
         *(f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases" for reference, found in honest.items()),
     ]
+    lines = [printable(line).replace("\n", "\\n") for line in lines]  # a name must not end the comment
     body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
     return f"{MARK}{_checksum(body)}\n{body}"
 
@@ -554,12 +560,17 @@ def _checksum(text: str) -> str:
 
 
 def guard(out: Path, force: bool) -> None:
-    """Raise UserError where ``out`` holds something that this command did not write, or that was changed since."""
+    """Raise UserError where ``out`` holds something that this command did not write, or that was changed since, or may not be written."""
+    from pipeline.engine import outputs
+
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: an ensemble is a .yaml file.")
-    if force or not out.exists():
+    outputs.require_writable("--out", out.parent)
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UserError(f"--out {out} is no file. Choose another --out.")
+    if force or not os.path.lexists(out):
         return
-    first, _, rest = out.read_text(encoding="utf-8").partition("\n")
+    first, _, rest = out.read_text(encoding="utf-8", errors="replace").partition("\n")
     if first != MARK + _checksum(rest):
         raise UserError(f"{out} is there and was written or changed by somebody else. Choose another --out, or replace it with --force.")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tempfile
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, Problem
-from pipeline.files import lock
+from pipeline.files import lock, nearest, refused
 from pipeline.records import UserError
 
 LOCK = lock.NAME
@@ -90,9 +89,10 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
     """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor put aside."""
     folder = start.folder
     ours = (folder / "config.yaml").is_file() or (folder / "environment.json").is_file()
-    if root.resolve() == folder.resolve() and not start.continues:
+    here, data = (Path(os.path.realpath(p)) for p in (folder, root))
+    if here == data and not start.continues:
         yield Problem(f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}.")
-    elif start.fresh and folder.resolve() in root.resolve().parents:
+    elif start.fresh and here in data.parents:
         yield Problem(f"--fresh would put aside {folder} with the data set {root} in it. Choose another --out.")
     elif not ours:
         names = sorted(p.name for p in folder.iterdir() if p.name not in BESIDE)
@@ -113,10 +113,10 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
 
     A store that is there may be complete, and is then only read.
     """
-    for what, path in (("the run folder", start.folder), *_store(config)):
-        there = _nearest(path)
-        if _file_on_the_way(path) is None and (reason := refused(there)) and not (what == "data.store" and there == path):
-            advice = "Choose another --out." if what == "the run folder" else "Set data.store to another folder."
+    for what, path in (("the run folder", start.folder), *_inside(start), *_store(config)):
+        there = nearest(path)
+        if _file_on_the_way(path) is None and (reason := refused(path)) and not (what == "data.store" and there == path):
+            advice = "Set data.store to another folder." if what == "data.store" else "Choose another --out."
             yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
 
 
@@ -128,6 +128,14 @@ def present(folds: Container[int], names: Iterable[str]) -> list[int]:
     """
     numbers = {int(name[5:]) for name in names if re.fullmatch(r"fold_(0|[1-9][0-9]{0,8})", name)}
     return sorted(n for n in numbers if n in folds)
+
+
+def _inside(start: Start) -> Iterator[tuple[str, Path]]:
+    """Folders of a run that would go on, below which is written."""
+    there = {path.name: path for path in start.folder.glob("fold_*")} if start.continues else {}
+    for name in (f"fold_{fold}" for fold in start.folds if f"fold_{fold}" in there):
+        inside = (there[name], *(there[name] / part for part in ("checkpoint_latest", "tensorboard", "previews", "oof")))
+        yield from (("the folder", path) for path in inside if os.path.isdir(path))
 
 
 def taken(start: Start) -> Iterator[Problem]:
@@ -163,24 +171,9 @@ def _store(config: Config) -> Iterator[tuple[str, Path]]:
         yield "data.store", Path(config.data.store)
 
 
-def _nearest(path: Path) -> Path:
-    """The path itself, or the folder around it that is there."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
 def _file_on_the_way(path: Path) -> Path | None:
-    there = _nearest(path)
-    return None if there.is_dir() else there
-
-
-def refused(folder: Path) -> str:
-    """Why nothing can be made in a folder; empty where something can."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):  # on Linux it never has a name
-            pass
-    except OSError as error:
-        return error.strerror or str(error)
-    return "" if os.access(folder, os.W_OK | os.X_OK) else "no permission"
+    there = nearest(path)
+    return None if os.path.isdir(there) else there
 
 
 def device(name: str) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config, files
-from pipeline.records import Case, Fault, UserError
+from pipeline.records import Case, Fault, UserError, remember
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
 """Names, in lower case, that file managers leave behind; skipped without a word like every dotfile."""
@@ -34,7 +35,7 @@ CALLED = {
 }
 """The layouts as a user knows them."""
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 _LABEL = re.compile(r"\s*\d{1,9}\s*")
 
 
@@ -55,6 +56,8 @@ class _Search:
     root: Path
     ending: str = ""
     splits: bool = False
+    odd: bool = False
+    """Whether folders that are called like image files count as such, to fail on their own."""
     faults: list[Fault] = field(default_factory=list)
 
     def fault(self, path: Path, problem: str, cure: str, warning: bool = False) -> None:
@@ -81,16 +84,29 @@ def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
         train = _named_groups(search, train, data.folds.pattern)
     else:
         train = _grouped(search, train, [c.id for c in test], optional=layout != "competition")
+    _report_long(search, train)
     if not train and not any(f.severity == "error" for f in search.faults):
         search.faults.append(_nothing(data, root))
     return Found(layout=layout, train=tuple(train), test=tuple(test), faults=tuple(search.faults))
+
+
+LONGEST = 255 - len(".scores.json")
+"""Bytes of an id: training makes file names of it, and 255 bytes is what disks hold."""
+
+
+def _report_long(search: _Search, cases: Sequence[Case]) -> None:
+    for case in cases:
+        size = len(os.fsencode(case.id))
+        if size > LONGEST:
+            cure = f"Rename image and targets: {LONGEST} bytes are the most, since training makes longer names of it"
+            search.fault(case.image[0], f"has an id of {size} bytes", cure)
 
 
 def _layout(data: config.Data, root: Path) -> str | None:
     """The layout that the settings name or, for ``auto``, the first whose image folder exists; None where that is missing."""
     marks = {"competition": "train_images", "nnunet": "imagesTr", "folders": data.folders["image"]}
     wanted = marks if data.layout == "auto" else {data.layout: marks[data.layout]}
-    return next((name for name, folder in wanted.items() if (root / folder).is_dir()), None)
+    return next((name for name, folder in wanted.items() if os.path.isdir(root / folder)), None)
 
 
 def _nothing(data: config.Data, root: Path) -> Fault:
@@ -105,12 +121,23 @@ def _nothing(data: config.Data, root: Path) -> Fault:
         problem = f"holds no training images itself; {below.name} in it does"
         return Fault(path=root, problem=problem, cure=f"Set data.root or --data-dir to {below}, and data.layout=auto")
     cure = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
-    return Fault(path=root, problem="holds no training images" if root.is_dir() else "is no folder", cure=cure)
+    return Fault(path=root, problem="holds no training images" if os.path.isdir(root) else _no_folder(root), cure=cure)
+
+
+def _no_folder(path: Path) -> str:
+    """Why a path is no folder that can be listed."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "is no folder, for it does not exist"
+    except (OSError, ValueError) as error:
+        return f"is no folder ({getattr(error, 'strerror', None) or error})"
+    return "is no folder"
 
 
 def _below(data: config.Data, root: Path) -> Path | None:
     """The first folder in ``root`` that is a data set itself, as in nnU-Net's ``nnUNet_raw/Dataset001_NAME``."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    folders = sorted(p for p in _entries(root) if os.path.isdir(p))
     named = dataclasses.replace(data, layout="auto", folders={"image": "imagesTr"})
     return next((p for p in folders if _layout(named, p) is not None), None)
 
@@ -142,7 +169,7 @@ def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Pat
     ``others`` are the images of the folder of test images, which may not bear the same ids.
     """
     path = search.root / "split.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return frozenset()
     lists = _split_lists(search, path)
     if lists is None:
@@ -203,7 +230,7 @@ def _target_files(search: _Search, role: str, folders: Mapping[str, str], kind: 
         search.fault(search.root, f"has no folder for the {what}", cure)
         return None
     folder = search.root / folders[role]
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         search.fault(folder, f"is no folder; it should hold the {what}", "Add it, or correct data.folders or data.layout")
         return None
     return _by_id(search, folder)
@@ -240,7 +267,7 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
 def _dataset_json(search: _Search) -> int:
     """Number of channels that dataset.json announces, 0 where it does not; its file ending is kept in the search."""
     path = search.root / "dataset.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0
     try:
         document = files.read_json(path)
@@ -255,7 +282,7 @@ def ignore_label(root: Path) -> int | None:
     """The label that an nnU-Net ``dataset.json`` in ``root`` calls ``ignore``; None where it names none or cannot be read."""
     path = root / "dataset.json"
     try:
-        labels = files.read_json(path)["labels"] if path.is_file() else {}
+        labels = files.read_json(path)["labels"] if os.path.isfile(path) else {}
         value = labels.get("ignore")
         return value if isinstance(value, int) and not isinstance(value, bool) else None
     except (files.FileError, AttributeError, KeyError, TypeError):
@@ -312,9 +339,9 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
 def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
     """Image files of a folder by id in natural order; a missing folder is empty, a second file of one id is a fault."""
     try:
-        paths, strangers = _listing(folder)
-    except OSError as error:
-        search.fault(folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it")
+        paths, strangers = _listing(folder, search.odd)
+    except files.FileError as error:
+        search.fault(error.path, error.problem, error.cure)
         return {}
     if search.ending:
         strangers += [p for p in paths if not p.name.endswith(search.ending)]
@@ -331,18 +358,38 @@ def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
     return table
 
 
-def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and other files of a folder, each in natural order, without junk and sub-folders. A broken link counts as a file."""
-    if not folder.is_dir():
+def _listing(folder: Path, odd: bool = False) -> tuple[list[Path], list[Path]]:
+    """Images and other files of a folder, each in natural order, without junk and sub-folders. A broken link counts as a file.
+
+    With ``odd`` a folder that is called like an image file does, too. Raises FileError where the folder may not be listed.
+    """
+    if not os.path.isdir(folder):
         return [], []
-    entries = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p)]
+    try:
+        everything = _entries(folder)
+    except OSError as error:
+        raise files.FileError(folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it") from None
+    entries = [p for p in everything if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p, odd)]
+    for path in entries:
+        _remember(path)
     entries.sort(key=natural)
     return [p for p in entries if files.is_image(p)], [p for p in entries if not files.is_image(p)]
 
 
-def _is_entry(path: Path) -> bool:
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if os.path.isdir(folder) else []
+
+
+def _remember(path: Path) -> None:
+    """A name with a line feed, and the id that is made of it, will be known again where they are printed."""
+    if "\n" in path.name:
+        remember(path.name)
+        remember(files.case_id(path))
+
+
+def _is_entry(path: Path, odd: bool) -> bool:
     """A file, or a folder that is one image."""
-    return not path.is_dir() or files.is_folder(path)
+    return not os.path.isdir(path) or files.is_folder(path) or (odd and files.is_image(path))
 
 
 def natural(path: Path | str) -> tuple:
@@ -366,7 +413,7 @@ def _grouped(search: _Search, cases: Sequence[Case], tests: Sequence[str], optio
     Rows of ``tests``, the ids of test cases, are nothing to warn of.
     """
     path = search.root / "train.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return list(cases)
     groups = _read_groups(search, path, optional)
     present = {*tests, *(case.id for case in cases)} if optional else {case.id for case in cases}
@@ -387,6 +434,8 @@ def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unliste
 def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
     """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is a fault."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
+            raise OSError("it is no file")
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -442,9 +491,10 @@ def inputs(path: Path, data: config.Data, channels: int = 0, layout: str | None 
 
     Raises UserError where nothing is there, two files would give one answer, or channels cannot be made to fit.
     """
-    if path.is_file() or (path.is_symlink() and not path.is_dir()) or (path.is_dir() and files.is_folder(path)):
+    if _is_one(path):
+        _remember(path)
         return (Case(id=files.case_id(path), image=(path,)),)
-    search = _Search(path)
+    search = _Search(path, odd=True)
     found = _by_id(search, path)
     groups = channel_groups(found)
     if groups is not None and _are_channels(path, groups, (data.dims, channels), layout or data.layout):
@@ -456,9 +506,20 @@ def inputs(path: Path, data: config.Data, channels: int = 0, layout: str | None 
     if errors:
         raise UserError("\n".join(errors))
     if not result:
-        state = "holds no image" if path.is_dir() else "does not exist"
+        state = "holds no image" if os.path.isdir(path) else "does not exist"
         raise UserError(f"{path} {state}. Give a file or a folder of {', '.join(files.SUFFIXES)}.")
     return result
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a path is one input: whatever is there but a folder of images. What cannot be read fails on its own later."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return not os.path.isdir(path) or files.is_folder(path)
 
 
 def _are_channels(folder: Path, groups: Mapping[str, Mapping[int, Path]], space: tuple[int, int], layout: str) -> bool:

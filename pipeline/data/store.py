@@ -798,5 +798,5 @@ def save(path: Path, array: np.ndarray) -> Volume:
 
 def file_name(case_id: str) -> str:
     """File name for an id; a very long one is shortened and made unique again by its hash."""
-    raw = case_id.encode()
+    raw = os.fsencode(case_id)
     return case_id if len(raw) <= 200 else raw[:150].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:16]

@@ -58,24 +58,29 @@ class Journal:
         self.seconds: list[float] = []
         files.write_text(folder / "log.jsonl", "".join(_json_line(r) for r in history))
         files.write_text(folder / "training_log.txt", "".join(self.line(r) + "\n" for r in history))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
+        with files.named(folder / "tensorboard"):
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
 
     def epoch(self, record: Mapping[str, Any]) -> str:
         """Append one epoch everywhere; returns its line."""
         line = self.line(record)
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(_json_line(record))
+        self._append("log.jsonl", _json_line(record))
         self.note(line)
-        for key, value in record.items():
-            if key not in ("epoch",) and isinstance(value, int | float) and math.isfinite(value):
-                self.board.add_scalar(key, value, record["epoch"])
-        self.board.flush()
+        with files.named(self.folder / "tensorboard"):
+            for key, value in record.items():
+                if key not in ("epoch",) and isinstance(value, int | float) and math.isfinite(value):
+                    self.board.add_scalar(key, value, record["epoch"])
+            self.board.flush()
         return line
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.folder / name
+        with files.named(path, len(text)), path.open("a", encoding="utf-8") as log:
+            log.write(text)
 
     def note(self, line: str) -> None:
         """One line in training_log.txt."""
-        with (self.folder / "training_log.txt").open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
+        self._append("training_log.txt", line + "\n")
 
     def line(self, record: Mapping[str, Any]) -> str:
         """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11 left``; called once an epoch, in order."""
@@ -96,10 +101,12 @@ class Journal:
         gap = np.full((len(parts[0]), GAP, 3), 255, np.uint8)
         picture = np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1)
         files.write(self.folder / "previews" / f"epoch_{epoch + 1:04d}.png", np.moveaxis(picture, -1, 0))
-        self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
+        with files.named(self.folder / "tensorboard"):
+            self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
 
     def close(self) -> None:
-        self.board.close()
+        with files.named(self.folder / "tensorboard"):
+            self.board.close()
 
 
 def titled(key: str, names: Mapping[int, str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
     above = set(_chain(output))
     chains: dict[Path, list[Identity]] = {}
     for path in inputs:
-        if path.is_dir() and _identity(path) in above:
+        if os.path.isdir(path) and _identity(path) in above:
             raise UserError(f"--output {output} lies inside the input {path}, which would be changed. Choose another folder.")
         for place in _hops(path):
             if place.parent not in chains:
@@ -50,22 +52,80 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
 
 
 def require_folder(output: Path) -> None:
-    """Raise UserError where ``output`` cannot be a folder with a lock in it."""
+    """Raise UserError where ``output`` cannot be a folder with a lock in it, or nothing may be written in it or below it."""
     found = next((p for p in (output, *output.parents) if os.path.lexists(p)), None)
-    if found is not None and not found.is_dir():
-        what = "a link that leads nowhere" if found.is_symlink() else "a file"
+    if found is not None and not os.path.isdir(found):
+        what = "a link that leads nowhere" if os.path.islink(found) and not os.path.exists(found) else "a file"
         raise UserError(f"--output {output}: {found} is {what}, no folder. Choose another folder.")
     if lock.is_foreign(output / lock.NAME):
         raise UserError(
             f"--output {output} holds a {lock.NAME} that no command of this package wrote: it would be removed. Choose another folder."
         )
+    for folder in (output, *(output / name for name in BELOW if os.path.isdir(output / name))):
+        require_writable("--output", folder)
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Raise UserError where nothing can be made in ``folder``, which need not be there yet."""
+    if reason := files.refused(folder):
+        shown = f"{option} {folder}" if option else str(folder)
+        raise UserError(f"{shown} may not be written ({reason}). Choose another folder, or make it writable.")
+
+
+def too_long(output: Path, names: Iterable[str]) -> str | None:
+    """What is wrong with the first of the files ``names`` whose name the disk of ``output`` cannot hold; None where it can."""
+    there = files.nearest(output)
+    most, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+    for name in names:
+        own, path = len(os.fsencode(Path(name).name)), len(os.fsencode(os.path.abspath(output / name)))
+        if own > most or path >= whole:
+            size = f"{own} bytes, and {most} are the most here" if own > most else f"{path} bytes of path, and {whole - 1} are the most"
+            return f"its answer would be called {name}, which has {size}"
+    return None
+
+
+def require_room(output: Path, need: int, advice: str) -> str | None:
+    """A warning where fewer bytes are free than files will take; DiskError where the disk certainly cannot hold them."""
+    free = files.free_bytes(output)
+    if free is None or need <= free:
+        return None
+    text = f"{output}: {need} bytes are needed for what will be written, {free} are free. {advice}"
+    if files.keeps_every_byte(output):
+        raise files.DiskError(errno.ENOSPC, text)
+    return text
+
+
+class Kept:
+    """Writing down a list that grows: often enough to be of use, seldom enough to take a small part of the time, and at the end."""
+
+    SHARE = 20
+    """Between two writes so many times the time of the last one goes by: a list of 100,000 is not written 100,000 times."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self.write, self.next, self.pending = write, 0.0, False
+
+    def __call__(self) -> None:
+        began = time.monotonic()
+        self.pending = began < self.next
+        if not self.pending:
+            self.write()
+            now = time.monotonic()
+            self.next = now + self.SHARE * (now - began)
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.pending:
+            with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():
+                self.write()
 
 
 def _hops(path: Path) -> Iterator[Path]:
     """The path, and what every link leads to in turn."""
     for _ in range(LINKS):
         yield path
-        if not path.is_symlink():
+        if not os.path.islink(path):
             return
         path = path.parent / os.readlink(path)
 
@@ -79,7 +139,7 @@ def _chain(folder: Path) -> list[Identity]:
 def _identity(path: Path) -> Identity | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
 

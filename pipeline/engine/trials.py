@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import postprocess
+from pipeline import files, postprocess
 from pipeline.config import Data, bind
 from pipeline.data.store import read_labels, read_mask
 from pipeline.engine import processes
@@ -264,20 +265,25 @@ class _Kept:
                 self.values[row["key"]] = {k: math.nan if v is None else float(v) for k, v in row["scores"].items()}
 
     def open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
-        self.stream = self.path.open("a", encoding="utf-8")
-        if torn:
-            self.stream.write("\n")
+        if os.path.lexists(self.path) and not os.path.isfile(self.path):
+            raise UserError(f"{self.path} is no file; scores are kept there. Move it away.")
+        with files.named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            self.stream = self.path.open("a", encoding="utf-8")
+            if torn:
+                self.stream.write("\n")
 
     def add(self, key: str, case_id: str, scores: Scores) -> None:
         self.values[key] = scores
         plain = {k: v if math.isfinite(v) else None for k, v in scores.items()}
-        self.stream.write(json.dumps({"key": key, "case": case_id, "scores": plain}) + "\n")
-        self.stream.flush()
+        with files.named(self.path):
+            self.stream.write(json.dumps({"key": key, "case": case_id, "scores": plain}) + "\n")
+            self.stream.flush()
 
     def close(self) -> None:
-        self.stream.close()
+        with files.named(self.path):
+            self.stream.close()
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------------

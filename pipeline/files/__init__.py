@@ -9,6 +9,7 @@ meets it only when pixels are used, and gzip checks its sum only when somebody r
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.files import nifti, npy, pictures, tiff, zarr
-from pipeline.files.durable import checksum, read_json, sha256, sweep, whole, write_bytes, write_json, write_text
+from pipeline.files.durable import (
+    DiskError,
+    checksum,
+    free_bytes,
+    keeps_every_byte,
+    named,
+    nearest,
+    read_json,
+    refused,
+    sha256,
+    sweep,
+    whole,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from pipeline.files.errors import AGAIN, FileError, guarded
 from pipeline.files.names import SUFFIXES, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
@@ -27,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SUFFIXES",
+    "DiskError",
     "FileError",
     "Pixels",
     "Probe",
@@ -34,12 +51,17 @@ __all__ = [
     "case_id",
     "checksum",
     "dims_of",
+    "free_bytes",
     "geometry",
     "is_folder",
     "is_image",
+    "keeps_every_byte",
+    "named",
+    "nearest",
     "probe",
     "read",
     "read_json",
+    "refused",
     "row_bytes",
     "sha256",
     "slabs",
@@ -178,7 +200,7 @@ def write(path: Path, array: np.ndarray | Rows, geometry: Geometry | None = None
     geometry = geometry or Geometry()
     if isinstance(array, Rows):
         form = _format(path)
-        with whole(path) as temp:
+        with whole(path, math.prod(array.shape) * np.dtype(array.dtype).itemsize) as temp:
             form.write(temp, array if form in (tiff, zarr, npy) else array[:], geometry)
         return
     array = np.asarray(array)
@@ -191,5 +213,5 @@ def write(path: Path, array: np.ndarray | Rows, geometry: Geometry | None = None
     if array.dtype.kind not in "uif":
         raise UserError(f"{path}: values of type {array.dtype} cannot be written. Convert them to an integer or real number type.")
     form = _format(path)
-    with whole(path) as temp:
+    with whole(path, array.nbytes) as temp:
         form.write(temp, array if form is npy else array.reshape(-1, *array.shape[-space:]), geometry)

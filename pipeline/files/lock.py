@@ -20,12 +20,14 @@ import json
 import os
 import shlex
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.files.durable import named
 from pipeline.records import UserError
 
 NAME = ".lock"
@@ -49,7 +51,8 @@ class Owner:
     command: str
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since} ({self.command})"
+        words = f"process {self.pid} on {self.host}, since {self.since} ({self.command})"
+        return words.replace("\n", "\\n")  # a name in the command may hold a line feed
 
 
 class BusyError(UserError):
@@ -81,10 +84,12 @@ def held(path: Path, say: Callable[[str], None], wait: Wait | None = None) -> It
 def owner(path: Path) -> str | None:
     """Who holds the lock file ``path``, in words; None where nobody does. Nothing is made or changed."""
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # not there, or not ours to see
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    except (OSError, ValueError):  # not there, or not ours to see
         return None
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
         left = _read(handle)
         if left is None:  # nobody, or in the moment before the owner has written who it is
             return None
@@ -103,7 +108,7 @@ def owner(path: Path) -> str | None:
 
 def is_foreign(path: Path) -> bool:
     """Whether something lies at ``path`` that no lock of this package is: neither empty nor an owner's facts."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return os.path.lexists(path)
     try:
         return path.stat().st_size > 0 and not isinstance(json.loads(path.read_bytes()), dict)
@@ -116,10 +121,15 @@ def is_foreign(path: Path) -> bool:
 def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
     began = time.monotonic()
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} should be the lock of {path.parent}, and is no file. Move it away, or choose another folder.")
+        with named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if _take(handle, path, say):
+            with named(path):
+                taken = _take(handle, path, say)
+            if taken:
                 return handle
             busy = BusyError(path, _read(handle)) if _still_there(handle, path) else None
         except BaseException:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.files.errors import wrong_axes
 from pipeline.files.pixels import Pixels, Rows, slabs
@@ -53,17 +54,53 @@ def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
 
 
 def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
-    """Write the array as it is; :class:`Rows` slab by slab, several channels or not, in the order of their file."""
+    """Write the array as it is; :class:`Rows` slab by slab, several channels or not, in the order of their file.
+
+    By plain writes, never through a mapping: a full disk answers those with an error, but kills a process that maps.
+    """
     import numpy as np
 
-    if not isinstance(array, Rows):
-        np.save(path, array[:], allow_pickle=False)
-        return
-    # Made sparse at its full length, then filled: channels lie one behind the other in the file.
-    out = np.lib.format.open_memmap(path, "w+", np.dtype(array.dtype), array.shape)
-    shape, dtype, offset = out.shape, out.dtype, out.offset
-    del out
+    with path.open("wb", buffering=0) as stream:
+        if isinstance(array, Rows):
+            _write_rows(stream, array)
+        elif array.flags.c_contiguous and not array.dtype.hasobject:
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+            _write_all(stream, array)
+        else:
+            np.lib.format.write_array(_Plain(stream), array, allow_pickle=False)
+
+
+def _write_rows(stream: BinaryIO, array: Rows) -> None:
+    """Written where they belong: channels lie one behind the other in the file."""
+    import numpy as np
+
+    dtype = np.dtype(array.dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(array.shape)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    offset, row = stream.tell(), math.prod(array.shape[2:]) * dtype.itemsize
     for first, end in slabs(array):
-        part = np.memmap(path, dtype, "r+", offset, shape)
-        part[:, first:end] = array[:, first:end]
-        part.flush()
+        part = np.ascontiguousarray(array[:, first:end], dtype)
+        for number, channel in enumerate(part):
+            stream.seek(offset + (number * array.shape[1] + first) * row)
+            _write_all(stream, channel)
+
+
+def _write_all(stream: BinaryIO, array: np.ndarray) -> None:
+    """All bytes of a contiguous array; the system may take fewer at a time."""
+    import numpy as np
+
+    left = memoryview(array.reshape(-1).view(np.uint8))
+    while left:
+        left = left[stream.write(left) :]
+
+
+class _Plain:
+    """A stream that numpy takes for no file, so that it writes by ``write``, whose errors have a reason."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self.stream.write(left) :]

@@ -8,6 +8,7 @@ The page needs no network and no script. What a run lacks (a failed fold, missin
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
+    from pipeline.engine import outputs
 
     out = arguments.run / "report.html"
+    if os.path.isdir(arguments.run):
+        outputs.require_writable("", arguments.run)
     files.write_text(out, build(arguments.run))
     say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return DONE
