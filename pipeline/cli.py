@@ -96,7 +96,8 @@ def run(arguments_parser: argparse.ArgumentParser, work: Callable[[argparse.Name
     """Parse, work, and turn what went wrong into a message and an exit code."""
     words = sys.argv[1:] if argv is None else argv
     for word in words:
-        remember(word)
+        for name in (word, *word.split(os.sep)):
+            remember(name)
     if argv is None:
         _open_standard_files()
     with printing():

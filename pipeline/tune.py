@@ -125,9 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
+    from pipeline.checks.places import require_text
     from pipeline.engine import outputs
     from pipeline.files import lock
 
+    for folder in arguments.run:
+        require_text("", folder)  # it will stand in the ensemble's YAML
     for folder in arguments.run[:1]:
         if os.path.isdir(folder):
             outputs.require_writable("", folder / "tuning")

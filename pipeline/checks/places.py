@@ -49,9 +49,10 @@ class Request:
     fresh: bool = False
 
     def on_data(self, config: Config) -> Config:
-        """The config with the data set of the command."""
+        """The config with the data set of the command. Raises UserError for a path that no config can hold."""
         if self.data_dir is None:
             return config
+        require_text("--data-dir", self.data_dir)
         return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(self.data_dir)))
 
     def start(self, config: Config) -> Start:
@@ -61,6 +62,16 @@ class Request:
             raise UserError(f"--fold {self.fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
         folds = range(count) if self.fold == -1 else (self.fold,)
         return Start(folder=self.out or Path("runs") / config.name, folds=folds, device=self.device, fresh=self.fresh)
+
+
+def require_text(option: str, path: Path) -> None:
+    """Raise UserError for a path that is no text: it would stand in a file that holds nothing else."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        shown = f"{option} {path}".strip()
+        advice = "Rename that folder, or name a link to it"
+        raise UserError(f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it. {advice}.") from None
 
 
 def problems(config: Config, start: Start) -> Iterator[Problem]:

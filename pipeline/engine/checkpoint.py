@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,12 +88,12 @@ def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> b
 
 
 def _decode(path: Path, weights: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors.")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code. Convert it first.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with files.as_text(path) as name, safe_open(name, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
             tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:

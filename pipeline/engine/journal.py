@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -58,8 +59,11 @@ class Journal:
         self.seconds: list[float] = []
         files.write_text(folder / "log.jsonl", "".join(_json_line(r) for r in history))
         files.write_text(folder / "training_log.txt", "".join(self.line(r) + "\n" for r in history))
+        self.open = contextlib.ExitStack()
         with files.named(folder / "tensorboard"):
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
+            (folder / "tensorboard").mkdir(exist_ok=True)
+            name = self.open.enter_context(files.as_text(folder / "tensorboard"))
+            self.board = SummaryWriter(name, purge_step=len(history))
 
     def epoch(self, record: Mapping[str, Any]) -> str:
         """Append one epoch everywhere; returns its line."""
@@ -105,7 +109,7 @@ class Journal:
             self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
 
     def close(self) -> None:
-        with files.named(self.folder / "tensorboard"):
+        with self.open, files.named(self.folder / "tensorboard"):
             self.board.close()
 
 

@@ -34,7 +34,7 @@ from pipeline.files.durable import (
     write_text,
 )
 from pipeline.files.errors import AGAIN, FileError, guarded
-from pipeline.files.names import SUFFIXES, case_id, is_folder, is_image, stem, suffix
+from pipeline.files.names import SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
 from pipeline.records import Geometry, UserError
 
@@ -48,6 +48,7 @@ __all__ = [
     "Pixels",
     "Probe",
     "Rows",
+    "as_text",
     "case_id",
     "checksum",
     "dims_of",

@@ -107,6 +107,7 @@ def _way_out(path: Path, number: int) -> str:
         errno.EDQUOT: f"Your quota is used up: free space in {folder}, and run again",
     }
     ways |= {errno.EPERM: ways[errno.EACCES], errno.ENFILE: ways[errno.EMFILE]}
+    ways |= {errno.ENOENT: f"{folder} was taken away meanwhile: run again"}
     return ways.get(number, f"Free space in {folder} and run again")
 
 

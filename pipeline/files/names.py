@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 SUFFIXES = (".ome.zarr", ".zarr", ".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy", ".gif", ".bmp")
@@ -48,6 +51,22 @@ def case_id(path: Path | str) -> str:
     True
     """
     return unicodedata.normalize("NFC", stem(path))
+
+
+@contextlib.contextmanager
+def as_text(path: Path) -> Iterator[str]:
+    """The path as text for libraries that take no other: where it is none, another name of the same
+    file or folder, which is held open."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{handle}"
+        finally:
+            os.close(handle)
+    else:
+        yield os.fspath(path)
 
 
 def is_folder(path: Path | str) -> bool:
