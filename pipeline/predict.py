@@ -349,7 +349,6 @@ FREE_SPACE = "Free space there, choose another --output, or leave --save-soft ou
 def require_room(predictor: Predictor, inputs: Sequence[Case]) -> None:
     """Warn where the disk has fewer bytes free than the answers to all inputs take; DiskError where they certainly cannot fit."""
     from pipeline import files
-    from pipeline.engine import outputs
 
     dims, need = predictor.config.data.dims, 0
     for case in inputs[:LOOKED_AT]:
@@ -357,7 +356,7 @@ def require_room(predictor: Predictor, inputs: Sequence[Case]) -> None:
         if found.problem is None:
             names = (predictor.output / name for name in _names(predictor, case))
             need += max(0, _need(predictor, case, found.shape[1:], found.dtype) - sum(_size(p) for p in names))
-    text = outputs.require_room(predictor.output, need, f"{FREE_SPACE}.")
+    text = files.require_room(predictor.output, need, f"{FREE_SPACE}.")
     if text is not None:
         say(f"warning: {text}")
 
@@ -396,9 +395,9 @@ def _admit_names(predictor: Predictor, case: Case) -> None:
 
 def _admit_size(predictor: Predictor, case: Case, size: Sequence[int], dtype: str) -> None:
     """Raise DiskError, before any work, where the answer to a case certainly does not fit on the disk."""
-    from pipeline.engine import outputs
+    from pipeline import files
 
-    outputs.require_room(predictor.output, _need(predictor, case, size, dtype), f"{FREE_SPACE}.")
+    files.require_room(predictor.output, _need(predictor, case, size, dtype), f"{FREE_SPACE}.")
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
@@ -661,13 +660,13 @@ def predict_blocks(predictor: Predictor, case: Case, which: range | None = None)
 
 def _admit_blocks(predictor: Predictor, parts: Blocks, which: range) -> None:
     """Raise DiskError, before any work, where the blocks that are still to be computed certainly do not fit on the disk."""
-    from pipeline.engine import outputs
+    from pipeline import files
 
     rows = sum(end - first for first, end in parts.missing(which))
     planes = 1 if predictor.config.task == "labels" and predictor.config.data.classes == 2 else predictor.config.data.classes
     planes = planes if predictor.config.task == "labels" else max(1, predictor.channels)
     need = 4 * planes * rows * math.prod(parts.size[1:])
-    outputs.require_room(predictor.output, need, "Blocks lie there until the answer is written. Free space, or choose another --output.")
+    files.require_room(predictor.output, need, "Blocks lie there until the answer is written. Free space, or choose another --output.")
 
 
 def _require_rows(case: Case, place: Placement) -> None:

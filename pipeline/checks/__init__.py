@@ -44,7 +44,7 @@ class Examined(NamedTuple):
 
 def refuse(config: Config, start: Start, path: Path) -> None:
     """What a start does before it looks at data: warnings are printed, and ConfigError lists all that is wrong with names and places."""
-    found = list(_names(config, start))
+    found = [*_names(config, start), *places.unwritable(config, start)]
     errors = [p for p in found if p.severity == "error"]
     if os.environ.get("RANK", "0") == "0":
         for problem in found:
@@ -307,11 +307,25 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
     if sound and start.continues:
         yield from _of_run(start, found)
     place = stores.place(config.data, start.folder)
+    if sound:
+        yield from _of_room(config, place, found)
     if sound and place.is_dir() and (reason := places.refused(place)):
         lacking = stores.missing(found.cases, found.facts, config, place)
         if lacking:
             text = f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases, e.g. {lacking[0]}."
             yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
+
+
+def _of_room(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
+    """Whether the store fits on its disk."""
+    from pipeline.data import store as stores
+
+    try:
+        text = stores.require_room(found.cases, found.facts, config, place)
+    except OSError as error:
+        yield Problem(str(error))
+    else:
+        yield from [Problem(text, severity="warning")] if text is not None else ()
 
 
 # --- words ----------------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
     """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor put aside."""
     folder = start.folder
     ours = (folder / "config.yaml").is_file() or (folder / "environment.json").is_file()
-    here, data = (Path(os.path.realpath(p)) for p in (folder, root))
+    here, data = _real(folder), _real(root)
     if here == data and not start.continues:
         yield Problem(f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}.")
     elif start.fresh and here in data.parents:
@@ -112,6 +112,14 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
             yield Problem(f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another --out.")
         elif start.fresh and names:
             yield Problem(f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run. Choose another --out.")
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; itself where it is none."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a zero byte, as YAML can write it
+        return path
 
 
 def _holds_files(fold: Path) -> bool:
@@ -170,6 +178,9 @@ def _names(config: Config) -> Iterator[Problem]:
     rule = "must hold something else than dots, and at most 200 bytes"
     if not config.name.strip(".") or len(config.name.encode()) > LONGEST:
         yield Problem(f"name is {config.name!r}; it becomes a folder and {rule}. Choose another, e.g. surface.", ("name",))
+    for key, value in (("name", config.name), ("data.root", config.data.root), ("data.store", config.data.store or "")):
+        if "\0" in value:
+            yield Problem(f"{key} is {value!r}: no path holds a zero byte. Choose another.", (key,))
     for role in config.roles:
         good = re.fullmatch(r"\w[\w.-]*", role) is not None and len(role.encode()) <= LONGEST // 2
         if not good or role == "image":

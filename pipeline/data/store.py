@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -676,7 +677,36 @@ def build(
     """
     pairs = list(zip(cases, facts, strict=True))
     with writable(folder):
+        text = require_room(cases, facts, settings, folder)
+        if text is not None:
+            LOG.warning(text)
         return parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
+
+
+def require_room(cases: Sequence[Case], facts: Sequence[Facts], settings: config.Config, folder: Path) -> str | None:
+    """A warning where the disk of a store has fewer bytes free than its arrays take; DiskError where they certainly cannot fit."""
+    need = 0
+    for case, fact in zip(cases, facts, strict=True):
+        for role, shape in fact.shapes.items():
+            size = _bytes_of(role, shape, fact, settings)
+            need += size if _size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size else 0
+    return files.require_room(folder, need, "Free space there, or set data.store to a folder on another disk.")
+
+
+def _bytes_of(role: str, shape: Sequence[int], fact: Facts, settings: config.Config) -> int:
+    """Bytes of the numbers of an array of the store."""
+    kind = settings.roles.get(role, "image")
+    if role != "image" and kind in MASKED:
+        return math.prod(shape[1:]) * label_dtype(_rules(settings.data, kind)).itemsize
+    dtype = np.dtype(fact.dtypes[role])
+    return math.prod(shape) * (4 if dtype == np.float64 else dtype.itemsize)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -82,17 +81,6 @@ def too_long(output: Path, names: Iterable[str]) -> str | None:
             size = f"{own} bytes, and {most} are the most here" if own > most else f"{path} bytes of path, and {whole - 1} are the most"
             return f"its answer would be called {name}, which has {size}"
     return None
-
-
-def require_room(output: Path, need: int, advice: str) -> str | None:
-    """A warning where fewer bytes are free than files will take; DiskError where the disk certainly cannot hold them."""
-    free = files.free_bytes(output)
-    if free is None or need <= free:
-        return None
-    text = f"{output}: {need} bytes are needed for what will be written, {free} are free. {advice}"
-    if files.keeps_every_byte(output):
-        raise files.DiskError(errno.ENOSPC, text)
-    return text
 
 
 class Kept:

@@ -138,6 +138,17 @@ def free_bytes(path: Path) -> int | None:
     return found.f_bavail * found.f_frsize if found.f_blocks else None
 
 
+def require_room(folder: Path, need: int, advice: str) -> str | None:
+    """A warning where fewer bytes are free than files will take; DiskError where the disk certainly cannot hold them."""
+    free = free_bytes(folder)
+    if free is None or need <= free:
+        return None
+    text = f"{folder}: {need} bytes are needed for what will be written, {free} are free. {advice}"
+    if keeps_every_byte(folder):
+        raise DiskError(errno.ENOSPC, text)
+    return text
+
+
 PLAIN = frozenset({"ext2", "ext3", "ext4", "xfs", "jfs", "tmpfs", "ramfs", "vfat", "exfat"})
 """File systems on which a byte takes a byte: others compress, or are a server's of which nothing is known."""
 
@@ -165,18 +176,22 @@ def refused(path: Path) -> str:
     Found by making a file without a name, of which nothing stays.
     """
     try:
-        os.fsencode(path)
+        if b"\0" in os.fsencode(path):
+            return "a name with a zero byte"
         there = nearest(path)
         limits = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
         if any(len(os.fsencode(part)) > limits[0] for part in path.parts):
             return f"a name of more than {limits[0]} bytes"
         if len(os.fsencode(path.absolute())) > limits[1] - ROOM:
             return f"a path that leaves no room for the files in it; {limits[1]} bytes are the most"
-        if not os.path.isdir(there):
-            return f"{there} is a file"
+        entry = next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), there)
+        if not os.path.isdir(entry):
+            return f"{entry} is {'a file' if os.path.exists(entry) else 'a link that leads nowhere'}"
         with tempfile.TemporaryFile(dir=there):  # on Linux it never has a name
             pass
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about the folder
+            raise
         return error.strerror or str(error)
     except ValueError as error:
         return f"no path: {error}"

@@ -51,6 +51,8 @@ def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
         return "is a symbolic link that leads back to itself", "Mend or remove the link"
     if isinstance(error, PermissionError):
         return "may not be read", "Give this user the right to read it"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "cannot be opened: too many files are open at a time", "Raise that limit, e.g. with ulimit -n 4096"
     if isinstance(error, IsADirectoryError):
         return "is a folder", "Name a file"
     return f"cannot be read to its end: {error}"[:400], AGAIN

@@ -188,7 +188,9 @@ def _write(handle: int) -> None:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     owner = Owner(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"), command=command)
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(asdict(owner)).encode(), 0)
+    data, done = json.dumps(asdict(owner)).encode(), 0
+    while done < len(data):  # a full disk takes a part of it
+        done += os.pwrite(handle, data[done:], done)
     os.fsync(handle)
 
 
