@@ -7,6 +7,7 @@ recognised and passed over.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -96,7 +97,9 @@ def _decode(path: Path, weights: bool = True) -> tuple[dict[str, torch.Tensor], 
         with files.as_text(path) as name, safe_open(name, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
             tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last is torch's, of its own mapping
+        if os.strerror(errno.EMFILE) in str(error):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from None
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}). Copy it again, or train the fold again.") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: holds weights but no {HEADER!r} header; this package did not write it.")
