@@ -63,11 +63,13 @@ def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
     with path.open("wb", buffering=0) as stream:
         if isinstance(array, Rows):
             _write_rows(stream, array)
-        elif array.flags.c_contiguous and not array.dtype.hasobject:
-            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-            _write_all(stream, array)
+            return
+        whole = np.asarray(array[:])
+        if whole.flags.c_contiguous and not whole.dtype.hasobject:
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
+            _write_all(stream, whole)
         else:
-            np.lib.format.write_array(_Plain(stream), array, allow_pickle=False)
+            np.lib.format.write_array(_Plain(stream), whole, allow_pickle=False)
 
 
 def _write_rows(stream: BinaryIO, array: Rows) -> None:
@@ -89,7 +91,7 @@ def _write_all(stream: BinaryIO, array: np.ndarray) -> None:
     """All bytes of a contiguous array; the system may take fewer at a time."""
     import numpy as np
 
-    left = memoryview(array.reshape(-1).view(np.uint8))
+    left = memoryview(array.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType] - an array is a buffer
     while left:
         left = left[stream.write(left) :]
 
