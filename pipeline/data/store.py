@@ -705,7 +705,7 @@ def _bytes_of(role: str, shape: Sequence[int], fact: Facts, settings: config.Con
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return 0
 
 
