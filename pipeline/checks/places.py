@@ -151,9 +151,9 @@ def present(folds: Container[int], names: Iterable[str]) -> list[int]:
 
 def _inside(start: Start) -> Iterator[tuple[str, Path]]:
     """Folders of a run that would go on, below which is written."""
-    there = {path.name: path for path in start.folder.glob("fold_*")} if start.continues else {}
-    for name in (f"fold_{fold}" for fold in start.folds if f"fold_{fold}" in there):
-        inside = (there[name], *(there[name] / part for part in ("checkpoint_latest", "tensorboard", "previews", "oof")))
+    names = [path.name for path in start.folder.glob("fold_*")] if start.continues else []
+    for fold in (start.folder / f"fold_{number}" for number in present(start.folds, names)):
+        inside = (fold, *(fold / part for part in ("checkpoint_latest", "tensorboard", "previews", "oof")))
         yield from (("the folder", path) for path in inside if os.path.isdir(path))
 
 
