@@ -292,15 +292,19 @@ def _listed(names: Sequence[str], what: str = "") -> str:
 
 def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
     """What ``test.csv`` in or beside the folder says otherwise. The files decide: a table may be older than they are."""
+    from pipeline.files import FileError, read_table
+
     path = next((p for p in (test_dir / "test.csv", test_dir.resolve().parent / "test.csv") if p.is_file()), None)
     if path is None:
         return []
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or "id" not in rows[0]:
+    try:
+        header, rows = read_table(path, ("id",))
+    except FileError as error:
+        return [f"{path} {error.problem}; it was not compared. {error.cure}"]
+    if "id" not in header or not rows:
         return [f"{path} has no rows with a column id; it was not compared"]
-    listed = [unicodedata.normalize("NFC", row["id"] or "") for row in rows]
-    without_file, without_row = [i for i in listed if i not in ids], [i for i in ids if i not in listed]
+    listed, present = dict.fromkeys(unicodedata.normalize("NFC", row.values["id"]) for row in rows), set(ids)
+    without_file, without_row = [i for i in listed if i not in present], [i for i in ids if i not in listed]
     lines = [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
     return lines + ([f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else [])
 

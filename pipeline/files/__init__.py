@@ -16,10 +16,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.files import nifti, npy, pictures, tiff, zarr
-from pipeline.files.durable import checksum, read_json, sha256, sweep, whole, write_bytes, write_json, write_text
+from pipeline.files.documents import checked, parse, read_document, read_json, shown
+from pipeline.files.durable import checksum, sha256, sweep, whole, write_bytes, write_json, write_text
 from pipeline.files.errors import AGAIN, FileError, guarded
 from pipeline.files.names import SUFFIXES, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
+from pipeline.files.tables import read_table
 from pipeline.records import Geometry, UserError
 
 if TYPE_CHECKING:
@@ -32,16 +34,21 @@ __all__ = [
     "Probe",
     "Rows",
     "case_id",
+    "checked",
     "checksum",
     "dims_of",
     "geometry",
     "is_folder",
     "is_image",
+    "parse",
     "probe",
     "read",
+    "read_document",
     "read_json",
+    "read_table",
     "row_bytes",
     "sha256",
+    "shown",
     "slabs",
     "stem",
     "suffix",
