@@ -770,16 +770,23 @@ def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
 
 def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
     """``kind`` made of spelled-out nested dicts, and everything that is wrong with them."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     found: list[Problem] = []
     token = _found.set(found)
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(full), strict=True), found
+        return _adapter(kind).validate_json(json.dumps(full), strict=True), found
     except ValidationError as error:
         return None, [*found, *(_fault(item) for item in error.errors(include_url=False))]
     finally:
         _found.reset(token)
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _fault(item: Mapping[str, Any]) -> Problem:

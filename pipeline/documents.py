@@ -289,7 +289,7 @@ class SoftFacts(TypedDict):
     suffix: NotRequired[str]
     dtype: NotRequired[str]
     channels: NotRequired[Channels]
-    scale: NotRequired[Scale | None]
+    scale: NotRequired[dict[str, Any] | None]
     image: NotRequired[list[str]]
     geometry: Place
 
@@ -317,9 +317,20 @@ class ModelHeader(TypedDict):
     trained_on: NotRequired[TrainedOn | None]
 
 
+Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
+"""Also NaN and infinity, which the headers of states hold as they are."""
+
+
 class MeansSoFar(TypedDict):
-    sums: dict[str, float]
-    counts: dict[str, float]
+    sums: dict[str, Number]
+    counts: dict[str, Number]
+
+
+class EpochRecord(TypedDict):
+    epoch: Size
+    seconds: float
+    lr: float
+    train_loss: Number
 
 
 class OptimizerFacts(TypedDict):
@@ -334,7 +345,7 @@ class StateHeader(TypedDict):
     best_score: float | None
     best_epoch: int
     stale: Size
-    history: list[dict[str, Any]]
+    history: list[EpochRecord]
     step: NotRequired[Size]
     means: NotRequired[MeansSoFar]
     seconds: NotRequired[float]

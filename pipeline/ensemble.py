@@ -240,6 +240,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     Raises UserError where an image could not be predicted.
     """
     from pipeline import files, predict
+    from pipeline.checks import limits
     from pipeline.config import to_dict
     from pipeline.engine import outputs
     from pipeline.engine.checkpoint import load_facts
@@ -248,6 +249,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
     paths = paths or predict.find_models(member.run, None)
     networks, config = predict.load_models(paths)
+    limits.of_prediction(config)
     where, facts = cli.device(device), load_facts(paths[0])
     predictor = predict.Predictor(
         config=config,

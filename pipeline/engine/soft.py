@@ -63,6 +63,8 @@ def load(folder: Path, case_id: str) -> tuple[Prediction, dict[str, Any]]:
         facts = files.read_document(beside, documents.SoftFacts, AGAIN)
         array = files.guarded(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
         place = _placed(beside, facts.pop("geometry"), array.ndim - 1)
+        if facts.get("task") == "image" and facts.get("scale") is not None:
+            files.checked(beside, facts["scale"], documents.Scale, AGAIN)
         _require_usable(array, facts)
     except (ValueError, files.FileError) as error:
         raise UserError(
@@ -93,8 +95,10 @@ def _require_usable(array: np.ndarray, facts: Mapping[str, Any]) -> None:
         raise ValueError(f"suffix {facts['suffix']!r} is none of {', '.join(files.SUFFIXES)}")
     if facts.get("dtype", "uint8") not in NUMBERS:
         raise ValueError(f"dtype {facts['dtype']!r} is none of {', '.join(NUMBERS)}")
+    if facts.get("task") != "image":
+        return
     channels, scale = facts.get("channels", len(array)), facts.get("scale")
-    if facts.get("task") == "image" and not len(array) - 1 <= channels <= len(array):
+    if not len(array) - 1 <= channels <= len(array):
         raise ValueError(f"channels is {channels}, but the array has {len(array)}")
     if scale is not None and not {len(scale["low"]), len(scale["high"])} <= {1, channels}:
         raise ValueError(f"scale has limits for {len(scale['low'])} and {len(scale['high'])} channels, not {channels}")

@@ -229,7 +229,7 @@ def in_words(kind: Any) -> str:
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
         plain, *rules = typing.get_args(kind)
-        return " ".join([in_words(plain), *(rule.words for rule in rules)])
+        return " ".join([*([] if plain is Any else [in_words(plain)]), *(rule.words for rule in rules)])
     if origin is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if origin in (types.UnionType, typing.Union):
