@@ -39,6 +39,9 @@ WIDEST = 10**100
 OPTION = 2**63
 """Whole numbers below this, by amount, can be options of a table's entries: other libraries take no more."""
 
+MOST_FOLDS = 1000
+"""Folds of a run; each is trained by itself, and every command that reads a run looks for all of them."""
+
 LONGEST_PATTERN = 1000
 """Letters of a regular expression."""
 
@@ -128,6 +131,11 @@ class Folds:
         _require(
             self.count >= 2,
             f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.",
+            "data.folds.count",
+        )
+        _require(
+            self.count <= MOST_FOLDS,
+            f"data.folds.count is {self.count}, must be at most {MOST_FOLDS}.",
             "data.folds.count",
         )
 

@@ -341,6 +341,8 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
             f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases: {', '.join(lost[:10])}. "
             "Predict with --save-soft, or name their folder with --soft."
         )
+    if arguments.binarise is not None and not math.isfinite(arguments.binarise):
+        raise UserError(f"--binarise {arguments.binarise}: give a finite number; values above it are foreground.")
     if arguments.fov is not None and not arguments.fov.is_dir():
         raise UserError(f"--fov {arguments.fov}: no such folder.")
     views = answer_files(arguments.fov) if arguments.fov is not None else {}

@@ -42,10 +42,13 @@ NAME = 200
 WEIGHT = 1e6
 """Weight of a loss, by amount."""
 
+REACHING = {"radius": 128, "size": 256}
+"""Options of post-processing that say how far a step reaches, in voxels, and how far at most."""
+
 LABEL = 2**31 - 1
 """Largest label value, by amount."""
 
-COUNTS = {"data.folds.count": 1000, "data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
+COUNTS = {"data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
 COUNTS |= {"train.epochs": 10**6, "train.accumulate": 10**6, "train.validate.per_case": 10**6}
 COUNTS |= {"train.stop.patience": 10**9, "train.validate.every": 10**9}  # often written for "never"
 COUNTS |= dict.fromkeys(("train.preview_every", "train.preview_steps", "train.keep_every", "train.save_steps"), 10**12)
@@ -167,6 +170,11 @@ def _reals(config: Config) -> Iterator[Problem]:
 def of_prediction(config: Config) -> None:
     """Raise ConfigError for what a prediction with this config could not hold: tiles, batches and scales."""
     found = [p.text for p in problems(config) if p.keys[0].startswith("predict.") and p.severity == "error"]
+    for n, step in enumerate(config.postprocess):
+        for option, most in REACHING.items():
+            value = step.options.get(option, 0)
+            if isinstance(value, int | float) and abs(value) > most:
+                found.append(f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most {most} by amount.")
     if found:
         raise ConfigError("\n  ".join(found))
 

@@ -45,10 +45,6 @@ STEPS = 200
 """Epochs over which a schedule is tried."""
 
 
-REACHING = {"radius": 128, "size": 256}
-"""Options of post-processing that say how far a step reaches, in voxels, and how far at most."""
-
-
 def proportions(
     where: str, part: Part | Term, most_of: Mapping[str, float] = outlines.REPEATED, largest: float = outlines.LARGEST
 ) -> Iterator[Problem]:

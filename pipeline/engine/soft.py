@@ -67,8 +67,9 @@ def load(folder: Path, case_id: str) -> tuple[Prediction, dict[str, Any]]:
             files.checked(beside, facts["scale"], documents.Scale, AGAIN)
         _require_usable(array, facts)
     except (ValueError, files.FileError) as error:
+        words = str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
         raise UserError(
-            f"{path}: not a readable soft prediction ({str(error).rstrip('.')}). Run pipeline.predict --save-soft again for this case."
+            f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft again for this case."
         ) from None
     return Prediction(case_id=case_id, soft=array, geometry=place), facts
 
