@@ -335,7 +335,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda h: {k: v for k, v in h.items() if k != "kind"}, "lacks the key kind"),
         (lambda h: "{}", "lacks the key config"),
         (lambda h: "[]", "header"),
-        (lambda h: h["config"]["network"]["options"].update(channels=[2000] * 5), "weights do not fit"),
+        (lambda h: h["config"]["network"]["options"].update(channels=[1500] * 5), "weights do not fit"),
         (lambda h: h["config"]["network"]["options"].update(channels=[10000] * 5), "weights, must be at most"),
         (lambda h: h["config"]["network"]["options"].update(channels=[4] * 1000), "at most 32 entries"),
         (lambda h: h["config"]["network"]["options"].update(channels="x"), "channels"),
