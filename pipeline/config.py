@@ -17,6 +17,7 @@ import math
 import re
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,30 @@ from typing import Any, Literal
 from pipeline.records import Part, Term, UserError
 
 T = typing.TypeVar("T")
+
+LARGEST_FILE = 2**18
+"""Bytes of a YAML file: a hundred times a shipped config. Larger ones take a minute to read and are something else."""
+
+DEEPEST = 32
+"""Levels of a YAML file; a config has six."""
+
+WIDEST = 10**100
+"""Whole numbers below this, by amount, are read; what each key takes is said by key."""
+
+OPTION = 2**63
+"""Whole numbers below this, by amount, can be options of a table's entries: other libraries take no more."""
+
+MOST_FOLDS = 1000
+"""Folds of a run; each is trained by itself, and every command that reads a run looks for all of them."""
+
+LONGEST_PATTERN = 1000
+"""Letters of a regular expression."""
+
+SHOWN = 200
+"""Letters of a value, a key or a library's words that a message shows."""
+
+MOST_SHOWN = 50
+"""Faults of one file that are listed."""
 
 STRICT = {"extra": "forbid"}
 
@@ -50,8 +75,10 @@ class OptionTypeError(ConfigError):
 def _brackets(pattern: str) -> int:
     """Groups of a regular expression, -1 where it is none."""
     try:
-        return re.compile(pattern).groups
-    except re.error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a set in a set, say, which is no fault
+            return re.compile(pattern).groups if len(pattern) <= LONGEST_PATTERN else -1
+    except (re.error, OverflowError, RecursionError):
         return -1
 
 
@@ -97,12 +124,18 @@ class Folds:
     def __post_init__(self) -> None:
         _require(
             self.pattern is None or _brackets(self.pattern) >= 1,
-            f"data.folds.pattern is {self.pattern!r}, must be a regular expression with one bracket, e.g. '_(\\d+)[LR]$'.",
+            f"data.folds.pattern is {_shown(self.pattern)}, must be a regular expression with one bracket, e.g. '_(\\d+)[LR]$', "
+            f"of at most {LONGEST_PATTERN} letters.",
             "data.folds.pattern",
         )
         _require(
             self.count >= 2,
             f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.",
+            "data.folds.count",
+        )
+        _require(
+            self.count <= MOST_FOLDS,
+            f"data.folds.count is {self.count}, must be at most {MOST_FOLDS}.",
             "data.folds.count",
         )
 
@@ -508,7 +541,7 @@ def load(path: Path, overrides: typing.Sequence[str] = ()) -> Config:
     problems: list[Problem] = []
     data = _read_with(path, overrides, problems)
     if problems:
-        raise ConfigError("\n  ".join(p.text for p in problems))
+        raise ConfigError(_listed(problems))
     return from_dict(data, where=str(path))
 
 
@@ -540,15 +573,39 @@ def _read_with(path: Path, overrides: typing.Sequence[str], problems: list[Probl
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping as plain dicts; duplicate keys, tags and anything but plain data are refused."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else None
+        text = None if content is None else content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path and its rights.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not readable as YAML: it is no UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+    if text is None:
+        raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a YAML file here has at most {LARGEST_FILE:,}. Is it another file?")
+    try:
+        data = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        holds = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {holds}. See configs/surface.yaml.")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain data: text, numbers, true and false, null, lists, and mappings from text. Raises ConfigError for all else."""
     import yaml
 
     try:
-        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_loader())
-    except (yaml.YAMLError, UnicodeDecodeError, ConfigError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {type(data).__name__}. See configs/surface.yaml.")
-    return data
+        return yaml.load(text, Loader=_loader())
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(str(error) if isinstance(error, ConfigError) else "it is nested too deep") from None
+    except Exception as error:  # yaml lets pass what int(), chr() and others raise
+        raise ConfigError(f"{error}"[:SHOWN] if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: {error}"[:SHOWN]) from None
+
+
+PLAIN_TAGS = {None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge"))}
+"""Tags that say no more than what a value looks like."""
 
 
 @functools.cache
@@ -556,46 +613,112 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        depth = 0
+
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
                 raise ConfigError("anchors and aliases (&, *) are not accepted; write the value out.")
-            return super().compose_node(parent, index)
+            _require_plain(event, self.depth)
+            self.depth += 1
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            if not isinstance(node, yaml.ScalarNode):
+                return super().construct_object(node, deep)
+            where, text = f"line {node.start_mark.line + 1}", node.value[:SHOWN]
+            try:
+                value = super().construct_object(node, deep)
+            except (ValueError, LookupError, OverflowError):
+                raise ConfigError(f"{where}: {text!r} is no value of the kind {node.tag.rpartition(':')[2]}.") from None
+            _require_usual(where, text, value, quoted=node.style is not None)
+            return value
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    raise ConfigError(f"key {key.value!r} stands twice, again in line {key.start_mark.line + 1}. Remove one.")
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
+            _require_keys([key for key, _ in node.value])
+            return {key if isinstance(key, str) else str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
     # PyYAML follows YAML 1.1, where 1e-4 is text; everybody who writes it means the number.
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    # A date is a text here: no key takes a date.
+    resolvers: Any = Loader.yaml_implicit_resolvers
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in found if tag != "tag:yaml.org,2002:timestamp"] for first, found in resolvers.items()
+    }
     return Loader
+
+
+def _require_plain(event: Any, depth: int) -> None:
+    where = f"line {event.start_mark.line + 1}"
+    if getattr(event, "tag", None) not in PLAIN_TAGS:
+        raise ConfigError(f"{where}: the tag {event.tag[:SHOWN]} is not accepted; write plain values.")
+    if depth >= DEEPEST:
+        raise ConfigError(f"{where}: more than {DEEPEST} levels; a config has six.")
+
+
+def _require_keys(keys: typing.Sequence[Any]) -> None:
+    """Raise ConfigError for a key that is no text, and for one that stands twice."""
+    seen = set()
+    for key in keys:
+        where = f"line {key.start_mark.line + 1}"
+        if not isinstance(key.value, str):
+            raise ConfigError(f"{where}: a key is a list or a mapping; keys are texts.")
+        if key.value in seen:
+            raise ConfigError(f"key {key.value[:SHOWN]!r} stands twice, again in {where}. Remove one.")
+        seen.add(key.value)
+        if key.tag.rpartition(":")[2] in ("null", "bool", "float"):
+            raise ConfigError(f"{where}: the key {key.value[:SHOWN]!r} is no text to YAML; put it in quotes.")
+
+
+def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
+    """Raise ConfigError for a scalar that no key takes, and for one that YAML 1.1 reads as another number than people do."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise ConfigError(f"{where}: the text {text!r} holds a character that no file name and no message can hold.")
+        return
+    if type(value) is int and abs(value) >= WIDEST:
+        raise ConfigError(f"{where}: {text[:40]}{'...' if len(text) > 40 else ''} is a number that no key takes.")
+    if type(value) in (int, float) and ":" in text:
+        raise ConfigError(f"{where}: {text} is {value} to YAML, a number to base 60. Write that, or put it in quotes.")
+    if type(value) is int and not quoted and re.fullmatch(r"[-+]?0[0-7_]+", text) and value:
+        raise ConfigError(f"{where}: {text} is {value} to YAML, a number to base 8. Write it without the leading 0.")
 
 
 def override(data: dict[str, Any], text: str) -> None:
     """Apply one ``a.b.c=value`` to nested dicts in place; the value is read as YAML, ``a.0.b`` reaches into lists."""
-    import yaml
-
     key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {text!r} is not KEY=VALUE; e.g. --set train.epochs=10.")
+    option = f"--set {text[:SHOWN]!r}"
     *parents, last = key.strip().split(".")
+    if not equals or not all((*parents, last)):
+        raise ConfigError(f"{option} is not KEY=VALUE; e.g. --set train.epochs=10.")
+    if len(parents) > DEEPEST:
+        raise ConfigError(f"{option} names more than {DEEPEST} levels; a config has six.")
+    try:
+        new = parse_yaml(value)
+    except ConfigError as error:
+        raise ConfigError(f"{option}: not readable as YAML: {error}") from None
     node: Any = data
     for name in parents:
-        node = node[_index(node, name, text)] if isinstance(node, list) else node.setdefault(name, {})
+        node = node[_index(node, name, option)] if isinstance(node, list) else node.setdefault(name, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"--set {text!r}: {name!r} holds {node!r}, which has no keys.")
-    place: Any = _index(node, last, text) if isinstance(node, list) else last
-    node[place] = yaml.load(value, Loader=_loader())
+            raise ConfigError(f"{option}: {name[:SHOWN]!r} holds {_shown(node)}, which has no keys.")
+    place: Any = _index(node, last, option) if isinstance(node, list) else last
+    node[place] = new
 
 
-def _index(node: list, name: str, text: str) -> int:
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"--set {text!r}: {name!r} is no position in a list of {len(node)}; count from 0.")
+def _index(node: list, name: str, option: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", name) or int(name) >= len(node):
+        raise ConfigError(f"{option}: {name[:SHOWN]!r} is no position in a list of {len(node)}; count from 0.")
     return int(name)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
@@ -607,8 +730,13 @@ def structure(data: Mapping[str, Any], kind: type[T], where: str) -> T:
     """Nested dicts as the frozen dataclass ``kind``. Raises ConfigError with every structural fault."""
     reading = _read(data, kind)
     if reading.problems:
-        raise ConfigError(f"{where}:\n  " + "\n  ".join(p.text for p in reading.problems))
+        raise ConfigError(f"{where}:\n  " + _listed(reading.problems))
     return reading.config
+
+
+def _listed(problems: typing.Sequence[Problem]) -> str:
+    more = [f"... {len(problems) - MOST_SHOWN} more"] if len(problems) > MOST_SHOWN else []
+    return "\n  ".join([*(p.text for p in problems[:MOST_SHOWN]), *more])
 
 
 ROUNDS = 50
@@ -650,21 +778,31 @@ def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
 
 def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
     """``kind`` made of spelled-out nested dicts, and everything that is wrong with them."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     found: list[Problem] = []
     token = _found.set(found)
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(full), strict=True), found
+        return _adapter(kind).validate_json(json.dumps(full), strict=True), found
     except ValidationError as error:
         return None, [*found, *(_fault(item) for item in error.errors(include_url=False))]
     finally:
         _found.reset(token)
 
 
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def _fault(item: Mapping[str, Any]) -> Problem:
     key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
-    text = f"{key}: missing, has no default" if item["type"] == "missing" else f"{key}: {item['msg']} (got {item.get('input')!r})"
+    if item["type"] == "missing":
+        text = f"{key}: missing, has no default"
+    else:
+        text = f"{key}: {str(item['msg'])[:SHOWN]} (got {_shown(item.get('input'))})"
     return Problem(text, (key,))
 
 
@@ -730,13 +868,13 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for unknown in [k for k in value if k not in names]:
-        faults.append(f"{key + '.' if key else ''}{unknown}: unknown key. {nearest(str(unknown), names)}")
+        faults.append(f"{key + '.' if key else ''}{str(unknown)[:SHOWN]}: unknown key. {nearest(str(unknown), names)}")
     return {k: _expand(v, hints[k], f"{key}.{k}" if key else k, faults) for k, v in value.items() if k in names}
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
     """``Did you mean 'x'? Known: ...`` for messages."""
-    known = sorted(known)
+    known, word = sorted(known), word[:SHOWN]
     close = difflib.get_close_matches(word, known, n=1)
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
@@ -749,7 +887,7 @@ def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str,
     the caller provide.
     """
     if part.name not in table:
-        raise ConfigError(f"{where}: {part.name!r} is unknown. {nearest(part.name, table)}")
+        raise ConfigError(f"{where}: {part.name[:SHOWN]!r} is unknown. {nearest(part.name, table)}")
     factory = table[part.name]
     signature = inspect.signature(factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -757,10 +895,10 @@ def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str,
     for option in part.options:
         if option not in allowed and not open_ended:
             raise ConfigError(
-                f"{where}: {part.name!r} has no option {option!r}. {nearest(option, allowed) if allowed else 'It takes no options.'}"
+                f"{where}: {part.name!r} has no option {option[:SHOWN]!r}. {nearest(option, allowed) if allowed else 'It takes no options.'}"
             )
     wrong = [
-        f"option {n} is {value!r}, must be {_in_words(kind)}."
+        f"option {n} is {_shown(value)}, must be {_in_words(kind)}."
         for n, value in part.options.items()
         if (kind := _annotations(factory).get(n, Any)) is not Any and not _fits(value, kind)
     ]
@@ -798,7 +936,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_plain(value: Any, kind: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not NaN
+    if number and isinstance(value, int) and abs(value) >= OPTION:
+        return False
     if kind is float:
         return number
     if kind is int:  # 3.0 means 3, as it always did

@@ -244,6 +244,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     Raises UserError where an image could not be predicted.
     """
     from pipeline import files, predict
+    from pipeline.checks import limits
     from pipeline.config import to_dict
     from pipeline.engine import outputs
     from pipeline.engine.checkpoint import load_facts
@@ -252,6 +253,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
     paths = paths or predict.find_models(member.run, None)
     networks, config = predict.load_models(paths)
+    limits.of_prediction(config)
     where, facts = cli.device(device), load_facts(paths[0])
     predictor = predict.Predictor(
         config=config,
@@ -292,7 +294,7 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
     from pipeline.engine import soft
 
     path = folder / MADE_FROM
-    before = files.read_json(path) if path.is_file() and (folder / "summary.json").is_file() else {}
+    before = _made_from(path) if path.is_file() and (folder / "summary.json").is_file() else {}
     same = all(before.get(k) == record[k] for k in ("models", "predict"))
     present = soft.ids(folder / "soft")
     good = {i for i in present if same and before["inputs"].get(i, ()) == record["inputs"].get(i)}
@@ -302,18 +304,36 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
     return good
 
 
+def _made_from(path: Path) -> dict[str, Any]:
+    """What is there was made from this; where that cannot be read nothing is known, and all is predicted again."""
+    from pipeline import documents, files
+
+    try:
+        return files.read_document(path, documents.MadeFrom, "All is predicted again")
+    except files.FileError as error:
+        say(f"warning: {error}")
+        return {}
+
+
 # --- members that are folders of predictions ---------------------------------------------------------------------------
 
 
 def first_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a prediction folder, or nothing. Raises UserError for one that no command of this package writes."""
-    from pipeline import files
+    from pipeline import documents, files
 
     path = folder / "summary.json"
-    found = files.read_json(path) if path.is_file() else {}
-    steps = found.get("postprocess", []) if isinstance(found, dict) else None
-    if not isinstance(steps, list) or not all(isinstance(s, dict) and "name" in s and set(s) <= {"name", "options"} for s in steps):
-        raise UserError(f"{path}: is no summary of predictions. Predict again, or take it away: then --spec names the post-processing.")
+    if not path.is_file():
+        return {}
+    cure = "Predict again, or take it away: then --spec names the post-processing"
+    try:
+        found = files.read_document(path, documents.Predictions, cure)
+    except files.FileError as error:
+        raise files.FileError(path, f"is no summary of predictions ({error.problem})", cure) from None
+    for n, step in enumerate(found.get("postprocess", ())):
+        if unknown := sorted(set(step) - {"name", "options"}):
+            problem = f"postprocess.{n} has the key {files.shown(unknown[0])}"
+            raise files.FileError(path, f"is no summary of predictions ({problem}, which means nothing here)", cure)
     return found
 
 
@@ -382,6 +402,10 @@ def _look_at_soft(folder: Path, case_id: str) -> Seen:
 
     soft.require_sound(folder, case_id)
     array, facts = _soft(folder, case_id)
+    lost = [key for key in ("scale", "dtype") if facts["task"] == "image" and facts.get(key) is None]
+    if lost:
+        path = soft.array_path(folder, case_id).with_suffix(".json")
+        raise UserError(f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it with pipeline.predict.")
     return Seen(path=soft.array_path(folder, case_id), shape=tuple(array.shape), geometry=facts["geometry"], facts=facts)
 
 

@@ -361,6 +361,8 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
             f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases: {', '.join(lost[:10])}. "
             "Predict with --save-soft, or name their folder with --soft."
         )
+    if arguments.binarise is not None and not math.isfinite(arguments.binarise):
+        raise UserError(f"--binarise {arguments.binarise}: give a finite number; values above it are foreground.")
     if arguments.fov is not None and not os.path.isdir(arguments.fov):
         raise UserError(f"--fov {arguments.fov}: no such folder.")
     views = answer_files(arguments.fov) if arguments.fov is not None else {}
@@ -373,18 +375,18 @@ def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], 
 
 def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
     """The ids under ``test`` of a split.json, as training reads them; None without one."""
-    from pipeline import files
+    from pipeline import documents, files
     from pipeline.data.cases import listed_id
     from pipeline.ensemble import answer_files
 
     if path is None:
         return None
-    document = files.read_json(path)
-    ids = document.get("test") if isinstance(document, dict) else None
-    if not isinstance(ids, list) or not ids:
+    cure = 'It should read {"train": [ID, ...], "test": [ID, ...]}'
+    ids = files.read_document(path, documents.TestSplit, cure).get("test")
+    if not ids:
         raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
     known = answer_files(labels) if os.path.isdir(labels) else {}
-    return frozenset(listed_id(str(entry), known) for entry in ids)
+    return frozenset(listed_id(entry, known) for entry in ids)
 
 
 def look_around(predictions: Path, labels: Path) -> Known:
@@ -402,18 +404,17 @@ def look_around(predictions: Path, labels: Path) -> Known:
 
 def _run_of(predictions: Path) -> tuple[Path | None, frozenset[str] | None]:
     """The run and the held-out cases, where a folder is ``RUN/fold_N/oof``; else None twice."""
-    from pipeline import files
+    from pipeline import documents, files
 
     folder = Path(os.path.realpath(predictions))
     number = folder.parent.name.removeprefix("fold_")
     splits = folder.parent.parent / "splits.json"
     if folder.name != "oof" or not number.isdecimal() or not os.path.isfile(splits):
         return None, None
-    document = files.read_json(splits)
-    folds = document.get("folds") if isinstance(document, dict) else None
-    if not isinstance(folds, list) or int(number) >= len(folds) or not isinstance(folds[int(number)], dict):
+    folds = files.read_document(splits, documents.Splits, "Restore it: it names the cases of each fold")["folds"]
+    if len(number) > len(str(len(folds))) or int(number) >= len(folds):
         return None, None
-    return splits.parent, frozenset(map(str, folds[int(number)].get("val", ())))
+    return splits.parent, frozenset(folds[int(number)]["val"])
 
 
 def _of_run(run: Path) -> dict[str, Any]:

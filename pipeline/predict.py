@@ -150,6 +150,7 @@ def predict(arguments: argparse.Namespace) -> int:
 def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False) -> Predictor:
     """Networks loaded and ready as the options of :func:`add_model_options` say. Raises UserError where they cannot be followed."""
     from pipeline import postprocess
+    from pipeline.checks import limits
     from pipeline.engine import backends
     from pipeline.engine.checkpoint import load_facts
     from pipeline.engine.inference import voice
@@ -161,6 +162,7 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
     networks, config = load_models(paths)
     facts = load_facts(paths[0])
     config = with_options(config, arguments)
+    limits.of_prediction(config)
     backends.check(arguments.backend, device, config.predict.norms)
     if config.task == "labels":
         postprocess.check(config.postprocess)

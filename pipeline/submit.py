@@ -319,17 +319,21 @@ def _listed(names: Sequence[str], what: str = "") -> str:
 
 def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
     """What ``test.csv`` in or beside the folder says otherwise. The files decide: a table may be older than they are."""
+    from pipeline.files import FileError, read_table
+
     folders = test_dir, Path(os.path.realpath(test_dir)).parent
     path = next((f / "test.csv" for f in folders if os.path.isfile(f / "test.csv")), None)
     if path is None:
         return []
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or "id" not in rows[0]:
+    try:
+        header, rows = read_table(path, ("id",))
+    except FileError as error:
+        return [f"{path} {error.problem}; it was not compared. {error.cure}"]
+    if "id" not in header or not rows:
         return [f"{path} has no rows with a column id; it was not compared"]
-    listed = [unicodedata.normalize("NFC", row["id"] or "") for row in rows]
-    known, rowed = set(ids), set(listed)
-    without_file, without_row = [i for i in listed if i not in known], [i for i in ids if i not in rowed]
+    listed = dict.fromkeys(unicodedata.normalize("NFC", row.values["id"]) for row in rows)
+    known = set(ids)
+    without_file, without_row = [i for i in listed if i not in known], [i for i in ids if i not in listed]
     lines = [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
     return lines + ([f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else [])
 

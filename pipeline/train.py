@@ -488,6 +488,7 @@ def _keep_answers(run: Run, held: Sequence[Stored], work: Path, chosen: str) -> 
 def summarise(run: Run) -> dict[str, Any]:
     """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean over all held-out cases."""
     from pipeline import files
+    from pipeline.checks import runs
     from pipeline.engine import evaluate
     from pipeline.metrics import units
 
@@ -497,7 +498,7 @@ def summarise(run: Run) -> dict[str, Any]:
         if result is None:
             continue
         results.append(asdict(result))
-        scores = files.read_json(run.folder / f"fold_{fold}" / "result.json")["cases"].get(result.chosen, {})
+        scores = runs.read_scores(run.folder / f"fold_{fold}").get(result.chosen, {})
         cases |= {i: {"fold": fold, "group": run.stored[i].case.group, "metrics": s} for i, s in scores.items()}
     rows = [{k: float("nan") if v is None else v for k, v in c["metrics"].items()} for c in cases.values()]
     summary = {
@@ -554,7 +555,7 @@ def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _baselines(run: Run) -> dict[str, dict[str, float]]:
     """What any network has to beat, computed once: for binary labels an empty answer and the best global threshold, on at most 32 cases;
     for images the input itself, on all of them."""
-    from pipeline import files
+    from pipeline import documents, files
     from pipeline.engine import evaluate
 
     path = run.folder / "baselines.json"
@@ -568,7 +569,7 @@ def _baselines(run: Run) -> dict[str, dict[str, float]]:
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
         rows = evaluate.baselines(run.config, chosen, scoring=run.scoring) if labels else evaluate.baselines_image(run.config, chosen)
         files.write_json(path, {k + share: v for k, v in rows.items()})
-    return files.read_json(path)
+    return files.read_document(path, documents.Baselines, "Remove it: it is made again")
 
 
 def cases_done(run: Run) -> bool:

@@ -183,8 +183,7 @@ def prepare(arguments: argparse.Namespace) -> Study:
 
 def open_run(folder: Path) -> Source:
     """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
-    from pipeline import files
-    from pipeline.checks.runs import metrics_version
+    from pipeline.checks.runs import metrics_version, read_listing
     from pipeline.engine import soft
     from pipeline.train import read_result
 
@@ -200,7 +199,13 @@ def open_run(folder: Path) -> Source:
             fold_of |= dict.fromkeys(soft.ids(folder / f"fold_{fold}" / "oof" / "soft"), fold)
     if not fold_of:
         raise UserError(f"{folder}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a fold to its end first.")
-    listing = files.read_json(folder / "cases.json")
+    listing = read_listing(folder)
+    unknown = sorted(set(fold_of) - set(listing))
+    if unknown:
+        raise UserError(
+            f"{folder / 'cases.json'}: lacks {len(unknown)} cases that were predicted: {', '.join(unknown[:10])}. "
+            "Restore it, or remove their files from fold_N/oof/soft."
+        )
     folds = tuple(sorted(set(fold_of.values())))
     say(f"{folder}: {len(fold_of)} of {len(listing)} cases predicted out of fold by folds {', '.join(map(str, folds))}")
     version = metrics_version(folder)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "pipeline"
 FLOORS = {
     "records": 0,
     "config": 1,
+    "documents": 1,
     "files": 2,
     "geometry": 2,
     "grid": 2,

@@ -270,7 +270,7 @@ def _of_states(start: Start) -> Iterator[Problem]:
         try:
             result = runs.read_result(folder)
             if result is None or result.status != "completed":
-                checkpoint.load_state(folder / "checkpoint_latest", warn=lambda text: None)
+                checkpoint.load_fold(folder / "checkpoint_latest", warn=lambda text: None)
         except checkpoint.CheckpointError as error:
             yield Problem(str(error))
         except UserError:

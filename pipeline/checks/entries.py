@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import losses, postprocess
-from pipeline.checks import trials
+from pipeline.checks import limits, trials
 from pipeline.config import Config, ConfigError, Data, Problem, nearest
 from pipeline.data.store import Facts
 from pipeline.engine import evaluate, inference, norms, validation
@@ -41,7 +41,7 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
     vast = [
         problem
         for n, step in enumerate(config.postprocess)
-        for problem in trials.proportions(f"postprocess.{n}", step, trials.REACHING, math.inf)
+        for problem in trials.proportions(f"postprocess.{n}", step, limits.REACHING, math.inf)
     ]
     yield from vast
     if not vast:

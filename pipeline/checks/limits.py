@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.config import Config, Problem
+from pipeline.config import Config, ConfigError, Problem
 
 EDGE = 2**15
 """Voxels along an axis of a patch or tile."""
@@ -27,11 +27,32 @@ CLASSES = 256
 SEEDS = 2**32 - 1
 """Largest seed that NumPy and scikit-learn take."""
 
+ENTRIES = 256
+"""Entries of a list of terms, metrics, augmentations, steps or targets."""
+
+SCALES = 32
+"""Sizes at which each tile is predicted."""
+
+RADIUS = 1024
+"""Pixels by which a mask of change is opened, grown or blurred."""
+
+NAME = 200
+"""Letters of a run's name, which becomes a folder."""
+
+WEIGHT = 1e6
+"""Weight of a loss, by amount."""
+
+REACHING = {"radius": 128, "size": 256}
+"""Options of post-processing that say how far a step reaches, in voxels, and how far at most."""
+
 LABEL = 2**31 - 1
 """Largest label value, by amount."""
 
-COUNTS = {"data.folds.count": 1000, "data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
+COUNTS = {"data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
 COUNTS |= {"train.epochs": 10**6, "train.accumulate": 10**6, "train.validate.per_case": 10**6}
+COUNTS |= {"train.stop.patience": 10**9, "train.validate.every": 10**9}  # often written for "never"
+COUNTS |= dict.fromkeys(("train.preview_every", "train.preview_steps", "train.keep_every", "train.save_steps"), 10**12)
+COUNTS |= {"train.timeout": 10**7}
 COUNTS |= {"data.patch.batch": SAMPLES, "predict.batch": SAMPLES, "predict.overlap": EDGE, "predict.halo": EDGE, "data.classes": CLASSES}
 
 
@@ -42,6 +63,8 @@ def problems(config: Config) -> Iterator[Problem]:
         if value > most:
             yield Problem(f"{key} is {value}, must be at most {most}.", (key,))
     yield from _boxes(config)
+    yield from _lists(config)
+    yield from _reals(config)
     patch = config.data.patch
     voxels = patch.batch * math.prod(patch.size)
     if patch.batch <= SAMPLES and math.prod(patch.size) <= VOXELS and voxels > STEP:
@@ -69,7 +92,15 @@ def clipped(config: Config) -> Config:
     return config
 
 
-STAND_INS = {"seed": 42, "predict.patch": None, "train.average.lr": None, "data.ignore_label": None, "data.frames.padded": None}
+STAND_INS = {
+    "data.binarise": None,
+    "predict.scales": (1.0,),
+    "seed": 42,
+    "predict.patch": None,
+    "train.average.lr": None,
+    "data.ignore_label": None,
+    "data.frames.padded": None,
+}
 """What is tried in place of a value that has no nearest good one."""
 
 
@@ -98,6 +129,54 @@ def _boxes(config: Config) -> Iterator[Problem]:
             yield Problem(f"{key} is {list(size)}, must be at most {EDGE} along each axis.", (key,))
         elif math.prod(size) > VOXELS:
             yield Problem(f"{key} is {list(size)}, {math.prod(size):,} voxels; must be at most {VOXELS:,}.", (key,))
+
+
+def _lists(config: Config) -> Iterator[Problem]:
+    lists: dict[str, Any] = {
+        "losses": config.losses,
+        "metrics": config.metrics,
+        "postprocess": config.postprocess,
+        "train.validate.metrics": config.train.validate.metrics,
+        "data.augment": config.data.augment,
+        "data.targets": config.data.targets,
+        "data.folders": config.data.folders,
+    }
+    for key, entries in lists.items():
+        if len(entries) > ENTRIES:
+            yield Problem(f"{key} has {len(entries)} entries, must have at most {ENTRIES}.", (key,))
+    if len(config.predict.scales) > SCALES:
+        yield Problem(f"predict.scales has {len(config.predict.scales)} entries, must have at most {SCALES}.", ("predict.scales",))
+    if len(config.name) > NAME:
+        yield Problem(f"name has {len(config.name)} letters, must have at most {NAME}: it becomes a folder.", ("name",))
+
+
+def _reals(config: Config) -> Iterator[Problem]:
+    """Numbers that are infinite or so large that nothing can be computed with them."""
+    change = config.data.change
+    if change is not None:
+        for name in ("opening", "dilation", "blur"):
+            if getattr(change, name) > RADIUS:
+                yield Problem(f"data.change.{name} is {getattr(change, name)}, must be at most {RADIUS}.", (f"data.change.{name}",))
+        for name in ("magnifier", "threshold"):
+            if not getattr(change, name) <= WEIGHT:
+                yield Problem(f"data.change.{name} is {getattr(change, name)}, must be at most {WEIGHT:g}.", (f"data.change.{name}",))
+    for n, term in enumerate(config.losses):
+        if not abs(term.weight) <= WEIGHT:
+            yield Problem(f"losses.{n}.weight is {term.weight}, must be at most {WEIGHT:g} by amount.", (f"losses.{n}.weight",))
+    if config.data.binarise is not None and not math.isfinite(config.data.binarise):
+        yield Problem(f"data.binarise is {config.data.binarise}, must be finite, or null.", ("data.binarise",))
+
+
+def of_prediction(config: Config) -> None:
+    """Raise ConfigError for what a prediction with this config could not hold: tiles, batches and scales."""
+    found = [p.text for p in problems(config) if p.keys[0].startswith("predict.") and p.severity == "error"]
+    for n, step in enumerate(config.postprocess):
+        for option, most in REACHING.items():
+            value = step.options.get(option, 0)
+            if isinstance(value, int | float) and abs(value) > most:
+                found.append(f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most {most} by amount.")
+    if found:
+        raise ConfigError("\n  ".join(found))
 
 
 def _classes(config: Config) -> Iterator[Problem]:

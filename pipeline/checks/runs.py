@@ -31,23 +31,34 @@ def metrics_version(folder: Path) -> int:
     known = files.read_json(path)
     version = known.get("metrics_version", 1) if isinstance(known, dict) else known
     if type(version) is not int or not 1 <= version <= METRICS_VERSION:
-        problem = f"holds the metrics version {version!r:.80}; this package knows 1 to {METRICS_VERSION}"
+        problem = f"holds the metrics version {files.shown(version)}; this package knows 1 to {METRICS_VERSION}"
         raise files.FileError(path, problem, "Continue with the version of the package that made the run, restore the file, or use --fresh")
     return version
 
 
 def read_result(folder: Path) -> FoldResult | None:
     """The result that a fold left behind, or None. Raises FileError where the file is none."""
-    from pipeline import files
+    data = _result(folder)
+    return None if data is None else FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """Scores of the held-out cases in a fold's result, by model and case; empty where there are none. Raises FileError as read_result."""
+    return (_result(folder) or {}).get("cases", {})
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    from pipeline import documents, files
 
     path = folder / "result.json"
     if not path.is_file():
         return None
-    data = files.read_json(path)
-    try:
-        return FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
-    except (KeyError, TypeError, IndexError):
-        raise files.FileError(path, "is no result of a fold", "Remove it: the fold goes on from its last state") from None
+    data = files.read_document(path, documents.Result, "Remove it: the fold goes on from its last state", "is no result of a fold")
+    number = folder.name.removeprefix("fold_")
+    if number.isdecimal() and number.isascii() and folder.name != f"fold_{data['fold']}":
+        problem = f"fold is {data['fold']}, but it lies in {folder.name}"
+        raise files.FileError(path, problem, "Put it back where it was, or remove it: the fold goes on from its last state")
+    return data
 
 
 def damaged(folder: Path) -> Iterator[Problem]:
@@ -83,18 +94,22 @@ def changed_settings(folder: Path, config: Config) -> list[str]:
 
 def changed_cases(folder: Path, listing: Mapping[str, Any]) -> list[str]:
     """What happened since to the cases of the run; nothing where there is no run."""
-    from pipeline import files
-
     if not (folder / "config.yaml").is_file() or not (folder / "cases.json").is_file():
         return []
-    before = files.read_json(folder / "cases.json")
-    if not isinstance(before, dict) or not all(isinstance(case, dict) and "content" in case for case in before.values()):
-        raise files.FileError(folder / "cases.json", "is no list of a run's cases", "Restore it, or use --fresh")
+    before = read_listing(folder)
     return [
         *(f"case {i}: removed" for i in before if i not in listing),
         *(f"case {i}: added" for i in listing if i not in before),
         *(f"case {i}: content changed" for i in listing if i in before and before[i]["content"] != listing[i]["content"]),
     ]
+
+
+def read_listing(folder: Path) -> dict[str, Any]:
+    """``cases.json`` of a run. Raises FileError where it is none."""
+    from pipeline import documents, files
+
+    cure = "Restore it, or start over with pipeline.train --fresh"
+    return files.read_document(folder / "cases.json", documents.Listing, cure, "is no list of a run's cases")
 
 
 def refusal(folder: Path, changes: Sequence[str]) -> str:

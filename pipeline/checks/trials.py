@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Randomizable
-from torch.overrides import TorchFunctionMode
 
 from pipeline import losses, networks, tasks
 from pipeline.config import Config, ConfigError, InitFrom, Problem, bind
@@ -24,6 +23,7 @@ from pipeline.metrics import CHANGED, IMAGES, SOFT, evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
+from pipeline.networks import outline as outlines
 from pipeline.records import Part, Term, UserError
 
 EXPECTED = (UserError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
@@ -35,17 +35,8 @@ EDGE = {2: 32, 3: 16}
 WIDE = {2: 192, 3: 32}
 """Longest side of what losses are tried on: some need an image of some size."""
 
-WEIGHTS = 2**31
-"""Weights of a network that are too many: 8 GiB, and four times that in training."""
-
 HEAVY = 5 * 10**7
 """Weights of a network that is not run here."""
-
-LARGEST = 2**16
-"""Largest number, by amount, among the options of a network, a loss or an augmentation."""
-
-REPEATED = {"blocks_down": 64, "blocks_up": 64, "block": 256, "depth": 16, "iterations": 1000}
-"""Options that say how often something is done, and how often at most."""
 
 FEW = 3
 """Repetitions that are enough to try something that is repeated."""
@@ -54,24 +45,12 @@ STEPS = 200
 """Epochs over which a schedule is tried."""
 
 
-REACHING = {"radius": 128, "size": 256}
-"""Options of post-processing that say how far a step reaches, in voxels, and how far at most."""
-
-
-def proportions(where: str, part: Part | Term, most_of: Mapping[str, float] = REPEATED, largest: float = LARGEST) -> Iterator[Problem]:
+def proportions(
+    where: str, part: Part | Term, most_of: Mapping[str, float] = outlines.REPEATED, largest: float = outlines.LARGEST
+) -> Iterator[Problem]:
     """Numbers so large that an entry would take memory or hours to be tried."""
-    for option, value in part.options.items():
-        most = most_of.get(option, largest)
-        if any(abs(n) > most for n in _numbers(value)):
-            yield Problem(f"{where}: {part.name!r}: option {option} is {value!r}, must be at most {most} by amount.", (where,))
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, list | tuple | Mapping):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(item)
+    for text in outlines.vast(part, most_of, largest):
+        yield Problem(f"{where}: {part.name!r}: {text}.", (where,))
 
 
 @contextmanager
@@ -168,22 +147,9 @@ def _map_channels(config: Config, name: str) -> int:
 # --- network --------------------------------------------------------------------------------------------------------------
 
 
-class _NoDraws(TorchFunctionMode):
-    """Within: tensors are not filled with random numbers, which for tensors without memory means nothing and loads a compiler."""
-
-    NAMES = frozenset({"normal_", "uniform_", "trunc_normal_", "log_normal_", "exponential_"})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in self.NAMES or name.startswith(("kaiming_", "xavier_", "orthogonal_", "dirac_")):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def outline(config: Config, channels: tuple[int, int]) -> HeadedNet:
     """The network without memory (on torch's meta device): its heads, and the names and shapes of its weights."""
-    with _quiet(), torch.device("meta"), _NoDraws():
-        return networks.build(config.network, *channels, config.data.dims)
+    return outlines.outline(config.network, *channels, config.data.dims)
 
 
 def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None, list[Problem]]:
@@ -191,8 +157,10 @@ def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None
     made: list[HeadedNet] = []
     found = list(proportions("network", config.network))
     found = found or list(tried("network", config.network, lambda: made.append(outline(config, channels))))
-    if made and (count := networks.parameters(made[0])) > WEIGHTS:
-        found.append(Problem(f"network: {config.network.name!r} has {count:,} weights, must be at most {WEIGHTS:,}.", ("network",)))
+    if made and (count := networks.parameters(made[0])) > outlines.WEIGHTS:
+        found.append(
+            Problem(f"network: {config.network.name!r} has {count:,} weights, must be at most {outlines.WEIGHTS:,}.", ("network",))
+        )
     return (made[0] if made and not found else None), found
 
 
@@ -217,7 +185,7 @@ def initial_weights(wanted: InitFrom, config: Config, channels: tuple[int, int] 
     """The model file of ``train.init_from`` against the network; without ``channels``, the one for the file's own images."""
     key = "train.init_from"
     try:
-        model = checkpoint.load_model(Path(wanted.path))
+        model = checkpoint.load_model(Path(wanted.path), own=False)
         ends = channels or (model.channels[0], tasks.TASKS[config.task].channels(config, model.channels[0]))
         initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
     except UserError as error:

@@ -6,7 +6,6 @@ because some file systems store ``é`` as two characters.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import re
@@ -17,8 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, files
+from pipeline import config, documents, files
+from pipeline.data import patterns
 from pipeline.records import Case, Fault, UserError, remember
+
+SHOWN = 200
+"""Letters of a header that a message shows."""
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
 """Names, in lower case, that file managers leave behind; skipped without a word like every dotfile."""
@@ -270,12 +273,12 @@ def _dataset_json(search: _Search) -> int:
     if not os.path.lexists(path):
         return 0
     try:
-        document = files.read_json(path)
-        search.ending = str(document.get("file_ending", ""))
-        return len(document.get("channel_names", document.get("modality", ())))
-    except (files.FileError, AttributeError, TypeError) as error:
-        search.fault(path, f"is no nnU-Net description: {getattr(error, 'problem', error)}", "Mend it, or take it away")
+        document = files.read_document(path, documents.DatasetJson, "Mend it, or take it away")
+    except files.FileError as error:
+        search.fault(path, f"is no nnU-Net description: {error.problem}", "Mend it, or take it away")
         return 0
+    search.ending = document.get("file_ending", "")
+    return len(document.get("channel_names", document.get("modality", ())))
 
 
 def ignore_label(root: Path) -> int | None:
@@ -298,7 +301,7 @@ def class_names(root: Path) -> dict[int, str]:
     """
     try:
         document = files.read_json(root / "dataset.json")
-    except (files.FileError, RecursionError):
+    except files.FileError:
         return {}
     labels = document.get("labels") if isinstance(document, dict) else None
     entries = labels.items() if isinstance(labels, dict) else ()
@@ -400,7 +403,12 @@ def natural(path: Path | str) -> tuple:
 
 def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[Case]:
     """The cases with the group that the first bracket of ``pattern`` (``data.folds.pattern``) finds in their ids."""
-    groups = {c.id: match[1] if (match := re.search(pattern, c.id)) else None for c in cases}
+    try:
+        groups = dict(zip([c.id for c in cases], patterns.first_groups(pattern, [c.id for c in cases]), strict=True))
+    except TimeoutError:
+        problem = f"has ids for which data.folds.pattern {pattern!r} takes more than {patterns.SECONDS:g} s"
+        search.fault(search.root, problem, "Write it without a repetition inside a repetition, such as (a+)+")
+        return list(cases)
     for case in [c for c in cases if not groups[c.id]]:
         problem = f"has the id {case.id}, in which data.folds.pattern {pattern!r} finds no group"
         search.fault(case.image[0], problem, "Rename the file, or correct the pattern so that its first bracket fits every id")
@@ -434,24 +442,29 @@ def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unliste
 def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
     """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is a fault."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
-            raise OSError("it is no file")
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        search.fault(path, f"cannot be read: {error}", "Save it as UTF-8 text with the columns id,scroll_id", warning=optional)
+        header, rows = files.read_table(path, ("id", "scroll_id", "group")) if not _is_empty(path) else ((), [])
+    except files.FileError as error:
+        cure = f"{error.cure}; it should have the columns id,scroll_id"
+        search.fault(path, f"cannot be read: it {error.problem}", cure, warning=optional)
         return {}
-    if not rows or "id" not in rows[0]:
-        have = ", ".join(map(str, rows[0])) if rows else "nothing"
+    if "id" not in header or not rows:
+        have = (", ".join(header)[:SHOWN] or "nothing") + ("" if rows or not header else ", and no row")
         search.fault(path, f"has no column 'id', but {have}", "It should begin with id,scroll_id", warning=optional)
         return {}
     table: dict[str, str | None] = {}
     for row in rows:
-        name = unicodedata.normalize("NFC", (row["id"] or "").strip())
-        group = (row.get("scroll_id") or row.get("group") or "").strip() or None
-        if table.setdefault(name, group) != group:
-            search.fault(path, f"puts {name} into two groups, {table[name]} and {group}", "Keep one row per id")
+        name = unicodedata.normalize("NFC", row.values["id"])
+        group = row.values.get("scroll_id") or row.values.get("group") or None
+        if not name:
+            search.fault(path, f"has no id in line {row.line}", "Correct that line", warning=optional)
+        elif table.setdefault(name, group) != group:
+            problem = f"puts {name} into two groups, {table[name]} and {group} (line {row.line})"
+            search.fault(path, problem, "Keep one row per id")
     return table
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _some(names: Sequence[str]) -> str:

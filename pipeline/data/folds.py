@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, files
+from pipeline import config, documents, files
 from pipeline.records import Case, UserError
 
 
@@ -96,11 +96,8 @@ def load_or_plan(path: Path, make: Callable[[], list[Split]], ids: Iterable[str]
 
 
 def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Split]:
-    document = files.read_json(path)
-    try:
-        splits = [Split(train=tuple(fold["train"]), val=tuple(fold["val"])) for fold in document["folds"]]
-    except (KeyError, TypeError) as error:
-        raise files.FileError(path, f"holds no folds ({error!r})", "Remove it; it is made again") from None
+    document = files.read_document(path, documents.Splits, "Remove it; it is made again", "holds no folds")
+    splits = [Split(train=tuple(fold["train"]), val=tuple(fold["val"])) for fold in document["folds"]]
     known = {name for fold in splits for name in (*fold.train, *fold.val)}
     changes = [
         f"{len(names)} {word} since: {', '.join(sorted(names)[:10])}"

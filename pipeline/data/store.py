@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline import config, files, grid
+from pipeline import config, documents, files, grid
 from pipeline.data import normalise
 from pipeline.data.labels import WHITE as WHITE_NUMBERS
 from pipeline.data.labels import rounded
@@ -229,7 +229,7 @@ def _stamp(path: Path) -> dict[str, Any]:
 def _known_facts(path: Path, key: Mapping[str, Any], case: Case) -> Facts | None:
     """Facts on disk, or None where there are none, they are damaged, or they belong to other files."""
     try:
-        document = files.read_json(path)
+        document = files.read_document(path, documents.KnownFacts, "")
         if document["key"] != _jsonable(key) or document["facts"]["id"] != case.id:
             return None
         # The data set may have moved since.
@@ -237,7 +237,7 @@ def _known_facts(path: Path, key: Mapping[str, Any], case: Case) -> Facts | None
             role: [{**s, "path": str(p)} for s, p in zip(key["files"][role], paths, strict=True)] for role, paths in _roles(case).items()
         }
         return dataclasses.replace(_facts_from(document["facts"]), files=paths)
-    except (files.FileError, KeyError, TypeError):
+    except (files.FileError, KeyError, ValueError):
         return None
 
 
@@ -775,7 +775,7 @@ def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] |
     Damage is said, since whatever was trained on it is in doubt. Older manifests hold no sums: their arrays are taken as they are.
     """
     try:
-        document = files.read_json(manifest)
+        document = files.read_document(manifest, documents.Manifest, "")
         if document["key"] != _jsonable(key):
             return None
         arrays = {role: (manifest.with_name(entry["path"]), entry) for role, entry in document["arrays"].items()}

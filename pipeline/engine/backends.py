@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import pipeline
 from pipeline import files
-from pipeline.engine.checkpoint import load_model
+from pipeline.engine.checkpoint import load_facts
 from pipeline.networks import HeadedNet
 from pipeline.records import UserError
 
@@ -112,7 +112,7 @@ def accelerate(network: nn.Module, path: Path, backend: str, warn: Callable[[str
     check(backend, "cpu")
     if not isinstance(network, HeadedNet):
         raise BackendError(f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use --backend torch.")
-    kept, channels = cache(path), load_model(path).channels[0]
+    kept, channels = cache(path), load_facts(path).channels[0]
     if kept.is_file():
         try:
             return proved(kept.read_bytes(), network, channels, backend)

@@ -7,12 +7,14 @@ recognised and passed over.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from pipeline import files
+from pipeline import documents, files
+from pipeline.config import ConfigError, bind, from_dict
+from pipeline.data import normalise
+from pipeline.files.documents import problem as documents_problem
+from pipeline.networks import outline as outlines
 from pipeline.records import Checkpoint, UserError
+from pipeline.tasks import TASKS
 
 HEADER = "pipeline"
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
@@ -30,6 +37,25 @@ TRAINED_ON = "trained_on"
 
 STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
 """Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
+
+STATE_CURE = "Remove it, so that the one before it is taken, or start over with --fresh."
+
+SHOWN = 300
+"""Letters of another library's words that a message shows."""
+
+KINDS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of numbers that are read, as safetensors calls them."""
 
 KEEP = 2
 """Newest states kept; the older one is the way back when the newest is damaged."""
@@ -45,10 +71,17 @@ def save_model(path: Path, checkpoint: Checkpoint) -> None:
     files.write_bytes(path, _encode(checkpoint.weights, header))
 
 
-def load_model(path: Path) -> Checkpoint:
-    """Read a model file. Raises CheckpointError for a missing, foreign or damaged file, and for weights that are no finite numbers."""
-    weights, header = _decode(path)
-    model = _checkpoint(path, weights, header)
+def load_model(path: Path, own: bool = True) -> Checkpoint:
+    """Read a model file. Raises CheckpointError for a missing, foreign or damaged file, and for weights that are no finite numbers.
+
+    ``own``: weights are read only if they are those of the network that the header describes. Off, they are for another network,
+    with which the caller has compared :func:`load_shapes`.
+    """
+    model = load_facts(path)
+    if own:
+        _require_own(path, model)
+    weights = _tensors(path)
+    model = dataclasses.replace(model, weights=weights)
     problem = nonfinite(weights)
     if problem is not None:
         raise CheckpointError(
@@ -60,8 +93,38 @@ def load_model(path: Path) -> Checkpoint:
 
 def load_facts(path: Path) -> Checkpoint:
     """The header of a model file, without its weights. Raises CheckpointError like :func:`load_model`, but for what is wrong with weights."""
-    _, header = _decode(path, weights=False)
-    return _checkpoint(path, {}, header)
+    return _checkpoint(path, _header(path))
+
+
+def load_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model file or a state without their values, on torch's meta device; nothing of them is read."""
+    with _opened(path) as file:
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        kinds = {name: (part.get_shape(), part.get_dtype()) for name, part in found.items()}
+    odd = [f"{name} ({kind})" for name, (_, kind) in kinds.items() if kind not in KINDS]
+    if odd:
+        raise CheckpointError(
+            f"{path}: holds numbers of a type that no network here has: {', '.join(odd[:5])}. Convert them to float32, or train it again."
+        )
+    return {name: torch.empty(shape, dtype=KINDS[kind], device="meta") for name, (shape, kind) in kinds.items()}
+
+
+def _require_own(path: Path, model: Checkpoint) -> None:
+    """Raise UserError unless the file holds the weights of the network that its header describes, which is not built for that."""
+    config = from_dict(model.config, str(path))
+    normal = config.data.normalise
+    try:
+        bind(normalise.NORMALISE, normal, "data.normalise", ("array",))
+        wanted = TASKS[config.task].channels(config, model.channels[0])
+        outline = outlines.bounded(config.network, *model.channels, config.data.dims)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its header describes no model: {error} Take another model of the run, or train it again.") from None
+    if wanted != model.channels[1]:
+        raise CheckpointError(
+            f"{path}: its header says channels {list(model.channels)}, but its config gives {wanted} output channels. "
+            "Take another model of the run, or train it again."
+        )
+    require_fit(outline.state_dict(), load_shapes(path), str(path))
 
 
 def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
@@ -74,13 +137,14 @@ def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
     return f"{sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN or infinite: {named}{more}"
 
 
-def _checkpoint(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> Checkpoint:
-    try:
-        facts: dict[str, Any] = {name: header[name] for name in FACTS}
-    except KeyError as error:
-        raise CheckpointError(f"{path}: its header lacks {error}; this is not a model file of this package.") from None
+def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
+    """A model's header as a record, without weights. Raises CheckpointError where it is none."""
+    found = documents_problem(header, documents.ModelHeader)
+    if found is not None:
+        raise CheckpointError(f"{path}: this is not a model file of this package: its header: {found}. Take another, or train it again.")
+    facts: dict[str, Any] = {name: header[name] for name in FACTS}
     facts["channels"] = tuple(facts["channels"])
-    return Checkpoint(weights=weights, trained_on=header.get(TRAINED_ON) or {}, **facts)
+    return Checkpoint(weights={}, trained_on=header.get(TRAINED_ON) or {}, **facts)
 
 
 def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
@@ -88,38 +152,73 @@ def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> b
     return to_bytes(plain, metadata={HEADER: json.dumps(header)})
 
 
-def _decode(path: Path, weights: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, of which nothing but the header is read yet. Raises CheckpointError for whatever cannot be read of it."""
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors.")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code. Convert it first.")
     try:
         with files.as_text(path) as name, safe_open(name, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118 - not a dict
+            yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last is torch's, of its own mapping
         if os.strerror(errno.EMFILE) in str(error):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from None
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}). Copy it again, or train the fold again.") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    words = str(error)[:SHOWN]
+    return CheckpointError(f"{path}: damaged or not a safetensors file ({words}). Copy it again, or train the fold again.")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What this package wrote into a file beside its tensors."""
+    try:
+        with _opened(path) as file:
+            text = (file.metadata() or {}).get(HEADER, "null")
+        header = files.parse(text)
+    except ValueError as error:
+        raise _damaged(path, error) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: holds weights but no {HEADER!r} header; this package did not write it.")
-    return tensors, header
+    return header
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Strict load; every missing, unexpected or misshapen weight is listed."""
-    own = module.state_dict()
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    load_shapes(path)  # refuses numbers that torch cannot test
+    with _opened(path) as file:
+        return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def _decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    return _tensors(path), _header(path)
+
+
+def require_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise CheckpointError, with a list, for every missing, unexpected or misshapen weight; only names, shapes and types are read."""
     faults = [f"missing: {k}" for k in own if k not in weights] + [f"unexpected: {k}" for k in weights if k not in own]
     faults += [
         f"shape: {k} is {tuple(weights[k].shape)}, the network wants {tuple(own[k].shape)}"
         for k in own
         if k in weights and weights[k].shape != own[k].shape
     ]
+    faults += [
+        f"type: {k} holds {weights[k].dtype}, the network wants {own[k].dtype}"
+        for k in own
+        if k in weights and weights[k].dtype.is_floating_point != own[k].dtype.is_floating_point
+    ]
     if faults:
         more = f"\n  ... {len(faults) - 10} more" if len(faults) > 10 else ""
         raise CheckpointError(
             f"{where}: weights do not fit the network:\n  " + "\n  ".join(faults[:10]) + more + "\nUse the config that trained them."
         )
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Strict load. Raises CheckpointError as :func:`require_fit`."""
+    require_fit(module.state_dict(), weights, where)
     module.load_state_dict(dict(weights))
 
 
@@ -149,7 +248,7 @@ def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor]
     states = _states(folder)
     for path in states:
         digest = path.stem.rpartition("-")[2]
-        if hashlib.sha256(path.read_bytes()).hexdigest()[:16] == digest:
+        if files.sha256(path)[:16] == digest:
             return _decode(path)
         warn(f"warning: {path} is damaged (its bytes do not match its name); trying the state before it")
     if states:
@@ -159,11 +258,25 @@ def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor]
     return None
 
 
+def load_fold(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """As :func:`load_state`, of a fold's training. Raises CheckpointError for what no training wrote, too."""
+    loaded = load_state(folder, warn)
+    found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)
+    if found is not None:
+        raise CheckpointError(f"{folder}: the newest state is none of a fold: its header: {found}. {STATE_CURE}")
+    return loaded
+
+
 def _states(folder: Path) -> dict[Path, tuple[int, int]]:
     """State files and what each has done, the one that came furthest first; among equals the name decides, never the clock."""
     names = [(p, STATE.fullmatch(p.stem)) for p in folder.glob("epoch_*.safetensors")]
     done = [(p, (int(name[1]), int(name[2] or 0))) for p, name in names if name]
     return dict(sorted(done, key=lambda entry: (entry[1], entry[0].name), reverse=True))
+
+
+def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

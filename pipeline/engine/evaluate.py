@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import files, networks, postprocess
+from pipeline import documents, files, networks, postprocess
 from pipeline.config import Config, from_dict
 from pipeline.data.change import LEVEL
 from pipeline.data.store import Stored
@@ -198,7 +198,8 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
             prediction = predict_stored(stored, config, speak, job.device, advance)
             softs.save(job.folder, prediction, {"task": config.task})
             files.write_json(done, score(config, prediction.soft, stored, job.scoring))
-        scores[stored.case.id] = {k: math.nan if v is None else v for k, v in files.read_json(done).items()}
+        found = files.read_document(done, documents.Scores, "Remove it: the case is predicted and scored again")
+        scores[stored.case.id] = {k: math.nan if v is None else v for k, v in found.items()}
     advance(0)
     return scores
 

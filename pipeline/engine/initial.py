@@ -13,7 +13,7 @@ from pipeline.engine.checkpoint import CheckpointError, load_model
 
 def load(network: torch.nn.Module, wanted: InitFrom) -> str:
     """Copy matching weights into ``network``; returns the listing. Raises CheckpointError for a mismatch that was not allowed."""
-    given, own = load_model(Path(wanted.path)).weights, network.state_dict()
+    given, own = load_model(Path(wanted.path), own=False).weights, network.state_dict()
     listing = compare(given, own, wanted)
     fitting = {k: given[k] for k in own if k in given and own[k].shape == given[k].shape}
     network.load_state_dict({**own, **fitting})

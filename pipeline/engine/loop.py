@@ -43,6 +43,10 @@ PREVIEWED = 4
 """Samples in ``training_preview.jpg``, a row each: source, prediction, target."""
 
 
+SHOWN = 300
+"""Letters of another library's words that a message shows."""
+
+
 class TrainingError(Exception):
     """A fold cannot go on; the message names the cases and the step."""
 
@@ -529,16 +533,21 @@ def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resume(job: Job, state: State) -> tuple[Job, State]:
     """The state that was saved, and the job by that state's metrics version; both as they are where nothing was saved."""
-    loaded = checkpoint.load_state(job.folder / "checkpoint_latest", job.say)
+    folder = job.folder / "checkpoint_latest"
+    loaded = checkpoint.load_fold(folder, job.say)
     if loaded is None:
         return job, state
     tensors, facts = loaded
-    state.network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")})
+    checkpoint.load_weights(state.network, checkpoint.below("network/", tensors), f"{folder}: network")
     if state.average is not None:
-        state.average.load_state_dict({k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")})
-    state.optimizer.load_state_dict(checkpoint.restore_optimizer(tensors, facts["optimizer"]))
-    state.schedule.load_state_dict(facts["schedule"])
-    state.scaler.load_state_dict(facts["scaler"])
+        checkpoint.load_weights(state.average, checkpoint.below("average/", tensors), f"{folder}: average")
+    try:
+        _resume_rates(state, tensors, facts)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+        words = f"{type(error).__name__}: {error}"[:SHOWN]
+        raise checkpoint.CheckpointError(
+            f"{folder}: optimizer or schedule of the newest state cannot be continued ({words}). {checkpoint.STATE_CURE}"
+        ) from None
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])
     if facts.get("step"):  # states of before steps were counted stand at the end of an epoch
@@ -546,6 +555,40 @@ def _resume(job: Job, state: State) -> tuple[Job, State]:
     state.spent = sum(record["seconds"] for record in state.history) + facts.get("seconds", 0.0)
     job.say(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
     return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
+
+
+def _resume_rates(state: State, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Optimiser, schedule and scaler as they were saved. Raises anything for a state of others."""
+    restored = checkpoint.restore_optimizer(tensors, facts["optimizer"])
+    shapes = [p.shape for group in state.optimizer.param_groups for p in group["params"]]
+    for index, entry in restored["state"].items():
+        wrong = [k for k, v in entry.items() if isinstance(v, torch.Tensor) and v.ndim and v.shape != shapes[index]]
+        if wrong:
+            raise ValueError(f"{wrong[0]} of weight {index} has the shape {list(entry[wrong[0]].shape)}, not {list(shapes[index])}")
+    _require_alike("optimizer", facts["optimizer"]["groups"], state.optimizer.state_dict()["param_groups"])
+    _require_alike("schedule", facts["schedule"], _plain(state.schedule.state_dict()))
+    _require_alike("scaler", facts["scaler"], state.scaler.state_dict())
+    state.optimizer.load_state_dict(restored)
+    state.schedule.load_state_dict(facts["schedule"])
+    state.scaler.load_state_dict(facts["scaler"])
+
+
+def _require_alike(where: str, saved: Any, present: Any) -> None:
+    """Raise ValueError where a saved setting is of another kind than the present one; keys may come and go between versions of torch."""
+    if isinstance(present, Mapping) and isinstance(saved, Mapping):
+        for key in set(saved) & set(present):
+            _require_alike(f"{where}.{key}", saved[key], present[key])
+    elif isinstance(present, list | tuple) and isinstance(saved, list | tuple):
+        if where.endswith(".params") and len(saved) != len(present):
+            raise ValueError(f"{where} has {len(saved)} entries, not {len(present)}")
+        for n, (one, other) in enumerate(zip(saved, present, strict=False)):
+            _require_alike(f"{where}.{n}", one, other)
+    elif None not in (saved, present) and not (_is_number(saved) and _is_number(present)) and type(saved) is not type(present):
+        raise ValueError(f"{where} is {type(saved).__name__}, not {type(present).__name__}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _preview(job: Job, state: State, journal: Journal) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import documents, files
 from pipeline.files import lock
 from pipeline.records import UserError
 from pipeline.tasks import answer_suffix
@@ -164,8 +164,9 @@ def require_finished(folder: Path, ids: Collection[str], say: Callable[[str], No
         raise UserError(f"{folder} is being written by {owner}. Wait until that is done.")
     if not is_prediction(folder):
         return
-    summary = files.read_json(folder / SUMMARY)
-    rows = {row["id"]: row.get("status") for row in summary["files"] if isinstance(row, dict) and "id" in row}
+    cure = "Predict again, or take it away if what lies there is complete"
+    summary = files.read_document(folder / SUMMARY, documents.Predictions, cure)
+    rows = {row["id"]: row.get("status") for row in summary["files"]}
     wanted = summary.get("inputs")
     if isinstance(wanted, int) and len(rows) < wanted:
         raise UserError(

@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import documents, files
 from pipeline.grid import grid_of
 from pipeline.records import Geometry, Prediction, UserError
 from pipeline.tasks import TASKS
 
+NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
+"""Types of numbers that an input, and so its answer, may have."""
+
 TOLERANCE = 1e-3
 """How far a probability may lie outside 0..1: twice the rounding of float16 at 1."""
+
+AGAIN = "Predict the case again"
 
 SLAB = 2**22
 """Numbers that are checked at a time."""
@@ -53,31 +58,51 @@ def _arrays(folder: Path) -> list[Path]:
 def load(folder: Path, case_id: str) -> tuple[Prediction, dict[str, Any]]:
     """A memory-mapped soft prediction and its facts. Raises UserError for files that are missing, torn or no soft prediction."""
     path = array_path(folder, case_id)
+    beside = path.with_name(f"{path.name[:-4]}.json")
     try:
-        facts = files.read_json(path.with_name(f"{path.name[:-4]}.json"))
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        geometry = facts.pop("geometry")
-        place = Geometry(**{**geometry, "notes": tuple(geometry.get("notes", ()))})
+        facts = files.read_document(beside, documents.SoftFacts, AGAIN)
+        array = files.guarded(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+        place = _placed(beside, facts.pop("geometry"), array.ndim - 1)
+        if facts.get("task") == "image" and facts.get("scale") is not None:
+            files.checked(beside, facts["scale"], documents.Scale, AGAIN)
         _require_usable(array, facts)
-        grid_of(place, array.ndim - 1)  # to meet a damaged geometry here
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, files.FileError) as error:
+    except (ValueError, files.FileError) as error:
+        words = str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
         raise UserError(
-            f"{path}: not a readable soft prediction ({error}). Run pipeline.predict --save-soft again for this case."
+            f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft again for this case."
         ) from None
     return Prediction(case_id=case_id, soft=array, geometry=place), facts
 
 
+def _placed(path: Path, found: Mapping[str, Any], dims: int) -> Geometry:
+    """The geometry in a document. Raises FileError for one that no array could be written with."""
+    meta = documents.PLACES.get(found["format"])
+    if meta is not None:
+        files.checked(path, {"geometry": {"meta": found["meta"]}}, meta, AGAIN)
+    place = Geometry(format=found["format"], meta=found["meta"], notes=tuple(found.get("notes", ())))
+    files.guarded(path, lambda: grid_of(place, dims))
+    return place
+
+
 def _require_usable(array: np.ndarray, facts: Mapping[str, Any]) -> None:
     """Raise ValueError for an array or facts of which no answer could be written."""
+    if not isinstance(array, np.ndarray):
+        raise ValueError("several arrays in one file")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise ValueError(f"shape {array.shape} where channels and 2 or 3 axes of space are needed")
     if facts.get("task", "labels") not in TASKS:
         raise ValueError(f"task {facts['task']!r} is none of {', '.join(TASKS)}")
     if facts.get("suffix", ".tif") not in files.SUFFIXES:
         raise ValueError(f"suffix {facts['suffix']!r} is none of {', '.join(files.SUFFIXES)}")
-    images = facts.get("image", [])
-    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
-        raise ValueError(f"image {images!r} is no list of paths")
+    if facts.get("dtype", "uint8") not in NUMBERS:
+        raise ValueError(f"dtype {facts['dtype']!r} is none of {', '.join(NUMBERS)}")
+    if facts.get("task") != "image":
+        return
+    channels, scale = facts.get("channels", len(array)), facts.get("scale")
+    if not len(array) - 1 <= channels <= len(array):
+        raise ValueError(f"channels is {channels}, but the array has {len(array)}")
+    if scale is not None and not {len(scale["low"]), len(scale["high"])} <= {1, channels}:
+        raise ValueError(f"scale has limits for {len(scale['low'])} and {len(scale['high'])} channels, not {channels}")
 
 
 def require_sound(path_or_folder: Path, case_id: str) -> None:

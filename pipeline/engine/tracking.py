@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import files
+from pipeline import documents, files
 
 LONGEST = 500
 """Characters of a parameter's value that every tracker takes."""
@@ -108,12 +108,20 @@ class Trackers:
     def __init__(self, names: Sequence[str], subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
         self.say = say
         self.active: dict[str, Tracker] = {}
-        known = files.read_json(folder / "tracking.json") if (folder / "tracking.json").is_file() else {}
+        known = self._known(folder / "tracking.json")
         for name in names:
             entry = Subject(name=subject.name, run=subject.run, fold=subject.fold, settings=subject.settings, known=known.get(name))
             self._guarded(name, lambda name=name, entry=entry: self.active.__setitem__(name, TRACKERS[name](entry)))
         if self.active:
             files.write_json(folder / "tracking.json", {**known, **{name: t.id for name, t in self.active.items()}})
+
+    def _known(self, path: Path) -> Mapping[str, str | None]:
+        """Ids by tracker; none where they cannot be read: no training waits for those."""
+        try:
+            return files.read_document(path, documents.TrackerIds, "New tracker runs are begun") if path.is_file() else {}
+        except files.FileError as error:
+            self.say(f"warning: {error}")
+            return {}
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """The finite numbers of an epoch's record."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, postprocess
+from pipeline import documents, files, postprocess
 from pipeline.config import Data, bind
 from pipeline.data.store import read_labels, read_mask
 from pipeline.engine import processes
@@ -28,6 +28,7 @@ from pipeline.engine import soft as softs
 from pipeline.engine.fusion import fuse
 from pipeline.engine.tuning import Candidate
 from pipeline.engine.validation import classes_of
+from pipeline.files import FileError, checked, parse
 from pipeline.metrics import evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import Truth, views
@@ -260,8 +261,8 @@ class _Kept:
         self.values: dict[str, Scores] = {}
         self.stream: Any = None
         for line in path.read_bytes().splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                row = json.loads(line)
+            with contextlib.suppress(ValueError, FileError):
+                row = checked(path, parse(line.decode()), documents.KeptScores, "")
                 self.values[row["key"]] = {k: math.nan if v is None else float(v) for k, v in row["scores"].items()}
 
     def open(self) -> None:

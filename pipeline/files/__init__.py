@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.files import nifti, npy, pictures, tiff, zarr
+from pipeline.files.documents import checked, parse, read_document, read_json, shown
 from pipeline.files.durable import (
     DiskError,
     checksum,
@@ -24,7 +25,6 @@ from pipeline.files.durable import (
     keeps_every_byte,
     named,
     nearest,
-    read_json,
     refused,
     require_room,
     sha256,
@@ -37,6 +37,7 @@ from pipeline.files.durable import (
 from pipeline.files.errors import AGAIN, FileError, guarded
 from pipeline.files.names import SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
+from pipeline.files.tables import read_table
 from pipeline.records import Geometry, UserError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "Rows",
     "as_text",
     "case_id",
+    "checked",
     "checksum",
     "dims_of",
     "free_bytes",
@@ -60,13 +62,17 @@ __all__ = [
     "keeps_every_byte",
     "named",
     "nearest",
+    "parse",
     "probe",
     "read",
+    "read_document",
     "read_json",
+    "read_table",
     "refused",
     "require_room",
     "row_bytes",
     "sha256",
+    "shown",
     "slabs",
     "stem",
     "suffix",

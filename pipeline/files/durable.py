@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files.errors import guarded
 from pipeline.files.names import FOLDERS, suffix
 from pipeline.records import UserError
 
@@ -277,11 +276,6 @@ def _plain(obj: Any) -> Any:
     if callable(tolist := getattr(obj, "tolist", None)):  # numpy arrays and scalars
         return _plain(tolist())
     return None if isinstance(obj, float) and not math.isfinite(obj) else obj
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; FileError where it is missing or not JSON."""
-    return guarded(path, lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
 def sweep(folder: Path, deep: bool = True) -> list[Path]:

@@ -112,7 +112,7 @@ def is_foreign(path: Path) -> bool:
         return os.path.lexists(path)
     try:
         return path.stat().st_size > 0 and not isinstance(json.loads(path.read_bytes()), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     except OSError:  # not ours to see: taking it will say so
         return False
@@ -196,9 +196,11 @@ def _write(handle: int) -> None:
 
 def _read(handle: int) -> Owner | None:
     try:
-        return Owner(**json.loads(os.pread(handle, 1 << 16, 0)))
-    except (ValueError, TypeError):  # empty, or just being written
+        owner = Owner(**json.loads(os.pread(handle, 1 << 16, 0)))
+    except (ValueError, TypeError, RecursionError):  # empty, or just being written
         return None
+    sound = type(owner.pid) is int and 0 < owner.pid < 2**31 and all(isinstance(t, str) for t in (owner.host, owner.since, owner.command))
+    return owner if sound else None
 
 
 def _let_go() -> None:

@@ -184,17 +184,18 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
 
 def tuned(run: Run) -> str:
     """The rows that pipeline.tune compared: mean, paired gains with their intervals, steps. Nothing where it did not run."""
-    from pipeline import files
+    from pipeline import documents, files
 
     path = run.folder / "tuning" / "result.json"
     if not path.is_file():
         return ""
     try:
-        result = files.read_json(path)
+        result = files.read_document(path, documents.Tuned, "Run pipeline.tune again")
         metric, references = result["metric"]["name"], list(result["rows"][0]["gains"])
         rows = [("", _tuned_row(row, metric, references)) for row in result["rows"]]
-    except (files.FileError, LookupError, TypeError) as error:
-        run.gaps.append(f"tuning/result.json cannot be read ({error}); run pipeline.tune again")
+    except (files.FileError, LookupError) as error:
+        problem = error.problem if isinstance(error, files.FileError) else f"its rows lack {error}"
+        run.gaps.append(f"tuning/result.json cannot be read ({problem}); run pipeline.tune again")
         return ""
     note = (
         "Post-processing of the same out-of-fold probabilities. Nested: each case is answered with the steps that were chosen without its "

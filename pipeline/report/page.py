@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,12 @@ def escape(value: object) -> str:
     return value if isinstance(value, Safe) else html.escape(str(value))
 
 
+LARGEST = 1e300
+"""Numbers below this, by amount, can be shown; NaN is not below it."""
+
+
 def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def number(value: Any) -> str:

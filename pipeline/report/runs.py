@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,19 +40,20 @@ class Run:
 
 def load(folder: Path) -> Run:
     """Read what there is. Raises UserError where the folder has no summary.json."""
-    from pipeline import files
+    from pipeline import documents, files
 
     if not (folder / "summary.json").is_file():
         raise UserError(
             f"{folder}: no summary.json, so this is no run of which a fold has ended. Give the folder that pipeline.train wrote."
         )
     gaps: list[str] = []
-    summary = files.read_json(folder / "summary.json")
+    cure = "Run the command that trained it again: a finished fold is not trained twice, and the file is made anew"
+    summary = files.read_document(folder / "summary.json", documents.RunSummary, cure)
     run = Run(
         folder=folder,
         summary=summary,
         config=_config(folder, gaps),
-        cases=_json(folder / "cases.json", gaps),
+        cases=_listing(folder, gaps),
         logs={f["fold"]: _log(folder / f"fold_{f['fold']}" / "log.jsonl", gaps) for f in summary.get("folds", ())},
         gaps=gaps,
     )
@@ -68,27 +68,32 @@ def load(folder: Path) -> Run:
 
 
 def _config(folder: Path, gaps: list[str]) -> Mapping[str, Any]:
+    from pipeline import documents, files
     from pipeline.config import read_yaml
 
+    path = folder / "config.yaml"
     try:
-        return read_yaml(folder / "config.yaml")
-    except (UserError, OSError):
-        gaps.append("config.yaml is missing or not readable")
+        return files.checked(path, read_yaml(path), documents.ReportedConfig, "")
+    except (UserError, OSError) as error:
+        why = f": {error.problem}" if isinstance(error, files.FileError) else ""
+        gaps.append(f"config.yaml is missing or not readable{why}")
         return {}
 
 
-def _json(path: Path, gaps: list[str]) -> Mapping[str, Any]:
-    from pipeline import files
+def _listing(folder: Path, gaps: list[str]) -> Mapping[str, Any]:
+    from pipeline import documents, files
 
     try:
-        return files.read_json(path)
-    except UserError:
-        gaps.append(f"{path.name} is missing or not readable")
+        return files.read_document(folder / "cases.json", documents.Places, "")
+    except files.FileError as error:
+        gaps.append(f"cases.json is missing or not readable: it {error.problem}"[:300])
         return {}
 
 
 def _log(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
     """Epochs of a log.jsonl in order; a line cut short by a kill is counted and left out."""
+    from pipeline import documents, files
+
     if not path.is_file():
         gaps.append(f"{path.parent.name}/{path.name} is missing: no curves")
         return []
@@ -96,9 +101,9 @@ def _log(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
     torn = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-            epochs[int(record["epoch"])] = record
-        except (ValueError, KeyError, TypeError):
+            record = files.checked(path, files.parse(line), documents.Epoch, "")
+            epochs[record["epoch"]] = {k: v for k, v in record.items() if v is None or finite(v)}
+        except (ValueError, UserError):
             torn += 1
     if torn:
         gaps.append(f"{path.parent.name}/{path.name}: {torn} unreadable lines are left out")
