@@ -91,9 +91,16 @@ def silence(*modules: str) -> None:
 
 
 def _words(error: Exception) -> str:
-    """What a library says, in one printable line; its type only where it says nothing."""
-    text = "".join(c if c.isprintable() else " " for c in str(error)[:1000])
-    return re.sub(r" +", " ", text).strip()[:300] or type(error).__name__
+    """What a library says, in one printable line, with its own name for the fault; Python's names only where nothing else is said."""
+    name, text = type(error).__name__, _line(str(error))
+    if isinstance(error, TypeError | AttributeError | LookupError | AssertionError | ArithmeticError):
+        return f"its header or description holds what does not belong there ({text or name})"
+    return (text if type(error).__module__ == "builtins" else f"{name}: {text}") if text else name
+
+
+def _line(text: str) -> str:
+    text = "".join(c if c.isprintable() else " " for c in text[:1000])
+    return re.sub(r" +", " ", text).strip()[:300]
 
 
 def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
@@ -107,7 +114,7 @@ def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
         return "may not be read", "Give this user the right to read it"
     if isinstance(error, IsADirectoryError):
         return "is a folder", "Name a file"
-    return f"cannot be read to its end: {error}"[:400], AGAIN
+    return f"cannot be read to its end: {_line(str(error))}", AGAIN
 
 
 def wrong_axes(path: Path, shape: tuple[int, ...], dims: int) -> FileError:

@@ -145,7 +145,7 @@ def _unpacked(path: Path, head: bytes) -> bytes:
     """The first 544 bytes of a stream of gzip, or as many as there are."""
     if head[:2] != b"\x1f\x8b" or len(head) < 18:
         cure = "Rename it to .nii if it is not compressed, else copy or export it again"
-        raise FileError(path, "is not compressed with gzip, or is cut off", cure)
+        raise FileError(path, "cannot be unpacked: it is not compressed with gzip, or is cut off", cure)
     decoder = zlib.decompressobj(31)
     data = decoder.decompress(head, 544)
     if len(data) >= 544 or decoder.eof:

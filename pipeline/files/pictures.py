@@ -262,7 +262,8 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         check_memory(path, (bands, *space), dtype)
         if image.format in ("JPEG", "MPO"):
             _check_scans(path)
-        array, orientation = _pixels(path, image, head, labels), _orientation(image)
+        orientation = _orientation(image)  # before the pixels: what stands behind them is not looked for
+        array = _pixels(path, image, head, labels)
     array = array[..., None] if array.ndim == 2 else array
     if labels and _hidden_in_alpha(array):
         cure = "Flatten it onto black, or save the alpha channel as the mask"

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,8 @@ def _segment_problem(page: Any, size: int) -> str | None:
     wanted = math.prod(page.chunked)
     if page.dtype is None or not page.shape:
         return "its directory is incomplete"
+    if page.planarconfig not in (1, 2):
+        return f"its samples are stored in an unknown order (tag 284 is {int(page.planarconfig)})"
     if len(offsets) != len(counts) or len(counts) < wanted:
         return f"{min(len(offsets), len(counts))} of {wanted} strips or tiles are there"
     if min(offsets) <= 0 or min(counts) <= 0:
@@ -261,6 +263,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         order, shape = _layout(path, tif, dims)
         series, page = tif.series[0], tif.pages.first
         check_memory(path, shape, series.dtype)
+        _check_lzw(path, series.pages)
         array = series.asarray().reshape(series.get_shape(squeeze=False)).transpose(order).reshape(shape)
         if _is_palette(page, dims):
             colours, indices = (page.colormap.T >> 8).astype("uint8"), _numbers(array[0])  # type: ignore[union-attr]
@@ -271,6 +274,28 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         if _orientation(page) != 1:
             array = upright(array.transpose(1, 2, 0), _orientation(page)).transpose(2, 0, 1)
         return array, _geometry(tif, dims, labels)
+
+
+def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
+    """Raise FileError for LZW streams that would end the process, see :mod:`pipeline.files.lzw`."""
+    import numpy as np
+
+    stored = None
+    for page in pages:
+        if page is None or page.keyframe.compression != 5:
+            continue
+        from pipeline.files import lzw
+
+        stored = np.memmap(path, np.uint8, "r") if stored is None else stored
+        kind = page.keyframe
+        most = math.prod(kind.chunks) * kind.dtype.itemsize
+        for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+            data = stored[offset : offset + count]
+            if kind.fillorder == 2:
+                data = np.frombuffer(bytes(data), np.uint8)
+                data = np.packbits(np.unpackbits(data, bitorder="little"))
+            if lzw.breaks(np.asarray(data), most):
+                raise FileError(path, f"is damaged: the LZW data of strip or tile {number + 1} of a page make no sense")
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:
@@ -363,6 +388,7 @@ class _Pages:
             import numpy as np
 
             return np.zeros(self.shape[self.lead :], self.series.dtype)
+        _check_lzw(self.path, [page])
         return page.asarray()
 
 
@@ -386,31 +412,51 @@ def _geometry(tif: tifffile.TiffFile, dims: int, labels: bool = False) -> Geomet
 
 
 def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this package's own description."""
+    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this package's own description.
+
+    What is no number there says nothing: pixels can be read without it.
+    """
     tags: Any = tif.pages.first.tags
     meta: dict[str, Any] = {}
-    resolution = [list(tags[name].value) for name in ("XResolution", "YResolution") if name in tags]
-    if len(resolution) == 2 and resolution != [[1, 1], [1, 1]]:
-        meta = {"resolution": resolution, "resolution_unit": int(tags.valueof("ResolutionUnit", 2))}
+    resolution = [_ratio(tags.valueof(name)) for name in ("XResolution", "YResolution") if name in tags]
+    unit = tags.valueof("ResolutionUnit", 2)
+    if len(resolution) == 2 and None not in resolution and resolution != [[1, 1], [1, 1]] and isinstance(unit, int):
+        meta = {"resolution": resolution, "resolution_unit": int(unit)}
     described: Mapping[str, Any] = (tif.imagej_metadata if tif.is_imagej else (tif.shaped_metadata or ({},))[0]) or {}
-    meta |= {key: described[key] for key in ("spacing", "unit") if key in described}
+    kinds = {"spacing": int | float, "unit": str}
+    meta |= {key: described[key] for key, kind in kinds.items() if isinstance(described.get(key), kind)}
     return meta | {"imagej": True} if tif.is_imagej else meta | _ome_scale(tif)
+
+
+def _ratio(value: Any) -> list[int] | None:
+    """Numerator and denominator of a resolution."""
+    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    return list(value) if pair else None
 
 
 def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Sizes in the unit of the first axis: OME gives each axis its own."""
     text = (tif.ome_metadata if tif.is_ome else None) or ""
-    sizes = {axis: float(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)}
+    sizes = {axis: _positive(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)}
     units = dict.fromkeys("XYZ", "\u00b5m") | dict(re.findall(r'\bPhysicalSize([XYZ])Unit="([^"]+)"', text))
-    sizes = {axis: known for axis, size in sizes.items() if (known := _in_unit(size, units[axis], units["X"]))}
+    sizes = {axis: known for axis, size in sizes.items() if size and (known := _in_unit(size, units[axis], units["X"]))}
     meta: dict[str, Any] = {}
-    if sizes.get("X", 0) > 0 and sizes.get("Y", 0) > 0:
+    if "X" in sizes and "Y" in sizes:
         resolution = [Fraction(1 / sizes[axis]).limit_denominator(10**6) for axis in "XY"]
         meta = {"imagej": True, "resolution": [list(r.as_integer_ratio()) for r in resolution], "resolution_unit": 1}
         meta["unit"] = units["X"]
     if "Z" in sizes:
         meta["spacing"] = sizes["Z"]
     return meta
+
+
+def _positive(text: str) -> float | None:
+    """A length, if it is one that has an inverse."""
+    try:
+        size = float(text)
+    except ValueError:
+        return None
+    return size if 1e-300 < size < 1e300 else None
 
 
 def _in_unit(size: float, unit: str, wanted: str) -> float | None:
