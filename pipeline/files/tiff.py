@@ -280,22 +280,30 @@ def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
     """Raise FileError for LZW streams that would end the process, see :mod:`pipeline.files.lzw`."""
     import numpy as np
 
-    stored = None
-    for page in pages:
-        if page is None or page.keyframe.compression != 5:
-            continue
-        from pipeline.files import lzw
+    from concurrent.futures import ThreadPoolExecutor
 
-        stored = np.memmap(path, np.uint8, "r") if stored is None else stored
+    found = [page for page in pages if page is not None and page.keyframe.compression == 5]
+    if not found:
+        return
+    from pipeline.files import lzw
+
+    stored = np.memmap(path, np.uint8, "r")
+
+    def breaks(page: Any) -> bool:
         kind = page.keyframe
         most = math.prod(kind.chunks) * kind.dtype.itemsize
-        for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-            data = stored[offset : offset + count]
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            data = np.asarray(stored[offset : offset + count])
             if kind.fillorder == 2:
-                data = np.frombuffer(bytes(data), np.uint8)
                 data = np.packbits(np.unpackbits(data, bitorder="little"))
-            if lzw.breaks(np.asarray(data), most):
-                raise FileError(path, f"is damaged: the LZW data of strip or tile {number + 1} of a page make no sense")
+            if lzw.breaks(data, most):
+                return True
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, broken in enumerate(pool.map(breaks, found), 1):
+            if broken:
+                raise FileError(path, f"is damaged: the LZW codes of a strip or tile of page {number} of {len(found)} make no sense")
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:
