@@ -25,6 +25,12 @@ VOLUME = np.arange(6 * 20 * 24, dtype=np.uint16).reshape(6, 20, 24)
 PICTURE = (np.arange(20 * 24 * 3) % 251).astype(np.uint8).reshape(20, 24, 3)
 
 
+TIFFS = (
+    "classic big motorola tiled lzw zstd jpeg jpeg2000 webp png imagej ome rgb palette bits".split()  # noqa: SIM905
+    + ["reduced copy"]
+)
+
+
 def tiff_seeds() -> dict[str, bytes]:
     kinds: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
         "classic": (VOLUME, {"metadata": None}),
@@ -117,7 +123,16 @@ def write_zarrs(root: Path) -> list[Path]:
     """Arrays and images of both formats, with the codecs of each."""
     import numcodecs
 
-    two = [numcodecs.Zlib(), numcodecs.GZip(), numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.LZ4(), numcodecs.BZ2(), numcodecs.LZMA(), None]
+    two = [
+        numcodecs.Zlib(),
+        numcodecs.GZip(),
+        numcodecs.Blosc(),
+        numcodecs.Zstd(),
+        numcodecs.LZ4(),
+        numcodecs.BZ2(),
+        numcodecs.LZMA(),
+        None,
+    ]
     made = []
     for number, codec in enumerate(two):
         path = root / f"two{number}.zarr"
@@ -280,7 +295,9 @@ def damage_npy(rng: random.Random, data: bytes) -> bytes:
     """Other shapes, types and orders in the header, of which the length fits."""
     length = struct.unpack_from("<H" if data[6] == 1 else "<I", data, 8)[0]
     start = (10 if data[6] == 1 else 12) + length
-    shape = rng.choice(["(6, 20, 24)", "(-6, 20, 24)", "(10**9,)", f"({10**12}, 2, 2)", "()", "(0, 3, 3)", "(1,)" * 3, "(6, 20)", "[6]", "None"])
+    shape = rng.choice(
+        ["(6, 20, 24)", "(-6, 20, 24)", "(10**9,)", f"({10**12}, 2, 2)", "()", "(0, 3, 3)", "(1,)" * 3, "(6, 20)", "[6]", "None"]
+    )
     kind = rng.choice(["<u2", "|O", ">f8", "<c8", "|S9", "|V4", "<M8[s]", "<U1000000", "<f2", "?", "|b1", [("a", "<u2")], 3])
     head = f"{{'descr': {kind!r}, 'fortran_order': {rng.choice(['True', 'False', '2'])}, 'shape': {shape}, }}".encode()
     return data[: start - length] + head.ljust(length - 1)[: length - 1] + b"\n" + data[start:]
@@ -337,6 +354,6 @@ def damage_json(rng: random.Random, text: str) -> str:
 
 def _places(node: Any) -> list[tuple[Any, Any]]:
     found: list[tuple[Any, Any]] = [(None, None)]
-    for key, value in (node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()):
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         found += [(node, key), *_places(value)[1:]]
     return found

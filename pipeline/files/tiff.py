@@ -100,6 +100,9 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
     """Check every page's strips or tiles against the file's size, and all pages against the first and the announced number."""
     first: Any = tif.pages.get(0)
     count, size = len(tif.pages), tif.filehandle.size
+    problem = _segment_problem(first, size)
+    if first.dtype is None or not first.shape or 0 in first.shape:
+        return f"is truncated or damaged at page 1 of {count}: {problem or 'it holds no pixel'}"
     announced = _announced_pages(tif, first)
     if count == 1 < announced and first.is_contiguous and not tif.is_ome:
         # ImageJ and 'truncate' write one directory for a whole uncompressed stack.
@@ -109,7 +112,7 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
         return f"is truncated: it announces {announced} pages and holds {count}"
     if 0 < announced < count:
         return f"announces {announced} pages and holds {count}"
-    if problem := _segment_problem(first, size):
+    if problem:
         return f"is truncated or damaged at page 1 of {count}: {problem}"
     # Pages with the tags of the first are like it; of others tifffile says what they are.
     plain = tiff_pages.is_plain(tif, chain) and _stored_problem(first, chain.least) is None
@@ -126,10 +129,10 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
 
 
 def _segment_problem(page: Any, size: int) -> str | None:
+    if page.dtype is None or not page.shape or 0 in page.shape:
+        return "its directory is incomplete"
     offsets, counts = page.dataoffsets, page.databytecounts
     wanted = math.prod(page.chunked)
-    if page.dtype is None or not page.shape:
-        return "its directory is incomplete"
     if page.planarconfig not in (1, 2):
         return f"its samples are stored in an unknown order (tag 284 is {int(page.planarconfig)})"
     if len(offsets) != len(counts) or len(counts) < wanted:
@@ -278,9 +281,9 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
     """Raise FileError for LZW streams that would end the process, see :mod:`pipeline.files.lzw`."""
-    import numpy as np
-
     from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
 
     found = [page for page in pages if page is not None and page.keyframe.compression == 5]
     if not found:

@@ -6,6 +6,8 @@ library loads it: an empty page costs its writer 6 bytes and its reader a hundre
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -81,6 +83,7 @@ class _Walk:
     inner: int = 0
     segments: int = 0
     pixels: int = 0
+    planes: int = 0
 
     @property
     def entry(self) -> str:
@@ -149,7 +152,7 @@ def _directory(state: _Walk, offset: int, name: str) -> tuple[bytes, int]:
 
 def _page(state: _Walk, entries: bytes, number: int) -> Page:
     """The values of a page's directory, after what lies outside it has been compared with the file."""
-    page, inline = Page(), struct.calcsize(state.link)
+    page, inline, text = Page(), struct.calcsize(state.link), 0
     start = struct.calcsize(state.entry) - inline
     for tag, kind, count, offset, raw in _entries(state, entries, start):
         length = count * KINDS.get(kind, 1)
@@ -159,6 +162,8 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:
         if tag in (270, 700) and length > TEXT:
             raise Damage(f"has a description of {length} bytes at page {number}; {TEXT} are the most")
         _add_values(state, min(length, state.size) if length > inline else 0, number)
+        if tag == 270 and length > inline:
+            text = offset
         if tag in OFFSETS or tag in COUNTS:
             numbers = _numbers(state, kind, count, offset if length > inline else None, raw)
             if tag in OFFSETS:
@@ -174,7 +179,21 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:
         if tag in _DIRECTORIES:
             _inner(state, _numbers(state, kind, count, offset if length > inline else None, raw) or (), number)
     _check_segments(state, page, number)
+    if text:
+        _check_text(state, page, text, number)
     return page
+
+
+def _check_text(state: _Walk, page: Page, offset: int, number: int) -> None:
+    """Bound the planes that tifffile's own description announces: it makes a list of as many."""
+    state.stream.seek(offset)
+    found = re.match(rb"[^\[(]{0,200}shape\"?\s*[:=]\s*[\[(]([\d, ]{1,200})", state.stream.read(512))
+    if found is None:
+        return
+    width, height = (_one(state, page.kind.get(tag)) for tag in (256, 257))
+    state.planes += math.prod(int(n) for n in re.findall(rb"\d+", found[1])) // max(1, width * height)
+    if state.planes > 2 * PAGES:
+        raise Damage(f"announces {state.planes} planes in its descriptions up to page {number}; {PAGES} are the most")
 
 
 def _entries(state: _Walk, entries: bytes, start: int) -> Iterator[tuple[int, int, int, int, bytes]]:
