@@ -25,10 +25,7 @@ VOLUME = np.arange(6 * 20 * 24, dtype=np.uint16).reshape(6, 20, 24)
 PICTURE = (np.arange(20 * 24 * 3) % 251).astype(np.uint8).reshape(20, 24, 3)
 
 
-TIFFS = (
-    "classic big motorola tiled lzw zstd jpeg jpeg2000 webp png imagej ome rgb palette bits".split()  # noqa: SIM905
-    + ["reduced copy"]
-)
+TIFFS = ("classic", "big", "motorola", "tiled", "lzw", "zstd", "jpeg", "jpeg2000", "webp", "png", "imagej", "ome", "rgb", "palette", "bits")
 
 
 def tiff_seeds() -> dict[str, bytes]:

@@ -20,7 +20,7 @@ def breaks(data: np.ndarray, most: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _may_break(data: np.ndarray) -> bool:
+def _may_break(data: np.ndarray) -> bool:  # noqa: C901
     """The same, however much has been made: no lengths are kept, and four bytes are read at a time."""
     if data.size < 8 or data[0] == 0:
         return True
@@ -60,7 +60,7 @@ def _may_break(data: np.ndarray) -> bool:
 @njit(cache=True, nogil=True)
 def _ends_badly(data: np.ndarray, place: int) -> bool:
     """Whether the last bytes may hold a Clear code and a string, of whatever width."""
-    for start in range(place, data.size * 8 - 17):
+    for start in range(place, data.size * 8 - 17):  # noqa: SIM110
         if _code(data, start, 9) == CLEAR and _code(data, start + 9, 9) >= STRINGS:
             return True
     return False
@@ -76,7 +76,7 @@ def _code(data: np.ndarray, place: int, width: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _breaks(data: np.ndarray, most: int) -> bool:
+def _breaks(data: np.ndarray, most: int) -> bool:  # noqa: C901
     end = data.size * 8
     if data.size < 2:
         return False

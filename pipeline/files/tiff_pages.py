@@ -150,7 +150,7 @@ def _directory(state: _Walk, offset: int, name: str) -> tuple[bytes, int]:
     return body[:length], struct.unpack_from(state.link, body, length)[0]
 
 
-def _page(state: _Walk, entries: bytes, number: int) -> Page:
+def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
     """The values of a page's directory, after what lies outside it has been compared with the file."""
     page, inline, text = Page(), struct.calcsize(state.link), 0
     start = struct.calcsize(state.entry) - inline
@@ -235,7 +235,9 @@ def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
         except Damage:
             continue  # readers pass over them
         inline = struct.calcsize(state.link)
-        for _, kind, count, _ in struct.iter_unpack(state.entry, entries):
+        for tag, kind, count, _ in struct.iter_unpack(state.entry, entries):
+            if tag == 330:  # readers follow it down, for ever where it leads back
+                raise Damage(f"has directories inside the directories of page {number}, which must not have any")
             length = count * KINDS.get(kind, 1)
             _add_values(state, min(length, state.size) if length > inline else 0, number)
 
