@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -344,7 +345,7 @@ def damage_json(rng: random.Random, text: str) -> str:
         if rng.random() < 0.15:
             del owner[key]
             break
-        owner[key] = rng.choice(VALUES)
+        owner[key] = copy.deepcopy(rng.choice(VALUES))
     out = json.dumps(document)
     return out.replace("1.0", rng.choice(("NaN", "Infinity", "1" * 5000))) if rng.random() < 0.1 else out
 

@@ -131,6 +131,8 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
 def _segment_problem(page: Any, size: int) -> str | None:
     if page.dtype is None or not page.shape or 0 in page.shape:
         return "its directory is incomplete"
+    if not all(isinstance(value, int) for value in (page.photometric, page.compression, page.samplesperpixel)):
+        return "its colours, its compression or its number of samples (tags 262, 259, 277) are no numbers"
     offsets, counts = page.dataoffsets, page.databytecounts
     wanted = math.prod(page.chunked)
     if page.planarconfig not in (1, 2):
