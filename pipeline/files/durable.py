@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.files.errors import check_regular
 from pipeline.files.names import FOLDERS, suffix
 from pipeline.records import UserError
 
@@ -314,6 +315,7 @@ def _alive(pid: int) -> bool:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
+    check_regular(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -327,7 +329,7 @@ SAMPLES, SAMPLE = 128, 2**16
 
 def checksum(path: Path) -> str:
     """A sum by which damage shows: of all bytes of a file of up to 16 MiB, else of its length and of 8 MiB that are spread over it."""
-    size = path.stat().st_size
+    size = check_regular(path).st_size
     with path.open("rb") as stream:
         if size <= WHOLE:
             return f"crc32:{zlib.crc32(stream.read()):08x}"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import logging
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files.errors import FileError, silence, wrong_axes
+from pipeline.files.limits import DEFLATE, check_memory, check_ratio, check_values
 from pipeline.files.names import suffix
 from pipeline.records import Geometry
 
@@ -35,16 +39,27 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     import numpy as np
 
     image = _load(path)
-    (channels, *space), _ = _described(path, image, dims)
-    if suffix(path) == ".nii.gz":
-        with gzip.open(path) as stream:
-            array = np.asanyarray(type(image).from_stream(stream).dataobj)
-            # gzip compares its checksum only at the end of the stream.
-            while stream.read(2**20):
-                pass
-    else:
-        array = np.asanyarray(image.dataobj).copy()
+    (channels, *space), dtype = _described(path, image, dims)
+    check_memory(path, (channels, *space), dtype)
+    # Scaling may overflow; what comes of it is looked at where arrays are checked for NaN and infinity.
+    with np.errstate(all="ignore"):
+        if suffix(path) == ".nii.gz":
+            with gzip.open(path) as stream:
+                array = np.asanyarray(type(image).from_stream(stream).dataobj)
+                _read_on(path, stream)
+        else:
+            array = np.asanyarray(image.dataobj).copy()
     return np.moveaxis(array.reshape(*space, channels), -1, 0), _geometry(image, dims)
+
+
+def _read_on(path: Path, stream: gzip.GzipFile) -> None:
+    """Read to the end, because gzip compares its checksum only there; not for ever, because little can stand there."""
+    rest = 0
+    while part := stream.read(2**20):
+        rest += len(part)
+        if rest > BEHIND:
+            problem = f"goes on for more than {BEHIND >> 20} MiB behind the pixels that its header announces"
+            raise FileError(path, problem, "Its header and its pixels do not belong together: export it again")
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -58,22 +73,105 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         image.to_stream(stream)
 
 
+BEHIND = 2**26
+"""Bytes that may follow the pixels of a .nii.gz: some writers pad their files."""
+
+BEFORE = 2**26
+"""Bytes of extensions before the pixels. The longest known are DICOM headers and XML of connectomes, of a few MiB."""
+
+EXTENSIONS = 10_000
+"""Extensions of a header: files have one or two."""
+
+
 def _load(path: Path) -> nibabel.Nifti1Image:
     import nibabel
 
-    image = nibabel.load(path)
+    silence("nibabel", "numpy")
+    # What nibabel would say to its log about a damaged header is raised here, or mended by it.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
+    _check_header(path)
+    try:
+        image = nibabel.load(path)
+    except nibabel.filebasedimages.ImageFileError:
+        raise FileError(path, "is no NIfTI file, or its header is damaged", "Copy it again, or convert it to .nii.gz") from None
+    except nibabel.spatialimages.HeaderDataError as error:
+        raise FileError(path, f"has a damaged header ({str(error)[:200]})") from None
     if not isinstance(image, nibabel.Nifti1Image):
         raise FileError(path, f"is {type(image).__name__}, no single-file NIfTI", "Convert it to .nii.gz")
     return image
 
 
+def _check_header(path: Path) -> None:
+    """Raise FileError for what would make nibabel read for ever: extensions without an end, names without an end in gzip's header."""
+    packed = suffix(path) == ".nii.gz"
+    with path.open("rb") as stream:
+        head = stream.read(2048)
+    if packed:
+        head = _unpacked(path, head)
+    single = head[344:347] in (b"n+1", b"ni1")
+    if not single and head[4:7] not in (b"n+2", b"ni2"):
+        cure = "Copy it again, or convert it to .nii.gz"
+        raise FileError(path, "is no NIfTI file, or its header is damaged or cut off", cure)
+    length = 348 if single else 540
+    if len(head) < length:
+        raise FileError(path, "is truncated inside its header")
+    # As nibabel guesses it: from the number of axes.
+    order = "<" if 1 <= int.from_bytes(head[40:42] if single else head[16:24], "little") <= 7 else ">"
+    (start,) = struct.unpack_from(order + ("f" if single else "q"), head, 108 if single else 168)
+    if not math.isfinite(start) or start < 0 or start > BEFORE:
+        problem = f"has pixels that begin at byte {start:g} (vox_offset); {BEFORE} is the most"
+        raise FileError(path, problem, "Mend its header, or export it again")
+    if any(head[length : length + 1]):
+        if start < length + 4 or b"ni" in (head[344:346], head[4:6]):
+            raise FileError(path, "is the header of a pair of files, or damaged: its extensions have no end", "Convert it to .nii.gz")
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            stream.seek(length + 4)
+            _check_extensions(path, stream.read(int(start) - length - 4), order)
+
+
+def _check_extensions(path: Path, data: bytes, order: str) -> None:
+    place = 0
+    for _ in range(EXTENSIONS):
+        if place + 8 > len(data):
+            return
+        (size,) = struct.unpack_from(order + "i", data, place)
+        if size < 8 or place + size > len(data):
+            raise FileError(path, f"has a header extension of {size} bytes where {len(data) - place} are left before the pixels")
+        place += size
+    raise FileError(path, f"has more than {EXTENSIONS} header extensions", "Export it again")
+
+
+def _unpacked(path: Path, head: bytes) -> bytes:
+    """The first 544 bytes of a stream of gzip, or as many as there are."""
+    if head[:2] != b"\x1f\x8b" or len(head) < 18:
+        cure = "Rename it to .nii if it is not compressed, else copy or export it again"
+        raise FileError(path, "cannot be unpacked: it is not compressed with gzip, or is cut off", cure)
+    decoder = zlib.decompressobj(31)
+    data = decoder.decompress(head, 544)
+    if len(data) >= 544 or decoder.eof:
+        return data
+    # A file name or an extra field stands before the data; Python reads a name byte by byte.
+    with path.open("rb") as stream:
+        data = zlib.decompressobj(31).decompress(stream.read(NAME), 544)
+    if not data:
+        raise FileError(path, f"has no data in the first {NAME} bytes of its gzip stream")
+    return data
+
+
+NAME = 2**18
+"""Bytes in which the data of a gzip stream must begin; before them are a name, a comment and an extra field of 64 KiB."""
+
+
 def _described(path: Path, image: nibabel.Nifti1Image, dims: int) -> tuple[tuple[int, ...], str]:
     """Shape ``(C, *S)`` and number type of NIfTI axes ``(X, Y, Z, T, C, ...)``: three of space, one other may be longer than one."""
     proxy: Any = image.dataobj
-    shape, dtype = proxy.shape, proxy.dtype
+    shape, dtype = tuple(int(n) for n in proxy.shape), proxy.dtype
+    check_values(path, shape, dtype)
     need, size = proxy.offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if suffix(path) == ".nii" and size < need:
         raise FileError(path, f"is truncated: its header announces {need} bytes, the file has {size}")
+    if suffix(path) == ".nii.gz":
+        check_ratio(path, need, size, DEFLATE)
     further = [n for n in shape[3:] if n != 1]
     if len(shape) < dims or any(n != 1 for n in shape[dims:3]) or len(further) > 1:
         raise wrong_axes(path, shape, dims)

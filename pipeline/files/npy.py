@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.files.errors import wrong_axes
+from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files.limits import check_memory, check_values
 from pipeline.files.pixels import Pixels, Rows, slabs
 from pipeline.records import Geometry
 
@@ -14,13 +15,45 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_MAGIC = b"\x93NUMPY"
+
+LONGEST = 10_000
+"""Bytes of a header. NumPy's own limit: it is Python source, and parsing more could take for ever."""
+
+
 def _load(path: Path, dims: int) -> np.ndarray:
+    """The mapped array ``(C, *S)``, after the header has been compared with the size of the file."""
     import numpy as np
 
+    shape, dtype, start = _header(path)
+    check_values(path, shape, dtype)
+    need, size = start + math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if need > size:
+        raise FileError(path, f"is truncated: its header announces {need} bytes, the file has {size}")
+    if len(shape) not in (dims, dims + 1):
+        raise wrong_axes(path, shape, dims)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim not in (dims, dims + 1):
-        raise wrong_axes(path, array.shape, dims)
     return array.reshape(-1, *array.shape[-dims:])
+
+
+def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, number type and the byte at which the numbers begin."""
+    import numpy as np
+
+    with path.open("rb") as stream:
+        head = stream.read(12)
+        if not head.startswith(_MAGIC) or len(head) < 12 or head[6] not in (1, 2, 3):
+            raise FileError(path, "is no .npy file of NumPy, or its header is damaged", "Write it again with numpy.save")
+        length = int.from_bytes(head[8:10] if head[6] == 1 else head[8:12], "little")
+        if length > LONGEST:
+            raise FileError(path, f"has a header of {length} bytes; {LONGEST} are the most", "Write it again with numpy.save")
+        stream.seek(8)
+        reader = np.lib.format.read_array_header_1_0 if head[6] == 1 else np.lib.format.read_array_header_2_0
+        try:
+            shape, _, dtype = reader(stream, LONGEST)
+        except ValueError as error:
+            raise FileError(path, f"has a damaged header ({str(error)[:200]})", "Write it again with numpy.save") from None
+        return tuple(int(n) for n in shape), dtype, stream.tell()
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
@@ -37,7 +70,9 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     """Array ``(C, *S)``; a missing channel axis is added."""
-    return _load(path, dims).copy(), Geometry(format="none", meta={"dims": dims})
+    array = _load(path, dims)
+    check_memory(path, array.shape, array.dtype)
+    return array.copy(), Geometry(format="none", meta={"dims": dims})
 
 
 def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
@@ -48,7 +83,9 @@ def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
         # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
         import numpy as np
 
-        return np.array(_load(path, dims)[:, first:end])
+        rows = _load(path, dims)[:, first:end]
+        check_memory(path, rows.shape, rows.dtype, "rows")
+        return np.array(rows)
 
     return Rows(array.shape, array.dtype.newbyteorder("="), make), Geometry(format="none", meta={"dims": dims})
 

@@ -12,9 +12,10 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files.errors import FileError, silence, wrong_axes
+from pipeline.files.limits import DEFLATE, LZW, SLACK, check_memory, check_ratio
 from pipeline.files.names import READ_ONLY, WRITABLE, suffix
 from pipeline.records import Geometry, UserError
 
@@ -24,66 +25,205 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """The one picture of a file, its header read. Raises FileError for other formats and for several frames."""
+def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
+    """The one picture of a file, its header read, and the first bytes. Raises FileError for other formats and for several frames."""
     from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # Pillow's guard of web servers; here a large image is a slide, and memory has its own error
-    _picture_problem(path)
+    silence("PIL")
+    head = _check_blocks(path)
     try:
         image = Image.open(path, formats=("PNG", "JPEG", "GIF", "BMP"))
     except UnidentifiedImageError:
         cure = "Copy or export it again; a picture of another format needs converting, not only another name"
         raise FileError(path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", cure) from None
     with image:
-        # In a JPEG (MPO) the further pictures are previews and second views.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        # In a JPEG (MPO) the further pictures are previews and second views; GIF was counted, without being decoded.
+        frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
         if frames > 1:
-            raise FileError(path, f"is animated: {frames} frames where one image is needed", "Save each frame as a file of its own")
-        yield image
+            raise _animated(path, frames)
+        _check_size(path, image, head)
+        _check_exif(path, image.info.get("exif", b""))
+        yield image, head
+
+
+def _animated(path: Path, frames: int) -> FileError:
+    return FileError(path, f"is animated: {frames} frames where one image is needed", "Save each frame as a file of its own")
+
+
+_RATIOS = {"PNG": DEFLATE, "GIF": LZW, "BMP": LZW, "JPEG": 2**11, "MPO": 2**11}
+"""Most pixels of one byte. A JPEG spends a bit or more on each block of 64 pixels; a run of a BMP may skip 255 rows."""
+
+
+def _check_size(path: Path, image: Image.Image, head: bytes) -> None:
+    """Compare the announced pixels with the bytes that are there, before any is decoded."""
+    if min(image.size) < 1:
+        raise FileError(path, f"announces {image.width}x{image.height} pixels")
+    bits = 8
+    if image.format == "PNG":
+        bits = head[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(head[25], 1)
+    check_ratio(path, (image.width * bits + 7) // 8 * image.height, path.stat().st_size, _RATIOS[str(image.format)])
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
     """Shape ``(C, Y, X)`` and number type from the header; a palette counts as three channels, alpha as none."""
-    with _open(path) as image:
-        shape, dtype = _described(path, image)
+    with _open(path) as (image, head):
+        shape, dtype = _described(image, head)
     if dims != 2:
         raise wrong_axes(path, shape[1:], dims)
     return shape, dtype
 
 
-def _described(path: Path, image: Image.Image) -> tuple[tuple[int, int, int], str]:
+def _described(image: Image.Image, head: bytes) -> tuple[tuple[int, int, int], str]:
     height, width = (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
-    head = _head(path)
     if _is_deep_png(head):  # Pillow calls grey with alpha a colour
         return (3 if head[25] & 2 else 1, height, width), "uint16"
     bands = 3 if image.mode in ("P", "CMYK", "YCbCr") else len([b for b in image.getbands() if b not in "Aa"])
     return (bands, height, width), "uint8"
 
 
-def _head(path: Path) -> bytes:
-    """The first bytes, padded: in a PNG 24 is the depth and 25 the kind of colour, in a BMP 14 the header's length and 28 the depth."""
-    with path.open("rb") as stream:
-        return stream.read(32).ljust(32, b"\0")
-
-
 def _is_deep_png(head: bytes) -> bool:
     return head.startswith(b"\x89PNG") and head[24] == 16
 
 
-def _picture_problem(path: Path) -> None:
-    """Raise FileError where a PNG ends before its last chunk; other formats show it when they are decoded."""
+FEWEST = 10_000
+"""Chunks, blocks or segments that any picture may have."""
+
+CHUNK = 256
+"""Beyond that so many bytes must lie in a chunk on average: encoders write 8192 and more."""
+
+SCANS = 500
+"""Scans of a JPEG, each a pass over all pixels: progressive ones have about ten."""
+
+
+def _check_blocks(path: Path) -> bytes:
+    """The first bytes, padded: in a PNG 24 is the depth and 25 the kind of colour, in a BMP 14 the header's length and 28 the depth.
+
+    Raises FileError where a PNG ends before its last chunk, a picture consists of countless small parts, or a GIF is animated.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
-        if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+        head = stream.read(32).ljust(32, b"\0")
+        stream.seek(0)
+        if head[:8] == b"\x89PNG\r\n\x1a\n":
+            _check_png(path, stream, size)
+        elif head.startswith(b"GIF8"):
+            _check_gif(path, stream)
+        elif head.startswith(b"\xff\xd8"):
+            _check_jpeg(path, stream)
+    return head
+
+
+def _check_png(path: Path, stream: BinaryIO, size: int) -> None:
+    most = FEWEST + size // CHUNK
+    stream.seek(8)
+    for _ in range(most):
+        head = stream.read(8)
+        if len(head) < 8:
+            raise FileError(path, f"is truncated: {size} bytes without a final IEND chunk")
+        if head[4:] == b"IEND":
             return
-        while True:
-            head = stream.read(8)
-            if len(head) < 8:
-                raise FileError(path, f"is truncated: {size} bytes without a final IEND chunk")
-            if head[4:] == b"IEND":
-                return
-            stream.seek(struct.unpack(">I", head[:4])[0] + 4, os.SEEK_CUR)
+        stream.seek(struct.unpack(">I", head[:4])[0] + 4, os.SEEK_CUR)
+    raise FileError(path, f"consists of more than {most} chunks, the most for {size} bytes")
+
+
+def _check_gif(path: Path, stream: BinaryIO) -> None:
+    """Count the frames by the lengths of their blocks."""
+    head = stream.read(13)
+    if len(head) < 13:
+        raise FileError(path, "is truncated inside its header")
+    width, height = struct.unpack("<HH", head[6:10])
+    stream.seek(_colours(head[10]), os.SEEK_CUR)
+    # One byte of a block gives a pixel or more, or clears the table of strings.
+    most, frames, stray = FEWEST + 2 * width * height, 0, 0
+    for _ in range(FEWEST):
+        kind = stream.read(1)
+        if kind == b",":
+            frames += 1
+            place = stream.read(9)
+            stream.seek(_colours(place[8] if len(place) == 9 else 0) + 1, os.SEEK_CUR)
+        elif kind == b"!":
+            stream.seek(1, os.SEEK_CUR)
+        elif kind in (b";", b""):
+            break
+        else:
+            stray += 1  # readers pass over it
+            continue
+        most -= _skip_blocks(stream, most)
+        if most <= 0:
+            raise FileError(path, f"has more blocks of data than {width}x{height} pixels can need")
+    else:
+        if stray < FEWEST // 2:
+            raise FileError(path, f"consists of more than {FEWEST} blocks", "Save it again, each frame as a file of its own")
+    if frames > 1:
+        raise _animated(path, frames)
+
+
+def _colours(flags: int) -> int:
+    """Bytes of the table of colours that follows."""
+    return 3 << (flags & 7) + 1 if flags & 128 else 0
+
+
+def _skip_blocks(stream: BinaryIO, most: int) -> int:
+    """Go behind a chain of sub-blocks; how many there were, ``most`` where it goes on."""
+    for count in range(most):
+        length = stream.read(1)
+        if length in (b"", b"\0"):
+            return count
+        stream.seek(length[0], os.SEEK_CUR)
+    return most
+
+
+def _check_jpeg(path: Path, stream: BinaryIO) -> None:
+    """Bound the segments before the pixels, fill bytes among them, and what EXIF may announce."""
+    stream.seek(2)
+    exif = b""
+    for _ in range(FEWEST):
+        mark = stream.read(2)
+        if len(mark) < 2 or mark[1] in (0xDA, 0xD9):
+            break
+        if mark[0] != 0xFF or mark[1] in (0, 0xFF, 1) or 0xD0 <= mark[1] <= 0xD8:
+            stream.seek(-1 if mark[1] == 0xFF else 0, os.SEEK_CUR)
+            continue
+        length = max(0, int.from_bytes(stream.read(2), "big") - 2)
+        if mark[1] != 0xE1:
+            stream.seek(length, os.SEEK_CUR)
+        elif (part := stream.read(length)).startswith(b"Exif\0\0"):
+            exif += part[6:] if exif else part  # Pillow joins them, too
+    else:
+        raise FileError(path, f"consists of more than {FEWEST} segments before its pixels")
+    _check_exif(path, exif)
+
+
+_EXIF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+
+
+def _check_exif(path: Path, exif: bytes) -> None:
+    """Raise FileError where values of EXIF lie over each other so often that they are many times as long as all of it."""
+    body = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(body[:2])
+    if order is None or len(body) < 8:
+        return
+    (start,) = struct.unpack_from(order + "I", body, 4)
+    if start + 2 > len(body):
+        return
+    (count,) = struct.unpack_from(order + "H", body, start)
+    entries = body[start + 2 : start + 2 + count * 12]
+    entries = entries[: len(entries) // 12 * 12]
+    total = sum(min(len(body), n * _EXIF_BYTES.get(kind, 1)) for _, kind, n, _ in struct.iter_unpack(order + "HHII", entries))
+    if total > 4 * len(body) + SLACK:
+        raise FileError(path, f"has EXIF data of {len(body)} bytes that announce {total} bytes of values", "Save it again without EXIF")
+
+
+def _check_scans(path: Path) -> None:
+    """Raise FileError for a JPEG of so many scans that decoding takes for ever."""
+    scans, last = 0, b""
+    with path.open("rb") as stream:
+        while part := stream.read(2**20):
+            scans += (last + part).count(b"\xff\xda")
+            last = part[-1:]
+    if scans > SCANS:
+        raise FileError(path, f"has {scans} scans; {SCANS} are the most, and progressive pictures have about ten", "Save it again as PNG")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -115,11 +255,15 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     """Array ``(C, Y, X)``, upright, without alpha; with ``labels`` a palette image gives what :func:`palette_labels` says."""
     import numpy as np
 
-    with _open(path) as image:
-        (bands, *space), dtype = _described(path, image)
+    with _open(path) as (image, head):
+        (bands, *space), dtype = _described(image, head)
         if dims != 2:
             raise wrong_axes(path, tuple(space), dims)
-        array, orientation = _pixels(path, image, labels), _orientation(image)
+        check_memory(path, (bands, *space), dtype)
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(path)
+        orientation = _orientation(image)  # before the pixels: what stands behind them is not looked for
+        array = _pixels(path, image, head, labels)
     array = array[..., None] if array.ndim == 2 else array
     if labels and _hidden_in_alpha(array):
         cure = "Flatten it onto black, or save the alpha channel as the mask"
@@ -128,11 +272,10 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     return np.moveaxis(array, -1, 0).astype(dtype), Geometry(format="image", meta={"dims": 2})
 
 
-def _pixels(path: Path, image: Image.Image, labels: bool) -> np.ndarray:
+def _pixels(path: Path, image: Image.Image, head: bytes, labels: bool) -> np.ndarray:
     """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last; greys of images on 0..255."""
     import numpy as np
 
-    head = _head(path)
     if _is_deep_png(head):  # Pillow reduces colours of 16 bits to 8
         import imagecodecs
 

@@ -10,13 +10,15 @@ import contextlib
 import logging
 import math
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
-from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files import tiff_pages
+from pipeline.files.errors import FileError, silence, wrong_axes
+from pipeline.files.limits import DEFLATE, LZW, RUNS, SLACK, ZSTD, check_memory
 from pipeline.files.pictures import as_seen, palette_labels, upright
 from pipeline.files.pixels import Pixels, Rows, slabs
 from pipeline.records import MILLIMETRES, Geometry
@@ -27,68 +29,80 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tifffile.TiffFile]:
+def _open(path: Path, dims: int) -> Iterator[tifffile.TiffFile]:
     """Open a TIFF whose chain of pages, strips and announced size have been checked against the file."""
     import tifffile
 
     # What tifffile would say to its log about a damaged file is raised here instead.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    silence("tifffile", "imagecodecs")
+    most = tiff_pages.PAGES if dims == 3 else PICTURE + 1
     with path.open("rb") as stream:
-        problem = _chain_problem(stream, path.stat().st_size)
-    if problem:
-        raise FileError(path, problem)
+        try:
+            chain = tiff_pages.walk(stream, path.stat().st_size, most)
+        except tiff_pages.Damage as damage:
+            raise FileError(path, str(damage)) from None
+    if chain.pages >= most > PICTURE and dims == 2:
+        problem = f"is a volume or a series (more than {PICTURE} pages) where an image is needed"
+        raise FileError(path, problem, "Set data.dims, or give an image with 2 space axes")
     # Neighbouring files of a multi-file OME series stay closed: one file is one case.
     with tifffile.TiffFile(path, _multifile=False) as tif:
-        problem = _page_problem(tif)
+        problem = _text_problem(tif) or _page_problem(tif, chain)
         if problem:
             raise FileError(path, problem)
         yield tif
 
 
-def _chain_problem(stream: Any, size: int) -> str | None:
-    """Follow the offsets from page to page (TIFF 6.0 section 2, BigTIFF) and report where they leave the file or turn back."""
-    head = stream.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
-    version = struct.unpack(order + "H", head[2:4])[0] if order and len(head) >= 16 else 0
-    if version not in (42, 43):
-        return "is no TIFF file, or its header is cut off"
-    number, entry, link, first = ("H", "HHII", "I", 4) if version == 42 else ("Q", "HHQQ", "Q", 8)
-    (offset,) = struct.unpack_from(order + link, head, first)
-    seen: set[int] = set()
-    while offset:
-        if offset in seen:
-            return f"has a chain of pages that turns back after page {len(seen)}"
-        seen.add(offset)
-        stream.seek(offset)
-        start = stream.read(struct.calcsize(number))
-        if len(start) < struct.calcsize(number):
-            return f"is truncated: page {len(seen)} should begin at byte {offset}, the file has {size}"
-        length = struct.unpack(order + number, start)[0] * struct.calcsize(order + entry)
-        entries, following = stream.read(min(length, size)), stream.read(struct.calcsize(link))
-        if len(entries) < length or len(following) < struct.calcsize(link):
-            return f"is truncated inside the directory of page {len(seen)}"
-        if any(end > size for end in _tag_ends(entries, order + entry)):
-            return f"is truncated: the description of page {len(seen)} lies beyond its end"
-        (offset,) = struct.unpack(order + link, following)
-    return None if seen else "holds no page"
+PICTURE = 10_000
+"""Pages of a picture: each may be a channel, and a spectrum has some 1,000."""
 
 
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+def _text_problem(tif: tifffile.TiffFile) -> str | None:
+    """What an OME description announces that its file cannot hold: tifffile makes a list of as many planes."""
+    if not tif.is_ome:
+        return None
+    try:
+        root = ElementTree.fromstring(tif.ome_metadata or "")
+    except ElementTree.ParseError:
+        return None  # tifffile passes over it
+    pages, planes = len(tif.pages), 0
+    for element in root.iter():
+        name, given = element.tag.rsplit("}", 1)[-1], element.attrib
+        if name.endswith("Pixels"):
+            if math.prod(_whole(given.get(f"Size{axis}", "1")) for axis in "ZCT") > tiff_pages.PAGES:
+                return f"announces more than {tiff_pages.PAGES} planes in its OME description"
+        elif name.endswith("TiffData"):
+            planes += _whole(given.get("PlaneCount") or given.get("NumPlanes") or ("1" if "IFD" in given else str(pages)))
+        elif "Along" in name and "Start" in given and _steps(given) > tiff_pages.PAGES:
+            return f"announces more than {tiff_pages.PAGES} steps of an axis in its OME description"
+    if planes > 10 * pages + PICTURE:
+        return f"announces {planes} planes in its OME description and holds {pages} pages"
+    return None
 
 
-def _tag_ends(entries: bytes, entry: str) -> Iterator[int]:
-    """Where the values end that lie outside a page's directory. Private tags (32768 and above) are left alone: some writers break them."""
-    inline = struct.calcsize(entry[0] + entry[-1])
-    for tag, kind, count, offset in struct.iter_unpack(entry, entries):
-        length = count * _TYPE_BYTES.get(kind, 1)
-        if tag < 32768 and length > inline:
-            yield offset + length
+def _whole(text: str) -> int:
+    """A number of a description, 0 where it is none: tifffile refuses that itself."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) < 19 else 0 if len(text) < 19 else 10**18
 
 
-def _page_problem(tif: tifffile.TiffFile) -> str | None:
+def _steps(given: Mapping[str, str]) -> float:
+    """Length of the axis that a modulo annotation describes, infinite where its numbers have none."""
+    try:
+        start, end, step = (float(given.get(key, "1")) for key in ("Start", "End", "Step"))
+        steps = (end - start) / step
+    except (ValueError, ZeroDivisionError):
+        return math.inf
+    return steps if math.isfinite(steps) else math.inf
+
+
+def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None:
     """Check every page's strips or tiles against the file's size, and all pages against the first and the announced number."""
     first: Any = tif.pages.get(0)
     count, size = len(tif.pages), tif.filehandle.size
+    problem = _segment_problem(first, size)
+    if first.dtype is None or not first.shape or 0 in first.shape:
+        return f"is truncated or damaged at page 1 of {count}: {problem or 'it holds no pixel'}"
     announced = _announced_pages(tif, first)
     if count == 1 < announced and first.is_contiguous and not tif.is_ome:
         # ImageJ and 'truncate' write one directory for a whole uncompressed stack.
@@ -98,7 +112,11 @@ def _page_problem(tif: tifffile.TiffFile) -> str | None:
         return f"is truncated: it announces {announced} pages and holds {count}"
     if 0 < announced < count:
         return f"announces {announced} pages and holds {count}"
-    for number in range(1, count + 1):
+    if problem:
+        return f"is truncated or damaged at page 1 of {count}: {problem}"
+    # Pages with the tags of the first are like it; of others tifffile says what they are.
+    plain = tiff_pages.is_plain(tif, chain) and _stored_problem(first, chain.least) is None
+    for number in chain.others if plain else range(2, count + 1):
         page: Any = tif.pages.get(number - 1)  # not kept: a long stack has many
         if page.shape != first.shape or page.dtype != first.dtype:
             return f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page {number} is {page.shape} {page.dtype}"
@@ -111,10 +129,14 @@ def _page_problem(tif: tifffile.TiffFile) -> str | None:
 
 
 def _segment_problem(page: Any, size: int) -> str | None:
+    if page.dtype is None or not page.shape or 0 in page.shape:
+        return "its directory is incomplete"
+    if not all(isinstance(value, int) for value in (page.photometric, page.compression, page.samplesperpixel)):
+        return "its colours, its compression or its number of samples (tags 262, 259, 277) are no numbers"
     offsets, counts = page.dataoffsets, page.databytecounts
     wanted = math.prod(page.chunked)
-    if page.dtype is None or not page.shape:
-        return "its directory is incomplete"
+    if page.planarconfig not in (1, 2):
+        return f"its samples are stored in an unknown order (tag 284 is {int(page.planarconfig)})"
     if len(offsets) != len(counts) or len(counts) < wanted:
         return f"{min(len(offsets), len(counts))} of {wanted} strips or tiles are there"
     if min(offsets) <= 0 or min(counts) <= 0:
@@ -122,8 +144,33 @@ def _segment_problem(page: Any, size: int) -> str | None:
     end = max(o + c for o, c in zip(offsets, counts, strict=True))
     if end > size:
         return f"its pixels end at byte {end}, the file has {size}"
-    if page.compression == 1 and sum(counts) < page.nbytes * page.bitspersample // (8 * page.dtype.itemsize):
-        return f"{sum(counts)} bytes of pixels are there"
+    return _size_problem(page, wanted) or _stored_problem(page, sum(counts))
+
+
+_RATIOS = {5: LZW, 8: DEFLATE, 32946: DEFLATE, 32773: RUNS, 50000: ZSTD, 34926: ZSTD, 50013: DEFLATE}
+"""Compressions of which it is known how many bytes one byte can give at most."""
+
+TILE = 2**28
+"""Bytes of a tile that a small picture may lie in; of a large one it may have four times as many as the picture."""
+
+
+def _size_problem(page: Any, wanted: int) -> str | None:
+    """Compare a page's strips and tiles with the page."""
+    if 0 in page.shape or wanted < 1:
+        return f"it announces a size of {page.shape}"
+    tile = math.prod(page.chunks) * page.dtype.itemsize
+    if tile > max(TILE, 4 * page.nbytes):
+        return f"a tile of {tile} bytes is many times as large as the page, {page.nbytes} bytes"
+    return None
+
+
+def _stored_problem(page: Any, stored: int) -> str | None:
+    """Compare the pixels of a page with the bytes that it has for them."""
+    need, ratio = page.nbytes * page.bitspersample // (8 * page.dtype.itemsize), _RATIOS.get(int(page.compression))
+    if page.compression == 1 and stored < need:
+        return f"{stored} bytes of pixels are there"
+    if ratio is not None and need > ratio * stored + SLACK:
+        return f"it announces {need} bytes of pixels, of which {stored} compressed bytes can hold {ratio * stored} at most"
     return None
 
 
@@ -131,7 +178,7 @@ def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
     """Number of pages that the file's description promises; 0 where it makes no promise."""
     if tif.is_ome:
         total = 0
-        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or ""):
+        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^<>]*>", tif.ome_metadata or ""):
             total += math.prod(int(n) for n in re.findall(r"\bSize[ZCT]=\"(\d+)\"", pixels))
         return total // max(first.samplesperpixel, 1)
     if tif.is_imagej:
@@ -200,7 +247,7 @@ def _turned(shape: tuple[int, ...], page: Any) -> tuple[int, ...]:
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
     """Shape ``(C, *S)`` and number type, after the file's structure has been checked; a palette image counts as colour."""
-    with _open(path) as tif:
+    with _open(path, dims) as tif:
         page: Any = tif.pages.first
         shape = _turned(_layout(path, tif, dims)[1], page)
         if _is_palette(page, dims):
@@ -210,16 +257,18 @@ def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
 
 def geometry(path: Path, dims: int) -> Geometry:
     """Resolution, spacing and unit."""
-    with _open(path) as tif:
+    with _open(path, dims) as tif:
         _layout(path, tif, dims)
         return _geometry(tif, dims)
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     """Array ``(C, *S)``, upright: palettes of images become RGB, or with ``labels`` what :func:`palette_labels` says; alpha is dropped."""
-    with _open(path) as tif:
+    with _open(path, dims) as tif:
         order, shape = _layout(path, tif, dims)
         series, page = tif.series[0], tif.pages.first
+        check_memory(path, shape, series.dtype)
+        _check_lzw(path, series.pages)
         array = series.asarray().reshape(series.get_shape(squeeze=False)).transpose(order).reshape(shape)
         if _is_palette(page, dims):
             colours, indices = (page.colormap.T >> 8).astype("uint8"), _numbers(array[0])  # type: ignore[union-attr]
@@ -230,6 +279,36 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         if _orientation(page) != 1:
             array = upright(array.transpose(1, 2, 0), _orientation(page)).transpose(2, 0, 1)
         return array, _geometry(tif, dims, labels)
+
+
+def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
+    """Raise FileError for LZW streams that would end the process, see :mod:`pipeline.files.lzw`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    found = [page for page in pages if page is not None and page.keyframe.compression == 5]
+    if not found:
+        return
+    from pipeline.files import lzw
+
+    stored = np.memmap(path, np.uint8, "r")
+
+    def breaks(page: Any) -> bool:
+        kind = page.keyframe
+        most = math.prod(kind.chunks) * kind.dtype.itemsize
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            data = np.asarray(stored[offset : offset + count])
+            if kind.fillorder == 2:
+                data = np.packbits(np.unpackbits(data, bitorder="little"))
+            if lzw.breaks(data, most):
+                return True
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, broken in enumerate(pool.map(breaks, found), 1):
+            if broken:
+                raise FileError(path, f"is damaged: the LZW codes of a strip or tile of page {number} of {len(found)} make no sense")
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:
@@ -271,7 +350,7 @@ def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[Pixels, Ge
     Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded once for each slab that it
     lies in. A compressed image (one page) is decoded whole, one with a palette or to be turned is read whole.
     """
-    tif = stack.enter_context(_open(path))
+    tif = stack.enter_context(_open(path, dims))
     order, shape = _layout(path, tif, dims)
     series, page = tif.series[0], tif.pages.first
     if _is_palette(page, dims) or _orientation(page) != 1:
@@ -306,7 +385,10 @@ class _Pages:
         if self.series.dataoffset is not None:
             # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
             stored = self.series.dtype.newbyteorder(self.series.parent.byteorder)
+            check_memory(self.path, [end - first, math.prod(self.shape) // self.shape[self.axis]], stored, "rows")
             return np.array(np.memmap(self.path, stored, "r", self.series.dataoffset, self.shape)[box])
+        check_memory(self.path, [end - first, math.prod(self.shape) // self.shape[self.axis]], self.series.dtype, "rows")
+        check_memory(self.path, self.shape[self.lead :], self.series.dtype, "pages")
         numbers = np.arange(math.prod(self.shape[: self.lead])).reshape(self.shape[: self.lead])
         wanted = numbers[box[: self.lead]]
         inner = self.shape[self.lead :]
@@ -319,6 +401,7 @@ class _Pages:
             import numpy as np
 
             return np.zeros(self.shape[self.lead :], self.series.dtype)
+        _check_lzw(self.path, [page])
         return page.asarray()
 
 
@@ -342,31 +425,51 @@ def _geometry(tif: tifffile.TiffFile, dims: int, labels: bool = False) -> Geomet
 
 
 def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this package's own description."""
+    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this package's own description.
+
+    What is no number there says nothing: pixels can be read without it.
+    """
     tags: Any = tif.pages.first.tags
     meta: dict[str, Any] = {}
-    resolution = [list(tags[name].value) for name in ("XResolution", "YResolution") if name in tags]
-    if len(resolution) == 2 and resolution != [[1, 1], [1, 1]]:
-        meta = {"resolution": resolution, "resolution_unit": int(tags.valueof("ResolutionUnit", 2))}
+    resolution = [_ratio(tags.valueof(name)) for name in ("XResolution", "YResolution") if name in tags]
+    unit = tags.valueof("ResolutionUnit", 2)
+    if len(resolution) == 2 and None not in resolution and resolution != [[1, 1], [1, 1]] and isinstance(unit, int):
+        meta = {"resolution": resolution, "resolution_unit": int(unit)}
     described: Mapping[str, Any] = (tif.imagej_metadata if tif.is_imagej else (tif.shaped_metadata or ({},))[0]) or {}
-    meta |= {key: described[key] for key in ("spacing", "unit") if key in described}
+    kinds = {"spacing": int | float, "unit": str}
+    meta |= {key: described[key] for key, kind in kinds.items() if isinstance(described.get(key), kind)}
     return meta | {"imagej": True} if tif.is_imagej else meta | _ome_scale(tif)
+
+
+def _ratio(value: Any) -> list[int] | None:
+    """Numerator and denominator of a resolution."""
+    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    return list(value) if pair else None
 
 
 def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Sizes in the unit of the first axis: OME gives each axis its own."""
     text = (tif.ome_metadata if tif.is_ome else None) or ""
-    sizes = {axis: float(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)}
+    sizes = {axis: _positive(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)}
     units = dict.fromkeys("XYZ", "\u00b5m") | dict(re.findall(r'\bPhysicalSize([XYZ])Unit="([^"]+)"', text))
-    sizes = {axis: known for axis, size in sizes.items() if (known := _in_unit(size, units[axis], units["X"]))}
+    sizes = {axis: known for axis, size in sizes.items() if size and (known := _in_unit(size, units[axis], units["X"]))}
     meta: dict[str, Any] = {}
-    if sizes.get("X", 0) > 0 and sizes.get("Y", 0) > 0:
+    if "X" in sizes and "Y" in sizes:
         resolution = [Fraction(1 / sizes[axis]).limit_denominator(10**6) for axis in "XY"]
         meta = {"imagej": True, "resolution": [list(r.as_integer_ratio()) for r in resolution], "resolution_unit": 1}
         meta["unit"] = units["X"]
     if "Z" in sizes:
         meta["spacing"] = sizes["Z"]
     return meta
+
+
+def _positive(text: str) -> float | None:
+    """A length, if it is one that has an inverse."""
+    try:
+        size = float(text)
+    except ValueError:
+        return None
+    return size if 1e-300 < size < 1e300 else None
 
 
 def _in_unit(size: float, unit: str, wanted: str) -> float | None:

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files.errors import FileError, wrong_axes
+from pipeline.files.errors import FileError, silence, wrong_axes
+from pipeline.files.limits import check_memory
 from pipeline.files.pixels import Pixels, Rows, slabs
+from pipeline.files.zarr_limits import check_array, check_metadata, folder_store
 from pipeline.records import Geometry
 
 if TYPE_CHECKING:
@@ -30,25 +32,73 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
     """The finest level, its multiscale entry (empty for a plain array) and the version."""
     import zarr
 
+    silence("zarr", "numcodecs")
+    check_metadata(path)
+    store = folder_store(path)
     try:
-        node = zarr.open(path, mode="r")
-    except (ValueError, KeyError, FileNotFoundError) as error:
+        node: Any = zarr.open(store, mode="r")
+    except FileError:
+        raise
+    except (ValueError, KeyError, TypeError, FileNotFoundError, RecursionError) as error:
         cure = "Name the folder that holds zarr.json, .zgroup or .zarray"
         raise FileError(path, f"is no Zarr that can be opened ({type(error).__name__}: {error})"[:300], cure) from None
     if isinstance(node, zarr.Array):
+        check_array(path, node, store)
         return node, {}, ""
-    attributes: Mapping[str, Any] = dict(node.attrs)
+    entry, version = _multiscale(path, dict(node.attrs))
+    place = entry["datasets"][0]["path"]
+    check_metadata(path, place)
+    try:
+        level = node[place]
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileError(path, f"has no array at {place!r}, which its description names ({error})"[:300]) from None
+    if not isinstance(level, zarr.Array):
+        raise FileError(path, f"has no array at {place!r}, which its description names as the finest level")
+    check_array(path, level, store)
+    _check_steps(path, entry, len(level.shape))
+    return level, entry, version
+
+
+def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The first multiscale entry, of which axes and datasets have the types that the specification wants, and the version."""
     inner = attributes.get("ome", attributes)
-    scales = inner.get("multiscales") or ()
+    scales = inner.get("multiscales") if isinstance(inner, Mapping) else None
     if not scales:
         raise FileError(
             path, "is a Zarr group without 'multiscales'", "Name the folder of one image: OME-Zarr 0.4 or 0.5, or a plain array"
         )
-    entry = scales[0]
-    if not all(isinstance(axis, Mapping) for axis in entry.get("axes") or [None]):
+    entry = scales[0] if isinstance(scales, list) else None
+    if not isinstance(entry, Mapping):
+        raise FileError(path, "has 'multiscales' that are no list of objects", _SPECIFIED)
+    axes, datasets = entry.get("axes") or [None], entry.get("datasets")
+    if not isinstance(axes, list) or not all(isinstance(axis, Mapping) for axis in axes):
         raise FileError(path, "has no description of its axes, as OME-Zarr before 0.4", "Convert it to version 0.4 or 0.5")
-    level: Any = node[entry["datasets"][0]["path"]]
-    return level, entry, str(inner.get("version") or entry.get("version") or VERSION)
+    if not all(isinstance(axis.get("name"), str) and isinstance(axis.get("unit") or "", str) for axis in axes):
+        raise FileError(path, "has axes without a name, or with a unit that is no text", _SPECIFIED)
+    if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
+        raise FileError(path, "has 'datasets' that are no list of objects", _SPECIFIED)
+    place = datasets[0].get("path")
+    if not isinstance(place, str) or place.startswith(("/", "\\")) or ".." in place.replace("\\", "/").split("/") or "\0" in place:
+        raise FileError(path, f"names {place!r}"[:100] + " as its finest level, which is no path inside it", _SPECIFIED)
+    return entry, str(inner.get("version") or entry.get("version") or VERSION)
+
+
+_SPECIFIED = "Write it as OME-Zarr 0.4 or 0.5 describes (ngff.openmicroscopy.org)"
+
+
+def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
+    """Raise FileError for coordinate transformations that are no lists of one finite number an axis."""
+    for owner in (entry["datasets"][0], entry):
+        steps = owner.get("coordinateTransformations", ())
+        if not isinstance(steps, list | tuple) or not all(isinstance(step, Mapping) for step in steps):
+            raise FileError(path, "has coordinate transformations that are no list of objects", _SPECIFIED)
+        for values in (step[key] for step in steps for key in ("scale", "translation") if key in step):
+            if not isinstance(values, list) or len(values) != axes or not all(_is_number(v) for v in values):
+                raise FileError(path, f"has a scale or translation of {str(values)[:80]} where {axes} numbers are needed", _SPECIFIED)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _layout(path: Path, array: Any, entry: Mapping[str, Any], dims: int) -> tuple[list[int], tuple[int, ...], list[str]]:
@@ -84,6 +134,7 @@ def geometry(path: Path, dims: int) -> Geometry:
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     """The whole finest level as ``(C, *S)``."""
     pixels, place = view(path, dims)
+    check_memory(path, pixels.shape, pixels.dtype)
     return pixels[:], place
 
 
@@ -96,6 +147,7 @@ def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
     axis = names.index("zyx"[3 - dims])
 
     def make(first: int, end: int) -> np.ndarray:
+        check_memory(path, (shape[0], end - first, *shape[2:]), array.dtype, "rows")
         part = np.asarray(array[tuple(slice(first, end) if i == axis else slice(None) for i in range(len(names)))])
         return part.transpose(order).reshape(shape[0], end - first, *shape[2:])
 

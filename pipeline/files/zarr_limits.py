@@ -1,0 +1,228 @@
+"""What a Zarr may announce: codecs that only turn bytes into numbers, chunks of a sane size, and
+files of its own folder. Chunks are decoded to the size that they announce and no further."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import math
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.files.errors import FileError
+from pipeline.files.limits import SLACK, check_memory, check_values
+
+LARGEST = 2**26
+"""Bytes of a metadata file: consolidated ones of large plates have a few MiB."""
+
+FEWEST = 100_000
+"""Chunks that any array may have."""
+
+SMALLEST = 512
+"""Beyond that so many voxels (8x8x8) must be in a chunk: each costs a file and a task."""
+
+_V2 = ("zlib", "gzip", "bz2", "lzma", "blosc", "zstd", "lz4", "delta", "fixedscaleoffset", "shuffle", "packbits", "astype")
+_MORE = ("quantize", "bitround", "crc32", "crc32c", "base64", "adler32", "fletcher32", "jenkins_lookup3", "pcodec", "zfpy")
+CODECS = frozenset((*_V2, *_MORE, "bytes", "endian", "transpose", "sharding_indexed"))
+"""Codecs of numbers. Others make Python objects, and one of them (pickle) runs code."""
+
+_NAMES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+def check_metadata(path: Path, place: str = "") -> None:
+    """Raise FileError where the metadata of a node are no regular files, or far too large."""
+    for name in _NAMES:
+        file = os.path.join(path, place, name)
+        try:
+            found = os.stat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError(path, f"holds {os.path.join(place, name)}, which is no regular file", "Copy it again")
+        if size > LARGEST:
+            raise FileError(path, f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are the most")
+
+
+def check_array(path: Path, array: Any, store: Any) -> None:
+    """Raise FileError for an array that cannot be read in bounded time and memory; then bound its decoders and ``store``."""
+    shape = tuple(int(n) for n in array.shape)
+    check_values(path, shape, _dtype(path, array))
+    parts = list(_parts(path, array))
+    for edges in parts:
+        if len(edges) != len(shape) or min(edges, default=1) < 1:
+            raise FileError(path, f"has chunks of shape {edges} for an array of shape {shape}")
+    smallest = math.prod(min(n, size) for n, size in zip(parts[-1], shape, strict=True))
+    chunks = math.prod(-(-size // n) for n, size in zip(parts[-1], shape, strict=True))
+    if chunks > FEWEST and smallest < SMALLEST:
+        problem = f"consists of {chunks} chunks of {smallest} voxels; more than {FEWEST} must have {SMALLEST} each"
+        raise FileError(path, problem, "Write it again with larger chunks, such as 64x64x64")
+    for edges in parts:
+        check_memory(path, edges, array.dtype, "chunks")
+    itemsize = array.dtype.itemsize
+    store.most = 2 * math.prod(parts[0]) * itemsize + 32 * math.prod(-(-a // b) for a, b in zip(parts[0], parts[-1], strict=True)) + SLACK
+    _bound(array.async_array.codec_pipeline, [2 * math.prod(edges) * itemsize + SLACK for edges in parts])
+
+
+def _dtype(path: Path, array: Any) -> Any:
+    dtype = array.dtype
+    if not hasattr(dtype, "kind"):
+        raise FileError(path, f"holds {dtype} values"[:100], "Convert it to an integer or real number type")
+    return dtype
+
+
+def _parts(path: Path, array: Any) -> Iterator[Sequence[int]]:
+    """Shapes of what lies in one file, and of the chunks in shards, the smallest last. Refuses codecs that are not known."""
+    metadata = array.metadata
+    if array.metadata.zarr_format == 2:
+        for codec in (*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else ())):
+            _check_codec(path, str(getattr(codec, "codec_id", "?")))
+            types = [getattr(codec, name, None) for name in ("dtype", "astype", "encode_dtype", "decode_dtype")]
+            if any(getattr(t, "itemsize", 1) > 16 for t in types):
+                raise FileError(path, f"has a filter {codec.codec_id!r} of values that are no numbers", "Write it again without filters")
+        yield tuple(int(n) for n in metadata.chunks)
+        return
+    yield tuple(int(n) for n in metadata.chunk_grid.chunk_shape)
+    codecs: Any = metadata.codecs
+    for _ in range(8):  # shards in shards
+        inner = None
+        for codec in codecs:
+            _check_codec(path, str(codec.to_dict().get("name", "?")))
+            inner = codec if hasattr(codec, "index_codecs") else inner
+        if inner is None:
+            return
+        yield tuple(int(n) for n in inner.chunk_shape)
+        codecs = inner.codecs
+    raise FileError(path, "has shards in shards, more than 8 deep", "Write it again with one level of shards")
+
+
+def _check_codec(path: Path, name: str) -> None:
+    if name.removeprefix("numcodecs.") not in CODECS:
+        problem = f"is encoded with {name!r}"[:80] + ", which is no codec of numbers that is known here"
+        raise FileError(path, problem, "Write it again, compressed with zstd, blosc or gzip")
+
+
+def _check_file(path: Path, key: str, most: int, part: Any) -> None:
+    """Raise FileError where a file inside is none, is larger than ``most`` allows, or where ``part`` of it is not there."""
+    try:
+        found = os.stat(os.path.join(path, key))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(found.st_mode):
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(path, f"has a chunk or description {key} that is no regular file", "Copy it again")
+    start, end = getattr(part, "start", 0), getattr(part, "end", 0)
+    if not 0 <= start <= end <= found.st_size:
+        raise FileError(path, f"has a shard {key} of {found.st_size} bytes, whose index leads to byte {end}")
+    if found.st_size > max(most, LARGEST):
+        raise FileError(path, f"has a chunk {key} of {found.st_size} bytes, where {most} are the most for its size")
+
+
+def folder_store(path: Path) -> Any:
+    """The store of a folder, which reads regular files only, and of chunks only as many bytes as they may have."""
+    from zarr.storage import LocalStore
+
+    class Folder(LocalStore):
+        most: int = LARGEST
+
+        def _check(self, key: str, part: Any = None) -> None:
+            _check_file(path, key, self.most, part)
+
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            self._check(key, byte_range)
+            return await super().get(key, prototype, byte_range)
+
+        def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:
+            self._check(key, byte_range)
+            return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
+        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+            ranges = list(key_ranges)
+            for key, part in ranges:
+                self._check(key, part)
+            return await super().get_partial_values(prototype, ranges)
+
+    return Folder(path, read_only=True)
+
+
+def _bound(pipeline: Any, most: Sequence[int]) -> None:
+    """Give the decoders of a pipeline the number of bytes that they may make, those of its shards included."""
+    codecs = list(pipeline) if hasattr(pipeline, "__iter__") else []
+    for codec in codecs:
+        if hasattr(codec, "index_codecs") and len(most) > 1:
+            _bound(codec.codec_pipeline if hasattr(codec, "codec_pipeline") else codec.codecs, most[1:])
+        for inner in (getattr(codec, name, None) for name in ("compressor", "_gzip_codec", "_zstd_codec", "_blosc_codec", "_codec")):
+            if inner is not None and hasattr(inner, "codec_id"):
+                _bound_codec(inner, most[0])
+
+
+def _bound_codec(codec: Any, most: int) -> None:
+    name, given = str(codec.codec_id), codec.decode
+    if name in _STREAMS:
+        codec.decode = lambda buf, out=None: _decoded(codec, buf, most)
+    elif name in _ANNOUNCED:
+
+        def decode(buf: Any, out: Any = None) -> Any:
+            announced = _ANNOUNCED[name](bytes(memoryview(buf).cast("B")[:32]))
+            if announced is None:  # a zstd frame of unknown length
+                import imagecodecs
+
+                return imagecodecs.zstd_decode(bytes(buf), out=most)
+            if announced > most:
+                raise ValueError(f"a chunk announces {announced} bytes, where {most} are the most for its size")
+            return given(buf, out)
+
+        codec.decode = decode
+
+
+_STREAMS: Mapping[str, Callable[[Any], Any]] = {
+    "zlib": lambda codec: zlib.decompressobj(),
+    "gzip": lambda codec: zlib.decompressobj(31),
+    "bz2": lambda codec: bz2.BZ2Decompressor(),
+    "lzma": lambda codec: lzma.LZMADecompressor(codec.format, filters=codec.filters if codec.format == lzma.FORMAT_RAW else None),
+}
+
+MEMBERS = 100
+"""Streams one behind the other in a chunk; writers make one."""
+
+
+def _decoded(codec: Any, buf: Any, most: int) -> bytes:
+    """The bytes of a compressed chunk, up to ``most`` of them."""
+    data, parts, total = bytes(memoryview(buf).cast("B")), [], 0
+    for _ in range(MEMBERS):
+        decoder = _STREAMS[codec.codec_id](codec)
+        part = decoder.decompress(data, most - total + 1)
+        total += len(part)
+        if total > most:
+            raise ValueError(f"a chunk holds more than the {most} bytes that are the most for its size")
+        if not decoder.eof:
+            raise ValueError("a chunk is cut off")
+        parts.append(part)
+        data = b"" if codec.codec_id == "zlib" else decoder.unused_data.lstrip(b"\0")
+        if not data:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+    raise ValueError(f"a chunk consists of more than {MEMBERS} compressed streams")
+
+
+def _zstd(head: bytes) -> int | None:
+    """Content size of a frame (RFC 8878, section 3.1.1); None where it does not say."""
+    if head[:4] != b"\x28\xb5\x2f\xfd" or len(head) < 20:
+        return 0
+    kind = head[4]
+    place = 5 + (0 if kind & 32 else 1) + (0, 1, 2, 4)[kind & 3]
+    length = (1 if kind & 32 else 0, 2, 4, 8)[kind >> 6]
+    if not length:
+        return None
+    return int.from_bytes(head[place : place + length], "little") + (256 if length == 2 else 0)
+
+
+_ANNOUNCED: Mapping[str, Callable[[bytes], int | None]] = {
+    "zstd": _zstd,
+    "blosc": lambda head: int.from_bytes(head[4:8], "little"),
+    "lz4": lambda head: int.from_bytes(head[:4], "little"),
+}
