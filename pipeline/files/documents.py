@@ -1,7 +1,8 @@
 """Documents that other commands or people wrote: JSON of bounded size, checked against a schema before anything is done with it.
 
 A schema is an annotation: a ``TypedDict`` (keys that it does not name are kept as they are), ``dict``, ``list``, ``Literal``,
-``float``, ... as in :mod:`pipeline.documents`. Checking needs no import, so that small commands stay quick.
+``float``, ... as in :mod:`pipeline.documents`. It is not pydantic that checks them: that refuses every text with a byte of a file
+name that is no UTF-8 (a surrogate in Python, ``\\udcff`` in JSON), and such names are taken through all commands.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import stat
 import types
 import typing
@@ -26,6 +28,8 @@ WIDEST = 2**63
 
 HUGE = 2**1000
 """A whole number below this, by amount, is also a float."""
+
+_NO_NAME = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 SHOWN = 80
 """Letters of a wrong value that a message shows."""
@@ -192,8 +196,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Text that can be a path and be printed: no zero, no half of a pair of surrogates."""
-    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+    """Text that can be a path: no zero, and no surrogate but those that stand for bytes of a file name that are no UTF-8."""
+    return isinstance(value, str) and "\0" not in value and _NO_NAME.search(value) is None
 
 
 def _is_number(value: Any) -> bool:
