@@ -28,6 +28,8 @@ Name = Annotated[
     str, Rule(lambda value: 0 < len(value) <= 255 and "/" not in value and value not in (".", ".."), "that can be a file's name")
 ]
 Scores = dict[str, float | None]
+CaseScores = dict[str, float | dict[str, list[int]] | None]
+"""Of one case; ``counts`` of the competition's score maps a dimension to numbers of features."""
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------------
@@ -41,12 +43,12 @@ class Result(TypedDict):
     best_epoch: int
     score: float | None
     metrics: dict[str, Scores]
-    checkpoint: str
+    checkpoint: str | None
     chosen: Literal["best", "swa"]
     epochs: int
     seconds: float
-    error: str
-    cases: NotRequired[dict[str, dict[str, Scores]]]
+    error: str | None
+    cases: NotRequired[dict[str, dict[str, CaseScores]]]
 
 
 class PlacedCase(TypedDict):
@@ -110,7 +112,7 @@ class FoldRow(TypedDict):
 class ScoredCase(TypedDict):
     fold: NotRequired[Index]
     group: NotRequired[str | int | None]
-    metrics: NotRequired[Scores]
+    metrics: NotRequired[CaseScores]
 
 
 class RunSummary(TypedDict):
@@ -164,7 +166,7 @@ class KeptScores(TypedDict):
     """A line of ``tuning/scores.jsonl``."""
 
     key: str
-    scores: Scores
+    scores: CaseScores
 
 
 class Epoch(TypedDict):

@@ -366,7 +366,7 @@ def test_a_dead_loader_worker_fails_the_fold(
 def test_a_run_folder_that_may_not_be_written_is_named_before_any_work(
     tiny: Path, surfaces: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tiny, surfaces, Path("/proc/run")) == 1
+    assert run(tiny, surfaces, Path("/proc/run")) == 2
     told = capsys.readouterr()
     assert told.err.startswith("error:")
     assert "/proc/run" in told.err

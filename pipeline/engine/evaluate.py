@@ -198,7 +198,7 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
             prediction = predict_stored(stored, config, speak, job.device, advance)
             softs.save(job.folder, prediction, {"task": config.task})
             files.write_json(done, score(config, prediction.soft, stored, job.scoring))
-        found = files.read_document(done, documents.Scores, "Remove it: the case is predicted and scored again")
+        found = files.read_document(done, documents.CaseScores, "Remove it: the case is predicted and scored again")
         scores[stored.case.id] = {k: math.nan if v is None else v for k, v in found.items()}
     advance(0)
     return scores

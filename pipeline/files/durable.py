@@ -107,14 +107,15 @@ def _way_out(path: Path, number: int) -> str:
         errno.EDQUOT: f"Your quota is used up: free space in {folder}, and run again",
     }
     ways |= {errno.EPERM: ways[errno.EACCES], errno.ENFILE: ways[errno.EMFILE]}
+    ways |= {errno.ENOSPC: f"Free space in {folder} and run again"}
     ways |= {errno.ENOENT: f"{folder} was taken away meanwhile: run again"}
-    return ways.get(number, f"Free space in {folder} and run again")
+    return ways.get(number, f"Look after {folder} and its disk, and run again")
 
 
 def _real_reason(temp: Path) -> int:
     """Why nothing can be added to a file: numpy and libraries on it tell of a short write without its reason. 0 where something can."""
     try:
-        with open(temp, "ab", buffering=0) as stream:
+        with open(temp / ".room" if temp.is_dir() else temp, "ab", buffering=0) as stream:
             for _ in range(2):  # the first may fill the last bytes
                 stream.write(bytes(2**16))
     except OSError as error:
