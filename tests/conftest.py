@@ -20,6 +20,12 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.register_profile("fresh", derandomize=False, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
 
+
+def examples(count: int) -> int:
+    """Examples of a target that is fuzzed: so many in `make test`, four times as many in each round of `make slow`."""
+    return count if settings.default is not None and settings.default.derandomize else 4 * count
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import tifffile
-from conftest import TINY, competition_folder
+from conftest import TINY, competition_folder, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import model_file, noise
@@ -170,7 +170,7 @@ def options(command: ModuleType) -> list[tuple[str, bool]]:
 CHOICES = [(c, name, takes) for c in BASES for name, takes in options(c)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(40))
 @given(st.data())
 def test_options_of_any_value_are_answered(folder: Path, data: st.DataObject) -> None:
     command, option, takes = data.draw(st.sampled_from(CHOICES))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reader_seeds as seeds
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from pipeline.files import limits
 GROWTH = 2**30
 """Bytes by which memory may grow while some 100 small files are read; announced are up to 2**64."""
 
-draw = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+draw = settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
