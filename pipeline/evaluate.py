@@ -164,13 +164,14 @@ def _require_distinct(parts: Sequence[Part]) -> None:
 
 def _require_json(out: Path | None) -> None:
     """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else, or may not be written."""
+    from pipeline import files
     from pipeline.engine import outputs
 
     if out is None:
         return
     if out.suffix.lower() != ".json" or (os.path.lexists(out) and not os.path.isfile(out) and not os.path.islink(out)):
         raise UserError(f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json.")
-    outputs.require_writable("--out", out.parent)
+    files.require_writable("--out", out.parent)
     if problem := outputs.too_long(out.parent, [out.name]):
         raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
 

@@ -100,7 +100,7 @@ def submit(arguments: argparse.Namespace) -> int:
         )
     if os.path.isdir(out):
         raise UserError(f"--out {out} is a folder. Name a file.")
-    outputs.require_writable("--out", out.parent)
+    files.require_writable("--out", out.parent)
     if problem := outputs.too_long(out.parent, [out.name]):
         raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
     if arguments.spec is not None:

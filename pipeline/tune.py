@@ -125,15 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
+    from pipeline import files
     from pipeline.checks.places import require_text
-    from pipeline.engine import outputs
     from pipeline.files import lock
 
     for folder in arguments.run:
         require_text("", folder)  # it will stand in the ensemble's YAML
     for folder in arguments.run[:1]:
         if os.path.isdir(folder):
-            outputs.require_writable("", folder / "tuning")
+            files.require_writable("", folder / "tuning")
     study = prepare(arguments)
     out: Path = arguments.out or Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(out, arguments.force)
@@ -569,11 +569,11 @@ def _checksum(text: str) -> str:
 
 def guard(out: Path, force: bool) -> None:
     """Raise UserError where ``out`` holds something that this command did not write, or that was changed since, or may not be written."""
-    from pipeline.engine import outputs
+    from pipeline import files
 
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: an ensemble is a .yaml file.")
-    outputs.require_writable("--out", out.parent)
+    files.require_writable("--out", out.parent)
     if os.path.exists(out) and not os.path.isfile(out):
         raise UserError(f"--out {out} is no file. Choose another --out.")
     if force or not os.path.lexists(out):

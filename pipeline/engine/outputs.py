@@ -61,14 +61,7 @@ def require_folder(output: Path) -> None:
             f"--output {output} holds a {lock.NAME} that no command of this package wrote: it would be removed. Choose another folder."
         )
     for folder in (output, *(output / name for name in BELOW if os.path.isdir(output / name))):
-        require_writable("--output", folder)
-
-
-def require_writable(option: str, folder: Path) -> None:
-    """Raise UserError where nothing can be made in ``folder``, which need not be there yet."""
-    if reason := files.refused(folder):
-        shown = f"{option} {folder}" if option else str(folder)
-        raise UserError(f"{shown} may not be written ({reason}). Choose another folder, or make it writable.")
+        files.require_writable("--output", folder)
 
 
 def too_long(output: Path, names: Iterable[str]) -> str | None:

@@ -171,6 +171,13 @@ def nearest(path: Path) -> Path:
     return next((p for p in (path, *path.absolute().parents) if os.path.exists(p)), Path("/"))
 
 
+def require_writable(option: str, folder: Path) -> None:
+    """Raise UserError where nothing can be made in ``folder``, which need not be there yet."""
+    if reason := refused(folder):
+        shown = f"{option} {folder}" if option else str(folder)
+        raise UserError(f"{shown} may not be written ({reason}). Choose another folder, or make it writable.")
+
+
 def refused(path: Path) -> str:
     """Why nothing can be made in the folder ``path``, which need not be there yet; empty where something can.
 

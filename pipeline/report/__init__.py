@@ -49,11 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
-    from pipeline.engine import outputs
 
     out = arguments.run / "report.html"
     if os.path.isdir(arguments.run):
-        outputs.require_writable("", arguments.run)
+        files.require_writable("", arguments.run)
     files.write_text(out, build(arguments.run))
     say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return DONE
