@@ -12,7 +12,7 @@ import argparse
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import cli
 from pipeline.cli import say
 from pipeline.engine.fusion import FUSIONS, fuse, require_weights
-from pipeline.records import DONE, Geometry, Member, Part, UserError
+from pipeline.records import DONE, PARTIAL, Geometry, Member, Part, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +118,8 @@ def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
     from pipeline.engine import outputs
 
     made = set(_own_folders(spec.members, arguments.output).values()) if arguments.input else set()
-    folders = member_folders(predicted(spec.members, arguments))
+    members, failed = predicted(spec.members, arguments)
+    folders = member_folders(members)
     before = first_summary(folders[0][0])
     steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
     if before.get("task", "labels") == "labels":
@@ -127,27 +128,31 @@ def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
     for reader, (folder, _) in zip(readers, folders, strict=True):
         if folder not in made:
             outputs.require_finished(folder, reader.ids, say)
-    ids = common_ids(readers, [f for f, _ in folders])
+    ids = common_ids(readers, [f for f, _ in folders], failed)
     weights = [w for _, w in folders]
     say(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
-    ways = looked_at(ids, readers)
-    _require_free(ids, readers[0], arguments)
+    ways, unfit = looked_at(ids, readers)
+    _require_free(list(ways), readers[0], arguments)
+    failed = failed | unfit
     summary = {
         "task": before.get("task", "labels"),
         "members": [{"folder": str(f), "weight": w} for f, w in folders],
         "fusion": spec.fusion,
         "postprocess": [dataclasses.asdict(s) for s in steps],
         **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
-        "inputs": len(ids),
+        "inputs": len(ways) + len(failed),
     }
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"id": i, "status": "failed", "error": error} for i, error in failed.items()]
     with outputs.Kept(lambda: files.write_json(arguments.output / "summary.json", {**summary, "files": rows})) as write:
         write()
-        for case_id in cli.progress(ids, "cases"):
+        for case_id in cli.progress(list(ways), "cases"):
             cli.stop.check()
             rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, arguments))
             write()
-    return DONE
+    if failed:
+        say(f"\n{len(ways)} cases done, {len(failed)} failed:")
+        say("\n".join(f"  {case_id}: {error}" for case_id, error in failed.items()))
+    return PARTIAL if failed else DONE
 
 
 def _require_free(ids: Sequence[str], first: Reader, arguments: argparse.Namespace) -> None:
@@ -195,10 +200,10 @@ def check_weights(members: Sequence[Member]) -> None:
 # --- members that are runs ---------------------------------------------------------------------------------------------
 
 
-def predicted(members: Sequence[Member], arguments: argparse.Namespace) -> tuple[Member, ...]:
+def predicted(members: Sequence[Member], arguments: argparse.Namespace) -> tuple[tuple[Member, ...], dict[str, str]]:
     """The members, those that are runs replaced by folders of their predictions of ``--input``, made now unless they are there.
 
-    Raises UserError for a run without ``--input``.
+    Also the ids of images that could not be predicted, with where that is told. Raises UserError for a run without ``--input``.
     """
     check_weights(members)
     data: Sequence[Path] = arguments.input or ()
@@ -206,10 +211,12 @@ def predicted(members: Sequence[Member], arguments: argparse.Namespace) -> tuple
     if runs and not data:
         raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")
     own, out = _own_folders(members, arguments.output), list(members)
+    failed: dict[str, str] = {}
     for n, folder in own.items():
-        predict_member(members[n], data, folder, arguments.device)
+        lost = predict_member(members[n], data, folder, arguments.device)
+        failed |= {i: f"could not be predicted by {members[n].run}, see {folder / 'summary.json'}" for i in lost if i not in failed}
         out[n] = Member(run=folder, weight=members[n].weight)
-    return tuple(out)
+    return tuple(out), failed
 
 
 def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
@@ -238,15 +245,15 @@ def _cure(member: Member) -> str:
     )
 
 
-def predict_member(member: Member, data: Sequence[Path], folder: Path, device: str) -> None:
+def predict_member(member: Member, data: Sequence[Path], folder: Path, device: str) -> list[str]:
     """Predict the images of ``data`` with a run's folds into ``folder``; what is there from the same models and files is kept.
 
-    Raises UserError where an image could not be predicted.
+    Returns the ids of those that could not be predicted. Raises UserError where none could.
     """
     from pipeline import files, predict
     from pipeline.checks import limits
     from pipeline.config import to_dict
-    from pipeline.engine import outputs
+    from pipeline.engine import outputs, soft
     from pipeline.engine.checkpoint import load_facts
     from pipeline.engine.inference import voice
 
@@ -277,8 +284,12 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
         done = _still_good(folder, record)
         say(f"{member.run}: {len(done)} of {len(inputs)} images are predicted already")
         todo = [c for c in inputs if c.id not in done]
-        if todo and predict.predict_all(predictor, todo) != DONE:
-            raise UserError(f"{folder}: some images could not be predicted, see above. Mend or remove them, then run again.")
+        if todo:
+            predict.predict_all(predictor, todo)
+        present = set(soft.ids(folder / "soft"))
+    if not present:
+        raise UserError(f"{folder}: no image could be predicted, see above. Mend or remove them, then run again.")
+    return [c.id for c in inputs if c.id not in present]
 
 
 def _stamp(path: Path) -> list[Any]:
@@ -433,29 +444,37 @@ def _look_at_answer(path: Path) -> Seen:
     return Seen(path=path, shape=files.probe(path, dims).shape, geometry=files.geometry(path, dims), facts=facts)
 
 
-def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> dict[str, list[Alignment]]:
+def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, list[Alignment]], dict[str, str]]:
     """How each member's array is laid onto the first member's grid, by case: flips and axis order, exactly.
 
-    Raises UserError, with all that is wrong, where that cannot be, and for soft predictions that hold what is no probability.
+    Also the cases of which a file cannot be used, with what is wrong. Raises UserError, with all that is wrong, where members do not fit
+    each other, and where no case is left.
     """
     ways: dict[str, list[Alignment]] = {}
-    faults: list[str] = []
+    damaged: dict[str, str] = {}
+    faults: dict[str, str] = {}
     moved: collections.Counter[Path] = collections.Counter()
     for case_id in cli.progress(ids, "looking at members"):
         cli.stop.check()
         try:
             first, *others = [reader.look(case_id) for reader in readers]
+        except UserError as error:
+            damaged[case_id] = str(error)
+            continue
+        try:
             ways[case_id] = [_laid_onto(first, seen) for seen in (first, *others)]
         except UserError as error:
-            faults.append(f"case {case_id}: {error}")
+            faults[case_id] = str(error)
             continue
         moved.update(seen.path.parent for seen, way in zip((first, *others), ways[case_id], strict=True) if not way.identity)
-    if faults:
+    if faults or not ways:
+        faults |= damaged
         more = f"\n  ... {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError("members cannot be fused:\n  " + "\n  ".join(faults[:SHOWN]) + more)
+        shown = [f"case {case_id}: {error}" for case_id, error in list(faults.items())[:SHOWN]]
+        raise UserError("members cannot be fused:\n  " + "\n  ".join(shown) + more)
     for folder, count in moved.items():
         say(f"{folder}: {count} cases have other axes than the first member's; they are brought to those exactly")
-    return ways
+    return ways, damaged
 
 
 def _laid_onto(first: Seen, other: Seen) -> Alignment:
@@ -495,9 +514,9 @@ def _same_scale(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) 
     return all(np.shape(one[k]) == np.shape(other[k]) and np.allclose(one[k], other[k], rtol=1e-3) for k in ("low", "high", "to"))
 
 
-def common_ids(readers: Sequence[Reader], folders: Sequence[Path]) -> list[str]:
-    """The ids that all members hold. Raises UserError naming every member that lacks or adds one."""
-    union = set().union(*(r.ids for r in readers))
+def common_ids(readers: Sequence[Reader], folders: Sequence[Path], failed: Collection[str] = ()) -> list[str]:
+    """The ids that all members hold, without the ``failed`` ones. Raises UserError naming every member that lacks or adds another one."""
+    union = set().union(*(r.ids for r in readers)) - set(failed)
     faults = [
         f"{folder}: lacks {', '.join(sorted(union - set(r.ids))[:10])}"
         for r, folder in zip(readers, folders, strict=True)
@@ -509,7 +528,7 @@ def common_ids(readers: Sequence[Reader], folders: Sequence[Path]) -> list[str]:
             + "\n  ".join(faults or ["no predictions at all"])
             + "\nPredict the missing ones, or leave the member out."
         )
-    return list(readers[0].ids)
+    return [i for i in readers[0].ids if i in union]
 
 
 def _one(

@@ -247,9 +247,10 @@ def test_a_damaged_document_is_named_with_its_way_out(
     began = time.monotonic()
     code = command(own)
     said = capsys.readouterr()
-    assert code == 2
-    assert str(path) in said.err
-    assert len(said.err) < 3000
+    assert code == (3 if "soft" in name else 2)  # the other case of that member is fused
+    told = said.out if "soft" in name else said.err
+    assert str(path) in told
+    assert len(told) < 3000
     assert time.monotonic() - began < 20
 
 
@@ -277,8 +278,9 @@ def test_a_wrong_value_is_named_by_its_key(
 ) -> None:
     path = own / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert command(own) == 2
-    told = capsys.readouterr().err
+    assert command(own) == (3 if "soft" in name else 2)
+    said = capsys.readouterr()
+    told = said.out if "soft" in name else said.err
     assert str(path) in told
     assert rule in told
 
