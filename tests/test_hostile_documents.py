@@ -339,6 +339,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda h: "[]", "header"),
         (lambda h: h["config"]["network"]["options"].update(channels=[1500] * 5), "weights do not fit"),
         (lambda h: h["config"]["network"]["options"].update(channels=[10000] * 5), "weights, must be at most"),
+        (lambda h: h["config"].update(metrics=["dice"] * 100_000), "entries, must have at most 16,384"),
+        (lambda h: h["config"].update(postprocess=[{"name": "dust"}] * 1000), "postprocess has 1000 entries, must have at most 256"),
         (lambda h: h["config"]["network"]["options"].update(channels=[4] * 1000), "at most 32 entries"),
         (lambda h: h["config"]["network"]["options"].update(channels="x"), "channels"),
         (lambda h: h["config"].update(network={"name": "image_unet", "options": {"depth": 10**6}}), "must be at most 16"),
@@ -357,7 +359,7 @@ def test_a_model_whose_header_is_none_is_refused_before_memory_is_taken(
     assert time.monotonic() - began < 20
     told = capsys.readouterr().err
     assert rule in told
-    assert str(path) in told or "predict.patch" in told
+    assert str(path) in told or "predict.patch" in told or "postprocess" in told
     assert len(told) < 3000
 
 
@@ -388,3 +390,18 @@ def test_a_model_of_other_bytes_is_refused_by_name(damage: str, own: Path, capsy
     words = ["--checkpoint", path, "--input", own / "data" / "test_images", "--output", own / "again", "--device", "cpu"]
     assert predict.main([str(w) for w in words]) == 2
     assert str(path) in capsys.readouterr().err
+
+
+def test_a_description_of_very_many_channels_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, name in (("imagesTr", "a_0000.npy"), ("labelsTr", "a.npy")):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / name, np.zeros((4, 4, 4), np.uint8))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {str(n): "x" for n in range(100_000)}}))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = ["--config", tmp_path / "tiny.yaml", "--data-dir", tmp_path, "--out", tmp_path / "run", "--device", "cpu", "--dry-run"]
+    began = time.monotonic()
+    assert train.main([*map(str, words), "--set", "data.layout=nnunet"]) == 2
+    assert time.monotonic() - began < 30
+    told = "".join(capsys.readouterr())
+    assert "has no channel 0001" in told
+    assert told.count("has no channel") <= 8

@@ -168,8 +168,11 @@ def _reals(config: Config) -> Iterator[Problem]:
 
 
 def of_prediction(config: Config) -> None:
-    """Raise ConfigError for what a prediction with this config could not hold: tiles, batches and scales."""
-    found = [p.text for p in problems(config) if p.keys[0].startswith("predict.") and p.severity == "error"]
+    """Raise ConfigError for what a prediction with this config could not hold: tiles, batches, scales and steps."""
+    concerned = ("predict.", "postprocess")
+    found = [p.text for p in problems(config) if p.keys[0].startswith(concerned) and p.severity == "error"]
+    if found:
+        raise ConfigError("\n  ".join(found))
     for n, step in enumerate(config.postprocess):
         for option, most in REACHING.items():
             value = step.options.get(option, 0)

@@ -322,6 +322,10 @@ def _named_class(key: str, value: object) -> tuple[int, str] | None:
     return value, name
 
 
+ODD_CHANNELS = 8
+"""Channels that a case lacks or has too many of which are named; a description can announce any number of them."""
+
+
 def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     """Files ``ID_0000, ID_0001, ...`` by id, channels in order; ``channels`` is their number, 0 for the most that any id has."""
     table: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -333,7 +337,8 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
             search.fault(path, "has no channel number", f"Call it {name}_0000{files.suffix(path)}")
     wanted = channels or max((max(found) + 1 for found in table.values()), default=0)
     for name, found in table.items():
-        for number in set(range(wanted)) ^ set(found):
+        odd = sorted(set(range(wanted)) ^ set(found))
+        for number in odd[:ODD_CHANNELS]:
             which = f"has no channel {number:04d}" if number < wanted else f"has a channel {number:04d} beyond the {wanted} announced"
             search.fault(folder / f"{name}_{number:04d}", which, "Give every case the same channels, numbered from 0000")
     return {name: tuple(found[number] for number in sorted(found)) for name, found in table.items()}

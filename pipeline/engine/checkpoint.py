@@ -43,6 +43,9 @@ STATE_CURE = "Remove it, so that the one before it is taken, or start over with 
 SHOWN = 300
 """Letters of another library's words that a message shows."""
 
+ENTRIES = 2**14
+"""Entries of the config in a model's header, all levels together; one that training takes has some hundreds, and each costs time."""
+
 KINDS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -142,9 +145,21 @@ def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
     found = documents_problem(header, documents.ModelHeader)
     if found is not None:
         raise CheckpointError(f"{path}: this is not a model file of this package: its header: {found}. Take another, or train it again.")
+    if (count := _entries(header["config"])) > ENTRIES:
+        raise CheckpointError(
+            f"{path}: its header describes no model: its config has {count:,} entries, must have at most {ENTRIES:,}. "
+            "Take another model of the run, or train it again."
+        )
     facts: dict[str, Any] = {name: header[name] for name in FACTS}
     facts["channels"] = tuple(facts["channels"])
     return Checkpoint(weights={}, trained_on=header.get(TRAINED_ON) or {}, **facts)
+
+
+def _entries(value: Any) -> int:
+    """Entries of all lists and mappings in a value."""
+    if not isinstance(value, list | Mapping):
+        return 0
+    return len(value) + sum(_entries(item) for item in (value.values() if isinstance(value, Mapping) else value))
 
 
 def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
