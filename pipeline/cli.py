@@ -42,6 +42,23 @@ class _Stop:
         if number == signal.SIGINT:  # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save short
             signal.signal(number, signal.SIG_DFL)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a signal raises StopRequested wherever it comes: for work that writes nothing, such as loading a model."""
+
+        def raise_now(number: int, _frame: object) -> None:
+            raise StopRequested(signal.Signals(number).name)
+
+        numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) if signal.getsignal(n) == self._handle]
+        self.check()
+        try:
+            for number in numbers:
+                signal.signal(number, raise_now)
+            yield
+        finally:
+            for number in numbers:
+                signal.signal(number, self._handle)
+
     def check(self) -> None:
         """Raise StopRequested if a signal has come."""
         if self.signal is not None:

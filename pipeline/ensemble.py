@@ -260,7 +260,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
     paths = paths or predict.find_models(member.run, None)
     networks, config = predict.load_models(paths)
-    limits.of_prediction(config)
+    limits.of_prediction(config, paths[0])
     where, facts = cli.device(device), load_facts(paths[0])
     predictor = predict.Predictor(
         config=config,

@@ -162,7 +162,7 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
     networks, config = load_models(paths)
     facts = load_facts(paths[0])
     config = with_options(config, arguments)
-    limits.of_prediction(config)
+    limits.of_prediction(config, paths[0])
     backends.check(arguments.backend, device, config.predict.norms)
     if config.task == "labels":
         postprocess.check(config.postprocess)

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 TYPES = {
     "image/png": ".png",
+    "image/jpg": ".jpg",
+    "image/pjpeg": ".jpg",
     "image/jpeg": ".jpg",
     "image/tiff": ".tif",
     "image/gif": ".gif",
@@ -62,7 +64,7 @@ UPLOADS = 64
 """Bodies that are received at a time. For one more, the slowest of those that take more than a second is given up."""
 CHUNK = 64 * 1024
 """Bytes of an answer that are sent at a time."""
-THREAD_SECONDS = 1.5
+THREAD_SECONDS = 1.0
 """How long the end waits for an image that is being computed, which stops after the tile that it is at."""
 READERS = 2
 """Threads that look at headers of uploads."""
@@ -229,8 +231,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     """The whole command; returns when it is asked to stop and the requests that it works on are answered or given up."""
-    _packages()
-    service = build(arguments)
+    try:
+        with cli.stop.at_once():
+            _packages()
+            service = build(arguments)
+    except cli.StopRequested as request:
+        say(f"stopped on request ({request}) before anything was served; the same command serves")
+        return AGAIN
     with _listen(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()[:2]
         say(f"Serving {service.facts['config']} on http://{f'[{host}]' if ':' in host else host}:{port}/predict")
@@ -343,7 +350,7 @@ def application(service: Service) -> FastAPI:
     predict.__annotations__ = {"request": Request, "return": Response}
     types = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in TYPES}
     app.post("/predict", response_class=Response, openapi_extra={"requestBody": {"content": types, "required": True}})(predict)
-    app.get("/health")(service.health)
+    app.api_route("/health", methods=["GET", "HEAD"])(service.health)
     return app
 
 

@@ -25,7 +25,7 @@ HEAD_SECONDS = 10.0
 CONNECTIONS = 512
 """Open at a time. For one more, that which has waited longest for the head of a request is closed; all at work: the new one is."""
 
-INTERRUPT_SECONDS, TERMINATE_SECONDS = 2, 30
+INTERRUPT_SECONDS, TERMINATE_SECONDS = 1, 30
 """After Ctrl-C, and after SIGTERM: how long requests that are being worked on may take to end."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, ConfigError, Problem
@@ -167,19 +168,17 @@ def _reals(config: Config) -> Iterator[Problem]:
         yield Problem(f"data.binarise is {config.data.binarise}, must be finite, or null.", ("data.binarise",))
 
 
-def of_prediction(config: Config) -> None:
-    """Raise ConfigError for what a prediction with this config could not hold: tiles, batches, scales and steps."""
+def of_prediction(config: Config, model: Path) -> None:
+    """Raise ConfigError for what a prediction with the config of ``model`` could not hold: tiles, batches, scales and steps."""
     concerned = ("predict.", "postprocess")
     found = [p.text for p in problems(config) if p.keys[0].startswith(concerned) and p.severity == "error"]
-    if found:
-        raise ConfigError("\n  ".join(found))
-    for n, step in enumerate(config.postprocess):
+    for n, step in enumerate(config.postprocess if not found else ()):
         for option, most in REACHING.items():
             value = step.options.get(option, 0)
             if isinstance(value, int | float) and abs(value) > most:
                 found.append(f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most {most} by amount.")
     if found:
-        raise ConfigError("\n  ".join(found))
+        raise ConfigError(f"{model}, with the options of this command: " + "\n  ".join(found))
 
 
 def _classes(config: Config) -> Iterator[Problem]:

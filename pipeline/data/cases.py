@@ -340,7 +340,9 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
         odd = sorted(set(range(wanted)) ^ set(found))
         for number in odd[:ODD_CHANNELS]:
             which = f"has no channel {number:04d}" if number < wanted else f"has a channel {number:04d} beyond the {wanted} announced"
-            search.fault(folder / f"{name}_{number:04d}", which, "Give every case the same channels, numbered from 0000")
+            more = f", and {len(odd) - ODD_CHANNELS} more of its channels are not as announced" if len(odd) > ODD_CHANNELS else ""
+            cure = "Give every case the same channels, numbered from 0000"
+            search.fault(folder / f"{name}_{number:04d}", which + more, cure)
     return {name: tuple(found[number] for number in sorted(found)) for name, found in table.items()}
 
 
