@@ -299,10 +299,13 @@ class SoftFacts(TypedDict):
 # --- models ---------------------------------------------------------------------------------------------------------------
 
 
+Word = Annotated[str, Rule(lambda value: len(value) <= 100, "of at most 100 letters")]
+
+
 class TrainedOn(TypedDict):
-    layout: NotRequired[str | None]
-    family: NotRequired[str | None]
-    codes: NotRequired[str | None]
+    layout: NotRequired[Word | None]
+    family: NotRequired[Word | None]
+    codes: NotRequired[Word | None]
     spacing: NotRequired[list[Annotated[float, Rule(lambda value: value > 0, "above 0")]] | None]
     class_names: NotRequired[dict[str, str] | None]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ def dry(root: Path, *more: str) -> int:
 def test_a_config_that_is_none_is_refused(content: bytes, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "odd.yaml"
     path.write_bytes(content)
-    began = time.monotonic()
     assert train.main(["--config", str(path), "--dry-run"]) == 2
     told = capsys.readouterr().err
     assert str(path) in told
@@ -82,7 +80,6 @@ def test_a_config_that_is_none_is_refused(content: bytes, rule: str, tmp_path: P
     assert len(told) < 2000
     assert ensemble.main(["--spec", str(path), "--output", str(tmp_path / "out")]) == 2
     assert rule in capsys.readouterr().err
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -126,9 +123,7 @@ def test_a_pattern_that_never_ends_is_stopped(own: Path, capsys: pytest.CaptureF
     for kind, old in (("images", "100"), ("labels", "100")):
         folder = own / "data" / f"train_{kind}"
         (folder / f"{old}.tif").rename(folder / f"{'a' * 60}b.tif")
-    began = time.monotonic()
     assert dry(own, "--set", "data.folds.pattern='^((a+)+)+$'") == 2
-    assert time.monotonic() - began < 30
     said = capsys.readouterr()
     assert "data.folds.pattern" in said.out + said.err
     assert "repetition inside a repetition" in said.out + said.err
@@ -244,14 +239,12 @@ def test_a_damaged_document_is_named_with_its_way_out(
 ) -> None:
     path = own / name
     path.write_bytes(DAMAGE[damage](path.read_text()))
-    began = time.monotonic()
     code = command(own)
     said = capsys.readouterr()
     assert code == (3 if "soft" in name else 2)  # the other case of that member is fused
     told = said.out if "soft" in name else said.err
     assert str(path) in told
     assert len(told) < 3000
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
@@ -354,12 +347,10 @@ def test_a_model_whose_header_is_none_is_refused_before_memory_is_taken(
     path = own / "run" / "fold_0" / "best_model.safetensors"
     rewritten(path, change)
     words = ["--checkpoint", path, "--input", own / "data" / "test_images", "--output", own / "again", "--device", "cpu"]
-    began = time.monotonic()
     assert predict.main([str(w) for w in words]) == 2
-    assert time.monotonic() - began < 20
     told = capsys.readouterr().err
     assert rule in told
-    assert str(path) in told or "predict.patch" in told or "postprocess" in told
+    assert str(path) in told
     assert len(told) < 3000
 
 
@@ -399,9 +390,7 @@ def test_a_description_of_very_many_channels_is_refused_at_once(tmp_path: Path, 
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {str(n): "x" for n in range(100_000)}}))
     (tmp_path / "tiny.yaml").write_text(TINY)
     words = ["--config", tmp_path / "tiny.yaml", "--data-dir", tmp_path, "--out", tmp_path / "run", "--device", "cpu", "--dry-run"]
-    began = time.monotonic()
     assert train.main([*map(str, words), "--set", "data.layout=nnunet"]) == 2
-    assert time.monotonic() - began < 30
     told = "".join(capsys.readouterr())
     assert "has no channel 0001" in told
     assert told.count("has no channel") <= 8

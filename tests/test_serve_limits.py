@@ -287,6 +287,26 @@ def test_ctrl_c_ends_it_whatever_clients_do(sharper: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "temporary").iterdir())
 
 
+SLOW_LOADING = """
+import time
+from pipeline import serve
+serve.build = lambda arguments: (print("loading", flush=True), time.sleep(600))
+raise SystemExit(serve.main())
+"""
+
+
+def test_ctrl_c_while_the_model_is_loaded(sharper: Path) -> None:
+    words = [sys.executable, "-c", SLOW_LOADING, "--checkpoint", str(sharper)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[1]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT) == 75
+        said = process.stdout.read()
+    assert "before anything was served" in said
+    assert "Traceback" not in said
+
+
 def test_a_second_ctrl_c_ends_it_at_once(sharper: Path, tmp_path: Path) -> None:
     Image.new("RGB", (4000, 4000)).save(tmp_path / "large.png")
     with command(sharper, tmp_path / "temporary") as (process, url), ThreadPoolExecutor(1) as pool:
