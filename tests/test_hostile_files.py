@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import zlib
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import small_models
 import tifffile
@@ -60,3 +62,23 @@ def test_good_images_are_predicted_beside_hostile_ones(tmp_path: Path) -> None:
     assert {name for name, row in found.items() if not row.get("error")} == {"a", "z"}
     for name, (_, words) in hostile.items():
         assert words in str(found[name[0]]), name
+
+
+def test_odd_but_good_nifti_are_predicted(tmp_path: Path) -> None:
+    """A gzip file may begin with an empty stream or consist of many short ones, and a header may end in padding after its extensions."""
+    image = nibabel.Nifti1Image(small_models.noise((16, 16, 16)), np.eye(4))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"a comment"))
+    data = image.to_bytes()
+    (start,) = struct.unpack_from("<f", data, 108)
+    padded = data[:108] + struct.pack("<f", start + 8) + data[112 : int(start)] + bytes(8) + data[int(start) :]
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "empty.nii.gz").write_bytes(gzip.compress(b"") + gzip.compress(data))
+    (images / "short.nii.gz").write_bytes(b"".join(gzip.compress(data[n : n + 100]) for n in range(0, len(data), 100)))
+    (images / "padded.nii").write_bytes(padded)
+    (images / "packed.nii.gz").write_bytes(gzip.compress(padded))
+    model = small_models.model_file(tmp_path)
+    assert small_models.run_predict(model, images, tmp_path / "out") == 0
+    answers = {row["id"]: files.read(tmp_path / "out" / row["output"], 3)[0] for row in small_models.rows(tmp_path / "out")}
+    assert len(answers) == 4
+    assert all(np.array_equal(answer, answers["padded"]) for answer in answers.values())

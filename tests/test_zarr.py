@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
+import small_models
 import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
@@ -268,3 +271,26 @@ def test_rows_give_the_bytes_of_the_array(suffix: str, shape: tuple[int, ...], t
         np.testing.assert_array_equal(files.read(tmp_path / "b.zarr", len(shape) - 1)[0], array)
     else:
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_of_many_compressed_streams_are_predicted(tmp_path: Path, version: int) -> None:
+    """As bgzip writes them: gzip allows streams one behind the other."""
+    volume = small_models.noise((16, 128, 128))
+    gzip_2, gzip_3 = numcodecs.GZip(), zarr.codecs.GzipCodec()
+    zarr.create_array(
+        tmp_path / "images" / "many.zarr",
+        shape=volume.shape,
+        chunks=volume.shape,
+        dtype=volume.dtype,
+        zarr_format=version,
+        compressors=gzip_2 if version == 2 else gzip_3,
+    )[...] = volume
+    (chunk,) = (path for path in (tmp_path / "images").rglob("*") if path.name in ("0.0.0", "0") and path.is_file())
+    raw = volume.tobytes()
+    chunk.write_bytes(b"".join(gzip.compress(raw[n : n + 2000]) for n in range(0, len(raw), 2000)) + bytes(300_000))
+    files.write(tmp_path / "images" / "one.tif", volume[None], dims=3)
+    model = small_models.model_file(tmp_path)
+    assert small_models.run_predict(model, tmp_path / "images", tmp_path / "out") == 0
+    many, one = (files.read(tmp_path / "out" / row["output"], 3)[0] for row in small_models.rows(tmp_path / "out"))
+    assert np.array_equal(many, one)

@@ -132,7 +132,7 @@ def _check_header(path: Path) -> None:
 def _check_extensions(path: Path, data: bytes, order: str) -> None:
     place = 0
     for _ in range(EXTENSIONS):
-        if place + 8 > len(data):
+        if place + 16 > len(data):  # an extension has at least as many bytes; fewer are padding
             return
         (size,) = struct.unpack_from(order + "i", data, place)
         if size < 8 or place + size > len(data):
@@ -142,19 +142,28 @@ def _check_extensions(path: Path, data: bytes, order: str) -> None:
 
 
 def _unpacked(path: Path, head: bytes) -> bytes:
-    """The first 544 bytes of a stream of gzip, or as many as there are."""
+    """The first 544 bytes of a stream of gzip, or as many as there are; it may consist of several streams."""
     if head[:2] != b"\x1f\x8b" or len(head) < 18:
         cure = "Rename it to .nii if it is not compressed, else copy or export it again"
         raise FileError(path, "cannot be unpacked: it is not compressed with gzip, or is cut off", cure)
-    decoder = zlib.decompressobj(31)
-    data = decoder.decompress(head, 544)
-    if len(data) >= 544 or decoder.eof:
+    data = _first_bytes(head)
+    if len(data) >= 544:
         return data
     # A file name or an extra field stands before the data; Python reads a name byte by byte.
     with path.open("rb") as stream:
-        data = zlib.decompressobj(31).decompress(stream.read(NAME), 544)
+        data = _first_bytes(stream.read(NAME))
     if not data:
         raise FileError(path, f"has no data in the first {NAME} bytes of its gzip stream")
+    return data
+
+
+def _first_bytes(packed: bytes) -> bytes:
+    """At most 544 bytes of streams of gzip one behind the other, of which some may be empty."""
+    data = b""
+    while packed and len(data) < 544:
+        decoder = zlib.decompressobj(31)
+        data += decoder.decompress(packed, 544 - len(data))
+        packed = decoder.unused_data.lstrip(b"\0") if decoder.eof else b""
     return data
 
 

@@ -187,26 +187,42 @@ _STREAMS: Mapping[str, Callable[[Any], Any]] = {
     "lzma": lambda codec: lzma.LZMADecompressor(codec.format, filters=codec.filters if codec.format == lzma.FORMAT_RAW else None),
 }
 
-MEMBERS = 100
-"""Streams one behind the other in a chunk; writers make one."""
+MEMBERS, MEMBER = 10_000, 2**12
+"""Streams one behind the other in a chunk, and bytes of it that let it have one more: bgzip makes one of each 64 KiB."""
+
+PIECE = 2**17
+"""Bytes that a decoder is given at a time, because it copies what it leaves over."""
 
 
 def _decoded(codec: Any, buf: Any, most: int) -> bytes:
     """The bytes of a compressed chunk, up to ``most`` of them."""
-    data, parts, total = bytes(memoryview(buf).cast("B")), [], 0
-    for _ in range(MEMBERS):
+    data, parts, total, place = memoryview(buf).cast("B"), [], 0, 0
+    for _ in range(MEMBERS + most // MEMBER):
         decoder = _STREAMS[codec.codec_id](codec)
-        part = decoder.decompress(data, most - total + 1)
-        total += len(part)
-        if total > most:
-            raise ValueError(f"a chunk holds more than the {most} bytes that are the most for its size")
-        if not decoder.eof:
-            raise ValueError("a chunk is cut off")
-        parts.append(part)
-        data = b"" if codec.codec_id == "zlib" else decoder.unused_data.lstrip(b"\0")
-        if not data:
+        while not decoder.eof:
+            piece = data[place : place + PIECE]
+            if not piece:
+                raise ValueError("a chunk is cut off")
+            parts.append(decoder.decompress(piece, most - total + 1))
+            total += len(parts[-1])
+            if total > most:
+                raise ValueError(f"a chunk holds more than the {most} bytes that are the most for its size")
+            place += len(piece) - len(decoder.unused_data)
+        place = len(data) if codec.codec_id == "zlib" else _behind_zeros(data, place)
+        if place == len(data):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-    raise ValueError(f"a chunk consists of more than {MEMBERS} compressed streams")
+    raise ValueError(f"a chunk of at most {most} bytes consists of more than {MEMBERS + most // MEMBER} compressed streams")
+
+
+def _behind_zeros(data: memoryview, place: int) -> int:
+    """Where padding ends that begins at ``place``."""
+    while place < len(data):
+        piece = bytes(data[place : place + PIECE])
+        rest = piece.lstrip(b"\0")
+        place += len(piece) - len(rest)
+        if rest:
+            break
+    return place
 
 
 def _zstd(head: bytes) -> int | None:
