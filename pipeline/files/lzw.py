@@ -16,7 +16,7 @@ CLEAR, END, STRINGS = 256, 257, 258
 @njit(cache=True, nogil=True)
 def breaks(data: np.ndarray, most: int) -> bool:
     """Whether a Clear code is followed by a string before ``most`` bytes have been made of ``data`` (uint8)."""
-    return _may_break(data) and _breaks(data, np.int64(most))
+    return _may_break(data) and _breaks(data, most)
 
 
 @njit(cache=True, nogil=True)
@@ -54,7 +54,7 @@ def _may_break(data: np.ndarray) -> bool:  # noqa: C901
             return False
         width, left = 9, 253
     # The last codes: one more table can begin, and no string belongs there.
-    return _ends_badly(data, np.int64(place))
+    return _ends_badly(data, np.int64(place))  # type: ignore[arg-type]
 
 
 @njit(cache=True, nogil=True)
@@ -67,7 +67,7 @@ def _ends_badly(data: np.ndarray, place: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _code(data: np.ndarray, place: int, width: int) -> int:
+def _code(data: np.ndarray, place: int, width: int) -> np.int64:
     first = place >> 3
     code = np.int64(0)
     for i in range(3):

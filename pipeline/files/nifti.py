@@ -85,6 +85,8 @@ EXTENSIONS = 10_000
 
 def _load(path: Path) -> nibabel.Nifti1Image:
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     silence("nibabel", "numpy")
     # What nibabel would say to its log about a damaged header is raised here, or mended by it.
@@ -92,9 +94,9 @@ def _load(path: Path) -> nibabel.Nifti1Image:
     _check_header(path)
     try:
         image = nibabel.load(path)
-    except nibabel.filebasedimages.ImageFileError:
+    except ImageFileError:
         raise FileError(path, "is no NIfTI file, or its header is damaged", "Copy it again, or convert it to .nii.gz") from None
-    except nibabel.spatialimages.HeaderDataError as error:
+    except HeaderDataError as error:
         raise FileError(path, f"has a damaged header ({str(error)[:200]})") from None
     if not isinstance(image, nibabel.Nifti1Image):
         raise FileError(path, f"is {type(image).__name__}, no single-file NIfTI", "Convert it to .nii.gz")

@@ -71,9 +71,10 @@ def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str,
     if not isinstance(entry, Mapping):
         raise FileError(path, "has 'multiscales' that are no list of objects", _SPECIFIED)
     axes, datasets = entry.get("axes") or [None], entry.get("datasets")
-    if not isinstance(axes, list) or not all(isinstance(axis, Mapping) for axis in axes):
+    described = [axis for axis in axes if isinstance(axis, Mapping)] if isinstance(axes, list) else []
+    if not described or len(described) < len(axes):
         raise FileError(path, "has no description of its axes, as OME-Zarr before 0.4", "Convert it to version 0.4 or 0.5")
-    if not all(isinstance(axis.get("name"), str) and isinstance(axis.get("unit") or "", str) for axis in axes):
+    if not all(isinstance(axis.get("name"), str) and isinstance(axis.get("unit") or "", str) for axis in described):
         raise FileError(path, "has axes without a name, or with a unit that is no text", _SPECIFIED)
     if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
         raise FileError(path, "has 'datasets' that are no list of objects", _SPECIFIED)
