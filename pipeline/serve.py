@@ -131,7 +131,7 @@ class Service:
     uploads: set[_Body] = field(default_factory=set)
     workspaces: set[_Workspace] = field(default_factory=set)
     answered: int = 0
-    given_up: int = 0
+    turned_away: int = 0
     closing: bool = False
 
     def require_place(self) -> None:
@@ -254,10 +254,10 @@ def _ended(service: Service, number: int | None) -> int:
     idle = service.abandon(THREAD_SECONDS)
     if number is None:
         return DONE
-    given_up = f", {service.given_up} given up" if service.given_up else ""
+    away = f", {service.turned_away} turned away" if service.turned_away else ""
     say(
         f"stopped serving on request ({signal.Signals(number).name}): {service.answered} requests "
-        f"answered{given_up}; the same command serves again"
+        f"answered{away}; the same command serves again"
     )
     if not idle:  # a thread cannot be ended, and the interpreter would wait for it
         sys.stdout.flush()
@@ -410,7 +410,7 @@ async def respond(service: Service, request: Request) -> Response:
     seconds = time.perf_counter() - began
     response.headers.update(_headers(service, seconds))
     service.answered += response.status_code != 503
-    service.given_up += response.status_code == 503
+    service.turned_away += response.status_code == 503
     say(f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes {seconds:.3f} s")
     return response
 

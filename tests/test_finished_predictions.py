@@ -246,11 +246,12 @@ def test_soft_predictions_of_odd_content_are_refused_by_name(
     make: Callable[[Path], None], predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(predicted)
-    assert ensemble.main(["--fold-dirs", str(predicted), "--output", str(tmp_path / "e")]) == 2
-    told = capsys.readouterr().err
+    assert ensemble.main(["--fold-dirs", str(predicted), "--output", str(tmp_path / "e")]) == 3
+    told = capsys.readouterr().out
     assert f"{predicted / 'soft' / 'a.npy'}: not a readable soft prediction" in told
     assert "Run pipeline.predict --save-soft again" in told
-    assert not (tmp_path / "e").exists()
+    assert [row["id"] for row in rows(tmp_path / "e") if row["status"] == "failed"] == ["a"]
+    assert not list((tmp_path / "e").glob("a*"))
 
 
 @pytest.mark.parametrize("summary", [[], {"postprocess": None}, {"postprocess": [{"zz": 1}]}])
