@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -341,6 +342,7 @@ def application(service: Service) -> FastAPI:
     """The two addresses, ``POST /predict`` and ``GET /health``."""
     from fastapi import FastAPI, Request, Response
 
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings of forms that are none are for the client
     app = FastAPI(title=service.facts["config"], version=service.facts["version"], docs_url=None, redoc_url=None)
 
     async def predict(request: Request) -> Response:
