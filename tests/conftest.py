@@ -22,8 +22,8 @@ settings.load_profile("fixed")
 
 
 def examples(count: int) -> int:
-    """Examples of a target that is fuzzed: so many in `make test`, four times as many in each round of `make slow`."""
-    return count if settings.default is not None and settings.default.derandomize else 4 * count
+    """Examples of a target that is fuzzed: so many in `make test`, eight times as many in each round of `make slow`."""
+    return count if settings.default is not None and settings.default.derandomize else 8 * count
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -77,6 +77,7 @@ def test_gradients_are_those_of_all_samples_together(talk: list[dict]) -> None:
             torch.testing.assert_close(torch.tensor(talk[rank]["gradients"][n]), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_rank_that_is_dead_or_hangs_is_named(how: str, tmp_path: Path) -> None:
     done = torchrun(TALK, how, str(tmp_path))

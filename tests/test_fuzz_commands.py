@@ -172,7 +172,7 @@ def options(command: ModuleType) -> list[tuple[str, bool]]:
 CHOICES = [(c, name, takes) for c in BASES for name, takes in options(c)]
 
 
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(30))
 @given(st.data())
 def test_options_of_any_value_are_answered(folder: Path, data: st.DataObject) -> None:
     command, option, takes = data.draw(st.sampled_from(CHOICES))

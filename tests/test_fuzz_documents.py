@@ -33,9 +33,9 @@ from pipeline.report import build
 from pipeline.report.runs import load as load_report
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
-MANY = settings(max_examples=examples(100), suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 FEW = settings(max_examples=examples(10), suppress_health_check=list(HealthCheck))
-SOME = settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=examples(20), suppress_health_check=list(HealthCheck))
 
 leaves = st.one_of(
     st.none(),

@@ -22,7 +22,7 @@ from pipeline.files import limits
 GROWTH = 2**30
 """Bytes by which memory may grow while some 100 small files are read; announced are up to 2**64."""
 
-draw = settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
+draw = settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)

@@ -280,7 +280,7 @@ def test_text_of_two_lines_stays(capsys: Output) -> None:
 NAMES = st.binary(min_size=1, max_size=60).map(lambda b: b.replace(b"/", b"_").replace(b"\0", b"\n"))
 
 
-@settings(max_examples=examples(25))
+@settings(max_examples=examples(15))
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True))
 def test_names_of_any_bytes(names: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     check_names(names, tmp_path_factory.mktemp("names"))

@@ -162,6 +162,7 @@ def test_idle_connections_make_room_for_others(sharper: Path, monkeypatch: pytes
         assert all(still_open(c) for c in hung[1:])
 
 
+@pytest.mark.slow
 def test_clients_that_do_not_read_are_cut_off(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer of 12 MB, more than the system takes in the client's stead."""
     monkeypatch.setattr(serve, "SLOW_BYTES", 2**40)
@@ -307,6 +308,7 @@ def test_ctrl_c_while_the_model_is_loaded(sharper: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_it_at_once(sharper: Path, tmp_path: Path) -> None:
     Image.new("RGB", (4000, 4000)).save(tmp_path / "large.png")
     with command(sharper, tmp_path / "temporary") as (process, url), ThreadPoolExecutor(1) as pool:

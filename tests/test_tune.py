@@ -316,6 +316,7 @@ def test_shared_first_steps_change_nothing(run: Path) -> None:
         assert together[candidate.key]["dice"] == alone["dice"]
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_gives_and_stop_on_request(run: Path) -> None:
     """Two workers; a stop in the middle keeps what was computed."""
     task = task_of(run, *(Candidate(steps=(part("threshold", at=at),)) for at in np.linspace(0.1, 0.9, 12).tolist()))
