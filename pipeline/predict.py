@@ -185,10 +185,11 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
 
 def find_models(path: Path, model: str | None, allow_missing: bool = False) -> list[Path]:
     """Model files behind RUN, FOLD or FILE. Raises UserError when there are none, or when a run lacks folds and that is not allowed."""
-    if not os.path.exists(path):
-        raise UserError(
-            f"--checkpoint {path}: {_unfound(path)}. Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
-        )
+    from pipeline import files
+
+    if reason := files.absence(path):
+        way_out = "Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
+        raise UserError(f"--checkpoint {path}: {reason}. {way_out}")
     if os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
@@ -208,16 +209,6 @@ def find_models(path: Path, model: str | None, allow_missing: bool = False) -> l
     if not complete:
         raise UserError(f"{path}: no fold is complete.")
     return [_fold_model(f, model) for f in complete]
-
-
-def _unfound(path: Path) -> str:
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return "not found"
-    except (OSError, ValueError) as error:
-        return f"not found ({getattr(error, 'strerror', None) or error})"
-    return "not found"
 
 
 def _complete(fold: Path) -> bool:

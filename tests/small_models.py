@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline import config as configs
-from pipeline import networks, predict
+from pipeline import files, networks, predict
 from pipeline.engine.checkpoint import save_model
 from pipeline.records import Checkpoint
 
@@ -77,6 +77,12 @@ def in_codes(path: Path, codes: str = "RAS") -> np.ndarray:
     wanted = nibabel.orientations.axcodes2ornt(codes)
     turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted)
     return np.asarray(image.as_reoriented(turn).dataobj)
+
+
+def picture(path: Path, array: np.ndarray | None = None) -> Path:
+    """A grey image of 16 x 16 pixels, or ``array``, as a file."""
+    files.write(path, noise((16, 16)) if array is None else array, dims=2)
+    return path
 
 
 def noise(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.uint8) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY
-from small_models import model_file, noise, rows, run_predict
+from small_models import model_file, picture, rows, run_predict
 
 from pipeline import ensemble, evaluate, files, predict, report, submit, train, tune
 from pipeline.engine import outputs
@@ -34,11 +34,6 @@ def _in_time() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_file(tmp_path_factory.mktemp("model") / "run", dims=2)
-
-
-def picture(path: Path, array: np.ndarray | None = None) -> Path:
-    files.write(path, noise((16, 16)) if array is None else array, dims=2)
-    return path
 
 
 def fifo(path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import model_file, noise, rows, run_predict
+from small_models import model_file, noise, picture, rows, run_predict
 
 from pipeline import cli, config, ensemble, evaluate, files, predict, report, submit, train, tune
 from pipeline.data import cases
@@ -49,11 +49,6 @@ ODD = [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In a folder whose name is no text."""
     return model_file(tmp_path_factory.mktemp("model") / "r\udcfeun\n", dims=2)
-
-
-def picture(path: Path, array: np.ndarray | None = None) -> Path:
-    files.write(path, noise((16, 16)) if array is None else array, dims=2)
-    return path
 
 
 @pytest.fixture

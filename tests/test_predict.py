@@ -174,7 +174,7 @@ def test_options_reach_tiles_and_steps(run: Path, surfaces: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (["--checkpoint", "/nowhere"], "not found"),
+        (["--checkpoint", "/nowhere"], "does not exist"),
         (["--input", "/nowhere"], "nowhere"),
         (["--patch-size", "16", "16"], "3"),
         (["--threshold", "1.5"], "1.5"),

@@ -129,13 +129,8 @@ def _nothing(data: config.Data, root: Path) -> Fault:
 
 def _no_folder(path: Path) -> str:
     """Why a path is no folder that can be listed."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return "is no folder, for it does not exist"
-    except (OSError, ValueError) as error:
-        return f"is no folder ({getattr(error, 'strerror', None) or error})"
-    return "is no folder"
+    reason = files.absence(path)
+    return f"is no folder ({reason})" if reason else "is no folder"
 
 
 def _below(data: config.Data, root: Path) -> Path | None:

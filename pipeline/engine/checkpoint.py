@@ -38,7 +38,7 @@ TRAINED_ON = "trained_on"
 STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
 """Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
 
-STATE_CURE = "Remove it, so that the one before it is taken, or start over with --fresh."
+STATE_SUGGESTION = "Remove it, so that the one before it is taken, or start over with --fresh."
 
 SHOWN = 300
 """Letters of another library's words that a message shows."""
@@ -278,7 +278,7 @@ def load_fold(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor],
     loaded = load_state(folder, warn)
     found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)
     if found is not None:
-        raise CheckpointError(f"{folder}: the newest state is none of a fold: its header: {found}. {STATE_CURE}")
+        raise CheckpointError(f"{folder}: the newest state is none of a fold: its header: {found}. {STATE_SUGGESTION}")
     return loaded
 
 

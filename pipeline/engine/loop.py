@@ -546,7 +546,7 @@ def _resume(job: Job, state: State) -> tuple[Job, State]:
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         words = f"{type(error).__name__}: {error}"[:SHOWN]
         raise checkpoint.CheckpointError(
-            f"{folder}: optimizer or schedule of the newest state cannot be continued ({words}). {checkpoint.STATE_CURE}"
+            f"{folder}: optimizer or schedule of the newest state cannot be continued ({words}). {checkpoint.STATE_SUGGESTION}"
         ) from None
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])

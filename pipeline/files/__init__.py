@@ -35,7 +35,7 @@ from pipeline.files.durable import (
     write_json,
     write_text,
 )
-from pipeline.files.errors import AGAIN, FileError, guarded
+from pipeline.files.errors import AGAIN, FileError, absence, guarded
 from pipeline.files.names import SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
 from pipeline.files.tables import read_table
@@ -51,6 +51,7 @@ __all__ = [
     "Pixels",
     "Probe",
     "Rows",
+    "absence",
     "as_text",
     "case_id",
     "checked",

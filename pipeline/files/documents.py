@@ -40,27 +40,27 @@ def read_json(path: Path) -> Any:
     return guarded(path, lambda: _parsed(path, _content(path)))
 
 
-def read_document(path: Path, schema: Any, cure: str, what: str = "") -> Any:
+def read_document(path: Path, schema: Any, suggestion: str, what: str = "") -> Any:
     """Content of a JSON file that follows ``schema``.
 
-    Raises FileError with the key, its value, the rule, ``what`` that makes of the file (``is no result of a fold``), and ``cure``, what
+    Raises FileError with the key, its value, the rule, ``what`` that makes of the file (``is no result of a fold``), and ``suggestion``, what
     the user can do, where it does not, and as :func:`read_json`.
     """
     try:
         document = read_json(path)
     except FileError as error:
-        raise FileError(path, error.problem, cure if path.is_file() else error.cure) from None
+        raise FileError(path, error.problem, suggestion if path.is_file() else error.cure) from None
     found = problem(document, schema)
     if found is not None:
-        raise FileError(path, f"{found}: it {what}" if what else found, cure)
+        raise FileError(path, f"{found}: it {what}" if what else found, suggestion)
     return document
 
 
-def checked(path: Path, document: Any, schema: Any, cure: str) -> Any:
+def checked(path: Path, document: Any, schema: Any, suggestion: str) -> Any:
     """``document``, of which a part of the file ``path`` consists. Raises FileError where it does not follow ``schema``."""
     found = problem(document, schema)
     if found is not None:
-        raise FileError(path, found, cure)
+        raise FileError(path, found, suggestion)
     return document
 
 

@@ -103,6 +103,17 @@ def _line(text: str) -> str:
     return re.sub(r" +", " ", text).strip()[:300]
 
 
+def absence(path: Path) -> str:
+    """Why there is nothing at ``path`` that can be asked about; empty where something is."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return ""
+
+
 def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return f"is a symbolic link to {os.readlink(path)}, which does not exist", "Mend or remove the link"

@@ -14,7 +14,7 @@ LARGEST = 2**27
 """Bytes of a table: several million rows of an id and a group."""
 
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-CURE = "Save it as UTF-8 text with commas between the columns"
+SUGGESTION = "Save it as UTF-8 text with commas between the columns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +39,29 @@ def _text(path: Path) -> str:
         raise FileError(path, f"has {path.stat().st_size:,} bytes; a table has at most {LARGEST:,}", "Is it another file?")
     content = path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise FileError(path, "is UTF-16 text", CURE)
+        raise FileError(path, "is UTF-16 text", SUGGESTION)
     if b"\0" in content:
         line = content[: content.index(b"\0")].count(b"\n") + 1
-        raise FileError(path, f"holds a zero byte in line {line}: it is UTF-16 text, or damaged", CURE)
+        raise FileError(path, f"holds a zero byte in line {line}: it is UTF-16 text, or damaged", SUGGESTION)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise FileError(path, f"is no UTF-8 text: byte {content[error.start]:#x} in line {line}", CURE) from None
+        raise FileError(path, f"is no UTF-8 text: byte {content[error.start]:#x} in line {line}", SUGGESTION) from None
 
 
 def _table(path: Path, text: str, known: Sequence[str]) -> tuple[tuple[str, ...], list[Row]]:
     rows = _rows(path, text)
     first = next(rows, None)
     if first is None:
-        raise FileError(path, "holds no row", CURE)
+        raise FileError(path, "holds no row", SUGGESTION)
     header = tuple(name.strip() for name in first[1])
     twice = [name for name in known if header.count(name) > 1]
     if twice:
         raise FileError(path, f"has the column {twice[0]!r} twice", "Remove one of the two")
     other = next((word for sign, word in SEPARATORS.items() if len(header) == 1 and sign in header[0]), None)
     if other is not None:
-        raise FileError(path, f"has {other} between its columns", CURE)
+        raise FileError(path, f"has {other} between its columns", SUGGESTION)
     return header, [Row(line, dict(zip(header, values, strict=True))) for line, values in _even(path, header, rows)]
 
 
