@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
 from pipeline.cli import say
-from pipeline.engine.fusion import FUSIONS, fuse, require_weights
+from pipeline.inference.fusion import FUSIONS, fuse, require_weights
 from pipeline.records import DONE, PARTIAL, Geometry, Member, Part, UserError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ensemble(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import postprocess
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     spec = load_spec(arguments.spec) if arguments.spec else Spec(members=tuple(Member(run=d) for d in arguments.fold_dirs))
     spec = dataclasses.replace(spec, fusion=arguments.fusion or spec.fusion)
@@ -99,7 +99,7 @@ def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> 
     """Raise UserError where an image or a prediction that is read could be replaced by what is written."""
     from pipeline import files
     from pipeline.data import cases
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     data: Sequence[Path] = arguments.input or ()
     outputs.require_folder(arguments.output)
@@ -115,7 +115,7 @@ def _require_apart(members: Sequence[Member], arguments: argparse.Namespace) -> 
 def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
     """Predict what is missing, look at all that is to be fused, then fuse case by case; returns the exit code."""
     from pipeline import files, postprocess
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     made = set(_own_folders(spec.members, arguments.output).values()) if arguments.input else set()
     members, failed = predicted(spec.members, arguments)
@@ -157,7 +157,7 @@ def _fuse_all(spec: Spec, arguments: argparse.Namespace) -> int:
 
 def _require_free(ids: Sequence[str], first: Reader, arguments: argparse.Namespace) -> None:
     """Raise UserError where an answer would replace the image that it was made from, or a file that is no answer."""
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     seen = {i: first.look(i).facts for i in ids}
     outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), arguments.output)
@@ -253,9 +253,9 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     from pipeline import files, predict
     from pipeline.checks import limits
     from pipeline.config import to_dict
-    from pipeline.engine import outputs, soft
-    from pipeline.engine.checkpoint import load_facts
-    from pipeline.engine.inference import voice
+    from pipeline.inference import outputs, soft
+    from pipeline.inference.models import load_facts
+    from pipeline.inference.sliding_window import voice
 
     paths = [path for n in member.folds for path in predict.find_models(member.run / f"fold_{n}", None)]
     paths = paths or predict.find_models(member.run, None)
@@ -294,7 +294,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
 
 def _stamp(path: Path) -> list[Any]:
     """What changes when an image does. Of one that is a folder all that is in it counts."""
-    from pipeline.engine import blocks
+    from pipeline.inference import blocks
 
     return blocks.stamp(path) if path.is_dir() else [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
@@ -302,7 +302,7 @@ def _stamp(path: Path) -> list[Any]:
 def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
     """Ids of ``folder`` that were predicted from the same models and files; all other predictions are removed and ``record`` is written."""
     from pipeline import files
-    from pipeline.engine import soft
+    from pipeline.inference import soft
 
     path = folder / MADE_FROM
     before = _made_from(path) if path.is_file() and (folder / "summary.json").is_file() else {}
@@ -370,7 +370,7 @@ class Reader:
 
 def open_member(folder: Path, fusion: str) -> Reader:
     """Soft predictions where there are any; otherwise, for votes, the answers themselves."""
-    from pipeline.engine import soft
+    from pipeline.inference import soft
 
     found = soft.ids(folder / "soft")
     if found:
@@ -401,7 +401,7 @@ def answer_files(folder: Path) -> dict[str, Path]:
 
 
 def _soft(folder: Path, case_id: str) -> tuple[Any, dict[str, Any]]:
-    from pipeline.engine import soft
+    from pipeline.inference import soft
 
     prediction, facts = soft.load(folder, case_id)
     usual = {"task": "labels", "suffix": ".nii.gz" if prediction.geometry.format == "nifti" else ".tif"}  # of what training wrote
@@ -409,7 +409,7 @@ def _soft(folder: Path, case_id: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _look_at_soft(folder: Path, case_id: str) -> Seen:
-    from pipeline.engine import soft
+    from pipeline.inference import soft
 
     soft.require_sound(folder, case_id)
     array, facts = _soft(folder, case_id)
@@ -538,7 +538,7 @@ def _one(
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Fuse, decide and write one case."""
-    from pipeline.engine import soft as softs
+    from pipeline.inference import soft as softs
     from pipeline.predict import finish
     from pipeline.records import Prediction
 

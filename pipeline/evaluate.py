@@ -24,7 +24,7 @@ from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
 
 if TYPE_CHECKING:
     from pipeline.config import Change
-    from pipeline.engine.folder import Pair, Rules
+    from pipeline.scoring.folder import Pair, Rules
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
-    from pipeline.engine import outputs
-    from pipeline.engine.folder import Rules
+    from pipeline.inference import outputs
     from pipeline.metrics import bound, in_millimetres
+    from pipeline.scoring.folder import Rules
 
     parts = [_part(text) for text in arguments.metrics]
     for part in parts:
@@ -165,7 +165,7 @@ def _require_distinct(parts: Sequence[Part]) -> None:
 def _require_json(out: Path | None) -> None:
     """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else, or may not be written."""
     from pipeline import files
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     if out is None:
         return
@@ -213,8 +213,8 @@ def _all_carry_a_unit(pairs: Mapping[str, tuple[Path, Path]], dims: int) -> bool
 def _finish(arguments: argparse.Namespace, work: Sequence[Pair], known: Known) -> int:
     """Score, print the table, write the file; returns the exit code."""
     from pipeline import files
-    from pipeline.engine.folder import folder
     from pipeline.metrics import units
+    from pipeline.scoring.folder import folder
 
     scores = folder(work, arguments.workers, cli.counter("scoring cases"))
     rules = work[0].rules
@@ -308,7 +308,7 @@ def image_jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Pa
 
     Raises UserError where one is missing, and where the mask of change is asked for of volumes.
     """
-    from pipeline.engine.folder import Pair
+    from pipeline.scoring.folder import Pair
 
     if rules.changed and rules.dims != 2:
         raise UserError(f"retouch compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out.")
@@ -349,10 +349,10 @@ def _padded(arguments: argparse.Namespace, dims: int) -> tuple[int, ...] | None:
 
 def jobs(arguments: argparse.Namespace, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
     """Cases with everything that their metrics read. Raises UserError where probabilities or a field of view is missing."""
-    from pipeline.engine import soft as softs
-    from pipeline.engine.folder import Pair
     from pipeline.ensemble import answer_files
+    from pipeline.inference import soft as softs
     from pipeline.metrics import SOFT
+    from pipeline.scoring.folder import Pair
 
     soft, wanted = arguments.soft or arguments.predictions / "soft", sorted(SOFT & {m.name for m in rules.metrics})
     known = set(softs.ids(soft)) if os.path.isdir(soft) else set()

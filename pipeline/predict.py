@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.data.normalise import Scale
-    from pipeline.engine.blocks import Blocks
-    from pipeline.engine.inference import Source, Voice
-    from pipeline.engine.placement import Placement
     from pipeline.files import Pixels, Rows
     from pipeline.geometry import Tiling
+    from pipeline.inference.blocks import Blocks
+    from pipeline.inference.placement import Placement
+    from pipeline.inference.sliding_window import Source, Voice
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     outputs.require_folder(arguments.output)  # before a model is loaded or an image looked at
     predictor = prepare(arguments, arguments.output, arguments.save_soft)
@@ -151,10 +151,10 @@ def prepare(arguments: argparse.Namespace, output: Path, save_soft: bool = False
     """Networks loaded and ready as the options of :func:`add_model_options` say. Raises UserError where they cannot be followed."""
     from pipeline import postprocess
     from pipeline.checks import limits
-    from pipeline.engine import backends
-    from pipeline.engine.checkpoint import load_facts
-    from pipeline.engine.inference import voice
-    from pipeline.engine.stitching import with_halo
+    from pipeline.inference import backends
+    from pipeline.inference.models import load_facts
+    from pipeline.inference.sliding_window import voice
+    from pipeline.inference.stitching import with_halo
 
     device = "cpu" if arguments.backend != "torch" and arguments.device == "auto" else cli.device(arguments.device)
     backends.check(arguments.backend, device)
@@ -239,8 +239,7 @@ def _fold_model(fold: Path, model: str | None) -> Path:
 
 def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
     """Rebuild every network. Raises UserError when the models were trained under different configs, or on other kinds of files."""
-    from pipeline.engine.checkpoint import load_model
-    from pipeline.engine.evaluate import build
+    from pipeline.inference.models import build, load_model
 
     networks, configs, facts = [], [], []
     for path in paths:
@@ -318,7 +317,7 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
 
 def require_free(predictor: Predictor, inputs: Sequence[Case]) -> None:
     """Raise UserError where answers would replace an input, or a file in the output folder that is no answer."""
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     outputs.require_folder(predictor.output)
     outputs.require_apart((path for case in inputs for path in case.image), predictor.output)
@@ -328,7 +327,7 @@ def require_free(predictor: Predictor, inputs: Sequence[Case]) -> None:
 def _names(predictor: Predictor, case: Case) -> list[str]:
     """Files that the answer to a case may be written to."""
     from pipeline import files
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     return outputs.names(case.id, predictor.config.task, files.suffix(case.image[0]), predictor.save_soft)
 
@@ -379,7 +378,7 @@ def _need(predictor: Predictor, case: Case, size: Sequence[int], dtype: str) -> 
 def _admit_names(predictor: Predictor, case: Case) -> None:
     """Raise FileError, before any work, where the disk cannot hold a name that is made of the case's."""
     from pipeline import files
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     problem = outputs.too_long(predictor.output, _names(predictor, case))
     if problem is not None:
@@ -396,7 +395,7 @@ def _admit_size(predictor: Predictor, case: Case, size: Sequence[int], dtype: st
 def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
     """Predict every case; write summary.json with one row a file, failures included; returns the exit code."""
     from pipeline import files
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     predictor.output.mkdir(parents=True, exist_ok=True)
     files.sweep(predictor.output)
@@ -414,7 +413,7 @@ def predict_all(predictor: Predictor, inputs: Sequence[Case]) -> int:
 def predict_shard(predictor: Predictor, inputs: Sequence[Case], index: int, number: int) -> int:
     """Compute part ``index`` of ``number`` of the blocks of all cases; writes ``blocks/shard_I_of_N.json``; returns the exit code."""
     from pipeline import files
-    from pipeline.engine import blocks, outputs
+    from pipeline.inference import blocks, outputs
 
     counts = [_count_blocks(predictor, case) for case in inputs]
     mine = [(case, which) for case, which in zip(inputs, blocks.share(counts, index, number), strict=True) if which]
@@ -433,7 +432,7 @@ def predict_shard(predictor: Predictor, inputs: Sequence[Case], index: int, numb
 def _count_blocks(predictor: Predictor, case: Case) -> int:
     """Blocks of a case; 1 for a file that cannot be read, so that somebody meets it."""
     from pipeline import files
-    from pipeline.engine.inference import tiling
+    from pipeline.inference.sliding_window import tiling
 
     dims = predictor.config.data.dims
     found = files.probe(case.image[0], dims)
@@ -492,7 +491,7 @@ def predict_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     """Read, predict, finish and write one case; returns its facts and statistics."""
     from pipeline.data import normalise
     from pipeline.data.store import load_image
-    from pipeline.engine.inference import Source, settled, sliding_window, tiling
+    from pipeline.inference.sliding_window import Source, settled, sliding_window, tiling
 
     config = predictor.config
     if _by_blocks(predictor, case):
@@ -526,7 +525,7 @@ def _require_finite(case: Case, array: np.ndarray) -> None:
 
 
 def _placement(predictor: Predictor, case: Case, geometry: Geometry) -> Placement:
-    from pipeline.engine.placement import placement
+    from pipeline.inference.placement import placement
 
     return placement(case, geometry, predictor.config.data.dims, predictor.trained_on)
 
@@ -579,7 +578,7 @@ def _warned(notes: list[str]) -> dict[str, Any]:
 
 def _finish_case(predictor: Predictor, case: Case, source: Source, prediction: Prediction, image: np.ndarray | None) -> dict[str, Any]:
     """Save the soft answer where that is asked for, and finish it, all in memory; ``image`` is the input as its file has it."""
-    from pipeline.engine import soft as softs
+    from pipeline.inference import soft as softs
 
     facts = _facts(predictor, case, source)
     if predictor.save_soft:
@@ -608,7 +607,7 @@ def _by_blocks(predictor: Predictor, case: Case) -> bool:
     """Whether a case is read and written by blocks: it is large, that is wanted, or a shard has begun with it."""
     from pipeline import files
     from pipeline.data import streamed
-    from pipeline.engine import blocks
+    from pipeline.inference import blocks
 
     if predictor.blocks != "auto":
         return predictor.blocks == "always"
@@ -621,8 +620,8 @@ def _by_blocks(predictor: Predictor, case: Case) -> bool:
 def predict_blocks(predictor: Predictor, case: Case, which: range | None = None) -> dict[str, Any]:
     """Compute those of the blocks ``which`` that are not there yet; ``None``: all, then finish the case, write it and take the blocks away."""
     from pipeline.data import streamed
-    from pipeline.engine import blocks
-    from pipeline.engine.inference import Source, tiling
+    from pipeline.inference import blocks
+    from pipeline.inference.sliding_window import Source, tiling
 
     config = predictor.config
     with blocks.image(case, config.data.dims) as (given, geometry):
@@ -674,8 +673,8 @@ def _require_rows(case: Case, place: Placement) -> None:
 
 def _compute(predictor: Predictor, source: Source, tiles: Tiling, parts: Blocks, which: range) -> None:
     """Compute and write those of the blocks ``which`` that are not there."""
-    from pipeline.engine import blocks
-    from pipeline.engine.inference import settled
+    from pipeline.inference import blocks
+    from pipeline.inference.sliding_window import settled
 
     runs = parts.missing(which)
     if not runs:
@@ -700,7 +699,7 @@ def _finish_blocks(predictor: Predictor, case: Case, source: Source, found: tupl
 
     ``found`` are its soft answer on the axes of training, where the file lies, how it came to those axes, and a folder for scratch files.
     """
-    from pipeline.engine import blocks
+    from pipeline.inference import blocks
 
     array, geometry, place, work = found
     if not _streams(predictor, source.array):
@@ -729,7 +728,7 @@ def _digests(models: Sequence[str]) -> dict[str, str]:
 
 def _warn(predictor: Predictor, source: Source, tiles: Tiling) -> None:
     """Once a run: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
-    from pipeline.engine.stitching import warning
+    from pipeline.inference.stitching import warning
 
     if "norms" in predictor.told:
         return

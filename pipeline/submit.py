@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def submit(arguments: argparse.Namespace) -> int:
     """The whole command; returns its exit code."""
     from pipeline import files
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     out: Path = arguments.out
     if out.suffix.lower() != SUFFIX[arguments.format]:
@@ -167,7 +167,7 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
 
     Reads one volume at a time. Raises UserError with every fault found.
     """
-    from pipeline.engine import outputs
+    from pipeline.inference import outputs
 
     faults: dict[str, list[str]] = defaultdict(list)
     tests = _by_id(test_dir, "--test-dir", faults, "test ids twice")

@@ -37,11 +37,11 @@ from pipeline.records import DONE, FAILED, FoldResult, UserError
 if TYPE_CHECKING:
     from pipeline.data.folds import Split
     from pipeline.data.store import Stored
-    from pipeline.engine.distributed import Team
-    from pipeline.engine.evaluate import Scoring
-    from pipeline.engine.loop import Job
     from pipeline.networks import HeadedNet
     from pipeline.records import Term
+    from pipeline.scoring.held_out import Scoring
+    from pipeline.training.distributed import Team
+    from pipeline.training.loop import Job
 
 RULE = "=" * 80
 MOST_BASELINE_CASES = 32
@@ -117,7 +117,7 @@ def train(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _together(config: Config, device: str) -> Iterator[Team]:
     """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
-    from pipeline.engine import distributed
+    from pipeline.training import distributed
 
     team = distributed.join(cli.device(device), config.train.timeout)
     if not team.leads:
@@ -208,7 +208,7 @@ def open_run(config: Config, folder: Path, data: checks.Examined, team: Team) ->
     """Split, and build the store; what is there already is used as it is."""
     from pipeline.data import derived, world
     from pipeline.data import store as stores
-    from pipeline.engine import evaluate
+    from pipeline.scoring import held_out
 
     split = checks.planned_folds(config, folder, data, write=True)
     place = stores.place(config.data, folder)
@@ -223,7 +223,7 @@ def open_run(config: Config, folder: Path, data: checks.Examined, team: Team) ->
         splits=split,
         team=team,
         version=version,
-        scoring=evaluate.scoring_of(config, version, stored),
+        scoring=held_out.scoring_of(config, version, stored),
         trained_on=world.trained_on(data.layout, data.facts, class_names(config)),
     )
 
@@ -293,8 +293,8 @@ def _completed(folder: Path) -> bool:
 def _guarded(run: Run, fold: int, channels: tuple[int, int]) -> FoldResult:
     """Train one fold; what goes wrong becomes a result with status ``failed``."""
     from pipeline import files
-    from pipeline.engine.journal import clock
-    from pipeline.engine.loop import TrainingError
+    from pipeline.training.journal import clock
+    from pipeline.training.loop import TrainingError
 
     began = time.monotonic()
     folder = run.folder / f"fold_{fold}"
@@ -327,7 +327,8 @@ def _hint(error: Exception) -> str:
 
 def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResult, dict[str, Any]]:
     """Fit one fold, then score best and averaged weights on its whole held-out cases; returns the result and the scores by model and case."""
-    from pipeline.engine import distributed, evaluate, loop
+    from pipeline.scoring import held_out
+    from pipeline.training import distributed, loop
 
     began = time.monotonic()
     with cli.Progress(f"Fold {fold}") as bar:
@@ -340,7 +341,7 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
 
     def score(cases: Sequence[Stored]) -> dict[str, Any]:
         jobs = {
-            kind: evaluate.HeldOut(
+            kind: held_out.HeldOut(
                 cases=cases,
                 folder=work / kind,
                 device=run.device,
@@ -349,7 +350,7 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
             )
             for kind in model_files(job.folder)
         }
-        return {kind: evaluate.held_out(path, jobs[kind]) for kind, path in model_files(job.folder).items()}
+        return {kind: held_out.held_out(path, jobs[kind]) for kind, path in model_files(job.folder).items()}
 
     scores = score(distributed.share(held, run.team))
     run.team.wait("predicting the held-out cases")
@@ -357,8 +358,8 @@ def train_fold(run: Run, fold: int, channels: tuple[int, int]) -> tuple[FoldResu
         run.team.wait("writing the fold's answers")
         return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
     scores = scores if run.team.alone else score(held)  # those of the other ranks are there, and read
-    means = {kind: evaluate.mean(s.values()) for kind, s in scores.items()}
-    chosen = evaluate.choose(means)
+    means = {kind: held_out.mean(s.values()) for kind, s in scores.items()}
+    chosen = held_out.choose(means)
     _keep_answers(run, held, work, chosen)
     run.team.wait("writing the fold's answers")
     result = FoldResult(
@@ -388,7 +389,7 @@ def make_job(run: Run, fold: int, channels: tuple[int, int], watch: cli.Progress
     from pipeline import losses, networks
     from pipeline.data.loaders import Loader
     from pipeline.data.sampling import seed_of
-    from pipeline.engine import initial, loop
+    from pipeline.training import initial, loop
 
     config, split, team = run.config, run.splits[fold], run.team
     torch.manual_seed(seed_of(config.seed, fold))
@@ -447,7 +448,7 @@ def class_names(config: Config) -> dict[int, str]:
 
 def _scoring(what: str) -> Callable[[float, int], None]:
     """Progress over held-out cases while they are predicted and scored; stops that work on request, between two cases."""
-    from pipeline.engine.journal import clock
+    from pipeline.training.journal import clock
 
     bar, began = cli.Progress(what), time.monotonic()
 
@@ -471,13 +472,14 @@ def _keep_answers(run: Run, held: Sequence[Stored], work: Path, chosen: str) -> 
     import shutil
 
     from pipeline import files
-    from pipeline.engine import evaluate, soft
+    from pipeline.inference import soft
+    from pipeline.scoring import held_out
     from pipeline.tasks import answer_suffix
 
     out = work.parent
     for stored in held:
         prediction, _ = soft.load(work / chosen, stored.case.id)
-        answer = evaluate.answer_of(run.config, prediction.soft.astype("float32"), stored)
+        answer = held_out.answer_of(run.config, prediction.soft.astype("float32"), stored)
         suffix = answer_suffix(run.config.task, files.suffix(stored.case.image[0]))
         files.write(out / f"{stored.case.id}{suffix}", answer, prediction.geometry)
     shutil.rmtree(out / "soft", ignore_errors=True)
@@ -489,8 +491,8 @@ def summarise(run: Run) -> dict[str, Any]:
     """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean over all held-out cases."""
     from pipeline import files
     from pipeline.checks import runs
-    from pipeline.engine import evaluate
     from pipeline.metrics import units
+    from pipeline.scoring import held_out
 
     results, cases = [], {}
     for fold in range(run.config.data.folds.count):
@@ -507,10 +509,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "monitor": run.config.train.stop.monitor,
         "folds": results,
         "decision": _decision(run.config),
-        "out_of_fold": evaluate.mean(rows),
+        "out_of_fold": held_out.mean(rows),
         "class_names": class_names(run.config),
         "cases": cases,
-        "units": units(evaluate.case_metrics(run.config), bool(run.scoring.spacings)),
+        "units": units(held_out.case_metrics(run.config), bool(run.scoring.spacings)),
     }
     whole = _pooled(run, results)
     if whole:
@@ -536,7 +538,8 @@ def _decision(config: Config) -> str:
 def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Metrics of all held-out pixels together, for binary images: volumes would have to be read a second time for it."""
     from pipeline import files
-    from pipeline.engine import evaluate, soft
+    from pipeline.inference import soft
+    from pipeline.scoring import held_out
 
     if run.config.task != "labels" or run.config.data.dims != 2:
         return {}
@@ -549,14 +552,14 @@ def _pooled(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
                 path = next(p for p in out.glob("*") if files.is_image(p) and files.case_id(p) == case_id)
                 yield stored, files.read(path, 2, labels=True)[0][0], soft.load(out / "soft", case_id)[0].soft
 
-    return evaluate.pooled(run.config, cases(), run.version)
+    return held_out.pooled(run.config, cases(), run.version)
 
 
 def _baselines(run: Run) -> dict[str, dict[str, float]]:
     """What any network has to beat, computed once: for binary labels an empty answer and the best global threshold, on at most 32 cases;
     for images the input itself, on all of them."""
     from pipeline import documents, files
-    from pipeline.engine import evaluate
+    from pipeline.scoring import held_out
 
     path = run.folder / "baselines.json"
     labels = run.config.task == "labels"
@@ -567,7 +570,7 @@ def _baselines(run: Run) -> dict[str, dict[str, float]]:
         cases = list(run.stored.values())
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
-        rows = evaluate.baselines(run.config, chosen, scoring=run.scoring) if labels else evaluate.baselines_image(run.config, chosen)
+        rows = held_out.baselines(run.config, chosen, scoring=run.scoring) if labels else held_out.baselines_image(run.config, chosen)
         files.write_json(path, {k + share: v for k, v in rows.items()})
     return files.read_document(path, documents.Baselines, "Remove it: it is made again")
 
@@ -583,10 +586,10 @@ def table(summary: Mapping[str, Any]) -> str:
     Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table; where
     metrics of classes would make it too wide, they stand in a table of their own.
     """
-    from pipeline.engine.journal import clock
     from pipeline.metrics.frames import SUFFIXES
     from pipeline.metrics.names import display, from_json, of_class
     from pipeline.metrics.retouch import note
+    from pipeline.training.journal import clock
 
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
     classes = from_json(summary.get("class_names"))

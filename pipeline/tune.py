@@ -29,8 +29,8 @@ from pipeline.config import Config, ConfigError, load
 from pipeline.records import DONE, Part, UserError, printable
 
 if TYPE_CHECKING:
-    from pipeline.engine.trials import CaseFiles, Trials
-    from pipeline.engine.tuning import Candidate, Gain, Plan
+    from pipeline.tuning.search import Candidate, Gain, Plan
+    from pipeline.tuning.trials import CaseFiles, Trials
 
 ENOUGH_GROUPS = 5
 """Groups from which on the bootstrap draws groups instead of cases."""
@@ -184,7 +184,7 @@ def prepare(arguments: argparse.Namespace) -> Study:
 def open_run(folder: Path) -> Source:
     """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
     from pipeline.checks.runs import metrics_version, read_listing
-    from pipeline.engine import soft
+    from pipeline.inference import soft
     from pipeline.train import read_result
 
     if not os.path.isfile(folder / "config.yaml") or not os.path.isfile(folder / "cases.json"):
@@ -235,7 +235,7 @@ def check_alike(sources: Sequence[Source]) -> None:
 def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFiles, ...]:
     """Soft predictions and labels of every case, sorted by id. Raises UserError for labels that are not where they were."""
     from pipeline.data import cases as case_finder
-    from pipeline.engine.trials import CaseFiles
+    from pipeline.tuning.trials import CaseFiles
 
     config, listing = sources[0].config, sources[0].listing
     target = next(iter(config.targets))
@@ -306,7 +306,7 @@ def choose_metric(name: str | None, config: Config) -> Part:
 
 def make_trials(study: Study, workers: int | None) -> Trials:
     """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as cores and memory allow."""
-    from pipeline.engine.trials import Rules, Trials, workers_for
+    from pipeline.tuning.trials import Rules, Trials, workers_for
 
     number = workers_for(math.prod(study.shape[1:]), study.shape[0] * len(study.sources), workers)
     inside = ", inside the field of view" if study.config.data.frames.fov else ""
@@ -341,7 +341,7 @@ def usable(study: Study, trials: Trials, plan: Plan) -> Study:
 
 def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
     """Cases that are held out together, by the part's name. Raises UserError where there are fewer than two parts."""
-    from pipeline.engine import tuning
+    from pipeline.tuning import search
 
     ids = [c.id for c in study.cases]
     groups = {i: study.groups[i] for i in ids}
@@ -354,7 +354,7 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
     by_case = {i: str(groups[i]) if kind == "group" else f"fold {study.sources[0].fold_of[i]}" for i in ids}
     if len(set(by_case.values())) < 2:
         raise UserError("only one fold is finished and there are no two groups, so nothing can be held out. Train another fold first.")
-    return tuning.deal(by_case)
+    return search.deal(by_case)
 
 
 # --- what is tried -----------------------------------------------------------------------------------------------------
@@ -362,19 +362,19 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
 
 def make_plan(study: Study, file: Path | None) -> Plan:
     """The search space: built in, or of ``--space``; with the baselines and, for several runs, their weights and fusions."""
-    from pipeline.engine import tuning
+    from pipeline.tuning import search
 
     channels, *space = study.shape
     edge = math.prod(space) ** (1 / len(space))
     own = study.config.postprocess
-    stages = read_space(file, channels, len(space)) if file else tuning.space(own, edge, channels, len(space))
+    stages = read_space(file, channels, len(space)) if file else search.space(own, edge, channels, len(space))
     weights = tuple(1.0 for _ in study.sources)
-    also = {name: tuning.Candidate(steps=s, weights=weights) for name, s in tuning.BASELINES.items()} if channels == 1 else {}
+    also = {name: search.Candidate(steps=s, weights=weights) for name, s in search.BASELINES.items()} if channels == 1 else {}
     for n, source in enumerate(study.sources if len(weights) > 1 else ()):
         alone = tuple(float(i == n) for i in range(len(weights)))
-        also[f"{Path(os.path.realpath(source.folder)).name} alone"] = tuning.Candidate(steps=own, weights=alone)
-    return tuning.Plan(
-        start=tuning.Candidate(steps=own, weights=weights),
+        also[f"{Path(os.path.realpath(source.folder)).name} alone"] = search.Candidate(steps=own, weights=alone)
+    return search.Plan(
+        start=search.Candidate(steps=own, weights=weights),
         stages=stages,
         mixtures=mixtures(len(weights)),
         also=also,
@@ -416,7 +416,7 @@ def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
 
 def compare(study: Study, plan: Plan, parts: Mapping[str, Sequence[str]], trials: Trials) -> tuple[list[Row], dict[str, Candidate]]:
     """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that without it."""
-    from pipeline.engine import tuning
+    from pipeline.tuning import search
 
     rounds = itertools.count(1)
 
@@ -426,13 +426,13 @@ def compare(study: Study, plan: Plan, parts: Mapping[str, Sequence[str]], trials
         found = trials.scores(wanted)
         return {place: study.sign * scores.get(study.metric.name, math.nan) for place, scores in found.items()}
 
-    chosen = tuning.nested(plan, parts, ask)
+    chosen = search.nested(plan, parts, ask)
     fixed = {OWN: plan.start, **plan.also}
     part_of = {case: part for part, cases in parts.items() for case in cases}
-    wanted = {c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[tuning.ALL]] for c in study.cases}
+    wanted = {c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[search.ALL]] for c in study.cases}
     found = trials.scores(wanted)
-    honest = {name: c for name, c in chosen.items() if name != tuning.ALL}
-    lines = [(name, {tuning.ALL: c}, dict.fromkeys(part_of, c)) for name, c in {**fixed, OPTIMISTIC: chosen[tuning.ALL]}.items()]
+    honest = {name: c for name, c in chosen.items() if name != search.ALL}
+    lines = [(name, {search.ALL: c}, dict.fromkeys(part_of, c)) for name, c in {**fixed, OPTIMISTIC: chosen[search.ALL]}.items()]
     lines.insert(-1, (NESTED, honest, {i: chosen[part] for i, part in part_of.items()}))
     rows = [
         Row(name=name, candidates=candidates, cases={c.id: found[c.id, used[c.id].key] for c in study.cases})
@@ -445,14 +445,14 @@ def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain
     """Paired gains of every row over the present post-processing and over the first baseline, by row and reference."""
     import numpy as np
 
-    from pipeline.engine import tuning
+    from pipeline.tuning import search
 
     ids = [c.id for c in study.cases]
     values = {r.name: np.array([study.sign * r.cases[i].get(study.metric.name, math.nan) for i in ids]) for r in rows}
     units = bootstrap_units(study)
-    references = [name for name in (OWN, next(iter(tuning.BASELINES))) if name in values]
+    references = [name for name in (OWN, next(iter(search.BASELINES))) if name in values]
     return {
-        row.name: {name: tuning.gain(values[row.name] - values[name], units, seed=study.config.seed) for name in references} for row in rows
+        row.name: {name: search.gain(values[row.name] - values[name], units, seed=study.config.seed) for name in references} for row in rows
     }
 
 

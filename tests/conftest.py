@@ -115,7 +115,7 @@ def do_nothing_model(path: Path, channels: int = 1, **data: object) -> Path:
     """A model file for images that answers with its input, to the last bit: what differs was changed by reading or writing."""
     from pipeline import config as configs
     from pipeline import networks
-    from pipeline.engine.checkpoint import save_model
+    from pipeline.inference.models import save_model
     from pipeline.records import Checkpoint
 
     normal = {"name": "range", "options": {"low": 0, "high": None}}

@@ -16,7 +16,7 @@ import torch
 
 from pipeline import config as configs
 from pipeline import files, networks, serve
-from pipeline.engine.checkpoint import save_model
+from pipeline.inference.models import save_model
 from pipeline.records import Checkpoint
 
 httpx = pytest.importorskip("httpx", reason='needs pip install "pipeline[dev,serve]"')

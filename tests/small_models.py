@@ -13,7 +13,7 @@ import torch
 
 from pipeline import config as configs
 from pipeline import files, networks, predict
-from pipeline.engine.checkpoint import save_model
+from pipeline.inference.models import save_model
 from pipeline.records import Checkpoint
 
 

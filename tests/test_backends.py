@@ -15,10 +15,10 @@ from torch import nn
 
 from pipeline import config as configs
 from pipeline import files, networks, predict
-from pipeline.engine import backends
-from pipeline.engine import soft as softs
-from pipeline.engine.checkpoint import save_model
-from pipeline.engine.inference import voice
+from pipeline.inference import backends
+from pipeline.inference import soft as softs
+from pipeline.inference.models import save_model
+from pipeline.inference.sliding_window import voice
 from pipeline.networks import HeadedNet, receptive
 from pipeline.records import Checkpoint, Part
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from small_models import model_file, noise, rows, run_predict
 
 from pipeline import ensemble, files, train
-from pipeline.engine import soft as softs
-from pipeline.engine.checkpoint import load_model, save_model
+from pipeline.inference import soft as softs
+from pipeline.inference.models import load_model, save_model
 from pipeline.losses import vgg
 from pipeline.records import Prediction, UserError
 

@@ -22,11 +22,11 @@ from pipeline import config as configs
 from pipeline import files, morphology, networks, postprocess, predict
 from pipeline.data import normalise, streamed
 from pipeline.data.normalise import Scale
-from pipeline.engine import blocks
-from pipeline.engine.checkpoint import save_model
-from pipeline.engine.inference import Source, settled, sliding_window, stream, tiling, voice
 from pipeline.files import Rows
 from pipeline.geometry import Tiling
+from pipeline.inference import blocks
+from pipeline.inference.models import save_model
+from pipeline.inference.sliding_window import Source, settled, sliding_window, stream, tiling, voice
 from pipeline.morphology import blocks as parts
 from pipeline.records import Checkpoint, Part, UserError
 
@@ -328,7 +328,7 @@ def test_a_step_that_needs_too_much_is_named_beforehand() -> None:
 
 def test_the_refusal_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model(tmp_path, postprocess=["threshold", {"name": "closing", "options": {"size": 3}}])
-    monkeypatch.setattr("pipeline.engine.processes.available_memory", lambda: 1000)
+    monkeypatch.setattr("pipeline.processes.available_memory", lambda: 1000)
     seen = count_tiles(monkeypatch)
     assert go(path, volume(tmp_path / "in" / "a.tif"), tmp_path / "out", "--blocks", "always") == 1
     assert not seen

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pipeline import colours
 from pipeline.config import from_dict
-from pipeline.engine.journal import GAP, Journal
-from pipeline.engine.loop import preview_panels
+from pipeline.training.journal import GAP, Journal
+from pipeline.training.loop import preview_panels
 
 LABELS = st.integers(0, 2**16).map(lambda seed: np.random.default_rng(seed).integers(0, 9, (6, 7)).astype(np.uint8))
 

@@ -26,10 +26,10 @@ from pipeline.data.derived import DERIVED, READS, Map, derive, distance, medial_
 from pipeline.data.loaders import PatchDataset
 from pipeline.data.normalise import Scale
 from pipeline.data.store import Stored, Volume
-from pipeline.engine import loop
 from pipeline.losses import LOSSES
 from pipeline.morphology import betti_numbers, dilate
 from pipeline.records import Term, UserError
+from pipeline.training import loop
 
 MAP_LOSSES = ["skeleton_recall", "surface_recall", {"name": "boundary", "options": {"reach": 3}}]
 

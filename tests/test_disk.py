@@ -17,9 +17,9 @@ import pytest
 from small_models import model_file, noise, rows, run_predict
 
 from pipeline import ensemble, evaluate, files, predict, report, submit, train, tune
-from pipeline.engine import journal
 from pipeline.files import Rows, durable, lock
 from pipeline.records import UserError
+from pipeline.training import journal
 
 Output = pytest.CaptureFixture[str]
 SUFFIXES = (".tif", ".nii", ".nii.gz", ".npy", ".zarr")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.engine import distributed
+from pipeline.training import distributed
 
 TALK = Path(__file__).parent / "distributed" / "talk.py"
 

@@ -507,9 +507,9 @@ def test_competition_metric_of_images_is_listed(photos: tuple[Path, Path], tmp_p
 def test_good_settings_of_every_kind_pass(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
     """What is tried out must not refuse what trains: every augmentation, schedule, optimiser, loss and metric with its defaults."""
     from pipeline.data.transforms import AUGMENT
-    from pipeline.engine.optim import OPTIMIZERS, SCHEDULES
     from pipeline.losses import LABEL_LOSSES
     from pipeline.metrics import IMAGES, METRICS
+    from pipeline.training.optim import OPTIMIZERS, SCHEDULES
 
     augment = ", ".join(n for n in AUGMENT if n != "clahe")
     metrics = ", ".join(n for n in METRICS if n not in IMAGES)

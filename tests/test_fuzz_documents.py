@@ -24,13 +24,14 @@ from hypothesis import strategies as st
 from pipeline import config, documents, files, train
 from pipeline.checks import limits, runs
 from pipeline.data import folds
-from pipeline.engine import checkpoint, evaluate, soft
 from pipeline.ensemble import Spec, first_summary
 from pipeline.files.documents import problem
+from pipeline.inference import models, soft
 from pipeline.networks.outline import bounded
 from pipeline.records import Part, UserError
 from pipeline.report import build
 from pipeline.report.runs import load as load_report
+from pipeline.training import checkpoint
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 MANY = settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
@@ -227,7 +228,7 @@ def test_model_files(run: Path, data: st.DataObject) -> None:
         as_file(path, data.draw(changed(outer)), header, rest)
     else:
         path.write_bytes(data.draw(mutilated(content)))
-    works_or_user_error(lambda: evaluate.build(checkpoint.load_model(path), str(path)), str(path))
+    works_or_user_error(lambda: models.build(models.load_model(path), str(path)), str(path))
 
 
 @SOME

@@ -17,8 +17,8 @@ from pipeline import files
 from pipeline.config import Config, from_dict
 from pipeline.data import cases, store
 from pipeline.data.store import Stored
-from pipeline.engine import evaluate
 from pipeline.records import UserError
+from pipeline.scoring import held_out
 from pipeline.tasks import TASKS
 
 DRAW = np.random.default_rng(5)
@@ -67,7 +67,7 @@ def test_a_score_is_that_of_the_saved_file_on_its_own_scale(dtype: str, suffix: 
     target, image = pair(dtype)
     case = stored(tmp_path, target, image, suffix)
     soft = case.scale.apply(image) + DRAW.normal(0, 0.02, image.shape).astype(np.float32)  # reaches beyond [-1, 1]
-    scores = evaluate.score(setting(), soft, case)
+    scores = held_out.score(setting(), soft, case)
     answer = TASKS["image"].hard(soft, case.scale, dtype)
     most = np.iinfo(dtype).max if dtype != "float32" else 1
     assert scores["psnr"] == pytest.approx(peak_signal_noise_ratio(target, answer, data_range=most), rel=1e-5)
@@ -94,9 +94,9 @@ def test_a_score_is_that_of_the_saved_file_on_its_own_scale(dtype: str, suffix: 
 def test_what_lies_beyond_the_range_is_clipped_before_it_is_scored(tmp_path: Path) -> None:
     target = np.where(np.arange(400).reshape(1, 20, 20) % 2, 255, 0).astype(np.uint8)
     case = stored(tmp_path, target, target)
-    assert evaluate.score(setting(), 3 * case.scale.apply(target), case)["psnr"] == 100
+    assert held_out.score(setting(), 3 * case.scale.apply(target), case)["psnr"] == 100
     near = case.scale.apply(target) + np.float32(0.4 / 127.5)
-    assert evaluate.score(setting(), near, case) == {"psnr": 100, "mae": 0, "ssim": 1}  # rounding gives the very values back
+    assert held_out.score(setting(), near, case) == {"psnr": 100, "mae": 0, "ssim": 1}  # rounding gives the very values back
 
 
 def test_a_prediction_that_is_no_number_names_the_case(tmp_path: Path) -> None:
@@ -105,13 +105,13 @@ def test_a_prediction_that_is_no_number_names_the_case(tmp_path: Path) -> None:
     soft = case.scale.apply(image)
     soft[0, 3, 3] = np.nan
     with pytest.raises(UserError, match="case one: the prediction holds NaN"):
-        evaluate.score(setting(), soft, case)
+        held_out.score(setting(), soft, case)
 
 
 def test_a_target_of_another_number_type_is_refused(tmp_path: Path) -> None:
     case = stored(tmp_path, pair("uint16")[0], pair("uint8")[1])
     with pytest.raises(UserError, match="case one: the input holds uint8, its target uint16"):
-        evaluate.score(setting(), case.scale.apply(np.asarray(case.image.array)), case)
+        held_out.score(setting(), case.scale.apply(np.asarray(case.image.array)), case)
 
 
 def test_do_nothing_is_the_score_of_the_input(tmp_path: Path) -> None:
@@ -119,19 +119,19 @@ def test_do_nothing_is_the_score_of_the_input(tmp_path: Path) -> None:
     for n in range(2):
         target, image = pair("uint8")
         several.append(stored(tmp_path / str(n), target, image))
-    rows = evaluate.baselines_image(setting(), several)
-    each = [evaluate.score(setting(), c.scale.apply(np.asarray(c.image.array)), c) for c in several]
-    assert list(rows) == [evaluate.DO_NOTHING] == ["do nothing (the input)"]
-    assert rows[evaluate.DO_NOTHING] == pytest.approx({k: np.mean([e[k] for e in each]) for k in each[0]})
-    assert 20 < rows[evaluate.DO_NOTHING]["psnr"] < 35
+    rows = held_out.baselines_image(setting(), several)
+    each = [held_out.score(setting(), c.scale.apply(np.asarray(c.image.array)), c) for c in several]
+    assert list(rows) == [held_out.DO_NOTHING] == ["do nothing (the input)"]
+    assert rows[held_out.DO_NOTHING] == pytest.approx({k: np.mean([e[k] for e in each]) for k in each[0]})
+    assert 20 < rows[held_out.DO_NOTHING]["psnr"] < 35
 
 
 def test_do_nothing_needs_an_input_of_the_targets_shape(tmp_path: Path) -> None:
     target, image = pair("uint8")
     case = stored(tmp_path, target, image)
     grey = dataclasses.replace(case, image=dataclasses.replace(case.image, shape=(1, 20, 24)))
-    assert evaluate.baselines_image(setting(), [case, grey]) == {}
-    assert evaluate.baselines_image(setting(), []) == {}
+    assert held_out.baselines_image(setting(), [case, grey]) == {}
+    assert held_out.baselines_image(setting(), []) == {}
 
 
 # --- pipeline.evaluate ------------------------------------------------------------------------------------------------------

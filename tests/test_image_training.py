@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import files, predict, train
-from pipeline.engine.checkpoint import load_model
+from pipeline.inference.models import load_model
 from pipeline.metrics import evaluate
 from pipeline.metrics.image import intensities
 from pipeline.records import Part

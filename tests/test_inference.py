@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.config import ConfigError, from_dict
 from pipeline.data.normalise import Scale
-from pipeline.engine.inference import Source, resampled, scaled, sliding_window, tiling, voice
 from pipeline.geometry import Tiling
+from pipeline.inference.sliding_window import Source, resampled, scaled, sliding_window, tiling, voice
 from pipeline.networks import build
 from pipeline.records import Part, UserError
 

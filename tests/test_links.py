@@ -16,8 +16,8 @@ from conftest import TINY
 from small_models import model_file, picture, rows, run_predict
 
 from pipeline import ensemble, evaluate, files, predict, report, submit, train, tune
-from pipeline.engine import outputs
 from pipeline.files import lock
+from pipeline.inference import outputs
 
 Output = pytest.CaptureFixture[str]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline import train
-from pipeline.engine import checkpoint, loop
 from pipeline.records import METRICS_VERSION
+from pipeline.training import checkpoint, loop
 
 QUICK = ("--fold", "0", "--set", "train.epochs=2", "train.average=null", "metrics=[dice]")
 

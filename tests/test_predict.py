@@ -19,9 +19,9 @@ from PIL import Image
 from pipeline import colours, ensemble, evaluate, files, networks, predict, submit
 from pipeline import config as configs
 from pipeline.data import normalise
-from pipeline.engine import soft as softs
-from pipeline.engine.checkpoint import CheckpointError, load_model, save_model
-from pipeline.engine.inference import Source, sliding_window, tiling, voice
+from pipeline.inference import soft as softs
+from pipeline.inference.models import CheckpointError, load_model, save_model
+from pipeline.inference.sliding_window import Source, sliding_window, tiling, voice
 from pipeline.metrics import METRICS
 from pipeline.records import Checkpoint, Geometry, Part, Prediction, UserError
 

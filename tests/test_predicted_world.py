@@ -10,7 +10,7 @@ import pytest
 from small_models import in_codes, model_file, nifti, noise, rows, run_predict
 
 from pipeline import ensemble, files
-from pipeline.engine import soft as softs
+from pipeline.inference import soft as softs
 from pipeline.records import Geometry, Prediction
 
 SHAPE = (21, 18, 25)

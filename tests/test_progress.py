@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli, predict, train
-from pipeline.engine import loop
-from pipeline.engine.journal import Journal
+from pipeline.training import loop
+from pipeline.training.journal import Journal
 
 pty = pytest.importorskip("pty")
 ROOT = Path(__file__).resolve().parents[1]

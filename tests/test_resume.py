@@ -23,8 +23,10 @@ from PIL import Image
 from pipeline import cli, train
 from pipeline.config import ConfigError, Train
 from pipeline.data.loaders import EpochBatches
-from pipeline.engine import checkpoint, evaluate, loop
+from pipeline.inference import models
 from pipeline.records import Checkpoint
+from pipeline.scoring import held_out
+from pipeline.training import checkpoint, loop
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
@@ -112,7 +114,7 @@ class Events:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.done: dict[str, int] = {}
         self.until: tuple[str, int] | None = None
-        for kind, module, name in (("step", loop, "_step"), ("patch", loop, "measure"), ("case", evaluate, "predict_stored")):
+        for kind, module, name in (("step", loop, "_step"), ("patch", loop, "measure"), ("case", held_out, "predict_stored")):
             patch.setattr(module, name, self._counted(kind, getattr(module, name)))
         patch.setattr(cli.stop, "signal", None)
         patch.setattr(train, "_report", lambda folder: None)  # pictures of results that are compared here to the bit
@@ -234,7 +236,7 @@ def test_seconds_add_up_over_stops(discs: Path, tmp_path: Path, events: Events, 
 SCRIPT = """
 import os, signal, sys
 from pipeline import train
-from pipeline.engine import loop
+from pipeline.training import loop
 
 number, at, log = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 del sys.argv[1:4]
@@ -286,7 +288,7 @@ def test_signals_to_the_whole_group_lose_no_step(calm: Callable[[str], Calm], di
 
 
 def _weights(run: Path, kind: str) -> str:
-    weights = checkpoint.load_model(run / "fold_0" / f"{kind}_model.safetensors").weights
+    weights = models.load_model(run / "fold_0" / f"{kind}_model.safetensors").weights
     return hashlib.sha256(b"".join(weights[k].numpy().tobytes() for k in sorted(weights))).hexdigest()
 
 
@@ -360,7 +362,7 @@ def test_states_and_models_follow_the_umask(tmp_path: Path) -> None:
     try:
         state = checkpoint.save_state(tmp_path, (1, 0), {"w": torch.zeros(1)}, {"epoch": 1})
         model = Checkpoint(config={}, channels=(1, 1), fold=0, epoch=0, score=None, weights={"w": torch.zeros(1)}, kind="best")
-        checkpoint.save_model(tmp_path / "model.safetensors", model)
+        models.save_model(tmp_path / "model.safetensors", model)
     finally:
         os.umask(before)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (state, tmp_path / "model.safetensors")] == [0o640, 0o640]
@@ -373,7 +375,7 @@ def test_states_without_steps_are_read(calm: Callable[[str], Calm], discs: Path,
     folder = tmp_path / "run" / "fold_0" / "checkpoint_latest"
     next(folder.glob("*_step_*")).unlink()
     (state,) = folder.iterdir()
-    tensors, facts = checkpoint._decode(state)
+    tensors, facts = models.decode(state)
     state.unlink()
     checkpoint.save_state(folder, (1, 0), tensors, {k: v for k, v in facts.items() if k not in ("step", "means", "seconds")})
     assert events.run(arguments) == 0

@@ -20,13 +20,12 @@ from pipeline import files
 from pipeline.config import Change, Config, ConfigError, from_dict
 from pipeline.data import cases, change, store
 from pipeline.data.store import Stored
-from pipeline.engine import evaluate as engine
-from pipeline.engine import folder
-from pipeline.engine.folder import mean
 from pipeline.metrics import CHANGED, IMAGES, better, bound, evaluate
 from pipeline.metrics.image import intensities, psnr, ssim
 from pipeline.metrics.retouch import Retouched, empty_masks, note, retouch
 from pipeline.records import Part, UserError
+from pipeline.scoring import folder, held_out
+from pipeline.scoring.folder import mean
 
 SHAPE = (3, 24, 30)
 KEYS = ["psnr_in", "psnr_out", "ssim_in", "ssim_out", "leak", "mask_share", "empty_mask"]
@@ -316,25 +315,25 @@ def test_a_held_out_case_is_scored_by_the_mask_of_its_pair(tmp_path: Path) -> No
     case = stored(tmp_path, config)
     mask = change.mask(source, target, Change())[0] >= 0.5
     soft = np.concatenate([intensities(target), mask[None]]).astype(np.float32)
-    scores = engine.score(config, soft, case)
+    scores = held_out.score(config, soft, case)
     assert scores["psnr_in"] == scores["psnr_out"] == scores["psnr"] == 100
     assert scores["mask_dice"] == 1
     assert scores["mask_share"] == mask.mean() > 60 / 720
     assert scores["leak"] == pytest.approx(np.abs(intensities(target) - intensities(source))[:, ~mask].mean(), abs=1e-9)
-    assert engine.answer_of(config, soft, case).shape == SHAPE
-    np.testing.assert_array_equal(engine.answer_of(config, soft, case), target)
+    assert held_out.answer_of(config, soft, case).shape == SHAPE
+    np.testing.assert_array_equal(held_out.answer_of(config, soft, case), target)
 
 
 def test_a_network_without_a_mask_has_no_dice_of_it(tmp_path: Path) -> None:
     config = setting()
-    scores = engine.score(config, intensities(blemished()[0]), stored(tmp_path, config))
+    scores = held_out.score(config, intensities(blemished()[0]), stored(tmp_path, config))
     assert list(scores) == ["psnr", *KEYS]
 
 
 def test_a_users_own_masks_are_read_where_they_are_a_target(tmp_path: Path) -> None:
     config = setting(**OWN)
     target, source = blemished()
-    scores = engine.score(config, intensities(source), stored(tmp_path, config))
+    scores = held_out.score(config, intensities(source), stored(tmp_path, config))
     assert (scores["mask_share"], scores["leak"]) == (0.5, 0)
     difference = intensities(source)[:, :12] - intensities(target)[:, :12]
     assert scores["psnr_in"] == pytest.approx(-10 * math.log10((difference**2).mean()), rel=1e-4)
@@ -343,7 +342,7 @@ def test_a_users_own_masks_are_read_where_they_are_a_target(tmp_path: Path) -> N
 def test_doing_nothing_leaks_nothing_and_predicts_no_mask(tmp_path: Path) -> None:
     config = setting()
     several = [stored(tmp_path / "a", config), stored(tmp_path / "b", config, strength=0)]
-    row = engine.baselines_image(config, several)[engine.DO_NOTHING]
+    row = held_out.baselines_image(config, several)[held_out.DO_NOTHING]
     assert list(row) == ["psnr", *KEYS]
     assert (row["leak"], row["psnr_out"], row["empty_mask"]) == (0, 100, 0.5)
     assert 10 < row["psnr_in"] < row["psnr"]
@@ -353,9 +352,9 @@ def test_other_metrics_ask_for_no_mask(tmp_path: Path) -> None:
     config = dataclasses.replace(setting(), metrics=(Part(name="psnr"),))
     case = dataclasses.replace(stored(tmp_path, config), maps={})
     soft = np.concatenate([intensities(blemished()[0]), np.zeros((1, *SHAPE[1:]), np.float32)])
-    assert engine.score(config, soft, case) == {"psnr": 100}
+    assert held_out.score(config, soft, case) == {"psnr": 100}
     with pytest.raises(ConfigError, match="retouch: needs the input and a mask"):
-        engine.score(setting(), soft, case)
+        held_out.score(setting(), soft, case)
 
 
 # --- pipeline.evaluate --------------------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from pipeline import train
 from pipeline.config import ConfigError
-from pipeline.engine import loop
 from pipeline.networks import HeadedNet, build, parameters
 from pipeline.networks.dropblock import DropBlock, blocks, drop
 from pipeline.networks.sa_unet import Doubling, SpatialAttention
 from pipeline.records import Part
+from pipeline.training import loop
 
 
 def sa_unet(in_channels: int = 3, out_channels: int = 1, dims: int = 2, **options: Any) -> HeadedNet:

@@ -19,11 +19,11 @@ from torch import nn
 from pipeline import predict
 from pipeline.config import Config, from_dict
 from pipeline.data.normalise import Scale
-from pipeline.engine import norms
-from pipeline.engine.checkpoint import save_model
-from pipeline.engine.inference import Source, cut, settled, sliding_window, tiling, voice
-from pipeline.engine.stitching import mismatch, warning, with_halo
 from pipeline.geometry import WINDOWS, Tiling, up
+from pipeline.inference import norms
+from pipeline.inference.models import save_model
+from pipeline.inference.sliding_window import Source, cut, settled, sliding_window, tiling, voice
+from pipeline.inference.stitching import mismatch, warning, with_halo
 from pipeline.networks import HeadedNet, build, receptive
 from pipeline.records import Checkpoint, Part, UserError
 
@@ -515,7 +515,7 @@ def test_only_what_can_be_done_here_is_named() -> None:
 
 def test_tiles_of_the_training_size_are_neither_measured_nor_told(monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
-    monkeypatch.setattr("pipeline.engine.stitching.mismatch", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("pipeline.inference.stitching.mismatch", lambda *_: pytest.fail("measured"))
     assert warned(net, image, trained=64, patch=[64] * 2) is None
     assert warned(net, image, trained=62, patch=[64] * 2) is None  # on the network's stride
     assert warned(net, source(40, 170), trained=64, patch=[64] * 2) is None  # a tile no longer than the image

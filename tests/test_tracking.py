@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import files, train
-from pipeline.engine.tracking import TRACKERS, Subject, Trackers, flat
+from pipeline.training.tracking import TRACKERS, Subject, Trackers, flat
 
 
 class Notebook:

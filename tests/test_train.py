@@ -22,9 +22,9 @@ from conftest import competition_folder
 from pipeline import train
 from pipeline.config import from_dict
 from pipeline.data.loaders import Key, PatchDataset
-from pipeline.engine import loop
-from pipeline.engine.checkpoint import load_model
+from pipeline.inference.models import load_model
 from pipeline.losses import WeightedSum
+from pipeline.training import loop
 
 
 def run(config: Path, data: Path, out: Path, *more: str) -> int:
@@ -441,8 +441,8 @@ def test_init_from_lists_and_refuses(tiny: Path, surfaces: Path, tmp_path: Path,
 def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
     """Stopping after every epoch and going on from the saved JSON gives the same rates as one go."""
     from pipeline.config import Part, Train
-    from pipeline.engine import optim
-    from pipeline.engine.loop import _plain
+    from pipeline.training import optim
+    from pipeline.training.loop import _plain
 
     settings = Train(epochs=12, optimizer=Part(name=optimizer, options={"lr": 0.1}), schedule=Part(name=schedule), average=None)
     whole, parts = [], []
@@ -467,7 +467,7 @@ def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
 
 def test_warm_restarts_restart() -> None:
     from pipeline.config import Part, Train
-    from pipeline.engine import optim
+    from pipeline.training import optim
 
     settings = Train(schedule=Part(name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}))
     opt, sched = optim.make(settings, torch.nn.Linear(1, 1))

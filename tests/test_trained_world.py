@@ -10,7 +10,7 @@ from conftest import TINY, sheets
 from small_models import in_codes, nifti, rows, run_predict
 
 from pipeline import files, submit, train
-from pipeline.engine.checkpoint import load_model
+from pipeline.inference.models import load_model
 
 SHAPE = (20, 24, 24)
 

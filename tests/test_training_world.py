@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import train
 from pipeline.data import world
-from pipeline.engine.checkpoint import load_model
+from pipeline.inference.models import load_model
 
 Output = pytest.CaptureFixture[str]
 SHAPE = (20, 20, 20)

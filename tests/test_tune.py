@@ -18,14 +18,14 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline import config as configs
 from pipeline import ensemble, files, networks, postprocess, submit, tune
-from pipeline.engine import soft as softs
-from pipeline.engine import trials, tuning
-from pipeline.engine.checkpoint import save_model
-from pipeline.engine.trials import CaseFiles, Rules, Task, Trials
-from pipeline.engine.tuning import Candidate, part
+from pipeline.inference import soft as softs
+from pipeline.inference.models import save_model
 from pipeline.metrics import METRICS, evaluate, evaluate_frames
 from pipeline.metrics.frames import Truth
 from pipeline.records import Checkpoint, Part, Prediction, UserError
+from pipeline.tuning import search, trials
+from pipeline.tuning.search import Candidate, part
+from pipeline.tuning.trials import CaseFiles, Rules, Task, Trials
 
 SHAPE = (16, 20, 20)
 SPACE = """
@@ -117,7 +117,7 @@ def test_a_gain_that_is_there_is_found_and_written(run: Path, capsys: pytest.Cap
     assert gain["cases"] == 6
     assert gain["better"] == 6
     names = [r["name"] for r in result(run)["rows"]]
-    assert names == [tune.OWN, *tuning.BASELINES, tune.NESTED, tune.OPTIMISTIC]
+    assert names == [tune.OWN, *search.BASELINES, tune.NESTED, tune.OPTIMISTIC]
     out = capsys.readouterr().out
     assert all(name in out for name in names)
     spec = ensemble.load_spec(run.parent / "e.yaml")
@@ -132,7 +132,7 @@ def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
     """Computed again, step by step, by the functions that training and pipeline.evaluate use."""
     assert go(run) == 0
     config = configs.load(run / "config.yaml")
-    for name, steps in {tune.OWN: config.postprocess, **tuning.BASELINES}.items():
+    for name, steps in {tune.OWN: config.postprocess, **search.BASELINES}.items():
         for n in range(6):
             truth = tifffile.imread(run.parent / "labels" / f"{100 + n}.tif")
             soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}")[0].soft.astype(np.float32)

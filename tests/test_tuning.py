@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import postprocess
-from pipeline.engine import tuning
-from pipeline.engine.tuning import ALL, Candidate, Plan, part
 from pipeline.records import Part
+from pipeline.tuning import search
+from pipeline.tuning.search import ALL, Candidate, Plan, part
 
 START = Candidate(steps=(part("threshold", at=0.5),))
 STAGES = (
@@ -59,7 +59,7 @@ def planted(case: str, candidate: Candidate) -> float:
 
 def test_the_planted_optimum_is_found_with_a_fraction_of_the_questions() -> None:
     table = Table(planted)
-    chosen = tuning.nested(PLAN, PARTS, table)
+    chosen = search.nested(PLAN, PARTS, table)
     assert set(chosen) == {ALL, "a", "b", "c"}
     for candidate in chosen.values():
         assert options(candidate) == {"threshold": 0.3, "dust": 100}
@@ -68,7 +68,7 @@ def test_the_planted_optimum_is_found_with_a_fraction_of_the_questions() -> None
 
 def test_refinement_leaves_the_grid() -> None:
     """The best threshold lies between those of the stage."""
-    chosen = tuning.nested(PLAN, PARTS, Table(lambda case, c: noise(case) - abs(options(c)["threshold"] - 0.325) - 0.01 * len(c.steps)))
+    chosen = search.nested(PLAN, PARTS, Table(lambda case, c: noise(case) - abs(options(c)["threshold"] - 0.325) - 0.01 * len(c.steps)))
     assert options(chosen[ALL]) == {"threshold": 0.325}
 
 
@@ -79,7 +79,7 @@ def test_member_weights_are_searched() -> None:
     def score(case: str, candidate: Candidate) -> float:
         return planted(case, candidate) - abs(candidate.weights[0] - 0.25) - 0.1 * (candidate.fusion == "mean")
 
-    chosen = tuning.nested(plan, PARTS, Table(score))[ALL]
+    chosen = search.nested(plan, PARTS, Table(score))[ALL]
     assert (chosen.weights, chosen.fusion) == ((0.25, 0.75), "logit")
     assert options(chosen) == {"threshold": 0.3, "dust": 100}
 
@@ -92,14 +92,14 @@ def test_a_choice_does_not_depend_on_what_it_is_scored_on(seed: int, held: str) 
     def other(case: str, candidate: Candidate) -> float:
         return noise(seed, case, candidate.key) * 100 if case in PARTS[held] else planted(case, candidate)
 
-    assert tuning.nested(PLAN, PARTS, Table(other))[held] == tuning.nested(PLAN, PARTS, Table(planted))[held]
+    assert search.nested(PLAN, PARTS, Table(other))[held] == search.nested(PLAN, PARTS, Table(planted))[held]
 
 
 def test_what_is_best_on_one_group_alone_is_not_chosen_for_it() -> None:
     def tempting(case: str, candidate: Candidate) -> float:
         return (10.0 if case in PARTS["a"] else -1.0) if "opening" in options(candidate) else planted(case, candidate)
 
-    chosen = tuning.nested(PLAN, PARTS, Table(tempting))
+    chosen = search.nested(PLAN, PARTS, Table(tempting))
     assert "opening" in options(chosen[ALL])
     assert "opening" not in options(chosen["a"])
 
@@ -112,11 +112,11 @@ def test_noise_gains_nothing_out_of_sample() -> None:
         def score(case: str, candidate: Candidate, seed: int = seed) -> float:
             return noise(case) + noise(seed, case, candidate.key)
 
-        chosen = tuning.nested(PLAN, PARTS, Table(score))
+        chosen = search.nested(PLAN, PARTS, Table(score))
         of = {case: p for p, cases in PARTS.items() for case in cases}
         nested += [score(case, chosen[p]) - score(case, START) for case, p in of.items()]
         optimistic += [score(case, chosen[ALL]) - score(case, START) for case in of]
-    honest = tuning.gain(np.array(nested), range(len(nested)))
+    honest = search.gain(np.array(nested), range(len(nested)))
     assert honest.low < 0 < honest.high
     assert abs(honest.mean) < 0.12  # standard error 0.05
     assert np.mean(optimistic) > 0.3
@@ -130,7 +130,7 @@ def of_length(*lengths: int) -> list[Candidate]:
 
 
 def test_equal_scores_choose_the_present_one() -> None:
-    assert tuning.pick(of_length(3, 1, 2), np.full((3, 5), 0.7)) == 0
+    assert search.pick(of_length(3, 1, 2), np.full((3, 5), 0.7)) == 0
 
 
 def test_within_one_standard_error_the_shortest_wins() -> None:
@@ -138,21 +138,21 @@ def test_within_one_standard_error_the_shortest_wins() -> None:
     level = rng.random(50)
     near = level + rng.normal(0, 0.1, 50)
     near += (level - near).mean() + 0.01  # paired difference 0.01, standard error 0.014
-    assert tuning.pick(of_length(1, 4, 2, 3), np.stack([level - 1, near, level, near])) == 2
-    assert tuning.pick(of_length(1, 2, 4, 3), np.stack([level - 1, level - 0.01, level, level - 0.02])) == 2  # sure: no spread
+    assert search.pick(of_length(1, 4, 2, 3), np.stack([level - 1, near, level, near])) == 2
+    assert search.pick(of_length(1, 2, 4, 3), np.stack([level - 1, level - 0.01, level, level - 0.02])) == 2  # sure: no spread
 
 
 def test_cases_are_paired() -> None:
     """A small gain in every case counts, however much cases differ from each other."""
     level = np.random.default_rng(0).random(30) * 100
-    assert tuning.pick(of_length(1, 3), np.stack([level, level + 0.01])) == 1
+    assert search.pick(of_length(1, 3), np.stack([level, level + 0.01])) == 1
 
 
 def test_scores_that_are_not_finite_are_out() -> None:
     scores = np.array([[0.1, 0.1], [np.nan, 5], [np.inf, 5], [-np.inf, 5], [0.2, 0.2]])
-    assert tuning.pick(of_length(1, 1, 1, 1, 1), scores) == 4
-    assert tuning.pick(of_length(1, 1), np.full((2, 2), np.nan)) == 0
-    assert tuning.pick(of_length(2, 1), np.array([[0.1], [0.2]])) == 1  # one case has no spread
+    assert search.pick(of_length(1, 1, 1, 1, 1), scores) == 4
+    assert search.pick(of_length(1, 1), np.full((2, 2), np.nan)) == 0
+    assert search.pick(of_length(2, 1), np.array([[0.1], [0.2]])) == 1  # one case has no spread
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_interval_agrees_with_scipy() -> None:
     from scipy.stats import bootstrap
 
     values = np.random.default_rng(1).exponential(size=40)
-    ours = tuning.gain(values, range(40))
+    ours = search.gain(values, range(40))
     theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)).confidence_interval
     assert ours.mean == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
@@ -170,25 +170,25 @@ def test_interval_agrees_with_scipy() -> None:
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(3)
-    found = [tuning.gain(rng.normal(0.3, 1, 40), range(40), resamples=1000, seed=i) for i in range(300)]
+    found = [search.gain(rng.normal(0.3, 1, 40), range(40), resamples=1000, seed=i) for i in range(300)]
     assert 0.89 <= np.mean([g.low <= 0.3 <= g.high for g in found]) <= 0.98
 
 
 def test_cases_that_go_together_widen_the_interval() -> None:
     groups = np.repeat(np.arange(8), 10)
     values = np.random.default_rng(4).normal(size=8)[groups]
-    by_case, by_group = tuning.gain(values, range(80)), tuning.gain(values, groups.tolist())
+    by_case, by_group = search.gain(values, range(80)), search.gain(values, groups.tolist())
     assert by_group.high - by_group.low > 2 * (by_case.high - by_case.low)
     assert by_group.mean == by_case.mean
 
 
 def test_same_seed_same_interval_and_signs_are_counted() -> None:
     values = np.array([0.5, 0.2, -0.1, 0.0, np.nan, np.inf])
-    found = tuning.gain(values, list("abcdef"))
-    assert found == tuning.gain(values, list("abcdef"))
+    found = search.gain(values, list("abcdef"))
+    assert found == search.gain(values, list("abcdef"))
     assert (found.better, found.worse, found.cases) == (2, 1, 4)
-    assert tuning.gain(np.full(3, np.nan), "abc").cases == 0
-    same = tuning.gain(np.full(4, 0.25), "abcd")
+    assert search.gain(np.full(3, np.nan), "abc").cases == 0
+    same = search.gain(np.full(4, 0.25), "abcd")
     assert same.low == same.high == same.mean == 0.25
 
 
@@ -198,7 +198,7 @@ def test_same_seed_same_interval_and_signs_are_counted() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text("xyz123", min_size=1, max_size=4), st.sampled_from([f"g{n}" for n in range(15)]), min_size=1, max_size=40))
 def test_parts_keep_groups_whole(groups: dict[str, str]) -> None:
-    parts = tuning.deal(groups)
+    parts = search.deal(groups)
     assert sorted(case for cases in parts.values() for case in cases) == sorted(groups)
     assert len(parts) == min(8, len(set(groups.values())))
     for group in set(groups.values()):
@@ -209,7 +209,7 @@ def test_parts_keep_groups_whole(groups: dict[str, str]) -> None:
 def test_everything_in_the_built_in_space_can_be_run(channels: int, dims: int) -> None:
     own = (part("threshold", at=0.4), part("dust", below=5), part("instances"))
     own = own if channels == 1 else (part("argmax"),)
-    stages = tuning.space(own, 64.0, channels, dims)
+    stages = search.space(own, 64.0, channels, dims)
     assert stages[0][0] == own[:1]
     for ways in stages:
         for steps in ways:
@@ -220,7 +220,7 @@ def test_everything_in_the_built_in_space_can_be_run(channels: int, dims: int) -
 
 def test_sizes_grow_with_the_faces_of_the_volume() -> None:
     def dusts(edge: float) -> list[int]:
-        stage = next(s for s in tuning.space((), edge, 1, 3) if any(w and w[0].name == "dust" for w in s))
+        stage = next(s for s in search.space((), edge, 1, 3) if any(w and w[0].name == "dust" for w in s))
         return [w[0].options["below"] for w in stage if w]
 
     assert dusts(80) == [20, 100, 500, 2000]
@@ -229,14 +229,14 @@ def test_sizes_grow_with_the_faces_of_the_volume() -> None:
 
 
 def test_numbers_of_the_present_step_are_varied_one_at_a_time() -> None:
-    stage = tuning.space((part("walls", low=0.02),), 80, 1, 3)[0]
+    stage = search.space((part("walls", low=0.02),), 80, 1, 3)[0]
     walls = [dict(s[0].options) for s in stage if s[0].name == "walls"]
     assert walls[0] == {"low": 0.02}
     assert {"low": 0.01} in walls
     assert {"low": 0.02, "merge": 0.6} in walls
     assert {"low": 0.02, "depth": 1.0} in walls
     for step in (Part(name="hysteresis", options={"low": 0.9, "high": 0.9}), part("threshold", at=1.0), part("threshold", at=0.0)):
-        for new, *_ in tuning._around((step,)):
+        for new, *_ in search._around((step,)):
             postprocess.check((new,))
             assert sum(new.options[k] != v for k, v in step.options.items()) == 1
 

@@ -19,10 +19,10 @@ from hypothesis.extra.numpy import arrays
 from pipeline import evaluate as scoring
 from pipeline import train
 from pipeline.config import Config, from_dict
-from pipeline.engine.validation import PatchRules, PatchScores, measure
 from pipeline.metrics import evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.records import Part
+from pipeline.scoring.patches import PatchRules, PatchScores, measure
 
 PATCHES = st.integers(1, 5).flatmap(lambda n: st.tuples(*[arrays(np.uint8, (n, 4, 5), elements=st.integers(0, 3))] * 2))
 """Answers of classes 0 to 2 (3 is read as 2) and labels, of which 3 is ignored."""

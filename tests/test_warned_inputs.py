@@ -10,7 +10,7 @@ import tifffile
 from small_models import model_file, noise, rows, run_predict
 
 from pipeline import files
-from pipeline.engine import soft as softs
+from pipeline.inference import soft as softs
 
 BLOCKS = pytest.mark.parametrize("blocks", ["never", "always"])
 

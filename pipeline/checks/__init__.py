@@ -263,7 +263,8 @@ def dry_run(request: Request) -> int:
 
 def _of_states(start: Start) -> Iterator[Problem]:
     """Folds that would go on from a saved state, of which all are damaged."""
-    from pipeline.engine import checkpoint
+    from pipeline.inference import models
+    from pipeline.training import checkpoint
 
     there = [path.name for path in start.folder.glob("fold_*") if path.is_dir()] if start.continues else []
     for folder in (start.folder / f"fold_{n}" for n in places.present(start.folds, there)):
@@ -271,7 +272,7 @@ def _of_states(start: Start) -> Iterator[Problem]:
             result = runs.read_result(folder)
             if result is None or result.status != "completed":
                 checkpoint.load_fold(folder / "checkpoint_latest", warn=lambda text: None)
-        except checkpoint.CheckpointError as error:
+        except models.CheckpointError as error:
             yield Problem(str(error))
         except UserError:
             continue  # said by runs.damaged

@@ -10,12 +10,13 @@ from pipeline import losses, postprocess
 from pipeline.checks import limits, trials
 from pipeline.config import Config, ConfigError, Data, Problem, nearest
 from pipeline.data.store import Facts
-from pipeline.engine import evaluate, inference, norms, validation
 from pipeline.geometry import Tiling
+from pipeline.inference import norms, sliding_window
 from pipeline.metrics import CHANGED, IMAGES, METRICS, SOFT, better, bound
 from pipeline.networks import HeadedNet, receptive
 from pipeline.networks import build as build_network
 from pipeline.records import Part, UserError
+from pipeline.scoring import held_out, patches
 from pipeline.tasks import TASKS
 
 GUESS = {2: 3, 3: 1}
@@ -107,7 +108,7 @@ def _tiles(config: Config) -> Iterator[Problem]:
 
 
 def _metrics(config: Config) -> Iterator[Problem]:
-    lists = {"metrics": evaluate.case_metrics(config), "train.validate.metrics": validation.validation_metrics(config)}
+    lists = {"metrics": held_out.case_metrics(config), "train.validate.metrics": patches.validation_metrics(config)}
     for key, parts in lists.items():
         for n, part in enumerate(parts):
             where = f"{key}.{n}"
@@ -162,7 +163,7 @@ def for_cases(config: Config, facts: Sequence[Facts]) -> Iterator[Problem]:
     """What depends on the cases: metrics of small images, of millimetres that files do not carry, and norms that tiles cannot have."""
     shapes = [f.shapes["image"] for f in facts if "image" in f.shapes]
     yield from _for_sizes(config, shapes)
-    parts = (*evaluate.case_metrics(config), *validation.validation_metrics(config))
+    parts = (*held_out.case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
     bare = [f.id for f in facts if label in f.grids and not f.grids[label].get("spacing")]
     if bare and any(part.options.get("tolerance_mm") is not None for part in parts):
@@ -174,7 +175,7 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
     sides = [tuple(s[1:]) for s in shapes]
     smallest = tuple(min((32, *axis)) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
-        for n, part in enumerate(evaluate.case_metrics(config)):
+        for n, part in enumerate(held_out.case_metrics(config)):
             if not _metric(config, part, f"metrics.{n}"):
                 yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
     if config.predict.patch != "whole" and not list(_tiles(config)):
@@ -203,7 +204,7 @@ def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
     largest = max(shapes, key=lambda s: max(s[1:]))
     channels = largest[0], TASKS[config.task].channels(config, largest[0])
     network = trials.outline(config, channels)
-    tiles = inference.tiling(config, largest[1:])
+    tiles = sliding_window.tiling(config, largest[1:])
     if tiles.count() == 1 or not receptive.tile_dependent(network):
         return
     way, keys = config.predict.norms, ("predict.norms",)

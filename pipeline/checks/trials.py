@@ -17,7 +17,7 @@ from monai.transforms import Randomizable
 from pipeline import losses, networks, tasks
 from pipeline.config import Config, ConfigError, InitFrom, Problem, bind
 from pipeline.data import derived, normalise, transforms
-from pipeline.engine import checkpoint, initial, optim
+from pipeline.inference import models
 from pipeline.losses import vgg
 from pipeline.metrics import CHANGED, IMAGES, SOFT, evaluate
 from pipeline.metrics.context import MetricContext
@@ -25,6 +25,7 @@ from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.networks import outline as outlines
 from pipeline.records import Part, Term, UserError
+from pipeline.training import initial, optim
 
 EXPECTED = (UserError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
 """What an option that cannot be used raises, here or in the library that gets it."""
@@ -185,7 +186,7 @@ def initial_weights(wanted: InitFrom, config: Config, channels: tuple[int, int] 
     """The model file of ``train.init_from`` against the network; without ``channels``, the one for the file's own images."""
     key = "train.init_from"
     try:
-        model = checkpoint.load_model(Path(wanted.path), own=False)
+        model = models.load_model(Path(wanted.path), own=False)
         ends = channels or (model.channels[0], tasks.TASKS[config.task].channels(config, model.channels[0]))
         initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
     except UserError as error:

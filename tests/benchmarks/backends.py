@@ -97,7 +97,7 @@ def fresh(network: str, path: Path) -> Path:
     import torch
 
     from pipeline import config, networks
-    from pipeline.engine.checkpoint import save_model
+    from pipeline.inference.models import save_model
     from pipeline.records import Checkpoint
 
     facts = {
@@ -126,7 +126,7 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
 
     from pipeline import predict
     from pipeline.data import normalise
-    from pipeline.engine.inference import Source, sliding_window, tiling
+    from pipeline.inference.sliding_window import Source, sliding_window, tiling
 
     began = time.perf_counter()
     backend = "torch" if arguments.side == LOADED else arguments.side

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
-from pipeline.engine.folder import Scores, image_scores, mean
 from pipeline.metrics.image import intensities
 from pipeline.records import Part
+from pipeline.scoring.folder import Scores, image_scores, mean
 
 METRICS = (Part(name="psnr"), Part(name="ssim"), Part(name="mae"))
 SIGMAS = (0.7, 1.0, 1.5, 2.0, 3.0)

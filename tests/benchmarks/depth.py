@@ -34,7 +34,7 @@ def prepare(folder: Path, depths: list[int], edge: int) -> None:
 
     from pipeline import config as configs
     from pipeline import networks
-    from pipeline.engine.checkpoint import save_model
+    from pipeline.inference.models import save_model
     from pipeline.records import Checkpoint
 
     config = configs.from_dict(CONFIG)

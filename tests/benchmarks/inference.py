@@ -39,8 +39,8 @@ def _save(folder: Path, name: str, soft: np.ndarray) -> None:
 
 def ours(folder: Path) -> float:
     from pipeline.data.normalise import percentile
-    from pipeline.engine.inference import Source, sliding_window
     from pipeline.geometry import Tiling
+    from pipeline.inference.sliding_window import Source, sliding_window
 
     net = network()
     began = time.perf_counter()

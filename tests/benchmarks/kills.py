@@ -39,7 +39,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch  # noqa: E402 - after the number of its threads is set
 
 from pipeline import cli, predict, submit, train  # noqa: E402
-from pipeline.engine import checkpoint, evaluate, loop  # noqa: E402
+from pipeline.inference import models  # noqa: E402
+from pipeline.scoring import held_out  # noqa: E402
+from pipeline.training import checkpoint, loop  # noqa: E402
 
 CONFIG = """
 name: kills
@@ -70,8 +72,8 @@ PHASES = {
     (loop, "_train"): "training",
     (loop, "validate"): "validating",
     (checkpoint, "save_state"): "saving state",
-    (checkpoint, "save_model"): "saving model",
-    (evaluate, "held_out"): "held-out cases",
+    (models, "save_model"): "saving model",
+    (held_out, "held_out"): "held-out cases",
     (train, "_keep_answers"): "keeping answers",
     (train, "summarise"): "summing up",
     (train, "_report"): "report",
@@ -93,9 +95,9 @@ LOADED = (
     "pipeline.data.transforms",
     "pipeline.data.derived",
     "pipeline.data.folds",
-    "pipeline.engine.stitching",
-    "pipeline.engine.initial",
-    "pipeline.engine.backends",
+    "pipeline.inference.stitching",
+    "pipeline.training.initial",
+    "pipeline.inference.backends",
 )
 """Modules that the commands load where they need them, beside those above."""
 

@@ -73,10 +73,10 @@ def train(arguments: argparse.Namespace, name: str) -> None:
 
 def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
     """``{post-processing: {case: scores}}`` of the out-of-fold probabilities."""
+    from pipeline import processes
     from pipeline.config import load
-    from pipeline.engine import processes
-    from pipeline.engine.trials import Rules
     from pipeline.records import Part
+    from pipeline.tuning.trials import Rules
 
     config = load(run / "config.yaml")
     rules = Rules(metrics=tuple(Part(name=m) for m in METRICS), data=config.data)
@@ -92,7 +92,7 @@ def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
 def one(case_id: str, folder: Path, label: Path, rules, steps: Mapping) -> dict[str, dict[str, float]]:
     from pipeline import postprocess
     from pipeline.data.store import read_labels
-    from pipeline.engine import soft
+    from pipeline.inference import soft
     from pipeline.metrics import evaluate_frames
     from pipeline.metrics.frames import Truth
 
@@ -104,7 +104,7 @@ def one(case_id: str, folder: Path, label: Path, rules, steps: Mapping) -> dict[
 def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> None:
     from scipy.stats import spearmanr
 
-    from pipeline.engine.tuning import gain
+    from pipeline.tuning.search import gain
 
     first = next(iter(scores))
     for steps in scores[first]:

@@ -3,7 +3,7 @@
     python tests/benchmarks/retouch.py [--size 4000 6000] [--levels 3] [--tiles 12] [--rounds 1]
     python tests/benchmarks/retouch.py --table
 
-Both have their default widths and random weights, and answer through ``pipeline.engine.inference.sliding_window``, each in a
+Both have their default widths and random weights, and answer through ``pipeline.inference.sliding_window.sliding_window``, each in a
 process of its own. ABPN is timed in full. Of the U-Net (base 64, overlap 128) only the first ``--tiles`` tiles are computed; the
 others answer with their input, so that its memory is that of the whole image, and its time is the median of a computed tile times
 the number of tiles, plus what cutting and blending took. ``--table``: weights and arithmetic of ABPN by number of levels.
@@ -76,14 +76,14 @@ def prepare(folder: Path) -> None:
 
 def _source(folder: Path):
     from pipeline.data.normalise import Scale
-    from pipeline.engine.inference import Source
+    from pipeline.inference.sliding_window import Source
 
     array = np.load(folder / "image.npy", mmap_mode="r")
     return Source(array=array, scale=Scale(low=(0.0,) * 3, high=(255.0,) * 3))
 
 
 def whole(folder: Path) -> float:
-    from pipeline.engine.inference import sliding_window
+    from pipeline.inference.sliding_window import sliding_window
 
     asked = json.loads((folder / "settings.json").read_text())
     net = network("abpn", levels=asked["levels"])
@@ -95,7 +95,7 @@ def whole(folder: Path) -> float:
 
 
 def tiled(folder: Path) -> float:
-    from pipeline.engine.inference import sliding_window
+    from pipeline.inference.sliding_window import sliding_window
 
     asked = json.loads((folder / "settings.json").read_text())
     net, tiles = network("image_unet"), tiling(asked["size"], tiled=True)

@@ -55,8 +55,8 @@ def unit(array: np.ndarray) -> torch.Tensor:
 
 def ours_tiled(net: torch.nn.Module, array: np.ndarray, window: str, halo: int) -> tuple[np.ndarray, list[int]]:
     from pipeline.data.normalise import Scale
-    from pipeline.engine.inference import Source, sliding_window
     from pipeline.geometry import Tiling
+    from pipeline.inference.sliding_window import Source, sliding_window
     from pipeline.networks.receptive import stride
 
     tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, window=window, halo=halo, grid=stride(net, 2))
@@ -112,8 +112,8 @@ def table(size: int) -> None:
 
 def ours(folder: Path) -> float:
     from pipeline.data.normalise import Scale
-    from pipeline.engine.inference import Source, sliding_window
     from pipeline.geometry import Tiling
+    from pipeline.inference.sliding_window import Source, sliding_window
 
     net = network()
     began = time.perf_counter()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.engine import distributed
 from pipeline.records import UserError
+from pipeline.training import distributed
 
 torch.set_num_threads(1)
 

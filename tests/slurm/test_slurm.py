@@ -318,8 +318,8 @@ def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(cluster
 
 
 def trains_distributed() -> bool:
-    named = (ROOT / "pipeline" / "train.py").read_text() + (ROOT / "pipeline" / "engine" / "loop.py").read_text()
-    return importlib.util.find_spec("pipeline.engine.distributed") is not None and "distributed" in named
+    named = (ROOT / "pipeline" / "train.py").read_text() + (ROOT / "pipeline" / "training" / "loop.py").read_text()
+    return importlib.util.find_spec("pipeline.training.distributed") is not None and "distributed" in named
 
 
 @on_slurm

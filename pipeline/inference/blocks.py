@@ -3,7 +3,7 @@
 A block is some rows along the first space axis, one float32 file ``OUTPUT/blocks/ID.KEY/ROW.npy``, whole or absent: the file is its own
 marker, and no two processes write one. ``KEY`` is a hash of all that the answer depends on, so blocks of other models, settings or
 inputs are never taken for these. Every block has the bits that it has in the answer of one process
-(:func:`pipeline.engine.inference.stream`), on machines that compute alike.
+(:func:`pipeline.inference.sliding_window.stream`), on machines that compute alike.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, grid, postprocess
+from pipeline import files, grid, postprocess, processes
 from pipeline.config import Config, to_dict
 from pipeline.data import store
 from pipeline.data.normalise import Scale
-from pipeline.engine import processes
-from pipeline.engine.inference import Sink, Source, Voice, stream
 from pipeline.files import FileError, Pixels, Rows, slabs
 from pipeline.geometry import Tiling
+from pipeline.inference.sliding_window import Sink, Source, Voice, stream
 from pipeline.morphology import blocks as parts
 from pipeline.records import Case, Geometry, Part, UserError
 from pipeline.tasks import TASKS, answer_suffix
@@ -241,7 +240,7 @@ def compute(source: Source, speak: Voice, tiles: Tiling, blocks: Blocks, runs: S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Soft:
-    """A soft answer on disk: its case, array and geometry, and ``facts`` as in :func:`pipeline.engine.soft.save`; ``work`` takes scratch files."""
+    """A soft answer on disk: its case, array and geometry, and ``facts`` as in :func:`pipeline.inference.soft.save`; ``work`` takes scratch files."""
 
     case_id: str
     array: Rows
@@ -424,7 +423,7 @@ def write_image(soft: Soft, output: Path, scale: Scale) -> tuple[Path, dict[str,
 
 
 def save_soft(folder: Path, soft: Soft) -> None:
-    """What :func:`pipeline.engine.soft.save` writes, slab by slab."""
+    """What :func:`pipeline.inference.soft.save` writes, slab by slab."""
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / f"{soft.case_id}.json", {**soft.facts, "geometry": asdict(soft.geometry)})
     dtype = np.dtype(np.float32 if soft.facts.get("task") == "image" else np.float16)

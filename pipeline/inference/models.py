@@ -1,19 +1,12 @@
-"""Model files and resumable states: safetensors with a JSON header, whole or absent, never pickle.
-
-A model file holds weights and what rebuilds their network. A state holds everything that training needs to go on as if it had
-never stopped; its file name carries the epoch (and within one the step) and the hash of its bytes, so that a damaged one is
-recognised and passed over.
-"""
+"""Model files: safetensors with a JSON header that rebuilds their network, whole or absent, never pickle."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from pipeline import documents, files
-from pipeline.config import ConfigError, bind, from_dict
+from pipeline import documents, files, networks
+from pipeline.config import Config, ConfigError, bind, from_dict
 from pipeline.data import normalise
 from pipeline.files.documents import problem as documents_problem
 from pipeline.networks import outline as outlines
@@ -34,11 +27,6 @@ HEADER = "pipeline"
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
 TRAINED_ON = "trained_on"
 """Key of the header that older files lack."""
-
-STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
-"""Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
-
-STATE_SUGGESTION = "Remove it, so that the one before it is taken, or start over with --fresh."
 
 SHOWN = 300
 """Letters of another library's words that a message shows."""
@@ -60,9 +48,6 @@ KINDS = {
 }
 """Types of numbers that are read, as safetensors calls them."""
 
-KEEP = 2
-"""Newest states kept; the older one is the way back when the newest is damaged."""
-
 
 class CheckpointError(UserError):
     """A model file or state that cannot be used."""
@@ -71,7 +56,7 @@ class CheckpointError(UserError):
 def save_model(path: Path, checkpoint: Checkpoint) -> None:
     """Write a model file; equal contents give equal bytes."""
     header = {name: getattr(checkpoint, name) for name in (*FACTS, TRAINED_ON)}
-    files.write_bytes(path, _encode(checkpoint.weights, header))
+    files.write_bytes(path, encode(checkpoint.weights, header))
 
 
 def load_model(path: Path, own: bool = True) -> Checkpoint:
@@ -162,7 +147,8 @@ def _entries(value: Any) -> int:
     return len(value) + sum(_entries(item) for item in (value.values() if isinstance(value, Mapping) else value))
 
 
-def _encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
+def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
+    """A safetensors file with a header of this package; equal contents give equal bytes."""
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     return to_bytes(plain, metadata={HEADER: json.dumps(header)})
 
@@ -207,7 +193,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def _decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and header of a file that :func:`encode` made. Raises CheckpointError for another."""
     return _tensors(path), _header(path)
 
 
@@ -237,80 +224,9 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], w
     module.load_state_dict(dict(weights))
 
 
-def save_state(folder: Path, done: tuple[int, int], tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
-    """Add the state after ``done`` (whole epochs, steps of the next one) to ``folder``; of the others only the ``KEEP - 1`` before it stay.
-
-    States as far or further were passed over when the run was continued, so they are damaged.
-    """
-    content = _encode(tensors, facts)
-    epoch, step = done
-    name = f"epoch_{epoch:05d}" + (f"_step_{step:06d}" if step else "")
-    path = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, content)
-    others = {p: reached for p, reached in _states(folder).items() if p != path}
-    before = [p for p, reached in others.items() if reached < done][: KEEP - 1]
-    for old in others.keys() - before:
-        old.unlink()
-    return path
-
-
-def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The newest undamaged state, or None where there is none at all.
-
-    Raises CheckpointError when states exist but all are damaged: starting over silently would lose the user's hours.
-    """
-    states = _states(folder)
-    for path in states:
-        digest = path.stem.rpartition("-")[2]
-        if files.sha256(path)[:16] == digest:
-            return _decode(path)
-        warn(f"warning: {path} is damaged (its bytes do not match its name); trying the state before it")
-    if states:
-        raise CheckpointError(
-            f"{folder}: all {len(states)} saved states are damaged. Restore one from a backup, or start over with --fresh."
-        )
-    return None
-
-
-def load_fold(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """As :func:`load_state`, of a fold's training. Raises CheckpointError for what no training wrote, too."""
-    loaded = load_state(folder, warn)
-    found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)
-    if found is not None:
-        raise CheckpointError(f"{folder}: the newest state is none of a fold: its header: {found}. {STATE_SUGGESTION}")
-    return loaded
-
-
-def _states(folder: Path) -> dict[Path, tuple[int, int]]:
-    """State files and what each has done, the one that came furthest first; among equals the name decides, never the clock."""
-    names = [(p, STATE.fullmatch(p.stem)) for p in folder.glob("epoch_*.safetensors")]
-    done = [(p, (int(name[1]), int(name[2] or 0))) for p, name in names if name]
-    return dict(sorted(done, key=lambda entry: (entry[1], entry[0].name), reverse=True))
-
-
-def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """``optimizer.state_dict()`` as flat tensors ``optimizer/<index>/<name>`` and JSON-able rest."""
-    tensors, rest = {}, {}
-    for index, entry in state["state"].items():
-        for name, value in entry.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value
-            else:
-                rest.setdefault(str(index), {})[name] = value
-    return tensors, {"state": rest, "groups": state["param_groups"]}
-
-
-def restore_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of :func:`flatten_optimizer`."""
-    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/", 2)
-            state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": rest["groups"]}
+def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
+    """The network of a model file with its weights, ready for prediction."""
+    config = from_dict(model.config, where)
+    network = networks.build(config.network, *model.channels, config.data.dims)
+    load_weights(network, model.weights, where)
+    return network.eval(), config

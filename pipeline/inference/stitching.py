@@ -11,8 +11,8 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data import streamed
-from pipeline.engine.inference import Source, Speaker, Voice, sliding_window
 from pipeline.geometry import Tiling, up
+from pipeline.inference.sliding_window import Source, Speaker, Voice, sliding_window
 from pipeline.networks import receptive
 from pipeline.records import UserError
 

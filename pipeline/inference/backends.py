@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import pipeline
 from pipeline import files
-from pipeline.engine.checkpoint import load_facts
+from pipeline.inference.models import load_facts
 from pipeline.networks import HeadedNet
 from pipeline.records import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import InitFrom
-from pipeline.engine.checkpoint import CheckpointError, load_model
+from pipeline.inference.models import CheckpointError, load_model
 
 
 def load(network: torch.nn.Module, wanted: InitFrom) -> str:

@@ -20,19 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import documents, files, postprocess
+from pipeline import documents, files, postprocess, processes
 from pipeline.config import Data, bind
 from pipeline.data.store import read_labels, read_mask
-from pipeline.engine import processes
-from pipeline.engine import soft as softs
-from pipeline.engine.fusion import fuse
-from pipeline.engine.tuning import Candidate
-from pipeline.engine.validation import classes_of
 from pipeline.files import FileError, checked, parse
+from pipeline.inference import soft as softs
+from pipeline.inference.fusion import fuse
 from pipeline.metrics import evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import Truth, views
 from pipeline.records import METRICS_VERSION, Part, UserError
+from pipeline.scoring.patches import classes_of
+from pipeline.tuning.search import Candidate
 
 Scores = dict[str, float]
 BYTES = 60

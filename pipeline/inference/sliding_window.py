@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
-from pipeline.engine import norms
-from pipeline.engine.fusion import require_weights
 from pipeline.files import Pixels
 from pipeline.geometry import Tiling, flips, up
+from pipeline.inference import norms
+from pipeline.inference.fusion import require_weights
 from pipeline.networks import receptive
 from pipeline.records import UserError
 from pipeline.tasks import spoken

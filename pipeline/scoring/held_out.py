@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import documents, files, networks, postprocess
-from pipeline.config import Config, from_dict
+from pipeline import documents, files, postprocess
+from pipeline.config import Config
 from pipeline.data.change import LEVEL
 from pipeline.data.store import Stored
-from pipeline.engine import soft as softs
-from pipeline.engine.checkpoint import load_model, load_weights
-from pipeline.engine.folder import Scores, counted, image_scores, mean
-from pipeline.engine.inference import Source, Voice, settled, sliding_window, tiling, voice
-from pipeline.engine.validation import classes_of, validation_metrics
 from pipeline.grid import grid_of
+from pipeline.inference import soft as softs
+from pipeline.inference.models import build, load_model
+from pipeline.inference.sliding_window import Source, Voice, settled, sliding_window, tiling, voice
 from pipeline.metrics import CHANGED, better, evaluate_frames, in_millimetres
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import Counts, Truth, pool, views
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import METRICS_VERSION, Checkpoint, Part, Prediction, UserError
+from pipeline.records import METRICS_VERSION, Part, Prediction, UserError
+from pipeline.scoring.folder import Scores, counted, image_scores, mean
+from pipeline.scoring.patches import classes_of, validation_metrics
 from pipeline.tasks import TASKS
 
 
@@ -76,14 +76,6 @@ def scoring_of(config: Config, version: int, cases: Sequence[Stored]) -> Scoring
 def case_metrics(config: Config) -> tuple[Part, ...]:
     """Metrics of whole cases, with the task's default; the first one chooses between best and averaged weights."""
     return config.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
-
-
-def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
-    """The network of a model file with its weights, ready for prediction."""
-    config = from_dict(model.config, where)
-    network = networks.build(config.network, *model.channels, config.data.dims)
-    load_weights(network, model.weights, where)
-    return network.eval(), config
 
 
 def answer_of(config: Config, soft: np.ndarray, stored: Stored) -> np.ndarray:

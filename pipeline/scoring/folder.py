@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, processes
 from pipeline.config import Change
 from pipeline.data import change as changes
 from pipeline.data import labels
-from pipeline.engine import processes
-from pipeline.engine import soft as softs
 from pipeline.files import FileError
 from pipeline.grid import Grid, alignment, by_mm, grid_of
+from pipeline.inference import soft as softs
 from pipeline.metrics import BETTER, CHANGED, IMAGES, NUMBERLESS, SOFT, evaluate, evaluate_frames
 from pipeline.metrics.context import MetricContext, several
 from pipeline.metrics.frames import POOLED, Counts, Truth, count, pool

@@ -25,16 +25,17 @@ from pipeline import colours, files
 from pipeline.config import Config, to_dict
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
-from pipeline.engine import checkpoint, distributed, optim, tracking
-from pipeline.engine.distributed import Team
-from pipeline.engine.journal import Journal, clock, time_left
-from pipeline.engine.validation import PatchRules, PatchScores, labelled, measure
+from pipeline.inference import models
 from pipeline.losses import WeightedSum
 from pipeline.metrics import better
 from pipeline.metrics.names import display, from_json
 from pipeline.networks import HeadedNet
 from pipeline.records import METRICS_VERSION, Checkpoint
+from pipeline.scoring.patches import PatchRules, PatchScores, labelled, measure
 from pipeline.tasks import TASKS, spoken
+from pipeline.training import checkpoint, distributed, optim, tracking
+from pipeline.training.distributed import Team
+from pipeline.training.journal import Journal, clock, time_left
 
 DROPOUT = 0
 """Last word of the seed of a step's random layers, plus the rank: the samples' augmentation has (seed, fold, epoch, position) for itself."""
@@ -195,7 +196,7 @@ def _keep(job: Job, state: State) -> None:
     every = job.config.train.keep_every
     if every and state.epoch % every == 0:
         model = _model(job, state.network, "epoch", state.epoch - 1, state.history[-1].get(job.config.train.stop.monitor))
-        checkpoint.save_model(job.folder / f"epoch_{state.epoch:04d}.safetensors", model)
+        models.save_model(job.folder / f"epoch_{state.epoch:04d}.safetensors", model)
 
 
 def finished(config: Config, state: State) -> bool:
@@ -415,7 +416,7 @@ def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
     if math.isfinite(score) and (state.best_score is None or sign * score < sign * state.best_score):
         state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
         if job.team.leads:
-            checkpoint.save_model(job.folder / "best_model.safetensors", _model(job, state.network, "best", state.epoch, score))
+            models.save_model(job.folder / "best_model.safetensors", _model(job, state.network, "best", state.epoch, score))
     else:
         state.stale += job.config.train.validate.every
 
@@ -463,7 +464,7 @@ def _finish_average(job: Job, state: State) -> dict[str, float]:
     record = dict(validate(job, average.module).values)
     score = record[job.config.train.stop.monitor]
     if job.team.leads:
-        checkpoint.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
+        models.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
     return record
 
 
@@ -538,14 +539,14 @@ def _resume(job: Job, state: State) -> tuple[Job, State]:
     if loaded is None:
         return job, state
     tensors, facts = loaded
-    checkpoint.load_weights(state.network, checkpoint.below("network/", tensors), f"{folder}: network")
+    models.load_weights(state.network, checkpoint.below("network/", tensors), f"{folder}: network")
     if state.average is not None:
-        checkpoint.load_weights(state.average, checkpoint.below("average/", tensors), f"{folder}: average")
+        models.load_weights(state.average, checkpoint.below("average/", tensors), f"{folder}: average")
     try:
         _resume_rates(state, tensors, facts)
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         words = f"{type(error).__name__}: {error}"[:SHOWN]
-        raise checkpoint.CheckpointError(
+        raise models.CheckpointError(
             f"{folder}: optimizer or schedule of the newest state cannot be continued ({words}). {checkpoint.STATE_SUGGESTION}"
         ) from None
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):

@@ -1,1 +1,0 @@
-"""What turns data, networks and losses into trained models and whole-case predictions."""
