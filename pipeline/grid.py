@@ -8,15 +8,17 @@ one another exactly; nothing is resampled here.
 
 from __future__ import annotations
 
+import base64
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import nibabel
+import numpy as np
 
 from pipeline.records import MILLIMETRES, Geometry
-
-if TYPE_CHECKING:
-    import numpy as np
 
 TOLERANCE = 1e-3
 """Largest difference between entries of two affines that are called equal, in millimetres, of voxels that are not tiny."""
@@ -61,15 +63,11 @@ class Alignment:
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """``(C, *S)`` of the source grid on the other grid; a view where nothing or only views change."""
-        import numpy as np
-
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         return np.flip(moved, tuple(a + 1 for a in self.flips)) if self.flips else moved
 
     def invert(self, array: np.ndarray) -> np.ndarray:
         """``(C, *S)`` of the other grid back on the source grid: ``invert(apply(x))`` is x."""
-        import numpy as np
-
         turned = np.flip(array, tuple(a + 1 for a in self.flips)) if self.flips else array
         return turned.transpose(0, *(int(a) + 1 for a in np.argsort(self.axes)))
 
@@ -85,9 +83,6 @@ def grid_of(geometry: Geometry, dims: int) -> Grid:
 
 
 def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
-    import nibabel
-    import numpy as np
-
     unit, placed, zooms = _nifti_header(meta)
     affine = np.array([[math.nan if x is None else x for x in row] for row in meta["affine"]], float)  # JSON has null for NaN
     affine[:3] *= unit
@@ -106,10 +101,6 @@ def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
 
 def _nifti_header(meta: Mapping[str, Any]) -> tuple[float, bool, tuple[float, ...]]:
     """Millimetres in a unit, whether a form places the array in the world, and the zooms, of a header kept as base64."""
-    import base64
-
-    import nibabel
-
     block = base64.b64decode(meta["header"])
     kind = nibabel.Nifti1Header if len(block) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Header
     header: Any = kind(block, endianness=meta["endian"], check=False)
@@ -147,8 +138,6 @@ def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
 
     NaN, for which JSON has None, is equal to itself.
     """
-    import numpy as np
-
     a, b = np.array(one, float), np.array(other, float)
     unknown = np.isnan(a) & np.isnan(b)
     a[unknown] = b[unknown] = 0
@@ -163,10 +152,6 @@ def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[i
 
     Both grids are NIfTI's; two grids of which one has no affine are taken as they are where their shapes agree.
     """
-    import itertools
-
-    import numpy as np
-
     dims = len(shape)
     if source.affine is None or target.affine is None:
         return Alignment(axes=tuple(range(dims)), flips=()) if tuple(shape) == tuple(size) else None

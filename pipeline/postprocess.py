@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import edt
 import numpy as np
+import scipy
+import skimage
 
 from pipeline import morphology
 from pipeline.config import ConfigError, bind
@@ -142,17 +145,14 @@ def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
 
 
 def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
-    import edt
-    from skimage.morphology import local_maxima, reconstruction
-    from skimage.segmentation import watershed
-
     distance = edt.edt(mask)
     # A mask without any background has distance inf everywhere; a background at -depth keeps components from meeting in it.
     height = np.where(mask, np.minimum(distance, max(mask.shape)), -depth).astype(np.float64)
-    levelled = np.pad(reconstruction(height - depth, height), 1, constant_values=-2 * depth)  # no maxima in a constant array
-    tops = np.asarray(local_maxima(levelled, connectivity=mask.ndim))
+    lowered = skimage.morphology.reconstruction(height - depth, height)
+    levelled = np.pad(lowered, 1, constant_values=-2 * depth)  # no maxima in a constant array
+    tops = np.asarray(skimage.morphology.local_maxima(levelled, connectivity=mask.ndim))
     seeds, found = morphology.components(mask & tops[(slice(1, -1),) * mask.ndim])
-    return watershed(-height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask).astype(np.uint32), found
+    return skimage.segmentation.watershed(-height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask).astype(np.uint32), found
 
 
 def _only_channel(array: np.ndarray, step: str) -> np.ndarray:
@@ -196,9 +196,7 @@ def _classes(array: np.ndarray) -> Iterator[tuple[int, tuple[slice, ...], np.nda
     The box has one voxel of background to spare where the array goes on, so that a face of the box is a face of the array
     or lies outside the class: every step gives the same inside the box as in the whole array.
     """
-    from scipy.ndimage import find_objects
-
-    for value, box in enumerate(find_objects(array), 1):
+    for value, box in enumerate(scipy.ndimage.find_objects(array), 1):
         if box is not None:
             grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
             yield value, grown, array[grown] == value

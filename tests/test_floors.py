@@ -34,6 +34,37 @@ FLOORS = {
     "cli": 9,
     "serving": 9,
 }
+LAZY = {
+    "yaml": "0.02 s, and every command imports config before it knows whether it is asked for --help only",
+    "pydantic": "0.1 s; like yaml",
+    "sklearn": "1 to 2 s, for a new split only",
+    "pipeline.files.lzw": "numba, 0.3 s, for TIFF files that are LZW-compressed",
+    "pipeline.morphology._sheets": "numba, for repairs of sheets",
+    "pipeline.morphology._tunnels": "numba, for Betti matching of masks that both have tunnels",
+    "pipeline.morphology.matching": "numba, for the Betti loss",
+}
+"""What functions may import, a package or a module of this one, and why. Times are those after numpy and torch."""
+UNFINISHED = {
+    *(
+        "inference",
+        "scoring",
+        "training",
+        "tuning",
+        "checks",
+        "cli",
+        "serving",
+        "serve",
+        "train",
+        "predict",
+        "ensemble",
+        "evaluate",
+        "submit",
+        "tune",
+        "report",
+    ),
+    *("tasks", "records", "files"),
+}
+"""Parts whose functions still import what they like."""
 COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
 
 
@@ -51,13 +82,27 @@ def floor(module: str) -> int:
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
     """Modules of the package that a file imports anywhere, functions and type checks included."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in known else node.module for a in node.names}
+    found = {m for node in ast.walk(_parsed(path)) for m in _imported(node, known)}
     return {m for m in found if m in known and m != "pipeline"}
+
+
+def late_imports(tree: ast.Module, known: dict[str, Path]) -> dict[str, int]:
+    """What functions import, modules of the package or of others, and in which line."""
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {m: node.lineno for f in functions for node in ast.walk(f) if isinstance(node, ast.stmt) for m in _imported(node, known)}
+
+
+def _imported(node: ast.AST, known: dict[str, Path]) -> set[str]:
+    """Full names of the modules that an import statement imports; nothing for other nodes."""
+    if isinstance(node, ast.Import):
+        return {a.name for a in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in known else node.module for a in node.names}
+    return set()
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def climbs(module: str, imported: str) -> bool:
@@ -93,6 +138,25 @@ def test_no_cycles() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+def test_imports_stand_at_the_top() -> None:
+    """Libraries that load their parts at first use, as scipy and skimage do, are imported whole: ``scipy.ndimage.label(x)``."""
+    known = modules()
+    faults, needed = [], set()
+    for module, path in known.items():
+        for name, line in late_imports(_parsed(path), known).items():
+            lazy = {name, name.split(".")[0]} & LAZY.keys()
+            needed |= lazy
+            if not lazy and part(module) not in UNFINISHED:
+                faults.append(f"{path.relative_to(ROOT)}:{line}: a function imports {name}")
+    assert not faults, faults
+    assert needed == LAZY.keys(), f"nothing imports {sorted(LAZY.keys() - needed)} late"
+
+
+def test_a_planted_late_import_would_be_found() -> None:
+    text = "import json\n\ndef outer():\n    async def inner():\n        if json:\n            from pipeline.files import lzw, read\n    import os.path\n"
+    assert late_imports(ast.parse(text), modules()) == {"pipeline.files.lzw": 6, "pipeline.files": 6, "os.path": 7}
 
 
 def test_the_package_never_imports_data_prep() -> None:

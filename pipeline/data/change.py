@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import scipy
 
 from pipeline import config
 from pipeline.data.normalise import ends
@@ -41,9 +42,7 @@ def mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.n
         changed = dilate(changed, settings.dilation)
     soft = changed.astype(np.float32)
     if settings.blur and changed.any():
-        from scipy.ndimage import gaussian_filter
-
-        soft = gaussian_filter(soft, settings.blur, mode="nearest")
+        soft = scipy.ndimage.gaussian_filter(soft, settings.blur, mode="nearest")
     return soft[None].clip(0, 1)
 
 

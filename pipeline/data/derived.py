@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import edt
 import numpy as np
+import skimage
 
 from pipeline.config import Change, Config, ConfigError, Data
 from pipeline.data import change, store
@@ -39,9 +40,7 @@ def skeleton(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
     Thinning is that of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D. Of a sheet in 3D it leaves *lines*,
     which say nothing of the rest of the sheet: there :func:`medial_surface` is the map to use.
     """
-    from skimage.morphology import skeletonize
-
-    return _tube(mask, skeletonize, radius)
+    return _tube(mask, skimage.morphology.skeletonize, radius)
 
 
 def medial_surface(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
@@ -100,15 +99,13 @@ def _span(mask: np.ndarray, axis: int) -> slice:
 
 def _thin_slices(mask: np.ndarray) -> np.ndarray:
     """Union of the skeletons of all 2D slices of ``mask``."""
-    from skimage.morphology import skeletonize
-
     if mask.ndim == 2:
-        return skeletonize(mask)
+        return skimage.morphology.skeletonize(mask)
     out = np.zeros_like(mask)
     for axis in range(mask.ndim):
         for into, plane in zip(np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0), strict=True):
             if plane.any():
-                into |= skeletonize(np.ascontiguousarray(plane))
+                into |= skimage.morphology.skeletonize(np.ascontiguousarray(plane))
     return out
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import scipy
+
 from pipeline import config, documents, files
 from pipeline.records import Case, UserError
 
@@ -28,7 +30,7 @@ def split(cases: Sequence[Case], contents: Mapping[str, str], folds: config.Fold
     ``by: case`` without equal images is exactly ``sklearn.model_selection.KFold(count, shuffle=True, random_state=seed)`` over
     the sorted ids; ``by: group`` is its ``GroupKFold`` with shuffled groups. Raises UserError where there is too little to split.
     """
-    from sklearn.model_selection import GroupKFold, KFold
+    from sklearn.model_selection import GroupKFold, KFold  # takes 1 to 2 s to import, and only this needs it
 
     ids = sorted(case.id for case in cases)
     units = _units(ids, contents, _groups(cases) if folds.by == "group" else {})
@@ -52,9 +54,6 @@ def _groups(cases: Sequence[Case]) -> dict[str, str]:
 
 def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str, str]) -> list[int]:
     """Number of the inseparable set that each id belongs to: connected through an equal image or a common group."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     first: dict[tuple[str, str], int] = {}
     pairs = []
     for index, name in enumerate(ids):
@@ -62,8 +61,8 @@ def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str,
             if tie[1]:
                 pairs.append((first.setdefault(tie, index), index))
     rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
-    graph = coo_array(([1] * len(pairs), (list(rows), list(columns))), shape=(len(ids), len(ids)))
-    return [int(label) for label in connected_components(graph, directed=False)[1]]
+    graph = scipy.sparse.coo_array(([1] * len(pairs), (list(rows), list(columns))), shape=(len(ids), len(ids)))
+    return [int(label) for label in scipy.sparse.csgraph.connected_components(graph, directed=False)[1]]
 
 
 def _require_enough(ids: Sequence[str], units: Sequence[int], folds: config.Folds) -> None:

@@ -38,6 +38,7 @@ from monai.transforms import (
 from monai.transforms.utils import create_grid
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 from scipy.interpolate import BSpline
+from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
@@ -484,8 +485,6 @@ class RandClahed(RandomizableTransform, MapTransform):
         return np.where(value > 0, above * factor, equal) + low
 
     def _equalise(self, plane: np.ndarray) -> np.ndarray:
-        from skimage.exposure import equalize_adapthist
-
         low, span = plane.min(), np.ptp(plane)
         if not span > 0:
             return plane

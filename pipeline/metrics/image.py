@@ -12,6 +12,8 @@ import math
 from typing import Literal
 
 import numpy as np
+import scipy
+import skimage
 
 from pipeline.data.normalise import ends
 from pipeline.metrics.region import same_shape
@@ -77,11 +79,9 @@ def each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tup
 
     Raises UserError when a side is shorter than ``WINDOW``.
     """
-    from skimage.metrics import structural_similarity
-
     if min(target.shape[1:]) < WINDOW:
         raise UserError(f"ssim: the image has the shape {target.shape}; every side must be at least {WINDOW}. Use psnr or mae.")
-    similarity = structural_similarity(
+    similarity = skimage.metrics.structural_similarity(
         prediction, target,
         data_range=peak, channel_axis=0, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False, full=True,
     )[1]  # fmt: skip
@@ -90,13 +90,11 @@ def each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tup
 
 def _over_channels(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
     """Similarity ``(C, Y, X)`` by windows that reach over channels, and all of it."""
-    from scipy.ndimage import gaussian_filter
-
     if target.ndim != 3:
         raise UserError(f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the option out.")
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return gaussian_filter(values, _SIGMA, mode="nearest", radius=_RADIUS)
+        return scipy.ndimage.gaussian_filter(values, _SIGMA, mode="nearest", radius=_RADIUS)
 
     x, y = mean(prediction), mean(target)
     luminance = (2 * x * y + (0.01 * peak) ** 2) / (x**2 + y**2 + (0.01 * peak) ** 2)

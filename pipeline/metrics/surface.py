@@ -11,7 +11,10 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import edt
 import numpy as np
+import scipy
+import skimage
 
 from pipeline import morphology
 from pipeline.metrics.region import Classes, confined, over_classes
@@ -87,8 +90,6 @@ def _surface_dice(prediction: np.ndarray, target: np.ndarray, tolerance: float, 
 
 def _within(surface: np.ndarray, tolerance: float, spacing: tuple[float, ...] | None) -> np.ndarray:
     """Where a surface element is no farther away than the tolerance."""
-    import edt
-
     if spacing is None:
         return morphology.dilate(surface, tolerance)
     # A hair more than asked for: 3 mm are within 3 mm, whatever a float32 makes of them.
@@ -101,11 +102,9 @@ def _area(codes: np.ndarray, where: np.ndarray, sizes: np.ndarray) -> float:
 
 def _box(prediction: np.ndarray, target: np.ndarray) -> tuple[slice, ...] | None:
     """The box around both masks; None when either is empty."""
-    from scipy.ndimage import find_objects
-
     if not (prediction.any() and target.any()):
         return None
-    return find_objects((prediction | target).view(np.uint8))[0]
+    return scipy.ndimage.find_objects((prediction | target).view(np.uint8))[0]
 
 
 def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
@@ -162,10 +161,8 @@ def _mesh_area(code: int, own: float, spacing: tuple[float, ...]) -> float:
 
 def _triangles(code: int) -> np.ndarray:
     """Corners ``(N, 3, 3)`` of the triangles that marching cubes draws in one neighbourhood."""
-    from skimage.measure import marching_cubes
-
     corners = np.array([code >> (7 - i) & 1 for i in range(8)], float).reshape(2, 2, 2)
-    points, faces, *_ = marching_cubes(corners, 0.5, method="lorensen")
+    points, faces, *_ = skimage.measure.marching_cubes(corners, 0.5, method="lorensen")
     return points.astype(np.float64)[faces]
 
 
@@ -229,12 +226,9 @@ def _worst(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> floa
 
 def _surface_distances(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> list[np.ndarray]:
     """Distances of the prediction's surface voxels to the target's and the other way round; empty when either mask is."""
-    import edt
-    from scipy.ndimage import binary_erosion
-
     box = _box(prediction, target)
     if box is None:
         return []
-    edges = [mask[box] & np.logical_not(binary_erosion(mask[box])) for mask in (prediction, target)]
+    edges = [mask[box] & np.logical_not(scipy.ndimage.binary_erosion(mask[box])) for mask in (prediction, target)]
     apart = None if spacing is None else tuple(spacing)
     return [edt.edt(~edges[1], anisotropy=apart)[edges[0]], edt.edt(~edges[0], anisotropy=apart)[edges[1]]]

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import edt
 import numpy as np
+import scipy
+import skimage
 
 from pipeline import morphology
 from pipeline.metrics.context import several
 from pipeline.metrics.region import Classes, confined, over_classes
+from pipeline.morphology.counts import matching_counts
 
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Scores of two masks ``(*S)`` by key; the metric's own name is the first."""
@@ -59,17 +63,13 @@ def _share_inside(mask: np.ndarray, other: np.ndarray) -> float:
 
 def _skeleton(mask: np.ndarray) -> np.ndarray:
     """Curve skeleton; a component of which nothing would be left keeps its innermost voxel."""
-    import edt
-    from scipy.ndimage import maximum_position
-    from skimage.morphology import skeletonize
-
-    skeleton = skeletonize(mask)
+    skeleton = skimage.morphology.skeletonize(mask)
     labels, count = morphology.components(mask)
     # Thinning in 3D deletes bodies of even width without a trace, 2x2x2 and 8x8x8 for example.
     lost = np.setdiff1d(np.arange(1, count + 1), labels[skeleton])
     if lost.size:
         depth = edt.edt(np.ascontiguousarray(mask), black_border=True)
-        skeleton[tuple(np.transpose(maximum_position(depth, labels, lost)))] = True
+        skeleton[tuple(np.transpose(scipy.ndimage.maximum_position(depth, labels, lost)))] = True
     return skeleton
 
 
@@ -222,8 +222,6 @@ def betti_matching_error(
 
 
 def _betti_matching_error(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    from pipeline.morphology.counts import matching_counts
-
     unmatched = [float(p + g - 2 * m) for m, p, g in matching_counts(prediction, target)]
     unmatched[0] += float(prediction.any() != target.any())  # matching leaves out each mask's first component
     name = "betti_matching_error"

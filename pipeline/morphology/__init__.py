@@ -15,6 +15,7 @@ from typing import Literal
 import cc3d
 import edt
 import numpy as np
+import skimage
 
 from pipeline.records import UserError
 
@@ -169,11 +170,9 @@ def walls(soft: np.ndarray, low: float, depth: float, least: int = 30, merge: fl
     the probability does inside it; a sheet that ends freely inside a body is lost. This is how labels are made from a
     segmentation into bodies (cells, neurites), backwards. Without two seeds there is no wall.
     """
-    from skimage.segmentation import watershed
-
     distance = edt.edt(np.ascontiguousarray(soft < low), black_border=False)
     seeds, _ = components(dust(distance > depth, least, 6), 6)
-    bodies = watershed(soft, seeds.astype(np.int32))
+    bodies = skimage.segmentation.watershed(soft, seeds.astype(np.int32))
     return _between(_merged(bodies, soft, merge))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 from pipeline import morphology
 
@@ -109,13 +110,10 @@ def _contacts(before: np.ndarray, after: np.ndarray, connectivity: int) -> np.nd
 
 def _names(count: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
     """The component of each label, numbered from 1; 0 stays 0."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     joined = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
-    graph = coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(count + 1, count + 1))
+    graph = scipy.sparse.coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(count + 1, count + 1))
     # The background is a node without edges, and as the first node it gets the number 0.
-    return connected_components(graph, directed=False)[1]
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
 
 
 def dust(make: Make, slabs: Sequence[tuple[int, int]], below: int, connectivity: int = 26) -> Callable[[int], np.ndarray]:

@@ -110,7 +110,7 @@ def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
     A tunnel of a mask lives on in the union that grows over the outside, square by square; the square that ends it there is its image
     pair. In the two-valued filtration every such pair is a feature of all three, so that counting common squares is all.
     """
-    from pipeline.morphology._tunnels import EXISTS, OWN, UNION, closing_squares
+    from pipeline.morphology._tunnels import EXISTS, OWN, UNION, closing_squares  # numba takes 0.3 s to import
 
     union = np.pad((p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
     if union.size > MOST_VOXELS:

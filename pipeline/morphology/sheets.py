@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
+import scipy
 
 from pipeline import morphology
 from pipeline.records import UserError
@@ -25,13 +27,11 @@ def close_sheets(mask: np.ndarray, radius: float = 2.5, free: np.ndarray | None 
     Voxels that two sheets would fill, or that would touch (by face, edge or corner) another sheet or what it would fill, are left
     out. Components of fewer voxels than the ball are left as they are. Adds only; equivariant under flips and rotations.
     """
-    from scipy.ndimage import find_objects
-
     labels = _numbered(mask)
     least = _ball_size(radius, mask.ndim)
     sizes = np.bincount(labels.ravel())
     claims = labels.copy()
-    for number, box in enumerate(find_objects(labels), 1):
+    for number, box in enumerate(scipy.ndimage.find_objects(labels), 1):
         if sizes[number] >= least:
             view = claims[box]
             own = labels[box] == number
@@ -77,10 +77,8 @@ def watertight(mask: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
     labels = _numbered(mask)
     if _nothing_to_do(labels):
         return labels > 0
-    from pipeline.morphology._sheets import fill_contacts
-
     flat, steps = _flat(labels, free)
-    fill_contacts(flat, steps, contact_table())
+    _compiled().fill_contacts(flat, steps, contact_table())
     return _unflat(flat, labels.shape) > 0
 
 
@@ -115,8 +113,6 @@ def patch_sheets(mask: np.ndarray, largest: int = 200, free: np.ndarray | None =
 
     Raises UserError for images: a line that has a hole is two lines.
     """
-    from scipy.ndimage import find_objects
-
     if mask.ndim != 3:
         raise UserError(f"patch_sheets mends sheets in volumes, this mask has the shape {mask.shape}. Leave the step out.")
     out = _numbered(mask)
@@ -124,7 +120,7 @@ def patch_sheets(mask: np.ndarray, largest: int = 200, free: np.ndarray | None =
         return out > 0
     if free is not None:
         out[(out == 0) & ~free] = -1
-    for number, box in enumerate(find_objects(out), 1):
+    for number, box in enumerate(scipy.ndimage.find_objects(out), 1):
         wider = tuple(slice(max(s.start - 2, 0), s.stop + 2) for s in box)
         own = out[wider] == number
         axis = max(range(3), key=lambda i: np.count_nonzero(own.any(i)))
@@ -134,8 +130,6 @@ def patch_sheets(mask: np.ndarray, largest: int = 200, free: np.ndarray | None =
 
 def _patch(labels: np.ndarray, number: int, largest: int) -> None:
     """Fill holes of one component in place; the first axis is the line of sight."""
-    from scipy.ndimage import find_objects
-
     own = labels == number
     voxels = np.count_nonzero(own, axis=0)
     filled = voxels > 0
@@ -145,7 +139,7 @@ def _patch(labels: np.ndarray, number: int, largest: int) -> None:
     if not holes.any() or np.count_nonzero(single) < _GRAPH * np.count_nonzero(filled):
         return
     runs = _interpolated(sides, filled, single)
-    for hole, box in enumerate(find_objects(holes), 1):
+    for hole, box in enumerate(scipy.ndimage.find_objects(holes), 1):
         if box is not None:
             window = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in box)
             _fill_hole(labels[:, *window], number, holes[window] == hole, runs[:, *window])
@@ -196,15 +190,13 @@ def _joined(low: np.ndarray, high: np.ndarray, known: np.ndarray, single: np.nda
 
 def _fill_hole(labels: np.ndarray, number: int, hole: np.ndarray, runs: np.ndarray) -> None:
     """Fill one hole of a component in place, if that closes a tunnel and harms nothing."""
-    from pipeline.morphology._sheets import fill_contacts
-
     height = np.arange(len(labels))[:, None, None]
     patch = hole & (runs[0] <= height) & (height <= runs[1])
     near = labels[morphology.dilate(patch, math.sqrt(3))]
     if not patch.any(0)[hole].all() or labels[patch].any() or ((near > 0) & (near != number)).any():
         return
     flat, steps = _flat(np.where(patch, number, labels), morphology.dilate(hole, math.sqrt(2))[None])
-    fill_contacts(flat, steps, contact_table())
+    _compiled().fill_contacts(flat, steps, contact_table())
     after = _unflat(flat, labels.shape) == number
     was, now = (morphology.betti_numbers(m, connectivity=6) for m in (labels == number, after))
     if now[1] < was[1] and now[0] <= was[0] and now[2] <= was[2]:
@@ -246,12 +238,10 @@ def set_thickness(mask: np.ndarray, target: float = 3.0, per: str = "component",
     labels = _numbered(mask)
     if _nothing_to_do(labels):
         return labels > 0
-    from pipeline.morphology._sheets import resize, shortest_axes
-
     missing, rounds = _plan(labels, target, per)
     flat, steps = _flat(labels, free)
-    axes = shortest_axes(flat, steps, 3 - mask.ndim)
-    resize(flat, axes, steps, missing, rounds)
+    axes = _compiled().shortest_axes(flat, steps, 3 - mask.ndim)
+    _compiled().resize(flat, axes, steps, missing, rounds)
     return _unflat(flat, labels.shape) > 0
 
 
@@ -273,13 +263,11 @@ def _areas(labels: np.ndarray) -> np.ndarray:
     """Area (2D: length) of the surface of each component; float64 ``(number of components + 1,)``, entry 0 is 0."""
     if _nothing_to_do(labels):
         return np.zeros(int(labels.max(initial=0)) + 1)
-    from pipeline.morphology._sheets import areas
-
     offsets = [o for o in itertools.product((-1, 0, 1), repeat=3) if o > (0, 0, 0) and (labels.ndim == 3 or o[0] == 0)]
     by_length = {3: _WEIGHTS_3D, 2: _WEIGHTS_2D}[labels.ndim]
     weights = np.array([by_length[np.count_nonzero(o) - 1] for o in offsets])
     widened = np.pad(labels.reshape(-1, *labels.shape[-2:]), 1, mode="edge")
-    return areas(widened, np.array(offsets), weights, int(labels.max()))
+    return _compiled().areas(widened, np.array(offsets), weights, int(labels.max()))
 
 
 _WEIGHTS_2D = (math.sqrt(2) - 1, 1 - math.sqrt(1 / 2))
@@ -341,6 +329,13 @@ def _numbered(mask: np.ndarray) -> np.ndarray:
 def _nothing_to_do(labels: np.ndarray) -> bool:
     """Whether the array is empty or full. The compiled part, which takes a moment to load, is not needed then."""
     return bool((labels == 0).all() or (labels > 0).all())
+
+
+def _compiled() -> ModuleType:
+    """The loops over single voxels, imported by the first repair that finds something to do: numba takes 0.3 s to import."""
+    from pipeline.morphology import _sheets
+
+    return _sheets
 
 
 def _flat(labels: np.ndarray, free: np.ndarray | None = None, margin: int = -1) -> tuple[np.ndarray, np.ndarray]:
