@@ -22,6 +22,8 @@ class Tiling:
     remains of a tile between its halos), or what the grid makes of that. A space smaller than the tile shrinks the tile to the
     padded space: along that axis it is computed in one piece, as it would be without tiles.
     ``halo`` voxels at the inner faces of a tile are computed but not used.
+    ``steps``, one for each axis, sets the distance of neighbouring tiles itself (rounded down to the grid, at least one stride),
+    whatever ``overlap`` says. ``sigma_scale``, one for each axis, is the Gaussian's standard deviation as a share of the tile.
     ``tile`` and ``grid`` read as they came out of this, not as they were given. Raises ValueError where no such tiling exists.
     """
 
@@ -32,11 +34,15 @@ class Tiling:
     one_sided: bool = True
     halo: int = 0
     grid: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+    sigma_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         grid = self.grid or (1,) * len(self.size)
         if not len(self.size) == len(self.tile) == len(grid):
             raise ValueError(f"tile {self.tile}, grid {grid} and space {self.size} differ in their number of axes")
+        if any(per_axis and len(per_axis) != len(self.size) for per_axis in (self.steps, self.sigma_scale)):
+            raise ValueError(f"steps {self.steps} and sigma_scale {self.sigma_scale} need one value for each of {len(self.size)} axes")
         if self.window not in WINDOWS:
             raise ValueError(f"window {self.window!r} is unknown; known: {', '.join(WINDOWS)}")
         object.__setattr__(self, "grid", grid)
@@ -45,6 +51,9 @@ class Tiling:
             if n > tile and tile - 2 * self.halo < g:
                 least = up(2 * self.halo + g, g)
                 raise ValueError(f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge it to at least {least}")
+        for tile, step, n in zip(self.tile, self.steps, self.padded, strict=False):
+            if n > tile and step > tile - 2 * self.halo:
+                raise ValueError(f"steps {self.steps} leave gaps: at most {tile - 2 * self.halo} of a tile of {tile} are used")
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -64,6 +73,8 @@ class Tiling:
 
     def _stride(self, axis: int) -> int:
         core, grid = self.tile[axis] - 2 * self.halo, self.grid[axis]
+        if self.steps:
+            return max(1, self.steps[axis] // grid) * grid
         return max(1, (core - min(self.overlap, core // 2)) // grid) * grid
 
     def places(self) -> Iterator[tuple[int, ...]]:
@@ -94,15 +105,19 @@ class Tiling:
         profiles, inside = [], []
         for axis, start in enumerate(place):
             first, last = start == 0, start == self.padded[axis] - self.tile[axis]
-            profiles.append(self._profile(self.tile[axis], first, last))
+            profiles.append(self._profile(axis, first, last))
             used = np.ones(self.tile[axis], bool)
             used[: 0 if first else self.halo] = False
             used[len(used) - (0 if last else self.halo) :] = False
             inside.append(used)
         return np.maximum(_outer(profiles), FLOOR).astype(np.float32) * _outer(inside)
 
-    def _profile(self, n: int, first: bool, last: bool) -> np.ndarray:
-        profile = WINDOWS[self.window](n, self.overlap)
+    def _profile(self, axis: int, first: bool, last: bool) -> np.ndarray:
+        n = self.tile[axis]
+        if self.window == "gaussian" and self.sigma_scale:
+            profile = _gaussian(n, self.overlap, self.sigma_scale[axis])
+        else:
+            profile = WINDOWS[self.window](n, self.overlap)
         if self.one_sided and first:
             profile = np.concatenate([np.full(n // 2, profile.max()), profile[n // 2 :]])
         if self.one_sided and last:
@@ -126,10 +141,10 @@ def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
-def _gaussian(n: int, overlap: int) -> np.ndarray:
-    """Standard deviation n / 8 about the tile's centre, as in MONAI and nnU-Net."""
+def _gaussian(n: int, overlap: int, sigma_scale: float = 1 / 8) -> np.ndarray:
+    """Standard deviation n / 8 about the tile's centre, as in MONAI and nnU-Net, unless told otherwise."""
     x = np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2)
-    return np.exp(-(x**2) / np.float32(2 * (n / 8) ** 2))
+    return np.exp(-(x**2) / np.float32(2 * (n * sigma_scale) ** 2))
 
 
 def _hann(n: int, overlap: int) -> np.ndarray:

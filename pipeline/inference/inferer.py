@@ -1,0 +1,618 @@
+"""Tiled prediction behind MONAI's own interface: any callable, tensors in and out, streamed in bands.
+
+It only tiles: no config, no normalisation, no flips. :mod:`pipeline.inference.sliding_window` is
+what the commands use.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import Inferer
+from torch.nn import functional
+from tqdm import tqdm
+
+from pipeline.geometry import Tiling, up
+from pipeline.networks import receptive
+
+Device = torch.device | str
+Output = torch.Tensor | tuple[torch.Tensor, ...] | dict[Hashable, torch.Tensor]
+"""What comes out: one ``(B, K, *S)`` tensor or several."""
+
+MODES = ("constant", "gaussian")
+PADDING = ("constant", "reflect", "replicate", "circular")
+LEFT_OUT: dict[str, tuple[Any, str]] = {
+    "cache_roi_weight_map": (False, "weights are kept for as long as tiles need them anyway"),
+    "cpu_thresh": (
+        None,
+        'give device="cpu", which keeps only one band of tiles on sw_device whatever the size',
+    ),
+    "buffer_steps": (None, "sums are always kept in one band of tiles on sw_device"),
+    "buffer_dim": (-1, "sums are always kept in one band of tiles along the first space axis"),
+    "with_coord": (
+        False,
+        "only monai.inferers.SlidingWindowInferer tells the network where its tiles lie",
+    ),
+}
+"""MONAI's arguments that are not taken: MONAI's default, which changes nothing, and the way out."""
+
+
+class SlidingWindowInferer(Inferer):
+    """MONAI's ``SlidingWindowInferer`` with memory for one band of tiles beside the result.
+
+    Equals ``monai.inferers.SlidingWindowInferer`` to 1e-5 with ``one_sided=False``, ``halo=0`` and
+    a stride of 1 (or one that divides the tile, its step, the image and the padding): the same
+    tiles, weights, padding and structure of the answer. It differs from MONAI where MONAI loses
+    something: sums are float32 for half-precision inputs, the network gets copies and so cannot
+    write into the input, every output keeps the metadata of a MetaTensor, and whole-number images
+    are taken.
+
+    It is free of autograd: the network is called under ``torch.no_grad()``, and the answer is an
+    ordinary tensor without a graph, to be changed in place or put into a loss. MONAI's would carry
+    gradients where the caller leaves them on. ``network.eval()`` is left to the caller, as with
+    MONAI.
+
+    Args:
+        roi_size: size of a tile in voxels, one for all axes or one for each; -1, 0 or None stands
+            for the whole axis. An axis of the image that is shorter is padded on both sides to it,
+            and the answer is cropped back.
+        sw_batch_size: tiles per call of the network. Tiles at one place of all B items come one
+            after the other.
+        overlap: share of a tile, from 0 to below 1, that it has in common with the next one, one
+            for all axes or one for each.
+        mode: "gaussian" (tiles count less towards their faces; the default here) or "constant"
+            (MONAI's default).
+        sigma_scale: standard deviation of the Gaussian as a share of the tile, one for all axes or
+            one for each.
+        padding_mode: "constant", "reflect", "replicate" or "circular", for images shorter than a
+            tile.
+        cval: the value of constant padding.
+        sw_device: where tiles are computed and summed; the device of the inputs unless given. Tiles
+            are moved one batch at a time.
+        device: where the answer is gathered; the device of the inputs unless given. A call may give
+            another one.
+        progress: show a progress bar.
+        one_sided: let the windows of tiles at the border of the image not fall off towards that
+            border, where no other tile speaks. False is MONAI's way.
+        halo: voxels at the inner faces of a tile that are computed but not used; ``overlap`` is
+            then a share of what remains.
+        stride: multiple of voxels on which tiles start and end, one for all axes or one for each,
+            so that a network that pools sees each tile as it would see the whole image. None takes
+            the ``divisor`` of a network that has one, as those of this package do, and else 1.
+            Tiles are enlarged to it, steps between them shortened, and the far ends of the image
+            repeated.
+
+    Raises:
+        ValueError: a value that cannot be; the message names what can.
+        TypeError: an argument of MONAI's that is not taken (``cache_roi_weight_map``,
+            ``cpu_thresh``, ``buffer_steps``, ``buffer_dim``, ``with_coord``) at another value than
+            MONAI's default; the message says what to do instead.
+
+    Source:
+        The contract, placement and Gaussian window of MONAI 1.6 (Apache-2.0,
+        https://github.com/Project-MONAI/MONAI). One-sided windows, halos, tiles on the stride and
+        the band of sums are this package's.
+
+    Example:
+        >>> import torch
+        >>> inferer = SlidingWindowInferer((8, 8), overlap=0.5, mode="gaussian")
+        >>> image = torch.arange(2 * 20 * 13.0).reshape(2, 1, 20, 13)
+        >>> inferer(image, lambda tiles: {"twice": 2 * tiles})["twice"].allclose(2 * image)
+        True
+        >>> [(first, tuple(rows.shape)) for first, rows in inferer.slabs(image, torch.relu)]
+        [(0, (2, 1, 4, 13)), (4, (2, 1, 4, 13)), (8, (2, 1, 4, 13)), (12, (2, 1, 8, 13))]
+    """
+
+    def __init__(  # MONAI's arguments in MONAI's order, then those of this package
+        self,
+        roi_size: Sequence[int | None] | int | None,
+        sw_batch_size: int = 1,
+        overlap: Sequence[float] | float = 0.25,
+        mode: str = "gaussian",
+        sigma_scale: Sequence[float] | float = 0.125,
+        padding_mode: str = "constant",
+        cval: float = 0.0,
+        sw_device: Device | None = None,
+        device: Device | None = None,
+        progress: bool = False,
+        *,
+        one_sided: bool = True,
+        halo: int = 0,
+        stride: Sequence[int] | int | None = None,
+        **left_out: Any,
+    ) -> None:
+        super().__init__()
+        _refuse(left_out)
+        _require(
+            all(r is None or isinstance(r, Integral) for r in _each(roi_size)),
+            f"roi_size is {roi_size}, but it counts voxels: whole numbers",
+        )
+        _require(sw_batch_size >= 1, f"sw_batch_size is {sw_batch_size}, but a batch has at least 1 tile")
+        _require(
+            all(0 <= o < 1 for o in _each(overlap)),
+            f"overlap is {overlap}, but it is a share of a tile: from 0 to below 1",
+        )
+        _require(
+            all(s > 0 for s in _each(sigma_scale)),
+            f"sigma_scale is {sigma_scale}, but a share of a tile is above 0",
+        )
+        _require(halo >= 0, f"halo is {halo}, but it counts voxels: 0 or more")
+        _require(
+            all(s >= 1 for s in _each(1 if stride is None else stride)),
+            f"stride is {stride}, but it counts voxels: 1 or more",
+        )
+        self.roi_size = roi_size
+        self.sw_batch_size = sw_batch_size
+        self.overlap = overlap
+        self.mode = _one_of("mode", mode, MODES)
+        self.sigma_scale = sigma_scale
+        self.padding_mode = _one_of("padding_mode", padding_mode, PADDING)
+        self.cval = cval
+        self.sw_device = sw_device
+        self.device = device
+        self.progress = progress
+        self.one_sided = one_sided
+        self.halo = halo
+        self.stride = stride
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Output:
+        """The network's answer for whole images.
+
+        Args:
+            inputs: images ``(B, C, *S)`` of any number type, with any number of space axes.
+            network: any callable from tiles ``(n, C, *tile)`` to a tensor ``(n, K, *tile)`` of
+                floating point, or a tuple, list or dict of such tensors. An output of another size
+                than the tile makes an answer of another size than the image, by the same factor.
+            args: handed to the network after the tiles.
+            kwargs: handed to the network, but for two that MONAI reads itself: ``device`` overrides
+                that of the constructor, and ``condition`` is a second image of the same shape as
+                ``inputs``, of which the network gets the same tiles.
+
+        Returns:
+            What the network answered with, for whole images: ``(B, K, *S)`` of the inputs' type (of
+            the network's, where the inputs are whole numbers). A tuple or list of several
+            gives a tuple, one of a single tensor gives that tensor, a dict a dict. MetaTensors in,
+            MetaTensors out: metadata are the input's, unchanged also where the size is not.
+
+        Raises:
+            ValueError: no tiling of such images exists, or outputs differ from tile to tile in size
+                or number.
+            TypeError: the inputs are no tensor, or the network answers with something else than
+                tensors of floating point.
+        """
+        whole: list[torch.Tensor] = []
+        names: list[Hashable] | None = None
+        for slab in self._finished(inputs, network, args, kwargs):
+            names = slab.names
+            whole = whole or slab.room()
+            for target, first, rows in zip(whole, slab.first, slab.rows, strict=True):
+                target[:, :, first : first + rows.shape[2]] = rows
+        if isinstance(inputs, MetaTensor):
+            whole = [MetaTensor(w).copy_meta_from(inputs) for w in whole]
+        return _packed(whole, names)
+
+    @torch.no_grad()
+    def slabs(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Output]]:
+        """The answer as it is finished: rows along the first space axis, in order, without gaps.
+
+        Only the band of rows that tiles still add to is held, so answers that are larger than
+        memory can be written away. Joined along axis 2, slabs are the answer of a call to the last
+        bit.
+
+        Args:
+            inputs, network, args, kwargs: as for a call.
+
+        Yields:
+            The slab's first row along the first space axis of the inputs, and the slab: rows
+            ``(B, K, n, ...)`` on ``device``, in the structure of the network's answer, as plain
+            tensors. A slab of an output of another size than the tile has its rows in proportion,
+            and may have none.
+
+        Raises:
+            ValueError, TypeError: as for a call, when the first slab is asked for.
+        """
+        for slab in self._finished(inputs, network, args, kwargs):
+            yield slab.start, _packed([rows.clone() for rows in slab.rows], slab.names)
+
+    def _finished(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Iterator[_Slab]:
+        kwargs = dict(kwargs)
+        _refuse({name: kwargs.pop(name) for name in ("buffer_steps", "buffer_dim") if name in kwargs})
+        frame = self._frame(inputs, network)
+        device = torch.device(kwargs.pop("device", None) or self.device or inputs.device)
+        sw_device = torch.device(self.sw_device or inputs.device)
+        image, condition = _plain(inputs), _plain(kwargs.pop("condition", None))
+        if condition is not None and condition.shape != inputs.shape:
+            raise ValueError(
+                f"condition {tuple(condition.shape)} must have the shape of the inputs "
+                f"{tuple(inputs.shape)}: both are cut into the same tiles"
+            )
+        dtype = inputs.dtype if inputs.is_floating_point() else None
+        blend = _Blend(frame, len(inputs), dtype, sw_device, device)
+        for batch in self._batches(frame.tiles, len(inputs)):
+            if condition is not None:
+                kwargs["condition"] = frame.stack(condition, batch).to(sw_device)
+            tiles = frame.stack(image, batch).to(sw_device)
+            yield from blend.add(batch, network(tiles, *args, **kwargs))
+        yield blend.finished(frame.tiles.padded[0])
+
+    def _batches(self, tiles: Tiling, items: int) -> Iterator[list[_Spot]]:
+        """Tiles of all items, place by place."""
+        total = -(-tiles.count() * items // self.sw_batch_size)
+        spots = itertools.product(tiles.places(), range(items))
+        batches = iter(lambda: list(itertools.islice(spots, self.sw_batch_size)), [])
+        yield from tqdm(batches, total=total, disable=not self.progress)
+
+    def _frame(self, inputs: torch.Tensor, network: Callable[..., Any]) -> _Frame:
+        if not isinstance(inputs, torch.Tensor):
+            raise TypeError(
+                f"inputs are {type(inputs).__name__}, but a tensor (B, C, *S) is needed; torch.from_numpy makes one of an array"
+            )
+        if inputs.ndim < 3 or not inputs.numel():
+            raise ValueError(
+                f"inputs have shape {tuple(inputs.shape)}, but (B, C, *S) with at least one space axis and one voxel is needed"
+            )
+        size = tuple(inputs.shape[2:])
+        dims = len(size)
+        own = self.stride is None
+        stride = _own_stride(network, dims) if own else _per_axis("stride", self.stride, dims)
+        roi = zip(_per_axis("roi_size", self.roi_size, dims), size, strict=True)
+        asked = tuple(int(r) if r and r > 0 else n for r, n in roi)
+        axes = zip(size, asked, stride, strict=True)
+        space = tuple(up(r, g) if n < r else n for n, r, g in axes)
+        tile = tuple(up(r, g) for r, g in zip(asked, stride, strict=True))
+        overlap = _per_axis("overlap", self.overlap, dims)
+        tiles = Tiling(
+            size=space,
+            tile=tile,
+            window=self.mode,
+            one_sided=self.one_sided,
+            halo=self.halo,
+            grid=stride,
+            steps=tuple(int((t - 2 * self.halo) * (1 - o)) for t, o in zip(tile, overlap, strict=True)),
+            sigma_scale=_per_axis("sigma_scale", self.sigma_scale, dims),
+        )
+        return _Frame(tiles=tiles, size=size, padding=self.padding_mode, fill=self.cval)
+
+
+_Spot = tuple[tuple[int, ...], int]
+"""Where a tile lies, and in which item of the batch of images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """The tiles of images of ``size``.
+
+    They cover a space that is as large, or larger where tiles are, with the image in its middle.
+    """
+
+    tiles: Tiling
+    size: tuple[int, ...]
+    padding: str
+    fill: float
+
+    @property
+    def low(self) -> tuple[int, ...]:
+        """Padding in front of the image, along each axis: half of it, on the stride."""
+        axes = zip(self.tiles.size, self.size, self.tiles.grid, strict=True)
+        return tuple((space - n) // 2 // g * g for space, n, g in axes)
+
+    def stack(self, images: torch.Tensor, spots: Sequence[_Spot]) -> torch.Tensor:
+        """Copies of tiles ``(n, C, *tile)``."""
+        return torch.stack([self._cut(images[item], place) for place, item in spots])
+
+    def _cut(self, image: torch.Tensor, place: Sequence[int]) -> torch.Tensor:
+        """A tile ``(C, *tile)``, padded by itself: the whole padded image is never made."""
+        outside = []
+        for axis, (start, tile, n, space, low) in enumerate(
+            zip(place, self.tiles.tile, self.size, self.tiles.size, self.low, strict=True), 1
+        ):
+            if low <= start and start + tile <= low + n:
+                image = image.narrow(axis, start - low, tile)
+            else:
+                index = torch.arange(start, start + tile).clamp(max=space - 1) - low
+                outside.append((axis, index, n))
+        for axis, index, n in outside:
+            image = self._padded(image, axis, index.to(image.device), n)
+        return image
+
+    def _padded(self, image: torch.Tensor, axis: int, index: torch.Tensor, n: int) -> torch.Tensor:
+        """Voxels at ``index`` along an axis of ``n`` voxels, some of which are outside of it."""
+        if self.padding == "circular":
+            return image.index_select(axis, index % n)
+        if self.padding == "reflect":
+            index = index % max(1, 2 * n - 2)  # an axis of one voxel can only repeat it
+            return image.index_select(axis, torch.minimum(index, 2 * n - 2 - index))
+        part = image.index_select(axis, index.clamp(0, n - 1))
+        if self.padding == "constant":
+            part.index_fill_(axis, ((index < 0) | (index >= n)).nonzero().flatten(), self.fill)
+        return part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slab:
+    """Finished rows of every output, good until the next slab is asked for.
+
+    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole
+    outputs.
+    """
+
+    start: int
+    names: list[Hashable] | None
+    rows: list[torch.Tensor]
+    first: list[int]
+    whole: list[tuple[int, ...]]
+
+    def room(self) -> list[torch.Tensor]:
+        """Space for the whole outputs."""
+        sizes = zip(self.whole, self.rows, strict=True)
+        return [torch.empty(size, dtype=rows.dtype, device=rows.device) for size, rows in sizes]
+
+
+class _Blend:
+    """Weighted sums of all outputs of a network in one band of tiles."""
+
+    def __init__(
+        self,
+        frame: _Frame,
+        items: int,
+        dtype: torch.dtype | None,
+        sw_device: torch.device,
+        device: torch.device,
+    ) -> None:
+        self.frame, self.items, self.dtype, self.sw_device, self.device = (
+            frame,
+            items,
+            dtype,
+            sw_device,
+            device,
+        )
+        self.start = 0
+        self.names: list[Hashable] | None = None
+        self.bands: list[_Band] = []
+        self._weights: tuple[tuple, list[torch.Tensor]] | None = None
+
+    def add(self, spots: Sequence[_Spot], answer: Any) -> Iterator[_Slab]:
+        """Add the answers to a batch of tiles; what they finish comes out."""
+        names, outputs = _unpacked(answer)
+        _check(names, outputs, len(spots), len(self.frame.size))
+        if not self.bands:
+            self.names = names
+            self.bands = [self._band(output) for output in outputs]
+        shapes, before = [tuple(o.shape[1:]) for o in outputs], [b.shape for b in self.bands]
+        if names != self.names or shapes != before:
+            raise ValueError(
+                f"the network answered with {names or 'tensors'} of {shapes} to one tile and "
+                f"{self.names or 'tensors'} of {before} to others; every tile needs the same outputs"
+            )
+        for n, (place, item) in enumerate(spots):
+            if place[0] != self.start:
+                yield self.finished(place[0])
+                self.move(place[0])
+            for band, output, weight in zip(self.bands, outputs, self.weights(place), strict=True):
+                band.add(place, item, output[n], weight)
+
+    def _band(self, output: torch.Tensor) -> _Band:
+        dtype = self.dtype or output.dtype
+        return _Band(self.frame, self.items, output.shape[1:], dtype, self.sw_device)
+
+    def weights(self, place: Sequence[int]) -> list[torch.Tensor]:
+        """Weights of a tile for each output, float32 ``tile`` at its size."""
+        tiles = self.frame.tiles
+        kind: tuple = ()
+        if tiles.one_sided or tiles.halo:  # tiles differ in which of their faces are borders
+            axes = zip(place, tiles.padded, tiles.tile, strict=True)
+            kind = tuple((p == 0, p == n - t) for p, n, t in axes)
+        if self._weights is None or self._weights[0] != kind:
+            whole = torch.from_numpy(tiles.weights(place)).to(self.sw_device)
+            maps, last = [], whole
+            for band in self.bands:
+                # From the output before, as MONAI does: it decides which voxel stands for others.
+                last = whole if band.tile == tiles.tile else _nearest(last, band.tile)
+                maps.append(last)
+            self._weights = (kind, maps)
+        return self._weights[1]
+
+    def finished(self, until: int) -> _Slab:
+        """Rows before ``until``, which no later tile reaches: the sums themselves, divided."""
+        return _Slab(
+            start=self.start,
+            names=self.names,
+            rows=[band.finished(self.start, until).to(self.device) for band in self.bands],
+            first=[band.first(self.start) for band in self.bands],
+            whole=[band.whole for band in self.bands],
+        )
+
+    def move(self, until: int) -> None:
+        for band in self.bands:
+            band.move(self.start, until)
+        self.start = until
+
+
+class _Band:
+    """Sums and weights of one output over the rows that tiles of one start reach."""
+
+    def __init__(
+        self,
+        frame: _Frame,
+        items: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.frame, self.dtype = frame, dtype
+        self.shape, self.tile = tuple(shape), tuple(shape[1:])
+        tiles, axes = frame.tiles, range(len(self.tile))
+        on_voxels = all(p * self.tile[a] % tiles.tile[a] == 0 for a in axes for p in tiles.starts(a))
+        if tiles.halo and not on_voxels:
+            raise ValueError(
+                f"a halo of {tiles.halo} needs tiles that start on whole voxels of every output, but "
+                f"one has {self.tile} voxels for a tile of {tiles.tile}; leave halo at 0, or give the "
+                "network's stride"
+            )
+        across = [self._at(axis, tiles.padded[axis]) for axis in axes[1:]]
+        precise = torch.promote_types(dtype, torch.float32)
+        band = (self.tile[0], *across)
+        self.sums = torch.zeros((items, shape[0], *band), dtype=precise, device=device)
+        self.weights = torch.zeros(band, dtype=precise, device=device)
+        self.kept = [self._kept(axis) for axis in axes]
+        self.whole = (items, shape[0], *(high - low for low, high in self.kept))
+
+    def _at(self, axis: int, voxel: int) -> int:
+        """Where a voxel of the inputs lies in the output, which may have another size."""
+        return voxel * self.tile[axis] // self.frame.tiles.tile[axis]
+
+    def _kept(self, axis: int) -> tuple[int, int]:
+        """First voxel and end of the image in the padded output."""
+        n, low = self.frame.size[axis], self.frame.low[axis]
+        if self.frame.tiles.size[axis] == n:
+            return 0, self._at(axis, n)
+        out, tile = self.tile[axis], self.frame.tiles.tile[axis]
+        return round(low * out / tile), round((low + n) * out / tile)  # MONAI's rounding
+
+    def first(self, start: int) -> int:
+        """The row of the answer at which rows from ``start`` in the padded inputs begin."""
+        return max(0, self._at(0, start) - self.kept[0][0])
+
+    def add(
+        self,
+        place: Sequence[int],
+        item: int,
+        output: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> None:
+        """Add the answer ``(K, *tile)`` to one tile."""
+        first = [self._at(axis, start) for axis, start in enumerate(place)][1:]
+        across = (slice(f, f + n) for f, n in zip(first, self.tile[1:], strict=True))
+        box = (slice(None), *across)
+        weight = weight.to(self.sums.dtype)
+        self.sums[(item, slice(None), *box)].addcmul_(output.to(self.sums), weight)
+        if item == 0:  # the tiles of other items lie in the same places
+            self.weights[box] += weight
+
+    def finished(self, start: int, until: int) -> torch.Tensor:
+        """The mean of rows from ``start`` to ``until``, which are divided where they lie."""
+        begin = self._at(0, start)
+        rows = self._at(0, until) - begin
+        mean = self.sums[:, :, :rows].div_(self.weights[:rows])
+        (low, high), *across = self.kept
+        box = (slice(max(low - begin, 0), max(high - begin, 0)), *(slice(*kept) for kept in across))
+        return mean[(slice(None), slice(None), *box)].to(self.dtype)
+
+    def move(self, start: int, until: int) -> None:
+        """Let the band begin at ``until``."""
+        rows = self._at(0, until) - self._at(0, start)
+        for buffer, axis in ((self.sums, 2), (self.weights, 0)):
+            left = buffer.shape[axis] - rows
+            rest = buffer.narrow(axis, rows, left)
+            buffer.narrow(axis, 0, left).copy_(rest.clone() if left > rows else rest)
+            buffer.narrow(axis, left, rows).zero_()
+
+
+def _nearest(weights: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if tuple(weights.shape) == tuple(size):
+        return weights
+    return functional.interpolate(weights[None, None], tuple(size), mode="nearest-exact")[0, 0]
+
+
+def _unpacked(answer: Any) -> tuple[list[Hashable] | None, list[torch.Tensor]]:
+    """Names of the outputs where there are any, and the outputs."""
+    if isinstance(answer, torch.Tensor):
+        return None, [_plain(answer)]
+    if isinstance(answer, Mapping):
+        return list(answer), [_plain(value) for value in answer.values()]
+    several = answer if isinstance(answer, tuple | list) else [answer]
+    return None, [_plain(value) for value in several]
+
+
+def _packed(outputs: Sequence[torch.Tensor], names: Sequence[Hashable] | None) -> Output:
+    if names is not None:
+        return dict(zip(names, outputs, strict=True))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _check(names: Sequence[Hashable] | None, outputs: Sequence[Any], count: int, dims: int) -> None:
+    if not outputs:
+        raise TypeError("the network answered with no output at all")
+    for name, output in zip(names or range(len(outputs)), outputs, strict=True):
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(
+                f"output {name!r} of the network is {type(output).__name__}, but a tensor, or a tuple, list or dict of tensors, is needed"
+            )
+        if not output.is_floating_point():
+            raise TypeError(
+                f"output {name!r} of the network is {output.dtype}, but overlapping tiles are "
+                "averaged; return probabilities or logits, and take labels from the blended answer"
+            )
+        if output.ndim != dims + 2 or len(output) != count:
+            raise ValueError(
+                f"output {name!r} of the network has shape {tuple(output.shape)} for {count} tiles, "
+                f"but ({count}, K, *tile) with {dims} space axes is needed"
+            )
+
+
+def _plain(tensor: Any) -> Any:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _own_stride(network: Any, dims: int) -> tuple[int, ...]:
+    """The stride that a network of this package names; the word may mean something else elsewhere."""
+    said = getattr(network, "divisor", None)
+    named = isinstance(network, torch.nn.Module) and isinstance(said, tuple) and len(said) == dims
+    return receptive.stride(network, dims) if named else (1,) * dims
+
+
+def _each(value: Any) -> tuple:
+    return tuple(value) if isinstance(value, Iterable) else (value,)
+
+
+def _per_axis(name: str, value: Any, dims: int) -> tuple:
+    values = _each(value)
+    if isinstance(value, Iterable) and len(values) != dims:
+        raise ValueError(f"{name} is {value}, but inputs have {dims} space axes; give one value for each, or one for all")
+    return values if isinstance(value, Iterable) else values * dims
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    word = str(getattr(value, "value", value)).lower()
+    if word not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
+    return word
+
+
+def _require(true: bool, message: str) -> None:
+    if not true:
+        raise ValueError(message)
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name not in LEFT_OUT:
+            raise TypeError(f"SlidingWindowInferer has no argument {name!r}")
+        usual, instead = LEFT_OUT[name]
+        if value != usual:
+            raise TypeError(f"{name}={value!r} is not taken: {instead}. Leave it out.")
