@@ -1,0 +1,113 @@
+"""docs/own_loop.md: its code runs, and its tables name every loss, metric and option there is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pipeline
+from pipeline.config import ConfigError
+from pipeline.data import derived
+from pipeline.losses import LOSSES, TABLES
+from pipeline.losses.module import RANGE, Loss
+from pipeline.metrics import BETTER, GIVEN, IMAGES, METRICS, SOFT
+from pipeline.metrics.module import REDUCTIONS, Metric
+from pipeline.records import Term
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_loop.md").read_text(encoding="utf-8")
+
+
+def table(first: str) -> dict[str, list[str]]:
+    """Cells of the table whose first heading is ``first``, by the name in the first of a row."""
+    lines = iter(PAGE.splitlines())
+    next(line for line in lines if line.startswith(f"| {first} |"))
+    next(lines)
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[name.strip("`")] = cells
+    return rows
+
+
+def spans(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def options(function: Any, without: tuple[str, ...] = ()) -> list[str]:
+    found = inspect.signature(function).parameters.values()
+    return [f"{p.name}={p.default!r}" for p in found if p.name not in without]
+
+
+def test_the_code_of_the_page_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, thing in (("Loss", Loss), ("Metric", Metric)):
+        if not hasattr(pipeline, name):
+            monkeypatch.setattr(pipeline, name, thing, raising=False)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 6
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/own_loop.md", "exec"), names)
+    epochs = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if re.match(r"\d \d", line)]
+    assert float(epochs[-1][1]) < float(epochs[0][1]), "the loop of the page trains"
+
+
+def test_the_table_of_losses_is_whole() -> None:
+    rows = table("loss")
+    assert list(rows) == list(LOSSES)
+    for name, (target, says, reads, settings) in rows.items():
+        assert says, name
+        kinds = [kind for kind, entries in TABLES.items() if name in entries]
+        assert set(target.split(", ")) == set(kinds), name
+        own = [f"range={RANGE!r}"] if name in derived.MASKED else []
+        assert spans(settings) == options(LOSSES[name]) + own, name
+        wish = derived.read_by(Term(name=name, options={"reduce": "mask"}))
+        assert spans(reads)[:1] == ([] if wish is None else ["mask" if wish.key == "mask" else wish.name]), name
+
+
+def test_the_table_of_metrics_is_whole() -> None:
+    rows = table("metric")
+    assert list(rows) == list(METRICS)
+    mask = torch.zeros(1, 1, 12, 12, 12)
+    mask[..., 3:8, 3:8, 3:8] = 1
+    photo = torch.rand(1, 3, 16, 16)
+    for name, (kind, better, says, further, settings) in rows.items():
+        assert says, name
+        wanted = "probabilities" if name in SOFT else "images" if name in IMAGES else "decisions"
+        assert kind.split(", ")[0] == wanted, name
+        assert better == BETTER.get(name, ""), name
+        assert spans(settings) == options(METRICS[name], GIVEN), name
+        metric = Metric(name)
+        if name == "retouch":
+            metric(photo, photo, source=photo, predicted=photo[:, :1])
+        else:
+            metric(mask, mask)
+        assert [n for n in metric.names if n != name] == spans(further), name
+
+
+def test_reductions_and_arguments_are_named() -> None:
+    assert {row.split(",")[0].strip('`"') for row in table("`aggregate(...)`")} == set(REDUCTIONS)
+    for kind in (Loss, Metric):
+        for parameter in list(inspect.signature(kind).parameters.values())[1:-1]:
+            shown = repr(parameter.default).replace("'", '"')
+            assert re.search(rf"\b{parameter.name}={re.escape(shown)}", PAGE), (
+                kind,
+                parameter.name,
+            )
+
+
+def test_the_table_would_notice_a_new_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "further", lambda *, strength=1.0: None)
+    with pytest.raises(AssertionError):
+        test_the_table_of_losses_is_whole()
+
+
+def test_an_option_of_the_page_is_one_of_the_class() -> None:
+    with pytest.raises(ConfigError, match="no option 'radios'"):
+        Loss("skeleton_recall", radios=1)
