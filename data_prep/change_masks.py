@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_prep import prepare_gopro
 from pipeline import cli, config
+from pipeline.progress import progress
 from pipeline.records import DONE, UserError
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,19 +56,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), write_masks, argv)
+    return cli.run(parser(), lambda **options: write_masks(argparse.Namespace(**options)), argv)
 
 
 def write_masks(arguments: argparse.Namespace) -> int:
     """Write all masks and say how much of each pair they cover. Raises UserError with every file that cannot be used."""
     settings = settings_of(arguments)
     pairs = pairs_of(arguments.src, arguments.dst, arguments.out)
-    cli.say(", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings).items()))
+    logger.info(", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings).items()))
     shares: dict[str, float] = {}
-    for pair in cli.progress(pairs, "making masks", len(pairs)):
+    for pair in progress(pairs, "making masks", len(pairs)):
         shares[pair.id] = write_mask(pair, settings, arguments.out)
-        cli.say(f"{pair.id}: {told(shares[pair.id])}")
-    cli.say(f"\n{summary(shares)}\n{arguments.out}: {len(pairs)} masks, each with an overlay")
+        logger.info(f"{pair.id}: {told(shares[pair.id])}")
+    logger.info(f"\n{summary(shares)}\n{arguments.out}: {len(pairs)} masks, each with an overlay")
     return DONE
 
 

@@ -52,9 +52,9 @@ def main() -> None:
 
 def finish(out: Path, run: Path, seconds: float) -> None:
     """The closing table."""
-    from pipeline.train import table
+    from pipeline.reporting.tables import of_training
 
-    print("\n" + table(json.loads((ROOT / run / "summary.json").read_text())))
+    print("\n" + of_training(json.loads((ROOT / run / "summary.json").read_text())))
     tuning = {r["name"]: r for r in json.loads((ROOT / run / "tuning" / "result.json").read_text())["rows"]}
     rows = {f"out of fold, {name}": row["mean"] for name, row in tuning.items()}
     for name in ("default", "tuned"):

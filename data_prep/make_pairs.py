@@ -22,6 +22,7 @@ it is degraded. Unlike an augmentation of the pair this leaves the degradation a
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import sys
 import zlib
@@ -35,7 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.config import nearest
+from pipeline.progress import progress
 from pipeline.records import DONE, UserError
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), prepare, argv)
+    return cli.run(parser(), lambda **options: prepare(argparse.Namespace(**options)), argv)
 
 
 def prepare(arguments: argparse.Namespace) -> int:
@@ -122,15 +126,15 @@ def prepare(arguments: argparse.Namespace) -> int:
     photographs = find(arguments.photographs)
     held_out = choose(list(photographs), arguments.held_out, recipe.seed)
     made: dict[str, Mapping[str, Any]] = {}
-    for name, path in cli.progress(photographs.items(), "making pairs", len(photographs)):
+    for name, path in progress(photographs.items(), "making pairs", len(photographs)):
         made |= dict(write(name, path, replace(recipe, vary=recipe.vary and name not in held_out), arguments.out))
     sides = {side: [i for i, facts in made.items() if (facts["photograph"] in held_out) == (side == "test")] for side in ("train", "test")}
     files.write_json(arguments.out / "pairs.json", {"recipe": recipe, "pairs": made})
     files.write_json(arguments.out / "split.json", sides)
-    cli.say(
+    logger.info(
         f"{arguments.out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test ({', '.join(sorted(held_out)) or 'none'})"
     )
-    cli.say(r"Folds that keep a photograph together: --set data.folds.by=group data.folds.pattern='^(.+)_\d+$'")
+    logger.info(r"Folds that keep a photograph together: --set data.folds.by=group data.folds.pattern='^(.+)_\d+$'")
     return DONE
 
 

@@ -9,6 +9,7 @@ with data.root=DIR uses it. Running it again costs nothing but a look at names a
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
+from pipeline.progress import counter
 from pipeline.records import DONE, WRONG, Case, Fault
+from pipeline.stopping import stop
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -35,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), lambda arguments: prepare(arguments.directory, arguments.workers), argv)
+    return cli.run(parser(), lambda directory, workers: prepare(directory, workers), argv)
 
 
 def prepare(root: Path, workers: int | None = None) -> int:
@@ -45,19 +50,19 @@ def prepare(root: Path, workers: int | None = None) -> int:
 
     settings, folder = competition_config(root), root / "store"
     found = cases.find(settings.data, settings.roles, root)
-    cli.say(_counts(root, len(found.train), len(found.test)))
+    logger.info(_counts(root, len(found.train), len(found.test)))
     if folder.is_dir():
         files.sweep(folder)
     facts = store.examine(found.train, settings, folder, write=root.is_dir(), progress=_progress("checking"), workers=workers)
     faults = [*found.faults, *store.faults(facts, found.train, settings), *_test_faults(found.test)]
     errors = sum(fault.severity == "error" for fault in faults)
     for fault in faults:
-        cli.say(str(fault))
+        logger.info(str(fault))
     if errors:
-        cli.say(f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again.")
+        logger.info(f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again.")
         return WRONG
     store.build(found.train, facts, settings, folder, progress=_progress("storing"), workers=workers)
-    cli.say(f"{len(found.train)} cases are ready in {folder}; {len(faults)} warnings.")
+    logger.info(f"{len(found.train)} cases are ready in {folder}; {len(faults)} warnings.")
     return DONE
 
 
@@ -92,10 +97,10 @@ def _test_faults(test: Sequence[Case]) -> list[Fault]:
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    advance = cli.counter(what)
+    advance = counter(what)
 
     def step(done: int, total: int) -> None:
-        cli.stop.check()
+        stop.check()
         advance(done, total)
 
     return step

@@ -11,6 +11,7 @@ or a pair of two sizes is listed and refused. Nothing in DOWNLOAD is changed.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -23,7 +24,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
+from pipeline.progress import progress
 from pipeline.records import DONE, UserError
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 SHOWN = 20
 """Faults that are printed; the rest is counted."""
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), prepare, argv)
+    return cli.run(parser(), lambda **options: prepare(argparse.Namespace(**options)), argv)
 
 
 def prepare(arguments: argparse.Namespace) -> int:
@@ -70,11 +74,11 @@ def prepare(arguments: argparse.Namespace) -> int:
         raise UserError("\n  ".join([f"{len(faults)} faults, nothing was written:", *faults[:SHOWN]]) + more)
     out = arguments.folders[-1]
     linked = 0
-    for pair in cli.progress(pairs, "laying out", len(pairs)):
+    for pair in progress(pairs, "laying out", len(pairs)):
         linked += sum(lay(source, out / side / f"{pair.id}{source.suffix}") for side, source in (("src", pair.src), ("dst", pair.dst)))
     sides = {side: [p.id for p in pairs if p.test == (side == "test")] for side in ("train", "test")}
     files.write_json(out / "split.json", sides)
-    cli.say(
+    logger.info(
         f"{out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test; {linked} files linked, {2 * len(pairs) - linked} copied"
     )
     return DONE

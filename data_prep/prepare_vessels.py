@@ -11,6 +11,7 @@ the field of view: they are found in the red channel. Nothing in DOWNLOAD is cha
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,10 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
+from pipeline.progress import progress
 from pipeline.records import DONE, UserError
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), lambda arguments: prepare(arguments.download, arguments.out), argv)
+    return cli.run(parser(), lambda download, out: prepare(download, out), argv)
 
 
 def prepare(download: Path, out: Path) -> int:
@@ -69,11 +73,11 @@ def prepare(download: Path, out: Path) -> int:
     bare = [eye.name for eye in eyes if not eye.test and eye.mask is None]
     if bare:
         raise UserError(f"{download}: no first observer's mask for {', '.join(bare[:10])}. Unpack the download again.")
-    for eye in cli.progress(eyes, "laying out", len(eyes)):
+    for eye in progress(eyes, "laying out", len(eyes)):
         write(eye, out)
     names = {test: [eye.name for eye in eyes if eye.test == test] for test in (False, True)}
     files.write_json(out / "split.json", {"train": names[False], "test": names[True]})
-    cli.say(
+    logger.info(
         f"{out}: {len(names[False])} images to train on, {len(names[True])} to test, {sum(e.second is not None for e in eyes)} second masks"
     )
     return DONE

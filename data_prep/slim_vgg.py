@@ -10,6 +10,7 @@ The SHA-256 of the source is kept in the result's header.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.records import DONE, UserError
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), lambda a: slim(a.source, a.out, a.deepest, a.accept_other), argv)
+    return cli.run(parser(), lambda source, out, deepest, accept_other: slim(source, out, deepest, accept_other), argv)
 
 
 def slim(source: Path, out: Path | None, deepest: str, accept_other: bool) -> int:
@@ -49,10 +52,10 @@ def slim(source: Path, out: Path | None, deepest: str, accept_other: bool) -> in
         raise UserError(f"{source}: no such file. Fetch {vgg.URL}")
     weights, digest = vgg.read_pickled(source, deepest if out else vgg.deepest([deepest, vgg.USUAL]), accept_other)
     if not digest.startswith(vgg.HASH):
-        cli.say(f"warning: {source} is not {vgg.NAME} (SHA-256 {digest[:8]}...); the loss brings images to the range of the latter")
+        logger.warning(f"{source} is not {vgg.NAME} (SHA-256 {digest[:8]}...); the loss brings images to the range of the latter")
     out = out or vgg.slim_path(deepest)
     vgg.write_slim(out, weights, digest)
-    cli.say(f"{out}: VGG16 up to {deepest}, {sum(w.numel() for w in weights.values()):,} weights, {out.stat().st_size / 1e6:.1f} MB")
+    logger.info(f"{out}: VGG16 up to {deepest}, {sum(w.numel() for w in weights.values()):,} weights, {out.stat().st_size / 1e6:.1f} MB")
     return DONE
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import math
 import os
 import shutil
@@ -25,7 +26,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
+from pipeline.progress import progress
 from pipeline.records import DONE, UserError
+from pipeline.stopping import stop
+
+logger = logging.getLogger(f"pipeline.{Path(__file__).stem}")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -342,8 +347,8 @@ def write(out: Path, options: Options) -> bool:
     try:
         for part in ("train", "test"):
             _write_table(partial, part, options)
-        for part, name, _, image, label in cli.progress(volumes(options), "volumes", options.train + options.test):
-            cli.stop.check()
+        for part, name, _, image, label in progress(volumes(options), "volumes", options.train + options.test):
+            stop.check()
             _write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
             _write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
         _finish(partial, options)
@@ -417,12 +422,12 @@ def work(arguments: argparse.Namespace) -> int:
     options = Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})
     wrote = write(arguments.out, options)
     what = f"{options.train} training and {options.test} test volumes of {options.size}^3 voxels from {options.scrolls} scrolls"
-    cli.say(f"{arguments.out}: {what}" + ("" if wrote else "; they were there already"))
+    logger.info(f"{arguments.out}: {what}" + ("" if wrote else "; they were there already"))
     return DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), work, argv)
+    return cli.run(parser(), lambda **options: work(argparse.Namespace(**options)), argv)
 
 
 if __name__ == "__main__":

@@ -533,13 +533,15 @@ class Reading:
         return any(key == r or key.startswith(f"{r}.") for r in self.replaced)
 
 
-def load(path: Path, overrides: typing.Sequence[str] = ()) -> Config:
+def load(path: Path | str, overrides: typing.Sequence[str] | str = ()) -> Config:
     """Read a system's YAML, apply ``KEY=VALUE`` overrides (dotted keys, YAML values) and check everything.
 
     Raises ConfigError listing every fault found.
     """
+    if isinstance(overrides, str):
+        overrides = [overrides]
     problems: list[Problem] = []
-    data = _read_with(path, overrides, problems)
+    data = _read_with(Path(path), overrides, problems)
     if problems:
         raise ConfigError(_listed(problems))
     return from_dict(data, where=str(path))
@@ -979,7 +981,12 @@ def _in_words(kind: Any) -> str:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dicts, complete: every default written out."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=list))
+    return plain(config)
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass of this module as nested plain dicts, as they are read back from JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(record), default=list))
 
 
 def dump(config: Config) -> str:

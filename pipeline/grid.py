@@ -18,7 +18,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from pipeline.records import MILLIMETRES, Geometry
+from pipeline.records import MILLIMETRES, Geometry, UserError
 
 TOLERANCE = 1e-3
 """Largest difference between entries of two affines that are called equal, in millimetres, of voxels that are not tiny."""
@@ -96,6 +96,28 @@ def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
         spacing=tuple(float(s) for s in spacing) if stated or unit != 1.0 else None,
         codes=codes,
         affine=tuple(tuple(float(x) for x in row) for row in affine),
+    )
+
+
+def affine_grid(affine: Any, dims: int) -> Grid:
+    """The grid of an array ``(X, Y, Z)`` with a known affine.
+
+    Args:
+        affine: 4 x 4 from voxels to millimetres, RAS+.
+
+    Raises:
+        UserError: for what is no such matrix.
+    """
+    matrix = np.asarray(affine, float)
+    good = matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 0
+    if not good:
+        raise UserError(f"affine has shape {matrix.shape}; give 4 x 4 finite numbers whose columns span the space.")
+    spacing = np.sqrt((matrix[:3, :3] ** 2).sum(0))[:dims]
+    return Grid(
+        family="nifti",
+        spacing=tuple(float(s) for s in spacing),
+        codes="".join(c or "?" for c in nibabel.aff2axcodes(matrix))[:dims],
+        affine=tuple(tuple(float(x) for x in row) for row in matrix),
     )
 
 

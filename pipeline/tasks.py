@@ -21,7 +21,6 @@ from pipeline.records import Geometry
 if TYPE_CHECKING:
     import torch
 
-
 COMPANIONS = ("_visualization", "_overlay")
 """Endings of the pictures that lie beside answers and are none."""
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.config import load
 from pipeline.records import WRONG, UserError
-from pipeline.train import read_result
+from pipeline.runs import RunFolder
 
 
-def missing(run: Path) -> list[int]:
-    """Folds without a result that says ``completed``. Raises UserError where ``run`` is none."""
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: no run is there, for it holds no config.yaml. No training task has begun, or RUN is another folder.")
-    results = {n: read_result(run / f"fold_{n}") for n in range(load(run / "config.yaml").data.folds.count)}
-    return [n for n, result in results.items() if result is None or result.status != "completed"]
+def missing(path: Path) -> list[int]:
+    """Folds without a result that says ``completed``. Raises UserError where ``path`` is no run."""
+    run = RunFolder(path)
+    if not run.exists:
+        raise UserError(f"{path}: no run is there, for it holds no config.yaml. No training task has begun, or RUN is another folder.")
+    return [n for n in range(run.fold_count()) if not run.fold(n).completed]
 
 
 def main() -> int:

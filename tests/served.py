@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 import threading
 import time
@@ -15,13 +14,19 @@ import pytest
 import torch
 
 from pipeline import config as configs
-from pipeline import files, networks, serve
+from pipeline import files, networks
 from pipeline.inference.models import save_model
 from pipeline.records import Checkpoint
 
 httpx = pytest.importorskip("httpx", reason='needs pip install "pipeline[dev,serve]"')
 for name in ("uvicorn", "fastapi", "python_multipart"):
     pytest.importorskip(name, reason='needs pip install "pipeline[serve]"')
+
+from pipeline import serve  # noqa: E402 - after the skips: the server's modules need the extra
+from pipeline.serving import uploads  # noqa: E402
+from pipeline.serving.service import Limits, Service  # noqa: E402
+from pipeline.workflows import serve as workflow  # noqa: E402
+from pipeline.workflows.predict import ModelOptions  # noqa: E402
 
 WAIT = 60
 SHARPER = """
@@ -59,14 +64,23 @@ def photograph(path: Path, size: tuple[int, int] = (45, 67), kind: type = np.uin
     return path
 
 
-def arguments(checkpoint: Path, *more: str) -> argparse.Namespace:
-    return serve.parser().parse_args(["--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *more])
+def built(checkpoint: Path, *more: str) -> Service:
+    """The service that the command would run with these options, on the CPU."""
+    words = ["--checkpoint", str(checkpoint), "--device", "cpu", *more]
+    options = vars(serve.parser().parse_args(words))
+    limits = Limits(
+        bytes=options.pop("max_bytes"),
+        pixels=options.pop("max_pixels"),
+        concurrent=options.pop("concurrent"),
+        waiting=options.pop("waiting"),
+    )
+    return workflow.build(ModelOptions(**{k: v for k, v in options.items() if k not in ("host", "port")}), limits)
 
 
 @contextmanager
-def serving(service: serve.Service) -> Iterator[str]:
+def serving(service: Service) -> Iterator[str]:
     """The service on a free port, in a thread."""
-    server = serve.server(service)
+    server = workflow.server(service)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -79,7 +93,7 @@ def serving(service: serve.Service) -> Iterator[str]:
 
 
 def post(url: str, path: Path, kind: str | None = None, **more: object) -> httpx.Response:
-    kind = kind or {v: k for k, v in serve.TYPES.items()}[path.suffix]
+    kind = kind or {v: k for k, v in uploads.TYPES.items()}[path.suffix]
     return httpx.post(f"{url}/predict", content=path.read_bytes(), headers={"Content-Type": kind}, timeout=WAIT, **more)
 
 

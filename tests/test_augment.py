@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,15 @@ from pipeline.config import Config, ConfigError, from_dict
 from pipeline.data.loaders import PatchDataset, _share
 from pipeline.data.normalise import Scale
 from pipeline.data.store import Facts, Stored, Volume
-from pipeline.data.transforms import AUGMENT, UNFOLDED, Keys, RandElasticd, augmentations, colour_matrix
+from pipeline.data.transforms import AUGMENT, UNFOLDED, Keys, RandElasticd, augmentations, colour_matrix, plain_tensors
 from pipeline.records import Case
+
+
+@pytest.fixture(autouse=True)
+def _as_in_training() -> Iterator[None]:
+    with plain_tensors():
+        yield
+
 
 FLAT, SOLID = (32, 32), (12, 12, 12)
 GEOMETRY = {

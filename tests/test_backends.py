@@ -17,7 +17,7 @@ from pipeline import config as configs
 from pipeline import files, networks, predict
 from pipeline.inference import backends
 from pipeline.inference import soft as softs
-from pipeline.inference.models import save_model
+from pipeline.inference.models import load_models, save_model
 from pipeline.inference.sliding_window import voice
 from pipeline.networks import HeadedNet, receptive
 from pipeline.records import Checkpoint, Part
@@ -213,14 +213,14 @@ def test_predicted_masks_are_written_too(backend: str, tmp_path: Path) -> None:
     assert np.abs(masks["torch"] - masks[backend]).max() <= 1
 
 
-def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path) -> None:
+def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     installed("onnx")
-    path, said = model(tmp_path, IMAGES), []
+    path = model(tmp_path, IMAGES)
     (tmp_path / "best_model-notes.onnx").write_text("of somebody else")
 
     def start() -> nn.Module:
-        (net,), _ = predict.load_models([path])
-        return backends.accelerate(net, path, "onnx", said.append)
+        (net,), _ = load_models([path])
+        return backends.accelerate(net, path, "onnx")
 
     start()
     kept = backends.cache(path)
@@ -229,8 +229,8 @@ def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path) -> None:
     assert kept.stat().st_mtime_ns == first
     kept.write_bytes(kept.read_bytes()[:1000])
     start()
-    assert len(said) == 1
-    assert str(kept) in said[0]
+    assert len(caplog.messages) == 1
+    assert str(kept) in caplog.messages[0]
     assert kept.stat().st_size > 1000
     torch.manual_seed(5)
     config = configs.load(tmp_path / "config.yaml")
@@ -241,31 +241,33 @@ def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.glob("*.onnx")} == {backends.cache(path).name, "best_model-notes.onnx"}
 
 
-def test_an_export_of_other_weights_is_found_out(tmp_path: Path) -> None:
+def test_an_export_of_other_weights_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Somebody copies a folder about and the names no longer tell the truth."""
     installed("onnx")
-    path, said = model(tmp_path, IMAGES), []
-    (net,), _ = predict.load_models([path])
+    path = model(tmp_path, IMAGES)
+    (net,), _ = load_models([path])
     torch.manual_seed(9)
     other = networks.build(Part(name="deblur_unet", options={"base": 8, "groups": 4}), 3, 3, 2).eval()
     backends.cache(path).write_bytes(backends.export(other, 3))
-    exported = backends.accelerate(net, path, "onnx", said.append)
-    assert "differs" in said[0]
+    exported = backends.accelerate(net, path, "onnx")
+    assert "differs" in caplog.messages[0]
     assert difference(net, exported, noise(1, 3, 16, 16)) <= PARITY
 
 
-def test_a_folder_that_may_not_be_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_written_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     installed("onnx")
-    path, said = model(tmp_path, IMAGES), []
-    (net,), _ = predict.load_models([path])
+    path = model(tmp_path, IMAGES)
+    (net,), _ = load_models([path])
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files, "write_bytes", refuse)
-    exported = backends.accelerate(net, path, "onnx", said.append)
+    exported = backends.accelerate(net, path, "onnx")
     assert difference(net, exported, noise(1, 3, 20, 20)) <= PARITY
-    assert "Permission denied" in said[0]
+    assert "Permission denied" in caplog.messages[0]
     assert not list(tmp_path.glob("*.onnx"))
 
 
@@ -286,7 +288,7 @@ def test_voices_of_exports_speak_like_those_of_networks(tmp_path: Path) -> None:
 
 def test_what_a_backend_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = model(tmp_path, IMAGES)
-    (net,), _ = predict.load_models([path])
+    (net,), _ = load_models([path])
     assert backends.accelerate(net, path, "torch") is net
     with pytest.raises(backends.BackendError, match="--device cpu"):
         backends.check("onnx", "cuda")

@@ -75,20 +75,18 @@ def test_served_images_get_400(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     pytest.importorskip("python_multipart")
-    from test_serve import arguments, serving
-
-    from pipeline import serve
+    from served import built, serving
 
     model = model_file(tmp_path / "model", dims=2)
     spoiled(tmp_path / "a.tif", np.nan, 2, (20, 18))
-    with serving(serve.build(arguments(model))) as url:
+    with serving(built(model)) as url:
         response = httpx.post(f"{url}/predict", content=(tmp_path / "a.tif").read_bytes(), headers={"Content-Type": "image/tiff"})
         assert response.status_code == 400
         assert "holds 2 values that are NaN or infinite" in response.json()["error"]
         assert str(tmp_path) not in response.json()["error"]
     on_nifti = model_file(tmp_path / "nifti", dims=2, trained_on={"family": "nifti", "codes": "RA"})
     with pytest.raises(UserError, match=r"trained on NIfTI.*pipeline\.predict"):
-        serve.build(arguments(on_nifti))
+        built(on_nifti)
 
 
 # --- weights ------------------------------------------------------------------------------------------------------------

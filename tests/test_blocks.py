@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,11 @@ from pipeline.data.normalise import Scale
 from pipeline.files import Rows
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks
-from pipeline.inference.models import save_model
+from pipeline.inference.models import load_models, save_model
 from pipeline.inference.sliding_window import Source, settled, sliding_window, stream, tiling, voice
 from pipeline.morphology import blocks as parts
 from pipeline.records import Checkpoint, Part, UserError
+from pipeline.workflows import predict as workflow
 
 quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 UNIT = Scale(low=(0.0,), high=(1.0,), clip=False)
@@ -112,7 +115,7 @@ def test_any_rows_have_the_bits_of_the_whole(
 
 @pytest.mark.parametrize("norms", ["tile", "frozen", "exact"])
 def test_rows_of_a_network_with_instance_norm(norms: str, tmp_path: Path) -> None:
-    networks_, config = predict.load_models(
+    networks_, config = load_models(
         [model(tmp_path, dims=2, norm="instance", predict={"patch": [104, 104], "overlap": 0, "norms": norms, "flips": True})]
     )
     speak = voice(networks_, config, "cpu")
@@ -205,18 +208,21 @@ def test_an_image_by_blocks_is_that_of_memory(tmp_path: Path) -> None:
 def count_tiles(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
     """Counts the tiles that networks see from now on; raises at one of them."""
     seen: list[int] = []
-    counted = predict._counted
+    told = workflow.steps
 
-    def watched(speak: Any, advance: Any) -> Any:
-        def step(n: int) -> None:
-            advance(n)
-            seen.append(n)
-            if len(seen) == stop_at:
-                raise KeyboardInterrupt
+    @contextlib.contextmanager
+    def watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        with told(what, total) as advance:
 
-        return counted(speak, step)
+            def step(n: int) -> None:
+                advance(n)
+                seen.append(n)
+                if len(seen) == stop_at:
+                    raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "_counted", watched)
+            yield step
+
+    monkeypatch.setattr(workflow, "steps", watched)
     return seen
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import files, report, train
 from pipeline.data.cases import class_names
+from pipeline.reporting import tables
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_class_that_is_called_ignore_is_warned_of(tmp_path: Path, capsys: pyte
 def test_many_classes_have_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "aorta", "pancreas"]
     run = trained(tmp_path, names, "[dice, iou]")
-    table, page = train.table(files.read_json(run / "summary.json")), (run / "report.html").read_text()
+    table, page = tables.of_training(files.read_json(run / "summary.json")), (run / "report.html").read_text()
     assert table in capsys.readouterr().out
     assert max(map(len, table.splitlines())) < 120
     means = files.read_json(run / "summary.json")["out_of_fold"]
@@ -161,7 +162,7 @@ def test_summaries_of_before_show_numbers(tmp_path: Path) -> None:
     summary = files.read_json(run / "summary.json")
     del summary["class_names"]
     files.write_json(run / "summary.json", summary)
-    assert "dice_1" in train.table(summary)
+    assert "dice_1" in tables.of_training(summary)
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "dice_1" in page

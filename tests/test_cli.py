@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.progress import counter, kept_log, progress
 from pipeline.records import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,13 +29,13 @@ def parser() -> argparse.ArgumentParser:
 @pytest.mark.parametrize("spelling", [["--data-dir", "a_b"], ["--data_dir", "a_b"], ["--data_dir=a_b"]])
 def test_dash_and_underscore_are_the_same(spelling: list[str]) -> None:
     seen = []
-    cli.run(parser(), lambda a: seen.append(a.data_dir) or 0, spelling)
+    cli.run(parser(), lambda data_dir, **_: seen.append(data_dir) or 0, spelling)
     assert seen == ["a_b"]
 
 
 def test_options_are_not_abbreviated() -> None:
     with pytest.raises(SystemExit) as end:
-        cli.run(parser(), lambda a: 0, ["--data", "x"])
+        cli.run(parser(), lambda **_: 0, ["--data", "x"])
     assert end.value.code == 2
 
 
@@ -47,7 +49,7 @@ def test_options_are_not_abbreviated() -> None:
     ],
 )
 def test_errors_become_messages_and_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    def work(_: argparse.Namespace) -> int:
+    def work(**_: object) -> int:
         raise error
 
     assert cli.run(parser(), work, []) == code
@@ -57,7 +59,7 @@ def test_errors_become_messages_and_exit_codes(error: BaseException, code: int, 
 
 
 def test_a_programming_error_keeps_its_traceback() -> None:
-    def work(_: argparse.Namespace) -> int:
+    def work(**_: object) -> int:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -106,12 +108,14 @@ def test_the_first_interrupt_asks_and_the_second_ends() -> None:
 
 
 def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def work(_: argparse.Namespace) -> int:
-        cli.say("first")
-        with cli.kept_log(tmp_path, "probe") as path:
-            cli.say("second")
+    log = logging.getLogger("pipeline.probe")
+
+    def work(**_: object) -> int:
+        log.info("first")
+        with kept_log(tmp_path, "probe") as path:
+            log.info("second")
             print("third\r", end="")
-        cli.say("fourth")
+        log.info("fourth")
         assert path.read_text() == "first\nsecond\n"
         return 0
 
@@ -120,7 +124,7 @@ def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: py
 
 
 def test_progress_yields_everything() -> None:
-    assert list(cli.progress(range(3), "x")) == [0, 1, 2]
-    advance = cli.counter("x")
+    assert list(progress(range(3), "x")) == [0, 1, 2]
+    advance = counter("x")
     for n in range(3):
         advance(n + 1, 3)

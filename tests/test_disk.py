@@ -173,14 +173,14 @@ def test_predictions_that_do_not_fit_are_refused_before_work(
     data = volume(tmp_path / "in" / "a.tif", 48).parent
     volume(data / "b.tif", 48)
     place = small(2**18)
-    monkeypatch.setattr("pipeline.predict.predict_case", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("pipeline.workflows.predict.predict_case", lambda *_: pytest.fail("worked"))
     assert run_predict(model, data, place / "out", "--save-soft") == 1
     told = capsys.readouterr().err
     assert f"{place / 'out'}: {2 * 2 * 48**3} bytes are needed for what will be written, " in told
     assert "leave --save-soft out" in told
     assert not left(place)
     monkeypatch.setattr(durable, "PLAIN", frozenset())  # a disk that may compress
-    monkeypatch.setattr("pipeline.predict.predict_case", lambda *_: {})
+    monkeypatch.setattr("pipeline.workflows.predict.predict_case", lambda *_: {})
     assert run_predict(model, data, place / "out", "--save-soft") == 0
     assert f"warning: {place / 'out'}: {2 * 2 * 48**3} bytes are needed" in capsys.readouterr().out
 
@@ -321,7 +321,12 @@ def test_read_only_places_are_found_before_work(
     ro = readonly(tmp_path / "ro")
     (tmp_path / "half").mkdir()
     soft = readonly(tmp_path / "half" / "soft")
-    for name in ("pipeline.predict.load_models", "pipeline.evaluate.pair", "pipeline.submit.check", "pipeline.ensemble.looked_at"):
+    for name in (
+        "pipeline.inference.predictor.load_models",
+        "pipeline.workflows.evaluate.pair",
+        "pipeline.workflows.submit.check",
+        "pipeline.workflows.fuse.looked_at",
+    ):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("worked"))
     spec = ["--spec", str(tmp_path / "e.yaml")]
     words = ["--predictions", str(data), "--labels", str(data), "--metrics", "dice", "--out"]
@@ -352,8 +357,8 @@ def test_a_run_that_may_not_be_written(
     assert train.main([*words, str(run), "--fold", "0"]) == 0
     readonly(run)
     monkeypatch.setattr("pipeline.data.store.examine", lambda *_, **__: pytest.fail("worked"))
-    monkeypatch.setattr("pipeline.tune.prepare", lambda *_: pytest.fail("worked"))
-    monkeypatch.setattr("pipeline.report.build", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("pipeline.workflows.tune.prepare", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("pipeline.reporting.build", lambda *_: pytest.fail("worked"))
     capsys.readouterr()
     for place, command in (
         (run, lambda: train.main([*words, str(run), "--fold", "1"])),

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -188,20 +186,16 @@ def test_a_start_lists_every_fault_of_structure_and_names(tiny: Path, surfaces: 
         assert key in told
 
 
-def test_the_first_fault_comes_before_anything_heavy(tiny: Path, tmp_path: Path) -> None:
-    """A giant data set folder is not looked at before names are said: the line is there before torch is."""
-    code = (
-        "import sys, io\n"
-        "from pipeline import checks, train\n"
-        "def say(text):\n"
-        "    assert 'torch' not in sys.modules, text\n"
-        "    print(text); raise SystemExit(7)\n"
-        "checks.say = say\n"
-        f"train.main(['--config', {str(tiny)!r}, '--data-dir', {str(tmp_path)!r}, '--dry-run', '--set', 'seed=-1'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 7, done.stderr
-    assert "seed is -1" in done.stdout
+def test_names_are_said_before_data_are_looked_at(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """A giant data set folder is not looked at before names are said."""
+
+    def look(*_: object) -> None:
+        raise SystemExit(7)
+
+    monkeypatch.setattr("pipeline.data.cases.find", look)
+    with pytest.raises(SystemExit):
+        start(tiny, tmp_path, tmp_path / "run", "--dry-run", "--set", "seed=-1")
+    assert "seed is -1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("many", [3, 6])
@@ -526,7 +520,7 @@ def test_good_settings_of_every_kind_pass(tiny: Path, surfaces: Path, tmp_path: 
 def test_a_store_that_is_complete_is_only_read(
     finished: tuple[Path, Path], tiny: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.checks import places
+    from pipeline.workflows.checks import places
 
     data, out = finished
     shutil.copytree(out / "store", tmp_path / "kept")

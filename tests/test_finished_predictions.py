@@ -72,7 +72,7 @@ def test_a_killed_prediction_over_older_answers_is_told(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.predict.predict_case", killed)
+        patch.setattr("pipeline.workflows.predict.predict_case", killed)
         with pytest.raises(KeyboardInterrupt):
             run_predict(model, tmp_path / "in", predicted, "--save-soft")
     capsys.readouterr()

@@ -21,17 +21,18 @@ from conftest import TINY, competition_folder, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import config, documents, files, train
-from pipeline.checks import limits, runs
+from pipeline import config, documents, files, limits, train
 from pipeline.data import folds
-from pipeline.ensemble import Spec, first_summary
 from pipeline.files.documents import problem
 from pipeline.inference import models, soft
+from pipeline.inference.outputs import read_summary
 from pipeline.networks.outline import bounded
 from pipeline.records import Part, UserError
-from pipeline.report import build
-from pipeline.report.runs import load as load_report
+from pipeline.reporting import build
+from pipeline.reporting.runs import load as load_report
+from pipeline.runs import FoldFolder, RunFolder
 from pipeline.training import checkpoint
+from pipeline.workflows.ensemble import Spec
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 MANY = settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
@@ -163,13 +164,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "run/fold_0/result.json": lambda root: (runs.read_result(root / "run" / "fold_0"), runs.read_scores(root / "run" / "fold_0")),
-    "run/cases.json": lambda root: runs.read_listing(root / "run"),
-    "run/environment.json": lambda root: runs.metrics_version(root / "run"),
+    "run/fold_0/result.json": lambda root: (FoldFolder(root / "run" / "fold_0").result(), FoldFolder(root / "run" / "fold_0").scores()),
+    "run/cases.json": lambda root: RunFolder(root / "run").listing(),
+    "run/environment.json": lambda root: RunFolder(root / "run").metrics_version(),
     "run/splits.json": lambda root: folds.load_or_plan(root / "run" / "splits.json", list, ["100", "101", "102", "103"]),
     "run/summary.json": lambda root: build(root / "run"),
     "soft/case.json": lambda root: soft.load(root / "soft", "case"),
-    "summary.json": lambda root: first_summary(root),
+    "summary.json": lambda root: read_summary(root),
 }
 
 

@@ -114,14 +114,6 @@ def test_what_fits_lies_where_it_lay_without_a_grid() -> None:
         assert Tiling(size=(n,), tile=(tile,), overlap=overlap, grid=(grid,)).starts(0) == plain.starts(0)
 
 
-def test_steps_and_widths_can_be_given_outright() -> None:
-    assert Tiling(size=(40,), tile=(16,), overlap=8, steps=(3,)).starts(0) == [*range(0, 24, 3), 24]
-    assert Tiling(size=(40,), tile=(16,), steps=(7,), grid=(4,)).starts(0) == [0, 4, 8, 12, 16, 20, 24]
-    plain, same, wide = (Tiling(size=(64,), tile=(24,), sigma_scale=s).weights((8,)) for s in ((), (0.125,), (0.3,)))
-    np.testing.assert_array_equal(plain, same)
-    np.testing.assert_allclose(wide, np.exp(-(((np.arange(24) - 11.5) / (0.3 * 24)) ** 2) / 2), rtol=1e-5)
-
-
 def test_crop_outside_is_filled() -> None:
     array = np.arange(12).reshape(3, 4)
     out = crop(array, (-1, 2), (3, 4), fill=-1)
@@ -152,10 +144,6 @@ def test_flips_are_their_own_inverse_and_all_different() -> None:
         ({"window": "box"}, "unknown"),
         ({"tile": (4, 4)}, "axes"),
         ({"grid": (4, 4)}, "axes"),
-        ({"steps": (4, 4)}, "each of 1 axes"),
-        ({"sigma_scale": (0.1, 0.1)}, "each of 1 axes"),
-        ({"steps": (17,)}, "gaps"),
-        ({"steps": (13,), "halo": 2}, "at most 12"),
     ],
 )
 def test_impossible_tilings_are_refused(kwargs: dict, word: str) -> None:

@@ -13,6 +13,7 @@ from pipeline.inference.models import load_model
 from pipeline.metrics import evaluate
 from pipeline.metrics.image import intensities
 from pipeline.records import Part
+from pipeline.reporting import tables
 
 SHAPE = (41, 52)
 SMALL = """
@@ -90,7 +91,7 @@ def test_doing_nothing_is_a_row_to_beat_and_is_beaten(run: Path, pairs: Path) ->
     images = [[intensities(files.read(pairs / f / n, 2)[0]) for f in ("src", "dst")] for n in names]
     assert row["psnr"] == pytest.approx(np.mean([evaluate([Part(name="psnr")], *two)["psnr"] for two in images]))
     assert summary["out_of_fold"]["psnr"] > row["psnr"] + 2
-    assert "do nothing" in train.table(summary)
+    assert "do nothing" in tables.of_training(summary)
 
 
 def test_saved_answers_reproduce_their_scores(run: Path, pairs: Path) -> None:

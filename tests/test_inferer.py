@@ -406,13 +406,6 @@ def test_what_cannot_be_is_refused(arguments: dict[str, Any], error: type[Except
         SlidingWindowInferer(**{"roi_size": 8, **arguments})
 
 
-def test_monais_names_of_modes_are_taken() -> None:
-    from monai.utils import BlendMode, PytorchPadMode
-
-    inferer = SlidingWindowInferer(8, mode=BlendMode.CONSTANT, padding_mode=PytorchPadMode.REFLECT)
-    assert (inferer.mode, inferer.padding_mode) == ("constant", "reflect")
-
-
 def test_monais_defaults_of_what_is_left_out_are_taken() -> None:
     SlidingWindowInferer(8, buffer_steps=None, buffer_dim=-1, cpu_thresh=None, with_coord=False, cache_roi_weight_map=False)
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from conftest import competition_folder
 
 from pipeline import train
 from pipeline.files import lock
+from pipeline.runs import FoldFolder
+from pipeline.stopping import stop
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -28,7 +31,7 @@ import os, sys, time
 from pathlib import Path
 from pipeline.files import lock
 
-with lock.held(Path(sys.argv[1]), print):
+with lock.held(Path(sys.argv[1])):
     if sys.argv[2] == "fork" and os.fork() == 0:
         os.write(1, f"forked {os.getpid()}\\n".encode())  # in one piece, beside the other process's line
         time.sleep(60)
@@ -52,8 +55,11 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def quiet(line: str) -> None:
-    raise AssertionError(f"nothing was to be said, but: {line}")
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What locks log."""
+    caplog.set_level(logging.INFO, "pipeline.files.lock")
+    return caplog
 
 
 def test_the_second_process_is_told_who_owns_it(tmp_path: Path) -> None:
@@ -61,27 +67,28 @@ def test_the_second_process_is_told_who_owns_it(tmp_path: Path) -> None:
     with holder(path) as first:
         with (
             pytest.raises(lock.BusyError, match=f"process {first.pid} on {socket.gethostname()}, since 20.*-c") as told,
-            lock.held(path, quiet),
+            lock.held(path),
         ):
             pass
         assert str(path.parent) in str(told.value)
         first.communicate()  # closes its input: it gives the lock back
         assert path.read_bytes() == b""
-    with lock.held(path, quiet):
+    with lock.held(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def test_a_killed_owner_is_replaced_and_it_is_said(tmp_path: Path) -> None:
-    path, told = tmp_path / ".lock", []
+def test_a_killed_owner_is_replaced_and_it_is_said(tmp_path: Path, heard: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / ".lock"
     with holder(path) as first:
         first.kill()
         first.wait()
-        with lock.held(path, told.append):
+        with lock.held(path):
             pass
-    assert len(told) == 1
-    assert f"taken over from process {first.pid}" in told[0]
-    with lock.held(path, quiet):
+    assert len(heard.messages) == 1
+    assert f"taken over from process {first.pid}" in heard.messages[0]
+    with lock.held(path):
         pass
+    assert len(heard.messages) == 1
 
 
 def test_children_of_a_killed_owner_do_not_keep_it(tmp_path: Path) -> None:
@@ -96,7 +103,7 @@ def test_children_of_a_killed_owner_do_not_keep_it(tmp_path: Path) -> None:
             first.kill()
             first.wait()
             os.kill(child, 0)  # it lives
-            with lock.held(path, lambda line: None):
+            with lock.held(path):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
@@ -106,7 +113,7 @@ def test_waiting_ends_when_the_owner_is_done(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(lock, "POLL", 0.0)
     path, waited = tmp_path / ".lock", []
     with contextlib.ExitStack() as first:
-        first.enter_context(lock.held(path, quiet))
+        first.enter_context(lock.held(path))
 
         def wait(busy: lock.BusyError, seconds: float) -> None:
             assert busy.owner is not None
@@ -115,7 +122,7 @@ def test_waiting_ends_when_the_owner_is_done(tmp_path: Path, monkeypatch: pytest
             if len(waited) == 3:
                 first.close()
 
-        with lock.held(path, quiet, wait):
+        with lock.held(path, wait):
             assert len(waited) == 3
 
 
@@ -124,12 +131,12 @@ def test_a_waiter_notices_that_the_folder_was_renamed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(lock, "POLL", 0.0)
     path = tmp_path / "run" / ".lock"
     with contextlib.ExitStack() as first:
-        first.enter_context(lock.held(path, quiet))
+        first.enter_context(lock.held(path))
 
         def wait(busy: lock.BusyError, seconds: float) -> None:
             (tmp_path / "run").rename(tmp_path / "run.old-1")
 
-        with lock.held(path, quiet, wait):
+        with lock.held(path, wait):
             assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
@@ -137,9 +144,9 @@ def test_what_ends_the_waiting_is_raised(tmp_path: Path) -> None:
     def stop(busy: lock.BusyError, seconds: float) -> None:
         raise KeyboardInterrupt
 
-    with lock.held(tmp_path / ".lock", quiet):
+    with lock.held(tmp_path / ".lock"):
         handles = len(os.listdir("/proc/self/fd"))
-        with pytest.raises(KeyboardInterrupt), lock.held(tmp_path / ".lock", quiet, stop):
+        with pytest.raises(KeyboardInterrupt), lock.held(tmp_path / ".lock", stop):
             pass
         assert len(os.listdir("/proc/self/fd")) == handles
 
@@ -159,14 +166,14 @@ def test_without_locks_the_facts_decide(host: str, alive: bool, free: bool, tmp_
     owner = {"pid": os.getpid() if alive else dead.pid, "host": socket.gethostname() if host == "here" else host}
     (tmp_path / ".lock").write_text(json.dumps({**owner, "since": "2026-01-01 00:00:00", "command": "train.py"}))
     expected = contextlib.nullcontext() if free else pytest.raises(lock.BusyError, match=str(owner["pid"]))
-    with expected, lock.held(tmp_path / ".lock", lambda line: None):
+    with expected, lock.held(tmp_path / ".lock"):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_an_unreadable_owner_is_another_process(tmp_path: Path) -> None:
-    with lock.held(tmp_path / ".lock", quiet):
+    with lock.held(tmp_path / ".lock"):
         (tmp_path / ".lock").write_text('{"pid": 1')
-        with pytest.raises(lock.BusyError, match="another process"), lock.held(tmp_path / ".lock", quiet):
+        with pytest.raises(lock.BusyError, match="another process"), lock.held(tmp_path / ".lock"):
             pass
 
 
@@ -190,11 +197,11 @@ def test_a_fold_in_work_is_left_to_its_owner(tiny: Path, surfaces: Path, tmp_pat
         told = capsys.readouterr().out
         assert "Fold 1 is left out" in told
         assert f"Fold 1 is not complete and was not trained here: {out / 'fold_1'} belongs to {owner}" in told
-        assert train._completed(out / "fold_0")
+        assert FoldFolder(out / "fold_0").completed
         assert not (out / "fold_1" / "result.json").exists()
         assert train.main(words(tiny, surfaces, out, "--fresh")) == 2
         assert owner in capsys.readouterr().err
-        assert train._completed(out / "fold_0")
+        assert FoldFolder(out / "fold_0").completed
         assert not (tmp_path / "run.old-1").exists()
     assert train.main(words(tiny, surfaces, out)) == 0
     assert f"taken over from {owner}" in capsys.readouterr().out
@@ -203,13 +210,13 @@ def test_a_fold_in_work_is_left_to_its_owner(tiny: Path, surfaces: Path, tmp_pat
 def test_waiting_for_the_run_folder_is_said_and_can_be_stopped(
     tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "SILENT", 0.0)
+    monkeypatch.setattr("pipeline.workflows.train.SILENT", 0.0)
     monkeypatch.setattr(lock, "POLL", 0.05)
-    monkeypatch.setattr(train.cli.stop, "signal", None)
+    monkeypatch.setattr(stop, "signal", None)
     out = tmp_path / "run"
     with holder(out / ".lock") as other:
         polls = iter([None, None, None, signal.SIGTERM])
-        monkeypatch.setattr(lock.time, "sleep", lambda _: setattr(train.cli.stop, "signal", next(polls)))
+        monkeypatch.setattr(lock.time, "sleep", lambda _: setattr(stop, "signal", next(polls)))
         assert train.main(words(tiny, surfaces, out)) == 75
     told = capsys.readouterr()
     assert told.out.count("Waiting:") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -20,7 +21,9 @@ from small_models import model_file, noise, picture, rows, run_predict
 
 from pipeline import cli, config, ensemble, evaluate, files, predict, report, submit, train, tune
 from pipeline.data import cases
+from pipeline.progress import kept_log
 from pipeline.records import printable, remember
+from pipeline.workflows import predict as workflow
 
 Output = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,8 +161,8 @@ def test_a_name_without_room_for_its_answer_fails_before_work(
     for name in ("x" * 251, "ü" * 119 + "y"):  # 255 and 243 bytes
         picture(tmp_path / "in" / f"{name}.png")
     worked = []
-    original = predict.predict_case
-    monkeypatch.setattr("pipeline.predict.predict_case", lambda p, case: worked.append(case.id) or original(p, case))
+    original = workflow.predict_case
+    monkeypatch.setattr("pipeline.workflows.predict.predict_case", lambda p, case: worked.append(case.id) or original(p, case))
     assert run_predict(model, tmp_path / "in", tmp_path / "out") == 3
     assert worked == ["good"]
     assert capsys.readouterr().out.count("and 255 are the most here. Rename the input") >= 2
@@ -256,10 +259,10 @@ def test_errors_and_logs_show_names_on_one_line(tmp_path: Path, capsys: Output) 
     assert told.count("\n") == 1
     assert "x\\nerror: forged\\x1b]0;title\\x07" in told
 
-    def work(_: object) -> int:
+    def work(**_: object) -> int:
         remember("a\nb")
-        with cli.kept_log(tmp_path, "probe") as log:
-            cli.say("a\nb\x1b\udcff")
+        with kept_log(tmp_path, "probe") as log:
+            logging.getLogger("pipeline.probe").info("a\nb\x1b\udcff")
         assert log.read_text(encoding="utf-8") == "a\\nb\\x1b\\udcff\n"
         return 0
 

@@ -239,10 +239,6 @@ def test_the_next_fold_is_trained_as_it_was(old: Old) -> None:
     assert store_stamps(old, "runs/image") == store
 
 
-@pytest.mark.xfail(
-    reason="a stored config is compared as it stands, without the defaults of keys that it lacks",
-    raises=AssertionError,
-)
 def test_keys_that_a_stored_config_lacks_are_defaults(old: Old, capsys: Capture) -> None:
     """A run of before those keys is not refused."""
     shutil.copytree("runs/surface", "runs/older")

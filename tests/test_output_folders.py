@@ -185,7 +185,7 @@ def test_a_killed_prediction_can_be_run_again(model: Path, tmp_path: Path, monke
             files.write(out / "a.tif", np.zeros((16, 17, 18), np.uint8))
             raise KeyboardInterrupt
 
-        patch.setattr("pipeline.predict.predict_case", killed)
+        patch.setattr("pipeline.workflows.predict.predict_case", killed)
         with pytest.raises(KeyboardInterrupt):
             run_predict(model, data, out)
     assert (out / "a.tif").is_file()

@@ -16,14 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import colours, ensemble, evaluate, files, networks, predict, submit
+from pipeline import colours, ensemble, evaluate, files, networks, predict
 from pipeline import config as configs
 from pipeline.data import normalise
 from pipeline.inference import soft as softs
-from pipeline.inference.models import CheckpointError, load_model, save_model
+from pipeline.inference.fusion import fuse
+from pipeline.inference.models import CheckpointError, load_model, load_models, save_model
+from pipeline.inference.outputs import answer_files
 from pipeline.inference.sliding_window import Source, sliding_window, tiling, voice
+from pipeline.inference.writing import finish
 from pipeline.metrics import METRICS
 from pipeline.records import Checkpoint, Geometry, Part, Prediction, UserError
+from pipeline.workflows import submit as workflow
+from pipeline.workflows.fuse import member_folders
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +260,8 @@ def test_overlays_lie_beside_answers_and_are_none(flat: Path, tmp_path: Path) ->
     shown = np.asarray(Image.open(out / "a_overlay.png"))
     np.testing.assert_array_equal(shown, colours.overlay(image, answer, (colours.SKY,)))
     assert {p.name for p in out.glob("*.png")} == {"a.png", "a_visualization.png", "a_overlay.png"}
-    assert list(ensemble.answer_files(out)) == ["a"]
-    assert list(submit._by_id(out, "--predictions", {}, "", also={})) == ["a"]
+    assert list(answer_files(out)) == ["a"]
+    assert list(workflow._by_id(out, "--predictions", {}, "", also={})) == ["a"]
     assert ensemble.main(["--fold-dirs", str(out), "--output", str(tmp_path / "e")]) == 0
     answer, shown = (np.asarray(Image.open(tmp_path / "e" / f"{name}.png")) for name in ("a", "a_overlay"))  # of rounded probabilities
     np.testing.assert_array_equal(shown, colours.overlay(image, answer, (colours.SKY,)))
@@ -279,7 +284,7 @@ def test_ensemble_leaves_out_overlays_of_inputs_that_changed(change: str, flat: 
 def test_classes_have_their_colours_in_overlays(tmp_path: Path) -> None:
     soft = np.eye(4, dtype=np.float32)[:, :, None].repeat(3, axis=2)  # row n is class n
     facts = {"task": "labels", "suffix": ".png"}
-    predict.finish((), Prediction(case_id="x", soft=soft), tmp_path, facts, np.zeros((1, 4, 3), np.uint8))
+    finish((), Prediction(case_id="x", soft=soft), tmp_path, facts, np.zeros((1, 4, 3), np.uint8))
     shown = np.asarray(Image.open(tmp_path / "x_overlay.png"))[:, 0]
     np.testing.assert_allclose(shown, 0.75 * np.array([(0, 0, 0), *colours.CLASSES[:3]]), atol=0.51)
 
@@ -318,7 +323,7 @@ def test_an_ensemble_of_runs_takes_several_inputs(flat: Path, tmp_path: Path) ->
     spec.write_text(f"members: [{{run: {flat.parent}}}]\n")
     inputs = [str(tmp_path / "in" / f"{name}.png") for name in ("a", "c")]
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "out"), "--input", *inputs]) == 0
-    assert list(ensemble.answer_files(tmp_path / "out")) == ["a", "c"]
+    assert list(answer_files(tmp_path / "out")) == ["a", "c"]
     assert (tmp_path / "out" / "a_overlay.png").is_file()
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "in"), "--input", *inputs]) == 2
 
@@ -330,7 +335,7 @@ def test_whole_and_scales_reach_the_network(flat: Path, tmp_path: Path, capsys: 
     assert summary["predict"] | {"patch": "whole", "scales": [0.75, 1.0], "flips": True} == summary["predict"]
     assert summary["files"][0]["tiles"] == 1
     array, _ = files.read(tmp_path / "in" / "a.png", 2)
-    (network,), config = predict.load_models([flat])
+    (network,), config = load_models([flat])
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, flips=True, scales=(0.75, 1.0)))
     source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
     with torch.inference_mode():
@@ -438,14 +443,14 @@ def test_fusion_equals_the_formula(weights: list[float], fusion: str, channels: 
         else:
             z = np.exp(sum(x * np.log(a) for x, a in zip(w, clipped, strict=True)))
             expected = z / z.sum(0)
-    np.testing.assert_allclose(ensemble.fuse(arrays, weights, fusion, "x"), expected, atol=1e-5)
+    np.testing.assert_allclose(fuse(arrays, weights, fusion, "x"), expected, atol=1e-5)
 
 
 def test_one_member_is_itself_and_equal_members_change_nothing() -> None:
     a = np.random.default_rng(0).uniform(0.05, 0.95, (1, 40, 5, 6)).astype(np.float32)
     for fusion in ("mean", "logit"):
-        np.testing.assert_allclose(ensemble.fuse([a], [3.0], fusion, "x"), a, atol=1e-5)
-        np.testing.assert_allclose(ensemble.fuse([a, a, a], [1.0, 2.0, 0.5], fusion, "x"), a, atol=1e-5)
+        np.testing.assert_allclose(fuse([a], [3.0], fusion, "x"), a, atol=1e-5)
+        np.testing.assert_allclose(fuse([a, a, a], [1.0, 2.0, 0.5], fusion, "x"), a, atol=1e-5)
 
 
 def test_disagreeing_members_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -570,5 +575,5 @@ def test_member_weights_must_make_sense() -> None:
     from pipeline.records import Member
 
     with pytest.raises(UserError, match="weights"):
-        ensemble.member_folders([Member(run=Path("."), weight=0.0)])
+        member_folders([Member(run=Path("."), weight=0.0)])
     assert Part(name="x").options == {}

@@ -113,7 +113,7 @@ def test_other_voxel_sizes_are_told_with_both(trained_in_ras: Path, tmp_path: Pa
         model = model_file(tmp_path / "m", trained_on={**RAS, "spacing": list(trained)})
         path = nifti(tmp_path / "in" / "a.nii.gz", noise(SHAPE), np.diag([*spacing, 1]), codes)
         assert run_predict(model, path, tmp_path / "out") == 0
-        return [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
 
     (line,) = warnings((4, 4, 4))
     assert "4 x 4 x 4 mm" in line
@@ -135,7 +135,7 @@ def test_models_that_say_nothing_predict_as_before(tmp_path: Path, capsys: pytes
         np.testing.assert_array_equal(
             np.load(tmp_path / f"{codes}_out" / "soft" / "a.npy"), np.load(tmp_path / f"{codes}_plain" / "soft" / f"{codes}.npy")
         )
-    assert "WARNING" not in capsys.readouterr().out
+    assert "warning: " not in capsys.readouterr().out
 
 
 def test_slices_of_other_planes_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, predict, train
+from pipeline import predict, progress, train
 from pipeline.training import loop
 from pipeline.training.journal import Journal
 
@@ -60,20 +60,25 @@ def screen(raw: str) -> tuple[list[str], list[str]]:
 def test_lines_stand_above_the_bar_and_nothing_is_left(tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys, time, warnings
-from pipeline import cli
-with cli.kept_log(pathlib.Path({str(tmp_path)!r}), "probe"), cli.Progress("Fold 0") as bar:
+import logging
+from pipeline.progress import Progress, counter, kept_log, printed, progress
+log = logging.getLogger("pipeline.probe")
+show = printed()
+show.__enter__()
+with kept_log(pathlib.Path({str(tmp_path)!r}), "probe"), Progress("Fold 0") as bar:
     for n in range(4):
         bar(n, 4, f"epoch {{n + 1}}/4")
         time.sleep(0.11)
-        cli.say(f"line {{n + 1}}")
+        log.info(f"line {{n + 1}}")
         warnings.warn(f"warning {{n + 1}}")
-    advance = cli.counter("inside")
+    advance = counter("inside")
     advance(1, 2)
     bar(4, 4, "done")
     advance(2, 2)
-for n in cli.progress(range(3), "after"):
-    cli.say("still above")
-cli.say("end")
+for n in progress(range(3), "after"):
+    log.info("still above")
+log.info("end")
+show.__exit__(None, None, None)
 """
     lines, seen = screen(on_terminal(["-c", code]))
     plain = [line for line in lines if line.startswith(("line", "still", "end"))]
@@ -105,7 +110,7 @@ def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> N
 
 def test_a_terminal_of_unknown_width_has_a_bar() -> None:
     """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows nothing."""
-    code = "from pipeline import cli\nfor n in cli.progress(range(3), 'work'): pass"
+    code = "from pipeline.progress import progress, shown\nwith shown():\n    for n in progress(range(3), 'work'): pass"
     _, seen = screen(on_terminal(["-c", code], columns=0))
     assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), seen
 
@@ -113,7 +118,7 @@ def test_a_terminal_of_unknown_width_has_a_bar() -> None:
 @pytest.fixture
 def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file gets a line at every step, as if five minutes had passed."""
-    monkeypatch.setattr(cli, "QUIET", -1.0)
+    monkeypatch.setattr(progress, "QUIET", -1.0)
 
 
 @pytest.mark.usefixtures("talkative")
@@ -129,19 +134,20 @@ def test_a_file_gets_plain_lines(tiny: Path, surfaces: Path, tmp_path: Path, cap
 def test_a_file_hears_of_long_work_every_five_minutes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    bar = cli.Progress("cases")
-    for n in range(1, 11):
-        now[0] += 61
-        bar(n, 10)
+    with progress.printed():
+        bar = progress.Progress("cases")
+        for n in range(1, 11):
+            now[0] += 61
+            bar(n, 10)
     assert capsys.readouterr().out == "cases: 5 of 10\ncases: 10 of 10\n"
 
 
 def test_the_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "_muted", True)
-    monkeypatch.setattr(cli, "QUIET", -1.0)
+    monkeypatch.setattr(progress, "QUIET", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(cli.progress(range(3), "x")) == [0, 1, 2]
-    cli.Progress("y")(1, 2, "z")
+    with progress.printed(), progress.muted():
+        assert list(progress.progress(range(3), "x")) == [0, 1, 2]
+        progress.Progress("y")(1, 2, "z")
     assert capsys.readouterr() == ("", "")
 
 

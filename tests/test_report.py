@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from pipeline import colours, files, report
+from pipeline import colours, files, report, reporting
 from pipeline.records import UserError
-from pipeline.report import charts, page, pictures, runs
+from pipeline.reporting import charts, page, pictures, runs
 
 EVIL = "<script>alert('x')</script>&\""
 
@@ -132,19 +132,19 @@ def change(run: Path, **more: Any) -> None:
 
 
 def test_complete_run_gives_a_sound_page(original: Path) -> None:
-    text = report.build(original)
+    text = reporting.build(original)
     checker = check(text)
     assert checker.tags.count("img") == 5 * 3 * 4  # the four worst (of six, the median among them) and the best; three axes; four panels
     assert checker.tags.count("polyline") == 2 * 4  # each fold: train, validation, dice, learning rate
     for wanted in ["0.625", "0.457", "1 min 01 s", "6 of 10", "swa ✓", "baseline: best global threshold", "scroll0", "2.13", "2nd worst"]:
         assert wanted in text
     assert "Not in this report" not in text
-    assert report.build(original) == text
+    assert reporting.build(original) == text
 
 
 def test_command_writes_the_page(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert report.main([str(run)]) == 0
-    assert (run / "report.html").read_text(encoding="utf-8") == report.build(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == reporting.build(run)
     assert "report.html" in capsys.readouterr().out
 
 
@@ -163,7 +163,7 @@ def test_everything_is_escaped(run: Path) -> None:
     with (run / "fold_1" / "log.jsonl").open("a") as log:
         log.write(json.dumps({"epoch": 10, "lr": 1.0, "train_loss": 1.0, f"val_{EVIL}": 1.0}) + "\n")
     files.write_text(run / "config.yaml", f"name: {json.dumps(EVIL)}\n")
-    text = report.build(run)
+    text = reporting.build(run)
     check(text)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") > 8
@@ -183,13 +183,13 @@ def test_tuned_rows_are_shown_and_a_damaged_file_is_stated(run: Path) -> None:
     path = run / "tuning" / "result.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"metric": {"name": "dice", "options": {}}, "rows": rows}))
-    shown = report.build(run)
+    shown = reporting.build(run)
     assert "Post-processing" in shown
     assert "+0.0123 (-0.0010 … +0.0200)" in shown
     assert "without scroll: dust &lt;5&gt;" in shown
     for text in ("{", json.dumps({"rows": []}), "[]"):
         path.write_text(text)
-        assert "tuning/result.json cannot be read" in report.build(run)
+        assert "tuning/result.json cannot be read" in reporting.build(run)
 
 
 def test_gaps_are_stated(run: Path) -> None:
@@ -199,7 +199,7 @@ def test_gaps_are_stated(run: Path) -> None:
     (run / "fold_1" / "oof" / "case1.tif").unlink()
     with (run / "fold_0" / "log.jsonl").open("a") as log:
         log.write('{"epoch": 10, "lr": 0.0')
-    text = report.build(run)
+    text = reporting.build(run)
     check(text)
     assert gaps(text) == [
         "fold_0/log.jsonl: 1 unreadable lines are left out",
@@ -218,13 +218,13 @@ def test_gaps_are_stated(run: Path) -> None:
 def test_any_missing_piece_leaves_a_sound_page(run: Path, name: str) -> None:
     path = run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    check(report.build(run))
+    check(reporting.build(run))
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "cases.json", "fold_0/oof/case0.tif", "fold_1/log.jsonl"])
 def test_any_damaged_piece_leaves_a_sound_page(run: Path, name: str) -> None:
     (run / name).write_bytes(b"\x00: [ rubbish \xff")
-    text = report.build(run)
+    text = reporting.build(run)
     check(text)
     assert gaps(text)
 
@@ -233,7 +233,7 @@ def test_run_without_any_score(run: Path) -> None:
     failed = fold_result(0, status="failed", metrics={}, best_epoch=-1, error="out of memory")
     change(run, folds=[failed], out_of_fold={}, cases={}, baselines={})
     (run / "fold_0" / "log.jsonl").unlink()
-    text = report.build(run)
+    text = reporting.build(run)
     check(text)
     assert "fold 0 failed: out of memory" in text
 
@@ -243,14 +243,14 @@ def test_scores_that_are_no_numbers(run: Path) -> None:
     for case in cases.values():
         case["metrics"] = {"dice": None}
     change(run, cases=cases, out_of_fold={"dice": None})
-    text = report.build(run)
+    text = reporting.build(run)
     check(text)
     assert "No case has a finite dice" in text
 
 
 def test_shapes_that_differ_are_stated(run: Path) -> None:
     files.write(run / "fold_0" / "oof" / "case0.tif", volume(0)[2][1:])
-    text = report.build(run)
+    text = reporting.build(run)
     check(text)
     assert any(g.startswith("no pictures of case case0") and "differ in shape" in g for g in gaps(text))
 
@@ -434,7 +434,7 @@ def test_image_task_shows_input_target_prediction_and_difference(tmp_path: Path)
     target = rng.integers(40, 200, (3, 30, 40)).astype(np.uint8)
     answer = target.copy()
     answer[:, 10, 20] += 51
-    text = report.build(flat_run(tmp_path, "image", target, answer, target // 2))
+    text = reporting.build(flat_run(tmp_path, "image", target, answer, target // 2))
     check(text)
     shown = decoded(text)
     assert len(shown) == 4
@@ -451,7 +451,7 @@ def test_two_dimensional_masks_of_255(tmp_path: Path) -> None:
     truth = np.zeros((1, 20, 20), np.uint8)
     truth[0, 5:9] = 255
     image = np.random.default_rng(0).integers(0, 255, (3, 20, 20)).astype(np.uint8)
-    text = report.build(flat_run(tmp_path, "labels", truth, (truth > 0).astype(np.uint8), image))
+    text = reporting.build(flat_run(tmp_path, "labels", truth, (truth > 0).astype(np.uint8), image))
     check(text)
     shown = decoded(text)
     assert len(shown) == 4
@@ -465,7 +465,7 @@ def test_large_images_are_shown_large_in_colour_and_grow(tmp_path: Path) -> None
     image[0], image[:, :450] = 200, 20
     truth, answer = np.zeros((2, 1, 900, 700), np.uint8)
     truth[0, :, 350], answer[0, 450:, 350], answer[0, :, 100] = 255, 1, 1
-    text = report.build(flat_run(tmp_path, "labels", truth, answer, image))
+    text = reporting.build(flat_run(tmp_path, "labels", truth, answer, image))
     check(text)
     shown = decoded(text)
     assert [s.shape for s in shown] == [(900, 700, 3)] * 4
@@ -482,7 +482,7 @@ def test_masks_saved_as_grey_are_cut_where_the_config_says(tmp_path: Path) -> No
     truth = np.tile(np.array([0, 3, 120, 128, 250], np.uint8).repeat(4), (1, 20, 1))
     run = flat_run(tmp_path, "labels", truth, (truth > 127).astype(np.uint8), np.zeros((1, 20, 20), np.uint8))
     files.write_text(run / "config.yaml", "data: {dims: 2, binarise: 127}\n")
-    errors = decoded(report.build(run))[3].astype(int)
+    errors = decoded(reporting.build(run))[3].astype(int)
     assert (np.abs(errors - colours.FOUND).max(axis=-1) < 45).mean() == pytest.approx(2 / 5)
     assert (errors == 0).all(axis=-1).mean() == pytest.approx(3 / 5)
 
@@ -497,7 +497,7 @@ def test_missing_target_is_stated(tmp_path: Path) -> None:
     mask = np.zeros((1, 20, 20), np.uint8)
     run = flat_run(tmp_path, "labels", mask, mask, mask)
     files.write_json(run / "cases.json", {"x": {"image": [str(run / "image.png")], "targets": {}}})
-    assert "cases.json names no target" in report.build(run)
+    assert "cases.json names no target" in reporting.build(run)
 
 
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from pipeline.config import ConfigError, Train
 from pipeline.data.loaders import EpochBatches
 from pipeline.inference import models
 from pipeline.records import Checkpoint
+from pipeline.runs import FoldFolder
 from pipeline.scoring import held_out
-from pipeline.training import checkpoint, loop
+from pipeline.training import checkpoint, fold, loop
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
@@ -117,7 +118,7 @@ class Events:
         for kind, module, name in (("step", loop, "_step"), ("patch", loop, "measure"), ("case", held_out, "predict_stored")):
             patch.setattr(module, name, self._counted(kind, getattr(module, name)))
         patch.setattr(cli.stop, "signal", None)
-        patch.setattr(train, "_report", lambda folder: None)  # pictures of results that are compared here to the bit
+        patch.setattr("pipeline.workflows.train._report", lambda run: None)  # pictures of results that are compared here to the bit
 
     def _counted(self, kind: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
@@ -218,7 +219,7 @@ def test_records_of_a_stopped_epoch_are_written_once(discs: Path, tmp_path: Path
 def test_seconds_add_up_over_stops(discs: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that counts optimiser steps: an epoch of six steps takes six, in however many processes."""
     clock = SimpleNamespace(monotonic=lambda: float(events.done.get("step", 0)), strftime=time.strftime)
-    for module in (loop, train):
+    for module in (loop, fold):
         monkeypatch.setattr(module, "time", clock)
     arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")
     for until in (("step", 2), ("step", STEPS + 5)):
@@ -226,7 +227,7 @@ def test_seconds_add_up_over_stops(discs: Path, tmp_path: Path, events: Events, 
     assert events.run(arguments) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()]
     assert [row["seconds"] for row in rows] == [STEPS] * 3
-    result = train.read_result(tmp_path / "run" / "fold_0")
+    result = FoldFolder(tmp_path / "run" / "fold_0").result()
     assert result is not None
     assert result.seconds == 3 * STEPS
 
@@ -324,18 +325,17 @@ def test_an_epoch_begins_at_any_batch() -> None:
         assert list(batches) == whole[first:]
 
 
-def test_states_are_ordered_by_what_is_done(tmp_path: Path) -> None:
+def test_states_are_ordered_by_what_is_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Newest by (epoch, step), not by name or clock; a state that a later one overtakes from behind is a damaged one and goes."""
     for done in ((9, 0), (9, 12), (10, 0), (10, 3)):
         checkpoint.save_state(tmp_path, done, {"w": torch.tensor([float(done[0]), float(done[1])])}, {"epoch": done[0]})
     assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == ["epoch_00010", "epoch_00010_step_000003"]
     newest = next(tmp_path.glob("*step*"))
     newest.write_bytes(b"torn")
-    told: list[str] = []
-    loaded = checkpoint.load_state(tmp_path, told.append)
+    loaded = checkpoint.load_state(tmp_path)
     assert loaded is not None
     assert loaded[0]["w"].tolist() == [10.0, 0.0]
-    assert "damaged" in told[0]
+    assert "damaged" in caplog.messages[0]
     checkpoint.save_state(tmp_path, (10, 1), {"w": torch.zeros(1)}, {"epoch": 10})
     assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == ["epoch_00010", "epoch_00010_step_000001"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import signal
@@ -17,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
-from served import SHARPER, WAIT, arguments, httpx, model, photograph, post, refusal, serving, until
+from served import SHARPER, WAIT, built, httpx, model, photograph, post, refusal, serving, until
 
 from pipeline import files, predict, serve
 from pipeline.records import UserError
@@ -41,7 +39,7 @@ def sharper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(sharper: Path) -> Iterator[str]:
-    with serving(serve.build(arguments(sharper, "--max-bytes", "300000", "--max-pixels", "20000"))) as address:
+    with serving(built(sharper, "--max-bytes", "300000", "--max-pixels", "20000")) as address:
         yield address
 
 
@@ -83,7 +81,7 @@ def test_masks_are_the_files_of_predict(tmp_path: Path) -> None:
     assert (
         predict.main(["--checkpoint", str(checkpoint), "--input", str(path), "--output", str(tmp_path / "out"), "--threshold", "0.45"]) == 0
     )
-    with serving(serve.build(arguments(checkpoint, "--threshold", "0.45"))) as url:
+    with serving(built(checkpoint, "--threshold", "0.45")) as url:
         response = post(url, path)
     assert response.headers["content-type"] == "image/png"
     assert response.content == (tmp_path / "out" / "eye.png").read_bytes()
@@ -93,7 +91,7 @@ def test_other_backends_are_served_like_they_predict(sharper: Path, tmp_path: Pa
     pytest.importorskip("onnxruntime", reason='needs pip install "pipeline[cpu]"')
     path, options = photograph(tmp_path / "a.png", (33, 35)), ("--backend", "onnx")
     assert predict.main(["--checkpoint", str(sharper), "--input", str(path), "--output", str(tmp_path / "out"), *options]) == 0
-    with serving(serve.build(arguments(sharper, *options))) as url:
+    with serving(built(sharper, *options)) as url:
         assert httpx.get(f"{url}/health").json()["backend"] == "onnx"
         assert post(url, path).content == (tmp_path / "out" / "a.png").read_bytes()
 
@@ -160,14 +158,14 @@ def test_requests_at_the_same_time_are_all_answered_right(url: str, tmp_path: Pa
 
 
 def test_a_full_queue_sends_away_and_health_still_answers(sharper: Path, tmp_path: Path) -> None:
-    service = serve.build(arguments(sharper, "--waiting", "1"))
-    speak, gate = service.predictor.speak, threading.Event()
+    service = built(sharper, "--waiting", "1")
+    answer, gate = service.predict, threading.Event()
 
-    def slow(tiles: torch.Tensor) -> torch.Tensor:
+    def slow(image: Path, folder: Path) -> Path:
         assert gate.wait(WAIT)
-        return speak(tiles)
+        return answer(image, folder)
 
-    service.predictor = dataclasses.replace(service.predictor, speak=slow)
+    service.predict = slow
     path = photograph(tmp_path / "a.png")
     with serving(service) as url, ThreadPoolExecutor(2) as pool:
         taken = [pool.submit(post, url, path) for _ in range(2)]
@@ -180,18 +178,18 @@ def test_a_full_queue_sends_away_and_health_still_answers(sharper: Path, tmp_pat
         assert post(url, path).status_code == 200
 
 
-def test_a_fault_inside_tells_the_client_nothing(sharper: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    service = serve.build(arguments(sharper))
+def test_a_fault_inside_tells_the_client_nothing(sharper: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    service = built(sharper)
 
-    def broken(tiles: torch.Tensor) -> torch.Tensor:
+    def broken(image: Path, folder: Path) -> Path:
         raise RuntimeError("secret of /tmp/here")
 
-    working, service.predictor = service.predictor, dataclasses.replace(service.predictor, speak=broken)
+    working, service.predict = service.predict, broken
     path = photograph(tmp_path / "a.png")
     with serving(service) as url:
         assert "secret" not in refusal(post(url, path), 500)
-        assert "secret of /tmp/here" in capfd.readouterr().err
-        service.predictor = working
+        assert "secret of /tmp/here" in caplog.text
+        service.predict = working
         assert post(url, path).status_code == 200
 
 
@@ -227,18 +225,19 @@ def test_a_signal_lets_the_request_finish(sharper: Path, tmp_path: Path) -> None
         httpx.get(f"{url}/health")
 
 
-def test_what_cannot_be_served_is_said(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served_is_said(sharper: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(sharper), "--device", "cpu", "--port"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert serve.main(["--checkpoint", str(sharper), "--device", "cpu", "--port", port]) == 2
+        assert serve.main([*words, str(taken.getsockname()[1])]) == 2
+    assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
     with pytest.raises(UserError, match="--concurrent 1"):
-        serve.build(arguments(sharper, "--norms", "frozen", "--concurrent", "2"))
+        built(sharper, "--norms", "frozen", "--concurrent", "2")
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(UserError, match=r"pipeline\[serve\]"):
-        serve.serve(arguments(sharper))
+    assert serve.main([*words, "0"]) == 2
+    assert "pipeline[serve]" in capsys.readouterr().err
 
 
 def test_models_of_volumes_are_sent_to_predict(tmp_path: Path) -> None:
     text = "{name: v, data: {patch: {size: [16, 16, 16]}}, network: {name: unet, options: {channels: [2, 2, 2, 2, 2]}}, losses: [dice]}"
     with pytest.raises(UserError, match=r"pipeline\.predict"):
-        serve.build(arguments(model(tmp_path, text)))
+        built(model(tmp_path, text))

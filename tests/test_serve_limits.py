@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
-from served import SHARPER, WAIT, arguments, httpx, model, photograph, post, refusal, serving, until
+from served import SHARPER, WAIT, built, httpx, model, photograph, post, refusal, serving, until
 
-from pipeline import serve
-from pipeline import serving as http
+from pipeline.serving import server as http
+from pipeline.serving import service as services
+from pipeline.serving import uploads
+from pipeline.workflows import serve as workflow
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n"
 """Of a request whose body does not come."""
@@ -76,7 +77,7 @@ def still_open(connection: socket.socket) -> bool:
 @pytest.mark.parametrize("content", [b"POST /predict HTTP/1.1\r\nHo", HEAD + b"\r\nbody", b""])
 def test_requests_that_are_half_sent_hold_nobody_up(sharper: Path, tmp_path: Path, content: bytes) -> None:
     path = photograph(tmp_path / "a.png")
-    service = serve.build(arguments(sharper, "--waiting", "7"))
+    service = built(sharper, "--waiting", "7")
     with serving(service) as url, half_sent(url, content, 20) as hung:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: post(url, path), range(8)))
@@ -86,7 +87,7 @@ def test_requests_that_are_half_sent_hold_nobody_up(sharper: Path, tmp_path: Pat
 
 def test_heads_that_never_end_are_given_up(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.3)
-    with serving(serve.build(arguments(sharper))) as url:
+    with serving(built(sharper)) as url:
         for content in (b"", b"POST /pre", HEAD):
             with half_sent(url, content, 2) as hung:
                 assert [rest(c) for c in hung] == [b"", b""]
@@ -95,7 +96,7 @@ def test_heads_that_never_end_are_given_up(sharper: Path, monkeypatch: pytest.Mo
 def test_a_second_request_that_drips_is_given_up(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """uvicorn forgets its own limit with the first byte after an answer."""
     monkeypatch.setattr(http, "HEAD_SECONDS", 1.0)
-    with serving(serve.build(arguments(sharper))) as url, connect(url) as connection:
+    with serving(built(sharper)) as url, connect(url) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
         answer = b""
         while not answer.endswith(b"}"):
@@ -115,8 +116,8 @@ def drip(connection: socket.socket, end: threading.Event) -> None:
 
 
 def test_bodies_that_come_too_slowly_are_told(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "SLOW_SECONDS", 0.3)
-    service = serve.build(arguments(sharper))
+    monkeypatch.setattr(uploads, "SLOW_SECONDS", 0.3)
+    service = built(sharper)
     with serving(service) as url, half_sent(url, HEAD + b"\r\nbody", 3) as hung:
         for connection in hung:
             answer = rest(connection)
@@ -127,9 +128,9 @@ def test_bodies_that_come_too_slowly_are_told(sharper: Path, monkeypatch: pytest
 
 def test_bodies_that_keep_coming_are_waited_for(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the time that a silent one has: every byte gives more."""
-    monkeypatch.setattr(serve, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(uploads, "SLOW_SECONDS", 0.5)
     content = photograph(tmp_path / "a.png", (90, 90)).read_bytes()
-    monkeypatch.setattr(serve, "SLOW_BYTES", len(content) / 5)
+    monkeypatch.setattr(uploads, "SLOW_BYTES", len(content) / 5)
     pause = threading.Event()
 
     def pieces() -> Iterator[bytes]:
@@ -137,14 +138,14 @@ def test_bodies_that_keep_coming_are_waited_for(sharper: Path, tmp_path: Path, m
             pause.wait(0.1)
             yield content[n * len(content) // 10 : (n + 1) * len(content) // 10]
 
-    with serving(serve.build(arguments(sharper))) as url:
+    with serving(built(sharper)) as url:
         answer = httpx.post(f"{url}/predict", content=pieces(), headers={"Content-Type": "image/png"}, timeout=WAIT)
     assert answer.status_code == 200, answer.text
 
 
 def test_the_slowest_upload_makes_room_for_another(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "UPLOADS", 3)
-    path, service = photograph(tmp_path / "a.png"), serve.build(arguments(sharper))
+    monkeypatch.setattr(services, "UPLOADS", 3)
+    path, service = photograph(tmp_path / "a.png"), built(sharper)
     with serving(service) as url, half_sent(url, HEAD + b"\r\nbody", 3) as hung:
         until(lambda: len(service.uploads) == 3)
         until(lambda: post(url, path).status_code == 200)  # within the first second: 503
@@ -156,7 +157,7 @@ def test_the_slowest_upload_makes_room_for_another(sharper: Path, tmp_path: Path
 
 def test_idle_connections_make_room_for_others(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "CONNECTIONS", 5)
-    with serving(serve.build(arguments(sharper))) as url, half_sent(url, b"POST /pre", 5) as hung:
+    with serving(built(sharper)) as url, half_sent(url, b"POST /pre", 5) as hung:
         assert httpx.get(f"{url}/health").status_code == 200
         assert rest(hung[0]) == b""
         assert all(still_open(c) for c in hung[1:])
@@ -165,12 +166,12 @@ def test_idle_connections_make_room_for_others(sharper: Path, monkeypatch: pytes
 @pytest.mark.slow
 def test_clients_that_do_not_read_are_cut_off(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer of 12 MB, more than the system takes in the client's stead."""
-    monkeypatch.setattr(serve, "SLOW_BYTES", 2**40)
+    monkeypatch.setattr(uploads, "SLOW_BYTES", 2**40)
     noise = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    service = serve.build(arguments(sharper, "--max-pixels", "4000000"))
-    service.predictor = dataclasses.replace(service.predictor, speak=lambda tiles: tiles)
-    monkeypatch.setattr(serve, "SLOW_SECONDS", 5.0)
+    service = built(sharper, "--max-pixels", "4000000")
+    service.predict = lambda image, _: image
+    monkeypatch.setattr(uploads, "SLOW_SECONDS", 5.0)
     content = (tmp_path / "a.png").read_bytes()
     head = HEAD.replace(b"5000", str(len(content)).encode())
     with serving(service) as url, connect(url) as connection:
@@ -191,7 +192,7 @@ def closed(connection: socket.socket) -> list[str]:
 
 
 def test_a_client_that_goes_leaves_nothing(sharper: Path, tmp_path: Path) -> None:
-    service = serve.build(arguments(sharper))
+    service = built(sharper)
     with serving(service) as url:
         with connect(url) as connection:
             connection.sendall(HEAD + b"\r\nbody")
@@ -201,16 +202,16 @@ def test_a_client_that_goes_leaves_nothing(sharper: Path, tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_no_fault_of_the_image(
-    sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(serve, "_from_body", full)
-    service = serve.build(arguments(sharper))
+    monkeypatch.setattr(uploads, "from_body", full)
+    service = built(sharper)
     with serving(service) as url:
         assert "at the moment" in refusal(post(url, photograph(tmp_path / "a.png")), 503)
-        assert "No space left" in capsys.readouterr().out
+        assert "No space left" in caplog.text
         assert not service.workspaces
 
 
@@ -218,7 +219,7 @@ def test_a_full_disk_is_no_fault_of_the_image(
     "head", [b"\x00\xff\x00\r\n\r\n", b"GET /" + b"a" * 100_000, b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n"]
 )
 def test_what_is_no_http_is_answered(sharper: Path, head: bytes) -> None:
-    with serving(serve.build(arguments(sharper))) as url, connect(url) as connection:
+    with serving(built(sharper)) as url, connect(url) as connection:
         connection.sendall(head)
         assert b"400 Bad Request" in rest(connection)
 
@@ -240,7 +241,7 @@ def pages(count: int) -> bytes:
 
 def test_pages_are_counted_before_anything_is_decoded(sharper: Path, tmp_path: Path) -> None:
     (tmp_path / "pages.tif").write_bytes(pages(500_000))
-    with serving(serve.build(arguments(sharper))) as url:
+    with serving(built(sharper)) as url:
         assert "page" in refusal(post(url, tmp_path / "pages.tif"), 400)
 
 
@@ -291,7 +292,8 @@ def test_ctrl_c_ends_it_whatever_clients_do(sharper: Path, tmp_path: Path) -> No
 SLOW_LOADING = """
 import time
 from pipeline import serve
-serve.build = lambda arguments: (print("loading", flush=True), time.sleep(600))
+from pipeline.workflows import serve as workflow
+workflow.build = lambda *_: (print("loading", flush=True), time.sleep(600))
 raise SystemExit(serve.main())
 """
 
@@ -336,15 +338,15 @@ def refused(url: str) -> bool:
 
 def test_a_thread_that_does_not_end_is_left(sharper: Path, tmp_path: Path) -> None:
     """The command then leaves by the way that does not wait for threads; on disk nothing stays."""
-    service, gate = serve.build(arguments(sharper)), threading.Event()
-    speak = service.predictor.speak
+    service, gate = built(sharper), threading.Event()
 
-    def stuck(tiles: torch.Tensor) -> torch.Tensor:
+    def stuck(image: Path, folder: Path) -> Path:
         assert gate.wait(WAIT)
-        return speak(tiles)
+        folder.mkdir(parents=True)
+        return Path(shutil.copy(__file__, folder))
 
-    service.predictor = dataclasses.replace(service.predictor, speak=stuck)
-    server = serve.server(service)
+    service.predict = stuck
+    server = workflow.server(service)
     server.config.timeout_graceful_shutdown = 0
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import files, submit
+from pipeline.inference import submission
 from pipeline.records import UserError
+from pipeline.workflows import submit as workflow
+from pipeline.workflows.submit_ensemble import submit_ensemble
 
 SHAPE = (5, 6, 7)
 
@@ -163,6 +169,62 @@ def test_table_is_compared_but_the_files_decide(folders: tuple[Path, Path], tmp_
     assert len(contents(tmp_path / "s.zip")) == 3
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the ensemble was asked for, in whose stead ``a`` and ``c`` are answered and ``a-b`` fails."""
+    found: dict[str, Any] = {}
+
+    def answer(spec: str, output: Path, *, inputs: Sequence[Path] = (), device: str = "auto", save_soft: bool = False) -> SimpleNamespace:
+        found.update(spec=spec, output=output, inputs=tuple(inputs), device=device, save_soft=save_soft)
+        for n, name in ((0, "a"), (2, "c")):
+            files.write(output / f"{name}.tif", mask(n))
+        return SimpleNamespace(failed={"a-b": "is empty"})
+
+    monkeypatch.setattr("pipeline.workflows.ensemble.load_spec", lambda path: f"spec of {path.name}")
+    monkeypatch.setattr("pipeline.workflows.ensemble.ensemble", answer)
+    return found
+
+
+def test_an_ensemble_answers_first(folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any]) -> None:
+    tests, out = folders[1], tmp_path / "s.zip"
+    (tests / "a-b.tif").unlink()
+    words = ["--spec", str(tmp_path / "both.yaml"), "--test-dir", str(tests), "--out", str(out), "--device", "cpu"]
+    assert submit.main(words) == 0
+    wanted = {"spec": "spec of both.yaml", "inputs": (tests,), "device": "cpu", "save_soft": False}
+    assert asked == {**wanted, "output": tmp_path / "s_predictions"}
+    assert list(contents(out)) == ["a.tif", "c.tif"]
+    assert submit.main([*words, "--work", str(tmp_path / "own")]) == 0
+    assert asked["output"] == tmp_path / "own"
+
+
+def test_what_an_ensemble_fails_for_is_missing(
+    folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--spec", str(tmp_path / "both.yaml"), "--test-dir", str(folders[1]), "--out", str(tmp_path / "s.zip")]
+    assert submit.main(words) == 2
+    assert asked
+    assert "missing: 1: a-b." in capsys.readouterr().err
+    assert not (tmp_path / "s.zip").exists()
+
+
+def test_what_is_no_submission_is_found_before_an_ensemble_works(folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any]) -> None:
+    (tmp_path / "s.zip").write_text("somebody's own file")
+    with pytest.raises(UserError, match="no submission, which could be replaced"):
+        submit_ensemble(tmp_path / "both.yaml", folders[1], tmp_path / "s.zip")
+    assert not asked
+
+
+def test_a_submission_says_what_was_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    made = workflow.write_submission(*folders, tmp_path / "s.csv", "rle-csv")
+    assert made.path == tmp_path / "s.csv"
+    assert [(a.id, a.shape, a.foreground) for a in made.answers] == [
+        (name, SHAPE, int(mask(n).sum())) for n, name in enumerate(["a", "a-b", "c"])
+    ]
+    assert made.sha256 == files.sha256(made.path)
+    with pytest.raises(UserError, match="Choose one of tiff-zip, rle-csv"):
+        workflow.write_submission(*folders, tmp_path / "s.tar", "tar")
+
+
 def test_empty_answers_are_told(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files.write(folders[0] / "c.tif", np.zeros(SHAPE, np.uint8))
     assert command(*folders, tmp_path / "s.zip") == 0
@@ -181,10 +243,10 @@ def test_nifti_and_images_of_two_axes(tmp_path: Path) -> None:
 
 
 def test_answer_that_changes_meanwhile_is_noticed(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    answers = submit.check(*folders)
+    answers = workflow.check(*folders)
     files.write(folders[0] / "c.tif", 1 - mask(2))
     with pytest.raises(UserError, match="changed while"):
-        submit.write_zip(tmp_path / "s.zip", answers)
+        submission.write_zip(tmp_path / "s.zip", answers)
     assert not (tmp_path / "s.zip").exists()
     assert not list(tmp_path.glob(".tmp*"))
 
@@ -193,9 +255,9 @@ def test_answer_that_changes_meanwhile_is_noticed(folders: tuple[Path, Path], tm
 def test_damaged_writing_is_noticed(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, name: str
 ) -> None:
-    tiff, rle = submit.encode_tiff, submit.encode_rle
-    monkeypatch.setattr(submit, "encode_tiff", lambda m: tiff(1 - m))
-    monkeypatch.setattr(submit, "encode_rle", lambda m: rle(1 - m))
+    tiff, rle = submission.encode_tiff, submission.encode_rle
+    monkeypatch.setattr(submission, "encode_tiff", lambda m: tiff(1 - m))
+    monkeypatch.setattr(submission, "encode_rle", lambda m: rle(1 - m))
     assert command(*folders, tmp_path / name, "--format", form) == 2
     assert not (tmp_path / name).exists()
 
@@ -203,9 +265,10 @@ def test_damaged_writing_is_noticed(
 def test_killed_while_writing_leaves_no_zip(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "submission.zip"
     code = (
-        "import os, signal\nfrom pipeline import submit\nkeep = submit.encode_tiff\ncount = []\n"
+        "import os, signal\nfrom pipeline import submit\nfrom pipeline.inference import submission\n"
+        "keep = submission.encode_tiff\ncount = []\n"
         "def encode(mask):\n    count.append(1)\n    if len(count) == 3: os.kill(os.getpid(), signal.SIGKILL)\n    return keep(mask)\n"
-        f"submit.encode_tiff = encode\nsubmit.main({['--predictions', str(folders[0]), '--test-dir', str(folders[1]), '--out', str(out)]})"
+        f"submission.encode_tiff = encode\nsubmit.main({['--predictions', str(folders[0]), '--test-dir', str(folders[1]), '--out', str(out)]})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == -signal.SIGKILL
     assert not out.exists()
@@ -223,7 +286,7 @@ def test_rle_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["id"] for row in rows] == ["a", "a-b", "c"]
     assert rows[2]["rle"] == ""
-    assert np.array_equal(submit.decode_rle(rows[0]["rle"], SHAPE), mask(0))
+    assert np.array_equal(submission.decode_rle(rows[0]["rle"], SHAPE), mask(0))
     assert b"\r" not in out.read_bytes()
 
 
@@ -253,9 +316,9 @@ MASKS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6
 @settings(deadline=None, max_examples=60)
 @given(MASKS)
 def test_rle_round_trip(array: np.ndarray) -> None:
-    text = submit.encode_rle(array)
+    text = submission.encode_rle(array)
     assert text == naive_rle(array)
-    back = submit.decode_rle(text, array.shape)
+    back = submission.decode_rle(text, array.shape)
     assert back.dtype == np.uint8
     assert np.array_equal(back, array)
 
@@ -263,12 +326,12 @@ def test_rle_round_trip(array: np.ndarray) -> None:
 @settings(deadline=None, max_examples=30)
 @given(MASKS)
 def test_tiff_round_trip(array: np.ndarray) -> None:
-    data = submit.encode_tiff(array)
-    assert data == submit.encode_tiff(array.copy(order="F"))
-    assert np.array_equal(submit.decode_tiff(data, array.shape), array)
+    data = submission.encode_tiff(array)
+    assert data == submission.encode_tiff(array.copy(order="F"))
+    assert np.array_equal(submission.decode_tiff(data, array.shape), array)
 
 
 @pytest.mark.parametrize("text", ["1", "0 1", "1 0", "1 2 2 1", "1 2 3 1", "5 1 1 1", "6 2", "1 -1", "a b", "1.0 2", "9" * 30 + " 1"])
 def test_malformed_run_lengths_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="run lengths"):
-        submit.decode_rle(text, (2, 3))
+        submission.decode_rle(text, (2, 3))

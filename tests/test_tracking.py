@@ -65,47 +65,52 @@ def test_a_fold_tells_settings_epochs_and_its_best_model(tiny: Path, surfaces: P
 
 
 @pytest.mark.parametrize("fails", ["start", "metrics", "model", "close"])
-def test_a_tracker_that_fails_is_dropped_once_and_nothing_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+def test_a_tracker_that_fails_is_dropped_once_and_nothing_else_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(TRACKERS, "mlflow", lambda s: Notebook(s, fails))
     monkeypatch.setitem(TRACKERS, "wandb", Notebook)
-    said: list[str] = []
-    trackers = Trackers(["mlflow", "wandb"], subject(tmp_path), tmp_path, said.append)
+    trackers = Trackers(["mlflow", "wandb"], subject(tmp_path), tmp_path)
     good = trackers.active["wandb"]
     (tmp_path / "best.safetensors").touch()
     for epoch in (0, 1):
         trackers.metrics({"epoch": epoch, "val_loss": 0.5, "lr": math.nan})
     trackers.model(tmp_path / "best.safetensors")
     trackers.close()
-    assert len(said) == 1
-    assert "tracker mlflow failed and is dropped" in said[0]
+    assert len(caplog.messages) == 1
+    assert "tracker mlflow failed and is dropped" in caplog.messages[0]
     assert good.lines == [("metrics", {"val_loss": 0.5}, 1), ("metrics", {"val_loss": 0.5}, 2), ("model", "best.safetensors"), ("close",)]
 
 
-def test_a_continued_fold_continues_its_entry(tmp_path: Path, notebooks: list[Notebook]) -> None:
+def test_a_continued_fold_continues_its_entry(tmp_path: Path, notebooks: list[Notebook], caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        Trackers(["mlflow"], subject(tmp_path), tmp_path, pytest.fail).close()
+        Trackers(["mlflow"], subject(tmp_path), tmp_path).close()
     assert [book.subject.known for book in notebooks] == [None, "first"]
+    assert not caplog.messages
 
 
-def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    said: list[str] = []
-    trackers = Trackers(["wandb"], subject(tmp_path), tmp_path, said.append)
+    trackers = Trackers(["wandb"], subject(tmp_path), tmp_path)
     assert not trackers.active
-    assert 'pip install "pipeline[tracking]"' in said[0]
+    assert 'pip install "pipeline[tracking]"' in caplog.messages[0]
 
 
-def test_mlflow_itself_holds_parameters_metrics_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_itself_holds_parameters_metrics_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     client = pytest.importorskip("mlflow.tracking", reason="the extra 'tracking' is not installed").MlflowClient
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for epoch in (0, 1):  # the second time as a continued fold
-        trackers = Trackers(["mlflow"], subject(tmp_path), tmp_path, pytest.fail)
+        trackers = Trackers(["mlflow"], subject(tmp_path), tmp_path)
         trackers.metrics({"epoch": epoch, "val_loss": 0.5 - epoch / 10})
         trackers.close()
     (tmp_path / "best.safetensors").write_bytes(b"weights")
-    trackers = Trackers(["mlflow"], subject(tmp_path), tmp_path, pytest.fail)
+    trackers = Trackers(["mlflow"], subject(tmp_path), tmp_path)
     trackers.model(tmp_path / "best.safetensors")
     trackers.close()
     store = client(tracking_uri=(tmp_path / "mlruns").as_uri())
@@ -114,6 +119,7 @@ def test_mlflow_itself_holds_parameters_metrics_and_model(tmp_path: Path, monkey
     assert [(m.step, m.value) for m in store.get_metric_history(run.info.run_id, "val_loss")] == [(1, 0.5), (2, 0.4)]
     assert [f.path for f in store.list_artifacts(run.info.run_id, "model")] == ["model/best.safetensors"]
     assert run.info.status == "FINISHED"
+    assert not [m for m in caplog.messages if "tracker" in m]
 
 
 def test_flat_keeps_lists_and_empty_settings() -> None:

@@ -24,7 +24,9 @@ from pipeline.config import from_dict
 from pipeline.data.loaders import Key, PatchDataset
 from pipeline.inference.models import load_model
 from pipeline.losses import WeightedSum
-from pipeline.training import loop
+from pipeline.reporting import tables
+from pipeline.runs import FoldFolder
+from pipeline.training import fold, loop
 
 
 def run(config: Path, data: Path, out: Path, *more: str) -> int:
@@ -215,7 +217,7 @@ def test_nan_stops_the_fold_and_names_the_case(
     told = capsys.readouterr().out
     assert "loss is nan" in told
     assert poisoned in told.split("loss is nan")[1]
-    results = [train.read_result(tmp_path / "run" / f"fold_{n}") for n in (0, 1)]
+    results = [FoldFolder(tmp_path / "run" / f"fold_{n}").result() for n in (0, 1)]
     assert sorted(r.status for r in results if r) == ["completed", "failed"]
 
 
@@ -263,13 +265,13 @@ def test_out_of_memory_in_a_fold_says_how_to_go_on(
 def test_other_errors_get_no_advice_on_memory() -> None:
     with pytest.raises(np.exceptions.AxisError) as caught:
         np.zeros(3).sum(axis=2)
-    assert train._hint(caught.value) == ""
+    assert fold._hint(caught.value) == ""
 
 
 def test_numpys_own_error_gets_the_advice() -> None:
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 60, np.uint8)
-    assert "data.patch.batch" in train._hint(caught.value)
+    assert "data.patch.batch" in fold._hint(caught.value)
 
 
 class Poisoned:
@@ -322,7 +324,7 @@ def test_nan_in_a_later_epoch_leaves_what_was_good(
         assert run(tiny, surfaces, out, *more) == 1
     assert "in epoch 2, step 2, cases" in capsys.readouterr().out
     assert load_model(out / "fold_0" / "best_model.safetensors").epoch == 0
-    result = train.read_result(out / "fold_0")
+    result = FoldFolder(out / "fold_0").result()
     assert result is not None
     assert (result.status, "epoch 2, step 2" in result.error) == ("failed", True)
     assert run(tiny, surfaces, out, *more) == 0
@@ -381,7 +383,7 @@ def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Pat
     assert (
         run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "train.epochs=9", "train.stop.patience=2", "train.average=null") == 0
     )
-    result = train.read_result(tmp_path / "run" / "fold_0")
+    result = FoldFolder(tmp_path / "run" / "fold_0").result()
     assert result is not None
     assert (result.best_epoch, result.epochs, result.score) == (1, 4, 0.3)
     assert load_model(tmp_path / "run" / "fold_0" / "best_model.safetensors").epoch == 1
@@ -509,7 +511,7 @@ def test_summary_table_shows_failures() -> None:
         "cases": {"a": {}},
         "monitor": "val_loss",
     }
-    text = train.table(summary)
+    text = tables.of_training(summary)
     assert "RuntimeError: x" in text
     assert "0:01:01" in text
 

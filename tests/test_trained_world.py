@@ -37,7 +37,7 @@ def test_a_run_on_nnunet_files_predicts_files_of_other_axes(tmp_path: Path, caps
         assert run_predict(model, data / codes, tmp_path / codes) == 0
         assert [r["id"] for r in rows(tmp_path / codes)] == ["t"]
         np.testing.assert_array_equal(in_codes(tmp_path / codes / "t.nii.gz"), in_codes(tmp_path / "LPS" / "t.nii.gz"))
-    assert "WARNING: its voxels" not in capsys.readouterr().out
+    assert "its voxels" not in capsys.readouterr().out
     assert run_predict(model, data / "coarse", tmp_path / "coarse") == 0
     assert "its voxels are 2 x 2 x 2 mm, those that the model was trained on 0.8 x 0.8 x 2 mm" in capsys.readouterr().out
     words = ["--predictions", str(tmp_path / "RAS"), "--test-dir", str(data / "RAS"), "--out", str(tmp_path / "s.zip")]

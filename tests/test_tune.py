@@ -26,6 +26,8 @@ from pipeline.records import Checkpoint, Part, Prediction, UserError
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
 from pipeline.tuning.trials import CaseFiles, Rules, Task, Trials
+from pipeline.workflows import fuse
+from pipeline.workflows import tune as workflow
 
 SHAPE = (16, 20, 20)
 SPACE = """
@@ -112,33 +114,33 @@ def row(run: Path, name: str) -> dict:
 
 def test_a_gain_that_is_there_is_found_and_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert go(run) == 0
-    gain = row(run, tune.NESTED)["gains"][tune.OWN]
+    gain = row(run, workflow.NESTED)["gains"][workflow.OWN]
     assert gain["low"] > 0
     assert gain["cases"] == 6
     assert gain["better"] == 6
     names = [r["name"] for r in result(run)["rows"]]
-    assert names == [tune.OWN, *search.BASELINES, tune.NESTED, tune.OPTIMISTIC]
+    assert names == [workflow.OWN, *search.BASELINES, workflow.NESTED, workflow.OPTIMISTIC]
     out = capsys.readouterr().out
     assert all(name in out for name in names)
-    spec = ensemble.load_spec(run.parent / "e.yaml")
+    spec = fuse.load_spec(run.parent / "e.yaml")
     assert spec.members[0].run == run
     assert spec.members[0].folds == (0, 1)
     assert spec.postprocess is not None
     assert spec.postprocess[0].name in postprocess.DECIDE
-    assert str(Candidate(steps=spec.postprocess)) == row(run, tune.OPTIMISTIC)["chosen"]["all"]["text"]
+    assert str(Candidate(steps=spec.postprocess)) == row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"]
 
 
 def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
     """Computed again, step by step, by the functions that training and pipeline.evaluate use."""
     assert go(run) == 0
     config = configs.load(run / "config.yaml")
-    for name, steps in {tune.OWN: config.postprocess, **search.BASELINES}.items():
+    for name, steps in {workflow.OWN: config.postprocess, **search.BASELINES}.items():
         for n in range(6):
             truth = tifffile.imread(run.parent / "labels" / f"{100 + n}.tif")
             soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}")[0].soft.astype(np.float32)
             expected = _scores([Part(name="dice")], postprocess.apply(steps, soft), truth)["dice"]
             assert row(run, name)["cases"][f"{100 + n}"]["dice"] == pytest.approx(expected)
-    nested = row(run, tune.NESTED)
+    nested = row(run, workflow.NESTED)
     assert set(nested["chosen"]) == {"a", "b", "c"}
     assert nested["mean"]["dice"] == pytest.approx(np.mean([s["dice"] for s in nested["cases"].values()]))
 
@@ -148,7 +150,7 @@ def test_random_predictions_gain_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "random", any_sheets, groups="aabbccddee")
     assert go(run) == 0
     assert result(run)["bootstrap"]["unit"] == "group"
-    for gain in row(run, tune.NESTED)["gains"].values():
+    for gain in row(run, workflow.NESTED)["gains"].values():
         assert gain["low"] <= 0 <= gain["high"]
         assert abs(gain["mean"]) < 0.01
 
@@ -158,15 +160,15 @@ def test_the_built_in_space_and_the_competition_score(tmp_path: Path) -> None:
     run = make_run(tmp_path / "faint", groups="abc")
     assert tune.main([str(run), "--out", str(run.parent / "e.yaml"), "--workers", "1"]) == 0
     assert result(run)["metric"]["name"] == "competition"
-    assert {"competition", "toposcore", "surface_dice", "voi_score", "dice"} <= set(row(run, tune.NESTED)["mean"])
-    assert row(run, tune.OPTIMISTIC)["mean"]["competition"] > row(run, tune.OWN)["mean"]["competition"]
+    assert {"competition", "toposcore", "surface_dice", "voi_score", "dice"} <= set(row(run, workflow.NESTED)["mean"])
+    assert row(run, workflow.OPTIMISTIC)["mean"]["competition"] > row(run, workflow.OWN)["mean"]["competition"]
 
 
 def test_lower_may_be_better(run: Path) -> None:
     assert go(run, metric="betti_error") == 0
     assert result(run)["better"] == "lower"
-    assert row(run, tune.OPTIMISTIC)["mean"]["betti_error"] <= row(run, tune.OWN)["mean"]["betti_error"]
-    assert row(run, tune.OPTIMISTIC)["gains"][tune.OWN]["mean"] >= 0
+    assert row(run, workflow.OPTIMISTIC)["mean"]["betti_error"] <= row(run, workflow.OWN)["mean"]["betti_error"]
+    assert row(run, workflow.OPTIMISTIC)["gains"][workflow.OWN]["mean"] >= 0
 
 
 def test_folds_are_held_out_where_there_are_no_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +189,7 @@ def test_several_runs_share_a_voice(run: Path) -> None:
     assert go(run, str(other)) == 0
     found = result(run, "result_faint+random.json")
     assert {"faint alone", "random alone"} <= {r["name"] for r in found["rows"]}
-    spec = ensemble.load_spec(run.parent / "e.yaml")
+    spec = fuse.load_spec(run.parent / "e.yaml")
     weights = {m.run: m.weight for m in spec.members}
     assert weights.get(run, 0) > 2 * weights.get(other, 0)
 
@@ -342,8 +344,10 @@ def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
     """As a command, with processes of its own; the same command again finishes."""
     code = (
         "import os, signal, sys\n"
-        "from pipeline import cli, tune\n"
-        "cli.counter = lambda what: (lambda done, total: (os.kill(os.getpid(), signal.SIGTERM) if not cli.stop.signal else None, cli.stop.check()))\n"
+        "from pipeline import tune\n"
+        "from pipeline.stopping import stop\n"
+        "from pipeline.workflows import tune as workflow\n"
+        "workflow.counter = lambda what: (lambda done, total: (os.kill(os.getpid(), signal.SIGTERM) if not stop.signal else None, stop.check()))\n"
         "raise SystemExit(tune.main())\n"
     )
     words = [str(run), "--metric", "dice", "--space", str(run.parent / "space.yaml"), "--out", str(run.parent / "e.yaml"), "--workers", "1"]
@@ -358,9 +362,9 @@ def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
 
 
 def test_mixtures_lie_on_the_simplex() -> None:
-    assert tune.mixtures(1) == (((1.0,), "mean"),)
+    assert workflow.mixtures(1) == (((1.0,), "mean"),)
     for members in (2, 3, 4, 5):
-        found = tune.mixtures(members)
+        found = workflow.mixtures(members)
         assert found[0] == ((1.0,) * members, "mean")
         assert len(set(found)) == len(found)
         assert all(sum(w) in (1.0, float(members)) or abs(sum(w) - 1) < 1e-9 for w, _ in found)
@@ -376,8 +380,8 @@ def test_cases_without_a_value_are_left_out(run: Path, monkeypatch: pytest.Monke
     tifffile.imwrite(run.parent / "labels" / "100.tif", np.zeros(SHAPE, np.uint8), photometric="minisblack")
     assert go(run) == 0
     assert "has no value for 1 cases" in capsys.readouterr().out
-    assert "100" not in row(run, tune.NESTED)["cases"]
-    assert row(run, tune.OPTIMISTIC)["chosen"]["all"]["text"] == row(run, tune.OWN)["chosen"]["all"]["text"], "no gain, no change"
+    assert "100" not in row(run, workflow.NESTED)["cases"]
+    assert row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"] == row(run, workflow.OWN)["chosen"]["all"]["text"], "no gain, no change"
 
 
 # --- ensembles of runs -------------------------------------------------------------------------------------------------
@@ -466,7 +470,7 @@ def test_what_tune_writes_can_be_submitted(run: Path, models: Path, surfaces: Pa
     spec = run.parent / "e.yaml"
     assert submit.main(["--spec", str(spec), "--test-dir", str(surfaces / "test_images"), "--out", str(run.parent / "s.zip")]) == 0
     summary = json.loads((run.parent / "s_predictions" / "summary.json").read_text())
-    steps = ensemble.load_spec(spec).postprocess
+    steps = fuse.load_spec(spec).postprocess
     assert steps is not None
     assert [s["name"] for s in summary["postprocess"]] == [s.name for s in steps]
 
@@ -478,4 +482,4 @@ def test_records_travel_to_processes(run: Path) -> None:
     assert len(multiprocessing.reduction.ForkingPickler.dumps(task)) > 0
     assert dataclasses.is_dataclass(task)
     with pytest.raises(UserError, match="names no members"):
-        ensemble.check_weights([])
+        fuse.check_weights([])

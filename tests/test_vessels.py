@@ -14,6 +14,8 @@ from pipeline.data.store import Facts
 from pipeline.metrics import evaluate_frames
 from pipeline.metrics.frames import Truth
 from pipeline.records import Part
+from pipeline.reporting import tables
+from pipeline.workflows.checks import check_names
 
 SHAPE = (40, 45)
 NAMES = [f"Image_{child:02}{eye}" for child in (1, 2, 3) for eye in "LR"]
@@ -114,7 +116,7 @@ def test_rows_to_beat_name_the_channel_that_they_use(run: Path) -> None:
 
 
 def test_table_has_a_line_for_each_frame(run: Path) -> None:
-    text = train.table(files.read_json(run / "summary.json"))
+    text = tables.of_training(files.read_json(run / "summary.json"))
     head, frames = text.split("frame ")
     assert "dice_fov" in head
     assert "dice_full" not in head
@@ -177,7 +179,7 @@ def eyes_of(run: Path) -> Path:
 def test_probability_metrics_are_refused_for_more_classes(eyes: Path) -> None:
     config = load(eyes / "small.yaml", ["data.classes=3", "train.validate.metrics=[dice]"])
     with pytest.raises(ConfigError, match=r"metrics\.3: 'roc_auc' is for task labels with data.classes: 2"):
-        train.check_names(config, [Facts(id="a", files={}, shapes={"image": (3, *SHAPE)})])
+        check_names(config, [Facts(id="a", files={}, shapes={"image": (3, *SHAPE)})])
 
 
 def test_tuning_by_a_metric_of_probabilities_is_refused(run: Path, capsys: pytest.CaptureFixture) -> None:

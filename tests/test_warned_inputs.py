@@ -21,7 +21,7 @@ def test_a_dark_image_of_a_few_bright_voxels_is_told(blocks: str, tmp_path: Path
     array[4:6, 5:8, 3:5] = 200  # 0.2 % of the voxels: both percentiles are 0
     files.write(tmp_path / "a.tif", array)
     assert run_predict(model_file(tmp_path / "m"), tmp_path / "a.tif", tmp_path / "out", "--save-soft", "--blocks", blocks) == 0
-    assert "WARNING: percentiles 0.5 and 99.5" in capsys.readouterr().out
+    assert "warning: a.tif: percentiles 0.5 and 99.5" in capsys.readouterr().out
     assert "minimum to its maximum" in rows(tmp_path / "out")[0]["warnings"][0]
     soft = softs.load(tmp_path / "out" / "soft", "a")[0].soft
     files.write(tmp_path / "b.tif", array // 200)  # the same image on another scale
@@ -56,11 +56,11 @@ def test_notes_of_a_file_are_told_with_those_of_its_channels(blocks: str, tmp_pa
     told = rows(tmp_path / "out")[0]["warnings"]
     assert len(told) == 2
     assert told[1].startswith("(file a_0001.tif)")
-    assert capsys.readouterr().out.count("WARNING") == 2
+    assert capsys.readouterr().out.count("warning: ") == 2
 
 
 def test_images_without_doubts_have_no_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files.write(tmp_path / "a.tif", noise((20, 18, 17)))
     assert run_predict(model_file(tmp_path / "m"), tmp_path / "a.tif", tmp_path / "out") == 0
     assert "warnings" not in rows(tmp_path / "out")[0]
-    assert "WARNING" not in capsys.readouterr().out
+    assert "warning: " not in capsys.readouterr().out

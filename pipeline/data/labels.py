@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -69,9 +70,13 @@ def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> n
 
 def _problem(path: Path, dtype: np.dtype, values: dict[int | float, int], ignore: int | None) -> str | None:
     known = [v for v in values if v != ignore]
-    odd = [v for v in known if v != v or v < 0 or v != int(v) or abs(v) > 2**53] if dtype.kind == "f" else [v for v in known if v < 0]
+    odd = (
+        [v for v in known if not math.isfinite(v) or v < 0 or v != int(v) or abs(v) > 2**53]
+        if dtype.kind == "f"
+        else [v for v in known if v < 0]
+    )
     if odd:
-        kind = "below 0" if all(v == v and v == int(v) for v in odd) else "that are no class numbers"
+        kind = "below 0" if all(math.isfinite(v) and v == int(v) for v in odd) else "that are no class numbers"
         return f"holds {sum(values[v] for v in odd)} values {kind}: {_some(odd)}"
     if suffix(path) in LOSSY and not (set(known) <= {0, 1} or white_of(known, None) is not None):
         return f"is a JPEG, which blurs labels: it holds {len(known)} values, {_some(known)}"

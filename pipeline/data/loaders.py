@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data.dataset import CacheDataset
-from monai.data.meta_obj import set_track_meta
 from monai.transforms import Compose, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,9 +22,7 @@ from pipeline.config import Config
 from pipeline.data import derived
 from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
 from pipeline.data.store import Stored
-from pipeline.data.transforms import training_chain, validation_chain
-
-set_track_meta(False)  # a MetaTensor costs seven times a Tensor in every small operation, and nothing here reads its metadata
+from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
 VALIDATION = -1
 """The epoch of which every validation patch is drawn."""
@@ -55,7 +52,8 @@ class PatchDataset(Dataset):
         self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
         grid = config.data.patch.grid if training else None
         self.places = None if grid is None else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
-        self.cache = CacheDataset([{"stored": c} for c in cases], self.chain, progress=False, num_workers=None)
+        with plain_tensors():
+            self.cache = CacheDataset([{"stored": c} for c in cases], self.chain, progress=False, num_workers=None)
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -79,7 +77,8 @@ class PatchDataset(Dataset):
         epoch, position, case, *number = key
         _share(self.chain, np.random.RandomState(seed_of(*self.words, epoch, position)))
         self.crop.place = self._place(case, *number) if number else None
-        sample: Any = self.cache[case]
+        with plain_tensors():
+            sample: Any = self.cache[case]
         return {k: _tensor(v) for k, v in sample.items()}
 
     def _place(self, case: int, number: int) -> list[int]:

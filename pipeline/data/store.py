@@ -45,7 +45,7 @@ WHITE = tuple(map(str, WHITE_NUMBERS))
 LISTED = 256
 """Distinct label values that facts keep; an image given as labels would have millions."""
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -125,6 +125,19 @@ def place(data: config.Data, run: Path) -> Path:
         return Path(data.store)
     beside = Path(data.root) / "store"
     return beside if (beside / "arrays").is_dir() else run / "store"
+
+
+def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
+    """For a run's ``cases.json``: where each case lies, its group, and the hash of what it holds."""
+    return {
+        c.id: {
+            "image": [str(p.resolve()) for p in c.image],
+            "targets": {k: str(p.resolve()) for k, p in c.targets.items()},
+            "group": c.group,
+            "content": {"image": f.content, **f.target_contents},
+        }
+        for c, f in zip(cases, facts, strict=True)
+    }
 
 
 # --- examine -----------------------------------------------------------------------------------------------------------
@@ -679,7 +692,7 @@ def build(
     with writable(folder):
         text = require_room(cases, facts, settings, folder)
         if text is not None:
-            LOG.warning(text)
+            logger.warning(text)
         return parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
 
 
@@ -733,7 +746,7 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
             with _unless_read_only():
                 write_manifest(manifest, key, volumes)
         else:
-            LOG.warning("%s: its arrays hold other values than its files, as they are read today. They are made again", manifest)
+            logger.warning("%s: its arrays hold other values than its files, as they are read today. They are made again", manifest)
             volumes = None
     if volumes is None:
         volumes = _write_volumes(case, fact, settings, folder)
@@ -783,7 +796,7 @@ def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] |
             return None
         damaged = [path for path, entry in arrays.values() if "sum" in entry and files.checksum(path) != entry["sum"]]
         for path in damaged:
-            LOG.warning("%s: is damaged: its content is not what was written. It is made again", path)
+            logger.warning("%s: is damaged: its content is not what was written. It is made again", path)
         known = {role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"]) for role, (path, entry) in arrays.items()}
         return None if damaged else known
     except (files.FileError, OSError, KeyError, TypeError, ValueError, AttributeError):  # no manifest of ours

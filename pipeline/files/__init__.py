@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-from pipeline.files import nifti, npy, pictures, tiff, zarr
+import numpy as np
+
+from pipeline.files import nifti, npy, pictures, tiff
 from pipeline.files.documents import checked, parse, read_document, read_json, shown
 from pipeline.files.durable import (
     DiskError,
@@ -35,14 +36,11 @@ from pipeline.files.durable import (
     write_json,
     write_text,
 )
-from pipeline.files.errors import AGAIN, FileError, absence, guarded
-from pipeline.files.names import SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
+from pipeline.files.errors import AGAIN, FileError, absence, guarded, require_text
+from pipeline.files.names import FOLDERS, SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
 from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
 from pipeline.files.tables import read_table
 from pipeline.records import Geometry, UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "SUFFIXES",
@@ -72,6 +70,7 @@ __all__ = [
     "read_table",
     "refused",
     "require_room",
+    "require_text",
     "require_writable",
     "row_bytes",
     "sha256",
@@ -89,8 +88,6 @@ __all__ = [
 ]
 
 _FORMATS = {
-    ".ome.zarr": zarr,
-    ".zarr": zarr,
     ".tif": tiff,
     ".tiff": tiff,
     ".nii": nifti,
@@ -102,7 +99,7 @@ _FORMATS = {
     ".bmp": pictures,
     ".npy": npy,
 }
-"""Each format is a module with probe, geometry, read and write."""
+"""Each format of single files is a module with probe, geometry, read and write; some also have view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +133,6 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
     0 to 255 as they are seen, with ``labels`` (and in volumes) the numbers that are stored. ``Geometry.notes`` says what else to know.
     Raises FileError for whatever cannot be read to the last pixel or does not have ``dims`` space axes.
     """
-    import numpy as np
-
     array, geometry = guarded(path, lambda: _format(path).read(path, dims, labels))
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -156,7 +151,7 @@ def view(path: Path, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
     """
     form = _format(path)
     with contextlib.ExitStack() as stack:
-        if form not in (tiff, zarr, npy):
+        if not hasattr(form, "view"):
             yield read(path, dims)
             return
         given = (stack,) if form is tiff else ()
@@ -170,8 +165,6 @@ def view(path: Path, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
 
 def _guarded_rows(path: Path, pixels: Pixels) -> Pixels:
     """The same, with bool as uint8, and with FileError for rows that cannot be read."""
-    import numpy as np
-
     if not isinstance(pixels, Rows):
         return pixels
     dtype = np.dtype(np.uint8) if pixels.dtype == bool else pixels.dtype
@@ -197,6 +190,10 @@ def _format(path: Path) -> ModuleType:
     known = suffix(path)
     if not known:
         raise FileError(path, f"has a suffix that no reader knows ({path.suffix or 'none'})", f"Known are {', '.join(SUFFIXES)}")
+    if known in FOLDERS:
+        from pipeline.files import zarr  # takes 0.3 s to import, and few data sets hold any
+
+        return zarr
     return _FORMATS[known]
 
 
@@ -207,13 +204,11 @@ def write(path: Path, array: np.ndarray | Rows, geometry: Geometry | None = None
     arrays of three axes or more are volumes. Equal arrays give equal bytes. Raises UserError where the format cannot hold the array.
     :class:`Rows` ``(C, *S)`` are written slab by slab as TIFF volumes, Zarr and npy; in other formats they are held in memory.
     """
-    import numpy as np
-
     geometry = geometry or Geometry()
     if isinstance(array, Rows):
         form = _format(path)
         with whole(path, math.prod(array.shape) * np.dtype(array.dtype).itemsize) as temp:
-            form.write(temp, array if form in (tiff, zarr, npy) else array[:], geometry)
+            form.write(temp, array if hasattr(form, "view") else array[:], geometry)
         return
     array = np.asarray(array)
     flat = array.ndim == 2 or _FORMATS.get(suffix(path)) is pictures

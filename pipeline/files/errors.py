@@ -134,3 +134,13 @@ def wrong_axes(path: Path, shape: tuple[int, ...], dims: int) -> FileError:
     found, wanted = ("an image", "a volume") if dims == 3 else ("a volume or a series", "an image")
     size = "x".join(map(str, shape))
     return FileError(path, f"is {found} ({size}) where {wanted} is needed", f"Set data.dims, or give {wanted} with {dims} space axes")
+
+
+def require_text(option: str, path: Path) -> None:
+    """Raise UserError for a path that is no text: it would stand in a file that holds nothing else."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        shown = f"{option} {path}".strip()
+        advice = "Rename that folder, or name a link to it"
+        raise UserError(f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it. {advice}.") from None

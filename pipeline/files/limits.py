@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.files.errors import FileError
 
 UNASKED = 2**26
@@ -52,8 +54,6 @@ AXES = 32
 
 def check_values(path: Path, shape: Sequence[int], dtype: Any) -> None:
     """Raise FileError for values that are no numbers of pixels, and for axes without one or of a negative length."""
-    import numpy as np
-
     known = np.dtype(dtype)
     if known.hasobject:
         raise FileError(path, "holds Python objects", "Convert it to an integer or real number type")
@@ -69,8 +69,6 @@ def check_values(path: Path, shape: Sequence[int], dtype: Any) -> None:
 
 def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an array") -> None:
     """Raise FileError where an array of ``shape`` does not fit into the memory that is free."""
-    import numpy as np
-
     need = math.prod(shape) * np.dtype(dtype).itemsize
     if need <= UNASKED:
         return

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shlex
 import socket
@@ -29,6 +30,8 @@ from pathlib import Path
 
 from pipeline.files.durable import named
 from pipeline.records import UserError
+
+logger = logging.getLogger(__name__)
 
 NAME = ".lock"
 """File in a folder that one process at a time may own."""
@@ -69,9 +72,9 @@ Wait = Callable[[BusyError, float], None]
 
 
 @contextlib.contextmanager
-def held(path: Path, say: Callable[[str], None], wait: Wait | None = None) -> Iterator[None]:
+def held(path: Path, wait: Wait | None = None) -> Iterator[None]:
     """Hold the lock file ``path`` (made with its folder where missing, never removed). Raises BusyError where another has it and nobody waits."""
-    handle = _acquire(path, say, wait)
+    handle = _acquire(path, wait)
     _held.add(handle)
     try:
         yield
@@ -118,7 +121,7 @@ def is_foreign(path: Path) -> bool:
         return False
 
 
-def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
+def _acquire(path: Path, wait: Wait | None) -> int:
     began = time.monotonic()
     while True:
         if os.path.lexists(path) and not os.path.isfile(path):
@@ -128,7 +131,7 @@ def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             with named(path):
-                taken = _take(handle, path, say)
+                taken = _take(handle, path)
             if taken:
                 return handle
             busy = BusyError(path, _read(handle)) if _still_there(handle, path) else None
@@ -144,7 +147,7 @@ def _acquire(path: Path, say: Callable[[str], None], wait: Wait | None) -> int:
         time.sleep(POLL)
 
 
-def _take(handle: int, path: Path, say: Callable[[str], None]) -> bool:
+def _take(handle: int, path: Path) -> bool:
     """Lock the open file and write the owner into it; False where another has it, or where the folder was renamed meanwhile."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +163,7 @@ def _take(handle: int, path: Path, say: Callable[[str], None]) -> bool:
     if not _still_there(handle, path):
         return False
     if left is not None:
-        say(f"{path.parent}: taken over from {left}, which ended without giving it back")
+        logger.info(f"{path.parent}: taken over from {left}, which ended without giving it back")
     _write(handle)
     return True
 

@@ -10,16 +10,17 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import DEFLATE, check_memory, check_ratio, check_values
 from pipeline.files.names import suffix
 from pipeline.records import Geometry
-
-if TYPE_CHECKING:
-    import nibabel
-    import numpy as np
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
@@ -36,8 +37,6 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     """Array ``(C, *S)`` with the file's scaling applied, read to the end of the stream."""
-    import numpy as np
-
     image = _load(path)
     (channels, *space), dtype = _described(path, image, dims)
     check_memory(path, (channels, *space), dtype)
@@ -84,10 +83,6 @@ EXTENSIONS = 10_000
 
 
 def _load(path: Path) -> nibabel.Nifti1Image:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
     silence("nibabel", "numpy")
     # What nibabel would say to its log about a damaged header is raised here, or mended by it.
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
@@ -204,9 +199,6 @@ def _geometry(image: nibabel.Nifti1Image, dims: int) -> Geometry:
 
 def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
     """``(C, *S)`` as an image whose header is the geometry's, byte for byte, but for shape, number type, scaling and display range."""
-    import nibabel
-    import numpy as np
-
     data = _axes(array.astype(np.float32) if array.dtype == np.float16 else array, geometry)
     if geometry.format != "nifti":
         return nibabel.Nifti1Image(data, np.eye(4), dtype=data.dtype)
@@ -223,8 +215,6 @@ def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
 
 def _axes(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """``(C, X, Y, Z)`` or ``(C, X, Y)`` in NIfTI's order; an image has a third axis of one, unless its source has none."""
-    import numpy as np
-
     data = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and (len(array) > 1 or len(geometry.meta.get("shape", ())) != 2):
         data = data[:, :, None]

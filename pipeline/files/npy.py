@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+import numpy as np
 
 from pipeline.files.errors import FileError, wrong_axes
 from pipeline.files.limits import check_memory, check_values
 from pipeline.files.pixels import Pixels, Rows, slabs
 from pipeline.records import Geometry
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 _MAGIC = b"\x93NUMPY"
 
@@ -23,8 +21,6 @@ LONGEST = 10_000
 
 def _load(path: Path, dims: int) -> np.ndarray:
     """The mapped array ``(C, *S)``, after the header has been compared with the size of the file."""
-    import numpy as np
-
     shape, dtype, start = _header(path)
     check_values(path, shape, dtype)
     need, size = start + math.prod(shape) * dtype.itemsize, path.stat().st_size
@@ -38,8 +34,6 @@ def _load(path: Path, dims: int) -> np.ndarray:
 
 def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, number type and the byte at which the numbers begin."""
-    import numpy as np
-
     with path.open("rb") as stream:
         head = stream.read(12)
         if not head.startswith(_MAGIC) or len(head) < 12 or head[6] not in (1, 2, 3):
@@ -81,8 +75,6 @@ def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
 
     def make(first: int, end: int) -> np.ndarray:
         # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
-        import numpy as np
-
         rows = _load(path, dims)[:, first:end]
         check_memory(path, rows.shape, rows.dtype, "rows")
         return np.array(rows)
@@ -95,8 +87,6 @@ def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
 
     By plain writes, never through a mapping: a full disk answers those with an error, but kills a process that maps.
     """
-    import numpy as np
-
     with path.open("wb", buffering=0) as stream:
         if isinstance(array, Rows):
             _write_rows(stream, array)
@@ -111,8 +101,6 @@ def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
 
 def _write_rows(stream: BinaryIO, array: Rows) -> None:
     """Written where they belong: channels lie one behind the other in the file."""
-    import numpy as np
-
     dtype = np.dtype(array.dtype)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(array.shape)}
     np.lib.format.write_array_header_1_0(stream, header)
@@ -126,8 +114,6 @@ def _write_rows(stream: BinaryIO, array: Rows) -> None:
 
 def _write_all(stream: BinaryIO, array: np.ndarray) -> None:
     """All bytes of a contiguous array; the system may take fewer at a time."""
-    import numpy as np
-
     left = memoryview(array.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType] - an array is a buffer
     while left:
         left = left[stream.write(left) :]

@@ -12,23 +12,21 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+import imagecodecs
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import DEFLATE, LZW, SLACK, check_memory, check_ratio
 from pipeline.files.names import READ_ONLY, WRITABLE, suffix
 from pipeline.records import Geometry, UserError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
     """The one picture of a file, its header read, and the first bytes. Raises FileError for other formats and for several frames."""
-    from PIL import Image, UnidentifiedImageError
-
     Image.MAX_IMAGE_PIXELS = None  # Pillow's guard of web servers; here a large image is a slide, and memory has its own error
     silence("PIL")
     head = _check_blocks(path)
@@ -253,8 +251,6 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     """Array ``(C, Y, X)``, upright, without alpha; with ``labels`` a palette image gives what :func:`palette_labels` says."""
-    import numpy as np
-
     with _open(path) as (image, head):
         (bands, *space), dtype = _described(image, head)
         if dims != 2:
@@ -274,15 +270,9 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 def _pixels(path: Path, image: Image.Image, head: bytes, labels: bool) -> np.ndarray:
     """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last; greys of images on 0..255."""
-    import numpy as np
-
     if _is_deep_png(head):  # Pillow reduces colours of 16 bits to 8
-        import imagecodecs
-
         return imagecodecs.png_decode(path.read_bytes())
     if image.format == "BMP" and image.mode == "1" and head[14] >= 40 and head[28] > 1:
-        import imagecodecs
-
         # Pillow 13 takes the bytes for bits where a palette is black and white.
         return imagecodecs.bmp_decode(path.read_bytes())[..., 0]
     if image.mode == "P":
@@ -305,8 +295,6 @@ def as_seen(numbers: np.ndarray, bits: int) -> np.ndarray:
     >>> as_seen(np.array([0, 1, 3], np.uint8), 2).tolist()
     [0, 85, 255]
     """
-    import numpy as np
-
     return numbers * np.uint8(255 // (2**bits - 1))
 
 
@@ -317,8 +305,6 @@ def palette_labels(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
     is not one that colours classes: it holds nothing but greys, black and white among them; or both are used and black is not
     index 0, the background.
     """
-    import numpy as np
-
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=len(colours)))
     black, white = (colours == 0).all(1), (colours == 255).all(1)
     pure = (black | white)[used].all() and black[used].sum() <= 1 and white[used].sum() <= 1
@@ -339,9 +325,6 @@ def _hidden_in_alpha(pixels: np.ndarray) -> bool:
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write ``(1, Y, X)`` as grey and ``(3, Y, X)`` as colour: uint8, PNG also uint16. Raises UserError for other arrays and formats."""
-    import imagecodecs
-    from PIL import Image
-
     if suffix(path) in READ_ONLY:
         raise UserError(f"{path.suffix} files are only read. Write .png instead; all that can be written: {', '.join(WRITABLE)}.")
     png = path.suffix.lower() == ".png"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 SLAB = 2**22
 """Bytes of a slab that a pass over a whole array reads at a time, if that are at least ``ROWS`` rows."""
@@ -56,8 +56,6 @@ class Rows:
 
     def _slab(self, first: int, end: int) -> np.ndarray:
         """Rows ``first`` to ``end``; what is kept of them already is not made again."""
-        import numpy as np
-
         if first == end:
             return np.empty((self.shape[0], 0, *self.shape[2:]), self.dtype)
         kept, start = self._kept, self._first
@@ -85,8 +83,4 @@ def slabs(array: Pixels, rows: int | None = None) -> Iterator[tuple[int, int]]:
 
 def row_bytes(shape: Sequence[int], dtype: Any) -> int:
     """Bytes of one row along the first space axis of ``(C, *S)``, all channels."""
-    import math
-
-    import numpy as np
-
     return math.prod(shape) // max(1, shape[1]) * np.dtype(dtype).itemsize

@@ -11,10 +11,14 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
 
 from pipeline.files import tiff_pages
 from pipeline.files.errors import FileError, silence, wrong_axes
@@ -23,16 +27,10 @@ from pipeline.files.pictures import as_seen, palette_labels, upright
 from pipeline.files.pixels import Pixels, Rows, slabs
 from pipeline.records import MILLIMETRES, Geometry
 
-if TYPE_CHECKING:
-    import numpy as np
-    import tifffile
-
 
 @contextlib.contextmanager
 def _open(path: Path, dims: int) -> Iterator[tifffile.TiffFile]:
     """Open a TIFF whose chain of pages, strips and announced size have been checked against the file."""
-    import tifffile
-
     # What tifffile would say to its log about a damaged file is raised here instead.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     silence("tifffile", "imagecodecs")
@@ -283,14 +281,10 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
     """Raise FileError for LZW streams that would end the process, see :mod:`pipeline.files.lzw`."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
     found = [page for page in pages if page is not None and page.keyframe.compression == 5]
     if not found:
         return
-    from pipeline.files import lzw
+    from pipeline.files import lzw  # numba takes 0.3 s to import, and only these files need it
 
     stored = np.memmap(path, np.uint8, "r")
 
@@ -361,8 +355,6 @@ def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[Pixels, Ge
         part = source.rows(first, end).transpose(order).reshape(shape[0], end - first, *shape[2:])[:opaque]
         return _numbers(part) if dims == 3 else _seen(part, page)
 
-    import numpy as np
-
     channels, stored = len(range(shape[0])[:opaque]), np.dtype(series.dtype)
     dtype = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
     return Rows((channels, *shape[1:]), dtype, make), _geometry(tif, dims)
@@ -379,8 +371,6 @@ class _Pages:
             self.lead -= 1
 
     def rows(self, first: int, end: int) -> np.ndarray:
-        import numpy as np
-
         box = tuple(slice(first, end) if i == self.axis else slice(None) for i in range(len(self.shape)))
         if self.series.dataoffset is not None:
             # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
@@ -398,8 +388,6 @@ class _Pages:
     def _page(self, number: int) -> np.ndarray:
         page = self.series.pages[number]
         if page is None:  # a page that a sparse series leaves out
-            import numpy as np
-
             return np.zeros(self.shape[self.lead :], self.series.dtype)
         _check_lzw(self.path, [page])
         return page.asarray()
@@ -485,9 +473,6 @@ def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
 
     Volumes that are :class:`Rows` are written slab by slab: the bytes are those of the array.
     """
-    import numpy as np
-    import tifffile
-
     meta = geometry.meta if geometry.format == "tiff" else {}
     # ImageJ knows these types only; others keep the scale in the description that tifffile and this package read.
     dtype, nbytes = np.dtype(array.dtype), math.prod(array.shape) * array.dtype.itemsize

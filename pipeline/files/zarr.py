@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import zarr
 
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import check_memory
 from pipeline.files.pixels import Pixels, Rows, slabs
-from pipeline.files.zarr_limits import check_array, check_metadata, folder_store
+from pipeline.files.zarr_limits import Folder, check_array, check_metadata
 from pipeline.records import Geometry
-
-if TYPE_CHECKING:
-    import numpy as np
 
 EDGE = 128
 """Longest edge of a chunk that is written, in voxels; images have chunks of four times that."""
@@ -30,11 +30,9 @@ VERSION = "0.4"
 
 def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
     """The finest level, its multiscale entry (empty for a plain array) and the version."""
-    import zarr
-
     silence("zarr", "numcodecs")
     check_metadata(path)
-    store = folder_store(path)
+    store = Folder(path, read_only=True)
     try:
         node: Any = zarr.open(store, mode="r")
     except FileError:
@@ -141,8 +139,6 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
     """The finest level ``(C, *S)``, of which rows are read as they are sliced."""
-    import numpy as np
-
     array, entry, version = _open(path)
     order, shape, names = _layout(path, array, entry, dims)
     axis = names.index("zyx"[3 - dims])
@@ -176,9 +172,6 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
 
 def write(path: Path, array: Pixels, geometry: Geometry) -> None:
     """Write ``(C, *S)`` into the new folder ``path``, slab by slab, as one level with the scale of a Zarr's geometry."""
-    import numpy as np
-    import zarr
-
     meta = geometry.meta if geometry.format == "zarr" else {}
     version, dims = meta.get("version") or VERSION, len(array.shape) - 1
     new = version.startswith("0.5")

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
+from zarr.storage import LocalStore
+
 from pipeline.files.errors import FileError
 from pipeline.files.limits import SLACK, check_memory, check_values
 
@@ -48,7 +51,7 @@ def check_metadata(path: Path, place: str = "") -> None:
             raise FileError(path, f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are the most")
 
 
-def check_array(path: Path, array: Any, store: Any) -> None:
+def check_array(path: Path, array: Any, store: Folder) -> None:
     """Raise FileError for an array that cannot be read in bounded time and memory; then bound its decoders and ``store``."""
     shape = tuple(int(n) for n in array.shape)
     check_values(path, shape, _dtype(path, array))
@@ -123,31 +126,27 @@ def _check_file(path: Path, key: str, most: int, part: Any) -> None:
         raise FileError(path, f"has a chunk {key} of {found.st_size} bytes, where {most} are the most for its size")
 
 
-def folder_store(path: Path) -> Any:
+class Folder(LocalStore):
     """The store of a folder, which reads regular files only, and of chunks only as many bytes as they may have."""
-    from zarr.storage import LocalStore
 
-    class Folder(LocalStore):
-        most: int = LARGEST
+    most: int = LARGEST
 
-        def _check(self, key: str, part: Any = None) -> None:
-            _check_file(path, key, self.most, part)
+    def _check(self, key: str, part: Any = None) -> None:
+        _check_file(self.root, key, self.most, part)
 
-        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            self._check(key, byte_range)
-            return await super().get(key, prototype, byte_range)
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        self._check(key, byte_range)
+        return await super().get(key, prototype, byte_range)
 
-        def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:
-            self._check(key, byte_range)
-            return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+    def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:
+        self._check(key, byte_range)
+        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
-        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
-            ranges = list(key_ranges)
-            for key, part in ranges:
-                self._check(key, part)
-            return await super().get_partial_values(prototype, ranges)
-
-    return Folder(path, read_only=True)
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        ranges = list(key_ranges)
+        for key, part in ranges:
+            self._check(key, part)
+        return await super().get_partial_values(prototype, ranges)
 
 
 def _bound(pipeline: Any, most: Sequence[int]) -> None:
@@ -170,8 +169,6 @@ def _bound_codec(codec: Any, most: int) -> None:
         def decode(buf: Any, out: Any = None) -> Any:
             announced = _ANNOUNCED[name](bytes(memoryview(buf).cast("B")[:32]))
             if announced is None:  # a zstd frame of unknown length
-                import imagecodecs
-
                 return imagecodecs.zstd_decode(bytes(buf), out=most)
             if announced > most:
                 raise ValueError(f"a chunk announces {announced} bytes, where {most} are the most for its size")

@@ -13,13 +13,13 @@ import hashlib
 import importlib
 import importlib.metadata
 import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from pipeline import files
 from pipeline.inference.models import load_facts
 from pipeline.networks import HeadedNet
 from pipeline.records import UserError
+
+logger = logging.getLogger(__name__)
 
 Session = Callable[[np.ndarray], Sequence[np.ndarray]]
 """Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits ``(B, K, *S)`` float32 of each head."""
@@ -100,7 +102,7 @@ def check(backend: str, device: str, norms: str = "tile") -> None:
         _package(name, backend)
 
 
-def accelerate(network: nn.Module, path: Path, backend: str, warn: Callable[[str], Any] = print) -> nn.Module:
+def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
     """``network``, read from the model file ``path``, computed by ``backend`` on as many threads as torch would take.
 
     ``torch`` gives the network itself. The export for ``onnx`` and ``openvino`` is kept beside the model file, as
@@ -117,10 +119,10 @@ def accelerate(network: nn.Module, path: Path, backend: str, warn: Callable[[str
         try:
             return proved(kept.read_bytes(), network, channels, backend)
         except Exception as error:  # each runtime has errors of its own for a damaged file
-            warn(f"warning: {kept} cannot be used and is made again: {str(error).splitlines()[0]}")
+            logger.warning(f"{kept} cannot be used and is made again: {str(error).splitlines()[0]}")
     content = export(network, channels)
     ready = proved(content, network, channels, backend)
-    _keep(kept, content, warn)
+    _keep(kept, content)
     return ready
 
 
@@ -131,7 +133,7 @@ def cache(path: Path) -> Path:
     return path.with_name(f"{path.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.onnx")
 
 
-def _keep(kept: Path, content: bytes, warn: Callable[[str], Any]) -> None:
+def _keep(kept: Path, content: bytes) -> None:
     """Write an export and remove those of former weights or versions; a folder that may not be written is no fault."""
     stem = kept.stem.rpartition("-")[0]
     try:
@@ -140,7 +142,7 @@ def _keep(kept: Path, content: bytes, warn: Callable[[str], Any]) -> None:
             if old != kept and re.fullmatch(re.escape(stem) + "-[0-9a-f]{16}", old.stem):
                 old.unlink(missing_ok=True)
     except OSError as error:
-        warn(f"warning: {kept} was not kept, so the next start exports again: {error.strerror or error}")
+        logger.warning(f"{kept} was not kept, so the next start exports again: {error.strerror or error}")
 
 
 def export(network: HeadedNet, channels: int) -> bytes:

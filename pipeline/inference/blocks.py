@@ -29,7 +29,7 @@ from pipeline.data import store
 from pipeline.data.normalise import Scale
 from pipeline.files import FileError, Pixels, Rows, slabs
 from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Sink, Source, Voice, stream
+from pipeline.inference.sliding_window import Advance, Sink, Source, Voice, stream
 from pipeline.morphology import blocks as parts
 from pipeline.records import Case, Geometry, Part, UserError
 from pipeline.tasks import TASKS, answer_suffix
@@ -229,10 +229,19 @@ def share(counts: Sequence[int], index: int, number: int) -> list[range]:
     return out
 
 
-def compute(source: Source, speak: Voice, tiles: Tiling, blocks: Blocks, runs: Sequence[tuple[int, int]], batch: int, device: str) -> None:
+def compute(
+    source: Source,
+    speak: Voice,
+    tiles: Tiling,
+    blocks: Blocks,
+    runs: Sequence[tuple[int, int]],
+    batch: int,
+    device: str,
+    advance: Advance | None = None,
+) -> None:
     """Compute and write the blocks of ``runs``, as :meth:`Blocks.missing` lists them."""
     for run in runs:
-        stream(source, speak, tiles, blocks.writer(), batch, device, run)
+        stream(source, speak, tiles, blocks.writer(), batch, device, run, advance)
 
 
 # --- the answer --------------------------------------------------------------------------------------------------------

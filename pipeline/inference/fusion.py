@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.records import UserError
 
 SLAB = 32
@@ -20,8 +22,6 @@ def require_weights(weights: Sequence[float]) -> None:
 
 def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Any:
     """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ, and for weights that make no mean."""
-    import numpy as np
-
     require_weights(weights)
     shapes = {tuple(int(n) for n in a.shape) for a in arrays}
     if len(shapes) > 1:
@@ -39,16 +39,12 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
 
 
 def _logit(p: Any) -> Any:
-    import numpy as np
-
     # float16 files hold exact 0 and 1; half a step away from them the logit is finite and no vote is absolute.
     p = np.clip(p, 2.0**-12, 1 - 2.0**-12)
     return np.log(p / (1 - p)) if len(p) == 1 else np.log(p)
 
 
 def _unlogit(x: Any) -> Any:
-    import numpy as np
-
     if len(x) == 1:
         return 1 / (1 + np.exp(-x))
     e = np.exp(x - x.max(0))
@@ -56,8 +52,6 @@ def _unlogit(x: Any) -> Any:
 
 
 def _decision(p: Any) -> Any:
-    import numpy as np
-
     return (
         (p >= 0.5).astype(np.float32)
         if len(p) == 1

@@ -48,10 +48,9 @@ class SlidingWindowInferer(Inferer):
 
     Equals ``monai.inferers.SlidingWindowInferer`` to 1e-5 with ``one_sided=False``, ``halo=0`` and
     a stride of 1 (or one that divides the tile, its step, the image and the padding): the same
-    tiles, weights, padding and structure of the answer. It differs from MONAI where MONAI loses
-    something: sums are float32 for half-precision inputs, the network gets copies and so cannot
-    write into the input, every output keeps the metadata of a MetaTensor, and whole-number images
-    are taken.
+    tiles, weights, padding and structure of the answer. It differs from MONAI where MONAI loses something: sums are
+    float32 for half-precision inputs, the network gets copies and so cannot write into the input,
+    every output keeps the metadata of a MetaTensor, and whole-number images are taken.
 
     It is free of autograd: the network is called under ``torch.no_grad()``, and the answer is an
     ordinary tensor without a graph, to be changed in place or put into a loss. MONAI's would carry
@@ -181,9 +180,8 @@ class SlidingWindowInferer(Inferer):
                 that of the constructor, and ``condition`` is a second image of the same shape as
                 ``inputs``, of which the network gets the same tiles.
 
-        Returns:
-            What the network answered with, for whole images: ``(B, K, *S)`` of the inputs' type (of
-            the network's, where the inputs are whole numbers). A tuple or list of several
+        Returns: What the network answered with, for whole images: ``(B, K, *S)`` of the inputs'
+            type (of the network's, where the inputs are whole numbers). A tuple or list of several
             gives a tuple, one of a single tensor gives that tensor, a dict a dict. MetaTensors in,
             MetaTensors out: metadata are the input's, unchanged also where the size is not.
 
@@ -221,8 +219,7 @@ class SlidingWindowInferer(Inferer):
         Args:
             inputs, network, args, kwargs: as for a call.
 
-        Yields:
-            The slab's first row along the first space axis of the inputs, and the slab: rows
+        Yields: The slab's first row along the first space axis of the inputs, and the slab: rows
             ``(B, K, n, ...)`` on ``device``, in the structure of the network's answer, as plain
             tensors. A slab of an output of another size than the tile has its rows in proportion,
             and may have none.
@@ -357,8 +354,7 @@ class _Frame:
 class _Slab:
     """Finished rows of every output, good until the next slab is asked for.
 
-    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole
-    outputs.
+    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole outputs.
     """
 
     start: int

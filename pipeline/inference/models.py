@@ -1,4 +1,4 @@
-"""Model files: safetensors with a JSON header that rebuilds their network, whole or absent, never pickle."""
+"""Model files: safetensors with a JSON header that rebuilds their network, whole or absent, never pickle; where a run keeps them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from pipeline import documents, files, networks
-from pipeline.config import Config, ConfigError, bind, from_dict
+from pipeline.config import Config, ConfigError, bind, difference, from_dict, to_dict
 from pipeline.data import normalise
 from pipeline.files.documents import problem as documents_problem
 from pipeline.networks import outline as outlines
 from pipeline.records import Checkpoint, UserError
+from pipeline.runs import FoldFolder, RunFolder
 from pipeline.tasks import TASKS
+
+logger = logging.getLogger(__name__)
 
 HEADER = "pipeline"
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
@@ -230,3 +234,64 @@ def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
     network = networks.build(config.network, *model.channels, config.data.dims)
     load_weights(network, model.weights, where)
     return network.eval(), config
+
+
+# --- the models of a run ---------------------------------------------------------------------------------------------------
+
+ALIKE = ("data.normalise", "data.classes", "data.dims", "task", "network")
+"""Keys in which networks that answer together agree."""
+
+
+def find_models(path: Path, kind: str | None = None, allow_missing: bool = False) -> list[Path]:
+    """Model files behind a run folder, a fold folder or a file.
+
+    Args:
+        kind: ``best``, ``swa``; ``auto`` or None: of each fold the one that was better on its held-out cases.
+        allow_missing: take a run of which some folds are not complete.
+
+    Raises:
+        UserError: when there are none, or when a run lacks folds and that is not allowed.
+    """
+    if reason := files.absence(path):
+        suggestion = "Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
+        raise UserError(f"--checkpoint {path}: {reason}. {suggestion}")
+    if os.path.isfile(path):
+        return [path]
+    if not os.path.isdir(path):
+        raise UserError(f"--checkpoint {path}: is no file but a pipe, a socket or a device. Give a run folder or a .safetensors file.")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"--checkpoint {path}: the folder may not be read. Give this user the right to read it.")
+    run = RunFolder(path)
+    folds = run.fold_folders()
+    if not folds:
+        return [FoldFolder(path).model(kind or "auto")]
+    complete = [f for f in folds if f.completed]
+    count = run.fold_count()
+    if len(complete) < count and not allow_missing:
+        missing = sorted({f"fold_{n}" for n in range(count)} - {f.path.name for f in complete})
+        raise UserError(
+            f"{path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or accept it with --allow-missing-folds."
+        )
+    if not complete:
+        raise UserError(f"{path}: no fold is complete.")
+    return [f.model(kind or "auto") for f in complete]
+
+
+def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
+    """Rebuild every network. Raises UserError when the models were trained under different configs, or on other kinds of files."""
+    networks_, configs, facts = [], [], []
+    for path in paths:
+        model = load_model(path)
+        with torch.random.fork_rng([]):  # a network is born with random weights, which a caller's own numbers should not notice
+            network, config = build(model, str(path))
+        facts.append({"channels": list(model.channels), **{k: model.trained_on.get(k) for k in ("family", "codes")}})
+        about = f"Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}: {model.score}"
+        logger.info(f"Loaded model from {path}\n  {about}")
+        networks_.append(network)
+        configs.append(config)
+    for path, config, own in zip(paths, configs, facts, strict=True):
+        changes = [c for c in difference(to_dict(configs[0]), to_dict(config)) if c.startswith(ALIKE)]
+        changes += [f"{k}: {facts[0][k]} -> {v}" for k, v in own.items() if None not in (v, facts[0][k]) and v != facts[0][k]]
+        if changes:
+            raise UserError(f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes))
+    return networks_, configs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents, files
+from pipeline.data import cases
 from pipeline.files import lock
 from pipeline.records import UserError
-from pipeline.tasks import answer_suffix
+from pipeline.tasks import answer_suffix, is_companion
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 
@@ -146,7 +150,37 @@ def is_prediction(folder: Path) -> bool:
     return isinstance(summary, dict) and isinstance(summary.get("files"), list) and bool({"models", "members"} & set(summary))
 
 
-def require_finished(folder: Path, ids: Collection[str], say: Callable[[str], None]) -> None:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a prediction folder, or nothing. Raises UserError for one that no command of this package writes."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
+    cure = "Predict again, or take it away: then --spec names the post-processing"
+    try:
+        found = files.read_document(path, documents.Predictions, cure)
+    except files.FileError as error:
+        raise files.FileError(path, f"is no summary of predictions ({error.problem})", cure) from None
+    for n, step in enumerate(found.get("postprocess", ())):
+        if unknown := sorted(set(step) - {"name", "options"}):
+            problem = f"postprocess.{n} has the key {files.shown(unknown[0])}"
+            raise files.FileError(path, f"is no summary of predictions ({problem}, which means nothing here)", cure)
+    return found
+
+
+def answer_files(folder: Path) -> dict[str, Path]:
+    """Answers in a prediction folder by id, visualisations and overlays left out. Raises UserError where two have one id."""
+    found: dict[str, Path] = {}
+    for path in sorted(cases.images(folder)):
+        name = files.case_id(path)
+        if is_companion(name):
+            continue
+        if name in found:
+            raise UserError(f"{folder}: {found[name].name} and {path.name} are both called {name}. Keep one file per id.")
+        found[name] = path
+    return found
+
+
+def require_finished(folder: Path, ids: Collection[str]) -> None:
     """Raise UserError where the answers ``ids`` in ``folder`` are not those of one prediction that has ended.
 
     Another command may be writing there, the last one may have been killed, or have failed for a case whose older answer is still
@@ -174,10 +208,10 @@ def require_finished(folder: Path, ids: Collection[str], say: Callable[[str], No
             "Predict them again, or remove what is there of them."
         )
     if failed:
-        say(f"warning: {folder} lacks cases that could not be predicted ({SUMMARY} says why): {_listed(failed)}")
+        logger.warning(f"{folder} lacks cases that could not be predicted ({SUMMARY} says why): {_listed(failed)}")
     unlisted = [i for i in ids if i not in rows]
     if unlisted:
-        say(f"warning: {folder} holds answers that its last prediction did not write ({SUMMARY}): {_listed(unlisted)}")
+        logger.warning(f"{folder} holds answers that its last prediction did not write ({SUMMARY}): {_listed(unlisted)}")
 
 
 def _listed(ids: Sequence[str]) -> str:
@@ -196,14 +230,14 @@ def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
 
 
 @contextlib.contextmanager
-def owned(output: Path, say: Callable[[str], None]) -> Iterator[None]:
+def owned(output: Path) -> Iterator[None]:
     """Hold the lock of an output folder, which is made. Raises lock.BusyError, which names the owner, where another command has it.
 
     Nothing is left of it afterwards: the file is taken away while it is held, so whoever opened it meanwhile finds that its name
     is gone and makes a new one (see :mod:`pipeline.files.lock`).
     """
     path, new = output / lock.NAME, not output.exists()
-    with lock.held(path, say):
+    with lock.held(path):
         mine = _identity(path)
         try:
             yield

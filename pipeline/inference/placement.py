@@ -79,7 +79,11 @@ def placement(case: Case, geometry: Geometry, dims: int, trained_on: Mapping[str
     Raises FileError for a file of another family than those trained on, and for axes that no order and no flip makes those.
     """
     _require_one_family(case)
-    here, path = grid_of(geometry, dims), case.image[0]
+    return placed(case.image[0], grid_of(geometry, dims), trained_on)
+
+
+def placed(path: Path, here: Grid, trained_on: Mapping[str, Any]) -> Placement:
+    """As :func:`placement`, of an array on the grid ``here``; ``path`` is what messages call it."""
     family, codes = trained_on.get("family"), trained_on.get("codes")
     if family is not None and here.family != family:
         raise FileError(

@@ -6,7 +6,9 @@ The input may be memory-mapped, or read piece by piece (:class:`pipeline.files.P
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +19,7 @@ from pipeline.config import Config
 from pipeline.data.normalise import Scale
 from pipeline.files import Pixels
 from pipeline.geometry import Tiling, flips, up
-from pipeline.inference import norms
+from pipeline.inference import devices, norms
 from pipeline.inference.fusion import require_weights
 from pipeline.networks import receptive
 from pipeline.records import UserError
@@ -77,7 +79,7 @@ class Speaker:
         for turn in self.turns:
             turned = torch.flip(self._on_grid(tiles), turn) if turn else tiles
             for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
-                with torch.autocast(self.device, amp, enabled=amp is not None):
+                with torch.autocast(devices.kind(self.device), amp, enabled=amp is not None):
                     outputs = norms.speak(network, turned, self.fixed.get((n, turn, scale), ()))
                 soft = spoken(self.config.task, outputs)
                 soft = (torch.flip(soft, turn)[(..., *map(slice, tiles.shape[2:]))] if turn else soft) * float(share)
@@ -91,7 +93,8 @@ class Speaker:
         return functional.pad(tiles, [p for m in reversed(margin) for p in (0, m)], mode="replicate") if any(margin) else tiles
 
     def _amp(self) -> torch.dtype | None:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.amp) if self.device == "cuda" else None
+        cuda = devices.kind(self.device) == "cuda"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.amp) if cuda else None
 
 
 def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Speaker:
@@ -103,6 +106,45 @@ def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weig
     return Speaker(networks=tuple(networks), shares=tuple(shares), config=config, device=device)
 
 
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """A :data:`Voice` whose networks lie on several devices: batches of tiles go to them in turn, and come back in their order.
+
+    Where the devices compute alike, the answer has the bits of one device.
+    """
+
+    voices: Sequence[Speaker]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Stride of the networks."""
+        return self.voices[0].grid
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        return self.voices[0](tiles)
+
+    def answers(self, stacks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Soft answers to batches of tiles on the CPU, each on the device that computed it; one batch waits for each device."""
+        pools = [ThreadPoolExecutor(1, thread_name_prefix=voice.device) for voice in self.voices]
+        pending: deque[Future[torch.Tensor]] = deque()
+        try:
+            for n, stack in enumerate(stacks):
+                turn = n % len(pools)
+                pending.append(pools[turn].submit(_answer, self.voices[turn], stack))
+                if len(pending) > len(pools):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for pool in pools:
+                pool.shutdown(cancel_futures=True)
+
+
+@torch.inference_mode()  # which is a thread's own
+def _answer(speak: Speaker, stack: torch.Tensor) -> torch.Tensor:
+    return speak(stack.to(speak.device))
+
+
 def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
     """The voice for one case: with ``predict.norms`` frozen or exact, its norms have the statistics of that case, for each network, flip and scale.
 
@@ -110,6 +152,8 @@ def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
     no :class:`Speaker`. Raises UserError for layers that no statistics can mend, and for exact statistics at scales other than 1:
     resampled tiles are no part of a resampled image.
     """
+    if isinstance(speak, Replicas):
+        return Replicas([settled(voice, source, tiles) for voice in speak.voices])  # type: ignore[list-item] - each is a Speaker
     if not isinstance(speak, Speaker) or speak.config.predict.norms == "tile" or tiles.count() == 1:
         return speak
     way, scales = speak.config.predict.norms, speak.config.predict.scales
@@ -123,9 +167,19 @@ def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
             )
     if way == "exact" and tuple(scales) != (1,):
         raise UserError(f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out, or take --norms frozen.")
+    return replace(speak, fixed=_statistics(speak, source, tiles))
+
+
+Key = tuple[int, Turn, float]
+"""Number of a network, axes that are flipped, scale."""
+
+
+def _statistics(speak: Speaker, source: Source, tiles: Tiling) -> dict[Key, Sequence[norms.Moments]]:
+    """Statistics of the norms of each network, flip and scale over a whole case."""
+    way, scales = speak.config.predict.norms, speak.config.predict.scales
     space = norms.Space(size=tiles.padded, read=lambda start, size: _tensor(source, start, size, speak.device))
     spreads = receptive.reach(speak.networks[0], len(source.array), len(tiles.size)).norms if way == "exact" else ()
-    fixed = {}
+    fixed: dict[Key, Sequence[norms.Moments]] = {}
     for turn in speak.turns:
         turned = space.turned(turn)
         image = norms.reduced(turned) if way == "frozen" else None
@@ -136,7 +190,7 @@ def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
                     fixed[key] = norms.exact(network, turned, tiles.tile, spreads)
                 else:
                     fixed[key] = norms.frozen(network, resampled(image, scaled(image.shape[2:], scale)))
-    return replace(speak, fixed=fixed)
+    return fixed
 
 
 def _tensor(source: Source, start: Sequence[int], size: Sequence[int], device: str) -> torch.Tensor:
@@ -189,7 +243,13 @@ Sink = Callable[[int, np.ndarray], None]
 """Takes finished rows: the first one's number along the first space axis, and their soft answer ``(K, n, ...)`` float32."""
 
 
-def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu") -> np.ndarray:
+Advance = Callable[[int], object]
+"""Told how many tiles have just been answered; what it raises ends the work."""
+
+
+def sliding_window(
+    source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu", advance: Advance | None = None
+) -> np.ndarray:
     """Soft answer ``(K, *S)`` float32 for a whole case.
 
     Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when ``one_sided`` is off. Raises UserError when
@@ -202,14 +262,21 @@ def sliding_window(source: Source, speak: Voice, tiles: Tiling, batch: int = 1, 
         out = np.empty((len(rows), *tiles.size), np.float32) if out is None else out
         out[:, first : first + rows.shape[1]] = rows
 
-    stream(source, speak, tiles, keep, batch, device)
+    stream(source, speak, tiles, keep, batch, device, advance=advance)
     assert out is not None
     return out
 
 
 @torch.inference_mode()
-def stream(  # the same arguments as sliding_window, and where rows go
-    source: Source, speak: Voice, tiles: Tiling, sink: Sink, batch: int = 1, device: str = "cpu", rows: tuple[int, int] | None = None
+def stream(
+    source: Source,
+    speak: Voice,
+    tiles: Tiling,
+    sink: Sink,
+    batch: int = 1,
+    device: str = "cpu",
+    rows: tuple[int, int] | None = None,
+    advance: Advance | None = None,
 ) -> None:
     """Soft answers as they are finished: rows along the first space axis, in order, without gaps.
 
@@ -219,14 +286,10 @@ def stream(  # the same arguments as sliding_window, and where rows go
     first, end = rows or (0, tiles.size[0])
     band: _Band | None = None
     try:
-        for places in _batches(tiles, batch):
-            needed = [tiles.speaks(place, first, end) for place in places]
-            if not any(needed):
-                continue
-            # Tiles that share a batch are computed together even where some are not needed: its size may change the last bits.
-            stack = np.stack([cut(source, place, tiles.tile) for place in places])
-            soft = speak(torch.from_numpy(stack).to(device))
-            for place, one, wanted in zip(places, soft, needed, strict=True):
+        for places, needed, soft in _answered(source, speak, tiles, (batch, device), (first, end)):
+            if advance is not None:
+                advance(len(places))
+            for place, one, wanted in zip(places, soft.to(device), needed, strict=True):
                 if wanted:
                     band = band or _Band(tiles, soft.shape[1], device, _Clipped(sink, first, end), place[0])
                     band.add(place, one)
@@ -240,6 +303,28 @@ def stream(  # the same arguments as sliding_window, and where rows go
         ) from None
     if band is not None:
         band.finish()
+
+
+Answered = tuple[list[tuple[int, ...]], list[bool], torch.Tensor]
+"""Places of a batch's tiles, which of them have a say in the rows that are wanted, and their soft answers."""
+
+
+def _answered(source: Source, speak: Voice, tiles: Tiling, how: tuple[int, str], rows: tuple[int, int]) -> Iterator[Answered]:
+    """Batches with a tile that has a say in ``rows``, in order. ``how``: tiles in a batch, and the device of one voice."""
+    batch, device = how
+    waiting: deque[tuple[list[tuple[int, ...]], list[bool]]] = deque()
+
+    def stacks() -> Iterator[torch.Tensor]:
+        for places in _batches(tiles, batch):
+            needed = [tiles.speaks(place, *rows) for place in places]
+            if any(needed):
+                waiting.append((places, needed))
+                # Tiles that share a batch are computed together even where some are not needed: its size may change the last bits.
+                yield torch.from_numpy(np.stack([cut(source, place, tiles.tile) for place in places]))
+
+    several = isinstance(speak, Replicas)
+    for soft in speak.answers(stacks()) if several else (speak(stack.to(device)) for stack in stacks()):
+        yield *waiting.popleft(), soft
 
 
 @dataclass(frozen=True, slots=True)

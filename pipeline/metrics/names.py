@@ -1,12 +1,15 @@
-"""Names of metrics as people read them: ``dice_1`` is written ``dice Anterior`` where the data set names its classes."""
+"""Names of metrics as people write and read them: ``dice_1`` is written ``dice Anterior`` where the data set names its classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
+from pipeline.config import override
 from pipeline.metrics.frames import SUFFIXES
+from pipeline.records import Part
 
 _OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'.join(SUFFIXES)})?")
 
@@ -49,3 +52,16 @@ def from_json(names: object) -> dict[int, str]:
     if not isinstance(names, Mapping):
         return {}
     return {int(k): v for k, v in names.items() if re.fullmatch(r"[1-9]\d{0,8}", str(k)) and isinstance(v, str)}
+
+
+def read_metric(text: str) -> Part:
+    """``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, values as in YAML.
+
+    >>> read_metric("surface_dice:tolerance=3")
+    Part(name='surface_dice', options={'tolerance': 3})
+    """
+    name, _, given = text.partition(":")
+    options: dict[str, Any] = {}
+    for words in given.split(",") if given else ():
+        override(options, words)
+    return Part(name=name, options=options)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline import documents, files, postprocess
 from pipeline.config import Config
@@ -202,23 +201,16 @@ def predict_stored(
     """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
     array = stored.image.array
     source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], speak)
-    fixed = settled(speak, source, tiles)
-    voice = fixed if progress is None else _counted(fixed, tiles.count(), progress)
-    soft = sliding_window(source, voice, tiles, config.predict.batch, device)
-    return Prediction(case_id=stored.case.id, soft=soft, geometry=files.geometry(stored.case.image[0], config.data.dims))
+    fixed, done = settled(speak, source, tiles), 0
 
-
-def _counted(speak: Voice, total: int, progress: Callable[[float], None]) -> Voice:
-    done = 0
-
-    def speak_and_count(tiles: torch.Tensor) -> torch.Tensor:
+    def advance(number: int) -> None:
         nonlocal done
-        soft = speak(tiles)
-        done += len(tiles)
-        progress(done / (total + 1))
-        return soft
+        done += number
+        if progress is not None:
+            progress(done / (tiles.count() + 1))
 
-    return speak_and_count
+    soft = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
+    return Prediction(case_id=stored.case.id, soft=soft, geometry=files.geometry(stored.case.image[0], config.data.dims))
 
 
 def choose(means: Mapping[str, Scores]) -> str:

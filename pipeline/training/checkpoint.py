@@ -7,6 +7,7 @@ passed over.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from pipeline import documents, files
 from pipeline.files.documents import problem as documents_problem
 from pipeline.inference.models import CheckpointError, decode, encode
+
+logger = logging.getLogger(__name__)
 
 STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
 """Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
@@ -45,7 +48,7 @@ def save_state(folder: Path, done: tuple[int, int], tensors: Mapping[str, torch.
     return path
 
 
-def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_state(folder: Path, warn: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """The newest undamaged state, or None where there is none at all.
 
     Raises CheckpointError when states exist but all are damaged: starting over silently would lose the user's hours.
@@ -55,7 +58,8 @@ def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor]
         digest = path.stem.rpartition("-")[2]
         if files.sha256(path)[:16] == digest:
             return decode(path)
-        warn(f"warning: {path} is damaged (its bytes do not match its name); trying the state before it")
+        if warn:
+            logger.warning(f"{path} is damaged (its bytes do not match its name); trying the state before it")
     if states:
         raise CheckpointError(
             f"{folder}: all {len(states)} saved states are damaged. Restore one from a backup, or start over with --fresh."
@@ -63,7 +67,7 @@ def load_state(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor]
     return None
 
 
-def load_fold(folder: Path, warn: Any = print) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_fold(folder: Path, warn: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """As :func:`load_state`, of a fold's training. Raises CheckpointError for what no training wrote, too."""
     loaded = load_state(folder, warn)
     found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import colours, files
 from pipeline.metrics.names import display
+from pipeline.progress import clock
 
 LEGIBLE = 256
 """Pixels that a preview is at least about high."""
@@ -22,16 +24,6 @@ GAP = 4
 
 RECENT = 10
 """Epochs by which the time left is judged: enough to hold some with and some without validation."""
-
-
-def clock(seconds: float) -> str:
-    """
-    >>> clock(3731.4), clock(0), clock(90_000)
-    ('1:02:11', '0:00:00', '25:00:00')
-    """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def time_left(seconds: Sequence[float], epochs: int) -> float:
@@ -53,8 +45,6 @@ class Journal:
     def __init__(
         self, folder: Path, epochs: int, history: Sequence[Mapping[str, Any]] = (), names: Mapping[int, str] | None = None
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder, self.epochs, self.names = folder, epochs, names or {}
         self.seconds: list[float] = []
         files.write_text(folder / "log.jsonl", "".join(_json_line(r) for r in history))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +37,8 @@ from pipeline.tasks import TASKS, spoken
 from pipeline.training import checkpoint, distributed, optim, tracking
 from pipeline.training.distributed import Team
 from pipeline.training.journal import Journal, clock, time_left
+
+logger = logging.getLogger(__name__)
 
 DROPOUT = 0
 """Last word of the seed of a step's random layers, plus the rank: the samples' augmentation has (seed, fold, epoch, position) for itself."""
@@ -69,7 +72,6 @@ class Job:
     losses: WeightedSum
     train: Loader
     val: Loader
-    say: Callable[[str], None]
     check: Callable[[], None]
     watch: Callable[[int, int, str], object]
     team: Team = field(default_factory=Team)
@@ -170,21 +172,21 @@ def _fit(job: Job, state: State) -> None:
     subject = tracking.Subject(
         name=job.config.name, run=job.folder.parent, fold=job.fold, settings=tracking.flat(to_dict(job.config)), known=None
     )
-    trackers = tracking.Trackers(job.config.train.track, subject, job.folder, job.say)
+    trackers = tracking.Trackers(job.config.train.track, subject, job.folder)
     try:
         while not finished(job.config, state):
             record = _epoch(job, state)
-            job.say(journal.epoch(record))
+            logger.info(journal.epoch(record))
             trackers.metrics(record)
             _preview(job, state, journal)
             _keep(job, state)
             _save(job, state)
         if state.stale >= job.config.train.stop.patience and state.epoch < job.config.train.epochs:
-            job.say(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
+            logger.info(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
         record = _finish_average(job, state)
         if record:
             values = [f"{display(k, job.class_names)}: {v:.4f}" for k, v in record.items() if "/" not in k]
-            job.say(_note(journal, "SWA: " + ", ".join(values)))
+            logger.info(_note(journal, "SWA: " + ", ".join(values)))
         trackers.model(job.folder / "best_model.safetensors")
     finally:
         journal.close()
@@ -246,7 +248,7 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
             found = validate(job, state.network)
         record |= found.values
         if found.unlabelled and not any("val_loss" in old for old in state.history):
-            job.say(f"{found.unlabelled} validation patches hold no labelled voxel; they are left out")
+            logger.info(f"{found.unlabelled} validation patches hold no labelled voxel; they are left out")
         _judge(job, state, record)
     if _averaging(job.config, state.epoch):
         assert state.average is not None
@@ -347,7 +349,7 @@ def _saved_if_stopped(job: Job, state: State) -> Iterator[None]:
         raise
     except BaseException:
         _save(job, state)
-        job.say(f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step} of {len(job.train)}")
+        logger.info(f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step} of {len(job.train)}")
         raise
 
 
@@ -535,7 +537,7 @@ def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
 def _resume(job: Job, state: State) -> tuple[Job, State]:
     """The state that was saved, and the job by that state's metrics version; both as they are where nothing was saved."""
     folder = job.folder / "checkpoint_latest"
-    loaded = checkpoint.load_fold(folder, job.say)
+    loaded = checkpoint.load_fold(folder)
     if loaded is None:
         return job, state
     tensors, facts = loaded
@@ -554,7 +556,7 @@ def _resume(job: Job, state: State) -> tuple[Job, State]:
     if facts.get("step"):  # states of before steps were counted stand at the end of an epoch
         state.step, state.means, state.began = facts["step"], Means(**facts["means"]), time.monotonic() - facts["seconds"]
     state.spent = sum(record["seconds"] for record in state.history) + facts.get("seconds", 0.0)
-    job.say(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
+    logger.info(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
     return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
 
 

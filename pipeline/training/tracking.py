@@ -6,6 +6,7 @@ goes on. A continued fold continues the same entry of the tracker.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import documents, files
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 500
 """Characters of a parameter's value that every tracker takes."""
@@ -105,8 +108,7 @@ TRACKERS: dict[str, Callable[[Subject], Tracker]] = {"mlflow": MLflow, "wandb": 
 class Trackers:
     """All trackers of one fold. Their ids are kept in ``<fold>/tracking.json``, by which a continued fold finds them again."""
 
-    def __init__(self, names: Sequence[str], subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, names: Sequence[str], subject: Subject, folder: Path) -> None:
         self.active: dict[str, Tracker] = {}
         known = self._known(folder / "tracking.json")
         for name in names:
@@ -120,7 +122,7 @@ class Trackers:
         try:
             return files.read_document(path, documents.TrackerIds, "New tracker runs are begun") if path.is_file() else {}
         except files.FileError as error:
-            self.say(f"warning: {error}")
+            logger.warning(str(error))
             return {}
 
     def metrics(self, record: Mapping[str, Any]) -> None:
@@ -145,10 +147,10 @@ class Trackers:
             work()
         except ImportError as error:
             self.active.pop(name, None)
-            self.say(f'warning: tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or remove it from train.track')
+            logger.warning(f'tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or remove it from train.track')
         except Exception as error:
             self.active.pop(name, None)
-            self.say(f"warning: tracker {name} failed and is dropped, training goes on: {type(error).__name__}: {error}")
+            logger.warning(f"tracker {name} failed and is dropped, training goes on: {type(error).__name__}: {error}")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

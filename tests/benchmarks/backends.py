@@ -124,16 +124,15 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     """One side, in this process."""
     import torch
 
-    from pipeline import predict
     from pipeline.data import normalise
+    from pipeline.inference.predictor import ModelOptions, prepare
     from pipeline.inference.sliding_window import Source, sliding_window, tiling
 
     began = time.perf_counter()
     backend = "torch" if arguments.side == LOADED else arguments.side
     checkpoint = arguments.checkpoint or arguments.folder / "fresh.safetensors"
-    options = ["--checkpoint", str(checkpoint), "--input", ".", "--output", ".", "--device", "cpu", "--backend", backend]
-    options += ["--whole"] if arguments.patch == "whole" else ["--patch-size", arguments.patch, "--overlap", str(arguments.overlap)]
-    predictor = predict.prepare(predict.parser().parse_args(options), arguments.folder)
+    size = {"whole": True} if arguments.patch == "whole" else {"patch_size": [int(arguments.patch)], "overlap": arguments.overlap}
+    predictor = prepare(ModelOptions(checkpoint=checkpoint, device="cpu", backend=backend, **size))
     start, threads = time.perf_counter() - began, torch.get_num_threads()
     if arguments.side == LOADED:
         return {"seconds": 0, "start": start, "peak": peak(), "difference": 0, "threads": threads}

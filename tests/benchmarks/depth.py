@@ -63,10 +63,11 @@ def monai(folder: Path, depth: int) -> None:
     import torch
     from monai.inferers.inferer import SlidingWindowInferer
 
-    from pipeline import morphology, predict
+    from pipeline import morphology
     from pipeline.data import normalise
+    from pipeline.inference.models import load_models
 
-    (network,), config = predict.load_models([folder / "model.safetensors"])
+    (network,), config = load_models([folder / "model.safetensors"])
     array = tifffile.imread(folder / f"{depth}.tif")[None]
     image = torch.from_numpy(normalise.fit(config.data.normalise, array).apply(array))[None]
     inferer = SlidingWindowInferer((TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian")

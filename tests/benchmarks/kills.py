@@ -39,9 +39,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch  # noqa: E402 - after the number of its threads is set
 
 from pipeline import cli, predict, submit, train  # noqa: E402
-from pipeline.inference import models  # noqa: E402
+from pipeline.inference import models, submission  # noqa: E402
 from pipeline.scoring import held_out  # noqa: E402
-from pipeline.training import checkpoint, loop  # noqa: E402
+from pipeline.training import checkpoint, fold, loop  # noqa: E402
+from pipeline.workflows import predict as workflows_predict  # noqa: E402
+from pipeline.workflows import submit as workflows_submit  # noqa: E402
+from pipeline.workflows import train as workflows_train  # noqa: E402
 
 CONFIG = """
 name: kills
@@ -67,19 +70,19 @@ predict: {{overlap: 4}}
 postprocess: [threshold, {{name: dust, options: {{below: 5}}}}]
 """
 PHASES = {
-    (train, "check_data"): "checking",
-    (train, "_prepared"): "preparing",
+    (workflows_train, "check_data"): "checking",
+    (workflows_train, "_prepared"): "preparing",
     (loop, "_train"): "training",
     (loop, "validate"): "validating",
     (checkpoint, "save_state"): "saving state",
     (models, "save_model"): "saving model",
     (held_out, "held_out"): "held-out cases",
-    (train, "_keep_answers"): "keeping answers",
-    (train, "summarise"): "summing up",
-    (train, "_report"): "report",
-    (predict, "predict_all"): "predicting",
-    (submit, "submit"): "submission",
-    (submit, "write_zip"): "zipping",
+    (fold, "_keep_answers"): "keeping answers",
+    (workflows_train, "summarise"): "summing up",
+    (workflows_train, "_report"): "report",
+    (workflows_predict, "predict_all"): "predicting",
+    (workflows_submit, "write_submission"): "submission",
+    (submission, "write_zip"): "zipping",
 }
 """Functions during which a run is in a phase; the innermost one counts."""
 
@@ -89,7 +92,7 @@ LOADED = (
     "sklearn.model_selection",
     "torch._dynamo",
     "torch.utils.tensorboard",
-    "pipeline.report",
+    "pipeline.reporting",
     "pipeline.files.lock",
     "pipeline.data.cases",
     "pipeline.data.transforms",

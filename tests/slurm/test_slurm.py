@@ -73,7 +73,7 @@ from pipeline import cli
 words = dict(zip(sys.argv[1:], sys.argv[2:]))
 folder, plan = Path(words["--out"]) / ("fold_" + words["--fold"]), words.get("--plan", "")
 
-def work(_):
+def work():
     folder.mkdir(parents=True, exist_ok=True)
     starts = folder / "starts"
     starts.write_text(starts.read_text() + "x" if starts.exists() else "x")

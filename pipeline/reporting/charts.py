@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.page import escape, figure, finite
+import numpy as np
+
+from pipeline.reporting.page import escape, figure, finite
 
 NOTHING = '<p class="none">no values</p>'
 NAME = 13
@@ -93,8 +95,6 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log: 
 
 def histogram(title: str, values: Sequence[float], band: tuple[float, float] | None = None) -> str:
     """Bars of counts, a line at the mean, and a band behind them, such as the interval of the mean."""
-    import numpy as np
-
     if not values:
         return figure(title, "", NOTHING)
     low, high = _padded(values, log=False)

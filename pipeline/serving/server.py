@@ -1,7 +1,7 @@
 """An HTTP server that waits for nobody: uvicorn with deadlines for the heads of requests and for its own end, which it lacks.
 
-The application sees to bodies and answers (:mod:`pipeline.serve`); through ``scope["state"]["abort"]`` it can cut a connection
-whose client does not read.
+The application sees to bodies and answers (:mod:`pipeline.serving.application`); through
+``scope["state"]["abort"]`` it can cut a connection whose client does not read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pipeline.records import UserError
 
 HEAD_SECONDS = 10.0
 """From the opening of a connection, or the end of the answer before, to the end of the next request's head."""
@@ -121,3 +123,30 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.before_end()
         await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address (port 0: any free one). Raises UserError where none can."""
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # whoever comes between the line that says "Serving" and the first turn of the loop waits
+    except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {error}. Choose another --host or --port; --port 0 takes a free one."
+        ) from None
+    return listener
+
+
+def is_local(host: str) -> bool:
+    """Whether an address can be reached from this machine only.
+
+    >>> is_local("127.0.0.1"), is_local("::1"), is_local("0.0.0.0")
+    (True, True, False)
+    """
+    return host == "::1" or host.startswith("127.")

@@ -6,16 +6,17 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from pipeline import colours, files
 from pipeline.records import UserError
-from pipeline.report.page import escape, finite, number, section, table
-from pipeline.report.runs import Run, class_metrics, class_title, leading_metric, main_metrics, named, option
+from pipeline.reporting.page import escape, finite, number, section, table
+from pipeline.reporting.runs import Run, class_metrics, class_title, leading_metric, main_metrics, named, option
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 SMALL, LARGE, FULL = 240, 420, 1024
 """Pictures are enlarged to at least about SMALL pixels; planes of a volume are reduced to at most LARGE, images to at most FULL."""
@@ -61,8 +62,6 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _legend(run: Run) -> str:
-    from pipeline import colours
-
     if run.summary.get("task") == "image":
         return ""
     binary = _classes(run) == 2
@@ -118,10 +117,8 @@ def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
 
 def _arrays(run: Run, name: str) -> Planes:
     """Image, truth and answer ``(C, *S)``. Raises UserError or KeyError for what is not there or does not fit."""
-    from pipeline import files
-
     entry, fold = run.cases[name], run.scored[name].get("fold")
-    found = [p for p in (run.folder / f"fold_{fold}" / "oof").glob("*") if files.is_image(p) and files.case_id(p) == name]
+    found = [p for p in run.folder.fold(fold).answers.glob("*") if files.is_image(p) and files.case_id(p) == name]
     targets = entry["targets"]
     target = targets.get("label") or targets.get("target") or next(iter(targets.values()), None)
     if not found or target is None:
@@ -140,8 +137,6 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
 
     Of the slices with at least 70 % of the most foreground that a slice of the truth has, the one nearest to the middle is taken.
     """
-    import numpy as np
-
     truth = arrays[1]
     if truth.ndim == 3:
         return [("", arrays)]
@@ -158,8 +153,6 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
 
 def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Image, truth over it, answer over it, and the errors, each ``(Y, X, 3)`` in 0 ... 1."""
-    from pipeline import colours
-
     # Enlarged before they are coloured, so that the hatching keeps its width.
     shown, truth, answer = (enlarge(a) for a in (colours.stretched(image), truth[0], answer[0]))
     grey = shown.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
@@ -178,12 +171,8 @@ def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndar
 
 def image_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Input, target, prediction, and the absolute difference of the last two on the scale that its title names."""
-    import numpy as np
-
-    from pipeline.colours import rgb
-
     full = _full_scale(truth)
-    shown = [rgb(image / _full_scale(image)), rgb(truth / full), rgb(answer / full)]
+    shown = [colours.rgb(image / _full_scale(image)), colours.rgb(truth / full), colours.rgb(answer / full)]
     error = np.abs(truth.astype(float) - answer).mean(axis=0) / full
     top = max(float(np.quantile(error, 0.995)), 1e-3)
     heat = np.clip(error / top, 0, 1)
@@ -194,8 +183,6 @@ def image_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndar
 
 def _full_scale(array: np.ndarray) -> float:
     """255 for bytes; the largest value for other types, which seldom use their whole range."""
-    import numpy as np
-
     return 255.0 if array.dtype == np.uint8 else float(np.nanmax(np.abs(array))) or 1.0
 
 
@@ -210,11 +197,7 @@ def data_url(picture: np.ndarray, limit: int = LARGE) -> str:
 
     PNG up to LARGE pixels; beyond that JPEG with colours at full resolution, a sixth of the size.
     """
-    from PIL import Image
-
-    from pipeline.colours import to_bytes
-
-    image = Image.fromarray(to_bytes(picture))
+    image = Image.fromarray(colours.to_bytes(picture))
     if max(image.size) > limit:
         scale = limit / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)

@@ -1,32 +1,22 @@
-"""Turn a run into one self-contained page, report.html: scores with intervals, curves, and the cases that went worst as pictures.
-
-python -m pipeline.report RUN
-
-The page needs no network and no script. What a run lacks (a failed fold, missing answers) is stated, never an error.
-"""
+"""Sections of the page: what was found of a run as HTML, empty where there is nothing to tell."""
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pipeline import cli
-from pipeline.cli import say
-from pipeline.records import DONE
-from pipeline.report.charts import chart, dots, histogram
-from pipeline.report.page import DASH, Safe, clock, document, escape, number, section, table
-from pipeline.report.pictures import gallery
-from pipeline.report.runs import (
+from pipeline import files
+from pipeline.metrics.frames import SUFFIXES
+from pipeline.metrics.names import of_class
+from pipeline.reporting.charts import chart, dots, histogram
+from pipeline.reporting.page import DASH, Safe, clock, escape, number, section, table
+from pipeline.reporting.runs import (
     Run,
     class_metrics,
     class_title,
     folds_of,
     interval,
     leading_metric,
-    load,
     main_metrics,
     mean_of,
     metric_names,
@@ -34,46 +24,6 @@ from pipeline.report.runs import (
     option,
     values_of,
 )
-
-
-def parser() -> argparse.ArgumentParser:
-    p = cli.parser("report", "Turn a run into one self-contained page, RUN/report.html.")
-    p.add_argument("run", type=Path, metavar="RUN", help="folder that pipeline.train wrote")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), report, argv)
-
-
-def report(arguments: argparse.Namespace) -> int:
-    """The whole command; returns its exit code."""
-    from pipeline import files
-
-    out = arguments.run / "report.html"
-    if os.path.isdir(arguments.run):
-        files.require_writable("", arguments.run)
-    files.write_text(out, build(arguments.run))
-    say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
-    return DONE
-
-
-def build(run: Path) -> str:
-    """The page of a run as HTML. Raises UserError where there is no summary.json, without which there is nothing to tell."""
-    found = load(run)
-    # The sections come first: they add to the gaps that the head lists.
-    sections = [
-        scores(found),
-        classes(found),
-        frames(found),
-        tuned(found),
-        curves(found),
-        groups(found),
-        distributions(found),
-        gallery(found),
-        origin(found),
-    ]
-    return document(f"{found.summary.get('name', run.name)}: report", headline(found) + "\n".join(sections))
 
 
 def headline(run: Run) -> str:
@@ -90,7 +40,7 @@ def headline(run: Run) -> str:
     missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
     tiles = "".join(_tile(run, name) for name in main_metrics(run))
     return (
-        f"<header><h1>{escape(run.summary.get('name', run.folder.name))}</h1><p>{escape(' · '.join(facts))}</p>"
+        f"<header><h1>{escape(run.summary.get('name', run.folder.path.name))}</h1><p>{escape(' · '.join(facts))}</p>"
         f'<div class="tiles">{tiles}</div>{missing}</header>\n'
     )
 
@@ -144,8 +94,6 @@ def classes(run: Run) -> str:
 
 def frames(run: Run) -> str:
     """The same answers counted inside the field of view, over the full image and over the padded image; nothing without a field of view."""
-    from pipeline.metrics.frames import SUFFIXES
-
     means = run.summary.get("out_of_fold") or {}
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
@@ -183,13 +131,10 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
 
 def tuned(run: Run) -> str:
     """The rows that pipeline.tune compared: mean, paired gains with their intervals, steps. Nothing where it did not run."""
-    from pipeline import documents, files
-
-    path = run.folder / "tuning" / "result.json"
-    if not path.is_file():
-        return ""
     try:
-        result = files.read_document(path, documents.Tuned, "Run pipeline.tune again")
+        result = run.folder.tuned()
+        if result is None:
+            return ""
         metric, references = result["metric"]["name"], list(result["rows"][0]["gains"])
         rows = [("", _tuned_row(row, metric, references)) for row in result["rows"]]
     except (files.FileError, LookupError) as error:
@@ -237,8 +182,6 @@ def curves(run: Run) -> str:
 
 
 def _is_of_class(key: str) -> bool:
-    from pipeline.metrics.names import of_class
-
     return of_class(key) is not None
 
 
@@ -279,9 +222,8 @@ def _histograms(run: Run, names: Sequence[str]) -> str:
 
 def origin(run: Run) -> str:
     """The resolved config and the environment, folded away."""
-    parts = []
-    for title, name in (("Resolved config", "config.yaml"), ("Environment", "environment.json"), ("Splits", "splits.json")):
-        path = run.folder / name
+    parts, folder = [], run.folder
+    for title, path in (("Resolved config", folder.config_file), ("Environment", folder.environment_file), ("Splits", folder.splits_file)):
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "not in the run's folder"
         parts.append(f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>")
     return section("Origin", *parts)

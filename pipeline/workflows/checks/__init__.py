@@ -7,26 +7,42 @@ facts of the data, and those by a start only.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from pipeline import cli
-from pipeline.checks import limits, places, runs
-from pipeline.checks.places import LOCK, Request, Start
-from pipeline.cli import say
+from pipeline import limits
 from pipeline.config import Config, ConfigError, Problem, Reading, examine
-from pipeline.records import DONE, Case, Fault, UserError
+from pipeline.data import cases as case_finder
+from pipeline.data import folds, world
+from pipeline.data import store as stores
+from pipeline.data.folds import Split
+from pipeline.data.store import Facts
+from pipeline.progress import counter
+from pipeline.records import Case, Fault, UserError
+from pipeline.runs import RunFolder, present
+from pipeline.tasks import TASKS
+from pipeline.training import checkpoint
+from pipeline.workflows.checks import entries, places
+from pipeline.workflows.checks.grouping import grouped
+from pipeline.workflows.checks.places import Request, Start
 
-if TYPE_CHECKING:
-    from pipeline.data.folds import Split
-    from pipeline.data.store import Facts
+__all__ = ["DataError", "Examined", "Request", "Start", "check_data", "check_folds", "check_names", "dry_run", "planned_folds", "refuse"]
 
-__all__ = ["LOCK", "Examined", "Request", "Start", "check_data", "check_folds", "check_names", "dry_run", "planned_folds", "refuse"]
+logger = logging.getLogger(__name__)
 
 NOTED = ("task", "data.dims", "data.classes", "data.targets", "data.folders", "data.ignore_label", "data.binarise", "data.frames")
 """Keys by which data are judged."""
+
+
+class DataError(UserError):
+    """Data that cannot be used; ``faults`` are the lines that were logged."""
+
+    def __init__(self, message: str, faults: Sequence[str]) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class Examined(NamedTuple):
@@ -42,25 +58,23 @@ class Examined(NamedTuple):
 # --- names ----------------------------------------------------------------------------------------------------------------
 
 
-def refuse(config: Config, start: Start, path: Path) -> None:
+def refuse(config: Config, start: Start, source: str) -> None:
     """What a start does before it looks at data: warnings are printed, and ConfigError lists all that is wrong with names and places."""
     found = [*_names(config, start), *places.unwritable(config, start)]
     errors = [p for p in found if p.severity == "error"]
     if os.environ.get("RANK", "0") == "0":
         for problem in found:
             if problem.severity == "warning" or "\n" in problem.text:  # long listings do not belong into the error itself
-                say(_line(problem, path))
+                _log(problem.severity, f"{source}: {problem.text}")
     if errors:
-        raise ConfigError(f"{path}:\n  " + "\n  ".join(p.text.splitlines()[-1] for p in errors))
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(p.text.splitlines()[-1] for p in errors))
 
 
 def _names(config: Config, start: Start) -> Iterator[Problem]:
     """Everything that is known without data, cheap things first. What a run began with before it was refused is a warning."""
     if start.continues:
-        yield from runs.damaged(start.folder)
+        yield from start.run.damaged()
     yield from _eased((*limits.problems(config), *places.problems(config, start)), start)
-    from pipeline.checks import entries
-
     yield from places.device(start.device)
     yield from _eased(entries.problems(limits.clipped(config), None), start)
 
@@ -74,9 +88,9 @@ def _eased(problems: Iterable[Problem], start: Start) -> Iterator[Problem]:
 
 def _is_old(start: Start) -> bool:
     try:
-        return start.continues and runs.metrics_version(start.folder) < 2
+        return start.continues and start.run.metrics_version() < 2
     except UserError:
-        return False  # said by runs.damaged
+        return False  # said by RunFolder.damaged
 
 
 def check_names(config: Config, facts: Sequence[Facts], start: Start | None = None) -> tuple[int, int]:
@@ -84,9 +98,6 @@ def check_names(config: Config, facts: Sequence[Facts], start: Start | None = No
 
     Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
     """
-    from pipeline.checks import entries
-    from pipeline.tasks import TASKS
-
     channels = sorted({f.shapes["image"][0] for f in facts})
     if len(channels) != 1:
         raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
@@ -106,20 +117,15 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
     found, faults = _examined(config, Start(folder=run, folds=(), fresh=fresh), write)
     errors = _printed(faults)
     if errors:
-        raise UserError(_count(errors, "the data"))
+        raise DataError(_count(errors, "the data"), [str(f) for f in faults if f.severity == "error"])
     _say_found(config, found)
     return found
 
 
 def _examined(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
-    from pipeline.checks.grouping import grouped
-    from pipeline.data import cases as case_finder
-    from pipeline.data import store as stores
-    from pipeline.data import world
-
     root, place = Path(config.data.root), stores.place(config.data, start.folder)
     found = case_finder.find(config.data, config.roles, root)
-    facts = stores.examine(found.train, config, place, write=write, progress=cli.counter("checking cases"))
+    facts = stores.examine(found.train, config, place, write=write, progress=counter("checking cases"))
     faults = [
         *found.faults,
         *stores.faults(facts, found.train, config),
@@ -131,7 +137,7 @@ def _examined(config: Config, start: Start, write: bool) -> tuple[Examined, list
 
 
 def _say_found(config: Config, found: Examined) -> None:
-    say(f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images")
+    logger.info(f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images")
 
 
 def _large_patch(config: Config, facts: Sequence[Facts], root: Path) -> Iterator[Fault]:
@@ -146,8 +152,6 @@ def _large_patch(config: Config, facts: Sequence[Facts], root: Path) -> Iterator
 
 def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
     """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not show it."""
-    from pipeline.data import cases as case_finder
-
     data, path = config.data, root / "dataset.json"
     names, void = case_finder.class_names(root), case_finder.ignore_label(root)
     if config.task != "labels" or data.binarise is not None or not names:
@@ -166,13 +170,11 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
         yield told(f"names classes up to {max(names)}, but data.classes is {data.classes}", f"Set data.classes={max(names) + 1}")
 
 
-def planned_folds(config: Config, folder: Path, data: Examined, write: bool) -> list[Split]:
+def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:
     """The folds of the run, those that it has where it is there. Raises UserError where the cases cannot be split so."""
-    from pipeline.data import folds
-
     rules = config.data.folds
     return (folds.load_or_make if write else folds.load_or_plan)(
-        folder / "splits.json",
+        RunFolder(run).splits_file,
         lambda: folds.split(data.cases, {f.id: f.content for f in data.facts}, rules, config.seed),
         [c.id for c in data.cases],
         {"seed": config.seed, "by": rules.by, "count": rules.count},
@@ -181,12 +183,12 @@ def planned_folds(config: Config, folder: Path, data: Examined, write: bool) -> 
 
 def _of_run(start: Start, found: Examined) -> Iterator[Problem]:
     try:
-        changes = runs.changed_cases(start.folder, runs.case_listing(found.cases, found.facts))
+        changes = start.run.changed_cases(stores.case_listing(found.cases, found.facts))
     except UserError as error:
         yield Problem(str(error))
         return
     if changes:
-        yield Problem(runs.refusal(start.folder, changes))
+        yield Problem(start.run.refusal(changes))
 
 
 def check_folds(config: Config, found: Examined, start: Start) -> None:
@@ -234,12 +236,21 @@ class _Report:
             if not replaced and problem.text not in self.said:
                 self.said.add(problem.text)
                 self.errors += problem.severity == "error"
-                say(_line(problem, self.path))
+                _log(problem.severity, f"{self.path}: {problem.text}")
 
 
-def dry_run(request: Request) -> int:
-    """Everything that a start would do except starting: lists all faults of config and data. Raises UserError where there is an error."""
-    reading, told = examine(request.path, request.overrides), _Report(request.path)
+def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
+    """Everything that a start would do except starting: lists all faults of config and data.
+
+    Args:
+        path: file of the config.
+        overrides: ``KEY=VALUE`` laid over it.
+        request: what training would be asked for.
+
+    Raises:
+        UserError: where there is an error.
+    """
+    reading, told = examine(path, overrides), _Report(path)
     told(reading.problems)
     if reading.config is None:
         raise UserError(_count(told.errors, "the config, which has to be mended before the rest can be checked"))
@@ -248,7 +259,7 @@ def dry_run(request: Request) -> int:
         start = request.start(config)
     except UserError as error:
         told([Problem(str(error))])
-        start = dataclasses.replace(request, fold=-1).start(config)
+        start = dataclasses.replace(request, folds=None).start(config)
     for found in (_names, places.unwritable):
         told(found(config, start), reading)
     told(places.taken(start))
@@ -257,31 +268,24 @@ def dry_run(request: Request) -> int:
     cases = _dry_data(limits.clipped(config), start, reading, told)
     if told.errors:
         raise UserError(_count(told.errors, "config and data"))
-    say(f"Dry run: {cases} cases, config and data are good; nothing was started.")
-    return DONE
+    logger.info(f"Dry run: {cases} cases, config and data are good; nothing was started.")
 
 
 def _of_states(start: Start) -> Iterator[Problem]:
     """Folds that would go on from a saved state, of which all are damaged."""
-    from pipeline.inference import models
-    from pipeline.training import checkpoint
-
-    there = [path.name for path in start.folder.glob("fold_*") if path.is_dir()] if start.continues else []
-    for folder in (start.folder / f"fold_{n}" for n in places.present(start.folds, there)):
+    there = [fold.path.name for fold in start.run.fold_folders()] if start.continues else []
+    for fold in (start.run.fold(n) for n in present(start.folds, there)):
         try:
-            result = runs.read_result(folder)
-            if result is None or result.status != "completed":
-                checkpoint.load_fold(folder / "checkpoint_latest", warn=lambda text: None)
-        except models.CheckpointError as error:
+            if not fold.completed:
+                checkpoint.load_fold(fold.states, warn=False)
+        except checkpoint.CheckpointError as error:
             yield Problem(str(error))
         except UserError:
-            continue  # said by runs.damaged
+            continue  # said by RunFolder.damaged
 
 
 def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> int:
     """The data's part of a dry run; returns the number of cases."""
-    from pipeline.checks import entries
-
     noted = [key for key in NOTED if reading.relies_on(key)]
     if noted:
         told([Problem(f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.", severity="warning")])
@@ -299,8 +303,6 @@ def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> 
 
 def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
     """Whether the cases can be split, are those of the run that is there, and are in a store that cannot be written."""
-    from pipeline.data import store as stores
-
     if not found.cases:
         return
     yield from _of_folds(config, start, found)
@@ -319,8 +321,6 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
 
 def _of_room(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
     """Whether the store fits on its disk."""
-    from pipeline.data import store as stores
-
     try:
         text = stores.require_room(found.cases, found.facts, config, place)
     except OSError as error:
@@ -332,15 +332,15 @@ def _of_room(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
 # --- words ----------------------------------------------------------------------------------------------------------------
 
 
-def _line(problem: Problem, path: Path) -> str:
-    return f"{problem.severity}: {path}: {problem.text}"
+def _log(severity: str, text: str) -> None:
+    logger.log(logging.ERROR if severity == "error" else logging.WARNING, text)
 
 
 def _printed(faults: Sequence[Fault]) -> int:
     """Print all faults, warnings first; returns how many are errors."""
     errors = [f for f in faults if f.severity == "error"]
     for fault in [f for f in faults if f.severity == "warning"] + errors:
-        say(str(fault))
+        _log(fault.severity, f"{fault.path}: {fault.problem}. {fault.cure}")
     return len(errors)
 
 

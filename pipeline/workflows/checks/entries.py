@@ -6,8 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from pipeline import losses, postprocess
-from pipeline.checks import limits, trials
+from pipeline import limits, losses, postprocess
 from pipeline.config import Config, ConfigError, Data, Problem, nearest
 from pipeline.data.store import Facts
 from pipeline.geometry import Tiling
@@ -18,6 +17,7 @@ from pipeline.networks import build as build_network
 from pipeline.records import Part, UserError
 from pipeline.scoring import held_out, patches
 from pipeline.tasks import TASKS
+from pipeline.workflows.checks import trials
 
 GUESS = {2: 3, 3: 1}
 """Channels of an image that nobody has looked at yet, by number of space axes."""

@@ -125,7 +125,8 @@ def _augment(config: Config, n: int, channels: int) -> None:
     for transform in chain:
         if isinstance(transform, Randomizable):
             transform.set_random_state(0)
-        sample = transform(sample)
+        with transforms.plain_tensors():
+            sample = transform(sample)
     _require(bool(np.isfinite(np.asarray(sample["image"])).all()), f"data.augment.{n}: {part.name!r} makes values that are not finite.")
 
 

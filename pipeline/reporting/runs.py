@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline import files
+from pipeline.config import ConfigError
+from pipeline.metrics import better
+from pipeline.metrics.frames import SUFFIXES
+from pipeline.metrics.names import display, from_json, of_class
 from pipeline.records import UserError
-from pipeline.report.page import finite
+from pipeline.reporting.page import finite
+from pipeline.runs import FoldFolder, RunFolder
 
 DRAWS = 5000
 """Bootstrap samples behind an interval."""
@@ -21,7 +29,7 @@ MOST = 6
 class Run:
     """What was found in a run's folder. ``logs``: epochs by fold; ``gaps``: what is not there, in words."""
 
-    folder: Path
+    folder: RunFolder
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     cases: Mapping[str, Any]
@@ -40,21 +48,19 @@ class Run:
 
 def load(folder: Path) -> Run:
     """Read what there is. Raises UserError where the folder has no summary.json."""
-    from pipeline import documents, files
-
-    if not (folder / "summary.json").is_file():
+    run_folder = RunFolder(folder)
+    if not run_folder.summary_file.is_file():
         raise UserError(
             f"{folder}: no summary.json, so this is no run of which a fold has ended. Give the folder that pipeline.train wrote."
         )
     gaps: list[str] = []
-    cure = "Run the command that trained it again: a finished fold is not trained twice, and the file is made anew"
-    summary = files.read_document(folder / "summary.json", documents.RunSummary, cure)
+    summary = run_folder.summary()
     run = Run(
-        folder=folder,
+        folder=run_folder,
         summary=summary,
-        config=_config(folder, gaps),
-        cases=_listing(folder, gaps),
-        logs={f["fold"]: _log(folder / f"fold_{f['fold']}" / "log.jsonl", gaps) for f in summary.get("folds", ())},
+        config=_config(run_folder, gaps),
+        cases=_listing(run_folder, gaps),
+        logs={f["fold"]: _log(run_folder.fold(f["fold"]), gaps) for f in summary.get("folds", ())},
         gaps=gaps,
     )
     absent = set(range(option(run, "data", "folds", "count") or 0)) - set(run.logs)
@@ -67,47 +73,33 @@ def load(folder: Path) -> Run:
     return run
 
 
-def _config(folder: Path, gaps: list[str]) -> Mapping[str, Any]:
-    from pipeline import documents, files
-    from pipeline.config import read_yaml
-
-    path = folder / "config.yaml"
+def _config(folder: RunFolder, gaps: list[str]) -> Mapping[str, Any]:
     try:
-        return files.checked(path, read_yaml(path), documents.ReportedConfig, "")
+        return folder.reported_config()
     except (UserError, OSError) as error:
         why = f": {error.problem}" if isinstance(error, files.FileError) else ""
         gaps.append(f"config.yaml is missing or not readable{why}")
         return {}
 
 
-def _listing(folder: Path, gaps: list[str]) -> Mapping[str, Any]:
-    from pipeline import documents, files
-
+def _listing(folder: RunFolder, gaps: list[str]) -> Mapping[str, Any]:
     try:
-        return files.read_document(folder / "cases.json", documents.Places, "")
+        return folder.places()
     except files.FileError as error:
         gaps.append(f"cases.json is missing or not readable: it {error.problem}"[:300])
         return {}
 
 
-def _log(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
-    """Epochs of a log.jsonl in order; a line cut short by a kill is counted and left out."""
-    from pipeline import documents, files
-
-    if not path.is_file():
-        gaps.append(f"{path.parent.name}/{path.name} is missing: no curves")
+def _log(fold: FoldFolder, gaps: list[str]) -> list[dict[str, Any]]:
+    """Epochs of a fold in order, with the values that can be drawn; unreadable lines are a gap."""
+    name = f"{fold.path.name}/{fold.log_file.name}"
+    if not fold.log_file.is_file():
+        gaps.append(f"{name} is missing: no curves")
         return []
-    epochs: dict[int, dict[str, Any]] = {}
-    torn = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = files.checked(path, files.parse(line), documents.Epoch, "")
-            epochs[record["epoch"]] = {k: v for k, v in record.items() if v is None or finite(v)}
-        except (ValueError, UserError):
-            torn += 1
+    epochs, torn = fold.epochs()
     if torn:
-        gaps.append(f"{path.parent.name}/{path.name}: {torn} unreadable lines are left out")
-    return [epochs[n] for n in sorted(epochs)]
+        gaps.append(f"{name}: {torn} unreadable lines are left out")
+    return [{k: v for k, v in record.items() if v is None or finite(v)} for record in epochs]
 
 
 def folds_of(run: Run) -> list[dict[str, Any]]:
@@ -124,30 +116,22 @@ def option(run: Run, *keys: str) -> Any:
 
 def metric_names(run: Run) -> list[str]:
     """Metrics of the first frame; those of further frames stand in a table of their own."""
-    from pipeline.metrics.frames import SUFFIXES
-
     return [name for name in run.summary.get("out_of_fold") or {} if not name.endswith(SUFFIXES[1:])]
 
 
 def named(run: Run, key: str) -> str:
     """A metric as people read it: with the name of its class where the data set gives one."""
-    from pipeline.metrics.names import display, from_json
-
     return display(key, from_json(run.summary.get("class_names")), run.summary.get("units") or {})
 
 
 def main_metrics(run: Run) -> list[str]:
     """The metrics that stand side by side: all where they are few, else those that are of no single class."""
-    from pipeline.metrics.names import of_class
-
     names = metric_names(run)
     return names if len(names) <= MOST else [n for n in names if of_class(n) is None]
 
 
 def class_metrics(run: Run) -> dict[str, dict[int, str]]:
     """The keys of the other metrics by metric and class: ``{"dice": {1: "dice_1", ...}, ...}``."""
-    from pipeline.metrics.names import of_class
-
     main, out = set(main_metrics(run)), {}
     for name in metric_names(run):
         found = of_class(name)
@@ -157,16 +141,11 @@ def class_metrics(run: Run) -> dict[str, dict[int, str]]:
 
 
 def class_title(run: Run, number: int) -> str:
-    from pipeline.metrics.names import from_json
-
     return from_json(run.summary.get("class_names")).get(number, f"class {number}")
 
 
 def leading_metric(run: Run) -> tuple[str, int] | None:
     """The first metric that can be ranked, and 1 where higher is better, -1 where lower is; None: there is none."""
-    from pipeline.config import ConfigError
-    from pipeline.metrics import better
-
     for name in metric_names(run):
         try:
             return name, 1 if better(name) == "higher" else -1
@@ -187,8 +166,6 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean over cases (Efron and Tibshirani 1993, chapter 13); None for fewer than two."""
-    import numpy as np
-
     if len(values) < 2:
         return None
     array = np.asarray(values, float)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, Problem
-from pipeline.files import lock, nearest, refused
+from pipeline.files import lock, nearest, refused, require_text
+from pipeline.inference.devices import resolve
 from pipeline.records import UserError
-
-LOCK = lock.NAME
-"""File in the run folder and in each fold's by which processes keep apart; the data's store in the run folder is the run's."""
+from pipeline.runs import BESIDE, WRITTEN, FoldFolder, RunFolder, present
 
 LONGEST = 200
 """Bytes of a name: what makes up file names has to leave room for endings."""
@@ -31,47 +30,48 @@ class Start:
     """Whether a run that is there is put aside first."""
 
     @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
     def continues(self) -> bool:
         """Whether a run is there that would go on."""
-        return not self.fresh and (self.folder / "config.yaml").is_file()
+        return not self.fresh and self.run.exists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a training command was asked for, as it was typed."""
+    """What training was asked for, beside its config.
 
-    path: Path
-    overrides: Sequence[str] = ()
+    Args:
+        source: what the config is called in messages: its file.
+        folds: which folds; None: all.
+    """
+
+    source: str = "config"
     data_dir: Path | None = None
     out: Path | None = None
-    fold: int = -1
+    folds: tuple[int, ...] | None = None
     device: str = "auto"
     fresh: bool = False
 
     def on_data(self, config: Config) -> Config:
-        """The config with the data set of the command. Raises UserError for a path that no config can hold."""
+        """The config with the data set asked for. Raises UserError for a path that no config can hold."""
         if self.data_dir is None:
             return config
         require_text("--data-dir", self.data_dir)
         return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(self.data_dir)))
 
     def start(self, config: Config) -> Start:
-        """Where and on what the command would work. Raises UserError for a fold that is not there."""
+        """Where and on what it would work. Raises UserError for a fold that is not there."""
         count = config.data.folds.count
-        if not -1 <= self.fold < count:
-            raise UserError(f"--fold {self.fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
-        folds = range(count) if self.fold == -1 else (self.fold,)
+        if self.folds is not None and not self.folds:
+            raise UserError("folds: none is named. Name some, or leave it out to train them all.")
+        for fold in self.folds or ():
+            if not 0 <= fold < count:
+                raise UserError(f"--fold {fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
+        folds = range(count) if self.folds is None else self.folds
         return Start(folder=self.out or Path("runs") / config.name, folds=folds, device=self.device, fresh=self.fresh)
-
-
-def require_text(option: str, path: Path) -> None:
-    """Raise UserError for a path that is no text: it would stand in a file that holds nothing else."""
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        shown = f"{option} {path}".strip()
-        advice = "Rename that folder, or name a link to it"
-        raise UserError(f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it. {advice}.") from None
 
 
 def problems(config: Config, start: Start) -> Iterator[Problem]:
@@ -82,24 +82,17 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
             advice = "Choose another --out." if what == "the run folder" else "Set data.store to a folder, or to null."
             yield Problem(f"{what} {path} cannot be made: {file} is a file. {advice}", ("data.store",) if what == "data.store" else ())
     if not start.fresh:
-        for path in (start.folder / "store", *sorted(start.folder.glob("fold_*"))):
+        for path in (start.run.store, *sorted(start.folder.glob("fold_*"))):
             if path.exists() and not path.is_dir():
                 yield Problem(f"{path} is a file where the run needs a folder. Move it away, or choose another --out.")
     if start.folder.is_dir():
         yield from _of_others(start, Path(config.data.root))
 
 
-WRITTEN = ("environment.json", "config.yaml", "cases.json", "splits.json", "summary.json", "baselines.json", "report.html")
-"""Files that a run writes into its folder, beside those of its folds; the first two make a folder a run."""
-
-BESIDE = (LOCK, "store", "slurm")
-"""What may lie in a run folder before there is a run: a lock, a store, the logs of a scheduler."""
-
-
 def _of_others(start: Start, root: Path) -> Iterator[Problem]:
     """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor put aside."""
     folder = start.folder
-    ours = (folder / "config.yaml").is_file() or (folder / "environment.json").is_file()
+    ours = start.run.exists or start.run.environment_file.is_file()
     here, data = _real(folder), _real(root)
     if here == data and not start.continues:
         yield Problem(f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}.")
@@ -139,36 +132,24 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
             yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
 
 
-def present(folds: Container[int], names: Iterable[str]) -> list[int]:
-    """Those of ``folds`` (of which a mistyped count may ask for millions) that have a folder ``fold_N`` among ``names``.
-
-    >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
-    [2, 10]
-    """
-    numbers = {int(name[5:]) for name in names if re.fullmatch(r"fold_(0|[1-9][0-9]{0,8})", name)}
-    return sorted(n for n in numbers if n in folds)
-
-
 def _inside(start: Start) -> Iterator[tuple[str, Path]]:
     """Folders of a run that would go on, below which is written."""
     names = [path.name for path in start.folder.glob("fold_*")] if start.continues else []
-    for fold in (start.folder / f"fold_{number}" for number in present(start.folds, names)):
-        inside = (fold, *(fold / part for part in ("checkpoint_latest", "tensorboard", "previews", "oof")))
-        yield from (("the folder", path) for path in inside if os.path.isdir(path))
+    for number in present(start.folds, names):
+        yield from (("the folder", path) for path in start.run.fold(number).written if os.path.isdir(path))
 
 
 def taken(start: Start) -> Iterator[Problem]:
     """Folds that another process trains, as far as they stand in the way of this start."""
-    asked = present(start.folds, (path.parent.name for path in start.folder.glob(f"fold_*/{LOCK}")))
-    busy = {fold: owner for fold in asked if (owner := lock.owner(start.folder / f"fold_{fold}" / LOCK)) is not None}
-    if start.fresh:
-        busy = {path.parent.name: owner for path in sorted(start.folder.glob(f"fold_*/{LOCK}")) if (owner := lock.owner(path))}
+    locks = sorted(start.folder.glob(f"fold_*/{lock.NAME}"))
+    asked = [start.run.fold(n) for n in present(start.folds, (path.parent.name for path in locks))]
+    asked = [FoldFolder(path.parent) for path in locks] if start.fresh else asked
+    busy = {fold.path: owner for fold in asked if (owner := lock.owner(fold.lock)) is not None}
     barred = start.fresh or len(busy) == len(start.folds)
     for fold, owner in busy.items():
         advice = "Wait until it is done, or stop it first." if barred else "That fold would be left to it."
-        name = fold if isinstance(fold, str) else f"fold_{fold}"
-        yield Problem(f"{start.folder / name} belongs to {owner}. {advice}", severity="error" if barred else "warning")
-    owner = lock.owner(start.folder / LOCK)
+        yield Problem(f"{fold} belongs to {owner}. {advice}", severity="error" if barred else "warning")
+    owner = lock.owner(start.run.lock)
     if owner is not None:
         yield Problem(f"{start.folder} is being prepared or summed up by {owner}; a start would wait for it.", severity="warning")
 
@@ -200,24 +181,20 @@ def _file_on_the_way(path: Path) -> Path | None:
 
 def device(name: str) -> Iterator[Problem]:
     """A device that is not there."""
-    from pipeline import cli
-
     try:
-        cli.device(name)
+        resolve(name)
     except UserError as error:
         yield Problem(str(error))
 
 
 def another_config(config: Config, start: Start) -> Iterator[Problem]:
     """How a run that is there differs from this config."""
-    from pipeline.checks import runs
-
     if not start.continues:
         return
     try:
-        changes = runs.changed_settings(start.folder, config)
+        changes = start.run.changed_settings(config)
     except ConfigError as error:
         yield Problem(str(error))
         return
     if changes:
-        yield Problem(runs.refusal(start.folder, changes))
+        yield Problem(start.run.refusal(changes))

@@ -1,0 +1,485 @@
+"""Trained networks, ready to answer: what a command and a Python user hold in common.
+
+The walk of an array: the axes of training (placement) -> its own intensity limits (normalise) -> tiles -> every network, flip and
+scale (sliding_window) -> back to its own axes -> post-processing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+
+from pipeline import limits, postprocess
+from pipeline.config import Config, Predict, plain, structure
+from pipeline.data import normalise, store
+from pipeline.files import FileError
+from pipeline.geometry import Tiling
+from pipeline.grid import Grid, affine_grid, grid_of
+from pipeline.inference import backends, devices
+from pipeline.inference.models import find_models, load_facts, load_models
+from pipeline.inference.placement import placed
+from pipeline.inference.sliding_window import Advance, Replicas, Source, Voice, settled, sliding_window, tiling, voice
+from pipeline.inference.stitching import warning, with_halo
+from pipeline.progress import shown, steps
+from pipeline.records import Case, UserError
+from pipeline.runs import FoldFolder, RunFolder, whole_numbers
+from pipeline.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+ARRAY = Path("array")
+"""What messages call an array that no file holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which networks answer, and how. None everywhere means: as the model's config says.
+
+    Args:
+        checkpoint: run folder (all its folds), fold folder or model file.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several separated by commas share the tiles.
+        backend: what computes: ``torch``, ``onnx``, ``openvino``.
+        patch_size: voxels along each axis of a tile; one number for all axes.
+        whole: each image in one piece, whatever its size.
+        overlap: voxels that neighbouring tiles share.
+        halo: voxels at inner tile faces that are thrown away; ``auto``: as far as the network sees.
+        norms: statistics of group and instance norm: of each ``tile``, or of the whole image (``frozen``, ``exact``).
+        batch: tiles per forward pass.
+        threshold: probability from which a voxel is foreground.
+        min_component_size: voxels below which a component is removed; 0 keeps all.
+        max_hole_size: voxels up to which a hole is filled; 0: none.
+        kernel_size: edge of the closing kernel in voxels; 0: none.
+        separate_instances: label touching parts separately.
+        tta: average over all flips.
+        scales: average over tiles resized by these factors.
+        model: which weights of a fold: ``best``, ``swa``, ``auto``.
+        allow_missing_folds: take a run whose folds are not all complete.
+    """
+
+    checkpoint: Path | str | RunFolder | FoldFolder
+    device: str = "auto"
+    backend: str = "torch"
+    patch_size: Sequence[int] | int | None = None
+    whole: bool = False
+    overlap: int | None = None
+    halo: int | Literal["auto"] | None = None
+    norms: str | None = None
+    batch: int | None = None
+    threshold: float | None = None
+    min_component_size: int | None = None
+    max_hole_size: int | None = None
+    kernel_size: int | None = None
+    separate_instances: bool = False
+    tta: bool | None = None
+    scales: Sequence[float] | None = None
+    model: str | None = None
+    allow_missing_folds: bool = False
+
+    def __post_init__(self) -> None:
+        place = self.checkpoint
+        object.__setattr__(self, "checkpoint", place.path if isinstance(place, RunFolder | FoldFolder) else Path(place))
+        if isinstance(self.scales, int | float):
+            object.__setattr__(self, "scales", (float(self.scales),))
+
+    def over(self, config: Config) -> Config:
+        """The model's config with these options laid over it."""
+        changes: dict[str, Any] = {}
+        if self.patch_size is not None:
+            size = (self.patch_size,) if isinstance(self.patch_size, int) else tuple(self.patch_size)
+            changes["patch"] = size * (config.data.dims if len(size) == 1 else 1)
+        if self.whole:
+            changes["patch"] = "whole"
+        if self.scales is not None:
+            changes["scales"] = tuple(self.scales)
+        for name in ("overlap", "batch", "halo", "norms"):
+            if getattr(self, name) not in (None, "auto"):
+                changes[name] = getattr(self, name)
+        if self.tta is not None:
+            changes["flips"] = self.tta
+        steps = config.postprocess
+        if config.task == "labels":
+            steps = postprocess.adjust(
+                steps,
+                threshold=self.threshold,
+                min_component_size=self.min_component_size,
+                max_hole_size=self.max_hole_size,
+                kernel_size=self.kernel_size,
+                separate_instances=self.separate_instances,
+            )
+        predict = structure({**plain(config.predict), **changes}, Predict, "how to predict") if changes else config.predict
+        return dataclasses.replace(config, predict=predict, postprocess=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """Trained networks, ready to answer. Made by :meth:`load`.
+
+    Args:
+        config: that of the models, with the options of loading laid over it; ``config.predict`` says how tiles are made.
+        speak: the networks as one callable.
+        models: the model files.
+        device: where tiles are added up; the first of several devices.
+        channels: input channels of the networks; 0: not known.
+        trained_on: what the model file says of its training data (:class:`pipeline.records.Checkpoint`); empty for older ones.
+        backend: what computes the networks.
+        threads: threads of torch on the CPU while it predicts; None: as they are.
+        progress: whether a bar is shown on a terminal.
+    """
+
+    config: Config
+    speak: Voice
+    models: tuple[str, ...]
+    device: str
+    channels: int = 0
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = "torch"
+    threads: int | None = None
+    progress: bool = False
+    warned: set[str] = field(default_factory=set)
+    """Warnings given so far, so that each is given once."""
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str | RunFolder | FoldFolder,
+        *,
+        folds: Sequence[int] | int | Literal["all"] | None = None,
+        device: str | Sequence[str] = "auto",
+        flips: bool | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Predictor:
+        """Load the models of a run, a fold or a file.
+
+        Args:
+            path: run folder, fold folder or model file.
+            folds: which folds of a run; None: every finished one. ``"all"`` means the one model trained on all cases.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several of them share the tiles of each volume, and the answer has the
+                bits of one of them where they compute alike.
+            flips: average over all flips; None: as the model's config says.
+            threads: threads of torch on the CPU while it predicts; None: as they are.
+            progress: show a bar on a terminal.
+            **options: further fields of :class:`ModelOptions`, such as ``patch_size``, ``overlap``, ``threshold``, ``model``.
+
+        Raises:
+            UserError: where there is no such model, or an option cannot be followed.
+
+        Example:
+            >>> Predictor.load("nowhere")
+            Traceback (most recent call last):
+            ...
+            pipeline.records.UserError: --checkpoint nowhere: ...
+        """
+        if isinstance(folds, str) and folds == "all":
+            raise UserError('folds="all" means the one model that was trained on all cases, which no run holds yet. Use folds=None.')
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise UserError(f"threads is {threads}; at least 1 thread is needed, or None.")
+        place = path.path if isinstance(path, RunFolder | FoldFolder) else Path(path)
+        numbers = None if folds is None else whole_numbers(folds, "folds")
+        if numbers == ():
+            raise UserError("folds: none is named. Name some, or leave it out to take every finished one.")
+        names = ",".join(map(str, device)) if isinstance(device, list | tuple) else str(device)
+        if "tta" in options:
+            raise TypeError("Predictor.load takes flips, not tta: flips=True averages over all flips.")
+        known = {f.name for f in dataclasses.fields(ModelOptions)} - {"checkpoint", "device", "tta"}
+        if unknown := sorted(set(options) - known):
+            raise TypeError(f"Predictor.load takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}.")
+        wanted = ModelOptions(**{"allow_missing_folds": True, **options}, checkpoint=place, device=names, tta=flips)
+        run, kind = RunFolder(place), wanted.model or "auto"
+        paths = _models_of(wanted) if numbers is None else [run.fold(n).model(kind) for n in numbers]
+        return dataclasses.replace(prepare(wanted, paths), threads=threads, progress=progress)
+
+    def __repr__(self) -> str:
+        """Short: a notebook shows it."""
+        return f"Predictor({self.config.name!r}, {len(self.models)} models, {self.channels} channels, device {self.device!r})"
+
+    # --- one array ---
+
+    @overload
+    def predict(
+        self,
+        volume: torch.Tensor,
+        *,
+        affine: Any = None,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def predict(
+        self,
+        volume: Path | str | np.ndarray,
+        *,
+        affine: Any = None,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+    ) -> np.ndarray: ...
+
+    def predict(
+        self,
+        volume: Any,
+        *,
+        affine: Any = None,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+    ) -> Any:
+        """The answer to one image or volume, post-processed, on its own grid.
+
+        Args:
+            volume: path of an image file, or an array ``(*S)`` or ``(C, *S)`` of any number type, with the intensities of the files
+                that the model was trained on (not normalised).
+            affine: 4 x 4 from voxels to millimetres (RAS+), for arrays as nibabel gives them, ``(X, Y, Z)``.
+            spacing: millimetres between voxels along each axis of the array, instead of an affine.
+            axes: order of the array's space axes, ``zyx`` (the default) or another, such as ``xyz``.
+
+        Returns:
+            Labels ``(*S)`` of unsigned integers, the smallest type that holds them; of a system of images ``(C, *S)`` in the input's type and scale. A tensor where a tensor was
+            given, on its device.
+
+        Raises:
+            UserError: for an array that the model cannot answer.
+        """
+        image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
+        soft, scale = self._soft(image)
+        if self.config.task == "labels":
+            return image.as_given(image.restored(postprocess.apply(self.config.postprocess, soft)))
+        answer = TASKS["image"].hard(soft[: len(image.array)], scale, str(image.array.dtype))
+        return image.as_given(np.stack([image.restored(channel) for channel in answer]))
+
+    def predict_heads(
+        self,
+        volume: Any,
+        *,
+        affine: Any = None,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+    ) -> dict[str, Any]:
+        """Probabilities (of images: intensities on the scale of training) by head, on the array's own grid.
+
+        Args:
+            volume: as :meth:`predict` takes it, like the other arguments.
+
+        Returns:
+            ``{"main": (K, *S)}`` float32, where K = 1 is the foreground (``pl.score`` takes ``heads["main"][0]``), and ``"mask"`` ``(1, *S)`` of networks with a mask head.
+
+        Raises:
+            UserError: as :meth:`predict`.
+        """
+        image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
+        soft, _ = self._soft(image)
+        soft = np.stack([image.restored(channel) for channel in soft])
+        main = TASKS[self.config.task].channels(self.config, len(image.array))
+        heads = {"main": soft[:main], **({"mask": soft[main:]} if len(soft) > main else {})}
+        return {name: image.as_given(head) for name, head in heads.items()}
+
+    def _soft(self, image: _Image) -> tuple[np.ndarray, normalise.Scale]:
+        """Soft answer ``(K, *S)`` on the axes of the image's array, and the scale of its intensities."""
+        self.require_channels(image.name, len(image.array))
+        if count := store.nonfinite(image.array):
+            raise FileError(image.name, store.nonfinite_problem(count), store.NONFINITE)
+        place = placed(image.name, image.grid, self.trained_on)
+        array = place.apply(image.array)
+        if problem := normalise.problem_of(self.config.data.normalise, array):
+            raise FileError(image.name, *problem)
+        scale, notes = normalise.fit_with_notes(self.config.data.normalise, array)
+        for note in (*place.notes, *notes):
+            self.warn_once(f"{image.name}: {note}.")
+        count = self.tiles(array.shape[1:]).count()
+        with _threads(self.threads), shown(self.progress), steps("Predicting", count) as advance:
+            return place.restore(self.soft_of(Source(array=array, scale=scale), advance)), scale
+
+    def tiles(self, size: Sequence[int]) -> Tiling:
+        """How a case of ``size`` voxels is tiled."""
+        return tiling(self.config, size, self.speak)
+
+    def soft_of(self, source: Source, advance: Advance | None = None) -> np.ndarray:
+        """Soft answer ``(K, *S)`` float32 of a case on the axes of training; ``advance`` is told of every batch of tiles."""
+        tiles = self.tiles(source.array.shape[1:])
+        self.warn_of_tiles(source, tiles)
+        speak = settled(self.speak, source, tiles)
+        return sliding_window(source, speak, tiles, self.config.predict.batch, self.device, advance)
+
+    # --- what an input has to be ---
+
+    def require_channels(self, name: Path, have: int) -> None:
+        """Raise FileError for an image of another number of channels than the networks take."""
+        wanted = self.channels
+        if wanted and have != wanted:
+            together = "; of files ID_0000, ID_0001, ... give their folder, so that they are taken together" if wanted > have else ""
+            problem = f"has {have} channels, the model takes {wanted}"
+            raise FileError(name, problem, f"Give an image of {wanted} channels{together}")
+
+    def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
+        """Once: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
+        if "norms" in self.warned:
+            return
+        speak = self.speak.voices[0] if isinstance(self.speak, Replicas) else self.speak
+        text = warning(speak, source, tiles, self.backend)
+        if text is not None:
+            self.warned.add("norms")
+            logger.warning(text)
+
+    def warn_once(self, text: str) -> None:
+        """Log a warning that was not given yet."""
+        if text not in self.warned:
+            self.warned.add(text)
+            logger.warning(text)
+
+
+def _models_of(options: ModelOptions) -> list[Path]:
+    return find_models(
+        Path(options.checkpoint),  # type: ignore[arg-type] - made one when it was set
+        options.model,
+        options.allow_missing_folds,
+    )
+
+
+def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predictor:
+    """Networks loaded and ready as the options say.
+
+    Args:
+        options: which networks, and how they answer.
+        paths: model files in place of those that ``options.checkpoint`` names.
+
+    Raises:
+        UserError: where an option cannot be followed.
+    """
+    names = "cpu" if options.backend != "torch" and options.device == "auto" else options.device
+    places = [devices.resolve(name.strip()) for name in names.split(",")]
+    backends.check(options.backend, places[0])
+    paths = _models_of(options) if paths is None else list(paths)
+    networks, config = load_models(paths)
+    facts = load_facts(paths[0])
+    config = options.over(config)
+    limits.of_prediction(config, paths[0])
+    backends.check(options.backend, places[0], config.predict.norms)
+    if config.task == "labels":
+        postprocess.check(config.postprocess)
+    if options.halo == "auto":
+        config, text = with_halo(config, networks[0], facts.channels[0])
+        logger.info(text)
+    networks = [backends.accelerate(n.to(places[0]), p, options.backend) for n, p in zip(networks, paths, strict=True)]
+    voices = [voice(networks, config, places[0])]
+    voices += [voice([copy.deepcopy(n).to(place) for n in networks], config, place) for place in places[1:]]
+    return Predictor(
+        config=config,
+        speak=voices[0] if len(voices) == 1 else Replicas(voices),
+        models=tuple(str(p) for p in paths),
+        device=places[0],
+        channels=facts.channels[0],
+        trained_on=facts.trained_on,
+        backend=options.backend,
+    )
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """While open, torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- arrays of users -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Image:
+    """An image as it was given: its array ``(C, *S)`` in the order of its family, and how an answer goes back."""
+
+    name: Path
+    array: np.ndarray
+    grid: Grid
+    order: tuple[int, ...]
+    """Axes of the given array in the order of ``array``."""
+    tensor: torch.Tensor | None = None
+
+    def restored(self, answer: np.ndarray) -> np.ndarray:
+        """``(*S)`` in the order of the array that was given."""
+        return answer if self.order == tuple(range(len(self.order))) else answer.transpose(np.argsort(self.order))
+
+    def as_given(self, answer: np.ndarray) -> Any:
+        """An array where one was given, else a tensor on the device of the given one."""
+        whole = np.ascontiguousarray(answer)
+        return whole if self.tensor is None else torch.from_numpy(whole).to(self.tensor.device)
+
+
+def _opened(
+    volume: Any,
+    predictor: Predictor,
+    affine: Any = None,
+    spacing: Sequence[float] | None = None,
+    axes: str | None = None,
+) -> _Image:
+    """Read a file, or take an array as it lies. Raises UserError for what cannot be an image of this model."""
+    dims = predictor.config.data.dims
+    same = tuple(range(dims))
+    if isinstance(volume, str | Path):
+        if affine is not None or spacing is not None or axes is not None:
+            raise UserError(f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes out.")
+        path = Path(volume)
+        array, geometry = store.load_image(Case(id=path.name, image=(path,)), dims)
+        for note in geometry.notes:
+            predictor.warn_once(f"{path.name}: {note}.")
+        return _Image(name=path, array=array, grid=grid_of(geometry, dims), order=same)
+    tensor = volume if isinstance(volume, torch.Tensor) else None
+    if affine is None and tensor is not None and predictor.trained_on.get("family") == "nifti":
+        affine = getattr(volume, "affine", None)  # MONAI's MetaTensor, RAS+ as nibabel's
+    array = np.asarray(_dense(tensor) if tensor is not None else volume)
+    array = array[None] if array.ndim == dims else array
+    if array.ndim != dims + 1 or 0 in array.shape or array.dtype.kind not in "buif":
+        raise UserError(
+            f"the array has shape {tuple(np.shape(volume))} and type {array.dtype}; this model takes numbers of shape "
+            f"{'(Z, Y, X)' if dims == 3 else '(Y, X)'} or, channels first, (C, {'Z, Y, X' if dims == 3 else 'Y, X'})."
+        )
+    grid, order = _placed_by(predictor, dims, affine, spacing, axes)
+    array = array.transpose(0, *(a + 1 for a in order)) if order != same else array
+    array = array.astype(np.uint8) if array.dtype == bool else store.single(ARRAY, array)
+    return _Image(name=ARRAY, array=array, grid=grid, order=order, tensor=tensor)
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, of a type that NumPy has."""
+    plain = tensor.detach().cpu()
+    return plain.float() if plain.dtype == torch.bfloat16 else plain
+
+
+def _placed_by(
+    predictor: Predictor, dims: int, affine: Any, spacing: Sequence[float] | None, axes: str | None
+) -> tuple[Grid, tuple[int, ...]]:
+    """The grid of an array, and its axes in the order of that grid."""
+    same = tuple(range(dims))
+    if affine is not None:
+        if spacing is not None or axes is not None:
+            raise UserError("an affine says how far voxels lie apart and which axis is which: leave spacing and axes out.")
+        return affine_grid(affine, dims), same
+    if predictor.trained_on.get("family") == "nifti":
+        codes = predictor.trained_on.get("codes")
+        raise UserError(
+            f"the model was trained on NIfTI{f' with axes {codes}' if codes else ''}, and an array does not say how its axes lie. "
+            "Give affine=, the 4 x 4 matrix of the image (nibabel: image.affine), or the path of its file."
+        )
+    natural = "zyx"[-dims:]
+    given = "".join(axes or natural).lower()
+    if sorted(given) != sorted(natural):
+        raise UserError(f"axes is {axes!r}, must be the letters {natural!r} in the order of the array, without channels.")
+    order = tuple(given.index(letter) for letter in natural)
+    if spacing is not None:
+        spacing = [float(spacing)] * dims if isinstance(spacing, int | float) else spacing
+        if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
+            raise UserError(f"spacing is {list(spacing)}; give {dims} positive numbers, millimetres along each axis of the array.")
+        spacing = tuple(float(spacing[a]) for a in order)
+    return Grid(family="array", spacing=spacing), order

@@ -1,0 +1,303 @@
+"""What long work tells while it runs: log records by the standard library, and bars on a terminal where somebody asked for them.
+
+Every module logs to ``logging.getLogger(__name__)``, below the logger ``pipeline``. In a program or a notebook that has not
+configured logging, warnings appear on standard error and nothing else does; ``logging.getLogger("pipeline")`` silences, captures or
+forwards all of it. Commands print the records of level INFO and above.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from pipeline.records import printable
+from pipeline.stopping import stop
+
+T = TypeVar("T")
+
+ROOT = logging.getLogger("pipeline")
+"""The logger above those of all modules."""
+
+logger = logging.getLogger(__name__)
+
+QUIET = 300.0
+"""Seconds between two lines about the same work where no bar is shown."""
+
+
+_TRACEBACK = logging.Formatter()
+
+
+# --- log records ---------------------------------------------------------------------------------------------------------
+
+
+def line_of(record: logging.LogRecord) -> str:
+    """A record as people read it: its message, after its level where that is a warning or more."""
+    level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+    text = level + record.getMessage()
+    return f"{text}\n{_TRACEBACK.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class Console(logging.Handler):
+    """Prints records to standard output, above a bar where one is shown, and keeps the last of them for a log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: collections.deque[str] = collections.deque(maxlen=10_000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = line_of(record)
+        self.lines.append(line)
+        with above_bar():
+            print(line, flush=True)
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[None]:
+    """While open, records of the package and warnings of other libraries are printed, and bars are shown on a terminal: for commands."""
+    console, level, propagates = Console(), ROOT.level, ROOT.propagate
+    ROOT.addHandler(console)
+    ROOT.setLevel(logging.INFO)
+    ROOT.propagate = False  # a command prints each line once, whatever a caller has configured
+    try:
+        with shown():
+            yield
+    finally:
+        ROOT.removeHandler(console)
+        ROOT.setLevel(level)
+        ROOT.propagate = propagates
+
+
+class _Upwards(logging.Handler):
+    """Hands records to the handlers above, as if the level of ``pipeline`` had not been lowered for a log file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger().callHandlers(record)
+
+
+class _File(logging.Handler):
+    """Records as lines of a log file. A file that cannot be written any more is not worth hours of work."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.INFO)
+        self.stream = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+    def write(self, line: str) -> None:
+        try:
+            self.stream.write(f"{printable(line)}\n")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.stream.close()
+            self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+            logger.warning(f"the log cannot be written any more ({error.strerror}); the work goes on")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(line_of(record))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def kept_log(folder: Path, command: str) -> Iterator[Path]:
+    """While open, every record also goes to ``folder/<command>_DATE_TIME.log``, after what this command has printed before.
+
+    Checks speak before the run folder, and so its log, exists. Warnings of other libraries (``warnings.warn``) are kept, too.
+    """
+    path = folder / f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log"
+    file = _File(path)
+    for console in [h for h in ROOT.handlers if isinstance(h, Console)]:
+        for line in console.lines:
+            file.write(line)
+    level, propagates = ROOT.level, ROOT.propagate
+    above = _Upwards(ROOT.getEffectiveLevel()) if propagates else None
+    handlers: list[logging.Handler] = [file, *([above] if above else [])]
+    for handler in handlers:
+        ROOT.addHandler(handler)
+    ROOT.setLevel(min(ROOT.getEffectiveLevel(), logging.INFO))
+    ROOT.propagate = False
+    try:
+        with _warnings_in(file):
+            yield path
+    finally:
+        for handler in handlers:
+            ROOT.removeHandler(handler)
+        ROOT.setLevel(level)
+        ROOT.propagate = propagates
+        file.close()
+
+
+@contextlib.contextmanager
+def _warnings_in(file: _File) -> Iterator[None]:
+    """While open, what ``warnings.warn`` prints is kept in the file as well."""
+    before = warnings.showwarning
+
+    def show(message: Any, category: Any, filename: str, lineno: int, stream: Any = None, line: str | None = None) -> None:
+        if stream is None:
+            file.write(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
+        with above_bar():
+            before(message, category, filename, lineno, stream, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+@contextlib.contextmanager
+def muted(when: bool = True) -> Iterator[None]:
+    """While open, this process logs nothing and shows no bar: it is not the first of its team. Errors are still raised."""
+    if not when:
+        yield
+        return
+    level = ROOT.level
+    ROOT.setLevel(logging.CRITICAL + 1)
+    try:
+        with shown(False):
+            yield
+    finally:
+        ROOT.setLevel(level)
+
+
+# --- bars ----------------------------------------------------------------------------------------------------------------
+
+_wanted = False
+
+
+@contextlib.contextmanager
+def shown(on: bool = True) -> Iterator[None]:
+    """While open, bars are shown on a terminal, or are not."""
+    global _wanted
+    before, _wanted = _wanted, on
+    try:
+        yield
+    finally:
+        _wanted = before
+        if Progress.shown is not None:  # however the work ended, no bar is left in the way of its last message
+            Progress.shown.close()
+
+
+class Progress:
+    """How far a piece of work is: on a terminal a bar that lines are printed above, else a log record at most every five minutes.
+
+    A context, at whose end the bar is gone. Only one bar is shown at a time, and only within :func:`shown`.
+    """
+
+    shown: Progress | None = None
+
+    def __init__(self, what: str) -> None:
+        self.what, self.last = what, time.monotonic()
+        self.bar: tqdm | None = None
+
+    def __call__(self, done: float, total: float | None, text: str = "") -> None:
+        """``done`` of ``total`` (None: unknown). ``text`` stands in place of the counts, where they do not say enough."""
+        if _wanted and sys.stderr.isatty():
+            self._draw(done, total, text)
+        elif time.monotonic() - self.last > QUIET:
+            self.last = time.monotonic()
+            logger.info(f"{self.what}: {text or f'{done:g}' + (f' of {total:g}' if total else '')}")
+
+    def _draw(self, done: float, total: float | None, text: str) -> None:
+        bar = self._bar(done, total, text)
+        bar.total, bar.unit = total, text or bar.unit
+        if done == bar.n:  # only the text is new
+            bar.refresh()
+        else:
+            bar.update(done - bar.n)
+
+    def _bar(self, done: float, total: float | None, text: str) -> tqdm:
+        if self.bar is None:
+            if Progress.shown is not None:
+                Progress.shown.close()
+            # A bar of one width, whatever the text behind it: it should not jump.
+            options: dict[str, Any] = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text} if text else {}
+            options |= {"leave": False, "miniters": 0, **_width()}
+            self.bar = tqdm(desc=self.what, total=total, initial=done, **options)
+            Progress.shown = self
+        return self.bar
+
+    def close(self) -> None:
+        """Take the bar away; a later call shows a new one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar, Progress.shown = None, None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _width() -> dict[str, Any]:
+    """How wide a bar is: as the terminal, 80 where that does not say (0 columns, in which tqdm would show nothing)."""
+    try:
+        unknown = os.get_terminal_size(sys.stderr.fileno()).columns == 0
+    except (OSError, ValueError):
+        unknown = False
+    return {"ncols": 80} if unknown else {"dynamic_ncols": True}
+
+
+def above_bar() -> contextlib.AbstractContextManager[object]:
+    """While open, a bar is out of the way of what is printed."""
+    return tqdm.external_write_mode(sys.stderr) if Progress.shown is not None else contextlib.nullcontext()
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The items, with :class:`Progress` of those that are done."""
+    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
+    with Progress(what) as bar:
+        bar(0, total)
+        for n, item in enumerate(items, 1):
+            yield item
+            bar(n, total)
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """A callback ``(done, total)`` with :class:`Progress` of work that runs elsewhere; stops that work on request."""
+    bar = Progress(what)
+
+    def advance(done: int, total: int) -> None:
+        stop.check()
+        bar(done, total)
+        if done >= total:
+            bar.close()
+
+    return advance
+
+
+@contextlib.contextmanager
+def steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A callback that is told how many more steps are done, with :class:`Progress`; it stops the work on request."""
+    done = 0
+    with Progress(what) as bar:
+
+        def advance(number: int) -> None:
+            nonlocal done
+            done += number
+            bar(done, total)
+            stop.check()
+
+        yield advance
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(3731.4), clock(0), clock(90_000)
+    ('1:02:11', '0:00:00', '25:00:00')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

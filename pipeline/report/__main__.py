@@ -1,5 +1,0 @@
-"""``python -m pipeline.report``."""
-
-from pipeline.report import main
-
-raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""A run as one self-contained page: scores with intervals, curves, and the worst cases as pictures.
+
+The page needs no network and no script. What a run lacks (a failed fold, missing answers) is stated,
+never an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.reporting import sections
+from pipeline.reporting.page import document
+from pipeline.reporting.pictures import gallery
+from pipeline.reporting.runs import load
+
+
+def build(run: Path) -> str:
+    """The page of a run.
+
+    Args:
+        run: a run folder of which a fold has ended.
+
+    Returns:
+        The page as HTML.
+
+    Raises:
+        UserError: where there is no summary.json, without which there is nothing to tell.
+    """
+    found = load(run)
+    # The sections come first: they add to the gaps that the head lists.
+    told = [
+        sections.scores(found),
+        sections.classes(found),
+        sections.frames(found),
+        sections.tuned(found),
+        sections.curves(found),
+        sections.groups(found),
+        sections.distributions(found),
+        gallery(found),
+        sections.origin(found),
+    ]
+    return document(f"{found.summary.get('name', run.name)}: report", sections.headline(found) + "\n".join(told))

@@ -1,0 +1,443 @@
+"""How a run lies on the disk. Nobody else composes a path of a run or reads its JSON.
+
+RUN/  environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json  report.html  store/  tuning/
+    fold_N/  best_model.safetensors  swa_model.safetensors  checkpoint_latest/  result.json  error.txt  log.jsonl
+        oof/ID.tif  oof/soft/ID.npy  oof/work/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import operator
+import os
+import platform
+import re
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import documents, files
+from pipeline.config import Config, Problem, difference, dump, load, read_yaml, to_dict
+from pipeline.files import lock
+from pipeline.records import METRICS_VERSION, FoldResult, UserError
+
+HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "train.timeout", "predict.batch")
+"""Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
+
+WRITTEN = ("environment.json", "config.yaml", "cases.json", "splits.json", "summary.json", "baselines.json", "report.html")
+"""Files that a run writes into its folder, beside those of its folds; the first two make a folder a run."""
+
+BESIDE = (lock.NAME, "store", "slurm")
+"""What may lie in a run folder before there is a run: a lock, a store, the logs of a scheduler."""
+
+MODELS = {"best": "best_model.safetensors", "swa": "swa_model.safetensors"}
+"""Model files of a fold by the kind of their weights."""
+
+PACKAGES = ("pipeline", "torch", "monai", "numpy", "scipy", "scikit-learn", "tifffile", "nibabel", "safetensors")
+"""Packages whose versions are kept with a run."""
+
+MOST_CHANGES = 20
+"""Changes that a message spells out; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldFolder:
+    """``RUN/fold_N``: what one fold has left, read when it is asked for."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def exists(self) -> bool:
+        """Whether the fold has been begun."""
+        return self.path.is_dir()
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the fold."""
+        return self.path / lock.NAME
+
+    @property
+    def states(self) -> Path:
+        """Folder of the resumable states."""
+        return self.path / "checkpoint_latest"
+
+    @property
+    def error_file(self) -> Path:
+        """Traceback of a fold that failed."""
+        return self.path / "error.txt"
+
+    @property
+    def log_file(self) -> Path:
+        """A JSON line for each epoch."""
+        return self.path / "log.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        """Out-of-fold answers: those to the cases that the fold was not trained on."""
+        return self.path / "oof"
+
+    @property
+    def soft(self) -> Path:
+        """The probabilities or intensities behind :attr:`answers`."""
+        return self.answers / "soft"
+
+    @property
+    def work(self) -> Path:
+        """Held-out predictions while they are made, a folder for each kind of weights."""
+        return self.answers / "work"
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """Folders below which is written while the fold trains."""
+        return (self.path, self.states, self.path / "tensorboard", self.path / "previews", self.answers)
+
+    def model_files(self) -> dict[str, Path]:
+        """The model files that exist: ``{"best": ..., "swa": ...}``."""
+        return {kind: self.path / name for kind, name in MODELS.items() if (self.path / name).is_file()}
+
+    def model(self, kind: str = "auto") -> Path:
+        """The model file that answers for the fold.
+
+        Args:
+            kind: ``best``, ``swa``, or ``auto``: the one that was better on the held-out cases.
+
+        Raises:
+            UserError: where there is none of that kind.
+        """
+        present = self.model_files()
+        if not present:
+            raise UserError(f"{self.path}: holds neither {' nor '.join(MODELS.values())}. Is this a fold folder of a run?")
+        result = self.result() if kind == "auto" else None
+        wanted = kind if kind != "auto" else (result.chosen if result is not None else "best")
+        if wanted not in present:
+            have = ", ".join(present)
+            raise UserError(f"{self.path}: has no {wanted} weights, only {have}. Use --model {next(iter(present))}.")
+        return present[wanted]
+
+    def result(self) -> FoldResult | None:
+        """What came out, or None. Raises FileError where the file is no result of this fold."""
+        data = self._result()
+        return None if data is None else FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
+
+    def scores(self) -> dict[str, Any]:
+        """Scores of the held-out cases by model and case; empty where there are none. Raises FileError as :meth:`result`."""
+        return (self._result() or {}).get("cases", {})
+
+    def epochs(self) -> tuple[list[dict[str, Any]], int]:
+        """What the log holds.
+
+        Returns:
+            Its lines by epoch (of two for one epoch the later), and how many lines cannot be read: a kill
+            cuts the last.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        torn = 0
+        if not self.log_file.is_file():
+            return [], 0
+        for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = files.checked(self.log_file, files.parse(line), documents.Epoch, "")
+                found[record["epoch"]] = record
+            except (ValueError, UserError):
+                torn += 1
+        return [found[n] for n in sorted(found)], torn
+
+    @property
+    def completed(self) -> bool:
+        """Whether it was trained to its end. Raises FileError as :meth:`result`."""
+        result = self.result()
+        return result is not None and result.status == "completed"
+
+    def write_result(self, result: FoldResult, scores: Mapping[str, Any]) -> None:
+        """Keep what came out, with the scores of the held-out cases by model and case."""
+        files.write_json(self.path / "result.json", {**dataclasses.asdict(result), "cases": scores})
+
+    def _result(self) -> dict[str, Any] | None:
+        path = self.path / "result.json"
+        if not path.is_file():
+            return None
+        data = files.read_document(path, documents.Result, "Remove it: the fold goes on from its last state", "is no result of a fold")
+        number = self.path.name.removeprefix("fold_")
+        if number.isdecimal() and number.isascii() and self.path.name != f"fold_{data['fold']}":
+            problem = f"fold is {data['fold']}, but it lies in {self.path.name}"
+            raise files.FileError(path, problem, "Put it back where it was, or remove it: the fold goes on from its last state")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run: the folder that training writes. Nothing is read before it is asked for, and nothing in it is trusted.
+
+    Example:
+        >>> run = RunFolder(Path("runs/surface"))
+        >>> run.fold(0).answers.as_posix()
+        'runs/surface/fold_0/oof'
+        >>> run.exists
+        False
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    # --- places ---
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that prepares the run or sums it up."""
+        return self.path / lock.NAME
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config; it makes the folder a run."""
+        return self.path / "config.yaml"
+
+    @property
+    def cases_file(self) -> Path:
+        """See :meth:`listing`."""
+        return self.path / "cases.json"
+
+    @property
+    def splits_file(self) -> Path:
+        """See :meth:`splits`."""
+        return self.path / "splits.json"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, machine, metrics version."""
+        return self.path / "environment.json"
+
+    @property
+    def summary_file(self) -> Path:
+        """See :meth:`summary`."""
+        return self.path / "summary.json"
+
+    @property
+    def baselines_file(self) -> Path:
+        """See :meth:`baselines`."""
+        return self.path / "baselines.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The page that :func:`pipeline.write_report` writes."""
+        return self.path / "report.html"
+
+    @property
+    def store(self) -> Path:
+        """Memory-mapped arrays of the cases, where no other place was configured."""
+        return self.path / "store"
+
+    @property
+    def tuning(self) -> Path:
+        """What :mod:`pipeline.tune` keeps: its journal and its result."""
+        return self.path / "tuning"
+
+    @property
+    def tuning_file(self) -> Path:
+        """What tuning found, with all rows of its table."""
+        return self.tuning / "result.json"
+
+    def fold(self, number: int) -> FoldFolder:
+        """The folder of a fold, there or not."""
+        return FoldFolder(self.path / f"fold_{number}")
+
+    def fold_folders(self) -> list[FoldFolder]:
+        """Folders ``fold_*`` that are there, by number; whatever else is called so comes first."""
+
+        def number(path: Path) -> tuple[int, str]:
+            text = path.name.removeprefix("fold_")
+            return (int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else -1), path.name
+
+        return [FoldFolder(p) for p in sorted((p for p in self.path.glob("fold_*") if os.path.isdir(p)), key=number)]
+
+    # --- what is there ---
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run is there."""
+        return self.config_file.is_file()
+
+    @property
+    def holds_models(self) -> bool:
+        """Whether model files lie in it or in its folds: it is a run, or a fold of one."""
+        return any(self.path.glob("*_model.safetensors")) or any(self.path.glob("fold_*/*_model.safetensors"))
+
+    def config(self) -> Config:
+        """The config, with the defaults of keys that are newer than the run. Raises ConfigError where it cannot be read."""
+        return load(self.config_file)
+
+    def fold_count(self) -> int:
+        """Folds that the run is divided into; 0 where it has no config."""
+        return self.config().data.folds.count if self.exists else 0
+
+    def metrics_version(self) -> int:
+        """The metrics version that it began with, 1 from before there were any, the present one of a new run."""
+        if not self.exists:
+            return METRICS_VERSION
+        path = self.environment_file
+        if not path.is_file():
+            return 1
+        known = files.read_json(path)
+        version = known.get("metrics_version", 1) if isinstance(known, dict) else known
+        if type(version) is not int or not 1 <= version <= METRICS_VERSION:
+            problem = f"holds the metrics version {files.shown(version)}; this package knows 1 to {METRICS_VERSION}"
+            advice = "Continue with the version of the package that made the run, restore the file, or use --fresh"
+            raise files.FileError(path, problem, advice)
+        return version
+
+    def completed(self) -> list[int]:
+        """Folds that were trained to their end."""
+        return [n for n in range(self.fold_count()) if self.fold(n).completed]
+
+    def listing(self) -> dict[str, Any]:
+        """``cases.json``: ``{id: {"image": [paths], "targets": {name: path}, "group": ..., "content": hashes}}``.
+
+        Raises FileError where it is none.
+        """
+        suggestion = "Restore it, or start over with pipeline.train --fresh"
+        return files.read_document(self.cases_file, documents.Listing, suggestion, "is no list of a run's cases")
+
+    def splits(self) -> list[dict[str, list[str]]]:
+        """Ids by fold: ``train`` and ``val``. Raises FileError where the file is none."""
+        suggestion = "Restore it: it names the cases of each fold"
+        return files.read_document(self.splits_file, documents.Splits, suggestion)["folds"]
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """What any network has to beat, e.g. ``{"empty answer": {"dice": 0.0}}``. Raises FileError where the file is none."""
+        return files.read_document(self.baselines_file, documents.Baselines, "Remove it: it is made again")
+
+    def summary(self) -> dict[str, Any]:
+        """Scores of the folds and of all held-out cases. Raises FileError where the file is none."""
+        suggestion = "Run the command that trained it again: a finished fold is not trained twice, and the file is made anew"
+        return files.read_document(self.summary_file, documents.RunSummary, suggestion)
+
+    def reported_config(self) -> dict[str, Any]:
+        """The config as it stands in its file, without defaults, checked as far as a report reads it.
+
+        Raises:
+            UserError: where it is missing, no YAML, or holds other kinds of values.
+            OSError: where it cannot be read.
+        """
+        return files.checked(self.config_file, read_yaml(self.config_file), documents.ReportedConfig, "")
+
+    def places(self) -> dict[str, Any]:
+        """``cases.json`` as far as a report reads it. Raises FileError where the file is none."""
+        return files.read_document(self.cases_file, documents.Places, "")
+
+    def tuned(self) -> dict[str, Any] | None:
+        """What :mod:`pipeline.tune` has found, or None. Raises FileError where the file is none."""
+        if not self.tuning_file.is_file():
+            return None
+        return files.read_document(self.tuning_file, documents.Tuned, "Run pipeline.tune again")
+
+    def damaged(self) -> Iterator[Problem]:
+        """Files by which the run would go on or be summed up, and which cannot be read."""
+        folds = sorted(p.parent for p in self.path.glob("fold_*/result.json"))
+        for read in (self.metrics_version, *(functools.partial(FoldFolder.result, FoldFolder(fold)) for fold in folds)):
+            try:
+                read()
+            except UserError as error:
+                yield Problem(str(error))
+
+    # --- going on ---
+
+    def changed_settings(self, config: Config) -> list[str]:
+        """Lines ``key: old -> new`` for what differs from the run's config in a way that matters; none where there is no run."""
+        if not self.exists:
+            return []
+        changes = difference(to_dict(self.config()), to_dict(config))
+        return [c for c in changes if c.partition(":")[0] not in HARMLESS]
+
+    def changed_cases(self, listing: Mapping[str, Any]) -> list[str]:
+        """What happened since to the cases of the run; none where there is no run."""
+        if not self.exists or not self.cases_file.is_file():
+            return []
+        before = self.listing()
+        return [
+            *(f"case {i}: removed" for i in before if i not in listing),
+            *(f"case {i}: added" for i in listing if i not in before),
+            *(f"case {i}: content changed" for i in listing if i in before and before[i]["content"] != listing[i]["content"]),
+        ]
+
+    def refusal(self, changes: Sequence[str]) -> str:
+        """What a user is told who would continue the run under other conditions."""
+        more = f"\n  ... {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+        return (
+            f"{self.path} holds a run with another config or other data:\n  "
+            + "\n  ".join(changes[:MOST_CHANGES])
+            + more
+            + "\nUndo the change, choose another --out, or start over with --fresh (the old run is kept)."
+        )
+
+    def begin(self, config: Config, listing: Mapping[str, Any]) -> None:
+        """Write what makes the folder a run of this config and these cases, or update it."""
+        about = {**environment(), "metrics_version": self.metrics_version()}
+        files.sweep(self.path)
+        files.write_json(self.environment_file, about)  # before the config, which makes the folder a run
+        files.write_text(self.config_file, dump(config))
+        files.write_json(self.cases_file, listing)
+
+    def set_aside(self) -> Path:
+        """Rename the folder, so that a new run can take its place; returns where it lies now."""
+        n = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{n}")).exists():
+            n += 1
+        return self.path.rename(aside)
+
+
+def fold_of(answers: Path) -> tuple[RunFolder, int] | None:
+    """The run and the fold that a folder of answers belongs to, where it is ``RUN/fold_N/oof``."""
+    folder = Path(os.path.realpath(answers))
+    number, run = folder.parent.name.removeprefix("fold_"), RunFolder(folder.parent.parent)
+    if folder.name != "oof" or not number.isdecimal() or not os.path.isfile(run.splits_file):
+        return None
+    count = len(run.splits())
+    known = len(number) <= len(str(count)) and int(number) < count
+    return (run, int(number)) if known else None
+
+
+def present(folds: Container[int], names: Iterable[str]) -> list[int]:
+    """Those of ``folds`` (of which a mistyped count may ask for millions) that have a folder ``fold_N`` among ``names``.
+
+    >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
+    [2, 10]
+    """
+    numbers = {int(name[5:]) for name in names if re.fullmatch(r"fold_(0|[1-9][0-9]{0,8})", name)}
+    return sorted(n for n in numbers if n in folds)
+
+
+def whole_numbers(given: Any, what: str) -> tuple[int, ...]:
+    """One whole number or several, NumPy's among them. Raises UserError for anything else.
+
+    >>> whole_numbers(3, "folds"), whole_numbers([0, 2], "folds")
+    ((3,), (0, 2))
+    """
+    try:
+        several: Any = given if hasattr(given, "__iter__") and not isinstance(given, str) else [given]
+        if any(isinstance(n, bool) for n in several):
+            raise TypeError
+        found = tuple(operator.index(n) for n in several)
+    except TypeError:
+        raise UserError(f"{what} is {given!r}; give whole numbers, such as [0, 1].") from None
+    if len(set(found)) < len(found):
+        raise UserError(f"{what} is {list(found)}; name each once.")
+    return found
+
+
+def environment() -> dict[str, object]:
+    """Versions and machine, for ``environment.json``."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "command": sys.argv,
+    }

@@ -1,0 +1,225 @@
+"""One fold: fit its network, then score the best and the averaged weights on its whole held-out cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import files, losses, networks
+from pipeline.config import Config
+from pipeline.data.folds import Split
+from pipeline.data.loaders import Loader
+from pipeline.data.sampling import seed_of
+from pipeline.data.store import Stored
+from pipeline.inference import soft
+from pipeline.networks import HeadedNet
+from pipeline.progress import Progress, clock
+from pipeline.records import FoldResult, Term
+from pipeline.runs import FoldFolder, RunFolder
+from pipeline.scoring import held_out
+from pipeline.scoring.held_out import Scoring
+from pipeline.stopping import stop
+from pipeline.tasks import answer_suffix
+from pipeline.training import distributed, initial, loop
+from pipeline.training.distributed import Team
+from pipeline.training.loop import Job, TrainingError
+
+logger = logging.getLogger(__name__)
+
+MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
+"""How torch and numpy say it, also where a loader's worker hands it on as another class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRun:
+    """A run after every check has passed: what its folds are trained on, and by which rules they are scored."""
+
+    config: Config
+    folder: RunFolder
+    device: str
+    channels: tuple[int, int]
+    """Input and output channels of the network."""
+    stored: Mapping[str, Stored]
+    splits: Sequence[Split]
+    team: Team
+    version: int
+    """Metrics version by which the run is scored."""
+    scoring: Scoring
+    trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the training data looked like, for the header of model files."""
+
+
+def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
+    """Train one fold and keep its result; what goes wrong becomes a result with status ``failed``."""
+    began, folder = time.monotonic(), run.folder.fold(fold)
+    scores: Mapping[str, Any] = {}
+    try:
+        result, scores = train_fold(run, fold)
+    except Exception as error:
+        if not run.team.alone and not isinstance(error, TrainingError):
+            raise  # this rank alone has failed; its end is what the others hear
+        text = f"{type(error).__name__}: {error}"
+        logger.info(f"Fold {fold} FAILED: {text}{_hint(error)}")
+        if run.team.leads:
+            files.write_text(folder.error_file, traceback.format_exc())
+        result = FoldResult(fold=fold, status="failed", error=text, seconds=time.monotonic() - began)
+    else:
+        spent = clock(result.seconds)
+        logger.info(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {spent}")
+    if run.team.leads:
+        folder.write_result(result, scores)
+    return result
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY):
+        return " -> Reduce data.patch.batch or data.patch.size, or the network's channels."
+    return ""
+
+
+def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]:
+    """Fit one fold, then predict and score its held-out cases.
+
+    Returns:
+        The result, and the scores by model and case (of several ranks, those of the first).
+
+    Raises:
+        TrainingError: where no epoch had a finite value of the monitored metric.
+    """
+    began, folder, team = time.monotonic(), run.folder.fold(fold), run.team
+    with Progress(f"Fold {fold}") as bar:
+        job = make_job(run, fold, bar)
+        state = loop.fit(job)
+    if state.best_score is None:
+        monitor = run.config.train.stop.monitor
+        raise TrainingError(f"{monitor} was never finite, so no epoch could be the best. See training_log.txt.")
+    cases = [run.stored[i] for i in run.splits[fold].val]
+    scores = _scored(run, fold, distributed.share(cases, team))
+    team.wait("predicting the held-out cases")
+    if not team.leads:
+        team.wait("writing the fold's answers")
+        return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
+    scores = scores if team.alone else _scored(run, fold, cases)  # those of the other ranks are there, and read
+    means = {kind: held_out.mean(found.values()) for kind, found in scores.items()}
+    chosen = held_out.choose(means)
+    _keep_answers(run, cases, folder, chosen)
+    team.wait("writing the fold's answers")
+    result = FoldResult(
+        fold=fold,
+        status="completed",
+        best_epoch=state.best_epoch,
+        score=state.best_score,
+        metrics=means,
+        checkpoint=folder.model_files()[chosen].name,
+        chosen=chosen,
+        epochs=state.epoch,
+        seconds=state.spent + time.monotonic() - began,
+    )
+    return result, scores
+
+
+def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
+    """Network, losses and loaders of one fold. Initial weights depend on (seed, fold)."""
+    config, split, team = run.config, run.splits[fold], run.team
+    torch.manual_seed(seed_of(config.seed, fold))
+    network = networks.build(config.network, *run.channels, config.data.dims)
+    logger.info(f"Fold {fold}: {len(split.train)} train, {len(split.val)} val")
+    logger.info(f"Model parameters: {networks.parameters(network):,}")
+    if config.train.init_from is not None:
+        logger.info(initial.load(network, config.train.init_from))
+    folder = run.folder.fold(fold).path
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = (team.rank, team.size)
+    return Job(
+        config=config,
+        fold=fold,
+        folder=folder,
+        device=run.device,
+        network=network,
+        channels=run.channels,
+        losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
+        train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=ranks),
+        val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=ranks),
+        check=functools.partial(_check, team),
+        watch=watch,
+        team=team,
+        version=run.version,
+        spacings=run.scoring.spacings,
+        trained_on=run.trained_on,
+    )
+
+
+def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[Term]:
+    """Terms of the losses; a run of before version 2 has none for deep-supervision heads that its config does not name."""
+    written = run.config.losses
+    terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
+    if deep := sorted({term.head for term in terms[len(written) :]}):
+        heads = ", ".join(f"{head} ({0.5 ** int(head[4:]):g} times)" for head in deep)
+        advice = "name these heads in losses to weigh them yourself"
+        logger.info(f"Deep supervision: the losses of head main count again for {heads}; {advice}")
+    return terms
+
+
+def _check(team: Team) -> None:
+    """Stop all ranks at the same point when a signal has come to any of them."""
+    if team.agree(stop.signal is not None)[0] and stop.signal is None:
+        stop.signal = signal.SIGTERM  # another rank's
+    stop.check()
+
+
+def _scored(run: TrainingRun, fold: int, cases: Sequence[Stored]) -> dict[str, Any]:
+    """Scores of held-out cases by model and case, predicted where that is not done yet."""
+    folder, scores = run.folder.fold(fold), {}
+    for kind, path in folder.model_files().items():
+        job = held_out.HeldOut(
+            cases=cases,
+            folder=folder.work / kind,
+            device=run.device,
+            progress=_case_progress(f"Fold {fold}, {kind} weights"),
+            scoring=run.scoring,
+        )
+        scores[kind] = held_out.held_out(path, job)
+    return scores
+
+
+def _case_progress(what: str) -> Callable[[float, int], None]:
+    """Progress over held-out cases while they are predicted and scored; stops that work on request, between two cases."""
+    bar, began = Progress(what), time.monotonic()
+
+    def advance(done: float, total: int) -> None:
+        if done < total and done == int(done):  # a case that is begun is finished and kept
+            stop.check()
+        left = (time.monotonic() - began) / done * (total - done) if done else 0.0
+        more = f", about {clock(left)} left" if left >= 0.5 else ""
+        bar(done, total, f"held-out case {min(int(done) + 1, total)}/{total}{more}")
+        if done >= total:
+            bar.close()
+
+    return advance
+
+
+def _keep_answers(run: TrainingRun, cases: Sequence[Stored], folder: FoldFolder, chosen: str) -> None:
+    """Write the chosen model's answers to ``oof/``, rename its soft predictions to ``oof/soft/``; drop the working files.
+
+    Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
+    """
+    work: Path = folder.work / chosen
+    for stored in cases:
+        prediction, _ = soft.load(work, stored.case.id)
+        answer = held_out.answer_of(run.config, prediction.soft.astype("float32"), stored)
+        suffix = answer_suffix(run.config.task, files.suffix(stored.case.image[0]))
+        files.write(folder.answers / f"{stored.case.id}{suffix}", answer, prediction.geometry)
+    shutil.rmtree(folder.soft, ignore_errors=True)
+    work.rename(folder.soft)
+    shutil.rmtree(folder.work)

@@ -1,0 +1,110 @@
+"""What the folds of a run amount to: ``summary.json``, with the rows that any network has to beat."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.config import Config
+from pipeline.data import cases as case_finder
+from pipeline.data.store import Stored
+from pipeline.inference import soft
+from pipeline.metrics import units
+from pipeline.postprocess import DECIDE
+from pipeline.scoring import held_out
+from pipeline.training.fold import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+MOST_BASELINE_CASES = 32
+"""Cases that the baselines of labels are computed on."""
+
+
+def summarise(run: TrainingRun) -> dict[str, Any]:
+    """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean over all held-out cases."""
+    results, cases = [], {}
+    for number in range(run.config.data.folds.count):
+        fold = run.folder.fold(number)
+        result = fold.result()
+        if result is None:
+            continue
+        results.append(asdict(result))
+        scores = fold.scores().get(result.chosen, {})
+        cases |= {i: {"fold": number, "group": run.stored[i].case.group, "metrics": s} for i, s in scores.items()}
+    rows = [{k: float("nan") if v is None else v for k, v in c["metrics"].items()} for c in cases.values()]
+    summary = {
+        "name": run.config.name,
+        "task": run.config.task,
+        "monitor": run.config.train.stop.monitor,
+        "folds": results,
+        "decision": _decision(run.config),
+        "out_of_fold": held_out.mean(rows),
+        "class_names": class_names(run.config),
+        "cases": cases,
+        "units": units(held_out.case_metrics(run.config), bool(run.scoring.spacings)),
+    }
+    if whole := _pooled(run, results):
+        summary["pooled"] = whole
+    if rows_to_beat := _baselines(run):
+        summary["baselines"] = rows_to_beat
+    files.write_json(run.folder.summary_file, summary)
+    return summary
+
+
+def class_names(config: Config) -> dict[int, str]:
+    """Names of the classes as the data set gives them; none for images."""
+    return case_finder.class_names(Path(config.data.root)) if config.task == "labels" else {}
+
+
+def _decision(config: Config) -> str:
+    """How probabilities became the answers that are scored, in words."""
+    if config.task != "labels":
+        return ""
+    step = next((s for s in config.postprocess if s.name in DECIDE), None)
+    steps = "the task's default" if step is None else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])
+    return f"answers by {steps}, fixed beforehand in the config; pipeline.tune chooses on other cases"
+
+
+def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of all held-out pixels together, for binary images: volumes would have to be read a second time for it."""
+    if run.config.task != "labels" or run.config.data.dims != 2:
+        return {}
+
+    def cases() -> Iterator[Any]:
+        for fold in (run.folder.fold(r["fold"]) for r in results if r["status"] == "completed"):
+            for case_id in soft.ids(fold.soft):
+                found = fold.answers.glob("*")
+                path = next(p for p in found if files.is_image(p) and files.case_id(p) == case_id)
+                answer = files.read(path, 2, labels=True)[0][0]
+                yield run.stored[case_id], answer, soft.load(fold.soft, case_id)[0].soft
+
+    return held_out.pooled(run.config, cases(), run.version)
+
+
+def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
+    """What any network has to beat, computed once, when all folds are complete.
+
+    Of binary labels an empty answer and the best global threshold, on at most 32 cases; of images the input itself, on all of them.
+    """
+    labels = run.config.task == "labels"
+    every = all(run.folder.fold(n).completed for n in range(run.config.data.folds.count))
+    if (labels and run.config.data.classes != 2) or not every:
+        return {}
+    if not run.folder.baselines_file.is_file():
+        logger.info("Scoring what any network has to beat" + ("" if labels else ": the inputs themselves"))
+        cases = list(run.stored.values())
+        chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
+        share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
+        rows = _rows_to_beat(run, chosen)
+        files.write_json(run.folder.baselines_file, {k + share: v for k, v in rows.items()})
+    return run.folder.baselines()
+
+
+def _rows_to_beat(run: TrainingRun, cases: Sequence[Stored]) -> dict[str, held_out.Scores]:
+    if run.config.task != "labels":
+        return held_out.baselines_image(run.config, cases)
+    return held_out.baselines(run.config, cases, scoring=run.scoring)

@@ -1,0 +1,1 @@
+"""What each command does, as functions with plain arguments: the same that a Python user calls."""

@@ -1,0 +1,449 @@
+"""Score a folder of answers against a folder of labels, or of images against the images that they should be.
+
+The walk: what lies beside them (summary.json, splits.json, dataset.json) -> pairs of files -> scoring.folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import documents, files
+from pipeline.config import Change, override, structure, to_dict
+from pipeline.data.cases import class_names, ignore_label, listed_id
+from pipeline.grid import grid_of
+from pipeline.inference import outputs
+from pipeline.inference import soft as softs
+from pipeline.inference.outputs import answer_files, read_summary
+from pipeline.metrics import CHANGED, IMAGES, SOFT, bound, in_millimetres, units
+from pipeline.metrics.names import from_json
+from pipeline.progress import counter
+from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
+from pipeline.runs import RunFolder, fold_of
+from pipeline.scoring.arrays import parts_of
+from pipeline.scoring.folder import Pair, Rules, folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be scored, and by what.
+
+    Args:
+        predictions: folder of answers.
+        labels: folder of labels, or of target images, with the same ids.
+        metrics: all of labels or all of images.
+        inputs: of images: folder of the inputs, for the row "do nothing" and the gain over it.
+        change: how the mask of what was to change is made from input and target.
+        masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where it is there.
+        split: split.json: only the ids under its ``test`` are scored.
+        soft: folder of probabilities; None: ``predictions/soft`` where it is there.
+        fov: folder of field-of-view masks.
+        padded: with ``fov``: also over the image with background up to this size, in voxels.
+        binarise: values above it are foreground.
+        partial: score the labels that have an answer.
+        workers: cases scored at a time; None: one a core, fewer where memory is short.
+        out: JSON file for all numbers.
+        ignore_label: label value that is not counted, ``none``, or ``auto``: as the files beside say.
+    """
+
+    predictions: Path
+    labels: Path
+    metrics: Sequence[Part]
+    inputs: Path | None = None
+    change: Change | Sequence[str] | None = None
+    masks: Path | None = None
+    split: Path | None = None
+    soft: Path | None = None
+    fov: Path | None = None
+    padded: Sequence[int] | None = None
+    binarise: float | None = None
+    partial: bool = False
+    workers: int | None = None
+    out: Path | None = None
+    ignore_label: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What lies beside answers and labels and says more about them.
+
+    Args:
+        summary: summary.json of the predictions, or of the run whose fold they are of.
+        names: names of classes.
+        held_out: ids of the cases that a fold's ``oof`` holds, None of other folders.
+    """
+
+    summary: Mapping[str, Any]
+    names: Mapping[int, str]
+    ignore: int | None
+    held_out: frozenset[str] | None
+
+
+def score_folder(
+    predictions: Path | str,
+    labels: Path | str,
+    metrics: Sequence[str | Part] | str,
+    *,
+    ignore_label: int | str | None = "auto",
+    workers: int | None = 1,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score a folder of answers.
+
+    Args:
+        predictions: folder of answers, ``ID.tif`` and the like.
+        labels: folder of labels, or of target images, with the same ids.
+        metrics: names, also with options as on the command line (``surface_dice:tolerance=2``).
+        ignore_label: label value that is not counted; None: none; ``"auto"``: as the files beside predictions and labels say.
+        workers: cases scored at a time. More than 1 starts processes, which a script has to allow for with
+            ``if __name__ == "__main__":``; None: one a core.
+        **options: ``inputs``, ``masks``, ``split``, ``soft``, ``fov``, ``out`` (paths), ``change``, ``padded``, ``binarise``,
+            ``partial``, as the options of ``pipeline.evaluate``.
+
+    Returns:
+        ``cases`` (numbers by id), ``mean``, ``pooled``, ``failed`` (reasons by id) and what else stands in the file of ``out``.
+
+    Raises:
+        UserError: for folders that do not fit each other, options that mean nothing here, and where no case could be scored.
+
+    Example:
+        >>> score_folder("nowhere", "labels", "dice")
+        Traceback (most recent call last):
+        ...
+        pipeline.records.UserError: --predictions nowhere: no such folder.
+    """
+    known = {f.name for f in dataclasses.fields(Request)} - {"predictions", "labels", "metrics"}
+    if unknown := sorted(set(options) - known):
+        raise TypeError(f"score_folder takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}.")
+    parts = parts_of(metrics)
+    for name in ("inputs", "masks", "split", "soft", "fov", "out"):
+        if isinstance(options.get(name), str):
+            options[name] = Path(options[name])
+    ignored_label = "none" if ignore_label is None else str(ignore_label)
+    places = {"predictions": Path(predictions), "labels": Path(labels)}
+    scores = evaluate(Request(**places, metrics=parts, ignore_label=ignored_label, workers=workers, **options))
+    if not scores["cases"]:
+        raise UserError("no case could be scored:\n  " + "\n  ".join(f"{i}: {why}" for i, why in list(scores["failed"].items())[:10]))
+    return scores
+
+
+def evaluate(request: Request) -> dict[str, Any]:
+    """As :func:`score_folder`, of a request."""
+    parts = list(request.metrics)
+    for part in parts:
+        bound(part, "--metrics")
+    _require_distinct(parts)
+    _one_kind(request, parts)
+    _require_json(request.out)
+    known = look_around(request.predictions, request.labels)
+    only = _listed(request.split, request.labels)
+    only = known.held_out if only is None else only
+    pairs = pair(request.predictions, request.labels, only, request.partial)
+    if not request.partial:
+        outputs.require_finished(request.predictions, pairs)
+    dims = _dims(pairs)
+    if Rules(metrics=parts, dims=dims).images:
+        _require_images(known, parts)
+        rules = Rules(metrics=parts, dims=dims, change=read_change(request.change))
+        return _finish(request, image_jobs(request, pairs, rules), known)
+    ignore = ignored(request.ignore_label, known, "competition" in [m.name for m in parts])
+    if ignore is not None:
+        logger.info(f"label value {ignore} is not counted")
+    rules = Rules(
+        metrics=parts,
+        dims=dims,
+        ignore=ignore,
+        binarise=request.binarise,
+        padded=_padded(request, dims),
+        declared=_declared(known),
+        millimetres=in_millimetres(parts) and _all_carry_a_unit(pairs, dims),
+    )
+    return _finish(request, jobs(request, pairs, rules), known)
+
+
+def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
+    """Space axes of the first case whose two files can be read. Raises FileError, that of the first case, where there is none."""
+    first: files.FileError | None = None
+    for pair_of_files in pairs.values():
+        try:
+            return min(map(files.dims_of, pair_of_files))
+        except files.FileError as error:
+            first = first or error
+    raise first or UserError("no case to score. Give --predictions and --labels that share one.")
+
+
+def _require_distinct(parts: Sequence[Part]) -> None:
+    """Raise UserError for a metric that is asked for twice with other options: both would be one column."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        if first.setdefault(part.name, part) != part:
+            ways = [dict(p.options) for p in (first[part.name], part)]
+            raise UserError(
+                f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one column cannot hold both. Run twice."
+            )
+
+
+def _require_json(out: Path | None) -> None:
+    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else, or may not be written."""
+    if out is None:
+        return
+    if out.suffix.lower() != ".json" or (os.path.lexists(out) and not os.path.isfile(out) and not os.path.islink(out)):
+        raise UserError(f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json.")
+    files.require_writable("--out", out.parent)
+    if problem := outputs.too_long(out.parent, [out.name]):
+        raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
+
+
+def _require_images(known: Known, parts: Sequence[Part]) -> None:
+    """Raise UserError for metrics of images where the predictions are label maps."""
+    if known.summary.get("task") == "labels":
+        names = ", ".join(p.name for p in parts)
+        raise UserError(f"--metrics {names}: of images, but these predictions are labels (task in summary.json). Use e.g. --metrics dice.")
+
+
+def _declared(known: Known) -> int | None:
+    """Number of classes of the model that gave the answers; None where it is not known, or instances were numbered."""
+    steps = [step.get("name") for step in known.summary.get("postprocess") or () if isinstance(step, Mapping)]
+    number = known.summary.get("classes")
+    return number if isinstance(number, int) and number >= 2 and "instances" not in steps else None
+
+
+def _all_carry_a_unit(pairs: Mapping[str, tuple[Path, Path]], dims: int) -> bool:
+    """Whether every label file says how far its voxels lie apart. Raises UserError where some do and others do not."""
+    spacings: dict[str, tuple[float, ...] | None] = {}
+    for i, (_, label) in pairs.items():
+        try:
+            spacings[i] = grid_of(files.geometry(label, dims), dims).spacing
+        except files.FileError:
+            continue  # its row will say so
+    without = [i for i, spacing in spacings.items() if spacing is None]
+    if without and len(without) < len(spacings):
+        raise UserError(
+            f"distances of these cases have no common unit: {len(without)} label files carry none ({', '.join(without[:10])}), the others "
+            "do. Give all of them their spacing, or score them apart."
+        )
+    return not without and bool(spacings)
+
+
+def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, Any]:
+    """Score, and write the file."""
+    scores = folder(work, request.workers, counter("scoring cases"))
+    rules = work[0].rules
+    scores |= {"units": found} if (found := units(rules.metrics, rules.millimetres)) else {}
+    scores |= {"class_names": {str(k): v for k, v in known.names.items()}} if known.names and "classes" in scores else {}
+    if request.out is not None:
+        files.write_json(request.out, scores)
+    _warn(scores)
+    return scores
+
+
+def code_of(scores: Mapping[str, Any]) -> int:
+    """Exit code: all done, some cases failed, or all."""
+    return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
+
+
+MANY = 30
+"""Classes from which on they are taken for numbers of instances, and it is said."""
+
+
+def _warn(scores: Mapping[str, Any]) -> None:
+    """Warn of cases in which nothing was counted, of scales, and of numbers of instances taken for classes."""
+    void = [
+        i for i, row in scores["cases"].items() if not any(math.isfinite(v) for v in row.values() if not isinstance(v, Mapping)) and row
+    ]
+    if void:
+        logger.warning(f"nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}")
+    wide = [i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1]
+    if wide:
+        logger.warning(
+            f"the error is larger than the full scale in {len(wide)} cases: {', '.join(wide[:10])}. Integers are divided by the "
+            "largest value of their type, floats taken as they are, on 0 to 1: save both sides in one number type, or give the scale of "
+            "floats with --metrics psnr:peak=X ssim:peak=X"
+        )
+    classes = scores.get("classes", ())
+    if len(classes) > MANY and any(f"_{classes[0]}" in key for key in scores["mean"]):
+        logger.warning(
+            f"these labels hold {len(classes)} different values. If they number instances, use --metrics voi adapted_rand, "
+            "which compare whole labelings: a class by class score compares equal numbers."
+        )
+
+
+def _one_kind(request: Request, parts: Sequence[Part]) -> None:
+    """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
+    images = [m.name for m in parts if m.name in IMAGES]
+    if images and len(images) < len(parts):
+        raise UserError(f"--metrics {' '.join(p.name for p in parts)}: {', '.join(images)} are of images, the others of labels. Run twice.")
+    if images and request.ignore_label != "auto":
+        raise UserError("--ignore-label is for metrics of labels. Leave it out.")
+    changed = CHANGED & set(images)
+    idle = dict.fromkeys(("fov", "padded", "binarise", "soft"), "labels") if images else {"inputs": f"images: {', '.join(sorted(IMAGES))}"}
+    idle |= {} if changed else dict.fromkeys(("change", "masks"), f"what was to change: {', '.join(sorted(CHANGED))}")
+    for option, what in idle.items():
+        if getattr(request, option) is not None:
+            raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
+    if changed and request.inputs is None:
+        raise UserError(
+            f"{', '.join(changed)}: makes the mask of what was to change from input and target. Name the inputs with --inputs DIR."
+        )
+
+
+def read_change(words: Change | Sequence[str] | None) -> Change:
+    """The settings of the mask of change: the usual ones, but for ``KEY=VALUE``."""
+    if isinstance(words, Change):
+        return words
+    words = words or ()
+    given: dict[str, Any] = {}
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"--change {word}: give KEY=VALUE, e.g. --change by=colour threshold=8.")
+        override(given, word)
+    return structure(given, Change, "--change")
+
+
+def image_jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+    """Cases of images, with their inputs and predicted masks where such folders are given.
+
+    Raises UserError where one is missing, and where the mask of change is asked for of volumes.
+    """
+    if rules.changed and rules.dims != 2:
+        raise UserError(f"retouch compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out.")
+    usual = request.predictions / "masks"
+    masks = request.masks or (usual if rules.changed and os.path.isdir(usual) else None)
+    inputs = _companions("--inputs", "input", request.inputs, pairs)
+    predicted = _companions("--masks", "predicted mask", masks, pairs)
+    return [Pair(id=i, prediction=p, label=t, rules=rules, input=inputs.get(i), mask=predicted.get(i)) for i, (p, t) in pairs.items()]
+
+
+def _companions(option: str, what: str, folder: Path | None, ids: Collection[str]) -> dict[str, Path]:
+    """Files of a folder by id, none without a folder. Raises UserError unless every id has its file; ``what`` says what they are."""
+    if folder is None:
+        return {}
+    if not os.path.isdir(folder):
+        raise UserError(f"{option} {folder}: no such folder.")
+    found = answer_files(folder)
+    missing = sorted(set(ids) - set(found))
+    if missing:
+        raise UserError(
+            f"{option} {folder}: no {what} for {len(missing)} cases: {', '.join(missing[:10])}. Add them, or do without that folder."
+        )
+    return found
+
+
+def _padded(request: Request, dims: int) -> tuple[int, ...] | None:
+    if request.padded is None:
+        return None
+    if request.fov is None:
+        raise UserError("--padded stands without --fov; give the folder of field-of-view masks.")
+    size = tuple(request.padded) * (dims if len(request.padded) == 1 else 1)
+    if len(size) != dims or min(size) < 1:
+        raise UserError(f"--padded {list(request.padded)}: give one positive number, or {dims}.")
+    return size
+
+
+def jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+    """Cases with everything that their metrics read. Raises UserError where probabilities or a field of view is missing."""
+    soft, wanted = request.soft or request.predictions / "soft", sorted(SOFT & {m.name for m in rules.metrics})
+    known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
+    if wanted and set(pairs) - known:
+        lost = sorted(set(pairs) - known)
+        raise UserError(
+            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases: {', '.join(lost[:10])}. "
+            "Predict with --save-soft, or name their folder with --soft."
+        )
+    if request.binarise is not None and not math.isfinite(request.binarise):
+        raise UserError(f"--binarise {request.binarise}: give a finite number; values above it are foreground.")
+    if request.fov is not None and not os.path.isdir(request.fov):
+        raise UserError(f"--fov {request.fov}: no such folder.")
+    views = answer_files(request.fov) if request.fov is not None else {}
+    blind = sorted(set(pairs) - set(views)) if request.fov is not None else []
+    if blind:
+        raise UserError(f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add them, or leave --fov out.")
+    where = soft if wanted else None
+    return [Pair(id=i, prediction=p, label=t, rules=rules, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
+
+
+def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
+    """The ids under ``test`` of a split.json, as training reads them; None without one."""
+    if path is None:
+        return None
+    cure = 'It should read {"train": [ID, ...], "test": [ID, ...]}'
+    ids = files.read_document(path, documents.TestSplit, cure).get("test")
+    if not ids:
+        raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
+    known = answer_files(labels) if os.path.isdir(labels) else {}
+    return frozenset(listed_id(entry, known) for entry in ids)
+
+
+def look_around(predictions: Path, labels: Path) -> Known:
+    """What the files beside answers and labels say: summary.json, a run's splits.json, dataset.json."""
+    found = fold_of(predictions)
+    held_out = None if found is None else frozenset(found[0].splits()[found[1]]["val"])
+    beside = Path(os.path.realpath(labels)).parent
+    summary = read_summary(predictions) if found is None else _of_run(found[0])
+    names = from_json(summary.get("class_names")) or class_names(beside)
+    return Known(summary=summary, names=names, ignore=ignore_label(beside), held_out=held_out)
+
+
+def _of_run(run: RunFolder) -> dict[str, Any]:
+    """What the config of a run says of the answers of its folds, in the words of a summary.json."""
+    config = run.config()
+    named = {k: v for k, v in read_summary(run.path).items() if k == "class_names"}
+    known = {"task": config.task, "ignore_label": config.data.ignore_label, "postprocess": to_dict(config)["postprocess"]}
+    return known | named | ({"classes": config.data.classes} if config.task == "labels" else {})
+
+
+def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, partial: bool = False) -> dict[str, tuple[Path, Path]]:
+    """Answers and labels with equal ids, of the ids in ``only`` where that is given.
+
+    Raises UserError when a label has no answer, unless ``partial``: a mean over fewer cases would flatter.
+    """
+    for option, path in (("--predictions", predictions), ("--labels", labels)):
+        if not os.path.isdir(path):
+            raise UserError(f"{option} {path}: no such folder.")
+    answers, truths = answer_files(predictions), answer_files(labels)
+    if only is not None:
+        answers, truths = ({i: p for i, p in found.items() if i in only} for found in (answers, truths))
+        unknown = sorted(set(only) - set(truths))
+        if unknown:
+            raise UserError(
+                f"{len(unknown)} ids of the split are without a file in {labels}: {', '.join(unknown[:10])}. Correct one of the two."
+            )
+    missing = [i for i in truths if i not in answers]
+    if partial and missing and len(missing) < len(truths):
+        logger.warning(f"{len(missing)} of {len(truths)} labels have no answer and are not scored: {', '.join(missing[:10])}")
+        truths = {i: p for i, p in truths.items() if i in answers}
+        missing = []
+    if not truths or missing:
+        what = f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}" if truths else "no label files"
+        raise UserError(
+            f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to the matching ones, or score those that "
+            "are there with --partial."
+        )
+    extra = [i for i in answers if i not in truths]
+    if extra:
+        logger.warning(f"{len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}")
+    return {i: (answers[i], truths[i]) for i in truths}
+
+
+def ignored(option: str, known: Known, competition: bool = False) -> int | None:
+    """The label value that is not counted, see ``--ignore-label``: never one that only the labels themselves suggest."""
+    if option == "none":
+        return None
+    if option != "auto":
+        if not re.fullmatch(r"-?\d{1,9}", option):
+            raise UserError(f"--ignore-label {option!r}: give a whole number, none or auto.")
+        return int(option)
+    if known.summary.get("ignore_label") is not None:
+        return known.summary["ignore_label"]
+    if competition:
+        return 2  # by its definition, even where an answer holds a 2
+    return None if "ignore_label" in known.summary else known.ignore

@@ -1,0 +1,280 @@
+"""Fuse the soft predictions of several folds or runs, case by case, and decide.
+
+The walk: inference.members (looked at, laid onto one grid) -> inference.fusion -> inference.writing. Members that are runs are
+predicted first by :mod:`pipeline.workflows.ensemble`, which needs the networks; fusing what is there does not.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files, postprocess
+from pipeline.config import read_yaml, structure
+from pipeline.data import cases
+from pipeline.data.store import load_image
+from pipeline.files import FileError
+from pipeline.grid import Alignment
+from pipeline.inference import outputs
+from pipeline.inference import soft as softs
+from pipeline.inference.fusion import FUSIONS, require_weights
+from pipeline.inference.fusion import fuse as fused_arrays
+from pipeline.inference.members import Reader, common_ids, looked_at, open_member
+from pipeline.inference.outputs import read_summary
+from pipeline.inference.writing import finish
+from pipeline.progress import progress
+from pipeline.records import Case, Member, Part, Prediction, UserError
+from pipeline.runs import RunFolder
+from pipeline.stopping import stop
+
+logger = logging.getLogger(__name__)
+
+PredictMember = Callable[[Member, Sequence[Path], Path, str], list[str]]
+"""(run, inputs, folder, device) -> ids that could not be predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What an ``ensembles/*.yaml`` may hold."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
+    members: tuple[Member, ...]
+    """Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``, ``fold_1``, and its weight.
+
+    ``run`` may also be a run folder (or a fold of one); then ``--input`` says which images it shall predict. It speaks with one
+    voice: the mean of its folds' probabilities, as in ``pipeline.predict``.
+    """
+    fusion: str = "mean"
+    """``mean`` of probabilities, ``logit``: mean of logits, ``vote``: weighted majority of the members' own decisions."""
+    postprocess: tuple[Part, ...] | None = None
+    """Steps from fused prediction to answer; default: those of the first member's summary.json."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """What an ensemble leaves: its folder, the ids that are done, and those that failed with the reason."""
+
+    output: Path
+    done: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+def of_folders(folders: Sequence[Path]) -> Spec:
+    """An ensemble of folders of predictions with equal weights."""
+    return Spec(members=tuple(Member(run=folder) for folder in folders))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleJob:
+    """Where the answers of an ensemble go, and what its members that are runs predict first."""
+
+    spec: Spec
+    output: Path
+    inputs: Sequence[Path] = ()
+    device: str = "auto"
+    save_soft: bool = False
+
+
+def fuse(job: EnsembleJob, predict: PredictMember | None = None) -> Fused:
+    """Fuse members case by case, and decide.
+
+    Args:
+        job: the members, and where the answers go.
+        predict: what predicts members that are runs; needed where ``job.inputs`` names images.
+
+    Returns:
+        Which cases are done, and which failed.
+
+    Raises:
+        UserError: for members that do not fit each other, or a folder that cannot be used, before anything is fused.
+    """
+    if job.spec.fusion not in FUSIONS:
+        raise UserError(f"fusion {job.spec.fusion!r} is unknown; known: {', '.join(FUSIONS)}.")
+    if job.spec.postprocess is not None:
+        postprocess.check(job.spec.postprocess)
+    check_weights(job.spec.members)
+    _require_apart(job)
+    with outputs.owned(job.output):
+        return _fuse_all(job, predict)
+
+
+def _require_apart(job: EnsembleJob) -> None:
+    """Raise UserError where an image or a prediction that is read could be replaced by what is written."""
+    members, data = job.spec.members, job.inputs
+    outputs.require_folder(job.output)
+    images = [p for d in data for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))]
+    outputs.require_apart(images, job.output)
+    own = _own_folders(members, job.output) if data else {}
+    given = [f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if os.path.isdir(f)]
+    read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
+    written = (str(f.relative_to(job.output)) for f in own.values())
+    outputs.require_apart(read, job.output, ("soft", "masks", *written))
+
+
+def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
+    """Predict what is missing, look at all that is to be fused, then fuse case by case."""
+    spec = job.spec
+    made = set(_own_folders(spec.members, job.output).values()) if job.inputs else set()
+    members, failed = predicted(job, predict)
+    folders = member_folders(members)
+    before = read_summary(folders[0][0])
+    steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
+    if before.get("task", "labels") == "labels":
+        postprocess.check(steps)
+    readers = [open_member(folder, spec.fusion) for folder, _ in folders]
+    for reader, (folder, _) in zip(readers, folders, strict=True):
+        if folder not in made:
+            outputs.require_finished(folder, reader.ids)
+    ids = common_ids(readers, [f for f, _ in folders], failed)
+    weights = [w for _, w in folders]
+    logger.info(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
+    ways, unfit = looked_at(ids, readers)
+    _require_free(list(ways), readers[0], job)
+    failed = failed | unfit
+    summary = {
+        "task": before.get("task", "labels"),
+        "members": [{"folder": str(f), "weight": w} for f, w in folders],
+        "fusion": spec.fusion,
+        "postprocess": [dataclasses.asdict(s) for s in steps],
+        **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
+        "inputs": len(ways) + len(failed),
+    }
+    rows: list[dict[str, Any]] = [{"id": i, "status": "failed", "error": error} for i, error in failed.items()]
+    with outputs.Kept(lambda: files.write_json(job.output / "summary.json", {**summary, "files": rows})) as write:
+        write()
+        for case_id in progress(list(ways), "cases"):
+            stop.check()
+            rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, job))
+            write()
+    if failed:
+        logger.info(f"\n{len(ways)} cases done, {len(failed)} failed:")
+        logger.info("\n".join(f"  {case_id}: {error}" for case_id, error in failed.items()))
+    return Fused(output=job.output, done=tuple(ways), failed=failed)
+
+
+def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
+    """Raise UserError where an answer would replace the image that it was made from, or a file that is no answer."""
+    seen = {i: first.look(i).facts for i in ids}
+    outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), job.output)
+    names = [n for i, facts in seen.items() for n in outputs.names(i, facts["task"], facts["suffix"], job.save_soft)]
+    outputs.require_own(job.output, names)
+    if problem := outputs.too_long(job.output, names):
+        raise UserError(f"--output {job.output}: {problem.removeprefix('its ')}. Rename that image and predict it again.")
+
+
+def load_spec(path: Path) -> Spec:
+    """Read an ensemble file. Raises ConfigError with every structural fault."""
+    if not os.path.isfile(path):
+        raise UserError(f"--spec {path}: no such file. Ensembles live in ensembles/*.yaml.")
+    return structure(read_yaml(path), Spec, str(path))
+
+
+def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
+    """Folders of predictions and their weights; a member's weight is shared equally by its folds. Raises UserError for absent ones."""
+    check_weights(members)
+    pairs = [(folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)]
+    absent = [str(f) for f, _ in pairs if not os.path.isdir(f)]
+    if absent:
+        raise UserError(f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft.")
+    return pairs
+
+
+def _folders_of(member: Member) -> list[Path]:
+    return [member.run / f"fold_{n}" for n in member.folds] or [member.run]
+
+
+def check_weights(members: Sequence[Member]) -> None:
+    """Raise UserError for weights that make no mean."""
+    if not members:
+        raise UserError("the ensemble names no members. Give at least one folder of predictions or run.")
+    require_weights([m.weight for m in members])
+
+
+# --- members that are runs ---------------------------------------------------------------------------------------------
+
+
+def predicted(job: EnsembleJob, predict: PredictMember | None) -> tuple[tuple[Member, ...], dict[str, str]]:
+    """The members, those that are runs replaced by folders of their predictions of ``--input``, made now unless they are there.
+
+    Also the ids of images that could not be predicted, with where that is told. Raises UserError for a run without ``--input``.
+    """
+    members, data = job.spec.members, job.inputs
+    check_weights(members)
+    runs = [m for m in members if is_run(m)]
+    if runs and not data:
+        raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")
+    own, out = _own_folders(members, job.output), list(members)
+    failed: dict[str, str] = {}
+    for n, folder in own.items():
+        assert predict is not None, "fuse(job, predict) is given what predicts runs where there are inputs"
+        lost = predict(members[n], data, folder, job.device)
+        failed |= {i: f"could not be predicted by {members[n].run}, see {folder / 'summary.json'}" for i in lost if i not in failed}
+        out[n] = Member(run=folder, weight=members[n].weight)
+    return tuple(out), failed
+
+
+def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
+    """Where the predictions of those members that are runs go, by the member's number."""
+    found, names = {}, collections.Counter()
+    for n, member in enumerate(members):
+        if is_run(member):
+            name = Path(os.path.realpath(member.run)).name
+            names[name] += 1
+            found[n] = output / "members" / (name if names[name] == 1 else f"{name}-{names[name]}")
+    return found
+
+
+def is_run(member: Member) -> bool:
+    """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where they would be looked for."""
+    folders = _folders_of(member)
+    return RunFolder(member.run).holds_models and not any(os.path.isdir(f / "soft") for f in folders)
+
+
+def _cure(member: Member) -> str:
+    where = _folders_of(member)
+    commands = [f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft" for w in where]
+    return "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  " + "\n  ".join(
+        commands
+    )
+
+
+# --- one case ------------------------------------------------------------------------------------------------------------
+
+
+def _one(
+    case_id: str,
+    members: tuple[Sequence[Reader], Sequence[float], str, Sequence[Alignment]],
+    steps: Sequence[Part],
+    job: EnsembleJob,
+) -> dict[str, Any]:
+    """Fuse, decide and write one case."""
+    readers, weights, fusion, ways = members
+    loaded = [r.load(case_id) for r in readers]
+    facts: Mapping[str, Any] = loaded[0][1]
+    logger.info(f"\nProcessing {case_id}")
+    fused = fused_arrays([way.apply(a) for way, (a, _) in zip(ways, loaded, strict=True)], weights, fusion, case_id)
+    prediction = Prediction(case_id=case_id, soft=fused, geometry=facts["geometry"])
+    if job.save_soft:
+        softs.save(job.output / "soft", prediction, {k: v for k, v in facts.items() if k != "geometry"})
+    answer = finish(steps, prediction, job.output, facts, _image(facts, fused.shape[1:]))
+    return {"id": case_id, "status": "done", "shape": list(fused.shape[1:]), **answer}
+
+
+def _image(facts: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray | None:
+    """The 2D input that a label answer is shown over, read again; None where ``facts`` do not name its files, or these are gone or of another size."""
+    paths = tuple(Path(p) for p in facts.get("image", ()))
+    if len(size) != 2 or facts["task"] != "labels" or not paths:
+        return None
+    try:
+        image, _ = load_image(Case(id="", image=paths), 2)
+    except FileError:
+        return None
+    return image if image.shape[1:] == size else None

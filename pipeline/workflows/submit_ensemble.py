@@ -1,0 +1,45 @@
+"""Submitting what an ensemble answers: it predicts and fuses the test images first.
+
+The walk: workflows.ensemble -> workflows.submit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.inference import submission
+from pipeline.workflows import ensemble
+from pipeline.workflows.submit import Submission, checked_and_packed, require_place
+
+
+def submit_ensemble(
+    spec: Path,
+    test_dir: Path,
+    out: Path = Path("submission.zip"),
+    format: str = "tiff-zip",  # noqa: A002 - the option's name
+    *,
+    work: Path | None = None,
+    device: str = "auto",
+) -> Submission:
+    """Let an ensemble answer the test images, then submit its answers.
+
+    Args:
+        spec: an ``ensembles/NAME.yaml``.
+        test_dir: folder of the test images.
+        out: file to write; an older submission is replaced.
+        format: as for :func:`write_submission`.
+        work: folder for the ensemble's answers; default: ``<out without suffix>_predictions``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns:
+        The submission that lies there now.
+
+    Raises:
+        UserError: as :func:`write_submission` and the ensemble do; an image that the ensemble failed for
+            is a missing answer.
+    """
+    require_place(out, format)
+    submission.require_replaceable(out)  # before hours of prediction
+    folder = work or out.with_name(f"{out.stem}_predictions")
+    ensemble.ensemble(ensemble.load_spec(spec), folder, inputs=(test_dir,), device=device)
+    return checked_and_packed(folder, test_dir, out, format)

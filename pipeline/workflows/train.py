@@ -1,0 +1,342 @@
+"""Training: check everything, split once, train each fold to its end, score it on its held-out cases, sum up.
+
+The walk: checks -> data (cases, store, folds) -> training.fold (fit, held-out scores) -> training.summary -> reporting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Config, load
+from pipeline.data import derived, world
+from pipeline.data import store as stores
+from pipeline.files import lock
+from pipeline.inference import devices
+from pipeline.progress import counter, kept_log, muted, shown
+from pipeline.records import FAILED, FoldResult, UserError
+from pipeline.reporting import tables
+from pipeline.runs import RunFolder, whole_numbers
+from pipeline.scoring import held_out
+from pipeline.stopping import stop
+from pipeline.training import distributed
+from pipeline.training.distributed import Team, TeamError
+from pipeline.training.fold import TrainingRun, train_guarded
+from pipeline.training.summary import class_names, summarise
+from pipeline.workflows import checks
+from pipeline.workflows.checks import DataError, Examined, Request, Start, check_data, check_folds, check_names
+from pipeline.workflows.report import write_report
+
+logger = logging.getLogger(__name__)
+
+RULE = tables.RULE
+
+MOST_FAULTS = 20
+"""Faults of data that an exception spells out."""
+
+SILENT = 3.0
+"""Seconds of waiting for another process before it is said."""
+
+
+_training = threading.Lock()
+"""Held while a fold is trained: random state, logging and signals are the whole process's."""
+
+
+class FoldError(RuntimeError):
+    """Folds of a run are not complete: they failed, or another process trains them. The run holds what is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training command leaves.
+
+    Args:
+        run: the run folder.
+        failed: folds that failed, with the reason.
+        busy: folds that another process trains and has not finished.
+    """
+
+    run: RunFolder
+    failed: dict[int, str] = field(default_factory=dict)
+    busy: dict[int, str] = field(default_factory=dict)
+
+
+def train_folds(
+    config: Config | Path | str,
+    data: Path | str | None = None,
+    *,
+    folds: Sequence[int] | int | None = None,
+    out: Path | str | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    continue_on_error: bool = False,
+    progress: bool = False,
+) -> RunFolder:
+    """Train folds of a system, and score each on the cases that it was not trained on.
+
+    Called again with the same arguments it continues where it stopped: a finished fold is not trained again.
+
+    Args:
+        config: a config, or the path of its YAML file.
+        data: data set folder; default: ``data.root`` of the config.
+        folds: which folds; default: all.
+        out: run folder; default: ``runs/NAME``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        fresh: start over; a run that is there is renamed, not deleted.
+        continue_on_error: go on with the next fold when one fails.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The run: models, out-of-fold answers and scores lie in it.
+
+    Raises:
+        UserError: for a config, a data set or a place that cannot be used, before anything is trained.
+        FoldError: where a fold failed, after the others were done or given up.
+    """
+    if not _training.acquire(blocking=False):
+        raise UserError("another thread of this process is training. Train one after the other, or in processes of their own.")
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            return _train_folds(config, data, folds, out, str(device), fresh, continue_on_error, progress)
+    finally:
+        _training.release()
+
+
+def _train_folds(
+    config: Config | Path | str,
+    data: Path | str | None,
+    folds: Sequence[int] | int | None,
+    out: Path | str | None,
+    device: str,
+    fresh: bool,
+    continue_on_error: bool,
+    progress: bool,
+) -> RunFolder:
+    """Under the caller's own random state, to which it comes back."""
+    given = config if isinstance(config, Config) else load(Path(config))
+    request = Request(
+        source="config" if isinstance(config, Config) else str(config),
+        data_dir=None if data is None else Path(data),
+        out=None if out is None else Path(out),
+        folds=None if folds is None else whole_numbers(folds, "folds"),
+        device=device,
+        fresh=fresh,
+    )
+    try:
+        with shown(progress):
+            trained = train(given, request, continue_on_error)
+    except DataError as error:  # a command has printed them; here they may have gone nowhere
+        lines = [*error.faults[:MOST_FAULTS], *(["..."] if len(error.faults) > MOST_FAULTS else [])]
+        raise UserError("\n  ".join([f"{len(error.faults)} faults in the data; nothing was started.", *lines])) from None
+    faults = [f"fold {n} failed: {text}. See {trained.run.fold(n).error_file}" for n, text in trained.failed.items()]
+    faults += [f"fold {n} is not complete: {text}" for n, text in trained.busy.items()]
+    if faults:
+        raise FoldError("\n  ".join([f"{trained.run.path} is not complete:", *faults]))
+    return trained.run
+
+
+def train(config: Config, request: Request, continue_on_error: bool = False) -> Trained:
+    """Check everything, then train the folds that were asked for. Raises UserError before anything is trained."""
+    config = request.on_data(config)
+    start = request.start(config)
+    checks.refuse(config, start, request.source)
+    _refuse_taken(start)
+    with _together(config, start.device) as team:
+        run = team.leader_first(lambda: _prepared(config, start, team), "preparing the run")
+        name = "train" if request.folds is None else f"train_fold_{'_'.join(map(str, start.folds))}"
+        with kept_log(start.folder, name) if team.leads else contextlib.nullcontext():
+            return _train_all(run, start.folds, continue_on_error)
+
+
+# --- preparing the run -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _together(config: Config, device: str) -> Iterator[Team]:
+    """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
+    team = distributed.join(devices.resolve(device), config.train.timeout)
+    with muted(not team.leads):
+        try:
+            yield team
+        except TeamError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(FAILED)
+    distributed.leave(team)
+
+
+def _prepared(config: Config, start: Start, team: Team) -> TrainingRun:
+    """The run, laid out by the first rank and found by the others."""
+    folder = start.folder
+    if not team.leads:
+        data = check_data(config, folder, write=False, fresh=start.fresh)
+        return _opened(config, start.run, data, team, check_names(config, data.facts, start))
+    with _alone(start.run):
+        data = check_data(config, folder, write=True, fresh=start.fresh)
+        channels = check_names(config, data.facts, start)
+        check_folds(config, data, start)
+        with _started_over(start.run) if start.fresh else contextlib.nullcontext():
+            _lay_out(config, start.run, data)
+            return _opened(config, start.run, data, team, channels)
+
+
+def _refuse_taken(start: Start) -> None:
+    """Raise UserError at once, before any waiting and checking, where the one fold asked for is another process's."""
+    path = start.run.fold(start.folds[0]).lock
+    if len(start.folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
+        with lock.held(path):
+            pass
+
+
+def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """The run folder for this process alone, to prepare it or sum it up. Waits for others that do, and stops waiting on request."""
+    warned = False
+
+    def wait(busy: lock.BusyError, seconds: float) -> None:
+        nonlocal warned
+        stop.check()
+        if seconds > SILENT and not warned:
+            warned = True
+            logger.info(f"Waiting: {run.path} is being prepared or summed up by {busy.owner or 'another process'}")
+
+    return lock.held(run.lock, wait)
+
+
+@contextlib.contextmanager
+def _started_over(run: RunFolder) -> Iterator[None]:
+    """Rename a folder that holds a run and own the new one in its place. Raises UserError where a process still trains one of its folds."""
+    if not {p.name for p in run.path.iterdir()} - {lock.NAME, run.store.name}:
+        yield
+        return
+    with contextlib.ExitStack() as folds:
+        for path in sorted(run.path.glob("fold_*")):
+            folds.enter_context(lock.held(path / lock.NAME))
+        logger.info(f"--fresh: the old run is kept as {run.set_aside()}")
+    with _alone(run):
+        yield
+
+
+def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
+    """Make or check the run folder. Raises UserError where it belongs to another config or data set, or the cases cannot be split."""
+    listing = stores.case_listing(data.cases, data.facts)
+    changes = [*run.changed_settings(config), *run.changed_cases(listing)]
+    if changes:
+        raise UserError(run.refusal(changes))
+    checks.planned_folds(config, run.path, data, write=False)
+    run.begin(config, listing)
+
+
+def _opened(config: Config, run: RunFolder, data: Examined, team: Team, channels: tuple[int, int]) -> TrainingRun:
+    """Split, and build the store; what is there already is used as it is."""
+    split = checks.planned_folds(config, run.path, data, write=True)
+    place = stores.place(config.data, run.path)
+    stored = stores.build(data.cases, data.facts, config, place, progress=counter("building the store"))
+    stored = derived.attach(stored, config, place, progress=counter("making maps and masks"))
+    version = run.metrics_version()
+    return TrainingRun(
+        config=config,
+        folder=run,
+        device=team.device,
+        channels=channels,
+        stored={s.case.id: s for s in stored},
+        splits=split,
+        team=team,
+        version=version,
+        scoring=held_out.scoring_of(config, version, stored),
+        trained_on=world.trained_on(data.layout, data.facts, class_names(config)),
+    )
+
+
+# --- fold after fold -------------------------------------------------------------------------------------------------------
+
+
+def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) -> Trained:
+    """Train folds in order, keep a result of each, write the summary; folds that another process trains are left to it.
+
+    Raises UserError where that is all of them. Where it is some, they count as busy unless they, too, are complete by then.
+    """
+    logger.info(f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}")
+    failed: dict[int, str] = {}
+    others: dict[int, lock.BusyError] = {}
+    for fold in folds:
+        try:
+            result = _settle(run, fold)
+        except lock.BusyError as busy:
+            if len(others) + 1 == len(folds):
+                raise
+            others[fold] = busy
+            logger.info(f"Fold {fold} is left out: {busy}")
+            continue
+        if result.status == "failed":
+            failed[fold] = result.error
+            if not continue_on_error:
+                break
+    if run.team.leads:
+        with _alone(run.folder):
+            logger.info(tables.of_training(summarise(run)))
+            _report(run.folder)
+    busy = {fold: str(error) for fold, error in others.items() if not run.folder.fold(fold).completed}
+    for fold, text in busy.items():
+        logger.info(f"Fold {fold} is not complete and was not trained here: {text}")
+    logger.info(what_next(run.config, run.folder))
+    return Trained(run=run.folder, failed=failed, busy=busy)
+
+
+def _settle(run: TrainingRun, fold: int) -> FoldResult:
+    """The result of a fold, which is trained where it is not complete. Raises lock.BusyError where another process has it."""
+    folder, team = run.folder.fold(fold), run.team
+    with contextlib.ExitStack() as stack:
+        own = lock.held(folder.lock)
+        team.leader_first(lambda: stack.enter_context(own) if team.leads else None, f"owning fold {fold}")
+        result = team.leader_first(folder.result, f"reading fold {fold}")
+        team.wait("agreeing on the fold")  # before anyone writes a new result
+        if result is not None and result.status == "completed":
+            text = f"Fold {fold} is already complete (best epoch {result.best_epoch + 1})"
+            logger.info(f"{text}; remove {folder.path} to train it again")
+            return result
+        logger.info(f"{RULE}\nSTARTING FOLD {fold}\n{RULE}")
+        return train_guarded(run, fold)
+
+
+def _report(run: RunFolder) -> None:
+    """A report that fails must not fail the training that it reports."""
+    try:
+        logger.info(f"Report: {write_report(run)}")
+    except Exception as error:
+        logger.warning(f"no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {run.path}")
+
+
+def what_next(config: Config, run: RunFolder) -> str:
+    """What a run holds by now and the command that goes on from here, ready to be typed."""
+    count = config.data.folds.count
+    done = [n for n in range(count) if run.fold(n).completed]
+    missing = [n for n in range(count) if n not in done]
+    lines = [f"{len(done)} of {count} folds are complete in {run.path}."]
+    for fold in missing:
+        failed = run.fold(fold).error_file
+        why = f"failed, see {failed}" if failed.is_file() else "is not trained"
+        lines.append(f"Fold {fold} {why}; the same command with --fold {fold} trains it.")
+    if done:
+        models = run.path if not missing else run.fold(done[0]).path
+        words = ["--checkpoint", str(models), "--input", _test_images(config)]
+        words += ["--output", str(Path("predictions") / config.name)]
+        lines.append(f"To predict: python -m pipeline.predict {shlex.join(words)}")
+    return "\n".join(lines)
+
+
+def _test_images(config: Config) -> str:
+    """The folder of the data set's test images, a word for the user's own where it has none."""
+    root = Path(config.data.root)
+    folders = [root / name for name in ("test_images", "imagesTs", config.data.test)]
+    return next((str(f) for f in folders if f.is_dir() and any(f.iterdir())), "IMAGES")

@@ -1,0 +1,555 @@
+"""Choose post-processing on out-of-fold predictions, and say honestly what it gains.
+
+The walk: runs and their out-of-fold predictions -> tuning.search (what is tried) -> tuning.trials (scores, by case) ->
+paired gains -> RUN/tuning/result.json and an ensemble's YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline import files, postprocess
+from pipeline.config import Config, ConfigError, nearest, read_yaml, structure
+from pipeline.data import cases as case_finder
+from pipeline.files import lock
+from pipeline.grid import grid_of
+from pipeline.inference import soft
+from pipeline.metrics import BETTER, IMAGES, METRICS, SOFT, better, in_millimetres, units
+from pipeline.progress import counter
+from pipeline.records import Part, UserError, printable
+from pipeline.reporting import tables
+from pipeline.runs import RunFolder
+from pipeline.tuning import search
+from pipeline.tuning.search import Candidate, Gain, Plan
+from pipeline.tuning.trials import CaseFiles, Rules, Trials, workers_for
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_GROUPS = 5
+"""Groups from which on the bootstrap draws groups instead of cases."""
+OWN, NESTED, OPTIMISTIC = tables.OWN, "tuned (nested)", "tuned on all (optimistic)"
+STEPS = {2: 8, 3: 4, 4: 3}
+"""Into how many steps the weights of so many members are divided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a ``--space`` file may hold."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
+    stages: tuple[tuple[tuple[Part, ...], ...], ...]
+    """A candidate takes one alternative, a list of steps, from each stage, in this order; the deciding step belongs to the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A run with out-of-fold predictions: its config, its folds that are complete, and the fold of each of their cases."""
+
+    run: RunFolder
+    config: Config
+    folds: tuple[int, ...]
+    fold_of: Mapping[str, int]
+    listing: Mapping[str, Any]
+    version: int
+
+    @property
+    def folder(self) -> Path:
+        return self.run.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is compared, on which cases, by what: ``parts`` are held out in turn, ``units`` are drawn by the bootstrap."""
+
+    sources: tuple[Source, ...]
+    cases: tuple[CaseFiles, ...]
+    groups: Mapping[str, str | None]
+    metric: Part
+    sign: int
+    shape: tuple[int, ...]
+    """Channels and space axes ``(K, *S)`` of the largest prediction."""
+
+    @property
+    def config(self) -> Config:
+        return self.sources[0].config
+
+    @property
+    def folder(self) -> Path:
+        """Where the journal and the result are kept: with the first run."""
+        return self.sources[0].run.tuning
+
+    @property
+    def version(self) -> int:
+        """Metrics version: that of the oldest run."""
+        return min(s.version for s in self.sources)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of the metric, where it is a length."""
+        return units([self.metric], all(c.spacing is not None for c in self.cases))
+
+    @property
+    def name(self) -> str:
+        return "+".join(Path(os.path.realpath(s.folder)).name for s in self.sources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of the table: all numbers of each case, and what gave them (by part for the nested row)."""
+
+    name: str
+    candidates: Mapping[str, Candidate]
+    cases: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """The ensemble that was written, what was chosen on all cases, and the paired gains of every row by reference."""
+
+    spec: Path
+    chosen: Candidate
+    gains: Mapping[str, Mapping[str, Gain]]
+
+
+def tune_postprocessing(
+    runs: Sequence[Path | str | RunFolder] | Path | str | RunFolder,
+    *,
+    metric: str | None = None,
+    space: Path | str | None = None,
+    by: str | None = None,
+    out: Path | str | None = None,
+    force: bool = False,
+    workers: int | None = 1,
+    data_dir: Path | str | None = None,
+) -> Tuned:
+    """Choose post-processing, and of several runs their weights and fusion.
+
+    Args:
+        runs: a run folder with out-of-fold predictions, or several of the same cases.
+        metric: what is to be better; None: competition for binary volumes, else the config's first.
+        space: YAML file of what is tried; None: built in.
+        by: what is held out from each choice, ``group`` or ``fold``; None: group where there are two or more.
+        out: ensemble to write; None: ``ensembles/<run>_tuned.yaml``.
+        force: replace ``out`` although somebody else wrote or changed it.
+        workers: processes. More than 1 needs ``if __name__ == "__main__":`` in a script; None: one a core, as far as memory holds the
+            cases.
+        data_dir: data set folder, where the labels have moved since training.
+
+    Returns:
+        The ensemble file, the steps that were chosen, and what they gain.
+
+    Raises:
+        UserError: for runs that cannot be tuned, and a place that cannot be written.
+    """
+    several = [runs] if isinstance(runs, str | Path | RunFolder) else runs
+    folders = [r.path if isinstance(r, RunFolder) else Path(r) for r in several]
+    if not folders:
+        raise UserError("runs: no run folder is named. Name one that pipeline.train wrote.")
+    if by not in (None, "group", "fold"):
+        raise UserError(f"by is {by!r}, must be group or fold.")
+    for folder in folders:
+        files.require_text("", folder)  # it will stand in the ensemble's YAML
+    if folders and os.path.isdir(folders[0]):
+        files.require_writable("", RunFolder(folders[0]).tuning)
+    study = prepare(folders, metric, workers, None if data_dir is None else Path(data_dir))
+    place = Path(out) if out is not None else Path("ensembles") / f"{study.name}_tuned.yaml"
+    guard(place, force)
+    plan = make_plan(study, None if space is None else Path(space))
+    with lock.held(study.folder / lock.NAME), make_trials(study, workers) as trials:
+        study = usable(study, trials, plan)
+        parts = make_parts(study, by)
+        held = ", ".join(f"{name} ({len(ids)})" for name, ids in parts.items())
+        logger.info(f"{len(study.cases)} cases; held out in turn: {held}")
+        rows, chosen = compare(study, plan, parts, trials)
+    gains = compute_gains(study, rows)
+    averages = {r.name: means(r) for r in rows}
+    logger.info(tables.of_tuning(study.metric.name, study.units, averages, gains, drawn_by(study)))
+    for name, candidate in chosen.items():
+        logger.info(f"chosen {f'without {name}' if name else 'on all cases'}: {candidate}")
+    keep_result(study, rows, gains, parts)
+    write_spec(place, study, chosen[""], gains)
+    return Tuned(spec=place, chosen=chosen[""], gains=gains)
+
+
+# --- what there is -----------------------------------------------------------------------------------------------------
+
+
+def prepare(runs: Sequence[Path], metric_name: str | None, workers: int | None, data_dir: Path | None) -> Study:
+    """Open the runs and check that they can be compared. Raises UserError for everything that cannot be used."""
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: at least 1 process is needed.")
+    sources = tuple(open_run(RunFolder(folder)) for folder in runs)
+    config = sources[0].config
+    check_alike(sources)
+    cases = case_files(sources, data_dir)
+    paths = [folder / f"{case.id}.npy" for case in cases for folder in case.soft]
+    shapes = [np.load(path, mmap_mode="r", allow_pickle=False).shape for path in paths]
+    metric = choose_metric(metric_name, config)
+    return Study(
+        sources=sources,
+        cases=with_spacings(cases, metric, config, min(s.version for s in sources)),
+        groups={case.id: sources[0].listing[case.id]["group"] for case in cases},
+        metric=metric,
+        sign=1 if better(metric.name) == "higher" else -1,
+        shape=max(shapes, key=math.prod),
+    )
+
+
+def open_run(run: RunFolder) -> Source:
+    """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
+    if not os.path.isfile(run.config_file) or not os.path.isfile(run.cases_file):
+        raise UserError(f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
+    config = run.config()
+    if config.task != "labels":
+        raise UserError(f"{run.path}: its task is {config.task!r}; only labels have post-processing to tune.")
+    fold_of: dict[str, int] = {}
+    for fold in run.completed():
+        fold_of |= dict.fromkeys(soft.ids(run.fold(fold).soft), fold)
+    if not fold_of:
+        raise UserError(f"{run.path}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a fold to its end first.")
+    listing = run.listing()
+    unknown = sorted(set(fold_of) - set(listing))
+    if unknown:
+        raise UserError(
+            f"{run.cases_file}: lacks {len(unknown)} cases that were predicted: {', '.join(unknown[:10])}. "
+            "Restore it, or remove their files from fold_N/oof/soft."
+        )
+    folds = tuple(sorted(set(fold_of.values())))
+    which = ", ".join(map(str, folds))
+    logger.info(f"{run.path}: {len(fold_of)} of {len(listing)} cases predicted out of fold by folds {which}")
+    return Source(run=run, config=config, folds=folds, fold_of=fold_of, listing=listing, version=run.metrics_version())
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+    """Raise UserError unless all runs predicted the same cases, with the same labels and the same meaning of labels."""
+    first = sources[0]
+    if len({os.path.realpath(s.folder) for s in sources}) < len(sources):
+        raise UserError("a run is given twice. Name each run once.")
+    for other in sources[1:]:
+        faults = [
+            f"{key} is {getattr(first.config.data, key)} and {getattr(other.config.data, key)}"
+            for key in ("classes", "dims", "ignore_label")
+            if getattr(first.config.data, key) != getattr(other.config.data, key)
+        ]
+        faults += [f"only one of them predicted {i}" for i in sorted(set(first.fold_of) ^ set(other.fold_of))[:5]]
+        name = next(iter(first.config.targets))
+        both = sorted(set(first.fold_of) & set(other.fold_of))
+        contents = [[s.listing[i]["content"].get(name) for s in (first, other)] for i in both]
+        faults += [f"case {i} has other labels" for i, (a, b) in zip(both, contents, strict=True) if a != b][:5]
+        if faults:
+            raise UserError(f"{first.folder} and {other.folder} cannot be tuned together: {'; '.join(faults)}.")
+
+
+def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFiles, ...]:
+    """Soft predictions and labels of every case, sorted by id. Raises UserError for labels that are not where they were."""
+    config, listing = sources[0].config, sources[0].listing
+    target = next(iter(config.targets))
+    if data_dir is None:
+        places = {i: {role: Path(path) for role, path in listing[i]["targets"].items()} for i in listing}
+    else:
+        places = {c.id: dict(c.targets) for c in case_finder.find(config.data, config.roles, data_dir).train}
+    ids = sorted(sources[0].fold_of)
+    fov = config.data.frames.fov
+    needed = [target, *([fov] if fov else [])]
+    lost = [i for i in ids if any(role not in places.get(i, {}) or not os.path.isfile(places[i][role]) for role in needed)]
+    labels = {i: places[i][target] for i in ids if i not in lost}
+    if lost:
+        where = data_dir or next((path.parent for path in places.get(lost[0], {}).values()), "the run's data set")
+        raise UserError(f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with --data-dir where they are now.")
+    return tuple(
+        CaseFiles(
+            id=i,
+            soft=tuple(s.run.fold(s.fold_of[i]).soft for s in sources),
+            label=labels[i],
+            content=" ".join(listing[i]["content"][role] if data_dir is None else _stamp(places[i][role]) for role in needed),
+            fov=places[i][fov] if fov else None,
+        )
+        for i in ids
+    )
+
+
+def with_spacings(cases: Sequence[CaseFiles], metric: Part, config: Config, version: int) -> tuple[CaseFiles, ...]:
+    """The cases with the distance of their voxels, where the metric measures lengths and all labels carry a unit.
+
+    Raises UserError for a tolerance in millimetres without it.
+    """
+    if version < 2 or not in_millimetres([metric]):
+        return tuple(cases)
+    dims = config.data.dims
+    spacings = [grid_of(files.geometry(c.label, dims), dims).spacing for c in cases]
+    if None in spacings:
+        if "tolerance_mm" in metric.options:
+            raise UserError(
+                f"{metric.name}: tolerance_mm needs labels that carry a unit of length, and not all do. Use tolerance (voxels)."
+            )
+        return tuple(cases)
+    return tuple(dataclasses.replace(c, spacing=s) for c, s in zip(cases, spacings, strict=True))
+
+
+def _stamp(path: Path) -> str:
+    return f"{path.stat().st_mtime_ns} {path.stat().st_size}"
+
+
+def choose_metric(name: str | None, config: Config) -> Part:
+    """The metric to tune by, with the config's options where the config has it. Raises ConfigError for one without a direction."""
+    given = {p.name: p for p in config.metrics}
+    if name is None:
+        binary_volumes = config.data.classes == 2 and config.data.dims == 3
+        name = "competition" if binary_volumes else next((n for n in given if n not in SOFT), "dice")
+    if name not in METRICS or name not in BETTER or name in SOFT | IMAGES:
+        known = (set(METRICS) & set(BETTER)) - SOFT - IMAGES
+        raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}")
+    return given.get(name, Part(name=name))
+
+
+def make_trials(study: Study, workers: int | None) -> Trials:
+    """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as cores and memory allow."""
+    number = workers_for(math.prod(study.shape[1:]), study.shape[0] * len(study.sources), workers)
+    inside = ", inside the field of view" if study.config.data.frames.fov else ""
+    metrics = (study.metric, *([] if study.metric.name == "dice" else [Part(name="dice")]))
+    logger.info(
+        f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better{inside}), {number} worker{'s' if number > 1 else ''}"
+    )
+    return Trials(
+        study.cases,
+        Rules(metrics=metrics, data=study.config.data, version=study.version),
+        study.folder / "scores.jsonl",
+        number,
+        counter("scores"),
+    )
+
+
+def usable(study: Study, trials: Trials, plan: Plan) -> Study:
+    """The study without cases whose score is not finite for the present post-processing: no difference could be told there."""
+    found = trials.scores({case.id: [plan.start] for case in study.cases})
+    good = [c for c in study.cases if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))]
+    if len(good) < len(study.cases):
+        lost = sorted({c.id for c in study.cases} - {c.id for c in good})
+        logger.warning(f"{study.metric.name} has no value for {len(lost)} cases, which are left out: {', '.join(lost[:10])}")
+    if len(good) < 2:
+        raise UserError(f"{study.metric.name} has a value for {len(good)} cases; at least 2 are needed. Choose another --metric.")
+    return dataclasses.replace(study, cases=tuple(good))
+
+
+def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
+    """Cases that are held out together, by the part's name. Raises UserError where there are fewer than two parts."""
+    ids = [c.id for c in study.cases]
+    groups = {i: study.groups[i] for i in ids}
+    whole = all(g is not None for g in groups.values())
+    enough = whole and len(set(groups.values())) >= 2
+    kind = by or ("group" if enough else "fold")
+    if kind == "group" and not enough:
+        problem = f"there is only the group {next(iter(groups.values()))}" if whole else "some cases have no group"
+        raise UserError(f"--by group: {problem}. Use --by fold.")
+    by_case = {i: str(groups[i]) if kind == "group" else f"fold {study.sources[0].fold_of[i]}" for i in ids}
+    if len(set(by_case.values())) < 2:
+        raise UserError("only one fold is finished and there are no two groups, so nothing can be held out. Train another fold first.")
+    return search.deal(by_case)
+
+
+# --- what is tried -----------------------------------------------------------------------------------------------------
+
+
+def make_plan(study: Study, file: Path | None) -> Plan:
+    """The search space: built in, or of ``--space``; with the baselines and, for several runs, their weights and fusions."""
+    channels, *space = study.shape
+    edge = math.prod(space) ** (1 / len(space))
+    own = study.config.postprocess
+    stages = read_space(file, channels, len(space)) if file else search.space(own, edge, channels, len(space))
+    weights = tuple(1.0 for _ in study.sources)
+    also = {name: search.Candidate(steps=s, weights=weights) for name, s in search.BASELINES.items()} if channels == 1 else {}
+    for n, source in enumerate(study.sources if len(weights) > 1 else ()):
+        alone = tuple(float(i == n) for i in range(len(weights)))
+        also[f"{Path(os.path.realpath(source.folder)).name} alone"] = search.Candidate(steps=own, weights=alone)
+    return search.Plan(
+        start=search.Candidate(steps=own, weights=weights),
+        stages=stages,
+        mixtures=mixtures(len(weights)),
+        also=also,
+    )
+
+
+def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[Part, ...], ...], ...]:
+    """Stages of a ``--space`` file. Raises ConfigError for structure, names, options and deciding steps that come late."""
+    if not os.path.isfile(file):
+        raise UserError(f"--space {file}: no such file.")
+    stages = structure(read_yaml(file), Space, str(file)).stages
+    if not stages or not all(stages):
+        raise ConfigError(f"{file}: stages: give at least one stage, and in each stage at least one alternative; [] is no step at all.")
+    for i, stage in enumerate(stages):
+        for steps in stage:
+            postprocess.check(steps, channels, dims)
+            if i and steps and steps[0].name in postprocess.DECIDE:
+                raise ConfigError(f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the first stage.")
+    return stages
+
+
+def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
+    """Weights on a grid over the simplex with each fusion; equal weights first. A member alone needs no fusion."""
+    if members == 1:
+        return (((1.0,), "mean"),)
+    steps = STEPS.get(members, 2)
+    grid = [w for w in itertools.product(range(steps + 1), repeat=members) if sum(w) == steps]
+    equal = tuple(1.0 for _ in range(members))
+    weights = [equal, *(w for w in (tuple(n / steps for n in row) for row in grid) if len(set(w)) > 1)]
+    several = [w for w in weights if sum(n > 0 for n in w) > 1]
+    return (*((w, "mean") for w in weights), *((w, "logit") for w in several))
+
+
+# --- what it gains -----------------------------------------------------------------------------------------------------
+
+
+def compare(study: Study, plan: Plan, parts: Mapping[str, Sequence[str]], trials: Trials) -> tuple[list[Row], dict[str, Candidate]]:
+    """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that without it."""
+    rounds = itertools.count(1)
+
+    def ask(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
+        new = trials.missing(wanted)
+        logger.info(f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to compute")
+        found = trials.scores(wanted)
+        return {place: study.sign * scores.get(study.metric.name, math.nan) for place, scores in found.items()}
+
+    chosen = search.nested(plan, parts, ask)
+    fixed = {OWN: plan.start, **plan.also}
+    part_of = {case: part for part, cases in parts.items() for case in cases}
+    wanted = {c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[search.ALL]] for c in study.cases}
+    found = trials.scores(wanted)
+    honest = {name: c for name, c in chosen.items() if name != search.ALL}
+    lines = [(name, {search.ALL: c}, dict.fromkeys(part_of, c)) for name, c in {**fixed, OPTIMISTIC: chosen[search.ALL]}.items()]
+    lines.insert(-1, (NESTED, honest, {i: chosen[part] for i, part in part_of.items()}))
+    rows = [
+        Row(name=name, candidates=candidates, cases={c.id: found[c.id, used[c.id].key] for c in study.cases})
+        for name, candidates, used in lines
+    ]
+    return rows, chosen
+
+
+def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain]]:
+    """Paired gains of every row over the present post-processing and over the first baseline, by row and reference."""
+    ids = [c.id for c in study.cases]
+    values = {r.name: np.array([study.sign * r.cases[i].get(study.metric.name, math.nan) for i in ids]) for r in rows}
+    units = bootstrap_units(study)
+    references = [name for name in (OWN, next(iter(search.BASELINES))) if name in values]
+    return {
+        row.name: {name: search.gain(values[row.name] - values[name], units, seed=study.config.seed) for name in references} for row in rows
+    }
+
+
+def bootstrap_units(study: Study) -> list[str]:
+    """What the bootstrap draws as a whole: groups where there are enough, else cases."""
+    groups = [study.groups[c.id] for c in study.cases]
+    enough = None not in groups and len(set(groups)) >= ENOUGH_GROUPS
+    return [str(g) for g in groups] if enough else [c.id for c in study.cases]
+
+
+def drawn_by(study: Study) -> str:
+    """``groups`` or ``cases``: what the bootstrap draws."""
+    return "groups" if len(set(bootstrap_units(study))) < len(study.cases) else "cases"
+
+
+def means(row: Row) -> dict[str, float]:
+    """Mean of every number over the cases that have it."""
+    names = dict.fromkeys(k for scores in row.cases.values() for k in scores)
+    out = {}
+    for name in names:
+        values = [v for s in row.cases.values() if math.isfinite(v := s.get(name, math.nan))]
+        out[name] = sum(values) / len(values) if values else math.nan
+    return out
+
+
+# --- what is written ---------------------------------------------------------------------------------------------------
+
+
+def keep_result(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[str, Gain]], parts: Mapping[str, Sequence[str]]) -> None:
+    """Write ``RUN/tuning/result.json`` (``result_A+B.json`` for several runs): all rows, scores by case, gains, choices by part."""
+    name = "result.json" if len(study.sources) == 1 else f"result_{study.name}.json"
+    files.write_json(
+        study.folder / name,
+        {
+            "runs": [str(s.folder) for s in study.sources],
+            "metric": study.metric,
+            "better": "higher" if study.sign > 0 else "lower",
+            "units": study.units,
+            "parts": parts,
+            "bootstrap": {"resamples": 10_000, "unit": drawn_by(study)[:-1]},
+            "rows": [
+                {
+                    "name": row.name,
+                    "chosen": {part or "all": {"text": str(c), **dataclasses.asdict(c)} for part, c in row.candidates.items()},
+                    "mean": means(row),
+                    "gains": gains[row.name],
+                    "cases": row.cases,
+                }
+                for row in rows
+            ],
+        },
+    )
+
+
+MARK = "# Written by pipeline.tune, checksum "
+
+
+def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> str:
+    """The ensemble as YAML under a comment that says where it comes from and what it gains; the first line guards the rest."""
+    members = [
+        {"run": str(s.folder), "folds": list(s.folds), "weight": w} for s, w in zip(study.sources, chosen.weights, strict=True) if w > 0
+    ]
+    content = {"members": members, "fusion": chosen.fusion, "postprocess": json.loads(json.dumps([_plain(s) for s in chosen.steps]))}
+    honest = gains[NESTED]
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}   {command(study)}",
+        f"Chosen on {len(study.cases)} cases by {study.metric.name}. Honest gain (each case under the choice made without its part), 95 %:",
+        *(f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases" for reference, found in honest.items()),
+    ]
+    lines = [printable(line).replace("\n", "\\n") for line in lines]  # a name must not end the comment
+    body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
+    return f"{MARK}{_checksum(body)}\n{body}"
+
+
+def command(study: Study) -> str:
+    """The command line, as one would type it."""
+    words = sys.argv[1:] if Path(sys.argv[0]).stem == "tune" else [str(s.folder) for s in study.sources]
+    return shlex.join(["python", "-m", "pipeline.tune", *words])
+
+
+def _plain(step: Part) -> dict[str, Any] | str:
+    return {"name": step.name, "options": dict(step.options)} if step.options else step.name
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def guard(out: Path, force: bool) -> None:
+    """Raise UserError where ``out`` holds something that this command did not write, or that was changed since, or may not be written."""
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {out}: an ensemble is a .yaml file.")
+    files.require_writable("--out", out.parent)
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UserError(f"--out {out} is no file. Choose another --out.")
+    if force or not os.path.lexists(out):
+        return
+    first, _, rest = out.read_text(encoding="utf-8", errors="replace").partition("\n")
+    if first != MARK + _checksum(rest):
+        raise UserError(f"{out} is there and was written or changed by somebody else. Choose another --out, or replace it with --force.")
+
+
+def write_spec(out: Path, study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> None:
+    """Write the ensemble, whole or not at all."""
+    files.write_text(out, spec_text(study, chosen, gains))
