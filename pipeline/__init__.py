@@ -1,3 +1,97 @@
-"""From volumes and images to checked answers: cross-validated training, tiled prediction, ensembling, topology repair, submission."""
+"""From volumes and images to checked answers: cross-validated training, tiled prediction, ensembling, topology repair, submission.
+
+What can be called is listed in ``__all__`` and loaded when it is first used; nothing is printed unless it is asked for::
+
+    import pipeline as pl
+
+    run = pl.train_folds("configs/surface.yaml", data="DIR", folds=[0])
+    labels = pl.Predictor.load(run).predict(volume)
+    scores = pl.score(labels, truth, ["dice", "surface_dice"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import Config as Config
+    from pipeline.config import load as load_config
+    from pipeline.inference.inferer import SlidingWindowInferer as SlidingWindowInferer
+    from pipeline.inference.predictor import ModelOptions as ModelOptions
+    from pipeline.inference.predictor import Predictor as Predictor
+    from pipeline.losses.module import Loss as Loss
+    from pipeline.metrics.module import Metric as Metric
+    from pipeline.records import UserError as UserError
+    from pipeline.runs import RunFolder as RunFolder
+    from pipeline.scoring.arrays import score as score
+    from pipeline.workflows.ensemble import fuse_predictions as fuse_predictions
+    from pipeline.workflows.evaluate import score_folder as score_folder
+    from pipeline.workflows.predict import predict_files as predict_files
+    from pipeline.workflows.report import write_report as write_report
+    from pipeline.workflows.submit import write_submission as write_submission
+    from pipeline.workflows.train import FoldError as FoldError
+    from pipeline.workflows.train import train_folds as train_folds
+    from pipeline.workflows.tune import tune_postprocessing as tune_postprocessing
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "FoldError": "workflows.train",
+    "Loss": "losses.module",
+    "Metric": "metrics.module",
+    "ModelOptions": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "RunFolder": "runs",
+    "SlidingWindowInferer": "inference.inferer",
+    "UserError": "records",
+    "fuse_predictions": "workflows.ensemble",
+    "load_config": "config:load",
+    "predict_files": "workflows.predict",
+    "score": "scoring.arrays",
+    "score_folder": "workflows.evaluate",
+    "train_folds": "workflows.train",
+    "tune_postprocessing": "workflows.tune",
+    "write_report": "workflows.report",
+    "write_submission": "workflows.submit",
+}
+"""Public names and the modules that they live in; behind a colon their name there, where it is another."""
+
+__all__ = [
+    "Config",
+    "FoldError",
+    "Loss",
+    "Metric",
+    "ModelOptions",
+    "Predictor",
+    "RunFolder",
+    "SlidingWindowInferer",
+    "UserError",
+    "fuse_predictions",
+    "load_config",
+    "predict_files",
+    "score",
+    "score_folder",
+    "train_folds",
+    "tune_postprocessing",
+    "write_report",
+    "write_submission",
+]
+
+
+def _load(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    module, _, other = _HOMES[name].partition(":")
+    found = getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
+    globals()[name] = found  # the next use is an ordinary one
+    return found
+
+
+if not TYPE_CHECKING:  # a checker knows the names that there are
+    __getattr__ = _load
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from documents import ROOT, run_blocks
 
-import pipeline
 from pipeline.config import ConfigError
 from pipeline.data import derived
 from pipeline.losses import LOSSES, TABLES
@@ -19,7 +18,8 @@ from pipeline.metrics import BETTER, GIVEN, IMAGES, METRICS, SOFT
 from pipeline.metrics.module import REDUCTIONS, Metric
 from pipeline.records import Term
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_loop.md").read_text(encoding="utf-8")
+PATH = ROOT / "docs" / "own_loop.md"
+PAGE = PATH.read_text(encoding="utf-8")
 
 
 def table(first: str) -> dict[str, list[str]]:
@@ -45,15 +45,8 @@ def options(function: Any, without: tuple[str, ...] = ()) -> list[str]:
     return [f"{p.name}={p.default!r}" for p in found if p.name not in without]
 
 
-def test_the_code_of_the_page_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, thing in (("Loss", Loss), ("Metric", Metric)):
-        if not hasattr(pipeline, name):
-            monkeypatch.setattr(pipeline, name, thing, raising=False)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 6
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "docs/own_loop.md", "exec"), names)
+def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_blocks(PATH, {})
     epochs = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if re.match(r"\d \d", line)]
     assert float(epochs[-1][1]) < float(epochs[0][1]), "the loop of the page trains"
 
