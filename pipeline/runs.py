@@ -79,6 +79,33 @@ class FoldFolder:
         return self.path / "log.jsonl"
 
     @property
+    def text_log(self) -> Path:
+        """A line for each epoch, for people."""
+        return self.path / "training_log.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def previews(self) -> Path:
+        """Pictures of held-out patches."""
+        return self.path / "previews"
+
+    @property
+    def tracking_file(self) -> Path:
+        """What trackers call this fold, so that a continued one goes on with its entry."""
+        return self.path / "tracking.json"
+
+    def model_file(self, kind: str) -> Path:
+        """The model file of a kind, there or not: ``best`` or ``swa``."""
+        return self.path / MODELS[kind]
+
+    def epoch_model(self, epochs: int) -> Path:
+        """The model file that ``train.keep_every`` leaves after so many epochs."""
+        return self.path / f"epoch_{epochs:04d}.safetensors"
+
+    @property
     def answers(self) -> Path:
         """Out-of-fold answers: those to the cases that the fold was not trained on."""
         return self.path / "oof"
@@ -96,7 +123,7 @@ class FoldFolder:
     @property
     def written(self) -> tuple[Path, ...]:
         """Folders below which is written while the fold trains."""
-        return (self.path, self.states, self.path / "tensorboard", self.path / "previews", self.answers)
+        return (self.path, self.states, self.tensorboard, self.previews, self.answers)
 
     def model_files(self) -> dict[str, Path]:
         """The model files that exist: ``{"best": ..., "swa": ...}``."""
@@ -244,6 +271,15 @@ class RunFolder:
     def tuning_file(self) -> Path:
         """What tuning found, with all rows of its table."""
         return self.tuning / "result.json"
+
+    @property
+    def tuning_journal(self) -> Path:
+        """Scores of candidates, by case."""
+        return self.tuning / "scores.jsonl"
+
+    def fold_paths(self) -> list[Path]:
+        """Whatever is called ``fold_*``, folders or not."""
+        return sorted(self.path.glob("fold_*"))
 
     def fold(self, number: int) -> FoldFolder:
         """The folder of a fold, there or not."""

@@ -166,6 +166,23 @@ def test_nobody_below_a_command_knows_its_parser() -> None:
     assert not heavy, heavy
 
 
+OF_A_RUN = {
+    *("config.yaml", "cases.json", "splits.json", "environment.json", "baselines.json", "report.html", "error.txt", "tracking.json"),
+    *("best_model.safetensors", "swa_model.safetensors", "checkpoint_latest", "log.jsonl", "training_log.txt", "tensorboard"),
+    *("previews", "oof", "scores.jsonl"),
+}
+"""Names in a run folder that mean nothing elsewhere."""
+
+
+def test_only_runs_knows_how_a_run_lies_on_disk() -> None:
+    faults = []
+    for module, path in modules().items():
+        for node in ast.walk(_parsed(path)):
+            if isinstance(node, ast.Constant) and node.value in OF_A_RUN and module != "pipeline.runs":
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}")
+    assert not faults, faults
+
+
 def test_nobody_below_a_command_prints() -> None:
     """But for the console that prints what was logged, and the last words of a rank that ends at once."""
     faults = []

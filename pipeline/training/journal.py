@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline import colours, files
 from pipeline.metrics.names import display
 from pipeline.progress import clock
+from pipeline.runs import FoldFolder
 
 LEGIBLE = 256
 """Pixels that a preview is at least about high."""
@@ -45,36 +46,35 @@ class Journal:
     def __init__(
         self, folder: Path, epochs: int, history: Sequence[Mapping[str, Any]] = (), names: Mapping[int, str] | None = None
     ) -> None:
-        self.folder, self.epochs, self.names = folder, epochs, names or {}
+        self.fold, self.epochs, self.names = FoldFolder(folder), epochs, names or {}
         self.seconds: list[float] = []
-        files.write_text(folder / "log.jsonl", "".join(_json_line(r) for r in history))
-        files.write_text(folder / "training_log.txt", "".join(self.line(r) + "\n" for r in history))
+        files.write_text(self.fold.log_file, "".join(_json_line(r) for r in history))
+        files.write_text(self.fold.text_log, "".join(self.line(r) + "\n" for r in history))
         self.open = contextlib.ExitStack()
-        with files.named(folder / "tensorboard"):
-            (folder / "tensorboard").mkdir(exist_ok=True)
-            name = self.open.enter_context(files.as_text(folder / "tensorboard"))
+        with files.named(self.fold.tensorboard):
+            self.fold.tensorboard.mkdir(exist_ok=True)
+            name = self.open.enter_context(files.as_text(self.fold.tensorboard))
             self.board = SummaryWriter(name, purge_step=len(history))
 
     def epoch(self, record: Mapping[str, Any]) -> str:
         """Append one epoch everywhere; returns its line."""
         line = self.line(record)
-        self._append("log.jsonl", _json_line(record))
+        self._append(self.fold.log_file, _json_line(record))
         self.note(line)
-        with files.named(self.folder / "tensorboard"):
+        with files.named(self.fold.tensorboard):
             for key, value in record.items():
                 if key not in ("epoch",) and isinstance(value, int | float) and math.isfinite(value):
                     self.board.add_scalar(key, value, record["epoch"])
             self.board.flush()
         return line
 
-    def _append(self, name: str, text: str) -> None:
-        path = self.folder / name
+    def _append(self, path: Path, text: str) -> None:
         with files.named(path, len(text)), path.open("a", encoding="utf-8") as log:
             log.write(text)
 
     def note(self, line: str) -> None:
         """One line in training_log.txt."""
-        self._append("training_log.txt", line + "\n")
+        self._append(self.fold.text_log, line + "\n")
 
     def line(self, record: Mapping[str, Any]) -> str:
         """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11 left``; called once an epoch, in order."""
@@ -94,12 +94,12 @@ class Journal:
         parts = [colours.to_bytes(p).repeat(times, 0).repeat(times, 1) for p in panels]
         gap = np.full((len(parts[0]), GAP, 3), 255, np.uint8)
         picture = np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1)
-        files.write(self.folder / "previews" / f"epoch_{epoch + 1:04d}.png", np.moveaxis(picture, -1, 0))
-        with files.named(self.folder / "tensorboard"):
+        files.write(self.fold.previews / f"epoch_{epoch + 1:04d}.png", np.moveaxis(picture, -1, 0))
+        with files.named(self.fold.tensorboard):
             self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
 
     def close(self) -> None:
-        with self.open, files.named(self.folder / "tensorboard"):
+        with self.open, files.named(self.fold.tensorboard):
             self.board.close()
 
 

@@ -32,6 +32,7 @@ from pipeline.metrics import better
 from pipeline.metrics.names import display, from_json
 from pipeline.networks import HeadedNet
 from pipeline.records import METRICS_VERSION, Checkpoint
+from pipeline.runs import FoldFolder
 from pipeline.scoring.patches import PatchRules, PatchScores, labelled, measure
 from pipeline.tasks import TASKS, spoken
 from pipeline.training import checkpoint, distributed, optim, tracking
@@ -187,7 +188,7 @@ def _fit(job: Job, state: State) -> None:
         if record:
             values = [f"{display(k, job.class_names)}: {v:.4f}" for k, v in record.items() if "/" not in k]
             logger.info(_note(journal, "SWA: " + ", ".join(values)))
-        trackers.model(job.folder / "best_model.safetensors")
+        trackers.model(FoldFolder(job.folder).model_file("best"))
     finally:
         journal.close()
         trackers.close()
@@ -198,7 +199,7 @@ def _keep(job: Job, state: State) -> None:
     every = job.config.train.keep_every
     if every and state.epoch % every == 0:
         model = _model(job, state.network, "epoch", state.epoch - 1, state.history[-1].get(job.config.train.stop.monitor))
-        models.save_model(job.folder / f"epoch_{state.epoch:04d}.safetensors", model)
+        models.save_model(FoldFolder(job.folder).epoch_model(state.epoch), model)
 
 
 def finished(config: Config, state: State) -> bool:
@@ -418,7 +419,7 @@ def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
     if math.isfinite(score) and (state.best_score is None or sign * score < sign * state.best_score):
         state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
         if job.team.leads:
-            models.save_model(job.folder / "best_model.safetensors", _model(job, state.network, "best", state.epoch, score))
+            models.save_model(FoldFolder(job.folder).model_file("best"), _model(job, state.network, "best", state.epoch, score))
     else:
         state.stale += job.config.train.validate.every
 
@@ -454,7 +455,7 @@ def _learning_rate(config: Config, state: State) -> float:
 
 def _finish_average(job: Job, state: State) -> dict[str, float]:
     """Recompute BatchNorm statistics where there are any, validate and write swa_model; its values, none where there is no average."""
-    path = job.folder / "swa_model.safetensors"
+    path = FoldFolder(job.folder).model_file("swa")
     if state.average is None or int(state.average.n_averaged) == 0:
         return {}
     average = state.average
@@ -526,7 +527,7 @@ def _write_state(job: Job, state: State) -> None:
         "scaler": state.scaler.state_dict(),
         "metrics_version": job.version,
     }
-    checkpoint.save_state(job.folder / "checkpoint_latest", (state.epoch, state.step), tensors, facts)
+    checkpoint.save_state(FoldFolder(job.folder).states, (state.epoch, state.step), tensors, facts)
 
 
 def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -536,7 +537,7 @@ def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resume(job: Job, state: State) -> tuple[Job, State]:
     """The state that was saved, and the job by that state's metrics version; both as they are where nothing was saved."""
-    folder = job.folder / "checkpoint_latest"
+    folder = FoldFolder(job.folder).states
     loaded = checkpoint.load_fold(folder)
     if loaded is None:
         return job, state
@@ -616,7 +617,7 @@ def _preview_step(job: Job, state: State, step: int) -> None:
     strips = zip(batch["image"].numpy(), answer, target, strict=True)
     rows = [np.concatenate([colours.rgb(_shown(_middle(p), image)) for p in (image, *rest)], axis=1) for image, *rest in strips]
     picture = colours.to_bytes(np.concatenate(rows, axis=0))
-    files.write(job.folder / "previews" / "training_preview.jpg", np.moveaxis(picture, -1, 0))
+    files.write(FoldFolder(job.folder).previews / "training_preview.jpg", np.moveaxis(picture, -1, 0))
 
 
 def _fixed_batch(job: Job) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import documents, files
+from pipeline.runs import FoldFolder
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +111,12 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], subject: Subject, folder: Path) -> None:
         self.active: dict[str, Tracker] = {}
-        known = self._known(folder / "tracking.json")
+        known = self._known(FoldFolder(folder).tracking_file)
         for name in names:
             entry = Subject(name=subject.name, run=subject.run, fold=subject.fold, settings=subject.settings, known=known.get(name))
             self._guarded(name, lambda name=name, entry=entry: self.active.__setitem__(name, TRACKERS[name](entry)))
         if self.active:
-            files.write_json(folder / "tracking.json", {**known, **{name: t.id for name, t in self.active.items()}})
+            files.write_json(FoldFolder(folder).tracking_file, {**known, **{name: t.id for name, t in self.active.items()}})
 
     def _known(self, path: Path) -> Mapping[str, str | None]:
         """Ids by tracker; none where they cannot be read: no training waits for those."""

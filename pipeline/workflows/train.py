@@ -220,7 +220,7 @@ def _started_over(run: RunFolder) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as folds:
-        for path in sorted(run.path.glob("fold_*")):
+        for path in run.fold_paths():
             folds.enter_context(lock.held(path / lock.NAME))
         logger.info(f"--fresh: the old run is kept as {run.set_aside()}")
     with _alone(run):

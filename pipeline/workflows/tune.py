@@ -329,7 +329,7 @@ def make_trials(study: Study, workers: int | None) -> Trials:
     return Trials(
         study.cases,
         Rules(metrics=metrics, data=study.config.data, version=study.version),
-        study.folder / "scores.jsonl",
+        study.sources[0].run.tuning_journal,
         number,
         counter("scores"),
     )

@@ -82,7 +82,7 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
             advice = "Choose another --out." if what == "the run folder" else "Set data.store to a folder, or to null."
             yield Problem(f"{what} {path} cannot be made: {file} is a file. {advice}", ("data.store",) if what == "data.store" else ())
     if not start.fresh:
-        for path in (start.run.store, *sorted(start.folder.glob("fold_*"))):
+        for path in (start.run.store, *start.run.fold_paths()):
             if path.exists() and not path.is_dir():
                 yield Problem(f"{path} is a file where the run needs a folder. Move it away, or choose another --out.")
     if start.folder.is_dir():
@@ -134,7 +134,7 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
 
 def _inside(start: Start) -> Iterator[tuple[str, Path]]:
     """Folders of a run that would go on, below which is written."""
-    names = [path.name for path in start.folder.glob("fold_*")] if start.continues else []
+    names = [path.name for path in start.run.fold_paths()] if start.continues else []
     for number in present(start.folds, names):
         yield from (("the folder", path) for path in start.run.fold(number).written if os.path.isdir(path))
 
