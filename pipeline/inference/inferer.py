@@ -167,7 +167,7 @@ class SlidingWindowInferer(Inferer):
         network: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
-    ) -> Output:
+    ) -> Any:
         """The network's answer for whole images.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -84,6 +84,10 @@ class Loss(_Loss):
         self._compute = make(term, "Loss")
         self._wish = derived.read_by(term)
         self._to_unit = unit(span, f"{self.name!r}: range")
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, target: Tensor, **maps: Tensor) -> Tensor: ...  # noqa: A002
 
     def forward(self, input: Tensor, target: Tensor, **maps: Tensor) -> Tensor:  # noqa: A002
         """The loss of one batch.

@@ -122,7 +122,7 @@ class Metric(CumulativeIterationMetric):
         super().reset()
         self._names: tuple[str, ...] | None = None
 
-    def aggregate(self, reduction: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def aggregate(self, reduction: str | None = None) -> Any:
         """The items so far, of all ranks where there are several, in one; NaN is left out.
 
         Args:
@@ -132,7 +132,7 @@ class Metric(CumulativeIterationMetric):
                 metric was made.
 
         Returns:
-            Float64; NaN where there is nothing but NaN. With ``get_not_nans`` a pair with the count
+            A float64 tensor; NaN where there is nothing but NaN. With ``get_not_nans`` a pair with the count
             of items, of one shape.
 
         Raises:
