@@ -103,38 +103,29 @@ def train_folds(
         UserError: for a config, a data set or a place that cannot be used, before anything is trained.
         FoldError: where a fold failed, after the others were done or given up.
     """
-    if not _training.acquire(blocking=False):
-        raise UserError("another thread of this process is training. Train one after the other, or in processes of their own.")
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-            return _train_folds(config, data, folds, out, str(device), fresh, continue_on_error, progress)
-    finally:
-        _training.release()
-
-
-def _train_folds(
-    config: Config | Path | str,
-    data: Path | str | None,
-    folds: Sequence[int] | int | None,
-    out: Path | str | None,
-    device: str,
-    fresh: bool,
-    continue_on_error: bool,
-    progress: bool,
-) -> RunFolder:
-    """Under the caller's own random state, to which it comes back."""
     given = config if isinstance(config, Config) else load(Path(config))
     request = Request(
         source="config" if isinstance(config, Config) else str(config),
         data_dir=None if data is None else Path(data),
         out=None if out is None else Path(out),
         folds=None if folds is None else whole_numbers(folds, "folds"),
-        device=device,
+        device=str(device),
         fresh=fresh,
     )
+    if not _training.acquire(blocking=False):
+        raise UserError("another thread of this process is training. Train one after the other, or in processes of their own.")
+    try:  # under the caller's own random state, to which it comes back
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            return _complete(given, request, continue_on_error, progress)
+    finally:
+        _training.release()
+
+
+def _complete(config: Config, request: Request, continue_on_error: bool, progress: bool) -> RunFolder:
+    """Train; what a command would print of faults and failures becomes an error."""
     try:
         with shown(progress):
-            trained = train(given, request, continue_on_error)
+            trained = train(config, request, continue_on_error)
     except DataError as error:  # a command has printed them; here they may have gone nowhere
         lines = [*error.faults[:MOST_FAULTS], *(["..."] if len(error.faults) > MOST_FAULTS else [])]
         raise UserError("\n  ".join([f"{len(error.faults)} faults in the data; nothing was started.", *lines])) from None
