@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from conftest import TINY, competition_folder
 from small_models import model_file, noise, rows, run_predict
 
@@ -137,3 +139,20 @@ def test_long_stacks_are_real(tmp_path: Path, compression: str | None, pages: in
         tif.write(stack, photometric="minisblack", compression=compression, metadata=None)
     array, _ = files.read(tmp_path / "a.tif", 3)
     assert np.array_equal(array[0], stack)
+
+
+@pytest.mark.parametrize("announced", [15, 0, 10**6])
+def test_blosc_chunks_shorter_than_they_say_are_refused_every_time(tmp_path: Path, announced: int) -> None:
+    """The decoder reads as far as the header says: what lay behind in memory was taken for the end of the chunk."""
+    path, volume = tmp_path / "a.zarr", np.arange(2880, dtype=np.uint16).reshape(6, 20, 24)
+    zarr.create_array(path, data=volume, chunks=volume.shape, zarr_format=2, compressors=numcodecs.Blosc())
+    chunk = path / "0.0.0"
+    whole = chunk.read_bytes()
+    damaged = whole[:12] + announced.to_bytes(4, "little") + whole[16:]
+    for data in (damaged, whole[:-14], whole[:15], b""):
+        chunk.write_bytes(data)
+        for _ in range(3):
+            with pytest.raises(files.FileError):
+                files.read(path, 3)
+    chunk.write_bytes(whole + bytes(7))  # as before: what is behind is not looked at
+    np.testing.assert_array_equal(files.read(path, 3)[0][0], volume)

@@ -167,7 +167,10 @@ def _bound_codec(codec: Any, most: int) -> None:
     elif name in _ANNOUNCED:
 
         def decode(buf: Any, out: Any = None) -> Any:
-            announced = _ANNOUNCED[name](bytes(memoryview(buf).cast("B")[:32]))
+            data = memoryview(buf).cast("B")
+            announced = _ANNOUNCED[name](bytes(data[:32]))
+            if name == "blosc":
+                _check_blosc(data)
             if announced is None:  # a zstd frame of unknown length
                 return imagecodecs.zstd_decode(bytes(buf), out=most)
             if announced > most:
@@ -175,6 +178,16 @@ def _bound_codec(codec: Any, most: int) -> None:
             return given(buf, out)
 
         codec.decode = decode
+
+
+def _check_blosc(data: memoryview) -> None:
+    """Raise ValueError for less data than its header announces: the decoder trusts the header and reads what lies behind in memory.
+
+    Source: c-blosc 1.21, README_CHUNK_FORMAT.rst (16 bytes: versions, flags, typesize, nbytes, blocksize, cbytes).
+    """
+    announced = int.from_bytes(data[12:16], "little") if len(data) >= 16 else 16
+    if announced > len(data) or announced < 16:
+        raise ValueError(f"a chunk has {len(data)} bytes, of which its header announces {announced}")
 
 
 _STREAMS: Mapping[str, Callable[[Any], Any]] = {
