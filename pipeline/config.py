@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.records import Part, Term, UserError
+from pipeline.registry import Registry
 
 T = typing.TypeVar("T")
 
@@ -881,8 +882,8 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
 
-def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
-    """``table[part.name]`` with the part's options bound as keywords.
+def bind(table: Mapping[str, Any], part: Part | Term, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
+    """``table[part.name]`` (of a record its ``call``) with the part's options bound as keywords.
 
     ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown
     name, an unknown option, a value that is not what the function's annotation says, or an argument that neither the options nor
@@ -890,7 +891,11 @@ def bind(table: Mapping[str, Callable[..., Any]], part: Part | Term, where: str,
     """
     if part.name not in table:
         raise ConfigError(f"{where}: {part.name[:SHOWN]!r} is unknown. {nearest(part.name, table)}")
-    factory = table[part.name]
+    if isinstance(table, Registry):
+        name, options = table.resolve(part.name, part.options)
+        part = dataclasses.replace(part, name=name, options=options)
+    entry: Any = table[part.name]
+    factory = getattr(entry, "call", entry)
     signature = inspect.signature(factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     allowed = [n for n, p in signature.parameters.items() if n not in given and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "pipeline"
 COMMANDS = ["train", "predict", "ensemble", "submit", "evaluate", "tune", "report", "serve"]
 FLOORS = {
     "records": 0,
+    "registry": 0,
     "stopping": 0,
     "config": 1,
     "documents": 1,
