@@ -293,6 +293,7 @@ class SoftFacts(TypedDict):
     channels: NotRequired[Channels]
     scale: NotRequired[dict[str, Any] | None]
     image: NotRequired[list[str]]
+    heads: NotRequired[list[Name]]
     geometry: Place
 
 

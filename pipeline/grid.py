@@ -66,10 +66,15 @@ class Alignment:
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         return np.flip(moved, tuple(a + 1 for a in self.flips)) if self.flips else moved
 
-    def invert(self, array: np.ndarray) -> np.ndarray:
-        """``(C, *S)`` of the other grid back on the source grid: ``invert(apply(x))`` is x."""
-        turned = np.flip(array, tuple(a + 1 for a in self.flips)) if self.flips else array
-        return turned.transpose(0, *(int(a) + 1 for a in np.argsort(self.axes)))
+    @property
+    def inverse(self) -> Alignment:
+        """The way back: ``a.inverse.apply(a.apply(x))`` is x."""
+        axes = tuple(self.axes.index(i) for i in range(len(self.axes)))
+        return Alignment(axes=axes, flips=tuple(i for i, a in enumerate(axes) if a in self.flips))
+
+    def size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """``(*S)`` of the source grid on the other grid."""
+        return tuple(size[a] for a in self.axes)
 
 
 def grid_of(geometry: Geometry, dims: int) -> Grid:

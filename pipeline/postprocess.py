@@ -295,7 +295,7 @@ def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:
     return tuple(steps)
 
 
-def run(steps: Sequence[Part], array: np.ndarray) -> np.ndarray:
+def run(steps: Sequence[Part], array: Any, work: object = None) -> Any:
     """The steps one after the other, as they stand, on what the first of them takes: soft ``(K, *S)`` or labels ``(*S)``."""
     for call in _bound(steps):
         array = call(array)
@@ -346,7 +346,7 @@ def _with(step: Part, options: dict[str, Any]) -> Part:
     return Part(name=step.name, options={**kept, **options})
 
 
-def statistics(labels: np.ndarray) -> dict[str, int]:
+def statistics(labels: Any) -> dict[str, int]:
     """Voxels of foreground (all classes) and background, 26-connected components of the foreground, voxels of the largest."""
     numbers, count = morphology.components(labels != 0)
     sizes = np.bincount(numbers[numbers > 0], minlength=1)
@@ -357,3 +357,7 @@ def statistics(labels: np.ndarray) -> dict[str, int]:
         "components": count,
         "largest_component": int(sizes.max()),
     }
+
+
+def check_memory(steps: Sequence[Part], channels: int, size: Sequence[int]) -> None:
+    return

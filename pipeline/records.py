@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
@@ -127,15 +126,6 @@ class Geometry:
     meta: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader of this file should be told: where its numbers may mean something else than they seem to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """Soft answer for one case: ``soft`` is float32 ``(K, *S)``; probabilities for labels, intensities for images."""
-
-    case_id: str
-    soft: np.ndarray
-    geometry: Geometry = field(default_factory=Geometry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

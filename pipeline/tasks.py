@@ -1,22 +1,19 @@
 """The two kinds of answer: LABELS (a class for each voxel) and IMAGE (an intensity for each voxel).
 
-A task says how many channels the network returns, how logits become something that can be averaged (``soft``), how that
-becomes an answer (``hard``) and how the answer is written.
+A task says how many channels the network returns, how its outputs become heads that can be averaged (``heads``), how those
+become an answer (``hard``), and which files an answer has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline import files
 from pipeline.config import Config
 from pipeline.data.normalise import Scale
 from pipeline.files.names import READ_ONLY
-from pipeline.records import Geometry
 
 if TYPE_CHECKING:
     import torch
@@ -34,17 +31,38 @@ def is_companion(name: str) -> bool:
     return name.endswith(COMPANIONS)
 
 
-def answer_suffix(task: str, suffix: str) -> str:
-    """Format of the answer to an input of a format: the same, or PNG where that cannot be written, or as JPEG would invent labels.
-
-    >>> answer_suffix("labels", ".jpg"), answer_suffix("image", ".jpg"), answer_suffix("image", ".gif")
-    ('.png', '.jpg', '.png')
-    """
-    unfit = (*READ_ONLY, ".jpg", ".jpeg") if task == "labels" else READ_ONLY
-    return ".png" if suffix in unfit else suffix
-
-
 class Task(Protocol):
+    """What differs between the kinds of answer.
+
+    ``soft_type`` is the number type of soft files: probabilities keep three decimals in 16 bits, images need 32. ``further`` are heads
+    beside ``main`` that are predicted where a network has them. ``companions`` are endings of pictures beside an answer.
+    """
+
+    @property
+    def soft_type(self) -> type[np.floating]: ...
+
+    @property
+    def further(self) -> tuple[str, ...]: ...
+
+    @property
+    def companions(self) -> tuple[str, ...]: ...
+
+    @property
+    def default_metric(self) -> str: ...
+
+    @property
+    def decides(self) -> bool:
+        """Whether post-processing makes the answer from the soft prediction."""
+        ...
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """What summaries say of the answers, beside the task."""
+        ...
+
+    def bytes_per_voxel(self, channels: int, dtype: str) -> int:
+        """Bytes of an answer, with what lies beside it, where files are not compressed; ``dtype`` is the input's."""
+        ...
+
     def channels(self, config: Config, image_channels: int) -> int:
         """Output channels K of the main head."""
         ...
@@ -53,17 +71,37 @@ class Task(Protocol):
         """``(B, K, *S)`` of any float type -> float32 ``(B, K, *S)`` that may be averaged over tiles, flips and folds."""
         ...
 
-    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
-        """Soft ``(K, *S)`` -> answer, without post-processing."""
+    def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is predicted, by head: ``{"main": (B, K, *S)}`` float32, and of ``further`` what the network gives."""
         ...
 
-    def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
-        """Write the answer as ``folder/name<suffix>``, its suffix by :func:`answer_suffix`; returns that path."""
+    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+        """Soft ``(K, *S)`` of the main head -> answer, without post-processing."""
+        ...
+
+    def suffix(self, given: str) -> str:
+        """Format of the answer to an input of the format ``given``: the same where that can hold it."""
+        ...
+
+    def names(self, case_id: str, given: str) -> list[str]:
+        """Files that the answer may be written to, relative to the output folder, the answer itself first."""
         ...
 
 
 class Labels:
     """Classes. One channel means foreground probability by a sigmoid; K > 1 channels a softmax."""
+
+    soft_type = np.float16
+    further = ()
+    companions = COMPANIONS
+    default_metric = "dice"
+    decides = True
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        return {"classes": config.data.classes}
+
+    def bytes_per_voxel(self, channels: int, dtype: str) -> int:
+        return 2  # labels and their visualisation
 
     def channels(self, config: Config, image_channels: int) -> int:
         return 1 if config.data.classes == 2 else config.data.classes
@@ -72,27 +110,60 @@ class Labels:
         logits = logits.float()
         return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
+    def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"main": self.soft(outputs["main"])}
+
     def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
         return ((soft[0] >= 0.5) if len(soft) == 1 else soft.argmax(0)).astype(np.uint8)
 
-    def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
-        """Also writes ``name_visualization<suffix>``: labels spread over 0..255, for viewers that show 0 and 1 as black."""
-        suffix = answer_suffix("labels", suffix)
-        path = folder / f"{name}{suffix}"
-        files.write(path, answer, geometry)
-        grey = (answer.astype(np.float32) * (255 / max(1, int(answer.max())))).astype(np.uint8)
-        files.write(folder / f"{name}_visualization{suffix}", grey, geometry)
-        return path
+    def suffix(self, given: str) -> str:
+        """PNG in place of what cannot be written, and of JPEG, which would invent labels.
+
+        >>> Labels().suffix(".jpg"), Labels().suffix(".tif")
+        ('.png', '.tif')
+        """
+        return ".png" if given in (*READ_ONLY, ".jpg", ".jpeg") else given
+
+    def names(self, case_id: str, given: str) -> list[str]:
+        ending = self.suffix(given)
+        return [f"{case_id}{ending}", f"{case_id}_visualization{ending}", f"{case_id}_overlay.png"]
 
 
 class Image:
-    """Intensities on the scale of the (normalised) target; ``hard`` returns to the input's scale and type, with rounding."""
+    """Intensities on the scale of the (normalised) target; ``hard`` returns to the input's scale and type, with rounding.
+
+    A network with a head ``mask`` also says where it changed something: a probability by a sigmoid, perhaps at a coarser resolution.
+    """
+
+    soft_type = np.float32
+    further = ("mask",)
+    companions = ()
+    default_metric = "psnr"
+    decides = False
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        return {}
+
+    def bytes_per_voxel(self, channels: int, dtype: str) -> int:
+        return channels * np.dtype(dtype).itemsize
 
     def channels(self, config: Config, image_channels: int) -> int:
         return image_channels
 
     def soft(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.float()
+
+    def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        from torch.nn import functional
+
+        main = self.soft(outputs["main"])
+        if "mask" not in outputs:
+            return {"main": main}
+        mask = outputs["mask"].float().sigmoid()
+        if mask.shape[2:] != main.shape[2:]:
+            way = "bilinear" if mask.ndim == 4 else "trilinear"
+            mask = functional.interpolate(mask, main.shape[2:], mode=way, align_corners=False)
+        return {"main": main, "mask": mask}
 
     def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
         array = scale.invert(soft) if scale is not None else soft
@@ -105,28 +176,16 @@ class Image:
             array = np.clip(np.rint(array), info.min, info.max)
         return array.astype(dtype)
 
-    def write(self, folder: Path, name: str, answer: np.ndarray, geometry: Geometry, suffix: str) -> Path:
-        path = folder / f"{name}{answer_suffix('image', suffix)}"
-        files.write(path, answer, geometry)
-        return path
+    def suffix(self, given: str) -> str:
+        """PNG in place of what cannot be written.
+
+        >>> Image().suffix(".jpg"), Image().suffix(".gif")
+        ('.jpg', '.png')
+        """
+        return ".png" if given in READ_ONLY else given
+
+    def names(self, case_id: str, given: str) -> list[str]:
+        return [f"{case_id}{self.suffix(given)}", *(f"masks/{case_id}{kind}" for kind in (".png", ".tif"))]
 
 
 TASKS: dict[str, Task] = {"labels": Labels(), "image": Image()}
-
-
-def spoken(task: str, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Soft answer ``(B, K, *S)`` of all heads that have a say in prediction.
-
-    That is ``main`` and, of images, the probability of the head ``mask`` (one channel of logits, perhaps at a coarser resolution) as
-    the last channel: so it is averaged over tiles, flips and folds like the image.
-    """
-    import torch
-    from torch.nn import functional
-
-    soft = TASKS[task].soft(outputs["main"])
-    if task != "image" or "mask" not in outputs:
-        return soft
-    mask = outputs["mask"].float().sigmoid()
-    if mask.shape[2:] != soft.shape[2:]:
-        mask = functional.interpolate(mask, soft.shape[2:], mode="bilinear" if mask.ndim == 4 else "trilinear", align_corners=False)
-    return torch.cat([soft, mask], 1)

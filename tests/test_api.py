@@ -124,7 +124,7 @@ def test_an_array_has_the_answer_of_its_file(case: tuple[Path, np.ndarray, Path]
     wanted = files.read(out / "v.tif", 3, labels=True)[0][0]
     assert np.array_equal(labels, wanted)
     assert 0 < wanted.mean() < 1
-    assert np.array_equal(heads["main"].astype(np.float16), softs.load(out / "soft", "v")[0].soft)
+    assert np.array_equal(heads["main"].astype(np.float16), softs.load(out / "soft", "v").main)
     assert list(heads) == ["main"]
     assert np.array_equal(predictor.predict(tmp_path / "v.tif"), wanted)
     assert np.array_equal(predictor.predict(str(tmp_path / "v.tif")), wanted)
@@ -164,7 +164,7 @@ def test_threads_are_given_back(case: tuple[Path, np.ndarray, Path], monkeypatch
     predictor, seen = pl.Predictor.load(model, threads=2), []
     monkeypatch.setattr(
         "pipeline.inference.predictor.sliding_window",
-        lambda *_, **__: seen.append(torch.get_num_threads()) or np.zeros((1, *volume.shape), np.float32),
+        lambda *_, **__: seen.append(torch.get_num_threads()) or {"main": np.zeros((1, *volume.shape), np.float32)},
     )
     predictor.predict(volume)
     assert (seen, torch.get_num_threads()) == ([2], 1)

@@ -194,7 +194,7 @@ def test_predict_gives_the_same_with_flips_and_scales(text: str, backend: str, t
         out = tmp_path / way
         options = ["--backend", way, "--tta", "--scales", "1", "0.8", "--save-soft"]
         assert predict.main(["--checkpoint", str(checkpoint), "--input", str(tmp_path / "case.tif"), "--output", str(out), *options]) == 0
-        found[way] = softs.load(out / "soft", "case")[0].soft
+        found[way] = softs.load(out / "soft", "case").main
     assert np.abs(found["torch"].astype(np.float32) - found[backend]).max() <= (
         PARITY if text == IMAGES else 2 * 2**-11
     )  # probabilities are kept as float16
@@ -283,7 +283,7 @@ def test_voices_of_exports_speak_like_those_of_networks(tmp_path: Path) -> None:
     net, exported = _deblur()
     tiles = noise(2, 3, 24, 31)
     with torch.inference_mode():
-        assert float((voice([net], config, "cpu")(tiles) - voice([exported], config, "cpu")(tiles)).abs().max()) <= PARITY
+        assert float((voice([net], config, "cpu")(tiles)["main"] - voice([exported], config, "cpu")(tiles)["main"]).abs().max()) <= PARITY
 
 
 def test_what_a_backend_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

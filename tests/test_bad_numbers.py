@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from small_models import model_file, noise, rows, run_predict
 
 from pipeline import ensemble, files, train
+from pipeline.data.normalise import Scale
 from pipeline.inference import soft as softs
 from pipeline.inference.models import load_model, save_model
 from pipeline.losses import vgg
-from pipeline.records import Prediction, UserError
+from pipeline.records import UserError
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +141,9 @@ def test_a_vgg_file_of_nan_is_refused_when_it_is_named(tmp_path: Path) -> None:
 # --- ensembles ----------------------------------------------------------------------------------------------------------
 
 
-def member(folder: Path, array: np.ndarray, task: str = "labels") -> Path:
-    facts = {"task": task, "suffix": ".tif", "dtype": "float32"}
-    softs.save(folder / "soft", Prediction(case_id="x", soft=array), facts)
+def member(folder: Path, array: np.ndarray, **meta: Any) -> Path:
+    known = softs.SoftMeta(**{"task": "labels", "suffix": ".tif", "dtype": "float32", **meta})
+    softs.save(folder / "soft", softs.SoftPrediction(case_id="x", heads={"main": array}, meta=known))
     return folder
 
 
@@ -167,20 +169,18 @@ def test_probabilities_may_be_off_by_their_rounding(tmp_path: Path) -> None:
 
 
 def test_soft_images_may_be_any_finite_number(tmp_path: Path) -> None:
-    scale = {"low": [0.0], "high": [1.0], "to": [0.0, 1.0], "clip": False}
+    scale = Scale(low=(0.0,), high=(1.0,), clip=False)
     for name, value in (("good", 7.0), ("bad", np.inf)):
-        facts = {"task": "image", "suffix": ".tif", "dtype": "float32", "scale": scale, "channels": 1}
-        softs.save(tmp_path / name / "soft", Prediction(case_id="x", soft=np.full((1, 4, 5, 6), value, np.float32)), facts)
+        member(tmp_path / name, np.full((1, 4, 5, 6), value, np.float32), task="image", scale=scale, channels=1)
     assert ensemble.main(["--fold-dirs", str(tmp_path / "good"), "--output", str(tmp_path / "out")]) == 0
     assert (tifffile.imread(tmp_path / "out" / "x.tif") == 7).all()
     assert ensemble.main(["--fold-dirs", str(tmp_path / "bad"), "--output", str(tmp_path / "out2")]) == 2
 
 
 def test_intensities_on_other_scales_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, to in (("one", [0.0, 1.0]), ("two", [-1.0, 1.0])):
-        scale = {"low": [0.0], "high": [255.0], "to": to, "clip": True}
-        facts = {"task": "image", "suffix": ".tif", "dtype": "uint8", "scale": scale, "channels": 1}
-        softs.save(tmp_path / name / "soft", Prediction(case_id="x", soft=np.zeros((1, 4, 5, 6), np.float32)), facts)
+    for name, to in (("one", (0.0, 1.0)), ("two", (-1.0, 1.0))):
+        scale = Scale(low=(0.0,), high=(255.0,), to=to)
+        member(tmp_path / name, np.zeros((1, 4, 5, 6), np.float32), task="image", dtype="uint8", scale=scale, channels=1)
     assert ensemble.main(["--fold-dirs", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "out")]) == 2
     assert "scales" in capsys.readouterr().err
 

@@ -19,10 +19,11 @@ import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiles import main
 
 from pipeline import config as configs
 from pipeline import files, morphology, networks, postprocess, predict
-from pipeline.data import normalise, streamed
+from pipeline.data import normalise
 from pipeline.data.normalise import Scale
 from pipeline.files import Rows
 from pipeline.geometry import Tiling
@@ -103,12 +104,12 @@ def test_any_rows_have_the_bits_of_the_whole(
 ) -> None:
     tiles = Tiling(size=size, tile=(tile, tile), overlap=overlap, halo=halo, grid=(grid, grid))
     source = Source(array=np.random.default_rng(0).random((1, *size), np.float32), scale=UNIT)
-    convolution = torch.nn.Conv2d(1, 2, 3, padding=1)
-    whole = sliding_window(source, convolution, tiles, batch)
+    convolution = main(torch.nn.Conv2d(1, 2, 3, padding=1))
+    whole = sliding_window(source, convolution, tiles, batch)["main"]
     first = data.draw(st.integers(0, size[0] - 1))
     end = data.draw(st.integers(first + 1, size[0]))
     taken: list[tuple[int, np.ndarray]] = []
-    stream(source, convolution, tiles, lambda row, rows: taken.append((row, rows.copy())), batch, rows=(first, end))
+    stream(source, convolution, tiles, lambda row, heads: taken.append((row, heads["main"].copy())), batch, rows=(first, end))
     assert [row for row, _ in taken] == list(np.cumsum([first, *(r.shape[1] for _, r in taken)])[:-1])
     np.testing.assert_array_equal(np.concatenate([r for _, r in taken], 1), whole[:, first:end])
 
@@ -121,9 +122,9 @@ def test_rows_of_a_network_with_instance_norm(norms: str, tmp_path: Path) -> Non
     speak = voice(networks_, config, "cpu")
     source = Source(array=np.random.default_rng(0).random((1, 330, 33), np.float32), scale=UNIT)
     tiles = tiling(config, (330, 33), speak)
-    whole = sliding_window(source, settled(speak, source, tiles), tiles)
+    whole = sliding_window(source, settled(speak, source, tiles), tiles)["main"]
     taken: list[np.ndarray] = []
-    stream(source, settled(speak, source, tiles), tiles, lambda _, rows: taken.append(rows.copy()), rows=(210, 230))
+    stream(source, settled(speak, source, tiles), tiles, lambda _, heads: taken.append(heads["main"].copy()), rows=(210, 230))
     np.testing.assert_array_equal(np.concatenate(taken, 1), whole[:, 210:230])
 
 
@@ -131,7 +132,7 @@ def test_only_tiles_with_a_say_are_computed() -> None:
     tiles = Tiling(size=(160, 16), tile=(16, 16), overlap=4)
     source = Source(array=np.zeros((1, 160, 16), np.float32), scale=UNIT)
     seen: list[int] = []
-    stream(source, lambda x: seen.append(len(x)) or x, tiles, lambda *_: None, rows=(48, 60))  # type: ignore[func-returns-value]
+    stream(source, main(lambda x: seen.append(len(x)) or x), tiles, lambda *_: None, rows=(48, 60))  # type: ignore[func-returns-value]
     assert len(seen) == 2
     assert tiles.count() == 13
 
@@ -304,17 +305,17 @@ def test_shards_that_are_none(text: str, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_channels_in_several_files(tmp_path: Path) -> None:
-    from pipeline.data.store import load_image
+    from pipeline.data.reading import load_image, opened
     from pipeline.records import Case
 
     paths = (volume(tmp_path / "a.tif", (9, 8, 7)), volume(tmp_path / "b.npy", (9, 8, 7), 1, np.float64))
     case = Case(id="x", image=paths)
     whole, geometry = load_image(case, 3)
-    with blocks.image(case, 3) as (pixels, place):
+    with opened(case, 3) as (pixels, place):
         assert (pixels.dtype, place) == (whole.dtype, geometry)
         np.testing.assert_array_equal(pixels[:, 2:7, 1:], whole[:, 2:7, 1:])
     other = Case(id="x", image=(paths[0], volume(tmp_path / "c.tif", (9, 8, 6))))
-    with pytest.raises(files.FileError, match="one grid"), blocks.image(other, 3):
+    with pytest.raises(files.FileError, match="one grid"), opened(other, 3):
         pass
 
 
@@ -439,6 +440,11 @@ def test_steps_of_several_classes_over_slabs(shape: tuple[int, ...], seed: int, 
 
 # --- limits of intensities ---------------------------------------------------------------------------------------------
 
+
+def lazy(array: np.ndarray) -> Rows:
+    return Rows(array.shape, array.dtype, lambda a, b: array[:, a:b])
+
+
 KINDS = ["uint8", "uint16", "int16", "int32", "uint32", "float32", "float16"]
 
 
@@ -453,7 +459,8 @@ def test_streamed_percentiles_are_exact(kind: str, seed: int, count: int) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 1)
         patch.setattr("pipeline.files.pixels.SLAB", 100)
-        found = streamed.percentiles(array, (0.5, 50, 99.5))
+        patch.setattr(normalise, "WHOLE", 0)
+        found = normalise.percentiles(lazy(array), (0.5, 50, 99.5))
     for channel, limits in zip(array, found, strict=True):
         values = channel[np.isfinite(channel)].astype(np.float64)
         expected = np.percentile(values, (0.5, 50, 99.5)) if values.size else np.zeros(3)
@@ -465,28 +472,24 @@ def test_streamed_percentiles_are_exact(kind: str, seed: int, count: int) -> Non
 def test_streamed_limits_are_those_of_memory(kind: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).integers(0, 250, (2, 40, 9, 9)).astype(kind)
     expected = normalise.fit(Part(name=part), array)
-    rows = Rows(array.shape, array.dtype, lambda a, b: array[:, a:b])
-    assert streamed.fit(Part(name=part), rows) == expected
-    monkeypatch.setattr(streamed, "WHOLE", 10)
+    rows = lazy(array)
+    assert normalise.fit(Part(name=part), rows) == expected
+    monkeypatch.setattr(normalise, "WHOLE", 10)
     monkeypatch.setattr("pipeline.files.pixels.ROWS", 1)
     monkeypatch.setattr("pipeline.files.pixels.SLAB", 1000)
-    found = streamed.fit(Part(name=part), rows)
+    found = normalise.fit(Part(name=part), rows)
     if part == "zscore":
         np.testing.assert_allclose(found.low + found.high, expected.low + expected.high, rtol=1e-12)
     else:
         assert found == expected
 
 
-def test_every_way_to_normalise_has_a_streamed_one() -> None:
-    assert set(streamed.STREAMED) == set(normalise.NORMALISE)
-
-
 def test_zscore_leaves_nan_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed, "WHOLE", 0)
+    monkeypatch.setattr(normalise, "WHOLE", 0)
     monkeypatch.setattr("pipeline.files.pixels.ROWS", 1)
     monkeypatch.setattr("pipeline.files.pixels.SLAB", 40)
     array = np.array([[[1, np.nan], [np.nan, np.nan], [3, 8]]], np.float32)
-    found, expected = streamed.fit(Part(name="zscore"), array), normalise.zscore(array)
+    found, expected = (normalise.fit(Part(name="zscore"), a) for a in (lazy(array), array))
     np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high))
 
 

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers.inferer import SlidingWindowInferer
 from PIL import Image
+from tiles import tiled
 
 from pipeline.config import ConfigError, from_dict
 from pipeline.data.normalise import Scale
 from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Source, resampled, scaled, sliding_window, tiling, voice
+from pipeline.inference.sliding_window import Source, resampled, scaled, tiling, voice
 from pipeline.networks import build
 from pipeline.records import Part, UserError
 
@@ -48,7 +49,7 @@ def monai(array: np.ndarray, tile: tuple[int, ...], overlap: float, network: tor
 def test_equals_monai_in_3d(shape: tuple[int, ...]) -> None:
     network, given = Blur(3), source(shape)
     tiles = Tiling(size=shape, tile=(16, 16, 16), overlap=4, one_sided=False)
-    ours = sliding_window(given, lambda x: network(x)["main"], tiles, batch=3)
+    ours = tiled(given, lambda x: network(x)["main"], tiles, batch=3)
     # MONAI pads a short axis with zeros to the tile and blends the middle of it; ours shortens the tile, so give MONAI that tile.
     np.testing.assert_allclose(ours, monai(given.array, tiles.tile, 0.25, network), atol=1e-5)
 
@@ -58,10 +59,8 @@ def test_equals_monai_in_2d() -> None:
     tiles = Tiling(size=(70, 45), tile=(32, 16), overlap=8, one_sided=False)
     # MONAI takes a share of each axis: 8 of 32 and 4 of 16 would differ from ours, so compare where both share a quarter.
     square = Tiling(size=(70, 45), tile=(32, 32), overlap=8, one_sided=False)
-    np.testing.assert_allclose(
-        sliding_window(given, lambda x: network(x)["main"], square), monai(given.array, (32, 32), 0.25, network), atol=1e-5
-    )
-    assert sliding_window(given, lambda x: network(x)["main"], tiles).shape == (2, 70, 45)
+    np.testing.assert_allclose(tiled(given, lambda x: network(x)["main"], square), monai(given.array, (32, 32), 0.25, network), atol=1e-5)
+    assert tiled(given, lambda x: network(x)["main"], tiles).shape == (2, 70, 45)
 
 
 @pytest.mark.parametrize("window", ["gaussian", "hann", "feather", "constant"])
@@ -69,30 +68,30 @@ def test_equals_monai_in_2d() -> None:
 def test_identity_network_gives_the_volume_back(window: str, shape: tuple[int, ...]) -> None:
     given = source(shape)
     tiles = Tiling(size=shape, tile=(16, 16, 16), overlap=5, window=window)
-    np.testing.assert_allclose(sliding_window(given, lambda x: x, tiles, batch=2), given.array, atol=2e-6)
+    np.testing.assert_allclose(tiled(given, lambda x: x, tiles, batch=2), given.array, atol=2e-6)
 
 
 def test_whole_image_equality_with_a_halo() -> None:
     """A norm-free network with receptive radius 1 and a halo of 1: tiles are not to be seen at all."""
     network, given = Blur(2), source((61, 47))
     whole = network(torch.from_numpy(given.array[None]))["main"][0].detach().numpy()
-    halo = sliding_window(given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=3, halo=1))
+    halo = tiled(given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=3, halo=1))
     np.testing.assert_allclose(halo, whole, atol=1e-5)
-    without = sliding_window(given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=0, halo=0))
+    without = tiled(given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=0, halo=0))
     assert np.abs(without - whole).max() > 1e-3
 
 
 def test_batch_size_changes_nothing() -> None:
     network, given = Blur(3), source((30, 21, 40))
     tiles = Tiling(size=(30, 21, 40), tile=(16, 16, 16), overlap=4)
-    one, five = (sliding_window(given, lambda x: network(x)["main"], tiles, batch=b) for b in (1, 5))
+    one, five = (tiled(given, lambda x: network(x)["main"], tiles, batch=b) for b in (1, 5))
     np.testing.assert_allclose(one, five, atol=1e-6)
 
 
 def test_input_is_never_written_to() -> None:
     given = source((20, 20, 20))
     before = given.array.copy()
-    sliding_window(given, lambda x: x.mul_(2), Tiling(size=(20, 20, 20), tile=(16, 16, 16)))
+    tiled(given, lambda x: x.mul_(2), Tiling(size=(20, 20, 20), tile=(16, 16, 16)))
     np.testing.assert_array_equal(given.array, before)
 
 
@@ -121,9 +120,9 @@ def test_flips_are_undone() -> None:
             return {"main": x + torch.arange(x.shape[-1])}
 
     x = torch.rand(2, 1, 8, 8, 8)
-    plain, turned = (voice([Pointwise()], config(f), "cpu")(x) for f in (False, True))
+    plain, turned = (voice([Pointwise()], config(f), "cpu")(x)["main"] for f in (False, True))
     torch.testing.assert_close(plain, turned)
-    plain, turned = (voice([Ramp()], config(f), "cpu")(x) for f in (False, True))
+    plain, turned = (voice([Ramp()], config(f), "cpu")(x)["main"] for f in (False, True))
     assert (plain - turned).abs().max() > 0.1
 
 
@@ -137,9 +136,9 @@ def test_several_networks_are_averaged_by_weight() -> None:
             return {"main": torch.full_like(x, self.logit)}
 
     x = torch.zeros(1, 1, 8, 8, 8)
-    mean = voice([Constant(0.2), Constant(0.6)], config(True), "cpu")(x)
+    mean = voice([Constant(0.2), Constant(0.6)], config(True), "cpu")(x)["main"]
     torch.testing.assert_close(mean, torch.full_like(x, 0.4))
-    weighted = voice([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)
+    weighted = voice([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)["main"]
     torch.testing.assert_close(weighted, torch.full_like(x, 0.3))
 
 
@@ -162,12 +161,12 @@ def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
     image = np.random.default_rng(0).random((3, 288, 352), np.float32)
     given = Source(array=image, scale=Scale(low=(0.0,) * 3, high=(1.0,) * 3))
     speak = voice([network], config(dims=2), "cpu")
-    whole = sliding_window(given, speak, tiling(config(dims=2, patch="whole"), image.shape[1:]))
+    whole = tiled(given, speak, tiling(config(dims=2, patch="whole"), image.shape[1:]))
     with torch.inference_mode():
         np.testing.assert_allclose(whole, network(torch.from_numpy(image[None]))["main"].sigmoid()[0].numpy(), atol=1e-6)
-    tiled = sliding_window(given, speak, tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]))
-    np.testing.assert_allclose(tiled, whole, atol=1e-6)
-    seams = sliding_window(given, speak, tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]))
+    pieces = tiled(given, speak, tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]))
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+    seams = tiled(given, speak, tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]))
     assert np.abs(seams - whole).max() > 1e-5
 
 
@@ -177,7 +176,7 @@ def test_out_of_memory_says_how_to_go_on(error: Exception) -> None:
         raise error
 
     with pytest.raises(UserError, match="--patch-size 51 40"):
-        sliding_window(source((101, 80)), speak, tiling(config(dims=2, patch="whole"), (101, 80)))
+        tiled(source((101, 80)), speak, tiling(config(dims=2, patch="whole"), (101, 80)))
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
@@ -185,7 +184,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         raise RuntimeError("sizes differ")
 
     with pytest.raises(RuntimeError, match="sizes differ"):
-        sliding_window(source((16, 16)), speak, tiling(config(dims=2), (16, 16)))
+        tiled(source((16, 16)), speak, tiling(config(dims=2), (16, 16)))
 
 
 # --- scales ------------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size:
 
     x = torch.full((1, 1, *[size] * dims), 0.3)
     speak = voice([Count()], config(flips, dims=dims, scales=scales), "cpu")
-    torch.testing.assert_close(speak(x), torch.full_like(x, 0.3).sigmoid())
+    torch.testing.assert_close(speak(x)["main"], torch.full_like(x, 0.3).sigmoid())
     assert asked == [scaled(x.shape[2:], s) for s in scales for _ in range(2**dims if flips else 1)]
 
 
@@ -227,7 +226,7 @@ def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size:
 @given(SCALES, st.sampled_from([2, 3]))
 def test_probabilities_of_classes_sum_to_1(scales: list[float], dims: int) -> None:
     x = torch.randn(2, 4, *[7] * dims, generator=torch.Generator().manual_seed(1)) * 5
-    soft = voice([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)
+    soft = voice([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)["main"]
     assert soft.min() >= 0
     torch.testing.assert_close(soft.sum(1), torch.ones(2, *[7] * dims))
 
@@ -239,14 +238,14 @@ def test_scale_1_alone_changes_no_bit() -> None:
     for turn in [(), (-2,), (-1,), (-2, -1)]:
         soft = torch.flip(network(torch.flip(x, turn))["main"].softmax(1), turn) * (1 / 4)
         expected = soft if expected is None else expected + soft
-    assert torch.equal(voice([network], config(True, dims=2, scales=[1]), "cpu")(x), expected)
+    assert torch.equal(voice([network], config(True, dims=2, scales=[1]), "cpu")(x)["main"], expected)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_scales_average_what_each_says_alone(dims: int) -> None:
     x = torch.rand(1, 1, *[10] * dims)
-    each = [voice([Squares()], config(dims=dims, scales=[s]), "cpu")(x) for s in (0.75, 1, 1.5)]
-    together = voice([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)
+    each = [voice([Squares()], config(dims=dims, scales=[s]), "cpu")(x)["main"] for s in (0.75, 1, 1.5)]
+    together = voice([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)["main"]
     torch.testing.assert_close(together, sum(each) / 3)
     assert (each[0] - each[1]).abs().max() > 1e-2
 
@@ -256,7 +255,7 @@ def test_a_smooth_image_comes_back_in_its_place(scale: float) -> None:
     """Identity network: a slow wave returns within the error of interpolation; half a voxel of shift would cost 0.1."""
     y, x = np.mgrid[:48, :64]
     image = torch.from_numpy(np.sin(y / 5) * np.cos(x / 5)).float()[None, None]
-    back = voice([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(image)
+    back = voice([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(image)["main"]
     error = (back - image).abs()[..., 3:-3, 3:-3]
     assert error.max() < 0.07
 
@@ -279,6 +278,6 @@ def test_impossible_scales_are_refused(scales: list[float]) -> None:
 def test_cuda_equals_cpu() -> None:
     network, given = Blur(3), source((40, 33, 21))
     tiles = Tiling(size=(40, 33, 21), tile=(16, 16, 16), overlap=4)
-    cpu = sliding_window(given, lambda x: network(x)["main"], tiles)
+    cpu = tiled(given, lambda x: network(x)["main"], tiles)
     network = network.cuda()
-    np.testing.assert_allclose(sliding_window(given, lambda x: network(x)["main"], tiles, batch=2, device="cuda"), cpu, atol=1e-4)
+    np.testing.assert_allclose(tiled(given, lambda x: network(x)["main"], tiles, batch=2, device="cuda"), cpu, atol=1e-4)

@@ -11,7 +11,7 @@ import tifffile
 
 from pipeline import train
 from pipeline.config import ConfigError
-from pipeline.data import normalise, streamed
+from pipeline.data import normalise
 from pipeline.files import Rows
 from pipeline.records import Part
 
@@ -43,12 +43,12 @@ def test_few_bright_voxels_are_not_lost(channels: int, dtype: str, monkeypatch: 
     dark = min(1, channels - 1)
     np.testing.assert_array_equal(scale.apply(image)[dark], (image[dark] > 0).astype(np.float32))
     assert normalise.fit(PERCENTILE, image) == scale
-    assert normalise.notes_of(PERCENTILE, image) == notes
+    assert normalise.fit_with_notes(PERCENTILE, image)[1] == notes
     for channel in set(range(channels)) - {dark}:  # the others are scaled as ever
         assert (scale.low[channel], scale.high[channel]) == pytest.approx(np.percentile(image[channel], (0.5, 99.5)))
-    monkeypatch.setattr(streamed, "WHOLE", 10)
-    assert streamed.fit_with_notes(PERCENTILE, rows(image)) == (scale, notes)
-    assert streamed.fit(PERCENTILE, rows(image)) == scale
+    monkeypatch.setattr(normalise, "WHOLE", 10)
+    assert normalise.fit_with_notes(PERCENTILE, rows(image)) == (scale, notes)
+    assert normalise.fit(PERCENTILE, rows(image)) == scale
 
 
 def test_constant_channels_and_channels_without_numbers_stay_as_they_were() -> None:
@@ -77,12 +77,12 @@ def test_a_range_that_cuts_off_most_values_is_a_problem(
     assert f"has {share} of its values of channel 0 outside the range" in found[0]
     assert f"they reach from {image.min():g} to {image.max():g}" in found[0]
     assert "max_outside (now 0.5)" in found[1]
-    assert streamed.problem_of(part, rows(array)) == found
-    monkeypatch.setattr(streamed, "WHOLE", 10)
-    assert streamed.problem_of(part, rows(array)) == found
+    assert normalise.problem_of(part, rows(array)) == found
+    monkeypatch.setattr(normalise, "WHOLE", 10)
+    assert normalise.problem_of(part, rows(array)) == found
     wider = Part(name="range", options={**options, "max_outside": 1})
     assert normalise.problem_of(wider, array) is None
-    assert streamed.fit(wider, rows(array)) == normalise.fit(wider, array) == normalise.fit(part, array)
+    assert normalise.fit(wider, rows(array)) == normalise.fit(wider, array) == normalise.fit(part, array)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_integers_whose_type_lies_inside_are_not_looked_at() -> None:
             raise AssertionError("read")
 
     for options in ({}, {"high": None}, {"low": -5, "high": 999}):
-        assert streamed.problem_of(Part(name="range", options=options), Unread()) is None  # type: ignore[arg-type]
+        assert normalise.problem_of(Part(name="range", options=options), Unread()) is None  # type: ignore[arg-type]
 
 
 def test_a_share_is_between_0_and_1() -> None:

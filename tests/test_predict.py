@@ -24,9 +24,9 @@ from pipeline.inference.fusion import fuse
 from pipeline.inference.models import CheckpointError, load_model, load_models, save_model
 from pipeline.inference.outputs import answer_files
 from pipeline.inference.sliding_window import Source, sliding_window, tiling, voice
-from pipeline.inference.writing import finish
+from pipeline.inference.writing import Target, write_answer
 from pipeline.metrics import METRICS
-from pipeline.records import Checkpoint, Geometry, Part, Prediction, UserError
+from pipeline.records import Checkpoint, Part, UserError
 from pipeline.workflows import submit as workflow
 from pipeline.workflows.fuse import member_folders
 
@@ -94,8 +94,8 @@ def test_folds_are_averaged_as_if_predicted_one_by_one(run: Path, surfaces: Path
         == 0
     )
     for case_id in softs.ids(tmp_path / "both" / "soft"):
-        a = softs.load(tmp_path / "both" / "soft", case_id)[0].soft
-        b = softs.load(tmp_path / "e" / "soft", case_id)[0].soft
+        a = softs.load(tmp_path / "both" / "soft", case_id).main
+        b = softs.load(tmp_path / "e" / "soft", case_id).main
         np.testing.assert_allclose(a, b, atol=2e-3)
         assert (tmp_path / "e" / f"{case_id}.tif").is_file()
 
@@ -283,8 +283,8 @@ def test_ensemble_leaves_out_overlays_of_inputs_that_changed(change: str, flat: 
 
 def test_classes_have_their_colours_in_overlays(tmp_path: Path) -> None:
     soft = np.eye(4, dtype=np.float32)[:, :, None].repeat(3, axis=2)  # row n is class n
-    facts = {"task": "labels", "suffix": ".png"}
-    finish((), Prediction(case_id="x", soft=soft), tmp_path, facts, np.zeros((1, 4, 3), np.uint8))
+    given = softs.SoftPrediction(case_id="x", heads={"main": soft}, meta=softs.SoftMeta(task="labels", suffix=".png"))
+    write_answer(given, Target(output=tmp_path, image=np.zeros((1, 4, 3), np.uint8)))
     shown = np.asarray(Image.open(tmp_path / "x_overlay.png"))[:, 0]
     np.testing.assert_allclose(shown, 0.75 * np.array([(0, 0, 0), *colours.CLASSES[:3]]), atol=0.51)
 
@@ -340,7 +340,7 @@ def test_whole_and_scales_reach_the_network(flat: Path, tmp_path: Path, capsys: 
     source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
     with torch.inference_mode():
         expected = voice([network], config, "cpu")(torch.from_numpy(source.scale.apply(array)[None]))[0].numpy()
-    np.testing.assert_allclose(softs.load(tmp_path / "w" / "soft", "a")[0].soft, expected, atol=1e-3)
+    np.testing.assert_allclose(softs.load(tmp_path / "w" / "soft", "a").main, expected, atol=1e-3)
     with pytest.raises(SystemExit, match="2"):
         go(flat, tmp_path / "in", tmp_path / "x", "--whole", "--patch-size", "32")
     assert go(flat, tmp_path / "in", tmp_path / "x", "--scales", "0") == 2
@@ -416,8 +416,8 @@ def test_architecture_mismatch_lists_the_weights(run: Path, tmp_path: Path, surf
 
 def member(folder: Path, softs_by_id: dict[str, np.ndarray]) -> Path:
     for case_id, array in softs_by_id.items():
-        facts = {"task": "labels", "suffix": ".tif", "scale": {}, "dtype": "uint8"}
-        softs.save(folder / "soft", Prediction(case_id=case_id, soft=array, geometry=Geometry()), facts)
+        meta = softs.SoftMeta(task="labels", suffix=".tif", dtype="uint8")
+        softs.save(folder / "soft", softs.SoftPrediction(case_id=case_id, heads={"main": array}, meta=meta))
     return folder
 
 
@@ -568,7 +568,7 @@ def test_prediction_is_the_sliding_window(run: Path, surfaces: Path, tmp_path: P
     scale = normalise.fit(config.data.normalise, array)
     speak = voice([network], config, "cpu")
     soft = sliding_window(Source(array=array, scale=scale), speak, tiling(config, array.shape[1:], speak))
-    np.testing.assert_allclose(softs.load(tmp_path / "soft", "900")[0].soft, soft, atol=1e-3)
+    np.testing.assert_allclose(softs.load(tmp_path / "soft", "900").main, soft, atol=1e-3)
 
 
 def test_member_weights_must_make_sense() -> None:

@@ -11,7 +11,7 @@ from small_models import in_codes, model_file, nifti, noise, rows, run_predict
 
 from pipeline import ensemble, files
 from pipeline.inference import soft as softs
-from pipeline.records import Geometry, Prediction
+from pipeline.records import Geometry
 
 SHAPE = (21, 18, 25)
 RAS = {"layout": "nnunet", "family": "nifti", "codes": "RAS", "spacing": [1.0, 1.0, 1.0], "class_names": {"1": "Anterior"}}
@@ -43,7 +43,7 @@ def test_a_file_of_other_axes_gets_the_answer_of_the_same_file_in_those_of_train
     np.testing.assert_array_equal(answer.affine, given.affine)
     np.testing.assert_array_equal(in_codes(tmp_path / "two_out" / "a.nii.gz"), in_codes(tmp_path / "one_out" / "a.nii.gz"))
     assert 0 < in_codes(tmp_path / "one_out" / "a.nii.gz").mean() < 1
-    one, two = (softs.load(tmp_path / f"{name}_out" / "soft", "a")[0].soft for name in ("one", "two"))
+    one, two = (softs.load(tmp_path / f"{name}_out" / "soft", "a").main for name in ("one", "two"))
     assert two.shape[1:] == given.shape
     order = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt(codes), nibabel.orientations.axcodes2ornt("RAS"))
     np.testing.assert_array_equal(nibabel.orientations.apply_orientation(two[0], order), one[0])
@@ -63,15 +63,15 @@ def test_blocks_and_shards_give_the_bits_of_memory_where_the_first_axis_stays(co
         assert (tmp_path / way / "a.nii.gz").read_bytes() == (tmp_path / "memory" / "a.nii.gz").read_bytes()
 
 
-def test_another_first_axis_is_refused_by_blocks_with_the_way_out(trained_in_ras: Path, tmp_path: Path) -> None:
-    nifti(tmp_path / "in" / "a.nii.gz", noise(SHAPE), codes="PIR")
-    nifti(tmp_path / "in" / "b.nii.gz", noise(SHAPE), codes="LPS")
-    assert run_predict(trained_in_ras, tmp_path / "in", tmp_path / "out", "--blocks", "always") == 3
-    failed, done = rows(tmp_path / "out")
-    assert done["status"] == "done"
-    for word in ("a.nii.gz", "PIR", "RAS", "--blocks never"):
-        assert word in failed["error"]
-    assert run_predict(trained_in_ras, tmp_path / "in", tmp_path / "out", "--blocks", "never") == 0
+@pytest.mark.parametrize("codes", ["PIR", "SAR", "IPL", "ASL"])
+def test_by_blocks_rows_may_become_columns(codes: str, trained_in_ras: Path, tmp_path: Path) -> None:
+    """The answer is then mapped from a file, and is that of memory."""
+    path = nifti(tmp_path / "in" / "a.nii.gz", noise((40, 17, 9)), codes=codes)
+    for way in ("never", "always"):
+        assert run_predict(trained_in_ras, path, tmp_path / way, "--save-soft", "--blocks", way) == 0
+    for name in ("a.nii.gz", "a_visualization.nii.gz", "soft/a.npy"):
+        assert (tmp_path / "always" / name).read_bytes() == (tmp_path / "never" / name).read_bytes()
+    assert not (tmp_path / "always" / "blocks").exists()
 
 
 def test_shards_that_change_the_first_axis_agree_on_the_blocks(trained_in_ras: Path, tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_the_summary_names_the_classes(trained_in_ras: Path, tmp_path: Path) -> 
 def soft_member(folder: Path, image: Path, soft: np.ndarray) -> Path:
     """A folder of one soft prediction of an image file."""
     place: Geometry = files.geometry(image, soft.ndim - 1)
-    facts = {"task": "labels", "suffix": files.suffix(image), "scale": {}, "dtype": "uint8"}
-    softs.save(folder / "soft", Prediction(case_id="a", soft=soft, geometry=place), facts)
+    meta = softs.SoftMeta(task="labels", suffix=files.suffix(image), dtype="uint8")
+    softs.save(folder / "soft", softs.SoftPrediction(case_id="a", heads={"main": soft}, geometry=place, meta=meta))
     return folder
 
 
@@ -211,7 +211,7 @@ def test_members_of_other_axes_are_fused_in_the_world(codes: str, tmp_path: Path
     one = soft_member(tmp_path / "one", first, soft)
     two = soft_member(tmp_path / "two", other, nibabel.orientations.apply_orientation(soft[0], turn)[None])
     assert fuse(tmp_path / "e", one, two) == 0
-    np.testing.assert_array_equal(softs.load(tmp_path / "e" / "soft", "a")[0].soft, soft)
+    np.testing.assert_array_equal(softs.load(tmp_path / "e" / "soft", "a").main, soft)
     answer = nibabel.load(tmp_path / "e" / "a.nii.gz")
     np.testing.assert_array_equal(answer.affine, nibabel.load(first).affine)
     assert fuse(tmp_path / "turned", two, one) == 0

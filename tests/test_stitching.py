@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiles import main, tiled
 from torch import nn
 
 from pipeline import predict
@@ -22,7 +23,7 @@ from pipeline.data.normalise import Scale
 from pipeline.geometry import WINDOWS, Tiling, up
 from pipeline.inference import norms
 from pipeline.inference.models import save_model
-from pipeline.inference.sliding_window import Source, cut, settled, sliding_window, tiling, voice
+from pipeline.inference.sliding_window import Source, cut, settled, tiling, voice
 from pipeline.inference.stitching import mismatch, warning, with_halo
 from pipeline.networks import HeadedNet, build, receptive
 from pipeline.records import Checkpoint, Part, UserError
@@ -65,7 +66,7 @@ def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
     settings_ = config(image.array.ndim - 1, **asked)
     speak = voice([net], settings_, "cpu")
     tiles = tiling(settings_, image.array.shape[1:], speak)
-    return sliding_window(image, settled(speak, image, tiles), tiles)
+    return tiled(image, settled(speak, image, tiles), tiles)
 
 
 # --- T1, T2, T4: any network --------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
 def test_identity_to_the_last_pixel(window: str, n: int, halo: int) -> None:
     image = source(n, 53)
     tiles = Tiling(size=(n, 53), tile=(32, 32), overlap=8, window=window, halo=halo, grid=(8, 8))
-    error = np.abs(sliding_window(image, lambda x: x, tiles) - image.array)
+    error = np.abs(tiled(image, lambda x: x, tiles) - image.array)
     assert error.max() < 1e-6
     assert max(error[:, 0].max(), error[:, -1].max(), error[..., 0].max(), error[..., -1].max()) < 1e-6
 
@@ -107,10 +108,10 @@ class Backwards(Tiling):
 def test_order_and_batch_change_nothing() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(90, 77)
     options: dict[str, Any] = {"size": (90, 77), "tile": (32, 32), "overlap": 8, "grid": (4, 4)}
-    expected = sliding_window(image, lambda x: net(x)["main"], Tiling(**options))
+    expected = tiled(image, lambda x: net(x)["main"], Tiling(**options))
     for tiles, batch in [(Tiling(**options), 5), (Backwards(**options), 1), (Backwards(**options), 3)]:
         assert [*tiles.places()] != [*Tiling(**options).places()] or batch > 1
-        np.testing.assert_allclose(sliding_window(image, lambda x: net(x)["main"], tiles, batch=batch), expected, atol=1e-6)
+        np.testing.assert_allclose(tiled(image, lambda x: net(x)["main"], tiles, batch=batch), expected, atol=1e-6)
 
 
 # --- how far a network sees ---------------------------------------------------------------------------------------------
@@ -338,9 +339,7 @@ def test_tiles_off_the_stride_are_not_the_whole_image() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(131, 98)
     whole, halo = answer(net, image, patch="whole"), receptive.halo(net, 1, 2)
     options: dict[str, Any] = {"size": (131, 98), "tile": (72, 72), "halo": halo}
-    on, off = (
-        np.abs(sliding_window(image, lambda x: net(x)["main"], Tiling(**options, grid=grid)) - whole).max() for grid in ((4, 4), (1, 1))
-    )
+    on, off = (np.abs(tiled(image, lambda x: net(x)["main"], Tiling(**options, grid=grid)) - whole).max() for grid in ((4, 4), (1, 1)))
     assert on < 1e-5
     assert off > 1e-3
 
@@ -396,7 +395,7 @@ def test_statistics_of_each_flip_and_network_are_its_own(way: str) -> None:
         settings_ = config(2, flips=True, **asked)
         speak = voice(nets, settings_, "cpu", [1, 2])
         tiles = tiling(settings_, image.array.shape[1:], speak)
-        answers.append(sliding_window(image, settled(speak, image, tiles), tiles))
+        answers.append(tiled(image, settled(speak, image, tiles), tiles))
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
 
 
@@ -527,7 +526,7 @@ def test_silence_where_nothing_is_to_be_told() -> None:
     assert warned(network("image_unet", 2, **IMAGE_NET), image, patch=[64] * 2) is None
     assert warned(grouped, image, patch="whole") is None
     assert warned(grouped, image, patch=[64] * 2, norms="frozen") is None
-    assert warning(lambda x: x, image, Tiling(size=(150, 170), tile=(64, 64))) is None
+    assert warning(main(lambda x: x), image, Tiling(size=(150, 170), tile=(64, 64))) is None
 
 
 def test_aligned_corners_are_told_without_statistics_as_a_cure() -> None:
@@ -601,7 +600,7 @@ def test_sums_are_as_high_as_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
         zeros = torch.zeros
         monkeypatch.setattr(torch, "zeros", lambda *a, **k: shapes.append(int(np.prod(a[0]))) or zeros(*a, **k))
         tracemalloc.start()
-        soft = sliding_window(image, lambda x: x, tiles)
+        soft = tiled(image, lambda x: x, tiles)
         most = tracemalloc.get_traced_memory()[1] - soft.nbytes
         tracemalloc.stop()
         monkeypatch.undo()
@@ -615,5 +614,5 @@ def test_sums_are_as_high_as_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bands_of_a_large_image_are_whole() -> None:
     image = source(1031, 40)
     tiles = Tiling(size=(1031, 40), tile=(64, 32), overlap=16, grid=(16, 16))
-    np.testing.assert_allclose(sliding_window(image, lambda x: x, tiles, batch=3), image.array, atol=2e-6)
+    np.testing.assert_allclose(tiled(image, lambda x: x, tiles, batch=3), image.array, atol=2e-6)
     assert replace(tiles, size=(64, 32)).count() == 1

@@ -22,7 +22,7 @@ from pipeline.inference import soft as softs
 from pipeline.inference.models import save_model
 from pipeline.metrics import METRICS, evaluate, evaluate_frames
 from pipeline.metrics.frames import Truth
-from pipeline.records import Checkpoint, Part, Prediction, UserError
+from pipeline.records import Checkpoint, Part, UserError
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
 from pipeline.tuning.trials import CaseFiles, Rules, Task, Trials
@@ -80,8 +80,8 @@ def make_run(folder: Path, soft=faint, seed: int = 0, groups: str = "aabbcc") ->
         path.parent.mkdir(exist_ok=True)
         tifffile.imwrite(path, label, photometric="minisblack")
         listing[name] = {"image": [], "targets": {"label": str(path)}, "group": group, "content": {"label": f"hash {n}"}}
-        prediction = Prediction(case_id=name, soft=soft(label, rng)[None].astype(np.float32))
-        softs.save(folder / f"fold_{n % 2}" / "oof" / "soft", prediction, {"task": "labels"})
+        prediction = softs.SoftPrediction(case_id=name, heads={"main": soft(label, rng)[None].astype(np.float32)})
+        softs.save(folder / f"fold_{n % 2}" / "oof" / "soft", prediction)
     files.write_json(folder / "cases.json", listing)
     for fold in (0, 1):
         files.write_json(folder / f"fold_{fold}" / "result.json", {**RESULT, "fold": fold})
@@ -137,7 +137,7 @@ def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
     for name, steps in {workflow.OWN: config.postprocess, **search.BASELINES}.items():
         for n in range(6):
             truth = tifffile.imread(run.parent / "labels" / f"{100 + n}.tif")
-            soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}")[0].soft.astype(np.float32)
+            soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}").main.astype(np.float32)
             expected = _scores([Part(name="dice")], postprocess.apply(steps, soft), truth)["dice"]
             assert row(run, name)["cases"][f"{100 + n}"]["dice"] == pytest.approx(expected)
     nested = row(run, workflow.NESTED)
@@ -311,7 +311,7 @@ def test_shared_first_steps_change_nothing(run: Path) -> None:
     assert list(together) == sorted(together)
     for candidate in candidates:
         assert together[candidate.key] == next(trials.score_case(task_of(run, candidate)))[1]
-    soft = softs.load(run / "fold_0" / "oof" / "soft", "100")[0].soft.astype(np.float32)
+    soft = softs.load(run / "fold_0" / "oof" / "soft", "100").main.astype(np.float32)
     truth = tifffile.imread(run.parent / "labels" / "100.tif")
     for candidate in candidates:
         alone = _scores([Part(name="dice")], postprocess.apply(candidate.steps, soft), truth)
@@ -419,8 +419,8 @@ def test_a_run_as_member_predicts_first(models: Path, surfaces: Path, tmp_path: 
     assert ensemble.main([*words, "--input", str(tests)]) == 0
     assert predict.main(["--checkpoint", str(models), "--input", str(tests), "--output", str(tmp_path / "p"), "--save-soft"]) == 0
     for case_id in ("900", "901"):
-        soft = softs.load(tmp_path / "p" / "soft", case_id)[0].soft
-        np.testing.assert_array_equal(soft, softs.load(out / "members" / "tiny" / "soft", case_id)[0].soft)
+        soft = softs.load(tmp_path / "p" / "soft", case_id).main
+        np.testing.assert_array_equal(soft, softs.load(out / "members" / "tiny" / "soft", case_id).main)
         np.testing.assert_array_equal(tifffile.imread(out / f"{case_id}.tif"), soft[0] >= np.float32(0.4))
 
 

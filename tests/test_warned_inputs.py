@@ -23,12 +23,12 @@ def test_a_dark_image_of_a_few_bright_voxels_is_told(blocks: str, tmp_path: Path
     assert run_predict(model_file(tmp_path / "m"), tmp_path / "a.tif", tmp_path / "out", "--save-soft", "--blocks", blocks) == 0
     assert "warning: a.tif: percentiles 0.5 and 99.5" in capsys.readouterr().out
     assert "minimum to its maximum" in rows(tmp_path / "out")[0]["warnings"][0]
-    soft = softs.load(tmp_path / "out" / "soft", "a")[0].soft
+    soft = softs.load(tmp_path / "out" / "soft", "a").main
     files.write(tmp_path / "b.tif", array // 200)  # the same image on another scale
     assert (
         run_predict(tmp_path / "m" / "best_model.safetensors", tmp_path / "b.tif", tmp_path / "out", "--save-soft", "--blocks", blocks) == 0
     )
-    np.testing.assert_allclose(softs.load(tmp_path / "out" / "soft", "b")[0].soft, soft, atol=1e-3)
+    np.testing.assert_allclose(softs.load(tmp_path / "out" / "soft", "b").main, soft, atol=1e-3)
     assert soft.std() > 0
 
 

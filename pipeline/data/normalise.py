@@ -2,6 +2,11 @@
 
 A constant array maps to the lower end of the range. Values that are not finite take no part in finding the limits.
 What a user should be told about an array's limits is found here, too: :func:`fit_with_notes` (warnings), :func:`problem_of` (an error).
+
+Arrays of more than ``WHOLE`` numbers that are read as they are sliced get their limits slab by slab. Percentiles are exact for every
+number type of up to 32 bits: numbers are mapped to unsigned integers in the same order, and their upper and then their lower 16 bits are
+counted, in two passes. Mean and deviation are merged from slabs in float64 (Chan, Golub, LeVeque 1983), so that they differ from
+those of the array in memory by rounding only.
 """
 
 from __future__ import annotations
@@ -13,7 +18,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind
+from pipeline.files import Pixels, slabs
 from pipeline.records import Part
+from pipeline.registry import Registry
+
+WHOLE = 2**27
+"""Arrays of up to this many numbers are read at once, and get the very limits that they get in training."""
 
 CHUNK = 2**20
 """Voxels counted at a time: ``np.bincount`` turns its input into int64, eight times the size of uint8."""
@@ -64,20 +74,45 @@ class Scale:
         return limits * (channels if len(limits) == 1 else 1)
 
 
-def percentile(array: np.ndarray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Scale:
+Fitted = tuple[Scale, tuple[str, ...]]
+"""A scale, and sentences that a reader of the array's file should be told about its limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """An entry of NORMALISE.
+
+    Args:
+        fit: ``fit(array, **options)`` with ``(C, *S)`` in memory, or read as it is sliced, gives its scale and notes.
+        limits: ``limits(dtype, **options)``: fixed limits (low, high) that values of the array may lie beyond; None where they follow it.
+        bounded: whether what comes out lies in the range of the option ``to``.
+    """
+
+    fit: Callable[..., Fitted]
+    limits: Callable[..., tuple[float, float]] | None = None
+    bounded: bool = True
+
+    @property
+    def call(self) -> Callable[..., Fitted]:
+        return self.fit
+
+
+def percentile(array: Pixels, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Fitted:
     """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
 
     A channel whose two percentiles are equal although it is not constant is scaled from its minimum to its maximum.
     """
-    return _percentile(array, low, high, to)[0]
-
-
-def _percentile(array: np.ndarray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> tuple[Scale, tuple[str, ...]]:
     if not 0 <= low < high <= 100:
         raise ConfigError(f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <= 100.")
-    found = [percentiles(channel, (low, high)) for channel in array]
-    limits, notes = widened(found, (low, high), lambda c: percentiles(array[c], (0, 100)))
-    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=_pair(to)), notes
+    span, ends = _pair(to), list[tuple[float, ...]]()
+
+    def ends_of(channel: int) -> tuple[float, ...]:
+        if not ends:
+            ends.extend(percentiles(array, (0, 100)))
+        return ends[channel]
+
+    limits, notes = widened(percentiles(array, (low, high)), (low, high), ends_of)
+    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span), notes
 
 
 def widened(
@@ -103,13 +138,13 @@ def widened(
 
 
 def fixed_range(
-    array: np.ndarray,
+    array: Pixels,
     low: float | None = 0,
     high: float | None = 255,
     to: Sequence[float] = (0.0, 1.0),
     max_outside: float = MAX_OUTSIDE,
-) -> Scale:
-    """The same limits for every array, clipped: for images whose brightness has a meaning.
+) -> Fitted:
+    """The same limits for every array, clipped: for images whose brightness has a meaning. No value of the array is read.
 
     ``None`` is the end of the array's own number type (:func:`ends`), so that one setting serves 8 bits, 16 bits and floats.
     Where more than ``max_outside`` of an array's values lie outside the limits, :func:`problem_of` says so; a window that is meant to
@@ -117,11 +152,17 @@ def fixed_range(
     """
     if not 0 <= max_outside <= 1:
         raise ConfigError(f"data.normalise: range max_outside={max_outside} must be a share, 0 to 1.")
-    least, most = ends(array.dtype)
+    span, channels = _pair(to), len(array)
+    least, most = _range_limits(array.dtype, low, high)
+    return Scale(low=(least,) * channels, high=(most,) * channels, to=span), ()
+
+
+def _range_limits(dtype: Any, low: float | None = 0, high: float | None = 255, **_: Any) -> tuple[float, float]:
+    least, most = ends(dtype)
     low, high = least if low is None else low, most if high is None else high
     if not low < high:
         raise ConfigError(f"data.normalise: range low={low}, high={high} must satisfy low < high.")
-    return Scale(low=(float(low),) * len(array), high=(float(high),) * len(array), to=_pair(to))
+    return float(low), float(high)
 
 
 def ends(dtype: np.dtype | str) -> tuple[float, float]:
@@ -136,60 +177,68 @@ def ends(dtype: np.dtype | str) -> tuple[float, float]:
     return float(np.iinfo(kind).min), float(np.iinfo(kind).max)
 
 
-def zscore(array: np.ndarray) -> Scale:
+def zscore(array: Pixels) -> Fitted:
     """Mean 0 and standard deviation 1 for each channel, not clipped."""
-    low, high = [], []
-    for channel in array:
-        values = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
-        mean = float(values.mean(dtype=np.float64)) if values.size else 0.0
-        low.append(mean)
-        high.append(mean + (float(values.std(dtype=np.float64)) if values.size else 0.0))
-    return Scale(low=tuple(low), high=tuple(high), clip=False)
+    if _by_slabs(array):
+        moments = [_Moments() for _ in range(len(array))]
+        for first, end in slabs(array):
+            for found, channel in zip(moments, array[:, first:end], strict=True):
+                found.add(channel)
+        pairs = [(m.mean, m.deviation) for m in moments]
+    else:
+        pairs = [_mean_and_deviation(channel) for channel in array[:]]
+    return Scale(low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False), ()
 
 
-NORMALISE: dict[str, Callable[..., Scale]] = {"percentile": percentile, "range": fixed_range, "zscore": zscore}
+def _mean_and_deviation(channel: np.ndarray) -> tuple[float, float]:
+    values = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
+    if not values.size:
+        return 0.0, 0.0
+    return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
 
 
-def fit(part: Part, array: np.ndarray) -> Scale:
+NORMALISE: Registry[Normalisation] = Registry(
+    "normalisation",
+    {
+        "percentile": Normalisation(fit=percentile),
+        "range": Normalisation(fit=fixed_range, limits=_range_limits),
+        "zscore": Normalisation(fit=zscore, bounded=False),
+    },
+)
+
+
+def check(part: Part) -> None:
+    """Raise ConfigError for an unknown name or option."""
+    bind(NORMALISE, part, "data.normalise", given=("array",))
+
+
+def fit(part: Part, array: Pixels) -> Scale:
     """Scale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
+    return fit_with_notes(part, array)[0]
+
+
+def fit_with_notes(part: Part, array: Pixels) -> Fitted:
+    """:func:`fit`, and sentences that a reader of the array's file should be told about its limits."""
     return bind(NORMALISE, part, "data.normalise", given=("array",))(array=array)
 
 
-def fit_with_notes(part: Part, array: np.ndarray) -> tuple[Scale, tuple[str, ...]]:
-    """:func:`fit`, and sentences that a reader of the array's file should be told about its limits."""
-    if part.name != "percentile":
-        return fit(part, array), ()
-    return bind({"percentile": _percentile}, part, "data.normalise", given=("array",))(array=array)
+def problem_of(part: Part, array: Pixels) -> tuple[str, str] | None:
+    """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: fixed limits would clip most of its finite values.
 
-
-def notes_of(part: Part, array: np.ndarray) -> tuple[str, ...]:
-    """Those sentences alone."""
-    return fit_with_notes(part, array)[1]
-
-
-def problem_of(part: Part, array: np.ndarray) -> tuple[str, str] | None:
-    """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: ``range`` would clip most of its finite values.
-
-    Nothing is counted where all numbers of the array's type lie inside the limits.
+    Nothing is read where no number of the array's type lies outside the limits.
     """
-    frame = clipping(part, array)
-    if frame is None:
+    entry = NORMALISE[part.name]
+    if entry.limits is None:
         return None
-    counts = [Outside() for _ in array]
-    for count, channel in zip(counts, array, strict=True):
-        count.add(channel, *frame)
-    return verdict(part, counts, frame)
-
-
-def clipping(part: Part, array: Any) -> tuple[float, float] | None:
-    """The limits of ``range``; None for other normalisations and where no number of the array's type lies outside them."""
-    if part.name != "range":
-        return None
-    scale = fit(part, np.empty((1, 0), array.dtype))
-    (low,), (high,) = scale.low, scale.high
+    low, high = entry.limits(array.dtype, **part.options)
     least, most = ends(array.dtype)
-    inside = array.dtype.kind in "iub" and low <= least and most <= high
-    return None if inside else (low, high)
+    if array.dtype.kind in "iub" and low <= least and most <= high:
+        return None
+    counts = [Outside() for _ in range(len(array))]
+    for first, end in slabs(array):
+        for count, channel in zip(counts, array[:, first:end], strict=True):
+            count.add(channel, low, high)
+    return _verdict(part, counts, (low, high))
 
 
 @dataclass(slots=True)
@@ -213,7 +262,7 @@ class Outside:
                 self.least, self.most = min(self.least, float(part.min())), max(self.most, float(part.max()))
 
 
-def verdict(part: Part, counts: Sequence[Outside], frame: tuple[float, float]) -> tuple[str, str] | None:
+def _verdict(part: Part, counts: Sequence[Outside], frame: tuple[float, float]) -> tuple[str, str] | None:
     """The problem of the worst channel and the way out; None where none has more than its share outside the range."""
     allowed = part.options.get("max_outside", MAX_OUTSIDE)
     shares = [c.outside / c.finite if c.finite else 0.0 for c in counts]
@@ -238,14 +287,29 @@ def unit(part: Part, array: np.ndarray) -> np.ndarray:
     Clipped, as normalised images are. What has no range (``zscore``) comes back as it is.
     """
     array = np.asarray(array, np.float32)
-    if part.name == "zscore":
+    if not NORMALISE[part.name].bounded:
         return array
     start, end = _pair(part.options.get("to", (0.0, 1.0)))
     return np.clip((array - np.float32(start)) / np.float32(end - start), 0, 1)
 
 
-def percentiles(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
-    """Percentiles ``at`` (0 to 100) of the finite values, equal to ``np.percentile`` with linear interpolation; zeros where there is none."""
+# --- percentiles and moments -------------------------------------------------------------------------------------------
+
+
+def _by_slabs(array: Pixels) -> bool:
+    """Whether an array is too large to be read at once; what lies in memory already is not."""
+    return not isinstance(array, np.ndarray) and int(np.prod(array.shape)) > WHOLE
+
+
+def percentiles(array: Pixels, at: Sequence[float]) -> list[tuple[float, ...]]:
+    """Percentiles ``at`` (0 to 100) of the finite values of each channel, linear between the two nearest; zeros where there is none.
+
+    Those of ``np.percentile``. Slab by slab they are exact for numbers of up to 32 bits; of 64 bits, their float32 values are counted.
+    """
+    return _counted(array, at) if _by_slabs(array) else [_sorted(channel, at) for channel in array[:]]
+
+
+def _sorted(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if values.size == 0:
@@ -274,6 +338,98 @@ def histogram(values: np.ndarray) -> np.ndarray:
     for start in range(0, flat.size, CHUNK):
         total += np.bincount(flat[start : start + CHUNK], minlength=bins)
     return total
+
+
+@dataclass(slots=True)
+class _Moments:
+    """Count, mean and sum of squared deviations of the finite values met so far."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if not values.size:
+            return
+        mean = float(values.mean(dtype=np.float64))
+        count, step = self.count + values.size, mean - self.mean
+        self.squares += float(values.var(dtype=np.float64)) * values.size + step**2 * self.count * values.size / count
+        self.mean += step * values.size / count
+        self.count = count
+
+    @property
+    def deviation(self) -> float:
+        return (self.squares / self.count) ** 0.5 if self.count else 0.0
+
+
+def _counted(array: Pixels, at: Sequence[float]) -> list[tuple[float, ...]]:
+    """Percentiles ``at`` (0 to 100) of the finite values of each channel, linear between the two nearest; zeros where there is none.
+
+    Exact for numbers of up to 32 bits; of 64 bits, their float32 values are counted.
+    """
+    upper = np.zeros((len(array), 2**16), np.int64)
+    for first, end in slabs(array):
+        for counts, channel in zip(upper, array[:, first:end], strict=True):
+            counts += _counts(_keys(channel) >> 16)
+    totals = upper.sum(1)
+    ranks = [[q / 100 * (int(n) - 1) for q in at] if n else [] for n in totals]
+    places = [sorted({min(int(r) + more, int(n) - 1) for r in rs for more in (0, 1)}) for rs, n in zip(ranks, totals, strict=True)]
+    values = _order_statistics(array, upper, places)
+    return [tuple(_between(found, r) for r in rs) if rs else (0.0,) * len(at) for rs, found in zip(ranks, values, strict=True)]
+
+
+def _between(found: dict[int, float], rank: float) -> float:
+    below = int(rank)
+    low, high = found[below], found[min(below + 1, max(found))]
+    part = rank - below
+    return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
+
+
+def _order_statistics(array: Pixels, upper: np.ndarray, places: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+    """Values at some places of each sorted channel, given how often each upper half occurs."""
+    sums = np.cumsum(upper, axis=1)
+    halves = [[int(np.searchsorted(sums[c], p, side="right")) for p in ps] for c, ps in enumerate(places)]
+    lower = [{half: np.zeros(2**16, np.int64) for half in hs} for hs in halves]
+    for first, end in slabs(array):
+        for counts, channel in zip(lower, array[:, first:end], strict=True):
+            keys = _keys(channel)
+            for half, count in counts.items():
+                count += _counts(keys[keys >> 16 == half] & 0xFFFF)
+    out = []
+    for c, ps in enumerate(places):
+        found = {}
+        for place, half in zip(ps, halves[c], strict=True):
+            before = int(sums[c][half] - upper[c][half])
+            low = int(np.searchsorted(np.cumsum(lower[c][half]), place - before, side="right"))
+            found[place] = _value((half << 16) | low, np.dtype(array.dtype))
+        out.append(found)
+    return out
+
+
+def _counts(halves: np.ndarray) -> np.ndarray:
+    return histogram(halves.astype(np.uint16))
+
+
+def _keys(values: np.ndarray) -> np.ndarray:
+    """Finite values as uint32 in the same order; floats by their bits, the sign turned (Herf 2001)."""
+    if values.dtype.kind in "f" or values.dtype.itemsize == 8:
+        with np.errstate(over="ignore"):
+            values = values[np.isfinite(values)].astype(np.float32)
+        values = values[np.isfinite(values)] + np.float32(0)  # -0 becomes 0
+        bits = values.view(np.uint32)
+        return np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
+    if values.dtype.kind == "u":
+        return values.ravel().astype(np.uint32)
+    return (values.ravel().astype(np.int64) + 2**31).astype(np.uint32)
+
+
+def _value(key: int, dtype: np.dtype) -> float:
+    """The number that a key stands for."""
+    if dtype.kind == "f" or dtype.itemsize == 8:
+        bits = key ^ 2**31 if key >> 31 else key ^ 0xFFFFFFFF
+        return float(np.array(bits, np.uint32).view(np.float32))
+    return float(key if dtype.kind == "u" else key - 2**31)
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:

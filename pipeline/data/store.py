@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -28,6 +27,7 @@ from pipeline import config, documents, files, grid
 from pipeline.data import normalise
 from pipeline.data.labels import WHITE as WHITE_NUMBERS
 from pipeline.data.labels import rounded
+from pipeline.data.reading import NONFINITE, load_image, nonfinite, nonfinite_files, nonfinite_problem, same_affine, single
 from pipeline.records import Case, Fault, Geometry, Part, UserError
 
 FORMAT = 2
@@ -362,84 +362,6 @@ class _Findings:
             self.outside[role] = problem
 
 
-NONFINITE = "Replace them, e.g. by the mean of their neighbours"
-"""What to do about values that are no numbers."""
-
-
-def nonfinite(array: np.ndarray) -> int:
-    """How many values are NaN or infinite; for integers nothing is looked at."""
-    if array.dtype.kind != "f":
-        return 0
-    return array.size - sum(int(np.count_nonzero(np.isfinite(array[:, first:end]))) for first, end in files.slabs(array))
-
-
-def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:
-    """How many values are NaN or infinite in each file of a case's image, by the file's number; those without any are left out."""
-    if not nonfinite(image):
-        return {}
-    channels = [files.probe(path, image.ndim - 1).shape[0] for path in case.image]
-    ends = itertools.accumulate(channels)
-    counts = [nonfinite(image[end - own : end]) for end, own in zip(ends, channels, strict=True)]
-    return {number: count for number, count in enumerate(counts) if count}
-
-
-def nonfinite_problem(count: int) -> str:
-    return f"holds {count} values that are NaN or infinite"
-
-
-def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
-    """All channels of a case, ``(C, *S)``, and the geometry of its first file: the same array in training and in prediction.
-
-    float64 becomes float32 (:func:`single`). Raises FileError for a file that cannot be read or does not fit the first one.
-    """
-    parts: list[np.ndarray] = []
-    geometry = Geometry()
-    notes: list[str] = []
-    for path in case.image:
-        array, place_of = files.read(path, dims)
-        if not parts:
-            geometry = place_of
-        elif (geometry.format == "nifti") != (place_of.format == "nifti"):
-            problem = (
-                f"is {_order(place_of)}, the first channel {case.image[0].name} is {_order(geometry)}: nothing says which axis is which"
-            )
-            raise files.FileError(path, problem, "Save all channels in one format, the axes in one order")
-        elif array.shape[1:] != parts[0].shape[1:]:
-            raise files.FileError(
-                path, f"has shape {array.shape[1:]}, the first channel {parts[0].shape[1:]}", "Resample the channels to one grid"
-            )
-        elif not _same_affine(geometry.meta.get("affine"), place_of.meta.get("affine")):
-            raise files.FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
-        notes += [f"(file {path.name}) {note}" if parts else note for note in place_of.notes]
-        parts.append(single(path, array))
-    image = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    geometry = dataclasses.replace(geometry, notes=tuple(notes))
-    return image.astype(np.float32) if image.dtype == np.float64 else image, geometry
-
-
-def single(path: Path, array: np.ndarray) -> np.ndarray:
-    """Values as they are computed with: float64 as float32, other types as they are. Raises FileError where that makes them infinite."""
-    if array.dtype != np.float64:
-        return array
-    with np.errstate(over="ignore"):
-        out = array.astype(np.float32)
-    beyond = nonfinite(out) - nonfinite(array) if nonfinite(out) else 0
-    if beyond:
-        problem = (
-            f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32 bits, with which images are computed"
-        )
-        raise files.FileError(path, problem, "Divide its values by a power of ten, or replace those that are no measurements")
-    return out
-
-
-def _order(geometry: Geometry) -> str:
-    return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
-
-
-def _same_affine(one: Any, other: Any) -> bool:
-    return one is None or other is None or grid.near(one, other)
-
-
 def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
     """Array ``(C, *S)`` and geometry of a target; labels have one channel, and two values where ``data.binarise`` is set."""
     array, geometry = files.read(path, data.dims, labels=labels)
@@ -586,7 +508,7 @@ def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) 
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
         yield Fault(path=path, problem=problem, cure="Save both with the same number type, so that equal values mean equal brightness")
-    if not _same_affine(fact.affines.get("image"), fact.affines.get(role)):
+    if not same_affine(fact.affines.get("image"), fact.affines.get(role)):
         problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
         yield Fault(
             path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"

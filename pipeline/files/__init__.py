@@ -38,7 +38,7 @@ from pipeline.files.durable import (
 )
 from pipeline.files.errors import AGAIN, FileError, absence, guarded, require_text
 from pipeline.files.names import FOLDERS, SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
-from pipeline.files.pixels import Pixels, Rows, row_bytes, slabs
+from pipeline.files.pixels import LazyArray, Pixels, Rows, row_bytes, slabs
 from pipeline.files.tables import read_table
 from pipeline.records import Geometry, UserError
 
@@ -46,6 +46,7 @@ __all__ = [
     "SUFFIXES",
     "DiskError",
     "FileError",
+    "LazyArray",
     "Pixels",
     "Probe",
     "Rows",
@@ -77,6 +78,7 @@ __all__ = [
     "shown",
     "slabs",
     "stem",
+    "stored",
     "suffix",
     "sweep",
     "view",
@@ -144,7 +146,7 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
 
 
 @contextlib.contextmanager
-def view(path: Path, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
+def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
     """The array of :func:`read` and its geometry, of which rows are read as they are sliced: TIFF, Zarr and npy. Others are read whole.
 
     The array can be used until the context is left. Raises FileError as :func:`read` does, also from a slice that cannot be read.
@@ -163,10 +165,10 @@ def view(path: Path, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
         yield _guarded_rows(path, pixels), place
 
 
-def _guarded_rows(path: Path, pixels: Pixels) -> Pixels:
+def _guarded_rows(path: Path, pixels: Pixels) -> LazyArray:
     """The same, with bool as uint8, and with FileError for rows that cannot be read."""
     if not isinstance(pixels, Rows):
-        return pixels
+        return np.asarray(pixels)
     dtype = np.dtype(np.uint8) if pixels.dtype == bool else pixels.dtype
     make = pixels.make
     return replace(pixels, dtype=dtype, make=lambda first, end: guarded(path, lambda: make(first, end)))
@@ -222,3 +224,9 @@ def write(path: Path, array: np.ndarray | Rows, geometry: Geometry | None = None
     form = _format(path)
     with whole(path, array.nbytes) as temp:
         form.write(temp, array if form is npy else array.reshape(-1, *array.shape[-space:]), geometry)
+
+
+def stored(array: Rows, path: Path) -> Rows:
+    """The same ``(C, *S)`` from the new file ``path`` (``.npy``), so that what it is made from is made once."""
+    write(path, array)
+    return npy.rows(path)

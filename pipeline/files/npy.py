@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -97,6 +98,26 @@ def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
             _write_all(stream, whole)
         else:
             np.lib.format.write_array(_Plain(stream), whole, allow_pickle=False)
+
+
+def rows(path: Path) -> Rows:
+    """An array ``(C, *S)`` of this package's own, read as it is sliced."""
+    found = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def make(first: int, end: int) -> np.ndarray:
+        # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[:, first:end])
+
+    return Rows(tuple(found.shape), found.dtype, make)
+
+
+def room(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """A new file mapped for writing anywhere in it. The disk gives all its bytes first: one that is full kills a process that maps."""
+    with path.open("wb", buffering=0) as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        os.posix_fallocate(stream.fileno(), 0, stream.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _write_rows(stream: BinaryIO, array: Rows) -> None:

@@ -74,6 +74,10 @@ class Rows:
         return new
 
 
+LazyArray = np.ndarray | Rows
+"""An array ``(C, *S)`` in memory, or one that is read as it is sliced."""
+
+
 def slabs(array: Pixels, rows: int | None = None) -> Iterator[tuple[int, int]]:
     """Ranges of rows (first, end) that cover the first space axis; unless ``rows`` says how many each holds, as many as make ``SLAB`` bytes, at least ``ROWS``."""
     high = array.shape[1]

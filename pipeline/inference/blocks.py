@@ -1,7 +1,7 @@
-"""Cases larger than memory: soft answers kept in blocks on disk, computed by one process or shared by many, and decided slab by slab.
+"""Cases larger than memory: soft answers kept in blocks on disk, computed by one process or shared by many.
 
 A block is some rows along the first space axis, one float32 file ``OUTPUT/blocks/ID.KEY/ROW.npy``, whole or absent: the file is its own
-marker, and no two processes write one. ``KEY`` is a hash of all that the answer depends on, so blocks of other models, settings or
+marker, and no two processes write one; further heads lie beside it, ``ROW.HEAD.npy``. ``KEY`` is a hash of all that the answer depends on, so blocks of other models, settings or
 inputs are never taken for these. Every block has the bits that it has in the answer of one process
 (:func:`pipeline.inference.sliding_window.stream`), on machines that compute alike.
 """
@@ -9,30 +9,25 @@ inputs are never taken for these. Every block has the bits that it has in the an
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
-import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import files, grid, postprocess, processes
+from pipeline import files
 from pipeline.config import Config, to_dict
-from pipeline.data import store
-from pipeline.data.normalise import Scale
-from pipeline.files import FileError, Pixels, Rows, slabs
+from pipeline.files import Rows
 from pipeline.geometry import Tiling
 from pipeline.inference.sliding_window import Advance, Sink, Source, Voice, stream
-from pipeline.morphology import blocks as parts
-from pipeline.records import Case, Geometry, Part, UserError
-from pipeline.tasks import TASKS, answer_suffix
+from pipeline.inference.soft import MAIN
+from pipeline.records import Case
+from pipeline.tasks import Task
 
 FOLDER = "blocks"
 """Of the output folder: where blocks lie until the answer is written."""
@@ -42,73 +37,6 @@ SHARD = "shard_{}_of_{}.json"
 
 FORMAT = 1
 """Raised when blocks change their meaning."""
-
-BYTES = {"walls": 45, "instances": 60, "sheet_closing": 30, "patch_sheets": 30, "thickness": 30, "watertight": 20}
-"""Memory that a step takes for each voxel where it works on the whole answer; others take ``COMMON``."""
-
-COMMON = 20
-
-
-# --- the input ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def image(case: Case, dims: int) -> Iterator[tuple[Pixels, Geometry]]:
-    """All channels of a case, read as they are sliced: what :func:`pipeline.data.store.load_image` gives. Raises FileError like it.
-
-    Values that are NaN or infinite are a FileError, too, from the slice that meets them.
-    """
-    with contextlib.ExitStack() as stack:
-        opened = [(path, *stack.enter_context(files.view(path, dims))) for path in case.image]
-        found = [(_finite(path, array), place) for path, array, place in opened]
-        for path, (array, place) in zip(case.image[1:], found[1:], strict=True):
-            _check_fit(path, array, place, found[0])
-        first, geometry = found[0]
-        notes = [f"(file {p.name}) {note}" if n else note for n, (p, _, place) in enumerate(opened) for note in place.notes]
-        geometry = dataclasses.replace(geometry, notes=tuple(notes))
-        dtype = np.result_type(*(array.dtype for array, _ in found))
-        if len(found) == 1 and dtype != np.float64:
-            yield first, geometry
-            return
-        kind = np.dtype(np.float32) if dtype == np.float64 else dtype
-        shape = (sum(array.shape[0] for array, _ in found), *first.shape[1:])
-        yield Rows(shape, kind, lambda a, b: np.concatenate([array[:, a:b] for array, _ in found]).astype(kind)), geometry
-
-
-def _finite(path: Path, array: Pixels) -> Pixels:
-    """The same, float64 as float32, whose rows are looked through for NaN and infinity when they are read."""
-    if np.dtype(array.dtype).kind != "f":
-        return array
-    if not isinstance(array, Rows):
-        whole = store.single(path, np.asarray(array))
-        _require_finite(path, whole, "")
-        return whole
-    make = array.make
-
-    def checked(first: int, end: int) -> np.ndarray:
-        rows = store.single(path, make(first, end))
-        _require_finite(path, rows, f" among its rows {first} to {end - 1}")
-        return rows
-
-    dtype = np.dtype(np.float32) if array.dtype == np.float64 else array.dtype
-    return dataclasses.replace(array, dtype=dtype, make=checked)
-
-
-def _require_finite(path: Path, rows: np.ndarray, where: str) -> None:
-    count = store.nonfinite(rows)
-    if count:
-        raise FileError(path, store.nonfinite_problem(count) + where, store.NONFINITE)
-
-
-def _check_fit(path: Path, array: Pixels, place: Geometry, first: tuple[Pixels, Geometry]) -> None:
-    if array.shape[1:] != first[0].shape[1:]:
-        raise FileError(path, f"has shape {array.shape[1:]}, the first channel {first[0].shape[1:]}", "Resample the channels to one grid")
-    one, other = (g.meta.get("affine") for g in (first[1], place))
-    if one and other and not grid.near(one, other):
-        raise FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
-
-
-# --- blocks ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +58,10 @@ class Blocks:
     def path(self, number: int) -> Path:
         return self.folder / f"{number * self.step:08d}.npy"
 
+    def wanted(self, which: range | None) -> range:
+        """The blocks ``which``, all of them for None."""
+        return range(self.count()) if which is None else which
+
     def missing(self, which: range) -> list[tuple[int, int]]:
         """Rows (first, end) of those blocks that are not there, neighbours taken together."""
         runs: list[tuple[int, int]] = []
@@ -143,47 +75,78 @@ class Blocks:
 
     def writer(self) -> Sink:
         """A sink that writes each block as soon as its last row has come; it must be given whole blocks."""
-        held: np.ndarray | None = None
+        held: dict[str, np.ndarray] = {}
 
-        def take(first: int, rows: np.ndarray) -> None:
-            nonlocal held
-            while rows.shape[1]:
-                number = first // self.step
+        def take(first: int, heads: Mapping[str, np.ndarray]) -> None:
+            count = heads[MAIN].shape[1]
+            for number in range(first // self.step, -(-(first + count) // self.step)):
                 start, end = self.rows(number)
-                held = np.empty((len(rows), end - start, *rows.shape[2:]), np.float32) if held is None else held
-                part = rows[:, : end - first]
-                held[:, first - start : first - start + part.shape[1]] = part
-                first, rows = first + part.shape[1], rows[:, part.shape[1] :]
-                if first == end:
-                    files.write(self.path(number), held, dims=len(self.size))
-                    held = None
+                low, high = max(first, start), min(first + count, end)
+                for name, rows in heads.items():
+                    if name not in held:
+                        held[name] = np.empty((len(rows), end - start, *rows.shape[2:]), np.float32)
+                    held[name][:, low - start : high - start] = rows[:, low - first : high - first]
+                if high == end:
+                    self._write(number, held)
+                    held.clear()
 
         return take
 
-    def soft(self) -> Rows:
-        """The soft answer ``(K, *S)`` float32, read as it is sliced. All blocks must be there."""
-        channels = len(np.load(self.path(0), mmap_mode="r", allow_pickle=False))
+    def _write(self, number: int, heads: Mapping[str, np.ndarray]) -> None:
+        """The main head last: its file says that the block is there."""
+        for name in sorted(heads, key=lambda name: name == MAIN):
+            files.write(self._place(number, name), heads[name], dims=len(self.size))
+
+    def _place(self, number: int, head: str) -> Path:
+        path = self.path(number)
+        return path if head == MAIN else path.with_name(f"{path.stem}.{head}.npy")
+
+    def soft(self, task: Task, channels: int) -> dict[str, Rows]:
+        """The soft answer ``(K, *S)`` float32 by head, read as it is sliced. All blocks must be there.
+
+        ``channels``: of the main head; blocks of before heads had names hold a further one behind it.
+        """
+        return {name: self._head(name, count, channels) for name, count in self._found(0, task, channels).items()}
+
+    def _found(self, number: int, task: Task, channels: int) -> dict[str, int]:
+        """Heads of a block, and K of each."""
+        more = {h: 1 for h in task.further if self._place(number, h).is_file() or len(_mapped(self.path(number))) > channels}
+        return {MAIN: channels, **more}
+
+    def _head(self, head: str, count: int, channels: int) -> Rows:
+        def block(number: int) -> np.ndarray:
+            own = self._place(number, head)
+            return _mapped(own)[:count] if own.is_file() else _mapped(self.path(number))[channels:]
 
         def make(first: int, end: int) -> np.ndarray:
-            out = np.empty((channels, end - first, *self.size[1:]), np.float32)
+            out = np.empty((count, end - first, *self.size[1:]), np.float32)
             for number in range(first // self.step, -(-end // self.step)):
                 start, stop = self.rows(number)
                 low, high = max(first, start), min(end, stop)
-                block = np.load(self.path(number), mmap_mode="r", allow_pickle=False)
-                out[:, low - first : high - first] = block[:, low - start : high - start]
+                out[:, low - first : high - first] = block(number)[:, low - start : high - start]
             return out
 
-        return Rows((channels, *self.size), np.dtype(np.float32), make)
+        return Rows((count, *self.size), np.dtype(np.float32), make)
 
 
-def key(models: Mapping[str, str], config: Config, case: Case) -> str:
-    """Twelve hexadecimal digits that differ between soft answers; ``models`` are the SHA-256 of the model files by path."""
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def key(models: Mapping[str, str], config: Config, case: Case, backend: str = "torch") -> str:
+    """Twelve hexadecimal digits that differ between soft answers.
+
+    Args:
+        models: SHA-256 of the model files by path.
+        backend: what computes the networks: answers of another one have other last bits.
+    """
     settings = to_dict(config)
     record = {
         "format": FORMAT,
         "models": list(models.values()),
         "config": [settings["task"], settings["predict"], settings["data"]["normalise"], settings["data"]["patch"]["size"]],
         "files": [stamp(path) for path in case.image],
+        **({} if backend == "torch" else {"backend": backend}),  # so that blocks of before it was recorded are still good
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -242,199 +205,3 @@ def compute(
     """Compute and write the blocks of ``runs``, as :meth:`Blocks.missing` lists them."""
     for run in runs:
         stream(source, speak, tiles, blocks.writer(), batch, device, run, advance)
-
-
-# --- the answer --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Soft:
-    """A soft answer on disk: its case, array and geometry, and ``facts`` as in :func:`pipeline.inference.soft.save`; ``work`` takes scratch files."""
-
-    case_id: str
-    array: Rows
-    geometry: Geometry
-    facts: Mapping[str, Any]
-    work: Path
-
-
-def in_blocks(step: Part) -> bool:
-    """Whether a post-processing step needs no more than slabs and a table of components."""
-    per_slice = step.options.get("per_slice")
-    return step.name in LOCAL or (step.name in JOINED and per_slice in (None, 0, -3))
-
-
-def check_memory(steps: Sequence[Part], channels: int, size: Sequence[int], available: int | None = None) -> None:
-    """Raise UserError where a step needs the whole answer in memory and that does not fit; ``available`` bytes, the machine's unless given."""
-    steps = postprocess.decided(steps, channels)
-    number = next((i for i, step in enumerate(steps) if not in_blocks(step)), None)
-    if number is None:
-        return
-    available = processes.available_memory() if available is None else available
-    costs = {step.name: BYTES.get(step.name, COMMON) for step in steps[number:]}
-    step = max(costs, key=lambda name: costs[name])
-    need = math.prod(size) * (costs[step] + (4 * channels if steps[number].name in postprocess.DECIDE else 0))
-    if need <= available:
-        return
-    gib = [f"{n / 2**30:.1f} GiB" for n in (need, available)]
-    shape = " x ".join(map(str, size))
-    raise UserError(
-        f"{shape} voxels are too many for {step!r} of postprocess on this machine: that step needs the whole answer and about {gib[0]} of "
-        f"memory, {gib[1]} are free. Only {', '.join([*LOCAL, *JOINED])} work block by block. Give --threshold and leave that step out, "
-        "or compute the blocks here with --shard 0/1 and run the same command without --shard on a machine with that memory."
-    )
-
-
-def decide(steps: Sequence[Part], soft: Rows, work: Path) -> Rows:
-    """Labels ``(1, *S)`` of a soft answer ``(K, *S)``: what :func:`pipeline.postprocess.apply` gives, slab by slab as far as its steps allow.
-
-    From the first step that needs the whole on, the labels are in memory. ``work`` takes a file for each step that joins components.
-    """
-    steps = postprocess.decided(steps, len(soft))
-    array = soft
-    for number, step in enumerate(steps):
-        if not in_blocks(step):
-            whole = postprocess.run(steps[number:], array[:] if number == 0 else array[0])
-            return Rows((1, *whole.shape), whole.dtype, lambda a, b, whole=whole: whole[None, a:b])
-        if step.name in LOCAL or step.options.get("per_slice") is not None:
-            array = _local(step, array)
-        else:
-            array = _stored(JOINED[step.name](array, **step.options), work / f"step_{number}.npy")
-    return array
-
-
-def _local(step: Part, array: Rows) -> Rows:
-    """A step that looks at no more than a row."""
-    call = functools.partial(postprocess.run, (step,))
-    first = step.name in postprocess.DECIDE
-    return Rows((1, *array.shape[1:]), np.dtype(np.uint8), lambda a, b: call(array[:, a:b] if first else array[0, a:b])[None])
-
-
-def _stored(array: Rows, path: Path) -> Rows:
-    """The same from a file, so that what it was made from is not made again."""
-    files.write(path, array)
-    shape, dtype = array.shape, array.dtype
-    return Rows(shape, dtype, lambda a, b: np.array(np.load(path, mmap_mode="r", allow_pickle=False)[:, a:b]))
-
-
-def _joined(shape: tuple[int, ...], ranges: Sequence[tuple[int, int]], give: Callable[[int], np.ndarray]) -> Rows:
-    """Rows of labels that are made one slab at a time."""
-    step = ranges[0][1]
-
-    def make(first: int, end: int) -> np.ndarray:
-        out = np.empty((1, end - first, *shape[1:]), np.uint8)
-        for number in range(first // step, -(-end // step)):
-            start, stop = ranges[number]
-            low, high = max(first, start), min(end, stop)
-            out[0, low - first : high - first] = give(number)[low - start : high - start]
-        return out
-
-    return Rows((1, *shape), np.dtype(np.uint8), make)
-
-
-def _ranges(size: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """The slabs in which labels are written."""
-    return tuple(slabs(Rows((1, *size), np.dtype(np.uint8), lambda a, b: np.empty(0))))
-
-
-def _hysteresis(soft: Rows, low: float, high: float, connectivity: int = 26) -> Rows:
-    size = soft.shape[1:]
-    ranges = _ranges(size)
-    give = parts.hysteresis(lambda a, b: soft[0, a:b] >= low, lambda a, b: soft[0, a:b] >= high, ranges, connectivity)
-    return _joined(size, ranges, give)
-
-
-def _dust(labels: Rows, below: int = 100, connectivity: int = 26) -> Rows:
-    size = labels.shape[1:]
-    ranges = _ranges(size)
-    keep = [parts.dust(functools.partial(_is, labels, value), ranges, below, connectivity) for value in _values(labels)]
-
-    def give(number: int) -> np.ndarray:
-        array = labels[0, slice(*ranges[number])]
-        kept = np.logical_or.reduce([k(number) for k in keep], axis=0) if keep else np.zeros(array.shape, bool)
-        return np.where(kept, array, 0)
-
-    return _joined(size, ranges, give)
-
-
-def _fill_holes(labels: Rows, below: int | None = 50, per_slice: None = None) -> Rows:
-    size = labels.shape[1:]
-    ranges = _ranges(size)
-    fill = {value: parts.fill_holes(functools.partial(_is, labels, value), ranges, below) for value in _values(labels)}
-
-    def give(number: int) -> np.ndarray:
-        out = labels[0, slice(*ranges[number])].copy()
-        for value, filled in fill.items():  # the lowest class first takes what no class has
-            out[filled(number) & (out == 0)] = value
-        return out
-
-    return _joined(size, ranges, give)
-
-
-def _is(labels: Rows, value: int, first: int, end: int) -> np.ndarray:
-    return labels[0, first:end] == value
-
-
-def _values(labels: Rows) -> list[int]:
-    """Classes that occur, ascending, without background."""
-    found = np.zeros(256, bool)
-    for first, end in slabs(labels):
-        found |= np.bincount(labels[0, first:end].ravel(), minlength=256) > 0
-    return [int(v) for v in np.flatnonzero(found) if v]
-
-
-LOCAL = ("threshold", "argmax")
-"""Steps that look at one voxel at a time."""
-
-JOINED: dict[str, Callable[..., Rows]] = {"hysteresis": _hysteresis, "dust": _dust, "fill_holes": _fill_holes}
-"""Steps that need components: labelled slab by slab and joined."""
-
-
-def statistics(labels: Rows) -> dict[str, int]:
-    """What :func:`pipeline.postprocess.statistics` says of the same labels ``(1, *S)``."""
-    found = parts.connect(lambda a, b: labels[0, a:b] != 0, _ranges(labels.shape[1:]))
-    foreground = int(found.sizes.sum())
-    return {
-        "foreground_voxels": foreground,
-        "background_voxels": math.prod(labels.shape) - foreground,
-        "components": len(found.sizes) - 1,
-        "largest_component": int(found.sizes.max()),
-    }
-
-
-def write_labels(steps: Sequence[Part], soft: Soft, output: Path) -> tuple[Path, dict[str, int]]:
-    """Decide and write a case's labels and their visualisation, as ``TASKS["labels"].write`` does; returns the path and statistics."""
-    labels = decide(steps, soft.array, soft.work)
-    labels = _stored(labels, soft.work / "labels.npy")
-    suffix = answer_suffix("labels", soft.facts["suffix"])
-    path = output / f"{soft.case_id}{suffix}"
-    files.write(path, labels, soft.geometry)
-    factor = 255 / max(1, max(int(labels[0, a:b].max()) for a, b in slabs(labels)))
-    grey = Rows(labels.shape, np.dtype(np.uint8), lambda a, b: (labels[:, a:b].astype(np.float32) * factor).astype(np.uint8))
-    files.write(output / f"{soft.case_id}_visualization{suffix}", grey, soft.geometry)
-    return path, statistics(labels)
-
-
-def write_image(soft: Soft, output: Path, scale: Scale) -> tuple[Path, dict[str, float]]:
-    """Write a case's image, and the mask of a network that has such a head; returns the path and the mask's share of the image."""
-    count, dtype = int(soft.facts.get("channels", len(soft.array))), np.dtype(soft.facts["dtype"])
-    size = soft.array.shape[1:]
-    task = TASKS["image"]
-    answer = Rows((count, *size), dtype, lambda a, b: task.hard(soft.array[:count, a:b], scale, str(dtype)))
-    path = output / f"{soft.case_id}{answer_suffix('image', soft.facts['suffix'])}"
-    files.write(path, answer, soft.geometry)
-    if len(soft.array) == count:
-        return path, {}
-    mask = Rows((1, *size), np.dtype(np.uint8), lambda a, b: (soft.array[count:, a:b][:1] * 255).round().astype(np.uint8))
-    files.write(output / "masks" / f"{soft.case_id}{'.png' if len(size) == 2 else '.tif'}", mask, dims=len(size))
-    inside = sum(int((soft.array[count, a:b] >= 0.5).sum()) for a, b in slabs(soft.array))
-    return path, {"mask_share": round(inside / math.prod(size), 6)}
-
-
-def save_soft(folder: Path, soft: Soft) -> None:
-    """What :func:`pipeline.inference.soft.save` writes, slab by slab."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / f"{soft.case_id}.json", {**soft.facts, "geometry": asdict(soft.geometry)})
-    dtype = np.dtype(np.float32 if soft.facts.get("task") == "image" else np.float16)
-    array = Rows(soft.array.shape, dtype, lambda a, b: soft.array[:, a:b].astype(dtype))
-    files.write(folder / f"{soft.case_id}.npy", array)

@@ -15,16 +15,13 @@ from typing import Any
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers.inferer import Inferer
-from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.geometry import Tiling, up
+from pipeline.inference.blending import Blend, Frame, Output, Slab, Spot, packed, plain
 from pipeline.networks import receptive
 
 Device = torch.device | str
-Output = torch.Tensor | tuple[torch.Tensor, ...] | dict[Hashable, torch.Tensor]
-"""What comes out: one ``(B, K, *S)`` tensor or several."""
-
 MODES = ("constant", "gaussian")
 PADDING = ("constant", "reflect", "replicate", "circular")
 LEFT_OUT: dict[str, tuple[Any, str]] = {
@@ -200,7 +197,7 @@ class SlidingWindowInferer(Inferer):
                 target[:, :, first : first + rows.shape[2]] = rows
         if isinstance(inputs, MetaTensor):
             whole = [MetaTensor(w).copy_meta_from(inputs) for w in whole]
-        return _packed(whole, names)
+        return packed(whole, names)
 
     @torch.no_grad()
     def slabs(
@@ -228,7 +225,7 @@ class SlidingWindowInferer(Inferer):
             ValueError, TypeError: as for a call, when the first slab is asked for.
         """
         for slab in self._finished(inputs, network, args, kwargs):
-            yield slab.start, _packed([rows.clone() for rows in slab.rows], slab.names)
+            yield slab.start, packed([rows.clone() for rows in slab.rows], slab.names)
 
     def _finished(
         self,
@@ -236,35 +233,35 @@ class SlidingWindowInferer(Inferer):
         network: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-    ) -> Iterator[_Slab]:
+    ) -> Iterator[Slab]:
         kwargs = dict(kwargs)
         _refuse({name: kwargs.pop(name) for name in ("buffer_steps", "buffer_dim") if name in kwargs})
         frame = self._frame(inputs, network)
+        cutter = _Cutter(frame=frame, padding=self.padding_mode, fill=self.cval)
         device = torch.device(kwargs.pop("device", None) or self.device or inputs.device)
-        sw_device = torch.device(self.sw_device or inputs.device)
-        image, condition = _plain(inputs), _plain(kwargs.pop("condition", None))
+        image, condition = plain(inputs), plain(kwargs.pop("condition", None))
         if condition is not None and condition.shape != inputs.shape:
             raise ValueError(
                 f"condition {tuple(condition.shape)} must have the shape of the inputs "
                 f"{tuple(inputs.shape)}: both are cut into the same tiles"
             )
-        dtype = inputs.dtype if inputs.is_floating_point() else None
-        blend = _Blend(frame, len(inputs), dtype, sw_device, device)
+        blend = Blend(frame)
         for batch in self._batches(frame.tiles, len(inputs)):
             if condition is not None:
-                kwargs["condition"] = frame.stack(condition, batch).to(sw_device)
-            tiles = frame.stack(image, batch).to(sw_device)
-            yield from blend.add(batch, network(tiles, *args, **kwargs))
-        yield blend.finished(frame.tiles.padded[0])
+                kwargs["condition"] = cutter.stack(condition, batch).to(frame.device)
+            tiles = cutter.stack(image, batch).to(frame.device)
+            for slab in blend.add(batch, network(tiles, *args, **kwargs)):
+                yield slab.to(device)
+        yield blend.rest().to(device)
 
-    def _batches(self, tiles: Tiling, items: int) -> Iterator[list[_Spot]]:
+    def _batches(self, tiles: Tiling, items: int) -> Iterator[list[Spot]]:
         """Tiles of all items, place by place."""
         total = -(-tiles.count() * items // self.sw_batch_size)
         spots = itertools.product(tiles.places(), range(items))
         batches = iter(lambda: list(itertools.islice(spots, self.sw_batch_size)), [])
         yield from tqdm(batches, total=total, disable=not self.progress)
 
-    def _frame(self, inputs: torch.Tensor, network: Callable[..., Any]) -> _Frame:
+    def _frame(self, inputs: torch.Tensor, network: Callable[..., Any]) -> Frame:
         if not isinstance(inputs, torch.Tensor):
             raise TypeError(
                 f"inputs are {type(inputs).__name__}, but a tensor (B, C, *S) is needed; torch.from_numpy makes one of an array"
@@ -293,40 +290,28 @@ class SlidingWindowInferer(Inferer):
             steps=tuple(int((t - 2 * self.halo) * (1 - o)) for t, o in zip(tile, overlap, strict=True)),
             sigma_scale=_per_axis("sigma_scale", self.sigma_scale, dims),
         )
-        return _Frame(tiles=tiles, size=size, padding=self.padding_mode, fill=self.cval)
-
-
-_Spot = tuple[tuple[int, ...], int]
-"""Where a tile lies, and in which item of the batch of images."""
+        device = torch.device(self.sw_device or inputs.device)
+        dtype = inputs.dtype if inputs.is_floating_point() else None
+        return Frame(tiles=tiles, size=size, items=len(inputs), device=device, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
-    """The tiles of images of ``size``.
+class _Cutter:
+    """Cuts the tiles of a frame out of images, padded at their borders."""
 
-    They cover a space that is as large, or larger where tiles are, with the image in its middle.
-    """
-
-    tiles: Tiling
-    size: tuple[int, ...]
+    frame: Frame
     padding: str
     fill: float
 
-    @property
-    def low(self) -> tuple[int, ...]:
-        """Padding in front of the image, along each axis: half of it, on the stride."""
-        axes = zip(self.tiles.size, self.size, self.tiles.grid, strict=True)
-        return tuple((space - n) // 2 // g * g for space, n, g in axes)
-
-    def stack(self, images: torch.Tensor, spots: Sequence[_Spot]) -> torch.Tensor:
+    def stack(self, images: torch.Tensor, spots: Sequence[Spot]) -> torch.Tensor:
         """Copies of tiles ``(n, C, *tile)``."""
         return torch.stack([self._cut(images[item], place) for place, item in spots])
 
     def _cut(self, image: torch.Tensor, place: Sequence[int]) -> torch.Tensor:
         """A tile ``(C, *tile)``, padded by itself: the whole padded image is never made."""
-        outside = []
+        tiles, outside = self.frame.tiles, []
         for axis, (start, tile, n, space, low) in enumerate(
-            zip(place, self.tiles.tile, self.size, self.tiles.size, self.low, strict=True), 1
+            zip(place, tiles.tile, self.frame.size, tiles.size, self.frame.low, strict=True), 1
         ):
             if low <= start and start + tile <= low + n:
                 image = image.narrow(axis, start - low, tile)
@@ -348,231 +333,6 @@ class _Frame:
         if self.padding == "constant":
             part.index_fill_(axis, ((index < 0) | (index >= n)).nonzero().flatten(), self.fill)
         return part
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Slab:
-    """Finished rows of every output, good until the next slab is asked for.
-
-    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole outputs.
-    """
-
-    start: int
-    names: list[Hashable] | None
-    rows: list[torch.Tensor]
-    first: list[int]
-    whole: list[tuple[int, ...]]
-
-    def room(self) -> list[torch.Tensor]:
-        """Space for the whole outputs."""
-        sizes = zip(self.whole, self.rows, strict=True)
-        return [torch.empty(size, dtype=rows.dtype, device=rows.device) for size, rows in sizes]
-
-
-class _Blend:
-    """Weighted sums of all outputs of a network in one band of tiles."""
-
-    def __init__(
-        self,
-        frame: _Frame,
-        items: int,
-        dtype: torch.dtype | None,
-        sw_device: torch.device,
-        device: torch.device,
-    ) -> None:
-        self.frame, self.items, self.dtype, self.sw_device, self.device = (
-            frame,
-            items,
-            dtype,
-            sw_device,
-            device,
-        )
-        self.start = 0
-        self.names: list[Hashable] | None = None
-        self.bands: list[_Band] = []
-        self._weights: tuple[tuple, list[torch.Tensor]] | None = None
-
-    def add(self, spots: Sequence[_Spot], answer: Any) -> Iterator[_Slab]:
-        """Add the answers to a batch of tiles; what they finish comes out."""
-        names, outputs = _unpacked(answer)
-        _check(names, outputs, len(spots), len(self.frame.size))
-        if not self.bands:
-            self.names = names
-            self.bands = [self._band(output) for output in outputs]
-        shapes, before = [tuple(o.shape[1:]) for o in outputs], [b.shape for b in self.bands]
-        if names != self.names or shapes != before:
-            raise ValueError(
-                f"the network answered with {names or 'tensors'} of {shapes} to one tile and "
-                f"{self.names or 'tensors'} of {before} to others; every tile needs the same outputs"
-            )
-        for n, (place, item) in enumerate(spots):
-            if place[0] != self.start:
-                yield self.finished(place[0])
-                self.move(place[0])
-            for band, output, weight in zip(self.bands, outputs, self.weights(place), strict=True):
-                band.add(place, item, output[n], weight)
-
-    def _band(self, output: torch.Tensor) -> _Band:
-        dtype = self.dtype or output.dtype
-        return _Band(self.frame, self.items, output.shape[1:], dtype, self.sw_device)
-
-    def weights(self, place: Sequence[int]) -> list[torch.Tensor]:
-        """Weights of a tile for each output, float32 ``tile`` at its size."""
-        tiles = self.frame.tiles
-        kind: tuple = ()
-        if tiles.one_sided or tiles.halo:  # tiles differ in which of their faces are borders
-            axes = zip(place, tiles.padded, tiles.tile, strict=True)
-            kind = tuple((p == 0, p == n - t) for p, n, t in axes)
-        if self._weights is None or self._weights[0] != kind:
-            whole = torch.from_numpy(tiles.weights(place)).to(self.sw_device)
-            maps, last = [], whole
-            for band in self.bands:
-                # From the output before, as MONAI does: it decides which voxel stands for others.
-                last = whole if band.tile == tiles.tile else _nearest(last, band.tile)
-                maps.append(last)
-            self._weights = (kind, maps)
-        return self._weights[1]
-
-    def finished(self, until: int) -> _Slab:
-        """Rows before ``until``, which no later tile reaches: the sums themselves, divided."""
-        return _Slab(
-            start=self.start,
-            names=self.names,
-            rows=[band.finished(self.start, until).to(self.device) for band in self.bands],
-            first=[band.first(self.start) for band in self.bands],
-            whole=[band.whole for band in self.bands],
-        )
-
-    def move(self, until: int) -> None:
-        for band in self.bands:
-            band.move(self.start, until)
-        self.start = until
-
-
-class _Band:
-    """Sums and weights of one output over the rows that tiles of one start reach."""
-
-    def __init__(
-        self,
-        frame: _Frame,
-        items: int,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.frame, self.dtype = frame, dtype
-        self.shape, self.tile = tuple(shape), tuple(shape[1:])
-        tiles, axes = frame.tiles, range(len(self.tile))
-        on_voxels = all(p * self.tile[a] % tiles.tile[a] == 0 for a in axes for p in tiles.starts(a))
-        if tiles.halo and not on_voxels:
-            raise ValueError(
-                f"a halo of {tiles.halo} needs tiles that start on whole voxels of every output, but "
-                f"one has {self.tile} voxels for a tile of {tiles.tile}; leave halo at 0, or give the "
-                "network's stride"
-            )
-        across = [self._at(axis, tiles.padded[axis]) for axis in axes[1:]]
-        precise = torch.promote_types(dtype, torch.float32)
-        band = (self.tile[0], *across)
-        self.sums = torch.zeros((items, shape[0], *band), dtype=precise, device=device)
-        self.weights = torch.zeros(band, dtype=precise, device=device)
-        self.kept = [self._kept(axis) for axis in axes]
-        self.whole = (items, shape[0], *(high - low for low, high in self.kept))
-
-    def _at(self, axis: int, voxel: int) -> int:
-        """Where a voxel of the inputs lies in the output, which may have another size."""
-        return voxel * self.tile[axis] // self.frame.tiles.tile[axis]
-
-    def _kept(self, axis: int) -> tuple[int, int]:
-        """First voxel and end of the image in the padded output."""
-        n, low = self.frame.size[axis], self.frame.low[axis]
-        if self.frame.tiles.size[axis] == n:
-            return 0, self._at(axis, n)
-        out, tile = self.tile[axis], self.frame.tiles.tile[axis]
-        return round(low * out / tile), round((low + n) * out / tile)  # MONAI's rounding
-
-    def first(self, start: int) -> int:
-        """The row of the answer at which rows from ``start`` in the padded inputs begin."""
-        return max(0, self._at(0, start) - self.kept[0][0])
-
-    def add(
-        self,
-        place: Sequence[int],
-        item: int,
-        output: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> None:
-        """Add the answer ``(K, *tile)`` to one tile."""
-        first = [self._at(axis, start) for axis, start in enumerate(place)][1:]
-        across = (slice(f, f + n) for f, n in zip(first, self.tile[1:], strict=True))
-        box = (slice(None), *across)
-        weight = weight.to(self.sums.dtype)
-        self.sums[(item, slice(None), *box)].addcmul_(output.to(self.sums), weight)
-        if item == 0:  # the tiles of other items lie in the same places
-            self.weights[box] += weight
-
-    def finished(self, start: int, until: int) -> torch.Tensor:
-        """The mean of rows from ``start`` to ``until``, which are divided where they lie."""
-        begin = self._at(0, start)
-        rows = self._at(0, until) - begin
-        mean = self.sums[:, :, :rows].div_(self.weights[:rows])
-        (low, high), *across = self.kept
-        box = (slice(max(low - begin, 0), max(high - begin, 0)), *(slice(*kept) for kept in across))
-        return mean[(slice(None), slice(None), *box)].to(self.dtype)
-
-    def move(self, start: int, until: int) -> None:
-        """Let the band begin at ``until``."""
-        rows = self._at(0, until) - self._at(0, start)
-        for buffer, axis in ((self.sums, 2), (self.weights, 0)):
-            left = buffer.shape[axis] - rows
-            rest = buffer.narrow(axis, rows, left)
-            buffer.narrow(axis, 0, left).copy_(rest.clone() if left > rows else rest)
-            buffer.narrow(axis, left, rows).zero_()
-
-
-def _nearest(weights: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    if tuple(weights.shape) == tuple(size):
-        return weights
-    return functional.interpolate(weights[None, None], tuple(size), mode="nearest-exact")[0, 0]
-
-
-def _unpacked(answer: Any) -> tuple[list[Hashable] | None, list[torch.Tensor]]:
-    """Names of the outputs where there are any, and the outputs."""
-    if isinstance(answer, torch.Tensor):
-        return None, [_plain(answer)]
-    if isinstance(answer, Mapping):
-        return list(answer), [_plain(value) for value in answer.values()]
-    several = answer if isinstance(answer, tuple | list) else [answer]
-    return None, [_plain(value) for value in several]
-
-
-def _packed(outputs: Sequence[torch.Tensor], names: Sequence[Hashable] | None) -> Output:
-    if names is not None:
-        return dict(zip(names, outputs, strict=True))
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _check(names: Sequence[Hashable] | None, outputs: Sequence[Any], count: int, dims: int) -> None:
-    if not outputs:
-        raise TypeError("the network answered with no output at all")
-    for name, output in zip(names or range(len(outputs)), outputs, strict=True):
-        if not isinstance(output, torch.Tensor):
-            raise TypeError(
-                f"output {name!r} of the network is {type(output).__name__}, but a tensor, or a tuple, list or dict of tensors, is needed"
-            )
-        if not output.is_floating_point():
-            raise TypeError(
-                f"output {name!r} of the network is {output.dtype}, but overlapping tiles are "
-                "averaged; return probabilities or logits, and take labels from the blended answer"
-            )
-        if output.ndim != dims + 2 or len(output) != count:
-            raise ValueError(
-                f"output {name!r} of the network has shape {tuple(output.shape)} for {count} tiles, "
-                f"but ({count}, K, *tile) with {dims} space axes is needed"
-            )
-
-
-def _plain(tensor: Any) -> Any:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
 def _own_stride(network: Any, dims: int) -> tuple[int, ...]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import files
 from pipeline.data import labels
+from pipeline.data.normalise import Scale
+from pipeline.files import LazyArray, Rows
 from pipeline.grid import Alignment, alignment, grid_of
 from pipeline.inference import soft as softs
 from pipeline.inference.outputs import answer_files
+from pipeline.inference.soft import SoftPrediction
 from pipeline.progress import progress
 from pipeline.records import Geometry, UserError
 from pipeline.stopping import stop
@@ -27,55 +30,52 @@ SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What is known of a member's case before it is fused: its file, shape ``(K, *S)``, geometry and facts."""
-
-    path: Path
-    shape: tuple[int, ...]
-    geometry: Geometry
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """Cases of one member: ids, and a function from id to (array ``(K, *S)`` soft or ``(1, *S)`` hard, its facts)."""
+    """Cases of one member: ids, and what gives one of them.
 
+    ``load`` gives a soft prediction, of an answer file one with the mask as its main head. ``look`` gives the same without the values
+    of answer files; those of soft predictions are checked. It raises UserError where they cannot be used.
+    """
+
+    folder: Path
     ids: tuple[str, ...]
-    load: Callable[[str], tuple[Any, dict[str, Any]]]
-    look: Callable[[str], Seen]
-    """Without the values of answer files; those of soft predictions are checked. Raises UserError where they cannot be used."""
+    load: Callable[[str], SoftPrediction]
+    look: Callable[[str], SoftPrediction]
+    path: Callable[[str], Path]
 
 
 def open_member(folder: Path, fusion: str) -> Reader:
     """Soft predictions where there are any; otherwise, for votes, the answers themselves."""
-    found = softs.ids(folder / "soft")
+    place = folder / "soft"
+    found = softs.ids(place)
     if found:
-        place = folder / "soft"
-        return Reader(ids=tuple(found), load=lambda case_id: _soft(place, case_id), look=lambda case_id: _look_at_soft(place, case_id))
+        load = functools.partial(softs.load, place)
+        look = functools.partial(_look_at_soft, place)
+        return Reader(folder=place, ids=tuple(found), load=load, look=look, path=functools.partial(softs.array_path, place))
     answers = answer_files(folder)
     if fusion != "vote":
         cure = "Run pipeline.predict with --save-soft" + (", or fuse the answers with --fusion vote." if answers else ".")
         raise UserError(f"{folder}: holds no soft predictions. {cure}")
-    return Reader(ids=tuple(answers), load=lambda case_id: _hard(answers[case_id]), look=lambda case_id: _look_at_answer(answers[case_id]))
+    return Reader(
+        folder=folder,
+        ids=tuple(answers),
+        load=lambda case_id: _answer(case_id, answers[case_id], *_mask(answers[case_id])),
+        look=lambda case_id: _look_at_answer(case_id, answers[case_id]),
+        path=lambda case_id: answers[case_id],
+    )
 
 
-def _soft(folder: Path, case_id: str) -> tuple[Any, dict[str, Any]]:
-    prediction, facts = softs.load(folder, case_id)
-    usual = {"task": "labels", "suffix": ".nii.gz" if prediction.geometry.format == "nifti" else ".tif"}  # of what training wrote
-    return prediction.soft, {**usual, **facts, "geometry": prediction.geometry}
-
-
-def _look_at_soft(folder: Path, case_id: str) -> Seen:
+def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
     softs.require_sound(folder, case_id)
-    array, facts = _soft(folder, case_id)
-    lost = [key for key in ("scale", "dtype") if facts["task"] == "image" and facts.get(key) is None]
+    soft = softs.load(folder, case_id)
+    lost = [key for key in ("scale", "dtype") if soft.meta.task == "image" and getattr(soft.meta, key) is None]
     if lost:
         path = softs.array_path(folder, case_id).with_suffix(".json")
         raise UserError(f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it with pipeline.predict.")
-    return Seen(path=softs.array_path(folder, case_id), shape=tuple(array.shape), geometry=facts["geometry"], facts=facts)
+    return soft
 
 
-def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
+def _mask(path: Path) -> tuple[np.ndarray, Geometry]:
     array, geometry = files.read(path, files.dims_of(path), labels=True)
     try:
         array = labels.class_numbers(path, array)
@@ -85,13 +85,19 @@ def _hard(path: Path) -> tuple[Any, dict[str, Any]]:
         problem = error.problem
     if problem is not None:
         raise UserError(f"{path}: {problem}. A vote over answer files takes 0/1 masks; save soft predictions instead.")
-    return array, {"geometry": geometry, "suffix": files.suffix(path), "task": "labels"}
+    return array, geometry
 
 
-def _look_at_answer(path: Path) -> Seen:
+def _answer(case_id: str, path: Path, array: LazyArray, geometry: Geometry) -> SoftPrediction:
+    meta = softs.SoftMeta(task="labels", suffix=files.suffix(path))
+    return SoftPrediction(case_id=case_id, heads={softs.MAIN: array}, geometry=geometry, meta=meta)
+
+
+def _look_at_answer(case_id: str, path: Path) -> SoftPrediction:
     dims = files.dims_of(path)
-    facts = {"suffix": files.suffix(path), "task": "labels"}
-    return Seen(path=path, shape=files.probe(path, dims).shape, geometry=files.geometry(path, dims), facts=facts)
+    shape = files.probe(path, dims).shape
+    unread = Rows(shape, np.dtype(np.uint8), lambda first, end: _mask(path)[0][:, first:end])
+    return _answer(case_id, path, unread, files.geometry(path, dims))
 
 
 def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, list[Alignment]], dict[str, str]]:
@@ -107,7 +113,7 @@ def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, 
     for case_id in progress(ids, "looking at members"):
         stop.check()
         try:
-            first, *others = [reader.look(case_id) for reader in readers]
+            first, *others = [(reader.path(case_id), reader.look(case_id)) for reader in readers]
         except UserError as error:
             damaged[case_id] = str(error)
             continue
@@ -116,7 +122,7 @@ def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, 
         except UserError as error:
             faults[case_id] = str(error)
             continue
-        moved.update(seen.path.parent for seen, way in zip((first, *others), ways[case_id], strict=True) if not way.identity)
+        moved.update(r.folder for r, way in zip(readers, ways[case_id], strict=True) if not way.identity)
     if faults or not ways:
         faults |= damaged
         more = f"\n  ... {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
@@ -127,37 +133,46 @@ def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, 
     return ways, damaged
 
 
-def _laid_onto(first: Seen, other: Seen) -> Alignment:
+Located = tuple[Path, SoftPrediction]
+"""A soft prediction and the file that messages name."""
+
+
+def _laid_onto(first: Located, other: Located) -> Alignment:
     """The flips and axis order from one member's grid to the first one's. Raises UserError, naming both files, where there are none."""
-    pair = f"{other.path} and {first.path}"
-    tasks = [seen.facts.get("task", "labels") for seen in (other, first)]
-    if tasks[0] != tasks[1] or other.shape[0] != first.shape[0]:
-        raise UserError(f"{pair} hold other things: {tasks[0]} of {other.shape[0]} channels and {tasks[1]} of {first.shape[0]}.")
-    if tasks[0] == "image" and not _same_scale(other.facts.get("scale"), first.facts.get("scale")):
+    pair, (mine, theirs) = f"{other[0]} and {first[0]}", (other[1], first[1])
+    if mine.meta.task != theirs.meta.task or mine.channels != theirs.channels:
+        raise UserError(f"{pair} hold other things: {_what(mine)} and {_what(theirs)}.")
+    if mine.meta.task == "image" and not _same_scale(mine.meta.scale, theirs.meta.scale):
         raise UserError(f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were trained alike.")
-    dims = len(first.shape) - 1
-    here, there = grid_of(other.geometry, dims), grid_of(first.geometry, dims)
+    shape, size = mine.main.shape[1:], theirs.main.shape[1:]
+    here, there = grid_of(mine.geometry, len(size)), grid_of(theirs.geometry, len(size))
     if here.family != there.family:
         raise UserError(f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in different orders. {FROM_ONE}")
-    way = alignment(here, other.shape[1:], there, first.shape[1:]) if len(other.shape) == len(first.shape) else None
+    way = alignment(here, shape, there, size) if len(shape) == len(size) else None
     if way is None:
-        what = "lie in different places of the world" if sorted(other.shape) == sorted(first.shape) else "disagree in shape"
-        raise UserError(f"{pair} {what} ({_size(other)} and {_size(first)} voxels). {FROM_ONE}")
+        what = "lie in different places of the world" if sorted(shape) == sorted(size) else "disagree in shape"
+        raise UserError(f"{pair} {what} ({_size(shape)} and {_size(size)} voxels). {FROM_ONE}")
     return way
+
+
+def _what(soft: SoftPrediction) -> str:
+    heads = "".join(f", with a head {name}" for name in soft.heads if name != softs.MAIN)
+    return f"{soft.meta.task} of {soft.main.shape[0]} channels{heads}"
 
 
 FROM_ONE = "They were made from different inputs: predict the same files with every member."
 
 
-def _size(seen: Seen) -> str:
-    return " x ".join(map(str, seen.shape[1:]))
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
-def _same_scale(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+def _same_scale(one: Scale | None, other: Scale | None) -> bool:
     """Whether intensities mean the same; those of older files, which do not say, are taken to."""
-    if not one or not other:
+    if one is None or other is None:
         return True
-    return all(np.shape(one[k]) == np.shape(other[k]) and np.allclose(one[k], other[k], rtol=1e-3) for k in ("low", "high", "to"))
+    pairs = ((one.low, other.low), (one.high, other.high), (one.to, other.to))
+    return all(len(a) == len(b) and np.allclose(a, b, rtol=1e-3) for a, b in pairs)
 
 
 def common_ids(readers: Sequence[Reader], folders: Sequence[Path], failed: Collection[str] = ()) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from pipeline import documents, files, networks
-from pipeline.config import Config, ConfigError, bind, difference, from_dict, to_dict
+from pipeline.config import Config, ConfigError, difference, from_dict, to_dict
 from pipeline.data import normalise
 from pipeline.files.documents import problem as documents_problem
 from pipeline.networks import outline as outlines
@@ -106,7 +106,7 @@ def _require_own(path: Path, model: Checkpoint) -> None:
     config = from_dict(model.config, str(path))
     normal = config.data.normalise
     try:
-        bind(normalise.NORMALISE, normal, "data.normalise", ("array",))
+        normalise.check(normal)
         wanted = TASKS[config.task].channels(config, model.channels[0])
         outline = outlines.bounded(config.network, *model.channels, config.data.dims)
     except ConfigError as error:

@@ -14,7 +14,7 @@ from pipeline import documents, files
 from pipeline.data import cases
 from pipeline.files import lock
 from pipeline.records import UserError
-from pipeline.tasks import answer_suffix, is_companion
+from pipeline.tasks import TASKS, is_companion
 
 logger = logging.getLogger(__name__)
 
@@ -220,13 +220,9 @@ def _listed(ids: Sequence[str]) -> str:
 
 def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
     """Files, relative to the output folder, that the answer to a case may be written to; ``suffix`` is that of its input."""
-    ending = answer_suffix(task, suffix)
-    found = [f"{case_id}{ending}"]
-    if task == "labels":
-        found += [f"{case_id}_visualization{ending}", f"{case_id}_overlay.png"]
-    else:
-        found += [f"masks/{case_id}{kind}" for kind in (".png", ".tif")]
-    return found + ([f"soft/{case_id}.npy", f"soft/{case_id}.json"] if save_soft else [])
+    rules = TASKS[task]
+    soft = [f"soft/{case_id}.npy", f"soft/{case_id}.json", *(f"soft/{head}/{case_id}.npy" for head in rules.further)]
+    return rules.names(case_id, suffix) + (soft if save_soft else [])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Trained networks, ready to answer: what a command and a Python user hold in common.
 
-The walk of an array: the axes of training (placement) -> its own intensity limits (normalise) -> tiles -> every network, flip and
-scale (sliding_window) -> back to its own axes -> post-processing.
+The walk of an array: model space (model_space) -> its own intensity limits (normalise) -> tiles -> every network, flip and
+scale (sliding_window) -> back to its own axes -> deciding (writing).
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import torch
 
 from pipeline import limits, postprocess
 from pipeline.config import Config, Predict, plain, structure
-from pipeline.data import normalise, store
-from pipeline.files import FileError
+from pipeline.data import normalise, reading
+from pipeline.data.model_space import space_of
+from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
 from pipeline.grid import Grid, affine_grid, grid_of
 from pipeline.inference import backends, devices
 from pipeline.inference.models import find_models, load_facts, load_models
-from pipeline.inference.placement import placed
 from pipeline.inference.sliding_window import Advance, Replicas, Source, Voice, settled, sliding_window, tiling, voice
+from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.stitching import warning, with_halo
+from pipeline.inference.writing import decided
 from pipeline.progress import shown, steps
 from pipeline.records import Case, UserError
 from pipeline.runs import FoldFolder, RunFolder, whole_numbers
@@ -106,7 +108,7 @@ class ModelOptions:
         if self.tta is not None:
             changes["flips"] = self.tta
         steps = config.postprocess
-        if config.task == "labels":
+        if TASKS[config.task].decides:
             steps = postprocess.adjust(
                 steps,
                 threshold=self.threshold,
@@ -250,11 +252,8 @@ class Predictor:
             UserError: for an array that the model cannot answer.
         """
         image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
-        soft, scale = self._soft(image)
-        if self.config.task == "labels":
-            return image.as_given(image.restored(postprocess.apply(self.config.postprocess, soft)))
-        answer = TASKS["image"].hard(soft[: len(image.array)], scale, str(image.array.dtype))
-        return image.as_given(np.stack([image.restored(channel) for channel in answer]))
+        answer = np.asarray(decided(self._soft(image), self.config.postprocess))
+        return image.as_given(image.restored(answer))
 
     def predict_heads(
         self,
@@ -276,34 +275,41 @@ class Predictor:
             UserError: as :meth:`predict`.
         """
         image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
-        soft, _ = self._soft(image)
-        soft = np.stack([image.restored(channel) for channel in soft])
-        main = TASKS[self.config.task].channels(self.config, len(image.array))
-        heads = {"main": soft[:main], **({"mask": soft[main:]} if len(soft) > main else {})}
-        return {name: image.as_given(head) for name, head in heads.items()}
+        heads = self._soft(image).heads
+        return {name: image.as_given(image.restored(np.asarray(head))) for name, head in heads.items()}
 
-    def _soft(self, image: _Image) -> tuple[np.ndarray, normalise.Scale]:
-        """Soft answer ``(K, *S)`` on the axes of the image's array, and the scale of its intensities."""
+    def _soft(self, image: _Image) -> SoftPrediction:
+        """Soft answer on the axes of the image's array."""
         self.require_channels(image.name, len(image.array))
-        if count := store.nonfinite(image.array):
-            raise FileError(image.name, store.nonfinite_problem(count), store.NONFINITE)
-        place = placed(image.name, image.grid, self.trained_on)
-        array = place.apply(image.array)
-        if problem := normalise.problem_of(self.config.data.normalise, array):
-            raise FileError(image.name, *problem)
-        scale, notes = normalise.fit_with_notes(self.config.data.normalise, array)
-        for note in (*place.notes, *notes):
+        reading.require_finite(image.name, image.array)
+        space = space_of(image.name, image.grid, self.trained_on)
+        source, notes = self.source(image.name, space.to_model(image.array))
+        for note in (*space.notes, *notes):
             self.warn_once(f"{image.name}: {note}.")
-        count = self.tiles(array.shape[1:]).count()
+        count = self.tiles(source.array.shape[1:]).count()
         with _threads(self.threads), shown(self.progress), steps("Predicting", count) as advance:
-            return place.restore(self.soft_of(Source(array=array, scale=scale), advance)), scale
+            heads = self.heads_of(source, advance)
+        meta = SoftMeta(task=self.config.task, scale=source.scale, dtype=str(image.array.dtype), channels=len(image.array))
+        restored = {name: space.to_file(head) for name, head in heads.items()}
+        return SoftPrediction(case_id=image.name.name, heads=restored, meta=meta)
+
+    def source(self, name: Path, array: LazyArray) -> tuple[Source, tuple[str, ...]]:
+        """An array ``(C, *S)`` in model space with its own intensity limits, and what is to be said of them.
+
+        Raises FileError, which calls it ``name``, where the normalisation would cut off most of the image.
+        """
+        part = self.config.data.normalise
+        if problem := normalise.problem_of(part, array):
+            raise FileError(name, *problem)
+        scale, notes = normalise.fit_with_notes(part, array)
+        return Source(array=array, scale=scale), notes
 
     def tiles(self, size: Sequence[int]) -> Tiling:
         """How a case of ``size`` voxels is tiled."""
         return tiling(self.config, size, self.speak)
 
-    def soft_of(self, source: Source, advance: Advance | None = None) -> np.ndarray:
-        """Soft answer ``(K, *S)`` float32 of a case on the axes of training; ``advance`` is told of every batch of tiles."""
+    def heads_of(self, source: Source, advance: Advance | None = None) -> dict[str, np.ndarray]:
+        """Soft answers ``(K, *S)`` float32 by head of a case in model space; ``advance`` is told of every batch of tiles."""
         tiles = self.tiles(source.array.shape[1:])
         self.warn_of_tiles(source, tiles)
         speak = settled(self.speak, source, tiles)
@@ -363,7 +369,7 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     config = options.over(config)
     limits.of_prediction(config, paths[0])
     backends.check(options.backend, places[0], config.predict.norms)
-    if config.task == "labels":
+    if TASKS[config.task].decides:
         postprocess.check(config.postprocess)
     if options.halo == "auto":
         config, text = with_halo(config, networks[0], facts.channels[0])
@@ -408,8 +414,9 @@ class _Image:
     tensor: torch.Tensor | None = None
 
     def restored(self, answer: np.ndarray) -> np.ndarray:
-        """``(*S)`` in the order of the array that was given."""
-        return answer if self.order == tuple(range(len(self.order))) else answer.transpose(np.argsort(self.order))
+        """``(*S)`` or ``(K, *S)`` in the order of the array that was given."""
+        lead = answer.ndim - len(self.order)
+        return answer.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.order)))
 
     def as_given(self, answer: np.ndarray) -> Any:
         """An array where one was given, else a tensor on the device of the given one."""
@@ -431,7 +438,7 @@ def _opened(
         if affine is not None or spacing is not None or axes is not None:
             raise UserError(f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes out.")
         path = Path(volume)
-        array, geometry = store.load_image(Case(id=path.name, image=(path,)), dims)
+        array, geometry = reading.load_image(Case(id=path.name, image=(path,)), dims)
         for note in geometry.notes:
             predictor.warn_once(f"{path.name}: {note}.")
         return _Image(name=path, array=array, grid=grid_of(geometry, dims), order=same)
@@ -447,7 +454,7 @@ def _opened(
         )
     grid, order = _placed_by(predictor, dims, affine, spacing, axes)
     array = array.transpose(0, *(a + 1 for a in order)) if order != same else array
-    array = array.astype(np.uint8) if array.dtype == bool else store.single(ARRAY, array)
+    array = array.astype(np.uint8) if array.dtype == bool else reading.single(ARRAY, array)
     return _Image(name=ARRAY, array=array, grid=grid, order=order, tensor=tensor)
 
 

@@ -20,13 +20,17 @@ from pipeline.data.normalise import Scale
 from pipeline.files import Pixels
 from pipeline.geometry import Tiling, flips, up
 from pipeline.inference import devices, norms
+from pipeline.inference.blending import Blend, Frame, Slab
 from pipeline.inference.fusion import require_weights
 from pipeline.networks import receptive
 from pipeline.records import UserError
-from pipeline.tasks import spoken
+from pipeline.tasks import TASKS
 
-Voice = Callable[[torch.Tensor], torch.Tensor]
-"""Normalised tiles ``(B, C, *tile)`` -> soft answers ``(B, K, *tile)``, float32."""
+Heads = dict[str, torch.Tensor]
+"""Soft answers by head, ``{"main": (B, K, *tile)}`` float32."""
+
+Voice = Callable[[torch.Tensor], Heads]
+"""Normalised tiles ``(B, C, *tile)`` -> soft answers by head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +69,27 @@ class Speaker:
     def turns(self) -> list[Turn]:
         return flips(self.config.data.dims) if self.config.predict.flips else [()]
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tiles: torch.Tensor) -> Heads:
         size = tiles.shape[2:]
-        answers = (resampled(self._ask(resampled(tiles, scaled(size, s)), s), size) for s in self.config.predict.scales)
-        total = next(answers)
-        for answer in answers:
-            total = total + answer
+        total: Heads = {}
+        for scale in self.config.predict.scales:
+            answer = self._ask(resampled(tiles, scaled(size, scale)), scale)
+            _add(total, {name: resampled(head, size) for name, head in answer.items()})
         return total
 
-    def _ask(self, tiles: torch.Tensor, scale: float) -> torch.Tensor:
-        amp = self._amp()
-        total: torch.Tensor | None = None
+    def _ask(self, tiles: torch.Tensor, scale: float) -> Heads:
+        amp, task = self._amp(), TASKS[self.config.task]
+        inside = (..., *map(slice, tiles.shape[2:]))
+        total: Heads = {}
         for turn in self.turns:
             turned = torch.flip(self._on_grid(tiles), turn) if turn else tiles
             for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
                 with torch.autocast(devices.kind(self.device), amp, enabled=amp is not None):
                     outputs = norms.speak(network, turned, self.fixed.get((n, turn, scale), ()))
-                soft = spoken(self.config.task, outputs)
-                soft = (torch.flip(soft, turn)[(..., *map(slice, tiles.shape[2:]))] if turn else soft) * float(share)
-                total = soft if total is None else total + soft
-        assert total is not None
+                heads = task.heads(outputs)
+                if turn:
+                    heads = {name: torch.flip(head, turn)[inside] for name, head in heads.items()}
+                _add(total, {name: head * float(share) for name, head in heads.items()})
         return total
 
     def _on_grid(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -95,6 +100,12 @@ class Speaker:
     def _amp(self) -> torch.dtype | None:
         cuda = devices.kind(self.device) == "cuda"
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.amp) if cuda else None
+
+
+def _add(total: Heads, heads: Heads) -> None:
+    """Add heads to what was summed up before, which is empty at first."""
+    for name, head in heads.items():
+        total[name] = total[name] + head if name in total else head
 
 
 def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Speaker:
@@ -120,13 +131,13 @@ class Replicas:
         """Stride of the networks."""
         return self.voices[0].grid
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tiles: torch.Tensor) -> Heads:
         return self.voices[0](tiles)
 
-    def answers(self, stacks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def answers(self, stacks: Iterator[torch.Tensor]) -> Iterator[Heads]:
         """Soft answers to batches of tiles on the CPU, each on the device that computed it; one batch waits for each device."""
         pools = [ThreadPoolExecutor(1, thread_name_prefix=voice.device) for voice in self.voices]
-        pending: deque[Future[torch.Tensor]] = deque()
+        pending: deque[Future[Heads]] = deque()
         try:
             for n, stack in enumerate(stacks):
                 turn = n % len(pools)
@@ -141,7 +152,7 @@ class Replicas:
 
 
 @torch.inference_mode()  # which is a thread's own
-def _answer(speak: Speaker, stack: torch.Tensor) -> torch.Tensor:
+def _answer(speak: Speaker, stack: torch.Tensor) -> Heads:
     return speak(stack.to(speak.device))
 
 
@@ -239,8 +250,10 @@ def tiling(config: Config, size: Sequence[int], speak: Voice | None = None) -> T
         raise UserError(f"predict: {error} (--patch-size), or lower predict.halo (--halo).") from None
 
 
-Sink = Callable[[int, np.ndarray], None]
-"""Takes finished rows: the first one's number along the first space axis, and their soft answer ``(K, n, ...)`` float32."""
+Sink = Callable[[int, Mapping[str, np.ndarray]], None]
+"""Takes finished rows: the first one's number along the first space axis, and by head their soft answer ``(K, n, ...)`` float32.
+
+The arrays are good until the sink returns."""
 
 
 Advance = Callable[[int], object]
@@ -249,21 +262,21 @@ Advance = Callable[[int], object]
 
 def sliding_window(
     source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu", advance: Advance | None = None
-) -> np.ndarray:
-    """Soft answer ``(K, *S)`` float32 for a whole case.
+) -> dict[str, np.ndarray]:
+    """Soft answers ``(K, *S)`` float32 by head for a whole case.
 
     Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when ``one_sided`` is off. Raises UserError when
     the device runs out of memory.
     """
-    out: np.ndarray | None = None
+    out: dict[str, np.ndarray] = {}
 
-    def keep(first: int, rows: np.ndarray) -> None:
-        nonlocal out
-        out = np.empty((len(rows), *tiles.size), np.float32) if out is None else out
-        out[:, first : first + rows.shape[1]] = rows
+    def keep(first: int, heads: Mapping[str, np.ndarray]) -> None:
+        for name, rows in heads.items():
+            if name not in out:
+                out[name] = np.empty((len(rows), *tiles.size), np.float32)
+            out[name][:, first : first + rows.shape[1]] = rows
 
     stream(source, speak, tiles, keep, batch, device, advance=advance)
-    assert out is not None
     return out
 
 
@@ -283,16 +296,16 @@ def stream(
     ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole answer: every tile that has a
     say in them is computed, in the same batches, and summed in the same order. Raises UserError as :func:`sliding_window` does.
     """
-    first, end = rows or (0, tiles.size[0])
-    band: _Band | None = None
+    wanted = rows or (0, tiles.size[0])
+    blend = Blend(Frame(tiles=tiles, size=tiles.size, device=device))
     try:
-        for places, needed, soft in _answered(source, speak, tiles, (batch, device), (first, end)):
+        for places, needed, heads in _answered(source, speak, tiles, (batch, device), wanted):
             if advance is not None:
                 advance(len(places))
-            for place, one, wanted in zip(places, soft.to(device), needed, strict=True):
-                if wanted:
-                    band = band or _Band(tiles, soft.shape[1], device, _Clipped(sink, first, end), place[0])
-                    band.add(place, one)
+            spots = [(place, 0) for place, use in zip(places, needed, strict=True) if use]
+            used = {name: (head if all(needed) else head[needed]).to(device) for name, head in heads.items()}
+            for slab in blend.add(spots, used):
+                _hand_on(slab, sink, wanted)
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not _out_of_memory(error):
             raise
@@ -301,11 +314,19 @@ def stream(
             f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller tiles, e.g. --patch-size {smaller} "
             f"(predict.patch), or fewer at a time (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
-    if band is not None:
-        band.finish()
+    _hand_on(blend.rest(), sink, wanted)
 
 
-Answered = tuple[list[tuple[int, ...]], list[bool], torch.Tensor]
+def _hand_on(slab: Slab, sink: Sink, wanted: tuple[int, int]) -> None:
+    """Those rows of a slab that are wanted."""
+    heads = {str(name): rows[0].cpu().numpy() for name, rows in zip(slab.names or (), slab.rows, strict=True)}
+    count = next(iter(heads.values())).shape[1]
+    low, high = max(slab.start, wanted[0]), min(slab.start + count, wanted[1])
+    if low < high:
+        sink(low, {name: rows[:, low - slab.start : high - slab.start] for name, rows in heads.items()})
+
+
+Answered = tuple[list[tuple[int, ...]], list[bool], Heads]
 """Places of a batch's tiles, which of them have a say in the rows that are wanted, and their soft answers."""
 
 
@@ -323,22 +344,8 @@ def _answered(source: Source, speak: Voice, tiles: Tiling, how: tuple[int, str],
                 yield torch.from_numpy(np.stack([cut(source, place, tiles.tile) for place in places]))
 
     several = isinstance(speak, Replicas)
-    for soft in speak.answers(stacks()) if several else (speak(stack.to(device)) for stack in stacks()):
-        yield *waiting.popleft(), soft
-
-
-@dataclass(frozen=True, slots=True)
-class _Clipped:
-    """Passes rows from ``first`` to ``end`` on and drops others."""
-
-    sink: Sink
-    first: int
-    end: int
-
-    def __call__(self, start: int, rows: np.ndarray) -> None:
-        low, high = max(start, self.first), min(start + rows.shape[1], self.end)
-        if low < high:
-            self.sink(low, rows[:, low - start : high - start])
+    for heads in speak.answers(stacks()) if several else (speak(stack.to(device)) for stack in stacks()):
+        yield *waiting.popleft(), heads
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -364,48 +371,3 @@ def cut(source: Source, start: Sequence[int], size: Sequence[int]) -> np.ndarray
     part = source.scale.apply(source.array[(slice(None), *(slice(a, s + t) for a, s, t in zip(first, start, size, strict=True)))])
     margin = [(0, t - n) for t, n in zip(size, part.shape[1:], strict=True)]
     return np.pad(part, [(0, 0), *margin], mode="edge") if part.shape[1:] != tuple(size) else part
-
-
-class _Band:
-    """Sums over one tile-high band along the first axis; rows that no later tile can reach are divided and handed on."""
-
-    def __init__(self, tiles: Tiling, channels: int, device: str, sink: Sink, start: int) -> None:
-        self.tiles, self.device = tiles, device
-        across = tiles.padded[1:]
-        self.sums = torch.zeros((channels, tiles.tile[0], *across), device=device)
-        self.weights = torch.zeros((tiles.tile[0], *across), device=device)
-        self.sink, self.start = sink, start
-        self._profile: tuple[tuple, torch.Tensor] | None = None
-
-    def add(self, place: Sequence[int], soft: torch.Tensor) -> None:
-        if place[0] != self.start:
-            self._release(place[0])
-        weight = self._weight(place)
-        box = tuple(slice(p, p + t) for p, t in zip(place[1:], self.tiles.tile[1:], strict=True))
-        self.sums[(slice(None), slice(None), *box)].addcmul_(soft, weight)
-        self.weights[(slice(None), *box)] += weight
-
-    def _weight(self, place: Sequence[int]) -> torch.Tensor:
-        # Tiles differ only in which of their faces are borders of the space.
-        kind = tuple((p == 0, p == n - t) for p, n, t in zip(place, self.tiles.padded, self.tiles.tile, strict=True))
-        if self._profile is None or self._profile[0] != kind:
-            self._profile = (kind, torch.from_numpy(self.tiles.weights(place)).to(self.device))
-        return self._profile[1]
-
-    def _release(self, until: int) -> None:
-        """Rows before ``until`` (in the padded space) are complete: hand them on and move the band up."""
-        rows = min(until - self.start, self.tiles.tile[0])
-        done = (self.sums[:, :rows] / self.weights[:rows]).cpu().numpy()
-        high, *across = self.tiles.size
-        kept = min(rows, high - self.start)
-        self.sink(self.start, done[(slice(None), slice(max(kept, 0)), *map(slice, across))])
-        for buffer, axis in ((self.sums, 1), (self.weights, 0)):
-            left = buffer.shape[axis] - rows
-            rest = buffer.narrow(axis, rows, left).clone()
-            buffer.narrow(axis, 0, left).copy_(rest)
-            buffer.narrow(axis, left, rows).zero_()
-        self.start = until
-
-    def finish(self) -> None:
-        """Hand on all that the band still holds."""
-        self._release(self.tiles.padded[0])

@@ -1,22 +1,25 @@
 """Soft predictions on disk, the seam between accelerators and everything after them: ``soft/ID.npy`` and ``soft/ID.json``.
 
-Probabilities are stored as float16: they keep three decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab.
-Images are stored as float32, from which 16-bit answers come out to the last bit.
+``ID.npy`` is the main head; further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are stored as float16: they keep three
+decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab. Images are stored as float32, from which 16-bit answers
+come out to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import documents, files
+from pipeline.data.normalise import Scale
+from pipeline.files import LazyArray, Rows
 from pipeline.grid import grid_of
-from pipeline.records import Geometry, Prediction, UserError
-from pipeline.tasks import TASKS
+from pipeline.records import Geometry, UserError
+from pipeline.tasks import TASKS, Task
 
 NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 """Types of numbers that an input, and so its answer, may have."""
@@ -29,13 +32,100 @@ AGAIN = "Predict the case again"
 SLAB = 2**22
 """Numbers that are checked at a time."""
 
+MAIN = "main"
+"""The head that the answer is made from."""
 
-def save(folder: Path, prediction: Prediction, extra: Mapping[str, Any]) -> None:
-    """Write ``folder/ID.npy`` and ``folder/ID.json`` (geometry and ``extra``); the array last, so that it is never without its facts."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftMeta:
+    """What travels with a soft prediction, so that an answer can be written from it alone.
+
+    Args:
+        task: ``labels`` or ``image``.
+        suffix: format of the input; None of what training wrote.
+        scale: of images: how intensities were normalised.
+        dtype: of images: number type of the input.
+        channels: of the input.
+        image: absolute paths of the input's files.
+    """
+
+    task: str = "labels"
+    suffix: str | None = None
+    scale: Scale | None = None
+    dtype: str | None = None
+    channels: int | None = None
+    image: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Task:
+        return TASKS[self.task]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftPrediction:
+    """Soft answer for one case, by head ``(K, *S)``: probabilities for labels, intensities for images, in memory or read as sliced."""
+
+    case_id: str
+    heads: Mapping[str, LazyArray]
+    geometry: Geometry = field(default_factory=Geometry)
+    meta: SoftMeta = field(default_factory=SoftMeta)
+
+    @property
+    def main(self) -> LazyArray:
+        return self.heads[MAIN]
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """K of each head."""
+        return {name: int(head.shape[0]) for name, head in self.heads.items()}
+
+
+def split(array: np.ndarray, channels: int | None, task: str) -> dict[str, np.ndarray]:
+    """Heads of an array of before heads had names: what lies behind the ``channels`` of the main head is the task's first further one.
+
+    Args:
+        array: ``(K, *S)``.
+        channels: K of the main head; None: all are its.
+
+    Raises:
+        ValueError: for an array of neither that many channels nor one more.
+    """
+    further = TASKS[task].further
+    if channels is None or not further or len(array) == channels:
+        return {MAIN: array}
+    if len(array) != channels + 1:
+        raise ValueError(f"channels is {channels}, but the array has {len(array)}")
+    return {MAIN: array[:channels], further[0]: array[channels:]}
+
+
+def save(folder: Path, soft: SoftPrediction) -> None:
+    """Write ``folder/ID.json``, further heads, and ``folder/ID.npy``: the main head last, so that it is never without the others."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / f"{prediction.case_id}.json", {**extra, "geometry": asdict(prediction.geometry)})
-    dtype = np.float32 if extra.get("task") == "image" else np.float16
-    files.write(folder / f"{prediction.case_id}.npy", prediction.soft.astype(dtype))
+    given = {name: value for name, value in asdict(soft.meta).items() if value not in (None, ())}
+    record = {**given, "heads": list(soft.heads), "geometry": asdict(soft.geometry)}
+    files.write_json(folder / f"{soft.case_id}.json", record)
+    dtype = np.dtype(soft.meta.rules.soft_type)
+    for name in sorted(soft.heads, key=lambda name: name == MAIN):
+        path = _new_path(folder, name, soft.case_id)
+        path.parent.mkdir(exist_ok=True)
+        files.write(path, _typed(soft.heads[name], dtype))
+
+
+def _new_path(folder: Path, head: str, case_id: str) -> Path:
+    return (folder if head == MAIN else folder / head) / f"{case_id}.npy"
+
+
+def _typed(array: LazyArray, dtype: np.dtype) -> np.ndarray | Rows:
+    if isinstance(array, np.ndarray):
+        return array.astype(dtype)
+    return Rows(array.shape, dtype, lambda first, end: array[:, first:end].astype(dtype))
+
+
+def remove(folder: Path, case_id: str) -> None:
+    """Take away the arrays of a case, the main head first."""
+    array_path(folder, case_id).unlink()
+    for path in folder.glob(f"*/{files.case_id(Path(case_id + '.npy'))}.npy"):
+        path.unlink()
 
 
 def ids(folder: Path) -> list[str]:
@@ -55,23 +145,58 @@ def _arrays(folder: Path) -> list[Path]:
     return [p for p in folder.glob("*.npy") if not p.name.startswith(".")]
 
 
-def load(folder: Path, case_id: str) -> tuple[Prediction, dict[str, Any]]:
-    """A memory-mapped soft prediction and its facts. Raises UserError for files that are missing, torn or no soft prediction."""
+def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPrediction:
+    """A memory-mapped soft prediction.
+
+    Args:
+        channels: of the main head, for files of before heads had names that do not say it themselves.
+
+    Raises:
+        UserError: for files that are missing, torn or no soft prediction.
+    """
     path = array_path(folder, case_id)
     beside = path.with_name(f"{path.name[:-4]}.json")
     try:
-        facts = files.read_document(beside, documents.SoftFacts, AGAIN)
-        array = files.guarded(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-        place = _placed(beside, facts.pop("geometry"), array.ndim - 1)
-        if facts.get("task") == "image" and facts.get("scale") is not None:
-            files.checked(beside, facts["scale"], documents.Scale, AGAIN)
-        _require_usable(array, facts)
+        found = files.read_document(beside, documents.SoftFacts, AGAIN)
+        array = _mapped(path)
+        place = _placed(beside, found["geometry"], array.ndim - 1)
+        if found.get("task") == "image" and found.get("scale") is not None:
+            files.checked(beside, found["scale"], documents.Scale, AGAIN)
+        meta = _meta(found)
+        names = found.get("heads")
+        if names is None:
+            heads = split(array, channels if meta.channels is None else meta.channels, meta.task)
+        else:
+            heads = {MAIN: array, **{n: _mapped(array_path(folder / n, case_id)) for n in names if n != MAIN}}
+        _require_usable(heads, meta)
     except (ValueError, files.FileError) as error:
         words = str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
         raise UserError(
             f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft again for this case."
         ) from None
-    return Prediction(case_id=case_id, soft=array, geometry=place), facts
+    return SoftPrediction(case_id=case_id, heads=heads, geometry=place, meta=meta)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    array = files.guarded(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    if not isinstance(array, np.ndarray):
+        raise ValueError("several arrays in one file")
+    return array
+
+
+def _meta(found: Mapping[str, Any]) -> SoftMeta:
+    """The record of a document. Raises ValueError for values that mean nothing."""
+    if found.get("task", "labels") not in TASKS:
+        raise ValueError(f"task {found['task']!r} is none of {', '.join(TASKS)}")
+    scale = found.get("scale")  # of labels it is not needed, and not looked at before
+    usable = scale is not None and set(scale) >= {"low", "high", "to", "clip"}
+    known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
+    return SoftMeta(**known, scale=scale_of(scale) if usable else None, image=tuple(found.get("image", ())))
+
+
+def scale_of(found: Mapping[str, Any]) -> Scale:
+    """The scale of a document."""
+    return Scale(low=tuple(found["low"]), high=tuple(found["high"]), to=tuple(found["to"]), clip=found["clip"])
 
 
 def _placed(path: Path, found: Mapping[str, Any], dims: int) -> Geometry:
@@ -84,25 +209,27 @@ def _placed(path: Path, found: Mapping[str, Any], dims: int) -> Geometry:
     return place
 
 
-def _require_usable(array: np.ndarray, facts: Mapping[str, Any]) -> None:
-    """Raise ValueError for an array or facts of which no answer could be written."""
-    if not isinstance(array, np.ndarray):
-        raise ValueError("several arrays in one file")
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise ValueError(f"shape {array.shape} where channels and 2 or 3 axes of space are needed")
-    if facts.get("task", "labels") not in TASKS:
-        raise ValueError(f"task {facts['task']!r} is none of {', '.join(TASKS)}")
-    if facts.get("suffix", ".tif") not in files.SUFFIXES:
-        raise ValueError(f"suffix {facts['suffix']!r} is none of {', '.join(files.SUFFIXES)}")
-    if facts.get("dtype", "uint8") not in NUMBERS:
-        raise ValueError(f"dtype {facts['dtype']!r} is none of {', '.join(NUMBERS)}")
-    if facts.get("task") != "image":
+def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
+    """Raise ValueError for arrays or facts of which no answer could be written."""
+    array = heads[MAIN]
+    for head in heads.values():
+        if head.ndim not in (3, 4) or 0 in head.shape:
+            raise ValueError(f"shape {head.shape} where channels and 2 or 3 axes of space are needed")
+        if head.shape[1:] != array.shape[1:]:
+            raise ValueError(f"heads of {head.shape[1:]} and {array.shape[1:]} voxels")
+    if meta.suffix is not None and meta.suffix not in files.SUFFIXES:
+        raise ValueError(f"suffix {meta.suffix!r} is none of {', '.join(files.SUFFIXES)}")
+    if meta.dtype is not None and meta.dtype not in NUMBERS:
+        raise ValueError(f"dtype {meta.dtype!r} is none of {', '.join(NUMBERS)}")
+    if unknown := sorted(set(heads) - {MAIN, *meta.rules.further}):
+        raise ValueError(f"head {unknown[0]!r} is none of {', '.join((MAIN, *meta.rules.further))}")
+    if meta.task != "image":
         return
-    channels, scale = facts.get("channels", len(array)), facts.get("scale")
-    if not len(array) - 1 <= channels <= len(array):
-        raise ValueError(f"channels is {channels}, but the array has {len(array)}")
-    if scale is not None and not {len(scale["low"]), len(scale["high"])} <= {1, channels}:
-        raise ValueError(f"scale has limits for {len(scale['low'])} and {len(scale['high'])} channels, not {channels}")
+    channels, scale = len(array), meta.scale
+    if meta.channels not in (None, channels):
+        raise ValueError(f"channels is {meta.channels}, but the array has {channels}")
+    if scale is not None and not {len(scale.low), len(scale.high)} <= {1, channels}:
+        raise ValueError(f"scale has limits for {len(scale.low)} and {len(scale.high)} channels, not {channels}")
 
 
 def require_sound(path_or_folder: Path, case_id: str) -> None:
@@ -113,8 +240,9 @@ def require_sound(path_or_folder: Path, case_id: str) -> None:
         case_id: id of the case.
     """
     folder = path_or_folder.parent if path_or_folder.suffix == ".npy" else path_or_folder
-    prediction, facts = load(folder, case_id)
-    problem = _unsound(prediction.soft, facts.get("task", "labels") == "labels")
+    soft = load(folder, case_id)
+    found = (_unsound(np.asarray(head), soft.meta.task == "labels" or name != MAIN) for name, head in soft.heads.items())
+    problem = next((p for p in found if p is not None), None)
     if problem is not None:
         raise UserError(
             f"{array_path(folder, case_id)}: {problem}. Predict this case again with pipeline.predict --save-soft; where the network "

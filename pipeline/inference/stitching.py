@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config
-from pipeline.data import streamed
+from pipeline.data import normalise
 from pipeline.geometry import Tiling, up
 from pipeline.inference.sliding_window import Source, Speaker, Voice, sliding_window
 from pipeline.networks import receptive
@@ -48,7 +48,7 @@ def mismatch(speak: Speaker, source: Source, tiles: Tiling) -> Mismatch:
     pieces = replace(tiles, size=tuple(size), tile=tuple(tile), halo=min(tiles.halo, (tile[along] - grid[along]) // 2))
     whole = sliding_window(sample, alone, replace(pieces, tile=tuple(size)), device=speak.device)
     tiled = sliding_window(sample, alone, pieces, device=speak.device)
-    error = np.abs(tiled - whole)
+    error = np.concatenate([np.abs(tiled[name] - whole[name]) for name in whole])
     return Mismatch(size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean()))
 
 
@@ -90,7 +90,7 @@ def _ways_out(speak: Speaker, source: Source, tiles: Tiling, backend: str) -> li
         ways.append(f"{other}--norms frozen, statistics of one pass over the (reduced) whole image")
         if tuple(predict.scales) == (1,):
             ways.append(f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal to it")
-    if prod(source.array.shape) <= streamed.WHOLE:
+    if prod(source.array.shape) <= normalise.WHOLE:
         ways.append("whole images (--whole)")
     return ways
 

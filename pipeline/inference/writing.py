@@ -1,55 +1,106 @@
-"""The last step of a prediction: decide, post-process, and write the answer with the pictures and masks beside it."""
+"""The last step of a prediction: decide, post-process, and write the answer with the pictures and masks beside it.
+
+Everything here takes a soft prediction in memory or one that is read as it is sliced: a volume in memory is the case of one slab.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import colours, files, postprocess
-from pipeline.data.normalise import Scale
-from pipeline.records import Part, Prediction
+from pipeline.files import LazyArray, Rows, slabs
+from pipeline.inference.soft import SoftPrediction
+from pipeline.records import Part
 from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 
-def finish(
-    steps: Sequence[Part], prediction: Prediction, output: Path, facts: Mapping[str, Any], image: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Decide, post-process, write; returns statistics of the answer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where an answer is written, and what it is made with.
 
-    ``facts`` are what travels with a soft prediction: ``task``, ``suffix`` of the input, for images also its ``scale`` and ``dtype``.
-    ``image`` is the input ``(C, *S)``; labels of a 2D one are also written over it, as ``ID_overlay.png``. An image with one
-    channel more than ``channels`` of the facts comes from a network with a head ``mask``: its probability goes to ``masks/ID.png``.
+    Args:
+        output: folder of the answers.
+        steps: post-processing of labels.
+        image: the input ``(C, *S)``; labels of a 2D one are also written over it, as ``ID_overlay.png``.
+        work: folder for scratch files of what is read as it is sliced.
     """
-    task, statistics = TASKS[facts["task"]], {}
-    if facts["task"] == "labels":
-        answer = postprocess.apply(steps, prediction.soft)
-        statistics = postprocess.statistics(answer)
-        logger.info("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
-    else:
-        count = facts.get("channels", len(prediction.soft))
-        answer = task.hard(prediction.soft[:count], _scale(facts["scale"]), facts["dtype"])
-        statistics = _write_mask(output, prediction, count)
-    path = task.write(output, prediction.case_id, answer, prediction.geometry, facts["suffix"])
-    if facts["task"] == "labels" and image is not None and answer.ndim == 2:
-        _write_overlay(output / f"{prediction.case_id}_overlay.png", image, answer, len(prediction.soft))
-    logger.info(f"  Saved {path}")
-    return {"output": path.name, **statistics}
+
+    output: Path
+    steps: Sequence[Part] = ()
+    image: np.ndarray | None = None
+    work: Path | None = None
 
 
-def _write_mask(output: Path, prediction: Prediction, channels: int) -> dict[str, Any]:
-    """The predicted mask, where there is one, as grey picture 0..255 (of a volume: a file like the answer); returns its share of the image."""
-    if len(prediction.soft) == channels:
-        return {}
-    mask = prediction.soft[channels]
-    suffix = ".png" if mask.ndim == 2 else ".tif"
-    files.write(output / "masks" / f"{prediction.case_id}{suffix}", (mask * 255).round().astype("uint8"), dims=mask.ndim)
-    return {"mask_share": round(float((mask >= 0.5).mean()), 6)}
+def write_answer(soft: SoftPrediction, target: Target) -> dict[str, Any]:
+    """Decide and write; returns the answer's name and its statistics, for the row of a case."""
+    paths = [target.output / name for name in soft.meta.rules.names(soft.case_id, suffix_of(soft))]
+    statistics = WRITERS[soft.meta.task](soft, target, paths)
+    logger.info(f"  Saved {paths[0]}")
+    return {"output": paths[0].name, **statistics}
+
+
+def suffix_of(soft: SoftPrediction) -> str:
+    """Format of the input; of what training predicted, which does not say it, the usual one of its geometry."""
+    return soft.meta.suffix or (".nii.gz" if soft.geometry.format == "nifti" else ".tif")
+
+
+def decided(soft: SoftPrediction, steps: Sequence[Part] = (), work: Path | None = None) -> LazyArray:
+    """The answer of a soft prediction.
+
+    Args:
+        steps: post-processing of labels.
+        work: folder for scratch files of what is read as it is sliced.
+
+    Returns:
+        Labels ``(*S)`` where the soft prediction is in memory, else ``(1, *S)`` as they are sliced; images ``(C, *S)`` in the
+        input's number type.
+    """
+    return DECIDE[soft.meta.task](soft, steps, work)
+
+
+def _labels(soft: SoftPrediction, steps: Sequence[Part], work: Path | None) -> LazyArray:
+    return postprocess.run(postprocess.decided(steps, len(soft.main)), soft.main, work)
+
+
+def _intensities(soft: SoftPrediction, steps: Sequence[Part], work: Path | None) -> LazyArray:
+    dtype, scale = str(soft.meta.dtype), soft.meta.scale
+    return _changed(soft.main, np.dtype(dtype), lambda part: TASKS["image"].hard(part, scale, dtype))
+
+
+def _changed(array: LazyArray, dtype: Any, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | Rows:
+    """The array with every voxel changed, as it is sliced where the array is."""
+    if isinstance(array, np.ndarray):
+        return change(array)
+    return Rows(array.shape, np.dtype(dtype), lambda first, end: change(array[:, first:end]))
+
+
+# --- one writer a task ---------------------------------------------------------------------------------------------------
+
+
+def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
+    """Also a visualisation: labels spread over 0..255, for viewers that show 0 and 1 as black; and the overlay."""
+    path, visualisation, overlay = paths
+    labels = decided(soft, target.steps, target.work)
+    if isinstance(labels, Rows) and target.work is not None:  # it is gone through four times
+        labels = files.stored(labels, target.work / "labels.npy")
+    rows = labels[None] if isinstance(labels, np.ndarray) else labels
+    files.write(path, labels, soft.geometry)
+    factor = 255 / max(1, max(int(rows[:, first:end].max()) for first, end in slabs(rows)))
+    grey = _changed(labels, np.uint8, lambda part: (part.astype(np.float32) * factor).astype(np.uint8))
+    files.write(visualisation, grey, soft.geometry)
+    if target.image is not None and isinstance(labels, np.ndarray) and labels.ndim == 2:
+        _write_overlay(overlay, target.image, labels, len(soft.main))
+    statistics = postprocess.statistics(labels)
+    logger.info("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
+    return statistics
 
 
 def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: int) -> None:
@@ -59,5 +110,19 @@ def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: 
     files.write(path, picture.transpose(2, 0, 1), dims=2)
 
 
-def _scale(facts: Mapping[str, Any]) -> Scale:
-    return Scale(low=tuple(facts["low"]), high=tuple(facts["high"]), to=tuple(facts["to"]), clip=facts["clip"])
+def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
+    """Also the head ``mask``, where there is one, as grey picture 0..255 (of a volume: a TIFF); returns its share of the image."""
+    path, *pictures = paths
+    files.write(path, decided(soft), soft.geometry)
+    if "mask" not in soft.heads:
+        return {}
+    mask = soft.heads["mask"]
+    dims = len(mask.shape) - 1
+    grey = _changed(mask, np.uint8, lambda part: (part * 255).round().astype(np.uint8))
+    files.write(pictures[dims - 2], grey, dims=dims)
+    inside = sum(int(np.count_nonzero(mask[:, first:end] >= 0.5)) for first, end in slabs(mask))
+    return {"mask_share": round(inside / int(np.prod(mask.shape)), 6)}
+
+
+DECIDE: dict[str, Callable[[SoftPrediction, Sequence[Part], Path | None], LazyArray]] = {"labels": _labels, "image": _intensities}
+WRITERS: dict[str, Callable[[SoftPrediction, Target, Sequence[Path]], dict[str, Any]]] = {"labels": _write_labels, "image": _write_image}

@@ -412,8 +412,8 @@ def _probability(pair: Pair, place: Place) -> np.ndarray | None:
     if pair.soft is None or not SOFT & {m.name for m in pair.rules.metrics}:
         return None
     softs.require_sound(pair.soft, pair.id)
-    prediction, _ = softs.load(pair.soft, pair.id)
-    soft = place.bring(pair.soft / f"{pair.id}.npy", prediction.soft, prediction.geometry)
+    kept = softs.load(pair.soft, pair.id)
+    soft = place.bring(pair.soft / f"{pair.id}.npy", np.asarray(kept.main), kept.geometry)
     return soft[0] if len(soft) == 1 else None
 
 

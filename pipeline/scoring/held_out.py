@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import documents, files, postprocess
+from pipeline import documents, files
 from pipeline.config import Config
 from pipeline.data.change import LEVEL
 from pipeline.data.store import Stored
@@ -17,14 +18,15 @@ from pipeline.grid import grid_of
 from pipeline.inference import soft as softs
 from pipeline.inference.models import build, load_model
 from pipeline.inference.sliding_window import Source, Voice, settled, sliding_window, tiling, voice
+from pipeline.inference.soft import SoftMeta, SoftPrediction
+from pipeline.inference.writing import decided
 from pipeline.metrics import CHANGED, better, evaluate_frames, in_millimetres
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.frames import Counts, Truth, pool, views
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import METRICS_VERSION, Part, Prediction, UserError
+from pipeline.records import METRICS_VERSION, Geometry, Part, UserError
 from pipeline.scoring.folder import Scores, counted, image_scores, mean
 from pipeline.scoring.patches import classes_of, validation_metrics
-from pipeline.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,28 +79,25 @@ def case_metrics(config: Config) -> tuple[Part, ...]:
     return config.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
 
 
-def answer_of(config: Config, soft: np.ndarray, stored: Stored) -> np.ndarray:
+def answer_of(config: Config, soft: SoftPrediction) -> np.ndarray:
     """The answer that ``predict`` would write for this case."""
-    if config.task == "labels":
-        return postprocess.apply(config.postprocess, soft)
-    return TASKS["image"].hard(soft[: stored.image.shape[0]], stored.scale, stored.image.dtype)
+    return np.asarray(decided(soft, config.postprocess))
 
 
-def score(config: Config, soft: np.ndarray, stored: Stored, scoring: Scoring = PRESENT) -> Scores:
+def score(config: Config, soft: SoftPrediction, stored: Stored, scoring: Scoring = PRESENT) -> Scores:
     """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
 
     Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
     """
     if config.task == "image":
-        if not np.isfinite(soft).all():  # rounding to integers would hide it
+        if not np.isfinite(np.asarray(soft.main)).all():  # rounding to integers would hide it
             raise UserError(
                 f"case {stored.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip."
             )
-        channels = stored.image.shape[0]
-        predicted = soft[channels] if len(soft) > channels else None  # the head `mask`
-        return _image_scores(config, answer_of(config, soft, stored), stored, predicted)
+        predicted = np.asarray(soft.heads["mask"])[0] if "mask" in soft.heads else None
+        return _image_scores(config, answer_of(config, soft), stored, predicted)
     truth = truth_of(config, stored, scoring)
-    return evaluate_frames(case_metrics(config), answer_of(config, soft, stored), truth, _foreground(soft))
+    return evaluate_frames(case_metrics(config), answer_of(config, soft), truth, _foreground(np.asarray(soft.main)))
 
 
 def _image_scores(config: Config, image: np.ndarray, stored: Stored, predicted: np.ndarray | None = None) -> Scores:
@@ -187,8 +186,8 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
         done = job.folder / f"{stored.case.id}.scores.json"
         if not done.is_file():
             prediction = predict_stored(stored, config, speak, job.device, advance)
-            softs.save(job.folder, prediction, {"task": config.task})
-            files.write_json(done, score(config, prediction.soft, stored, job.scoring))
+            softs.save(job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.task)))
+            files.write_json(done, score(config, prediction, stored, job.scoring))
         found = files.read_document(done, documents.CaseScores, "Remove it: the case is predicted and scored again")
         scores[stored.case.id] = {k: math.nan if v is None else v for k, v in found.items()}
     advance(0)
@@ -197,7 +196,7 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
 
 def predict_stored(
     stored: Stored, config: Config, speak: Voice, device: str, progress: Callable[[float], None] | None = None
-) -> Prediction:
+) -> SoftPrediction:
     """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
     array = stored.image.array
     source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], speak)
@@ -209,8 +208,18 @@ def predict_stored(
         if progress is not None:
             progress(done / (tiles.count() + 1))
 
-    soft = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
-    return Prediction(case_id=stored.case.id, soft=soft, geometry=files.geometry(stored.case.image[0], config.data.dims))
+    heads = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
+    return SoftPrediction(case_id=stored.case.id, heads=heads, geometry=geometry_of(stored, config), meta=meta_of(stored, config))
+
+
+def geometry_of(stored: Stored, config: Config) -> Geometry:
+    """Where the input of a case in the store lies."""
+    return files.geometry(stored.case.image[0], config.data.dims)
+
+
+def meta_of(stored: Stored, config: Config) -> SoftMeta:
+    """What an answer to a case in the store is made with."""
+    return SoftMeta(task=config.task, scale=stored.scale, dtype=str(stored.image.dtype), channels=stored.image.shape[0])
 
 
 def choose(means: Mapping[str, Scores]) -> str:

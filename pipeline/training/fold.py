@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import files, losses, networks
@@ -30,7 +31,7 @@ from pipeline.runs import FoldFolder, RunFolder
 from pipeline.scoring import held_out
 from pipeline.scoring.held_out import Scoring
 from pipeline.stopping import stop
-from pipeline.tasks import answer_suffix
+from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
 from pipeline.training.distributed import Team
 from pipeline.training.loop import Job, TrainingError
@@ -216,10 +217,11 @@ def _keep_answers(run: TrainingRun, cases: Sequence[Stored], folder: FoldFolder,
     """
     work: Path = folder.work / chosen
     for stored in cases:
-        prediction, _ = soft.load(work, stored.case.id)
-        answer = held_out.answer_of(run.config, prediction.soft.astype("float32"), stored)
-        suffix = answer_suffix(run.config.task, files.suffix(stored.case.image[0]))
-        files.write(folder.answers / f"{stored.case.id}{suffix}", answer, prediction.geometry)
+        kept = soft.load(work, stored.case.id, channels=stored.image.shape[0])
+        whole = {name: np.asarray(head, np.float32) for name, head in kept.heads.items()}
+        kept = dataclasses.replace(kept, heads=whole, meta=held_out.meta_of(stored, run.config))
+        suffix = TASKS[run.config.task].suffix(files.suffix(stored.case.image[0]))
+        files.write(folder.answers / f"{stored.case.id}{suffix}", held_out.answer_of(run.config, kept), kept.geometry)
     shutil.rmtree(folder.soft, ignore_errors=True)
     work.rename(folder.soft)
     shutil.rmtree(folder.work)

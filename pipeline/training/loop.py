@@ -34,7 +34,7 @@ from pipeline.networks import HeadedNet
 from pipeline.records import METRICS_VERSION, Checkpoint
 from pipeline.runs import FoldFolder
 from pipeline.scoring.patches import PatchRules, PatchScores, labelled, measure
-from pipeline.tasks import TASKS, spoken
+from pipeline.tasks import TASKS
 from pipeline.training import checkpoint, distributed, optim, tracking
 from pipeline.training.distributed import Team
 from pipeline.training.journal import Journal, clock, time_left
@@ -635,23 +635,23 @@ def preview_panels(job: Job, network: torch.nn.Module) -> list[np.ndarray]:
     """
     batch = next(iter(job.val.epoch(-1)))
     network.eval()
-    found = spoken(job.config.task, network(_image(batch, job))).cpu().numpy()
+    heads = TASKS[job.config.task].heads(network(_image(batch, job)))
+    found = {name: head.cpu().numpy() for name, head in heads.items()}
     name = next(iter(job.config.targets))
     if job.config.task == "image" and "mask" in batch:
-        count = min(PREVIEWED, len(found))
-        rows = [_strip(batch["image"][n].numpy(), found[n], batch[name][n].numpy(), batch["mask"][n].numpy()) for n in range(count)]
+        rows = [_strip(batch, n, found, batch[name][n].numpy()) for n in range(min(PREVIEWED, len(found["main"])))]
         return [np.concatenate(column, axis=0) for column in zip(*rows, strict=True)]
-    image, target, soft = (_middle(a) for a in (batch["image"][0].numpy(), batch[name][0].numpy(), found[0]))
+    image, target, soft = (_middle(a) for a in (batch["image"][0].numpy(), batch[name][0].numpy(), found["main"][0]))
     if job.config.task == "image":
-        return [colours.rgb(_shown(plane, image)) for plane in (image, target, soft[: len(target)])]
+        return [colours.rgb(_shown(plane, image)) for plane in (image, target, soft)]
     return _label_panels(colours.rgb(_shown(image, image)), target[0], soft, job.config.data.ignore_label)
 
 
-def _strip(image: np.ndarray, found: np.ndarray, target: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+def _strip(batch: Mapping[str, Any], n: int, found: Mapping[str, np.ndarray], target: np.ndarray) -> list[np.ndarray]:
     """Input, output, target, mask and, where the network has that head, predicted mask of one patch, as pictures."""
-    masks = [mask > 0] if mask.dtype.kind in "iu" else [mask]
-    masks += [found[len(target) :]] if len(found) > len(target) else []
-    return [colours.rgb(_shown(a, image)) for a in (image, found[: len(target)], target)] + [
+    image, mask = batch["image"][n].numpy(), batch["mask"][n].numpy()
+    masks = [mask > 0 if mask.dtype.kind in "iu" else mask, *([found["mask"][n]] if "mask" in found else [])]
+    return [colours.rgb(_shown(a, image)) for a in (image, found["main"][n], target)] + [
         np.repeat(np.clip(m[0], 0, 1)[..., None].astype(np.float64), 3, axis=2) for m in masks
     ]
 

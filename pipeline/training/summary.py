@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import files
 from pipeline.config import Config
 from pipeline.data import cases as case_finder
@@ -80,7 +82,7 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
                 found = fold.answers.glob("*")
                 path = next(p for p in found if files.is_image(p) and files.case_id(p) == case_id)
                 answer = files.read(path, 2, labels=True)[0][0]
-                yield run.stored[case_id], answer, soft.load(fold.soft, case_id)[0].soft
+                yield run.stored[case_id], answer, np.asarray(soft.load(fold.soft, case_id).main)
 
     return held_out.pooled(run.config, cases(), run.version)
 

@@ -94,7 +94,7 @@ def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
     view = next(views(Truth(label=read_labels(case.label, data)[0], ignore=data.ignore_label, fov=fov)))
     for folder in case.soft:
         softs.require_sound(folder, case.id)
-    members = [softs.load(folder, case.id)[0].soft for folder in case.soft]
+    members = [np.asarray(softs.load(folder, case.id).main) for folder in case.soft]
     answers = _Answers(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = evaluate(task.rules.metrics, answers.of(candidate), view.label, view.valid, context=task.rules.context(case))

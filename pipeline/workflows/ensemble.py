@@ -131,7 +131,7 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
     present = softs.ids(folder / "soft")
     good = {i for i in present if same and before["inputs"].get(i, ()) == record["inputs"].get(i)}
     for case_id in set(present) - good:
-        softs.array_path(folder / "soft", case_id).unlink()
+        softs.remove(folder / "soft", case_id)
     files.write_json(path, record)
     return good
 

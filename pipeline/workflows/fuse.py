@@ -20,7 +20,7 @@ import numpy as np
 from pipeline import files, postprocess
 from pipeline.config import read_yaml, structure
 from pipeline.data import cases
-from pipeline.data.store import load_image
+from pipeline.data.reading import load_image
 from pipeline.files import FileError
 from pipeline.grid import Alignment
 from pipeline.inference import outputs
@@ -29,11 +29,12 @@ from pipeline.inference.fusion import FUSIONS, require_weights
 from pipeline.inference.fusion import fuse as fused_arrays
 from pipeline.inference.members import Reader, common_ids, looked_at, open_member
 from pipeline.inference.outputs import read_summary
-from pipeline.inference.writing import finish
+from pipeline.inference.writing import Target, suffix_of, write_answer
 from pipeline.progress import progress
-from pipeline.records import Case, Member, Part, Prediction, UserError
+from pipeline.records import Case, Member, Part, UserError
 from pipeline.runs import RunFolder
 from pipeline.stopping import stop
+from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     folders = member_folders(members)
     before = read_summary(folders[0][0])
     steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
-    if before.get("task", "labels") == "labels":
+    if TASKS[before.get("task", "labels")].decides:
         postprocess.check(steps)
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
     for reader, (folder, _) in zip(readers, folders, strict=True):
@@ -162,9 +163,9 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
 
 def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
     """Raise UserError where an answer would replace the image that it was made from, or a file that is no answer."""
-    seen = {i: first.look(i).facts for i in ids}
-    outputs.require_apart((Path(p) for facts in seen.values() for p in facts.get("image", ())), job.output)
-    names = [n for i, facts in seen.items() for n in outputs.names(i, facts["task"], facts["suffix"], job.save_soft)]
+    seen = {i: first.look(i) for i in ids}
+    outputs.require_apart((Path(p) for soft in seen.values() for p in soft.meta.image), job.output)
+    names = [n for i, soft in seen.items() for n in outputs.names(i, soft.meta.task, suffix_of(soft), job.save_soft)]
     outputs.require_own(job.output, names)
     if problem := outputs.too_long(job.output, names):
         raise UserError(f"--output {job.output}: {problem.removeprefix('its ')}. Rename that image and predict it again.")
@@ -257,21 +258,25 @@ def _one(
 ) -> dict[str, Any]:
     """Fuse, decide and write one case."""
     readers, weights, fusion, ways = members
-    loaded = [r.load(case_id) for r in readers]
-    facts: Mapping[str, Any] = loaded[0][1]
     logger.info(f"\nProcessing {case_id}")
-    fused = fused_arrays([way.apply(a) for way, (a, _) in zip(ways, loaded, strict=True)], weights, fusion, case_id)
-    prediction = Prediction(case_id=case_id, soft=fused, geometry=facts["geometry"])
+    loaded = [reader.load(case_id) for reader in readers]
+    first = loaded[0]
+    heads = {}
+    for name in first.heads:
+        arrays = [way.apply(soft.heads[name][:]) for way, soft in zip(ways, loaded, strict=True)]
+        heads[name] = fused_arrays(arrays, weights, fusion, case_id)
+    soft = dataclasses.replace(first, heads=heads)
     if job.save_soft:
-        softs.save(job.output / "soft", prediction, {k: v for k, v in facts.items() if k != "geometry"})
-    answer = finish(steps, prediction, job.output, facts, _image(facts, fused.shape[1:]))
-    return {"id": case_id, "status": "done", "shape": list(fused.shape[1:]), **answer}
+        softs.save(job.output / "soft", soft)
+    size = tuple(soft.main.shape[1:])
+    row = write_answer(soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size)))
+    return {"id": case_id, "status": "done", "shape": list(size), **row}
 
 
-def _image(facts: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray | None:
-    """The 2D input that a label answer is shown over, read again; None where ``facts`` do not name its files, or these are gone or of another size."""
-    paths = tuple(Path(p) for p in facts.get("image", ()))
-    if len(size) != 2 or facts["task"] != "labels" or not paths:
+def _image(meta: softs.SoftMeta, size: tuple[int, ...]) -> np.ndarray | None:
+    """The 2D input that an answer is shown over, read again; None where its files are not named, gone or of another size."""
+    paths = tuple(Path(p) for p in meta.image)
+    if len(size) != 2 or not meta.rules.companions or not paths:
         return None
     try:
         image, _ = load_image(Case(id="", image=paths), 2)

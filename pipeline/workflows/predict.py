@@ -1,7 +1,7 @@
 """Whole images or volumes: find them, predict each in memory or by blocks, decide, write, and say what became of every file.
 
-The walk: inference.predictor (networks) -> data.cases (inputs) -> for each: data.store or inference.blocks (read) -> placement ->
-sliding_window -> postprocess -> inference.writing -> summary.json.
+The walk: inference.predictor (networks) -> data.cases (inputs) -> for each: data.reading -> data.model_space -> data.normalise ->
+inference.sliding_window, or inference.blocks around it -> back -> inference.writing -> summary.json.
 """
 
 from __future__ import annotations
@@ -10,32 +10,31 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, postprocess
 from pipeline.config import Config, to_dict
 from pipeline.data import cases as case_finder
-from pipeline.data import normalise, store, streamed
-from pipeline.data.normalise import Scale
-from pipeline.files import Pixels, Rows
+from pipeline.data import normalise, reading
+from pipeline.data.model_space import ModelSpace, model_space
+from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.blocks import Blocks
-from pipeline.inference.placement import Placement, placement
 from pipeline.inference.predictor import ModelOptions, Predictor, prepare
 from pipeline.inference.sliding_window import Source, settled, tiling
-from pipeline.inference.writing import finish
+from pipeline.inference.soft import SoftMeta, SoftPrediction
+from pipeline.inference.writing import Target, write_answer
 from pipeline.progress import steps
-from pipeline.records import DONE, FAILED, PARTIAL, Case, Geometry, Prediction, UserError
+from pipeline.records import DONE, FAILED, PARTIAL, Case, Geometry, UserError
 from pipeline.stopping import stop
-from pipeline.tasks import COMPANIONS
+from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +139,8 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
                     "Predict them in two runs, or rename one."
                 )
             found[case.id] = case
-    for case_id in found if config.task == "labels" else ():
-        for ending in COMPANIONS:
+    for case_id in found:
+        for ending in TASKS[config.task].companions:
             if case_id + ending in found:
                 raise UserError(
                     f"{found[case_id + ending].image[0]} is called like a picture that is written beside the answer for {case_id}. "
@@ -190,13 +189,10 @@ def _size(path: Path) -> int:
 
 def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
     """Bytes that the answer to a case of ``size`` voxels takes at least: probabilities, and files that are not compressed."""
-    config, voxels = job.config, math.prod(size)
-    labels = config.task == "labels"
-    planes = (1 if config.data.classes == 2 else config.data.classes) if labels else max(1, job.predictor.channels)
-    soft = planes * voxels * (2 if labels else 4) if job.save_soft else 0
+    task, planes, voxels = TASKS[job.config.task], _channels(job), math.prod(size)
+    soft = planes * voxels * np.dtype(task.soft_type).itemsize if job.save_soft else 0
     plain = files.suffix(case.image[0]) in (".npy", ".nii")
-    answer = voxels * (2 if labels else planes * np.dtype(dtype).itemsize)  # labels: and their visualisation
-    return soft + (answer if plain else 0)
+    return soft + (voxels * task.bytes_per_voxel(planes, dtype) if plain else 0)
 
 
 def _admit_names(job: PredictJob, case: Case) -> None:
@@ -237,7 +233,7 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
         for case, which in mine:
             stop.check()
             logger.info(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
-            rows.append(_guarded(job, case, lambda case=case, which=which: predict_blocks(job, case, which)))
+            rows.append(_guarded(job, case, lambda case=case, which=which: predict_case(job, case, which)))
             write()
     return _told(rows, began)
 
@@ -251,7 +247,7 @@ def _count_blocks(job: PredictJob, case: Case) -> int:
     size = found.shape[1:]
     if job.predictor.trained_on:
         try:
-            size = _placement(job, case, files.geometry(case.image[0], dims)).size(size)
+            size = model_space(case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on).size(size)
         except files.FileError:
             return 1
     return -(-size[0] // tiling(job.config, size, job.predictor.speak).step)
@@ -284,9 +280,10 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
     summary = {
         "models": job.predictor.models,
         "task": job.config.task,
-        **({"classes": job.config.data.classes} if job.config.task == "labels" else {}),
+        **TASKS[job.config.task].facts(job.config),
         **({"class_names": names} if names else {}),
         "ignore_label": job.config.data.ignore_label,
+        "backend": job.predictor.backend,
         "predict": config["predict"],
         "postprocess": config["postprocess"],
         "inputs": inputs,
@@ -295,61 +292,57 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
     files.write_json(job.output / "summary.json", summary)
 
 
-def predict_case(job: PredictJob, case: Case) -> dict[str, Any]:
-    """Read, predict, finish and write one case; returns its facts and statistics."""
-    config = job.config
-    if _by_blocks(job, case):
-        return predict_blocks(job, case)
-    array, geometry = store.load_image(case, config.data.dims)
-    size = array.shape[1:]
-    logger.info(f"  Loaded volume: {size}, dtype: {array.dtype}")
-    _require_finite(case, array)
-    _admit_size(job, case, size, str(array.dtype))
-    place, notes = _admitted(job, case, array, geometry)
-    array = place.apply(array)
-    source = Source(array=array, scale=_fitted(job, case, array, normalise, notes))
-    tiles = tiling(config, array.shape[1:], job.predictor.speak)
-    with steps("Predicting", tiles.count()) as advance:
-        soft = job.predictor.soft_of(source, advance)
-    prediction = Prediction(case_id=case.id, soft=place.restore(soft), geometry=geometry)
-    image = place.restore(source.array[:]) if config.data.dims == 2 else None
-    return {"shape": list(size), "tiles": tiles.count(), **_warned(notes), **_finish_case(job, case, source, prediction, image)}
+def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dict[str, Any]:
+    """Read, predict, decide and write one case, in memory or by blocks; returns its facts and statistics.
+
+    ``which``: compute those blocks, as far as they are not there yet, and write no answer.
+    """
+    by_blocks = which is not None or _by_blocks(job, case)
+    with reading.opened(case, job.config.data.dims, whole=not by_blocks) as (given, geometry):
+        shape = tuple(given.shape[1:])
+        logger.info(f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else ""))
+        _admit_size(job, case, shape, str(given.dtype))
+        space, notes = _admitted(job, case, given, geometry)
+        size = space.size(shape)
+        tiles = tiling(job.config, size, job.predictor.speak)
+        parts = _blocks(job, case, size, tiles) if by_blocks else None
+        streams = parts is not None and _streams(job, given)
+        if streams and which is None and TASKS[job.config.task].decides:
+            postprocess.check_memory(job.config.postprocess, _channels(job), shape)
+        if parts is not None:
+            _admit_blocks(job, parts, which)
+        work = None if parts is None else parts.folder
+        array = space.to_model(given, None if work is None else work / "input.npy")
+        source, found = job.predictor.source(case.image[0], array)
+        notes += _noted(case, found)
+        heads = _predicted(job, source, tiles) if parts is None else _computed(job, source, tiles, (parts, which))
+        counts = {} if parts is None else {"blocks": len(parts.wanted(which))}
+        row = {"shape": list(shape), "tiles": tiles.count(), **counts, **({"warnings": notes} if notes else {})}
+        if which is not None:
+            return row
+        if not streams:
+            heads = {name: head[:] for name, head in heads.items()}
+        heads = {name: space.to_file(head, work and work / f"{name}.npy") for name, head in heads.items()}
+        soft = SoftPrediction(case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source))
+        image = None if streams or len(shape) != 2 else np.asarray(space.to_file(array[:]))
+        if job.save_soft:
+            softs.save(job.output / "soft", soft)
+        row |= write_answer(soft, Target(output=job.output, steps=job.config.postprocess, image=image, work=work))
+    if parts is not None:
+        blocks.remove(job.output, case.id)
+    return row
 
 
-def _require_finite(case: Case, array: np.ndarray) -> None:
-    """Raise FileError for a case in memory that holds NaN or infinity, naming the file that does."""
-    for number, count in store.nonfinite_files(case, array).items():
-        raise files.FileError(case.image[number], store.nonfinite_problem(count), store.NONFINITE)
-
-
-def _placement(job: PredictJob, case: Case, geometry: Geometry) -> Placement:
-    return placement(case, geometry, job.config.data.dims, job.predictor.trained_on)
-
-
-def _admitted(job: PredictJob, case: Case, array: Pixels, geometry: Geometry) -> tuple[Placement, list[str]]:
-    """How the array goes to the axes of training, and what was said of it.
+def _admitted(job: PredictJob, case: Case, array: LazyArray, geometry: Geometry) -> tuple[ModelSpace, list[str]]:
+    """How the array goes to model space, and what was said of it.
 
     Raises FileError where it cannot be predicted by these networks.
     """
     job.predictor.require_channels(case.image[0], len(array))
-    place = _placement(job, case, geometry)
-    if place.alignment is not None:
-        logger.info(f"  Its axes {place.codes[0]} are brought to those of training, {place.codes[1]}, and its answer back")
-    return place, _noted(case, [*geometry.notes, *place.notes])
-
-
-def _fitted(job: PredictJob, case: Case, array: Pixels, limits: ModuleType, notes: list[str]) -> Scale:
-    """The scale of an array by ``limits``, :mod:`normalise` or :mod:`streamed`; what is to be said of it is added to ``notes``.
-
-    Raises FileError where the normalisation would cut off most of the image.
-    """
-    part = job.config.data.normalise
-    problem = limits.problem_of(part, array)
-    if problem is not None:
-        raise files.FileError(case.image[0], *problem)
-    scale, found = limits.fit_with_notes(part, array)
-    notes += _noted(case, found)
-    return scale
+    space = model_space(case, geometry, job.config.data.dims, job.predictor.trained_on)
+    if space.steps:
+        logger.info(f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and its answer back")
+    return space, _noted(case, [*geometry.notes, *space.notes])
 
 
 def _noted(case: Case, notes: Sequence[str]) -> list[str]:
@@ -358,29 +351,26 @@ def _noted(case: Case, notes: Sequence[str]) -> list[str]:
     return list(notes)
 
 
-def _warned(notes: list[str]) -> dict[str, Any]:
-    """For the row of a case: only where there is something."""
-    return {"warnings": notes} if notes else {}
+def _channels(job: PredictJob) -> int:
+    """K of the main head."""
+    return TASKS[job.config.task].channels(job.config, max(1, job.predictor.channels))
 
 
-def _finish_case(job: PredictJob, case: Case, source: Source, prediction: Prediction, image: np.ndarray | None) -> dict[str, Any]:
-    """Save the soft answer where that is asked for, and finish it, all in memory; ``image`` is the input as its file has it."""
-    facts = _facts(job, case, source)
-    if job.save_soft:
-        softs.save(job.output / "soft", prediction, facts)
-    return finish(job.config.postprocess, prediction, job.output, facts, image)
+def _predicted(job: PredictJob, source: Source, tiles: Tiling) -> Mapping[str, LazyArray]:
+    with steps("Predicting", tiles.count()) as advance:
+        return job.predictor.heads_of(source, advance)
 
 
-def _facts(job: PredictJob, case: Case, source: Source) -> dict[str, Any]:
+def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
     """What travels with a soft prediction."""
-    return {
-        "task": job.config.task,
-        "suffix": files.suffix(case.image[0]),
-        "scale": asdict(source.scale),
-        "dtype": str(source.array.dtype),
-        "channels": len(source.array),
-        "image": [str(p.absolute()) for p in case.image],
-    }
+    return SoftMeta(
+        task=job.config.task,
+        suffix=files.suffix(case.image[0]),
+        scale=source.scale,
+        dtype=str(source.array.dtype),
+        channels=len(source.array),
+        image=tuple(str(p.absolute()) for p in case.image),
+    )
 
 
 # --- by blocks ---------------------------------------------------------------------------------------------------------
@@ -393,93 +383,36 @@ def _by_blocks(job: PredictJob, case: Case) -> bool:
     if blocks.folders(job.output, case.id):
         return True
     found = files.probe(case.image[0], job.config.data.dims)
-    return found.problem is None and math.prod(found.shape) * len(case.image) > streamed.WHOLE
+    return found.problem is None and math.prod(found.shape) * len(case.image) > normalise.WHOLE
 
 
-def predict_blocks(job: PredictJob, case: Case, which: range | None = None) -> dict[str, Any]:
-    """Compute those of the blocks ``which`` that are not there yet; ``None``: all, then finish the case, write it and take the blocks away."""
-    config = job.config
-    with blocks.image(case, config.data.dims) as (given, geometry):
-        shape = tuple(given.shape[1:])
-        logger.info(f"  Volume: {shape}, dtype: {given.dtype}, by blocks")
-        _admit_size(job, case, shape, str(given.dtype))
-        place, notes = _admitted(job, case, given, geometry)
-        if _streams(job, given):
-            _require_rows(case, place)
-            if which is None and config.task == "labels":
-                blocks.check_memory(config.postprocess, 1 if config.data.classes == 2 else config.data.classes, shape)
-        array = place.apply(given)
-        size = tuple(array.shape[1:])
-        tiles = tiling(config, size, job.predictor.speak)
-        name = f"{case.id}.{blocks.key(_digests(job.predictor.models), config, case)}"
-        parts = blocks.Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
-        wanted = range(parts.count()) if which is None else which
-        _admit_blocks(job, parts, wanted)
-        source = Source(array=array, scale=_fitted(job, case, array, streamed, notes))
-        _compute(job, source, tiles, parts, wanted)
-        row = {"shape": list(shape), "tiles": tiles.count(), "blocks": len(wanted), **_warned(notes)}
-        if which is not None:
-            return row
-        answer = _finish_blocks(job, case, source, (parts.soft(), geometry, place, parts.folder))
-    blocks.remove(job.output, case.id)
-    return row | answer
+def _streams(job: PredictJob, array: LazyArray) -> bool:
+    """Whether the answer, too, is decided and written by slabs."""
+    return job.blocks == "always" or math.prod(array.shape) > normalise.WHOLE
 
 
-def _admit_blocks(job: PredictJob, parts: Blocks, which: range) -> None:
+def _blocks(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -> Blocks:
+    """Where the blocks of a case lie."""
+    models = {path: files.sha256(Path(path)) for path in job.predictor.models}
+    name = f"{case.id}.{blocks.key(models, job.config, case, job.predictor.backend)}"
+    return Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
+
+
+def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None) -> None:
     """Raise DiskError, before any work, where the blocks that are still to be computed certainly do not fit on the disk."""
-    rows = sum(end - first for first, end in parts.missing(which))
-    planes = 1 if job.config.task == "labels" and job.config.data.classes == 2 else job.config.data.classes
-    planes = planes if job.config.task == "labels" else max(1, job.predictor.channels)
-    need = 4 * planes * rows * math.prod(parts.size[1:])
+    rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
+    need = 4 * _channels(job) * rows * math.prod(parts.size[1:])
     files.require_room(job.output, need, "Blocks lie there until the answer is written. Free space, or choose another --output.")
 
 
-def _require_rows(case: Case, place: Placement) -> None:
-    """Raise FileError where an answer in the file's axes cannot be written slab by slab."""
-    if not place.first_axis_stays:
-        problem = f"has axes {place.codes[0]}, the model was trained on {place.codes[1]}: its first axis is another one"
-        cure = f"By blocks, the first axis has to stay. Save the file with axes {place.codes[1]}, or predict it in memory (--blocks never)"
-        raise files.FileError(case.image[0], problem, cure)
-
-
-def _compute(job: PredictJob, source: Source, tiles: Tiling, parts: Blocks, which: range) -> None:
-    """Compute and write those of the blocks ``which`` that are not there."""
-    runs = parts.missing(which)
-    if not runs:
-        return
-    job.predictor.warn_of_tiles(source, tiles)
-    speak = settled(job.predictor.speak, source, tiles)
-    needed = sum(any(tiles.speaks(place, *run) for run in runs) for place in tiles.places())
-    with steps("Predicting", needed) as advance:
-        blocks.compute(source, speak, tiles, parts, runs, job.config.predict.batch, job.predictor.device, advance)
-
-
-def _streams(job: PredictJob, array: Pixels) -> bool:
-    """Whether the answer, too, is written by blocks."""
-    return job.blocks == "always" or math.prod(array.shape) > streamed.WHOLE
-
-
-def _finish_blocks(job: PredictJob, case: Case, source: Source, found: tuple[Rows, Geometry, Placement, Path]) -> dict[str, Any]:
-    """Decide and write a case whose blocks are all there: in memory where it is small, as it would be without blocks.
-
-    ``found`` are its soft answer on the axes of training, where the file lies, how it came to those axes, and a folder for scratch files.
-    """
-    array, geometry, place, work = found
-    if not _streams(job, source.array):
-        prediction = Prediction(case_id=case.id, soft=place.restore(array[:]), geometry=geometry)
-        image = place.restore(source.array[:]) if job.config.data.dims == 2 else None
-        return _finish_case(job, case, source, prediction, image)
-    soft = blocks.Soft(case_id=case.id, array=place.restore_rows(array), geometry=geometry, facts=_facts(job, case, source), work=work)
-    if job.save_soft:
-        blocks.save_soft(job.output / "soft", soft)
-    if job.config.task == "labels":
-        path, statistics = blocks.write_labels(job.config.postprocess, soft, job.output)
-        logger.info("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
-    else:
-        path, statistics = blocks.write_image(soft, job.output, source.scale)
-    logger.info(f"  Saved {path}")
-    return {"output": path.name, **statistics}
-
-
-def _digests(models: Sequence[str]) -> dict[str, str]:
-    return {path: files.sha256(Path(path)) for path in models}
+def _computed(job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]) -> Mapping[str, LazyArray]:
+    """Compute and write those blocks that are not there; the heads from all of them, or nothing where only some were wanted."""
+    parts, which = found
+    runs = parts.missing(parts.wanted(which))
+    if runs:
+        job.predictor.warn_of_tiles(source, tiles)
+        speak = settled(job.predictor.speak, source, tiles)
+        needed = sum(any(tiles.speaks(place, *run) for run in runs) for place in tiles.places())
+        with steps("Predicting", needed) as advance:
+            blocks.compute(source, speak, tiles, parts, runs, job.config.predict.batch, job.predictor.device, advance)
+    return {} if which is not None else parts.soft(TASKS[job.config.task], _channels(job))

@@ -96,7 +96,7 @@ def one(case_id: str, folder: Path, label: Path, rules, steps: Mapping) -> dict[
     from pipeline.metrics import evaluate_frames
     from pipeline.metrics.frames import Truth
 
-    probability = np.asarray(soft.load(folder, case_id)[0].soft, np.float32)
+    probability = np.asarray(soft.load(folder, case_id).main, np.float32)
     truth = Truth(label=read_labels(label, rules.data)[0], ignore=rules.data.ignore_label)
     return {name: evaluate_frames(rules.metrics, postprocess.apply(parts, probability), truth) for name, parts in steps.items()}
 

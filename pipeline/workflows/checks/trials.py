@@ -15,7 +15,7 @@ import torch
 from monai.transforms import Randomizable
 
 from pipeline import losses, networks, tasks
-from pipeline.config import Config, ConfigError, InitFrom, Problem, bind
+from pipeline.config import Config, ConfigError, InitFrom, Problem
 from pipeline.data import derived, normalise, transforms
 from pipeline.inference import models
 from pipeline.losses import vgg
@@ -83,7 +83,7 @@ def _require(good: bool, message: str) -> None:
 
 def normalisation(config: Config, channels: int) -> Iterator[Problem]:
     part = config.data.normalise
-    bound: list[Problem] = list(tried("data.normalise", part, lambda: bind(normalise.NORMALISE, part, "data.normalise", ("array",))))
+    bound: list[Problem] = list(tried("data.normalise", part, lambda: normalise.check(part)))
     yield from bound
     if bound:
         return

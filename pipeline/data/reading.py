@@ -1,0 +1,163 @@
+"""Images of cases, read whole or as they are sliced: the same values in training and in prediction."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files, grid
+from pipeline.data.normalise import WHOLE
+from pipeline.files import FileError, LazyArray, Rows
+from pipeline.records import Case, Geometry
+
+NONFINITE = "Replace them, e.g. by the mean of their neighbours"
+"""What to do about values that are no numbers."""
+
+
+@contextlib.contextmanager
+def opened(case: Case, dims: int, *, whole: bool = False, finite: bool = True) -> Iterator[tuple[LazyArray, Geometry]]:
+    """All channels of a case ``(C, *S)``, float64 as float32 (:func:`single`), and the geometry of its first file.
+
+    Args:
+        dims: space axes.
+        whole: read it into memory; else rows are read as they are sliced, until the context is left, and what the format can give
+            only whole is treated alike where it is large.
+        finite: refuse NaN and infinity, where the rows that hold them are read.
+
+    Raises:
+        FileError: for a file that cannot be read or does not fit the first one.
+    """
+    with contextlib.ExitStack() as stack:
+        found: list[tuple[LazyArray, Geometry]] = []
+        for path in case.image:
+            array, place = files.read(path, dims) if whole else stack.enter_context(files.view(path, dims))
+            _require_fit(path, (array, place), found[:1], case)
+            found.append((_single(path, array, finite), place))
+        image = _joined([array for array, _ in found])
+        yield (image if whole else _lazy(image)), _noted(case, [place for _, place in found])
+
+
+def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
+    """All channels of a case in memory, as :func:`opened` gives them; NaN and infinity are left to the caller."""
+    with opened(case, dims, whole=True, finite=False) as (image, geometry):
+        return np.asarray(image), geometry
+
+
+def _noted(case: Case, places: Sequence[Geometry]) -> Geometry:
+    """The geometry of the first file, with the notes of all."""
+    pairs = zip(case.image, places, strict=True)
+    notes = [f"(file {path.name}) {note}" if n else note for n, (path, place) in enumerate(pairs) for note in place.notes]
+    return dataclasses.replace(places[0], notes=tuple(notes))
+
+
+def _joined(arrays: Sequence[LazyArray]) -> LazyArray:
+    """The channels of all files, in one number type; float64, which whole numbers beside float32 make, as float32."""
+    common = np.result_type(*(array.dtype for array in arrays))
+    dtype = np.dtype(np.float32) if common == np.float64 else common
+    if len(arrays) == 1:
+        return arrays[0]
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return np.concatenate([array[:] for array in arrays]).astype(dtype, copy=False)
+    shape = (sum(array.shape[0] for array in arrays), *arrays[0].shape[1:])
+    return Rows(shape, dtype, lambda first, end: np.concatenate([array[:, first:end] for array in arrays]).astype(dtype))
+
+
+def _lazy(array: LazyArray) -> LazyArray:
+    """What a format can give only whole, and is large: read as it is sliced, like the others."""
+    if not isinstance(array, np.ndarray) or math.prod(array.shape) <= WHOLE:
+        return array
+    return Rows(array.shape, array.dtype, lambda first, end: array[:, first:end])
+
+
+def _require_fit(path: Path, own: tuple[LazyArray, Geometry], first: Sequence[tuple[LazyArray, Geometry]], case: Case) -> None:
+    """Raise FileError where a file is on another grid than the first one of its case."""
+    for array, place in first:
+        if (place.format == "nifti") != (own[1].format == "nifti"):
+            problem = f"is {_order(own[1])}, the first channel {case.image[0].name} is {_order(place)}: nothing says which axis is which"
+            raise FileError(path, problem, "Save all channels in one format, the axes in one order")
+        if own[0].shape[1:] != array.shape[1:]:
+            problem = f"has shape {tuple(own[0].shape[1:])}, the first channel {tuple(array.shape[1:])}"
+            raise FileError(path, problem, "Resample the channels to one grid")
+        if not same_affine(place.meta.get("affine"), own[1].meta.get("affine")):
+            raise FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
+
+
+def _order(geometry: Geometry) -> str:
+    return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
+
+
+def same_affine(one: Any, other: Any) -> bool:
+    """Whether two affines of headers agree, as far as both files have one."""
+    return one is None or other is None or grid.near(one, other)
+
+
+def single(path: Path, array: np.ndarray) -> np.ndarray:
+    """Values as they are computed with: float64 as float32, other types as they are. Raises FileError where that makes them infinite."""
+    if array.dtype != np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        out = array.astype(np.float32)
+    beyond = nonfinite(out) - nonfinite(array) if nonfinite(out) else 0
+    if beyond:
+        problem = (
+            f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32 bits, with which images are computed"
+        )
+        raise FileError(path, problem, "Divide its values by a power of ten, or replace those that are no measurements")
+    return out
+
+
+# --- values that are no numbers ----------------------------------------------------------------------------------------
+
+
+def _single(path: Path, array: LazyArray, finite: bool) -> LazyArray:
+    """The same as 32 bits at most, and looked through for NaN and infinity when it is read."""
+    if np.dtype(array.dtype).kind != "f":
+        return array
+    if not isinstance(array, Rows):
+        whole = single(path, np.asarray(array))
+        if finite:
+            require_finite(path, whole)
+        return whole
+    make = array.make
+
+    def checked(first: int, end: int) -> np.ndarray:
+        found = single(path, make(first, end))
+        if finite:
+            require_finite(path, found, f" among its rows {first} to {end - 1}")
+        return found
+
+    return Rows(array.shape, np.dtype(np.float32) if array.dtype == np.float64 else array.dtype, checked)
+
+
+def require_finite(path: Path, array: np.ndarray, where: str = "") -> None:
+    """Raise FileError for an array ``(C, *S)`` that holds NaN or infinity."""
+    if count := nonfinite(array):
+        raise FileError(path, nonfinite_problem(count) + where, NONFINITE)
+
+
+def nonfinite(array: np.ndarray) -> int:
+    """How many values are NaN or infinite; for integers nothing is looked at."""
+    if array.dtype.kind != "f":
+        return 0
+    return array.size - sum(int(np.count_nonzero(np.isfinite(array[:, first:end]))) for first, end in files.slabs(array))
+
+
+def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:
+    """How many values are NaN or infinite in each file of a case's image, by the file's number; those without any are left out."""
+    if not nonfinite(image):
+        return {}
+    channels = [files.probe(path, image.ndim - 1).shape[0] for path in case.image]
+    ends = itertools.accumulate(channels)
+    counts = [nonfinite(image[end - own : end]) for end, own in zip(ends, channels, strict=True)]
+    return {number: count for number, count in enumerate(counts) if count}
+
+
+def nonfinite_problem(count: int) -> str:
+    return f"holds {count} values that are NaN or infinite"

@@ -1,0 +1,252 @@
+"""Tiles become the whole: weighted sums in one band of tiles, whose rows are handed on as soon as no later tile reaches them.
+
+Both doors to tiled prediction use it: :mod:`pipeline.inference.sliding_window` (the commands) and
+:mod:`pipeline.inference.inferer` (people's own MONAI code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch.nn import functional
+
+from pipeline.geometry import Tiling
+
+Output = torch.Tensor | tuple[torch.Tensor, ...] | dict[Hashable, torch.Tensor]
+"""What comes out: one ``(B, K, *S)`` tensor or several."""
+
+Spot = tuple[tuple[int, ...], int]
+"""Where a tile lies, and in which item of the batch of images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Images of ``size`` in the middle of the space that ``tiles`` cover, which is as large, or larger where tiles are.
+
+    ``items`` is the number of images; sums are kept on ``device``, in the outputs' type where ``dtype`` is None.
+    """
+
+    tiles: Tiling
+    size: tuple[int, ...]
+    items: int = 1
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype | None = torch.float32
+
+    @property
+    def low(self) -> tuple[int, ...]:
+        """Padding in front of the image, along each axis: half of it, on the stride."""
+        axes = zip(self.tiles.size, self.size, self.tiles.grid, strict=True)
+        return tuple((space - n) // 2 // g * g for space, n, g in axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slab:
+    """Finished rows of every output, good until the next slab is asked for.
+
+    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole outputs.
+    """
+
+    start: int
+    names: list[Hashable] | None
+    rows: list[torch.Tensor]
+    first: list[int]
+    whole: list[tuple[int, ...]]
+
+    def to(self, device: torch.device) -> Slab:
+        """The same on a device."""
+        return replace(self, rows=[rows.to(device) for rows in self.rows])
+
+    def room(self) -> list[torch.Tensor]:
+        """Space for the whole outputs."""
+        sizes = zip(self.whole, self.rows, strict=True)
+        return [torch.empty(size, dtype=rows.dtype, device=rows.device) for size, rows in sizes]
+
+
+class Blend:
+    """Weighted sums of all outputs of a network in one band of tiles."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.start = -1
+        self.names: list[Hashable] | None = None
+        self.bands: list[Band] = []
+        self._weights: tuple[tuple, list[torch.Tensor]] | None = None
+
+    def add(self, spots: Sequence[Spot], answer: Any) -> Iterator[Slab]:
+        """Add the answers to a batch of tiles; what they finish comes out."""
+        names, outputs = unpacked(answer)
+        _check(names, outputs, len(spots), len(self.frame.size))
+        if not self.bands:
+            self.names, self.start = names, spots[0][0][0]
+            self.bands = [Band(self.frame, o.shape[1:], self.frame.dtype or o.dtype) for o in outputs]
+        shapes, before = [tuple(o.shape[1:]) for o in outputs], [b.shape for b in self.bands]
+        if names != self.names or shapes != before:
+            raise ValueError(
+                f"the network answered with {names or 'tensors'} of {shapes} to one tile and "
+                f"{self.names or 'tensors'} of {before} to others; every tile needs the same outputs"
+            )
+        for n, (place, item) in enumerate(spots):
+            if place[0] != self.start:
+                yield self.finished(place[0])
+                self.move(place[0])
+            for band, output, weight in zip(self.bands, outputs, self.weights(place), strict=True):
+                band.add(place, item, output[n], weight)
+
+    def weights(self, place: Sequence[int]) -> list[torch.Tensor]:
+        """Weights of a tile for each output, float32 ``tile`` at its size."""
+        tiles = self.frame.tiles
+        kind: tuple = ()
+        if tiles.one_sided or tiles.halo:  # tiles differ in which of their faces are borders
+            axes = zip(place, tiles.padded, tiles.tile, strict=True)
+            kind = tuple((p == 0, p == n - t) for p, n, t in axes)
+        if self._weights is None or self._weights[0] != kind:
+            whole = torch.from_numpy(tiles.weights(place)).to(self.frame.device)
+            maps, last = [], whole
+            for band in self.bands:
+                # From the output before, as MONAI does: it decides which voxel stands for others.
+                last = whole if band.tile == tiles.tile else _nearest(last, band.tile)
+                maps.append(last)
+            self._weights = (kind, maps)
+        return self._weights[1]
+
+    def rest(self) -> Slab:
+        """What the last tiles finish."""
+        return self.finished(self.frame.tiles.padded[0])
+
+    def finished(self, until: int) -> Slab:
+        """Rows before ``until``, which no later tile reaches: the sums themselves, divided."""
+        return Slab(
+            start=self.start,
+            names=self.names,
+            rows=[band.finished(self.start, until) for band in self.bands],
+            first=[band.first(self.start) for band in self.bands],
+            whole=[band.whole for band in self.bands],
+        )
+
+    def move(self, until: int) -> None:
+        for band in self.bands:
+            band.move(self.start, until)
+        self.start = until
+
+
+class Band:
+    """Sums and weights of one output over the rows that tiles of one start reach."""
+
+    def __init__(self, frame: Frame, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.frame, self.dtype = frame, dtype
+        self.shape, self.tile = tuple(shape), tuple(shape[1:])
+        tiles, axes = frame.tiles, range(len(self.tile))
+        on_voxels = all(p * self.tile[a] % tiles.tile[a] == 0 for a in axes for p in tiles.starts(a))
+        if tiles.halo and not on_voxels:
+            raise ValueError(
+                f"a halo of {tiles.halo} needs tiles that start on whole voxels of every output, but "
+                f"one has {self.tile} voxels for a tile of {tiles.tile}; leave halo at 0, or give the "
+                "network's stride"
+            )
+        across = [self._at(axis, tiles.padded[axis]) for axis in axes[1:]]
+        precise = torch.promote_types(dtype, torch.float32)
+        band = (self.tile[0], *across)
+        self.sums = torch.zeros((frame.items, shape[0], *band), dtype=precise, device=frame.device)
+        self.weights = torch.zeros(band, dtype=precise, device=frame.device)
+        self.kept = [self._kept(axis) for axis in axes]
+        self.whole = (frame.items, shape[0], *(high - low for low, high in self.kept))
+
+    def _at(self, axis: int, voxel: int) -> int:
+        """Where a voxel of the inputs lies in the output, which may have another size."""
+        return voxel * self.tile[axis] // self.frame.tiles.tile[axis]
+
+    def _kept(self, axis: int) -> tuple[int, int]:
+        """First voxel and end of the image in the padded output."""
+        n, low = self.frame.size[axis], self.frame.low[axis]
+        if self.frame.tiles.size[axis] == n:
+            return 0, self._at(axis, n)
+        out, tile = self.tile[axis], self.frame.tiles.tile[axis]
+        return round(low * out / tile), round((low + n) * out / tile)  # MONAI's rounding
+
+    def first(self, start: int) -> int:
+        """The row of the answer at which rows from ``start`` in the padded inputs begin."""
+        return max(0, self._at(0, start) - self.kept[0][0])
+
+    def add(
+        self,
+        place: Sequence[int],
+        item: int,
+        output: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> None:
+        """Add the answer ``(K, *tile)`` to one tile."""
+        first = [self._at(axis, start) for axis, start in enumerate(place)][1:]
+        across = (slice(f, f + n) for f, n in zip(first, self.tile[1:], strict=True))
+        box = (slice(None), *across)
+        weight = weight.to(self.sums.dtype)
+        self.sums[(item, slice(None), *box)].addcmul_(output.to(self.sums), weight)
+        if item == 0:  # the tiles of other items lie in the same places
+            self.weights[box] += weight
+
+    def finished(self, start: int, until: int) -> torch.Tensor:
+        """The mean of rows from ``start`` to ``until``, which are divided where they lie."""
+        begin = self._at(0, start)
+        rows = self._at(0, until) - begin
+        mean = self.sums[:, :, :rows].div_(self.weights[:rows])
+        (low, high), *across = self.kept
+        box = (slice(max(low - begin, 0), max(high - begin, 0)), *(slice(*kept) for kept in across))
+        return mean[(slice(None), slice(None), *box)].to(self.dtype)
+
+    def move(self, start: int, until: int) -> None:
+        """Let the band begin at ``until``."""
+        rows = self._at(0, until) - self._at(0, start)
+        for buffer, axis in ((self.sums, 2), (self.weights, 0)):
+            left = buffer.shape[axis] - rows
+            rest = buffer.narrow(axis, rows, left)
+            buffer.narrow(axis, 0, left).copy_(rest.clone() if left > rows else rest)
+            buffer.narrow(axis, left, rows).zero_()
+
+
+def _nearest(weights: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if tuple(weights.shape) == tuple(size):
+        return weights
+    return functional.interpolate(weights[None, None], tuple(size), mode="nearest-exact")[0, 0]
+
+
+def unpacked(answer: Any) -> tuple[list[Hashable] | None, list[torch.Tensor]]:
+    """Names of the outputs where there are any, and the outputs."""
+    if isinstance(answer, torch.Tensor):
+        return None, [plain(answer)]
+    if isinstance(answer, Mapping):
+        return list(answer), [plain(value) for value in answer.values()]
+    several = answer if isinstance(answer, tuple | list) else [answer]
+    return None, [plain(value) for value in several]
+
+
+def packed(outputs: Sequence[torch.Tensor], names: Sequence[Hashable] | None) -> Output:
+    if names is not None:
+        return dict(zip(names, outputs, strict=True))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _check(names: Sequence[Hashable] | None, outputs: Sequence[Any], count: int, dims: int) -> None:
+    if not outputs:
+        raise TypeError("the network answered with no output at all")
+    for name, output in zip(names or range(len(outputs)), outputs, strict=True):
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(
+                f"output {name!r} of the network is {type(output).__name__}, but a tensor, or a tuple, list or dict of tensors, is needed"
+            )
+        if not output.is_floating_point():
+            raise TypeError(
+                f"output {name!r} of the network is {output.dtype}, but overlapping tiles are "
+                "averaged; return probabilities or logits, and take labels from the blended answer"
+            )
+        if output.ndim != dims + 2 or len(output) != count:
+            raise ValueError(
+                f"output {name!r} of the network has shape {tuple(output.shape)} for {count} tiles, "
+                f"but ({count}, K, *tile) with {dims} space axes is needed"
+            )
+
+
+def plain(tensor: Any) -> Any:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
