@@ -35,7 +35,8 @@ class Task(Protocol):
     """What differs between the kinds of answer.
 
     ``soft_type`` is the number type of soft files: probabilities keep three decimals in 16 bits, images need 32. ``further`` are heads
-    beside ``main`` that are predicted where a network has them. ``companions`` are endings of pictures beside an answer.
+    beside ``main``, of one channel each, that are predicted where a network has them. ``companions`` are endings of pictures beside
+    an answer.
     """
 
     @property
@@ -49,6 +50,11 @@ class Task(Protocol):
 
     @property
     def default_metric(self) -> str: ...
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """What must be known of an input, so that an answer can be written from its soft prediction alone."""
+        ...
 
     @property
     def decides(self) -> bool:
@@ -95,6 +101,7 @@ class Labels:
     further = ()
     companions = COMPANIONS
     default_metric = "dice"
+    needed = ()
     decides = True
 
     def facts(self, config: Config) -> dict[str, Any]:
@@ -139,6 +146,7 @@ class Image:
     further = ("mask",)
     companions = ()
     default_metric = "psnr"
+    needed = ("scale", "dtype")
     decides = False
 
     def facts(self, config: Config) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def open_member(folder: Path, fusion: str) -> Reader:
 def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
     softs.require_sound(folder, case_id)
     soft = softs.load(folder, case_id)
-    lost = [key for key in ("scale", "dtype") if soft.meta.task == "image" and getattr(soft.meta, key) is None]
+    lost = [key for key in soft.meta.rules.needed if getattr(soft.meta, key) is None]
     if lost:
         path = softs.array_path(folder, case_id).with_suffix(".json")
         raise UserError(f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it with pipeline.predict.")
@@ -142,7 +142,7 @@ def _laid_onto(first: Located, other: Located) -> Alignment:
     pair, (mine, theirs) = f"{other[0]} and {first[0]}", (other[1], first[1])
     if mine.meta.task != theirs.meta.task or mine.channels != theirs.channels:
         raise UserError(f"{pair} hold other things: {_what(mine)} and {_what(theirs)}.")
-    if mine.meta.task == "image" and not _same_scale(mine.meta.scale, theirs.meta.scale):
+    if "scale" in mine.meta.rules.needed and not _same_scale(mine.meta.scale, theirs.meta.scale):
         raise UserError(f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were trained alike.")
     shape, size = mine.main.shape[1:], theirs.main.shape[1:]
     here, there = grid_of(mine.geometry, len(size)), grid_of(theirs.geometry, len(size))

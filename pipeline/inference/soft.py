@@ -160,9 +160,7 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
         found = files.read_document(beside, documents.SoftFacts, AGAIN)
         array = _mapped(path)
         place = _placed(beside, found["geometry"], array.ndim - 1)
-        if found.get("task") == "image" and found.get("scale") is not None:
-            files.checked(beside, found["scale"], documents.Scale, AGAIN)
-        meta = _meta(found)
+        meta = _meta(beside, found)
         names = found.get("heads")
         if names is None:
             heads = split(array, channels if meta.channels is None else meta.channels, meta.task)
@@ -184,10 +182,13 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def _meta(found: Mapping[str, Any]) -> SoftMeta:
-    """The record of a document. Raises ValueError for values that mean nothing."""
-    if found.get("task", "labels") not in TASKS:
-        raise ValueError(f"task {found['task']!r} is none of {', '.join(TASKS)}")
+def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
+    """The record of a document. Raises ValueError or FileError for values that mean nothing."""
+    task = found.get("task", "labels")
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is none of {', '.join(TASKS)}")
+    if "scale" in TASKS[task].needed and found.get("scale") is not None:
+        files.checked(path, found["scale"], documents.Scale, AGAIN)
     scale = found.get("scale")  # of labels it is not needed, and not looked at before
     usable = scale is not None and set(scale) >= {"low", "high", "to", "clip"}
     known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
@@ -223,7 +224,7 @@ def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
         raise ValueError(f"dtype {meta.dtype!r} is none of {', '.join(NUMBERS)}")
     if unknown := sorted(set(heads) - {MAIN, *meta.rules.further}):
         raise ValueError(f"head {unknown[0]!r} is none of {', '.join((MAIN, *meta.rules.further))}")
-    if meta.task != "image":
+    if not meta.rules.needed:
         return
     channels, scale = len(array), meta.scale
     if meta.channels not in (None, channels):
@@ -241,7 +242,7 @@ def require_sound(path_or_folder: Path, case_id: str) -> None:
     """
     folder = path_or_folder.parent if path_or_folder.suffix == ".npy" else path_or_folder
     soft = load(folder, case_id)
-    found = (_unsound(np.asarray(head), soft.meta.task == "labels" or name != MAIN) for name, head in soft.heads.items())
+    found = (_unsound(np.asarray(head), soft.meta.rules.decides or name != MAIN) for name, head in soft.heads.items())
     problem = next((p for p in found if p is not None), None)
     if problem is not None:
         raise UserError(

@@ -18,6 +18,7 @@ from pipeline.inference import soft
 from pipeline.metrics import units
 from pipeline.postprocess import DECIDE
 from pipeline.scoring import held_out
+from pipeline.tasks import TASKS
 from pipeline.training.fold import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def class_names(config: Config) -> dict[int, str]:
 
 def _decision(config: Config) -> str:
     """How probabilities became the answers that are scored, in words."""
-    if config.task != "labels":
+    if not TASKS[config.task].decides:
         return ""
     step = next((s for s in config.postprocess if s.name in DECIDE), None)
     steps = "the task's default" if step is None else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])

@@ -34,7 +34,7 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
     yield from _network_and_losses(config, known, channels is None)
     yield from trials.optimizer(config)
     yield from _metrics(config)
-    if config.task == "labels":
+    if TASKS[config.task].decides:
         yield from _postprocess(config, known)
 
 
@@ -46,7 +46,7 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
     ]
     yield from vast
     if not vast:
-        for text in postprocess.faults(config.postprocess, TASKS["labels"].channels(config, channels), config.data.dims):
+        for text in postprocess.faults(config.postprocess, TASKS[config.task].channels(config, channels), config.data.dims):
             yield Problem(text, (text.partition(":")[0],))
 
 
