@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import files, grid, postprocess, processes
+from pipeline import files, grid, postprocess
 from pipeline.config import Config, to_dict
 from pipeline.data import store
 from pipeline.data.normalise import Scale
 from pipeline.files import FileError, Pixels, Rows, slabs
 from pipeline.geometry import Tiling
 from pipeline.inference.sliding_window import Advance, Sink, Source, Voice, stream
-from pipeline.morphology import blocks as parts
-from pipeline.records import Case, Geometry, Part, UserError
+from pipeline.records import Case, Geometry, Part
 from pipeline.tasks import TASKS, answer_suffix
 
 FOLDER = "blocks"
@@ -42,11 +40,6 @@ SHARD = "shard_{}_of_{}.json"
 
 FORMAT = 1
 """Raised when blocks change their meaning."""
-
-BYTES = {"walls": 45, "instances": 60, "sheet_closing": 30, "patch_sheets": 30, "thickness": 30, "watertight": 20}
-"""Memory that a step takes for each voxel where it works on the whole answer; others take ``COMMON``."""
-
-COMMON = 20
 
 
 # --- the input ---------------------------------------------------------------------------------------------------------
@@ -258,161 +251,17 @@ class Soft:
     work: Path
 
 
-def in_blocks(step: Part) -> bool:
-    """Whether a post-processing step needs no more than slabs and a table of components."""
-    per_slice = step.options.get("per_slice")
-    return step.name in LOCAL or (step.name in JOINED and per_slice in (None, 0, -3))
-
-
-def check_memory(steps: Sequence[Part], channels: int, size: Sequence[int], available: int | None = None) -> None:
-    """Raise UserError where a step needs the whole answer in memory and that does not fit; ``available`` bytes, the machine's unless given."""
-    steps = postprocess.decided(steps, channels)
-    number = next((i for i, step in enumerate(steps) if not in_blocks(step)), None)
-    if number is None:
-        return
-    available = processes.available_memory() if available is None else available
-    costs = {step.name: BYTES.get(step.name, COMMON) for step in steps[number:]}
-    step = max(costs, key=lambda name: costs[name])
-    need = math.prod(size) * (costs[step] + (4 * channels if steps[number].name in postprocess.DECIDE else 0))
-    if need <= available:
-        return
-    gib = [f"{n / 2**30:.1f} GiB" for n in (need, available)]
-    shape = " x ".join(map(str, size))
-    raise UserError(
-        f"{shape} voxels are too many for {step!r} of postprocess on this machine: that step needs the whole answer and about {gib[0]} of "
-        f"memory, {gib[1]} are free. Only {', '.join([*LOCAL, *JOINED])} work block by block. Give --threshold and leave that step out, "
-        "or compute the blocks here with --shard 0/1 and run the same command without --shard on a machine with that memory."
-    )
-
-
-def decide(steps: Sequence[Part], soft: Rows, work: Path) -> Rows:
-    """Labels ``(1, *S)`` of a soft answer ``(K, *S)``: what :func:`pipeline.postprocess.apply` gives, slab by slab as far as its steps allow.
-
-    From the first step that needs the whole on, the labels are in memory. ``work`` takes a file for each step that joins components.
-    """
-    steps = postprocess.decided(steps, len(soft))
-    array = soft
-    for number, step in enumerate(steps):
-        if not in_blocks(step):
-            whole = postprocess.run(steps[number:], array[:] if number == 0 else array[0])
-            return Rows((1, *whole.shape), whole.dtype, lambda a, b, whole=whole: whole[None, a:b])
-        if step.name in LOCAL or step.options.get("per_slice") is not None:
-            array = _local(step, array)
-        else:
-            array = _stored(JOINED[step.name](array, **step.options), work / f"step_{number}.npy")
-    return array
-
-
-def _local(step: Part, array: Rows) -> Rows:
-    """A step that looks at no more than a row."""
-    call = functools.partial(postprocess.run, (step,))
-    first = step.name in postprocess.DECIDE
-    return Rows((1, *array.shape[1:]), np.dtype(np.uint8), lambda a, b: call(array[:, a:b] if first else array[0, a:b])[None])
-
-
-def _stored(array: Rows, path: Path) -> Rows:
-    """The same from a file, so that what it was made from is not made again."""
-    files.write(path, array)
-    shape, dtype = array.shape, array.dtype
-    return Rows(shape, dtype, lambda a, b: np.array(np.load(path, mmap_mode="r", allow_pickle=False)[:, a:b]))
-
-
-def _joined(shape: tuple[int, ...], ranges: Sequence[tuple[int, int]], give: Callable[[int], np.ndarray]) -> Rows:
-    """Rows of labels that are made one slab at a time."""
-    step = ranges[0][1]
-
-    def make(first: int, end: int) -> np.ndarray:
-        out = np.empty((1, end - first, *shape[1:]), np.uint8)
-        for number in range(first // step, -(-end // step)):
-            start, stop = ranges[number]
-            low, high = max(first, start), min(end, stop)
-            out[0, low - first : high - first] = give(number)[low - start : high - start]
-        return out
-
-    return Rows((1, *shape), np.dtype(np.uint8), make)
-
-
-def _ranges(size: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """The slabs in which labels are written."""
-    return tuple(slabs(Rows((1, *size), np.dtype(np.uint8), lambda a, b: np.empty(0))))
-
-
-def _hysteresis(soft: Rows, low: float, high: float, connectivity: int = 26) -> Rows:
-    size = soft.shape[1:]
-    ranges = _ranges(size)
-    give = parts.hysteresis(lambda a, b: soft[0, a:b] >= low, lambda a, b: soft[0, a:b] >= high, ranges, connectivity)
-    return _joined(size, ranges, give)
-
-
-def _dust(labels: Rows, below: int = 100, connectivity: int = 26) -> Rows:
-    size = labels.shape[1:]
-    ranges = _ranges(size)
-    keep = [parts.dust(functools.partial(_is, labels, value), ranges, below, connectivity) for value in _values(labels)]
-
-    def give(number: int) -> np.ndarray:
-        array = labels[0, slice(*ranges[number])]
-        kept = np.logical_or.reduce([k(number) for k in keep], axis=0) if keep else np.zeros(array.shape, bool)
-        return np.where(kept, array, 0)
-
-    return _joined(size, ranges, give)
-
-
-def _fill_holes(labels: Rows, below: int | None = 50, per_slice: None = None) -> Rows:
-    size = labels.shape[1:]
-    ranges = _ranges(size)
-    fill = {value: parts.fill_holes(functools.partial(_is, labels, value), ranges, below) for value in _values(labels)}
-
-    def give(number: int) -> np.ndarray:
-        out = labels[0, slice(*ranges[number])].copy()
-        for value, filled in fill.items():  # the lowest class first takes what no class has
-            out[filled(number) & (out == 0)] = value
-        return out
-
-    return _joined(size, ranges, give)
-
-
-def _is(labels: Rows, value: int, first: int, end: int) -> np.ndarray:
-    return labels[0, first:end] == value
-
-
-def _values(labels: Rows) -> list[int]:
-    """Classes that occur, ascending, without background."""
-    found = np.zeros(256, bool)
-    for first, end in slabs(labels):
-        found |= np.bincount(labels[0, first:end].ravel(), minlength=256) > 0
-    return [int(v) for v in np.flatnonzero(found) if v]
-
-
-LOCAL = ("threshold", "argmax")
-"""Steps that look at one voxel at a time."""
-
-JOINED: dict[str, Callable[..., Rows]] = {"hysteresis": _hysteresis, "dust": _dust, "fill_holes": _fill_holes}
-"""Steps that need components: labelled slab by slab and joined."""
-
-
-def statistics(labels: Rows) -> dict[str, int]:
-    """What :func:`pipeline.postprocess.statistics` says of the same labels ``(1, *S)``."""
-    found = parts.connect(lambda a, b: labels[0, a:b] != 0, _ranges(labels.shape[1:]))
-    foreground = int(found.sizes.sum())
-    return {
-        "foreground_voxels": foreground,
-        "background_voxels": math.prod(labels.shape) - foreground,
-        "components": len(found.sizes) - 1,
-        "largest_component": int(found.sizes.max()),
-    }
-
-
 def write_labels(steps: Sequence[Part], soft: Soft, output: Path) -> tuple[Path, dict[str, int]]:
     """Decide and write a case's labels and their visualisation, as ``TASKS["labels"].write`` does; returns the path and statistics."""
-    labels = decide(steps, soft.array, soft.work)
-    labels = _stored(labels, soft.work / "labels.npy")
+    labels = postprocess.apply(steps, soft.array, soft.work)
+    labels = postprocess.stored(labels, soft.work / "labels.npy")
     suffix = answer_suffix("labels", soft.facts["suffix"])
     path = output / f"{soft.case_id}{suffix}"
     files.write(path, labels, soft.geometry)
     factor = 255 / max(1, max(int(labels[0, a:b].max()) for a, b in slabs(labels)))
     grey = Rows(labels.shape, np.dtype(np.uint8), lambda a, b: (labels[:, a:b].astype(np.float32) * factor).astype(np.uint8))
     files.write(output / f"{soft.case_id}_visualization{suffix}", grey, soft.geometry)
-    return path, statistics(labels)
+    return path, postprocess.statistics(labels)
 
 
 def write_image(soft: Soft, output: Path, scale: Scale) -> tuple[Path, dict[str, float]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, postprocess
 from pipeline.config import Config, to_dict
 from pipeline.data import cases as case_finder
 from pipeline.data import normalise, store, streamed
@@ -407,7 +407,7 @@ def predict_blocks(job: PredictJob, case: Case, which: range | None = None) -> d
         if _streams(job, given):
             _require_rows(case, place)
             if which is None and config.task == "labels":
-                blocks.check_memory(config.postprocess, 1 if config.data.classes == 2 else config.data.classes, shape)
+                postprocess.check_memory(config.postprocess, 1 if config.data.classes == 2 else config.data.classes, shape)
         array = place.apply(given)
         size = tuple(array.shape[1:])
         tiles = tiling(config, size, job.predictor.speak)
