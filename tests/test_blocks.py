@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pipeline.geometry import Tiling
 from pipeline.inference import blocks
 from pipeline.inference.models import load_models, save_model
 from pipeline.inference.sliding_window import Source, settled, sliding_window, stream, tiling, voice
-from pipeline.morphology import blocks as parts
+from pipeline.morphology import SlabArray, labelling
 from pipeline.records import Checkpoint, Part, UserError
 from pipeline.workflows import predict as workflow
 
@@ -326,11 +327,11 @@ def test_a_step_that_needs_too_much_is_named_beforehand() -> None:
     steps = (Part(name="threshold"), Part(name="dust"), Part(name="closing", options={"size": 3}))
     size = (2048, 2048, 2048)
     with pytest.raises(UserError, match=r"2048 x 2048 x 2048 .*'closing'.* 160.0 GiB .* 8.0 GiB .*--shard 0/1"):
-        blocks.check_memory(steps, 1, size, available=8 << 30)
-    blocks.check_memory(steps, 1, size, available=200 << 30)
-    blocks.check_memory(steps[:2], 1, size, available=1 << 20)
+        postprocess.check_memory(steps, 1, size, available=8 << 30)
+    postprocess.check_memory(steps, 1, size, available=200 << 30)
+    postprocess.check_memory(steps[:2], 1, size, available=1 << 20)
     with pytest.raises(UserError, match="walls"):
-        blocks.check_memory((Part(name="walls"),), 1, size, available=8 << 30)
+        postprocess.check_memory((Part(name="walls"),), 1, size, available=8 << 30)
 
 
 def test_the_refusal_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,8 +356,13 @@ def mask(given_: tuple[tuple[int, ...], int, float]) -> np.ndarray:
     return np.random.default_rng(seed).random(shape) < density
 
 
-def cuts(high: int, rows: int) -> list[tuple[int, int]]:
-    return [(a, min(a + rows, high)) for a in range(0, high, rows)]
+def in_slabs(array: np.ndarray, rows: int) -> SlabArray:
+    ranges = dict(enumerate((a, min(a + rows, len(array))) for a in range(0, len(array), rows)))
+    return SlabArray(array.shape, ranges, lambda number: array[slice(*ranges[number])])
+
+
+def joined(array: SlabArray) -> np.ndarray:
+    return np.concatenate([array.make(number) for number in array.ranges])
 
 
 many = settings(deadline=None, max_examples=60)
@@ -367,56 +373,65 @@ many = settings(deadline=None, max_examples=60)
 def test_components_over_slabs(given_: tuple, rows: int, connectivity: int) -> None:
     array = mask(given_)
     labels, count = morphology.components(array, connectivity)
-    found = parts.connect(lambda a, b: array[a:b], cuts(len(array), rows), connectivity)
-    assert len(found.sizes) - 1 == count
-    assert sorted(found.sizes[1:]) == sorted(np.bincount(labels.ravel(), minlength=count + 1)[1:])
-    assert found.sizes[0] == 0
-    # Each component of the whole is one of the slabs: picked alone, it is the same voxels.
+    slabs = in_slabs(array, rows)
+    sizes = morphology.component_sizes(slabs, connectivity)
+    assert len(sizes) - 1 == count
+    assert sorted(sizes[1:]) == sorted(np.bincount(labels.ravel(), minlength=count + 1)[1:])
+    assert sizes[0] == 0
+    # Each component of the whole is one of the slabs: selected alone, it is the same voxels.
+    found = labelling.connect(slabs, connectivity, lambda labels, count, _: np.bincount(labels.ravel(), minlength=count + 1))
     for name in range(1, min(count, 4) + 1):
-        wanted = np.arange(count + 1) == name
-        picked = np.concatenate([found.pick(n, array[a:b], wanted) for n, (a, b) in enumerate(found.slabs)])
-        assert len(np.unique(labels[picked])) == 1
-        assert picked.sum() == found.sizes[name]
+        selected = joined(found.select(np.arange(count + 1) == name))
+        assert len(np.unique(labels[selected])) == 1
+        assert selected.sum() == sizes[name]
 
 
 @many
-@given(MASKS, st.integers(1, 5), st.sampled_from([6, 18, 26]), st.integers(0, 30))
+@given(MASKS, st.integers(1, 20), st.sampled_from([6, 18, 26]), st.integers(0, 30))
 def test_dust_over_slabs(given_: tuple, rows: int, connectivity: int, below: int) -> None:
     array = mask(given_)
-    slabs = cuts(len(array), rows)
-    give = parts.dust(lambda a, b: array[a:b], slabs, below, connectivity)
-    np.testing.assert_array_equal(np.concatenate([give(n) for n in range(len(slabs))]), morphology.dust(array, below, connectivity))
+    found = joined(morphology.dust(in_slabs(array, rows), below, connectivity))
+    np.testing.assert_array_equal(found, morphology.dust(array, below, connectivity))
 
 
 @many
-@given(MASKS, st.integers(1, 5), st.one_of(st.none(), st.integers(0, 12)))
+@given(MASKS, st.integers(1, 20), st.one_of(st.none(), st.integers(0, 12)))
 def test_holes_over_slabs(given_: tuple, rows: int, below: int | None) -> None:
     array = mask(given_)
-    slabs = cuts(len(array), rows)
-    give = parts.fill_holes(lambda a, b: array[a:b], slabs, below)
-    expected = morphology.fill_holes(array, below)
-    np.testing.assert_array_equal(np.concatenate([give(n) for n in range(len(slabs))]), expected)
+    np.testing.assert_array_equal(joined(morphology.fill_holes(in_slabs(array, rows), below)), morphology.fill_holes(array, below))
 
 
 def test_a_hole_over_many_slabs() -> None:
     shell = np.zeros((20, 9, 9), bool)
     shell[2:18, 2:7, 2:7] = True
     shell[4:16, 4, 4] = False
-    slabs = cuts(20, 3)
-    filled = [parts.fill_holes(lambda a, b: shell[a:b], slabs, below) for below in (11, 12)]
-    kept, closed = (np.concatenate([give(n) for n in range(len(slabs))]) for give in filled)
+    kept, closed = (joined(morphology.fill_holes(in_slabs(shell, 3), below)) for below in (11, 12))
     np.testing.assert_array_equal(kept, shell)
     assert closed.sum() == shell.sum() + 12
 
 
 @many
-@given(MASKS, st.integers(1, 5), st.sampled_from([6, 18, 26]))
+@given(MASKS, st.integers(1, 20), st.sampled_from([6, 18, 26]))
 def test_hysteresis_over_slabs(given_: tuple, rows: int, connectivity: int) -> None:
     low = mask(given_)
     high = low & (np.random.default_rng(given_[1] + 1).random(low.shape) < 0.1)
-    slabs = cuts(len(low), rows)
-    give = parts.hysteresis(lambda a, b: low[a:b], lambda a, b: high[a:b], slabs, connectivity)
-    np.testing.assert_array_equal(np.concatenate([give(n) for n in range(len(slabs))]), morphology.hysteresis(low, high, connectivity))
+    found = joined(morphology.hysteresis(in_slabs(low, rows), in_slabs(high, rows), connectivity))
+    np.testing.assert_array_equal(found, morphology.hysteresis(low, high, connectivity))
+
+
+def test_one_slab_is_labelled_once_and_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    told = labelling.components
+    monkeypatch.setattr(labelling, "components", lambda mask, connectivity: counted.append(0) or told(mask, connectivity))
+    monkeypatch.setattr(labelling, "connect", None)
+    array = mask(((9, 8, 7), 3, 0.3))
+    for given_ in (array, in_slabs(array, 9)):
+        changed = morphology.fill_holes(morphology.dust(given_, 3), 2)
+        if isinstance(changed, SlabArray):
+            changed = joined(changed)
+        counted.clear()
+        np.testing.assert_array_equal(changed, morphology.fill_holes(morphology.dust(array, 3), 2))
+        assert len(counted) == 2
 
 
 @quick
@@ -429,13 +444,55 @@ def test_hysteresis_over_slabs(given_: tuple, rows: int, connectivity: int) -> N
 def test_steps_of_several_classes_over_slabs(shape: tuple[int, ...], seed: int, below: int, holes: int | None, tmp_path: Path) -> None:
     soft = np.random.default_rng(seed).random((3, *shape), np.float32)
     steps = (Part(name="dust", options={"below": below}), Part(name="fill_holes", options={"below": holes}))
+    compare_by_slabs(steps, soft, tmp_path, rows=2)
+
+
+TOGETHER = [
+    ("threshold",),
+    ("hysteresis", {"low": 0.4, "high": 0.9}),
+    ("walls", {"low": 0.3, "depth": 0.5}),
+    ("dust", {"below": 3}),
+    ("dust", {"below": 5, "connectivity": 6}),
+    ("remove_small_components", {"min_size": 4}),
+    ("fill_holes", {"below": 4}),
+    ("fill_holes", {"below": None}),
+    ("fill_holes", {"per_slice": 0}),
+    ("fill_holes", {"per_slice": 1}),
+    ("closing", {"radius": 1}),
+    ("instances", {"depth": 1}),
+]
+STEPS = [Part(name=name, options=dict(*options)) for name, *options in TOGETHER]
+
+
+@quick
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    seed=st.integers(0, 2**20),
+    rows=st.integers(1, 10),
+    steps=st.tuples(st.lists(st.sampled_from(STEPS[:3]), max_size=1), st.lists(st.sampled_from(STEPS[3:]), max_size=3)),
+)
+def test_any_steps_by_slabs_give_what_memory_gives(
+    shape: tuple[int, ...], seed: int, rows: int, steps: tuple[list[Part], list[Part]], tmp_path: Path
+) -> None:
+    soft = np.random.default_rng(seed).random((1, *shape), np.float32)
+    compare_by_slabs([*steps[0], *steps[1]], soft, tmp_path, rows)
+
+
+def compare_by_slabs(steps: Sequence[Part], soft: np.ndarray, work: Path, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 1)
-        patch.setattr("pipeline.files.pixels.SLAB", 2 * shape[1] * shape[2])
-        labels = blocks.decide(steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), tmp_path)
+        patch.setattr("pipeline.files.pixels.SLAB", rows * math.prod(soft.shape[2:]))
+        labels = postprocess.apply(steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work)
         expected = postprocess.apply(steps, soft)
+        assert (labels.shape, labels.dtype) == ((1, *expected.shape), expected.dtype)
         np.testing.assert_array_equal(labels[0], expected)
-        assert blocks.statistics(labels) == postprocess.statistics(expected)
+        assert postprocess.statistics(labels) == postprocess.statistics(expected)
+
+
+def test_a_lazy_array_needs_a_folder_for_steps_on_components() -> None:
+    lazy: Any = Rows((1, 3, 4, 4), np.float32, lambda a, b: np.ones((1, b - a, 4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"'dust'.* work"):
+        postprocess.apply([Part(name="dust")], lazy)
 
 
 # --- limits of intensities ---------------------------------------------------------------------------------------------

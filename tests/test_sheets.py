@@ -471,7 +471,7 @@ def crowded() -> np.ndarray:
 @example(labels=crowded())  # what one class loses, no other gains
 def test_steps_keep_classes_and_their_sheets_apart(step, labels):
     options = {"sheet_closing": {"radius": 1}, "thickness": {"target": 4.0, "per": "class"}}.get(step, {})
-    result = postprocess.POSTPROCESS[step](labels, **options)
+    result = postprocess.POSTPROCESS[step].run(labels, **options)
     assert result.dtype == labels.dtype
     for value in (1, 2):
         assert not ((labels == value) & (result == 3 - value)).any()

@@ -126,7 +126,7 @@ def test_a_gain_that_is_there_is_found_and_written(run: Path, capsys: pytest.Cap
     assert spec.members[0].run == run
     assert spec.members[0].folds == (0, 1)
     assert spec.postprocess is not None
-    assert spec.postprocess[0].name in postprocess.DECIDE
+    assert postprocess.decides(spec.postprocess[0])
     assert str(Candidate(steps=spec.postprocess)) == row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"]
 
 

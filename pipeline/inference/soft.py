@@ -189,10 +189,10 @@ def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
         raise ValueError(f"task {task!r} is none of {', '.join(TASKS)}")
     if "scale" in TASKS[task].needed and found.get("scale") is not None:
         files.checked(path, found["scale"], documents.Scale, AGAIN)
-    scale = found.get("scale")  # of labels it is not needed, and not looked at before
-    usable = scale is not None and set(scale) >= {"low", "high", "to", "clip"}
+    given = found.get("scale") or {}
+    scale = scale_of(given) if set(given) >= {"low", "high", "to", "clip"} else None  # of labels it is not needed, and not checked
     known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
-    return SoftMeta(**known, scale=scale_of(scale) if usable else None, image=tuple(found.get("image", ())))
+    return SoftMeta(**known, scale=scale, image=tuple(found.get("image", ())))
 
 
 def scale_of(found: Mapping[str, Any]) -> Scale:

@@ -67,7 +67,7 @@ def decided(soft: SoftPrediction, steps: Sequence[Part] = (), work: Path | None 
 
 
 def _labels(soft: SoftPrediction, steps: Sequence[Part], work: Path | None) -> LazyArray:
-    return postprocess.run(postprocess.decided(steps, len(soft.main)), soft.main, work)
+    return postprocess.apply(steps, soft.main, work)
 
 
 def _intensities(soft: SoftPrediction, steps: Sequence[Part], work: Path | None) -> LazyArray:

@@ -10,86 +10,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
-import cc3d
 import edt
 import numpy as np
 import skimage
 
+from pipeline.morphology.labelling import as_mask, component_sizes, components, dust, fill_holes, hysteresis
+from pipeline.morphology.slabs import SlabArray
 from pipeline.records import UserError
 
-_NEIGHBOURS: dict[int, dict[int, Literal[4, 6, 8, 18, 26]]] = {2: {6: 4, 18: 8, 26: 8}, 3: {6: 6, 18: 18, 26: 26}}
+__all__ = [
+    "SlabArray",
+    "betti_numbers",
+    "closing",
+    "component_sizes",
+    "components",
+    "dilate",
+    "dust",
+    "erode",
+    "euler_number",
+    "fill_holes",
+    "hysteresis",
+    "opening",
+    "walls",
+]
+
 _DUAL = {6: 26, 26: 6}
 _SMALL = 10  # up to this radius rows beat the distance transform
-
-
-def _mask(mask: np.ndarray) -> np.ndarray:
-    if mask.ndim not in _NEIGHBOURS:
-        raise UserError(f"A mask has 2 or 3 axes, this one has the shape {mask.shape}. Give (Y, X) or (Z, Y, X).")
-    return np.ascontiguousarray(mask, dtype=bool)
-
-
-def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, int]:
-    """Connected components: labels (unsigned, 0 is background, 1.. in C order of each component's first voxel) and their number."""
-    mask = _mask(mask)
-    known = _NEIGHBOURS[mask.ndim]
-    if connectivity not in known:
-        raise UserError(f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in 2D 6 means 4, 26 means 8).")
-    # As integers: for bool arrays cc3d 4.1.1 reserves too few labels and fails on, or mislabels, some images and thin volumes.
-    labels, count = cc3d.connected_components(mask.view(np.uint8), connectivity=known[connectivity], return_N=True)
-    return labels, int(count)
-
-
-def dust(mask: np.ndarray, below: int, connectivity: int = 26) -> np.ndarray:
-    """The mask without its components of fewer than ``below`` voxels."""
-    labels, count = components(mask, connectivity)
-    return (_sizes(labels, count) >= max(below, 1))[labels]
-
-
-def fill_holes(mask: np.ndarray, below: int | None = None, per_slice: int | None = None) -> np.ndarray:
-    """The mask with its holes of at most ``below`` voxels filled; ``None``: holes of any size.
-
-    A hole is a 6-connected (2D: 4-connected) component of the background that does not touch the border of the array. This is
-    the background of a 26-connected foreground, and what ``scipy.ndimage.binary_fill_holes`` fills. With ``per_slice`` holes are
-    those of each 2D slice perpendicular to that axis: cavities, and also tunnels that run along the axis.
-    """
-    mask = _mask(mask)
-    if per_slice is None:
-        return _fill(mask, below)
-    if mask.ndim != 3 or per_slice not in range(-3, 3):
-        raise UserError(f"per_slice is {per_slice!r} for a mask of shape {mask.shape}; it names an axis of a volume: 0, 1 or 2.")
-    out = np.empty_like(mask)
-    for before, after in zip(np.moveaxis(mask, per_slice, 0), np.moveaxis(out, per_slice, 0), strict=True):
-        after[...] = _fill(np.ascontiguousarray(before), below)
-    return out
-
-
-def _fill(mask: np.ndarray, below: int | None) -> np.ndarray:
-    # Not by fill_voids: version 2.1.2 fills another set in 2 of 100 small random volumes, and this is as fast.
-    labels, count = components(~mask, connectivity=6)
-    hole = np.ones(count + 1, dtype=bool)
-    hole[0] = False
-    for axis in range(mask.ndim):
-        for end in (0, -1):
-            hole[np.take(labels, end, axis)] = False
-    if below is not None:
-        hole &= _sizes(labels, count) <= below
-    return mask | hole[labels]
-
-
-def _sizes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Voxels of each component; entry 0 is 0, so that the background passes for no component of any size."""
-    return np.bincount(labels[labels > 0], minlength=count + 1)
-
-
-def hysteresis(low: np.ndarray, high: np.ndarray, connectivity: int = 26) -> np.ndarray:
-    """Components of the mask ``low`` that hold at least one voxel of the mask ``high`` (Canny 1986)."""
-    labels, count = components(low, connectivity)
-    keep = np.zeros(count + 1, dtype=bool)
-    keep[labels[_mask(high)]] = True
-    keep[0] = False
-    return keep[labels]
 
 
 def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
@@ -99,7 +46,7 @@ def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
     transform that makes the cost of large ones independent of their radius.
     """
     _require_distance(radius)
-    mask = _mask(mask)
+    mask = as_mask(mask)
     square = radius**2 + 1e-6
     return _dilate_by_rows(mask, square) if radius <= _SMALL else edt.edtsq(~mask) <= square
 
@@ -131,7 +78,7 @@ def erode(mask: np.ndarray, radius: float) -> np.ndarray:
 
     The exact dual of :func:`dilate`: a sheet that meets a face of the volume keeps its end there.
     """
-    return ~dilate(~_mask(mask), radius)
+    return ~dilate(~as_mask(mask), radius)
 
 
 def opening(mask: np.ndarray, radius: float) -> np.ndarray:
@@ -151,7 +98,7 @@ def closing(mask: np.ndarray, radius: float) -> np.ndarray:
     """
     _require_distance(radius)
     margin = math.ceil(radius) + 1
-    closed = erode(dilate(np.pad(_mask(mask), margin), radius), radius)
+    closed = erode(dilate(np.pad(as_mask(mask), margin), radius), radius)
     return np.ascontiguousarray(closed[(slice(margin, -margin),) * mask.ndim])
 
 
@@ -227,7 +174,7 @@ def euler_number(mask: np.ndarray, connectivity: int = 6) -> int:
     ``connectivity`` 6: voxels are the vertices of a cubical complex, whose edges, squares and cubes are there when all their
     vertices are. 26: voxels are closed cubes, whose faces, edges and corners are there when any cube at them is.
     """
-    mask = _mask(mask)
+    mask = as_mask(mask)
     _require_dual(connectivity)
     if connectivity == 6:
         return _alternating_count(mask, np.logical_and)
@@ -249,7 +196,7 @@ def betti_numbers(mask: np.ndarray, connectivity: int = 6) -> tuple[int, ...]:
     The background has the dual connectivity (26 for a foreground of 6, 6 for one of 26) and continues beyond the array: a
     tunnel may run from face to face, a dent in a face is no cavity. Tunnels follow from ``b0 - b1 + b2 = Euler number``.
     """
-    mask = _mask(mask)
+    mask = as_mask(mask)
     _require_dual(connectivity)
     b0 = components(mask, connectivity)[1]
     euler = euler_number(mask, connectivity)

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, postprocess
 from pipeline.config import Config
 from pipeline.data import cases as case_finder
 from pipeline.data.store import Stored
 from pipeline.inference import soft
 from pipeline.metrics import units
-from pipeline.postprocess import DECIDE
 from pipeline.scoring import held_out
 from pipeline.tasks import TASKS
 from pipeline.training.fold import TrainingRun
@@ -67,7 +66,7 @@ def _decision(config: Config) -> str:
     """How probabilities became the answers that are scored, in words."""
     if not TASKS[config.task].decides:
         return ""
-    step = next((s for s in config.postprocess if s.name in DECIDE), None)
+    step = next((s for s in config.postprocess if postprocess.decides(s)), None)
     steps = "the task's default" if step is None else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])
     return f"answers by {steps}, fixed beforehand in the config; pipeline.tune chooses on other cases"
 

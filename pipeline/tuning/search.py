@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline import postprocess
 from pipeline.config import ConfigError
+from pipeline.postprocess import SearchSetting, StepSearch
 from pipeline.records import Part
 
 Steps = tuple[Part, ...]
@@ -268,77 +269,53 @@ BASELINES: dict[str, Steps] = {
 
 
 def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Steps, ...], ...]:
-    """Stages for predictions ``(channels, *S)`` of about ``edge`` voxels along each of ``dims`` axes; the deciding step is the first stage.
+    """Stages for predictions ``(channels, *S)``, as the table of steps describes them; the deciding step is the first stage.
 
-    ``own`` is the present post-processing: its deciding step is tried too, with its numbers varied, and its ``instances`` stays.
-    Alternatives that do not exist, or not for such predictions, are left out.
+    Args:
+        own: the present post-processing: its deciding step is tried too, with its numbers varied.
+        edge: about so many voxels lie along each axis.
+        channels: K of the predictions.
+        dims: their space axes.
+
+    Returns:
+        Alternatives by stage. Those that do not exist, or not for such predictions, are left out.
     """
+    present = tuple(step for step in own[:1] if postprocess.decides(step))
     scale = (edge / EDGE) ** (dims - 1)  # specks and holes of sheets grow like areas
-    sizes = [_round(n * scale) for n in (20, 100, 500, 2000)]
-    lists: list[list[Steps]] = [
-        _decisions(own, channels),
-        [(), (part("opening", radius=1.0),)],
-        [(), *((part("dust", below=n),) for n in sizes)],
-        [(), *((part(name, radius=r),) for name in ("closing", "sheet_closing") for r in (1.5, 2.5, 3.5))],
-        [(), (part("watertight"),)],
-        [(), *((part("patch_sheets", largest=n),) for n in sizes[1:3])],
-        [(), *((part("thickness", target=t),) for t in (2.0, 3.0, 4.0))],
-        [(), *((part("fill_holes", below=n),) for n in (_round(50 * scale), None))],
-        [tuple(s for s in own if s.name == "instances")],
-    ]
+    setting = SearchSetting(channels=channels, dims=dims, scale=scale, decided=bool(present))
+    tried = {name: entry.search for name, entry in postprocess.POSTPROCESS.items() if entry.search is not None}
+    places = sorted({entry.place for entry in tried.values()})
+    lists = [_ways(own, {n: e for n, e in tried.items() if e.place == place}, setting) for place in places]
+    lists[0] = [*([present, *_around(present)] if present else []), *lists[0]]
     stages = (tuple(steps for steps in ways if _possible(steps, channels, dims)) for ways in lists)
     return tuple(stage for stage in stages if stage not in ((), ((),)))
 
 
-def _decisions(own: Steps, channels: int) -> list[Steps]:
-    """Deciding steps, the present one and variants of it first."""
-    present = own[:1] if own and own[0].name in postprocess.DECIDE else ()
-    if channels > 1:
-        return [present or (part("argmax"),)]
-    cuts = [(part("threshold", at=at),) for at in (0.5, 0.4, 0.3, 0.2, 0.6, 0.7)]
-    pairs = itertools.product((0.5, 0.4, 0.3, 0.2), (0.9, 0.85, 0.75, 0.6))
-    doubles = [(part("hysteresis", low=low, high=high),) for low, high in pairs]
-    return [*([present, *_around(present)] if present else []), *cuts, *doubles]
-
-
-VARY: dict[str, dict[str, tuple[float, ...]]] = {
-    "threshold": {"at": (-0.05, -0.025, 0.025, 0.05)},
-    "hysteresis": {"low": (-0.1, -0.05, 0.05, 0.1), "high": (-0.05, 0.05)},
-    "walls": {"low": (0.5, 2.0, 5.0), "depth": (-0.5, 0.5), "merge": (-0.2, -0.1, 0.1, 0.2)},
-}
-"""Changes of a deciding step's numbers, one at a time; added, except for ``walls: low``, which they multiply."""
+def _ways(own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting) -> list[Steps]:
+    """The alternatives of one place, none of its steps first unless they decide."""
+    if any(entry.stays for entry in tried.values()):
+        return [tuple(step for step in own if postprocess.resolved(step).name in tried)]
+    ways = [(part(name, **options),) for name, entry in tried.items() for options in entry.options(setting)]
+    return ways if any(entry.place == 0 for entry in tried.values()) else [(), *ways]
 
 
 def _around(steps: Steps) -> list[Steps]:
     """``steps`` with one number of the first one, a deciding step, changed; impossible numbers left out."""
-    if not steps or steps[0].name not in VARY:
+    if not steps or not postprocess.decides(steps[0]):
         return []
-    first, options = steps[0], _options(steps[0])
+    first, entry = postprocess.resolved(steps[0]), postprocess.POSTPROCESS[steps[0].name]
+    defaults = {name: p.default for name, p in inspect.signature(entry.run).parameters.items()}
     changed = [
-        Part(
-            name=first.name, options={**first.options, option: round(old * by if (first.name, option) == ("walls", "low") else old + by, 6)}
-        )
-        for option, changes in VARY[first.name].items()
-        for old, by in itertools.product([options[option]], changes)
+        Part(name=first.name, options={**first.options, option: round(new, 6)})
+        for option, vary in (entry.search.vary if entry.search else {}).items()
+        for new in vary({**defaults, **first.options}[option])
     ]
-    return [(new, *steps[1:]) for new in changed if _possible((new,), 1, 3)]
+    return [(new, *steps[1:]) for new in changed if _possible((new,), None, 3)]
 
 
-def _options(step: Part) -> dict[str, Any]:
-    """All options of a step, those that are not given at their defaults."""
-    signature = inspect.signature(postprocess.POSTPROCESS[step.name])
-    defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
-    return {**defaults, **step.options}
-
-
-def _possible(steps: Steps, channels: int, dims: int) -> bool:
+def _possible(steps: Steps, channels: int | None, dims: int) -> bool:
     try:
         postprocess.check(steps, channels, dims)
     except ConfigError:
         return False
     return True
-
-
-def _round(size: float) -> int:
-    """To two digits, at least 1."""
-    return max(1, int(float(f"{size:.2g}")))

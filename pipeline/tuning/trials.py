@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import documents, files, postprocess, processes
-from pipeline.config import Data, bind
+from pipeline.config import Data
 from pipeline.data.store import read_labels, read_mask
 from pipeline.files import FileError, checked, parse
 from pipeline.inference import soft as softs
@@ -109,22 +109,18 @@ class _Answers:
         self.chain: list[tuple[str, np.ndarray]] = []
 
     def of(self, candidate: Candidate) -> np.ndarray:
-        deciding = postprocess.DECIDE & {s.name for s in candidate.steps[:1]}
-        first = () if deciding else (Part(name="threshold" if len(self.members[0]) == 1 else "argmax"),)
+        steps = postprocess.decided(candidate.steps, len(self.members[0]))
         mixture = json.dumps([candidate.fusion, candidate.weights])
-        links = [mixture, *(json.dumps([s.name, dict(s.options)], sort_keys=True, default=list) for s in (*first, *candidate.steps))]
+        links = [mixture, *(json.dumps([s.name, dict(s.options)], sort_keys=True, default=list) for s in steps)]
         same = next((i for i, (a, b) in enumerate(zip(links, self.chain, strict=False)) if a != b[0]), min(len(links), len(self.chain)))
         del self.chain[same:]
-        for link, step in list(zip(links, (None, *first, *candidate.steps), strict=True))[same:]:
-            self.chain.append((link, self._fused(candidate) if step is None else self._after(step)))
+        for link, step in list(zip(links, (None, *steps), strict=True))[same:]:
+            self.chain.append((link, self._fused(candidate) if step is None else postprocess.run((step,), self.chain[-1][1])))
         return self.chain[-1][1]
 
     def _fused(self, candidate: Candidate) -> np.ndarray:
         voices = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
         return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)
-
-    def _after(self, step: Part) -> np.ndarray:
-        return bind(postprocess.POSTPROCESS, step, step.name, given=("array",))(self.chain[-1][1])
 
 
 # --- all cases ---------------------------------------------------------------------------------------------------------

@@ -395,7 +395,7 @@ def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[Part, 
     for i, stage in enumerate(stages):
         for steps in stage:
             postprocess.check(steps, channels, dims)
-            if i and steps and steps[0].name in postprocess.DECIDE:
+            if i and steps and postprocess.decides(steps[0]):
                 raise ConfigError(f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the first stage.")
     return stages
 

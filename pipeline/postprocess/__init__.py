@@ -1,0 +1,59 @@
+"""Post-processing: from a soft prediction to labels.
+
+:mod:`steps` are functions of arrays, :mod:`table` says what each is, :mod:`lists` checks and adjusts
+lists of them, and :mod:`driver` runs a list on an array in memory or on one that is larger.
+"""
+
+from __future__ import annotations
+
+from pipeline.postprocess.classes import each_class, mend_each_class
+from pipeline.postprocess.driver import apply, check_memory, run, statistics
+from pipeline.postprocess.lists import adjust, check, decided, faults
+from pipeline.postprocess.steps import (
+    argmax,
+    closing,
+    dust,
+    fill_holes,
+    hysteresis,
+    instances,
+    opening,
+    patch_sheets,
+    sheet_closing,
+    thickness,
+    threshold,
+    walls,
+    watertight,
+)
+from pipeline.postprocess.table import POSTPROCESS, PostprocessStep, SearchSetting, StepSearch, decides, resolved
+
+__all__ = [
+    "POSTPROCESS",
+    "PostprocessStep",
+    "SearchSetting",
+    "StepSearch",
+    "adjust",
+    "apply",
+    "argmax",
+    "check",
+    "check_memory",
+    "closing",
+    "decided",
+    "decides",
+    "dust",
+    "each_class",
+    "faults",
+    "fill_holes",
+    "hysteresis",
+    "instances",
+    "mend_each_class",
+    "opening",
+    "patch_sheets",
+    "resolved",
+    "run",
+    "sheet_closing",
+    "statistics",
+    "thickness",
+    "threshold",
+    "walls",
+    "watertight",
+]

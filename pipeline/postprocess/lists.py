@@ -1,0 +1,117 @@
+"""Lists of post-processing steps: how they are checked, adjusted and turned into functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import ConfigError, bind
+from pipeline.postprocess.table import POSTPROCESS, decides, resolved
+from pipeline.records import Part, UserError
+
+
+def bound(steps: Sequence[Part]) -> list[Callable[..., Any]]:
+    """The steps as functions of an array.
+
+    Raises:
+        ConfigError: for unknown names and options, and for a deciding step that does not come first.
+    """
+    return [_call(steps, i) for i in range(len(steps))]
+
+
+def _call(steps: Sequence[Part], i: int) -> Callable[..., Any]:
+    call = bind(POSTPROCESS, steps[i], f"postprocess.{i}", given=("array",))
+    if i > 0 and decides(steps[i]):
+        raise ConfigError(
+            f"postprocess.{i}: {steps[i].name!r} takes a soft prediction, but comes after {steps[i - 1].name!r}. Put it first."
+        )
+    return call
+
+
+def check(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> None:
+    """Raise ConfigError for a step that would fail later: the first that :func:`faults` finds."""
+    for fault in faults(steps, channels, dims):
+        raise ConfigError(fault)
+
+
+def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> Iterator[str]:
+    """What is wrong with the steps: names, options, their values and order, each tried out on a tiny array.
+
+    Args:
+        steps: to be looked through.
+        channels: K of the predictions to come; without it any K will do.
+        dims: their space axes.
+    """
+    several = bool(steps) and decides(steps[0]) and POSTPROCESS[steps[0].name].decides == "several"
+    soft = np.ones((channels or (2 if several else 1), *(4,) * dims), dtype=np.float32)
+    labels = np.ones((4,) * dims, dtype=np.uint8)
+    for i, step in enumerate(steps):
+        try:
+            call = _call(steps, i)
+        except ConfigError as error:
+            yield str(error)
+            continue
+        try:
+            call(soft if decides(step) else labels)
+        except (UserError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            yield f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}"
+
+
+def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:
+    """The steps for a prediction of that many channels, with a deciding one in front where there is none.
+
+    One channel is cut at 0.5 (``>=``), several are compared (``argmax``).
+    """
+    if not steps or not decides(steps[0]):
+        return (Part(name="threshold" if channels == 1 else "argmax"), *steps)
+    return tuple(steps)
+
+
+def adjust(
+    steps: Sequence[Part],
+    threshold: float | None = None,
+    min_component_size: int | None = None,
+    max_hole_size: int | None = None,
+    kernel_size: int | None = None,
+    separate_instances: bool = False,
+) -> tuple[Part, ...]:
+    """The options of the command line laid over a system's list of steps; ``None`` leaves the list as it is.
+
+    Args:
+        steps: the system's.
+        threshold: takes the place of whatever deciding step there is.
+        min_component_size: sets ``below`` of each ``dust``. Of this and the next two: a step that is
+            missing is put in before the first that comes later in POSTPROCESS, and 0 takes it away.
+        max_hole_size: sets ``below`` of each ``fill_holes``.
+        kernel_size: sets ``size`` of each ``closing``, instead of a ``radius``.
+        separate_instances: adds ``instances`` at the end; not asking for it removes nothing.
+    """
+    steps = tuple(steps)
+    if threshold is not None:
+        steps = (Part(name="threshold", options={"at": threshold}), *(s for s in steps if not decides(s)))
+    for name, option, size in (
+        ("closing", "size", kernel_size),
+        ("dust", "below", min_component_size),
+        ("fill_holes", "below", max_hole_size),
+    ):
+        if size is not None:
+            steps = _resized(steps, name, {option: size}) if size else tuple(s for s in steps if resolved(s).name != name)
+    if separate_instances and all(resolved(step).name != "instances" for step in steps):
+        steps = (*steps, Part(name="instances"))
+    return steps
+
+
+def _resized(steps: tuple[Part, ...], name: str, options: dict[str, Any]) -> tuple[Part, ...]:
+    if any(resolved(step).name == name for step in steps):
+        return tuple(_with(resolved(step), options) if resolved(step).name == name else step for step in steps)
+    order = list(POSTPROCESS)
+    later = order[order.index(name) + 1 :]
+    place = next((i for i, step in enumerate(steps) if resolved(step).name in later), len(steps))
+    return (*steps[:place], Part(name=name, options=options), *steps[place:])
+
+
+def _with(step: Part, options: dict[str, Any]) -> Part:
+    kept = {k: v for k, v in step.options.items() if k != "radius"}  # a kernel's size and its radius exclude each other
+    return Part(name=step.name, options={**kept, **options})

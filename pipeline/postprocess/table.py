@@ -1,0 +1,203 @@
+"""The table of post-processing steps: what each is, what it sees, and what tuning tries of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.postprocess import steps
+from pipeline.records import Part
+from pipeline.registry import Alias, Registry
+
+Options = Mapping[str, Any]
+
+Sees = Literal["local", "components", "whole"]
+"""What a step has to see of an array to change some of its rows.
+
+``local``: each row along the first space axis by itself. ``components``: tables of components, so
+it takes and gives a :class:`pipeline.morphology.SlabArray` as well as an array in memory, the
+number type being the same for any values. ``whole``: the array in memory.
+"""
+
+Vary = Callable[[float], Iterable[float]]
+"""From a number to those near it that tuning tries in its place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSetting:
+    """Which predictions a search is for.
+
+    ``channels`` and ``dims`` (space axes) are theirs, ``scale`` multiplies numbers of voxels, and
+    ``decided`` says whether the present post-processing begins with a deciding step.
+    """
+
+    channels: int
+    dims: int
+    scale: float
+    decided: bool
+
+    def voxels(self, *counts: float) -> list[int]:
+        """Sizes of specks and holes at this scale, to two digits, at least 1."""
+        return [max(1, int(float(f"{n * self.scale:.2g}"))) for n in counts]
+
+
+def _nothing(_: SearchSetting) -> Iterable[Options]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSearch:
+    """What tuning tries of a step.
+
+    Args:
+        place: where it stands in a tuned list. Steps of one place are alternatives to each other;
+            deciding steps have place 0.
+        options: those of each alternative. A step that does not decide may also be left out.
+        vary: of a deciding step, the numbers that are varied around the best.
+        stays: the present ones are neither left out nor changed.
+    """
+
+    place: int
+    options: Callable[[SearchSetting], Iterable[Options]] = _nothing
+    vary: Mapping[str, Vary] = field(default_factory=dict)
+    stays: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostprocessStep:
+    """A post-processing step.
+
+    Args:
+        run: ``f(array, **options)``: labels ``(*S)``, or where it decides a soft prediction
+            ``(K, *S)``, to labels ``(*S)``.
+        decides: the channels of the soft prediction that it turns into labels; ``None`` takes labels.
+        sees: what it has to see, or a function of its options that says so.
+        bytes_per_voxel: memory that it takes on a whole array, without the soft prediction.
+        search: what tuning tries; ``None``: nothing.
+    """
+
+    run: Callable[..., np.ndarray]
+    decides: Literal["one", "several"] | None = None
+    sees: Sees | Callable[[Options], Sees] = "whole"
+    bytes_per_voxel: int = 20
+    search: StepSearch | None = None
+
+    @property
+    def call(self) -> Callable[..., np.ndarray]:
+        """The function whose options those of the step are."""
+        return self.run
+
+    def scope(self, options: Options) -> Sees:
+        """What the step sees with these options."""
+        return self.sees(options) if callable(self.sees) else self.sees
+
+
+def _added(*changes: float) -> Vary:
+    return lambda old: [old + change for change in changes]
+
+
+def _multiplied(*factors: float) -> Vary:
+    return lambda old: [old * factor for factor in factors]
+
+
+def _each(option: str, values: Sequence[Any]) -> Callable[[SearchSetting], Iterable[Options]]:
+    return lambda _: [{option: value} for value in values]
+
+
+def _pairs_of_cuts(_: SearchSetting) -> Iterable[Options]:
+    pairs = itertools.product((0.5, 0.4, 0.3, 0.2), (0.9, 0.85, 0.75, 0.6))
+    return [{"low": low, "high": high} for low, high in pairs]
+
+
+def _holes(options: Options) -> Sees:
+    """Cavities are components of the background, holes of rows are seen in a row."""
+    axis = options.get("per_slice")
+    return "components" if axis is None else "local" if axis in (0, -3) else "whole"
+
+
+POSTPROCESS: Registry[PostprocessStep] = Registry(
+    "post-processing step",
+    {
+        "threshold": PostprocessStep(
+            run=steps.threshold,
+            decides="one",
+            sees="local",
+            search=StepSearch(
+                place=0,
+                options=_each("at", (0.5, 0.4, 0.3, 0.2, 0.6, 0.7)),
+                vary={"at": _added(-0.05, -0.025, 0.025, 0.05)},
+            ),
+        ),
+        "hysteresis": PostprocessStep(
+            run=steps.hysteresis,
+            decides="one",
+            sees="components",
+            search=StepSearch(
+                place=0,
+                options=_pairs_of_cuts,
+                vary={"low": _added(-0.1, -0.05, 0.05, 0.1), "high": _added(-0.05, 0.05)},
+            ),
+        ),
+        "walls": PostprocessStep(
+            run=steps.walls,
+            decides="one",
+            bytes_per_voxel=45,
+            search=StepSearch(
+                place=0,
+                vary={"low": _multiplied(0.5, 2.0, 5.0), "depth": _added(-0.5, 0.5), "merge": _added(-0.2, -0.1, 0.1, 0.2)},
+            ),
+        ),
+        "argmax": PostprocessStep(
+            run=steps.argmax,
+            decides="several",
+            sees="local",
+            search=StepSearch(place=0, options=lambda setting: () if setting.decided else ({},)),
+        ),
+        "opening": PostprocessStep(run=steps.opening, search=StepSearch(place=1, options=_each("radius", (1.0,)))),
+        "closing": PostprocessStep(run=steps.closing, search=StepSearch(place=3, options=_each("radius", (1.5, 2.5, 3.5)))),
+        "dust": PostprocessStep(
+            run=steps.dust,
+            sees="components",
+            search=StepSearch(place=2, options=lambda setting: [{"below": n} for n in setting.voxels(20, 100, 500, 2000)]),
+        ),
+        "sheet_closing": PostprocessStep(
+            run=steps.sheet_closing,
+            bytes_per_voxel=30,
+            search=StepSearch(place=3, options=_each("radius", (1.5, 2.5, 3.5))),
+        ),
+        "patch_sheets": PostprocessStep(
+            run=steps.patch_sheets,
+            bytes_per_voxel=30,
+            search=StepSearch(place=5, options=lambda setting: [{"largest": n} for n in setting.voxels(100, 500)]),
+        ),
+        "watertight": PostprocessStep(run=steps.watertight, search=StepSearch(place=4, options=lambda _: ({},))),
+        "fill_holes": PostprocessStep(
+            run=steps.fill_holes,
+            sees=_holes,
+            search=StepSearch(place=7, options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)]),
+        ),
+        "thickness": PostprocessStep(
+            run=steps.thickness,
+            bytes_per_voxel=30,
+            search=StepSearch(place=6, options=_each("target", (2.0, 3.0, 4.0))),
+        ),
+        "instances": PostprocessStep(run=steps.instances, bytes_per_voxel=60, search=StepSearch(place=8, stays=True)),
+    },
+    aliases={"remove_small_components": Alias("dust", {"min_size": "below"})},
+)
+"""Steps by name, in the order that is natural for them; :func:`pipeline.postprocess.adjust` inserts by it."""
+
+
+def resolved(step: Part) -> Part:
+    """The step under the own names of entry and options; an unknown name stays."""
+    name, options = POSTPROCESS.resolve(step.name, step.options)
+    return Part(name=name, options=options)
+
+
+def decides(step: Part) -> bool:
+    """Whether the step takes a soft prediction; a step of an unknown name does not."""
+    return step.name in POSTPROCESS and POSTPROCESS[step.name].decides is not None
