@@ -339,7 +339,7 @@ def test_whole_and_scales_reach_the_network(flat: Path, tmp_path: Path, capsys: 
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, flips=True, scales=(0.75, 1.0)))
     source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
     with torch.inference_mode():
-        expected = voice([network], config, "cpu")(torch.from_numpy(source.scale.apply(array)[None]))[0].numpy()
+        expected = voice([network], config, "cpu")(torch.from_numpy(source.scale.apply(array)[None]))["main"][0].numpy()
     np.testing.assert_allclose(softs.load(tmp_path / "w" / "soft", "a").main, expected, atol=1e-3)
     with pytest.raises(SystemExit, match="2"):
         go(flat, tmp_path / "in", tmp_path / "x", "--whole", "--patch-size", "32")
@@ -567,7 +567,7 @@ def test_prediction_is_the_sliding_window(run: Path, surfaces: Path, tmp_path: P
     array = tifffile.imread(surfaces / "test_images" / "900.tif")[None]
     scale = normalise.fit(config.data.normalise, array)
     speak = voice([network], config, "cpu")
-    soft = sliding_window(Source(array=array, scale=scale), speak, tiling(config, array.shape[1:], speak))
+    soft = sliding_window(Source(array=array, scale=scale), speak, tiling(config, array.shape[1:], speak))["main"]
     np.testing.assert_allclose(softs.load(tmp_path / "soft", "900").main, soft, atol=1e-3)
 
 
