@@ -45,6 +45,9 @@ def answer_suffix(task: str, suffix: str) -> str:
 
 
 class Task(Protocol):
+    default_metric: str
+    """What answers are measured by where a config names no metric."""
+
     def channels(self, config: Config, image_channels: int) -> int:
         """Output channels K of the main head."""
         ...
@@ -64,6 +67,8 @@ class Task(Protocol):
 
 class Labels:
     """Classes. One channel means foreground probability by a sigmoid; K > 1 channels a softmax."""
+
+    default_metric = "dice"
 
     def channels(self, config: Config, image_channels: int) -> int:
         return 1 if config.data.classes == 2 else config.data.classes
@@ -87,6 +92,8 @@ class Labels:
 
 class Image:
     """Intensities on the scale of the (normalised) target; ``hard`` returns to the input's scale and type, with rounding."""
+
+    default_metric = "psnr"
 
     def channels(self, config: Config, image_channels: int) -> int:
         return image_channels
