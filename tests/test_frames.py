@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.config import ConfigError
-from pipeline.metrics import METRICS, better, evaluate, evaluate_frames
+from pipeline.metrics import METRICS, better, evaluate, evaluate_frames, pool
 from pipeline.metrics.frames import Truth, count
-from pipeline.metrics.pooling import pool
 from pipeline.metrics.probability import area_pr, area_roc, pr_auc, roc_auc, tally, tally_halves
 from pipeline.metrics.region import specificity
 from pipeline.records import Part, UserError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ import numpy as np
 from pipeline.config import ConfigError, bind, nearest
 from pipeline.metrics import competition, counts, image, probability, region, retouch, surface, topology
 from pipeline.metrics.context import MetricContext
-from pipeline.metrics.counts import Pooling
+from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.entry import Better, Compute, MetricEntry, Need
 from pipeline.metrics.frames import SUFFIXES, Truth, views
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import Part
+from pipeline.records import METRICS_VERSION, Part
 from pipeline.registry import Registry
 
 PROBABILITIES: frozenset[Need] = frozenset({"probabilities"})
@@ -201,3 +201,20 @@ def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, sof
         found = evaluate(parts, view.of(answer), view.label, view.valid, seen, context=truth.context)
         scores |= {name + view.suffix: value for name, value in found.items()}
     return scores
+
+
+def pool(cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION) -> dict[str, float]:
+    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame; empty without a case.
+
+    ``cases`` are counts by suffix. NaN in a frame without any voxel that counts (metrics version 1: as for an empty image).
+    """
+    total: dict[str, Counts] = {}
+    for case in cases:
+        for suffix, counts in case.items():
+            total[suffix] = total[suffix] + counts if suffix in total else counts
+    wanted = {name: pooled for name in names if (pooled := METRICS[name].pooled) is not None}
+    return {
+        f"{name}{suffix}": math.nan if version >= 2 and not counts.total else pooled.value(counts)
+        for suffix, counts in total.items()
+        for name, pooled in wanted.items()
+    }

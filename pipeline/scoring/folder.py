@@ -12,10 +12,9 @@ from typing import Any
 
 from pipeline import files, processes
 from pipeline.files import FileError
-from pipeline.metrics import METRICS, directions
+from pipeline.metrics import METRICS, directions, pool
 from pipeline.metrics.context import several
 from pipeline.metrics.counts import Counts
-from pipeline.metrics.pooling import pool
 from pipeline.metrics.retouch import empty_masks
 from pipeline.records import Part, UserError
 from pipeline.scoring import core, memory

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import Config, Data
 from pipeline.data import normalise
-from pipeline.metrics import METRICS, evaluate, needing
+from pipeline.metrics import METRICS, evaluate, needing, of_images
 from pipeline.metrics.context import MetricContext, several
 from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.frames import count_classes
@@ -58,7 +58,7 @@ class PatchRules:
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def context(self, case_id: str) -> MetricContext:
-        classes = classes_of(self.config.data) if self.config.task == "labels" and self.version >= 2 else None
+        classes = classes_of(self.config.data) if self.version >= 2 else None
         return MetricContext(classes=classes, spacing=self.spacings.get(case_id), version=self.version)
 
 
@@ -76,8 +76,9 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
     soft = task.soft(logits).cpu().numpy()
     targets = batch[next(iter(config.targets))].numpy()
     out: dict[str, Any] = {"scores": [], "counts": {}, "tally": None}
+    images = of_images(validation_metrics(config))
     for case_id, one, truth in zip(batch["id"], soft, targets, strict=True):
-        if config.task == "image":
+        if images:
             if not np.isfinite(one).all():
                 rules.fail(case_id)
             found, real = (normalise.unit(config.data.normalise, a) for a in (one, truth))

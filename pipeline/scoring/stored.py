@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.data.change import LEVEL
 from pipeline.data.store import Stored
+from pipeline.metrics import pool
 from pipeline.metrics.counts import Counts
-from pipeline.metrics.pooling import pool
 from pipeline.records import METRICS_VERSION, Part, UserError
 from pipeline.scoring import core, worlds
 from pipeline.scoring.core import CaseArrays, Rules, Scores
