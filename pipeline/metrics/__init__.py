@@ -210,11 +210,11 @@ def pool(cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: i
     """
     total: dict[str, Counts] = {}
     for case in cases:
-        for suffix, counts in case.items():
-            total[suffix] = total[suffix] + counts if suffix in total else counts
+        for suffix, found in case.items():
+            total[suffix] = total[suffix] + found if suffix in total else found
     wanted = {name: pooled for name in names if (pooled := METRICS[name].pooled) is not None}
     return {
-        f"{name}{suffix}": math.nan if version >= 2 and not counts.total else pooled.value(counts)
-        for suffix, counts in total.items()
+        f"{name}{suffix}": math.nan if version >= 2 and not found.total else pooled.value(found)
+        for suffix, found in total.items()
         for name, pooled in wanted.items()
     }
