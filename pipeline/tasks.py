@@ -49,7 +49,9 @@ class Task(Protocol):
     def companions(self) -> tuple[str, ...]: ...
 
     @property
-    def default_metric(self) -> str: ...
+    def default_metric(self) -> str:
+        """What answers are measured by where a config names no metric."""
+        ...
 
     @property
     def needed(self) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from pipeline.config import ConfigError
 from pipeline.data import derived
 from pipeline.losses import LOSSES, TABLES
 from pipeline.losses.module import RANGE, Loss
-from pipeline.metrics import BETTER, GIVEN, IMAGES, METRICS, SOFT
+from pipeline.metrics import METRICS, directions
+from pipeline.metrics.entry import GIVEN
 from pipeline.metrics.module import REDUCTIONS, Metric
 from pipeline.records import Term
 
@@ -72,10 +73,11 @@ def test_the_table_of_metrics_is_whole() -> None:
     photo = torch.rand(1, 3, 16, 16)
     for name, (kind, better, says, further, settings) in rows.items():
         assert says, name
-        wanted = "probabilities" if name in SOFT else "images" if name in IMAGES else "decisions"
+        entry = METRICS[name]
+        wanted = "probabilities" if "probabilities" in entry.needs else "images" if entry.task == "image" else "decisions"
         assert kind.split(", ")[0] == wanted, name
-        assert better == BETTER.get(name, ""), name
-        assert spans(settings) == options(METRICS[name], GIVEN), name
+        assert better == directions().get(name, ""), name
+        assert spans(settings) == options(entry.compute, GIVEN), name
         metric = Metric(name)
         if name == "retouch":
             metric(photo, photo, source=photo, predicted=photo[:, :1])

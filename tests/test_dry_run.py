@@ -502,11 +502,11 @@ def test_good_settings_of_every_kind_pass(tiny: Path, surfaces: Path, tmp_path: 
     """What is tried out must not refuse what trains: every augmentation, schedule, optimiser, loss and metric with its defaults."""
     from pipeline.data.transforms import AUGMENT
     from pipeline.losses import LABEL_LOSSES
-    from pipeline.metrics import IMAGES, METRICS
+    from pipeline.metrics import METRICS
     from pipeline.training.optim import OPTIMIZERS, SCHEDULES
 
     augment = ", ".join(n for n in AUGMENT if n != "clahe")
-    metrics = ", ".join(n for n in METRICS if n not in IMAGES)
+    metrics = ", ".join(n for n, entry in METRICS.items() if entry.task == "labels")
     losses = ", ".join(f"{{name: {n}}}" for n in LABEL_LOSSES)
     more = [f"data.augment=[{augment}]", f"metrics=[dice, {metrics}]", f"losses=[{losses}]"]
     code, lines = listed(tiny, surfaces, tmp_path / "run", capsys, "--set", *more)

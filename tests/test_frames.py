@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.config import ConfigError
-from pipeline.metrics import better, evaluate, evaluate_frames
-from pipeline.metrics.frames import POOLED, Truth, count, pool
+from pipeline.metrics import METRICS, better, evaluate, evaluate_frames, pool
+from pipeline.metrics.frames import Truth, count
 from pipeline.metrics.probability import area_pr, area_roc, pr_auc, roc_auc, tally, tally_halves
 from pipeline.metrics.region import specificity
 from pipeline.records import Part, UserError
 
+POOLED = [name for name, entry in METRICS.items() if entry.pooled]
 ALL = [Part(name=n) for n in POOLED]
 
 

@@ -18,7 +18,7 @@ from pipeline.config import Config, from_dict
 from pipeline.data import cases, store
 from pipeline.data.store import Stored
 from pipeline.records import UserError
-from pipeline.scoring import held_out
+from pipeline.scoring import baselines, held_out
 from pipeline.tasks import TASKS
 
 DRAW = np.random.default_rng(5)
@@ -119,19 +119,19 @@ def test_do_nothing_is_the_score_of_the_input(tmp_path: Path) -> None:
     for n in range(2):
         target, image = pair("uint8")
         several.append(stored(tmp_path / str(n), target, image))
-    rows = held_out.baselines_image(setting(), several)
+    rows = baselines.of_images(setting(), several)
     each = [held_out.score(setting(), c.scale.apply(np.asarray(c.image.array)), c) for c in several]
-    assert list(rows) == [held_out.DO_NOTHING] == ["do nothing (the input)"]
-    assert rows[held_out.DO_NOTHING] == pytest.approx({k: np.mean([e[k] for e in each]) for k in each[0]})
-    assert 20 < rows[held_out.DO_NOTHING]["psnr"] < 35
+    assert list(rows) == [baselines.DO_NOTHING] == ["do nothing (the input)"]
+    assert rows[baselines.DO_NOTHING] == pytest.approx({k: np.mean([e[k] for e in each]) for k in each[0]})
+    assert 20 < rows[baselines.DO_NOTHING]["psnr"] < 35
 
 
 def test_do_nothing_needs_an_input_of_the_targets_shape(tmp_path: Path) -> None:
     target, image = pair("uint8")
     case = stored(tmp_path, target, image)
     grey = dataclasses.replace(case, image=dataclasses.replace(case.image, shape=(1, 20, 24)))
-    assert held_out.baselines_image(setting(), [case, grey]) == {}
-    assert held_out.baselines_image(setting(), []) == {}
+    assert baselines.of_images(setting(), [case, grey]) == {}
+    assert baselines.of_images(setting(), []) == {}
 
 
 # --- pipeline.evaluate ------------------------------------------------------------------------------------------------------

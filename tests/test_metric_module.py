@@ -19,13 +19,14 @@ from torch import Tensor
 
 from pipeline.config import Change, ConfigError
 from pipeline.data import change
-from pipeline.metrics import IMAGES, METRICS, SOFT, evaluate
+from pipeline.metrics import METRICS, evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.module import Metric
 from pipeline.metrics.retouch import Retouched
 from pipeline.records import Part, UserError
 
-LABELS = [name for name in METRICS if name not in IMAGES | SOFT]
+LABELS = [name for name, entry in METRICS.items() if entry.task == "labels" and not entry.needs]
+RANKING = [name for name, entry in METRICS.items() if "probabilities" in entry.needs]
 BY_CLASS = [
     "dice",
     "iou",
@@ -162,7 +163,7 @@ def test_nothing_to_count_is_nan_and_left_out_of_means() -> None:
     assert math.isnan(metric.values()["iou"])
 
 
-@pytest.mark.parametrize("name", sorted(SOFT))
+@pytest.mark.parametrize("name", sorted(RANKING))
 def test_scores_of_probabilities(name: str) -> None:
     true = balls(1)
     p = (true * 0.3 + torch.rand(true.shape)).clamp(0, 1)

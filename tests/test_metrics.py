@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.config import ConfigError
-from pipeline.metrics import BETTER, METRICS, better, evaluate, surface
+from pipeline.metrics import METRICS, better, directions, evaluate, names_of, surface
 from pipeline.metrics.context import MetricContext
-from pipeline.metrics.image import NAMES, intensities
+from pipeline.metrics.image import intensities
 from pipeline.records import Part, UserError
 
 FEW = settings(max_examples=20, deadline=None)
@@ -35,7 +35,7 @@ def pairs(largest: int) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray, np.nd
 
 
 def score(name: str, *args: np.ndarray, **options: float | str) -> float:
-    return METRICS[name](*args, **options)[name]
+    return METRICS[name].compute(*args, **options)[name]
 
 
 def plane(at: int, n: int = 24, dims: int = 3, thickness: int = 1) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_a_metric_s_own_name_is_its_first_key_and_begins_all_others(name):
     shape = (12, 12, 12) if name in LABELS else (2, 12, 12)
     truth = np.zeros(shape, dtype=np.float32 if name in IMAGES else np.uint8)
     truth[..., 3:5] = 1
-    scores = METRICS[name](truth, truth)
+    scores = METRICS[name].compute(truth, truth)
     assert next(iter(scores)) == name
     assert all(key.startswith(name) for key in scores)
     assert all(type(value) is float for value in scores.values())
@@ -92,10 +92,10 @@ def test_empty_cases(name, both_empty, one_empty):
 def test_several_classes_are_averaged_over_those_that_occur():
     prediction = np.array([[1, 1, 2, 4]], dtype=np.uint8)
     target = np.array([[1, 0, 2, 0]], dtype=np.uint8)
-    scores = METRICS["dice"](prediction, target)
+    scores = METRICS["dice"].compute(prediction, target)
     assert scores == pytest.approx({"dice": (2 / 3 + 1 + 0) / 3, "dice_1": 2 / 3, "dice_2": 1, "dice_4": 0})
-    assert METRICS["accuracy"](prediction, target) == {"accuracy": 0.5}
-    surface = METRICS["surface_dice"](prediction, target, tolerance=0)
+    assert METRICS["accuracy"].compute(prediction, target) == {"accuracy": 0.5}
+    surface = METRICS["surface_dice"].compute(prediction, target, tolerance=0)
     assert list(surface) == ["surface_dice", "surface_dice_1", "surface_dice_2", "surface_dice_4"]
     assert (surface["surface_dice_2"], surface["surface_dice_4"]) == (1, 0)
 
@@ -116,10 +116,10 @@ def test_region_metrics_agree_with_each_other(maps):
 @given(maps=pairs(largest=3), garbage=st.integers(0, 9))
 def test_ignored_voxels_change_nothing(name, maps, garbage):
     prediction, target, valid = maps
-    expected = METRICS[name](prediction, target, valid)
+    expected = METRICS[name].compute(prediction, target, valid)
     noise = np.random.default_rng(garbage).integers(0, 5, (2, *valid.shape), dtype=np.uint8)
     spoilt = [np.where(valid, labels, other) for labels, other in zip((prediction, target), noise, strict=True)]
-    assert METRICS[name](*spoilt, valid) == expected
+    assert METRICS[name].compute(*spoilt, valid) == expected
 
 
 @pytest.mark.parametrize("name", sorted(set(LABELS) - {"precision", "recall", "components", "adapted_rand"}))
@@ -139,8 +139,8 @@ def test_components_and_betti_numbers_of_both():
     pierced = sheet.copy()
     pierced[:, 5, 5] = pierced[:, 9, 9] = 0
     pierced[0, 0, 0] = 1
-    assert METRICS["components"](pierced, sheet) == {"components": 2, "components_true": 1}
-    assert METRICS["betti_error"](pierced, sheet) == {
+    assert METRICS["components"].compute(pierced, sheet) == {"components": 2, "components_true": 1}
+    assert METRICS["betti_error"].compute(pierced, sheet) == {
         "betti_error": 3,
         "betti_error_b0": 2,
         "betti_error_b0_true": 1,
@@ -200,7 +200,7 @@ def test_surface_dice_weighs_elements_by_area():
         speckled = target.copy()
         speckled[(25,) * dims] = 1
         missed = corner * count
-        plain = METRICS["surface_dice"](target, speckled)["surface_dice"]
+        plain = METRICS["surface_dice"].compute(target, speckled)["surface_dice"]
         block = _surface_of_a_block(4, dims)
         assert plain == pytest.approx(2 * block / (2 * block + missed), rel=1e-12)
 
@@ -234,8 +234,8 @@ def test_surface_dice_is_the_competition_s(shared_data, family):
 
 def test_distances_between_surfaces_on_paper():
     a, b = plane(5), plane(9)
-    assert METRICS["hd95"](a, b) == {"hd95": 4}
-    assert METRICS["assd"](a, b) == {"assd": 4}
+    assert METRICS["hd95"].compute(a, b) == {"hd95": 4}
+    assert METRICS["assd"].compute(a, b) == {"assd": 4}
     thick = plane(5, thickness=3)  # its surface voxels are two planes and the rim between them: 0 and 2 away from a, the rim 1
     rim = 4 * (24 - 1)
     away = 24 * 24 * 2 + rim * 1
@@ -328,7 +328,7 @@ def test_the_two_conventions_of_ssim_differ():
 @pytest.mark.parametrize(("kernel", "shape", "word"), [("2d", (3, 24, 30), "'channel'"), ("3d", (1, 12, 12, 12), "for images")])
 def test_unknown_kernels_and_volumes_are_refused(kernel, shape, word):
     with pytest.raises(UserError, match=word):
-        METRICS["ssim"](picture(shape), picture(shape), kernel=kernel)
+        METRICS["ssim"].compute(picture(shape), picture(shape), kernel=kernel)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -338,7 +338,7 @@ def test_a_pixel_that_is_no_number_is_an_error(name, bad, where):
     images = [picture(seed=1), picture(seed=2)]
     images[where][1, 12, 12] = bad
     with pytest.raises(ValueError, match="1 of 2160 pixels are NaN or infinite"):
-        METRICS[name](*images)
+        METRICS[name].compute(*images)
 
 
 def test_intensities_are_the_share_of_the_types_largest_value():
@@ -352,8 +352,9 @@ def test_intensities_are_the_share_of_the_types_largest_value():
     assert score("psnr", intensities(off), intensities(deep)) == pytest.approx(20 * np.log10(65535), rel=1e-5)
 
 
-def test_names_of_image_metrics_are_those_of_the_module():
-    assert {n for n, f in METRICS.items() if f.__module__ == "pipeline.metrics.image"} == NAMES == set(IMAGES)
+def test_metrics_of_images_are_those_of_their_modules():
+    modules = {"pipeline.metrics.image", "pipeline.metrics.retouch"}
+    assert {n for n, entry in METRICS.items() if entry.compute.__module__ in modules} == {*names_of("image")} == {*IMAGES, "retouch"}
 
 
 def test_ssim_is_worse_for_worse_images():
@@ -370,10 +371,10 @@ def test_ignored_pixels_change_no_image_metric(name):
     valid[8:20, 5:9] = False
     for options in ({}, {"kernel": "3d"}) if name == "ssim" else ({},):
         prediction, target = picture(seed=1), picture(seed=2)
-        expected = METRICS[name](prediction, target, valid, **options)
+        expected = METRICS[name].compute(prediction, target, valid, **options)
         prediction[:, ~valid], target[:, ~valid] = 7, np.nan
-        assert METRICS[name](prediction, target, valid, **options) == expected
-    nothing = METRICS[name](prediction, target, np.zeros_like(valid))
+        assert METRICS[name].compute(prediction, target, valid, **options) == expected
+    nothing = METRICS[name].compute(prediction, target, np.zeros_like(valid))
     assert nothing == {name: {"mae": 0, "psnr": 100, "ssim": 1}[name]}
 
 
@@ -406,7 +407,7 @@ def test_unknown_metrics_and_options_are_refused(part, words):
 def test_better_knows_every_metric_that_has_a_direction():
     parts_of_the_competition = {"toposcore", "voi_score"}
     parts_of_retouch = {"psnr_in", "psnr_out", "ssim_in", "ssim_out", "leak", "mask_dice"}
-    assert set(BETTER) == {*METRICS, "loss", *parts_of_the_competition, *parts_of_retouch} - {"components", "retouch"}
+    assert set(directions()) == {*METRICS, "loss", *parts_of_the_competition, *parts_of_retouch} - {"components", "retouch"}
     assert [better(name) for name in ("val_loss", "dice", "val_dice_2", "hd95", "psnr")] == ["lower", "higher", "higher", "lower", "higher"]
     for name in ("components", "val_betti_error_b0", "dise"):
         with pytest.raises(ConfigError, match=name):
@@ -417,12 +418,12 @@ def test_better_knows_every_metric_that_has_a_direction():
 def test_shapes_that_do_not_match_are_refused(name):
     good = np.zeros((2, 12, 12), dtype=np.uint8)
     with pytest.raises(UserError, match="shape"):
-        METRICS[name](good, good[:, :, :11])
+        METRICS[name].compute(good, good[:, :, :11])
     with pytest.raises(UserError, match="shape"):
-        METRICS[name](good, good[:1])
+        METRICS[name].compute(good, good[:1])
     valid_of_the_other_kind = np.ones(good.shape[1:] if name in LABELS else good.shape, dtype=bool)
     with pytest.raises(UserError, match="valid"):
-        METRICS[name](good, good, valid_of_the_other_kind)
+        METRICS[name].compute(good, good, valid_of_the_other_kind)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +437,7 @@ def test_shapes_that_do_not_match_are_refused(name):
 )
 def test_options_out_of_range_are_refused(name, options, word):
     with pytest.raises(UserError, match=word):
-        METRICS[name](np.zeros((1, 5, 5)), np.zeros((1, 5, 5)), **options)
+        METRICS[name].compute(np.zeros((1, 5, 5)), np.zeros((1, 5, 5)), **options)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.5, 2.0, 1.25)])
@@ -464,4 +465,4 @@ def test_distances_follow_the_spacing_axis_by_axis(name):
     edges = [m & ~binary_erosion(m) for m in (a, b)]
     there, back = (distance_transform_edt(~edges[1 - i], sampling=spacing)[edges[i]] for i in (0, 1))
     expected = {"hd95": max(np.percentile(there, 95), np.percentile(back, 95)), "assd": np.concatenate([there, back]).mean()}
-    assert METRICS[name](a.astype(np.uint8), b.astype(np.uint8), spacing=spacing)[name] == pytest.approx(expected[name], rel=1e-6)
+    assert METRICS[name].compute(a.astype(np.uint8), b.astype(np.uint8), spacing=spacing)[name] == pytest.approx(expected[name], rel=1e-6)

@@ -21,6 +21,7 @@ from scipy import stats
 from pipeline import colours, files, report, reporting
 from pipeline.records import UserError
 from pipeline.reporting import charts, page, pictures, runs
+from pipeline.scoring.bootstrap import interval
 
 EVIL = "<script>alert('x')</script>&\""
 
@@ -260,17 +261,17 @@ def test_shapes_that_differ_are_stated(run: Path) -> None:
 
 def test_interval_agrees_with_scipy() -> None:
     values = np.random.default_rng(1).beta(5, 2, 40)
-    ours = runs.interval(values.tolist())
+    ours = interval(values.tolist())
     theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(2)).confidence_interval
     assert ours is not None
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.1 * values.std() / np.sqrt(len(values)))
-    assert ours == runs.interval(values.tolist())
+    assert ours == interval(values.tolist())
 
 
 def test_interval_at_its_edges() -> None:
-    assert runs.interval([]) is None
-    assert runs.interval([0.5]) is None
-    assert runs.interval([0.5, 0.5]) == (0.5, 0.5)
+    assert interval([]) is None
+    assert interval([0.5]) is None
+    assert interval([0.5, 0.5]) == (0.5, 0.5)
 
 
 def test_lower_is_better_where_it_is(run: Path) -> None:

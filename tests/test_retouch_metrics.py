@@ -20,12 +20,13 @@ from pipeline import files
 from pipeline.config import Change, Config, ConfigError, from_dict
 from pipeline.data import cases, change, store
 from pipeline.data.store import Stored
-from pipeline.metrics import CHANGED, IMAGES, better, bound, evaluate
+from pipeline.metrics import METRICS, better, bound, evaluate, names_of
 from pipeline.metrics.image import intensities, psnr, ssim
 from pipeline.metrics.retouch import Retouched, empty_masks, note, retouch
 from pipeline.records import Part, UserError
-from pipeline.scoring import folder, held_out
-from pipeline.scoring.folder import mean
+from pipeline.scoring import baselines, folder, held_out, memory, pairs
+from pipeline.scoring.core import Rules, mean
+from pipeline.scoring.pairs import Pair, Reading
 
 SHAPE = (3, 24, 30)
 KEYS = ["psnr_in", "psnr_out", "ssim_in", "ssim_out", "leak", "mask_share", "empty_mask"]
@@ -238,8 +239,8 @@ def test_it_stands_beside_other_metrics_and_every_share_but_the_masks_own_has_a_
     for name in ("retouch", "mask_share", "empty_mask"):
         with pytest.raises(ConfigError, match=name):
             better(name)
-    assert {"psnr", "ssim", "mae", "retouch"} == IMAGES
-    assert {"retouch"} == CHANGED
+    assert names_of("image") == ["mae", "psnr", "retouch", "ssim"]
+    assert [name for name, entry in METRICS.items() if "change" in entry.needs] == ["retouch"]
 
 
 def test_means_leave_empty_masks_out_and_a_note_tells_how_many() -> None:
@@ -342,7 +343,7 @@ def test_a_users_own_masks_are_read_where_they_are_a_target(tmp_path: Path) -> N
 def test_doing_nothing_leaks_nothing_and_predicts_no_mask(tmp_path: Path) -> None:
     config = setting()
     several = [stored(tmp_path / "a", config), stored(tmp_path / "b", config, strength=0)]
-    row = held_out.baselines_image(config, several)[held_out.DO_NOTHING]
+    row = baselines.of_images(config, several)[baselines.DO_NOTHING]
     assert list(row) == ["psnr", *KEYS]
     assert (row["leak"], row["psnr_out"], row["empty_mask"]) == (0, 100, 0.5)
     assert 10 < row["psnr_in"] < row["psnr"]
@@ -423,13 +424,12 @@ def test_the_command_and_a_run_see_the_same_mask(folders: Path) -> None:
     """Training keeps masks in half precision, which can lift a pixel over the level of 0.5."""
     soft = np.full((1, 20, 20), 0.49999, np.float32)
     assert (soft.astype(np.float16) >= 0.5).all()
-    rules = folder.Rules(metrics=[Part(name="retouch")], dims=2)
     source, target = (files.read(folders / name / "a.png", 2)[0] for name in ("src", "dst"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(change, "mask", lambda *_: soft)
-        assert folder._changed(source, target, rules).all()
+        assert pairs.changed_mask(source, target, Change()).all()
     np.testing.assert_array_equal(
-        folder._changed(source, target, rules), change.mask(source, target, Change())[0].astype(np.float16) >= 0.5
+        pairs.changed_mask(source, target, Change()), change.mask(source, target, Change())[0].astype(np.float16) >= 0.5
     )
 
 
@@ -488,10 +488,11 @@ def test_volumes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_memory_of_a_case_grows_with_its_space_and_its_channels(folders: Path) -> None:
-    rules = folder.Rules(metrics=[Part(name="retouch")], dims=2)
-    pair = folder.Pair(id="a", prediction=folders / "answers/a.png", label=folders / "dst/a.png", rules=rules)
+    rules, entry = Rules(metrics=(Part(name="psnr"), Part(name="retouch"))), METRICS["retouch"]
+    pair = Pair(id="a", prediction=folders / "answers/a.png", label=folders / "dst/a.png", rules=rules, reading=Reading(dims=2))
     grey = dataclasses.replace(pair, label=folders / "elsewhere/a.png")
-    assert folder._bytes(pair) == 720 * (3 * folder.IMAGE_BYTES + folder.PIXEL_BYTES)
-    assert folder._bytes(grey) == 720 * (folder.IMAGE_BYTES + folder.PIXEL_BYTES)
-    labels = dataclasses.replace(pair, rules=folder.Rules(metrics=[Part(name="dice")], dims=2))
-    assert folder._bytes(labels) == 3 * 720 * folder.BYTES
+    voxel = memory.OPENED_IMAGE + max(entry.bytes_per_voxel, METRICS["psnr"].bytes_per_voxel)
+    assert folder.bytes_of(pair) == 720 * (3 * voxel + entry.bytes_per_pixel)
+    assert folder.bytes_of(grey) == 720 * (voxel + entry.bytes_per_pixel)
+    labels = dataclasses.replace(pair, rules=Rules(metrics=(Part(name="dice"),)))
+    assert folder.bytes_of(labels) == 3 * 720 * (memory.OPENED + METRICS["dice"].bytes_per_voxel)

@@ -17,7 +17,7 @@ from test_metrics import competition_volume
 from pipeline import morphology
 from pipeline.files import read
 from pipeline.metrics import METRICS
-from pipeline.metrics.topology import adapted_rand_by_class, voi_by_class, voi_of
+from pipeline.metrics.topology import voi_of
 from pipeline.records import UserError
 
 FEW = settings(max_examples=25, deadline=None)
@@ -56,7 +56,7 @@ def shell(at: int, size: int = 14) -> np.ndarray:
 def test_cldice_of_two_lines(dims):
     """A line one voxel thick is its own skeleton: 6 of 8 predicted voxels are true, 6 of 10 true ones are found."""
     prediction, target = line("111111110000", dims), line("001111111111", dims)
-    scores = METRICS["cldice"](prediction, target)
+    scores = METRICS["cldice"].compute(prediction, target)
     assert scores == pytest.approx({"cldice": 2 / 3, "cldice_precision": 6 / 8, "cldice_sensitivity": 6 / 10})
 
 
@@ -66,12 +66,12 @@ def test_cldice_does_not_see_thickness_but_sees_gaps(dims):
     target[(7,) * (dims - 1)] = 1
     thick = np.zeros_like(target)
     thick[(slice(6, 9),) * (dims - 1)] = 1
-    assert METRICS["dice"](thick, target)["dice"] <= 0.5
-    whole = METRICS["cldice"](thick, target)
+    assert METRICS["dice"].compute(thick, target)["dice"] <= 0.5
+    whole = METRICS["cldice"].compute(thick, target)
     assert whole["cldice_sensitivity"] == 1
     assert whole["cldice_precision"] > 0.9  # a skeleton may turn to a corner in its last voxel
     thick[..., 5:8] = 0
-    assert METRICS["cldice"](thick, target)["cldice_sensitivity"] == pytest.approx(12 / 15)
+    assert METRICS["cldice"].compute(thick, target)["cldice_sensitivity"] == pytest.approx(12 / 15)
 
 
 @pytest.mark.parametrize("edge", [2, 4, 8])
@@ -81,8 +81,8 @@ def test_cldice_of_cubes_that_thinning_deletes(edge):
     cube[2 : 2 + edge, 2 : 2 + edge, 2 : 2 + edge] = 1
     both = cube.copy()
     both[15, 2:8, 2] = 1
-    assert METRICS["cldice"](cube, cube)["cldice"] == 1
-    found = METRICS["cldice"](both - cube, both)
+    assert METRICS["cldice"].compute(cube, cube)["cldice"] == 1
+    found = METRICS["cldice"].compute(both - cube, both)
     assert found["cldice_precision"] == 1
     assert found["cldice_sensitivity"] == pytest.approx(6 / 7)
 
@@ -92,36 +92,36 @@ def test_voi_and_adapted_rand_of_a_bridged_gap(dims):
     """One line of 9 voxels for two of 4 with a gap between them."""
     whole, cut = line("111111111", dims), line("111101111", dims)
     bits = 8 / 9 * math.log2(9 / 4) + 1 / 9 * math.log2(9)
-    assert METRICS["voi"](whole, cut) == pytest.approx({"voi": bits, "voi_split": 0, "voi_merge": bits})
-    assert METRICS["voi"](cut, whole) == pytest.approx({"voi": bits, "voi_split": bits, "voi_merge": 0})
+    assert METRICS["voi"].compute(whole, cut) == pytest.approx({"voi": bits, "voi_split": 0, "voi_merge": bits})
+    assert METRICS["voi"].compute(cut, whole) == pytest.approx({"voi": bits, "voi_split": bits, "voi_merge": 0})
     # ordered pairs of 8 true voxels: 56 predicted together, of which 2 * 12 belong together
     merged = {"adapted_rand": 1 - 48 / 80, "adapted_rand_precision": 24 / 56, "adapted_rand_recall": 1}
-    assert METRICS["adapted_rand"](whole, cut) == pytest.approx(merged)
+    assert METRICS["adapted_rand"].compute(whole, cut) == pytest.approx(merged)
     # of 9 true voxels: 72 belong together, of which 2 * 12 were predicted together; the missed voxel is alone
     split = {"adapted_rand": 1 - 48 / 96, "adapted_rand_precision": 1, "adapted_rand_recall": 24 / 72}
-    assert METRICS["adapted_rand"](cut, whole) == pytest.approx(split)
+    assert METRICS["adapted_rand"].compute(cut, whole) == pytest.approx(split)
 
 
 @BOTH_DIMENSIONS
 def test_betti_errors_of_a_bridged_gap(dims):
     whole, cut = line("111111111", dims), line("111101111", dims)
-    assert METRICS["betti_error"](whole, cut)["betti_error"] == 1
+    assert METRICS["betti_error"].compute(whole, cut)["betti_error"] == 1
     rest = {f"betti_matching_error_b{k}": 0 for k in range(1, dims)}
     for pair in ((whole, cut), (cut, whole)):
-        assert METRICS["betti_matching_error"](*pair) == {"betti_matching_error": 1, "betti_matching_error_b0": 1, **rest}
+        assert METRICS["betti_matching_error"].compute(*pair) == {"betti_matching_error": 1, "betti_matching_error_b0": 1, **rest}
 
 
 @BOTH_DIMENSIONS
 def test_a_hole_in_another_place_is_an_error_of_matching_only(dims):
     here, there = ring(2, dims), ring(8, dims)
     assert morphology.betti_numbers(here) == (1, 1, 0)[:dims]
-    assert METRICS["betti_error"](here, there)["betti_error"] == 0
-    error = METRICS["betti_matching_error"](here, there)
+    assert METRICS["betti_error"].compute(here, there)["betti_error"] == 0
+    error = METRICS["betti_matching_error"].compute(here, there)
     assert (error["betti_matching_error"], error["betti_matching_error_b0"], error["betti_matching_error_b1"]) == (2, 0, 2)
     narrower = here.copy()
     narrower[ring_hole(2, dims)] = 1
     assert morphology.betti_numbers(narrower) == morphology.betti_numbers(here)
-    assert METRICS["betti_matching_error"](narrower, here)["betti_matching_error"] == 0
+    assert METRICS["betti_matching_error"].compute(narrower, here)["betti_matching_error"] == 0
 
 
 def ring_hole(at: int, dims: int) -> tuple[int | slice, ...]:
@@ -132,10 +132,10 @@ def ring_hole(at: int, dims: int) -> tuple[int | slice, ...]:
 def test_a_cavity_in_another_place_is_an_error_of_matching_only():
     here, there = shell(2), shell(8)
     assert morphology.betti_numbers(here) == (1, 0, 1)
-    assert METRICS["betti_error"](here, there)["betti_error"] == 0
-    error = METRICS["betti_matching_error"](here, there)
+    assert METRICS["betti_error"].compute(here, there)["betti_error"] == 0
+    error = METRICS["betti_matching_error"].compute(here, there)
     assert (error["betti_matching_error"], error["betti_matching_error_b2"]) == (2, 2)
-    assert METRICS["betti_matching_error"](here, here)["betti_matching_error"] == 0
+    assert METRICS["betti_matching_error"].compute(here, here)["betti_matching_error"] == 0
 
 
 @BOTH_DIMENSIONS
@@ -143,10 +143,10 @@ def test_surface_metrics_of_two_points(dims):
     """3 voxels apart: the facing half of each point's corners lies 2 from the other point's corners, the other half 3."""
     a, b = (np.zeros((8,) * dims, dtype=np.uint8) for _ in range(2))
     a[(2,) * dims] = b[(5, *(2,) * (dims - 1))] = 1
-    shares = [METRICS["surface_dice"](a, b, tolerance=t)["surface_dice"] for t in (1.9, 2, 3)]
+    shares = [METRICS["surface_dice"].compute(a, b, tolerance=t)["surface_dice"] for t in (1.9, 2, 3)]
     assert shares == pytest.approx([0, 0.5, 1])
-    assert METRICS["hd95"](a, b) == {"hd95": 3}
-    assert METRICS["assd"](a, b) == {"assd": 3}
+    assert METRICS["hd95"].compute(a, b) == {"hd95": 3}
+    assert METRICS["assd"].compute(a, b) == {"assd": 3}
 
 
 @BOTH_DIMENSIONS
@@ -156,9 +156,9 @@ def test_distances_of_a_line_with_a_stray_point(dims):
     target[(2,) * (dims - 1)] = 1
     prediction = target.copy()
     prediction[(*(2,) * (dims - 2), 6, 4)] = 1
-    assert METRICS["assd"](prediction, target)["assd"] == pytest.approx(4 / (10 + 9))
+    assert METRICS["assd"].compute(prediction, target)["assd"] == pytest.approx(4 / (10 + 9))
     # position 0.95 * 9 = 8.55 among the sorted distances 0 x 9, 4
-    assert METRICS["hd95"](prediction, target)["hd95"] == pytest.approx(0.55 * 4)
+    assert METRICS["hd95"].compute(prediction, target)["hd95"] == pytest.approx(0.55 * 4)
 
 
 @BOTH_DIMENSIONS
@@ -179,21 +179,21 @@ def test_empty_cases(name, both_empty, one_empty, dims):
     empty, points = (np.zeros((5,) * dims, dtype=np.uint8) for _ in range(2))
     points[(0,) * dims] = points[(3,) * dims] = 1
     worst = one_empty * math.sqrt(dims) if one_empty == 4 else one_empty  # distances: the diagonal
-    assert METRICS[name](empty, empty)[name] == both_empty
-    assert METRICS[name](points, points)[name] == both_empty
-    assert METRICS[name](empty, points)[name] == pytest.approx(worst)
-    assert METRICS[name](points, empty)[name] == pytest.approx(worst)
-    assert METRICS[name](points, empty, np.zeros(empty.shape, dtype=bool))[name] == both_empty
+    assert METRICS[name].compute(empty, empty)[name] == both_empty
+    assert METRICS[name].compute(points, points)[name] == both_empty
+    assert METRICS[name].compute(empty, points)[name] == pytest.approx(worst)
+    assert METRICS[name].compute(points, empty)[name] == pytest.approx(worst)
+    assert METRICS[name].compute(points, empty, np.zeros(empty.shape, dtype=bool))[name] == both_empty
 
 
 def test_the_parts_of_empty_cases():
     empty, points = np.zeros((2, 1, 3), dtype=np.uint8)
     points[0, ::2] = 1
-    assert METRICS["voi"](points, empty) == {"voi": 1, "voi_split": 1, "voi_merge": 0}
-    assert METRICS["voi"](empty, points) == {"voi": 1, "voi_split": 0, "voi_merge": 1}
-    assert METRICS["cldice"](points, empty) == {"cldice": 0, "cldice_precision": 0, "cldice_sensitivity": 0}
-    assert METRICS["adapted_rand"](points, empty) == {"adapted_rand": 1, "adapted_rand_precision": 0, "adapted_rand_recall": 0}
-    assert METRICS["adapted_rand"](points, points) == {"adapted_rand": 0, "adapted_rand_precision": 1, "adapted_rand_recall": 1}
+    assert METRICS["voi"].compute(points, empty) == {"voi": 1, "voi_split": 1, "voi_merge": 0}
+    assert METRICS["voi"].compute(empty, points) == {"voi": 1, "voi_split": 0, "voi_merge": 1}
+    assert METRICS["cldice"].compute(points, empty) == {"cldice": 0, "cldice_precision": 0, "cldice_sensitivity": 0}
+    assert METRICS["adapted_rand"].compute(points, empty) == {"adapted_rand": 1, "adapted_rand_precision": 0, "adapted_rand_recall": 0}
+    assert METRICS["adapted_rand"].compute(points, points) == {"adapted_rand": 0, "adapted_rand_precision": 1, "adapted_rand_recall": 1}
 
 
 def two_classes():
@@ -202,13 +202,10 @@ def two_classes():
     return (np.concatenate([first, 2 * second]) for first, second in ((whole, whole), (cut, whole)))
 
 
-VERSION_1 = {"voi": voi_by_class, "adapted_rand": adapted_rand_by_class}
-
-
 @pytest.mark.parametrize("name", ["cldice", "voi", "adapted_rand", "betti_matching_error"])
 def test_several_classes_are_averaged(name):
     """voi and adapted_rand in metrics version 1 only."""
-    metric = VERSION_1.get(name, METRICS[name])
+    metric = METRICS[name].version_1 or METRICS[name].compute
     whole, cut = line("111111111", 2), line("111101111", 2)
     of_cut, of_whole = metric(whole, cut)[name], metric(whole, whole)[name]
     expected = {name: (of_cut + of_whole) / 2, f"{name}_1": of_cut, f"{name}_2": of_whole}
@@ -224,17 +221,17 @@ def test_numbers_of_instances_are_names(maps, random):
     renamed = [name[labels] for name, labels in zip(names, maps, strict=True)]
     several = {"classes": (1, 2)}  # of one instance, too
     for name in ("voi", "adapted_rand"):
-        assert METRICS[name](*renamed, **several) == pytest.approx(METRICS[name](prediction, target, **several))
+        assert METRICS[name].compute(*renamed, **several) == pytest.approx(METRICS[name].compute(prediction, target, **several))
     counted = (prediction != 0) | (target != 0)
     if counted.any():
         split_merge = variation_of_information(target[counted], prediction[counted])
-        found = METRICS["voi"](prediction, target, **several)
+        found = METRICS["voi"].compute(prediction, target, **several)
         assert [found["voi_split"], found["voi_merge"]] == pytest.approx(split_merge)
     if target.any() and prediction.any():
         with np.errstate(divide="ignore", invalid="ignore"):
             error, _, _ = adapted_rand_error(target, prediction)
         if math.isfinite(error):
-            assert METRICS["adapted_rand"](prediction, target, **several)["adapted_rand"] == pytest.approx(error)
+            assert METRICS["adapted_rand"].compute(prediction, target, **several)["adapted_rand"] == pytest.approx(error)
 
 
 # independent references
@@ -255,7 +252,7 @@ def test_voi_and_adapted_rand_are_those_of_scikit_image(masks):
         # Its pairs within predicted segments and within true ones are interchanged, and 0 / 0 is nan.
         with np.errstate(invalid="ignore", divide="ignore"):
             error, recall, precision = adapted_rand_error(*(side.astype(int) for side in labels))
-        scores = METRICS["adapted_rand"](prediction, target)
+        scores = METRICS["adapted_rand"].compute(prediction, target)
         for key, value in {"": error, "_precision": precision, "_recall": recall}.items():
             assert np.isnan(value) or scores[f"adapted_rand{key}"] == pytest.approx(value, abs=1e-12)
 
@@ -284,7 +281,7 @@ def test_voi_is_the_competition_s(shared_data, family):
     assert names
     for name in names[:12]:
         with np.load(folder / f"{name if family == 'large' else family}.npz") as archive:
-            scores = METRICS["voi"](*competition_volume(archive, name))
+            scores = METRICS["voi"].compute(*competition_volume(archive, name))
         assert scores["voi_split"] == pytest.approx(expected[name]["voi_split"], abs=1e-9, rel=0)
         assert scores["voi_merge"] == pytest.approx(expected[name]["voi_merge"], abs=1e-9, rel=0)
 
@@ -294,9 +291,9 @@ def test_voi_is_the_competition_s(shared_data, family):
 def test_betti_matching_error_lies_between_betti_error_and_the_sum_of_all_features(masks):
     """A match takes one feature from each side, so no fewer than the difference of the numbers can be left over."""
     prediction, target = masks
-    least = METRICS["betti_error"](prediction, target)["betti_error"]
+    least = METRICS["betti_error"].compute(prediction, target)["betti_error"]
     most = sum(map(sum, (morphology.betti_numbers(mask) for mask in masks)))
-    assert least <= METRICS["betti_matching_error"](prediction, target)["betti_matching_error"] <= most
+    assert least <= METRICS["betti_matching_error"].compute(prediction, target)["betti_matching_error"] <= most
 
 
 def test_betti_numbers_of_the_mortar_masks_are_the_published_ones(shared_data):
@@ -310,7 +307,7 @@ def test_betti_numbers_of_the_mortar_masks_are_the_published_ones(shared_data):
     four_neighbours_differ = False
     for path in masks:
         mask = read(path, 2, labels=True)[0][0]
-        numbers = METRICS["betti_error"](mask, empty, connectivity=26)
+        numbers = METRICS["betti_error"].compute(mask, empty, connectivity=26)
         assert (numbers["betti_error_b0"], numbers["betti_error_b1"]) == published[path.stem]
         four_neighbours_differ |= morphology.betti_numbers(mask, 6) != published[path.stem]
     assert four_neighbours_differ
@@ -318,4 +315,4 @@ def test_betti_numbers_of_the_mortar_masks_are_the_published_ones(shared_data):
 
 def test_connectivities_without_betti_numbers_are_refused():
     with pytest.raises(UserError, match="connectivity is 18"):
-        METRICS["betti_error"](line("1", 2), line("1", 2), connectivity=18)
+        METRICS["betti_error"].compute(line("1", 2), line("1", 2), connectivity=18)

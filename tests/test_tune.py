@@ -20,12 +20,13 @@ from pipeline import config as configs
 from pipeline import ensemble, files, networks, postprocess, submit, tune
 from pipeline.inference import soft as softs
 from pipeline.inference.models import save_model
-from pipeline.metrics import METRICS, evaluate, evaluate_frames
+from pipeline.metrics import METRICS, evaluate_frames
 from pipeline.metrics.frames import Truth
 from pipeline.records import Checkpoint, Part, UserError
+from pipeline.scoring import core
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
-from pipeline.tuning.trials import CaseFiles, Rules, Task, Trials
+from pipeline.tuning.trials import CaseFiles, Measure, Task, Trials
 from pipeline.workflows import fuse
 from pipeline.workflows import tune as workflow
 
@@ -256,9 +257,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def scored(*arguments, **options):
         calls.append(1)
-        return evaluate(*arguments, **options)
+        return core.score(*arguments, **options)
 
-    monkeypatch.setattr(trials, "evaluate", scored)
+    monkeypatch.setattr(trials, "score", scored)
     return calls
 
 
@@ -298,8 +299,8 @@ def test_a_new_prediction_is_scored_anew(run: Path, counted: list[int]) -> None:
 
 def task_of(run: Path, *candidates: Candidate) -> Task:
     case = CaseFiles(id="100", soft=(run / "fold_0" / "oof" / "soft",), label=run.parent / "labels" / "100.tif", content="x")
-    rules = Rules(metrics=(Part(name="dice"),), data=configs.load(run / "config.yaml").data)
-    return Task(case=case, rules=rules, candidates=candidates)
+    measure = Measure.of(configs.load(run / "config.yaml").data, [Part(name="dice")])
+    return Task(case=case, measure=measure, candidates=candidates)
 
 
 def test_shared_first_steps_change_nothing(run: Path) -> None:
@@ -330,11 +331,11 @@ def test_processes_give_what_one_gives_and_stop_on_request(run: Path) -> None:
             raise KeyboardInterrupt
 
     kept = run / "scores.jsonl"
-    with pytest.raises(KeyboardInterrupt), Trials([task.case], task.rules, kept, 2, stop) as some:
+    with pytest.raises(KeyboardInterrupt), Trials([task.case], task.measure, kept, 2, stop) as some:
         some.scores(wanted)
     early = len(kept.read_text().splitlines())
     assert early >= trials.LEAST
-    with Trials([task.case], task.rules, kept, 2, lambda done, total: None) as rest:
+    with Trials([task.case], task.measure, kept, 2, lambda done, total: None) as rest:
         assert rest.missing(wanted) == 12 - early
         assert {key: scores for (_, key), scores in rest.scores(wanted).items()} == expected
         assert rest.computed == 12 - early
@@ -376,7 +377,7 @@ def test_cases_without_a_value_are_left_out(run: Path, monkeypatch: pytest.Monke
     def dice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> dict[str, float]:
         return {"dice": 0.5 if target.any() else float("nan")}
 
-    monkeypatch.setitem(METRICS, "dice", dice)
+    monkeypatch.setitem(METRICS._entries, "dice", dataclasses.replace(METRICS["dice"], compute=dice))
     tifffile.imwrite(run.parent / "labels" / "100.tif", np.zeros(SHAPE, np.uint8), photometric="minisblack")
     assert go(run) == 0
     assert "has no value for 1 cases" in capsys.readouterr().out

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from documents import ROOT, run_blocks
 from test_floors import floor, imports, modules
 
+import pipeline as pl
 from pipeline import losses
+from pipeline.metrics import METRICS, better
 from pipeline.records import Term
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -43,8 +47,20 @@ def test_a_walk_that_climbs_would_be_found() -> None:
     assert floor("pipeline.train") > floor("pipeline.data")
 
 
-def test_the_loss_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run_blocks(ROOT / "docs" / "architecture.md", {})
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the page's code defines; the metric that it adds is gone after the test."""
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS))
+    return run_blocks(ROOT / "docs" / "architecture.md", {})
+
+
+def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
+    found = pl.score(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), "volume_error", ignore_label=2)
+    assert found == {"volume_error": 0}
+    assert better("volume_error") == "lower"
+
+
+def test_the_loss_of_the_page_is_one(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (losses.LABEL_LOSSES, losses.LOSSES):
         monkeypatch.setitem(table, "brier", names["brier"])
     label = torch.tensor([[[0.0, 1.0, 2.0]]])

@@ -1,144 +1,154 @@
-"""Metrics of whole cases by name: ``f(prediction, target, valid=None, **options) -> {name: number, ...}``.
+"""Metrics of whole cases by name. Each is a record (:class:`MetricEntry`), so that adding one is one place: ``METRICS.add(name, entry)``.
 
-Those in ``SOFT`` read probabilities as their prediction, all others the answer; those in ``CHANGED`` also read the input and the mask of
-what was to change, as ``change``. Where a field of view is given (``frames``) every name ends with the frame that it was counted in. A
-metric's own name is its first key and begins all others (``competition`` excepted, whose parts have names of their own; its ``counts``
-are no number but a table; and ``retouch``, which has parts only and no number of its own name). Label maps are described in ``region``,
-images in ``image``.
+Where a field of view is given (``frames``) every name ends with the frame that it was counted in. A metric's own name is its first key
+and begins all others (``competition`` excepted, whose parts have names of their own; its ``counts`` are no number but a table; and
+``retouch``, which has parts only and no number of its own name). Label maps are described in ``region``, images in ``image``.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.config import ConfigError, bind, nearest
-from pipeline.metrics import competition, image, probability, region, retouch, surface, topology
+from pipeline.metrics import competition, counts, image, probability, region, retouch, surface, topology
 from pipeline.metrics.context import MetricContext
+from pipeline.metrics.counts import Counts, Pooling
+from pipeline.metrics.entry import Better, Compute, MetricEntry, Need
 from pipeline.metrics.frames import SUFFIXES, Truth, views
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import Part
+from pipeline.records import METRICS_VERSION, Part
+from pipeline.registry import Registry
 
-METRICS: dict[str, Callable[..., dict[str, Any]]] = {
-    "competition": competition.competition,
-    "dice": region.dice,
-    "iou": region.iou,
-    "precision": region.precision,
-    "recall": region.recall,
-    "specificity": region.specificity,
-    "accuracy": region.accuracy,
-    "roc_auc": probability.roc_auc,
-    "pr_auc": probability.pr_auc,
-    "components": region.components,
-    "betti_error": region.betti_error,
-    "betti_matching_error": topology.betti_matching_error,
-    "cldice": topology.cldice,
-    "voi": topology.voi,
-    "adapted_rand": topology.adapted_rand,
-    "surface_dice": surface.surface_dice,
-    "hd95": surface.hd95,
-    "assd": surface.assd,
-    "mae": image.mae,
-    "psnr": image.psnr,
-    "ssim": image.ssim,
-    "retouch": retouch.retouch,
-}
+PROBABILITIES: frozenset[Need] = frozenset({"probabilities"})
 
-SOFT = frozenset({"roc_auc", "pr_auc"})
-"""Metrics of probabilities, two classes only."""
-
-CHANGED = frozenset({"retouch"})
-"""Metrics of images that also read a :class:`Retouched`."""
-
-IMAGES = image.NAMES | CHANGED
-"""Metrics of images; all others are of labels."""
-
-NUMBERLESS = SOFT | {"competition", "components", "betti_error", "voi", "adapted_rand"}
-"""Metrics of labels to which equal numbers in the two maps mean nothing."""
-
-DISTANCES = frozenset({"hd95", "assd"})
-"""Metrics whose value is a length."""
-
-VERSION_1: dict[str, Callable[..., dict[str, Any]]] = {
-    "voi": topology.voi_by_class,
-    "adapted_rand": topology.adapted_rand_by_class,
-}
-"""What some names meant in metrics version 1, for runs that began with it."""
-
-GIVEN = ("prediction", "target", "valid", "change", "classes", "spacing")
-"""Arguments that the package gives to a metric that takes them; no options of a user."""
-
-BETTER: dict[str, Literal["higher", "lower"]] = {
-    "loss": "lower",
-    "competition": "higher",
-    "toposcore": "higher",
-    "voi_score": "higher",
-    "dice": "higher",
-    "iou": "higher",
-    "precision": "higher",
-    "recall": "higher",
-    "specificity": "higher",
-    "accuracy": "higher",
-    "roc_auc": "higher",
-    "pr_auc": "higher",
-    "betti_error": "lower",
-    "betti_matching_error": "lower",
-    "cldice": "higher",
-    "voi": "lower",
-    "adapted_rand": "lower",
-    "surface_dice": "higher",
-    "hd95": "lower",
-    "assd": "lower",
-    "mae": "lower",
-    "psnr": "higher",
-    "ssim": "higher",
-    "psnr_in": "higher",
-    "psnr_out": "higher",
-    "ssim_in": "higher",
-    "ssim_out": "higher",
-    "leak": "lower",
-    "mask_dice": "higher",
-}
-"""Which direction of a value is better. Counts, like ``components``, have none and are not here."""
+METRICS: Registry[MetricEntry] = Registry(
+    "metric",
+    {
+        "competition": MetricEntry(
+            competition.competition,
+            better="higher",
+            parts={"toposcore": "higher", "surface_dice": "higher", "voi_score": "higher"},
+            compares_numbers=False,
+            bytes_per_voxel=16,
+        ),
+        "dice": MetricEntry(region.dice, better="higher", pooled=Pooling(counts.dice), bytes_per_voxel=6),
+        "iou": MetricEntry(region.iou, better="higher", pooled=Pooling(counts.iou), bytes_per_voxel=6),
+        "precision": MetricEntry(region.precision, better="higher", pooled=Pooling(counts.precision), bytes_per_voxel=6),
+        "recall": MetricEntry(region.recall, better="higher", pooled=Pooling(counts.recall), bytes_per_voxel=6),
+        "specificity": MetricEntry(
+            region.specificity, better="higher", pooled=Pooling(counts.specificity, background=True), bytes_per_voxel=7
+        ),
+        "accuracy": MetricEntry(
+            region.accuracy, better="higher", pooled=Pooling(counts.accuracy, background=True, any_class=True), bytes_per_voxel=2
+        ),
+        "roc_auc": MetricEntry(
+            probability.roc_auc,
+            better="higher",
+            needs=PROBABILITIES,
+            compares_numbers=False,
+            pooled=Pooling(counts.roc_auc, background=True),
+            bytes_per_voxel=42,
+        ),
+        "pr_auc": MetricEntry(
+            probability.pr_auc,
+            better="higher",
+            needs=PROBABILITIES,
+            compares_numbers=False,
+            pooled=Pooling(counts.pr_auc, background=True),
+            bytes_per_voxel=42,
+        ),
+        "components": MetricEntry(region.components, compares_numbers=False, bytes_per_voxel=8),
+        "betti_error": MetricEntry(region.betti_error, better="lower", compares_numbers=False, bytes_per_voxel=9),
+        "betti_matching_error": MetricEntry(topology.betti_matching_error, better="lower", bytes_per_voxel=48),
+        "cldice": MetricEntry(topology.cldice, better="higher", bytes_per_voxel=48),
+        "voi": MetricEntry(topology.voi, better="lower", compares_numbers=False, version_1=topology.voi_by_class, bytes_per_voxel=16),
+        "adapted_rand": MetricEntry(
+            topology.adapted_rand, better="lower", compares_numbers=False, version_1=topology.adapted_rand_by_class, bytes_per_voxel=16
+        ),
+        "surface_dice": MetricEntry(surface.surface_dice, better="higher", bytes_per_voxel=12),
+        "hd95": MetricEntry(surface.hd95, better="lower", length=True, bytes_per_voxel=13),
+        "assd": MetricEntry(surface.assd, better="lower", length=True, bytes_per_voxel=13),
+        "mae": MetricEntry(image.mae, better="lower", task="image", bytes_per_voxel=17),
+        "psnr": MetricEntry(image.psnr, better="higher", task="image", bytes_per_voxel=9),
+        "ssim": MetricEntry(image.ssim, better="higher", task="image", bytes_per_voxel=30, bytes_per_pixel=104),
+        "retouch": MetricEntry(
+            retouch.retouch,
+            task="image",
+            needs=frozenset({"change"}),
+            parts={
+                "psnr_in": "higher",
+                "psnr_out": "higher",
+                "ssim_in": "higher",
+                "ssim_out": "higher",
+                "leak": "lower",
+                "mask_dice": "higher",
+            },
+            bytes_per_voxel=12,
+            bytes_per_pixel=128,
+        ),
+    },
+)
 
 
-def better(name: str) -> Literal["higher", "lower"]:
+def names_of(task: str) -> list[str]:
+    """Names of the metrics that compare answers of a task, in alphabetical order."""
+    return sorted(name for name, entry in METRICS.items() if entry.task == task)
+
+
+def needing(parts: Sequence[Part], need: Need) -> list[str]:
+    """Names of those metrics that read something besides answer and target."""
+    return [part.name for part in parts if need in METRICS[part.name].needs]
+
+
+def of_images(parts: Sequence[Part]) -> bool:
+    """Whether a metric among these is of images."""
+    return any(METRICS[part.name].task == "image" for part in parts)
+
+
+def directions() -> dict[str, Better]:
+    """The better direction of every value that has one. Counts, like ``components``, have none and are not here."""
+    out: dict[str, Better] = {"loss": "lower"}
+    for name, entry in METRICS.items():
+        out |= entry.parts if entry.better is None else {name: entry.better, **entry.parts}
+    return out
+
+
+def better(name: str) -> Better:
     """Direction in which a value improves; takes ``dice``, ``val_dice``, ``dice_2`` (of class 2) and ``dice_fov`` (of a frame).
 
     Raises ConfigError for values that cannot be compared, such as counts, and for unknown ones.
     """
     base = re.sub(rf"({'|'.join(SUFFIXES)})$", "", name.removeprefix("val_"))
     base = re.sub(r"_\d+$", "", base)
-    if base not in BETTER:
-        raise ConfigError(f"{name!r} is no value that has a better and a worse direction. {nearest(base, BETTER)}")
-    return BETTER[base]
+    known = directions()
+    if base not in known:
+        raise ConfigError(f"{name!r} is no value that has a better and a worse direction. {nearest(base, known)}")
+    return known[base]
 
 
-def bound(part: Part, where: str) -> Callable[..., dict[str, Any]]:
+def bound(part: Part, where: str) -> Compute:
     """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
-    return bind(METRICS, part, where, given=_given(part.name))
+    return bind(METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ())
 
 
-def _given(name: str) -> tuple[str, ...]:
-    """Those of ``GIVEN`` that a metric takes; none for an unknown one, which is refused by name."""
-    if name not in METRICS:
-        return ()
-    return tuple(n for n in inspect.signature(METRICS[name]).parameters if n in GIVEN)
+def millimetre_options(parts: Sequence[Part]) -> list[str]:
+    """Options among these metrics' that are lengths in the world, such as ``tolerance_mm``."""
+    return [key for part in parts for key, value in part.options.items() if key.endswith("_mm") and value is not None]
 
 
 def in_millimetres(parts: Sequence[Part]) -> bool:
-    """Whether a metric among these measures in the world where the files say how: a distance, or a tolerance in millimetres."""
-    return any(part.name in DISTANCES or "tolerance_mm" in part.options for part in parts)
+    """Whether a metric among these measures in the world where the files say how: a distance, or with an option in millimetres."""
+    return bool(millimetre_options(parts)) or any(METRICS[part.name].length for part in parts)
 
 
 def units(parts: Sequence[Part], spacing: bool) -> dict[str, str]:
     """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart, else ``voxels``."""
-    return {part.name: "mm" if spacing else "voxels" for part in parts if part.name in DISTANCES}
+    return {part.name: "mm" if spacing else "voxels" for part in parts if METRICS[part.name].length}
 
 
 def evaluate(
@@ -154,36 +164,33 @@ def evaluate(
 
     ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
     voxel is ``valid`` there is nothing to count: every number is NaN. Raises ConfigError for unknown metrics or options, and for one
-    in ``SOFT`` without probabilities or in ``CHANGED`` without ``change``, before anything is computed.
+    that needs probabilities or ``change`` where there are none, before anything is computed.
     """
     context = context or MetricContext()
     calls = [bound(part, f"metrics.{i}") for i, part in enumerate(parts)]
-    _require(
-        parts, SOFT if soft is None else (), "needs foreground probabilities of two classes; predict with --save-soft, or leave it out."
-    )
-    _require(
-        parts,
-        CHANGED if change is None else (),
-        "needs the input and a mask of what was to change; it is a metric of whole cases: set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out.",
-    )
+    _require_given(parts, soft, change)
     further = {"change": change, "classes": context.classes, "spacing": context.spacing}
     scores: dict[str, Any] = {}
     for part, metric in zip(parts, calls, strict=True):
-        old = context.version < 2 and part.name in VERSION_1
-        call = VERSION_1[part.name] if old else metric
-        known = () if old else _given(part.name)
+        entry = METRICS[part.name]
+        old = entry.version_1 if context.version < 2 else None
+        known = () if old else entry.given
         options = {name: value for name, value in further.items() if name in known}
-        scores |= call(soft if part.name in SOFT else prediction, target, valid, **options)
+        scores |= (old or metric)(soft if "probabilities" in entry.needs else prediction, target, valid, **options)
     if context.version >= 2 and valid is not None and not valid.any():
         return {key: value if isinstance(value, Mapping) else math.nan for key, value in scores.items()}
     return scores
 
 
-def _require(parts: Sequence[Part], without: Collection[str], message: str) -> None:
-    """Raise ConfigError where a metric is asked for ``without`` what it reads."""
-    lacking = [part.name for part in parts if part.name in without]
-    if lacking:
-        raise ConfigError(f"{', '.join(lacking)}: {message}")
+def _require_given(parts: Sequence[Part], soft: np.ndarray | None, change: Retouched | None) -> None:
+    """Raise ConfigError where a metric lacks what it needs."""
+    if soft is None and (lacking := needing(parts, "probabilities")):
+        way_out = "predict with --save-soft, or leave it out."
+        raise ConfigError(f"{', '.join(lacking)}: needs foreground probabilities of two classes; {way_out}")
+    if change is None and (lacking := needing(parts, "change")):
+        way_out = "set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out."
+        what = "needs the input and a mask of what was to change; it is a metric of whole cases:"
+        raise ConfigError(f"{', '.join(lacking)}: {what} {way_out}")
 
 
 def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Any]:
@@ -194,3 +201,20 @@ def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, sof
         found = evaluate(parts, view.of(answer), view.label, view.valid, seen, context=truth.context)
         scores |= {name + view.suffix: value for name, value in found.items()}
     return scores
+
+
+def pool(cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION) -> dict[str, float]:
+    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame; empty without a case.
+
+    ``cases`` are counts by suffix. NaN in a frame without any voxel that counts (metrics version 1: as for an empty image).
+    """
+    total: dict[str, Counts] = {}
+    for case in cases:
+        for suffix, found in case.items():
+            total[suffix] = total[suffix] + found if suffix in total else found
+    wanted = {name: pooled for name in names if (pooled := METRICS[name].pooled) is not None}
+    return {
+        f"{name}{suffix}": math.nan if version >= 2 and not found.total else pooled.value(found)
+        for suffix, found in total.items()
+        for name, pooled in wanted.items()
+    }

@@ -22,9 +22,6 @@ from pipeline.records import UserError
 BEST_PSNR = 100.0
 """Decibels of an error too small for float32 images to show; identical images get this instead of infinity."""
 
-NAMES = frozenset({"mae", "psnr", "ssim"})
-"""The metrics of this module by their names in METRICS."""
-
 _RADIUS = 5  # voxels on each side of an SSIM window: 3.5 standard deviations of 1.5, an edge of 11
 _SIGMA = 1.5
 WINDOW = 2 * _RADIUS + 1

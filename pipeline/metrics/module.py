@@ -14,8 +14,9 @@ from torch import Tensor
 from pipeline.config import Change, ConfigError, nearest
 from pipeline.data import change
 from pipeline.data.label_tensors import class_numbers
-from pipeline.metrics import CHANGED, GIVEN, IMAGES, METRICS, NUMBERLESS, SOFT, bound, evaluate
+from pipeline.metrics import METRICS, bound, evaluate
 from pipeline.metrics.context import MetricContext
+from pipeline.metrics.entry import GIVEN, MetricEntry
 from pipeline.metrics.retouch import Retouched
 from pipeline.records import Part
 
@@ -69,7 +70,7 @@ class Metric(CumulativeIterationMetric):
     weighs surface elements by their area, as MONAI does with ``use_subvoxels=True`` only; ``psnr``
     is at most 100; probabilities where decisions are needed are refused.
 
-    Sources: those of the entries, see ``help(pipeline.metrics.METRICS[name])``. Calling convention:
+    Sources: those of the entries, see ``help(pipeline.metrics.METRICS[name].compute)``. Calling convention:
     ``monai.metrics`` 1.6.
 
     >>> import torch
@@ -111,6 +112,15 @@ class Metric(CumulativeIterationMetric):
     def name(self) -> str:
         """The metric's name in ``METRICS``."""
         return self.part.name
+
+    @property
+    def _entry(self) -> MetricEntry:
+        return METRICS[self.part.name]
+
+    @property
+    def _ranks(self) -> bool:
+        """Whether it reads probabilities and not decisions."""
+        return "probabilities" in self._entry.needs
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,8 +191,8 @@ class Metric(CumulativeIterationMetric):
 
     def _per_item(self, kwargs: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         """The keywords of a call, for each item."""
-        known = ["spacing"] if _takes(self.name, "spacing") else []
-        known += OF_RETOUCH if self.name in CHANGED else ()
+        known = ["spacing"] if "spacing" in self._entry.given else []
+        known += OF_RETOUCH if "change" in self._entry.needs else ()
         for key in kwargs:
             if key not in known:
                 way = nearest(key, known) if known else "It takes no keyword."
@@ -204,7 +214,7 @@ class Metric(CumulativeIterationMetric):
                 "one item; both are channel-first with the same space axes: (K, *S) and (1, *S), "
                 "as a batch (B, K, *S)."
             )
-        if self.name in IMAGES:
+        if self._entry.task == "image":
             scores = self._of_images(y_pred, y, **images)
         else:
             scores = self._of_labels(y_pred, y, self.spacing if spacing is None else spacing)
@@ -216,7 +226,7 @@ class Metric(CumulativeIterationMetric):
 
     def _of_images(self, y_pred: Tensor, y: Tensor, **images: Tensor) -> dict[str, Any]:
         answer, truth = _array(y_pred), _array(y)
-        changed = _retouched(truth, **images) if self.name in CHANGED else None
+        changed = _retouched(truth, **images) if "change" in self._entry.needs else None
         return evaluate([self.part], answer, truth, change=changed)
 
     def _of_labels(self, y_pred: Tensor, y: Tensor, spacing: Any) -> dict[str, Any]:
@@ -226,17 +236,17 @@ class Metric(CumulativeIterationMetric):
         truth = truth if valid is None else np.where(valid, truth, 0)
         known = None if classes is None else tuple(range(1, classes))
         context = MetricContext(classes=known, spacing=_spacings(spacing, 1, y.ndim - 1)[0])
-        answer = truth if self.name in SOFT else _labels(y_pred, "y_pred", self._allowed(classes))
-        soft = _foreground(y_pred) if self.name in SOFT else None
+        answer = truth if self._ranks else _labels(y_pred, "y_pred", self._allowed(classes))
+        soft = _foreground(y_pred) if self._ranks else None
         return evaluate([self.part], answer, _small(truth), valid, soft, context=context)
 
     def _classes(self, y_pred: Tensor, y: Tensor) -> int | None:
         """Number of classes, as told or as the channels say; None for a mask or segments."""
         channels = {len(x) for x in (y_pred, y) if len(x) > 1}
         found = channels if self.num_classes is None else channels | {self.num_classes}
-        if len(found) > 1 or (self.name in SOFT and found - {2}):
+        if len(found) > 1 or (self._ranks and found - {2}):
             told = "" if self.num_classes is None else f", num_classes={self.num_classes}"
-            limit = ", at most 2 for this metric" if self.name in SOFT else ""
+            limit = ", at most 2 for this metric" if self._ranks else ""
             raise ValueError(
                 f"metric {self.name!r} got y_pred {tuple(y_pred.shape)} and y {tuple(y.shape)}{told}; "
                 f"channels are classes, as many in both{limit}, or one channel of class numbers."
@@ -247,8 +257,8 @@ class Metric(CumulativeIterationMetric):
         """Number of classes that labels may hold; None: any."""
         if classes is not None:
             return classes
-        by_class = _takes(self.name, "classes") and self.name not in NUMBERLESS
-        return 2 if self.name in SOFT or by_class else None
+        by_class = "classes" in self._entry.given and self._entry.compares_numbers
+        return 2 if self._ranks or by_class else None
 
 
 def _labels(x: Tensor, role: str, classes: int | None, ignore_label: int | None = None) -> np.ndarray:
@@ -314,10 +324,6 @@ def _spacings(value: Any, count: int, axes: int | None = None) -> list[Any]:
     return [tuple(row.tolist()) for row in wide]
 
 
-def _takes(name: str, argument: str) -> bool:
-    return argument in inspect.signature(METRICS[name]).parameters
-
-
 def _known_reduction(name: str) -> str:
     if name not in REDUCTIONS:
         known = nearest(str(name), REDUCTIONS)
@@ -329,10 +335,11 @@ def _require_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown option by the nearest of the entry's options and this class's own."""
     if name not in METRICS:
         return
+    entry = METRICS[name]
     own = ["reduction", "get_not_nans"]
-    own += [] if name in IMAGES else ["num_classes", "ignore_label"]
-    own += ["spacing"] if _takes(name, "spacing") else []
-    known = [n for n in inspect.signature(METRICS[name]).parameters if n not in GIVEN] + own
+    own += [] if entry.task == "image" else ["num_classes", "ignore_label"]
+    own += ["spacing"] if "spacing" in entry.given else []
+    known = [n for n in inspect.signature(entry.compute).parameters if n not in GIVEN] + own
     for option in options:
         if option not in known:
             way = nearest(option, known)
@@ -349,7 +356,7 @@ def _require_settings(name: str, num_classes: Any, ignore_label: Any, spacing: A
     for key, value in numbers.items():
         if value is not None and (type(value) is not int or value < least.get(key, value)):
             raise ConfigError(f"Metric: {key} is {value!r}, must be {rules[key]}, or None.")
-        if value is not None and name in IMAGES:
+        if value is not None and METRICS[name].task == "image":
             raise ConfigError(f"Metric: {name!r} compares images, which have no classes. Leave {key} out.")
-    if spacing is not None and not _takes(name, "spacing"):
+    if spacing is not None and "spacing" not in METRICS[name].given:
         raise ConfigError(f"Metric: {name!r} does not depend on how far voxels lie apart. Leave spacing out.")

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import files
 from pipeline.config import ConfigError
 from pipeline.metrics import better
@@ -17,9 +15,6 @@ from pipeline.metrics.names import display, from_json, of_class
 from pipeline.records import UserError
 from pipeline.reporting.page import finite
 from pipeline.runs import FoldFolder, RunFolder
-
-DRAWS = 5000
-"""Bootstrap samples behind an interval."""
 
 MOST = 6
 """Metrics that stand side by side; of more, those of classes have tables of their own."""
@@ -162,13 +157,3 @@ def values_of(run: Run, metric: str, group: str | None = None) -> list[float]:
 
 def mean_of(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean over cases (Efron and Tibshirani 1993, chapter 13); None for fewer than two."""
-    if len(values) < 2:
-        return None
-    array = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(0, len(array), (DRAWS, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

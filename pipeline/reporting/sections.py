@@ -15,7 +15,6 @@ from pipeline.reporting.runs import (
     class_metrics,
     class_title,
     folds_of,
-    interval,
     leading_metric,
     main_metrics,
     mean_of,
@@ -24,6 +23,7 @@ from pipeline.reporting.runs import (
     option,
     values_of,
 )
+from pipeline.scoring.bootstrap import interval
 
 
 def headline(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.labels import class_numbers
-from pipeline.metrics import CHANGED, IMAGES, SOFT, bound, evaluate_frames
-from pipeline.metrics.context import MetricContext
-from pipeline.metrics.frames import Truth
+from pipeline.metrics import METRICS, bound, needing
+from pipeline.metrics.context import several
 from pipeline.metrics.names import read_metric
 from pipeline.records import Part, UserError
-from pipeline.scoring.folder import image_scores
+from pipeline.scoring import core
+from pipeline.scoring.core import CaseArrays, Rules, blanked
+from pipeline.scoring.pairs import foreground
 
 
 def score(
@@ -53,23 +55,26 @@ def score(
     parts = parts_of(metrics)
     for part in parts:
         bound(part, "metrics")
-    images = [p.name for p in parts if p.name in IMAGES]
+    images = [p.name for p in parts if METRICS[p.name].task == "image"]
     if images and len(images) < len(parts):
         raise UserError(f"metrics: {', '.join(images)} are of images, the others of labels. Score twice.")
-    if changed := [name for name in images if name in CHANGED]:
+    if changed := needing(parts, "change"):
         raise UserError(f"metrics: {', '.join(changed)} needs inputs beside answers. Use score_folder, or pipeline.evaluate --inputs.")
-    mine, real = (_array(a) for a in (answer, truth))
-    if mine.shape != real.shape:
-        raise UserError(f"the answer has shape {mine.shape}, the truth {real.shape}. Bring both to one grid.")
-    spacing = _spacing(spacing, mine.ndim - bool(images))
+    case = CaseArrays(answer=_array(answer), target=_array(truth))
+    if case.answer.shape != case.target.shape:
+        raise UserError(f"the answer has shape {case.answer.shape}, the truth {case.target.shape}. Bring both to one grid.")
+    case = dataclasses.replace(case, spacing=_spacing(spacing, case.target.ndim - bool(images)))
     if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int | np.integer)):
         raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None.")
+    rules = Rules(metrics=tuple(parts), ignore=ignore_label)
     if images:
         try:
-            return image_scores(parts, mine, real)
+            return core.score(case, rules)
         except ValueError as error:
             raise UserError(f"{error}. Look at both arrays.") from None
-    return _of_labels(parts, (mine, real), spacing, (ignore_label, num_classes), probabilities)
+    case = _of_labels(case, rules, num_classes)
+    case = dataclasses.replace(case, probabilities=_probabilities(probabilities, rules, case.target.shape))
+    return core.score(case, dataclasses.replace(rules, classes=_classes(case, rules, num_classes)))
 
 
 def _spacing(given: Sequence[float] | float | None, dims: int) -> tuple[float, ...] | None:
@@ -85,36 +90,38 @@ def _spacing(given: Sequence[float] | float | None, dims: int) -> tuple[float, .
     return found
 
 
-def _of_labels(
-    parts: Sequence[Part],
-    maps: tuple[np.ndarray, np.ndarray],
-    spacing: Sequence[float] | None,
-    rules: tuple[int | None, int | None],
-    probabilities: Any,
-) -> dict[str, Any]:
-    ignore, number = rules
-    label = class_numbers(Path("truth"), maps[1], ignore)
-    answer = class_numbers(Path("answer"), maps[0], ignore)
-    valid = None if ignore is None else label != ignore
-    largest = max(int(a.max(initial=0, where=True if valid is None else valid)) for a in (answer, label))
+def _of_labels(case: CaseArrays, rules: Rules, number: int | None) -> CaseArrays:
+    """The case with class numbers, its answer background where nothing is counted."""
+    label = class_numbers(Path("truth"), case.target, rules.ignore)
+    answer = class_numbers(Path("answer"), case.answer, rules.ignore)
+    counted = True if rules.ignore is None else label != rules.ignore
+    largest = max(int(a.max(initial=0, where=counted)) for a in (answer, label))
     if number is not None and largest >= number:
         raise UserError(f"class {largest} occurs, but num_classes is {number}: classes count from 0, background included.")
-    soft = None if probabilities is None else _array(probabilities).astype(np.float32)
-    if soft is not None and soft.shape != label.shape:
-        raise UserError(f"probabilities have shape {soft.shape}, the truth {label.shape}. Give those of the foreground alone.")
-    if soft is not None and not (np.isfinite(soft).all() and soft.min() >= 0 and soft.max() <= 1):
+    return dataclasses.replace(case, answer=blanked(answer, label, rules.ignore), target=label)
+
+
+def _classes(case: CaseArrays, rules: Rules, number: int | None) -> tuple[int, ...] | None:
+    """Foreground classes: all that are declared, else those that occur; None for a mask."""
+    if number is not None:
+        return tuple(c for c in range(1, number) if c != rules.ignore)
+    counted = ... if rules.ignore is None else case.target != rules.ignore
+    found = tuple(sorted(foreground(case.answer[counted], None) | foreground(case.target[counted], None)))
+    return found if several(found) else None
+
+
+def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Foreground probabilities as float32. Raises UserError where a metric lacks them, and for what are none."""
+    if given is None:
+        if wanting := sorted(needing(rules.metrics, "probabilities")):
+            raise UserError(f"metrics: {', '.join(wanting)} need probabilities=, the foreground's.")
+        return None
+    soft = _array(given).astype(np.float32)
+    if soft.shape != shape:
+        raise UserError(f"probabilities have shape {soft.shape}, the truth {shape}. Give those of the foreground alone.")
+    if not (np.isfinite(soft).all() and soft.min() >= 0 and soft.max() <= 1):
         raise UserError("probabilities hold values that are no numbers from 0 to 1. Give the foreground's, after sigmoid or softmax.")
-    if soft is None and (wanting := sorted(SOFT & {p.name for p in parts})):
-        raise UserError(f"metrics: {', '.join(wanting)} need probabilities=, the foreground's.")
-    occurring = {int(v) for a in (answer, label) for v in np.unique(a if valid is None else a[valid])} - {0}
-    classes = tuple(sorted(occurring)) if number is None else tuple(c for c in range(1, number) if c != ignore)
-    context = MetricContext(
-        classes=None if number is None and largest <= 1 else classes,
-        spacing=None if spacing is None else tuple(float(s) for s in spacing),
-    )
-    if valid is not None and int(answer.max(initial=0)) > 1:  # what it holds where nothing is counted is no class of the case
-        answer = np.where(valid, answer, 0)
-    return evaluate_frames(parts, answer, Truth(label=label, ignore=ignore, context=context), soft)
+    return soft
 
 
 def parts_of(metrics: Any) -> list[Part]:

@@ -13,9 +13,10 @@ import torch
 
 from pipeline.config import Config, Data
 from pipeline.data import normalise
-from pipeline.metrics import SOFT, evaluate
+from pipeline.metrics import METRICS, evaluate, needing, of_images
 from pipeline.metrics.context import MetricContext, several
-from pipeline.metrics.frames import POOLED, Counts, count_classes, pooled_value
+from pipeline.metrics.counts import Counts, Pooling
+from pipeline.metrics.frames import count_classes
 from pipeline.metrics.probability import Tally, tally_halves
 from pipeline.metrics.region import mean_of
 from pipeline.records import Part
@@ -27,7 +28,7 @@ ALL = 0
 
 def validation_metrics(config: Config) -> tuple[Part, ...]:
     """Metrics of ``train.validate``, with the task's default."""
-    return config.train.validate.metrics or (Part(name="dice" if config.task == "labels" else "psnr"),)
+    return config.train.validate.metrics or (Part(name=TASKS[config.task].default_metric),)
 
 
 def classes_of(data: Data) -> tuple[int, ...]:
@@ -57,7 +58,7 @@ class PatchRules:
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def context(self, case_id: str) -> MetricContext:
-        classes = classes_of(self.config.data) if self.config.task == "labels" and self.version >= 2 else None
+        classes = classes_of(self.config.data) if self.version >= 2 else None
         return MetricContext(classes=classes, spacing=self.spacings.get(case_id), version=self.version)
 
 
@@ -75,8 +76,9 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
     soft = task.soft(logits).cpu().numpy()
     targets = batch[next(iter(config.targets))].numpy()
     out: dict[str, Any] = {"scores": [], "counts": {}, "tally": None}
+    images = of_images(validation_metrics(config))
     for case_id, one, truth in zip(batch["id"], soft, targets, strict=True):
-        if config.task == "image":
+        if images:
             if not np.isfinite(one).all():
                 rules.fail(case_id)
             found, real = (normalise.unit(config.data.normalise, a) for a in (one, truth))
@@ -109,7 +111,7 @@ def _scores(rules: PatchRules, maps: Maps, soft: np.ndarray | None, case_id: str
 def _averaged(rules: PatchRules) -> Iterator[tuple[int, Part]]:
     """Metrics that are means over patches, with their positions: in version 1 all of them."""
     for n, part in enumerate(validation_metrics(rules.config)):
-        if rules.version < 2 or rules.config.task == "image" or part.name not in POOLED:
+        if rules.version < 2 or METRICS[part.name].pooled is None:
             yield n, part
 
 
@@ -122,7 +124,7 @@ def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray 
     for c, found in counts.items():
         old = out["counts"].get(str(c), [0, 0, 0, 0])
         out["counts"][str(c)] = [a + b for a, b in zip(old, (found.tp, found.fp, found.fn, found.tn), strict=True)]
-    if soft is not None and SOFT & {p.name for p in validation_metrics(rules.config)}:
+    if soft is not None and needing(validation_metrics(rules.config), "probabilities"):
         tally = tally_halves(soft, label, valid)
         old = out["tally"] or [0, 0]
         out["tally"] = [(a + np.asarray(b)).tolist() for a, b in zip((tally.background, tally.foreground), old, strict=True)]
@@ -157,17 +159,17 @@ class PatchScores:
         for n, part in enumerate(validation_metrics(self.rules.config)):
             if n in self.values:
                 out |= {f"val_{k}": _mean(v, self.rules.version) for k, v in self.values[n].items()}
-            elif self.counts:
-                out |= {f"val_{k}": v for k, v in self._pooled(part.name).items()}
+            elif self.counts and (pooled := METRICS[part.name].pooled) is not None:
+                out |= {f"val_{k}": v for k, v in self._pooled(part.name, pooled).items()}
         return out
 
-    def _pooled(self, name: str) -> dict[str, float]:
+    def _pooled(self, name: str, pooled: Pooling) -> dict[str, float]:
         classes = [c for c in sorted(self.counts) if c != ALL]
-        if name == "accuracy":
-            return {name: pooled_value(name, self.counts[ALL])}
-        if name in SOFT:
-            return {name: pooled_value(name, dataclasses.replace(self.counts[classes[0]], tally=self.tally))}
-        each = {c: pooled_value(name, self.counts[c]) for c in classes}
+        if pooled.any_class:
+            return {name: pooled.known(self.counts[ALL])}
+        if needing([Part(name=name)], "probabilities"):
+            return {name: pooled.known(dataclasses.replace(self.counts[classes[0]], tally=self.tally))}
+        each = {c: pooled.known(self.counts[c]) for c in classes}
         if not several(classes):
             return {name: each[classes[0]]}
         return {name: mean_of(each.values()), **{f"{name}_{c}": v for c, v in each.items()}}

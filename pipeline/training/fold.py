@@ -29,7 +29,8 @@ from pipeline.progress import Progress, clock
 from pipeline.records import FoldResult, Term
 from pipeline.runs import FoldFolder, RunFolder
 from pipeline.scoring import held_out
-from pipeline.scoring.held_out import Scoring
+from pipeline.scoring.core import mean
+from pipeline.scoring.stored import Scoring
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
@@ -112,7 +113,7 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
         team.wait("writing the fold's answers")
         return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
     scores = scores if team.alone else _scored(run, fold, cases)  # those of the other ranks are there, and read
-    means = {kind: held_out.mean(found.values()) for kind, found in scores.items()}
+    means = {kind: mean(found.values()) for kind, found in scores.items()}
     chosen = held_out.choose(means)
     _keep_answers(run, cases, folder, chosen)
     team.wait("writing the fold's answers")

@@ -16,7 +16,8 @@ from pipeline.data import cases as case_finder
 from pipeline.data.store import Stored
 from pipeline.inference import soft
 from pipeline.metrics import units
-from pipeline.scoring import held_out
+from pipeline.scoring import baselines, stored
+from pipeline.scoring.core import Scores, mean
 from pipeline.tasks import TASKS
 from pipeline.training.fold import TrainingRun
 
@@ -44,10 +45,10 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
         "monitor": run.config.train.stop.monitor,
         "folds": results,
         "decision": _decision(run.config),
-        "out_of_fold": held_out.mean(rows),
+        "out_of_fold": mean(rows),
         "class_names": class_names(run.config),
         "cases": cases,
-        "units": units(held_out.case_metrics(run.config), bool(run.scoring.spacings)),
+        "units": units(stored.case_metrics(run.config), bool(run.scoring.spacings)),
     }
     if whole := _pooled(run, results):
         summary["pooled"] = whole
@@ -84,7 +85,7 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
                 answer = files.read(path, 2, labels=True)[0][0]
                 yield run.stored[case_id], answer, np.asarray(soft.load(fold.soft, case_id).main)
 
-    return held_out.pooled(run.config, cases(), run.version)
+    return stored.pooled(run.config, cases(), run.version)
 
 
 def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
@@ -106,7 +107,7 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
     return run.folder.baselines()
 
 
-def _rows_to_beat(run: TrainingRun, cases: Sequence[Stored]) -> dict[str, held_out.Scores]:
+def _rows_to_beat(run: TrainingRun, cases: Sequence[Stored]) -> dict[str, Scores]:
     if run.config.task != "labels":
-        return held_out.baselines_image(run.config, cases)
-    return held_out.baselines(run.config, cases, scoring=run.scoring)
+        return baselines.of_images(run.config, cases)
+    return baselines.of_labels(run.config, cases, scoring=run.scoring)

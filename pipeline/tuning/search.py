@@ -19,6 +19,7 @@ from pipeline import postprocess
 from pipeline.config import ConfigError
 from pipeline.postprocess import SearchSetting, StepSearch
 from pipeline.records import Part
+from pipeline.scoring.bootstrap import UNIT_DRAWS, interval_by_units
 
 Steps = tuple[Part, ...]
 Mixture = tuple[tuple[float, ...], str]
@@ -225,8 +226,8 @@ class Gain:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def gain(differences: np.ndarray, units: Sequence[Any], resamples: int = 10_000, seed: int = 0) -> Gain:
-    """Mean of ``differences`` ``(cases,)`` and its percentile bootstrap interval (Efron 1979).
+def gain(differences: np.ndarray, units: Sequence[Any], resamples: int = UNIT_DRAWS, seed: int = 0) -> Gain:
+    """Mean of ``differences`` ``(cases,)`` and its percentile bootstrap interval.
 
     ``units`` says for each case what is drawn as a whole: its own id, or its group. Cases without a finite difference are left
     out; with none left all numbers are NaN. One unit has no interval: it is the mean itself.
@@ -235,14 +236,11 @@ def gain(differences: np.ndarray, units: Sequence[Any], resamples: int = 10_000,
     values = np.asarray(differences, float)[finite]
     if not len(values):
         return Gain(mean=np.nan, low=np.nan, high=np.nan, better=0, worse=0, cases=0)
-    _, index = np.unique(np.asarray(list(units))[finite], return_inverse=True)
-    sums, sizes = np.bincount(index, values), np.bincount(index)
-    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    low, high = np.quantile((draws @ sums) / (draws @ sizes), [0.025, 0.975])
+    low, high = interval_by_units(values, np.asarray(list(units))[finite], resamples, seed)
     return Gain(
         mean=float(values.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         better=int((values > TOLERANCE).sum()),
         worse=int((values < -TOLERANCE).sum()),
         cases=len(values),

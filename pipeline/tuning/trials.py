@@ -26,19 +26,16 @@ from pipeline.data.store import read_labels, read_mask
 from pipeline.files import FileError, checked, parse
 from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
-from pipeline.metrics import evaluate
-from pipeline.metrics.context import MetricContext
-from pipeline.metrics.frames import Truth, views
 from pipeline.records import METRICS_VERSION, Part, UserError
+from pipeline.scoring import memory
+from pipeline.scoring.core import CaseArrays, Rules, score
 from pipeline.scoring.patches import classes_of
 from pipeline.tuning.search import Candidate
 
 Scores = dict[str, float]
-BYTES = 60
-"""Memory of a worker for each voxel of a case, and 4 more for each channel of each member (measured on components and distances)."""
-
-BASE = 300 << 20
-"""Memory of a worker before its first case."""
+STEPS = 60
+"""Bytes that post-processing takes for each voxel of a case, and 4 more for each channel of each member (measured on components and
+distances)."""
 
 LEAST = 4
 """Candidates that are worth loading a case for."""
@@ -58,18 +55,17 @@ class CaseFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How an answer is scored: entries of METRICS, what the labels mean, and the metrics version of the run."""
+class Measure:
+    """How answers are scored: what the files of the labels mean, and the rules."""
 
-    metrics: tuple[Part, ...]
     data: Data
-    version: int = METRICS_VERSION
+    rules: Rules
 
-    def context(self, case: CaseFiles) -> MetricContext:
-        """What metrics are told of a case."""
-        if self.version < 2:
-            return MetricContext(version=self.version)
-        return MetricContext(classes=classes_of(self.data), spacing=case.spacing, version=self.version)
+    @classmethod
+    def of(cls, data: Data, metrics: Sequence[Part], version: int = METRICS_VERSION) -> Measure:
+        """Labels of a data set; where there is a field of view, only what lies inside it counts."""
+        rules = Rules(metrics=tuple(metrics), ignore=data.ignore_label, classes=classes_of(data), first_frame=True, version=version)
+        return cls(data=data, rules=rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +73,7 @@ class Task:
     """Candidates to score on one case."""
 
     case: CaseFiles
-    rules: Rules
+    measure: Measure
     candidates: tuple[Candidate, ...]
 
 
@@ -85,19 +81,17 @@ class Task:
 
 
 def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
-    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once.
-
-    Where there is a field of view, only what lies inside it counts.
-    """
-    case, data = task.case, task.rules.data
+    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once."""
+    case, data = task.case, task.measure.data
+    label = read_labels(case.label, data)[0]
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
-    view = next(views(Truth(label=read_labels(case.label, data)[0], ignore=data.ignore_label, fov=fov)))
     for folder in case.soft:
         softs.require_sound(folder, case.id)
     members = [np.asarray(softs.load(folder, case.id).main) for folder in case.soft]
     answers = _Answers(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
-        found = evaluate(task.rules.metrics, answers.of(candidate), view.label, view.valid, context=task.rules.context(case))
+        arrays = CaseArrays(answer=answers.of(candidate), target=label, fov=fov, spacing=case.spacing)
+        found = score(arrays, task.measure.rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
 
 
@@ -132,11 +126,13 @@ class Trials:
     ``progress`` is called with (done, total) at least every second and may raise to stop; what is done by then is kept.
     """
 
-    def __init__(self, cases: Sequence[CaseFiles], rules: Rules, kept: Path, workers: int, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, cases: Sequence[CaseFiles], measure: Measure, kept: Path, workers: int, progress: Callable[[int, int], None]
+    ) -> None:
         self.cases = {case.id: case for case in cases}
-        self.rules, self.workers, self.progress = rules, workers, progress
+        self.measure, self.workers, self.progress = measure, workers, progress
         self.kept = _Kept(kept)
-        self.marks = {case.id: _mark(case, rules) for case in cases}
+        self.marks = {case.id: _mark(case, measure) for case in cases}
         self.computed = 0
         self._pool: ProcessPoolExecutor | None = None
         self._halt: Any = None
@@ -168,7 +164,7 @@ class Trials:
         tasks = []
         for case_id, candidates in wanted.items():
             new = tuple(c for c in candidates if self._name(case_id, c.key) not in self.kept.values)
-            tasks += [Task(case=self.cases[case_id], rules=self.rules, candidates=new)] if new else []
+            tasks += [Task(case=self.cases[case_id], measure=self.measure, candidates=new)] if new else []
         return tasks
 
     def _split(self, tasks: Sequence[Task]) -> list[Task]:
@@ -178,7 +174,9 @@ class Trials:
         for task in tasks:
             ordered = sorted(task.candidates, key=lambda c: c.key)
             size = max(LEAST, -(-len(ordered) // pieces))
-            out += [Task(case=task.case, rules=task.rules, candidates=tuple(ordered[i : i + size])) for i in range(0, len(ordered), size)]
+            out += [
+                Task(case=task.case, measure=task.measure, candidates=tuple(ordered[i : i + size])) for i in range(0, len(ordered), size)
+            ]
         return out
 
     def _keep(self, case_id: str, key: str, scores: Scores) -> None:
@@ -227,8 +225,9 @@ class Trials:
         return self._pool
 
 
-def _mark(case: CaseFiles, rules: Rules) -> str:
+def _mark(case: CaseFiles, measure: Measure) -> str:
     """All that the scores of a case depend on, besides the candidate."""
+    rules, data = measure.rules, measure.data
     stats = [softs.array_path(folder, case.id).stat() for folder in case.soft]
     mark = [
         MEANING.get(rules.version, f"metrics version {rules.version}"),
@@ -236,7 +235,7 @@ def _mark(case: CaseFiles, rules: Rules) -> str:
         [[s.st_size, s.st_mtime_ns] for s in stats],
         case.content,
         [asdict(m) for m in rules.metrics],
-        [rules.data.ignore_label, rules.data.classes, rules.data.binarise, case.fov is not None],
+        [data.ignore_label, data.classes, data.binarise, case.fov is not None],
     ]
     if case.spacing is not None:
         mark.append(case.spacing)
@@ -301,9 +300,8 @@ def _work(task: Task) -> list[tuple[str, Scores]]:
     return found
 
 
-def workers_for(voxels: int, planes: int, asked: int | None = None) -> int:
-    """Worker processes: as many as asked, else one a core, as far as memory holds a case of ``voxels`` in each.
-
-    ``planes`` is the number of members times channels.
-    """
-    return processes.count(BASE + voxels * (BYTES + 4 * planes), asked)
+def workers_for(metrics: Sequence[Part], shape: Sequence[int], members: int, asked: int | None = None) -> int:
+    """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft predictions ``(K, *S)`` in each."""
+    scoring = memory.case_bytes(metrics, (1, *shape[1:]))
+    steps = math.prod(shape[1:]) * (STEPS + 4 * members * shape[0])
+    return memory.workers(max(scoring, steps), asked)

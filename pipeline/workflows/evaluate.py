@@ -18,17 +18,19 @@ from typing import Any
 from pipeline import documents, files
 from pipeline.config import Change, override, structure, to_dict
 from pipeline.data.cases import class_names, ignore_label, listed_id
-from pipeline.grid import grid_of
 from pipeline.inference import outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.outputs import answer_files, read_summary
-from pipeline.metrics import CHANGED, IMAGES, SOFT, bound, in_millimetres, units
+from pipeline.metrics import METRICS, bound, names_of, needing, of_images, units
 from pipeline.metrics.names import from_json
 from pipeline.progress import counter
 from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
 from pipeline.runs import RunFolder, fold_of
+from pipeline.scoring import worlds
 from pipeline.scoring.arrays import parts_of
-from pipeline.scoring.folder import Pair, Rules, folder
+from pipeline.scoring.core import Rules
+from pipeline.scoring.folder import folder
+from pipeline.scoring.pairs import Pair, Reading
 
 logger = logging.getLogger(__name__)
 
@@ -151,23 +153,18 @@ def evaluate(request: Request) -> dict[str, Any]:
     if not request.partial:
         outputs.require_finished(request.predictions, pairs)
     dims = _dims(pairs)
-    if Rules(metrics=parts, dims=dims).images:
+    if of_images(parts):
         _require_images(known, parts)
-        rules = Rules(metrics=parts, dims=dims, change=read_change(request.change))
-        return _finish(request, image_jobs(request, pairs, rules), known)
+        rules, reading = Rules(metrics=tuple(parts)), Reading(dims=dims, change=read_change(request.change))
+        return _finish(request, image_jobs(request, pairs, rules, reading), known)
     ignore = ignored(request.ignore_label, known, "competition" in [m.name for m in parts])
     if ignore is not None:
         logger.info(f"label value {ignore} is not counted")
-    rules = Rules(
-        metrics=parts,
-        dims=dims,
-        ignore=ignore,
-        binarise=request.binarise,
-        padded=_padded(request, dims),
-        declared=_declared(known),
-        millimetres=in_millimetres(parts) and _all_carry_a_unit(pairs, dims),
-    )
-    return _finish(request, jobs(request, pairs, rules), known)
+    rules = Rules(metrics=tuple(parts), ignore=ignore, padded=_padded(request, dims))
+    reading = Reading(dims=dims, binarise=request.binarise, declared=_declared(known))
+    spacings = worlds.common_spacings(parts, {i: label for i, (_, label) in pairs.items()}, dims)
+    work = [dataclasses.replace(pair, spacing=spacings.get(pair.id)) for pair in jobs(request, pairs, rules, reading)]
+    return _finish(request, work, known)
 
 
 def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
@@ -217,28 +214,11 @@ def _declared(known: Known) -> int | None:
     return number if isinstance(number, int) and number >= 2 and "instances" not in steps else None
 
 
-def _all_carry_a_unit(pairs: Mapping[str, tuple[Path, Path]], dims: int) -> bool:
-    """Whether every label file says how far its voxels lie apart. Raises UserError where some do and others do not."""
-    spacings: dict[str, tuple[float, ...] | None] = {}
-    for i, (_, label) in pairs.items():
-        try:
-            spacings[i] = grid_of(files.geometry(label, dims), dims).spacing
-        except files.FileError:
-            continue  # its row will say so
-    without = [i for i, spacing in spacings.items() if spacing is None]
-    if without and len(without) < len(spacings):
-        raise UserError(
-            f"distances of these cases have no common unit: {len(without)} label files carry none ({', '.join(without[:10])}), the others "
-            "do. Give all of them their spacing, or score them apart."
-        )
-    return not without and bool(spacings)
-
-
 def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, Any]:
     """Score, and write the file."""
     scores = folder(work, request.workers, counter("scoring cases"))
     rules = work[0].rules
-    scores |= {"units": found} if (found := units(rules.metrics, rules.millimetres)) else {}
+    scores |= {"units": found} if (found := units(rules.metrics, any(pair.spacing for pair in work))) else {}
     scores |= {"class_names": {str(k): v for k, v in known.names.items()}} if known.names and "classes" in scores else {}
     if request.out is not None:
         files.write_json(request.out, scores)
@@ -279,14 +259,17 @@ def _warn(scores: Mapping[str, Any]) -> None:
 
 def _one_kind(request: Request, parts: Sequence[Part]) -> None:
     """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
-    images = [m.name for m in parts if m.name in IMAGES]
+    images = [m.name for m in parts if METRICS[m.name].task == "image"]
     if images and len(images) < len(parts):
         raise UserError(f"--metrics {' '.join(p.name for p in parts)}: {', '.join(images)} are of images, the others of labels. Run twice.")
     if images and request.ignore_label != "auto":
         raise UserError("--ignore-label is for metrics of labels. Leave it out.")
-    changed = CHANGED & set(images)
-    idle = dict.fromkeys(("fov", "padded", "binarise", "soft"), "labels") if images else {"inputs": f"images: {', '.join(sorted(IMAGES))}"}
-    idle |= {} if changed else dict.fromkeys(("change", "masks"), f"what was to change: {', '.join(sorted(CHANGED))}")
+    changed = needing(parts, "change")
+    idle = (
+        dict.fromkeys(("fov", "padded", "binarise", "soft"), "labels") if images else {"inputs": f"images: {', '.join(names_of('image'))}"}
+    )
+    of_change = ", ".join(name for name, entry in METRICS.items() if "change" in entry.needs)
+    idle |= {} if changed else dict.fromkeys(("change", "masks"), f"what was to change: {of_change}")
     for option, what in idle.items():
         if getattr(request, option) is not None:
             raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
@@ -309,18 +292,23 @@ def read_change(words: Change | Sequence[str] | None) -> Change:
     return structure(given, Change, "--change")
 
 
-def image_jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+def image_jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading) -> list[Pair]:
     """Cases of images, with their inputs and predicted masks where such folders are given.
 
     Raises UserError where one is missing, and where the mask of change is asked for of volumes.
     """
-    if rules.changed and rules.dims != 2:
-        raise UserError(f"retouch compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out.")
+    if rules.need_change and reading.dims != 2:
+        raise UserError(
+            f"{', '.join(needing(rules.metrics, 'change'))} compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out."
+        )
     usual = request.predictions / "masks"
-    masks = request.masks or (usual if rules.changed and os.path.isdir(usual) else None)
+    masks = request.masks or (usual if rules.need_change and os.path.isdir(usual) else None)
     inputs = _companions("--inputs", "input", request.inputs, pairs)
     predicted = _companions("--masks", "predicted mask", masks, pairs)
-    return [Pair(id=i, prediction=p, label=t, rules=rules, input=inputs.get(i), mask=predicted.get(i)) for i, (p, t) in pairs.items()]
+    return [
+        Pair(id=i, prediction=p, label=t, rules=rules, reading=reading, input=inputs.get(i), mask=predicted.get(i))
+        for i, (p, t) in pairs.items()
+    ]
 
 
 def _companions(option: str, what: str, folder: Path | None, ids: Collection[str]) -> dict[str, Path]:
@@ -349,9 +337,9 @@ def _padded(request: Request, dims: int) -> tuple[int, ...] | None:
     return size
 
 
-def jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules) -> list[Pair]:
+def jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading) -> list[Pair]:
     """Cases with everything that their metrics read. Raises UserError where probabilities or a field of view is missing."""
-    soft, wanted = request.soft or request.predictions / "soft", sorted(SOFT & {m.name for m in rules.metrics})
+    soft, wanted = request.soft or request.predictions / "soft", sorted(needing(rules.metrics, "probabilities"))
     known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
     if wanted and set(pairs) - known:
         lost = sorted(set(pairs) - known)
@@ -368,7 +356,7 @@ def jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules)
     if blind:
         raise UserError(f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add them, or leave --fov out.")
     where = soft if wanted else None
-    return [Pair(id=i, prediction=p, label=t, rules=rules, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
+    return [Pair(id=i, prediction=p, label=t, rules=rules, reading=reading, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
 
 
 def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:

@@ -27,7 +27,7 @@ from pipeline.progress import counter, kept_log, muted, shown
 from pipeline.records import FAILED, FoldResult, UserError
 from pipeline.reporting import tables
 from pipeline.runs import RunFolder, whole_numbers
-from pipeline.scoring import held_out
+from pipeline.scoring.stored import scoring_of
 from pipeline.stopping import stop
 from pipeline.training import distributed
 from pipeline.training.distributed import Team, TeamError
@@ -244,7 +244,7 @@ def _opened(config: Config, run: RunFolder, data: Examined, team: Team, channels
         splits=split,
         team=team,
         version=version,
-        scoring=held_out.scoring_of(config, version, stored),
+        scoring=scoring_of(config, version, stored),
         trained_on=world.trained_on(data.layout, data.facts, class_names(config)),
     )
 

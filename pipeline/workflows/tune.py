@@ -28,16 +28,17 @@ from pipeline import files, postprocess
 from pipeline.config import Config, ConfigError, nearest, read_yaml, structure
 from pipeline.data import cases as case_finder
 from pipeline.files import lock
-from pipeline.grid import grid_of
 from pipeline.inference import soft
-from pipeline.metrics import BETTER, IMAGES, METRICS, SOFT, better, in_millimetres, units
+from pipeline.metrics import METRICS, better, units
 from pipeline.progress import counter
 from pipeline.records import Part, UserError, printable
 from pipeline.reporting import tables
 from pipeline.runs import RunFolder
+from pipeline.scoring import worlds
+from pipeline.scoring.bootstrap import UNIT_DRAWS
 from pipeline.tuning import search
 from pipeline.tuning.search import Candidate, Gain, Plan
-from pipeline.tuning.trials import CaseFiles, Rules, Trials, workers_for
+from pipeline.tuning.trials import CaseFiles, Measure, Trials, workers_for
 
 logger = logging.getLogger(__name__)
 
@@ -287,19 +288,12 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
 def with_spacings(cases: Sequence[CaseFiles], metric: Part, config: Config, version: int) -> tuple[CaseFiles, ...]:
     """The cases with the distance of their voxels, where the metric measures lengths and all labels carry a unit.
 
-    Raises UserError for a tolerance in millimetres without it.
+    Raises UserError for an option in millimetres without it.
     """
-    if version < 2 or not in_millimetres([metric]):
+    if version < 2:
         return tuple(cases)
-    dims = config.data.dims
-    spacings = [grid_of(files.geometry(c.label, dims), dims).spacing for c in cases]
-    if None in spacings:
-        if "tolerance_mm" in metric.options:
-            raise UserError(
-                f"{metric.name}: tolerance_mm needs labels that carry a unit of length, and not all do. Use tolerance (voxels)."
-            )
-        return tuple(cases)
-    return tuple(dataclasses.replace(c, spacing=s) for c, s in zip(cases, spacings, strict=True))
+    spacings = worlds.spacings([metric], {c.id: c.label for c in cases}, config.data.dims)
+    return tuple(dataclasses.replace(c, spacing=spacings.get(c.id)) for c in cases)
 
 
 def _stamp(path: Path) -> str:
@@ -311,24 +305,25 @@ def choose_metric(name: str | None, config: Config) -> Part:
     given = {p.name: p for p in config.metrics}
     if name is None:
         binary_volumes = config.data.classes == 2 and config.data.dims == 3
-        name = "competition" if binary_volumes else next((n for n in given if n not in SOFT), "dice")
-    if name not in METRICS or name not in BETTER or name in SOFT | IMAGES:
-        known = (set(METRICS) & set(BETTER)) - SOFT - IMAGES
+        ranking = [n for n, entry in METRICS.items() if "probabilities" in entry.needs]
+        name = "competition" if binary_volumes else next((n for n in given if n not in ranking), "dice")
+    known = [n for n, entry in METRICS.items() if entry.better and entry.task == "labels" and not entry.needs]
+    if name not in known:
         raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}")
     return given.get(name, Part(name=name))
 
 
 def make_trials(study: Study, workers: int | None) -> Trials:
     """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as cores and memory allow."""
-    number = workers_for(math.prod(study.shape[1:]), study.shape[0] * len(study.sources), workers)
-    inside = ", inside the field of view" if study.config.data.frames.fov else ""
     metrics = (study.metric, *([] if study.metric.name == "dice" else [Part(name="dice")]))
+    number = workers_for(metrics, study.shape, len(study.sources), workers)
+    inside = ", inside the field of view" if study.config.data.frames.fov else ""
     logger.info(
         f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better{inside}), {number} worker{'s' if number > 1 else ''}"
     )
     return Trials(
         study.cases,
-        Rules(metrics=metrics, data=study.config.data, version=study.version),
+        Measure.of(study.config.data, metrics, study.version),
         study.sources[0].run.tuning_journal,
         number,
         counter("scores"),
@@ -487,7 +482,7 @@ def keep_result(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[s
             "better": "higher" if study.sign > 0 else "lower",
             "units": study.units,
             "parts": parts,
-            "bootstrap": {"resamples": 10_000, "unit": drawn_by(study)[:-1]},
+            "bootstrap": {"resamples": UNIT_DRAWS, "unit": drawn_by(study)[:-1]},
             "rows": [
                 {
                     "name": row.name,

@@ -26,7 +26,8 @@ import numpy as np
 from pipeline import files
 from pipeline.metrics.image import intensities
 from pipeline.records import Part
-from pipeline.scoring.folder import Scores, image_scores, mean
+from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
+from pipeline.scoring.core import score as score_case
 
 METRICS = (Part(name="psnr"), Part(name="ssim"), Part(name="mae"))
 SIGMAS = (0.7, 1.0, 1.5, 2.0, 3.0)
@@ -55,7 +56,7 @@ def main() -> None:
     split = files.read_json(arguments.data / "split.json")
     some = split["train"][:: max(1, math.ceil(len(split["train"]) / arguments.train))]
     training = [tuple(middle(image, arguments.part) for image in pair(arguments.data, i)) for i in some]
-    rows: dict[str, dict] = {"do nothing": {"cases": {i: image_scores(METRICS, *pair(arguments.data, i)) for i in split["test"]}}}
+    rows: dict[str, dict] = {"do nothing": {"cases": {i: image_scores(*pair(arguments.data, i)) for i in split["test"]}}}
     for name, candidates in itertools.groupby(all_candidates(), key=lambda c: c.name):
         best = choose(list(candidates), training)
         began = time.monotonic()
@@ -132,13 +133,17 @@ def choose(candidates: Sequence[Candidate], pairs: Sequence[tuple[np.ndarray, ..
     """The candidate of the highest mean PSNR."""
 
     def quality(candidate: Candidate) -> float:
-        return float(np.mean([image_scores(METRICS[:1], candidate.restore(src), dst)["psnr"] for src, dst in pairs]))
+        return float(np.mean([image_scores(candidate.restore(src), dst, METRICS[:1])["psnr"] for src, dst in pairs]))
 
     return max(candidates, key=quality)
 
 
 def scored(candidate: Candidate, src: np.ndarray, dst: np.ndarray) -> Scores:
-    return image_scores(METRICS, candidate.restore(src), dst)
+    return image_scores(candidate.restore(src), dst)
+
+
+def image_scores(image: np.ndarray, target: np.ndarray, metrics: tuple[Part, ...] = METRICS) -> Scores:
+    return score_case(CaseArrays(answer=image, target=target), Rules(metrics=metrics))
 
 
 def table(rows: dict[str, dict], count: int) -> str:

@@ -76,29 +76,29 @@ def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
     from pipeline import processes
     from pipeline.config import load
     from pipeline.records import Part
-    from pipeline.tuning.trials import Rules
+    from pipeline.tuning.trials import Measure
 
     config = load(run / "config.yaml")
-    rules = Rules(metrics=tuple(Part(name=m) for m in METRICS), data=config.data)
+    measure = Measure.of(config.data, [Part(name=m) for m in METRICS])
     steps = {"threshold 0.5": (Part(name="threshold"),), "own steps": config.postprocess}
     cases = json.loads((run / "cases.json").read_text())
     softs = {path.stem: path.parent for path in run.glob("fold_*/oof/soft/*.npy")}
     with processes.pool(processes.cores()) as pool:
-        jobs = {i: pool.submit(one, i, softs[i], Path(cases[i]["targets"]["label"]), rules, steps) for i in sorted(softs)}
+        jobs = {i: pool.submit(one, i, softs[i], Path(cases[i]["targets"]["label"]), measure, steps) for i in sorted(softs)}
         rows = {i: job.result() for i, job in jobs.items()}
     return {name: {i: row[name] for i, row in rows.items()} for name in steps}
 
 
-def one(case_id: str, folder: Path, label: Path, rules, steps: Mapping) -> dict[str, dict[str, float]]:
+def one(case_id: str, folder: Path, label: Path, measure, steps: Mapping) -> dict[str, dict[str, float]]:
     from pipeline import postprocess
     from pipeline.data.store import read_labels
     from pipeline.inference import soft
-    from pipeline.metrics import evaluate_frames
-    from pipeline.metrics.frames import Truth
+    from pipeline.scoring.core import CaseArrays, score
 
     probability = np.asarray(soft.load(folder, case_id).main, np.float32)
-    truth = Truth(label=read_labels(label, rules.data)[0], ignore=rules.data.ignore_label)
-    return {name: evaluate_frames(rules.metrics, postprocess.apply(parts, probability), truth) for name, parts in steps.items()}
+    target = read_labels(label, measure.data)[0]
+    answers = {name: postprocess.apply(parts, probability) for name, parts in steps.items()}
+    return {name: score(CaseArrays(answer=answer, target=target), measure.rules) for name, answer in answers.items()}
 
 
 def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> None:

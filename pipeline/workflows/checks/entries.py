@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import limits, losses, postprocess
-from pipeline.config import Config, ConfigError, Data, Problem, nearest
+from pipeline.config import Config, Data, Problem, nearest
 from pipeline.data.store import Facts
 from pipeline.geometry import Tiling
 from pipeline.inference import norms, sliding_window
-from pipeline.metrics import CHANGED, IMAGES, METRICS, SOFT, better, bound
+from pipeline.metrics import METRICS, better, bound, names_of
 from pipeline.networks import HeadedNet, receptive
 from pipeline.networks import build as build_network
 from pipeline.records import Part, UserError
-from pipeline.scoring import held_out, patches
+from pipeline.scoring import patches, worlds
+from pipeline.scoring.stored import case_metrics
 from pipeline.tasks import TASKS
 from pipeline.workflows.checks import trials
 
@@ -108,7 +109,7 @@ def _tiles(config: Config) -> Iterator[Problem]:
 
 
 def _metrics(config: Config) -> Iterator[Problem]:
-    lists = {"metrics": held_out.case_metrics(config), "train.validate.metrics": patches.validation_metrics(config)}
+    lists = {"metrics": case_metrics(config), "train.validate.metrics": patches.validation_metrics(config)}
     for key, parts in lists.items():
         for n, part in enumerate(parts):
             where = f"{key}.{n}"
@@ -133,7 +134,7 @@ def _metric(config: Config, part: Part, where: str) -> list[Problem]:
 def _caught(where: str, work: Callable[[], object]) -> Iterator[Problem]:
     try:
         work()
-    except ConfigError as error:
+    except UserError as error:
         yield Problem(str(error) if where in str(error) else f"{where}: {error}", (where,))
 
 
@@ -141,18 +142,19 @@ def _of_its_kind(config: Config, part: Part, where: str) -> Iterator[Problem]:
     """Metrics that say nothing about this task."""
     if part.name not in METRICS:
         return
-    if (part.name in IMAGES) != (config.task == "image"):
-        own = sorted(name for name in METRICS if (name in IMAGES) == (config.task == "image"))
-        holds = "images" if part.name in IMAGES else "labels"
+    entry = METRICS[part.name]
+    if entry.task != config.task:
+        own = names_of(config.task)
+        holds = "images" if entry.task == "image" else "labels"
         yield Problem(
             f"{where}: {part.name!r} is a metric of {holds}, but task is {config.task!r}. Take one of: {', '.join(own)}.",
             (where,),
         )
-    elif part.name in CHANGED and (where.startswith("train.") or (config.data.change is None and "mask" not in config.targets)):
+    elif "change" in entry.needs and (where.startswith("train.") or (config.data.change is None and "mask" not in config.targets)):
         yield Problem(
             f"{where}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it.", (where,)
         )
-    elif part.name in SOFT and config.data.classes != 2:
+    elif "probabilities" in entry.needs and config.data.classes != 2:
         yield Problem(f"{where}: {part.name!r} is for task labels with data.classes: 2. Remove it.", (where,))
 
 
@@ -163,19 +165,17 @@ def for_cases(config: Config, facts: Sequence[Facts]) -> Iterator[Problem]:
     """What depends on the cases: metrics of small images, of millimetres that files do not carry, and norms that tiles cannot have."""
     shapes = [f.shapes["image"] for f in facts if "image" in f.shapes]
     yield from _for_sizes(config, shapes)
-    parts = (*held_out.case_metrics(config), *patches.validation_metrics(config))
+    parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
     bare = [f.id for f in facts if label in f.grids and not f.grids[label].get("spacing")]
-    if bare and any(part.options.get("tolerance_mm") is not None for part in parts):
-        text = f"metrics: tolerance_mm needs the distance between voxels, which the labels of {len(bare)} cases do not carry: "
-        yield Problem(f"{text}{', '.join(bare[:10])}. Use tolerance (voxels), or give them their spacing.", ("metrics",))
+    yield from _caught("metrics", lambda: worlds.require_millimetres(parts, bare))
 
 
 def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     sides = [tuple(s[1:]) for s in shapes]
     smallest = tuple(min((32, *axis)) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
-        for n, part in enumerate(held_out.case_metrics(config)):
+        for n, part in enumerate(case_metrics(config)):
             if not _metric(config, part, f"metrics.{n}"):
                 yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
     if config.predict.patch != "whole" and not list(_tiles(config)):

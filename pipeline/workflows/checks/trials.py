@@ -19,7 +19,7 @@ from pipeline.config import Config, ConfigError, InitFrom, Problem
 from pipeline.data import derived, normalise, transforms
 from pipeline.inference import models
 from pipeline.losses import vgg
-from pipeline.metrics import CHANGED, IMAGES, SOFT, evaluate
+from pipeline.metrics import METRICS, evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
@@ -301,20 +301,20 @@ def _run(train: Any, module: torch.nn.Module, key: str) -> None:
 
 def metric(config: Config, part: Part, where: str, sides: tuple[int, Sequence[int]]) -> Iterator[Problem]:
     """A metric of the right kind, computed once; ``sides`` are the channels and the size of the smallest image it will see."""
-    rng = np.random.default_rng(0)
+    rng, entry = np.random.default_rng(0), METRICS[part.name]
     channels, size = sides
 
     def work() -> None:
-        if part.name in IMAGES:
+        if entry.task == "image":
             image, target = rng.random((2, channels, *size))
             mask = np.zeros(tuple(size), bool)
             mask[tuple(slice(0, max(1, n // 2)) for n in size)] = True
-            change = Retouched(source=image, mask=mask, predicted=None) if part.name in CHANGED else None
+            change = Retouched(source=image, mask=mask, predicted=None) if "change" in entry.needs else None
             evaluate([part], image, target, None, None, change)
             return
         answer = np.zeros(tuple(size), np.uint8)
         answer[tuple(slice(n // 4, max(1, n // 2)) for n in size)] = 1
-        soft = answer * 0.5 + 0.25 if part.name in SOFT else None
+        soft = answer * 0.5 + 0.25 if "probabilities" in entry.needs else None
         evaluate([part], answer, np.roll(answer, 1, 0), None, soft, context=MetricContext(spacing=(1.0,) * len(size)))
 
     yield from tried(where, part, work)

@@ -1,0 +1,90 @@
+"""The rows that any network has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.data.store import Stored
+from pipeline.metrics.frames import views
+from pipeline.scoring import core
+from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
+from pipeline.scoring.stored import PRESENT, Scoring, image_target, label_case, rules_of, score_image
+
+
+def of_labels(config: Config, cases: Sequence[Stored], bins: int = 256, scoring: Scoring = PRESENT) -> dict[str, Scores]:
+    """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
+
+    The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
+    baseline's favour, by the mean Dice of the first frame. Probabilities are then the grey values of that channel.
+    """
+    rules = rules_of(config, scoring.version)
+    channel, side, cut = _best_cut(np.stack([_histograms(c, _empty(config, c, scoring), rules, bins) for c in cases]))
+    single = cases[0].image.shape[0] == 1
+    name = "best global threshold" if single else f"best global threshold (channel {channel}, {side})"
+    rows: dict[str, list[Scores]] = {"empty answer": [], name: []}
+    for stored in cases:
+        nothing = _empty(config, stored, scoring)
+        grey = stored.scale.apply(np.asarray(stored.image.array))[channel]
+        level = _levels(grey, bins)
+        answer = (level >= cut) if side == "bright" else (level < cut)
+        soft = grey if side == "bright" else 1 - grey
+        rows["empty answer"].append(core.score(nothing, rules))
+        rows[name].append(core.score(dataclasses.replace(nothing, answer=answer.astype(np.uint8), probabilities=soft), rules))
+    return {k: mean(v) for k, v in rows.items()}
+
+
+def _empty(config: Config, stored: Stored, scoring: Scoring) -> CaseArrays:
+    """A case in which nothing was found."""
+    nothing = np.zeros(stored.image.shape[1:], np.uint8)
+    return label_case(config, stored, nothing, nothing[None].astype(np.float32), scoring.spacings.get(stored.case.id))
+
+
+DO_NOTHING = "do nothing (the input)"
+"""The row of images that any network has to beat."""
+
+
+def of_images(config: Config, cases: Sequence[Stored]) -> dict[str, Scores]:
+    """The mean scores of the inputs themselves; empty where an input has not its target's shape.
+
+    Scored like answers. Raises UserError like them.
+    """
+    name = image_target(config)
+    if not cases or any(c.image.shape != c.targets[name].shape for c in cases):
+        return {}
+    return {DO_NOTHING: mean(score_image(config, c, np.asarray(c.image.array)) for c in cases)}
+
+
+def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
+
+
+def _histograms(stored: Stored, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the first frame."""
+    view = next(views(core.truth_of(case, rules)))
+    valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
+    levels = _levels(stored.scale.apply(np.asarray(stored.image.array)), bins)
+    sides = [valid & ((view.label != 0) == side) for side in (False, True)]
+    return np.stack([[np.bincount(level[side], minlength=bins) for side in sides] for level in levels])
+
+
+def _best_cut(histograms: np.ndarray) -> tuple[int, str, int]:
+    """Channel, side and level with the highest mean Dice; ``histograms`` is ``(cases, C, 2, bins)``."""
+    best = (-1.0, 0, "bright", 0)
+    for channel in range(histograms.shape[1]):
+        for side in ("bright", "dark"):
+            turned = histograms[:, channel] if side == "bright" else histograms[:, channel, :, ::-1]
+            dices = np.mean([_dice_by_cut(h) for h in turned], axis=0)
+            k = int(dices.argmax())
+            if dices[k] > best[0]:
+                best = (float(dices[k]), channel, side, k if side == "bright" else len(dices) - k)
+    return best[1:]
+
+
+def _dice_by_cut(histogram: np.ndarray) -> np.ndarray:
+    """Dice of "level >= k" for every k."""
+    false, true = (np.cumsum(h[::-1])[::-1] for h in histogram)
+    return 2 * true / np.maximum(true + false + histogram[1].sum(), 1)

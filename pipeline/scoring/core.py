@@ -1,0 +1,146 @@
+"""The scoring core: one case in memory, on one grid, and the one function that scores it.
+
+Folders of files, held-out cases of the store, candidates of tuning and arrays of people's own code only differ in how they are opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.metrics import METRICS, evaluate, evaluate_frames, needing, of_images
+from pipeline.metrics.context import MetricContext
+from pipeline.metrics.counts import Counts
+from pipeline.metrics.frames import Truth, count, views
+from pipeline.metrics.image import intensities
+from pipeline.metrics.retouch import Retouched
+from pipeline.records import METRICS_VERSION, Part
+
+Scores = dict[str, Any]
+"""Numbers by name; a metric may add a table of numbers, such as ``counts``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """By what the cases of a set are scored.
+
+    Args:
+        metrics: all of labels or all of images.
+        ignore: label value that is not counted.
+        classes: foreground classes of the whole set; None: those that occur in the case at hand.
+        padded: where there is a field of view, a further frame: the image with background up to this size, in voxels.
+        first_frame: count inside the field of view alone, under names without a suffix.
+        version: see :data:`pipeline.records.METRICS_VERSION`.
+    """
+
+    metrics: tuple[Part, ...]
+    ignore: int | None = None
+    classes: tuple[int, ...] | None = None
+    padded: tuple[int, ...] | None = None
+    first_frame: bool = False
+    version: int = METRICS_VERSION
+
+    @property
+    def images(self) -> bool:
+        """Whether the metrics are of images."""
+        return of_images(self.metrics)
+
+    @property
+    def need_change(self) -> bool:
+        """Whether a metric reads the mask of what was to change."""
+        return bool(needing(self.metrics, "change"))
+
+    @property
+    def need_probabilities(self) -> bool:
+        return bool(needing(self.metrics, "probabilities"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseArrays:
+    """A case as it is scored.
+
+    Args:
+        answer: class numbers ``(*S)``, or an image ``(C, *S)`` as its file has it.
+        target: what it is compared with, of the same shape.
+        probabilities: of labels of two classes, those of foreground ``(*S)``.
+        fov: of labels, the field of view ``(*S)``: inside where it is not 0.
+        spacing: millimetres between voxels along each axis; None: distances are counted in voxels.
+        source: of images, the input ``(C, *S)`` that the answer was made from.
+        changed: of images, what was to change, bool ``(*S)``.
+        predicted: of images, the probability ``(*S)`` of that mask as the network gives it.
+    """
+
+    answer: np.ndarray
+    target: np.ndarray
+    probabilities: np.ndarray | None = None
+    fov: np.ndarray | None = None
+    spacing: tuple[float, ...] | None = None
+    source: np.ndarray | None = None
+    changed: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+
+    def doing_nothing(self) -> CaseArrays:
+        """The case of images whose answer is its input as it is."""
+        if self.source is None:
+            raise ValueError("a case without its input cannot be scored as one that nothing was done to")
+        return dataclasses.replace(self, answer=self.source, predicted=None)
+
+
+def score(case: CaseArrays, rules: Rules) -> Scores:
+    """Metrics of one case.
+
+    Images are brought to 0..1, each by its own number type. Raises ValueError for images that differ in shape or hold a NaN, and
+    UserError for label maps and fields of view that do not fit each other.
+    """
+    if rules.images:
+        return _of_images(case, rules)
+    truth = truth_of(case, rules)
+    if not rules.first_frame:
+        return evaluate_frames(rules.metrics, case.answer, truth, case.probabilities)
+    view = next(views(truth))
+    return evaluate(rules.metrics, case.answer, view.label, view.valid, case.probabilities, context=truth.context)
+
+
+def truth_of(case: CaseArrays, rules: Rules) -> Truth:
+    """What the answer of a case of labels is compared with."""
+    classes, spacing = (rules.classes, case.spacing) if rules.version >= 2 else (None, None)
+    context = MetricContext(classes=classes, spacing=spacing, version=rules.version)
+    return Truth(label=case.target, ignore=rules.ignore, fov=case.fov, padded=rules.padded, context=context)
+
+
+def _of_images(case: CaseArrays, rules: Rules) -> Scores:
+    if case.answer.shape != case.target.shape:
+        raise ValueError(f"the image has shape {case.answer.shape}, its target {case.target.shape}")
+    change = None
+    if rules.need_change and case.source is not None and case.changed is not None:
+        change = Retouched(source=intensities(case.source), mask=case.changed, predicted=case.predicted)
+    return evaluate(rules.metrics, intensities(case.answer), intensities(case.target), change=change)
+
+
+def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
+    """Voxels of a case of labels in every frame, if it has two classes and a metric can be pooled."""
+    most = max(int(case.answer.max(initial=0)), int(np.max(case.target, initial=0, where=case.target != rules.ignore)))
+    pooled = any(METRICS[m.name].pooled for m in rules.metrics)
+    return count(case.answer, truth_of(case, rules), case.probabilities) if most <= 1 and pooled else None
+
+
+def blanked(answer: np.ndarray, label: np.ndarray, ignore: int | None) -> np.ndarray:
+    """The answer with background where the label is ignored: what it holds there is no class of the case."""
+    if ignore is None or 0 <= int(answer.min(initial=0)) <= int(answer.max(initial=0)) <= 1:
+        return answer
+    return np.where(label == ignore, np.zeros((), answer.dtype), answer)
+
+
+def mean(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of each metric over cases, NaN left out; NaN where no case has a value. Tables have no mean."""
+    rows = list(scores)
+    out = {}
+    for key in dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, Mapping)):
+        values = [row[key] for row in rows if key in row and math.isfinite(row[key])]
+        out[key] = float(np.mean(values)) if values else math.nan
+    return out

@@ -1,0 +1,68 @@
+"""In which unit distances of a set are counted: millimetres where the labels say how far their voxels lie apart, else voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline import files
+from pipeline.grid import grid_of
+from pipeline.metrics import in_millimetres, millimetre_options
+from pipeline.records import Part, UserError
+
+Spacings = dict[str, tuple[float, ...]]
+"""Millimetres between voxels along each axis by case; empty: distances are counted in voxels."""
+
+
+def spacings(metrics: Sequence[Part], labels: Mapping[str, Path], dims: int) -> Spacings:
+    """Spacings where a metric measures lengths and all labels carry a unit: one that does not, and all are counted in voxels.
+
+    Args:
+        metrics: those of the set.
+        labels: label file by case. One that cannot be read counts neither way: whoever scores it says so.
+
+    Raises:
+        UserError: where an option in millimetres is asked for and some labels carry no unit.
+    """
+    if not in_millimetres(metrics):
+        return {}
+    found, bare = _by_unit(labels, dims)
+    require_millimetres(metrics, bare)
+    return {} if bare else found
+
+
+def common_spacings(metrics: Sequence[Part], labels: Mapping[str, Path], dims: int) -> Spacings:
+    """As :func:`spacings`, for files that somebody else chose: raises UserError where some carry a unit and others do not.
+
+    An option in millimetres of files without any unit is left to the metric, which refuses each case.
+    """
+    if not in_millimetres(metrics):
+        return {}
+    found, bare = _by_unit(labels, dims)
+    if bare and found:
+        raise UserError(
+            f"distances of these cases have no common unit: {len(bare)} label files carry none ({', '.join(bare[:10])}), the others "
+            "do. Give all of them their spacing, or score them apart."
+        )
+    return found
+
+
+def require_millimetres(metrics: Sequence[Part], bare: Sequence[str]) -> None:
+    """Raise UserError where an option in millimetres is asked for although the labels of some cases are ``bare`` of a unit."""
+    options = millimetre_options(metrics)
+    if options and bare:
+        raise UserError(
+            f"metrics: {options[0]} needs the distance between voxels, which the labels of {len(bare)} cases do not carry: "
+            f"{', '.join(bare[:10])}. Use {options[0].removesuffix('_mm')} (voxels), or give them their spacing."
+        )
+
+
+def _by_unit(labels: Mapping[str, Path], dims: int) -> tuple[Spacings, list[str]]:
+    """Spacings of the labels that carry a unit, and the cases of those that carry none."""
+    found: dict[str, tuple[float, ...] | None] = {}
+    for case_id, path in labels.items():
+        try:
+            found[case_id] = grid_of(files.geometry(path, dims), dims).spacing
+        except files.FileError:
+            continue
+    return {i: s for i, s in found.items() if s is not None}, [i for i, s in found.items() if s is None]
