@@ -45,8 +45,7 @@ def test_a_walk_that_climbs_would_be_found() -> None:
 
 def test_the_loss_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_blocks(ROOT / "docs" / "architecture.md", {})
-    for table in (losses.LABEL_LOSSES, losses.LOSSES):
-        monkeypatch.setitem(table, "brier", names["brier"])
+    monkeypatch.setitem(losses.LOSSES._entries, "brier", losses.LossEntry(names["brier"], ("labels",)))
     label = torch.tensor([[[0.0, 1.0, 2.0]]])
     logits = torch.tensor([[[0.0, 0.0, 9.0]]], requires_grad=True)
     terms = losses.WeightedSum([Term(name="brier")], {"label": "labels"}, ignore_label=2)
