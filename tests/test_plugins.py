@@ -208,6 +208,18 @@ def test_a_config_of_ones_own_names_plugins(mine: Path, surfaces: Path, tmp_path
     assert named.startswith("0 "), named
 
 
+@pytest.mark.slow
+def test_ranks_share_a_fold_of_a_plugin(mine: Path, surfaces: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = train(tmp_path, surfaces)[1:]
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    line = [sys.executable, *ranks, *map(str, [*words, "data.workers=0", "--fold", 0, "--plugin", mine])]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run/fold_0/best_model.safetensors").is_file()
+
+
 def test_the_page_runs(
     surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: None
 ) -> None:
