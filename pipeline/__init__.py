@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config as Config
-    from pipeline.config import load as load_config
+    from pipeline.data.transforms import AugmentationEntry as AugmentationEntry
     from pipeline.inference.inferer import SlidingWindowInferer as SlidingWindowInferer
     from pipeline.inference.predictor import ModelOptions as ModelOptions
     from pipeline.inference.predictor import Predictor as Predictor
+    from pipeline.losses.entry import LossEntry as LossEntry
     from pipeline.losses.module import Loss as Loss
     from pipeline.metrics.module import Metric as Metric
+    from pipeline.networks import HeadedNet as HeadedNet
+    from pipeline.networks import NetworkEntry as NetworkEntry
+    from pipeline.plugins import load_plugins as load_plugins
+    from pipeline.plugins import register as register
     from pipeline.records import UserError as UserError
     from pipeline.runs import RunFolder as RunFolder
+    from pipeline.runs import load_config as load_config
     from pipeline.scoring.arrays import score as score
+    from pipeline.training.optim import OptimizerEntry as OptimizerEntry
+    from pipeline.training.optim import ScheduleEntry as ScheduleEntry
     from pipeline.workflows.ensemble import fuse_predictions as fuse_predictions
     from pipeline.workflows.evaluate import score_folder as score_folder
     from pipeline.workflows.predict import predict_files as predict_files
@@ -37,18 +45,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AugmentationEntry": "data.transforms",
     "Config": "config",
     "FoldError": "workflows.train",
+    "HeadedNet": "networks",
     "Loss": "losses.module",
+    "LossEntry": "losses.entry",
     "Metric": "metrics.module",
     "ModelOptions": "inference.predictor",
+    "NetworkEntry": "networks",
+    "OptimizerEntry": "training.optim",
     "Predictor": "inference.predictor",
     "RunFolder": "runs",
+    "ScheduleEntry": "training.optim",
     "SlidingWindowInferer": "inference.inferer",
     "UserError": "records",
     "fuse_predictions": "workflows.ensemble",
-    "load_config": "config:load",
+    "load_config": "runs",
+    "load_plugins": "plugins",
     "predict_files": "workflows.predict",
+    "register": "plugins",
     "score": "scoring.arrays",
     "score_folder": "workflows.evaluate",
     "train_folds": "workflows.train",
@@ -56,21 +72,29 @@ _HOMES = {
     "write_report": "workflows.report",
     "write_submission": "workflows.submit",
 }
-"""Public names and the modules that they live in; behind a colon their name there, where it is another."""
+"""Public names and the modules that they live in."""
 
 __all__ = [
+    "AugmentationEntry",
     "Config",
     "FoldError",
+    "HeadedNet",
     "Loss",
+    "LossEntry",
     "Metric",
     "ModelOptions",
+    "NetworkEntry",
+    "OptimizerEntry",
     "Predictor",
     "RunFolder",
+    "ScheduleEntry",
     "SlidingWindowInferer",
     "UserError",
     "fuse_predictions",
     "load_config",
+    "load_plugins",
     "predict_files",
+    "register",
     "score",
     "score_folder",
     "train_folds",
@@ -83,8 +107,7 @@ __all__ = [
 def _load(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    module, _, other = _HOMES[name].partition(":")
-    found = getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = found  # the next use is an ordinary one
     return found
 

@@ -8,9 +8,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from pipeline import progress
+from pipeline import plugins, progress
 from pipeline.records import AGAIN, FAILED, WRONG, UserError, printable, remember
 from pipeline.stopping import StopRequested, stop
 
@@ -34,13 +35,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Argument parser of ``python -m pipeline.<command>`` with exact option names (no abbreviations)."""
-    return Parser(
+    """Argument parser of ``python -m pipeline.<command>`` with exact option names (no abbreviations).
+
+    ``--plugin``, which every command has, is followed by :func:`run`.
+    """
+    made = Parser(
         prog=f"python -m pipeline.{command}",
         description=description,
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
+    text = "Python file that adds entries to the tables (docs/extending.md); may be given several times"
+    made.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=text)
+    return made
 
 
 def dashes(arguments: Sequence[str]) -> list[str]:
@@ -70,10 +77,16 @@ def run(options: argparse.ArgumentParser, work: Work, argv: Sequence[str] | None
         _open_standard_files()
     with printing():
         arguments = vars(options.parse_args(dashes(words)))
+        named = arguments.pop("plugin", [])
         if argv is None:
             stop.install()
         with progress.printed():
-            return _answered(lambda: work(**arguments))
+            return _answered(lambda: _with(named, lambda: work(**arguments)))
+
+
+def _with(named: Sequence[Path], work: Callable[[], int]) -> int:
+    plugins.load_plugins(named)
+    return work()
 
 
 def _answered(work: Callable[[], int]) -> int:

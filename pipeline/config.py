@@ -458,6 +458,9 @@ class Config:
     predict: Predict = field(default_factory=Predict)
     postprocess: tuple[Part, ...] = ()
     """Steps from soft prediction to answer, in this order. Without a deciding step (threshold, hysteresis, argmax) the task decides."""
+    plugins: tuple[str, ...] = ()
+    """Files of Python that add entries to the tables, below the working folder unless absolute (docs/extending.md). They run because this
+    file is the user's own; a run and a model file keep names and hashes instead of paths, and nothing that stands there is run."""
 
     def __post_init__(self) -> None:
         _require(
@@ -985,8 +988,10 @@ def _in_words(kind: Any) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dicts, complete: every default written out."""
-    return plain(config)
+    """Nested plain dicts, complete: every default written out. Paths of plugins are no part of what a run or a model file keeps."""
+    settings = plain(config)
+    del settings["plugins"]
+    return settings
 
 
 def plain(record: Any) -> dict[str, Any]:

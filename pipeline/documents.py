@@ -6,6 +6,7 @@ only in some of them. Numbers that were NaN are null in JSON.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -311,6 +312,17 @@ class TrainedOn(TypedDict):
     class_names: NotRequired[dict[str, str] | None]
 
 
+class PluginRecord(TypedDict):
+    """A plugin that something was made with: never a path, and never run."""
+
+    name: Annotated[str, Rule(lambda value: re.fullmatch(r"[^/\\\0]{1,252}\.py", value) is not None, "that names a file NAME.py")]
+    sha256: Annotated[str, Rule(lambda value: re.fullmatch("[0-9a-f]{64}", value) is not None, "of 64 hexadecimal digits")]
+
+
+Plugins = list[PluginRecord]
+"""``plugins/plugins.json`` of a run."""
+
+
 class ModelHeader(TypedDict):
     """The header of a model file (:class:`pipeline.records.Checkpoint`)."""
 
@@ -321,6 +333,7 @@ class ModelHeader(TypedDict):
     score: float | None
     kind: str
     trained_on: NotRequired[TrainedOn | None]
+    plugins: NotRequired[Plugins]
 
 
 Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from pipeline import plugins
 from pipeline.files.limits import available_memory
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -19,10 +20,13 @@ def pool(workers: int, first: Callable[..., None] | None = None, *arguments: Any
     """Processes that leave signals to the command and end with it; ``first(*arguments)`` runs in each before its first task."""
     # Read by the libraries as they are loaded, so it has to stand before a worker starts.
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(first, arguments))
+    return ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(plugins.carried(), first, arguments)
+    )
 
 
-def _start(first: Callable[..., None] | None, arguments: tuple) -> None:
+def _start(_plugins: plugins.Carried, first: Callable[..., None] | None, arguments: tuple) -> None:
+    # Plugins come first, because what follows them may be theirs: they are loaded where they are unpickled.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()

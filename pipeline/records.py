@@ -168,3 +168,5 @@ class Checkpoint:
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     """What the training data looked like, for the checks of prediction: ``layout``, ``family`` (of grids), ``codes``, ``spacing`` (median,
     mm), ``class_names``. Files of before version 2 have none of it."""
+    plugins: tuple[Mapping[str, str], ...] = ()
+    """``name`` and ``sha256`` of the plugins that the config needs."""

@@ -1,6 +1,8 @@
-"""Tables of named entries: what a name in the YAML may mean. An entry is a record, so that adding one is one place.
+"""Tables of named entries: what a name in the YAML may mean. An entry is a record, so that adding
+one is one place.
 
-A table is read like a dict. Plugins add to it (:mod:`pipeline.plugins`); nothing is ever taken away or replaced.
+A table is read like a dict. Plugins add to it (:mod:`pipeline.plugins`); nothing is ever taken away
+or replaced.
 """
 
 from __future__ import annotations
@@ -35,12 +37,22 @@ class Registry(Mapping[str, E], Generic[E]):
         kind: what an entry is, for messages: ``metric``, ``loss``, ``network``.
         entries: the entries of this package.
         aliases: further names. They are mapped when a name is resolved, never in a stored config.
+        record: the type of the entries. Given, plugins may add to the table: an entry goes to the
+            table of its type (:func:`table_of`).
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, E], aliases: Mapping[str, Alias] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, E],
+        aliases: Mapping[str, Alias] | None = None,
+        record: type[E] | None = None,
+    ) -> None:
         self.kind = kind
         self._entries = dict(entries)
         self.aliases = dict(aliases or {})
+        if record is not None:
+            _open[record] = self
 
     def __getitem__(self, name: str) -> E:
         alias = self.aliases.get(name)
@@ -56,12 +68,17 @@ class Registry(Mapping[str, E], Generic[E]):
         return len(self._entries)
 
     def add(self, name: str, entry: E) -> None:
-        """Add an entry. Raises ValueError for a name that is taken, or that no YAML could hold as a plain word."""
+        """Add an entry. Raises ValueError as :meth:`require_free`."""
+        self.require_free(name)
+        self._entries[name] = entry
+
+    def require_free(self, name: str) -> None:
+        """Raise ValueError for a name that is taken, or no plain word."""
         if not name.isidentifier():
-            raise ValueError(f"{self.kind} {name!r}: a name consists of letters, digits and underscores, and begins with no digit.")
+            rule = "a name consists of letters, digits and underscores, and begins with no digit"
+            raise ValueError(f"{self.kind} {name!r}: {rule}.")
         if name in self:
             raise ValueError(f"{self.kind} {name!r} is there already. Choose another name.")
-        self._entries[name] = entry
 
     def resolve(self, name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """The entry's own name, and the options under its own names of them."""
@@ -69,3 +86,12 @@ class Registry(Mapping[str, E], Generic[E]):
         if alias is None:
             return name, dict(options)
         return alias.name, {alias.options.get(k, k): v for k, v in options.items()}
+
+
+_open: dict[type, Registry[Any]] = {}
+"""Tables that plugins may add to, by the type of their entries."""
+
+
+def table_of(entry: Entry) -> Registry[Any] | None:
+    """The table that an entry of a plugin belongs to; None where there is none."""
+    return _open.get(type(entry))

@@ -3,6 +3,7 @@
 RUN/  environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json  report.html  store/  tuning/
     fold_N/  best_model.safetensors  swa_model.safetensors  checkpoint_latest/  result.json  error.txt  log.jsonl
         oof/ID.tif  oof/soft/ID.npy  oof/work/
+    plugins/  plugins.json  NAME.py
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import documents, files
+from pipeline import documents, files, plugins
 from pipeline.config import Config, Problem, difference, dump, load, read_yaml, to_dict
 from pipeline.files import lock
+from pipeline.plugins import Plugin
 from pipeline.records import METRICS_VERSION, FoldResult, UserError
 
 HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "train.timeout", "predict.batch")
 """Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
 
-WRITTEN = ("environment.json", "config.yaml", "cases.json", "splits.json", "summary.json", "baselines.json", "report.html")
-"""Files that a run writes into its folder, beside those of its folds; the first two make a folder a run."""
+WRITTEN = ("environment.json", "config.yaml", "cases.json", "splits.json", "summary.json", "baselines.json", "report.html", "plugins")
+"""What a run writes into its folder, beside its folds; the first two make a folder a run."""
 
 BESIDE = (lock.NAME, "store", "slurm")
 """What may lie in a run folder before there is a run: a lock, a store, the logs of a scheduler."""
@@ -277,6 +279,16 @@ class RunFolder:
         """Scores of candidates, by case."""
         return self.tuning / "scores.jsonl"
 
+    @property
+    def plugins(self) -> Path:
+        """Copies of the plugins that the run was made with, to be read by people, and their hashes."""
+        return self.path / "plugins"
+
+    @property
+    def plugins_file(self) -> Path:
+        """Names and hashes of the plugins that the run was made with; absent where there are none."""
+        return self.plugins / "plugins.json"
+
     def fold_paths(self) -> list[Path]:
         """Whatever is called ``fold_*``, folders or not."""
         return sorted(self.path.glob("fold_*"))
@@ -309,6 +321,12 @@ class RunFolder:
     def config(self) -> Config:
         """The config, with the defaults of keys that are newer than the run. Raises ConfigError where it cannot be read."""
         return load(self.config_file)
+
+    def require_plugins(self) -> None:
+        """Raise UserError unless the plugins of the run are loaded, with the same bytes. Its copies are never run."""
+        if self.plugins_file.is_file():
+            records = files.read_document(self.plugins_file, documents.Plugins, "Restore it, or start over with pipeline.train --fresh")
+            plugins.require(records, self.path, self.plugins)
 
     def fold_count(self) -> int:
         """Folds that the run is divided into; 0 where it has no config."""
@@ -418,8 +436,16 @@ class RunFolder:
         about = {**environment(), "metrics_version": self.metrics_version()}
         files.sweep(self.path)
         files.write_json(self.environment_file, about)  # before the config, which makes the folder a run
+        self._keep(plugins.used_by(config))
         files.write_text(self.config_file, dump(config))
         files.write_json(self.cases_file, listing)
+
+    def _keep(self, used: Sequence[Plugin]) -> None:
+        for plugin in used:
+            self.plugins.mkdir(exist_ok=True)
+            files.write_bytes(self.plugins / plugin.name, plugin.source)
+        if used:
+            files.write_json(self.plugins_file, [plugin.record for plugin in used])
 
     def set_aside(self) -> Path:
         """Rename the folder, so that a new run can take its place; returns where it lies now."""
@@ -427,6 +453,33 @@ class RunFolder:
         while (aside := self.path.with_name(f"{self.path.name}.old-{n}")).exists():
             n += 1
         return self.path.rename(aside)
+
+
+def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config:
+    """Read a system's YAML and load the plugins that it names.
+
+    Args:
+        path: the YAML, the user's own.
+        overrides: ``KEY=VALUE`` laid over it, with dotted keys and YAML values.
+
+    Raises:
+        UserError: with every fault of the config, and for plugins that cannot be loaded.
+    """
+    config = load(path, overrides)
+    load_named_plugins(Path(path), config)
+    return config
+
+
+def load_named_plugins(path: Path, config: Config) -> None:
+    """Load the plugins of a config that was read from ``path``. Raises UserError where that lies in a run, and names some."""
+    run = RunFolder(path.parent)
+    in_a_run = any(os.path.lexists(p) for p in (run.environment_file, run.cases_file, run.splits_file, *run.fold_paths()))
+    if config.plugins and in_a_run:
+        raise UserError(
+            f"{path}: plugins: a path that stands in a run is never run. Take it away, and name the files with --plugin FILE "
+            "or pipeline.load_plugins(FILE); or copy the config out of the run."
+        )
+    plugins.load_plugins(config.plugins)
 
 
 def fold_of(answers: Path) -> tuple[RunFolder, int] | None:

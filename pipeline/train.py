@@ -53,7 +53,7 @@ def train(
     set: list[str],  # noqa: A002 - the option's name
     device: str,
 ) -> int:
-    from pipeline.config import load
+    from pipeline.runs import load_config
     from pipeline.workflows import checks
     from pipeline.workflows import train as workflow
 
@@ -62,7 +62,7 @@ def train(
     if dry_run:
         checks.dry_run(config, set, request)
         return DONE
-    trained = workflow.train(load(config, set), request, continue_on_error)
+    trained = workflow.train(load_config(config, set), request, continue_on_error)
     return FAILED if trained.failed or trained.busy else DONE
 
 

@@ -74,7 +74,7 @@ def built(checkpoint: Path, *more: str) -> Service:
         concurrent=options.pop("concurrent"),
         waiting=options.pop("waiting"),
     )
-    return workflow.build(ModelOptions(**{k: v for k, v in options.items() if k not in ("host", "port")}), limits)
+    return workflow.build(ModelOptions(**{k: v for k, v in options.items() if k not in ("host", "port", "plugin")}), limits)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pipeline.data.loaders import PatchDataset, _share
 from pipeline.data.normalise import Scale
 from pipeline.data.store import Facts, Stored, Volume
 from pipeline.data.transforms import AUGMENT, UNFOLDED, Keys, RandElasticd, augmentations, colour_matrix, plain_tensors
+from pipeline.losses import reads
 from pipeline.records import Case
 
 
@@ -58,7 +59,7 @@ def config(size: tuple[int, ...], *augment: object, losses: tuple = ("dice",), *
 
 
 def apply(setting: Config, sample: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    chain = Compose(augmentations(setting))
+    chain = Compose(augmentations(setting, reads(setting.losses)))
     _share(chain, np.random.RandomState(seed))
     out = chain({k: v.copy() for k, v in sample.items()})
     assert isinstance(out, dict)

@@ -54,7 +54,7 @@ SIZES = {2: [(7, 13), (16, 16), (33, 50), (64, 40), (97, 131)], 3: [(5, 7, 19), 
 
 
 def installed(backend: str) -> str:
-    for name in backends.BACKENDS[backend][0]:
+    for name in backends.BACKENDS[backend].packages:
         pytest.importorskip(name, reason='needs pip install "pipeline[cpu]"')
     return backend
 
@@ -298,7 +298,7 @@ def test_what_a_backend_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.Mo
         backends.check("tvm", "cpu")
     with pytest.raises(backends.BackendError, match="Linear"):
         backends.accelerate(nn.Linear(1, 1), path, "onnx")
-    for backend, (packages, _) in backends.BACKENDS.items():
+    for backend, packages in ((n, b.packages) for n, b in backends.BACKENDS.items()):
         monkeypatch.setitem(sys.modules, packages[0], None)
         command = ["--checkpoint", str(path), "--input", str(tmp_path), "--output", str(tmp_path / "o"), "--backend", backend]
         assert predict.main(command) == 2

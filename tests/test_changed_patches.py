@@ -19,11 +19,12 @@ from pipeline import files
 from pipeline.config import Change, Config, ConfigError, Patch, from_dict
 from pipeline.data import cases, change, derived, store
 from pipeline.data.change import LEVEL, REDUCED
-from pipeline.data.derived import BLOCKS, MASK, ChangeMask, read_by, wanted
+from pipeline.data.derived import BLOCKS, MASK, ChangeMask
 from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
 from pipeline.data.normalise import Scale
 from pipeline.data.sampling import RandBalancedCropd, crop_mirrored, grid_places, holds_change
 from pipeline.data.store import Stored, Volume
+from pipeline.losses import maps, reads
 from pipeline.records import Term, UserError
 
 SIZES = {"a": (150, 200), "b": (130, 97), "c": (20, 300), "clean": (140, 140)}
@@ -130,17 +131,16 @@ class Spy:
 
 def test_losses_of_the_mask_read_it_and_no_others_do() -> None:
     for name in ("masked_l1", "masked_sobel", "masked_laplacian"):
-        wish = read_by(Term(name=name, target="target"))
-        assert wish is not None
+        (wish,) = reads([Term(name=name, target="target")])
         assert (wish.key, wish.fill, wish.is_mask) == ("mask", 0, False)
-    reads = {reduce: read_by(Term(name="perceptual", target="target", options={"reduce": reduce})) for reduce in ("mask", "half")}
-    assert reads == {"mask": ChangeMask(target="target"), "half": None}
-    assert read_by(Term(name="perceptual", target="target")) is None
-    assert read_by(Term(name="l1", target="target")) is None
+    found = {reduce: reads([Term(name="perceptual", target="target", options={"reduce": reduce})]) for reduce in ("mask", "half")}
+    assert found == {"mask": [ChangeMask(target="target")], "half": []}
+    assert reads([Term(name="perceptual", target="target")]) == []
+    assert reads([Term(name="l1", target="target")]) == []
 
 
 def test_the_mask_is_wanted_wherever_change_is_set_and_only_there() -> None:
-    assert wanted(config()) == {MASK: ChangeMask(target="target")}
+    assert maps(config()) == {MASK: ChangeMask(target="target")}
     labels = from_dict(
         {
             "name": "t",
@@ -150,11 +150,11 @@ def test_the_mask_is_wanted_wherever_change_is_set_and_only_there() -> None:
             "losses": [{"name": "masked_l1", "target": "target"}],
         }
     )
-    assert wanted(labels) == {}
+    assert maps(labels) == {}
     first = config(targets={"seg": "labels", "sharp": "image", "soft": "image"}, folders={"image": "src", "sharp": "dst"})
-    assert wanted(first) == {MASK: ChangeMask(target="sharp")}
+    assert maps(first) == {MASK: ChangeMask(target="sharp")}
     with pytest.raises(ConfigError, match="no target is one"):
-        wanted(config(targets={"seg": "labels"}))
+        maps(config(targets={"seg": "labels"}))
 
 
 # ---------------------------------------------------------------- kept beside the store

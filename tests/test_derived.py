@@ -22,16 +22,17 @@ from scipy.spatial.distance import cdist
 from pipeline import train
 from pipeline.config import Config, from_dict
 from pipeline.data import cases, derived, store
-from pipeline.data.derived import DERIVED, READS, Map, derive, distance, medial_surface, read_by, skeleton, wanted
+from pipeline.data.derived import DERIVED, Map, derive, distance, medial_surface, skeleton
 from pipeline.data.loaders import PatchDataset
 from pipeline.data.normalise import Scale
 from pipeline.data.store import Stored, Volume
-from pipeline.losses import LOSSES
+from pipeline.losses import LOSSES, maps, reads
 from pipeline.morphology import betti_numbers, dilate
 from pipeline.records import Term, UserError
 from pipeline.training import loop
 
 MAP_LOSSES = ["skeleton_recall", "surface_recall", {"name": "boundary", "options": {"reach": 3}}]
+READS = reads([Term(**({"name": loss} if isinstance(loss, str) else loss)) for loss in MAP_LOSSES])
 
 
 def config(losses: list[Any], **data: object) -> Config:
@@ -142,7 +143,7 @@ def test_ignored_voxels_are_background_and_classes_have_channels() -> None:
     label[0, 2:5], label[0, 7:10] = 1, 3
     label[0, :, :, :4] = 2
     data = config([], classes=4).data
-    wish = read_by(Term(name="surface_recall", target="label"))
+    (wish,) = reads([Term(name="surface_recall", target="label")])
     assert wish is not None
     made = derive(label, wish, data)
     assert made.shape == (3, 12, 12, 12)
@@ -158,20 +159,20 @@ def test_ignored_voxels_are_background_and_classes_have_channels() -> None:
 
 
 def test_losses_and_maps_agree_on_options_and_their_defaults() -> None:
-    for loss, name in READS.items():
-        theirs = inspect.signature(LOSSES[loss]).parameters
+    for loss, name in ((n, entry.map) for n, entry in LOSSES.items() if entry.map in DERIVED):
+        theirs = inspect.signature(LOSSES[loss].make).parameters
         for option, own in inspect.signature(DERIVED[name]).parameters.items():
             if own.kind is own.KEYWORD_ONLY:
                 assert theirs[option].default == own.default
 
 
 def test_names_tell_options_apart() -> None:
-    found = wanted(config([*MAP_LOSSES, {"name": "skeleton_recall", "options": {"radius": 3}}, {"name": "boundary", "head": "mask"}]))
+    found = maps(config([*MAP_LOSSES, {"name": "skeleton_recall", "options": {"radius": 3}}, {"name": "boundary", "head": "mask"}]))
     assert list(found) == ["label:skeleton", "label:medial_surface", "label:distance,reach=3", "label:skeleton,radius=3", "label:distance"]
     assert found["label:distance,reach=3"].fill == 3
     assert found["label:skeleton,radius=3"].file == "label.skeleton-radius3"
-    assert wanted(config([{"name": "skeleton_recall", "options": {"radius": 2}}, "skeleton_recall"])).keys() == {"label:skeleton"}
-    assert wanted(config(["ce"])) == {}
+    assert maps(config([{"name": "skeleton_recall", "options": {"radius": 2}}, "skeleton_recall"])).keys() == {"label:skeleton"}
+    assert maps(config(["ce"])) == {}
 
 
 # ---------------------------------------------------------------- kept beside the store
@@ -181,7 +182,7 @@ def attached(root: Path, folder: Path, losses: list[Any], **data: object) -> lis
     setting = config(losses, **data)
     found = cases.find(setting.data, setting.targets, root).train
     stored = store.build(found, store.examine(found, setting, folder), setting, folder)
-    return derived.attach(stored, setting, folder)
+    return derived.attach(stored, setting, folder, reads(setting.losses))
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -254,7 +255,7 @@ ALL = [{"name": n, "options": {"p": 1.0}} for n in ("noise", "brightness", "cont
 @pytest.mark.parametrize("augment", [["flip", "rotate90"], ALL], ids=["grid", "all"])
 def test_image_and_label_are_the_same_bits_with_and_without_maps(stored: list[Stored], augment: list[Any]) -> None:
     plain = [dataclasses.replace(case, maps={}) for case in stored]
-    with_maps = PatchDataset(stored, config(MAP_LOSSES, augment=augment), 0, training=True)
+    with_maps = PatchDataset(stored, config(MAP_LOSSES, augment=augment), 0, training=True, reads=READS)
     without = PatchDataset(plain, config([], augment=augment), 0, training=True)
     for n in range(4):
         one, other = with_maps[0, n, n], without[0, n, n]
@@ -268,8 +269,8 @@ def test_maps_are_cut_and_turned_with_their_label(stored: list[Stored]) -> None:
     """With the label itself in the place of each map, they stay equal; noise and contrast do not reach them."""
     case = stored[0]
     twin = dataclasses.replace(case, maps=dict.fromkeys(case.maps, case.targets["label"]))
-    dataset = PatchDataset([twin], config(MAP_LOSSES, augment=["flip", "rotate90", *ALL[:-1]]), 0, training=True)
-    still = PatchDataset([twin], config(MAP_LOSSES, augment=[]), 0, training=True)
+    dataset = PatchDataset([twin], config(MAP_LOSSES, augment=["flip", "rotate90", *ALL[:-1]]), 0, training=True, reads=READS)
+    still = PatchDataset([twin], config(MAP_LOSSES, augment=[]), 0, training=True, reads=READS)
     turned = 0
     for n in range(6):
         sample = dataset[0, n, 0]
@@ -280,7 +281,7 @@ def test_maps_are_cut_and_turned_with_their_label(stored: list[Stored]) -> None:
 
 
 def test_slanted_maps_stay_masks_and_distances_near_their_label(stored: list[Stored]) -> None:
-    dataset = PatchDataset(stored, config(MAP_LOSSES, augment=ALL[-1:]), 0, training=True)
+    dataset = PatchDataset(stored, config(MAP_LOSSES, augment=ALL[-1:]), 0, training=True, reads=READS)
     for n in range(4):
         sample = dataset[0, n, n]
         assert set(sample["label:medial_surface"].unique().tolist()) <= {0, 1}
@@ -292,7 +293,7 @@ def test_slanted_maps_stay_masks_and_distances_near_their_label(stored: list[Sto
 
 def test_beyond_the_volume_lies_no_foreground(stored: list[Stored]) -> None:
     setting = config(MAP_LOSSES, augment=[], patch={"size": [30, 24, 24], "foreground": None})
-    sample = PatchDataset(stored[:1], setting, 0, training=False)[-1, 0, 0]
+    sample = PatchDataset(stored[:1], setting, 0, training=False, reads=READS)[-1, 0, 0]
     assert sample["label:distance,reach=3"].dtype == torch.float32
     for outside in (slice(0, 5), slice(25, 30)):
         assert (sample["label:distance,reach=3"][:, outside] == 3).all()
@@ -303,7 +304,7 @@ def test_beyond_the_volume_lies_no_foreground(stored: list[Stored]) -> None:
 def test_a_case_without_its_maps_says_so(stored: list[Stored]) -> None:
     bare = [dataclasses.replace(stored[0], maps={})]
     with pytest.raises(KeyError, match=r"label:skeleton.*derived\.attach"):
-        PatchDataset(bare, config(MAP_LOSSES), 0, training=True)[0, 0, 0]
+        PatchDataset(bare, config(MAP_LOSSES), 0, training=True, reads=READS)[0, 0, 0]
 
 
 def test_handles_of_maps_are_not_opened_by_other_configs(stored: list[Stored]) -> None:

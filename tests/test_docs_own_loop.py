@@ -11,9 +11,8 @@ import torch
 from documents import ROOT, run_blocks
 
 from pipeline.config import ConfigError
-from pipeline.data import derived
-from pipeline.losses import LOSSES, TABLES
-from pipeline.losses.module import RANGE, Loss
+from pipeline.losses import LOSSES, LossEntry, reads
+from pipeline.losses.module import RANGE, Loss, takes_range
 from pipeline.metrics import METRICS, directions
 from pipeline.metrics.entry import GIVEN
 from pipeline.metrics.module import REDUCTIONS, Metric
@@ -55,14 +54,13 @@ def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_of_losses_is_whole() -> None:
     rows = table("loss")
     assert list(rows) == list(LOSSES)
-    for name, (target, says, reads, settings) in rows.items():
+    for name, (target, says, extra, settings) in rows.items():
         assert says, name
-        kinds = [kind for kind, entries in TABLES.items() if name in entries]
-        assert set(target.split(", ")) == set(kinds), name
-        own = [f"range={RANGE!r}"] if name in derived.MASKED else []
-        assert spans(settings) == options(LOSSES[name]) + own, name
-        wish = derived.read_by(Term(name=name, options={"reduce": "mask"}))
-        assert spans(reads)[:1] == ([] if wish is None else ["mask" if wish.key == "mask" else wish.name]), name
+        assert tuple(target.split(", ")) == LOSSES[name].targets, name
+        own = [f"range={RANGE!r}"] if takes_range(name) else []
+        assert spans(settings) == options(LOSSES[name].make) + own, name
+        wish = next(iter(reads([Term(name=name, options={"reduce": "mask"})])), None)
+        assert spans(extra)[:1] == ([] if wish is None else ["mask" if wish.key == "mask" else wish.name]), name
 
 
 def test_the_table_of_metrics_is_whole() -> None:
@@ -98,7 +96,7 @@ def test_reductions_and_arguments_are_named() -> None:
 
 
 def test_the_table_would_notice_a_new_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOSSES, "further", lambda *, strength=1.0: None)
+    monkeypatch.setitem(LOSSES._entries, "further", LossEntry(lambda *, strength=1.0: None, ("labels",)))
     with pytest.raises(AssertionError):
         test_the_table_of_losses_is_whole()
 

@@ -501,13 +501,13 @@ def test_competition_metric_of_images_is_listed(photos: tuple[Path, Path], tmp_p
 def test_good_settings_of_every_kind_pass(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
     """What is tried out must not refuse what trains: every augmentation, schedule, optimiser, loss and metric with its defaults."""
     from pipeline.data.transforms import AUGMENT
-    from pipeline.losses import LABEL_LOSSES
+    from pipeline.losses import for_target
     from pipeline.metrics import METRICS
     from pipeline.training.optim import OPTIMIZERS, SCHEDULES
 
     augment = ", ".join(n for n in AUGMENT if n != "clahe")
     metrics = ", ".join(n for n, entry in METRICS.items() if entry.task == "labels")
-    losses = ", ".join(f"{{name: {n}}}" for n in LABEL_LOSSES)
+    losses = ", ".join(f"{{name: {n}}}" for n in for_target("labels"))
     more = [f"data.augment=[{augment}]", f"metrics=[dice, {metrics}]", f"losses=[{losses}]"]
     code, lines = listed(tiny, surfaces, tmp_path / "run", capsys, "--set", *more)
     assert code == 0, lines

@@ -24,6 +24,7 @@ FLOORS = {
     "grid": 2,
     "colours": 2,
     "limits": 2,
+    "plugins": 2,
     "morphology": 2,
     "data": 3,
     "runs": 3,
@@ -170,7 +171,7 @@ def test_nobody_below_a_command_knows_its_parser() -> None:
 OF_A_RUN = {
     *("config.yaml", "cases.json", "splits.json", "environment.json", "baselines.json", "report.html", "error.txt", "tracking.json"),
     *("best_model.safetensors", "swa_model.safetensors", "checkpoint_latest", "log.jsonl", "training_log.txt", "tensorboard"),
-    *("previews", "oof", "scores.jsonl"),
+    *("previews", "oof", "scores.jsonl", "plugins.json"),
 }
 """Names in a run folder that mean nothing elsewhere."""
 
@@ -265,4 +266,4 @@ def test_command_line_is_a_contract() -> None:
     for command, options in wanted.items():
         parser = importlib.import_module(f"pipeline.{command}").parser()
         have = {s for a in parser._actions for s in a.option_strings}
-        assert set(options.split()) <= have, command
+        assert {*options.split(), "--plugin"} <= have, command

@@ -18,8 +18,8 @@ from torch import Tensor
 from pipeline.config import Change, ConfigError, Data
 from pipeline.data import change, derived
 from pipeline.data.label_tensors import class_numbers
-from pipeline.losses import IMAGE_LOSSES, LABEL_LOSSES, LOSSES, SOFT_LOSSES, WeightedSum
-from pipeline.losses.module import Loss
+from pipeline.losses import LOSSES, WeightedSum, for_target, reads
+from pipeline.losses.module import Loss, takes_range
 from pipeline.records import Term
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def scene(name: str, channels: int, space: tuple[int, ...]) -> tuple[Tensor, Ten
     """Logits and a target of two samples; of labels two boxes of other classes and an ignored rim."""
     make = torch.Generator().manual_seed(len(space))
     logits = torch.randn(2, channels, *space, generator=make)
-    if name in IMAGE_LOSSES:
+    if "image" in LOSSES[name].targets:
         return logits.tanh(), torch.rand(2, channels, *space, generator=make) * 2 - 1
     target = torch.zeros(2, 1, *space, dtype=torch.int64)
     inner = (slice(None), slice(None), *[slice(2, 7)] * len(space))
@@ -48,9 +48,9 @@ def scene(name: str, channels: int, space: tuple[int, ...]) -> tuple[Tensor, Ten
 def by_config(name: str, logits: Tensor, target: Tensor, ignore: int | None, **options: Any) -> tuple[Tensor, Tensor]:
     """Value and gradient of the term in a config, whose maps the loader makes from whole labels."""
     term = Term(name=name, target="y", options=options)
-    kind = "image" if name in IMAGE_LOSSES else "labels"
+    kind = "image" if "image" in LOSSES[name].targets else "labels"
     batch, kinds = {"y": target}, {"y": kind}
-    wish = derived.read_by(term)
+    wish = next(iter(reads([term])), None)
     if isinstance(wish, derived.Map):
         data = Data(classes=max(2, logits.shape[1]), ignore_label=ignore)
         batch[wish.key] = torch.from_numpy(np.stack([derived.derive(y.numpy(), wish, data) for y in target]))
@@ -83,10 +83,10 @@ def assert_same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Non
 def test_value_and_gradient_are_those_of_a_config(name: str, space: tuple[int, ...]) -> None:
     if len(space) == 3 and name in ("perceptual", "masked_sobel", "masked_laplacian"):
         pytest.skip("2D only")
-    options, ignore = OPTIONS.get(name, {}), IGNORED if name in LABEL_LOSSES else None
+    options, ignore = OPTIONS.get(name, {}), IGNORED if "labels" in LOSSES[name].targets else None
     for channels in (1, 3):
         logits, target = scene(name, channels, space)
-        maps = {"mask": some_mask(target)} if name in derived.MASKED else {}
+        maps = {"mask": some_mask(target)} if takes_range(name) else {}
         wanted = by_config(name, logits, target, ignore, **options)
         assert torch.isfinite(wanted[0])
         assert wanted[1].any(), "a scene in which this loss has nothing to do proves nothing"
@@ -101,7 +101,7 @@ def test_value_and_gradient_are_those_of_a_config(name: str, space: tuple[int, .
         )
 
 
-@pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
+@pytest.mark.parametrize("name", sorted(for_target("soft")))
 def test_soft_targets_are_those_of_a_config(name: str) -> None:
     logits = torch.randn(2, 1, 6, 7)
     target = torch.rand(2, 1, 6, 7)
@@ -115,7 +115,7 @@ def test_soft_targets_are_those_of_a_config(name: str) -> None:
     assert float(Loss(name, soft=True)(logits, binary)) == pytest.approx(float(Loss(name)(logits, binary)), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LABEL_LOSSES)
+@pytest.mark.parametrize("name", for_target("labels"))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_form_of_a_target_gives_one_value(name: str, channels: int) -> None:
     logits, target = scene(name, channels, (12, 14))
@@ -189,12 +189,12 @@ def test_it_is_a_module_that_is_kept_copied_and_sent() -> None:
         assert repr(twin) == repr(loss) == "Loss('tversky', alpha=0.2, beta=0.8, ignore_label=255)"
 
 
-@pytest.mark.parametrize("name", derived.READS)
+@pytest.mark.parametrize("name", [n for n, entry in LOSSES.items() if entry.map in derived.DERIVED])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_a_map_that_is_given_is_used(name: str, channels: int) -> None:
     logits, target = scene(name, channels, (12, 14))
     loss = Loss(name, ignore_label=IGNORED)
-    wish = derived.read_by(Term(name=name, target="y"))
+    (wish,) = reads([Term(name=name, target="y")])
     assert isinstance(wish, derived.Map)
     data = Data(classes=max(2, channels), ignore_label=IGNORED)
     made = torch.from_numpy(np.stack([derived.derive(y.numpy(), wish, data) for y in target]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import ConfigError
-from pipeline.losses import IMAGE_LOSSES, LABEL_LOSSES, LOSSES, WeightedSum, check
+from pipeline.losses import LOSSES, LossEntry, WeightedSum, check, for_target
 from pipeline.losses.masked import masked
 from pipeline.records import Term
 
@@ -36,7 +36,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 BY_MAP_OR_SHAPE = {"cldice", "skeleton_recall", "surface_recall", "boundary", "connectivity", "betti_matching", "ms_ssim", "perceptual"}
 BY_MAP_OR_SHAPE |= {"masked_l1", "masked_sobel", "masked_laplacian", "total_variation"}
 """Tested in files of their own: they read maps, or look at shapes and windows that small random fields do not have."""
-VOXELWISE = [name for name in LABEL_LOSSES if name not in BY_MAP_OR_SHAPE]
+VOXELWISE = [name for name in for_target("labels") if name not in BY_MAP_OR_SHAPE]
 EVERY = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
 SHAPES = pytest.mark.parametrize("space", [(4, 5), (3, 4, 2)], ids=["2D", "3D"])
 CHANNELS = pytest.mark.parametrize("channels", [1, 3])
@@ -47,7 +47,7 @@ def scene(name: str, channels: int, space: tuple[int, ...], seed: int = 0) -> tu
     make = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, channels, *space, generator=make, dtype=torch.float64)
     valid = (torch.rand(2, 1, *space, generator=make) > 0.3).float()
-    if name in IMAGE_LOSSES:
+    if "image" in LOSSES[name].targets:
         return logits, torch.randn(2, channels, *space, generator=make, dtype=torch.float64), valid
     target = torch.randint(0, max(channels, 2), (2, 1, *space), generator=make)
     corner = (slice(None), slice(None), *[0] * (len(space) - 1))
@@ -76,7 +76,7 @@ def test_every_loss_is_exercised() -> None:
 
 
 def by_hand(name: str, x: Tensor, target: Tensor, **options: Any) -> float:
-    return float(LOSSES[name](**options)(x, target, ones(x)))
+    return float(LOSSES[name].make(**options)(x, target, ones(x)))
 
 
 PICTURE = [[0.8, 0.6], [0.3, 0.1]]
@@ -167,7 +167,7 @@ def test_ignoring_voxels_is_leaving_them_out(seed: int) -> None:
         x, y, valid = (t[:1] for t in scene(name, channels, (4, 5), seed))
         keep = valid[0, 0] > 0
         fewer_x, fewer_y = x[:, :, keep][..., None], y[:, :, keep][..., None]
-        loss = LOSSES[name](**options)
+        loss = LOSSES[name].make(**options)
         assert float(loss(x, y, valid)) == pytest.approx(float(loss(fewer_x, fewer_y, ones(fewer_x))), abs=1e-9)
 
 
@@ -179,7 +179,7 @@ def test_ignoring_voxels_is_leaving_them_out(seed: int) -> None:
 @CHANNELS
 def test_gradient_is_that_of_finite_differences(name: str, options: dict[str, Any], space: tuple[int, ...], channels: int) -> None:
     x, y, valid = scene(name, channels, space)
-    loss = LOSSES[name](**options)
+    loss = LOSSES[name].make(**options)
     assert torch.autograd.gradcheck(lambda z: loss(z, y, valid), x.requires_grad_())
 
 
@@ -187,7 +187,7 @@ def test_gradient_is_that_of_finite_differences(name: str, options: dict[str, An
 @CHANNELS
 def test_ignored_voxels_change_neither_value_nor_gradient(name: str, options: dict[str, Any], channels: int) -> None:
     x, y, valid = scene(name, channels, (4, 5))
-    loss, out = LOSSES[name](**options), valid == 0
+    loss, out = LOSSES[name].make(**options), valid == 0
     results = []
     for fill, other in ((0.0, 0), (1e30, 1), (math.nan, 1), (-math.inf, 0)):
         z = x.masked_fill(out, fill).requires_grad_()
@@ -203,7 +203,7 @@ def test_ignored_voxels_change_neither_value_nor_gradient(name: str, options: di
 @CHANNELS
 def test_without_a_valid_voxel_the_value_and_gradient_are_zero(name: str, options: dict[str, Any], channels: int) -> None:
     x, y, valid = scene(name, channels, (4, 5))
-    value = LOSSES[name](**options)(x.requires_grad_(), y, torch.zeros_like(valid))
+    value = LOSSES[name].make(**options)(x.requires_grad_(), y, torch.zeros_like(valid))
     (gradient,) = torch.autograd.grad(value, x)
     assert value == 0
     assert not gradient.any()
@@ -212,9 +212,9 @@ def test_without_a_valid_voxel_the_value_and_gradient_are_zero(name: str, option
 @EVERY
 def test_a_sample_without_valid_voxels_does_not_dilute_the_rest(name: str, options: dict[str, Any]) -> None:
     x, y, valid = scene(name, 3, (4, 5))
-    alone = LOSSES[name](**options)(x[:1], y[:1], valid[:1])
+    alone = LOSSES[name].make(**options)(x[:1], y[:1], valid[:1])
     valid[1] = 0
-    assert float(LOSSES[name](**options)(x, y, valid)) == pytest.approx(float(alone), abs=1e-12)
+    assert float(LOSSES[name].make(**options)(x, y, valid)) == pytest.approx(float(alone), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", VOXELWISE)
@@ -226,7 +226,7 @@ def test_uniform_labels_and_saturated_logits_stay_finite(name: str, label: int, 
     x[:, 1:] *= -1
     x[:, 2:] = 0
     y = torch.full((2, 1, 4, 4), label, dtype=torch.uint8)
-    value = LOSSES[name]()(x.requires_grad_(), y, ones(x))
+    value = LOSSES[name].make()(x.requires_grad_(), y, ones(x))
     (gradient,) = torch.autograd.grad(value, x)
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
@@ -243,8 +243,8 @@ def test_half_inputs_are_summed_in_single_precision(name: str, options: dict[str
     """90,000 voxels near 1 overflow a float16 sum (65,504); bfloat16 would round the sum to two digits."""
     x = torch.linspace(0.5, 4, 90_000).reshape(1, 1, 300, 300).to(kind)
     y = (torch.arange(90_000) % 2).reshape(1, 1, 300, 300)
-    y = y.to(kind) if name in IMAGE_LOSSES else y
-    loss = LOSSES[name](**options)
+    y = y.to(kind) if "image" in LOSSES[name].targets else y
+    loss = LOSSES[name].make(**options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(x, y, ones(x))
     assert value.dtype == torch.float32
@@ -270,7 +270,7 @@ def test_autocast_does_not_reach_inside_a_loss() -> None:
 def test_label_targets_of_any_integer_type(kind: torch.dtype) -> None:
     for name in VOXELWISE:
         x, y, valid = scene(name, 3, (4, 5))
-        assert torch.equal(LOSSES[name]()(x, y.to(kind), valid), LOSSES[name]()(x, y, valid))
+        assert torch.equal(LOSSES[name].make()(x, y.to(kind), valid), LOSSES[name].make()(x, y, valid))
 
 
 def test_perfect_answers_cost_nothing() -> None:
@@ -310,7 +310,7 @@ def test_variance_pulls_an_almost_uniform_answer_apart(channels: int) -> None:
     """One small step raises the spread, and the gradient there is as strong as for an answer that is well spread."""
     y = (torch.arange(64) < 10).long().reshape(1, 1, 8, 8)
     noise = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    loss, strength, spread = LOSSES["variance"](), [], []
+    loss, strength, spread = LOSSES["variance"].make(), [], []
     for scale in (1e-2, 0.5):
         x = (noise * scale).requires_grad_()
         (gradient,) = torch.autograd.grad(loss(x, y, ones(x)), x)
@@ -343,20 +343,20 @@ def test_variance_pulls_an_almost_uniform_answer_apart(channels: int) -> None:
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([Term(name=name, options=options)], {"label": "labels" if name in LABEL_LOSSES else "image"})
+        WeightedSum([Term(name=name, options=options)], {"label": "labels" if "labels" in LOSSES[name].targets else "image"})
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="share batch and space"):
-        LOSSES["ce"]()(x, torch.zeros(2, 1, 4, 5), ones(x))
+        LOSSES["ce"].make()(x, torch.zeros(2, 1, 4, 5), ones(x))
     with pytest.raises(ValueError, match="share batch and space"):
-        LOSSES["l1"]()(x, x, x)
+        LOSSES["l1"].make()(x, x, x)
     with pytest.raises(ValueError, match="same shape"):
-        LOSSES["l1"]()(x, x[:, :1], ones(x))
+        LOSSES["l1"].make()(x, x[:, :1], ones(x))
     with pytest.raises(ValueError, match="one channel"):
-        LOSSES["dice"]()(x, x, ones(x))
+        LOSSES["dice"].make()(x, x, ones(x))
 
 
 # ---------------------------------------------------------------- weighted sum
@@ -385,9 +385,9 @@ def test_total_is_the_weighted_sum_and_values_are_unweighted() -> None:
     )
     value, parts = total(outputs, batch)
     expected = {
-        "dice": LOSSES["dice"]()(x, y, valid),
-        "focal@mask": LOSSES["focal"]()(outputs["mask"], y, valid),
-        "l1": LOSSES["l1"]()(x, image, ones(x)),
+        "dice": LOSSES["dice"].make()(x, y, valid),
+        "focal@mask": LOSSES["focal"].make()(outputs["mask"], y, valid),
+        "l1": LOSSES["l1"].make()(x, image, ones(x)),
     }
     assert list(parts) == list(expected)
     assert all(torch.equal(parts[key], expected[key].detach()) and not parts[key].requires_grad for key in parts)
@@ -413,7 +413,7 @@ def test_ignored_label_counts_nowhere(ignore: int, kind: torch.dtype) -> None:
     x = torch.tensor([[[[1.0, -2.0, 3.0, 4.0]]]])
     value, _ = WeightedSum(terms({"name": "ce"}), KINDS, ignore_label=ignore)({"main": x}, {"label": marked.to(kind)})
     keep = ones(x) * (marked != ignore)
-    assert float(value) == pytest.approx(float(LOSSES["ce"]()(x, y, keep)))
+    assert float(value) == pytest.approx(float(LOSSES["ce"].make()(x, y, keep)))
     assert 0 < keep.sum() < 4
 
 
@@ -424,7 +424,7 @@ def test_a_loss_receives_the_target_cleaned_once(monkeypatch: pytest.MonkeyPatch
         seen.append((y, valid))
         return x.sum()
 
-    monkeypatch.setitem(LOSSES, "dice", lambda: spy)
+    monkeypatch.setitem(LOSSES._entries, "dice", LossEntry(lambda: spy, ("labels",)))
     y = torch.tensor([[[[0, 1, 2, 2]]]], dtype=torch.uint8)
     WeightedSum(terms({"name": "dice"}, {"name": "dice"}), KINDS, ignore_label=2)({"main": y.float()}, {"label": y})
     assert seen[0][0].tolist() == [[[[0, 1, 0, 0]]]]
@@ -440,7 +440,7 @@ def test_an_ignore_label_outside_uint8_matches_nothing(ignore: int) -> None:
     y = torch.tensor([[[[0, 255, 1, 0]]]], dtype=torch.uint8)
     x = torch.tensor([[[[1.0, -2.0, 3.0, 4.0]]]])
     value, _ = WeightedSum(terms({"name": "ce"}), KINDS, ignore_label=ignore)({"main": x}, {"label": y})
-    assert float(value) == pytest.approx(float(LOSSES["ce"]()(x, y, ones(x))))
+    assert float(value) == pytest.approx(float(LOSSES["ce"].make()(x, y, ones(x))))
 
 
 def test_the_ignore_label_does_not_touch_image_targets() -> None:

@@ -82,8 +82,8 @@ def test_ms_ssim_is_that_of_scikit_image(levels: int) -> None:
     wanted = [
         reference(((a + 1) / 2).numpy(), ((b + 1) / 2).numpy(), powers) for a, b in zip(x.flatten(0, 1), y.flatten(0, 1), strict=True)
     ]
-    assert value(LOSSES["ms_ssim"](levels=levels), x, y) == pytest.approx(1 - np.mean(wanted), abs=1e-9)
-    assert value(LOSSES["ms_ssim"](levels=levels), x.float(), y.float()) == pytest.approx(1 - np.mean(wanted), abs=1e-5)
+    assert value(LOSSES["ms_ssim"].make(levels=levels), x, y) == pytest.approx(1 - np.mean(wanted), abs=1e-9)
+    assert value(LOSSES["ms_ssim"].make(levels=levels), x.float(), y.float()) == pytest.approx(1 - np.mean(wanted), abs=1e-5)
 
 
 def test_ms_ssim_of_volumes_is_that_of_scikit_image() -> None:
@@ -91,7 +91,7 @@ def test_ms_ssim_of_volumes_is_that_of_scikit_image() -> None:
     y = x * 0.5 + 0.5 * photograph(1, 1, 24, 23, 27, seed=1, low=0)
     powers = [p / sum(SCALES[:2]) for p in SCALES[:2]]
     wanted = 1 - reference(x[0, 0].numpy(), y[0, 0].numpy(), powers)
-    assert value(LOSSES["ms_ssim"](levels=2, range=[0, 1]), x, y) == pytest.approx(wanted, abs=1e-9)
+    assert value(LOSSES["ms_ssim"].make(levels=2, range=[0, 1]), x, y) == pytest.approx(wanted, abs=1e-9)
 
 
 @pytest.mark.parametrize(("levels", "power"), [(5, 0.1333), (1, 1.0)])
@@ -100,30 +100,30 @@ def test_two_flat_images_differ_in_brightness_only(levels: int, power: float) ->
     x = torch.full((1, 1, 176, 176), 0.5, dtype=torch.float64)
     brightness = (2 * 0.75 * 0.25 + 1e-4) / (0.75**2 + 0.25**2 + 1e-4)
     whole = sum(SCALES) if levels == 5 else 1
-    assert value(LOSSES["ms_ssim"](levels=levels), x, -x) == pytest.approx(1 - brightness ** (power / whole), abs=1e-12)
+    assert value(LOSSES["ms_ssim"].make(levels=levels), x, -x) == pytest.approx(1 - brightness ** (power / whole), abs=1e-12)
 
 
 def test_ms_ssim_range_says_what_is_black_and_white() -> None:
     x, y = photograph(1, 3, 24, 24), photograph(1, 3, 24, 24, seed=1)
-    wanted = value(LOSSES["ms_ssim"](levels=2), x, y)
+    wanted = value(LOSSES["ms_ssim"].make(levels=2), x, y)
     for low, high in ((0, 1), (0, 255), (-3.0, 0.5)):
         moved = [(t + 1) / 2 * (high - low) + low for t in (x, y)]
-        assert value(LOSSES["ms_ssim"](levels=2, range=[low, high]), *moved) == pytest.approx(wanted, abs=1e-9)
-    assert value(LOSSES["ms_ssim"](levels=2, range=[0, 1]), x, y) != pytest.approx(wanted, abs=1e-3)
+        assert value(LOSSES["ms_ssim"].make(levels=2, range=[low, high]), *moved) == pytest.approx(wanted, abs=1e-9)
+    assert value(LOSSES["ms_ssim"].make(levels=2, range=[0, 1]), x, y) != pytest.approx(wanted, abs=1e-3)
 
 
 def test_equal_images_cost_nothing_and_pull_nowhere() -> None:
     for kind in (torch.float32, torch.float64):
         x = photograph(2, 1, 180, 176).to(kind)
         x[1] = -1  # black, without any contrast
-        cost, gradient = slope(LOSSES["ms_ssim"](), x, x)
+        cost, gradient = slope(LOSSES["ms_ssim"].make(), x, x)
         assert cost == pytest.approx(0, abs=1e-6)
         assert float(gradient.abs().max()) < 1e-6
 
 
 def test_opposite_images_have_a_finite_cost_and_slope() -> None:
     x = torch.rand(1, 1, 44, 44, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    cost, gradient = slope(LOSSES["ms_ssim"](levels=3), x, -x)
+    cost, gradient = slope(LOSSES["ms_ssim"].make(levels=3), x, -x)
     assert 0.9 < cost <= 1
     assert torch.isfinite(gradient).all()
 
@@ -133,7 +133,7 @@ def test_opposite_images_have_a_finite_cost_and_slope() -> None:
 def test_blur_costs_more_the_stronger_it_is(seed: int, blur: float) -> None:
     x = photograph(1, 1, 48, 48, seed=seed)
     softer = [torch.from_numpy(gaussian_filter(x.numpy(), (0, 0, s, s))) for s in (blur, 1.5 * blur)]
-    costs = [value(LOSSES["ms_ssim"](levels=2), s, x) for s in softer]
+    costs = [value(LOSSES["ms_ssim"].make(levels=2), s, x) for s in softer]
     assert 0 < costs[0] < costs[1] <= 1
 
 
@@ -145,7 +145,7 @@ def test_ms_ssim_gradient_is_that_of_finite_differences(levels: int, shape: tupl
     x, y = photograph(*shape), photograph(*shape) * 0.8 + 0.1 * photograph(*shape, seed=1)
     valid = ones(x)
     valid[..., 0, 0] = 0
-    loss = LOSSES["ms_ssim"](levels=levels)
+    loss = LOSSES["ms_ssim"].make(levels=levels)
     assert slope(loss, x, y, valid)[1].any()
     assert torch.autograd.gradcheck(lambda z: loss(z, y, valid), x.requires_grad_(), fast_mode=True)
 
@@ -155,7 +155,7 @@ def test_windows_with_ignored_voxels_do_not_count() -> None:
     x, y = photograph(2, 3, 40, 48), photograph(2, 3, 40, 48, seed=1)
     valid = ones(x)
     valid[..., 32:] = 0
-    loss = LOSSES["ms_ssim"](levels=2)
+    loss = LOSSES["ms_ssim"].make(levels=2)
     wanted, inner = slope(loss, x[..., :32], y[..., :32])
     for fill in (0.0, 1e30, math.nan):
         cost, gradient = slope(loss, x.masked_fill(valid == 0, fill), y, valid)
@@ -166,7 +166,7 @@ def test_windows_with_ignored_voxels_do_not_count() -> None:
 
 def test_samples_without_a_window_do_not_dilute_the_rest() -> None:
     x, y, valid = photograph(2, 1, 24, 24), photograph(2, 1, 24, 24, seed=1), torch.ones(2, 1, 24, 24)
-    loss = LOSSES["ms_ssim"](levels=2)
+    loss = LOSSES["ms_ssim"].make(levels=2)
     valid[1, :, 10:14, 10:14] = 0  # no window of 11 fits beside it on the coarse scale
     assert float(loss(x, y, valid)) == pytest.approx(float(loss(x[:1], y[:1], valid[:1])), abs=1e-12)
     cost, gradient = slope(loss, x, y, valid * 0)
@@ -176,7 +176,7 @@ def test_samples_without_a_window_do_not_dilute_the_rest() -> None:
 
 def test_ms_ssim_is_computed_in_single_precision() -> None:
     x, y = (photograph(1, 1, 48, 48, seed=s).bfloat16() for s in (0, 1))
-    loss = LOSSES["ms_ssim"](levels=3)
+    loss = LOSSES["ms_ssim"].make(levels=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = loss(x, y, ones(x))
     assert result.dtype == torch.float32
@@ -223,13 +223,13 @@ def test_wrong_options_of_ms_ssim_are_refused(options: dict[str, Any], words: li
 def test_images_too_small_for_ms_ssim_name_what_fits() -> None:
     x = torch.zeros(1, 1, 128, 300)
     with pytest.raises(ConfigError, match=r"\(128, 300\); 5 levels need at least 176.*levels: 4"):
-        LOSSES["ms_ssim"]()(x, x, ones(x))
-    assert value(LOSSES["ms_ssim"](levels=4), x, x) == pytest.approx(0, abs=1e-6)
+        LOSSES["ms_ssim"].make()(x, x, ones(x))
+    assert value(LOSSES["ms_ssim"].make(levels=4), x, x) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match=r"1 levels need at least 11 along each side. Take larger"):
-        LOSSES["ms_ssim"](levels=1)(x[..., :10], x[..., :10], ones(x[..., :10]))
+        LOSSES["ms_ssim"].make(levels=1)(x[..., :10], x[..., :10], ones(x[..., :10]))
     for name, options in (("ms_ssim", {"levels": 1}), ("perceptual", {"weights": "random"})):
         with pytest.raises(ValueError, match="same shape"):
-            LOSSES[name](**options)(x.expand(-1, 3, -1, -1), x, ones(x))
+            LOSSES[name].make(**options)(x.expand(-1, 3, -1, -1), x, ones(x))
 
 
 # ------------------------------------------------------------------ VGG16
@@ -276,14 +276,14 @@ def test_perceptual_value_by_the_book() -> None:
         part = chain[: {"relu1_2": 3, "relu2_1": 6, "relu3_3": 15}[layer] + 1]
         wanted += weight * float((part(a) - part(b)).abs().mean().detach())
     # The weights of one seed do not depend on how many are drawn.
-    loss = LOSSES["perceptual"](weights="random", layers={"relu1_2": 1, "relu2_1": 0.5, "relu3_3": 2})
+    loss = LOSSES["perceptual"].make(weights="random", layers={"relu1_2": 1, "relu2_1": 0.5, "relu3_3": 2})
     assert value(loss, x, y) == pytest.approx(wanted, rel=1e-5)
-    unit = LOSSES["perceptual"](weights="random", layers={"relu1_2": 1, "relu2_1": 0.5, "relu3_3": 2}, range=[0, 1])
+    unit = LOSSES["perceptual"].make(weights="random", layers={"relu1_2": 1, "relu2_1": 0.5, "relu3_3": 2}, range=[0, 1])
     assert value(unit, (x + 1) / 2, (y + 1) / 2) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_equal_images_look_equal_and_blurred_ones_ever_less_so() -> None:
-    loss, x = LOSSES["perceptual"](weights="random"), photograph(1, 3, 32, 32).float()
+    loss, x = LOSSES["perceptual"].make(weights="random"), photograph(1, 3, 32, 32).float()
     x = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     blurred = [torch.from_numpy(gaussian_filter(x.numpy(), (0, 0, s, s))) for s in (0.5, 1, 2)]
     costs = [value(loss, b, x) for b in (x, *blurred)]
@@ -293,14 +293,14 @@ def test_equal_images_look_equal_and_blurred_ones_ever_less_so() -> None:
 
 
 def test_grey_images_are_seen_as_colour_images_without_colour() -> None:
-    loss = LOSSES["perceptual"](weights="random", layers=["relu2_1"])
+    loss = LOSSES["perceptual"].make(weights="random", layers=["relu2_1"])
     x, y = photograph(2, 1, 16, 16).float(), photograph(2, 1, 16, 16, seed=1).float()
     assert value(loss, x, y) == pytest.approx(value(loss, x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)), rel=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpoint": True}, {"size": 8}, {"size": 8, "reduce": "centre"}], ids=str)
 def test_perceptual_gradient_is_that_of_finite_differences(options: dict[str, Any]) -> None:
-    loss = LOSSES["perceptual"](weights="random", layers=["relu1_2", "relu2_2"], **options)
+    loss = LOSSES["perceptual"].make(weights="random", layers=["relu1_2", "relu2_2"], **options)
     x, y = photograph(1, 3, 10, 12), photograph(1, 3, 10, 12, seed=1)
     valid = ones(x)
     valid[..., 3:5, 4] = 0
@@ -310,7 +310,7 @@ def test_perceptual_gradient_is_that_of_finite_differences(options: dict[str, An
 
 def test_checkpointing_changes_neither_value_nor_gradient_but_what_is_kept() -> None:
     x, y = photograph(1, 3, 32, 32).float(), photograph(1, 3, 32, 32, seed=1).float()
-    plain, again = (LOSSES["perceptual"](weights="random", layers=["relu3_3"], checkpoint=c) for c in (False, True))
+    plain, again = (LOSSES["perceptual"].make(weights="random", layers=["relu3_3"], checkpoint=c) for c in (False, True))
     (cost, gradient), (cost_again, gradient_again) = slope(plain, x, y), slope(again, x, y)
     assert cost == cost_again
     torch.testing.assert_close(gradient, gradient_again)
@@ -326,12 +326,12 @@ def test_checkpointing_changes_neither_value_nor_gradient_but_what_is_kept() -> 
 def test_size_looks_at_means_of_areas_or_at_the_middle() -> None:
     x, y = photograph(1, 3, 32, 16).float(), photograph(1, 3, 32, 16, seed=1).float()
     options = {"weights": "random", "layers": ["relu1_2"]}
-    whole = LOSSES["perceptual"](**options)
+    whole = LOSSES["perceptual"].make(**options)
     halves = [torch.nn.functional.avg_pool2d(t, 2) for t in (x, y)]
-    assert value(LOSSES["perceptual"](**options, size=16), x, y) == pytest.approx(value(whole, *halves), rel=1e-5)
+    assert value(LOSSES["perceptual"].make(**options, size=16), x, y) == pytest.approx(value(whole, *halves), rel=1e-5)
     middle = [t[..., 8:24, :].contiguous() for t in (x, y)]
-    assert value(LOSSES["perceptual"](**options, size=16, reduce="centre"), x, y) == pytest.approx(value(whole, *middle), rel=1e-5)
-    assert value(LOSSES["perceptual"](**options, size=32), x, y) == value(whole, x, y)
+    assert value(LOSSES["perceptual"].make(**options, size=16, reduce="centre"), x, y) == pytest.approx(value(whole, *middle), rel=1e-5)
+    assert value(LOSSES["perceptual"].make(**options, size=32), x, y) == value(whole, x, y)
 
 
 def blemished(*corners: tuple[int, int], shape: tuple[int, int] = (40, 56), edge: int = 4) -> Tensor:
@@ -373,8 +373,8 @@ def test_the_mask_says_where_each_sample_is_looked_at() -> None:
     options = {"weights": "random", "layers": ["relu1_2"]}
     corners = perceptual_module._around(mask, 16, [(12, 20)] * 2)
     cut = [torch.stack([t[i, :, a : a + 16, b : b + 16] for i, (a, b) in enumerate(corners)]) for t in (x, y)]
-    wanted = value(LOSSES["perceptual"](**options), *cut)
-    loss = LOSSES["perceptual"](**options, size=16, reduce="mask")
+    wanted = value(LOSSES["perceptual"].make(**options), *cut)
+    loss = LOSSES["perceptual"].make(**options, size=16, reduce="mask")
     assert float(loss(x, y, ones(x), mask)) == pytest.approx(wanted, rel=1e-5)
     z = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(z, y, ones(x), mask), z)
@@ -384,8 +384,8 @@ def test_the_mask_says_where_each_sample_is_looked_at() -> None:
     assert felt.sum() <= 2 * 16 * 16
     assert not gradient[1, :, : middle - 1].any()
     assert not gradient[1, :, :, : across - 1].any()
-    small = LOSSES["perceptual"](**options, size=64, reduce="mask")
-    assert float(small(x, y, ones(x), mask)) == value(LOSSES["perceptual"](**options), x, y)
+    small = LOSSES["perceptual"].make(**options, size=64, reduce="mask")
+    assert float(small(x, y, ones(x), mask)) == value(LOSSES["perceptual"].make(**options), x, y)
     with pytest.raises(ValueError, match="fourth argument"):
         loss(x, y, ones(x))
 
@@ -395,14 +395,14 @@ def test_the_weighted_sum_hands_the_mask_over() -> None:
     options = {"weights": "random", "layers": ["relu1_2"], "size": 16, "reduce": "mask"}
     term = Term(name="perceptual", target="target", options=options)
     total, _ = WeightedSum([term], {"target": "image", "mask": "soft"})({"main": x}, {"target": y, "mask": mask})
-    assert float(total) == float(LOSSES["perceptual"](**options)(x, y, ones(x), mask))
+    assert float(total) == float(LOSSES["perceptual"].make(**options)(x, y, ones(x), mask))
     with pytest.raises(ConfigError, match=r"reads the mask.*data\.change: \{\}"):
         WeightedSum([term], {"target": "image"})
 
 
 @pytest.mark.parametrize("options", [{}, {"size": 12}], ids=str)
 def test_ignored_voxels_are_not_seen(options: dict[str, Any]) -> None:
-    loss = LOSSES["perceptual"](weights="random", layers=["relu1_2", "relu2_2"], **options)
+    loss = LOSSES["perceptual"].make(weights="random", layers=["relu1_2", "relu2_2"], **options)
     x, y = photograph(2, 3, 16, 16), photograph(2, 3, 16, 16, seed=1)
     valid = ones(x)
     valid[..., :5] = 0
@@ -421,7 +421,7 @@ def test_ignored_voxels_are_not_seen(options: dict[str, Any]) -> None:
 
 
 def test_perceptual_is_computed_in_single_precision_under_autocast() -> None:
-    loss = LOSSES["perceptual"](weights="random", layers=["relu1_2"])
+    loss = LOSSES["perceptual"].make(weights="random", layers=["relu1_2"])
     x, y = photograph(1, 3, 16, 16).float(), photograph(1, 3, 16, 16, seed=1).float()
     plain = loss(x, y, ones(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -431,7 +431,7 @@ def test_perceptual_is_computed_in_single_precision_under_autocast() -> None:
 
 
 def test_a_first_use_in_validation_does_not_spoil_training() -> None:
-    loss, x = LOSSES["perceptual"](weights="random", layers=["relu1_1"]), photograph(1, 3, 8, 8).float()
+    loss, x = LOSSES["perceptual"].make(weights="random", layers=["relu1_1"]), photograph(1, 3, 8, 8).float()
     with torch.inference_mode():
         loss(x, x * 0.5, ones(x))
     assert slope(loss, x, x * 0.5)[1].any()
@@ -439,7 +439,7 @@ def test_a_first_use_in_validation_does_not_spoil_training() -> None:
 
 def test_weights_follow_the_images_and_take_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    loss = LOSSES["perceptual"](weights="random", layers=["relu1_2"])
+    loss = LOSSES["perceptual"].make(weights="random", layers=["relu1_2"])
     x = photograph(1, 3, 8, 8)
     results = [loss(t, t * 0.5, ones(t)) for t in (x.float(), x, x.float())]
     assert [r.dtype for r in results] == [torch.float32, torch.float64, torch.float32]
@@ -451,7 +451,7 @@ def test_weights_follow_the_images_and_take_no_random_numbers() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["ms_ssim", "perceptual"])
 def test_losses_of_both_devices_agree(name: str) -> None:
-    loss = LOSSES[name](**({"levels": 2} if name == "ms_ssim" else {"weights": "random"}))
+    loss = LOSSES[name].make(**({"levels": 2} if name == "ms_ssim" else {"weights": "random"}))
     x, y = photograph(1, 3, 32, 32), photograph(1, 3, 32, 32, seed=1)
     (cost, gradient), (cost_cuda, gradient_cuda) = slope(loss, x, y), slope(loss, x.cuda(), y.cuda())
     assert cost_cuda == pytest.approx(cost, rel=1e-9)
@@ -463,7 +463,7 @@ def test_vgg_is_fixed() -> None:
     assert not any(w.requires_grad for w in vgg.random_weights("relu3_3").values())
     x = photograph(1, 3, 8, 8).float().requires_grad_()
     y = photograph(1, 3, 8, 8, seed=1).float().requires_grad_()
-    LOSSES["perceptual"](weights="random", layers=["relu1_2"])(x, y, ones(x)).backward()
+    LOSSES["perceptual"].make(weights="random", layers=["relu1_2"])(x, y, ones(x)).backward()
     assert x.grad is not None
     assert x.grad.any()
     assert y.grad is None  # the target is a fact, also where it is computed
@@ -500,13 +500,13 @@ def test_wrong_options_of_perceptual_are_refused(options: dict[str, Any], words:
 def test_what_vgg_cannot_look_at_is_refused(shape: tuple[int, ...], words: str) -> None:
     x = torch.zeros(shape)
     with pytest.raises(ConfigError, match=words):
-        LOSSES["perceptual"](weights="random", size=8)(x, x, ones(x))
+        LOSSES["perceptual"].make(weights="random", size=8)(x, x, ones(x))
 
 
 def test_torchvision_is_not_needed(monkeypatch: pytest.MonkeyPatch, published: Path) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)  # any import of it now fails
     x = photograph(1, 3, 16, 16).float()
-    assert value(LOSSES["perceptual"](weights=str(published)), x, x * 0.5) > 0
+    assert value(LOSSES["perceptual"].make(weights=str(published)), x, x * 0.5) > 0
 
 
 # ------------------------------------------------------------------ weights: found or refused
@@ -552,7 +552,7 @@ def test_a_config_is_checked_without_reading_or_fetching_weights(home: Path, mon
 
 
 def test_without_weights_the_first_use_names_three_ways(home: Path) -> None:
-    loss, x = LOSSES["perceptual"](), torch.zeros(1, 3, 8, 8)
+    loss, x = LOSSES["perceptual"].make(), torch.zeros(1, 3, 8, 8)
     with pytest.raises(UserError, match=r"no route to https.*Three ways") as caught:
         loss(x, x, ones(x))
     text = str(caught.value)
@@ -562,13 +562,13 @@ def test_without_weights_the_first_use_names_three_ways(home: Path) -> None:
 def test_a_missing_path_is_found_before_training(tmp_path: Path) -> None:
     for name in ("none.safetensors", "none.pth"):
         with pytest.raises(UserError, match=rf"{name}: no such file.*slim_vgg"):
-            LOSSES["perceptual"](weights=str(tmp_path / name))
+            LOSSES["perceptual"].make(weights=str(tmp_path / name))
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"weights.bin: must be a .safetensors"):
-        LOSSES["perceptual"](weights=str(tmp_path / "weights.bin"))
+        LOSSES["perceptual"].make(weights=str(tmp_path / "weights.bin"))
     (tmp_path / "torn.safetensors").write_bytes(b"\x00" * 50)
     with pytest.raises(UserError, match=r"torn.safetensors: damaged"):
-        LOSSES["perceptual"](weights=str(tmp_path / "torn.safetensors"))
+        LOSSES["perceptual"].make(weights=str(tmp_path / "torn.safetensors"))
 
 
 def test_a_download_is_made_once_and_kept_slim(home: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,8 +606,8 @@ def test_a_foreign_file_in_the_cache_is_refused(home: Path) -> None:
 def test_a_slim_file_that_is_too_shallow_says_how_to_make_a_deeper_one(tmp_path: Path) -> None:
     vgg.write_slim(tmp_path / "slim.safetensors", vgg.random_weights("relu2_2"), "00")
     with pytest.raises(UserError, match=r"features.10.weight.*up to layer relu3_3.*--deepest relu3_3"):
-        LOSSES["perceptual"](weights=str(tmp_path / "slim.safetensors"))
-    LOSSES["perceptual"](weights=str(tmp_path / "slim.safetensors"), layers=["relu2_2"])
+        LOSSES["perceptual"].make(weights=str(tmp_path / "slim.safetensors"))
+    LOSSES["perceptual"].make(weights=str(tmp_path / "slim.safetensors"), layers=["relu2_2"])
 
 
 def test_another_pickled_file_is_refused(pickled: Path) -> None:
@@ -656,7 +656,7 @@ def test_slimming_keeps_the_layers_and_the_hash(script: ModuleType, published: P
     assert header["sha256"] == hashlib.sha256(published.read_bytes()).hexdigest()
     assert json.loads(json.dumps(header))["source"] == vgg.NAME
     x, y = photograph(1, 3, 16, 16).float(), photograph(1, 3, 16, 16, seed=1).float()
-    costs = {value(LOSSES["perceptual"](weights=w), x, y) for w in (str(out), str(published), "random")}
+    costs = {value(LOSSES["perceptual"].make(weights=w), x, y) for w in (str(out), str(published), "random")}
     assert len(costs) == 1
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pipeline import config
 from pipeline.config import ConfigError
-from pipeline.losses import IMAGE_LOSSES, LABEL_LOSSES, LOSSES, SOFT_LOSSES, WeightedSum, check
+from pipeline.losses import LOSSES, WeightedSum, check, for_target
 from pipeline.records import Term
 
 MASKED = ("masked_l1", "masked_sobel", "masked_laplacian")
@@ -38,7 +38,7 @@ def scene(channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def run(name: str, x: Tensor, y: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
-    return LOSSES[name]()(x, y, valid, *([mask] if name in MASKED else []))
+    return LOSSES[name].make()(x, y, valid, *([mask] if name in MASKED else []))
 
 
 def masked(name: str, x: Tensor, y: Tensor, mask: Tensor) -> float:
@@ -170,13 +170,13 @@ def test_total_variation_of_a_ramp_is_the_sum_of_its_slopes(space: tuple[int, ..
     slopes = (0.5, -2.0, 0.25)[: len(space)]
     grids = torch.meshgrid(*[torch.arange(float(n)) for n in space], indexing="ij")
     x = sum((s * g for s, g in zip(slopes, grids, strict=True)), torch.zeros(space)).expand(2, 3, *space)
-    assert float(LOSSES["total_variation"]()(x, x * 7, ones(x))) == pytest.approx(sum(map(abs, slopes)))
-    assert float(LOSSES["total_variation"]()(x * 0 + 0.3, x, ones(x))) == 0
+    assert float(LOSSES["total_variation"].make()(x, x * 7, ones(x))) == pytest.approx(sum(map(abs, slopes)))
+    assert float(LOSSES["total_variation"].make()(x * 0 + 0.3, x, ones(x))) == 0
 
 
 def test_total_variation_of_a_single_row_has_no_neighbours_across() -> None:
     x = torch.tensor([[[[0.0, 1.0, 3.0, 3.0]]]])
-    assert float(LOSSES["total_variation"]()(x, x, ones(x))) == pytest.approx(1)
+    assert float(LOSSES["total_variation"].make()(x, x, ones(x))) == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- gradient, invalid pixels, precision
@@ -254,13 +254,13 @@ def blob(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_every_soft_loss_is_exercised() -> None:
-    assert {name for name, _ in SOFT_VARIANTS} == set(SOFT_LOSSES)
+    assert {name for name, _ in SOFT_VARIANTS} == set(for_target("soft"))
 
 
 @EVERY_SOFT
 def test_soft_targets_of_zero_and_one_cost_what_labels_do(name: str, options: dict[str, Any]) -> None:
     x, t, valid = blob()
-    labels, loss = (t > 0.5).long(), LOSSES[name](**options)
+    labels, loss = (t > 0.5).long(), LOSSES[name].make(**options)
     assert float(loss(x, labels.double(), valid)) == pytest.approx(float(loss(x, labels, valid)), abs=1e-12)
 
 
@@ -269,7 +269,7 @@ def test_soft_targets_of_zero_and_one_cost_what_labels_do(name: str, options: di
 def test_the_best_answer_to_a_soft_target_is_the_target(name: str, options: dict[str, Any], seed: int) -> None:
     x, t, valid = blob(seed)
     t = t.clamp(0.02, 0.98)
-    loss, best = LOSSES[name](**options), t.logit()
+    loss, best = LOSSES[name].make(**options), t.logit()
     least = float(loss(best, t, valid))
     if name != "ce":
         assert least == pytest.approx(0, abs=1e-12)
@@ -280,7 +280,7 @@ def test_the_best_answer_to_a_soft_target_is_the_target(name: str, options: dict
 @EVERY_SOFT
 def test_soft_gradient_is_that_of_finite_differences(name: str, options: dict[str, Any]) -> None:
     x, t, valid = blob()
-    assert torch.autograd.gradcheck(lambda z: LOSSES[name](**options)(z, t, valid), x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda z: LOSSES[name].make(**options)(z, t, valid), x.requires_grad_())
 
 
 @EVERY_SOFT
@@ -289,7 +289,7 @@ def test_invalid_voxels_of_a_soft_target_are_not_felt(name: str, options: dict[s
     out, results = valid == 0, []
     for fill, other in ((0.0, 0.0), (1e30, 1.0), (math.nan, math.nan)):
         z = x.masked_fill(out, fill).requires_grad_()
-        value = LOSSES[name](**options)(z, t.masked_fill(out, other), valid)
+        value = LOSSES[name].make(**options)(z, t.masked_fill(out, other), valid)
         results.append((value.detach(), torch.autograd.grad(value, z)[0]))
     assert all(torch.equal(v, results[0][0]) and torch.equal(g, results[0][1]) for v, g in results)
     assert not results[0][1][out].any()
@@ -297,21 +297,21 @@ def test_invalid_voxels_of_a_soft_target_are_not_felt(name: str, options: dict[s
 
 def test_soft_values_by_hand() -> None:
     x, t = torch.tensor([[[[0.8, 0.4]]]]).logit(), torch.tensor([[[[0.5, 1.0]]]])  # TP 0.9, FP 0.3, FN 0.6
-    loss = {name: float(LOSSES[name](**({} if name == "ce" else {"smooth": 1e-9}))(x, t, ones(x))) for name in SOFT_LOSSES}
+    loss = {name: float(LOSSES[name].make(**({} if name == "ce" else {"smooth": 1e-9}))(x, t, ones(x))) for name in for_target("soft")}
     assert loss["dice"] == pytest.approx(1 - 1.8 / 2.7)
     assert loss["tversky"] == pytest.approx(1 - 0.9 / (0.9 + 0.3 * 0.3 + 0.7 * 0.6))
     assert loss["ce"] == pytest.approx(-(0.5 * math.log(0.8) + 0.5 * math.log(0.2) + math.log(0.4)) / 2)
-    weighted = float(LOSSES["ce"](positive_weight=3)(x, t, ones(x)))
+    weighted = float(LOSSES["ce"].make(positive_weight=3)(x, t, ones(x)))
     assert weighted == pytest.approx(-(2 * 0.5 * math.log(0.8) + 2 * 0.5 * math.log(0.2) + 3 * math.log(0.4)) / 2)
 
 
 @pytest.mark.parametrize("batch", [False, True])
 def test_dice_of_two_empty_masks_is_zero(batch: bool) -> None:
     x, t = torch.full((2, 1, 8, 8), -50.0), torch.zeros(2, 1, 8, 8)
-    assert float(LOSSES["dice"](batch=batch)(x, t, ones(x))) == pytest.approx(0, abs=1e-6)
+    assert float(LOSSES["dice"].make(batch=batch)(x, t, ones(x))) == pytest.approx(0, abs=1e-6)
     t[0, :, :4] = 0.6
     x[0, :, :4] = math.log(0.6 / 0.4)
-    assert float(LOSSES["dice"](batch=batch)(x, t, ones(x))) == pytest.approx(0, abs=1e-6)
+    assert float(LOSSES["dice"].make(batch=batch)(x, t, ones(x))) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_small_mask_does_not_drown_in_a_large_image() -> None:
@@ -319,7 +319,7 @@ def test_a_small_mask_does_not_drown_in_a_large_image() -> None:
     x = 0.5 * torch.randn(1, 1, 1024, 1024, generator=torch.Generator().manual_seed(0)) - 4
     t = torch.zeros_like(x)
     t[..., 500:510, 500:510] = 0.7
-    loss = LOSSES["dice"]()
+    loss = LOSSES["dice"].make()
     assert 1 - float(loss(x, t, ones(x))) == pytest.approx(1 - float(loss(x.double(), t.double(), ones(x))), rel=1e-4)
 
 
@@ -328,7 +328,7 @@ def test_a_soft_target_needs_one_channel(name: str, options: dict[str, Any]) -> 
     t = torch.rand(1, 1, 4, 4)
     for x, y in ((t.expand(-1, 2, -1, -1), t), (t.expand(-1, 2, -1, -1), t.expand(-1, 2, -1, -1))):
         with pytest.raises(ValueError, match=r"soft target.*one channel each.*need labels"):
-            LOSSES[name](**options)(x, y, ones(x))
+            LOSSES[name].make(**options)(x, y, ones(x))
 
 
 # ---------------------------------------------------------------- weighted sum
@@ -346,9 +346,9 @@ def test_a_soft_target_comes_down_to_a_head_of_half_the_size(space: tuple[int, .
     t, half = torch.rand(2, 1, *space), tuple(n // 2 for n in space)
     x = torch.randn(2, 1, *half)
     pool = functional.avg_pool2d if len(space) == 2 else functional.avg_pool3d
-    for name in SOFT_LOSSES:
+    for name in for_target("soft"):
         total, _ = WeightedSum(terms({"name": name, "head": "mask", "target": "mask"}), KINDS)({"mask": x}, {"mask": t})
-        assert float(total) == float(LOSSES[name]()(x, pool(t, 2), ones(x)))
+        assert float(total) == float(LOSSES[name].make()(x, pool(t, 2), ones(x)))
     full, _ = WeightedSum(DICE, KINDS)({"mask": t.logit()}, {"mask": t})
     assert float(full) == pytest.approx(0, abs=1e-5)
 
@@ -359,7 +359,7 @@ def test_a_last_row_that_is_left_over_is_a_smaller_block() -> None:
     wanted = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.5, 0.5]])[None, None]
     ce = terms({"name": "ce", "head": "mask", "target": "mask"})
     x = torch.randn(1, 1, 3, 2, generator=torch.Generator().manual_seed(0))
-    assert float(WeightedSum(ce, KINDS)({"mask": x}, {"mask": t})[0]) == pytest.approx(float(LOSSES["ce"]()(x, wanted, ones(x))))
+    assert float(WeightedSum(ce, KINDS)({"mask": x}, {"mask": t})[0]) == pytest.approx(float(LOSSES["ce"].make()(x, wanted, ones(x))))
 
 
 def test_heads_of_two_sizes_read_one_mask() -> None:
@@ -427,7 +427,7 @@ def test_a_mask_that_is_not_there_is_found_before_training() -> None:
             check(spec, ("main",), {"target": "image"})
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - set(SOFT_LOSSES)))
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - set(for_target("soft"))))
 def test_a_soft_mask_is_read_by_few(name: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"'{name}' cannot read target 'mask', which holds a soft mask\. Losses for it: ce, dice, tversky"
@@ -436,7 +436,7 @@ def test_a_soft_mask_is_read_by_few(name: str) -> None:
 
 
 def test_the_new_terms_are_losses_of_images() -> None:
-    assert {*MASKED, "total_variation"} <= set(IMAGE_LOSSES) - set(LABEL_LOSSES)
+    assert {*MASKED, "total_variation"} <= set(for_target("image")) - set(for_target("labels"))
 
 
 YAML = """

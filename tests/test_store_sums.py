@@ -12,6 +12,7 @@ import tifffile
 from pipeline import config as configs
 from pipeline import files, train
 from pipeline.data import cases, derived, store
+from pipeline.losses import reads
 
 
 def go(tiny: Path, data: Path, out: Path) -> int:
@@ -51,7 +52,7 @@ def opened(tiny: Path, data: Path, folder: Path, *settings: str) -> list[store.S
     config = configs.load(tiny, [f"data.root={data}", *settings])
     found = cases.find(config.data, config.roles, data).train
     stored = store.build(found, store.examine(found, config, folder), config, folder)
-    return derived.attach(stored, config, folder)
+    return derived.attach(stored, config, folder, reads(config.losses))
 
 
 def test_maps_made_from_labels_are_checked_too(surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from monai.losses.cldice import SoftclDiceLoss, soft_skel
 from torch import Tensor
 
 from pipeline.config import ConfigError, Data, Patch
-from pipeline.data.derived import derive, read_by
-from pipeline.losses import LOSSES, WeightedSum
+from pipeline.data.derived import derive
+from pipeline.losses import LOSSES, WeightedSum, reads
 from pipeline.losses.topology import _soft_skeleton
 from pipeline.morphology import betti_numbers
 from pipeline.records import Term
@@ -45,7 +45,7 @@ def ones(x: Tensor) -> Tensor:
 
 def maps(name: str, options: dict[str, Any], target: Tensor, channels: int = 1) -> list[Tensor]:
     """What the loader would hand to the loss beside ``target``: nothing, or its map."""
-    wish = read_by(Term(name=name, options=options))
+    wish = next(iter(reads([Term(name=name, options=options)])), None)
     data = Data(classes=max(channels, 2), dims=2, patch=Patch(size=(8, 8)))
     return [] if wish is None else [torch.from_numpy(np.stack([derive(y.numpy(), wish, data) for y in target]))]
 
@@ -63,7 +63,7 @@ class Scene:
 
     def loss(self, logits: Tensor | None = None, valid: Tensor | None = None, target: Tensor | None = None) -> Tensor:
         new = (self.logits if logits is None else logits, self.target if target is None else target)
-        return LOSSES[self.name](**self.options)(*new, self.valid if valid is None else valid, *self.maps)
+        return LOSSES[self.name].make(**self.options)(*new, self.valid if valid is None else valid, *self.maps)
 
 
 def scene(name: str, options: dict[str, Any], channels: int, space: tuple[int, ...]) -> Scene:
@@ -131,7 +131,7 @@ def test_uniform_labels_and_saturated_logits_stay_finite(
     x[:, 1:] *= -1
     x[:, 2:] = -50
     y = torch.full((2, 1, 6, 6), label, dtype=torch.uint8)
-    value = LOSSES[name](**options)(x.requires_grad_(), y, ones(x), *maps(name, options, y, channels))
+    value = LOSSES[name].make(**options)(x.requires_grad_(), y, ones(x), *maps(name, options, y, channels))
     (gradient,) = torch.autograd.grad(value, x)
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
@@ -151,9 +151,9 @@ def test_half_inputs_are_summed_in_single_precision(name: str, options: dict[str
     y[..., 10:290] = 1
     extra = maps(name, options, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = LOSSES[name](**options)(x, y, ones(x), *extra)
+        value = LOSSES[name].make(**options)(x, y, ones(x), *extra)
     assert value.dtype == torch.float32
-    wide = LOSSES[name](**options)(x.detach().double(), y, ones(x), *extra)
+    wide = LOSSES[name].make(**options)(x.detach().double(), y, ones(x), *extra)
     assert float(value.detach()) == pytest.approx(float(wide), rel=1e-3)
     assert torch.isfinite(torch.autograd.grad(value, x)[0]).all()
 
@@ -166,7 +166,7 @@ def test_perfect_answers_cost_nothing(name: str, options: dict[str, Any], space:
     y[..., 2:5] = 1
     y[..., 6:9] = channels - 1 if channels > 1 else 1
     x = torch.cat([(y == k) * 80.0 - 40 for k in range(channels)], 1) if channels > 1 else y * 80.0 - 40
-    assert float(LOSSES[name](**options)(x, y, ones(x), *maps(name, options, y, channels))) == pytest.approx(0, abs=1e-6)
+    assert float(LOSSES[name].make(**options)(x, y, ones(x), *maps(name, options, y, channels))) == pytest.approx(0, abs=1e-6)
 
 
 # ---------------------------------------------------------------- values
@@ -179,7 +179,7 @@ def test_cldice_is_monais_for_one_channel(seed: int, iterations: int, dims: int)
     x = torch.randn(2, 1, *[7] * dims, generator=make, dtype=torch.float64, requires_grad=True)
     y = torch.randint(0, 2, (2, 1, *[7] * dims), generator=make)
     theirs = SoftclDiceLoss(iter_=iterations, smooth=1e-12)(input=x.sigmoid(), target=y.double())
-    ours = LOSSES["cldice"](iterations=iterations)(x, y, ones(x))
+    ours = LOSSES["cldice"].make(iterations=iterations)(x, y, ones(x))
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), abs=1e-9)
     both = [torch.autograd.grad(f(x.sigmoid(), iterations).square().sum(), x)[0] for f in (soft_skel, _soft_skeleton)]
     torch.testing.assert_close(*both)
@@ -190,13 +190,13 @@ def test_recalls_by_hand() -> None:
     y = torch.zeros(1, 1, 9, 10, dtype=torch.long)
     y[..., 3:6, 1:9] = 1
     p = torch.where(y > 0, 0.25, 0.5)
-    assert float(LOSSES["skeleton_recall"]()(p.logit(), y, ones(p), *maps("skeleton_recall", {}, y))) == pytest.approx(0.75)
+    assert float(LOSSES["skeleton_recall"].make()(p.logit(), y, ones(p), *maps("skeleton_recall", {}, y))) == pytest.approx(0.75)
     extra = maps("surface_recall", {}, y)
-    assert float(LOSSES["surface_recall"](fp_weight=3)(p.logit(), y, ones(p), *extra)) == pytest.approx(0.75 + 3 * 0.5)
+    assert float(LOSSES["surface_recall"].make(fp_weight=3)(p.logit(), y, ones(p), *extra)) == pytest.approx(0.75 + 3 * 0.5)
     p[..., 5:, :] = 0.9
     valid = ones(p)
     valid[..., 5:, :] = 0
-    assert float(LOSSES["surface_recall"](fp_weight=3)(p.logit(), y, valid, *extra)) == pytest.approx(0.75 + 3 * 0.5)
+    assert float(LOSSES["surface_recall"].make(fp_weight=3)(p.logit(), y, valid, *extra)) == pytest.approx(0.75 + 3 * 0.5)
 
 
 def test_surface_recall_sees_a_hole_in_a_sheet_of_any_direction_and_skeleton_recall_may_not() -> None:
@@ -206,7 +206,7 @@ def test_surface_recall_sees_a_hole_in_a_sheet_of_any_direction_and_skeleton_rec
         y.movedim(2 + axis, 2)[:, :, 6:9] = 1
         x = y * 80.0 - 40
         x.movedim(2 + axis, 2)[:, :, :, 7, 3] = -40
-        costs.append([float(LOSSES[n]()(x, y, ones(x), *maps(n, {}, y))) for n in ("surface_recall", "skeleton_recall")])
+        costs.append([float(LOSSES[n].make()(x, y, ones(x), *maps(n, {}, y))) for n in ("surface_recall", "skeleton_recall")])
     surface, line = np.array(costs).T
     assert (surface > 0.9 / 15**2).all()  # the hole's share of the sheet
     assert surface.max() < 1.2 * surface.min()
@@ -221,7 +221,7 @@ def test_boundary_weighs_an_error_by_its_distance(shift: int) -> None:
     x = torch.full((1, 1, 12, 3, 4), -40.0)
     x[:, :, : 5 + shift] = 40
     wanted = sum(min(k + 0.5, 2) for k in range(shift)) / 12 / 2
-    assert float(LOSSES["boundary"](reach=2)(x, y, ones(x), *maps("boundary", {"reach": 2}, y))) == pytest.approx(wanted)
+    assert float(LOSSES["boundary"].make(reach=2)(x, y, ones(x), *maps("boundary", {"reach": 2}, y))) == pytest.approx(wanted)
 
 
 def test_boundary_has_the_gradient_of_the_published_loss() -> None:
@@ -237,9 +237,9 @@ def line(*values: float) -> Tensor:
 
 def test_connectivity_by_hand() -> None:
     y, x = torch.ones(1, 1, 1, 4, dtype=torch.long), line(1, 1, 0.5, 1)
-    loss = LOSSES["connectivity"](smooth=1e-12)
+    loss = LOSSES["connectivity"].make(smooth=1e-12)
     assert float(loss(x, y, ones(x))) == pytest.approx(1 - 2 * 2 / (2 + 3), abs=1e-6)  # strengths 1, .5, .5 of three true links
-    far = LOSSES["connectivity"](reach=[2], smooth=1e-12)
+    far = LOSSES["connectivity"].make(reach=[2], smooth=1e-12)
     assert float(far(x, y, ones(x))) == pytest.approx(1 - 2 * 1 / (1 + 2), abs=1e-6)
     valid = ones(x)
     valid[..., 2] = 0
@@ -255,14 +255,14 @@ def test_connectivity_hands_a_weak_voxel_the_gradient_of_its_links() -> None:
     gradients = {}
     for name in ("connectivity", "dice"):
         z = x.clone().requires_grad_()
-        (g,) = torch.autograd.grad(LOSSES[name]()(z, y, ones(z)), z)
+        (g,) = torch.autograd.grad(LOSSES[name].make()(z, y, ones(z)), z)
         gradients[name] = float(g[0, 0, 2, 2] / g.sum())
     assert gradients["connectivity"] > 1.8 * gradients["dice"]
 
 
 def test_axes_without_links_and_fields_without_any() -> None:
     x = torch.zeros(1, 1, 1, 1)
-    assert float(LOSSES["connectivity"]()(x, torch.ones(1, 1, 1, 1, dtype=torch.long), ones(x))) == 0
+    assert float(LOSSES["connectivity"].make()(x, torch.ones(1, 1, 1, 1, dtype=torch.long), ones(x))) == 0
 
 
 # ---------------------------------------------------------------- options and the weighted sum
@@ -301,8 +301,8 @@ def test_the_sum_hands_each_term_its_own_map() -> None:
     total = WeightedSum(terms, {"label": "labels"}, ignore_label=2)
     batch = {"label": y} | dict(zip(("label:skeleton", "label:skeleton,radius=0", "label:distance"), found, strict=True))
     _, values = total({"main": x, "deep1": -x}, batch)
-    wanted = [LOSSES["skeleton_recall"](**o)(x, clean, valid, m) for o, m in zip(specs, found, strict=False)]
-    wanted += [LOSSES["boundary"]()(-x, clean, valid, found[2]), LOSSES["dice"]()(x, clean, valid)]
+    wanted = [LOSSES["skeleton_recall"].make(**o)(x, clean, valid, m) for o, m in zip(specs, found, strict=False)]
+    wanted += [LOSSES["boundary"].make()(-x, clean, valid, found[2]), LOSSES["dice"].make()(x, clean, valid)]
     assert [float(v) for v in values.values()] == [float(w) for w in wanted]
     assert list(total({"main": x}, batch, training=False)[1]) == ["skeleton_recall", "skeleton_recall:label", "dice"]
     del batch["label:skeleton,radius=0"]
@@ -313,9 +313,9 @@ def test_the_sum_hands_each_term_its_own_map() -> None:
 def test_maps_that_do_not_fit_are_refused() -> None:
     x, y = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="2 channels and logits of 1"):
-        LOSSES["boundary"]()(x, y, ones(x), torch.zeros(1, 2, 4, 4))
+        LOSSES["boundary"].make()(x, y, ones(x), torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match=r"map \(1, 1, 4, 5\)"):
-        LOSSES["boundary"]()(x, y, ones(x), torch.zeros(1, 1, 4, 5))
+        LOSSES["boundary"].make()(x, y, ones(x), torch.zeros(1, 1, 4, 5))
 
 
 # ---------------------------------------------------------------- what each loss mends
@@ -411,7 +411,7 @@ def control(trap: str, weight: float) -> tuple[int, ...]:
 
 def added(name: str, trap: Trap, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
     extra = maps(name, {}, torch.from_numpy(trap.label)[None, None])
-    dice, term = LOSSES["dice"](), LOSSES[name]()
+    dice, term = LOSSES["dice"].make(), LOSSES[name].make()
     return lambda x, y: dice(x, y, ones(x)) + weight * term(x, y, ones(x), *extra)
 
 

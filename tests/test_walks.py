@@ -61,8 +61,7 @@ def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
 
 
 def test_the_loss_of_the_page_is_one(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (losses.LABEL_LOSSES, losses.LOSSES):
-        monkeypatch.setitem(table, "brier", names["brier"])
+    monkeypatch.setitem(losses.LOSSES._entries, "brier", losses.LossEntry(names["brier"], ("labels",)))
     label = torch.tensor([[[0.0, 1.0, 2.0]]])
     logits = torch.tensor([[[0.0, 0.0, 9.0]]], requires_grad=True)
     terms = losses.WeightedSum([Term(name="brier")], {"label": "labels"}, ignore_label=2)

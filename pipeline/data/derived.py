@@ -1,15 +1,16 @@
 """Maps that follow from a case's files alone: made once per case, kept beside the store, cut and moved like labels.
 
 Skeleton, medial surface and distance follow from a label, the mask of change from a pair of images. A loss that reads one gets it
-as a further argument, already cropped. Which maps of labels a system needs follows from its loss terms, whose options that shape a
-map are part of its name and of the key under which it is kept; the mask of change is made wherever ``data.change`` is set.
+as a further argument, already cropped. Which maps of labels a system needs follows from its loss terms (:func:`pipeline.losses.reads`),
+whose options that shape a map are part of its name and of the key under which it is kept; the mask of change is made wherever
+``data.change`` is set.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,12 +68,6 @@ DERIVED: dict[str, Callable[..., np.ndarray]] = {
     "medial_surface": medial_surface,
     "distance": distance,
 }
-
-READS = {"skeleton_recall": "skeleton", "surface_recall": "medial_surface", "boundary": "distance"}
-"""The map that a loss reads, by the loss's name. Options of the two with the same name are the same."""
-
-MASKED = ("masked_l1", "masked_sobel", "masked_laplacian")
-"""Losses that read the mask of change."""
 
 MASK = "mask"
 """Name of the mask of change in samples and batches."""
@@ -162,24 +157,25 @@ def _defaults(name: str) -> dict[str, float]:
     return {n: p.default for n, p in inspect.signature(DERIVED[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def read_by(term: Term) -> Map | ChangeMask | None:
-    """The map that a loss term reads, or None. A perceptual term reads the mask of change where it says ``reduce: mask``."""
-    if term.name in MASKED or (term.name == "perceptual" and term.options.get("reduce") == "mask"):
+Wish = Map | ChangeMask
+"""A map that a loss reads, or that ``data.change`` asks for."""
+
+
+def of_term(name: str, term: Term) -> Wish:
+    """The map that a loss term reads: ``MASK`` or an entry of DERIVED, with those options of the term that are the map's, too."""
+    if name == MASK:
         return ChangeMask(target=term.target)
-    if term.name not in READS:
-        return None
-    name = READS[term.name]
     return Map(target=term.target, name=name, options={k: term.options.get(k, v) for k, v in _defaults(name).items()})
 
 
-def wanted(settings: Config) -> dict[str, Map | ChangeMask]:
+def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
     """All maps that a config needs, by their name in a sample: those of labels that its losses read, and the mask of ``data.change``.
 
     That mask is wanted whether a loss reads it or not, for metrics and the choice of patches do, too. Without ``data.change`` a
-    loss of a mask reads a target of that name, and nothing is made. Raises ConfigError where no target is an image to compare with.
+    loss of a mask reads a target of that name, and nothing is made. ``reads`` are the maps that the losses read
+    (:func:`pipeline.losses.reads`). Raises ConfigError where no target is an image to compare with.
     """
-    reads = [read_by(term) for term in settings.losses]
-    maps: dict[str, Map | ChangeMask] = {m.key: m for m in reads if isinstance(m, Map)}
+    maps: dict[str, Wish] = {m.key: m for m in reads if isinstance(m, Map)}
     if settings.data.change is not None:
         images = [name for name, kind in settings.targets.items() if kind == "image"]
         if not images:
@@ -204,7 +200,7 @@ def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
 
 
 def attach(
-    cases: Sequence[Stored], settings: Config, folder: Path, progress: Progress | None = None, workers: int | None = None
+    cases: Sequence[Stored], settings: Config, folder: Path, reads: Iterable[Wish] = (), progress: Progress | None = None
 ) -> list[Stored]:
     """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there and still fits is used again.
 
@@ -212,7 +208,7 @@ def attach(
     change comes its index, under ``BLOCKS``; a case without the target has neither. Raises UserError where the folder is read-only
     or the images of a pair cannot be compared.
     """
-    wishes = wanted(settings)
+    wishes = wanted(settings, reads)
     if not wishes:
         return list(cases)
 
@@ -226,7 +222,7 @@ def attach(
         return dataclasses.replace(case, maps=maps)
 
     with store.writable(folder):
-        return store.parallel(work, cases, progress, workers)
+        return store.parallel(work, cases, progress, None)
 
 
 def _kept(case: Stored, wish: Map, data: Data, folder: Path) -> Volume:

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from monai.data.dataset import CacheDataset
 from monai.transforms import Compose, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipeline import plugins
 from pipeline.config import Config
 from pipeline.data import derived
+from pipeline.data.derived import Wish
 from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
 from pipeline.data.store import Stored
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
@@ -37,18 +39,19 @@ Key = tuple[int, ...]
 class PatchDataset(Dataset):
     """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"``, ``"foreground_share"``, ``"changed"``.
 
-    ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in :func:`grid_places`. Raises
-    KeyError for a case without the maps that the config needs.
+    ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in :func:`grid_places`. ``reads`` are
+    the maps that the losses read. Raises KeyError for a case without the maps that the config needs.
     """
 
-    def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool) -> None:
-        for name in derived.wanted(config):
+    def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool, reads: Collection[Wish] = ()) -> None:
+        self.plugins = plugins.carried()  # first: a worker that is started anew needs them for what follows
+        for name in derived.wanted(config, reads):
             bare = [c.case.id for c in cases if name not in c.maps]
             if bare:
                 raise KeyError(f"cases {', '.join(bare[:8])} lack the map {name}: derived.attach() makes it.")
         self.words = (config.seed, fold)
         self.cases, self.size = cases, config.data.patch.size
-        self.chain = training_chain(config) if training else validation_chain(config)
+        self.chain = training_chain(config, reads) if training else validation_chain(config, reads)
         self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
         grid = config.data.patch.grid if training else None
         self.places = None if grid is None else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
@@ -169,13 +172,23 @@ class EpochBatches(Sampler[list[Key]]):
 class Loader:
     """Iterate over the batches of one epoch: ``for batch in loader.epoch(7)``.
 
-    ``ranks`` is (rank, number of ranks): training batches are shared by all of them, validation batches are dealt out.
+    ``ranks`` is (rank, number of ranks): training batches are shared by all of them, validation batches are dealt out. ``reads`` are
+    the maps that the losses read.
     """
 
-    def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool, ranks: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        cases: Sequence[Stored],
+        config: Config,
+        fold: int,
+        training: bool,
+        *,
+        ranks: tuple[int, int] = (0, 1),
+        reads: Collection[Wish] = (),
+    ) -> None:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case
-        self.dataset = PatchDataset(cases, config, fold, training)
+        self.dataset = PatchDataset(cases, config, fold, training, reads)
         samples = self.dataset.samples(per_case)
         share = data.patch.changed if training and data.patch.grid is not None else None
         parts = (samples, [], 0) if share is None else _parted(samples, self.dataset.changed(samples), share)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,10 @@ from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
+from pipeline.data.derived import Wish
 from pipeline.data.sampling import RandBalancedCropd
 from pipeline.data.store import Stored
+from pipeline.registry import Registry
 
 
 @contextlib.contextmanager
@@ -247,21 +249,42 @@ def _pair(entry: str, option: str, values: Sequence[float]) -> tuple[float, floa
     return values[0], values[1]
 
 
-AUGMENT: dict[str, Callable[..., list[Transform]]] = {
-    "flip": _flip,
-    "rotate90": _rotate90,
-    "noise": _noise,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "shift": _shift,
-    "gamma": _gamma,
-    "blur": _blur,
-    "affine": _affine,
-    "rotate": _rotate,
-    "elastic": _elastic,
-    "colour": _colour,
-    "clahe": _clahe,
-}
+@dataclass(frozen=True, slots=True)
+class AugmentationEntry:
+    """An augmentation.
+
+    Args:
+        make: ``make(keys, p=0.5, **options)`` gives transforms in MONAI's manner. They change the
+            entries of a sample that ``keys`` names, draw from ``self.R`` (MONAI's
+            ``RandomizableTransform``) and nothing else, so that a seed gives the same sample.
+    """
+
+    make: Callable[..., list[Transform]]
+
+    @property
+    def call(self) -> Callable[..., list[Transform]]:
+        return self.make
+
+
+AUGMENT: Registry[AugmentationEntry] = Registry(
+    "augmentation",
+    {
+        "flip": AugmentationEntry(_flip),
+        "rotate90": AugmentationEntry(_rotate90),
+        "noise": AugmentationEntry(_noise),
+        "brightness": AugmentationEntry(_brightness),
+        "contrast": AugmentationEntry(_contrast),
+        "shift": AugmentationEntry(_shift),
+        "gamma": AugmentationEntry(_gamma),
+        "blur": AugmentationEntry(_blur),
+        "affine": AugmentationEntry(_affine),
+        "rotate": AugmentationEntry(_rotate),
+        "elastic": AugmentationEntry(_elastic),
+        "colour": AugmentationEntry(_colour),
+        "clahe": AugmentationEntry(_clahe),
+    },
+    record=AugmentationEntry,
+)
 
 UNFOLDED = {2: 0.48, 3: 0.40}
 """Largest shift of control points, in units of their spacing, at which no cubic B-spline deformation folds (Choi & Lee, Graph. Models 62:411, 2000), rounded down."""
@@ -270,26 +293,29 @@ TILE = 8
 """Pixels along the side of the smallest tile whose histogram says anything."""
 
 
-def augmentations(config: Config) -> list[Transform]:
-    """MONAI transforms of ``data.augment``. Raises ConfigError for unknown names, options, or impossible settings."""
-    return [t for n in range(len(config.data.augment)) for t in augmentation(config, n)]
+def augmentations(config: Config, reads: Collection[Wish] = ()) -> list[Transform]:
+    """MONAI transforms of ``data.augment``. ``reads`` are the maps that losses read (:func:`pipeline.losses.reads`), here and below.
+
+    Raises ConfigError for unknown names, options, or impossible settings.
+    """
+    return [t for n in range(len(config.data.augment)) for t in augmentation(config, n, reads)]
 
 
-def augmentation(config: Config, n: int) -> list[Transform]:
+def augmentation(config: Config, n: int, reads: Collection[Wish] = ()) -> list[Transform]:
     """MONAI transforms of entry ``n`` of ``data.augment``. Raises ConfigError as :func:`augmentations` does."""
-    keys, part, where = _keys(config), config.data.augment[n], f"data.augment.{n}"
-    bind(AUGMENT, part, where, ("keys",))
+    keys, part, where = _keys(config, reads), config.data.augment[n], f"data.augment.{n}"
+    made = bind(AUGMENT, part, where, ("keys",))
     p = part.options.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
     try:
-        return AUGMENT[part.name](keys, **part.options)
+        return made(keys)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {part.name!r} with {dict(part.options)}: {error}") from None
 
 
-def _keys(config: Config) -> Keys:
-    kinds, maps = config.targets, derived.wanted(config)
+def _keys(config: Config, reads: Collection[Wish]) -> Keys:
+    kinds, maps = config.targets, derived.wanted(config, reads)
     every = ("image", *kinds, *maps)
     classes = {k for k, kind in kinds.items() if kind == "labels"} | {k for k, m in maps.items() if m.is_mask}
     modes = tuple("nearest" if k in classes else "bilinear" for k in every)
@@ -314,24 +340,24 @@ class OpenStored(Transform):
         return {"image": stored.image, **targets, **maps, "scale": stored.scale, "id": stored.case.id}
 
 
-def training_chain(config: Config) -> Compose:
+def training_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
     """Open, balanced crop, augmentation."""
-    return Compose([opener(config), cropper(config), *augmentations(config)])
+    return Compose([opener(config, reads), cropper(config, reads), *augmentations(config, reads)])
 
 
-def validation_chain(config: Config) -> Compose:
+def validation_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
     """The same crop without augmentation: with fixed seeds, the same patches in every epoch."""
-    return Compose([opener(config), cropper(config)])
+    return Compose([opener(config, reads), cropper(config, reads)])
 
 
-def opener(config: Config) -> OpenStored:
+def opener(config: Config, reads: Collection[Wish] = ()) -> OpenStored:
     index = () if config.data.patch.changed is None else (derived.BLOCKS,)
-    return OpenStored(config.targets, (*derived.wanted(config), *index))
+    return OpenStored(config.targets, (*derived.wanted(config, reads), *index))
 
 
-def cropper(config: Config) -> RandBalancedCropd:
+def cropper(config: Config, reads: Collection[Wish] = ()) -> RandBalancedCropd:
     targets: Mapping[str, Any] = config.targets
-    maps = {name: m.fill for name, m in derived.wanted(config).items()}
+    maps = {name: m.fill for name, m in derived.wanted(config, reads).items()}
     return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps)
 
 

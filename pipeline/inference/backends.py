@@ -18,6 +18,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -98,7 +99,7 @@ def check(backend: str, device: str, norms: str = "tile") -> None:
         raise BackendError(
             f"--backend {backend} cannot fix the statistics of single layers, as predict.norms: {norms} asks. Use --backend torch, or norms: tile."
         )
-    for name in ("onnx", *BACKENDS[backend][0]):
+    for name in ("onnx", *BACKENDS[backend].packages):
         _package(name, backend)
 
 
@@ -173,7 +174,7 @@ def export(network: HeadedNet, channels: int) -> bytes:
 
 def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> Exported:
     """An export as a network. Raises BackendError unless it says what ``network`` says, at another size and batch than it was traced with."""
-    exported = Exported(BACKENDS[backend][1](content, torch.get_num_threads()), network).eval()
+    exported = Exported(BACKENDS[backend].open(content, torch.get_num_threads()), network).eval()
     x = _noise(2, channels, [2 * d + 1 if n == 0 else 2 * d if n == 1 else d for n, d in enumerate(network.divisor)])
     with torch.inference_mode():
         wanted, found = network.eval()(x), exported(x)
@@ -224,8 +225,18 @@ def _openvino(content: bytes, threads: int) -> Session:
     return run
 
 
-BACKENDS: dict[str, tuple[tuple[str, ...], Callable[[bytes, int], Session]]] = {
-    "onnx": (("onnxruntime",), _onnx),
-    "openvino": (("openvino",), _openvino),
-}
-"""Beside torch: the packages that each one needs, and how a session is made from the bytes of an ONNX file and a number of threads."""
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What computes beside torch.
+
+    Args:
+        packages: those that it needs beside ``onnx``.
+        open: a session from the bytes of an ONNX file and a number of threads.
+    """
+
+    packages: tuple[str, ...]
+    open: Callable[[bytes, int], Session]
+
+
+BACKENDS: Mapping[str, Backend] = {"onnx": Backend(("onnxruntime",), _onnx), "openvino": Backend(("openvino",), _openvino)}
+"""All that there are: the commands offer them by name."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
     if len(shapes) > 1:
         raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
-    into, back = FUSIONS[fusion]
+    way = FUSIONS[fusion]
     out = np.empty(arrays[0].shape, np.float32)
     for first in range(0, arrays[0].shape[1], SLAB):
         rows = slice(first, first + SLAB)
         total = np.zeros(out[:, rows].shape, np.float32)
         for array, share in zip(arrays, shares, strict=True):
-            total += share * into(np.asarray(array[:, rows], np.float32))
-        out[:, rows] = back(total)
+            total += share * way.before(np.asarray(array[:, rows], np.float32))
+        out[:, rows] = way.after(total)
     return out
 
 
@@ -63,8 +64,18 @@ def _same(x: Any) -> Any:
     return x
 
 
-FUSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "mean": (_same, _same),
-    "logit": (_logit, _unlogit),
-    "vote": (_decision, _same),
-}
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """A weighted mean of something else than the arrays themselves.
+
+    Args:
+        before: what is averaged, of a member's slab ``(K, *S)``.
+        after: the answer, of the average.
+    """
+
+    before: Callable[[Any], Any] = _same
+    after: Callable[[Any], Any] = _same
+
+
+FUSIONS: Mapping[str, Fusion] = {"mean": Fusion(), "logit": Fusion(_logit, _unlogit), "vote": Fusion(_decision)}
+"""All that there are: the commands offer them by name."""

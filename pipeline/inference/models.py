@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from pipeline import documents, files, networks
+from pipeline import documents, files, networks, plugins
 from pipeline.config import Config, ConfigError, difference, from_dict, to_dict
 from pipeline.data import normalise
 from pipeline.files.documents import problem as documents_problem
@@ -31,6 +31,8 @@ HEADER = "pipeline"
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
 TRAINED_ON = "trained_on"
 """Key of the header that older files lack."""
+PLUGINS = "plugins"
+"""Key of the header of files whose config needs plugins."""
 
 SHOWN = 300
 """Letters of another library's words that a message shows."""
@@ -60,6 +62,8 @@ class CheckpointError(UserError):
 def save_model(path: Path, checkpoint: Checkpoint) -> None:
     """Write a model file; equal contents give equal bytes."""
     header = {name: getattr(checkpoint, name) for name in (*FACTS, TRAINED_ON)}
+    if checkpoint.plugins:
+        header[PLUGINS] = checkpoint.plugins
     files.write_bytes(path, encode(checkpoint.weights, header))
 
 
@@ -103,6 +107,8 @@ def load_shapes(path: Path) -> dict[str, torch.Tensor]:
 
 def _require_own(path: Path, model: Checkpoint) -> None:
     """Raise UserError unless the file holds the weights of the network that its header describes, which is not built for that."""
+    run = RunFolder(path.parent.parent)
+    plugins.require(model.plugins, path, run.plugins if run.plugins_file.is_file() else None)
     config = from_dict(model.config, str(path))
     normal = config.data.normalise
     try:
@@ -141,7 +147,8 @@ def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
         )
     facts: dict[str, Any] = {name: header[name] for name in FACTS}
     facts["channels"] = tuple(facts["channels"])
-    return Checkpoint(weights={}, trained_on=header.get(TRAINED_ON) or {}, **facts)
+    made_with = tuple(header.get(PLUGINS, ()))
+    return Checkpoint(weights={}, trained_on=header.get(TRAINED_ON) or {}, plugins=made_with, **facts)
 
 
 def _entries(value: Any) -> int:

@@ -5,57 +5,79 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import ConfigError, OptionTypeError, bind, nearest
+from pipeline.config import Config, ConfigError, OptionTypeError, bind, nearest
 from pipeline.data import derived
 from pipeline.losses.betti import betti_matching
+from pipeline.losses.entry import Kind, LossEntry
 from pipeline.losses.image import charbonnier, l1, ms_ssim, mse
 from pipeline.losses.masked import Loss
-from pipeline.losses.perceptual import perceptual
+from pipeline.losses.perceptual import missing, perceptual, trial
 from pipeline.losses.region import ce, dice, focal, tversky, variance
 from pipeline.losses.retouch import masked_l1, masked_laplacian, masked_sobel, total_variation
-from pipeline.losses.topology import boundary, cldice, connectivity, skeleton_recall, surface_recall
+from pipeline.losses.topology import boundary, cldice, connectivity, few, skeleton_recall, surface_recall
 from pipeline.records import Term
+from pipeline.registry import Registry
 
-__all__ = ["IMAGE_LOSSES", "LABEL_LOSSES", "LOSSES", "SOFT_LOSSES", "WeightedSum", "check", "faults", "with_deep"]
+__all__ = ["LOSSES", "Kind", "LossEntry", "WeightedSum", "check", "faults", "for_target", "maps", "reads", "with_deep"]
 
-LABEL_LOSSES: dict[str, Callable[..., Loss]] = {
-    "dice": dice,
-    "tversky": tversky,
-    "ce": ce,
-    "focal": focal,
-    "variance": variance,
-    "cldice": cldice,
-    "skeleton_recall": skeleton_recall,
-    "surface_recall": surface_recall,
-    "boundary": boundary,
-    "connectivity": connectivity,
-    "betti_matching": betti_matching,
-}
-IMAGE_LOSSES: dict[str, Callable[..., Loss]] = {
-    "l1": l1,
-    "mse": mse,
-    "charbonnier": charbonnier,
-    "ms_ssim": ms_ssim,
-    "perceptual": perceptual,
-    "masked_l1": masked_l1,
-    "masked_sobel": masked_sobel,
-    "masked_laplacian": masked_laplacian,
-    "total_variation": total_variation,
-}
-SOFT_LOSSES = {name: LABEL_LOSSES[name] for name in ("dice", "tversky", "ce")}
-"""Those of labels that also compare one channel of logits with a soft mask, 0..1."""
-LOSSES = LABEL_LOSSES | IMAGE_LOSSES
+_LABELS: tuple[Kind, ...] = ("labels",)
+_SOFT: tuple[Kind, ...] = ("labels", "soft")
+_IMAGES: tuple[Kind, ...] = ("image",)
+
+LOSSES: Registry[LossEntry] = Registry(
+    "loss",
+    {
+        "dice": LossEntry(dice, _SOFT),
+        "tversky": LossEntry(tversky, _SOFT),
+        "ce": LossEntry(ce, _SOFT),
+        "focal": LossEntry(focal, _LABELS),
+        "variance": LossEntry(variance, _LABELS),
+        "cldice": LossEntry(cldice, _LABELS, repeats={"iterations": 1000}, trial=few),
+        "skeleton_recall": LossEntry(skeleton_recall, _LABELS, map="skeleton"),
+        "surface_recall": LossEntry(surface_recall, _LABELS, map="medial_surface"),
+        "boundary": LossEntry(boundary, _LABELS, map="distance"),
+        "connectivity": LossEntry(connectivity, _LABELS),
+        "betti_matching": LossEntry(betti_matching, _LABELS, slow=True),
+        "l1": LossEntry(l1, _IMAGES),
+        "mse": LossEntry(mse, _IMAGES),
+        "charbonnier": LossEntry(charbonnier, _IMAGES),
+        "ms_ssim": LossEntry(ms_ssim, _IMAGES, repeats={"levels": 16}),
+        "perceptual": LossEntry(perceptual, _IMAGES, map=derived.MASK, map_if={"reduce": "mask"}, trial=trial, warning=missing),
+        "masked_l1": LossEntry(masked_l1, _IMAGES, map=derived.MASK),
+        "masked_sobel": LossEntry(masked_sobel, _IMAGES, map=derived.MASK),
+        "masked_laplacian": LossEntry(masked_laplacian, _IMAGES, map=derived.MASK),
+        "total_variation": LossEntry(total_variation, _IMAGES),
+    },
+    record=LossEntry,
+)
 
 
-TABLES: dict[str, dict[str, Callable[..., Loss]]] = {"labels": LABEL_LOSSES, "image": IMAGE_LOSSES, "soft": SOFT_LOSSES}
-"""The losses for each kind of target."""
+def for_target(kind: str) -> list[str]:
+    """Names of the losses that read a target of this kind: ``labels``, ``image`` or ``soft``."""
+    return [name for name, entry in LOSSES.items() if kind in entry.targets]
+
+
+def reads(terms: Iterable[Term]) -> list[derived.Wish]:
+    """The maps that loss terms read besides their targets; names that are unknown read none."""
+    found = [_read_by(term) for term in terms]
+    return [wish for wish in found if wish is not None]
+
+
+def maps(config: Config) -> dict[str, derived.Wish]:
+    """All maps that a config needs, by their name in a sample (:func:`pipeline.data.derived.wanted`)."""
+    return derived.wanted(config, reads(config.losses))
+
+
+def _read_by(term: Term) -> derived.Wish | None:
+    name = LOSSES[term.name].reads(term.options) if term.name in LOSSES else None
+    return None if name is None else derived.of_term(name, term)
 
 
 def make(term: Term, where: str) -> Loss:
@@ -63,7 +85,7 @@ def make(term: Term, where: str) -> Loss:
     try:
         factory = bind(LOSSES, term, where)
     except OptionTypeError as error:
-        raise error.in_own_words(lambda: LOSSES[term.name](**term.options)) from None
+        raise error.in_own_words(lambda: LOSSES[term.name].make(**term.options)) from None
     return factory()
 
 
@@ -81,8 +103,7 @@ class WeightedSum:
         _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
         self.terms = dict(zip(_keys(terms), terms, strict=True))
         self.losses = {key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())}
-        maps = {key: derived.read_by(term) for key, term in self.terms.items()}
-        self.maps = {key: m.key for key, m in maps.items() if m is not None}
+        self.maps = {key: wish.key for key, term in self.terms.items() for wish in reads([term])}
         self.kinds = dict(kinds)
         self.ignore_label = ignore_label
 
@@ -152,7 +173,7 @@ def _keys(terms: Sequence[Term]) -> list[str]:
 def _is_coarse(term: Term, head: Tensor, target: Tensor) -> bool:
     """Whether a mask drawn as labels meets coarser logits of a further head, such as those of ``abpn``: it is then compared softly."""
     coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
-    return term.head != "main" and term.name in SOFT_LOSSES and head.shape[1] == 1 and coarser
+    return term.head != "main" and "soft" in LOSSES[term.name].targets and head.shape[1] == 1 and coarser
 
 
 def _is_deep(head: str) -> bool:
@@ -212,11 +233,10 @@ def _faults(where: str, term: Term, targets: Mapping[str, str]) -> Iterator[str]
         yield f"{where} reads target {term.target!r}, which the data does not have. {nearest(term.target, targets)}"
         return
     kind = targets[term.target]
-    if term.name in LOSSES and term.name not in TABLES[kind]:
+    if term.name in LOSSES and kind not in LOSSES[term.name].targets:
         holds = {"soft": "a soft mask"}.get(kind, kind)
-        yield f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it: {', '.join(sorted(TABLES[kind]))}."
-    wish = derived.read_by(term)
-    if wish is not None and wish.key == derived.MASK and derived.MASK not in targets:
+        yield f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it: {', '.join(sorted(for_target(kind)))}."
+    if derived.MASK not in targets and any(wish.key == derived.MASK for wish in reads([term])):
         yield (
             f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made from the pairs), or give masks of your "
             "own as data.targets."

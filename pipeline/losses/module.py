@@ -14,7 +14,7 @@ from torch.nn.modules.loss import _Loss
 from pipeline.config import Change, ConfigError, Data, nearest
 from pipeline.data import change, derived
 from pipeline.data.label_tensors import class_numbers
-from pipeline.losses import LABEL_LOSSES, LOSSES, SOFT_LOSSES, make
+from pipeline.losses import LOSSES, for_target, make, reads
 from pipeline.losses.image import unit
 from pipeline.records import Term
 
@@ -53,7 +53,7 @@ class Loss(_Loss):
         ConfigError: for an unknown name or option, with the nearest right one, and for a value
             that the loss cannot use.
 
-    Sources: those of the entries, see ``help(pipeline.losses.LOSSES[name])``. Calling convention:
+    Sources: those of the entries, see ``help(pipeline.losses.LOSSES[name].make)``. Calling convention:
     ``monai.losses`` 1.6.
 
     >>> import torch
@@ -79,10 +79,10 @@ class Loss(_Loss):
 
     def _bind(self) -> None:
         own = dict(self.options)
-        span = own.pop("range", RANGE) if self.name in derived.MASKED else own.get("range", RANGE)
+        span = own.pop("range", RANGE) if takes_range(self.name) else own.get("range", RANGE)
         term = Term(name=self.name, options=own)
         self._compute = make(term, "Loss")
-        self._wish = derived.read_by(term)
+        self._wish = next(iter(reads([term])), None)
         self._to_unit = unit(span, f"{self.name!r}: range")
 
     if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Loss(_Loss):
         _require_layout(self.name, logits, target)
         if self.soft:
             target, valid = _soft(target), _everywhere(logits)
-        elif self.name in LABEL_LOSSES:
+        elif "labels" in LOSSES[self.name].targets:
             target, valid = self._labels(target, logits.shape[1])
         else:
             valid = _everywhere(logits)
@@ -181,6 +181,12 @@ class Loss(_Loss):
         self._bind()
 
 
+def takes_range(name: str) -> bool:
+    """Whether the module has an option ``range`` for a loss that reads the mask of change and has none itself."""
+    entry = LOSSES.get(name)
+    return entry is not None and entry.reads({}) == derived.MASK and "range" not in inspect.signature(entry.make).parameters
+
+
 def _numbers(target: Tensor, channels: int, ignore_label: int | None) -> Tensor:
     """Class numbers int64 ``(B, 1, *S)`` of a target for logits of so many channels, checked."""
     if target.shape[1] not in (1, channels):
@@ -231,10 +237,11 @@ def _require_settings(name: str, ignore_label: Any, soft: Any) -> None:
         raise ConfigError(f"Loss: ignore_label is {ignore_label!r}, must be a whole number, e.g. 255, or None.")
     if name not in LOSSES:
         return
-    if ignore_label is not None and name not in LABEL_LOSSES:
+    targets = LOSSES[name].targets
+    if ignore_label is not None and "labels" not in targets:
         raise ConfigError(f"Loss: {name!r} compares images, which have no labels to ignore. Leave ignore_label out.")
-    if soft and name not in SOFT_LOSSES:
-        fitting = ", ".join(sorted(SOFT_LOSSES))
+    if soft and "soft" not in targets:
+        fitting = ", ".join(sorted(for_target("soft")))
         raise ConfigError(f"Loss: {name!r} takes no soft target. Those that do: {fitting}.")
     if soft and ignore_label is not None:
         raise ConfigError("Loss: a soft target has no label to ignore. Leave ignore_label out, or soft.")
@@ -244,10 +251,11 @@ def _require_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown option by the nearest of the entry's options and this class's own."""
     if name not in LOSSES:
         return
-    own = ["ignore_label"] if name in LABEL_LOSSES else []
-    own += ["soft"] if name in SOFT_LOSSES else []
-    own += ["range"] if name in derived.MASKED else []
-    known = [*inspect.signature(LOSSES[name]).parameters, *own]
+    entry = LOSSES[name]
+    own = ["ignore_label"] if "labels" in entry.targets else []
+    own += ["soft"] if "soft" in entry.targets else []
+    own += ["range"] if takes_range(name) else []
+    known = [*inspect.signature(entry.make).parameters, *own]
     for option in options:
         if option not in known:
             way = nearest(option, known) if known else "It takes none."

@@ -93,6 +93,19 @@ class _Weights:
         return self.tensors
 
 
+def trial(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options without weights that would be fetched at the first use."""
+    return {**options, "weights": "random"} if options.get("weights") is None else options
+
+
+def missing(options: Mapping[str, Any]) -> str | None:
+    """What a start says of weights that are not there yet."""
+    if options.get("weights") is not None or any(vgg.cache().glob("*vgg16*")):
+        return None
+    text = f"the weights of VGG16 are not in {vgg.cache()}; they would be fetched from the network at the first step"
+    return f"{text}. data_prep/slim_vgg.py makes a file for options.weights."
+
+
 def _layers(value: Any, where: str) -> dict[str, float]:
     """Weight of each layer, from names or from a map."""
     good = isinstance(value, list | tuple | Mapping) and len(value) > 0

@@ -9,7 +9,7 @@ each is meant as a further term beside dice or ce.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from pipeline.config import ConfigError
 from pipeline.data.derived import RADIUS, REACH
 from pipeline.losses.masked import Loss, masked, masked_mean, number, sample_mean
 from pipeline.losses.region import SMALLEST, one_hot, probabilities
+
+FEW = 3
+"""Iterations of ``cldice`` that are enough to try it."""
 
 
 def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
@@ -44,6 +47,12 @@ def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
         return sample_mean(1 - 2 * precision * recall / (precision + recall), valid)
 
     return loss
+
+
+def few(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of ``cldice`` with no more iterations than are enough to try it."""
+    often = options.get("iterations")
+    return {**options, "iterations": FEW} if isinstance(often, int) and often > FEW else options
 
 
 def _soft_skeleton(p: Tensor, iterations: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -13,18 +14,44 @@ from pipeline.networks.restoration import deblur_unet, image_unet
 from pipeline.networks.sa_unet import sa_unet
 from pipeline.networks.unet import dynunet, segresnet, unet
 from pipeline.records import Part
+from pipeline.registry import Registry
 
-__all__ = ["NETWORKS", "HeadedNet", "build", "parameters"]
+__all__ = ["NETWORKS", "HeadedNet", "NetworkEntry", "build", "parameters"]
 
-NETWORKS: dict[str, Callable[..., HeadedNet]] = {
-    "unet": unet,
-    "dynunet": dynunet,
-    "segresnet": segresnet,
-    "sa_unet": sa_unet,
-    "image_unet": image_unet,
-    "deblur_unet": deblur_unet,
-    "abpn": abpn,
-}
+
+@dataclass(frozen=True, slots=True)
+class NetworkEntry:
+    """A network.
+
+    Args:
+        build: ``build(in_channels, out_channels, dims, **options)`` gives a :class:`HeadedNet`. How
+            large it is needs no estimate: it is first built on torch's meta device, where weights
+            have a shape and no memory, and counted there (:mod:`pipeline.networks.outline`).
+        repeats: options that say how often something is done, and how often at most, for layers
+            take time even without memory. Other numbers may be up to 65,536.
+    """
+
+    build: Callable[..., HeadedNet]
+    repeats: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def call(self) -> Callable[..., HeadedNet]:
+        return self.build
+
+
+NETWORKS: Registry[NetworkEntry] = Registry(
+    "network",
+    {
+        "unet": NetworkEntry(unet),
+        "dynunet": NetworkEntry(dynunet, {"block": 256}),
+        "segresnet": NetworkEntry(segresnet, {"blocks_down": 64, "blocks_up": 64}),
+        "sa_unet": NetworkEntry(sa_unet, {"block": 256}),
+        "image_unet": NetworkEntry(image_unet, {"depth": 16}),
+        "deblur_unet": NetworkEntry(deblur_unet),
+        "abpn": NetworkEntry(abpn, {"levels": 16}),
+    },
+    record=NetworkEntry,
+)
 
 
 def build(part: Part, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
@@ -33,7 +60,7 @@ def build(part: Part, in_channels: int, out_channels: int, dims: int) -> HeadedN
     try:
         factory = bind(NETWORKS, part, "network", given=tuple(given))
     except OptionTypeError as error:
-        raise error.in_own_words(lambda: NETWORKS[part.name](**given, **part.options)) from None
+        raise error.in_own_words(lambda: NETWORKS[part.name].build(**given, **part.options)) from None
     return factory(**given)
 
 

@@ -19,9 +19,6 @@ from pipeline.records import Part, Term
 LARGEST = 2**16
 """Largest number, by amount, among the options of a network, a loss or an augmentation."""
 
-REPEATED = {"blocks_down": 64, "blocks_up": 64, "block": 256, "depth": 16, "levels": 16, "iterations": 1000}
-"""Options that say how often something is done, and how often at most."""
-
 ENTRIES = 32
 """Entries of a list among options: a network halves its image at each level, and 2^32 voxels along an axis are no image."""
 
@@ -44,8 +41,8 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def vast(part: Part | Term, most_of: Mapping[str, float] = REPEATED, largest: float = LARGEST) -> Iterator[str]:
-    """Options so large that an entry would take memory or hours to be tried, each with its rule."""
+def vast(part: Part | Term, most_of: Mapping[str, float], largest: float = LARGEST) -> Iterator[str]:
+    """Options so large that an entry would take memory or hours to be tried, each with its rule; ``most_of`` has rules by name."""
     for option, value in part.options.items():
         most = most_of.get(option, largest)
         text = repr(value)
@@ -54,6 +51,11 @@ def vast(part: Part | Term, most_of: Mapping[str, float] = REPEATED, largest: fl
             yield f"option {option} is {shown}, must be at most {most} by amount"
         elif (count := _longest(value)) > ENTRIES:
             yield f"option {option} is {shown}, must have at most {ENTRIES} entries, not {count}"
+
+
+def repeats(part: Part) -> Mapping[str, int]:
+    """How often the network that ``part`` names may do what its options repeat."""
+    return networks.NETWORKS[part.name].repeats if part.name in networks.NETWORKS else {}
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -80,7 +82,7 @@ def outline(part: Part, in_channels: int, out_channels: int, dims: int) -> netwo
 
 def bounded(part: Part, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
     """As :func:`outline`, for options that nobody looked at yet. Raises ConfigError for all that cannot be used, or is too large."""
-    for text in vast(part):
+    for text in vast(part, repeats(part)):
         raise ConfigError(f"network: {part.name!r}: {text}.")
     try:
         made = outline(part, in_channels, out_channels, dims)

@@ -142,7 +142,7 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
         logger.info(initial.load(network, config.train.init_from))
     folder = run.folder.fold(fold).path
     folder.mkdir(parents=True, exist_ok=True)
-    ranks = (team.rank, team.size)
+    ranks, reads = (team.rank, team.size), losses.reads(config.losses)
     return Job(
         config=config,
         fold=fold,
@@ -151,8 +151,8 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
         network=network,
         channels=run.channels,
         losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
-        train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=ranks),
-        val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=ranks),
+        train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=ranks, reads=reads),
+        val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=ranks, reads=reads),
         check=functools.partial(_check, team),
         watch=watch,
         team=team,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from pipeline import colours, files
+from pipeline import colours, files, plugins
 from pipeline.config import Config, to_dict
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
@@ -498,6 +498,7 @@ def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: flo
         weights=weights,
         kind=kind,
         trained_on=job.trained_on,
+        plugins=tuple(plugin.record for plugin in plugins.used_by(job.config)),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch.optim import lr_scheduler
 
 from pipeline.config import ConfigError, Train, bind
+from pipeline.registry import Registry
 
 
 def _adam(
@@ -37,11 +39,29 @@ def _sgd(
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "adamw": _adamw, "sgd": _sgd}
-
-
 Optimizer: TypeAlias = torch.optim.Optimizer
 Schedule: TypeAlias = lr_scheduler.LRScheduler
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerEntry:
+    """An optimiser: ``make(parameters, **options)`` gives one of torch's kind.
+
+    Its state has to be what ``state_dict()`` says, for a fold that is continued goes on from that.
+    """
+
+    make: Callable[..., Optimizer]
+
+    @property
+    def call(self) -> Callable[..., Optimizer]:
+        return self.make
+
+
+OPTIMIZERS: Registry[OptimizerEntry] = Registry(
+    "optimizer",
+    {"adam": OptimizerEntry(_adam), "adamw": OptimizerEntry(_adamw), "sgd": OptimizerEntry(_sgd)},
+    record=OptimizerEntry,
+)
 
 
 def _cosine_restarts(optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6) -> Schedule:
@@ -92,15 +112,31 @@ def _constant(optimizer: Optimizer, epochs: int) -> Schedule:
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "cosine_restarts": _cosine_restarts,
-    "cosine": _cosine,
-    "step": _step,
-    "plateau": _plateau,
-    "poly": _poly,
-    "one_cycle": _one_cycle,
-    "constant": _constant,
-}
+@dataclass(frozen=True, slots=True)
+class ScheduleEntry:
+    """A learning-rate schedule: ``make(optimizer, epochs, **options)`` gives one of torch's kind,
+    stepped once an epoch."""
+
+    make: Callable[..., Schedule]
+
+    @property
+    def call(self) -> Callable[..., Schedule]:
+        return self.make
+
+
+SCHEDULES: Registry[ScheduleEntry] = Registry(
+    "schedule",
+    {
+        "cosine_restarts": ScheduleEntry(_cosine_restarts),
+        "cosine": ScheduleEntry(_cosine),
+        "step": ScheduleEntry(_step),
+        "plateau": ScheduleEntry(_plateau),
+        "poly": ScheduleEntry(_poly),
+        "one_cycle": ScheduleEntry(_one_cycle),
+        "constant": ScheduleEntry(_constant),
+    },
+    record=ScheduleEntry,
+)
 
 
 def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:

@@ -25,6 +25,7 @@ def write_report(run: Path | str | RunFolder) -> Path:
         UserError: where the folder has no summary.json, without which there is nothing to tell, or may not be written.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    folder.require_plugins()
     if os.path.isdir(folder.path):
         files.require_writable("", folder.path)
     files.write_text(folder.report_file, reporting.build(folder.path))

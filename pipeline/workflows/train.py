@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Config, load
+from pipeline import losses
+from pipeline.config import Config
 from pipeline.data import derived, world
 from pipeline.data import store as stores
 from pipeline.files import lock
@@ -26,7 +27,7 @@ from pipeline.inference import devices
 from pipeline.progress import counter, kept_log, muted, shown
 from pipeline.records import FAILED, FoldResult, UserError
 from pipeline.reporting import tables
-from pipeline.runs import RunFolder, whole_numbers
+from pipeline.runs import RunFolder, load_config, whole_numbers
 from pipeline.scoring.stored import scoring_of
 from pipeline.stopping import stop
 from pipeline.training import distributed
@@ -103,7 +104,7 @@ def train_folds(
         UserError: for a config, a data set or a place that cannot be used, before anything is trained.
         FoldError: where a fold failed, after the others were done or given up.
     """
-    given = config if isinstance(config, Config) else load(Path(config))
+    given = config if isinstance(config, Config) else load_config(config)
     request = Request(
         source="config" if isinstance(config, Config) else str(config),
         data_dir=None if data is None else Path(data),
@@ -140,6 +141,8 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
     """Check everything, then train the folds that were asked for. Raises UserError before anything is trained."""
     config = request.on_data(config)
     start = request.start(config)
+    if start.continues:
+        start.run.require_plugins()
     checks.refuse(config, start, request.source)
     _refuse_taken(start)
     with _together(config, start.device) as team:
@@ -230,10 +233,11 @@ def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
 
 def _opened(config: Config, run: RunFolder, data: Examined, team: Team, channels: tuple[int, int]) -> TrainingRun:
     """Split, and build the store; what is there already is used as it is."""
+    run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
     place = stores.place(config.data, run.path)
     stored = stores.build(data.cases, data.facts, config, place, progress=counter("building the store"))
-    stored = derived.attach(stored, config, place, progress=counter("making maps and masks"))
+    stored = derived.attach(stored, config, place, losses.reads(config.losses), counter("making maps and masks"))
     version = run.metrics_version()
     return TrainingRun(
         config=config,

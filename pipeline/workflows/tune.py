@@ -216,6 +216,7 @@ def open_run(run: RunFolder) -> Source:
     """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
     if not os.path.isfile(run.config_file) or not os.path.isfile(run.cases_file):
         raise UserError(f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
+    run.require_plugins()
     config = run.config()
     if config.task != "labels":
         raise UserError(f"{run.path}: its task is {config.task!r}; only labels have post-processing to tune.")

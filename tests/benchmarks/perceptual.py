@@ -53,7 +53,7 @@ def one(options: dict[str, Any], size: int) -> dict[str, float]:
 
     from pipeline.losses import LOSSES
 
-    loss = LOSSES["perceptual"](weights="random", range=[0, 1], **options)
+    loss = LOSSES["perceptual"].make(weights="random", range=[0, 1], **options)
 
     def step(side: int) -> float:
         make = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from pipeline.data.folds import Split
 from pipeline.data.store import Facts
 from pipeline.progress import counter
 from pipeline.records import Case, Fault, UserError
-from pipeline.runs import RunFolder, present
+from pipeline.runs import RunFolder, load_named_plugins, present
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoint
 from pipeline.workflows.checks import entries, places
@@ -255,11 +255,13 @@ def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
     if reading.config is None:
         raise UserError(_count(told.errors, "the config, which has to be mended before the rest can be checked"))
     config = request.on_data(reading.config)
+    told(_caught(lambda: load_named_plugins(path, config)), reading)
     try:
         start = request.start(config)
     except UserError as error:
         told([Problem(str(error))])
         start = dataclasses.replace(request, folds=None).start(config)
+    told(_caught(start.run.require_plugins) if start.continues else ())
     for found in (_names, places.unwritable):
         told(found(config, start), reading)
     told(places.taken(start))
@@ -269,6 +271,13 @@ def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
     if told.errors:
         raise UserError(_count(told.errors, "config and data"))
     logger.info(f"Dry run: {cases} cases, config and data are good; nothing was started.")
+
+
+def _caught(work: Callable[[], None]) -> Iterator[Problem]:
+    try:
+        work()
+    except UserError as error:
+        yield Problem(str(error), ("plugins",))
 
 
 def _of_states(start: Start) -> Iterator[Problem]:

@@ -18,7 +18,6 @@ from pipeline import losses, networks, tasks
 from pipeline.config import Config, ConfigError, InitFrom, Problem
 from pipeline.data import derived, normalise, transforms
 from pipeline.inference import models
-from pipeline.losses import vgg
 from pipeline.metrics import METRICS, evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
@@ -39,17 +38,12 @@ WIDE = {2: 192, 3: 32}
 HEAVY = 5 * 10**7
 """Weights of a network that is not run here."""
 
-FEW = 3
-"""Repetitions that are enough to try something that is repeated."""
-
 STEPS = 200
 """Epochs over which a schedule is tried."""
 
 
-def proportions(
-    where: str, part: Part | Term, most_of: Mapping[str, float] = outlines.REPEATED, largest: float = outlines.LARGEST
-) -> Iterator[Problem]:
-    """Numbers so large that an entry would take memory or hours to be tried."""
+def proportions(where: str, part: Part | Term, most_of: Mapping[str, float], largest: float = outlines.LARGEST) -> Iterator[Problem]:
+    """Numbers so large that an entry would take memory or hours to be tried; ``most_of`` has rules by option."""
     for text in outlines.vast(part, most_of, largest):
         yield Problem(f"{where}: {part.name!r}: {text}.", (where,))
 
@@ -100,13 +94,13 @@ def normalisation(config: Config, channels: int) -> Iterator[Problem]:
 def augmentations(config: Config, channels: int) -> Iterator[Problem]:
     """Each entry of ``data.augment``: made for the patch size that is asked for, run on a small one."""
     try:
-        derived.wanted(config)
+        losses.maps(config)
     except ConfigError as error:
         yield Problem(str(error), ("data.change",))
         return
     for n, part in enumerate(config.data.augment):
         where = f"data.augment.{n}"
-        found = list(proportions(where, part)) or list(tried(where, part, lambda n=n: transforms.augmentation(config, n)))
+        found = list(proportions(where, part, {})) or list(tried(where, part, lambda n=n: transforms.augmentation(config, n)))
         yield from found or tried(where, part, lambda n=n: _augment(config, n, channels))
 
 
@@ -118,7 +112,7 @@ def _augment(config: Config, n: int, channels: int) -> None:
         config.data, patch=dataclasses.replace(config.data.patch, size=size), augment=(*config.data.augment[:n], always)
     )
     try:
-        chain = transforms.augmentation(dataclasses.replace(config, data=small), n)
+        chain = transforms.augmentation(dataclasses.replace(config, data=small), n, losses.reads(config.losses))
     except ConfigError:
         return  # good for the patches that are asked for, not for small ones
     sample = _sample(config, channels, size)
@@ -137,7 +131,7 @@ def _sample(config: Config, channels: int, size: Sequence[int]) -> dict[Any, Any
     for name, kind in config.targets.items():
         labels = rng.integers(0, config.data.classes, (1, *size)).astype(np.uint8)
         out[name] = rng.random((channels, *size)).astype(np.float32) if kind == "image" else labels
-    for name in derived.wanted(config):
+    for name in losses.maps(config):
         out[name] = rng.random((_map_channels(config, name), *size)).astype(np.float32)
     return out
 
@@ -157,7 +151,7 @@ def outline(config: Config, channels: tuple[int, int]) -> HeadedNet:
 def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None, list[Problem]]:
     """Its outline, None where it cannot be built, and what is wrong with it."""
     made: list[HeadedNet] = []
-    found = list(proportions("network", config.network))
+    found = list(proportions("network", config.network, outlines.repeats(config.network)))
     found = found or list(tried("network", config.network, lambda: made.append(outline(config, channels))))
     if made and (count := networks.parameters(made[0])) > outlines.WEIGHTS:
         found.append(
@@ -206,25 +200,17 @@ def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]],
         where = f"losses.{i}"
         if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
             continue  # said already
-        found = list(proportions(where, term))
+        entry = losses.LOSSES[term.name]
+        found = list(proportions(where, term, entry.repeats))
         found = found or list(tried(where, term, lambda term=term, where=where: losses.make(_cheap(term), where)))
         yield from found or tried(where, term, lambda term=term: _compute(config, term, heads[term.head], channels))
-        yield from _vgg(where, term)
+        if (text := entry.warning(term.options)) is not None:
+            yield Problem(f"{where}: {text}", severity="warning")
 
 
 def _cheap(term: Term) -> Term:
-    """The term without files that are read, or fetched, at its first use, and without many repetitions."""
-    if isinstance(often := term.options.get("iterations"), int) and often > FEW:
-        return dataclasses.replace(term, options={**term.options, "iterations": FEW})
-    if term.name == "perceptual" and term.options.get("weights") is None:
-        return dataclasses.replace(term, options={**term.options, "weights": "random"})
-    return term
-
-
-def _vgg(where: str, term: Term) -> Iterator[Problem]:
-    if term.name == "perceptual" and term.options.get("weights") is None and not any(vgg.cache().glob("*vgg16*")):
-        text = f"{where}: the weights of VGG16 are not in {vgg.cache()}; they would be fetched from the network at the first step"
-        yield Problem(f"{text}. data_prep/slim_vgg.py makes a file for options.weights.", severity="warning")
+    """The term as it is tried: without files that are read, or fetched, at its first use, and without many repetitions."""
+    return dataclasses.replace(term, options=losses.LOSSES[term.name].trial(term.options))
 
 
 def _compute(config: Config, term: Term, head: tuple[int, Sequence[float]], channels: int) -> None:
@@ -254,7 +240,7 @@ def _value(config: Config, term: Term, shape: tuple[tuple[int, Sequence[float]],
         count = channels if kind == "image" else 1
         half = torch.full((1, count, *size), 0.5, device=device)
         batch[name] = half if kind != "labels" else _labels(size, config, term).to(device)
-    for name in derived.wanted(config):
+    for name in losses.maps(config):
         batch[name] = torch.zeros((1, _map_channels(config, name), *size), device=device)
     total, _ = losses.WeightedSum([_cheap(term)], config.kinds, config.data.ignore_label)({term.head: logits}, batch)
     _require(device != "cpu" or bool(torch.isfinite(total)), f"loss {term.name!r} is {float(total):g} for an ordinary patch.")
@@ -265,7 +251,7 @@ def _labels(size: Sequence[int], config: Config, term: Term) -> torch.Tensor:
     stripes = torch.arange(size[0]) * min(config.data.classes, 8) // size[0]
     labels = stripes.reshape(-1, *[1] * (len(size) - 1)).expand(*size)[None, None].to(torch.int64)
     ignored = config.data.ignore_label
-    if term.name == "betti_matching":
+    if losses.LOSSES[term.name].slow:
         return torch.zeros_like(labels) if ignored is None else torch.full_like(labels, ignored)
     return labels
 
@@ -277,7 +263,7 @@ def optimizer(config: Config) -> Iterator[Problem]:
     """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the same."""
     module, train = torch.nn.Linear(1, 1), config.train
     alone = dataclasses.replace(train, schedule=Part(name="constant"))
-    found = list(proportions("train.optimizer", train.optimizer))
+    found = list(proportions("train.optimizer", train.optimizer, {}))
     found = found or list(tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer")))
     yield from found
     both = dataclasses.replace(train, optimizer=Part(name="adam")) if found else train

@@ -1,0 +1,70 @@
+"""The record of a loss in its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from pipeline.data import derived
+from pipeline.losses.masked import Loss
+
+Kind: TypeAlias = Literal["labels", "image", "soft"]
+"""What a target holds: class numbers, intensities, or wanted probabilities of one channel."""
+
+Options: TypeAlias = Mapping[str, Any]
+
+
+def _same(options: Options) -> Options:
+    return options
+
+
+def _silent(_options: Options) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class LossEntry:
+    """A loss, and all that is known of it outside its own function.
+
+    Args:
+        make: factory: options in, ``loss(head, target, valid)`` out, with ``head`` ``(B, K, *S)``
+            and ``target``, ``valid`` ``(B, 1, *S)``; see :data:`pipeline.losses.masked.Loss`.
+        targets: kinds of target that it reads.
+        map: a map that it reads as a fourth argument: an entry of
+            ``pipeline.data.derived.DERIVED``, whose options of the same name are the loss's, or
+            ``mask``, the mask of change.
+        map_if: options without which it does not read the map.
+        repeats: options that say how often something is done, and how often at most.
+        trial: changes the options for the one computation before training that tries them:
+            nothing is fetched, nothing takes long.
+        slow: whether one patch takes seconds; it is then tried on labels that do not count.
+        warning: what a start says about options before it begins.
+
+    Raises:
+        ValueError: for a kind or a map that there is not.
+    """
+
+    make: Callable[..., Loss]
+    targets: tuple[Kind, ...]
+    map: str | None = None
+    map_if: Options = field(default_factory=dict)
+    repeats: Mapping[str, int] = field(default_factory=dict)
+    trial: Callable[[Options], Options] = _same
+    slow: bool = False
+    warning: Callable[[Options], str | None] = _silent
+
+    def __post_init__(self) -> None:
+        if not self.targets or not set(self.targets) <= {"labels", "image", "soft"}:
+            raise ValueError(f"targets is {self.targets!r}, must be a tuple of 'labels', 'image', 'soft'.")
+        if self.map not in (None, derived.MASK, *derived.DERIVED):
+            known = ", ".join([*derived.DERIVED, derived.MASK])
+            raise ValueError(f"map is {self.map!r}, must be one of {known}, or None.")
+
+    @property
+    def call(self) -> Callable[..., Loss]:
+        return self.make
+
+    def reads(self, options: Options) -> str | None:
+        """The map that it reads under these options; None: none."""
+        return self.map if all(options.get(k) == v for k, v in self.map_if.items()) else None

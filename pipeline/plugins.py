@@ -1,0 +1,267 @@
+"""Plugins: files of Python that the user names, which add entries to the tables.
+
+A plugin runs because the user has named its file: on the command line, in a config of his own, or
+to :func:`load_plugins`. Nothing that stands in a run or in a model file is ever run. There a plugin
+is a name and a SHA-256 by which :func:`require` finds out whether the user has named the right one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.abc
+import importlib.util
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import Part, Term, UserError
+from pipeline.registry import Entry, Registry, table_of
+
+logger = logging.getLogger(__name__)
+
+LARGEST = 2**20
+"""Bytes of a plugin."""
+
+SHOWN = 12
+"""Digits of a SHA-256 that a message shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin as it was read: what runs, here and in other processes, are these bytes.
+
+    Args:
+        path: where the user has it.
+        source: its bytes.
+    """
+
+    path: str
+    source: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source).hexdigest()
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What a run and a model file keep of it."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+@dataclass(slots=True)
+class _Loading:
+    """A plugin that is being run, and what it has registered so far."""
+
+    plugin: Plugin
+    entries: list[tuple[Registry[Any], str, Entry]] = field(default_factory=list)
+
+
+_loaded: dict[str, Plugin] = {}
+"""Plugins of this process by SHA-256."""
+
+_owners: dict[tuple[str, str], Plugin] = {}
+"""Who has added an entry, by kind and name."""
+
+_loading: list[_Loading] = []
+_lock = threading.RLock()
+
+
+def register(name: str, entry: Entry) -> None:
+    """Add an entry to the table of its kind; called by a plugin while it is loaded.
+
+    Args:
+        name: what the YAML calls it, a plain word that no other entry of the table has.
+        entry: a ``LossEntry``, ``NetworkEntry``, ``AugmentationEntry``, ``OptimizerEntry``, ...
+
+    Raises:
+        UserError: for a name that is taken, another kind of entry, and outside of a plugin.
+    """
+    if not _loading:
+        way = "with --plugin FILE, plugins: [FILE] in a config, or pipeline.load_plugins(FILE)"
+        raise UserError(f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that {way}.")
+    table, current = table_of(entry), _loading[-1]
+    if table is None:
+        raise UserError(f"register({name!r}, {type(entry).__name__}): no table has such entries.")
+    owner = _owners.get((table.kind, name))
+    if owner is not None:
+        raise UserError(f"{table.kind} {name!r} is registered by {owner.path}, too. Rename it in one of the two.")
+    if any(table is other and name == taken for other, taken, _ in current.entries):
+        raise UserError(f"{table.kind} {name!r} is registered twice. Rename one of the two.")
+    try:
+        table.require_free(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    current.entries.append((table, name, entry))
+
+
+def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
+    """Run files of Python that :func:`register` entries; one that is loaded already is left as it is.
+
+    Args:
+        paths: a file or several, below the working folder unless absolute.
+
+    Raises:
+        UserError: for a file that is not there, fails, or registers a name that is taken; nothing
+            of that file is registered then.
+    """
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        _load(_read(Path(path)))
+
+
+def _read(path: Path) -> Plugin:
+    if path.suffix != ".py":
+        raise UserError(f"--plugin {path}: a plugin is a file of Python, NAME.py.")
+    try:
+        with path.open("rb") as file:
+            source = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--plugin {path}: cannot be read: {reason}. Check the path; it is relative to the working folder.") from None
+    if len(source) > LARGEST:
+        raise UserError(f"--plugin {path}: has more than {LARGEST:,} bytes. Is it another file?")
+    return Plugin(str(path), source)
+
+
+class _Source(importlib.abc.ExecutionLoader):
+    """Loads a plugin from the bytes that were read, which may be others than those on the disk by now."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.plugin = plugin
+
+    def get_filename(self, fullname: str) -> str:
+        return self.plugin.path
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(self.plugin.source)
+
+
+def _load(plugin: Plugin) -> None:
+    with _lock:
+        if plugin.sha256 in _loaded:
+            return
+        if (other := _called(plugin.name)) is not None:
+            raise UserError(
+                f"--plugin {plugin.path}: {other.path} is loaded under the same name and holds other bytes. "
+                "Rename one of them; if it is the same file, changed since, begin a new process."
+            )
+        _run(plugin)
+
+
+def _called(name: str) -> Plugin | None:
+    return next((plugin for plugin in _loaded.values() if plugin.name == name), None)
+
+
+def _run(plugin: Plugin) -> None:
+    """Run a plugin; its entries are added to their tables when it has come to its end."""
+    name = f"pipeline_plugin_{Path(plugin.path).stem}"
+    loader = _Source(plugin)
+    spec = importlib.util.spec_from_file_location(name, plugin.path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    current = _Loading(plugin)
+    _loading.append(current)
+    sys.modules[name] = module  # by which pickle finds its classes
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        logger.debug("a plugin failed", exc_info=True)
+        raise UserError(_fault(plugin, error)) from None
+    finally:
+        _loading.pop()
+    for table, entry_name, entry in current.entries:
+        table.add(entry_name, entry)
+        _owners[table.kind, entry_name] = plugin
+    _loaded[plugin.sha256] = plugin
+
+
+def _fault(plugin: Plugin, error: BaseException) -> str:
+    """File, line and message of what went wrong in a plugin."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == plugin.path]
+    line = error.lineno if isinstance(error, SyntaxError) and error.filename == plugin.path else next(reversed(lines), None)
+    words = str(error.msg if isinstance(error, SyntaxError) else error)
+    text = words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
+    return f"plugin {plugin.path}{'' if line is None else f', line {line}'}: {text}"
+
+
+# --- what a config needs ---------------------------------------------------------------------------
+
+
+def used_by(config: Any) -> list[Plugin]:
+    """The plugins that have added what a config names."""
+    named = set(_names(config))
+    found = {owner.name: owner for (_, name), owner in _owners.items() if name in named}
+    return [found[name] for name in sorted(found)]
+
+
+def _names(value: Any) -> Iterator[str]:
+    if isinstance(value, Part | Term):
+        yield value.name
+    elif dataclasses.is_dataclass(value):
+        for part in dataclasses.fields(value):
+            yield from _names(getattr(value, part.name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _names(item)
+
+
+def require(records: Sequence[Mapping[str, str]], where: Path | str, copies: Path | None = None) -> None:
+    """Raise UserError unless every plugin of a run or a model file is loaded, with the same bytes.
+
+    Args:
+        records: name and SHA-256 of each (:attr:`Plugin.record`).
+        where: the run or the file.
+        copies: folder in which the run keeps copies.
+    """
+    faults = [_lack(record) for record in records if record["sha256"] not in _loaded]
+    if faults:
+        there = f"A copy lies in {copies}" if copies is not None else "The run that trained it keeps a copy in plugins/"
+        raise UserError(
+            f"{where} was made with plugins:\n  "
+            + "\n  ".join(faults)
+            + f"\n{there}; it is never run by itself. Read it, then name the file: --plugin FILE, or pipeline.load_plugins(FILE)."
+        )
+
+
+def _lack(record: Mapping[str, str]) -> str:
+    known = _called(record["name"])
+    wanted = f"{record['name']} (SHA-256 {record['sha256'][:SHOWN]}...)"
+    if known is None:
+        return f"{wanted} is not loaded"
+    return f"{wanted}, but {known.path} has SHA-256 {known.sha256[:SHOWN]}...: it was changed"
+
+
+# --- other processes -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The plugins of this process for another one. Unpickled there, it loads them, so what is
+    pickled after it may hold their classes."""
+
+    plugins: tuple[Plugin, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _adopted, (self.plugins,)
+
+
+def carried() -> Carried:
+    """The plugins that this process has loaded."""
+    return Carried(tuple(_loaded.values()))
+
+
+def _adopted(plugins: tuple[Plugin, ...]) -> Carried:
+    for plugin in plugins:
+        _load(plugin)
+    return Carried(plugins)
