@@ -11,6 +11,8 @@ from pipeline.config import ConfigError, bind
 from pipeline.postprocess.table import POSTPROCESS, decides, resolved
 from pipeline.records import Part, UserError
 
+CHANNELS = {"one": "one channel", "several": "two channels or more"}
+
 
 def bound(steps: Sequence[Part]) -> list[Callable[..., Any]]:
     """The steps as functions of an array.
@@ -57,6 +59,10 @@ def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) ->
             call(soft if decides(step) else labels)
         except (UserError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             yield f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}"
+            continue
+        wanted = POSTPROCESS[step.name].decides
+        if wanted is not None and (wanted == "one") != (len(soft) == 1):
+            yield f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this one has {len(soft)}."
 
 
 def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:

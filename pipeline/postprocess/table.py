@@ -61,7 +61,7 @@ class StepSearch:
         stays: the present ones are neither left out nor changed.
     """
 
-    place: int
+    place: float
     options: Callable[[SearchSetting], Iterable[Options]] = _nothing
     vary: Mapping[str, Vary] = field(default_factory=dict)
     stays: bool = False
