@@ -39,7 +39,9 @@ def check(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> 
 
 
 def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> Iterator[str]:
-    """What is wrong with the steps: names, options, their values and order, each tried out on a tiny array.
+    """What is wrong with the steps: names, options, their values and order.
+
+    Each is tried out on a tiny array.
 
     Args:
         steps: to be looked through.
@@ -83,7 +85,7 @@ def adjust(
     kernel_size: int | None = None,
     separate_instances: bool = False,
 ) -> tuple[Part, ...]:
-    """The options of the command line laid over a system's list of steps; ``None`` leaves the list as it is.
+    """The options of the command line laid over a system's list; ``None`` leaves it as it is.
 
     Args:
         steps: the system's.
