@@ -100,7 +100,7 @@ def fill_holes(mask: Mask, below: int | None = None, per_slice: int | None = Non
     numbers = list(mask.ranges) if isinstance(mask, SlabArray) else [0]
 
     def sizes(labels: np.ndarray, count: int, number: int) -> np.ndarray:
-        """Voxels, infinitely many of what touches the border; any hole has none where all are filled."""
+        """Voxels, infinitely many of what touches the border; 0 where any hole is filled."""
         found = np.zeros(count + 1) if below is None else _sizes(labels, count).astype(np.float64)
         for face in _border(labels, number == numbers[0], number == numbers[-1]):
             found[face] = np.inf

@@ -20,15 +20,16 @@ Labels = TypeVar("Labels", np.ndarray, SlabArray)
 Box = tuple[slice, ...]
 
 Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From the mask of a class and the free voxels, background that no class had or has got, to its mask."""
+"""From the mask of a class and the free voxels, which no class had or has got, to its mask."""
 
 
 def each_class(labels: Labels, change: Callable[[Any], Any]) -> Labels:
     """Apply a change of masks that only adds or only removes to each class.
 
     Args:
-        labels: in memory or in slabs; the masks that ``change`` takes and gives are of the same kind.
-        change: of a mask in the class's box, as the functions of :mod:`pipeline.morphology.labelling`.
+        labels: in memory or in slabs.
+        change: of a mask of the same kind in the class's box, as the functions of
+            :mod:`pipeline.morphology.labelling`.
     """
     if isinstance(labels, SlabArray):
         return _each_class_in_slabs(labels, change)

@@ -1,4 +1,4 @@
-"""From a soft prediction to labels: one driver, for arrays in memory and for those that are larger.
+"""From a soft prediction to labels: one driver, for arrays in memory and for larger ones.
 
 Soft predictions are float32 ``(K, *S)``; labels are integers, ``(*S)`` in memory and lazily
 ``(1, *S)``, with 0 as background. A lazy array goes through the steps slab by slab as far as they
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,28 +18,23 @@ from pipeline import files, morphology, processes
 from pipeline.files import LazyArray, Rows, slabs
 from pipeline.morphology import SlabArray
 from pipeline.postprocess.lists import bound, decided
-from pipeline.postprocess.table import POSTPROCESS, PostprocessStep, decides, resolved
+from pipeline.postprocess.table import POSTPROCESS, decides, sees
 from pipeline.records import Part, UserError
 
+Array = TypeVar("Array", np.ndarray, Rows)
+"""An array in memory, or one whose rows are made or read when they are sliced."""
 
-@overload
-def apply(steps: Sequence[Part], soft: np.ndarray, work: Path | None = None) -> np.ndarray: ...
-@overload
-def apply(steps: Sequence[Part], soft: LazyArray, work: Path | None = None) -> LazyArray: ...
-def apply(steps: Sequence[Part], soft: LazyArray, work: Path | None = None) -> LazyArray:
+
+def apply(steps: Sequence[Part], soft: Array, work: Path | None = None) -> Array:
     """Soft ``(K, *S)`` -> labels, uint8 unless ``instances`` needs more.
 
     When no deciding step comes first, one channel is cut at 0.5 (``>=``), several are compared
     (``argmax``). Otherwise as :func:`run`.
     """
-    return _run(decided(steps, len(soft)), soft, work)
+    return run(decided(steps, len(soft)), soft, work)
 
 
-@overload
-def run(steps: Sequence[Part], array: np.ndarray, work: Path | None = None) -> np.ndarray: ...
-@overload
-def run(steps: Sequence[Part], array: LazyArray, work: Path | None = None) -> LazyArray: ...
-def run(steps: Sequence[Part], array: LazyArray, work: Path | None = None) -> LazyArray:
+def run(steps: Sequence[Part], array: Array, work: Path | None = None) -> Array:
     """The steps one after the other, as they stand.
 
     Args:
@@ -53,37 +48,32 @@ def run(steps: Sequence[Part], array: LazyArray, work: Path | None = None) -> La
         Labels ``(*S)``; of a lazy array lazily ``(1, *S)``, which from the first step on that needs
         the whole lie in memory.
     """
-    return _run(steps, array, work)
-
-
-def _run(steps: Sequence[Part], array: LazyArray, work: Path | None) -> Any:
-    lazy = not isinstance(array, np.ndarray)
+    labels: Any = array
     for number, (step, call) in enumerate(zip(steps, bound(steps), strict=True)):
         scratch = work and work / f"step_{number}.npy"
-        array = call(array) if isinstance(array, np.ndarray) else _lazily(step, call, array, scratch)
-    if not lazy or not isinstance(array, np.ndarray):
-        return array
-    whole = array[None]
-    return Rows(whole.shape, whole.dtype, lambda first, end: whole[:, first:end])
+        labels = call(labels) if isinstance(labels, np.ndarray) else _by_slabs(step, call, labels, scratch)
+    return labels if isinstance(array, np.ndarray) else _lazy(labels)
 
 
-def _lazily(step: Part, call: Callable[..., Any], array: Rows, scratch: Path | None) -> LazyArray:
+def _lazy(labels: LazyArray) -> Any:
+    """Labels in memory as lazy ones ``(1, *S)``; those that are lazy stay."""
+    if not isinstance(labels, np.ndarray):
+        return labels
+    return Rows((1, *labels.shape), labels.dtype, lambda first, end: labels[None, first:end])
+
+
+def _by_slabs(step: Part, call: Callable[..., Any], array: Rows, scratch: Path | None) -> LazyArray:
     """One step on a lazy array; its labels are in memory where it needs the whole."""
     taken: Any = slice(None) if decides(step) else 0  # all channels, or the labels
-    scope = _entry(step).scope(resolved(step).options)
-    if scope == "whole":
+    if sees(step) == "whole":
         return call(array[taken])
     tiny = np.ones((len(array), *(4,) * (len(array.shape) - 1)), array.dtype)
     dtype = call(tiny[taken]).dtype
-    if scope == "local":
+    if sees(step) == "local":
         return Rows((1, *array.shape[1:]), dtype, lambda first, end: call(array[taken, first:end])[None])
     if scratch is None:
         raise ValueError(f"{step.name!r} of a lazy array needs work, a folder for a scratch file.")
     return files.stored(_rows(call(_slab_array(array, taken)), dtype), scratch)
-
-
-def _entry(step: Part) -> PostprocessStep:
-    return POSTPROCESS[step.name]
 
 
 def _slab_array(array: Rows, taken: Any) -> SlabArray:
@@ -105,7 +95,9 @@ def _rows(labels: SlabArray, dtype: np.dtype) -> Rows:
 
 
 def statistics(labels: LazyArray) -> dict[str, int]:
-    """Voxels of foreground (all classes) and background, 26-connected components of the foreground, voxels of the largest.
+    """Voxels of foreground (all classes) and background, 26-connected components of the foreground.
+
+    And voxels of the largest component.
 
     Args:
         labels: ``(*S)``, or lazily ``(1, *S)``.
@@ -130,17 +122,16 @@ def check_memory(steps: Sequence[Part], channels: int, size: Sequence[int], avai
         available: bytes of memory, the machine's unless given.
     """
     steps = decided(steps, channels)
-    scopes = [_entry(step).scope(resolved(step).options) for step in steps]
-    if "whole" not in scopes:
+    first = next((i for i, step in enumerate(steps) if sees(step) == "whole"), None)
+    if first is None:
         return
-    rest = steps[scopes.index("whole") :]
-    step = max(rest, key=lambda step: _entry(step).bytes_per_voxel)
-    need = math.prod(size) * (_entry(step).bytes_per_voxel + 4 * channels * decides(rest[0]))
+    step = max(steps[first:], key=lambda step: POSTPROCESS[step.name].bytes_per_voxel)
+    need = math.prod(size) * (POSTPROCESS[step.name].bytes_per_voxel + 4 * channels * decides(steps[first]))
     available = processes.available_memory() if available is None else available
     if need <= available:
         return
     gib = [f"{n / 2**30:.1f} GiB" for n in (need, available)]
-    by_block = [name for name, entry in POSTPROCESS.items() if entry.scope({}) != "whole"]
+    by_block = [name for name in POSTPROCESS if sees(Part(name=name)) != "whole"]
     raise UserError(
         f"{' x '.join(map(str, size))} voxels are too many for {step.name!r} of postprocess on this machine: that step needs the whole "
         f"answer and about {gib[0]} of memory, {gib[1]} are free. Only {', '.join(by_block)} work block by block. Give --threshold and "

@@ -11,6 +11,8 @@ from pipeline.config import ConfigError, bind
 from pipeline.postprocess.table import POSTPROCESS, decides, resolved
 from pipeline.records import Part, UserError
 
+CHANNELS = {"one": "one channel", "several": "two channels or more"}
+
 
 def bound(steps: Sequence[Part]) -> list[Callable[..., Any]]:
     """The steps as functions of an array.
@@ -37,7 +39,9 @@ def check(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> 
 
 
 def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> Iterator[str]:
-    """What is wrong with the steps: names, options, their values and order, each tried out on a tiny array.
+    """What is wrong with the steps: names, options, their values and order.
+
+    Each is tried out on a tiny array.
 
     Args:
         steps: to be looked through.
@@ -57,6 +61,10 @@ def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) ->
             call(soft if decides(step) else labels)
         except (UserError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             yield f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}"
+            continue
+        wanted = POSTPROCESS[step.name].decides
+        if wanted is not None and (wanted == "one") != (len(soft) == 1):
+            yield f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this one has {len(soft)}."
 
 
 def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:
@@ -77,7 +85,7 @@ def adjust(
     kernel_size: int | None = None,
     separate_instances: bool = False,
 ) -> tuple[Part, ...]:
-    """The options of the command line laid over a system's list of steps; ``None`` leaves the list as it is.
+    """The options of the command line laid over a system's list; ``None`` leaves it as it is.
 
     Args:
         steps: the system's.

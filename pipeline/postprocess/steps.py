@@ -34,9 +34,10 @@ def hysteresis(array: Labels, low: float, high: float, connectivity: int = 26) -
 
 
 def walls(array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int = 5, merge: float = 0.5) -> np.ndarray:
-    """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies, as :func:`pipeline.morphology.walls` defines them.
+    """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies.
 
-    For surfaces that close, such as membranes of cells; papyrus sheets, which end freely, want threshold or hysteresis.
+    Defined by :func:`pipeline.morphology.walls`. For surfaces that close, such as membranes of
+    cells; papyrus sheets, which end freely, want threshold or hysteresis.
     """
     soft = _only_channel(array, "walls")
     _size("walls: depth", depth)
@@ -45,7 +46,10 @@ def walls(array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int =
 
 
 def argmax(array: np.ndarray) -> np.ndarray:
-    """Soft ``(K, *S)``, K > 1 -> uint8 labels: the channel with the largest value, the first of equal ones."""
+    """Soft ``(K, *S)``, K > 1 -> uint8 labels: the channel with the largest value.
+
+    The first of equal ones.
+    """
     if not 1 < len(array) <= 256:
         raise ConfigError(
             f"argmax compares 2 to 256 channels, the prediction has {len(array)}. For one channel use threshold or hysteresis."
@@ -60,10 +64,11 @@ def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
 
 
 def fill_holes(array: Labels, below: int | None = 50, per_slice: int | None = None) -> Labels:
-    """Fills holes of at most ``below`` voxels (``None``: of any size), as :func:`pipeline.morphology.fill_holes` defines them.
+    """Fills holes of at most ``below`` voxels (``None``: of any size).
 
-    ``per_slice`` names the axis across which 2D holes are filled slice by slice instead of 3D cavities. Another class inside a
-    hole counts towards its size and stays.
+    Holes are those of :func:`pipeline.morphology.fill_holes`; ``per_slice`` names the axis across
+    which 2D holes are filled slice by slice instead of 3D cavities. Another class inside a hole
+    counts towards its size and stays.
     """
     if below is not None:
         _size("fill_holes: below", below)
@@ -71,7 +76,10 @@ def fill_holes(array: Labels, below: int | None = 50, per_slice: int | None = No
 
 
 def opening(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
-    """Removes what a ball or ellipsoid does not fit into: ``radius`` in voxels, or ``size``, as in :func:`closing`."""
+    """Removes what a ball or ellipsoid does not fit into.
+
+    ``radius`` in voxels, or ``size``, as in :func:`closing`.
+    """
     reach = _reach("opening", radius, size, array.ndim)
     if isinstance(reach, tuple):
         return each_class(array, lambda mask: sheets.opening_by_ellipsoid(mask, reach))
@@ -79,13 +87,19 @@ def opening(array: np.ndarray, radius: float | Sequence[float] | None = None, si
 
 
 def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
-    """Fills gaps that a ball does not fit into: ``radius`` in voxels, or ``size``, the edge of a cubic kernel.
+    """Fills gaps that a ball does not fit into.
 
-    A kernel of edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius k + 1/2: 1 changes nothing,
-    2 and 3 are a voxel and its 18 neighbours. (Radii that are whole numbers leave pinholes open, see
-    :func:`pipeline.morphology.closing`.) A list with one number for each axis, such as ``radius: [3, 2, 2]``, stands for an ellipsoid;
-    radius 0 (size 1) does not reach along its axis. Closing may join neighbouring sheets of one class, which :func:`sheet_closing` never
-    does; it never joins classes.
+    Closing may join neighbouring sheets of one class, which :func:`sheet_closing` never does; it
+    never joins classes.
+
+    Args:
+        array: labels ``(*S)``.
+        radius: of the ball in voxels. Whole numbers leave pinholes open, see
+            :func:`pipeline.morphology.closing`. A list with one number for each axis, such as
+            ``[3, 2, 2]``, stands for an ellipsoid; 0 does not reach along its axis.
+        size: instead of a radius, the edge of a cubic kernel, or one for each axis. A kernel of
+            edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius
+            k + 1/2: 1 changes nothing, 2 and 3 are a voxel and its 18 neighbours.
     """
     reach = _reach("closing", radius, size, array.ndim)
     if isinstance(reach, tuple):
@@ -94,42 +108,51 @@ def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, si
 
 
 def sheet_closing(array: np.ndarray, radius: float = 2.5) -> np.ndarray:
-    """Closes each sheet (26-connected component) by a ball on its own and joins none: :func:`pipeline.morphology.sheets.close_sheets`."""
+    """Closes each sheet (26-connected component) by a ball on its own and joins none.
+
+    See :func:`pipeline.morphology.sheets.close_sheets`.
+    """
     return mend_each_class(array, lambda mask, free: sheets.close_sheets(mask, radius, free))
 
 
 def patch_sheets(array: np.ndarray, largest: int = 200) -> np.ndarray:
-    """Fills holes through sheets, up to ``largest`` voxels wide in area, by height maps: :func:`pipeline.morphology.sheets.patch_sheets`.
+    """Fills holes through sheets, up to ``largest`` voxels wide in area, by height maps.
 
-    For volumes only. Mend contacts first (``watertight``) where sheets may hang together by edges and corners.
+    See :func:`pipeline.morphology.sheets.patch_sheets`. For volumes only. Mend contacts first
+    (``watertight``) where sheets may hang together by edges and corners.
     """
     _size("patch_sheets: largest", largest)
     return mend_each_class(array, lambda mask, free: sheets.patch_sheets(mask, largest, free))
 
 
 def watertight(array: np.ndarray) -> np.ndarray:
-    """Turns contacts by an edge or a corner into contacts by faces and joins no sheets: :func:`pipeline.morphology.sheets.watertight`.
+    """Turns contacts by an edge or a corner into contacts by faces and joins no sheets.
 
-    It may shut in cavities that leaked through such contacts; ``fill_holes`` comes after it.
+    See :func:`pipeline.morphology.sheets.watertight`. It may shut in cavities that leaked through
+    such contacts; ``fill_holes`` comes after it.
     """
     return mend_each_class(array, sheets.watertight)
 
 
 def thickness(array: np.ndarray, target: float = 3.0, per: str = "component") -> np.ndarray:
-    """Brings the mean thickness of sheets nearest to ``target`` voxels, topology kept: :func:`pipeline.morphology.sheets.set_thickness`.
+    """Brings the mean thickness of sheets nearest to ``target`` voxels, topology kept.
 
-    ``per`` "component" measures each sheet, "class" all sheets of a class together.
+    See :func:`pipeline.morphology.sheets.set_thickness`. ``per`` "component" measures each sheet,
+    "class" all sheets of a class together.
     """
     return mend_each_class(array, lambda mask, free: sheets.set_thickness(mask, target, per, free))
 
 
 def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
-    """Labels -> instance numbers 1.. in the smallest unsigned type that holds them: touching bodies are cut at their necks.
+    """Labels -> instance numbers 1.. in the smallest unsigned type that holds them.
 
-    Watershed of the distance to the background (Beucher and Lantuéjoul 1979). Two bodies have a seed each when every path
-    between them sinks more than ``depth`` voxels below the lower of their largest distances (h-maxima); every 26-connected
-    component has at least one. Classes are separated first; numbers follow class, then C order of the seeds. Sheets that touch over an area
-    have no neck and stay together.
+    Touching bodies are cut at their necks, by a watershed of the distance to the background. Two
+    bodies have a seed each when every path between them sinks more than ``depth`` voxels below the
+    lower of their largest distances (h-maxima); every 26-connected component has at least one.
+    Classes are separated first; numbers follow class, then C order of the seeds. Sheets that touch
+    over an area have no neck and stay together.
+
+    Source: Beucher and Lantuéjoul, Use of watersheds in contour detection, 1979.
     """
     if not depth > 0:
         raise ConfigError(f"instances: depth is {depth!r}; it is a distance in voxels and must be positive.")

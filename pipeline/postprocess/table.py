@@ -61,7 +61,7 @@ class StepSearch:
         stays: the present ones are neither left out nor changed.
     """
 
-    place: int
+    place: float
     options: Callable[[SearchSetting], Iterable[Options]] = _nothing
     vary: Mapping[str, Vary] = field(default_factory=dict)
     stays: bool = False
@@ -74,7 +74,7 @@ class PostprocessStep:
     Args:
         run: ``f(array, **options)``: labels ``(*S)``, or where it decides a soft prediction
             ``(K, *S)``, to labels ``(*S)``.
-        decides: the channels of the soft prediction that it turns into labels; ``None`` takes labels.
+        decides: soft predictions of so many channels; ``None``: it takes labels.
         sees: what it has to see, or a function of its options that says so.
         bytes_per_voxel: memory that it takes on a whole array, without the soft prediction.
         search: what tuning tries; ``None``: nothing.
@@ -90,10 +90,6 @@ class PostprocessStep:
     def call(self) -> Callable[..., np.ndarray]:
         """The function whose options those of the step are."""
         return self.run
-
-    def scope(self, options: Options) -> Sees:
-        """What the step sees with these options."""
-        return self.sees(options) if callable(self.sees) else self.sees
 
 
 def _added(*changes: float) -> Vary:
@@ -189,7 +185,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
     },
     aliases={"remove_small_components": Alias("dust", {"min_size": "below"})},
 )
-"""Steps by name, in the order that is natural for them; :func:`pipeline.postprocess.adjust` inserts by it."""
+"""Steps by name, in the order that is natural for them; :func:`adjust` inserts by it."""
 
 
 def resolved(step: Part) -> Part:
@@ -201,3 +197,9 @@ def resolved(step: Part) -> Part:
 def decides(step: Part) -> bool:
     """Whether the step takes a soft prediction; a step of an unknown name does not."""
     return step.name in POSTPROCESS and POSTPROCESS[step.name].decides is not None
+
+
+def sees(step: Part) -> Sees:
+    """What the step sees, with its options."""
+    of_options = POSTPROCESS[step.name].sees
+    return of_options(resolved(step).options) if callable(of_options) else of_options
