@@ -30,8 +30,11 @@ RUNS = (("cubes", 1), ("cubes", 2), ("pictures", 1), ("pictures", 2))
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    seconds: float
-    mebibytes: float
+    """Seconds on the clock and of processors, peak memory in MiB, and the numbers."""
+
+    clock: float
+    processors: float
+    memory: float
     scores: dict
 
 
@@ -83,19 +86,20 @@ def evaluate(tree: Path, folder: Path, metrics: tuple[str, ...], workers: int) -
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{tree}: {process.stderr.read().decode() if process.stderr else status}")
-    return Side(time.perf_counter() - began, used.ru_maxrss / 1024, json.loads(out.read_text()))
+    return Side(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, json.loads(out.read_text()))
 
 
 def report(what: str, sides: dict[str, list[Side]]) -> None:
     if len({json.dumps(side.scores) for found in sides.values() for side in found}) > 1:
         raise SystemExit(f"{what}: the two trees give other numbers.")
     medians = {
-        name: (statistics.median(s.seconds for s in found), statistics.median(s.mebibytes for s in found)) for name, found in sides.items()
+        name: [statistics.median(getattr(s, what) for s in found) for what in ("clock", "processors", "memory")]
+        for name, found in sides.items()
     }
-    for name, (seconds, mebibytes) in medians.items():
-        print(f"{what:<24}{name:<6}{seconds:>8.2f} s, peak {mebibytes:,.0f} MiB")
-    time_ratio, memory_ratio = (medians["new"][i] / medians["old"][i] for i in (0, 1))
-    print(f"{what:<24}new / old: {time_ratio:.2f} in time, {memory_ratio:.2f} in peak memory", flush=True)
+    for name, (clock, processors, memory) in medians.items():
+        print(f"{what:<24}{name:<6}{clock:>8.2f} s, {processors:>8.2f} s of processors, peak {memory:,.0f} MiB")
+    ratios = [new / old for new, old in zip(medians["new"], medians["old"], strict=True)]
+    print(f"{what:<24}new / old: {ratios[0]:.2f} in time, {ratios[1]:.2f} of processors, {ratios[2]:.2f} in peak memory", flush=True)
 
 
 if __name__ == "__main__":
