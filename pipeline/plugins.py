@@ -120,7 +120,7 @@ def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
 
 
 def _read(path: Path) -> Plugin:
-    if path.suffix != ".py":
+    if path.suffix != ".py" or not path.name.isprintable():
         raise UserError(f"--plugin {path}: a plugin is a file of Python, NAME.py.")
     try:
         with path.open("rb") as file:

@@ -298,7 +298,14 @@ def test_a_hostile_run_runs_nothing_in_python_either(hostile: tuple[Path, Path],
 def test_records_of_plugins_are_names_and_hashes() -> None:
     good = {"name": "mine.py", "sha256": "0" * 64}
     assert problem(good, PluginRecord) is None
-    for key, value in (("name", "../mine.py"), ("name", "a\0.py"), ("name", "mine"), ("sha256", "0" * 63), ("sha256", "G" * 64)):
+    for key, value in (
+        ("name", "../mine.py"),
+        ("name", "a\0.py"),
+        ("name", "a\n.py"),
+        ("name", "mine"),
+        ("sha256", "0" * 63),
+        ("sha256", "G" * 64),
+    ):
         assert problem({**good, key: value}, PluginRecord) is not None
 
 
