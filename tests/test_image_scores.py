@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
+from tiles import soft_of
 
 from pipeline import evaluate as command
 from pipeline import files
@@ -67,7 +68,7 @@ def test_a_score_is_that_of_the_saved_file_on_its_own_scale(dtype: str, suffix: 
     target, image = pair(dtype)
     case = stored(tmp_path, target, image, suffix)
     soft = case.scale.apply(image) + DRAW.normal(0, 0.02, image.shape).astype(np.float32)  # reaches beyond [-1, 1]
-    scores = held_out.score(setting(), soft, case)
+    scores = held_out.score(setting(), soft_of(setting(), soft, case), case)
     answer = TASKS["image"].hard(soft, case.scale, dtype)
     most = np.iinfo(dtype).max if dtype != "float32" else 1
     assert scores["psnr"] == pytest.approx(peak_signal_noise_ratio(target, answer, data_range=most), rel=1e-5)
@@ -94,9 +95,13 @@ def test_a_score_is_that_of_the_saved_file_on_its_own_scale(dtype: str, suffix: 
 def test_what_lies_beyond_the_range_is_clipped_before_it_is_scored(tmp_path: Path) -> None:
     target = np.where(np.arange(400).reshape(1, 20, 20) % 2, 255, 0).astype(np.uint8)
     case = stored(tmp_path, target, target)
-    assert held_out.score(setting(), 3 * case.scale.apply(target), case)["psnr"] == 100
+    assert held_out.score(setting(), soft_of(setting(), 3 * case.scale.apply(target), case), case)["psnr"] == 100
     near = case.scale.apply(target) + np.float32(0.4 / 127.5)
-    assert held_out.score(setting(), near, case) == {"psnr": 100, "mae": 0, "ssim": 1}  # rounding gives the very values back
+    assert held_out.score(setting(), soft_of(setting(), near, case), case) == {
+        "psnr": 100,
+        "mae": 0,
+        "ssim": 1,
+    }  # rounding gives the very values back
 
 
 def test_a_prediction_that_is_no_number_names_the_case(tmp_path: Path) -> None:
@@ -105,13 +110,13 @@ def test_a_prediction_that_is_no_number_names_the_case(tmp_path: Path) -> None:
     soft = case.scale.apply(image)
     soft[0, 3, 3] = np.nan
     with pytest.raises(UserError, match="case one: the prediction holds NaN"):
-        held_out.score(setting(), soft, case)
+        held_out.score(setting(), soft_of(setting(), soft, case), case)
 
 
 def test_a_target_of_another_number_type_is_refused(tmp_path: Path) -> None:
     case = stored(tmp_path, pair("uint16")[0], pair("uint8")[1])
     with pytest.raises(UserError, match="case one: the input holds uint8, its target uint16"):
-        held_out.score(setting(), case.scale.apply(np.asarray(case.image.array)), case)
+        held_out.score(setting(), soft_of(setting(), case.scale.apply(np.asarray(case.image.array)), case), case)
 
 
 def test_do_nothing_is_the_score_of_the_input(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_do_nothing_is_the_score_of_the_input(tmp_path: Path) -> None:
         target, image = pair("uint8")
         several.append(stored(tmp_path / str(n), target, image))
     rows = baselines.of_images(setting(), several)
-    each = [held_out.score(setting(), c.scale.apply(np.asarray(c.image.array)), c) for c in several]
+    each = [held_out.score(setting(), soft_of(setting(), c.scale.apply(np.asarray(c.image.array)), c), c) for c in several]
     assert list(rows) == [baselines.DO_NOTHING] == ["do nothing (the input)"]
     assert rows[baselines.DO_NOTHING] == pytest.approx({k: np.mean([e[k] for e in each]) for k in each[0]})
     assert 20 < rows[baselines.DO_NOTHING]["psnr"] < 35

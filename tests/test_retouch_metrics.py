@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import structural_similarity
+from tiles import soft_of
 
 from pipeline import evaluate as command
 from pipeline import files
@@ -316,25 +317,25 @@ def test_a_held_out_case_is_scored_by_the_mask_of_its_pair(tmp_path: Path) -> No
     case = stored(tmp_path, config)
     mask = change.mask(source, target, Change())[0] >= 0.5
     soft = np.concatenate([intensities(target), mask[None]]).astype(np.float32)
-    scores = held_out.score(config, soft, case)
+    scores = held_out.score(config, soft_of(config, soft, case), case)
     assert scores["psnr_in"] == scores["psnr_out"] == scores["psnr"] == 100
     assert scores["mask_dice"] == 1
     assert scores["mask_share"] == mask.mean() > 60 / 720
     assert scores["leak"] == pytest.approx(np.abs(intensities(target) - intensities(source))[:, ~mask].mean(), abs=1e-9)
-    assert held_out.answer_of(config, soft, case).shape == SHAPE
-    np.testing.assert_array_equal(held_out.answer_of(config, soft, case), target)
+    assert held_out.answer_of(config, soft_of(config, soft, case)).shape == SHAPE
+    np.testing.assert_array_equal(held_out.answer_of(config, soft_of(config, soft, case)), target)
 
 
 def test_a_network_without_a_mask_has_no_dice_of_it(tmp_path: Path) -> None:
     config = setting()
-    scores = held_out.score(config, intensities(blemished()[0]), stored(tmp_path, config))
+    scores = held_out.score(config, soft_of(config, intensities(blemished()[0]), stored(tmp_path, config)), stored(tmp_path, config))
     assert list(scores) == ["psnr", *KEYS]
 
 
 def test_a_users_own_masks_are_read_where_they_are_a_target(tmp_path: Path) -> None:
     config = setting(**OWN)
     target, source = blemished()
-    scores = held_out.score(config, intensities(source), stored(tmp_path, config))
+    scores = held_out.score(config, soft_of(config, intensities(source), stored(tmp_path, config)), stored(tmp_path, config))
     assert (scores["mask_share"], scores["leak"]) == (0.5, 0)
     difference = intensities(source)[:, :12] - intensities(target)[:, :12]
     assert scores["psnr_in"] == pytest.approx(-10 * math.log10((difference**2).mean()), rel=1e-4)
@@ -353,9 +354,9 @@ def test_other_metrics_ask_for_no_mask(tmp_path: Path) -> None:
     config = dataclasses.replace(setting(), metrics=(Part(name="psnr"),))
     case = dataclasses.replace(stored(tmp_path, config), maps={})
     soft = np.concatenate([intensities(blemished()[0]), np.zeros((1, *SHAPE[1:]), np.float32)])
-    assert held_out.score(config, soft, case) == {"psnr": 100}
+    assert held_out.score(config, soft_of(config, soft, case), case) == {"psnr": 100}
     with pytest.raises(ConfigError, match="retouch: needs the input and a mask"):
-        held_out.score(setting(), soft, case)
+        held_out.score(setting(), soft_of(setting(), soft, case), case)
 
 
 # --- pipeline.evaluate --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
+from tiles import soft_of
 
 import pipeline as pl
 from pipeline import config as configs
@@ -129,7 +130,7 @@ def by_store(root: Path, drawn: Drawn, config: Config, spacing: tuple[float, ...
     targets = {"label": drawn.target} | ({} if drawn.fov is None else {"fov": drawn.fov})
     case = stored_case(root, np.zeros((1, *SIZE), np.uint8), {k: v[None] for k, v in targets.items()})
     scoring = Scoring(spacings={} if spacing is None else {"a": spacing})
-    return numbers(held_out.score(config, probabilities(drawn), case, scoring))
+    return numbers(held_out.score(config, soft_of(config, probabilities(drawn), case), case, scoring))
 
 
 def by_tuning(root: Path, drawn: Drawn, config: Config, spacing: tuple[float, ...] | None) -> Scores:
@@ -196,7 +197,7 @@ def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) 
         case = stored_case(root, source, {"target": target}, {"mask": mask})
         soft = answer.astype(np.float32) if share is None else np.concatenate([answer, share[None]]).astype(np.float32)
         identity = dataclasses.replace(case, scale=normalise.Scale(low=(0.0,) * 3, high=(1.0,) * 3, clip=False))
-        held = held_out.score(config, soft, identity)
+        held = held_out.score(config, soft_of(config, soft, identity), identity)
     assert not isinstance(row, str), row
     assert same(row.scores, held)
     assert row.nothing is not None

@@ -1,4 +1,4 @@
-"""Tiled prediction of one head, for tests whose networks are plain functions."""
+"""Tiled prediction of one head, for tests whose networks are plain functions; soft predictions from one array."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import Config
+from pipeline.data.store import Stored
 from pipeline.geometry import Tiling
 from pipeline.inference.sliding_window import Replicas, Source, Speaker, sliding_window
+from pipeline.inference.soft import SoftPrediction, split
+from pipeline.scoring import held_out
 
 
 def main(answer: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
@@ -20,3 +24,9 @@ def tiled(source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: in
     """The main head ``(K, *S)`` of a whole case."""
     speak = answer if isinstance(answer, Speaker | Replicas) else main(answer)
     return sliding_window(source, speak, tiles, batch, device)["main"]
+
+
+def soft_of(config: Config, soft: np.ndarray, stored: Stored) -> SoftPrediction:
+    """The soft prediction of a case in the store; the channel of an image behind its own is the mask."""
+    meta = held_out.meta_of(stored, config)
+    return SoftPrediction(case_id=stored.case.id, heads=split(soft, meta.channels, meta.task), meta=meta)

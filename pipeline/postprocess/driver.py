@@ -21,7 +21,7 @@ from pipeline.postprocess.lists import bound, decided
 from pipeline.postprocess.table import POSTPROCESS, decides, sees
 from pipeline.records import Part, UserError
 
-Array = TypeVar("Array", np.ndarray, Rows)
+Array = TypeVar("Array", bound=LazyArray)
 """An array in memory, or one whose rows are made or read when they are sliced."""
 
 
