@@ -257,9 +257,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def scored(*arguments, **options):
         calls.append(1)
-        return core.score(*arguments, **options)
+        return core.score_in(*arguments, **options)
 
-    monkeypatch.setattr(trials, "score", scored)
+    monkeypatch.setattr(trials, "score_in", scored)
     return calls
 
 

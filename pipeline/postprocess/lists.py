@@ -18,7 +18,7 @@ def bound(steps: Sequence[Part]) -> list[Callable[..., Any]]:
     """The steps as functions of an array.
 
     Raises:
-        ConfigError: for unknown names and options, and for a deciding step that does not come first.
+        ConfigError: for unknown names and options, and for a deciding step that comes late.
     """
     return [_call(steps, i) for i in range(len(steps))]
 
@@ -68,7 +68,7 @@ def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) ->
 
 
 def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:
-    """The steps for a prediction of that many channels, with a deciding one in front where there is none.
+    """The steps for a prediction of that many channels, a deciding one in front if there is none.
 
     One channel is cut at 0.5 (``>=``), several are compared (``argmax``).
     """

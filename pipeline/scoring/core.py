@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.metrics import METRICS, evaluate, evaluate_frames, needing, of_images
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.counts import Counts
-from pipeline.metrics.frames import Truth, count, views
+from pipeline.metrics.frames import Truth, View, count
 from pipeline.metrics.image import intensities
 from pipeline.metrics.retouch import Retouched
 from pipeline.records import METRICS_VERSION, Part
@@ -34,7 +34,6 @@ class Rules:
         ignore: label value that is not counted.
         classes: foreground classes of the whole set; None: those that occur in the case at hand.
         padded: where there is a field of view, a further frame: the image with background up to this size, in voxels.
-        first_frame: count inside the field of view alone, under names without a suffix.
         version: see :data:`pipeline.records.METRICS_VERSION`.
     """
 
@@ -42,7 +41,6 @@ class Rules:
     ignore: int | None = None
     classes: tuple[int, ...] | None = None
     padded: tuple[int, ...] | None = None
-    first_frame: bool = False
     version: int = METRICS_VERSION
 
     @property
@@ -99,18 +97,25 @@ def score(case: CaseArrays, rules: Rules) -> Scores:
     """
     if rules.images:
         return _of_images(case, rules)
-    truth = truth_of(case, rules)
-    if not rules.first_frame:
-        return evaluate_frames(rules.metrics, case.answer, truth, case.probabilities)
-    view = next(views(truth))
-    return evaluate(rules.metrics, case.answer, view.label, view.valid, case.probabilities, context=truth.context)
+    return evaluate_frames(rules.metrics, case.answer, truth_of(case, rules), case.probabilities)
+
+
+def score_in(view: View, case: CaseArrays, rules: Rules) -> Scores:
+    """Metrics of a case of labels in one frame of its truth, under names without a suffix: for many answers to one case."""
+    soft = None if case.probabilities is None else view.of(case.probabilities)
+    return evaluate(rules.metrics, view.of(case.answer), view.label, view.valid, soft, context=context_of(case, rules))
 
 
 def truth_of(case: CaseArrays, rules: Rules) -> Truth:
     """What the answer of a case of labels is compared with."""
-    classes, spacing = (rules.classes, case.spacing) if rules.version >= 2 else (None, None)
-    context = MetricContext(classes=classes, spacing=spacing, version=rules.version)
-    return Truth(label=case.target, ignore=rules.ignore, fov=case.fov, padded=rules.padded, context=context)
+    return Truth(label=case.target, ignore=rules.ignore, fov=case.fov, padded=rules.padded, context=context_of(case, rules))
+
+
+def context_of(case: CaseArrays, rules: Rules) -> MetricContext:
+    """What its metrics are told of the set; nothing in metrics version 1."""
+    if rules.version < 2:
+        return MetricContext(version=rules.version)
+    return MetricContext(classes=rules.classes, spacing=case.spacing, version=rules.version)
 
 
 def _of_images(case: CaseArrays, rules: Rules) -> Scores:

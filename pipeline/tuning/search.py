@@ -267,7 +267,7 @@ BASELINES: dict[str, Steps] = {
 
 
 def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Steps, ...], ...]:
-    """Stages for predictions ``(channels, *S)``, as the table of steps describes them; the deciding step is the first stage.
+    """Stages of a search, as the table of steps describes them; the first holds deciding steps.
 
     Args:
         own: the present post-processing: its deciding step is tried too, with its numbers varied.
@@ -290,7 +290,7 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
 
 
 def _ways(own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting) -> list[Steps]:
-    """The alternatives of one place, none of its steps first unless they decide."""
+    """The alternatives of one place, first to leave its steps out unless they decide."""
     if any(entry.stays for entry in tried.values()):
         return [tuple(step for step in own if postprocess.resolved(step).name in tried)]
     ways = [(part(name, **options),) for name, entry in tried.items() for options in entry.options(setting)]

@@ -6,6 +6,7 @@ A killed command loses what was being computed at that moment and nothing else.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,9 +27,10 @@ from pipeline.data.store import read_labels, read_mask
 from pipeline.files import FileError, checked, parse
 from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
+from pipeline.metrics.frames import views
 from pipeline.records import METRICS_VERSION, Part, UserError
 from pipeline.scoring import memory
-from pipeline.scoring.core import CaseArrays, Rules, score
+from pipeline.scoring.core import CaseArrays, Rules, score_in, truth_of
 from pipeline.scoring.patches import classes_of
 from pipeline.tuning.search import Candidate
 
@@ -63,8 +65,8 @@ class Measure:
 
     @classmethod
     def of(cls, data: Data, metrics: Sequence[Part], version: int = METRICS_VERSION) -> Measure:
-        """Labels of a data set; where there is a field of view, only what lies inside it counts."""
-        rules = Rules(metrics=tuple(metrics), ignore=data.ignore_label, classes=classes_of(data), first_frame=True, version=version)
+        """Labels of a data set."""
+        rules = Rules(metrics=tuple(metrics), ignore=data.ignore_label, classes=classes_of(data), version=version)
         return cls(data=data, rules=rules)
 
 
@@ -81,17 +83,21 @@ class Task:
 
 
 def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
-    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once."""
-    case, data = task.case, task.measure.data
+    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once.
+
+    Where there is a field of view, only what lies inside it counts.
+    """
+    case, data, rules = task.case, task.measure.data, task.measure.rules
     label = read_labels(case.label, data)[0]
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
+    perfect = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
+    view = next(views(truth_of(perfect, rules)))
     for folder in case.soft:
         softs.require_sound(folder, case.id)
     members = [np.asarray(softs.load(folder, case.id).main) for folder in case.soft]
     answers = _Answers(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
-        arrays = CaseArrays(answer=answers.of(candidate), target=label, fov=fov, spacing=case.spacing)
-        found = score(arrays, task.measure.rules)
+        found = score_in(view, dataclasses.replace(perfect, answer=answers.of(candidate)), rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
 
 
