@@ -61,6 +61,20 @@ def whole(path: Path, need: int = 0) -> Iterator[Path]:
         _open_temps.discard(temp.name)
 
 
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A new folder in ``folder`` for files of this process; gone afterwards, or where the process is killed by the next :func:`sweep`."""
+    path = folder / f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    _open_temps.add(path.name)
+    try:
+        with named(path):
+            path.mkdir(parents=True)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _open_temps.discard(path.name)
+
+
 LONGEST_ENDING = 32
 """Bytes of an ending that a temporary name keeps: libraries go by it."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.files import Rows
 from pipeline.records import UserError
 
 SLAB = 32
@@ -21,22 +22,29 @@ def require_weights(weights: Sequence[float]) -> None:
         raise UserError(f"member weights {list(weights)} must be finite numbers that are not negative, and one must be positive.")
 
 
-def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Any:
-    """Weighted fusion of arrays ``(K, *S)``, float32. Raises UserError when their shapes differ, and for weights that make no mean."""
+def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Rows:
+    """Weighted fusion of arrays ``(K, *S)``, float32, made as it is sliced.
+
+    Raises UserError when their shapes differ, and for weights that make no mean.
+    """
     require_weights(weights)
     shapes = {tuple(int(n) for n in a.shape) for a in arrays}
     if len(shapes) > 1:
         raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
-    way = FUSIONS[fusion]
-    out = np.empty(arrays[0].shape, np.float32)
-    for first in range(0, arrays[0].shape[1], SLAB):
-        rows = slice(first, first + SLAB)
-        total = np.zeros(out[:, rows].shape, np.float32)
-        for array, share in zip(arrays, shares, strict=True):
-            total += share * way.before(np.asarray(array[:, rows], np.float32))
-        out[:, rows] = way.after(total)
-    return out
+    way, (shape,) = FUSIONS[fusion], shapes
+
+    def make(first: int, end: int) -> np.ndarray:
+        out = np.empty((shape[0], end - first, *shape[2:]), np.float32)
+        for start in range(first, end, SLAB):
+            rows = slice(start, min(start + SLAB, end))
+            total = np.zeros((shape[0], rows.stop - start, *shape[2:]), np.float32)
+            for array, share in zip(arrays, shares, strict=True):
+                total += share * way.before(np.asarray(array[:, rows], np.float32))
+            out[:, start - first : rows.stop - first] = way.after(total)
+        return out
+
+    return Rows(shape, np.dtype(np.float32), make)
 
 
 def _logit(p: Any) -> Any:

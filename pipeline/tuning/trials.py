@@ -120,7 +120,7 @@ class _Answers:
 
     def _fused(self, candidate: Candidate) -> np.ndarray:
         voices = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
-        return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)
+        return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)[:]
 
 
 # --- all cases ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ import numpy as np
 from pipeline import files, postprocess
 from pipeline.config import read_yaml, structure
 from pipeline.data import cases
+from pipeline.data.normalise import WHOLE
 from pipeline.data.reading import load_image
-from pipeline.files import FileError
+from pipeline.files import FileError, LazyArray
 from pipeline.grid import Alignment
 from pipeline.inference import outputs
 from pipeline.inference import soft as softs
@@ -261,15 +263,18 @@ def _one(
     logger.info(f"\nProcessing {case_id}")
     loaded = [reader.load(case_id) for reader in readers]
     first = loaded[0]
-    heads = {}
+    heads: dict[str, LazyArray] = {}
     for name in first.heads:
-        arrays = [way.apply(soft.heads[name][:]) for way, soft in zip(ways, loaded, strict=True)]
-        heads[name] = fused_arrays(arrays, weights, fusion, case_id)
+        arrays = [way.apply(np.asarray(soft.heads[name])) for way, soft in zip(ways, loaded, strict=True)]  # views of mapped files
+        fused = fused_arrays(arrays, weights, fusion, case_id)
+        heads[name] = fused if math.prod(fused.shape) > WHOLE else fused[:]
     soft = dataclasses.replace(first, heads=heads)
     if job.save_soft:
         softs.save(job.output / "soft", soft)
     size = tuple(soft.main.shape[1:])
-    row = write_answer(soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size)))
+    with files.scratch(job.output) as work:
+        image = _image(soft.meta, size) if isinstance(soft.main, np.ndarray) else None
+        row = write_answer(soft, Target(output=job.output, steps=steps, image=image, work=work))
     return {"id": case_id, "status": "done", "shape": list(size), **row}
 
 
