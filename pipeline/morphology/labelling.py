@@ -222,8 +222,10 @@ def _contacts(before: np.ndarray, after: np.ndarray, connectivity: int) -> np.nd
         one = before[tuple(slice(max(d, 0), n + min(d, 0)) for d, n in zip(offset, before.shape, strict=True))]
         two = after[tuple(slice(max(-d, 0), n + min(-d, 0)) for d, n in zip(offset, before.shape, strict=True))]
         touching = (one > 0) & (two > 0)
-        found.append(np.unique(np.stack([one[touching], two[touching]], 1), axis=0))
-    return np.unique(np.concatenate(found), axis=0)
+        # As one number each, which sorts many times faster than rows do; SciPy's graphs end at 2^31 nodes anyway.
+        found.append(np.unique(one[touching] << 32 | two[touching]))
+    pairs = np.unique(np.concatenate(found))
+    return np.stack([pairs >> 32, pairs & 0xFFFFFFFF], 1)
 
 
 def _names(count: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
