@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config as Config
+    from pipeline.data.normalise import NormalisationEntry as NormalisationEntry
     from pipeline.data.transforms import AugmentationEntry as AugmentationEntry
     from pipeline.inference.inferer import SlidingWindowInferer as SlidingWindowInferer
     from pipeline.inference.predictor import ModelOptions as ModelOptions
     from pipeline.inference.predictor import Predictor as Predictor
     from pipeline.losses.entry import LossEntry as LossEntry
     from pipeline.losses.module import Loss as Loss
+    from pipeline.metrics.entry import MetricEntry as MetricEntry
     from pipeline.metrics.module import Metric as Metric
     from pipeline.networks import HeadedNet as HeadedNet
     from pipeline.networks import NetworkEntry as NetworkEntry
     from pipeline.plugins import load_plugins as load_plugins
     from pipeline.plugins import register as register
+    from pipeline.postprocess.table import PostprocessStep as PostprocessStep
     from pipeline.records import UserError as UserError
     from pipeline.runs import RunFolder as RunFolder
     from pipeline.runs import load_config as load_config
@@ -53,8 +56,11 @@ _HOMES = {
     "LossEntry": "losses.entry",
     "Metric": "metrics.module",
     "ModelOptions": "inference.predictor",
+    "MetricEntry": "metrics.entry",
     "NetworkEntry": "networks",
+    "NormalisationEntry": "data.normalise",
     "OptimizerEntry": "training.optim",
+    "PostprocessStep": "postprocess.table",
     "Predictor": "inference.predictor",
     "RunFolder": "runs",
     "ScheduleEntry": "training.optim",
@@ -82,9 +88,12 @@ __all__ = [
     "Loss",
     "LossEntry",
     "Metric",
+    "MetricEntry",
     "ModelOptions",
     "NetworkEntry",
+    "NormalisationEntry",
     "OptimizerEntry",
+    "PostprocessStep",
     "Predictor",
     "RunFolder",
     "ScheduleEntry",

@@ -40,6 +40,16 @@ PIECES = {
     "loss": "",
     "network": "",
     "augmentation": "",
+    "metric": "",
+    "post-processing step": "",
+    "normalisation": """
+from pipeline.data.normalise import Scale
+
+def halves(array, at: float = 255.0):
+    return Scale(low=(0.0,) * len(array), high=(at,) * len(array)), ()
+
+pl.register("halves", pl.NormalisationEntry(fit=halves))
+""",
     "optimizer": """
 def plain(parameters, lr: float = 1e-2):
     return torch.optim.SGD(parameters, lr=lr)
@@ -53,7 +63,7 @@ def halved(optimizer, epochs, every: int = 1):
 pl.register("halved", pl.ScheduleEntry(halved))
 """,
 }
-"""What the plugin of these tests adds to each table beside that of the page, whose pieces are the first three."""
+"""What the plugin of these tests adds to each table beside that of the page, whose pieces are the first five."""
 
 for _name in pl.__all__:
     getattr(pl, _name)  # loads every table
@@ -61,6 +71,8 @@ TABLES = {table.kind: record for record, table in registry._open.items()}
 
 SETTINGS = [
     *("network={name: shallow, options: {width: 4}}", "losses=[{name: brier}, {name: dice}]", "data.augment=[invert, flip]"),
+    *("metrics=[{name: dice}, {name: volume_error}]", "postprocess=[{name: threshold}, {name: drop_below, options: {row: 12}}]"),
+    "data.normalise={name: halves, options: {at: 200}}",
     *("train.optimizer={name: plain}", "train.schedule={name: halved}", "train.average=null", "train.epochs=2", "data.workers=2"),
 ]
 
@@ -160,7 +172,7 @@ def test_a_run_keeps_a_copy_and_the_hash(trained: Path, mine: Path) -> None:
 def users(folder: Path, surfaces: Path, out: Path) -> list[list[object]]:
     """A line for each command that reads the run: training goes on, prediction, search, report."""
     predict = ["predict", "--checkpoint", folder / "run/fold_0", "--input", surfaces / "test_images", "--output", out / "p"]
-    tune = ["tune", folder / "run", "--metric", "dice", "--workers", 2, "--out", out / "tuned.yaml", "--by", "group"]
+    tune = ["tune", folder / "run", "--metric", "volume_error", "--workers", 2, "--out", out / "tuned.yaml", "--by", "group"]
     return [[*train(folder, surfaces), "--fold", 1], [*predict, "--device", "cpu"], tune, ["report", folder / "run"]]
 
 

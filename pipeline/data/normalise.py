@@ -79,7 +79,7 @@ Fitted = tuple[Scale, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Normalisation:
+class NormalisationEntry:
     """An entry of NORMALISE.
 
     Args:
@@ -197,13 +197,14 @@ def _mean_and_deviation(channel: np.ndarray) -> tuple[float, float]:
     return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
 
 
-NORMALISE: Registry[Normalisation] = Registry(
+NORMALISE: Registry[NormalisationEntry] = Registry(
     "normalisation",
     {
-        "percentile": Normalisation(fit=percentile),
-        "range": Normalisation(fit=fixed_range, limits=_range_limits),
-        "zscore": Normalisation(fit=zscore, bounded=False),
+        "percentile": NormalisationEntry(fit=percentile),
+        "range": NormalisationEntry(fit=fixed_range, limits=_range_limits),
+        "zscore": NormalisationEntry(fit=zscore, bounded=False),
     },
+    record=NormalisationEntry,
 )
 
 

@@ -92,6 +92,7 @@ METRICS: Registry[MetricEntry] = Registry(
             bytes_per_pixel=128,
         ),
     },
+    record=MetricEntry,
 )
 
 
