@@ -9,33 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy
 import tifffile
+from trees import Side, report, run
 
 METRICS = {"cubes": ("dice", "surface_dice", "competition"), "pictures": ("dice", "surface_dice", "hd95")}
 SHAPES = {"cubes": (160,) * 3, "pictures": (512,) * 2}
 COUNTS = {"cubes": 22, "pictures": 40}
 RUNS = (("cubes", 1), ("cubes", 2), ("pictures", 1), ("pictures", 2))
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """Seconds on the clock and of processors, peak memory in MiB, and the numbers."""
-
-    clock: float
-    processors: float
-    memory: float
-    scores: dict
 
 
 def main() -> None:
@@ -78,28 +63,8 @@ def prepare(folder: Path, shape: tuple[int, ...], count: int) -> None:
 def evaluate(tree: Path, folder: Path, metrics: tuple[str, ...], workers: int) -> Side:
     out = folder / "scores.json"
     places = ["--predictions", folder / "answers", "--labels", folder / "labels", "--out", out]
-    words = [*places, "--ignore-label", "2", "--workers", str(workers), "--metrics", *metrics]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "pipeline.evaluate", *map(str, words)]
-    process = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{tree}: {process.stderr.read().decode() if process.stderr else status}")
-    return Side(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, json.loads(out.read_text()))
-
-
-def report(what: str, sides: dict[str, list[Side]]) -> None:
-    if len({json.dumps(side.scores) for found in sides.values() for side in found}) > 1:
-        raise SystemExit(f"{what}: the two trees give other numbers.")
-    medians = {
-        name: [statistics.median(getattr(s, what) for s in found) for what in ("clock", "processors", "memory")]
-        for name, found in sides.items()
-    }
-    for name, (clock, processors, memory) in medians.items():
-        print(f"{what:<24}{name:<6}{clock:>8.2f} s, {processors:>8.2f} s of processors, peak {memory:,.0f} MiB")
-    ratios = [new / old for new, old in zip(medians["new"], medians["old"], strict=True)]
-    print(f"{what:<24}new / old: {ratios[0]:.2f} in time, {ratios[1]:.2f} of processors, {ratios[2]:.2f} in peak memory", flush=True)
+    words = [*places, "--ignore-label", "2", "--workers", workers, "--metrics", *metrics]
+    return run(tree, "evaluate", words, lambda: json.loads(out.read_text()))
 
 
 if __name__ == "__main__":
