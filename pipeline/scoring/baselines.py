@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
 from pipeline.scoring.stored import PRESENT, Scoring, image_target, label_case, rules_of, score_image
 
 
-def of_labels(config: Config, cases: Sequence[Stored], bins: int = 256, scoring: Scoring = PRESENT) -> dict[str, Scores]:
+def of_labels(config: Config, cases: Sequence[Stored], scoring: Scoring = PRESENT, bins: int = 256) -> dict[str, Scores]:
     """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
 
     The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
@@ -47,7 +47,7 @@ DO_NOTHING = "do nothing (the input)"
 """The row of images that any network has to beat."""
 
 
-def of_images(config: Config, cases: Sequence[Stored]) -> dict[str, Scores]:
+def of_images(config: Config, cases: Sequence[Stored], scoring: Scoring = PRESENT) -> dict[str, Scores]:
     """The mean scores of the inputs themselves; empty where an input has not its target's shape.
 
     Scored like answers. Raises UserError like them.
@@ -56,6 +56,10 @@ def of_images(config: Config, cases: Sequence[Stored]) -> dict[str, Scores]:
     if not cases or any(c.image.shape != c.targets[name].shape for c in cases):
         return {}
     return {DO_NOTHING: mean(score_image(config, c, np.asarray(c.image.array)) for c in cases)}
+
+
+BASELINES: dict[str, Callable[[Config, Sequence[Stored], Scoring], dict[str, Scores]]] = {"labels": of_labels, "image": of_images}
+"""By task."""
 
 
 def _levels(grey: np.ndarray, bins: int) -> np.ndarray:

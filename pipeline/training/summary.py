@@ -13,11 +13,10 @@ import numpy as np
 from pipeline import files, postprocess
 from pipeline.config import Config
 from pipeline.data import cases as case_finder
-from pipeline.data.store import Stored
 from pipeline.inference import soft
 from pipeline.metrics import units
 from pipeline.scoring import baselines, stored
-from pipeline.scoring.core import Scores, mean
+from pipeline.scoring.core import mean
 from pipeline.tasks import TASKS
 from pipeline.training.fold import TrainingRun
 
@@ -60,7 +59,7 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
 
 def class_names(config: Config) -> dict[int, str]:
     """Names of the classes as the data set gives them; none for images."""
-    return case_finder.class_names(Path(config.data.root)) if config.task == "labels" else {}
+    return case_finder.class_names(Path(config.data.root)) if TASKS[config.task].decides else {}
 
 
 def _decision(config: Config) -> str:
@@ -74,7 +73,7 @@ def _decision(config: Config) -> str:
 
 def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Metrics of all held-out pixels together, for binary images: volumes would have to be read a second time for it."""
-    if run.config.task != "labels" or run.config.data.dims != 2:
+    if not TASKS[run.config.task].decides or run.config.data.dims != 2:
         return {}
 
     def cases() -> Iterator[Any]:
@@ -93,7 +92,7 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
 
     Of binary labels an empty answer and the best global threshold, on at most 32 cases; of images the input itself, on all of them.
     """
-    labels = run.config.task == "labels"
+    labels = TASKS[run.config.task].decides
     every = all(run.folder.fold(n).completed for n in range(run.config.data.folds.count))
     if (labels and run.config.data.classes != 2) or not every:
         return {}
@@ -102,12 +101,6 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
         cases = list(run.stored.values())
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
-        rows = _rows_to_beat(run, chosen)
+        rows = baselines.BASELINES[run.config.task](run.config, chosen, run.scoring)
         files.write_json(run.folder.baselines_file, {k + share: v for k, v in rows.items()})
     return run.folder.baselines()
-
-
-def _rows_to_beat(run: TrainingRun, cases: Sequence[Stored]) -> dict[str, Scores]:
-    if run.config.task != "labels":
-        return baselines.of_images(run.config, cases)
-    return baselines.of_labels(run.config, cases, scoring=run.scoring)

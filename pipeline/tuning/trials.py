@@ -35,10 +35,6 @@ from pipeline.scoring.patches import classes_of
 from pipeline.tuning.search import Candidate
 
 Scores = dict[str, float]
-STEPS = 60
-"""Bytes that post-processing takes for each voxel of a case, and 4 more for each channel of each member (measured on components and
-distances)."""
-
 LEAST = 4
 """Candidates that are worth loading a case for."""
 
@@ -309,5 +305,6 @@ def _work(task: Task) -> list[tuple[str, Scores]]:
 def workers_for(metrics: Sequence[Part], shape: Sequence[int], members: int, asked: int | None = None) -> int:
     """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft predictions ``(K, *S)`` in each."""
     scoring = memory.case_bytes(metrics, (1, *shape[1:]))
-    steps = math.prod(shape[1:]) * (STEPS + 4 * members * shape[0])
+    most = max(step.bytes_per_voxel for step in postprocess.POSTPROCESS.values())
+    steps = math.prod(shape[1:]) * (most + 4 * members * shape[0])
     return memory.workers(max(scoring, steps), asked)

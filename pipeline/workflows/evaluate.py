@@ -31,6 +31,7 @@ from pipeline.scoring.arrays import parts_of
 from pipeline.scoring.core import Rules
 from pipeline.scoring.folder import folder
 from pipeline.scoring.pairs import Pair, Reading
+from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -386,7 +387,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     config = run.config()
     named = {k: v for k, v in read_summary(run.path).items() if k == "class_names"}
     known = {"task": config.task, "ignore_label": config.data.ignore_label, "postprocess": to_dict(config)["postprocess"]}
-    return known | named | ({"classes": config.data.classes} if config.task == "labels" else {})
+    return known | named | TASKS[config.task].facts(config)
 
 
 def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, partial: bool = False) -> dict[str, tuple[Path, Path]]:

@@ -36,6 +36,7 @@ from pipeline.reporting import tables
 from pipeline.runs import RunFolder
 from pipeline.scoring import worlds
 from pipeline.scoring.bootstrap import UNIT_DRAWS
+from pipeline.tasks import TASKS
 from pipeline.tuning import search
 from pipeline.tuning.search import Candidate, Gain, Plan
 from pipeline.tuning.trials import CaseFiles, Measure, Trials, workers_for
@@ -218,7 +219,7 @@ def open_run(run: RunFolder) -> Source:
         raise UserError(f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
     run.require_plugins()
     config = run.config()
-    if config.task != "labels":
+    if not TASKS[config.task].decides:
         raise UserError(f"{run.path}: its task is {config.task!r}; only labels have post-processing to tune.")
     fold_of: dict[str, int] = {}
     for fold in run.completed():

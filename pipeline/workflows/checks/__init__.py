@@ -154,7 +154,7 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
     """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not show it."""
     data, path = config.data, root / "dataset.json"
     names, void = case_finder.class_names(root), case_finder.ignore_label(root)
-    if config.task != "labels" or data.binarise is not None or not names:
+    if not TASKS[config.task].decides or data.binarise is not None or not names:
         return
 
     def told(problem: str, cure: str) -> Fault:
