@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.records import Part, Term, UserError
-from pipeline.registry import Registry
+from pipeline.registry import Registry, function_of
 
 T = typing.TypeVar("T")
 
@@ -886,7 +886,7 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 
 
 def bind(table: Mapping[str, Any], part: Part | Term, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
-    """``table[part.name]`` (of a record its ``call``) with the part's options bound as keywords.
+    """``table[part.name]`` (of a record its :func:`pipeline.registry.function_of`) with the part's options bound as keywords.
 
     ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown
     name, an unknown option, a value that is not what the function's annotation says, or an argument that neither the options nor
@@ -898,7 +898,7 @@ def bind(table: Mapping[str, Any], part: Part | Term, where: str, given: typing.
         name, options = table.resolve(part.name, part.options)
         part = dataclasses.replace(part, name=name, options=options)
     entry: Any = table[part.name]
-    factory = getattr(entry, "call", entry)
+    factory = function_of(entry) if dataclasses.is_dataclass(entry) else entry
     signature = inspect.signature(factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     allowed = [n for n, p in signature.parameters.items() if n not in given and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.records import Part, Term, UserError
-from pipeline.registry import Entry, Registry, table_of
+from pipeline.registry import Registry, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,25 +59,19 @@ class Plugin:
         return {"name": self.name, "sha256": self.sha256}
 
 
-@dataclass(slots=True)
-class _Loading:
-    """A plugin that is being run, and what it has registered so far."""
-
-    plugin: Plugin
-    entries: list[tuple[Registry[Any], str, Entry]] = field(default_factory=list)
-
-
 _loaded: dict[str, Plugin] = {}
 """Plugins of this process by SHA-256."""
 
 _owners: dict[tuple[str, str], Plugin] = {}
 """Who has added an entry, by kind and name."""
 
-_loading: list[_Loading] = []
+_loading: list[list[tuple[Registry[Any], str, Any]]] = []
+"""What the plugins that are being run have registered so far."""
+
 _lock = threading.RLock()
 
 
-def register(name: str, entry: Entry) -> None:
+def register(name: str, entry: Any) -> None:
     """Add an entry to the table of its kind; called by a plugin while it is loaded.
 
     Args:
@@ -96,13 +90,13 @@ def register(name: str, entry: Entry) -> None:
     owner = _owners.get((table.kind, name))
     if owner is not None:
         raise UserError(f"{table.kind} {name!r} is registered by {owner.path}, too. Rename it in one of the two.")
-    if any(table is other and name == taken for other, taken, _ in current.entries):
+    if any(table is other and name == taken for other, taken, _ in current):
         raise UserError(f"{table.kind} {name!r} is registered twice. Rename one of the two.")
     try:
         table.require_free(name)
     except ValueError as error:
         raise UserError(str(error)) from None
-    current.entries.append((table, name, entry))
+    current.append((table, name, entry))
 
 
 def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
@@ -169,8 +163,8 @@ def _run(plugin: Plugin) -> None:
     spec = importlib.util.spec_from_file_location(name, plugin.path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    current = _Loading(plugin)
-    _loading.append(current)
+    entries: list[tuple[Registry[Any], str, Any]] = []
+    _loading.append(entries)
     sys.modules[name] = module  # by which pickle finds its classes
     try:
         loader.exec_module(module)
@@ -180,7 +174,7 @@ def _run(plugin: Plugin) -> None:
         raise UserError(_fault(plugin, error)) from None
     finally:
         _loading.pop()
-    for table, entry_name, entry in current.entries:
+    for table, entry_name, entry in entries:
         table.add(entry_name, entry)
         _owners[table.kind, entry_name] = plugin
     _loaded[plugin.sha256] = plugin

@@ -7,19 +7,17 @@ or replaced.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
+
+E = TypeVar("E")
 
 
-class Entry(Protocol):
-    """A record of a table: it says which function its options are those of."""
-
-    @property
-    def call(self) -> Callable[..., Any]: ...
-
-
-E = TypeVar("E", bound=Entry)
+def function_of(entry: Any) -> Callable[..., Any]:
+    """The function whose options an entry takes: the first field of its record."""
+    return getattr(entry, dataclasses.fields(entry)[0].name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +56,6 @@ class Registry(Mapping[str, E], Generic[E]):
         alias = self.aliases.get(name)
         return self._entries[name if alias is None else alias.name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self.aliases
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -92,6 +87,6 @@ _open: dict[type, Registry[Any]] = {}
 """Tables that plugins may add to, by the type of their entries."""
 
 
-def table_of(entry: Entry) -> Registry[Any] | None:
+def table_of(entry: Any) -> Registry[Any] | None:
     """The table that an entry of a plugin belongs to; None where there is none."""
     return _open.get(type(entry))

@@ -39,29 +39,15 @@ class Task(Protocol):
     an answer.
     """
 
-    @property
-    def soft_type(self) -> type[np.floating]: ...
-
-    @property
-    def further(self) -> tuple[str, ...]: ...
-
-    @property
-    def companions(self) -> tuple[str, ...]: ...
-
-    @property
-    def default_metric(self) -> str:
-        """What answers are measured by where a config names no metric."""
-        ...
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """What must be known of an input, so that an answer can be written from its soft prediction alone."""
-        ...
-
-    @property
-    def decides(self) -> bool:
-        """Whether post-processing makes the answer from the soft prediction."""
-        ...
+    soft_type: type[np.floating]
+    further: tuple[str, ...]
+    companions: tuple[str, ...]
+    default_metric: str
+    """What answers are measured by where a config names no metric."""
+    needed: tuple[str, ...]
+    """What must be known of an input, so that an answer can be written from its soft prediction alone."""
+    decides: bool
+    """Whether post-processing makes the answer from the soft prediction."""
 
     def facts(self, config: Config) -> dict[str, Any]:
         """What summaries say of the answers, beside the task."""
@@ -99,11 +85,11 @@ class Task(Protocol):
 class Labels:
     """Classes. One channel means foreground probability by a sigmoid; K > 1 channels a softmax."""
 
-    soft_type = np.float16
-    further = ()
-    companions = COMPANIONS
+    soft_type: type[np.floating] = np.float16
+    further: tuple[str, ...] = ()
+    companions: tuple[str, ...] = COMPANIONS
     default_metric = "dice"
-    needed = ()
+    needed: tuple[str, ...] = ()
     decides = True
 
     def facts(self, config: Config) -> dict[str, Any]:
@@ -144,11 +130,11 @@ class Image:
     A network with a head ``mask`` also says where it changed something: a probability by a sigmoid, perhaps at a coarser resolution.
     """
 
-    soft_type = np.float32
-    further = ("mask",)
-    companions = ()
+    soft_type: type[np.floating] = np.float32
+    further: tuple[str, ...] = ("mask",)
+    companions: tuple[str, ...] = ()
     default_metric = "psnr"
-    needed = ("scale", "dtype")
+    needed: tuple[str, ...] = ("scale", "dtype")
     decides = False
 
     def facts(self, config: Config) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_a_head_that_is_gone_or_of_another_size_is_named(tmp_path: Path) -> None
 def test_a_mask_that_is_no_probability_is_refused(tmp_path: Path) -> None:
     np.save(soft(tmp_path) / "mask" / "x.npy", np.full((1, 5, 6), 1.5, np.float32))
     with pytest.raises(UserError, match="30 values that are no probabilities"):
-        softs.require_sound(tmp_path, "x")
+        softs.load_sound(tmp_path, "x")
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -137,7 +137,6 @@ def model_space(case: Case, geometry: Geometry, dims: int, trained_on: Mapping[s
 
     Raises FileError for a file of another family than those trained on, and for axes that no order and no flip makes those.
     """
-    _require_one_family(case)
     return space_of(case.image[0], grid_of(geometry, dims), trained_on)
 
 
@@ -155,17 +154,6 @@ def space_of(path: Path, here: Grid, trained_on: Mapping[str, Any]) -> ModelSpac
     if alignment is None or alignment.identity:
         return ModelSpace(notes=notes)
     return ModelSpace(steps=(Reorient(alignment),), codes=(str(here.codes), str(codes)), notes=notes)
-
-
-def _require_one_family(case: Case) -> None:
-    for path in case.image[1:]:
-        if _is_nifti(path) != _is_nifti(case.image[0]):
-            problem = f"is a channel of the same case as {case.image[0].name}, but their formats order axes differently"
-            raise FileError(path, problem, "Save all channels of a case in one format")
-
-
-def _is_nifti(path: Path) -> bool:
-    return files.suffix(path) in (".nii", ".nii.gz")
 
 
 def _alignment(path: Path, codes: str | None, wanted: str | None) -> Alignment | None:

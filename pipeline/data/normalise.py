@@ -92,10 +92,6 @@ class NormalisationEntry:
     limits: Callable[..., tuple[float, float]] | None = None
     bounded: bool = True
 
-    @property
-    def call(self) -> Callable[..., Fitted]:
-        return self.fit
-
 
 def percentile(array: Pixels, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Fitted:
     """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
@@ -323,12 +319,8 @@ def _sorted(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
 
 def _from_ranks(rank: np.ndarray, position: float) -> float:
     """Value at a fractional position of the sorted sample whose cumulative histogram is ``rank``."""
-    below = int(position)
-    part = position - below
-    a = int(np.searchsorted(rank, below, side="right"))
-    b = int(np.searchsorted(rank, min(below + 1, int(rank[-1]) - 1), side="right"))
-    # The two forms in which numpy interpolates, so that results agree to the last bit.
-    return float(b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part)
+    pair = {n: float(np.searchsorted(rank, min(n, int(rank[-1]) - 1), side="right")) for n in (int(position), int(position) + 1)}
+    return _between(pair, position)
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
@@ -365,10 +357,7 @@ class _Moments:
 
 
 def _counted(array: Pixels, at: Sequence[float]) -> list[tuple[float, ...]]:
-    """Percentiles ``at`` (0 to 100) of the finite values of each channel, linear between the two nearest; zeros where there is none.
-
-    Exact for numbers of up to 32 bits; of 64 bits, their float32 values are counted.
-    """
+    """:func:`percentiles`, slab by slab."""
     upper = np.zeros((len(array), 2**16), np.int64)
     for first, end in slabs(array):
         for counts, channel in zip(upper, array[:, first:end], strict=True):
@@ -381,9 +370,11 @@ def _counted(array: Pixels, at: Sequence[float]) -> list[tuple[float, ...]]:
 
 
 def _between(found: dict[int, float], rank: float) -> float:
+    """Value at a fractional rank, given those at whole ranks."""
     below = int(rank)
     low, high = found[below], found[min(below + 1, max(found))]
     part = rank - below
+    # The two forms in which numpy interpolates, so that results agree to the last bit.
     return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
 
 

@@ -261,10 +261,6 @@ class AugmentationEntry:
 
     make: Callable[..., list[Transform]]
 
-    @property
-    def call(self) -> Callable[..., list[Transform]]:
-        return self.make
-
 
 AUGMENT: Registry[AugmentationEntry] = Registry(
     "augmentation",

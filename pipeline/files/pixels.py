@@ -47,9 +47,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, key: Any, /) -> np.ndarray:
-        parts = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in parts:
-            parts = () if parts == (Ellipsis,) else parts
+        parts = () if key is Ellipsis else key if isinstance(key, tuple) else (key,)
         channel, rows, *rest = (*parts, *[slice(None)] * (len(self.shape) - len(parts)))
         first, end, _ = rows.indices(self.shape[1])
         return self._slab(first, max(first, end))[(channel, slice(None), *rest)]

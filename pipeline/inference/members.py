@@ -66,8 +66,7 @@ def open_member(folder: Path, fusion: str) -> Reader:
 
 
 def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
-    softs.require_sound(folder, case_id)
-    soft = softs.load(folder, case_id)
+    soft = softs.load_sound(folder, case_id)
     lost = [key for key in soft.meta.rules.needed if getattr(soft.meta, key) is None]
     if lost:
         path = softs.array_path(folder, case_id).with_suffix(".json")

@@ -186,7 +186,6 @@ class Predictor:
             raise UserError('folds="all" means the one model that was trained on all cases, which no run holds yet. Use folds=None.')
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise UserError(f"threads is {threads}; at least 1 thread is needed, or None.")
-        place = path.path if isinstance(path, RunFolder | FoldFolder) else Path(path)
         numbers = None if folds is None else whole_numbers(folds, "folds")
         if numbers == ():
             raise UserError("folds: none is named. Name some, or leave it out to take every finished one.")
@@ -196,9 +195,9 @@ class Predictor:
         known = {f.name for f in dataclasses.fields(ModelOptions)} - {"checkpoint", "device", "tta"}
         if unknown := sorted(set(options) - known):
             raise TypeError(f"Predictor.load takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}.")
-        wanted = ModelOptions(**{"allow_missing_folds": True, **options}, checkpoint=place, device=names, tta=flips)
-        run, kind = RunFolder(place), wanted.model or "auto"
-        paths = _models_of(wanted) if numbers is None else [run.fold(n).model(kind) for n in numbers]
+        wanted = ModelOptions(**{"allow_missing_folds": True, **options}, checkpoint=path, device=names, tta=flips)
+        run, kind = RunFolder(wanted.checkpoint), wanted.model or "auto"  # type: ignore[arg-type] - a path by now
+        paths = None if numbers is None else [run.fold(n).model(kind) for n in numbers]
         return dataclasses.replace(prepare(wanted, paths), threads=threads, progress=progress)
 
     def __repr__(self) -> str:
@@ -327,11 +326,8 @@ class Predictor:
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
         """Once: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
-        if "norms" in self.warned:
-            return
         speak = self.speak.voices[0] if isinstance(self.speak, Replicas) else self.speak
-        text = warning(speak, source, tiles, self.backend)
-        if text is not None:
+        if "norms" not in self.warned and (text := warning(speak, source, tiles, self.backend)):
             self.warned.add("norms")
             logger.warning(text)
 
@@ -340,14 +336,6 @@ class Predictor:
         if text not in self.warned:
             self.warned.add(text)
             logger.warning(text)
-
-
-def _models_of(options: ModelOptions) -> list[Path]:
-    return find_models(
-        Path(options.checkpoint),  # type: ignore[arg-type] - made one when it was set
-        options.model,
-        options.allow_missing_folds,
-    )
 
 
 def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predictor:
@@ -363,7 +351,9 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     names = "cpu" if options.backend != "torch" and options.device == "auto" else options.device
     places = [devices.resolve(name.strip()) for name in names.split(",")]
     backends.check(options.backend, places[0])
-    paths = _models_of(options) if paths is None else list(paths)
+    if paths is None:
+        checkpoint = Path(options.checkpoint)  # type: ignore[arg-type] - made one when it was set
+        paths = find_models(checkpoint, options.model, options.allow_missing_folds)
     networks, config = load_models(paths)
     facts = load_facts(paths[0])
     config = options.over(config)

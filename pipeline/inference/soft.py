@@ -7,6 +7,7 @@ come out to the last bit.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,7 +125,7 @@ def _typed(array: LazyArray, dtype: np.dtype) -> np.ndarray | Rows:
 def remove(folder: Path, case_id: str) -> None:
     """Take away the arrays of a case, the main head first."""
     array_path(folder, case_id).unlink()
-    for path in folder.glob(f"*/{files.case_id(Path(case_id + '.npy'))}.npy"):
+    for path in folder.glob(f"*/{glob.escape(files.case_id(Path(case_id + '.npy')))}.npy"):
         path.unlink()
 
 
@@ -190,14 +191,11 @@ def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
     if "scale" in TASKS[task].needed and found.get("scale") is not None:
         files.checked(path, found["scale"], documents.Scale, AGAIN)
     given = found.get("scale") or {}
-    scale = scale_of(given) if set(given) >= {"low", "high", "to", "clip"} else None  # of labels it is not needed, and not checked
+    scale = None
+    if set(given) >= {"low", "high", "to", "clip"}:  # of labels it is not needed, and not checked
+        scale = Scale(low=tuple(given["low"]), high=tuple(given["high"]), to=tuple(given["to"]), clip=given["clip"])
     known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
     return SoftMeta(**known, scale=scale, image=tuple(found.get("image", ())))
-
-
-def scale_of(found: Mapping[str, Any]) -> Scale:
-    """The scale of a document."""
-    return Scale(low=tuple(found["low"]), high=tuple(found["high"]), to=tuple(found["to"]), clip=found["clip"])
 
 
 def _placed(path: Path, found: Mapping[str, Any], dims: int) -> Geometry:
@@ -233,14 +231,12 @@ def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
         raise ValueError(f"scale has limits for {len(scale.low)} and {len(scale.high)} channels, not {channels}")
 
 
-def require_sound(path_or_folder: Path, case_id: str) -> None:
-    """Raise UserError unless a soft prediction holds finite numbers and, for labels, probabilities from 0 to 1.
+def load_sound(folder: Path, case_id: str) -> SoftPrediction:
+    """As :func:`load`, every value looked at.
 
-    Args:
-        path_or_folder: folder of soft predictions (``OUTPUT/soft``), or the ``ID.npy`` in one.
-        case_id: id of the case.
+    Raises:
+        UserError: also for values that are not finite and, of labels, no probabilities from 0 to 1.
     """
-    folder = path_or_folder.parent if path_or_folder.suffix == ".npy" else path_or_folder
     soft = load(folder, case_id)
     found = (_unsound(np.asarray(head), soft.meta.rules.decides or name != MAIN) for name, head in soft.heads.items())
     problem = next((p for p in found if p is not None), None)
@@ -249,6 +245,7 @@ def require_sound(path_or_folder: Path, case_id: str) -> None:
             f"{array_path(folder, case_id)}: {problem}. Predict this case again with pipeline.predict --save-soft; where the network "
             "itself gives such values, train it again or leave this member out."
         )
+    return soft
 
 
 def _unsound(array: np.ndarray, probabilities: bool) -> str | None:

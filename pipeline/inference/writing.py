@@ -17,7 +17,6 @@ from pipeline import colours, files, postprocess
 from pipeline.files import LazyArray, Rows, slabs
 from pipeline.inference.soft import SoftPrediction
 from pipeline.records import Part
-from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +62,10 @@ def decided(soft: SoftPrediction, steps: Sequence[Part] = (), work: Path | None 
         Labels ``(*S)`` where the soft prediction is in memory, else ``(1, *S)`` as they are sliced; images ``(C, *S)`` in the
         input's number type.
     """
-    return DECIDE[soft.meta.task](soft, steps, work)
-
-
-def _labels(soft: SoftPrediction, steps: Sequence[Part], work: Path | None) -> LazyArray:
-    return postprocess.apply(steps, soft.main, work)
-
-
-def _intensities(soft: SoftPrediction, steps: Sequence[Part], work: Path | None) -> LazyArray:
-    dtype, scale = str(soft.meta.dtype), soft.meta.scale
-    return _changed(soft.main, np.dtype(dtype), lambda part: TASKS["image"].hard(part, scale, dtype))
+    task, dtype = soft.meta.rules, str(soft.meta.dtype)
+    if task.decides:
+        return postprocess.apply(steps, soft.main, work)
+    return _changed(soft.main, dtype, lambda part: task.hard(part, soft.meta.scale, dtype))
 
 
 def _changed(array: LazyArray, dtype: Any, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | Rows:
@@ -124,5 +117,4 @@ def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) ->
     return {"mask_share": round(inside / int(np.prod(mask.shape)), 6)}
 
 
-DECIDE: dict[str, Callable[[SoftPrediction, Sequence[Part], Path | None], LazyArray]] = {"labels": _labels, "image": _intensities}
 WRITERS: dict[str, Callable[[SoftPrediction, Target, Sequence[Path]], dict[str, Any]]] = {"labels": _write_labels, "image": _write_image}

@@ -61,10 +61,6 @@ class LossEntry:
             known = ", ".join([*derived.DERIVED, derived.MASK])
             raise ValueError(f"map is {self.map!r}, must be one of {known}, or None.")
 
-    @property
-    def call(self) -> Callable[..., Loss]:
-        return self.make
-
     def reads(self, options: Options) -> str | None:
         """The map that it reads under these options; None: none."""
         return self.map if all(options.get(k) == v for k, v in self.map_if.items()) else None

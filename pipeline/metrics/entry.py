@@ -57,11 +57,6 @@ class MetricEntry:
     bytes_per_pixel: int = 0
 
     @property
-    def call(self) -> Compute:
-        """The function whose options are those of the name in a config."""
-        return self.compute
-
-    @property
     def given(self) -> tuple[str, ...]:
         """Those of ``GIVEN`` that it takes."""
         return tuple(n for n in inspect.signature(self.compute).parameters if n in GIVEN)

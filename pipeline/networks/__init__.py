@@ -34,10 +34,6 @@ class NetworkEntry:
     build: Callable[..., HeadedNet]
     repeats: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def call(self) -> Callable[..., HeadedNet]:
-        return self.build
-
 
 NETWORKS: Registry[NetworkEntry] = Registry(
     "network",

@@ -7,7 +7,7 @@ voxels: what one class gains, no other class loses. Those that deal in whole com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import edt
@@ -80,10 +80,7 @@ def opening(array: np.ndarray, radius: float | Sequence[float] | None = None, si
 
     ``radius`` in voxels, or ``size``, as in :func:`closing`.
     """
-    reach = _reach("opening", radius, size, array.ndim)
-    if isinstance(reach, tuple):
-        return each_class(array, lambda mask: sheets.opening_by_ellipsoid(mask, reach))
-    return each_class(array, lambda mask: morphology.opening(mask, reach))
+    return _by_reach(array, _reach("opening", radius, size, array.ndim), morphology.opening, sheets.opening_by_ellipsoid)
 
 
 def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
@@ -101,10 +98,7 @@ def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, si
             edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius
             k + 1/2: 1 changes nothing, 2 and 3 are a voxel and its 18 neighbours.
     """
-    reach = _reach("closing", radius, size, array.ndim)
-    if isinstance(reach, tuple):
-        return each_class(array, lambda mask: sheets.closing_by_ellipsoid(mask, reach))
-    return each_class(array, lambda mask: morphology.closing(mask, reach))
+    return _by_reach(array, _reach("closing", radius, size, array.ndim), morphology.closing, sheets.closing_by_ellipsoid)
 
 
 def sheet_closing(array: np.ndarray, radius: float = 2.5) -> np.ndarray:
@@ -204,6 +198,12 @@ def _reach(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float,
     if len(given) != dims:
         raise ConfigError(f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or one for each axis.")
     return tuple(given) if size is None else tuple(0.0 if n == 1 else _half(step, n) for n in given)
+
+
+def _by_reach(array: np.ndarray, reach: Any, ball: Callable[..., np.ndarray], ellipsoid: Callable[..., np.ndarray]) -> np.ndarray:
+    """Each class changed by a ball, or where there is a radius for each axis by an ellipsoid."""
+    change = ellipsoid if isinstance(reach, tuple) else ball
+    return each_class(array, lambda mask: change(mask, reach))
 
 
 def _half(step: str, size: int) -> float:

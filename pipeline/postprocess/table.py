@@ -86,11 +86,6 @@ class PostprocessStep:
     bytes_per_voxel: int = 20
     search: StepSearch | None = None
 
-    @property
-    def call(self) -> Callable[..., np.ndarray]:
-        """The function whose options those of the step are."""
-        return self.run
-
 
 def _added(*changes: float) -> Vary:
     return lambda old: [old + change for change in changes]

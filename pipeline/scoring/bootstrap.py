@@ -14,13 +14,13 @@ UNIT_DRAWS = 10_000
 """Bootstrap samples of units."""
 
 
-def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-    """Interval of the mean of ``values`` ``(cases,)``; None for fewer than two."""
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of ``values`` ``(cases,)``; None for fewer than two."""
     if len(values) < 2:
         return None
     array = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(0, len(array), (DRAWS, len(array)))
-    return _between(array[picks].mean(axis=1), ((1 - level) / 2, (1 + level) / 2))
+    picks = np.random.default_rng(0).integers(0, len(array), (DRAWS, len(array)))
+    return _between(array[picks].mean(axis=1), ((1 - 0.95) / 2, (1 + 0.95) / 2))
 
 
 def interval_by_units(values: np.ndarray, units: Sequence[Any] | np.ndarray, draws: int = UNIT_DRAWS, seed: int = 0) -> tuple[float, float]:

@@ -199,8 +199,7 @@ def _probabilities(pair: Pair, place: Place) -> np.ndarray | None:
     """Foreground probabilities ``(*S)`` where a metric asks for them and they are those of two classes."""
     if pair.soft is None or not pair.rules.need_probabilities:
         return None
-    softs.require_sound(pair.soft, pair.id)
-    kept = softs.load(pair.soft, pair.id)
+    kept = softs.load_sound(pair.soft, pair.id)
     soft = place.bring(pair.soft / f"{pair.id}.npy", np.asarray(kept.main), kept.geometry)
     return soft[0] if len(soft) == 1 else None
 

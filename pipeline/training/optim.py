@@ -52,10 +52,6 @@ class OptimizerEntry:
 
     make: Callable[..., Optimizer]
 
-    @property
-    def call(self) -> Callable[..., Optimizer]:
-        return self.make
-
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optimizer",
@@ -118,10 +114,6 @@ class ScheduleEntry:
     stepped once an epoch."""
 
     make: Callable[..., Schedule]
-
-    @property
-    def call(self) -> Callable[..., Schedule]:
-        return self.make
 
 
 SCHEDULES: Registry[ScheduleEntry] = Registry(

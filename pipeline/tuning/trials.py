@@ -88,9 +88,7 @@ def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
     perfect = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
     view = next(views(truth_of(perfect, rules)))
-    for folder in case.soft:
-        softs.require_sound(folder, case.id)
-    members = [np.asarray(softs.load(folder, case.id).main) for folder in case.soft]
+    members = [np.asarray(softs.load_sound(folder, case.id).main) for folder in case.soft]
     answers = _Answers(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = score_in(view, dataclasses.replace(perfect, answer=answers.of(candidate)), rules)

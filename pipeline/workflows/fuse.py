@@ -210,7 +210,6 @@ def predicted(job: EnsembleJob, predict: PredictMember | None) -> tuple[tuple[Me
     Also the ids of images that could not be predicted, with where that is told. Raises UserError for a run without ``--input``.
     """
     members, data = job.spec.members, job.inputs
-    check_weights(members)
     runs = [m for m in members if is_run(m)]
     if runs and not data:
         raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")

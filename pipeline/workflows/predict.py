@@ -28,7 +28,7 @@ from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.blocks import Blocks
 from pipeline.inference.predictor import ModelOptions, Predictor, prepare
-from pipeline.inference.sliding_window import Source, settled, tiling
+from pipeline.inference.sliding_window import Source, settled
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
 from pipeline.progress import steps
@@ -245,12 +245,11 @@ def _count_blocks(job: PredictJob, case: Case) -> int:
     if found.problem is not None:
         return 1
     size = found.shape[1:]
-    if job.predictor.trained_on:
-        try:
-            size = model_space(case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on).size(size)
-        except files.FileError:
-            return 1
-    return -(-size[0] // tiling(job.config, size, job.predictor.speak).step)
+    try:
+        size = model_space(case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on).size(size)
+    except files.FileError:
+        return 1
+    return -(-size[0] // job.predictor.tiles(size).step)
 
 
 def _told(rows: list[dict[str, Any]], began: float) -> Predicted:
@@ -304,7 +303,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         _admit_size(job, case, shape, str(given.dtype))
         space, notes = _admitted(job, case, given, geometry)
         size = space.size(shape)
-        tiles = tiling(job.config, size, job.predictor.speak)
+        tiles = job.predictor.tiles(size)
         parts = _blocks(job, case, size, tiles) if by_blocks else None
         streams = parts is not None and _streams(job, given)
         if streams and which is None and TASKS[job.config.task].decides:
@@ -324,7 +323,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
             heads = {name: head[:] for name, head in heads.items()}
         heads = {name: space.to_file(head, work and work / f"{name}.npy") for name, head in heads.items()}
         soft = SoftPrediction(case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source))
-        image = None if streams or len(shape) != 2 else np.asarray(space.to_file(array[:]))
+        image = None if streams or len(shape) != 2 else np.asarray(given[:])
         if job.save_soft:
             softs.save(job.output / "soft", soft)
         row |= write_answer(soft, Target(output=job.output, steps=job.config.postprocess, image=image, work=work))
