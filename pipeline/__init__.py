@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.plugins import load_plugins as load_plugins
     from pipeline.plugins import register as register
     from pipeline.postprocess.table import PostprocessStep as PostprocessStep
+    from pipeline.postprocess.table import SearchSetting as SearchSetting
+    from pipeline.postprocess.table import StepSearch as StepSearch
     from pipeline.records import UserError as UserError
     from pipeline.runs import RunFolder as RunFolder
     from pipeline.runs import load_config as load_config
@@ -64,7 +66,9 @@ _HOMES = {
     "Predictor": "inference.predictor",
     "RunFolder": "runs",
     "ScheduleEntry": "training.optim",
+    "SearchSetting": "postprocess.table",
     "SlidingWindowInferer": "inference.inferer",
+    "StepSearch": "postprocess.table",
     "UserError": "records",
     "fuse_predictions": "workflows.ensemble",
     "load_config": "runs",
@@ -97,7 +101,9 @@ __all__ = [
     "Predictor",
     "RunFolder",
     "ScheduleEntry",
+    "SearchSetting",
     "SlidingWindowInferer",
+    "StepSearch",
     "UserError",
     "fuse_predictions",
     "load_config",

@@ -194,6 +194,7 @@ class Predictions(TypedDict):
     ignore_label: NotRequired[int | None]
     postprocess: NotRequired[list[NamedPart]]
     inputs: NotRequired[Size]
+    plugins: NotRequired[list[PluginRecord]]
 
 
 class MadeFrom(TypedDict):

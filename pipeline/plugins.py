@@ -199,6 +199,11 @@ def used_by(config: Any) -> list[Plugin]:
     return [found[name] for name in sorted(found)]
 
 
+def words(config: Any) -> list[str]:
+    """The options of a command that names the plugins which a config needs."""
+    return [word for plugin in used_by(config) for word in ("--plugin", plugin.path)]
+
+
 def _names(value: Any) -> Iterator[str]:
     if isinstance(value, Part | Term):
         yield value.name

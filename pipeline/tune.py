@@ -9,6 +9,7 @@ Chosen on some groups, scored on the others; the answer is an ensembles/*.yaml. 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def tune(*, run: list[Path], **options: Any) -> int:
     from pipeline.workflows import tune as workflow
 
     tuned = workflow.tune_postprocessing(run, **options)
-    print(f"Wrote {tuned.spec}; try it: python -m pipeline.ensemble --spec {tuned.spec} --input DIR --output PREDICTIONS")
+    words = ["--spec", str(tuned.spec), "--input", "DIR", "--output", "PREDICTIONS", *tuned.plugins]
+    print(f"Wrote {tuned.spec}; try it: python -m pipeline.ensemble {shlex.join(words)}")
     return DONE
 
 

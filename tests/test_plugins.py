@@ -48,7 +48,7 @@ from pipeline.data.normalise import Scale
 def halves(array, at: float = 255.0):
     return Scale(low=(0.0,) * len(array), high=(at,) * len(array)), ()
 
-pl.register("halves", pl.NormalisationEntry(fit=halves))
+pl.register("halves", pl.NormalisationEntry(halves))
 """,
     "optimizer": """
 def plain(parameters, lr: float = 1e-2):
@@ -71,7 +71,7 @@ TABLES = {table.kind: record for record, table in registry._open.items()}
 
 SETTINGS = [
     *("network={name: shallow, options: {width: 4}}", "losses=[{name: brier}, {name: dice}]", "data.augment=[invert, flip]"),
-    *("metrics=[{name: dice}, {name: volume_error}]", "postprocess=[{name: threshold}, {name: drop_below, options: {row: 12}}]"),
+    *("metrics=[{name: dice}, {name: volume_error}]", "postprocess=[{name: threshold}, {name: drop_left, options: {column: 2}}]"),
     "data.normalise={name: halves, options: {at: 200}}",
     *("train.optimizer={name: plain}", "train.schedule={name: halved}", "train.average=null", "train.epochs=2", "data.workers=2"),
 ]
@@ -171,7 +171,7 @@ def test_a_run_keeps_a_copy_and_the_hash(trained: Path, mine: Path) -> None:
 
 def users(folder: Path, surfaces: Path, out: Path) -> list[list[object]]:
     """A line for each command that reads the run: training goes on, prediction, search, report."""
-    predict = ["predict", "--checkpoint", folder / "run/fold_0", "--input", surfaces / "test_images", "--output", out / "p"]
+    predict = ["predict", "--checkpoint", folder / "run/fold_0", "--input", surfaces / "test_images", "--output", out / "p", "--save-soft"]
     tune = ["tune", folder / "run", "--metric", "volume_error", "--workers", 2, "--out", out / "tuned.yaml", "--by", "group"]
     return [[*train(folder, surfaces), "--fold", 1], [*predict, "--device", "cpu"], tune, ["report", folder / "run"]]
 
@@ -208,6 +208,15 @@ def test_with_the_file_everything_goes_on(trained: Path, surfaces: Path, mine: P
     assert (trained / "run/fold_1/best_model.safetensors").is_file()
     assert len(list((tmp_path / "p").glob("90?.tif"))) == 2
     assert (tmp_path / "tuned.yaml").is_file()
+    assert all(f"--plugin {copy}" in text for text in (told[1], told[3]))  # the next command, as it is printed
+    assert "drop_left: no search knows this step" in told[3]
+    summary = json.loads((tmp_path / "p" / "summary.json").read_text())
+    assert summary["plugins"] == [{"name": "mine.py", "sha256": hashlib.sha256(mine.read_bytes()).hexdigest()}]
+    (bare,) = commands(["ensemble", "--fold-dirs", tmp_path / "p", "--output", tmp_path / "e"])
+    assert bare.startswith("2 error: ")
+    assert "mine.py (SHA-256" in bare
+    (named,) = commands(["ensemble", "--fold-dirs", tmp_path / "p", "--output", tmp_path / "e", "--plugin", copy])
+    assert named.startswith("0 "), named
 
 
 def test_a_config_of_ones_own_names_plugins(mine: Path, surfaces: Path, tmp_path: Path) -> None:

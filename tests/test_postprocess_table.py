@@ -93,6 +93,18 @@ def test_an_added_step_is_checked() -> None:
         postprocess.check([part("foreground")], channels=1)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_step_that_is_not_local_cannot_say_so(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By slabs it would give another answer, which nobody would see."""
+    monkeypatch.setattr(POSTPROCESS, "_entries", dict(POSTPROCESS))
+    POSTPROCESS.add("numbered", PostprocessStep(lambda array: array * np.arange(len(array)).reshape(-1, *[1] * (dims - 1)), sees="local"))
+    POSTPROCESS.add("again", PostprocessStep(upside_down, sees="local"))
+    for name in ("numbered", "again"):
+        (fault,) = postprocess.faults([part("threshold"), part(name)], 1, dims)
+        assert f"{name!r} says that it changes each row by itself" in fault
+    assert list(postprocess.faults([part("threshold"), part("fill_holes", per_slice=0)][: dims - 1], 1, dims)) == []
+
+
 def test_an_added_deciding_step_is_one() -> None:
     steps = (part("foreground"), part("dust"))
     assert postprocess.decided(steps, 3) == steps

@@ -12,7 +12,7 @@ those of the array in memory by rounding only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ Fitted = tuple[Scale, tuple[str, ...]]
 """A scale, and sentences that a reader of the array's file should be told about its limits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class NormalisationEntry:
     """An entry of NORMALISE.
 
@@ -89,6 +89,7 @@ class NormalisationEntry:
     """
 
     fit: Callable[..., Fitted]
+    _: KW_ONLY
     limits: Callable[..., tuple[float, float]] | None = None
     bounded: bool = True
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind
-from pipeline.postprocess.table import POSTPROCESS, decides, resolved
+from pipeline.postprocess.table import POSTPROCESS, decides, resolved, sees
 from pipeline.records import Part, UserError
 
 CHANNELS = {"one": "one channel", "several": "two channels or more"}
@@ -62,9 +62,22 @@ def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) ->
         except (UserError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             yield f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}"
             continue
+        if sees(step) == "local" and not _by_rows(call, soft.shape, decides(step)):
+            yield (
+                f"postprocess.{i}: {step.name!r} says that it changes each row by itself (sees='local'), but its rows come out "
+                "otherwise alone than together. Leave sees out of its PostprocessStep."
+            )
         wanted = POSTPROCESS[step.name].decides
         if wanted is not None and (wanted == "one") != (len(soft) == 1):
             yield f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this one has {len(soft)}."
+
+
+def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], soft: bool) -> bool:
+    """Whether rows along the first space axis of a random array ``(K, *S)`` come out alone as they do together."""
+    array = np.random.default_rng(0).random(shape, dtype=np.float32)
+    array = array if soft else (array[:1] > 0.5).astype(np.uint8)
+    rows = [array[:, n : n + 1] for n in range(array.shape[1])]
+    return np.array_equal(call(array if soft else array[0]), np.concatenate([call(r if soft else r[0]) for r in rows]))
 
 
 def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:

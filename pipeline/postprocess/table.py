@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -67,7 +67,7 @@ class StepSearch:
     stays: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PostprocessStep:
     """A post-processing step.
 
@@ -75,12 +75,16 @@ class PostprocessStep:
         run: ``f(array, **options)``: labels ``(*S)``, or where it decides a soft prediction
             ``(K, *S)``, to labels ``(*S)``.
         decides: soft predictions of so many channels; ``None``: it takes labels.
-        sees: what it has to see, or a function of its options that says so.
+        sees: what it has to see, or a function of its options that says so. ``"local"``: it changes
+            each row along the first space axis by itself, wherever it lies (a large array comes some
+            rows at a time, and the step is not told which); ``"components"``: it also takes and
+            gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in memory.
         bytes_per_voxel: memory that it takes on a whole array, without the soft prediction.
-        search: what tuning tries; ``None``: nothing.
+        search: what tuning tries; ``None``: nothing, so that a tuned list leaves it out.
     """
 
     run: Callable[..., np.ndarray]
+    _: KW_ONLY
     decides: Literal["one", "several"] | None = None
     sees: Sees | Callable[[Options], Sees] = "whole"
     bytes_per_voxel: int = 20

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, postprocess
+from pipeline import files, plugins, postprocess
 from pipeline.config import read_yaml, structure
 from pipeline.data import cases
 from pipeline.data.normalise import WHOLE
@@ -129,6 +129,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     members, failed = predicted(job, predict)
     folders = member_folders(members)
     before = read_summary(folders[0][0])
+    plugins.require(before.get("plugins", ()) if spec.postprocess is None else (), folders[0][0])
     steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
     if TASKS[before.get("task", "labels")].decides:
         postprocess.check(steps)
@@ -148,6 +149,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         "fusion": spec.fusion,
         "postprocess": [dataclasses.asdict(s) for s in steps],
         **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
+        **({"plugins": [p.record for p in used]} if (used := plugins.used_by(tuple(steps))) else {}),
         "inputs": len(ways) + len(failed),
     }
     rows: list[dict[str, Any]] = [{"id": i, "status": "failed", "error": error} for i, error in failed.items()]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, postprocess
+from pipeline import files, plugins, postprocess
 from pipeline.config import Config, to_dict
 from pipeline.data import cases as case_finder
 from pipeline.data import normalise, reading
@@ -283,6 +283,7 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
         **({"class_names": names} if names else {}),
         "ignore_label": job.config.data.ignore_label,
         "backend": job.predictor.backend,
+        **({"plugins": [p.record for p in used]} if (used := plugins.used_by(job.config)) else {}),
         "predict": config["predict"],
         "postprocess": config["postprocess"],
         "inputs": inputs,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import losses
+from pipeline import losses, plugins
 from pipeline.config import Config
 from pipeline.data import derived, world
 from pipeline.data import store as stores
@@ -325,7 +325,7 @@ def what_next(config: Config, run: RunFolder) -> str:
     if done:
         models = run.path if not missing else run.fold(done[0]).path
         words = ["--checkpoint", str(models), "--input", _test_images(config)]
-        words += ["--output", str(Path("predictions") / config.name)]
+        words += ["--output", str(Path("predictions") / config.name), *plugins.words(config)]
         lines.append(f"To predict: python -m pipeline.predict {shlex.join(words)}")
     return "\n".join(lines)
 

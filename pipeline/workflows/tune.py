@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import files, postprocess
+from pipeline import files, plugins, postprocess
 from pipeline.config import Config, ConfigError, nearest, read_yaml, structure
 from pipeline.data import cases as case_finder
 from pipeline.files import lock
@@ -122,11 +122,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The ensemble that was written, what was chosen on all cases, and the paired gains of every row by reference."""
+    """The ensemble that was written, what was chosen on all cases, and the paired gains of every row by reference.
+
+    ``plugins`` are the options of a command that uses the ensemble, ``--plugin FILE``, where it needs any.
+    """
 
     spec: Path
     chosen: Candidate
     gains: Mapping[str, Mapping[str, Gain]]
+    plugins: Sequence[str] = ()
 
 
 def tune_postprocessing(
@@ -186,7 +190,7 @@ def tune_postprocessing(
         logger.info(f"chosen {f'without {name}' if name else 'on all cases'}: {candidate}")
     keep_result(study, rows, gains, parts)
     write_spec(place, study, chosen[""], gains)
-    return Tuned(spec=place, chosen=chosen[""], gains=gains)
+    return Tuned(spec=place, chosen=chosen[""], gains=gains, plugins=plugins.words(study.config))
 
 
 # --- what there is -----------------------------------------------------------------------------------------------------
@@ -369,6 +373,8 @@ def make_plan(study: Study, file: Path | None) -> Plan:
     edge = math.prod(space) ** (1 / len(space))
     own = study.config.postprocess
     stages = read_space(file, channels, len(space)) if file else search.space(own, edge, channels, len(space))
+    if left := [s.name for s in own if postprocess.POSTPROCESS[s.name].search is None and file is None]:
+        logger.warning(f"{', '.join(left)}: no search knows this step, so what is tried leaves it out; see search in its PostprocessStep")
     weights = tuple(1.0 for _ in study.sources)
     also = {name: search.Candidate(steps=s, weights=weights) for name, s in search.BASELINES.items()} if channels == 1 else {}
     for n, source in enumerate(study.sources if len(weights) > 1 else ()):
