@@ -313,12 +313,14 @@ class TrainedOn(TypedDict):
     class_names: NotRequired[dict[str, str] | None]
 
 
+PLUGIN = re.compile(r"[^/\\\x00-\x1f\x7f]{1,252}\.py")
+"""Names of plugins: they are written to runs and model files."""
+
+
 class PluginRecord(TypedDict):
     """A plugin that something was made with: never a path, and never run."""
 
-    name: Annotated[
-        str, Rule(lambda value: re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,252}\.py", value) is not None, "that names a file NAME.py")
-    ]
+    name: Annotated[str, Rule(lambda value: PLUGIN.fullmatch(value) is not None, "that names a file NAME.py")]
     sha256: Annotated[str, Rule(lambda value: re.fullmatch("[0-9a-f]{64}", value) is not None, "of 64 hexadecimal digits")]
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import documents
 from pipeline.records import Part, Term, UserError
 from pipeline.registry import Registry, table_of
 
@@ -84,6 +85,8 @@ def register(name: str, entry: Any) -> None:
     if not _loading:
         way = "with --plugin FILE, plugins: [FILE] in a config, or pipeline.load_plugins(FILE)"
         raise UserError(f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that {way}.")
+    if not isinstance(name, str):
+        raise UserError(f"register({name!r}, ...): a name is a text.")
     table, current = table_of(entry), _loading[-1]
     if table is None:
         raise UserError(f"register({name!r}, {type(entry).__name__}): no table has such entries.")
@@ -114,7 +117,7 @@ def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
 
 
 def _read(path: Path) -> Plugin:
-    if path.suffix != ".py" or not path.name.isprintable():
+    if documents.PLUGIN.fullmatch(path.name) is None or not path.name.isprintable():
         raise UserError(f"--plugin {path}: a plugin is a file of Python, NAME.py.")
     try:
         with path.open("rb") as file:
@@ -158,7 +161,9 @@ def _called(name: str) -> Plugin | None:
 
 def _run(plugin: Plugin) -> None:
     """Run a plugin; its entries are added to their tables when it has come to its end."""
-    name = f"pipeline_plugin_{Path(plugin.path).stem}"
+    name = f"pipeline_plugin_{plugin.sha256[:SHOWN]}"
+    if name in sys.modules:
+        raise UserError(f"plugin {plugin.path} loads itself. Leave that out.")
     loader = _Source(plugin)
     spec = importlib.util.spec_from_file_location(name, plugin.path, loader=loader)
     assert spec is not None
@@ -169,7 +174,7 @@ def _run(plugin: Plugin) -> None:
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         logger.debug("a plugin failed", exc_info=True)
         raise UserError(_fault(plugin, error)) from None
     finally:

@@ -78,6 +78,35 @@ def test_heads_are_fused_head_by_head(retouch: Path, photographs: Path, tmp_path
         require_equal(pixels(tmp_path / name), pixels(tmp_path / "new"))
 
 
+@pytest.mark.parametrize("fusion", ["logit", "vote"])
+def test_intensities_have_no_logit_and_no_vote(
+    fusion: str, retouch: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small_models.run_predict(retouch, photographs, tmp_path / "new", "--save-soft") == 0
+    folder = str(tmp_path / "new")
+    assert ensemble.main(["--fold-dirs", folder, "--output", str(tmp_path / "e"), "--fusion", fusion]) == 2
+    assert "intensities of images" in capsys.readouterr().err
+
+
+def test_a_large_ensemble_is_that_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused, decided and written slab by slab; scratch files are gone."""
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        heads = {"main": rng.random((1, 20, 9, 8), np.float32)}
+        softs.save(tmp_path / name / "soft", softs.SoftPrediction(case_id="x", heads=heads, meta=softs.SoftMeta(suffix=".tif")))
+    spec = tmp_path / "e.yaml"
+    steps = "[{name: hysteresis, options: {low: 0.4, high: 0.7}}, {name: dust, options: {below: 5}}, {name: closing, options: {size: 3}}]"
+    spec.write_text(f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight: 2}}]\npostprocess: {steps}\n")
+    for out, whole in (("memory", 2**27), ("slabs", 10)):
+        monkeypatch.setattr("pipeline.workflows.fuse.WHOLE", whole)
+        monkeypatch.setattr("pipeline.files.pixels.SLAB", 100)
+        assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / out), "--save-soft"]) == 0
+    paths = sorted(p.relative_to(tmp_path / "memory") for p in (tmp_path / "memory").rglob("*") if p.is_file())
+    assert paths == sorted(p.relative_to(tmp_path / "slabs") for p in (tmp_path / "slabs").rglob("*") if p.is_file())
+    for path in paths:
+        assert (tmp_path / "memory" / path).read_bytes() == (tmp_path / "slabs" / path).read_bytes(), path
+
+
 def as_before(new: Path, old: Path) -> None:
     """The soft predictions of a folder as they were written before: the mask as the last channel."""
     (old / "soft").mkdir(parents=True)

@@ -316,6 +316,36 @@ def test_a_hostile_run_runs_nothing_in_python_either(hostile: tuple[Path, Path],
     assert not trace.exists()
 
 
+@pytest.mark.usefixtures("empty")
+def test_a_name_that_no_run_could_keep_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(pl.UserError, match=r"NAME\.py"):
+        pl.load_plugins(written(tmp_path / "a\\b.py", ""))
+
+
+@pytest.mark.usefixtures("empty")
+def test_classes_of_any_plugin_can_be_pickled(tmp_path: Path) -> None:
+    pl.load_plugins(written(tmp_path / "k.x.py", "class A: pass\npl.A = A\n"))
+    try:
+        assert isinstance(pickle.loads(pickle.dumps(pl.A())), pl.A)
+    finally:
+        del pl.A
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pl.load_plugins(__file__)", "loads itself"),
+        ("import sys; del sys.modules[__name__]; raise ValueError('x')", "ValueError: x"),
+        ("pl.register(7, None)", "a name is a text"),
+        ("pl.register(['a'], None)", "a name is a text"),
+    ],
+)
+def test_odd_plugins_are_told_in_words(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(pl.UserError, match=told):
+        pl.load_plugins(written(tmp_path / "odd.py", text + "\n"))
+
+
 def test_records_of_plugins_are_names_and_hashes() -> None:
     good = {"name": "mine.py", "sha256": "0" * 64}
     assert problem(good, PluginRecord) is None

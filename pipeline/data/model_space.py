@@ -104,6 +104,11 @@ class ModelSpace:
     codes: tuple[str, str] = ("", "")
     notes: tuple[str, ...] = ()
 
+    @property
+    def needs_scratch(self) -> bool:
+        """Whether rows become columns, so that what is read as it is sliced goes by way of a file."""
+        return any(isinstance(step, Reorient) and step.alignment.axes[0] != 0 for step in self.steps)
+
     def size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The file's ``(*S)`` in model space."""
         for step in self.steps:

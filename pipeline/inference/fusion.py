@@ -79,11 +79,13 @@ class Fusion:
     Args:
         before: what is averaged, of a member's slab ``(K, *S)``.
         after: the answer, of the average.
+        probabilities: whether it means something for probabilities alone.
     """
 
     before: Callable[[Any], Any] = _same
     after: Callable[[Any], Any] = _same
+    probabilities: bool = True
 
 
-FUSIONS: Mapping[str, Fusion] = {"mean": Fusion(), "logit": Fusion(_logit, _unlogit), "vote": Fusion(_decision)}
+FUSIONS: Mapping[str, Fusion] = {"mean": Fusion(probabilities=False), "logit": Fusion(_logit, _unlogit), "vote": Fusion(_decision)}
 """All that there are: the commands offer them by name."""

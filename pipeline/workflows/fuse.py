@@ -133,6 +133,8 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
     if TASKS[before.get("task", "labels")].decides:
         postprocess.check(steps)
+    elif FUSIONS[spec.fusion].probabilities:
+        raise UserError(f"fusion {spec.fusion!r} is of probabilities, and {folders[0][0]} holds intensities of images. Use mean.")
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
     for reader, (folder, _) in zip(readers, folders, strict=True):
         if folder not in made:
@@ -264,18 +266,19 @@ def _one(
     logger.info(f"\nProcessing {case_id}")
     loaded = [reader.load(case_id) for reader in readers]
     first = loaded[0]
+    # Pictures have overlays and .npy answers no channel axis, which need the answer in memory.
+    streams = math.prod(first.main.shape) > WHOLE and len(first.main.shape) == 4 and suffix_of(first) != ".npy"
     heads: dict[str, LazyArray] = {}
     for name in first.heads:
         arrays = [way.apply(np.asarray(soft.heads[name])) for way, soft in zip(ways, loaded, strict=True)]  # views of mapped files
         fused = fused_arrays(arrays, weights, fusion, case_id)
-        heads[name] = fused if math.prod(fused.shape) > WHOLE else fused[:]
+        heads[name] = fused if streams else fused[:]
     soft = dataclasses.replace(first, heads=heads)
     if job.save_soft:
         softs.save(job.output / "soft", soft)
     size = tuple(soft.main.shape[1:])
     with files.scratch(job.output) as work:
-        image = _image(soft.meta, size) if isinstance(soft.main, np.ndarray) else None
-        row = write_answer(soft, Target(output=job.output, steps=steps, image=image, work=work))
+        row = write_answer(soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size), work=work))
     return {"id": case_id, "status": "done", "shape": list(size), **row}
 
 

@@ -310,7 +310,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         if streams and which is None and TASKS[job.config.task].decides:
             postprocess.check_memory(job.config.postprocess, _channels(job), shape)
         if parts is not None:
-            _admit_blocks(job, parts, which)
+            _admit_blocks(job, parts, which, space)
         work = None if parts is None else parts.folder
         array = space.to_model(given, None if work is None else work / "input.npy")
         source, found = job.predictor.source(case.image[0], array)
@@ -398,10 +398,11 @@ def _blocks(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -
     return Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
 
 
-def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None) -> None:
+def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace) -> None:
     """Raise DiskError, before any work, where the blocks that are still to be computed certainly do not fit on the disk."""
     rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
-    need = 4 * _channels(job) * rows * math.prod(parts.size[1:])
+    back = math.prod(parts.size) if which is None and space.needs_scratch else 0
+    need = 4 * _channels(job) * (rows * math.prod(parts.size[1:]) + back)
     files.require_room(job.output, need, "Blocks lie there until the answer is written. Free space, or choose another --output.")
 
 
