@@ -198,6 +198,7 @@ def test_a_changed_file_is_another_plugin(trained: Path, surfaces: Path, mine: P
         assert f", but {changed} has SHA-256 {hashlib.sha256(changed.read_bytes()).hexdigest()[:12]}...: it was changed" in told
 
 
+@pytest.mark.slow
 def test_with_the_file_everything_goes_on(trained: Path, surfaces: Path, mine: Path, tmp_path: Path) -> None:
     """A fold that is complete, another one, prediction, two processes of a search, a report; the copy in the run is as good as the file."""
     copy = trained / "run/plugins/mine.py"
@@ -219,6 +220,7 @@ def test_with_the_file_everything_goes_on(trained: Path, surfaces: Path, mine: P
     assert named.startswith("0 "), named
 
 
+@pytest.mark.slow
 def test_a_config_of_ones_own_names_plugins(mine: Path, surfaces: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     dry = [*train(tmp_path, surfaces), "--dry-run"]
@@ -306,6 +308,7 @@ for work in (lambda: pl.Predictor.load(run), lambda: pl.train_folds(config, data
 """
 
 
+@pytest.mark.slow
 def test_a_hostile_run_runs_nothing_in_python_either(hostile: tuple[Path, Path], surfaces: Path, tmp_path: Path) -> None:
     run, trace = hostile
     told = python(IN_PYTHON, run, surfaces, tmp_path / "new")
@@ -466,6 +469,7 @@ def _known(name: str) -> bool:
     return name in LOSSES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty")
 def test_worker_processes_know_the_bytes_that_were_loaded(tmp_path: Path) -> None:
     path = written(tmp_path / "mine.py", SIMPLE.format("carried"))
@@ -475,6 +479,7 @@ def test_worker_processes_know_the_bytes_that_were_loaded(tmp_path: Path) -> Non
         assert list(pool.map(_known, ["carried", "unknown"])) == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty")
 def test_loader_workers_that_are_started_anew_know_them(mine: Path, surfaces: Path, tiny: Path, tmp_path: Path) -> None:
     """Such a worker gets the data set as bytes, in which transforms of a plugin stand by name."""
