@@ -244,6 +244,7 @@ def test_warnings_come_once_and_by_logging(tmp_path: Path, caplog: pytest.LogCap
     assert [("its voxels are 4 x 1 x 1" in r.getMessage(), r.name.startswith("pipeline.")) for r in told] == [(True, True)]
 
 
+@pytest.mark.slow
 def test_warnings_reach_standard_error_of_a_plain_script(tmp_path: Path) -> None:
     model = model_file(tmp_path, trained_on={"family": "array", "spacing": [1.0, 1.0, 1.0]})
     code = (

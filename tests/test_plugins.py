@@ -190,6 +190,7 @@ def test_whoever_uses_the_run_names_the_file_again(trained: Path, surfaces: Path
     assert not (trained / "run/fold_1").exists()
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_another_plugin(trained: Path, surfaces: Path, mine: Path, tmp_path: Path) -> None:
     changed = tmp_path / "mine.py"
     changed.write_text(mine.read_text() + "\n# changed\n")

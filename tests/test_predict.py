@@ -513,6 +513,7 @@ def test_evaluate_writes_the_contract(surfaces: Path, tmp_path: Path) -> None:
     assert evaluate.main(["--predictions", str(tmp_path / "p"), "--labels", str(labels)]) == 2
 
 
+@pytest.mark.slow
 def test_the_ignored_label_travels_with_predictions(run: Path, surfaces: Path, tmp_path: Path) -> None:
     """From the model's config through predict and ensemble to evaluate: value 2 is no class there, whatever the answers hold."""
     inputs, labels = surfaces / "train_images", surfaces / "train_labels"

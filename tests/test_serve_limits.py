@@ -265,6 +265,7 @@ def command(checkpoint: Path, temporary: Path) -> Iterator[tuple[subprocess.Pope
             process.kill()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_whatever_clients_do(sharper: Path, tmp_path: Path) -> None:
     """Beside half-sent heads and bodies, and an image that takes minutes: 4,000 x 4,000 pixels in tiles of 32."""
     Image.new("RGB", (4000, 4000)).save(tmp_path / "large.png")

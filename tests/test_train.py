@@ -221,6 +221,7 @@ def test_nan_stops_the_fold_and_names_the_case(
     assert sorted(r.status for r in results if r) == ["completed", "failed"]
 
 
+@pytest.mark.slow
 def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
     tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +391,7 @@ def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Pat
     assert "Early stopping" in (tmp_path / "run" / "fold_0" / "training_log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_average_is_the_average(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Running average by hand: 0.9/0.1 over the epochs from ``start`` on, and the equal average."""
     snapshots: list[dict[str, torch.Tensor]] = []
@@ -425,6 +427,7 @@ def test_batchnorm_statistics_of_the_average_are_recomputed(tiny: Path, surfaces
     assert any(not torch.allclose(best[k], swa[k]) for k in means)
 
 
+@pytest.mark.slow
 def test_init_from_lists_and_refuses(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tiny, surfaces, tmp_path / "a", "--fold", "0", "--set", "train.epochs=2") == 0
     model = tmp_path / "a" / "fold_0" / "best_model.safetensors"

@@ -129,6 +129,7 @@ def log(site: dict[str, str]) -> str:
     return "\n".join(p.read_text() for p in sorted(Path(site["ACTIVATE"]).parent.glob("*.log")))
 
 
+@pytest.mark.slow
 @on_slurm
 def test_usr1_saves_requeues_and_holds_back_what_depends_on_it(cluster: Cluster, site: dict[str, str]) -> None:
     fold = Path(site["RUN"]) / "fold_0"
@@ -192,6 +193,7 @@ def test_the_ensemble_refuses_and_says_what_to_submit(cluster: Cluster, site: di
     assert "sbatch --array=1,3 slurm/train_folds.sbatch" in log(site)
 
 
+@pytest.mark.slow
 @on_slurm
 def test_the_ensemble_waits_for_folds_that_are_in_the_queue_again(cluster: Cluster, site: dict[str, str]) -> None:
     """As after a node's failure or an administrator's requeue, when what depends on the array may have been released already."""
