@@ -275,20 +275,20 @@ def test_unreadable_files_and_folders(model: Path, tmp_path: Path, capsys: Outpu
 
 
 def test_an_entry_that_may_not_be_looked_at(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user who is not root: the error comes from the system call."""
+    """As for a user who is not root: the error comes from the system call. (No name of hexadecimal digits: temporary files have such.)"""
     data = tmp_path / "in"
-    for name in ("good", "bad"):
+    for name in ("good", "hidden"):
         picture(data / f"{name}.png")
     original = os.stat
 
     def stat(path: object, *more: object, **options: object) -> os.stat_result:
-        if "bad" in os.fspath(path):  # type: ignore[arg-type]
+        if "hidden" in os.fspath(path):  # type: ignore[arg-type]
             raise PermissionError(13, "Permission denied", path)
         return original(path, *more, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "stat", stat)
     assert run_predict(model, data, tmp_path / "out") == 3
-    assert {row["id"]: row["status"] for row in rows(tmp_path / "out")} == {"good": "done", "bad": "failed"}
+    assert {row["id"]: row["status"] for row in rows(tmp_path / "out")} == {"good": "done", "hidden": "failed"}
 
 
 def test_a_folder_that_may_not_be_listed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
