@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test slow lint clean
+.PHONY: install demo test slow fuzz properties lint clean
 
 install: .venv/.ready
 
@@ -19,12 +19,18 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # Kills, preemptions, ranks that die, a real Slurm where there is one: minutes of waiting for processes to start.
-# Then every property with new examples, which `make test` never draws: a failure names its seed.
+# Then every property with more examples than `make test` draws, the same ones every time: a gate must not depend on luck.
 slow: .venv/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
-	for n in 1 2 3; do \
-		seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
-		echo "properties with new examples, $$n of 3: --hypothesis-profile=fresh --hypothesis-seed=$$seed"; \
+	$(MAKE) properties SEEDS="1 2 3"
+
+# Every property with new examples, for the night: a failure names its seed.
+fuzz: .venv/.ready
+	$(MAKE) properties SEEDS="$$(od -An -N12 -tu4 /dev/urandom)"
+
+properties: .venv/.ready
+	for seed in $(SEEDS); do \
+		echo "properties with other examples: --hypothesis-profile=fresh --hypothesis-seed=$$seed"; \
 		$(BIN)/python -m pytest -n auto --dist loadfile -m hypothesis \
 			--hypothesis-profile=fresh --hypothesis-seed=$$seed || exit 1; \
 	done

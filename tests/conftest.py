@@ -15,14 +15,14 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-# Whether `make test` passes must not depend on the day, nor on what an earlier run left behind; `make slow` draws new examples.
+# Whether `make test` passes must not depend on the day, nor on what an earlier run left behind; `make slow` and `make fuzz` draw others.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.register_profile("fresh", derandomize=False, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
 
 
 def examples(count: int) -> int:
-    """Examples of a target that is fuzzed: so many in `make test`, eight times as many in each round of `make slow`."""
+    """Examples of a target that is fuzzed: so many in `make test`, eight times as many in each round of `make slow` and `make fuzz`."""
     return count if settings.default is not None and settings.default.derandomize else 8 * count
 
 

@@ -214,6 +214,16 @@ def test_a_palette_gives_indices_for_labels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(files.read(tmp_path / name, 2, labels=True)[0], PLANE[None])
 
 
+@pytest.mark.parametrize("mode", ["L", "P"])
+@pytest.mark.parametrize("extra", [1, 2])
+def test_more_alpha_than_samples_is_refused(tmp_path: Path, mode: str, extra: int) -> None:
+    path = tmp_path / "a.tif"
+    Image.frombytes(mode, PLANE.shape[::-1], PLANE.tobytes()).save(path, tiffinfo={338: (2,) * extra})
+    assert f"{extra} samples beside the colours (tag 338) of 1 in all" in str(files.probe(path, 2).problem)
+    with pytest.raises(files.FileError, match="tag 338"):
+        files.read(path, 2)
+
+
 def test_time_series_and_several_images_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", np.stack([STACK] * 2), imagej=True, metadata={"axes": "TZYX"})
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5, 2, 2), np.uint8), np.eye(4)), tmp_path / "t.nii")

@@ -131,6 +131,8 @@ def _segment_problem(page: Any, size: int) -> str | None:
         return "its directory is incomplete"
     if not all(isinstance(value, int) for value in (page.photometric, page.compression, page.samplesperpixel)):
         return "its colours, its compression or its number of samples (tags 262, 259, 277) are no numbers"
+    if (opaque := _opaque(page)) is not None and opaque < 1:
+        return f"it announces {len(page.extrasamples)} samples beside the colours (tag 338) of {page.samplesperpixel} in all"
     offsets, counts = page.dataoffsets, page.databytecounts
     wanted = math.prod(page.chunked)
     if page.planarconfig not in (1, 2):
@@ -272,8 +274,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
             colours, indices = (page.colormap.T >> 8).astype("uint8"), _numbers(array[0])  # type: ignore[union-attr]
             array = palette_labels(indices, colours)[None] if labels else colours[indices].transpose(2, 0, 1)
         else:
-            array = _numbers(array) if dims == 3 or labels else _seen(array, page)
-        array = array[: _opaque(page)]
+            array = (_numbers(array) if dims == 3 or labels else _seen(array, page))[: _opaque(page)]
         if _orientation(page) != 1:
             array = upright(array.transpose(1, 2, 0), _orientation(page)).transpose(2, 0, 1)
         return array, _geometry(tif, dims, labels)
