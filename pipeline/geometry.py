@@ -16,15 +16,15 @@ FLOOR = 1e-3
 class Tiling:
     """How a space of ``size`` voxels is covered by equal tiles.
 
-    ``grid`` is the stride of the network (1 along each axis unless given). Every tile starts and ends on it, so that a tile is pooled
-    as the whole space would be: the tile is rounded up to the grid, the steps between tiles are rounded down to it, and the space is
+    ``multiple`` is the stride of the network (1 along each axis unless given). Every tile starts and ends on it, so that a tile is pooled
+    as the whole space would be: the tile is rounded up to it, the steps between tiles are rounded down to it, and the space is
     padded at its far ends to the next multiple, where the last tile ends. Neighbours share ``overlap`` voxels (at most half of what
-    remains of a tile between its halos), or what the grid makes of that. A space smaller than the tile shrinks the tile to the
+    remains of a tile between its halos), or what ``multiple`` makes of that. A space smaller than the tile shrinks the tile to the
     padded space: along that axis it is computed in one piece, as it would be without tiles.
     ``halo`` voxels at the inner faces of a tile are computed but not used.
-    ``steps``, one for each axis, sets the distance of neighbouring tiles itself (rounded down to the grid, at least one stride),
+    ``steps``, one for each axis, sets the distance of neighbouring tiles itself (rounded down to ``multiple``, at least once that),
     whatever ``overlap`` says. ``sigma_scale``, one for each axis, is the Gaussian's standard deviation as a share of the tile.
-    ``tile`` and ``grid`` read as they came out of this, not as they were given. Raises ValueError where no such tiling exists.
+    ``tile`` and ``multiple`` read as they came out of this, not as they were given. Raises ValueError where no such tiling exists.
     """
 
     size: tuple[int, ...]
@@ -33,21 +33,21 @@ class Tiling:
     window: str = "gaussian"
     one_sided: bool = True
     halo: int = 0
-    grid: tuple[int, ...] = ()
+    multiple: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
     sigma_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        grid = self.grid or (1,) * len(self.size)
-        if not len(self.size) == len(self.tile) == len(grid):
-            raise ValueError(f"tile {self.tile}, grid {grid} and space {self.size} differ in their number of axes")
+        multiple = self.multiple or (1,) * len(self.size)
+        if not len(self.size) == len(self.tile) == len(multiple):
+            raise ValueError(f"tile {self.tile}, multiple {multiple} and space {self.size} differ in their number of axes")
         if any(per_axis and len(per_axis) != len(self.size) for per_axis in (self.steps, self.sigma_scale)):
             raise ValueError(f"steps {self.steps} and sigma_scale {self.sigma_scale} need one value for each of {len(self.size)} axes")
         if self.window not in WINDOWS:
             raise ValueError(f"window {self.window!r} is unknown; known: {', '.join(WINDOWS)}")
-        object.__setattr__(self, "grid", grid)
-        object.__setattr__(self, "tile", tuple(min(up(t, g), p) for t, g, p in zip(self.tile, grid, self.padded, strict=True)))
-        for tile, g, n in zip(self.tile, grid, self.padded, strict=True):
+        object.__setattr__(self, "multiple", multiple)
+        object.__setattr__(self, "tile", tuple(min(up(t, g), p) for t, g, p in zip(self.tile, multiple, self.padded, strict=True)))
+        for tile, g, n in zip(self.tile, multiple, self.padded, strict=True):
             if n > tile and tile - 2 * self.halo < g:
                 least = up(2 * self.halo + g, g)
                 raise ValueError(f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge it to at least {least}")
@@ -57,27 +57,27 @@ class Tiling:
 
     @property
     def padded(self) -> tuple[int, ...]:
-        """Size of the space after padding: the next multiples of the grid."""
-        return tuple(up(n, g) for n, g in zip(self.size, self.grid, strict=True))
+        """Size of the space after padding: the next multiples of ``multiple``."""
+        return tuple(up(n, g) for n, g in zip(self.size, self.multiple, strict=True))
 
     def starts(self, axis: int) -> list[int]:
-        """First voxel of every tile along one axis, increasing, multiples of the grid.
+        """First voxel of every tile along one axis, increasing, multiples of ``multiple``.
 
         >>> Tiling(size=(100,), tile=(64,), overlap=16).starts(0)
         [0, 36]
-        >>> Tiling(size=(100,), tile=(64,), overlap=16, grid=(16,)).starts(0)
+        >>> Tiling(size=(100,), tile=(64,), overlap=16, multiple=(16,)).starts(0)
         [0, 48]
         """
         n, tile = self.padded[axis], self.tile[axis]
         return [*range(0, n - tile, self._stride(axis)), n - tile]
 
     def _stride(self, axis: int) -> int:
-        core, grid = self.tile[axis] - 2 * self.halo, self.grid[axis]
+        core, multiple = self.tile[axis] - 2 * self.halo, self.multiple[axis]
         if self.steps:
-            return max(1, self.steps[axis] // grid) * grid
-        return max(1, (core - min(self.overlap, core // 2)) // grid) * grid
+            return max(1, self.steps[axis] // multiple) * multiple
+        return max(1, (core - min(self.overlap, core // 2)) // multiple) * multiple
 
-    def places(self) -> Iterator[tuple[int, ...]]:
+    def origins(self) -> Iterator[tuple[int, ...]]:
         """First voxel of every tile in C order: all tiles of one start along the first axis come together."""
         return itertools.product(*(self.starts(a) for a in range(len(self.size))))
 
@@ -85,14 +85,14 @@ class Tiling:
         """Number of tiles."""
         return int(np.prod([len(self.starts(a)) for a in range(len(self.size))]))
 
-    def speaks(self, place: Sequence[int], first: int, end: int) -> bool:
-        """Whether the tile at ``place`` has a weight in any of the rows ``first`` to ``end`` along the first axis.
+    def reaches(self, origin: Sequence[int], first: int, end: int) -> bool:
+        """Whether the tile at ``origin`` has a weight in any of the rows ``first`` to ``end`` along the first axis.
 
-        >>> [Tiling(size=(100,), tile=(64,), halo=8, grid=(4,)).speaks((start,), 0, 44) for start in (0, 36)]
+        >>> [Tiling(size=(100,), tile=(64,), halo=8, multiple=(4,)).reaches((start,), 0, 44) for start in (0, 36)]
         [True, False]
         """
-        low = place[0] + (self.halo if place[0] else 0)
-        high = place[0] + self.tile[0] - (self.halo if place[0] < self.padded[0] - self.tile[0] else 0)
+        low = origin[0] + (self.halo if origin[0] else 0)
+        high = origin[0] + self.tile[0] - (self.halo if origin[0] < self.padded[0] - self.tile[0] else 0)
         return low < end and high > first
 
     @property
@@ -100,10 +100,10 @@ class Tiling:
         """Distance of neighbouring tiles along the first axis; only the last one may come sooner."""
         return self._stride(0) if self.padded[0] > self.tile[0] else self.padded[0]
 
-    def weights(self, place: Sequence[int]) -> np.ndarray:
-        """Blending weight of the tile at ``place``: float32, shape ``tile``; at least ``FLOOR`` outside the halo, 0 inside it."""
+    def weights(self, origin: Sequence[int]) -> np.ndarray:
+        """Blending weight of the tile at ``origin``: float32, shape ``tile``; at least ``FLOOR`` outside the halo, 0 inside it."""
         profiles, inside = [], []
-        for axis, start in enumerate(place):
+        for axis, start in enumerate(origin):
             first, last = start == 0, start == self.padded[axis] - self.tile[axis]
             profiles.append(self._profile(axis, first, last))
             used = np.ones(self.tile[axis], bool)
@@ -125,13 +125,13 @@ class Tiling:
         return profile
 
 
-def up(n: int, grid: int) -> int:
-    """The next multiple of ``grid`` from ``n`` on.
+def up(n: int, multiple: int) -> int:
+    """The next multiple of ``multiple`` from ``n`` on.
 
     >>> up(17, 16), up(16, 16)
     (32, 16)
     """
-    return -(-n // grid) * grid
+    return -(-n // multiple) * multiple
 
 
 def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ from pipeline import files, networks, predict
 from pipeline.inference import backends
 from pipeline.inference import soft as softs
 from pipeline.inference.models import load_models, save_model
-from pipeline.inference.sliding_window import voice
+from pipeline.inference.sliding_window import network_ensemble
 from pipeline.networks import HeadedNet, receptive
 from pipeline.records import Checkpoint, Part
 
@@ -283,7 +283,14 @@ def test_voices_of_exports_speak_like_those_of_networks(tmp_path: Path) -> None:
     net, exported = _deblur()
     tiles = noise(2, 3, 24, 31)
     with torch.inference_mode():
-        assert float((voice([net], config, "cpu")(tiles)["main"] - voice([exported], config, "cpu")(tiles)["main"]).abs().max()) <= PARITY
+        assert (
+            float(
+                (network_ensemble([net], config, "cpu")(tiles)["main"] - network_ensemble([exported], config, "cpu")(tiles)["main"])
+                .abs()
+                .max()
+            )
+            <= PARITY
+        )
 
 
 def test_what_a_backend_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

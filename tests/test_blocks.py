@@ -30,7 +30,7 @@ from pipeline.files import Rows
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks
 from pipeline.inference.models import load_models, save_model
-from pipeline.inference.sliding_window import Source, settled, sliding_window, stream, tiling, voice
+from pipeline.inference.sliding_window import Source, network_ensemble, sliding_window, stream, tiling, with_fixed_norms
 from pipeline.morphology import SlabArray, labelling
 from pipeline.records import Checkpoint, Part, UserError
 from pipeline.workflows import predict as workflow
@@ -103,7 +103,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_any_rows_have_the_bits_of_the_whole(
     size: tuple[int, int], tile: int, overlap: int, halo: int, grid: int, batch: int, data: st.DataObject
 ) -> None:
-    tiles = Tiling(size=size, tile=(tile, tile), overlap=overlap, halo=halo, grid=(grid, grid))
+    tiles = Tiling(size=size, tile=(tile, tile), overlap=overlap, halo=halo, multiple=(grid, grid))
     source = Source(array=np.random.default_rng(0).random((1, *size), np.float32), scale=UNIT)
     convolution = main(torch.nn.Conv2d(1, 2, 3, padding=1))
     whole = sliding_window(source, convolution, tiles, batch)["main"]
@@ -120,12 +120,14 @@ def test_rows_of_a_network_with_instance_norm(norms: str, tmp_path: Path) -> Non
     networks_, config = load_models(
         [model(tmp_path, dims=2, norm="instance", predict={"patch": [104, 104], "overlap": 0, "norms": norms, "flips": True})]
     )
-    speak = voice(networks_, config, "cpu")
+    predict_tile = network_ensemble(networks_, config, "cpu")
     source = Source(array=np.random.default_rng(0).random((1, 330, 33), np.float32), scale=UNIT)
-    tiles = tiling(config, (330, 33), speak)
-    whole = sliding_window(source, settled(speak, source, tiles), tiles)["main"]
+    tiles = tiling(config, (330, 33), predict_tile)
+    whole = sliding_window(source, with_fixed_norms(predict_tile, source, tiles), tiles)["main"]
     taken: list[np.ndarray] = []
-    stream(source, settled(speak, source, tiles), tiles, lambda _, heads: taken.append(heads["main"].copy()), rows=(210, 230))
+    stream(
+        source, with_fixed_norms(predict_tile, source, tiles), tiles, lambda _, heads: taken.append(heads["main"].copy()), rows=(210, 230)
+    )
     np.testing.assert_array_equal(np.concatenate(taken, 1), whole[:, 210:230])
 
 
@@ -232,7 +234,7 @@ def test_what_is_there_is_not_computed_again(tiny: Path, tmp_path: Path, monkeyp
     """Stopped at a tile, a process leaves whole blocks; the next one computes the tiles of the others only."""
     data, out = volume(tmp_path / "in" / "a.tif", (65, 16, 16)), tmp_path / "out"
     assert go(tiny, data, tmp_path / "one") == 0
-    tiles = Tiling(size=(65, 16, 16), tile=(16, 16, 16), overlap=4, grid=(8, 8, 8))
+    tiles = Tiling(size=(65, 16, 16), tile=(16, 16, 16), overlap=4, multiple=(8, 8, 8))
     with monkeypatch.context() as patch:
         count_tiles(patch, stop_at=4)
         with pytest.raises(KeyboardInterrupt):

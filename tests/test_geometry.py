@@ -14,7 +14,7 @@ def blend(array: np.ndarray, tiling: Tiling) -> np.ndarray:
     """Reference: cut, weight, add, divide, in float64."""
     total = np.zeros(tiling.padded)
     weight = np.zeros(tiling.padded)
-    for place in tiling.places():
+    for place in tiling.origins():
         box = tuple(slice(p, p + t) for p, t in zip(place, tiling.tile, strict=True))
         w = tiling.weights(place)
         tile = crop(array, list(place), tiling.tile)
@@ -52,7 +52,7 @@ def test_tiles_cover_everything(size: list[int], tile: int, overlap: int, halo: 
         assert starts[0] == 0
         assert starts[-1] == tiling.padded[axis] - tiling.tile[axis]
         assert starts == sorted(set(starts))
-    assert tiling.count() == len(list(tiling.places()))
+    assert tiling.count() == len(list(tiling.origins()))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -95,7 +95,7 @@ def test_starts_are_those_of_monai() -> None:
 )
 def test_tiles_lie_on_the_grid_and_cover_everything(size: list[int], tile: int, grid: int, overlap: int, halo: int) -> None:
     tile = max(tile, 2 * halo + grid)
-    tiling = Tiling(size=tuple(size), tile=(tile,) * len(size), overlap=overlap, halo=halo, grid=(grid,) * len(size))
+    tiling = Tiling(size=tuple(size), tile=(tile,) * len(size), overlap=overlap, halo=halo, multiple=(grid,) * len(size))
     array = np.random.default_rng(0).normal(size=size)
     np.testing.assert_allclose(blend(array, tiling), array, atol=1e-12)
     for axis, n in enumerate(size):
@@ -111,7 +111,7 @@ def test_what_fits_lies_where_it_lay_without_a_grid() -> None:
     """Multiples of the stride throughout, the usual case: nothing moves."""
     for n, tile, overlap, grid in [(320, 128, 32, 16), (320, 64, 32, 16), (256, 256, 32, 16), (80, 48, 16, 8)]:
         plain = Tiling(size=(n,), tile=(tile,), overlap=overlap)
-        assert Tiling(size=(n,), tile=(tile,), overlap=overlap, grid=(grid,)).starts(0) == plain.starts(0)
+        assert Tiling(size=(n,), tile=(tile,), overlap=overlap, multiple=(grid,)).starts(0) == plain.starts(0)
 
 
 def test_crop_outside_is_filled() -> None:
@@ -140,10 +140,10 @@ def test_flips_are_their_own_inverse_and_all_different() -> None:
     ("kwargs", "word"),
     [
         ({"halo": 8}, "halo"),
-        ({"halo": 5, "grid": (8,)}, "at least 24"),
+        ({"halo": 5, "multiple": (8,)}, "at least 24"),
         ({"window": "box"}, "unknown"),
         ({"tile": (4, 4)}, "axes"),
-        ({"grid": (4, 4)}, "axes"),
+        ({"multiple": (4, 4)}, "axes"),
     ],
 )
 def test_impossible_tilings_are_refused(kwargs: dict, word: str) -> None:

@@ -16,7 +16,7 @@ from tiles import tiled
 from pipeline.config import ConfigError, from_dict
 from pipeline.data.normalise import Scale
 from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Source, resampled, scaled, tiling, voice
+from pipeline.inference.sliding_window import Source, network_ensemble, resampled, scaled, tiling
 from pipeline.networks import build
 from pipeline.records import Part, UserError
 
@@ -120,10 +120,10 @@ def test_flips_are_undone() -> None:
             return {"main": x + torch.arange(x.shape[-1])}
 
     x = torch.rand(2, 1, 8, 8, 8)
-    plain, turned = (voice([Pointwise()], config(f), "cpu")(x)["main"] for f in (False, True))
-    torch.testing.assert_close(plain, turned)
-    plain, turned = (voice([Ramp()], config(f), "cpu")(x)["main"] for f in (False, True))
-    assert (plain - turned).abs().max() > 0.1
+    plain, flipped = (network_ensemble([Pointwise()], config(f), "cpu")(x)["main"] for f in (False, True))
+    torch.testing.assert_close(plain, flipped)
+    plain, flipped = (network_ensemble([Ramp()], config(f), "cpu")(x)["main"] for f in (False, True))
+    assert (plain - flipped).abs().max() > 0.1
 
 
 def test_several_networks_are_averaged_by_weight() -> None:
@@ -136,9 +136,9 @@ def test_several_networks_are_averaged_by_weight() -> None:
             return {"main": torch.full_like(x, self.logit)}
 
     x = torch.zeros(1, 1, 8, 8, 8)
-    mean = voice([Constant(0.2), Constant(0.6)], config(True), "cpu")(x)["main"]
+    mean = network_ensemble([Constant(0.2), Constant(0.6)], config(True), "cpu")(x)["main"]
     torch.testing.assert_close(mean, torch.full_like(x, 0.4))
-    weighted = voice([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)["main"]
+    weighted = network_ensemble([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)["main"]
     torch.testing.assert_close(weighted, torch.full_like(x, 0.3))
 
 
@@ -160,31 +160,31 @@ def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
     network.eval()
     image = np.random.default_rng(0).random((3, 288, 352), np.float32)
     given = Source(array=image, scale=Scale(low=(0.0,) * 3, high=(1.0,) * 3))
-    speak = voice([network], config(dims=2), "cpu")
-    whole = tiled(given, speak, tiling(config(dims=2, patch="whole"), image.shape[1:]))
+    predict_tile = network_ensemble([network], config(dims=2), "cpu")
+    whole = tiled(given, predict_tile, tiling(config(dims=2, patch="whole"), image.shape[1:]))
     with torch.inference_mode():
         np.testing.assert_allclose(whole, network(torch.from_numpy(image[None]))["main"].sigmoid()[0].numpy(), atol=1e-6)
-    pieces = tiled(given, speak, tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]))
+    pieces = tiled(given, predict_tile, tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]))
     np.testing.assert_allclose(pieces, whole, atol=1e-6)
-    seams = tiled(given, speak, tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]))
+    seams = tiled(given, predict_tile, tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]))
     assert np.abs(seams - whole).max() > 1e-5
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: no"), MemoryError()])
 def test_out_of_memory_says_how_to_go_on(error: Exception) -> None:
-    def speak(tiles: torch.Tensor) -> torch.Tensor:
+    def predict_tile(tiles: torch.Tensor) -> torch.Tensor:
         raise error
 
     with pytest.raises(UserError, match="--patch-size 51 40"):
-        tiled(source((101, 80)), speak, tiling(config(dims=2, patch="whole"), (101, 80)))
+        tiled(source((101, 80)), predict_tile, tiling(config(dims=2, patch="whole"), (101, 80)))
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
-    def speak(tiles: torch.Tensor) -> torch.Tensor:
+    def predict_tile(tiles: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("sizes differ")
 
     with pytest.raises(RuntimeError, match="sizes differ"):
-        tiled(source((16, 16)), speak, tiling(config(dims=2), (16, 16)))
+        tiled(source((16, 16)), predict_tile, tiling(config(dims=2), (16, 16)))
 
 
 # --- scales ------------------------------------------------------------------------------------------------------------
@@ -217,8 +217,8 @@ def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size:
             return {"main": x}
 
     x = torch.full((1, 1, *[size] * dims), 0.3)
-    speak = voice([Count()], config(flips, dims=dims, scales=scales), "cpu")
-    torch.testing.assert_close(speak(x)["main"], torch.full_like(x, 0.3).sigmoid())
+    predict_tile = network_ensemble([Count()], config(flips, dims=dims, scales=scales), "cpu")
+    torch.testing.assert_close(predict_tile(x)["main"], torch.full_like(x, 0.3).sigmoid())
     assert asked == [scaled(x.shape[2:], s) for s in scales for _ in range(2**dims if flips else 1)]
 
 
@@ -226,7 +226,7 @@ def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size:
 @given(SCALES, st.sampled_from([2, 3]))
 def test_probabilities_of_classes_sum_to_1(scales: list[float], dims: int) -> None:
     x = torch.randn(2, 4, *[7] * dims, generator=torch.Generator().manual_seed(1)) * 5
-    soft = voice([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)["main"]
+    soft = network_ensemble([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)["main"]
     assert soft.min() >= 0
     torch.testing.assert_close(soft.sum(1), torch.ones(2, *[7] * dims))
 
@@ -238,14 +238,14 @@ def test_scale_1_alone_changes_no_bit() -> None:
     for turn in [(), (-2,), (-1,), (-2, -1)]:
         soft = torch.flip(network(torch.flip(x, turn))["main"].softmax(1), turn) * (1 / 4)
         expected = soft if expected is None else expected + soft
-    assert torch.equal(voice([network], config(True, dims=2, scales=[1]), "cpu")(x)["main"], expected)
+    assert torch.equal(network_ensemble([network], config(True, dims=2, scales=[1]), "cpu")(x)["main"], expected)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_scales_average_what_each_says_alone(dims: int) -> None:
     x = torch.rand(1, 1, *[10] * dims)
-    each = [voice([Squares()], config(dims=dims, scales=[s]), "cpu")(x)["main"] for s in (0.75, 1, 1.5)]
-    together = voice([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)["main"]
+    each = [network_ensemble([Squares()], config(dims=dims, scales=[s]), "cpu")(x)["main"] for s in (0.75, 1, 1.5)]
+    together = network_ensemble([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)["main"]
     torch.testing.assert_close(together, sum(each) / 3)
     assert (each[0] - each[1]).abs().max() > 1e-2
 
@@ -255,7 +255,7 @@ def test_a_smooth_image_comes_back_in_its_place(scale: float) -> None:
     """Identity network: a slow wave returns within the error of interpolation; half a voxel of shift would cost 0.1."""
     y, x = np.mgrid[:48, :64]
     image = torch.from_numpy(np.sin(y / 5) * np.cos(x / 5)).float()[None, None]
-    back = voice([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(image)["main"]
+    back = network_ensemble([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(image)["main"]
     error = (back - image).abs()[..., 3:-3, 3:-3]
     assert error.max() < 0.07
 

@@ -23,7 +23,7 @@ from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
 from pipeline.inference.models import CheckpointError, load_model, load_models, save_model
 from pipeline.inference.outputs import answer_files
-from pipeline.inference.sliding_window import Source, sliding_window, tiling, voice
+from pipeline.inference.sliding_window import Source, network_ensemble, sliding_window, tiling
 from pipeline.inference.writing import Target, write_answer
 from pipeline.metrics import METRICS
 from pipeline.records import Checkpoint, Part, UserError
@@ -339,7 +339,7 @@ def test_whole_and_scales_reach_the_network(flat: Path, tmp_path: Path, capsys: 
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, flips=True, scales=(0.75, 1.0)))
     source = Source(array=array, scale=normalise.fit(config.data.normalise, array))
     with torch.inference_mode():
-        expected = voice([network], config, "cpu")(torch.from_numpy(source.scale.apply(array)[None]))["main"][0].numpy()
+        expected = network_ensemble([network], config, "cpu")(torch.from_numpy(source.scale.apply(array)[None]))["main"][0].numpy()
     np.testing.assert_allclose(softs.load(tmp_path / "w" / "soft", "a").main, expected, atol=1e-3)
     with pytest.raises(SystemExit, match="2"):
         go(flat, tmp_path / "in", tmp_path / "x", "--whole", "--patch-size", "32")
@@ -567,8 +567,8 @@ def test_prediction_is_the_sliding_window(run: Path, surfaces: Path, tmp_path: P
     network.load_state_dict(dict(model.weights))
     array = tifffile.imread(surfaces / "test_images" / "900.tif")[None]
     scale = normalise.fit(config.data.normalise, array)
-    speak = voice([network], config, "cpu")
-    soft = sliding_window(Source(array=array, scale=scale), speak, tiling(config, array.shape[1:], speak))["main"]
+    predict_tile = network_ensemble([network], config, "cpu")
+    soft = sliding_window(Source(array=array, scale=scale), predict_tile, tiling(config, array.shape[1:], predict_tile))["main"]
     np.testing.assert_allclose(softs.load(tmp_path / "soft", "900").main, soft, atol=1e-3)
 
 

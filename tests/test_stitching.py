@@ -23,7 +23,7 @@ from pipeline.data.normalise import Scale
 from pipeline.geometry import WINDOWS, Tiling, up
 from pipeline.inference import norms
 from pipeline.inference.models import save_model
-from pipeline.inference.sliding_window import Source, cut, settled, tiling, voice
+from pipeline.inference.sliding_window import Source, cut, network_ensemble, tiling, with_fixed_norms
 from pipeline.inference.stitching import mismatch, warning, with_halo
 from pipeline.networks import HeadedNet, build, receptive
 from pipeline.records import Checkpoint, Part, UserError
@@ -64,9 +64,9 @@ def source(*shape: int, channels: int = 1) -> Source:
 
 def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
     settings_ = config(image.array.ndim - 1, **asked)
-    speak = voice([net], settings_, "cpu")
-    tiles = tiling(settings_, image.array.shape[1:], speak)
-    return tiled(image, settled(speak, image, tiles), tiles)
+    predict_tile = network_ensemble([net], settings_, "cpu")
+    tiles = tiling(settings_, image.array.shape[1:], predict_tile)
+    return tiled(image, with_fixed_norms(predict_tile, image, tiles), tiles)
 
 
 # --- T1, T2, T4: any network --------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
 @pytest.mark.parametrize("halo", [0, 8])
 def test_identity_to_the_last_pixel(window: str, n: int, halo: int) -> None:
     image = source(n, 53)
-    tiles = Tiling(size=(n, 53), tile=(32, 32), overlap=8, window=window, halo=halo, grid=(8, 8))
+    tiles = Tiling(size=(n, 53), tile=(32, 32), overlap=8, window=window, halo=halo, multiple=(8, 8))
     error = np.abs(tiled(image, lambda x: x, tiles) - image.array)
     assert error.max() < 1e-6
     assert max(error[:, 0].max(), error[:, -1].max(), error[..., 0].max(), error[..., -1].max()) < 1e-6
@@ -85,9 +85,9 @@ def test_identity_to_the_last_pixel(window: str, n: int, halo: int) -> None:
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_weights_are_positive_and_share_out_one(window: str) -> None:
-    tiles = Tiling(size=(61, 100), tile=(32, 48), overlap=8, window=window, halo=4, grid=(8, 8))
+    tiles = Tiling(size=(61, 100), tile=(32, 48), overlap=8, window=window, halo=4, multiple=(8, 8))
     total = np.zeros(tiles.padded)
-    boxes = [(tiles.weights(p), tuple(slice(a, a + t) for a, t in zip(p, tiles.tile, strict=True))) for p in tiles.places()]
+    boxes = [(tiles.weights(p), tuple(slice(a, a + t) for a, t in zip(p, tiles.tile, strict=True))) for p in tiles.origins()]
     for weights, box in boxes:
         assert weights.min() >= 0
         total[box] += weights
@@ -101,16 +101,16 @@ def test_weights_are_positive_and_share_out_one(window: str) -> None:
 class Backwards(Tiling):
     """The tiles of each band from right to left."""
 
-    def places(self) -> Iterator[tuple[int, ...]]:
-        return iter(sorted(super().places(), key=lambda p: (p[0], *(-x for x in p[1:]))))
+    def origins(self) -> Iterator[tuple[int, ...]]:
+        return iter(sorted(super().origins(), key=lambda p: (p[0], *(-x for x in p[1:]))))
 
 
 def test_order_and_batch_change_nothing() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(90, 77)
-    options: dict[str, Any] = {"size": (90, 77), "tile": (32, 32), "overlap": 8, "grid": (4, 4)}
+    options: dict[str, Any] = {"size": (90, 77), "tile": (32, 32), "overlap": 8, "multiple": (4, 4)}
     expected = tiled(image, lambda x: net(x)["main"], Tiling(**options))
     for tiles, batch in [(Tiling(**options), 5), (Backwards(**options), 1), (Backwards(**options), 3)]:
-        assert [*tiles.places()] != [*Tiling(**options).places()] or batch > 1
+        assert [*tiles.origins()] != [*Tiling(**options).origins()] or batch > 1
         np.testing.assert_allclose(tiled(image, lambda x: net(x)["main"], tiles, batch=batch), expected, atol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_radius_is_what_a_change_beyond_an_edge_reaches(name: str, dims: int, op
         other = x.clone()
         other[..., side] += 10 * torch.rand_like(other[..., side])
         with torch.inference_mode():
-            moved = (norms.speak(net, x, known)["main"] - norms.speak(net, other, known)["main"]).abs().flatten(0, -2).amax(0)
+            moved = (norms.with_moments(net, x, known)["main"] - norms.with_moments(net, other, known)["main"]).abs().flatten(0, -2).amax(0)
         untouched = moved[: edge - radius[-1]] if side.start else moved[edge + radius[-1] :]
         near = moved[edge - radius[-1] : edge] if side.start else moved[edge : edge + radius[-1]]
         assert untouched.max() == 0
@@ -271,7 +271,7 @@ def blend(image: np.ndarray, tiles: Tiling, profile: Any, net: Any = lambda x: x
     """A plain stitcher as they are commonly written: one profile in all tiles, sums divided by the weights, which are clamped."""
     total, weight = np.zeros(tiles.padded), np.zeros(tiles.padded)
     window = np.multiply.outer(profile, profile)
-    for y, x in tiles.places():
+    for y, x in tiles.origins():
         box = (slice(y, y + len(profile)), slice(x, x + len(profile)))
         total[box] += window * net(image[box])
         weight[box] += window
@@ -326,7 +326,7 @@ def test_a_reversed_feather_passes_the_identity_and_shows_its_seams() -> None:
 def test_a_halo_has_no_seams_at_all() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(97, 130)
     whole, halo = answer(net, image, patch="whole"), receptive.halo(net, 1, 2)
-    tiles = Tiling(size=(97, 130), tile=(72, 72), halo=halo, grid=(4, 4))
+    tiles = Tiling(size=(97, 130), tile=(72, 72), halo=halo, multiple=(4, 4))
     lines = [s + halo for s in tiles.starts(1)[1:]]
     exact = np.abs(answer(net, image, patch=[72] * 2, halo=halo) - whole)[0]
     assert exact.max() < 1e-5
@@ -339,7 +339,7 @@ def test_tiles_off_the_stride_are_not_the_whole_image() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(131, 98)
     whole, halo = answer(net, image, patch="whole"), receptive.halo(net, 1, 2)
     options: dict[str, Any] = {"size": (131, 98), "tile": (72, 72), "halo": halo}
-    on, off = (np.abs(tiled(image, lambda x: net(x)["main"], Tiling(**options, grid=grid)) - whole).max() for grid in ((4, 4), (1, 1)))
+    on, off = (np.abs(tiled(image, lambda x: net(x)["main"], Tiling(**options, multiple=grid)) - whole).max() for grid in ((4, 4), (1, 1)))
     assert on < 1e-5
     assert off > 1e-3
 
@@ -393,9 +393,9 @@ def test_statistics_of_each_flip_and_network_are_its_own(way: str) -> None:
     answers = []
     for asked in ({"patch": "whole"}, {"patch": [44] * 2, "halo": 20, "norms": way}):
         settings_ = config(2, flips=True, **asked)
-        speak = voice(nets, settings_, "cpu", [1, 2])
-        tiles = tiling(settings_, image.array.shape[1:], speak)
-        answers.append(tiled(image, settled(speak, image, tiles), tiles))
+        predict_tile = network_ensemble(nets, settings_, "cpu", [1, 2])
+        tiles = tiling(settings_, image.array.shape[1:], predict_tile)
+        answers.append(tiled(image, with_fixed_norms(predict_tile, image, tiles), tiles))
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
 
 
@@ -428,7 +428,7 @@ def test_turned_spaces_are_flipped() -> None:
     image = source(16, 24)
     space = norms.Space(size=(16, 24), read=lambda start, size: torch.from_numpy(cut(image, start, size)[None]))
     for axes in itertools.chain([(), (-1,), (-2,), (-2, -1)]):
-        part = space.turned(axes).read([2, 3], [5, 7]).numpy()[0]
+        part = space.flipped(axes).read([2, 3], [5, 7]).numpy()[0]
         np.testing.assert_array_equal(part, np.flip(image.array, axes)[:, 2:7, 3:10])
 
 
@@ -481,8 +481,8 @@ def warned(net: HeadedNet, image: Source, trained: int = 32, **asked: Any) -> st
     settings_ = config(2, **asked)
     patch = replace(settings_.data.patch, size=(trained, trained))
     settings_ = replace(settings_, data=replace(settings_.data, patch=patch))
-    speak = voice([net], settings_, "cpu")
-    return warning(speak, image, tiling(settings_, image.array.shape[1:], speak))
+    predict_tile = network_ensemble([net], settings_, "cpu")
+    return warning(predict_tile, image, tiling(settings_, image.array.shape[1:], predict_tile))
 
 
 def test_group_norm_is_told_with_a_number_and_what_helps() -> None:
@@ -491,8 +491,8 @@ def test_group_norm_is_told_with_a_number_and_what_helps() -> None:
     assert text is not None
     words = ("10 layers", "GroupNorm", "64 x 96", "64 x 64", "--norms frozen", "--norms exact", "--patch-size 32 32", "--whole")
     assert not [word for word in words if word not in text], text
-    speak = voice([net], config(2), "cpu")
-    found = mismatch(speak, image, Tiling(size=(150, 170), tile=(64, 64), grid=(4, 4)))
+    predict_tile = network_ensemble([net], config(2), "cpu")
+    found = mismatch(predict_tile, image, Tiling(size=(150, 170), tile=(64, 64), multiple=(4, 4)))
     assert found.most > found.mean > 0
     assert f"{found.most:.2g}" in text
 
@@ -505,8 +505,8 @@ def test_only_what_can_be_done_here_is_named() -> None:
     assert "--norms exact" not in scaled  # it goes with scale 1 only
     settings_ = config(2, patch=[64] * 2)
     patch = replace(settings_.data.patch, size=(32, 32))
-    speak = voice([net], replace(settings_, data=replace(settings_.data, patch=patch)), "cpu")
-    other = warning(speak, image, tiling(settings_, image.array.shape[1:], speak), "onnx")
+    predict_tile = network_ensemble([net], replace(settings_, data=replace(settings_.data, patch=patch)), "cpu")
+    other = warning(predict_tile, image, tiling(settings_, image.array.shape[1:], predict_tile), "onnx")
     assert other is not None
     assert "--backend torch --norms frozen" in other
     assert "a smaller --halo" in (warned(net, image, patch=[64] * 2, halo=16) or "")
@@ -613,6 +613,6 @@ def test_sums_are_as_high_as_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bands_of_a_large_image_are_whole() -> None:
     image = source(1031, 40)
-    tiles = Tiling(size=(1031, 40), tile=(64, 32), overlap=16, grid=(16, 16))
+    tiles = Tiling(size=(1031, 40), tile=(64, 32), overlap=16, multiple=(16, 16))
     np.testing.assert_allclose(tiled(image, lambda x: x, tiles, batch=3), image.array, atol=2e-6)
     assert replace(tiles, size=(64, 32)).count() == 1

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.data.store import Stored
 from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Replicas, Source, Speaker, sliding_window
+from pipeline.inference.sliding_window import NetworkEnsemble, Replicas, Source, sliding_window
 from pipeline.inference.soft import SoftPrediction, split
 from pipeline.scoring import held_out
 
@@ -22,8 +22,8 @@ def main(answer: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
 
 def tiled(source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: int = 1, device: str = "cpu") -> np.ndarray:
     """The main head ``(K, *S)`` of a whole case."""
-    speak = answer if isinstance(answer, Speaker | Replicas) else main(answer)
-    return sliding_window(source, speak, tiles, batch, device)["main"]
+    predict_tile = answer if isinstance(answer, NetworkEnsemble | Replicas) else main(answer)
+    return sliding_window(source, predict_tile, tiles, batch, device)["main"]
 
 
 def soft_of(config: Config, soft: np.ndarray, stored: Stored) -> SoftPrediction:

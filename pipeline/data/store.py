@@ -646,7 +646,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Turn the error of a store that may not be written into a UserError that says so."""
+    """FlipAxes the error of a store that may not be written into a UserError that says so."""
     try:
         yield
     except OSError as error:

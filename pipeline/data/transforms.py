@@ -209,7 +209,7 @@ def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float
 def _colour(
     keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: tuple[float, float] = (0.8, 1.2), gain: float = 0.05, both: bool = False
 ) -> list[Transform]:
-    """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
+    """FlipAxes hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
 
     For images of three channels, taken as red, green and blue; images with any other number are left as they are, and the same
     random numbers are used up. Details: :class:`RandColourd`.

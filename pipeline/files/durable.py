@@ -81,7 +81,7 @@ LONGEST_ENDING = 32
 
 @contextlib.contextmanager
 def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]:
-    """Turn an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of other files stay as they are."""
+    """FlipAxes an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of other files stay as they are."""
     own = {os.fspath(p) for p in (path, path.parent, temp) if p is not None}
     try:
         yield

@@ -39,7 +39,7 @@ class Frame:
     @property
     def low(self) -> tuple[int, ...]:
         """Padding in front of the image, along each axis: half of it, on the stride."""
-        axes = zip(self.tiles.size, self.size, self.tiles.grid, strict=True)
+        axes = zip(self.tiles.size, self.size, self.tiles.multiple, strict=True)
         return tuple((space - n) // 2 // g * g for space, n, g in axes)
 
 
@@ -89,22 +89,22 @@ class Blend:
                 f"the network answered with {names or 'tensors'} of {shapes} to one tile and "
                 f"{self.names or 'tensors'} of {before} to others; every tile needs the same outputs"
             )
-        for n, (place, item) in enumerate(spots):
-            if place[0] != self.start:
-                yield self.finished(place[0])
-                self.move(place[0])
-            for band, output, weight in zip(self.bands, outputs, self.weights(place), strict=True):
-                band.add(place, item, output[n], weight)
+        for n, (origin, item) in enumerate(spots):
+            if origin[0] != self.start:
+                yield self.finished(origin[0])
+                self.move(origin[0])
+            for band, output, weight in zip(self.bands, outputs, self.weights(origin), strict=True):
+                band.add(origin, item, output[n], weight)
 
-    def weights(self, place: Sequence[int]) -> list[torch.Tensor]:
+    def weights(self, origin: Sequence[int]) -> list[torch.Tensor]:
         """Weights of a tile for each output, float32 ``tile`` at its size."""
         tiles = self.frame.tiles
         kind: tuple = ()
         if tiles.one_sided or tiles.halo:  # tiles differ in which of their faces are borders
-            axes = zip(place, tiles.padded, tiles.tile, strict=True)
+            axes = zip(origin, tiles.padded, tiles.tile, strict=True)
             kind = tuple((p == 0, p == n - t) for p, n, t in axes)
         if self._weights is None or self._weights[0] != kind:
-            whole = torch.from_numpy(tiles.weights(place)).to(self.frame.device)
+            whole = torch.from_numpy(tiles.weights(origin)).to(self.frame.device)
             maps, last = [], whole
             for band in self.bands:
                 # From the output before, as MONAI does: it decides which voxel stands for others.
@@ -173,13 +173,13 @@ class Band:
 
     def add(
         self,
-        place: Sequence[int],
+        origin: Sequence[int],
         item: int,
         output: torch.Tensor,
         weight: torch.Tensor,
     ) -> None:
         """Add the answer ``(K, *tile)`` to one tile."""
-        first = [self._at(axis, start) for axis, start in enumerate(place)][1:]
+        first = [self._at(axis, start) for axis, start in enumerate(origin)][1:]
         across = (slice(f, f + n) for f, n in zip(first, self.tile[1:], strict=True))
         box = (slice(None), *across)
         weight = weight.to(self.sums.dtype)

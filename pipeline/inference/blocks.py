@@ -24,7 +24,7 @@ from pipeline import files
 from pipeline.config import Config, to_dict
 from pipeline.files import Rows
 from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Advance, Sink, Source, Voice, stream
+from pipeline.inference.sliding_window import Advance, SlabWriter, Source, TilePredictor, stream
 from pipeline.inference.soft import MAIN
 from pipeline.records import Case
 from pipeline.tasks import Task
@@ -73,7 +73,7 @@ class Blocks:
             runs.append((before, end))
         return runs
 
-    def writer(self) -> Sink:
+    def writer(self) -> SlabWriter:
         """A sink that writes each block as soon as its last row has come; it must be given whole blocks."""
         held: dict[str, np.ndarray] = {}
 
@@ -194,7 +194,7 @@ def share(counts: Sequence[int], index: int, number: int) -> list[range]:
 
 def compute(
     source: Source,
-    speak: Voice,
+    predict_tile: TilePredictor,
     tiles: Tiling,
     blocks: Blocks,
     runs: Sequence[tuple[int, int]],
@@ -204,4 +204,4 @@ def compute(
 ) -> None:
     """Compute and write the blocks of ``runs``, as :meth:`Blocks.missing` lists them."""
     for run in runs:
-        stream(source, speak, tiles, blocks.writer(), batch, device, run, advance)
+        stream(source, predict_tile, tiles, blocks.writer(), batch, device, run, advance)

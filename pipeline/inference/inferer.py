@@ -257,7 +257,7 @@ class SlidingWindowInferer(Inferer):
     def _batches(self, tiles: Tiling, items: int) -> Iterator[list[Spot]]:
         """Tiles of all items, place by place."""
         total = -(-tiles.count() * items // self.sw_batch_size)
-        spots = itertools.product(tiles.places(), range(items))
+        spots = itertools.product(tiles.origins(), range(items))
         batches = iter(lambda: list(itertools.islice(spots, self.sw_batch_size)), [])
         yield from tqdm(batches, total=total, disable=not self.progress)
 
@@ -286,7 +286,7 @@ class SlidingWindowInferer(Inferer):
             window=self.mode,
             one_sided=self.one_sided,
             halo=self.halo,
-            grid=stride,
+            multiple=stride,
             steps=tuple(int((t - 2 * self.halo) * (1 - o)) for t, o in zip(tile, overlap, strict=True)),
             sigma_scale=_per_axis("sigma_scale", self.sigma_scale, dims),
         )
@@ -305,13 +305,13 @@ class _Cutter:
 
     def stack(self, images: torch.Tensor, spots: Sequence[Spot]) -> torch.Tensor:
         """Copies of tiles ``(n, C, *tile)``."""
-        return torch.stack([self._cut(images[item], place) for place, item in spots])
+        return torch.stack([self._cut(images[item], origin) for origin, item in spots])
 
-    def _cut(self, image: torch.Tensor, place: Sequence[int]) -> torch.Tensor:
+    def _cut(self, image: torch.Tensor, origin: Sequence[int]) -> torch.Tensor:
         """A tile ``(C, *tile)``, padded by itself: the whole padded image is never made."""
         tiles, outside = self.frame.tiles, []
         for axis, (start, tile, n, space, low) in enumerate(
-            zip(place, tiles.tile, self.frame.size, tiles.size, self.frame.low, strict=True), 1
+            zip(origin, tiles.tile, self.frame.size, tiles.size, self.frame.low, strict=True), 1
         ):
             if low <= start and start + tile <= low + n:
                 image = image.narrow(axis, start - low, tile)

@@ -41,7 +41,7 @@ class Space:
     size: tuple[int, ...]
     read: Callable[[Sequence[int], Sequence[int]], Tensor]
 
-    def turned(self, axes: Sequence[int]) -> Space:
+    def flipped(self, axes: Sequence[int]) -> Space:
         """The same image flipped along ``axes``, counted from the end."""
         if not axes:
             return self
@@ -73,7 +73,7 @@ def holding(network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Mome
             vars(layer).pop("forward", None)
 
 
-def speak(network: nn.Module, tiles: Tensor, known: Sequence[Moments]) -> Mapping[str, Tensor]:
+def with_moments(network: nn.Module, tiles: Tensor, known: Sequence[Moments]) -> Mapping[str, Tensor]:
     """Heads of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own; none known: their own."""
     if not known:
         return network(tiles)
@@ -165,9 +165,9 @@ def exact(network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequen
     return tuple(known)
 
 
-def layouts(size: Sequence[int], tile: Sequence[int], grid: Sequence[int], spreads: Sequence[Sequence[int]]) -> list[list[list[_Box]]]:
+def layouts(size: Sequence[int], tile: Sequence[int], multiple: Sequence[int], spreads: Sequence[Sequence[int]]) -> list[list[list[_Box]]]:
     """For each call of a normalisation the boxes along each axis. Raises UserError where ``tile`` leaves nothing between the halos."""
-    return [[_boxes(*axis) for axis in zip(size, tile, spread, grid, strict=True)] for spread in spreads]
+    return [[_boxes(*axis) for axis in zip(size, tile, spread, multiple, strict=True)] for spread in spreads]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,16 +180,16 @@ class _Box:
     core: int
 
 
-def _boxes(size: int, tile: int, spread: int, grid: int) -> list[_Box]:
+def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
     """Tiles along one axis whose cores partition it, each with a halo of at least ``spread`` inside; all edges on the grid."""
-    tile, halo = up(tile, grid), up(spread, grid)
+    tile, halo = up(tile, multiple), up(spread, multiple)
     if size <= tile:
         return [_Box(start=0, length=size, skip=0, core=size)]
     core = tile - 2 * halo
-    if core < grid:
+    if core < multiple:
         raise UserError(
-            f"predict.norms exact needs tiles of at least {2 * halo + grid}, not {tile}: layers see {spread} voxels far. "
-            f"Enlarge them (--patch-size {2 * halo + grid}, or twice that to lose less in halos), or take --norms frozen."
+            f"predict.norms exact needs tiles of at least {2 * halo + multiple}, not {tile}: layers see {spread} voxels far. "
+            f"Enlarge them (--patch-size {2 * halo + multiple}, or twice that to lose less in halos), or take --norms frozen."
         )
     boxes = []
     for place in range(0, size, core):

@@ -27,7 +27,16 @@ from pipeline.geometry import Tiling
 from pipeline.grid import Grid, affine_grid, grid_of
 from pipeline.inference import backends, devices
 from pipeline.inference.models import find_models, load_facts, load_models
-from pipeline.inference.sliding_window import Advance, Replicas, Source, Voice, settled, sliding_window, tiling, voice
+from pipeline.inference.sliding_window import (
+    Advance,
+    Replicas,
+    Source,
+    TilePredictor,
+    network_ensemble,
+    sliding_window,
+    tiling,
+    with_fixed_norms,
+)
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.stitching import warning, with_halo
 from pipeline.inference.writing import decided
@@ -138,7 +147,7 @@ class Predictor:
     """
 
     config: Config
-    speak: Voice
+    predict_tile: TilePredictor
     models: tuple[str, ...]
     device: str
     channels: int = 0
@@ -305,14 +314,14 @@ class Predictor:
 
     def tiles(self, size: Sequence[int]) -> Tiling:
         """How a case of ``size`` voxels is tiled."""
-        return tiling(self.config, size, self.speak)
+        return tiling(self.config, size, self.predict_tile)
 
     def heads_of(self, source: Source, advance: Advance | None = None) -> dict[str, np.ndarray]:
         """Soft answers ``(K, *S)`` float32 by head of a case in model space; ``advance`` is told of every batch of tiles."""
         tiles = self.tiles(source.array.shape[1:])
         self.warn_of_tiles(source, tiles)
-        speak = settled(self.speak, source, tiles)
-        return sliding_window(source, speak, tiles, self.config.predict.batch, self.device, advance)
+        predict_tile = with_fixed_norms(self.predict_tile, source, tiles)
+        return sliding_window(source, predict_tile, tiles, self.config.predict.batch, self.device, advance)
 
     # --- what an input has to be ---
 
@@ -326,8 +335,8 @@ class Predictor:
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
         """Once: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
-        speak = self.speak.voices[0] if isinstance(self.speak, Replicas) else self.speak
-        if "norms" not in self.warned and (text := warning(speak, source, tiles, self.backend)):
+        predict_tile = self.predict_tile.ensembles[0] if isinstance(self.predict_tile, Replicas) else self.predict_tile
+        if "norms" not in self.warned and (text := warning(predict_tile, source, tiles, self.backend)):
             self.warned.add("norms")
             logger.warning(text)
 
@@ -365,11 +374,11 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
         config, text = with_halo(config, networks[0], facts.channels[0])
         logger.info(text)
     networks = [backends.accelerate(n.to(places[0]), p, options.backend) for n, p in zip(networks, paths, strict=True)]
-    voices = [voice(networks, config, places[0])]
-    voices += [voice([copy.deepcopy(n).to(place) for n in networks], config, place) for place in places[1:]]
+    ensembles = [network_ensemble(networks, config, places[0])]
+    ensembles += [network_ensemble([copy.deepcopy(n).to(place) for n in networks], config, place) for place in places[1:]]
     return Predictor(
         config=config,
-        speak=voices[0] if len(voices) == 1 else Replicas(voices),
+        predict_tile=ensembles[0] if len(ensembles) == 1 else Replicas(ensembles),
         models=tuple(str(p) for p in paths),
         device=places[0],
         channels=facts.channels[0],

@@ -29,7 +29,7 @@ from pipeline.tasks import TASKS
 Heads = dict[str, torch.Tensor]
 """Soft answers by head, ``{"main": (B, K, *tile)}`` float32."""
 
-Voice = Callable[[torch.Tensor], Heads]
+TilePredictor = Callable[[torch.Tensor], Heads]
 """Normalised tiles ``(B, C, *tile)`` -> soft answers by head."""
 
 
@@ -41,13 +41,13 @@ class Source:
     scale: Scale
 
 
-Turn = tuple[int, ...]
+FlipAxes = tuple[int, ...]
 """Axes that are flipped, counted from the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speaker:
-    """A :data:`Voice` of networks: the mean of their soft answers by ``shares``, over ``predict.scales`` and, with ``predict.flips``, all flips.
+class NetworkEnsemble:
+    """A :data:`TilePredictor` of networks: the mean of their soft answers by ``shares``, over ``predict.scales`` and, with ``predict.flips``, all flips.
 
     At a scale other than 1 the tile is resampled, and its soft answer is brought back to the tile's size before it is averaged.
     Linear resampling has weights that sum to 1, so probabilities still do.
@@ -58,15 +58,15 @@ class Speaker:
     shares: Sequence[float]
     config: Config
     device: str
-    fixed: Mapping[tuple[int, Turn, float], Sequence[norms.Moments]] = field(default_factory=dict)
+    fixed: Mapping[tuple[int, FlipAxes, float], Sequence[norms.Moments]] = field(default_factory=dict)
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def multiple(self) -> tuple[int, ...]:
         """Stride of the networks, which are of one kind."""
         return receptive.stride(self.networks[0], self.config.data.dims)
 
     @property
-    def turns(self) -> list[Turn]:
+    def flips(self) -> list[FlipAxes]:
         return flips(self.config.data.dims) if self.config.predict.flips else [()]
 
     def __call__(self, tiles: torch.Tensor) -> Heads:
@@ -81,20 +81,20 @@ class Speaker:
         amp, task = self._amp(), TASKS[self.config.task]
         inside = (..., *map(slice, tiles.shape[2:]))
         total: Heads = {}
-        for turn in self.turns:
-            turned = torch.flip(self._on_grid(tiles), turn) if turn else tiles
+        for axes in self.flips:
+            flipped = torch.flip(self._on_grid(tiles), axes) if axes else tiles
             for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
                 with torch.autocast(devices.kind(self.device), amp, enabled=amp is not None):
-                    outputs = norms.speak(network, turned, self.fixed.get((n, turn, scale), ()))
+                    outputs = norms.with_moments(network, flipped, self.fixed.get((n, axes, scale), ()))
                 heads = task.heads(outputs)
-                if turn:
-                    heads = {name: torch.flip(head, turn)[inside] for name, head in heads.items()}
+                if axes:
+                    heads = {name: torch.flip(head, axes)[inside] for name, head in heads.items()}
                 _add(total, {name: head * float(share) for name, head in heads.items()})
         return total
 
     def _on_grid(self, tiles: torch.Tensor) -> torch.Tensor:
         """Padded before it is flipped, so that a flipped image is pooled as its flipped tiles are."""
-        margin = [up(n, g) - n for n, g in zip(tiles.shape[2:], self.grid, strict=True)]
+        margin = [up(n, g) - n for n, g in zip(tiles.shape[2:], self.multiple, strict=True)]
         return functional.pad(tiles, [p for m in reversed(margin) for p in (0, m)], mode="replicate") if any(margin) else tiles
 
     def _amp(self) -> torch.dtype | None:
@@ -108,40 +108,42 @@ def _add(total: Heads, heads: Heads) -> None:
         total[name] = total[name] + head if name in total else head
 
 
-def voice(networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None) -> Speaker:
+def network_ensemble(
+    networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None
+) -> NetworkEnsemble:
     """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it; equal weights unless given."""
     require_weights(weights if weights is not None else [1.0])
     shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
-    turns = 2**config.data.dims if config.predict.flips else 1
-    shares = shares / shares.sum() / turns / len(config.predict.scales)
-    return Speaker(networks=tuple(networks), shares=tuple(shares), config=config, device=device)
+    flips = 2**config.data.dims if config.predict.flips else 1
+    shares = shares / shares.sum() / flips / len(config.predict.scales)
+    return NetworkEnsemble(networks=tuple(networks), shares=tuple(shares), config=config, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """A :data:`Voice` whose networks lie on several devices: batches of tiles go to them in turn, and come back in their order.
+    """A :data:`TilePredictor` whose networks lie on several devices: batches of tiles go to them in turn, and come back in their order.
 
     Where the devices compute alike, the answer has the bits of one device.
     """
 
-    voices: Sequence[Speaker]
+    ensembles: Sequence[NetworkEnsemble]
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def multiple(self) -> tuple[int, ...]:
         """Stride of the networks."""
-        return self.voices[0].grid
+        return self.ensembles[0].multiple
 
     def __call__(self, tiles: torch.Tensor) -> Heads:
-        return self.voices[0](tiles)
+        return self.ensembles[0](tiles)
 
-    def answers(self, stacks: Iterator[torch.Tensor]) -> Iterator[Heads]:
+    def predictions(self, stacks: Iterator[torch.Tensor]) -> Iterator[Heads]:
         """Soft answers to batches of tiles on the CPU, each on the device that computed it; one batch waits for each device."""
-        pools = [ThreadPoolExecutor(1, thread_name_prefix=voice.device) for voice in self.voices]
+        pools = [ThreadPoolExecutor(1, thread_name_prefix=ensemble.device) for ensemble in self.ensembles]
         pending: deque[Future[Heads]] = deque()
         try:
             for n, stack in enumerate(stacks):
-                turn = n % len(pools)
-                pending.append(pools[turn].submit(_answer, self.voices[turn], stack))
+                index = n % len(pools)
+                pending.append(pools[index].submit(_predict_batch, self.ensembles[index], stack))
                 if len(pending) > len(pools):
                     yield pending.popleft().result()
             while pending:
@@ -152,25 +154,25 @@ class Replicas:
 
 
 @torch.inference_mode()  # which is a thread's own
-def _answer(speak: Speaker, stack: torch.Tensor) -> Heads:
-    return speak(stack.to(speak.device))
+def _predict_batch(ensemble: NetworkEnsemble, stack: torch.Tensor) -> Heads:
+    return ensemble(stack.to(ensemble.device))
 
 
-def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
-    """The voice for one case: with ``predict.norms`` frozen or exact, its norms have the statistics of that case, for each network, flip and scale.
+def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling) -> TilePredictor:
+    """The predictor of tiles for one case: with ``predict.norms`` frozen or exact, its norms have the statistics of that case, for each network, flip and scale.
 
-    The same voice where nothing is to be settled: one tile, networks without such layers, ``predict.norms: tile``, a voice that is
-    no :class:`Speaker`. Raises UserError for layers that no statistics can mend, and for exact statistics at scales other than 1:
+    The same one where nothing is to be fixed: one tile, networks without such layers, ``predict.norms: tile``, a predictor that is
+    no :class:`NetworkEnsemble`. Raises UserError for layers that no statistics can mend, and for exact statistics at scales other than 1:
     resampled tiles are no part of a resampled image.
     """
-    if isinstance(speak, Replicas):
-        return Replicas([settled(voice, source, tiles) for voice in speak.voices])  # type: ignore[list-item] - each is a Speaker
-    if not isinstance(speak, Speaker) or speak.config.predict.norms == "tile" or tiles.count() == 1:
-        return speak
-    way, scales = speak.config.predict.norms, speak.config.predict.scales
-    for network in speak.networks[:1]:
+    if isinstance(predict_tile, Replicas):
+        return Replicas([with_fixed_norms(ensemble, source, tiles) for ensemble in predict_tile.ensembles])  # type: ignore[list-item] - each is a NetworkEnsemble
+    if not isinstance(predict_tile, NetworkEnsemble) or predict_tile.config.predict.norms == "tile" or tiles.count() == 1:
+        return predict_tile
+    way, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
+    for network in predict_tile.networks[:1]:
         if not receptive.tile_dependent(network):
-            return speak
+            return predict_tile
         if beyond := receptive.beyond_statistics(network):
             raise UserError(
                 f"predict.norms is {way}, but no statistics make tiles equal the whole image here: {', '.join(beyond[:3])} depends on a "
@@ -178,27 +180,27 @@ def settled(speak: Voice, source: Source, tiles: Tiling) -> Voice:
             )
     if way == "exact" and tuple(scales) != (1,):
         raise UserError(f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out, or take --norms frozen.")
-    return replace(speak, fixed=_statistics(speak, source, tiles))
+    return replace(predict_tile, fixed=_statistics(predict_tile, source, tiles))
 
 
-Key = tuple[int, Turn, float]
+Key = tuple[int, FlipAxes, float]
 """Number of a network, axes that are flipped, scale."""
 
 
-def _statistics(speak: Speaker, source: Source, tiles: Tiling) -> dict[Key, Sequence[norms.Moments]]:
+def _statistics(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> dict[Key, Sequence[norms.Moments]]:
     """Statistics of the norms of each network, flip and scale over a whole case."""
-    way, scales = speak.config.predict.norms, speak.config.predict.scales
-    space = norms.Space(size=tiles.padded, read=lambda start, size: _tensor(source, start, size, speak.device))
-    spreads = receptive.reach(speak.networks[0], len(source.array), len(tiles.size)).norms if way == "exact" else ()
+    way, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
+    space = norms.Space(size=tiles.padded, read=lambda start, size: _tensor(source, start, size, predict_tile.device))
+    spreads = receptive.reach(predict_tile.networks[0], len(source.array), len(tiles.size)).norms if way == "exact" else ()
     fixed: dict[Key, Sequence[norms.Moments]] = {}
-    for turn in speak.turns:
-        turned = space.turned(turn)
-        image = norms.reduced(turned) if way == "frozen" else None
-        for n, network in enumerate(speak.networks):
+    for axes in predict_tile.flips:
+        flipped = space.flipped(axes)
+        image = norms.reduced(flipped) if way == "frozen" else None
+        for n, network in enumerate(predict_tile.networks):
             for scale in scales:
-                key = (n, turn, scale)
+                key = (n, axes, scale)
                 if image is None:
-                    fixed[key] = norms.exact(network, turned, tiles.tile, spreads)
+                    fixed[key] = norms.exact(network, flipped, tiles.tile, spreads)
                 else:
                     fixed[key] = norms.frozen(network, resampled(image, scaled(image.shape[2:], scale)))
     return fixed
@@ -228,8 +230,8 @@ def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return functional.interpolate(batch, tuple(size), mode="bilinear" if flat else "trilinear", align_corners=False, antialias=flat)
 
 
-def tiling(config: Config, size: Sequence[int], speak: Voice | None = None) -> Tiling:
-    """The tiling that ``predict`` asks for, on the stride of the networks of ``speak`` where it has any.
+def tiling(config: Config, size: Sequence[int], predict_tile: TilePredictor | None = None) -> Tiling:
+    """The tiling that ``predict`` asks for, on the stride of the networks of ``with_moments`` where it has any.
 
     An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where halos leave nothing of a tile.
     """
@@ -244,16 +246,16 @@ def tiling(config: Config, size: Sequence[int], speak: Voice | None = None) -> T
             window=predict.window,
             one_sided=predict.one_sided,
             halo=0 if whole else predict.halo,
-            grid=() if whole or speak is None else getattr(speak, "grid", ()),
+            multiple=() if whole or predict_tile is None else getattr(predict_tile, "multiple", ()),
         )
     except ValueError as error:
         raise UserError(f"predict: {error} (--patch-size), or lower predict.halo (--halo).") from None
 
 
-Sink = Callable[[int, Mapping[str, np.ndarray]], None]
+SlabWriter = Callable[[int, Mapping[str, np.ndarray]], None]
 """Takes finished rows: the first one's number along the first space axis, and by head their soft answer ``(K, n, ...)`` float32.
 
-The arrays are good until the sink returns."""
+The arrays are good until the writer returns."""
 
 
 Advance = Callable[[int], object]
@@ -261,7 +263,7 @@ Advance = Callable[[int], object]
 
 
 def sliding_window(
-    source: Source, speak: Voice, tiles: Tiling, batch: int = 1, device: str = "cpu", advance: Advance | None = None
+    source: Source, predict_tile: TilePredictor, tiles: Tiling, batch: int = 1, device: str = "cpu", advance: Advance | None = None
 ) -> dict[str, np.ndarray]:
     """Soft answers ``(K, *S)`` float32 by head for a whole case.
 
@@ -276,16 +278,16 @@ def sliding_window(
                 out[name] = np.empty((len(rows), *tiles.size), np.float32)
             out[name][:, first : first + rows.shape[1]] = rows
 
-    stream(source, speak, tiles, keep, batch, device, advance=advance)
+    stream(source, predict_tile, tiles, keep, batch, device, advance=advance)
     return out
 
 
 @torch.inference_mode()
 def stream(
     source: Source,
-    speak: Voice,
+    predict_tile: TilePredictor,
     tiles: Tiling,
-    sink: Sink,
+    writer: SlabWriter,
     batch: int = 1,
     device: str = "cpu",
     rows: tuple[int, int] | None = None,
@@ -293,19 +295,19 @@ def stream(
 ) -> None:
     """Soft answers as they are finished: rows along the first space axis, in order, without gaps.
 
-    ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole answer: every tile that has a
-    say in them is computed, in the same batches, and summed in the same order. Raises UserError as :func:`sliding_window` does.
+    ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole answer: every tile that
+    reaches them is computed, in the same batches, and summed in the same order. Raises UserError as :func:`sliding_window` does.
     """
     wanted = rows or (0, tiles.size[0])
     blend = Blend(Frame(tiles=tiles, size=tiles.size, device=device))
     try:
-        for places, needed, heads in _answered(source, speak, tiles, (batch, device), wanted):
+        for origins, needed, heads in _predicted_batches(source, predict_tile, tiles, (batch, device), wanted):
             if advance is not None:
-                advance(len(places))
-            spots = [(place, 0) for place, use in zip(places, needed, strict=True) if use]
+                advance(len(origins))
+            spots = [(origin, 0) for origin, use in zip(origins, needed, strict=True) if use]
             used = {name: (head if all(needed) else head[needed]).to(device) for name, head in heads.items()}
             for slab in blend.add(spots, used):
-                _hand_on(slab, sink, wanted)
+                _write_wanted(slab, writer, wanted)
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not _out_of_memory(error):
             raise
@@ -314,37 +316,39 @@ def stream(
             f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller tiles, e.g. --patch-size {smaller} "
             f"(predict.patch), or fewer at a time (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
-    _hand_on(blend.rest(), sink, wanted)
+    _write_wanted(blend.rest(), writer, wanted)
 
 
-def _hand_on(slab: Slab, sink: Sink, wanted: tuple[int, int]) -> None:
+def _write_wanted(slab: Slab, writer: SlabWriter, wanted: tuple[int, int]) -> None:
     """Those rows of a slab that are wanted."""
     heads = {str(name): rows[0].cpu().numpy() for name, rows in zip(slab.names or (), slab.rows, strict=True)}
     count = next(iter(heads.values())).shape[1]
     low, high = max(slab.start, wanted[0]), min(slab.start + count, wanted[1])
     if low < high:
-        sink(low, {name: rows[:, low - slab.start : high - slab.start] for name, rows in heads.items()})
+        writer(low, {name: rows[:, low - slab.start : high - slab.start] for name, rows in heads.items()})
 
 
-Answered = tuple[list[tuple[int, ...]], list[bool], Heads]
-"""Places of a batch's tiles, which of them have a say in the rows that are wanted, and their soft answers."""
+PredictedBatch = tuple[list[tuple[int, ...]], list[bool], Heads]
+"""Places of a batch's tiles, which of them reach the rows that are wanted, and their soft answers."""
 
 
-def _answered(source: Source, speak: Voice, tiles: Tiling, how: tuple[int, str], rows: tuple[int, int]) -> Iterator[Answered]:
-    """Batches with a tile that has a say in ``rows``, in order. ``how``: tiles in a batch, and the device of one voice."""
+def _predicted_batches(
+    source: Source, predict_tile: TilePredictor, tiles: Tiling, how: tuple[int, str], rows: tuple[int, int]
+) -> Iterator[PredictedBatch]:
+    """Batches with a tile that reaches ``rows``, in order. ``how``: tiles in a batch, and the device of one ensemble."""
     batch, device = how
     waiting: deque[tuple[list[tuple[int, ...]], list[bool]]] = deque()
 
     def stacks() -> Iterator[torch.Tensor]:
-        for places in _batches(tiles, batch):
-            needed = [tiles.speaks(place, *rows) for place in places]
+        for origins in _batches(tiles, batch):
+            needed = [tiles.reaches(origin, *rows) for origin in origins]
             if any(needed):
-                waiting.append((places, needed))
+                waiting.append((origins, needed))
                 # Tiles that share a batch are computed together even where some are not needed: its size may change the last bits.
-                yield torch.from_numpy(np.stack([cut(source, place, tiles.tile) for place in places]))
+                yield torch.from_numpy(np.stack([cut(source, origin, tiles.tile) for origin in origins]))
 
-    several = isinstance(speak, Replicas)
-    for heads in speak.answers(stacks()) if several else (speak(stack.to(device)) for stack in stacks()):
+    several = isinstance(predict_tile, Replicas)
+    for heads in predict_tile.predictions(stacks()) if several else (predict_tile(stack.to(device)) for stack in stacks()):
         yield *waiting.popleft(), heads
 
 
@@ -355,8 +359,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
     group: list[tuple[int, ...]] = []
-    for place in tiles.places():
-        group.append(place)
+    for origin in tiles.origins():
+        group.append(origin)
         if len(group) == batch:
             yield group
             group = []

@@ -12,7 +12,7 @@ import torch
 from pipeline.config import Config
 from pipeline.data import normalise
 from pipeline.geometry import Tiling, up
-from pipeline.inference.sliding_window import Source, Speaker, Voice, sliding_window
+from pipeline.inference.sliding_window import NetworkEnsemble, Source, TilePredictor, sliding_window
 from pipeline.networks import receptive
 from pipeline.records import UserError
 
@@ -30,41 +30,46 @@ class Mismatch:
     mean: float
 
 
-def mismatch(speak: Speaker, source: Source, tiles: Tiling) -> Mismatch:
+def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mismatch:
     """Predict a crop from the middle of a case whole and in tiles, with the first network, without flips and scales.
 
     The crop is a tile and a half long along the last axis that has several tiles, one tile along the others. Tiles longer than
     ``SAMPLE`` are cut to that, and halos that do not fit into them as well.
     """
-    grid, space = tiles.grid, source.array.shape[1:]
-    tile = [min(t, up(SAMPLE[len(space)], g)) for t, g in zip(tiles.tile, grid, strict=True)]
+    multiple, space = tiles.multiple, source.array.shape[1:]
+    tile = [min(t, up(SAMPLE[len(space)], g)) for t, g in zip(tiles.tile, multiple, strict=True)]
     size = [min(n, t) for n, t in zip(space, tile, strict=True)]
     along = max(a for a, (n, t) in enumerate(zip(space, tile, strict=True)) if n > t)
-    size[along] = min(space[along], up(tile[along] * 3 // 2, grid[along]))
+    size[along] = min(space[along], up(tile[along] * 3 // 2, multiple[along]))
     start = [(n - m) // 2 for n, m in zip(space, size, strict=True)]
     sample = replace(source, array=source.array[(slice(None), *(slice(s, s + m) for s, m in zip(start, size, strict=True)))])
-    plain = replace(speak.config, predict=replace(speak.config.predict, flips=False, scales=(1.0,)))
-    alone = replace(speak, networks=speak.networks[:1], shares=(1.0,), config=plain)
-    pieces = replace(tiles, size=tuple(size), tile=tuple(tile), halo=min(tiles.halo, (tile[along] - grid[along]) // 2))
-    whole = sliding_window(sample, alone, replace(pieces, tile=tuple(size)), device=speak.device)
-    tiled = sliding_window(sample, alone, pieces, device=speak.device)
+    plain = replace(predict_tile.config, predict=replace(predict_tile.config.predict, flips=False, scales=(1.0,)))
+    alone = replace(predict_tile, networks=predict_tile.networks[:1], shares=(1.0,), config=plain)
+    pieces = replace(tiles, size=tuple(size), tile=tuple(tile), halo=min(tiles.halo, (tile[along] - multiple[along]) // 2))
+    whole = sliding_window(sample, alone, replace(pieces, tile=tuple(size)), device=predict_tile.device)
+    tiled = sliding_window(sample, alone, pieces, device=predict_tile.device)
     error = np.concatenate([np.abs(tiled[name] - whole[name]) for name in whole])
     return Mismatch(size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean()))
 
 
-def warning(speak: Voice, source: Source, tiles: Tiling, backend: str = "torch") -> str | None:
+def warning(predict_tile: TilePredictor, source: Source, tiles: Tiling, backend: str = "torch") -> str | None:
     """What to tell about a case whose tiles cannot equal the whole image whatever their halo: the measured difference, and what helps.
 
     ``None``, and nothing is measured, where there is nothing to tell: one tile, statistics already those of the whole, no such layer,
-    no :class:`Speaker`, and tiles of the training size, in which the network sees what it learned from.
+    no :class:`NetworkEnsemble`, and tiles of the training size, in which the network sees what it learned from.
     """
-    if not isinstance(speak, Speaker) or tiles.count() == 1 or speak.config.predict.norms != "tile" or _as_trained(speak.config, tiles):
+    if (
+        not isinstance(predict_tile, NetworkEnsemble)
+        or tiles.count() == 1
+        or predict_tile.config.predict.norms != "tile"
+        or _as_trained(predict_tile.config, tiles)
+    ):
         return None
-    layers = receptive.tile_dependent(speak.networks[0])
+    layers = receptive.tile_dependent(predict_tile.networks[0])
     if not layers:
         return None
-    found = mismatch(speak, source, tiles)
-    ways = "; ".join(f"({n}) {way}" for n, way in enumerate(_ways_out(speak, source, tiles, backend), 1))
+    found = mismatch(predict_tile, source, tiles)
+    ways = "; ".join(f"({n}) {way}" for n, way in enumerate(_ways_out(predict_tile, source, tiles, backend), 1))
     return (
         f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from whole ones, by {found.most:.2g} at most and "
         f"{found.mean:.2g} on average in a sample of {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {ways}."
@@ -73,19 +78,19 @@ def warning(speak: Voice, source: Source, tiles: Tiling, backend: str = "torch")
 
 def _as_trained(config: Config, tiles: Tiling) -> bool:
     """Whether the network gets tiles of the size of its training patches, which are shorter where the whole space is."""
-    sizes = zip(config.data.patch.size, tiles.grid, tiles.padded, strict=True)
+    sizes = zip(config.data.patch.size, tiles.multiple, tiles.padded, strict=True)
     return tiles.tile == tuple(min(up(n, g), whole) for n, g, whole in sizes)
 
 
-def _ways_out(speak: Speaker, source: Source, tiles: Tiling, backend: str) -> list[str]:
+def _ways_out(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling, backend: str) -> list[str]:
     """What can be done, of that which can be done here."""
-    trained, predict = speak.config.data.patch.size, speak.config.predict
+    trained, predict = predict_tile.config.data.patch.size, predict_tile.config.predict
     room = "" if all(n > 2 * tiles.halo for n in trained) else " and a smaller --halo"
     ways = [
         f"tiles of the training size, {_edges(trained)} (--patch-size {' '.join(map(str, trained))}{room}), so that the network sees "
         "what it learned from"
     ]
-    if not receptive.beyond_statistics(speak.networks[0]):  # enlargement and pooling of whole maps cannot be mended by statistics
+    if not receptive.beyond_statistics(predict_tile.networks[0]):  # enlargement and pooling of whole maps cannot be mended by statistics
         other = "" if backend == "torch" else "--backend torch "
         ways.append(f"{other}--norms frozen, statistics of one pass over the (reduced) whole image")
         if tuple(predict.scales) == (1,):
@@ -103,19 +108,19 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
     predict, dims = config.predict, config.data.dims
     if predict.patch == "whole":
         return config, "Halo: none, each image is predicted in one piece."
-    radius, grid = receptive.radius(network, channels, dims), receptive.stride(network, dims)
+    radius, multiple = receptive.radius(network, channels, dims), receptive.stride(network, dims)
     halo = receptive.halo(network, channels, dims)
-    tile = [up(t, g) for t, g in zip(predict.patch or config.data.patch.size, grid, strict=True)]
+    tile = [up(t, g) for t, g in zip(predict.patch or config.data.patch.size, multiple, strict=True)]
     core = [t - 2 * halo for t in tile]
-    least = [up(2 * halo + g, g) for g in grid]
-    if any(c < g for c, g in zip(core, grid, strict=True)):
+    least = [up(2 * halo + g, g) for g in multiple]
+    if any(c < g for c, g in zip(core, multiple, strict=True)):
         raise UserError(
             f"--halo auto: the network sees {_edges(radius)} voxels beyond a place, so its tiles need at least {_edges(least)}, not "
-            f"{_edges(tile)}. Give e.g. --patch-size {' '.join(str(up(4 * halo, g)) for g in grid)}, or a smaller --halo, which leaves faint seams."
+            f"{_edges(tile)}. Give e.g. --patch-size {' '.join(str(up(4 * halo, g)) for g in multiple)}, or a smaller --halo, which leaves faint seams."
         )
     wasted = 1 - prod(core) / prod(tile)
     told = (
-        f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is {_edges(grid)}. Of an inner tile of "
+        f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is {_edges(multiple)}. Of an inner tile of "
         f"{_edges(tile)}, {_edges(core)} are used: {wasted:.0%} of its work goes into the halo"
     )
     more = " Larger tiles (--patch-size) lose less; overlap adds nothing to exact tiles (--overlap 0)."

@@ -101,14 +101,14 @@ def _probe(network: nn.Module, log: list[Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda x: twin(x)["main"]
 
 
-def _along(probe: Callable[[Tensor], Tensor], log: list[Tensor], channels: int, axis: int, grid: Sequence[int]) -> list[int]:
+def _along(probe: Callable[[Tensor], Tensor], log: list[Tensor], channels: int, axis: int, multiple: Sequence[int]) -> list[int]:
     """Radius along one axis: of the answer, then of each normalisation."""
-    length = up(max(64, 8 * grid[axis]), 2 * grid[axis])
-    while length <= max(LONGEST, 16 * grid[axis]):
-        edge = up(length // 2, grid[axis])
+    length = up(max(64, 8 * multiple[axis]), 2 * multiple[axis])
+    while length <= max(LONGEST, 16 * multiple[axis]):
+        edge = up(length // 2, multiple[axis])
         sides = []
         for side in (slice(edge, None), slice(None, edge)):
-            x = torch.zeros(1, channels, *grid).repeat_interleave(length // grid[axis], 2 + axis)
+            x = torch.zeros(1, channels, *multiple).repeat_interleave(length // multiple[axis], 2 + axis)
             x.transpose(0, 2 + axis)[side] = torch.nan
             log.clear()
             with torch.inference_mode():

@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.data.store import Stored
 from pipeline.inference import soft as softs
 from pipeline.inference.models import build, load_model
-from pipeline.inference.sliding_window import Source, Voice, settled, sliding_window, tiling, voice
+from pipeline.inference.sliding_window import Source, TilePredictor, network_ensemble, sliding_window, tiling, with_fixed_norms
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import decided
 from pipeline.metrics import better
@@ -62,7 +62,7 @@ def score(config: Config, soft: SoftPrediction, stored: Stored, scoring: Scoring
 def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
     """Predict and score the held-out cases with one model. A case that is already done (its ``.json`` is there) is not done again."""
     network, config = build(load_model(model_path), str(model_path))
-    speak = voice([network.to(job.device)], config, job.device)
+    predict_tile = network_ensemble([network.to(job.device)], config, job.device)
     scores: dict[str, Scores] = {}
     total = len(job.cases)
 
@@ -73,7 +73,7 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
         advance(0)
         done = job.folder / f"{stored.case.id}.scores.json"
         if not done.is_file():
-            prediction = predict_stored(stored, config, speak, job.device, advance)
+            prediction = predict_stored(stored, config, predict_tile, job.device, advance)
             softs.save(job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.task)))
             files.write_json(done, score(config, prediction, stored, job.scoring))
         found = files.read_document(done, documents.CaseScores, "Remove it: the case is predicted and scored again")
@@ -83,12 +83,12 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
 
 
 def predict_stored(
-    stored: Stored, config: Config, speak: Voice, device: str, progress: Callable[[float], None] | None = None
+    stored: Stored, config: Config, predict_tile: TilePredictor, device: str, progress: Callable[[float], None] | None = None
 ) -> SoftPrediction:
     """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
     array = stored.image.array
-    source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], speak)
-    fixed, done = settled(speak, source, tiles), 0
+    source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], predict_tile)
+    fixed, done = with_fixed_norms(predict_tile, source, tiles), 0
 
     def advance(number: int) -> None:
         nonlocal done

@@ -28,7 +28,7 @@ from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.blocks import Blocks
 from pipeline.inference.predictor import ModelOptions, Predictor, prepare
-from pipeline.inference.sliding_window import Source, settled
+from pipeline.inference.sliding_window import Source, with_fixed_norms
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
 from pipeline.progress import steps
@@ -412,8 +412,8 @@ def _computed(job: PredictJob, source: Source, tiles: Tiling, found: tuple[Block
     runs = parts.missing(parts.wanted(which))
     if runs:
         job.predictor.warn_of_tiles(source, tiles)
-        speak = settled(job.predictor.speak, source, tiles)
-        needed = sum(any(tiles.speaks(place, *run) for run in runs) for place in tiles.places())
+        predict_tile = with_fixed_norms(job.predictor.predict_tile, source, tiles)
+        needed = sum(any(tiles.reaches(place, *run) for run in runs) for place in tiles.origins())
         with steps("Predicting", needed) as advance:
-            blocks.compute(source, speak, tiles, parts, runs, job.config.predict.batch, job.predictor.device, advance)
+            blocks.compute(source, predict_tile, tiles, parts, runs, job.config.predict.batch, job.predictor.device, advance)
     return {} if which is not None else parts.soft(TASKS[job.config.task], _channels(job))

@@ -139,8 +139,8 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     array = np.load(arguments.folder / "image.npy")
     source = Source(array=array, scale=normalise.fit(predictor.config.data.normalise, array))
     began = time.perf_counter()
-    tiles = tiling(predictor.config, array.shape[1:], predictor.speak)
-    soft = sliding_window(source, predictor.speak, tiles, predictor.config.predict.batch, "cpu")
+    tiles = tiling(predictor.config, array.shape[1:], predictor.predict_tile)
+    soft = sliding_window(source, predictor.predict_tile, tiles, predictor.config.predict.batch, "cpu")
     seconds, most = time.perf_counter() - began, peak()
     return {"seconds": seconds, "start": start, "peak": most, "difference": compared(arguments, backend, soft), "threads": threads}
 

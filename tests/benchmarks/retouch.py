@@ -41,7 +41,7 @@ def tiling(size: Sequence[int], tiled: bool):
 
     if not tiled:
         return Tiling(size=tuple(size), tile=tuple(size))
-    return Tiling(size=tuple(size), tile=(TILE, TILE), overlap=OVERLAP, grid=(16, 16))
+    return Tiling(size=tuple(size), tile=(TILE, TILE), overlap=OVERLAP, multiple=(16, 16))
 
 
 def gmac(size: Sequence[int], name: str, part: str = "Global", **options: object) -> float:
@@ -101,7 +101,7 @@ def tiled(folder: Path) -> float:
     net, tiles = network("image_unet"), tiling(asked["size"], tiled=True)
     taken: list[float] = []
 
-    def speak(x: torch.Tensor) -> torch.Tensor:
+    def predict_tile(x: torch.Tensor) -> torch.Tensor:
         if len(taken) == asked["tiles"]:
             return x
         began = time.perf_counter()
@@ -110,7 +110,7 @@ def tiled(folder: Path) -> float:
         return soft
 
     began = time.perf_counter()
-    sliding_window(_source(folder), speak, tiles)
+    sliding_window(_source(folder), predict_tile, tiles)
     around = time.perf_counter() - began - sum(taken)
     return statistics.median(taken) * tiles.count() + around
 

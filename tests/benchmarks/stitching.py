@@ -59,7 +59,7 @@ def ours_tiled(net: torch.nn.Module, array: np.ndarray, window: str, halo: int) 
     from pipeline.inference.sliding_window import Source, sliding_window
     from pipeline.networks.receptive import stride
 
-    tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, window=window, halo=halo, grid=stride(net, 2))
+    tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, window=window, halo=halo, multiple=stride(net, 2))
     source = Source(array=array, scale=Scale(low=(0.0,) * 3, high=(255.0,) * 3))
     starts = tiles.starts(1)
     lines = [s + halo for s in starts[1:]] + [s + TILE - halo for s in starts[:-1]]
@@ -118,7 +118,7 @@ def ours(folder: Path) -> float:
     net = network()
     began = time.perf_counter()
     array = np.load(folder / "image.npy", mmap_mode="r")
-    tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, grid=(4, 4))
+    tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, multiple=(4, 4))
     sliding_window(Source(array=array, scale=Scale(low=(0.0,) * 3, high=(255.0,) * 3)), lambda x: net(x)["main"], tiles)
     return time.perf_counter() - began
 

@@ -194,7 +194,7 @@ def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
     patch = config.predict.patch if isinstance(config.predict.patch, tuple) else config.data.patch.size
     for size in sorted({s[1:] for s in shapes}):
         try:
-            Tiling(size=size, tile=patch, halo=config.predict.halo, grid=receptive.stride(network, config.data.dims))
+            Tiling(size=size, tile=patch, halo=config.predict.halo, multiple=receptive.stride(network, config.data.dims))
         except ValueError as error:
             yield Problem(f"predict.halo is {config.predict.halo}: {error}, or lower predict.halo.", ("predict.halo",))
             return
