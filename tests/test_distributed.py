@@ -89,13 +89,13 @@ def test_a_rank_that_is_dead_or_hangs_is_named(how: str, tmp_path: Path) -> None
 
 
 def test_a_process_by_itself_is_a_team() -> None:
-    team = distributed.join("cpu", 1.0)
-    assert team.alone
-    assert team.leads
-    assert team.agree(True, False) == (True, False)
-    assert team.gather({"a": 1}) == [{"a": 1}]
-    assert team.leader_first(lambda: 5, "five") == 5
+    context = distributed.join("cpu", 1.0)
+    assert context.is_single
+    assert context.is_main
+    assert context.any_rank(True, False) == (True, False)
+    assert context.all_gather({"a": 1}) == [{"a": 1}]
+    assert context.main_first(lambda: 5, "five") == 5
     network = torch.nn.Linear(1, 1)
-    assert distributed.parallel(network, team) is network
-    assert distributed.synchronised(network, team) is network
-    distributed.leave(team)
+    assert distributed.parallel(network, context) is network
+    assert distributed.with_sync_batchnorm(network, context) is network
+    distributed.leave(context)

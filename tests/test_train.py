@@ -281,7 +281,7 @@ class Poisoned:
     def __init__(self, loss: float) -> None:
         self.loss = loss
 
-    def gather(self, value: list[Any]) -> list[Any]:
+    def all_gather(self, value: list[Any]) -> list[Any]:
         _, count, values, shares = value
         return [value, [["x", "y"], count, {**values, "train_loss": self.loss, "train/dice": self.loss}, shares]]
 
@@ -294,7 +294,7 @@ def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: flo
     config = from_dict({"name": "t", "data": {"dims": 2, "layout": "folders", "patch": patch}, "network": "unet", "losses": ["dice"]})
     losses = WeightedSum(config.losses, config.kinds, None)
     loader = SimpleNamespace(share=lambda step: 1.0)
-    job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, team=Poisoned(loss), version=2)
+    job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, context=Poisoned(loss), version=2)
     state: Any = SimpleNamespace(
         epoch=4, forward=lambda x: {"main": network(x)}, means=loop.Means(), scaler=torch.amp.GradScaler("cpu", enabled=False)
     )

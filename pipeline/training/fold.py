@@ -34,7 +34,7 @@ from pipeline.scoring.stored import Scoring
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
-from pipeline.training.distributed import Team
+from pipeline.training.distributed import DistributedContext
 from pipeline.training.loop import Job, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class TrainingRun:
     """Input and output channels of the network."""
     stored: Mapping[str, Stored]
     splits: Sequence[Split]
-    team: Team
+    context: DistributedContext
     version: int
     """Metrics version by which the run is scored."""
     scoring: Scoring
@@ -69,17 +69,17 @@ def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
     try:
         result, scores = train_fold(run, fold)
     except Exception as error:
-        if not run.team.alone and not isinstance(error, TrainingError):
+        if not run.context.is_single and not isinstance(error, TrainingError):
             raise  # this rank alone has failed; its end is what the others hear
         text = f"{type(error).__name__}: {error}"
         logger.info(f"Fold {fold} FAILED: {text}{_hint(error)}")
-        if run.team.leads:
+        if run.context.is_main:
             files.write_text(folder.error_file, traceback.format_exc())
         result = FoldResult(fold=fold, status="failed", error=text, seconds=time.monotonic() - began)
     else:
         spent = clock(result.seconds)
         logger.info(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {spent}")
-    if run.team.leads:
+    if run.context.is_main:
         folder.write_result(result, scores)
     return result
 
@@ -99,7 +99,7 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
     Raises:
         TrainingError: where no epoch had a finite value of the monitored metric.
     """
-    began, folder, team = time.monotonic(), run.folder.fold(fold), run.team
+    began, folder, context = time.monotonic(), run.folder.fold(fold), run.context
     with Progress(f"Fold {fold}") as bar:
         job = make_job(run, fold, bar)
         state = loop.fit(job)
@@ -107,16 +107,16 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
         monitor = run.config.train.stop.monitor
         raise TrainingError(f"{monitor} was never finite, so no epoch could be the best. See training_log.txt.")
     cases = [run.stored[i] for i in run.splits[fold].val]
-    scores = _scored(run, fold, distributed.share(cases, team))
-    team.wait("predicting the held-out cases")
-    if not team.leads:
-        team.wait("writing the fold's answers")
+    scores = _scored(run, fold, distributed.share(cases, context))
+    context.wait("predicting the held-out cases")
+    if not context.is_main:
+        context.wait("writing the fold's answers")
         return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
-    scores = scores if team.alone else _scored(run, fold, cases)  # those of the other ranks are there, and read
+    scores = scores if context.is_single else _scored(run, fold, cases)  # those of the other ranks are there, and read
     means = {kind: mean(found.values()) for kind, found in scores.items()}
     chosen = held_out.choose(means)
     _keep_answers(run, cases, folder, chosen)
-    team.wait("writing the fold's answers")
+    context.wait("writing the fold's answers")
     result = FoldResult(
         fold=fold,
         status="completed",
@@ -133,7 +133,7 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
 
 def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
     """Network, losses and loaders of one fold. Initial weights depend on (seed, fold)."""
-    config, split, team = run.config, run.splits[fold], run.team
+    config, split, context = run.config, run.splits[fold], run.context
     torch.manual_seed(seed_of(config.seed, fold))
     network = networks.build(config.network, *run.channels, config.data.dims)
     logger.info(f"Fold {fold}: {len(split.train)} train, {len(split.val)} val")
@@ -142,7 +142,7 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
         logger.info(initial.load(network, config.train.init_from))
     folder = run.folder.fold(fold).path
     folder.mkdir(parents=True, exist_ok=True)
-    ranks, reads = (team.rank, team.size), losses.reads(config.losses)
+    ranks, reads = (context.rank, context.size), losses.reads(config.losses)
     return Job(
         config=config,
         fold=fold,
@@ -153,9 +153,9 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
         losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
         train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=ranks, reads=reads),
         val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=ranks, reads=reads),
-        check=functools.partial(_check, team),
+        check=functools.partial(_check, context),
         watch=watch,
-        team=team,
+        context=context,
         version=run.version,
         spacings=run.scoring.spacings,
         trained_on=run.trained_on,
@@ -173,9 +173,9 @@ def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[Term]:
     return terms
 
 
-def _check(team: Team) -> None:
+def _check(context: DistributedContext) -> None:
     """Stop all ranks at the same point when a signal has come to any of them."""
-    if team.agree(stop.signal is not None)[0] and stop.signal is None:
+    if context.any_rank(stop.signal is not None)[0] and stop.signal is None:
         stop.signal = signal.SIGTERM  # another rank's
     stop.check()
 

@@ -36,7 +36,7 @@ from pipeline.runs import FoldFolder
 from pipeline.scoring.patches import PatchRules, PatchScores, labelled, measure
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoint, distributed, optim, tracking
-from pipeline.training.distributed import Team
+from pipeline.training.distributed import DistributedContext
 from pipeline.training.journal import Journal, clock, time_left
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class TrainingError(Exception):
 class Job:
     """Everything that one fold's training is given. ``watch(done, total, text)`` shows how many steps of all epochs are done.
 
-    ``check`` raises when any process of the ``team`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
+    ``check`` raises when any process of the ``context`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
     for a fault. All ranks call it at the same points of their work.
     """
 
@@ -75,7 +75,7 @@ class Job:
     val: Loader
     check: Callable[[], None]
     watch: Callable[[int, int, str], object]
-    team: Team = field(default_factory=Team)
+    context: DistributedContext = field(default_factory=DistributedContext)
     version: int = METRICS_VERSION
     """Metrics version by which this fold validates."""
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -150,13 +150,13 @@ def fit(job: Job) -> State:
 
     Of several ranks, which all do the same, the first writes.
     """
-    with job.team.naming(f"training fold {job.fold}"):
+    with job.context.named_errors(f"training fold {job.fold}"):
         job, state = _resume(job, _start(job))
-        if job.team.leads:
+        if job.context.is_main:
             _fit(job, state)
         else:
             _follow(job, state)
-        job.team.wait("finishing the fold")
+        job.context.wait("finishing the fold")
     return state
 
 
@@ -211,7 +211,7 @@ def _start(job: Job) -> State:
     train = job.config.train
     network = job.network.to(job.device)
     if train.sync_batchnorm:
-        network = distributed.synchronised(network, job.team)
+        network = distributed.with_sync_batchnorm(network, job.context)
     if train.channels_last:
         network = network.to(memory_format=_format(job.config.data.dims))  # pyright: ignore[reportCallIssue] - torch's stub lacks it
     optimizer, schedule = optim.make(train, network)
@@ -220,7 +220,7 @@ def _start(job: Job) -> State:
         decay = train.average.decay
         average = AveragedModel(network, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
     idle = isinstance(network, HeadedNet) and bool(set(network.heads) - {term.head for term in job.losses.terms.values()})
-    forward = distributed.parallel(network, job.team, unused=idle)
+    forward = distributed.parallel(network, job.context, unused=idle)
     return State(
         network=network,
         forward=torch.compile(forward) if train.compile else forward,
@@ -245,7 +245,7 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
     if last or (state.epoch + 1) % job.config.train.validate.every == 0:
         _show(job, state, len(job.train), "validating")
         with _saved_if_stopped(job, state):
-            distributed.same_buffers(state.network, job.team)
+            distributed.broadcast_buffers(state.network, job.context)
             found = validate(job, state.network)
         record |= found.values
         if found.unlabelled and not any("val_loss" in old for old in state.history):
@@ -273,12 +273,12 @@ def _train(job: Job, state: State) -> None:
     for step, batch in enumerate(job.train.epoch(state.epoch, state.step), state.step):
         _seed_layers(job, state.epoch, step)
         whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
-        with contextlib.nullcontext() if whole or job.team.alone else state.forward.no_sync():  # type: ignore[attr-defined]
+        with contextlib.nullcontext() if whole or job.context.is_single else state.forward.no_sync():  # type: ignore[attr-defined]
             _backward(job, state, step, batch)
         if whole:
             _step(train.clip, state)
             state.step = step + 1
-        if job.team.leads:
+        if job.context.is_main:
             _preview_step(job, state, step)
         if whole:
             _step_done(job, state)
@@ -312,7 +312,7 @@ def _backward(job: Job, state: State, step: int, batch: Mapping[str, Any]) -> No
     share = job.train.share(step)
     values = {"train_loss": total.item()} | {f"train/{k}": float(v) for k, v in terms.items()}  # waits for the device
     shares = {name: batch[name].tolist() for name in ("foreground_share", "changed")}
-    for ids, count, found, places in job.team.gather([batch["id"], _weight(job, batch) if share else 0, values, shares]):
+    for ids, count, found, places in job.context.all_gather([batch["id"], _weight(job, batch) if share else 0, values, shares]):
         _require_finite(found, ids, state.epoch, step)
         state.means.add(count, found)
         for name, numbers in places.items() if count else ():
@@ -329,7 +329,7 @@ def _require_finite(values: Mapping[str, float], ids: Iterable[str], epoch: int,
 
 
 def _seed_layers(job: Job, epoch: int, step: int) -> None:
-    torch.manual_seed(seed_of(job.config.seed, job.fold, epoch, step, DROPOUT + job.team.rank))
+    torch.manual_seed(seed_of(job.config.seed, job.fold, epoch, step, DROPOUT + job.context.rank))
 
 
 def _step_done(job: Job, state: State) -> None:
@@ -381,7 +381,7 @@ def validate(job: Job, network: torch.nn.Module) -> Validation:
     found = []
     rules = PatchRules(config=job.config, version=job.version, spacings=job.spacings, fail=_refuse_answer)
     for batch in job.val.epoch(-1):
-        if job.team.alone:  # with others, all have to ask at the same point
+        if job.context.is_single:  # with others, all have to ask at the same point
             job.check()
         with _autocast(job):
             outputs = network(_image(batch, job))
@@ -389,7 +389,7 @@ def validate(job: Job, network: torch.nn.Module) -> Validation:
         values = {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()}
         found.append([_weight(job, batch), len(batch["id"]), values, measure(rules, outputs["main"], batch)])
     means, patches, unlabelled = Means(), PatchScores(rules), 0
-    for one in itertools.zip_longest(*job.team.gather(found)):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
+    for one in itertools.zip_longest(*job.context.all_gather(found)):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
         for weight, count, values, scores in (batch for batch in one if batch is not None):
             means.add(weight, values)
             patches.add(scores)
@@ -418,7 +418,7 @@ def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
     sign = 1 if direction(monitor) == "lower" else -1
     if math.isfinite(score) and (state.best_score is None or sign * score < sign * state.best_score):
         state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
-        if job.team.leads:
+        if job.context.is_main:
             models.save_model(FoldFolder(job.folder).model_file("best"), _model(job, state.network, "best", state.epoch, score))
     else:
         state.stale += job.config.train.validate.every
@@ -466,7 +466,7 @@ def _finish_average(job: Job, state: State) -> dict[str, float]:
         update_bn(_images(job, state.epoch), average)
     record = dict(validate(job, average.module).values)
     score = record[job.config.train.stop.monitor]
-    if job.team.leads:
+    if job.context.is_main:
         models.save_model(path, _model(job, average.module, "swa", state.epoch - 1, score))
     return record
 
@@ -504,9 +504,9 @@ def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: flo
 
 def _save(job: Job, state: State) -> None:
     """The first rank writes the state; the others wait, or their end would be the end of all in the middle of it."""
-    if job.team.leads:
+    if job.context.is_main:
         _write_state(job, state)
-    job.team.wait("saving the state")
+    job.context.wait("saving the state")
 
 
 def _write_state(job: Job, state: State) -> None:

@@ -31,7 +31,7 @@ from pipeline.runs import RunFolder, load_config, whole_numbers
 from pipeline.scoring.stored import scoring_of
 from pipeline.stopping import stop
 from pipeline.training import distributed
-from pipeline.training.distributed import Team, TeamError
+from pipeline.training.distributed import DistributedContext, DistributedError
 from pipeline.training.fold import TrainingRun, train_guarded
 from pipeline.training.summary import class_names, summarise
 from pipeline.workflows import checks
@@ -145,10 +145,10 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
         start.run.require_plugins()
     checks.refuse(config, start, request.source)
     _refuse_taken(start)
-    with _together(config, start.device) as team:
-        run = team.leader_first(lambda: _prepared(config, start, team), "preparing the run")
+    with _together(config, start.device) as context:
+        run = context.main_first(lambda: _prepared(config, start, context), "preparing the run")
         name = "train" if request.folds is None else f"train_fold_{'_'.join(map(str, start.folds))}"
-        with kept_log(start.folder, name) if team.leads else contextlib.nullcontext():
+        with kept_log(start.folder, name) if context.is_main else contextlib.nullcontext():
             return _train_all(run, start.folds, continue_on_error)
 
 
@@ -156,33 +156,33 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
 
 
 @contextlib.contextmanager
-def _together(config: Config, device: str) -> Iterator[Team]:
+def _together(config: Config, device: str) -> Iterator[DistributedContext]:
     """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
-    team = distributed.join(devices.resolve(device), config.train.timeout)
-    with muted(not team.leads):
+    context = distributed.join(devices.resolve(device), config.train.timeout)
+    with muted(not context.is_main):
         try:
-            yield team
-        except TeamError as error:
+            yield context
+        except DistributedError as error:
             sys.stderr.write(f"error: {error}\n")
             sys.stderr.flush()
             sys.stdout.flush()
             os._exit(FAILED)
-    distributed.leave(team)
+    distributed.leave(context)
 
 
-def _prepared(config: Config, start: Start, team: Team) -> TrainingRun:
+def _prepared(config: Config, start: Start, context: DistributedContext) -> TrainingRun:
     """The run, laid out by the first rank and found by the others."""
     folder = start.folder
-    if not team.leads:
+    if not context.is_main:
         data = check_data(config, folder, write=False, fresh=start.fresh)
-        return _opened(config, start.run, data, team, check_names(config, data.facts, start))
+        return _opened(config, start.run, data, context, check_names(config, data.facts, start))
     with _alone(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.facts, start)
         check_folds(config, data, start)
         with _started_over(start.run) if start.fresh else contextlib.nullcontext():
             _lay_out(config, start.run, data)
-            return _opened(config, start.run, data, team, channels)
+            return _opened(config, start.run, data, context, channels)
 
 
 def _refuse_taken(start: Start) -> None:
@@ -231,7 +231,7 @@ def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
     run.begin(config, listing)
 
 
-def _opened(config: Config, run: RunFolder, data: Examined, team: Team, channels: tuple[int, int]) -> TrainingRun:
+def _opened(config: Config, run: RunFolder, data: Examined, context: DistributedContext, channels: tuple[int, int]) -> TrainingRun:
     """Split, and build the store; what is there already is used as it is."""
     run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
@@ -242,11 +242,11 @@ def _opened(config: Config, run: RunFolder, data: Examined, team: Team, channels
     return TrainingRun(
         config=config,
         folder=run,
-        device=team.device,
+        device=context.device,
         channels=channels,
         stored={s.case.id: s for s in stored},
         splits=split,
-        team=team,
+        context=context,
         version=version,
         scoring=scoring_of(config, version, stored),
         trained_on=world.trained_on(data.layout, data.facts, class_names(config)),
@@ -277,7 +277,7 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
             failed[fold] = result.error
             if not continue_on_error:
                 break
-    if run.team.leads:
+    if run.context.is_main:
         with _alone(run.folder):
             logger.info(tables.of_training(summarise(run)))
             _report(run.folder)
@@ -290,12 +290,12 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
 
 def _settle(run: TrainingRun, fold: int) -> FoldResult:
     """The result of a fold, which is trained where it is not complete. Raises lock.BusyError where another process has it."""
-    folder, team = run.folder.fold(fold), run.team
+    folder, context = run.folder.fold(fold), run.context
     with contextlib.ExitStack() as stack:
         own = lock.held(folder.lock)
-        team.leader_first(lambda: stack.enter_context(own) if team.leads else None, f"owning fold {fold}")
-        result = team.leader_first(folder.result, f"reading fold {fold}")
-        team.wait("agreeing on the fold")  # before anyone writes a new result
+        context.main_first(lambda: stack.enter_context(own) if context.is_main else None, f"owning fold {fold}")
+        result = context.main_first(folder.result, f"reading fold {fold}")
+        context.wait("agreeing on the fold")  # before anyone writes a new result
         if result is not None and result.status == "completed":
             text = f"Fold {fold} is already complete (best epoch {result.best_epoch + 1})"
             logger.info(f"{text}; remove {folder.path} to train it again")

@@ -19,21 +19,21 @@ from pipeline.training import distributed
 torch.set_num_threads(1)
 
 
-def talk(team: distributed.Team, folder: Path) -> None:
+def talk(context: distributed.DistributedContext, folder: Path) -> None:
     odd = [0.1 + 0.2, math.inf, -0.0, 1e-310]
     first = folder / "first.txt"
     answers = {
-        "agree": team.agree(team.rank == 1, False, True),
-        "gather": team.gather({"rank": team.rank, "numbers": odd, "text": "é" * (1 + 9 * team.rank)}),
-        "share": distributed.share(list(range(5)), team),
-        "first": team.leader_first(lambda: (_once(first), first.read_text())[1], "writing the first file"),
-        "gradients": gradients(team),
+        "agree": context.any_rank(context.rank == 1, False, True),
+        "gather": context.all_gather({"rank": context.rank, "numbers": odd, "text": "é" * (1 + 9 * context.rank)}),
+        "share": distributed.share(list(range(5)), context),
+        "first": context.main_first(lambda: (_once(first), first.read_text())[1], "writing the first file"),
+        "gradients": gradients(context),
     }
     try:
-        team.leader_first(lambda: _refuse(team), "refusing")
-    except (UserError, distributed.TeamError) as error:
+        context.main_first(lambda: _refuse(context), "refusing")
+    except (UserError, distributed.DistributedError) as error:
         answers["refused"] = [type(error).__name__, str(error)]
-    (folder / f"{team.rank}.json").write_text(json.dumps(answers))
+    (folder / f"{context.rank}.json").write_text(json.dumps(answers))
 
 
 def _once(path: Path) -> None:
@@ -41,22 +41,22 @@ def _once(path: Path) -> None:
     path.write_text(path.read_text() + "again " if path.exists() else "once ")
 
 
-def _refuse(team: distributed.Team) -> None:
-    if team.leads:
+def _refuse(context: distributed.DistributedContext) -> None:
+    if context.is_main:
         raise UserError("the data is wrong")
 
 
-def gradients(team: distributed.Team) -> list[list[float]]:
+def gradients(context: distributed.DistributedContext) -> list[list[float]]:
     """Of two steps whose second one is accumulated over two batches of one sample a rank: those of all samples together."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1))
     samples = torch.randn(6, 1, 4, 4)
-    twin = distributed.parallel(network, team)
+    twin = distributed.parallel(network, context)
     found = []
     for batches in ([0], [1, 2]):
         network.zero_grad()
         for n in batches:
-            x = samples[2 * n + team.rank : 2 * n + team.rank + 1]
+            x = samples[2 * n + context.rank : 2 * n + context.rank + 1]
             with twin.no_sync() if n != batches[-1] else _nothing():  # type: ignore[operator]
                 (twin(x).square().mean() / len(batches)).backward()
         found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).tolist())
@@ -67,16 +67,16 @@ def _nothing() -> torch.no_grad:
     return torch.enable_grad()  # type: ignore[return-value]
 
 
-def vanish(team: distributed.Team, folder: Path) -> None:
+def vanish(context: distributed.DistributedContext, folder: Path) -> None:
     """Rank 1 kills or stops itself; rank 0 must find out."""
-    team.agree(False)
-    if team.rank == 1:
+    context.any_rank(False)
+    if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL if sys.argv[1] == "kill" else signal.SIGSTOP)
     began = time.monotonic()
     try:
         for _ in range(3):
-            team.agree(False)
-    except distributed.TeamError as error:
+            context.any_rank(False)
+    except distributed.DistributedError as error:
         (folder / "0.json").write_text(json.dumps([str(error), time.monotonic() - began]))
         print(f"error: {error}", file=sys.stderr, flush=True)
         if sys.argv[1] == "stop" and (silent := re.search(r"process (\d+)", str(error))):
