@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
-from pipeline.progress import counter
+from pipeline.progress import progress_callback
 from pipeline.records import DONE, WRONG, Case, Fault
 from pipeline.stopping import stop
 
@@ -52,7 +52,7 @@ def prepare(root: Path, workers: int | None = None) -> int:
     found = cases.find(settings.data, settings.roles, root)
     logger.info(_counts(root, len(found.train), len(found.test)))
     if folder.is_dir():
-        files.sweep(folder)
+        files.remove_stale_temps(folder)
     facts = store.examine(found.train, settings, folder, write=root.is_dir(), progress=_progress("checking"), workers=workers)
     faults = [*found.faults, *store.faults(facts, found.train, settings), *_test_faults(found.test)]
     errors = sum(fault.severity == "error" for fault in faults)
@@ -93,14 +93,14 @@ def _test_faults(test: Sequence[Case]) -> list[Fault]:
     from pipeline import files
 
     probes = [(path, files.probe(path, dims=3)) for case in test for path in case.image]
-    return [Fault(path=path, problem=probe.problem, cure=probe.cure) for path, probe in probes if probe.problem]
+    return [Fault(path=path, problem=probe.problem, suggestion=probe.suggestion) for path, probe in probes if probe.problem]
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    advance = counter(what)
+    advance = progress_callback(what)
 
     def step(done: int, total: int) -> None:
-        stop.check()
+        stop.raise_if_stopped()
         advance(done, total)
 
     return step

@@ -348,7 +348,7 @@ def write(out: Path, options: Options) -> bool:
         for part in ("train", "test"):
             _write_table(partial, part, options)
         for part, name, _, image, label in progress(volumes(options), "volumes", options.train + options.test):
-            stop.check()
+            stop.raise_if_stopped()
             _write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
             _write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
         _finish(partial, options)
@@ -390,13 +390,13 @@ def _is_there(out: Path, options: Options) -> bool:
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    cure = "Give another folder, or remove this one first."
+    suggestion = "Give another folder, or remove this one first."
     if not (out / MARKER).is_file():
-        raise UserError(f"{out} exists and was not written by this command (it has no {MARKER}). {cure}")
+        raise UserError(f"{out} exists and was not written by this command (it has no {MARKER}). {suggestion}")
     found = files.read_json(out / MARKER)
     wanted = _facts(options)
     if {key: found.get(key) for key in wanted} != wanted:
-        raise UserError(f"{out} holds a data set of other options ({found.get('options')}, not {wanted['options']}). {cure}")
+        raise UserError(f"{out} holds a data set of other options ({found.get('options')}, not {wanted['options']}). {suggestion}")
     changed = [name for name, size in found["files"].items() if not (out / name).is_file() or (out / name).stat().st_size != size]
     if changed:
         raise UserError(f"{out}: {len(changed)} files are missing or changed: {', '.join(changed[:10])}. Remove the folder and run again.")

@@ -80,7 +80,7 @@ def run(options: argparse.ArgumentParser, work: Work, argv: Sequence[str] | None
         named = arguments.pop("plugin", [])
         if argv is None:
             stop.install()
-        with progress.printed():
+        with progress.log_to_console():
             return _answered(lambda: _with(named, lambda: work(**arguments)))
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.records import Part, Term, UserError
+from pipeline.records import LossTerm, NamedOptions, UserError
 from pipeline.registry import Registry, function_of
 
 T = typing.TypeVar("T")
@@ -253,10 +253,10 @@ class Data:
     change: Change | None = None
     """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
     folds: Folds = field(default_factory=Folds)
-    normalise: Part = field(default_factory=lambda: Part(name="percentile", options={"low": 0.5, "high": 99.5}))
+    normalise: NamedOptions = field(default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5}))
     """Entry of NORMALISE, the same in training and prediction."""
     patch: Patch = field(default_factory=Patch)
-    augment: tuple[Part, ...] = ()
+    augment: tuple[NamedOptions, ...] = ()
     """Entries of AUGMENT, applied in this order, each with its own probability (``p``, 0.5 unless stated)."""
     store: str | None = None
     """Folder of the memory-mapped store. Default: ``<root>/store`` where data_prep made one, else ``<run>/store``."""
@@ -321,7 +321,7 @@ class Validate:
     """Epochs between validations on fixed patches of the held-out cases. The last epoch is always validated."""
     per_case: int = 1
     """Fixed patches per held-out case."""
-    metrics: tuple[Part, ...] = ()
+    metrics: tuple[NamedOptions, ...] = ()
     """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr`` for images."""
 
     def __post_init__(self) -> None:
@@ -345,9 +345,9 @@ class InitFrom:
 class Train:
     __pydantic_config__ = STRICT
     epochs: int = 300
-    optimizer: Part = field(default_factory=lambda: Part(name="adam", options={"lr": 1e-4}))
+    optimizer: NamedOptions = field(default_factory=lambda: NamedOptions(name="adam", options={"lr": 1e-4}))
     """Entry of OPTIMIZERS: adam, adamw, sgd, with the options of torch.optim."""
-    schedule: Part = field(default_factory=lambda: Part(name="constant"))
+    schedule: NamedOptions = field(default_factory=lambda: NamedOptions(name="constant"))
     """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly, one_cycle, constant."""
     average: Average | None = None
     """Stochastic weight averaging; ``null`` switches it off."""
@@ -448,15 +448,15 @@ class Config:
     """Kind of answer: a label for each voxel, or an image."""
     seed: int = 42
     data: Data = field(default_factory=Data)
-    network: Part
+    network: NamedOptions
     """Entry of NETWORKS. Input and output channels follow from the data."""
-    losses: tuple[Term, ...]
+    losses: tuple[LossTerm, ...]
     """Weighted terms; each names its head and its target."""
-    metrics: tuple[Part, ...] = ()
+    metrics: tuple[NamedOptions, ...] = ()
     """Metrics of whole held-out cases after training."""
     train: Train = field(default_factory=Train)
     predict: Predict = field(default_factory=Predict)
-    postprocess: tuple[Part, ...] = ()
+    postprocess: tuple[NamedOptions, ...] = ()
     """Steps from soft prediction to answer, in this order. Without a deciding step (threshold, hysteresis, argmax) the task decides."""
     plugins: tuple[str, ...] = ()
     """Files of Python that add entries to the tables, below the working folder unless absolute (docs/extending.md). They run because this
@@ -511,7 +511,7 @@ class Config:
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the mask of ``data.change``."""
+        """Kind of everything that a loss may be measured against: the targets, and ``activate`` for the mask of ``data.change``."""
         return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
     @property
@@ -885,7 +885,7 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
 
-def bind(table: Mapping[str, Any], part: Part | Term, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
+def bind(table: Mapping[str, Any], part: NamedOptions | LossTerm, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
     """``table[part.name]`` (of a record its :func:`pipeline.registry.function_of`) with the part's options bound as keywords.
 
     ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown

@@ -287,7 +287,7 @@ PLACES: dict[str, Any] = {"nifti": NiftiSoft, "tiff": TiffSoft, "zarr": ZarrSoft
 
 
 class SoftFacts(TypedDict):
-    """``soft/ID.json``."""
+    """``activate/ID.json``."""
 
     task: NotRequired[str]
     suffix: NotRequired[str]
@@ -416,7 +416,7 @@ class StoredGrid(TypedDict):
 
 
 class CaseFacts(TypedDict):
-    """:class:`pipeline.data.store.Facts` as JSON."""
+    """:class:`pipeline.data.store.CaseProperties` as JSON."""
 
     id: str
     files: dict[str, list[dict[str, Any]]]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents
-from pipeline.records import Part, Term, UserError
+from pipeline.records import LossTerm, NamedOptions, UserError
 from pipeline.registry import Registry, table_of
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def words(config: Any) -> list[str]:
 
 
 def _names(value: Any) -> Iterator[str]:
-    if isinstance(value, Part | Term):
+    if isinstance(value, NamedOptions | LossTerm):
         yield value.name
     elif dataclasses.is_dataclass(value):
         for part in dataclasses.fields(value):

@@ -62,14 +62,14 @@ class Console(logging.Handler):
 
 
 @contextlib.contextmanager
-def printed() -> Iterator[None]:
+def log_to_console() -> Iterator[None]:
     """While open, records of the package and warnings of other libraries are printed, and bars are shown on a terminal: for commands."""
     console, level, propagates = Console(), ROOT.level, ROOT.propagate
     ROOT.addHandler(console)
     ROOT.setLevel(logging.INFO)
     ROOT.propagate = False  # a command prints each line once, whatever a caller has configured
     try:
-        with shown():
+        with bars_shown():
             yield
     finally:
         ROOT.removeHandler(console)
@@ -110,7 +110,7 @@ class _File(logging.Handler):
 
 
 @contextlib.contextmanager
-def kept_log(folder: Path, command: str) -> Iterator[Path]:
+def log_to_file(folder: Path, command: str) -> Iterator[Path]:
     """While open, every record also goes to ``folder/<command>_DATE_TIME.log``, after what this command has printed before.
 
     Checks speak before the run folder, and so its log, exists. Warnings of other libraries (``warnings.warn``) are kept, too.
@@ -157,7 +157,7 @@ def _warnings_in(file: _File) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def muted(when: bool = True) -> Iterator[None]:
+def silenced(when: bool = True) -> Iterator[None]:
     """While open, this process logs nothing and shows no bar: it is not the first of its team. Errors are still raised."""
     if not when:
         yield
@@ -165,7 +165,7 @@ def muted(when: bool = True) -> Iterator[None]:
     level = ROOT.level
     ROOT.setLevel(logging.CRITICAL + 1)
     try:
-        with shown(False):
+        with bars_shown(False):
             yield
     finally:
         ROOT.setLevel(level)
@@ -177,7 +177,7 @@ _wanted = False
 
 
 @contextlib.contextmanager
-def shown(on: bool = True) -> Iterator[None]:
+def bars_shown(on: bool = True) -> Iterator[None]:
     """While open, bars are shown on a terminal, or are not."""
     global _wanted
     before, _wanted = _wanted, on
@@ -192,7 +192,7 @@ def shown(on: bool = True) -> Iterator[None]:
 class Progress:
     """How far a piece of work is: on a terminal a bar that lines are printed above, else a log record at most every five minutes.
 
-    A context, at whose end the bar is gone. Only one bar is shown at a time, and only within :func:`shown`.
+    A context, at whose end the bar is gone. Only one bar is shown at a time, and only within :func:`bars_shown`.
     """
 
     shown: Progress | None = None
@@ -265,12 +265,12 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
             bar(n, total)
 
 
-def counter(what: str) -> Callable[[int, int], None]:
+def progress_callback(what: str) -> Callable[[int, int], None]:
     """A callback ``(done, total)`` with :class:`Progress` of work that runs elsewhere; stops that work on request."""
     bar = Progress(what)
 
     def advance(done: int, total: int) -> None:
-        stop.check()
+        stop.raise_if_stopped()
         bar(done, total)
         if done >= total:
             bar.close()
@@ -279,7 +279,7 @@ def counter(what: str) -> Callable[[int, int], None]:
 
 
 @contextlib.contextmanager
-def steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A callback that is told how many more steps are done, with :class:`Progress`; it stops the work on request."""
     done = 0
     with Progress(what) as bar:
@@ -288,7 +288,7 @@ def steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
             nonlocal done
             done += number
             bar(done, total)
-            stop.check()
+            stop.raise_if_stopped()
 
         yield advance
 

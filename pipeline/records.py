@@ -74,7 +74,7 @@ class UserError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class NamedOptions:
     """An entry of a closed table (NETWORKS, METRICS, ...) and the options to call it with."""
 
     name: str
@@ -82,7 +82,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class LossTerm:
     """One weighted loss: ``weight * LOSSES[name](outputs[head], batch[target])``."""
 
     name: str
@@ -104,15 +104,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One finding of the data check. ``cure`` says what to do; a warning does not stop a run."""
+    """One finding of the data check. ``suggestion`` says what to do; a warning does not stop a run."""
 
     path: Path
     problem: str
-    cure: str
+    suggestion: str
     severity: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.path}: {self.problem}. {self.cure}"
+        return f"{self.severity}: {self.path}: {self.problem}. {self.suggestion}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""FlipAxes a run into one self-contained page, report.html: scores with intervals, curves, and the cases that went worst as pictures.
+"""Turn a run into one self-contained page, report.html: scores with intervals, curves, and the cases that went worst as pictures.
 
 python -m pipeline.report RUN
 

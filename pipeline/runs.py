@@ -434,7 +434,7 @@ class RunFolder:
     def begin(self, config: Config, listing: Mapping[str, Any]) -> None:
         """Write what makes the folder a run of this config and these cases, or update it."""
         about = {**environment(), "metrics_version": self.metrics_version()}
-        files.sweep(self.path)
+        files.remove_stale_temps(self.path)
         files.write_json(self.environment_file, about)  # before the config, which makes the folder a run
         self._keep(plugins.used_by(config))
         files.write_text(self.config_file, dump(config))

@@ -44,7 +44,7 @@ class Stop:
             raise StopRequested(signal.Signals(number).name)
 
         numbers = [n for n in NUMBERS if signal.getsignal(n) == self._handle]
-        self.check()
+        self.raise_if_stopped()
         try:
             for number in numbers:
                 signal.signal(number, raise_now)
@@ -53,7 +53,7 @@ class Stop:
             for number in numbers:
                 signal.signal(number, self._handle)
 
-    def check(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Raise StopRequested if a signal has come."""
         if self.signal is not None:
             raise StopRequested(signal.Signals(self.signal).name)

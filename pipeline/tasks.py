@@ -1,7 +1,7 @@
 """The two kinds of answer: LABELS (a class for each voxel) and IMAGE (an intensity for each voxel).
 
 A task says how many channels the network returns, how its outputs become heads that can be averaged (``heads``), how those
-become an answer (``hard``), and which files an answer has.
+become an answer (``decide``), and which files an answer has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.files.names import READ_ONLY
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def is_companion(name: str) -> bool:
 class Task(Protocol):
     """What differs between the kinds of answer.
 
-    ``soft_type`` is the number type of soft files: probabilities keep three decimals in 16 bits, images need 32. ``further`` are heads
+    ``soft_type`` is the number type of activate files: probabilities keep three decimals in 16 bits, images need 32. ``further`` are heads
     beside ``main``, of one channel each, that are predicted where a network has them. ``companions`` are endings of pictures beside
     an answer.
     """
@@ -61,7 +61,7 @@ class Task(Protocol):
         """Output channels K of the main head."""
         ...
 
-    def soft(self, logits: torch.Tensor) -> torch.Tensor:
+    def activate(self, logits: torch.Tensor) -> torch.Tensor:
         """``(B, K, *S)`` of any float type -> float32 ``(B, K, *S)`` that may be averaged over tiles, flips and folds."""
         ...
 
@@ -69,7 +69,7 @@ class Task(Protocol):
         """What is predicted, by head: ``{"main": (B, K, *S)}`` float32, and of ``further`` what the network gives."""
         ...
 
-    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+    def decide(self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8") -> np.ndarray:
         """Soft ``(K, *S)`` of the main head -> answer, without post-processing."""
         ...
 
@@ -101,14 +101,14 @@ class Labels:
     def channels(self, config: Config, image_channels: int) -> int:
         return 1 if config.data.classes == 2 else config.data.classes
 
-    def soft(self, logits: torch.Tensor) -> torch.Tensor:
+    def activate(self, logits: torch.Tensor) -> torch.Tensor:
         logits = logits.float()
         return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
     def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"main": self.soft(outputs["main"])}
+        return {"main": self.activate(outputs["main"])}
 
-    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+    def decide(self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8") -> np.ndarray:
         return ((soft[0] >= 0.5) if len(soft) == 1 else soft.argmax(0)).astype(np.uint8)
 
     def suffix(self, given: str) -> str:
@@ -125,7 +125,7 @@ class Labels:
 
 
 class Image:
-    """Intensities on the scale of the (normalised) target; ``hard`` returns to the input's scale and type, with rounding.
+    """Intensities on the scale of the (normalised) target; ``decide`` returns to the input's scale and type, with rounding.
 
     A network with a head ``mask`` also says where it changed something: a probability by a sigmoid, perhaps at a coarser resolution.
     """
@@ -146,13 +146,13 @@ class Image:
     def channels(self, config: Config, image_channels: int) -> int:
         return image_channels
 
-    def soft(self, logits: torch.Tensor) -> torch.Tensor:
+    def activate(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.float()
 
     def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         from torch.nn import functional
 
-        main = self.soft(outputs["main"])
+        main = self.activate(outputs["main"])
         if "mask" not in outputs:
             return {"main": main}
         mask = outputs["mask"].float().sigmoid()
@@ -161,7 +161,7 @@ class Image:
             mask = functional.interpolate(mask, main.shape[2:], mode=way, align_corners=False)
         return {"main": main, "mask": mask}
 
-    def hard(self, soft: np.ndarray, scale: Scale | None = None, dtype: str = "uint8") -> np.ndarray:
+    def decide(self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8") -> np.ndarray:
         array = scale.invert(soft) if scale is not None else soft
         if np.issubdtype(np.dtype(dtype), np.integer):
             if not np.isfinite(array).all():

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import ConfigError
 from pipeline.networks import build, parameters, receptive
 from pipeline.networks.abpn import ABPN, FLOOR, Blend, Gated, abpn
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 SMALL = (4, 8, 8)
 code = importlib.import_module("pipeline.networks.abpn")  # the package has a function of this name
@@ -31,7 +31,7 @@ def _seed() -> None:
 
 
 def net(channels: int = 3, dims: int = 2, out: int | None = None, **options: Any) -> ABPN:
-    made = build(Part(name="abpn", options=options), channels, channels if out is None else out, dims)
+    made = build(NamedOptions(name="abpn", options=options), channels, channels if out is None else out, dims)
     assert isinstance(made, ABPN)
     return made
 

@@ -26,7 +26,7 @@ from pipeline import files, train
 from pipeline.__main__ import COMMANDS
 from pipeline.inference import soft as softs
 from pipeline.runs import RunFolder
-from pipeline.training.loop import Job, TrainingError
+from pipeline.training.loop import FoldJob, TrainingError
 
 Output = pytest.CaptureFixture[str]
 
@@ -86,7 +86,7 @@ def test_training_by_function_and_by_command_is_one(surfaces: Path, tiny: Path, 
 
 
 def test_a_fold_that_fails_is_an_error(surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(job: Job) -> None:
+    def diverge(job: FoldJob) -> None:
         raise TrainingError(f"loss of fold {job.fold} is nan")
 
     monkeypatch.setattr("pipeline.training.loop.fit", diverge)
@@ -352,7 +352,7 @@ def test_random_numbers_of_the_caller_go_on_undisturbed(
 
 
 def test_two_trainings_at_a_time_are_refused(surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice(job: Job) -> None:
+    def twice(job: FoldJob) -> None:
         with pytest.raises(pl.UserError, match="another thread of this process is training"):
             pl.train_folds(tiny, surfaces, folds=1, out=tmp_path / "other")
         raise TrainingError("enough")

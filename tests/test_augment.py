@@ -18,8 +18,8 @@ from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, from_dict
 from pipeline.data.loaders import PatchDataset, _share
-from pipeline.data.normalise import Scale
-from pipeline.data.store import Facts, Stored, Volume
+from pipeline.data.normalise import IntensityScale
+from pipeline.data.store import CachedCase, CaseProperties, Volume
 from pipeline.data.transforms import AUGMENT, UNFOLDED, Keys, RandElasticd, augmentations, colour_matrix, plain_tensors
 from pipeline.losses import reads
 from pipeline.records import Case
@@ -288,7 +288,7 @@ def test_constant_patches_survive(name: str, size: tuple[int, ...]) -> None:
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     """Two RGB images with labels, as the store hands them out."""
     folder = tmp_path_factory.mktemp("arrays")
 
@@ -296,18 +296,20 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
         np.save(folder / f"{name}.npy", array)
         return Volume(path=folder / f"{name}.npy", shape=array.shape, dtype=str(array.dtype))
 
-    def case(n: int) -> Stored:
+    def case(n: int) -> CachedCase:
         image = (picture(3, (48, 50), n) * 255).astype(np.uint8)
         volumes = keep(f"image{n}", image), keep(f"label{n}", (image[:1] > 128).astype(np.uint8))
-        scale = Scale(low=(0.0,), high=(255.0,))
+        scale = IntensityScale(low=(0.0,), high=(255.0,))
         name = Case(id=f"{n}", image=(Path("none"),))
-        return Stored(case=name, image=volumes[0], targets={"label": volumes[1]}, scale=scale, facts=Facts(id=f"{n}", files={}))
+        return CachedCase(
+            case=name, image=volumes[0], targets={"label": volumes[1]}, scale=scale, properties=CaseProperties(id=f"{n}", files={})
+        )
 
     return [case(0), case(1)]
 
 
 @pytest.mark.parametrize("name", AUGMENT)
-def test_a_sample_depends_on_its_key_alone(name: str, cases: list[Stored]) -> None:
+def test_a_sample_depends_on_its_key_alone(name: str, cases: list[CachedCase]) -> None:
     """Transforms inside transforms draw from the shared state too: other samples drawn before change nothing."""
     setting = config(FLAT, part(name), part("noise", 0.5))
     key = (4, 5, 1)

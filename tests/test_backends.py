@@ -20,35 +20,37 @@ from pipeline.inference import soft as softs
 from pipeline.inference.models import load_models, save_model
 from pipeline.inference.sliding_window import network_ensemble
 from pipeline.networks import HeadedNet, receptive
-from pipeline.records import Checkpoint, Part
+from pipeline.records import Checkpoint, NamedOptions
 
 pytest.importorskip("onnx", reason='needs pip install "pipeline[cpu]"')
 
 PARITY = 1e-4
 NETWORKS = {
-    "unet 2D": (Part(name="unet", options={"channels": [4, 8, 8, 16, 16], "heads": {"mask": 1}}), (3, 1), 2),
-    "unet 3D": (Part(name="unet", options={"channels": [4, 4, 8, 8, 16]}), (1, 1), 3),
+    "unet 2D": (NamedOptions(name="unet", options={"channels": [4, 8, 8, 16, 16], "heads": {"mask": 1}}), (3, 1), 2),
+    "unet 3D": (NamedOptions(name="unet", options={"channels": [4, 4, 8, 8, 16]}), (1, 1), 3),
     "unet 3D, batch norm, pixelshuffle": (
-        Part(name="unet", options={"channels": [4, 4, 8, 8, 8], "norm": "batch", "upsample": "pixelshuffle"}),
+        NamedOptions(name="unet", options={"channels": [4, 4, 8, 8, 8], "norm": "batch", "upsample": "pixelshuffle"}),
         (2, 3),
         3,
     ),
-    "dynunet 3D, blocks": (Part(name="dynunet", options={"channels": [8, 16, 32], "block": 2, "deep_supervision": 1}), (1, 1), 3),
+    "dynunet 3D, blocks": (NamedOptions(name="dynunet", options={"channels": [8, 16, 32], "block": 2, "deep_supervision": 1}), (1, 1), 3),
     "dynunet 2D, anisotropic": (
-        Part(name="dynunet", options={"channels": [4, 8, 8], "strides": [1, [2, 1], 2], "residual": True}),
+        NamedOptions(name="dynunet", options={"channels": [4, 8, 8], "strides": [1, [2, 1], 2], "residual": True}),
         (1, 3),
         2,
     ),
-    "segresnet 3D": (Part(name="segresnet", options={"filters": 8}), (1, 1), 3),
-    "sa_unet": (Part(name="sa_unet", options={"channels": [4, 8, 16]}), (3, 1), 2),
-    "image_unet": (Part(name="image_unet", options={"base": 4}), (3, 3), 2),
+    "segresnet 3D": (NamedOptions(name="segresnet", options={"filters": 8}), (1, 1), 3),
+    "sa_unet": (NamedOptions(name="sa_unet", options={"channels": [4, 8, 16]}), (3, 1), 2),
+    "image_unet": (NamedOptions(name="image_unet", options={"base": 4}), (3, 3), 2),
     "image_unet, corners free": (
-        Part(name="image_unet", options={"base": 8, "align_corners": False, "norm": {"name": "group", "options": {"num_groups": 2}}}),
+        NamedOptions(
+            name="image_unet", options={"base": 8, "align_corners": False, "norm": {"name": "group", "options": {"num_groups": 2}}}
+        ),
         (3, 3),
         2,
     ),
-    "deblur_unet": (Part(name="deblur_unet", options={"base": 8, "groups": 4, "residual": True}), (3, 3), 2),
-    "abpn": (Part(name="abpn", options={"widths": [8, 8, 16], "refine": 4}), (3, 3), 2),
+    "deblur_unet": (NamedOptions(name="deblur_unet", options={"base": 8, "groups": 4, "residual": True}), (3, 3), 2),
+    "abpn": (NamedOptions(name="abpn", options={"widths": [8, 8, 16], "refine": 4}), (3, 3), 2),
 }
 SIZES = {2: [(7, 13), (16, 16), (33, 50), (64, 40), (97, 131)], 3: [(5, 7, 19), (16, 16, 16), (17, 18, 19), (32, 16, 24), (20, 33, 19)]}
 
@@ -247,7 +249,7 @@ def test_an_export_of_other_weights_is_found_out(tmp_path: Path, caplog: pytest.
     path = model(tmp_path, IMAGES)
     (net,), _ = load_models([path])
     torch.manual_seed(9)
-    other = networks.build(Part(name="deblur_unet", options={"base": 8, "groups": 4}), 3, 3, 2).eval()
+    other = networks.build(NamedOptions(name="deblur_unet", options={"base": 8, "groups": 4}), 3, 3, 2).eval()
     backends.cache(path).write_bytes(backends.export(other, 3))
     exported = backends.accelerate(net, path, "onnx")
     assert "differs" in caplog.messages[0]

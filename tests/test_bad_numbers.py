@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_models import model_file, noise, rows, run_predict
 
 from pipeline import ensemble, files, train
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.inference import soft as softs
 from pipeline.inference.models import load_model, save_model
 from pipeline.losses import vgg
@@ -169,7 +169,7 @@ def test_probabilities_may_be_off_by_their_rounding(tmp_path: Path) -> None:
 
 
 def test_soft_images_may_be_any_finite_number(tmp_path: Path) -> None:
-    scale = Scale(low=(0.0,), high=(1.0,), clip=False)
+    scale = IntensityScale(low=(0.0,), high=(1.0,), clip=False)
     for name, value in (("good", 7.0), ("bad", np.inf)):
         member(tmp_path / name, np.full((1, 4, 5, 6), value, np.float32), task="image", scale=scale, channels=1)
     assert ensemble.main(["--fold-dirs", str(tmp_path / "good"), "--output", str(tmp_path / "out")]) == 0
@@ -179,7 +179,7 @@ def test_soft_images_may_be_any_finite_number(tmp_path: Path) -> None:
 
 def test_intensities_on_other_scales_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, to in (("one", (0.0, 1.0)), ("two", (-1.0, 1.0))):
-        scale = Scale(low=(0.0,), high=(255.0,), to=to)
+        scale = IntensityScale(low=(0.0,), high=(255.0,), to=to)
         member(tmp_path / name, np.zeros((1, 4, 5, 6), np.float32), task="image", dtype="uint8", scale=scale, channels=1)
     assert ensemble.main(["--fold-dirs", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "out")]) == 2
     assert "scales" in capsys.readouterr().err

@@ -25,18 +25,18 @@ from tiles import main
 from pipeline import config as configs
 from pipeline import files, morphology, networks, postprocess, predict
 from pipeline.data import normalise
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.files import Rows
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks
 from pipeline.inference.models import load_models, save_model
 from pipeline.inference.sliding_window import Source, network_ensemble, sliding_window, stream, tiling, with_fixed_norms
 from pipeline.morphology import SlabArray, labelling
-from pipeline.records import Checkpoint, Part, UserError
+from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.workflows import predict as workflow
 
 quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-UNIT = Scale(low=(0.0,), high=(1.0,), clip=False)
+UNIT = IntensityScale(low=(0.0,), high=(1.0,), clip=False)
 
 
 def model(folder: Path, dims: int = 3, task: str = "labels", norm: str = "batch", **more: Any) -> Path:
@@ -326,14 +326,14 @@ def test_channels_in_several_files(tmp_path: Path) -> None:
 
 
 def test_a_step_that_needs_too_much_is_named_beforehand() -> None:
-    steps = (Part(name="threshold"), Part(name="dust"), Part(name="closing", options={"size": 3}))
+    steps = (NamedOptions(name="threshold"), NamedOptions(name="dust"), NamedOptions(name="closing", options={"size": 3}))
     size = (2048, 2048, 2048)
     with pytest.raises(UserError, match=r"2048 x 2048 x 2048 .*'closing'.* 160.0 GiB .* 8.0 GiB .*--shard 0/1"):
         postprocess.check_memory(steps, 1, size, available=8 << 30)
     postprocess.check_memory(steps, 1, size, available=200 << 30)
     postprocess.check_memory(steps[:2], 1, size, available=1 << 20)
     with pytest.raises(UserError, match="walls"):
-        postprocess.check_memory((Part(name="walls"),), 1, size, available=8 << 30)
+        postprocess.check_memory((NamedOptions(name="walls"),), 1, size, available=8 << 30)
 
 
 def test_the_refusal_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +445,7 @@ def test_one_slab_is_labelled_once_and_not_joined(monkeypatch: pytest.MonkeyPatc
 )
 def test_steps_of_several_classes_over_slabs(shape: tuple[int, ...], seed: int, below: int, holes: int | None, tmp_path: Path) -> None:
     soft = np.random.default_rng(seed).random((3, *shape), np.float32)
-    steps = (Part(name="dust", options={"below": below}), Part(name="fill_holes", options={"below": holes}))
+    steps = (NamedOptions(name="dust", options={"below": below}), NamedOptions(name="fill_holes", options={"below": holes}))
     compare_by_slabs(steps, soft, tmp_path, rows=2)
 
 
@@ -463,7 +463,7 @@ TOGETHER = [
     ("closing", {"radius": 1}),
     ("instances", {"depth": 1}),
 ]
-STEPS = [Part(name=name, options=dict(*options)) for name, *options in TOGETHER]
+STEPS = [NamedOptions(name=name, options=dict(*options)) for name, *options in TOGETHER]
 
 
 @quick
@@ -474,13 +474,13 @@ STEPS = [Part(name=name, options=dict(*options)) for name, *options in TOGETHER]
     steps=st.tuples(st.lists(st.sampled_from(STEPS[:3]), max_size=1), st.lists(st.sampled_from(STEPS[3:]), max_size=3)),
 )
 def test_any_steps_by_slabs_give_what_memory_gives(
-    shape: tuple[int, ...], seed: int, rows: int, steps: tuple[list[Part], list[Part]], tmp_path: Path
+    shape: tuple[int, ...], seed: int, rows: int, steps: tuple[list[NamedOptions], list[NamedOptions]], tmp_path: Path
 ) -> None:
     soft = np.random.default_rng(seed).random((1, *shape), np.float32)
     compare_by_slabs([*steps[0], *steps[1]], soft, tmp_path, rows)
 
 
-def compare_by_slabs(steps: Sequence[Part], soft: np.ndarray, work: Path, rows: int) -> None:
+def compare_by_slabs(steps: Sequence[NamedOptions], soft: np.ndarray, work: Path, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 1)
         patch.setattr("pipeline.files.pixels.SLAB", rows * math.prod(soft.shape[2:]))
@@ -494,7 +494,7 @@ def compare_by_slabs(steps: Sequence[Part], soft: np.ndarray, work: Path, rows: 
 def test_a_lazy_array_needs_a_folder_for_steps_on_components() -> None:
     lazy: Any = Rows((1, 3, 4, 4), np.float32, lambda a, b: np.ones((1, b - a, 4, 4), np.float32))
     with pytest.raises(ValueError, match=r"'dust'.* work"):
-        postprocess.apply([Part(name="dust")], lazy)
+        postprocess.apply([NamedOptions(name="dust")], lazy)
 
 
 # --- limits of intensities ---------------------------------------------------------------------------------------------
@@ -530,13 +530,13 @@ def test_streamed_percentiles_are_exact(kind: str, seed: int, count: int) -> Non
 @pytest.mark.parametrize("part", ["percentile", "range", "zscore"])
 def test_streamed_limits_are_those_of_memory(kind: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).integers(0, 250, (2, 40, 9, 9)).astype(kind)
-    expected = normalise.fit(Part(name=part), array)
+    expected = normalise.fit(NamedOptions(name=part), array)
     rows = lazy(array)
-    assert normalise.fit(Part(name=part), rows) == expected
+    assert normalise.fit(NamedOptions(name=part), rows) == expected
     monkeypatch.setattr(normalise, "WHOLE", 10)
     monkeypatch.setattr("pipeline.files.pixels.ROWS", 1)
     monkeypatch.setattr("pipeline.files.pixels.SLAB", 1000)
-    found = normalise.fit(Part(name=part), rows)
+    found = normalise.fit(NamedOptions(name=part), rows)
     if part == "zscore":
         np.testing.assert_allclose(found.low + found.high, expected.low + expected.high, rtol=1e-12)
     else:
@@ -548,7 +548,7 @@ def test_zscore_leaves_nan_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.files.pixels.ROWS", 1)
     monkeypatch.setattr("pipeline.files.pixels.SLAB", 40)
     array = np.array([[[1, np.nan], [np.nan, np.nan], [3, 8]]], np.float32)
-    found, expected = (normalise.fit(Part(name="zscore"), a) for a in (lazy(array), array))
+    found, expected = (normalise.fit(NamedOptions(name="zscore"), a) for a in (lazy(array), array))
     np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high))
 
 

@@ -180,7 +180,7 @@ def test_a_target_without_a_folder_is_one_error(tmp_path: Path) -> None:
     touch(tmp_path, ["images/a.png", "images/b.png"])
     assert ["masks" in str(f.path) for f in errors(find(tmp_path))] == [True]
     (fault,) = errors(find(tmp_path, {"target": "image"}))
-    assert "data.folders" in fault.cure
+    assert "data.folders" in fault.suggestion
     competition(tmp_path, ["1"])
     assert [f.problem for f in errors(find(tmp_path, {"label": "labels", "mask": "labels"}))] == ["has no folder for the target 'mask'"]
 
@@ -191,7 +191,7 @@ def test_an_empty_or_missing_root_shows_the_expected_tree(layout: str, tmp_path:
     for root in (tmp_path, tmp_path / "gone"):
         (fault,) = find(root, layout=layout).faults
         assert (fault.severity, fault.path) == ("error", root)
-        assert tree[layout] in fault.cure
+        assert tree[layout] in fault.suggestion
     for folder in ("train_images", "imagesTr", "images", "train_labels", "labelsTr", "masks"):
         (tmp_path / folder).mkdir()
     (fault,) = errors(find(tmp_path, layout=layout))
@@ -318,7 +318,7 @@ def test_faults_of_a_split(split: object, severity: str, words: str, tmp_path: P
     (fault,) = find(tmp_path).faults
     assert (fault.severity, fault.path.name) == (severity, "split.json")
     assert words in fault.problem
-    assert fault.cure
+    assert fault.suggestion
 
 
 def test_a_split_belongs_to_the_layout_of_folders(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from pipeline.data import cases, change, derived, store
 from pipeline.data.change import LEVEL, REDUCED
 from pipeline.data.derived import BLOCKS, MASK, ChangeMask
 from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd, crop_mirrored, grid_places, holds_change
-from pipeline.data.store import Stored, Volume
+from pipeline.data.store import CachedCase, Volume
 from pipeline.losses import maps, reads
-from pipeline.records import Term, UserError
+from pipeline.records import LossTerm, UserError
 
 SIZES = {"a": (150, 200), "b": (130, 97), "c": (20, 300), "clean": (140, 140)}
 SPOTS = {"a": [(120, 150), (5, 6)], "b": [(64, 40)], "c": [(10, 200)], "clean": []}
@@ -69,13 +69,13 @@ def write_pairs(root: Path) -> Path:
     return root
 
 
-def opened(root: Path, setting: Config, folder: Path) -> list[Stored]:
+def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
     found = cases.find(setting.data, setting.targets, root).train
     return store.build(found, store.examine(found, setting, None, write=False), setting, folder)
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     root = write_pairs(tmp_path_factory.mktemp("pictures"))
     folder = tmp_path_factory.mktemp("store")
     return derived.attach(opened(root, config(), folder), config(), folder)
@@ -98,7 +98,7 @@ def sample_of(mask: np.ndarray) -> dict[str, Any]:
     soft = mask[None].astype(np.float16)
     numbers = np.arange(mask.size, dtype=np.float32).reshape(1, *mask.shape)
     handles = {"image": Held(numbers), MASK: Held(soft), BLOCKS: Held(change.blocks(soft))}
-    return {**handles, "scale": Scale(low=(0.0,), high=(1.0,), to=(0.0, 1.0), clip=False)}
+    return {**handles, "scale": IntensityScale(low=(0.0,), high=(1.0,), to=(0.0, 1.0), clip=False)}
 
 
 def cropper(**patch: Any) -> RandBalancedCropd:
@@ -131,12 +131,12 @@ class Spy:
 
 def test_losses_of_the_mask_read_it_and_no_others_do() -> None:
     for name in ("masked_l1", "masked_sobel", "masked_laplacian"):
-        (wish,) = reads([Term(name=name, target="target")])
+        (wish,) = reads([LossTerm(name=name, target="target")])
         assert (wish.key, wish.fill, wish.is_mask) == ("mask", 0, False)
-    found = {reduce: reads([Term(name="perceptual", target="target", options={"reduce": reduce})]) for reduce in ("mask", "half")}
+    found = {reduce: reads([LossTerm(name="perceptual", target="target", options={"reduce": reduce})]) for reduce in ("mask", "half")}
     assert found == {"mask": [ChangeMask(target="target")], "half": []}
-    assert reads([Term(name="perceptual", target="target")]) == []
-    assert reads([Term(name="l1", target="target")]) == []
+    assert reads([LossTerm(name="perceptual", target="target")]) == []
+    assert reads([LossTerm(name="l1", target="target")]) == []
 
 
 def test_the_mask_is_wanted_wherever_change_is_set_and_only_there() -> None:
@@ -160,7 +160,7 @@ def test_the_mask_is_wanted_wherever_change_is_set_and_only_there() -> None:
 # ---------------------------------------------------------------- kept beside the store
 
 
-def test_the_kept_mask_and_its_index_are_those_of_the_pair(pairs: list[Stored]) -> None:
+def test_the_kept_mask_and_its_index_are_those_of_the_pair(pairs: list[CachedCase]) -> None:
     for case in pairs:
         made = change.mask(case.image.array, case.targets["target"].array, Change())
         kept = case.maps[MASK].array
@@ -177,7 +177,7 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_masks_are_made_again_for_other_pixels_or_settings_and_for_nothing_else(tmp_path: Path) -> None:
     root, folder = write_pairs(tmp_path / "data"), tmp_path / "store"
 
-    def attached(**data: Any) -> list[Stored]:
+    def attached(**data: Any) -> list[CachedCase]:
         return derived.attach(opened(root, config(**data), folder), config(**data), folder)
 
     attached()
@@ -200,14 +200,14 @@ def test_masks_are_made_again_for_other_pixels_or_settings_and_for_nothing_else(
         assert {k.split(".")[0] for k, v in stamps(folder).items() if old[k] != v} == {moved}
 
 
-def test_a_case_without_a_target_has_no_mask(pairs: list[Stored], tmp_path: Path) -> None:
+def test_a_case_without_a_target_has_no_mask(pairs: list[CachedCase], tmp_path: Path) -> None:
     bare = dataclasses.replace(pairs[0], targets={}, maps={})
     assert derived.attach([bare], config(), tmp_path)[0].maps == {}
     with pytest.raises(KeyError, match=r"case.* a lack the map mask"):
         PatchDataset([bare], config(), 0, training=True)
 
 
-def test_a_pair_that_cannot_be_compared_is_named(pairs: list[Stored], tmp_path: Path) -> None:
+def test_a_pair_that_cannot_be_compared_is_named(pairs: list[CachedCase], tmp_path: Path) -> None:
     grey = volume(tmp_path / "grey.npy", np.asarray(pairs[0].targets["target"].array)[:1])
     with pytest.raises(UserError, match=r"dst/a\.png"):
         derived.attach([dataclasses.replace(pairs[0], targets={"target": grey})], config(), tmp_path)
@@ -307,7 +307,7 @@ def test_only_the_patch_and_one_block_are_read() -> None:
 # ---------------------------------------------------------------- in samples and batches
 
 
-def test_batches_hold_the_soft_mask_at_full_resolution(pairs: list[Stored]) -> None:
+def test_batches_hold_the_soft_mask_at_full_resolution(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, config(patch={"changed": 0.5, "per_case": 2}, augment=["flip", "noise"]), 0, training=True)
     seen = list(loader.epoch(0))
     for batch in seen:
@@ -319,14 +319,14 @@ def test_batches_hold_the_soft_mask_at_full_resolution(pairs: list[Stored]) -> N
     assert sum(float(b["changed"].sum()) for b in seen) >= 1
 
 
-def test_without_change_there_is_no_mask(pairs: list[Stored]) -> None:
+def test_without_change_there_is_no_mask(pairs: list[CachedCase]) -> None:
     setting = dataclasses.replace(config(), data=dataclasses.replace(config().data, change=None))
     sample = PatchDataset([dataclasses.replace(c, maps={}) for c in pairs], setting, 0, training=True)[0, 0, 0]
     assert MASK not in sample
     assert math.isnan(sample["changed"])
 
 
-def test_a_cut_of_the_mask_is_the_mask_of_the_pair_there(pairs: list[Stored]) -> None:
+def test_a_cut_of_the_mask_is_the_mask_of_the_pair_there(pairs: list[CachedCase]) -> None:
     """The third case is smaller than the patch: nothing has changed outside it."""
     dataset = PatchDataset(pairs, config(patch={"grid": 0.25}), 0, training=True)
     for case, number in dataset.samples(1):
@@ -338,7 +338,7 @@ def test_a_cut_of_the_mask_is_the_mask_of_the_pair_there(pairs: list[Stored]) ->
         np.testing.assert_allclose(dataset[0, 0, case, number][MASK][0].numpy(), expected, atol=5e-4)
 
 
-def test_a_flip_flips_the_mask_and_intensities_leave_it(pairs: list[Stored]) -> None:
+def test_a_flip_flips_the_mask_and_intensities_leave_it(pairs: list[CachedCase]) -> None:
     flip = [{"name": "flip", "options": {"p": 1.0, "axes": [1]}}]
     loud = [{"name": n, "options": {"p": 1.0}} for n in ("noise", "brightness", "contrast", "shift", "gamma", "blur", "colour")]
     plain, flipped, noisy = (
@@ -353,10 +353,12 @@ def test_a_flip_flips_the_mask_and_intensities_leave_it(pairs: list[Stored]) -> 
         assert not torch.equal(noisy[0, case, case]["image"], before["image"])
 
 
-def test_the_mask_is_moved_like_an_image_and_stays_in_its_range(pairs: list[Stored]) -> None:
+def test_the_mask_is_moved_like_an_image_and_stays_in_its_range(pairs: list[CachedCase]) -> None:
     """With the mask as image and target, the three stay equal under every geometry, and never leave [0, 1]."""
     twins = [
-        dataclasses.replace(c, image=c.maps[MASK], targets={"target": c.maps[MASK]}, scale=Scale(low=(0.0,), high=(1.0,), to=(0.0, 1.0)))
+        dataclasses.replace(
+            c, image=c.maps[MASK], targets={"target": c.maps[MASK]}, scale=IntensityScale(low=(0.0,), high=(1.0,), to=(0.0, 1.0))
+        )
         for c in pairs
     ]
     names = ("flip", "rotate90", "affine", "rotate", {"name": "elastic", "options": {"spacing": 16, "magnitude": 4}})
@@ -372,7 +374,7 @@ def test_the_mask_is_moved_like_an_image_and_stays_in_its_range(pairs: list[Stor
     assert between > 100
 
 
-def test_samples_depend_on_their_key_alone_not_on_workers(pairs: list[Stored]) -> None:
+def test_samples_depend_on_their_key_alone_not_on_workers(pairs: list[CachedCase]) -> None:
     def setting(**patch: Any) -> Config:
         return config(patch={"changed": 0.5, **patch}, augment=["flip", "affine"])
 
@@ -388,7 +390,7 @@ def test_samples_depend_on_their_key_alone_not_on_workers(pairs: list[Stored]) -
         torch.testing.assert_close(a[MASK], b[MASK], rtol=0, atol=0)
 
 
-def test_validation_is_aimed_too_and_fixed(pairs: list[Stored]) -> None:
+def test_validation_is_aimed_too_and_fixed(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, config(patch={"changed": 1.0, "grid": 0.5}), 0, training=False)
     first, again = (list(loader.epoch(VALIDATION)) for _ in range(2))
     for a, b in zip(first, again, strict=True):
@@ -426,7 +428,7 @@ def keys_of(loader: Loader, epoch: int) -> list[tuple[int, ...]]:
     return [key[2:] for key in loader.batches.keys(epoch)]
 
 
-def holding(pairs: list[Stored], ends: Sequence[tuple[int, ...]], overlap: float) -> set[tuple[int, ...]]:
+def holding(pairs: list[CachedCase], ends: Sequence[tuple[int, ...]], overlap: float) -> set[tuple[int, ...]]:
     """Those of ``ends`` whose slice of the whole mask has a pixel of at least LEVEL."""
     found = set()
     for case, number in ends:
@@ -439,7 +441,7 @@ def holding(pairs: list[Stored], ends: Sequence[tuple[int, ...]], overlap: float
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
-def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share(pairs: list[Stored], share: float) -> None:
+def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share(pairs: list[CachedCase], share: float) -> None:
     loader = Loader(pairs, config(patch={"grid": 0.25, "changed": share}), 0, training=True)
     every = loader.dataset.samples(1)
     changed = holding(pairs, every, 0.25)
@@ -458,17 +460,17 @@ def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share
     assert sum(flags) == len(changed)
 
 
-def test_all_others_come_in_time(pairs: list[Stored]) -> None:
+def test_all_others_come_in_time(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, config(patch={"grid": 0.25, "changed": 0.5}), 0, training=True)
     assert {end for epoch in range(60) for end in keys_of(loader, epoch)} == set(loader.dataset.samples(1))
 
 
-def test_a_small_share_takes_all_slices(pairs: list[Stored]) -> None:
+def test_a_small_share_takes_all_slices(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, config(patch={"grid": 0.25, "changed": 0.01}), 0, training=True)
     assert sorted(keys_of(loader, 0)) == loader.dataset.samples(1)
 
 
-def test_clean_cases_alone_give_all_slices_in_the_usual_order(pairs: list[Stored]) -> None:
+def test_clean_cases_alone_give_all_slices_in_the_usual_order(pairs: list[CachedCase]) -> None:
     clean = pairs[3:]
     with_share, without = (Loader(clean, config(patch={"grid": 0.25, **patch}), 0, training=True) for patch in ({"changed": 0.5}, {}))
     assert keys_of(with_share, 7) == keys_of(without, 7)
@@ -522,7 +524,7 @@ def test_image_targets_labels_and_maps_are_mirrored() -> None:
         "label": random.integers(0, 3, (1, 10, 50)).astype(np.uint8),
         MASK: random.random((1, 10, 50)).astype(np.float16),
     }
-    data = {**{name: Held(array) for name, array in arrays.items()}, "scale": Scale(low=(0.0,), high=(255.0,), to=(-1.0, 1.0))}
+    data = {**{name: Held(array) for name, array in arrays.items()}, "scale": IntensityScale(low=(0.0,), high=(255.0,), to=(-1.0, 1.0))}
     targets = {"target": "image", "label": "labels"}
     crop = RandBalancedCropd(targets, Patch(size=(32, 50), foreground=None, border="mirror"), 2, {MASK: 0.0})
     sample = crop(data)
@@ -534,7 +536,7 @@ def test_image_targets_labels_and_maps_are_mirrored() -> None:
     assert sample["label"].dtype == np.uint8
 
 
-def test_a_patch_inside_an_image_is_the_same_with_either_border(pairs: list[Stored]) -> None:
+def test_a_patch_inside_an_image_is_the_same_with_either_border(pairs: list[CachedCase]) -> None:
     zero, mirror = (PatchDataset(pairs, config(patch={"border": border}), 0, training=True) for border in ("zero", "mirror"))
     for n in range(4):
         for key in ("image", "target", MASK):

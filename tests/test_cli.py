@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.progress import counter, kept_log, progress
+from pipeline.progress import log_to_file, progress, progress_callback
 from pipeline.records import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,10 +79,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("installed")
 def test_a_signal_only_sets_a_flag() -> None:
-    cli.stop.check()
+    cli.stop.raise_if_stopped()
     os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(cli.StopRequested, match="SIGUSR1"):
-        cli.stop.check()
+        cli.stop.raise_if_stopped()
 
 
 @pytest.mark.usefixtures("installed")
@@ -91,14 +91,14 @@ def test_a_scheduler_may_signal_twice(number: signal.Signals) -> None:
     for _ in range(2):
         os.kill(os.getpid(), number)
         with pytest.raises(cli.StopRequested, match=number.name):
-            cli.stop.check()
+            cli.stop.raise_if_stopped()
 
 
 @pytest.mark.usefixtures("installed")
 def test_the_first_interrupt_asks_and_the_second_ends() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(cli.StopRequested, match="SIGINT"):
-        cli.stop.check()
+        cli.stop.raise_if_stopped()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     twice = (
         "import os, signal; from pipeline import cli; cli.stop.install(); [(os.kill(os.getpid(), signal.SIGINT), print(n)) for n in (1, 2)]"
@@ -112,7 +112,7 @@ def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: py
 
     def work(**_: object) -> int:
         log.info("first")
-        with kept_log(tmp_path, "probe") as path:
+        with log_to_file(tmp_path, "probe") as path:
             log.info("second")
             print("third\r", end="")
         log.info("fourth")
@@ -125,6 +125,6 @@ def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: py
 
 def test_progress_yields_everything() -> None:
     assert list(progress(range(3), "x")) == [0, 1, 2]
-    advance = counter("x")
+    advance = progress_callback("x")
     for n in range(3):
         advance(n + 1, 3)

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline import train
 from pipeline.losses import with_deep
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 NETWORK = "network={name: dynunet, options: {channels: [4, 4, 8, 8], deep_supervision: 2}}"
 QUICK = ("--fold", "0", "--set", "train.epochs=1", "train.average=null", "metrics=[dice]")
@@ -63,6 +63,6 @@ def test_a_run_of_before_goes_on_without(tiny: Path, surfaces: Path, tmp_path: P
 
 
 def test_weights_halve_from_head_to_head() -> None:
-    terms = (Term(name="dice", weight=2.0), Term(name="ce", head="mask", target="mask"))
+    terms = (LossTerm(name="dice", weight=2.0), LossTerm(name="ce", head="mask", target="mask"))
     added = with_deep(terms, ("main", "mask", "deep2", "deep1"))[2:]
     assert [(t.name, t.head, t.weight) for t in added] == [("dice", "deep1", 1.0), ("dice", "deep2", 0.5)]

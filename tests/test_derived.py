@@ -24,15 +24,15 @@ from pipeline.config import Config, from_dict
 from pipeline.data import cases, derived, store
 from pipeline.data.derived import DERIVED, Map, derive, distance, medial_surface, skeleton
 from pipeline.data.loaders import PatchDataset
-from pipeline.data.normalise import Scale
-from pipeline.data.store import Stored, Volume
+from pipeline.data.normalise import IntensityScale
+from pipeline.data.store import CachedCase, Volume
 from pipeline.losses import LOSSES, maps, reads
 from pipeline.morphology import betti_numbers, dilate
-from pipeline.records import Term, UserError
+from pipeline.records import LossTerm, UserError
 from pipeline.training import loop
 
 MAP_LOSSES = ["skeleton_recall", "surface_recall", {"name": "boundary", "options": {"reach": 3}}]
-READS = reads([Term(**({"name": loss} if isinstance(loss, str) else loss)) for loss in MAP_LOSSES])
+READS = reads([LossTerm(**({"name": loss} if isinstance(loss, str) else loss)) for loss in MAP_LOSSES])
 
 
 def config(losses: list[Any], **data: object) -> Config:
@@ -143,7 +143,7 @@ def test_ignored_voxels_are_background_and_classes_have_channels() -> None:
     label[0, 2:5], label[0, 7:10] = 1, 3
     label[0, :, :, :4] = 2
     data = config([], classes=4).data
-    (wish,) = reads([Term(name="surface_recall", target="label")])
+    (wish,) = reads([LossTerm(name="surface_recall", target="label")])
     assert wish is not None
     made = derive(label, wish, data)
     assert made.shape == (3, 12, 12, 12)
@@ -178,7 +178,7 @@ def test_names_tell_options_apart() -> None:
 # ---------------------------------------------------------------- kept beside the store
 
 
-def attached(root: Path, folder: Path, losses: list[Any], **data: object) -> list[Stored]:
+def attached(root: Path, folder: Path, losses: list[Any], **data: object) -> list[CachedCase]:
     setting = config(losses, **data)
     found = cases.find(setting.data, setting.targets, root).train
     stored = store.build(found, store.examine(found, setting, folder), setting, folder)
@@ -245,7 +245,7 @@ def test_a_read_only_store_is_the_users_to_mend(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture(scope="module")
-def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     return attached(surfaces, tmp_path_factory.mktemp("store"), MAP_LOSSES)
 
 
@@ -253,7 +253,7 @@ ALL = [{"name": n, "options": {"p": 1.0}} for n in ("noise", "brightness", "cont
 
 
 @pytest.mark.parametrize("augment", [["flip", "rotate90"], ALL], ids=["grid", "all"])
-def test_image_and_label_are_the_same_bits_with_and_without_maps(stored: list[Stored], augment: list[Any]) -> None:
+def test_image_and_label_are_the_same_bits_with_and_without_maps(stored: list[CachedCase], augment: list[Any]) -> None:
     plain = [dataclasses.replace(case, maps={}) for case in stored]
     with_maps = PatchDataset(stored, config(MAP_LOSSES, augment=augment), 0, training=True, reads=READS)
     without = PatchDataset(plain, config([], augment=augment), 0, training=True)
@@ -265,7 +265,7 @@ def test_image_and_label_are_the_same_bits_with_and_without_maps(stored: list[St
             assert one[key].dtype == other[key].dtype
 
 
-def test_maps_are_cut_and_turned_with_their_label(stored: list[Stored]) -> None:
+def test_maps_are_cut_and_turned_with_their_label(stored: list[CachedCase]) -> None:
     """With the label itself in the place of each map, they stay equal; noise and contrast do not reach them."""
     case = stored[0]
     twin = dataclasses.replace(case, maps=dict.fromkeys(case.maps, case.targets["label"]))
@@ -280,7 +280,7 @@ def test_maps_are_cut_and_turned_with_their_label(stored: list[Stored]) -> None:
     assert turned > 0
 
 
-def test_slanted_maps_stay_masks_and_distances_near_their_label(stored: list[Stored]) -> None:
+def test_slanted_maps_stay_masks_and_distances_near_their_label(stored: list[CachedCase]) -> None:
     dataset = PatchDataset(stored, config(MAP_LOSSES, augment=ALL[-1:]), 0, training=True, reads=READS)
     for n in range(4):
         sample = dataset[0, n, n]
@@ -291,7 +291,7 @@ def test_slanted_maps_stay_masks_and_distances_near_their_label(stored: list[Sto
         assert far[~agree].abs().max() < 1.5
 
 
-def test_beyond_the_volume_lies_no_foreground(stored: list[Stored]) -> None:
+def test_beyond_the_volume_lies_no_foreground(stored: list[CachedCase]) -> None:
     setting = config(MAP_LOSSES, augment=[], patch={"size": [30, 24, 24], "foreground": None})
     sample = PatchDataset(stored[:1], setting, 0, training=False, reads=READS)[-1, 0, 0]
     assert sample["label:distance,reach=3"].dtype == torch.float32
@@ -301,14 +301,14 @@ def test_beyond_the_volume_lies_no_foreground(stored: list[Stored]) -> None:
     assert sample["label:skeleton"].any()
 
 
-def test_a_case_without_its_maps_says_so(stored: list[Stored]) -> None:
+def test_a_case_without_its_maps_says_so(stored: list[CachedCase]) -> None:
     bare = [dataclasses.replace(stored[0], maps={})]
     with pytest.raises(KeyError, match=r"label:skeleton.*derived\.attach"):
         PatchDataset(bare, config(MAP_LOSSES), 0, training=True, reads=READS)[0, 0, 0]
 
 
-def test_handles_of_maps_are_not_opened_by_other_configs(stored: list[Stored]) -> None:
-    twin = dataclasses.replace(stored[0], scale=Scale(low=(0.0,), high=(2.0,)))
+def test_handles_of_maps_are_not_opened_by_other_configs(stored: list[CachedCase]) -> None:
+    twin = dataclasses.replace(stored[0], scale=IntensityScale(low=(0.0,), high=(2.0,)))
     assert set(PatchDataset([twin], config([]), 0, training=True)[0, 0, 0]) == {"image", "label", "id", "foreground_share", "changed"}
     assert Map(target="label", name="skeleton", options={"radius": 2.0}).key in twin.maps
 
@@ -327,7 +327,7 @@ def test_a_run_with_maps_trains_resumes_and_makes_them_once(
     words += ["--set", "train.epochs=2", "train.average=null", f"data.store={tmp_path / 'store'}"]
     real = loop._epoch
 
-    def stumble(job: loop.Job, state: loop.State) -> dict[str, Any]:
+    def stumble(job: loop.FoldJob, state: loop.State) -> dict[str, Any]:
         if state.epoch == 1:
             raise RuntimeError("power cut")
         return real(job, state)

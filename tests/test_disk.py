@@ -324,7 +324,7 @@ def test_read_only_places_are_found_before_work(
     for name in (
         "pipeline.inference.predictor.load_models",
         "pipeline.workflows.evaluate.pair",
-        "pipeline.workflows.submit.check",
+        "pipeline.workflows.submit.raise_if_stopped",
         "pipeline.workflows.fuse.looked_at",
     ):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("worked"))

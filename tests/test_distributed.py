@@ -61,7 +61,7 @@ def test_items_are_shared_without_rest(talk: list[dict]) -> None:
 def test_the_leader_works_first_and_its_refusal_ends_the_others(talk: list[dict]) -> None:
     assert [t["first"] for t in talk] == ["once ", "once again "]
     assert talk[0]["refused"] == ["UserError", "the data is wrong"]
-    assert talk[1]["refused"][0] == "TeamError"
+    assert talk[1]["refused"][0] == "DistributedError"
     assert "rank 0" in talk[1]["refused"][1]
 
 

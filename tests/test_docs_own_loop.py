@@ -16,7 +16,7 @@ from pipeline.losses.module import RANGE, Loss, takes_range
 from pipeline.metrics import METRICS, directions
 from pipeline.metrics.entry import GIVEN
 from pipeline.metrics.module import REDUCTIONS, Metric
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 PATH = ROOT / "docs" / "own_loop.md"
 PAGE = PATH.read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_the_table_of_losses_is_whole() -> None:
         assert tuple(target.split(", ")) == LOSSES[name].targets, name
         own = [f"range={RANGE!r}"] if takes_range(name) else []
         assert spans(settings) == options(LOSSES[name].make) + own, name
-        wish = next(iter(reads([Term(name=name, options={"reduce": "mask"})])), None)
+        wish = next(iter(reads([LossTerm(name=name, options={"reduce": "mask"})])), None)
         assert spans(extra)[:1] == ([] if wish is None else ["mask" if wish.key == "mask" else wish.name]), name
 
 

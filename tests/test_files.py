@@ -607,7 +607,7 @@ def test_a_killed_writer_leaves_the_old_file_and_a_sweepable_rest(tmp_path: Path
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "a.bin").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
-    assert len(files.sweep(tmp_path)) == 1
+    assert len(files.remove_stale_temps(tmp_path)) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
@@ -620,9 +620,9 @@ def test_sweep_leaves_what_is_being_written(tmp_path: Path) -> None:
         other.touch()
         foreign = temp.with_name(".tmp-ffffffff-99999-abcd.tif")
         foreign.touch()
-        assert files.sweep(tmp_path) == []
+        assert files.remove_stale_temps(tmp_path) == []
         os.utime(foreign, (0, 0))
-        assert files.sweep(tmp_path) == [foreign]
+        assert files.remove_stale_temps(tmp_path) == [foreign]
     assert (tmp_path / "deep" / "a.tif").is_file()
 
 

@@ -114,7 +114,7 @@ def test_imports_point_down() -> None:
 
 def test_a_planted_climb_would_be_found() -> None:
     assert climbs("pipeline.files", "pipeline.training.loop")
-    assert climbs("pipeline.losses", "pipeline.metrics.region")
+    assert climbs("pipeline.losses", "pipeline.metrics.overlap")
     assert climbs("pipeline.submit", "pipeline.ensemble")
     assert not climbs("pipeline.training.loop", "pipeline.losses")
 

@@ -13,12 +13,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from pipeline.config import ConfigError
 from pipeline.metrics import METRICS, better, evaluate, evaluate_frames, pool
 from pipeline.metrics.frames import Truth, count
+from pipeline.metrics.overlap import specificity
 from pipeline.metrics.probability import area_pr, area_roc, pr_auc, roc_auc, tally, tally_halves
-from pipeline.metrics.region import specificity
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 POOLED = [name for name, entry in METRICS.items() if entry.pooled]
-ALL = [Part(name=n) for n in POOLED]
+ALL = [NamedOptions(name=n) for n in POOLED]
 
 
 def _case(seed: int, shape: tuple[int, ...] = (12, 17), levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +110,7 @@ def test_ignored_voxels_count_in_no_frame() -> None:
     label = np.array([[1, 1, 2, 0], [0, 2, 0, 0]], np.uint8)
     answer = np.array([[1, 0, 1, 1], [0, 1, 0, 0]], np.uint8)
     fov = np.array([[1, 1, 1, 1], [0, 0, 0, 0]])
-    found = evaluate_frames([Part(name="accuracy"), Part(name="dice")], answer, Truth(label=label, ignore=2, fov=fov))
+    found = evaluate_frames([NamedOptions(name="accuracy"), NamedOptions(name="dice")], answer, Truth(label=label, ignore=2, fov=fov))
     assert found == {"accuracy_fov": 1 / 3, "dice_fov": 0.5, "accuracy_full": 4 / 6, "dice_full": 0.5}
 
 
@@ -138,7 +138,7 @@ def test_a_field_of_view_that_cannot_be_used_is_refused(fov: np.ndarray, problem
 def test_probability_metrics_refuse_an_answer() -> None:
     soft, truth = _case(8)
     with pytest.raises(ConfigError, match=r"roc_auc.*save-soft"):
-        evaluate([Part(name="roc_auc")], soft > 0.5, truth)
+        evaluate([NamedOptions(name="roc_auc")], soft > 0.5, truth)
 
 
 @pytest.mark.parametrize("name", ["dice_fov", "val_dice", "dice_2_full", "roc_auc_padded", "specificity"])
@@ -177,7 +177,7 @@ def test_pooled_is_not_the_mean_of_images() -> None:
 def test_pooled_empty_cases_are_those_of_one_image() -> None:
     nothing = np.zeros((2, 3), np.uint8)
     found = pool([count(nothing, Truth(label=nothing))], ["dice", "iou", "precision", "recall", "specificity", "accuracy"])
-    assert found == evaluate([Part(name=n) for n in found], nothing, nothing)
+    assert found == evaluate([NamedOptions(name=n) for n in found], nothing, nothing)
     everything = nothing + 1
     missed = pool([count(nothing, Truth(label=everything))], ["precision", "recall", "specificity"])
     assert missed == {"precision": 0.0, "recall": 0.0, "specificity": 1.0}

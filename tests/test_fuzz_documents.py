@@ -27,7 +27,7 @@ from pipeline.files.documents import problem
 from pipeline.inference import models, soft
 from pipeline.inference.outputs import read_summary
 from pipeline.networks.outline import bounded
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 from pipeline.reporting import build
 from pipeline.reporting.runs import load as load_report
 from pipeline.runs import FoldFolder, RunFolder
@@ -269,5 +269,5 @@ def test_seeds_of_torch_stay() -> None:
     """Outlines of models draw no random number: what is trained afterwards does not depend on who looked."""
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    bounded(Part(name="unet", options={"channels": [4, 4, 8, 8, 8]}), 1, 1, 3)
+    bounded(NamedOptions(name="unet", options={"channels": [4, 4, 8, 8, 8]}), 1, 1, 3)
     assert torch.equal(before, torch.get_rng_state())

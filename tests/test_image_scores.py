@@ -17,7 +17,7 @@ from pipeline import evaluate as command
 from pipeline import files
 from pipeline.config import Config, from_dict
 from pipeline.data import cases, store
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.records import UserError
 from pipeline.scoring import baselines, held_out
 from pipeline.tasks import TASKS
@@ -55,7 +55,7 @@ def pair(dtype: str, shape: tuple[int, ...] = (3, 20, 24)) -> tuple[np.ndarray, 
     return tuple(np.rint(a * most).astype(kind) if kind.kind == "u" else a.astype(kind) for a in (target, noisy))  # type: ignore[return-value]
 
 
-def stored(root: Path, target: np.ndarray, image: np.ndarray, suffix: str = ".png") -> Stored:
+def stored(root: Path, target: np.ndarray, image: np.ndarray, suffix: str = ".png") -> CachedCase:
     files.write(root / "src" / f"one{suffix}", image, dims=2)
     files.write(root / "dst" / f"one{suffix}", target, dims=2)
     found = cases.find(setting().data, setting().targets, root).train
@@ -69,7 +69,7 @@ def test_a_score_is_that_of_the_saved_file_on_its_own_scale(dtype: str, suffix: 
     case = stored(tmp_path, target, image, suffix)
     soft = case.scale.apply(image) + DRAW.normal(0, 0.02, image.shape).astype(np.float32)  # reaches beyond [-1, 1]
     scores = held_out.score(setting(), soft_of(setting(), soft, case), case)
-    answer = TASKS["image"].hard(soft, case.scale, dtype)
+    answer = TASKS["image"].decide(soft, case.scale, dtype)
     most = np.iinfo(dtype).max if dtype != "float32" else 1
     assert scores["psnr"] == pytest.approx(peak_signal_noise_ratio(target, answer, data_range=most), rel=1e-5)
     assert scores["mae"] == pytest.approx(np.abs(target.astype(float) - answer).mean() / most, rel=1e-5)

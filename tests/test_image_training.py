@@ -12,7 +12,7 @@ from pipeline import files, predict, train
 from pipeline.inference.models import load_model
 from pipeline.metrics import evaluate
 from pipeline.metrics.image import intensities
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.reporting import tables
 
 SHAPE = (41, 52)
@@ -89,7 +89,7 @@ def test_doing_nothing_is_a_row_to_beat_and_is_beaten(run: Path, pairs: Path) ->
     row = summary["baselines"]["do nothing (the input)"]
     names = sorted(p.name for p in (pairs / "src").glob("*.png"))
     images = [[intensities(files.read(pairs / f / n, 2)[0]) for f in ("src", "dst")] for n in names]
-    assert row["psnr"] == pytest.approx(np.mean([evaluate([Part(name="psnr")], *two)["psnr"] for two in images]))
+    assert row["psnr"] == pytest.approx(np.mean([evaluate([NamedOptions(name="psnr")], *two)["psnr"] for two in images]))
     assert summary["out_of_fold"]["psnr"] > row["psnr"] + 2
     assert "do nothing" in tables.of_training(summary)
 
@@ -99,7 +99,7 @@ def test_saved_answers_reproduce_their_scores(run: Path, pairs: Path) -> None:
         answer, _ = files.read(run / f"fold_{case['fold']}" / "oof" / f"{name}.png", 2)
         truth, _ = files.read(pairs / "dst" / f"{name}.png", 2)
         assert answer.dtype == truth.dtype
-        found = evaluate([Part(name="psnr"), Part(name="ssim")], intensities(answer), intensities(truth))
+        found = evaluate([NamedOptions(name="psnr"), NamedOptions(name="ssim")], intensities(answer), intensities(truth))
         assert found == pytest.approx(case["metrics"], abs=1e-9)
 
 

@@ -276,7 +276,7 @@ def add(root: Path, name: str, mask: np.ndarray = MASK * 255, image: np.ndarray 
     write(root / "masks" / f"{name}{suffix}", mask)
 
 
-def check(root: Path, **data) -> tuple[cases.Found, list[store.Facts], list[Fault], config.Config]:
+def check(root: Path, **data) -> tuple[cases.Found, list[store.CaseProperties], list[Fault], config.Config]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.roles, root)
     facts = store.examine(found.train, settings, None, workers=1)
@@ -313,8 +313,8 @@ def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:
     for fault in faults:
         word = bad[fault.path.stem][1] if fault.path.stem != "jpeg" else "cannot be read to its end"
         assert word in fault.problem, fault
-        assert fault.cure
-    assert "EXIF" in only([f for f in faults if f.path.stem == "turned"]).cure
+        assert fault.suggestion
+    assert "EXIF" in only([f for f in faults if f.path.stem == "turned"]).suggestion
 
 
 def test_what_looks_odd_but_is_sound_has_no_fault(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_mask_kept_as_jpeg_is_refused_with_its_cure_and_read_with_it(tmp_path:
     add(tmp_path, "b", np.dstack([BIG * 255] * 3), image // 2, ".jpg")
     greys = [f for f in check(tmp_path)[2] if "labels outside" in f.problem]
     assert {f.path.stem for f in greys} == {"a", "b"}
-    assert all("data.binarise: 127" in f.cure for f in greys)
+    assert all("data.binarise: 127" in f.suggestion for f in greys)
     found, facts, faults, settings = check(tmp_path, binarise=127)
     assert faults == []
     assert [set(f.label_values["label"]) for f in facts] == [{"0", "1"}] * 2
@@ -391,9 +391,9 @@ def test_a_mask_kept_as_jpeg_is_refused_with_its_cure_and_read_with_it(tmp_path:
 def test_the_hint_is_given_where_it_may_help(values: list[int], hint: bool, tmp_path: Path) -> None:
     mask = np.resize(values, SHAPE).astype(np.uint16)
     add(tmp_path, "a", mask)
-    assert ("data.binarise" in only(check(tmp_path)[2]).cure) == hint
+    assert ("data.binarise" in only(check(tmp_path)[2]).suggestion) == hint
     if max(values) >= 4:
-        assert "data.binarise" not in only(check(tmp_path, classes=4)[2]).cure
+        assert "data.binarise" not in only(check(tmp_path, classes=4)[2]).suggestion
 
 
 def test_a_threshold_keeps_the_ignored_value(tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_a_threshold_is_part_of_what_is_kept(tmp_path: Path) -> None:
 def test_a_threshold_above_everything_and_values_that_are_none(tmp_path: Path) -> None:
     add(tmp_path, "a", MASK)
     fault = only(check(tmp_path, binarise=127)[2])
-    assert (fault.severity, "data.binarise: 127" in fault.cure) == ("warning", True)
+    assert (fault.severity, "data.binarise: 127" in fault.suggestion) == ("warning", True)
     files.write(tmp_path / "masks" / "a.npy", np.where(MASK == 1, np.nan, 0.0).astype(np.float32))
     (tmp_path / "masks" / "a.png").unlink()
     assert "values that are NaN" in only(check(tmp_path, binarise=127)[2]).problem
@@ -479,7 +479,7 @@ def test_other_layouts_have_no_field_of_view(layout: str, tmp_path: Path) -> Non
     settings = system(tmp_path, layout=layout, **WITH_VIEW)
     fault = only(list(cases.find(settings.data, settings.roles, tmp_path).faults))
     assert (fault.severity, fault.problem) == ("error", "has no folder for the field of view 'fov'")
-    assert "data.layout: folders" in fault.cure
+    assert "data.layout: folders" in fault.suggestion
 
 
 # --- real data ---------------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from PIL import Image
 from tiles import tiled
 
 from pipeline.config import ConfigError, from_dict
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.geometry import Tiling
 from pipeline.inference.sliding_window import Source, network_ensemble, resampled, scaled, tiling
 from pipeline.networks import build
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
-UNIT = Scale(low=(0.0,), high=(1.0,), clip=False)
+UNIT = IntensityScale(low=(0.0,), high=(1.0,), clip=False)
 
 
 def source(shape: tuple[int, ...]) -> Source:
@@ -155,11 +155,11 @@ def test_whole_is_one_tile_of_any_size(size: list[int], halo: int) -> None:
 def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
     """A U-Net whose norms stand still; tiles of even size and stride keep its pooling grid, and the halo covers what a voxel sees."""
     torch.manual_seed(0)
-    network = build(Part(name="unet", options={"channels": [2] * 5, "norm": "batch"}), 3, 1, 2)
+    network = build(NamedOptions(name="unet", options={"channels": [2] * 5, "norm": "batch"}), 3, 1, 2)
     network.train()(torch.rand(2, 3, 32, 32))  # statistics that are not 0 and 1
     network.eval()
     image = np.random.default_rng(0).random((3, 288, 352), np.float32)
-    given = Source(array=image, scale=Scale(low=(0.0,) * 3, high=(1.0,) * 3))
+    given = Source(array=image, scale=IntensityScale(low=(0.0,) * 3, high=(1.0,) * 3))
     predict_tile = network_ensemble([network], config(dims=2), "cpu")
     whole = tiled(given, predict_tile, tiling(config(dims=2, patch="whole"), image.shape[1:]))
     with torch.inference_mode():

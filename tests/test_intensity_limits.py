@@ -13,10 +13,10 @@ from pipeline import train
 from pipeline.config import ConfigError
 from pipeline.data import normalise
 from pipeline.files import Rows
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 RNG = np.random.default_rng(11)
-PERCENTILE = Part(name="percentile", options={"low": 0.5, "high": 99.5})
+PERCENTILE = NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5})
 
 
 def spots(dtype: str, channels: int = 1) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_constant_channels_and_channels_without_numbers_stay_as_they_were() -> N
 def test_a_range_that_cuts_off_most_values_is_a_problem(
     image: np.ndarray, options: dict, share: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = Part(name="range", options=options)
+    part = NamedOptions(name="range", options=options)
     array = np.stack([image.reshape(20, 50)] * 2)
     found = normalise.problem_of(part, array)
     assert found is not None
@@ -80,7 +80,7 @@ def test_a_range_that_cuts_off_most_values_is_a_problem(
     assert normalise.problem_of(part, rows(array)) == found
     monkeypatch.setattr(normalise, "WHOLE", 10)
     assert normalise.problem_of(part, rows(array)) == found
-    wider = Part(name="range", options={**options, "max_outside": 1})
+    wider = NamedOptions(name="range", options={**options, "max_outside": 1})
     assert normalise.problem_of(wider, array) is None
     assert normalise.fit(wider, rows(array)) == normalise.fit(wider, array) == normalise.fit(part, array)
 
@@ -98,7 +98,7 @@ def test_a_range_that_cuts_off_most_values_is_a_problem(
     ],
 )
 def test_images_inside_the_range_are_none(image: np.ndarray, options: dict) -> None:
-    assert normalise.problem_of(Part(name="range", options=options), image.reshape(1, 16, 16)) is None
+    assert normalise.problem_of(NamedOptions(name="range", options=options), image.reshape(1, 16, 16)) is None
 
 
 def test_integers_whose_type_lies_inside_are_not_looked_at() -> None:
@@ -112,12 +112,12 @@ def test_integers_whose_type_lies_inside_are_not_looked_at() -> None:
             raise AssertionError("read")
 
     for options in ({}, {"high": None}, {"low": -5, "high": 999}):
-        assert normalise.problem_of(Part(name="range", options=options), Unread()) is None  # type: ignore[arg-type]
+        assert normalise.problem_of(NamedOptions(name="range", options=options), Unread()) is None  # type: ignore[arg-type]
 
 
 def test_a_share_is_between_0_and_1() -> None:
     with pytest.raises(ConfigError, match="max_outside=3 must be a share"):
-        normalise.fit(Part(name="range", options={"max_outside": 3}), np.zeros((1, 4, 4), np.uint8))
+        normalise.fit(NamedOptions(name="range", options={"max_outside": 3}), np.zeros((1, 4, 4), np.uint8))
 
 
 # --- at the door of training --------------------------------------------------------------------------------------------

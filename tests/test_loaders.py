@@ -20,9 +20,9 @@ from pipeline import files
 from pipeline.config import Config, ConfigError, Patch, from_dict
 from pipeline.data import cases, loaders, store
 from pipeline.data.loaders import VALIDATION, EpochBatches, Key, Loader, PatchDataset
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, grid_starts, seed_of
-from pipeline.data.store import Stored, Volume
+from pipeline.data.store import CachedCase, Volume
 from pipeline.data.transforms import AUGMENT, augmentations
 
 
@@ -39,14 +39,14 @@ def config(**data: object) -> Config:
 
 
 @pytest.fixture(scope="module")
-def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     setting = config()
     found = cases.find(setting.data, setting.targets, surfaces).train
     facts = store.examine(found, setting, None, write=False)
     return store.build(found, facts, setting, tmp_path_factory.mktemp("store"))
 
 
-def test_samples_depend_on_their_key_alone(stored: list[Stored]) -> None:
+def test_samples_depend_on_their_key_alone(stored: list[CachedCase]) -> None:
     one, other = (PatchDataset(stored, config(), 0, training=True) for _ in range(2))
     keys = [(0, 0, 1), (0, 1, 1), (1, 0, 1), (0, 0, 1)]
     first = [one[k] for k in keys]
@@ -60,7 +60,7 @@ def test_samples_depend_on_their_key_alone(stored: list[Stored]) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(stored: list[Stored], workers: int) -> None:
+def test_workers_change_nothing(stored: list[CachedCase], workers: int) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         loader = Loader(stored, config(workers=count), 0, training=True)
         return [b["image"] for epoch in (0, 1) for b in loader.epoch(epoch)]
@@ -69,7 +69,7 @@ def test_workers_change_nothing(stored: list[Stored], workers: int) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_a_worker_that_hangs_is_given_up_and_killed(stored: list[Stored], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_is_given_up_and_killed(stored: list[CachedCase], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch gives up, the worker must be gone, too: a process waits for its workers when it ends."""
     original = PatchDataset.__getitem__
 
@@ -91,12 +91,12 @@ def test_a_worker_that_hangs_is_given_up_and_killed(stored: list[Stored], monkey
         worker.kill()
 
 
-def test_without_workers_nothing_is_timed(stored: list[Stored]) -> None:
+def test_without_workers_nothing_is_timed(stored: list[CachedCase]) -> None:
     assert Loader(stored, config(), 0, training=True).loader.timeout == 0
     assert Loader(stored, config(workers=1), 0, training=True).loader.timeout == loaders.TIMEOUT
 
 
-def test_types_and_shapes(stored: list[Stored]) -> None:
+def test_types_and_shapes(stored: list[CachedCase]) -> None:
     sample = PatchDataset(stored, config(), 0, training=True)[0, 0, 0]
     assert type(sample["image"]) is torch.Tensor  # not a MetaTensor
     assert sample["image"].dtype == torch.float32
@@ -105,7 +105,7 @@ def test_types_and_shapes(stored: list[Stored]) -> None:
     assert 0 <= sample["foreground_share"] <= 1
 
 
-def test_validation_patches_are_fixed_and_plain(stored: list[Stored]) -> None:
+def test_validation_patches_are_fixed_and_plain(stored: list[CachedCase]) -> None:
     loader = Loader(stored, config(), 0, training=False)
     first, again = ([b["image"] for b in loader.epoch(VALIDATION)] for _ in range(2))
     for a, b in zip(first, again, strict=True):
@@ -181,13 +181,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def opened(root: Path, setting: Config, folder: Path) -> list[Stored]:
+def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
     found = cases.find(setting.data, setting.targets, root).train
     return store.build(found, store.examine(found, setting, None, write=False), setting, folder)
 
 
 @pytest.fixture(scope="module")
-def pairs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+def pairs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     return opened(pictures, images_2d(), tmp_path_factory.mktemp("store"))
 
 
@@ -202,7 +202,7 @@ def places(batch: dict, n: int) -> tuple[int, int, int]:
 GRID = {(0, 0, 0), (0, 6, 0), (0, 12, 0), (1, 0, 0), (1, 0, 6), (1, 0, 12), (1, 0, 15), (2, -1, -1)}
 
 
-def test_an_epoch_of_a_grid_is_every_slice_of_every_image_once(pairs: list[Stored]) -> None:
+def test_an_epoch_of_a_grid_is_every_slice_of_every_image_once(pairs: list[CachedCase]) -> None:
     setting = images_2d(patch={"grid": 0.25})
     loader = Loader(pairs, setting, 0, training=True)
     orders = []
@@ -217,7 +217,7 @@ def test_an_epoch_of_a_grid_is_every_slice_of_every_image_once(pairs: list[Store
     assert [places(b, n) for b in other.epoch(0) for n in range(len(b["id"]))] != orders[0]
 
 
-def test_slices_smaller_than_the_grid_are_padded_not_skipped(pairs: list[Stored]) -> None:
+def test_slices_smaller_than_the_grid_are_padded_not_skipped(pairs: list[CachedCase]) -> None:
     dataset = PatchDataset(pairs, images_2d(patch={"grid": 0.0}), 0, training=True)
     sample = dataset[0, 0, 2, 0]
     assert sample["image"].shape == sample["target"].shape == (3, 8, 8)
@@ -226,7 +226,7 @@ def test_slices_smaller_than_the_grid_are_padded_not_skipped(pairs: list[Stored]
     assert ((sample["image"][2] != 0).numpy() == inside).all()
 
 
-def test_validation_keeps_random_fixed_patches_with_a_grid(pairs: list[Stored]) -> None:
+def test_validation_keeps_random_fixed_patches_with_a_grid(pairs: list[CachedCase]) -> None:
     with_grid, without = (Loader(pairs, images_2d(patch={"grid": grid}), 0, training=False) for grid in (0.25, None))
     for a, b in zip(with_grid.epoch(VALIDATION), without.epoch(VALIDATION), strict=True):
         assert a["id"] == b["id"]
@@ -234,7 +234,7 @@ def test_validation_keeps_random_fixed_patches_with_a_grid(pairs: list[Stored]) 
     assert len(with_grid) == 1
 
 
-def test_workers_change_no_slice(pairs: list[Stored]) -> None:
+def test_workers_change_no_slice(pairs: list[CachedCase]) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         setting = images_2d(patch={"grid": 0.5}, workers=count, augment=["flip", "affine"])
         return [b[k] for b in Loader(pairs, setting, 0, training=True).epoch(3) for k in ("image", "target")]
@@ -243,14 +243,14 @@ def test_workers_change_no_slice(pairs: list[Stored]) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_a_random_patch_after_a_slice_is_random_again(pairs: list[Stored]) -> None:
+def test_a_random_patch_after_a_slice_is_random_again(pairs: list[CachedCase]) -> None:
     dataset = PatchDataset(pairs, images_2d(patch={"grid": 0.25}), 0, training=True)
     before = dataset[0, 7, 0]["image"]
     assert dataset[0, 7, 0, 2]["image"].shape == before.shape
     torch.testing.assert_close(dataset[0, 7, 0]["image"], before, rtol=0, atol=0)
 
 
-def test_one_random_crop_of_each_image_moves_with_the_epoch(pairs: list[Stored]) -> None:
+def test_one_random_crop_of_each_image_moves_with_the_epoch(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, images_2d(patch={"per_case": 1}), 0, training=True)
     epochs = [sorted(places(b, n) for b in loader.epoch(epoch) for n in range(len(b["id"]))) for epoch in range(6)]
     assert all([case for case, *_ in found] == [0, 1, 2] for found in epochs)
@@ -277,7 +277,7 @@ def test_each_file_is_decoded_for_the_store_and_never_again(pictures: Path, tmp_
     assert not seen
 
 
-def test_the_first_samples_are_those_of_epoch_0_and_disturb_no_other(pairs: list[Stored]) -> None:
+def test_the_first_samples_are_those_of_epoch_0_and_disturb_no_other(pairs: list[CachedCase]) -> None:
     setting = images_2d(patch={"grid": 0.25}, augment=["flip", "rotate90"])
     loader = Loader(pairs, setting, 0, training=True)
     start = [b["image"] for b in loader.epoch(0)]
@@ -302,7 +302,7 @@ GEOMETRY = (
 
 @pytest.mark.parametrize("augment", [*([g] for g in GEOMETRY), list(GEOMETRY)], ids=["flip", "rotate90", "affine", "elastic", "all"])
 @pytest.mark.parametrize("grid", [None, 0.5])
-def test_image_and_target_get_one_geometry(pairs: list[Stored], augment: list, grid: float | None) -> None:
+def test_image_and_target_get_one_geometry(pairs: list[CachedCase], augment: list, grid: float | None) -> None:
     """Coordinates in both roles stay equal to the bit, for they are moved by the same field and interpolated alike."""
     setting = images_2d(patch={"grid": grid}, augment=augment)
     dataset, plain = (PatchDataset(pairs, s, 0, training=True) for s in (setting, images_2d(patch={"grid": grid})))
@@ -332,7 +332,7 @@ def test_balanced_sampling_finds_the_rare_half(tmp_path: Path) -> None:
     """Foreground only in one corner: uniform positions rarely see it, ten tries mostly do, and the share is that of the patch."""
     label = np.zeros((40, 40, 40), np.uint8)
     label[:14, :, :] = 1
-    data = {**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))}
+    data = {**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))}
     hits = {}
     for tries in (1, 10):
         crop = cropper(size=(10, 10, 10), foreground=(0.3, 0.7), tries=tries)
@@ -354,21 +354,21 @@ def test_unreachable_share_takes_the_nearest(tmp_path: Path) -> None:
     label[20] = 1
     crop = cropper(size=(8, 16, 16), foreground=(0.3, 0.7), tries=50)
     crop.set_random_state(0)
-    assert crop({**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))})["foreground_share"] == pytest.approx(1 / 8)
+    assert crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})["foreground_share"] == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize("fill", [0, 1, 2])
 def test_uniform_labels_do_not_hang(tmp_path: Path, fill: int) -> None:
     label = np.full((20, 20, 20), fill, np.uint8)
     crop = cropper(size=(8, 8, 8), foreground=(0.3, 0.7), tries=4)
-    share = crop({**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))})["foreground_share"]
+    share = crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})["foreground_share"]
     assert np.isnan(share) if fill == 2 else share == fill
 
 
 def test_small_volumes_are_padded_with_zeros_and_ignored(tmp_path: Path) -> None:
     label = np.ones((4, 10, 30), np.uint8)
     crop = cropper(size=(8, 10, 16), foreground=None)
-    sample = crop({**volumes(tmp_path, label), "scale": Scale(low=(0.0,), high=(2.0,))})
+    sample = crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})
     assert sample["image"].shape == sample["label"].shape == (1, 8, 10, 16)
     np.testing.assert_array_equal(sample["label"][0, :, 0, 0], [2, 2, 1, 1, 1, 1, 2, 2])
     np.testing.assert_array_equal(sample["image"][0, :, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
@@ -378,7 +378,7 @@ def test_small_volumes_are_padded_with_zeros_and_ignored(tmp_path: Path) -> None
 @given(start=st.integers(-6, 12), size=st.integers(1, 9))
 def test_crop_scaled_is_scale_then_crop(start: int, size: int) -> None:
     array = np.arange(1, 11, dtype=np.uint8)[None]
-    scale = Scale(low=(0.0,), high=(10.0,))
+    scale = IntensityScale(low=(0.0,), high=(10.0,))
     whole = np.pad(scale.apply(array), ((0, 0), (20, 30)))
     np.testing.assert_allclose(crop_scaled(array, [start], [size], scale), whole[:, 20 + start : 20 + start + size])
 
@@ -393,18 +393,24 @@ def test_seeds_differ_in_every_word() -> None:
     assert len({seed_of(*w) for w in words}) == len(words)
 
 
-def test_handles_travel_light(stored: list[Stored]) -> None:
+def test_handles_travel_light(stored: list[CachedCase]) -> None:
     """What CacheDataset copies and what workers receive is a path, not a volume."""
     volume = stored[0].image
     assert copy.deepcopy(volume) is volume
     assert len(pickle.dumps(stored[0])) < 10_000
 
 
-def test_augmentation_keeps_image_and_label_together(stored: list[Stored]) -> None:
+def test_augmentation_keeps_image_and_label_together(stored: list[CachedCase]) -> None:
     """Geometry hits both alike: with the label as image, the two stay equal under flips and rotations."""
     setting = config(augment=[{"name": "flip", "options": {"axes": "each"}}, "rotate90"])
     case = stored[0]
-    twin = Stored(case=case.case, image=case.targets["label"], targets=case.targets, scale=Scale(low=(0.0,), high=(2.0,)), facts=case.facts)
+    twin = CachedCase(
+        case=case.case,
+        image=case.targets["label"],
+        targets=case.targets,
+        scale=IntensityScale(low=(0.0,), high=(2.0,)),
+        properties=case.properties,
+    )
     dataset = PatchDataset([twin], setting, 0, training=True)
     plain = PatchDataset([twin], config(augment=[]), 0, training=True)
     moved = 0
@@ -415,7 +421,7 @@ def test_augmentation_keeps_image_and_label_together(stored: list[Stored]) -> No
     assert moved > 0
 
 
-def test_every_augmentation_runs_and_most_change_the_image(stored: list[Stored]) -> None:
+def test_every_augmentation_runs_and_most_change_the_image(stored: list[CachedCase]) -> None:
     for name in set(AUGMENT) - {"colour", "clahe"}:  # RGB and 2D only: test_augment.py
         dataset = PatchDataset(stored, config(augment=[{"name": name, "options": {"p": 1.0}}]), 0, training=True)
         plain = PatchDataset(stored, config(augment=[]), 0, training=True)
@@ -423,7 +429,7 @@ def test_every_augmentation_runs_and_most_change_the_image(stored: list[Stored])
         assert any(changed), name
 
 
-def test_noise_has_the_stated_deviation(stored: list[Stored]) -> None:
+def test_noise_has_the_stated_deviation(stored: list[CachedCase]) -> None:
     noisy = PatchDataset(stored, config(augment=[{"name": "noise", "options": {"p": 1.0, "std": 0.01}}]), 0, training=True)
     plain = PatchDataset(stored, config(augment=[]), 0, training=True)
     difference = noisy[0, 0, 0]["image"] - plain[0, 0, 0]["image"]

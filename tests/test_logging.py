@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import progress
-from pipeline.progress import kept_log, printed
+from pipeline.progress import log_to_console, log_to_file
 
 LOG = logging.getLogger("pipeline.probe")
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def tell() -> None:
 
 def test_a_run_keeps_its_log_and_nobody_else_hears_more(tmp_path: Path, above: io.StringIO) -> None:
     before = progress.ROOT.level, progress.ROOT.propagate, list(progress.ROOT.handlers)
-    with kept_log(tmp_path, "train") as path:
+    with log_to_file(tmp_path, "train") as path:
         tell()
     tell()
     assert path.read_text() == "a fact\nwarning: a danger\n"
@@ -47,13 +47,13 @@ def test_a_run_keeps_its_log_and_nobody_else_hears_more(tmp_path: Path, above: i
 def test_a_user_who_asks_for_everything_gets_it(tmp_path: Path, above: io.StringIO) -> None:
     logging.getLogger().setLevel(logging.INFO)
     tell()
-    with kept_log(tmp_path, "train"):
+    with log_to_file(tmp_path, "train"):
         tell()
     assert above.getvalue() == "a fact\na danger\n" * 2
 
 
 def test_a_command_prints_once(above: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    with printed():
+    with log_to_console():
         tell()
     LOG.info("later")
     assert capsys.readouterr().out == "a fact\nwarning: a danger\n"
@@ -61,7 +61,7 @@ def test_a_command_prints_once(above: io.StringIO, capsys: pytest.CaptureFixture
 
 
 def test_an_error_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
-    with printed():
+    with log_to_console():
         try:
             raise ValueError("seven")
         except ValueError:
@@ -74,8 +74,8 @@ def test_an_error_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -
 def test_warnings_of_other_libraries_are_kept(tmp_path: Path) -> None:
     code = (
         "import pathlib, warnings\n"
-        "from pipeline.progress import kept_log\n"
-        f"with kept_log(pathlib.Path({str(tmp_path)!r}), 'probe') as path: warnings.warn('theirs')\n"
+        "from pipeline.progress import log_to_file\n"
+        f"with log_to_file(pathlib.Path({str(tmp_path)!r}), 'probe') as path: warnings.warn('theirs')\n"
         "print(path.read_text())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -84,15 +84,15 @@ def test_warnings_of_other_libraries_are_kept(tmp_path: Path) -> None:
 
 
 def test_muted_ranks_log_nothing(tmp_path: Path, above: io.StringIO) -> None:
-    with progress.muted():
+    with progress.silenced():
         tell()
-    with progress.muted(False):
+    with progress.silenced(False):
         tell()
     assert above.getvalue() == "a danger\n"
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, above: io.StringIO) -> None:
-    with kept_log(tmp_path, "train"):
+    with log_to_file(tmp_path, "train"):
         (file,) = [h for h in progress.ROOT.handlers if type(h).__name__ == "_File"]
         file.stream.close()  # type: ignore[attr-defined]
         file.stream = open("/dev/full", "w", buffering=1)  # type: ignore[attr-defined] # noqa: SIM115

@@ -20,7 +20,7 @@ from pipeline.data import change, derived
 from pipeline.data.label_tensors import class_numbers
 from pipeline.losses import LOSSES, WeightedSum, for_target, reads
 from pipeline.losses.module import Loss, takes_range
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ms_ssim": {"levels": 1},
@@ -47,7 +47,7 @@ def scene(name: str, channels: int, space: tuple[int, ...]) -> tuple[Tensor, Ten
 
 def by_config(name: str, logits: Tensor, target: Tensor, ignore: int | None, **options: Any) -> tuple[Tensor, Tensor]:
     """Value and gradient of the term in a config, whose maps the loader makes from whole labels."""
-    term = Term(name=name, target="y", options=options)
+    term = LossTerm(name=name, target="y", options=options)
     kind = "image" if "image" in LOSSES[name].targets else "labels"
     batch, kinds = {"y": target}, {"y": kind}
     wish = next(iter(reads([term])), None)
@@ -106,7 +106,7 @@ def test_soft_targets_are_those_of_a_config(name: str) -> None:
     logits = torch.randn(2, 1, 6, 7)
     target = torch.rand(2, 1, 6, 7)
     x = logits.clone().requires_grad_()
-    value = WeightedSum([Term(name=name, target="y")], {"y": "soft"})({"main": x}, {"y": target})[0]
+    value = WeightedSum([LossTerm(name=name, target="y")], {"y": "soft"})({"main": x}, {"y": target})[0]
     assert_same(
         by_module(Loss(name, soft=True), logits, target),
         (value.detach(), torch.autograd.grad(value, x)[0]),
@@ -194,7 +194,7 @@ def test_it_is_a_module_that_is_kept_copied_and_sent() -> None:
 def test_a_map_that_is_given_is_used(name: str, channels: int) -> None:
     logits, target = scene(name, channels, (12, 14))
     loss = Loss(name, ignore_label=IGNORED)
-    (wish,) = reads([Term(name=name, target="y")])
+    (wish,) = reads([LossTerm(name=name, target="y")])
     assert isinstance(wish, derived.Map)
     data = Data(classes=max(2, channels), ignore_label=IGNORED)
     made = torch.from_numpy(np.stack([derived.derive(y.numpy(), wish, data) for y in target]))

@@ -19,7 +19,7 @@ from torch.nn import functional
 from pipeline.config import ConfigError
 from pipeline.losses import LOSSES, LossEntry, WeightedSum, check, for_target
 from pipeline.losses.masked import masked
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dice", {}),
@@ -343,7 +343,7 @@ def test_variance_pulls_an_almost_uniform_answer_apart(channels: int) -> None:
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([Term(name=name, options=options)], {"label": "labels" if "labels" in LOSSES[name].targets else "image"})
+        WeightedSum([LossTerm(name=name, options=options)], {"label": "labels" if "labels" in LOSSES[name].targets else "image"})
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -362,8 +362,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 # ---------------------------------------------------------------- weighted sum
 
 
-def terms(*specs: dict[str, Any]) -> list[Term]:
-    return [Term(**spec) for spec in specs]
+def terms(*specs: dict[str, Any]) -> list[LossTerm]:
+    return [LossTerm(**spec) for spec in specs]
 
 
 KINDS = {"label": "labels", "vessel": "labels", "target": "image"}

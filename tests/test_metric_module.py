@@ -23,7 +23,7 @@ from pipeline.metrics import METRICS, evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.module import Metric
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 LABELS = [name for name, entry in METRICS.items() if entry.task == "labels" and not entry.needs]
 RANKING = [name for name, entry in METRICS.items() if "probabilities" in entry.needs]
@@ -66,7 +66,7 @@ def by_package(
     for p, t in zip(pred[:, 0].numpy(), true[:, 0].numpy(), strict=True):
         valid = None if ignore is None else t != ignore
         known = t if valid is None else np.where(valid, t, 0)
-        found = evaluate([Part(name=name, options=options)], p, known, valid, context=context)
+        found = evaluate([NamedOptions(name=name, options=options)], p, known, valid, context=context)
         rows.append([v for v in found.values() if not isinstance(v, dict)])
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -171,7 +171,7 @@ def test_scores_of_probabilities(name: str) -> None:
     wanted = []
     for scores, label in zip(p[:, 0].numpy(), true[:, 0].numpy(), strict=True):
         known = np.where(label == 2, 0, label)
-        wanted.append(list(evaluate([Part(name=name)], known, known, label != 2, scores).values()))
+        wanted.append(list(evaluate([NamedOptions(name=name)], known, known, label != 2, scores).values()))
     assert_equal(Metric(name, ignore_label=2)(p, true), torch.tensor(wanted, dtype=torch.float64))
     assert_equal(
         Metric(name, ignore_label=2)(torch.cat([1 - p, p], 1), true),
@@ -186,7 +186,9 @@ def test_scores_of_probabilities(name: str) -> None:
 def test_scores_of_images(name: str, options: dict[str, Any]) -> None:
     true = torch.rand(2, 3, 16, 17)
     pred = (true + 0.1 * torch.randn(true.shape)).clamp(0, 1)
-    wanted = [list(evaluate([Part(name=name, options=options)], p.numpy(), t.numpy()).values()) for p, t in zip(pred, true, strict=True)]
+    wanted = [
+        list(evaluate([NamedOptions(name=name, options=options)], p.numpy(), t.numpy()).values()) for p, t in zip(pred, true, strict=True)
+    ]
     assert_equal(Metric(name, **options)(pred, true), torch.tensor(wanted, dtype=torch.float64))
 
 
@@ -199,7 +201,7 @@ def test_retouching_reads_the_image_before() -> None:
     wanted = []
     for p, t, s, m, q in zip(pred.numpy(), true.numpy(), before.numpy(), mask.numpy(), predicted.numpy(), strict=True):
         record = Retouched(source=s, mask=m[0] >= change.LEVEL, predicted=q[0])
-        wanted.append(list(evaluate([Part(name="retouch")], p, t, change=record).values()))
+        wanted.append(list(evaluate([NamedOptions(name="retouch")], p, t, change=record).values()))
     for further in ({}, {"mask": mask}):
         metric = Metric("retouch")
         table = metric(pred, true, source=before, predicted=predicted, **further)

@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.metrics import METRICS, better, directions, evaluate, names_of, surface
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.image import intensities
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 FEW = settings(max_examples=20, deadline=None)
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 8)] * 2), st.tuples(*[st.integers(1, 6)] * 3))
@@ -63,7 +63,7 @@ def test_region_metrics_of_two_bars_on_paper():
     prediction[0, :4] = 1  # 4 voxels, 3 of them right
     target[0, 1:7] = 1  # 6 voxels
     expected = {"dice": 6 / 10, "iou": 3 / 7, "precision": 3 / 4, "recall": 3 / 6, "accuracy": 6 / 10}
-    parts = [Part(name=name) for name in expected]
+    parts = [NamedOptions(name=name) for name in expected]
     assert evaluate(parts, prediction, target) == pytest.approx(expected)
 
 
@@ -383,20 +383,20 @@ def test_ignored_pixels_change_no_image_metric(name):
 
 def test_evaluate_merges_metrics_and_binds_their_options():
     a, b = plane(5), plane(8)
-    scores = evaluate([Part(name="dice"), Part(name="surface_dice", options={"tolerance": 3})], a, b)
+    scores = evaluate([NamedOptions(name="dice"), NamedOptions(name="surface_dice", options={"tolerance": 3})], a, b)
     assert scores == {"dice": 0, "surface_dice": 1}
     assert evaluate([], a, b) == {}
     valid = np.zeros(a.shape, dtype=bool)
-    assert math.isnan(evaluate([Part(name="dice")], a, b, valid)["dice"])
-    assert evaluate([Part(name="dice")], a, b, valid, context=MetricContext(version=1)) == {"dice": 1}
+    assert math.isnan(evaluate([NamedOptions(name="dice")], a, b, valid)["dice"])
+    assert evaluate([NamedOptions(name="dice")], a, b, valid, context=MetricContext(version=1)) == {"dice": 1}
 
 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (Part(name="dise"), "metrics.0.*Did you mean 'dice'"),
-        (Part(name="surface_dice", options={"tolerence": 1}), "Did you mean 'tolerance'"),
-        (Part(name="dice", options={"valid": None}), "no option 'valid'"),
+        (NamedOptions(name="dise"), "metrics.0.*Did you mean 'dice'"),
+        (NamedOptions(name="surface_dice", options={"tolerence": 1}), "Did you mean 'tolerance'"),
+        (NamedOptions(name="dice", options={"valid": None}), "no option 'valid'"),
     ],
 )
 def test_unknown_metrics_and_options_are_refused(part, words):

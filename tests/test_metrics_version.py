@@ -29,7 +29,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = loop.validate
 
-    def spy(job: loop.Job, network: Any) -> dict[str, float]:
+    def spy(job: loop.FoldJob, network: Any) -> dict[str, float]:
         seen.append(job.version)
         return original(job, network)
 
@@ -71,7 +71,7 @@ def test_a_state_finishes_by_its_own_version(
     def old(folder: Path, done: tuple[int, int], tensors: Any, facts: dict) -> Path:
         return original(folder, done, tensors, {k: v for k, v in facts.items() if k != "metrics_version"})
 
-    def stop(job: loop.Job, state: loop.State) -> None:
+    def stop(job: loop.FoldJob, state: loop.State) -> None:
         original_keep(job, state)
         if state.epoch == 2:
             raise RuntimeError("stopped")

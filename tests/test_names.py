@@ -21,7 +21,7 @@ from small_models import model_file, noise, picture, rows, run_predict
 
 from pipeline import cli, config, ensemble, evaluate, files, predict, report, submit, train, tune
 from pipeline.data import cases
-from pipeline.progress import kept_log
+from pipeline.progress import log_to_file
 from pipeline.records import printable, remember
 from pipeline.workflows import predict as workflow
 
@@ -261,7 +261,7 @@ def test_errors_and_logs_show_names_on_one_line(tmp_path: Path, capsys: Output) 
 
     def work(**_: object) -> int:
         remember("a\nb")
-        with kept_log(tmp_path, "probe") as log:
+        with log_to_file(tmp_path, "probe") as log:
             logging.getLogger("pipeline.probe").info("a\nb\x1b\udcff")
         assert log.read_text(encoding="utf-8") == "a\\nb\\x1b\\udcff\n"
         return 0

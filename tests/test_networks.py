@@ -13,7 +13,7 @@ from monai.networks.nets.basic_unet import BasicUNet
 
 from pipeline.config import ConfigError
 from pipeline.networks import NETWORKS, HeadedNet, build, parameters
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": ("unet", {"channels": [4, 4, 4, 4, 4], "heads": {"mask": 1}}),
@@ -28,7 +28,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny(which: str, dims: int, in_channels: int = 2, out_channels: int = 3) -> HeadedNet:
     name, options = TINY[which]
-    return build(Part(name=name, options=options), in_channels, out_channels, dims)
+    return build(NamedOptions(name=name, options=options), in_channels, out_channels, dims)
 
 
 def test_every_network_is_exercised() -> None:
@@ -87,11 +87,11 @@ def test_a_head_without_a_loss_gets_no_gradient() -> None:
 
 
 def test_unet_has_the_published_number_of_weights() -> None:
-    assert parameters(build(Part(name="unet"), 1, 1, 3)) == 22_625_281
+    assert parameters(build(NamedOptions(name="unet"), 1, 1, 3)) == 22_625_281
 
 
 def test_a_head_costs_one_convolution() -> None:
-    plain = parameters(build(Part(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 2, 3, 2))
+    plain = parameters(build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 2, 3, 2))
     assert parameters(tiny("unet", 2)) == plain + 4 * 1 + 1
 
 
@@ -105,7 +105,7 @@ def test_frozen_weights_are_not_counted() -> None:
 
 def test_unet_without_further_heads_is_monais() -> None:
     torch.manual_seed(5)
-    net = build(Part(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 1, 2, 2).eval()
+    net = build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 1, 2, 2).eval()
     torch.manual_seed(5)
     reference = BasicUNet(2, 1, 2, features=(4, 4, 4, 4, 4, 4), act=("leakyrelu", {"negative_slope": 0.01})).eval()
     x = torch.randn(1, 1, 32, 48)
@@ -156,7 +156,7 @@ def test_deep_heads_are_ordered_from_fine_to_coarse() -> None:
 
 def test_anisotropic_strides_give_the_divisor_of_each_axis() -> None:
     options = {"channels": [4, 4, 4], "strides": [1, [1, 2, 2], [2, 2, 2]], "kernel": [[1, 3, 3], 3, 3]}
-    net = build(Part(name="dynunet", options=options), 1, 1, 3)
+    net = build(NamedOptions(name="dynunet", options=options), 1, 1, 3)
     assert net.divisor == (2, 4, 4)
     assert net(torch.randn(1, 1, 5, 9, 10))["main"].shape == (1, 1, 5, 9, 10)
 
@@ -165,12 +165,12 @@ def test_anisotropic_strides_give_the_divisor_of_each_axis() -> None:
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
 def test_every_way_of_upsampling(name: str, upsample: str) -> None:
     small = {"channels": [4, 4, 4, 4, 4]} if name == "unet" else {"filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
-    net = build(Part(name=name, options={**small, "upsample": upsample}), 1, 2, 2)
+    net = build(NamedOptions(name=name, options={**small, "upsample": upsample}), 1, 2, 2)
     assert net(torch.randn(1, 1, 21, 18))["main"].shape == (1, 2, 21, 18)
 
 
 def test_dropout_acts_in_training_only() -> None:
-    net = build(Part(name="unet", options={"channels": [4, 4, 4, 4, 4], "dropout": 0.5}), 1, 1, 2)
+    net = build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4], "dropout": 0.5}), 1, 1, 2)
     x = torch.randn(1, 1, 32, 32)
     assert not torch.equal(net.train()(x)["main"], net(x)["main"])
     assert torch.equal(net.eval()(x)["main"], net(x)["main"])
@@ -220,14 +220,14 @@ def test_wrong_number_of_axes_is_named() -> None:
 )
 def test_wrong_options_are_refused_with_value_and_cure(name: str, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(Part(name=name, options=options), 1, 1, 2)
+        build(NamedOptions(name=name, options=options), 1, 1, 2)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_folding_blocks_into_channels_moves_no_voxel(dims: int) -> None:
     """With the trunk replaced by the identity, folding and unfolding give the input back; sizes need not be multiples."""
-    network = build(Part(name="dynunet", options={"channels": [4, 4, 4], "block": 2}), 1, 1, dims)
+    network = build(NamedOptions(name="dynunet", options={"channels": [4, 4, 4], "block": 2}), 1, 1, dims)
     network.trunk = _Identity()
     x = torch.rand(2, 1, *(7, 10, 13)[:dims])
     torch.testing.assert_close(network(x)["main"], x, rtol=0, atol=0)

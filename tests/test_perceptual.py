@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError
 from pipeline.losses import LOSSES, WeightedSum, vgg
 from pipeline.losses.masked import Loss
-from pipeline.records import Term, UserError
+from pipeline.records import LossTerm, UserError
 
 perceptual_module: Any = importlib.import_module("pipeline.losses.perceptual")
 """By its full name: ``pipeline.losses.perceptual`` is the loss as an attribute of its package."""
@@ -183,12 +183,15 @@ def test_ms_ssim_is_computed_in_single_precision() -> None:
     assert float(result) == pytest.approx(value(loss, x.double(), y.double()), abs=1e-4)
 
 
-MIX = [Term(name="ms_ssim", target="target", weight=0.84, options={"levels": 2}), Term(name="charbonnier", target="target", weight=0.16)]
-PERCEPTUAL = [Term(name="perceptual", target="target", options={"weights": "random", "layers": ["relu1_2", "relu2_2"]})]
+MIX = [
+    LossTerm(name="ms_ssim", target="target", weight=0.84, options={"levels": 2}),
+    LossTerm(name="charbonnier", target="target", weight=0.16),
+]
+PERCEPTUAL = [LossTerm(name="perceptual", target="target", options={"weights": "random", "layers": ["relu1_2", "relu2_2"]})]
 
 
 @pytest.mark.parametrize("terms", [MIX, PERCEPTUAL], ids=["mix", "perceptual"])
-def test_drives_an_image_towards_its_target(terms: list[Term]) -> None:
+def test_drives_an_image_towards_its_target(terms: list[LossTerm]) -> None:
     total = WeightedSum(terms, {"target": "image"})
     y = photograph(1, 3, 24, 24).float()
     x = (torch.zeros_like(y) + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
@@ -216,7 +219,7 @@ def test_drives_an_image_towards_its_target(terms: list[Term]) -> None:
 )
 def test_wrong_options_of_ms_ssim_are_refused(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([Term(name="ms_ssim", target="target", options=options)], {"target": "image"})
+        WeightedSum([LossTerm(name="ms_ssim", target="target", options=options)], {"target": "image"})
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -393,7 +396,7 @@ def test_the_mask_says_where_each_sample_is_looked_at() -> None:
 def test_the_weighted_sum_hands_the_mask_over() -> None:
     x, y, mask = photograph(1, 3, 40, 56).float(), photograph(1, 3, 40, 56, seed=1).float(), blemished((30, 45))
     options = {"weights": "random", "layers": ["relu1_2"], "size": 16, "reduce": "mask"}
-    term = Term(name="perceptual", target="target", options=options)
+    term = LossTerm(name="perceptual", target="target", options=options)
     total, _ = WeightedSum([term], {"target": "image", "mask": "soft"})({"main": x}, {"target": y, "mask": mask})
     assert float(total) == float(LOSSES["perceptual"].make(**options)(x, y, ones(x), mask))
     with pytest.raises(ConfigError, match=r"reads the mask.*data\.change: \{\}"):
@@ -490,7 +493,7 @@ def test_vgg_is_fixed() -> None:
 )
 def test_wrong_options_of_perceptual_are_refused(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([Term(name="perceptual", target="target", options=options)], {"target": "image", "mask": "soft"})
+        WeightedSum([LossTerm(name="perceptual", target="target", options=options)], {"target": "image", "mask": "soft"})
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -547,7 +550,7 @@ def same(have: dict[str, Tensor], last: str) -> bool:
 
 def test_a_config_is_checked_without_reading_or_fetching_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vgg, "load", lambda *_: pytest.fail("weights were loaded"))
-    WeightedSum([Term(name="perceptual", target="target")], {"target": "image"})
+    WeightedSum([LossTerm(name="perceptual", target="target")], {"target": "image"})
     assert not home.exists()
 
 

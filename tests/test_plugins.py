@@ -30,7 +30,7 @@ from pipeline.data.loaders import PatchDataset
 from pipeline.documents import PluginRecord
 from pipeline.files.documents import problem
 from pipeline.losses import LOSSES
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.registry import Alias, Registry
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -43,10 +43,10 @@ PIECES = {
     "metric": "",
     "post-processing step": "",
     "normalisation": """
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 
 def halves(array, at: float = 255.0):
-    return Scale(low=(0.0,) * len(array), high=(at,) * len(array)), ()
+    return IntensityScale(low=(0.0,) * len(array), high=(at,) * len(array)), ()
 
 pl.register("halves", pl.NormalisationEntry(halves))
 """,
@@ -517,4 +517,4 @@ def test_a_loss_reads_the_map_of_its_record(name: str) -> None:
     entry = LOSSES[name]
     assert entry.reads(entry.map_if) == entry.map
     assert entry.trial({}).keys() <= {"weights"}
-    assert Part(name=name).name == name
+    assert NamedOptions(name=name).name == name

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline import morphology, postprocess
 from pipeline.config import ConfigError
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 FEW = settings(max_examples=25, deadline=None)
 MAPS = arrays(
@@ -20,8 +20,8 @@ MAPS = arrays(
 )
 
 
-def part(name: str, **options: object) -> Part:
-    return Part(name=name, options=options)
+def part(name: str, **options: object) -> NamedOptions:
+    return NamedOptions(name=name, options=options)
 
 
 def betti(labels: np.ndarray) -> tuple[int, ...]:
@@ -248,7 +248,7 @@ def test_apply_runs_the_steps_in_their_order(channels, data):
     np.testing.assert_array_equal(result, expected)
 
 
-def names(steps: tuple[Part, ...]) -> list[str]:
+def names(steps: tuple[NamedOptions, ...]) -> list[str]:
     return [step.name for step in steps]
 
 

@@ -16,14 +16,14 @@ from test_blocks import compare_by_slabs
 from pipeline import morphology, postprocess
 from pipeline.config import ConfigError
 from pipeline.postprocess import POSTPROCESS, PostprocessStep, StepSearch, each_class
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 from pipeline.tuning import search
 
 FIXTURE = Path(__file__).parent / "fixtures" / "search_space.json"
 
 
-def part(name: str, **options: Any) -> Part:
-    return Part(name=name, options=options)
+def part(name: str, **options: Any) -> NamedOptions:
+    return NamedOptions(name=name, options=options)
 
 
 # --- a step that somebody adds -----------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_the_command_line_finds_a_step_under_its_alias() -> None:
 # --- what tuning tries -------------------------------------------------------------------------------------------------
 
 
-def words(steps: tuple[Part, ...]) -> str:
+def words(steps: tuple[NamedOptions, ...]) -> str:
     return " | ".join(" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in steps)
 
 

@@ -26,7 +26,7 @@ from pipeline.inference.outputs import answer_files
 from pipeline.inference.sliding_window import Source, network_ensemble, sliding_window, tiling
 from pipeline.inference.writing import Target, write_answer
 from pipeline.metrics import METRICS
-from pipeline.records import Checkpoint, Part, UserError
+from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.workflows import submit as workflow
 from pipeline.workflows.fuse import member_folders
 
@@ -577,4 +577,4 @@ def test_member_weights_must_make_sense() -> None:
 
     with pytest.raises(UserError, match="weights"):
         member_folders([Member(run=Path("."), weight=0.0)])
-    assert Part(name="x").options == {}
+    assert NamedOptions(name="x").options == {}

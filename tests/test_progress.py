@@ -61,17 +61,17 @@ def test_lines_stand_above_the_bar_and_nothing_is_left(tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys, time, warnings
 import logging
-from pipeline.progress import Progress, counter, kept_log, printed, progress
+from pipeline.progress import Progress, progress_callback, log_to_file, log_to_console, progress
 log = logging.getLogger("pipeline.probe")
-show = printed()
+show = log_to_console()
 show.__enter__()
-with kept_log(pathlib.Path({str(tmp_path)!r}), "probe"), Progress("Fold 0") as bar:
+with log_to_file(pathlib.Path({str(tmp_path)!r}), "probe"), Progress("Fold 0") as bar:
     for n in range(4):
         bar(n, 4, f"epoch {{n + 1}}/4")
         time.sleep(0.11)
         log.info(f"line {{n + 1}}")
         warnings.warn(f"warning {{n + 1}}")
-    advance = counter("inside")
+    advance = progress_callback("inside")
     advance(1, 2)
     bar(4, 4, "done")
     advance(2, 2)
@@ -110,7 +110,7 @@ def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> N
 
 def test_a_terminal_of_unknown_width_has_a_bar() -> None:
     """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows nothing."""
-    code = "from pipeline.progress import progress, shown\nwith shown():\n    for n in progress(range(3), 'work'): pass"
+    code = "from pipeline.progress import progress, bars_shown\nwith bars_shown():\n    for n in progress(range(3), 'work'): pass"
     _, seen = screen(on_terminal(["-c", code], columns=0))
     assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), seen
 
@@ -134,7 +134,7 @@ def test_a_file_gets_plain_lines(tiny: Path, surfaces: Path, tmp_path: Path, cap
 def test_a_file_hears_of_long_work_every_five_minutes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with progress.printed():
+    with progress.log_to_console():
         bar = progress.Progress("cases")
         for n in range(1, 11):
             now[0] += 61
@@ -145,7 +145,7 @@ def test_a_file_hears_of_long_work_every_five_minutes(monkeypatch: pytest.Monkey
 def test_the_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(progress, "QUIET", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress.printed(), progress.muted():
+    with progress.log_to_console(), progress.silenced():
         assert list(progress.progress(range(3), "x")) == [0, 1, 2]
         progress.Progress("y")(1, 2, "z")
     assert capsys.readouterr() == ("", "")
@@ -198,7 +198,7 @@ def test_the_end_says_what_to_type_next(tiny: Path, surfaces: Path, tmp_path: Pa
 def test_the_end_names_what_failed(
     tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: loop.Job) -> loop.State:
+    def broken(_: loop.FoldJob) -> loop.State:
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(loop, "fit", broken)

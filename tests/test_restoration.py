@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import ConfigError
 from pipeline.networks import HeadedNet, build, parameters
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "image": ("image_unet", {"base": 2}),
@@ -30,7 +30,7 @@ EVERY = pytest.mark.parametrize("which", TINY)
 
 
 def net(name: str, channels: int = 3, dims: int = 2, out: int | None = None, **options: Any) -> HeadedNet:
-    return build(Part(name=name, options=options), channels, channels if out is None else out, dims)
+    return build(NamedOptions(name=name, options=options), channels, channels if out is None else out, dims)
 
 
 def tiny(which: str) -> HeadedNet:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from pipeline import config
 from pipeline.config import ConfigError
 from pipeline.losses import LOSSES, WeightedSum, check, for_target
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 MASKED = ("masked_l1", "masked_sobel", "masked_laplacian")
 EVERY = pytest.mark.parametrize("name", [*MASKED, "total_variation"])
@@ -334,8 +334,8 @@ def test_a_soft_target_needs_one_channel(name: str, options: dict[str, Any]) -> 
 # ---------------------------------------------------------------- weighted sum
 
 
-def terms(*specs: dict[str, Any]) -> list[Term]:
-    return [Term(**spec) for spec in specs]
+def terms(*specs: dict[str, Any]) -> list[LossTerm]:
+    return [LossTerm(**spec) for spec in specs]
 
 
 DICE = terms({"name": "dice", "head": "mask", "target": "mask"})

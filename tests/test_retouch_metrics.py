@@ -20,11 +20,11 @@ from pipeline import evaluate as command
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError, from_dict
 from pipeline.data import cases, change, store
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.metrics import METRICS, better, bound, evaluate, names_of
 from pipeline.metrics.image import intensities, psnr, ssim
 from pipeline.metrics.retouch import Retouched, empty_masks, note, retouch
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 from pipeline.scoring import baselines, folder, held_out, memory, pairs
 from pipeline.scoring.core import Rules, mean
 from pipeline.scoring.pairs import Pair, Reading
@@ -222,18 +222,20 @@ def test_a_pixel_that_is_no_number_is_an_error(place: tuple[int, ...], which: st
 
 def test_it_needs_input_and_mask_and_takes_no_options() -> None:
     with pytest.raises(ConfigError, match=r"retouch: needs the input and a mask.*data\.change.*--inputs"):
-        evaluate([Part(name="psnr"), Part(name="retouch")], picture(), picture())
+        evaluate([NamedOptions(name="psnr"), NamedOptions(name="retouch")], picture(), picture())
     with pytest.raises(ConfigError, match="no option 'change'"):
-        bound(Part(name="retouch", options={"change": 1}), "metrics.0")
+        bound(NamedOptions(name="retouch", options={"change": 1}), "metrics.0")
     with pytest.raises(ConfigError, match=r"train\.validate\.metrics\.0: 'retuch' is unknown"):
-        bound(Part(name="retuch"), "train.validate.metrics.0")
+        bound(NamedOptions(name="retuch"), "train.validate.metrics.0")
 
 
 # --- the table ----------------------------------------------------------------------------------------------------------
 
 
 def test_it_stands_beside_other_metrics_and_every_share_but_the_masks_own_has_a_direction() -> None:
-    found = evaluate([Part(name="psnr"), Part(name="retouch")], picture(1), picture(2), change=retouched(predicted=np.zeros(SHAPE[1:])))
+    found = evaluate(
+        [NamedOptions(name="psnr"), NamedOptions(name="retouch")], picture(1), picture(2), change=retouched(predicted=np.zeros(SHAPE[1:]))
+    )
     assert list(found) == ["psnr", *KEYS[:5], "mask_dice", *KEYS[5:]]
     assert all(type(value) is float for value in found.values())
     assert {name: better(name) for name in list(found)[1:7]} == {**dict.fromkeys([*KEYS[:4], "mask_dice"], "higher"), "leak": "lower"}
@@ -297,7 +299,7 @@ def blemished(dtype: str = "uint8", strength: float = 0.2) -> tuple[np.ndarray, 
     return tuple(np.rint(a * most).astype(dtype) for a in (target, target - strength * spot()))  # type: ignore[return-value]
 
 
-def stored(root: Path, settings: Config, strength: float = 0.2) -> Stored:
+def stored(root: Path, settings: Config, strength: float = 0.2) -> CachedCase:
     """One case in the store with its mask: of ``data.change``, or the user's own, which is the upper half."""
     target, source = blemished(strength=strength)
     half = np.zeros(SHAPE[1:], np.uint8)
@@ -351,7 +353,7 @@ def test_doing_nothing_leaks_nothing_and_predicts_no_mask(tmp_path: Path) -> Non
 
 
 def test_other_metrics_ask_for_no_mask(tmp_path: Path) -> None:
-    config = dataclasses.replace(setting(), metrics=(Part(name="psnr"),))
+    config = dataclasses.replace(setting(), metrics=(NamedOptions(name="psnr"),))
     case = dataclasses.replace(stored(tmp_path, config), maps={})
     soft = np.concatenate([intensities(blemished()[0]), np.zeros((1, *SHAPE[1:]), np.float32)])
     assert held_out.score(config, soft_of(config, soft, case), case) == {"psnr": 100}
@@ -489,11 +491,11 @@ def test_volumes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_memory_of_a_case_grows_with_its_space_and_its_channels(folders: Path) -> None:
-    rules, entry = Rules(metrics=(Part(name="psnr"), Part(name="retouch"))), METRICS["retouch"]
+    rules, entry = Rules(metrics=(NamedOptions(name="psnr"), NamedOptions(name="retouch"))), METRICS["retouch"]
     pair = Pair(id="a", prediction=folders / "answers/a.png", label=folders / "dst/a.png", rules=rules, reading=Reading(dims=2))
     grey = dataclasses.replace(pair, label=folders / "elsewhere/a.png")
     voxel = memory.OPENED_IMAGE + max(entry.bytes_per_voxel, METRICS["psnr"].bytes_per_voxel)
     assert folder.bytes_of(pair) == 720 * (3 * voxel + entry.bytes_per_pixel)
     assert folder.bytes_of(grey) == 720 * (voxel + entry.bytes_per_pixel)
-    labels = dataclasses.replace(pair, rules=Rules(metrics=(Part(name="dice"),)))
+    labels = dataclasses.replace(pair, rules=Rules(metrics=(NamedOptions(name="dice"),)))
     assert folder.bytes_of(labels) == 3 * 720 * (memory.OPENED + METRICS["dice"].bytes_per_voxel)

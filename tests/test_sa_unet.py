@@ -23,12 +23,12 @@ from pipeline.config import ConfigError
 from pipeline.networks import HeadedNet, build, parameters
 from pipeline.networks.dropblock import DropBlock, blocks, drop
 from pipeline.networks.sa_unet import Doubling, SpatialAttention
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.training import loop
 
 
 def sa_unet(in_channels: int = 3, out_channels: int = 1, dims: int = 2, **options: Any) -> HeadedNet:
-    return build(Part(name="sa_unet", options=options), in_channels, out_channels, dims)
+    return build(NamedOptions(name="sa_unet", options=options), in_channels, out_channels, dims)
 
 
 def draw(keep: float, shape: tuple[int, ...], block: int = 7, seed: int = 0) -> Tensor:
@@ -460,7 +460,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(bars: list[str], tmp_path: P
     assert train.main([*bars, "--out", str(tmp_path / "calm")]) == 0
     save = loop._save
 
-    def save_and_fail(job: loop.Job, state: loop.State) -> None:
+    def save_and_fail(job: loop.FoldJob, state: loop.State) -> None:
         save(job, state)
         if state.epoch in (2, 4):
             raise RuntimeError("power cut")

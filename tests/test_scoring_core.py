@@ -24,13 +24,13 @@ from pipeline import config as configs
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError
 from pipeline.data import change, normalise, store
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.files import FileError
 from pipeline.inference import soft as softs
 from pipeline.metrics import METRICS, MetricEntry, better, units
 from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.image import intensities
-from pipeline.records import Case, Part, UserError
+from pipeline.records import Case, NamedOptions, UserError
 from pipeline.scoring import core, folder, held_out, memory, worlds
 from pipeline.scoring.core import CaseArrays, Rules, Scores
 from pipeline.scoring.pairs import Pair, Reading
@@ -88,15 +88,17 @@ def probabilities(drawn: Drawn) -> np.ndarray:
     return np.stack([np.where(drawn.answer == c, 0.7, 0.1) for c in range(drawn.classes)]).astype(np.float32)
 
 
-def stored_case(root: Path, image: np.ndarray, targets: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray] | None = None) -> Stored:
+def stored_case(
+    root: Path, image: np.ndarray, targets: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray] | None = None
+) -> CachedCase:
     """A case as the store has it, without the files that it was made from."""
     volumes = {name: store.save(root / "store" / f"{name}.npy", array) for name, array in {"image": image, **targets}.items()}
-    return Stored(
+    return CachedCase(
         case=Case(id="a", image=()),
         image=volumes.pop("image"),
         targets=volumes,
-        scale=normalise.Scale(low=(0.0,) * len(image), high=(255.0,) * len(image)),
-        facts=None,  # type: ignore[arg-type] - nobody reads it here
+        scale=normalise.IntensityScale(low=(0.0,) * len(image), high=(255.0,) * len(image)),
+        properties=None,  # type: ignore[arg-type] - nobody reads it here
         maps={name: store.save(root / "store" / f"map_{name}.npy", array) for name, array in (maps or {}).items()},
     )
 
@@ -179,7 +181,7 @@ def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) 
     rng, most = np.random.default_rng(seed), np.iinfo(dtype).max
     target, source, answer = (rng.integers(0, most + 1, (3, 12, 13)).astype(dtype) for _ in range(3))
     source[:, 6:] = target[:, 6:]
-    parts = tuple(Part(name=n) for n in ("psnr", "mae", "ssim", "retouch"))
+    parts = tuple(NamedOptions(name=n) for n in ("psnr", "mae", "ssim", "retouch"))
     data = {"dims": 2, "layout": "folders", "folders": {"image": "i", "target": "t"}, "change": {}, "normalise": {"name": "none"}}
     data["patch"] = {"size": [16, 16], "foreground": None}
     whole = {"name": "t", "task": "image", "data": data, "network": "unet", "losses": [{"name": "l1", "target": "target"}]}
@@ -196,7 +198,7 @@ def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) 
         mask = change.mask(source, target, Change()).astype(np.float16)
         case = stored_case(root, source, {"target": target}, {"mask": mask})
         soft = answer.astype(np.float32) if share is None else np.concatenate([answer, share[None]]).astype(np.float32)
-        identity = dataclasses.replace(case, scale=normalise.Scale(low=(0.0,) * 3, high=(1.0,) * 3, clip=False))
+        identity = dataclasses.replace(case, scale=normalise.IntensityScale(low=(0.0,) * 3, high=(1.0,) * 3, clip=False))
         held = held_out.score(config, soft_of(config, soft, identity), identity)
     assert not isinstance(row, str), row
     assert same(row.scores, held)
@@ -240,7 +242,7 @@ def test_an_added_metric_works_through_every_door(own: str, drawn: Drawn, tmp_pa
         assert door(tmp_path / str(n), drawn, config, None) == expected, door
     assert pl.score(drawn.answer, drawn.target, f"{own}:weight=2") == expected
     assert better(f"val_{own}") == "lower"
-    assert units([Part(name=own)], spacing=True) == {own: "mm"}
+    assert units([NamedOptions(name=own)], spacing=True) == {own: "mm"}
 
 
 def test_an_added_metric_is_one_of_the_commands(own: str, drawn: Drawn, tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_an_added_metric_is_called_as_those_of_monai(own: str, drawn: Drawn) -> 
 def test_an_added_metric_watches_training(own: str, drawn: Drawn) -> None:
     """Pooled over the patches of an epoch, like those of the package."""
     config = dataclasses.replace(label_config(drawn, ["dice"]), metrics=())
-    watched = dataclasses.replace(config.train.validate, metrics=(Part(name=own),))
+    watched = dataclasses.replace(config.train.validate, metrics=(NamedOptions(name=own),))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, validate=watched))
 
     def fail(case_id: str) -> None:
@@ -295,7 +297,7 @@ def test_a_name_is_taken_once(own: str) -> None:
 def test_version_1_knows_neither_the_set_nor_the_world() -> None:
     answer, target = np.array([[0, 1, 1, 2]]), np.array([[0, 1, 2, 2]])
     case = CaseArrays(answer=answer, target=target, spacing=(1.0, 3.0))
-    rules = Rules(metrics=(Part(name="dice"), Part(name="assd")), classes=(1, 2, 3))
+    rules = Rules(metrics=(NamedOptions(name="dice"), NamedOptions(name="assd")), classes=(1, 2, 3))
     old, new = (core.score(case, dataclasses.replace(rules, version=v)) for v in (1, 2))
     assert "dice_3" not in old
     assert math.isnan(new["dice_3"])
@@ -320,7 +322,7 @@ def test_a_case_without_input_has_no_row_of_doing_nothing() -> None:
 
 
 def test_units_are_those_of_the_whole_set(tmp_path: Path) -> None:
-    lengths, in_mm = [Part(name="hd95")], [Part(name="surface_dice", options={"tolerance_mm": 1.0})]
+    lengths, in_mm = [NamedOptions(name="hd95")], [NamedOptions(name="surface_dice", options={"tolerance_mm": 1.0})]
     image = nibabel.nifti1.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.diag([2.0, 2, 2, 1]))
     image.header.set_xyzt_units("mm")
     nibabel.save(image, tmp_path / "a.nii.gz")
@@ -328,7 +330,7 @@ def test_units_are_those_of_the_whole_set(tmp_path: Path) -> None:
     labels = {"a": tmp_path / "a.nii.gz", "b": tmp_path / "b.npy"}
     first = {"a": labels["a"]}
     for rule in (worlds.spacings, worlds.common_spacings):
-        assert rule([Part(name="dice")], labels, 3) == {}, "nobody asks"
+        assert rule([NamedOptions(name="dice")], labels, 3) == {}, "nobody asks"
         assert rule(lengths, first, 3) == {"a": (2.0, 2.0, 2.0)}
         assert rule(lengths, {"b": labels["b"]}, 3) == {}
         assert rule(in_mm, {**first, "lost": tmp_path / "lost.nii.gz"}, 3) == {"a": (2.0, 2.0, 2.0)}, "its row will say so"
@@ -342,7 +344,7 @@ def test_units_are_those_of_the_whole_set(tmp_path: Path) -> None:
 
 
 def test_memory_follows_the_metric_that_takes_most(own: str) -> None:
-    cheap, dear = ([Part(name=n)] for n in ("dice", own))
+    cheap, dear = ([NamedOptions(name=n)] for n in ("dice", own))
     assert memory.case_bytes([*cheap, *dear], (1, 10, 10)) == memory.case_bytes(dear, (1, 10, 10)) == 100 * (memory.OPENED + 500)
     assert memory.case_bytes(cheap, (1, 10, 10)) < memory.case_bytes(dear, (1, 10, 10))
     assert trials.workers_for(cheap, (2, 8, 8), 3, 5) == 5

@@ -15,7 +15,7 @@ from skimage.measure import label
 from pipeline import morphology, postprocess
 from pipeline.config import ConfigError
 from pipeline.morphology import sheets
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 FEW = settings(max_examples=25, deadline=None)
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.integers(1, 7)] * 3))
@@ -315,7 +315,7 @@ def test_images_have_no_holes_to_patch():
     with pytest.raises(UserError, match="volumes"):
         sheets.patch_sheets(np.eye(4, dtype=bool))
     with pytest.raises(ConfigError, match="volumes"):
-        postprocess.check([Part(name="patch_sheets")], dims=2)
+        postprocess.check([NamedOptions(name="patch_sheets")], dims=2)
 
 
 # Thickness
@@ -446,13 +446,13 @@ def test_a_chain_of_steps_mends_a_torn_scroll():
     lower, upper = wave(thickness=3), wave(height=19, thickness=3)
     soft = np.where(torn(lower) | upper, 0.9, 0.1) - 0.8 * (rng.random(lower.shape) < 0.02)
     steps = [
-        Part(name="threshold"),
-        Part(name="dust", options={"below": 50}),
-        Part(name="sheet_closing"),
-        Part(name="patch_sheets"),
-        Part(name="watertight"),
-        Part(name="fill_holes", options={"below": None}),
-        Part(name="thickness"),
+        NamedOptions(name="threshold"),
+        NamedOptions(name="dust", options={"below": 50}),
+        NamedOptions(name="sheet_closing"),
+        NamedOptions(name="patch_sheets"),
+        NamedOptions(name="watertight"),
+        NamedOptions(name="fill_holes", options={"below": None}),
+        NamedOptions(name="thickness"),
     ]
     postprocess.check(steps, channels=1)
     assert morphology.betti_numbers(soft >= 0.5)[1] >= 5
@@ -506,4 +506,4 @@ def test_a_list_of_sizes_or_radii_is_an_ellipsoid():
 )
 def test_options_are_checked_before_any_work(name, options, words):
     with pytest.raises(ConfigError, match=words):
-        postprocess.check([Part(name=name, options=options)])
+        postprocess.check([NamedOptions(name=name, options=options)])

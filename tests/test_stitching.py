@@ -19,14 +19,14 @@ from torch import nn
 
 from pipeline import predict
 from pipeline.config import Config, from_dict
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.geometry import WINDOWS, Tiling, up
 from pipeline.inference import norms
 from pipeline.inference.models import save_model
 from pipeline.inference.sliding_window import Source, cut, network_ensemble, tiling, with_fixed_norms
 from pipeline.inference.stitching import mismatch, warning, with_halo
 from pipeline.networks import HeadedNet, build, receptive
-from pipeline.records import Checkpoint, Part, UserError
+from pipeline.records import Checkpoint, NamedOptions, UserError
 
 IMAGE_NET: dict[str, Any] = {"base": 4, "depth": 2, "align_corners": False}
 """With batch norm."""
@@ -35,7 +35,7 @@ IMAGE_NET: dict[str, Any] = {"base": 4, "depth": 2, "align_corners": False}
 def network(name: str, dims: int, inputs: int = 1, **options: Any) -> HeadedNet:
     """Evaluation mode, after some steps of training mode, so that running statistics are not 0 and 1."""
     torch.manual_seed(0)
-    net = build(Part(name=name, options=options), inputs, 1, dims)
+    net = build(NamedOptions(name=name, options=options), inputs, 1, dims)
     net.train()(torch.rand(2, inputs, *[2 * d for d in net.divisor]))
     return net.eval()
 
@@ -59,7 +59,7 @@ def source(*shape: int, channels: int = 1) -> Source:
     """Noise on a ramp: statistics differ from place to place."""
     noise = np.random.default_rng(sum(shape)).random((channels, *shape), np.float32)
     ramp = np.linspace(-1, 1, shape[-1], dtype=np.float32)
-    return Source(array=noise + ramp, scale=Scale(low=(0.0,) * channels, high=(1.0,) * channels, clip=False))
+    return Source(array=noise + ramp, scale=IntensityScale(low=(0.0,) * channels, high=(1.0,) * channels, clip=False))
 
 
 def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
@@ -402,7 +402,7 @@ def test_statistics_of_each_flip_and_network_are_its_own(way: str) -> None:
 def test_frozen_statistics_of_a_reduced_image_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network("image_unet", 2, **IMAGE_NET, norm="instance")
     y, x = np.mgrid[:150, :170].astype(np.float32)
-    image = Source(array=(np.sin(y / 15) * np.cos(x / 20))[None] + x[None] / 170, scale=Scale(low=(0.0,), high=(1.0,), clip=False))
+    image = Source(array=(np.sin(y / 15) * np.cos(x / 20))[None] + x[None] / 170, scale=IntensityScale(low=(0.0,), high=(1.0,), clip=False))
     whole, halo = answer(net, image, patch="whole"), receptive.halo(net, 1, 2)
     monkeypatch.setitem(norms.LARGEST, 2, 150 * 170 // 3)
     frozen, tiled = (np.abs(answer(net, image, patch=[72] * 2, halo=halo, norms=n) - whole) for n in ("frozen", "tile"))
@@ -552,7 +552,7 @@ def blurry(tmp_path: Path) -> tuple[Path, Path]:
         "predict": {"overlap": 0},
     }
     torch.manual_seed(0)
-    weights = build(Part(name="dynunet", options={"channels": [2, 2, 2]}), 3, 3, 2).state_dict()
+    weights = build(NamedOptions(name="dynunet", options={"channels": [2, 2, 2]}), 3, 3, 2).state_dict()
     save_model(tmp_path / "m.safetensors", Checkpoint(config=system, channels=(3, 3), fold=0, epoch=0, score=None, weights=weights))
     pixels = np.random.default_rng(0).integers(0, 255, (101, 83, 3), np.uint8) // np.linspace(1, 4, 83)[:, None]
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
@@ -594,7 +594,7 @@ def test_sums_are_as_high_as_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     def peak(height: int) -> int:
-        image = Source(array=np.zeros((1, height, 512), np.uint8), scale=Scale(low=(0.0,), high=(1.0,)))
+        image = Source(array=np.zeros((1, height, 512), np.uint8), scale=IntensityScale(low=(0.0,), high=(1.0,)))
         tiles = Tiling(size=(height, 512), tile=(64, 64), overlap=16)
         shapes: list[int] = []
         zeros = torch.zeros

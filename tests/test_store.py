@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as arrays
 from pipeline import config, files
 from pipeline.data import cases, normalise, reading, store
 from pipeline.files import durable
-from pipeline.records import Case, Fault, Part, UserError
+from pipeline.records import Case, Fault, NamedOptions, UserError
 
 RNG = np.random.default_rng(7)
 IMAGE = RNG.integers(0, 255, (6, 10, 9)).astype(np.uint8)
@@ -40,7 +40,7 @@ def add(root: Path, name: str, image: np.ndarray = IMAGE, label: np.ndarray = LA
     files.write(root / "train_labels" / f"{name}{suffix}", label)
 
 
-def check(root: Path, **data) -> tuple[Sequence[Case], list[store.Facts], list[Fault]]:
+def check(root: Path, **data) -> tuple[Sequence[Case], list[store.CaseProperties], list[Fault]]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.targets, root)
     facts = store.examine(found.train, settings, None)
@@ -63,7 +63,7 @@ def test_sound_data_has_no_faults(tmp_path: Path) -> None:
     assert faults == []
     assert facts[0].shapes == {"image": (1, 6, 10, 9), "label": (1, 6, 10, 9)}
     assert sum(facts[0].label_values["label"].values()) == LABEL.size
-    assert facts[0].scale == normalise.fit(Part(name="percentile"), IMAGE[None])
+    assert facts[0].scale == normalise.fit(NamedOptions(name="percentile"), IMAGE[None])
     assert [f.id for f in facts] == [c.id for c in found]
 
 
@@ -92,7 +92,7 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
     assert all(f.severity == "error" for f in faults)
     for fault in faults:
         assert words[fault.path.stem] in fault.problem
-        assert fault.cure
+        assert fault.suggestion
 
 
 def test_warnings_do_not_stop_a_run(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_changed_files_and_settings_are_examined_again(tmp_path: Path, decoded: 
         add(tmp_path, name)
     cache = tmp_path / "cache"
 
-    def look(**data) -> list[store.Facts]:
+    def look(**data) -> list[store.CaseProperties]:
         decoded.clear()
         settings = system(tmp_path, **data)
         return store.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, cache)
@@ -316,7 +316,7 @@ def test_progress_may_stop_the_work(tmp_path: Path) -> None:
 # --- arrays on disk ----------------------------------------------------------------------------------------------------
 
 
-def build(root: Path, folder: Path, **data) -> list[store.Stored]:
+def build(root: Path, folder: Path, **data) -> list[store.CachedCase]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.targets, root).train
     return store.build(found, store.examine(found, settings, folder), settings, folder)
@@ -464,12 +464,12 @@ def test_percentile_scale_is_the_sources(tmp_path: Path) -> None:
 def test_each_channel_has_its_own_limits_and_bad_values_none() -> None:
     image = np.stack([IMAGE, IMAGE * 0.01 + 5, np.full(IMAGE.shape, 3.0)]).astype(np.float32)
     image[1, 0, 0, :3] = [np.nan, np.inf, -np.inf]
-    for part in (Part(name="percentile"), Part(name="zscore"), Part(name="range", options={"low": 0, "high": 255})):
+    for part in (NamedOptions(name="percentile"), NamedOptions(name="zscore"), NamedOptions(name="range", options={"low": 0, "high": 255})):
         scale = normalise.fit(part, image)
         out = scale.apply(image)
         assert np.isfinite(np.delete(out[1].ravel(), [1, 2])).all()
         assert len(scale.low) == 3
-    out = normalise.fit(Part(name="percentile", options={"to": [-1, 1]}), image).apply(image)
+    out = normalise.fit(NamedOptions(name="percentile", options={"to": [-1, 1]}), image).apply(image)
     assert (out[0].min(), out[0].max(), out[2].min(), out[2].max()) == (-1, 1, -1, -1)
     zscore = normalise.zscore(image)[0]
     good = zscore.apply(image)[0]
@@ -481,27 +481,27 @@ def test_each_channel_has_its_own_limits_and_bad_values_none() -> None:
 def test_nothing_but_nan_gives_zeros() -> None:
     image = np.full((1, 3, 3), np.nan, np.float32)
     for name in ("percentile", "zscore"):
-        np.testing.assert_array_equal(normalise.fit(Part(name=name), image).apply(image), 0)
+        np.testing.assert_array_equal(normalise.fit(NamedOptions(name=name), image).apply(image), 0)
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        Part(name="percentil"),
-        Part(name="percentile", options={"lo": 1}),
-        Part(name="percentile", options={"low": 60, "high": 40}),
-        Part(name="percentile", options={"to": [1, 1]}),
-        Part(name="range", options={"low": 3, "high": 3}),
+        NamedOptions(name="percentil"),
+        NamedOptions(name="percentile", options={"lo": 1}),
+        NamedOptions(name="percentile", options={"low": 60, "high": 40}),
+        NamedOptions(name="percentile", options={"to": [1, 1]}),
+        NamedOptions(name="range", options={"low": 3, "high": 3}),
     ],
 )
-def test_wrong_options_are_refused(part: Part) -> None:
+def test_wrong_options_are_refused(part: NamedOptions) -> None:
     with pytest.raises(config.ConfigError, match=r"data\.normalise"):
         normalise.fit(part, IMAGE[None])
 
 
 def test_a_scale_of_other_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="2 channels"):
-        normalise.Scale(low=(0, 0), high=(1, 1)).apply(np.zeros((3, 4, 4)))
+        normalise.IntensityScale(low=(0, 0), high=(1, 1)).apply(np.zeros((3, 4, 4)))
 
 
 # --- real data ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_a_damaged_array_is_made_again_and_said_once(
     assert "is damaged" not in capsys.readouterr().out
 
 
-def opened(tiny: Path, data: Path, folder: Path, *settings: str) -> list[store.Stored]:
+def opened(tiny: Path, data: Path, folder: Path, *settings: str) -> list[store.CachedCase]:
     config = configs.load(tiny, [f"data.root={data}", *settings])
     found = cases.find(config.data, config.roles, data).train
     stored = store.build(found, store.examine(found, config, folder), config, folder)

@@ -21,7 +21,7 @@ from pipeline.data.derived import derive
 from pipeline.losses import LOSSES, WeightedSum, reads
 from pipeline.losses.topology import _soft_skeleton
 from pipeline.morphology import betti_numbers
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("cldice", {}),
@@ -45,7 +45,7 @@ def ones(x: Tensor) -> Tensor:
 
 def maps(name: str, options: dict[str, Any], target: Tensor, channels: int = 1) -> list[Tensor]:
     """What the loader would hand to the loss beside ``target``: nothing, or its map."""
-    wish = next(iter(reads([Term(name=name, options=options)])), None)
+    wish = next(iter(reads([LossTerm(name=name, options=options)])), None)
     data = Data(classes=max(channels, 2), dims=2, patch=Patch(size=(8, 8)))
     return [] if wish is None else [torch.from_numpy(np.stack([derive(y.numpy(), wish, data) for y in target]))]
 
@@ -285,7 +285,7 @@ def test_axes_without_links_and_fields_without_any() -> None:
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([Term(name=name, options=options)], {"label": "labels"})
+        WeightedSum([LossTerm(name=name, options=options)], {"label": "labels"})
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -295,7 +295,7 @@ def test_the_sum_hands_each_term_its_own_map() -> None:
     y[..., 9:, :] = 2
     x = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     specs = [{}, {"radius": 0}]
-    terms = [Term(name="skeleton_recall", options=o) for o in specs] + [Term(name="boundary", head="deep1"), Term(name="dice")]
+    terms = [LossTerm(name="skeleton_recall", options=o) for o in specs] + [LossTerm(name="boundary", head="deep1"), LossTerm(name="dice")]
     clean, valid = y.masked_fill(y == 2, 0), (y != 2).float()
     found = [maps("skeleton_recall", o, clean)[0] for o in specs] + maps("boundary", {}, clean)
     total = WeightedSum(terms, {"label": "labels"}, ignore_label=2)

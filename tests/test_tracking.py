@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipeline import files, train
-from pipeline.training.tracking import TRACKERS, Subject, Trackers, flat
+from pipeline.training.tracking import TRACKERS, TrackedRun, Trackers, flat
 
 
 class Notebook:
     """A tracker that remembers; ``fails`` names the method that raises."""
 
-    def __init__(self, subject: Subject, fails: str = "") -> None:
-        self.subject, self.fails, self.lines = subject, fails, []
-        self.id = subject.known or "first"
+    def __init__(self, tracked: TrackedRun, fails: str = "") -> None:
+        self.tracked, self.fails, self.lines = tracked, fails, []
+        self.id = tracked.known or "first"
         if fails == "start":
             raise RuntimeError("no server")
 
@@ -41,23 +41,23 @@ def notebooks(monkeypatch: pytest.MonkeyPatch) -> list[Notebook]:
     """Every tracker that is started, in order."""
     made: list[Notebook] = []
 
-    def start(subject: Subject) -> Notebook:
-        made.append(Notebook(subject))
+    def start(tracked: TrackedRun) -> Notebook:
+        made.append(Notebook(tracked))
         return made[-1]
 
     monkeypatch.setitem(TRACKERS, "mlflow", start)
     return made
 
 
-def subject(folder: Path) -> Subject:
-    return Subject(name="x", run=folder, fold=0, settings={"a.b": 1}, known=None)
+def tracked(folder: Path) -> TrackedRun:
+    return TrackedRun(name="x", run=folder, fold=0, settings={"a.b": 1}, known=None)
 
 
 def test_a_fold_tells_settings_epochs_and_its_best_model(tiny: Path, surfaces: Path, tmp_path: Path, notebooks: list[Notebook]) -> None:
     words = ["--config", tiny, "--data-dir", surfaces, "--out", tmp_path / "run", "--fold", "0", "--set", "train.track=[mlflow]"]
     assert train.main([str(w) for w in words]) == 0
     book = notebooks[0]
-    assert book.subject.settings["train.optimizer.options.lr"] == 0.01
+    assert book.tracked.settings["train.optimizer.options.lr"] == 0.01
     assert [line[0] for line in book.lines] == ["metrics"] * 3 + ["model", "close"]
     assert [line[2] for line in book.lines[:3]] == [1, 2, 3]
     assert all(math.isfinite(line[1]["val_loss"]) and "epoch" not in line[1] for line in book.lines[:3])
@@ -70,7 +70,7 @@ def test_a_tracker_that_fails_is_dropped_once_and_nothing_else_happens(
 ) -> None:
     monkeypatch.setitem(TRACKERS, "mlflow", lambda s: Notebook(s, fails))
     monkeypatch.setitem(TRACKERS, "wandb", Notebook)
-    trackers = Trackers(["mlflow", "wandb"], subject(tmp_path), tmp_path)
+    trackers = Trackers(["mlflow", "wandb"], tracked(tmp_path), tmp_path)
     good = trackers.active["wandb"]
     (tmp_path / "best.safetensors").touch()
     for epoch in (0, 1):
@@ -84,8 +84,8 @@ def test_a_tracker_that_fails_is_dropped_once_and_nothing_else_happens(
 
 def test_a_continued_fold_continues_its_entry(tmp_path: Path, notebooks: list[Notebook], caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        Trackers(["mlflow"], subject(tmp_path), tmp_path).close()
-    assert [book.subject.known for book in notebooks] == [None, "first"]
+        Trackers(["mlflow"], tracked(tmp_path), tmp_path).close()
+    assert [book.tracked.known for book in notebooks] == [None, "first"]
     assert not caplog.messages
 
 
@@ -93,7 +93,7 @@ def test_a_tracker_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    trackers = Trackers(["wandb"], subject(tmp_path), tmp_path)
+    trackers = Trackers(["wandb"], tracked(tmp_path), tmp_path)
     assert not trackers.active
     assert 'pip install "pipeline[tracking]"' in caplog.messages[0]
 
@@ -106,11 +106,11 @@ def test_mlflow_itself_holds_parameters_metrics_and_model(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for epoch in (0, 1):  # the second time as a continued fold
-        trackers = Trackers(["mlflow"], subject(tmp_path), tmp_path)
+        trackers = Trackers(["mlflow"], tracked(tmp_path), tmp_path)
         trackers.metrics({"epoch": epoch, "val_loss": 0.5 - epoch / 10})
         trackers.close()
     (tmp_path / "best.safetensors").write_bytes(b"weights")
-    trackers = Trackers(["mlflow"], subject(tmp_path), tmp_path)
+    trackers = Trackers(["mlflow"], tracked(tmp_path), tmp_path)
     trackers.model(tmp_path / "best.safetensors")
     trackers.close()
     store = client(tracking_uri=(tmp_path / "mlruns").as_uri())

@@ -208,7 +208,7 @@ def test_nan_stops_the_fold_and_names_the_case(
     poisoned = "102"
     original = loop._image
 
-    def poison(batch: dict, job: loop.Job) -> torch.Tensor:
+    def poison(batch: dict, job: loop.FoldJob) -> torch.Tensor:
         image = original(batch, job)
         return image * float("nan") if poisoned in batch["id"] and job.network.training else image
 
@@ -227,7 +227,7 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
 ) -> None:
     original = loop.fit
 
-    def fail(job: loop.Job) -> loop.State:
+    def fail(job: loop.FoldJob) -> loop.State:
         if job.fold == 0:
             raise RuntimeError("CUDA out of memory")
         return original(job)
@@ -254,7 +254,7 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
 def test_out_of_memory_in_a_fold_says_how_to_go_on(
     error: Exception, tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(job: loop.Job) -> loop.State:
+    def fail(job: loop.FoldJob) -> loop.State:
         raise error
 
     monkeypatch.setattr(loop, "fit", fail)
@@ -296,7 +296,7 @@ def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: flo
     loader = SimpleNamespace(share=lambda step: 1.0)
     job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, context=Poisoned(loss), version=2)
     state: Any = SimpleNamespace(
-        epoch=4, forward=lambda x: {"main": network(x)}, means=loop.Means(), scaler=torch.amp.GradScaler("cpu", enabled=False)
+        epoch=4, forward=lambda x: {"main": network(x)}, means=loop.RunningMeans(), scaler=torch.amp.GradScaler("cpu", enabled=False)
     )
     batch = {"id": ["a", "b"], "image": torch.rand(2, 1, 8, 8), "label": torch.ones(2, 1, 8, 8, dtype=torch.uint8)}
     batch |= {name: torch.tensor([0.5, 0.5]) for name in ("foreground_share", "changed")}
@@ -315,7 +315,7 @@ def test_nan_in_a_later_epoch_leaves_what_was_good(
     """The best model and the state of epoch 1 stay, and the rerun without the poison ends as a run that never saw it."""
     original = loop._backward
 
-    def poison(job: loop.Job, state: loop.State, step: int, batch: dict) -> None:
+    def poison(job: loop.FoldJob, state: loop.State, step: int, batch: dict) -> None:
         bad = state.epoch >= 1 and step == 1
         original(job, state, step, {**batch, "image": batch["image"] * float("nan")} if bad else batch)
 
@@ -397,7 +397,7 @@ def test_average_is_the_average(tiny: Path, surfaces: Path, tmp_path: Path, monk
     snapshots: list[dict[str, torch.Tensor]] = []
     original = loop._save
 
-    def spy(job: loop.Job, state: loop.State) -> None:
+    def spy(job: loop.FoldJob, state: loop.State) -> None:
         snapshots.append({k: v.clone() for k, v in state.network.state_dict().items()})
         original(job, state)
 
@@ -445,11 +445,13 @@ def test_init_from_lists_and_refuses(tiny: Path, surfaces: Path, tmp_path: Path,
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
     """Stopping after every epoch and going on from the saved JSON gives the same rates as one go."""
-    from pipeline.config import Part, Train
+    from pipeline.config import NamedOptions, Train
     from pipeline.training import optim
     from pipeline.training.loop import _plain
 
-    settings = Train(epochs=12, optimizer=Part(name=optimizer, options={"lr": 0.1}), schedule=Part(name=schedule), average=None)
+    settings = Train(
+        epochs=12, optimizer=NamedOptions(name=optimizer, options={"lr": 0.1}), schedule=NamedOptions(name=schedule), average=None
+    )
     whole, parts = [], []
     module = torch.nn.Linear(1, 1)
     opt, sched = optim.make(settings, module)
@@ -471,10 +473,10 @@ def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
 
 
 def test_warm_restarts_restart() -> None:
-    from pipeline.config import Part, Train
+    from pipeline.config import NamedOptions, Train
     from pipeline.training import optim
 
-    settings = Train(schedule=Part(name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}))
+    settings = Train(schedule=NamedOptions(name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}))
     opt, sched = optim.make(settings, torch.nn.Linear(1, 1))
     rates = []
     for _ in range(31):

@@ -22,7 +22,7 @@ from pipeline.inference import soft as softs
 from pipeline.inference.models import save_model
 from pipeline.metrics import METRICS, evaluate_frames
 from pipeline.metrics.frames import Truth
-from pipeline.records import Checkpoint, Part, UserError
+from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.scoring import core
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
@@ -65,7 +65,7 @@ def any_sheets(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 0.98 * (sheets(label.shape, int(rng.integers(10**6)))[1] == 1) + 0.01
 
 
-def _scores(metrics: list[Part], answer, truth) -> dict[str, float]:
+def _scores(metrics: list[NamedOptions], answer, truth) -> dict[str, float]:
     return evaluate_frames(metrics, answer, Truth(label=truth, ignore=2))
 
 
@@ -139,7 +139,7 @@ def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
         for n in range(6):
             truth = tifffile.imread(run.parent / "labels" / f"{100 + n}.tif")
             soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}").main.astype(np.float32)
-            expected = _scores([Part(name="dice")], postprocess.apply(steps, soft), truth)["dice"]
+            expected = _scores([NamedOptions(name="dice")], postprocess.apply(steps, soft), truth)["dice"]
             assert row(run, name)["cases"][f"{100 + n}"]["dice"] == pytest.approx(expected)
     nested = row(run, workflow.NESTED)
     assert set(nested["chosen"]) == {"a", "b", "c"}
@@ -299,7 +299,7 @@ def test_a_new_prediction_is_scored_anew(run: Path, counted: list[int]) -> None:
 
 def task_of(run: Path, *candidates: Candidate) -> Task:
     case = CaseFiles(id="100", soft=(run / "fold_0" / "oof" / "soft",), label=run.parent / "labels" / "100.tif", content="x")
-    measure = Measure.of(configs.load(run / "config.yaml").data, [Part(name="dice")])
+    measure = Measure.of(configs.load(run / "config.yaml").data, [NamedOptions(name="dice")])
     return Task(case=case, measure=measure, candidates=candidates)
 
 
@@ -315,7 +315,7 @@ def test_shared_first_steps_change_nothing(run: Path) -> None:
     soft = softs.load(run / "fold_0" / "oof" / "soft", "100").main.astype(np.float32)
     truth = tifffile.imread(run.parent / "labels" / "100.tif")
     for candidate in candidates:
-        alone = _scores([Part(name="dice")], postprocess.apply(candidate.steps, soft), truth)
+        alone = _scores([NamedOptions(name="dice")], postprocess.apply(candidate.steps, soft), truth)
         assert together[candidate.key]["dice"] == alone["dice"]
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import postprocess
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.tuning import search
-from pipeline.tuning.search import ALL, Candidate, Plan, part
+from pipeline.tuning.search import ALL, Candidate, SearchPlan, part
 
 START = Candidate(steps=(part("threshold", at=0.5),))
 STAGES = (
@@ -23,7 +23,7 @@ STAGES = (
     ((), *((part("dust", below=n),) for n in (10, 100, 1000))),
     ((), (part("fill_holes", below=50),)),
 )
-PLAN = Plan(start=START, stages=STAGES)
+PLAN = SearchPlan(start=START, stages=STAGES)
 PARTS = {"a": ["a1", "a2", "a3"], "b": ["b1", "b2", "b3"], "c": ["c1", "c2"]}
 
 
@@ -235,14 +235,16 @@ def test_numbers_of_the_present_step_are_varied_one_at_a_time() -> None:
     assert {"low": 0.01} in walls
     assert {"low": 0.02, "merge": 0.6} in walls
     assert {"low": 0.02, "depth": 1.0} in walls
-    for step in (Part(name="hysteresis", options={"low": 0.9, "high": 0.9}), part("threshold", at=1.0), part("threshold", at=0.0)):
+    for step in (NamedOptions(name="hysteresis", options={"low": 0.9, "high": 0.9}), part("threshold", at=1.0), part("threshold", at=0.0)):
         for new, *_ in search._around((step,)):
             postprocess.check((new,))
             assert sum(new.options[k] != v for k, v in step.options.items()) == 1
 
 
 def test_keys_tell_candidates_apart_and_ignore_the_order_of_options() -> None:
-    one, two = (Candidate(steps=(Part(name="hysteresis", options=o),)) for o in ({"low": 0.1, "high": 0.5}, {"high": 0.5, "low": 0.1}))
+    one, two = (
+        Candidate(steps=(NamedOptions(name="hysteresis", options=o),)) for o in ({"low": 0.1, "high": 0.5}, {"high": 0.5, "low": 0.1})
+    )
     assert one.key == two.key
     assert len({c.key for c in (one, START, Candidate(steps=()), Candidate(steps=START.steps, weights=(0.5, 0.5)))}) == 4
     assert str(one) == "hysteresis low=0.1 high=0.5"

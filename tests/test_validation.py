@@ -21,7 +21,7 @@ from pipeline import train
 from pipeline.config import Config, from_dict
 from pipeline.metrics import evaluate
 from pipeline.metrics.context import MetricContext
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.scoring.patches import PatchRules, PatchScores, measure
 
 PATCHES = st.integers(1, 5).flatmap(lambda n: st.tuples(*[arrays(np.uint8, (n, 4, 5), elements=st.integers(0, 3))] * 2))
@@ -62,7 +62,9 @@ def test_an_epoch_is_one_large_patch(maps: tuple[np.ndarray, np.ndarray], binary
     found = scored(rules, answers, labels, batch)
     valid = labels != 3
     classes = tuple(range(1, top + 1))
-    whole = evaluate([Part(name=n) for n in COUNTED], answers, np.where(valid, labels, 0), valid, context=MetricContext(classes=classes))
+    whole = evaluate(
+        [NamedOptions(name=n) for n in COUNTED], answers, np.where(valid, labels, 0), valid, context=MetricContext(classes=classes)
+    )
     assert list(found) == [f"val_{k}" for k in whole]
     nothing = not (valid & ((answers > 0) | (labels > 0))).any()
     for key, value in whole.items():

@@ -10,10 +10,10 @@ import pytest
 
 from pipeline import ensemble, evaluate, files, predict, train, tune
 from pipeline.config import ConfigError, load
-from pipeline.data.store import Facts
+from pipeline.data.store import CaseProperties
 from pipeline.metrics import evaluate_frames
 from pipeline.metrics.frames import Truth
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.reporting import tables
 from pipeline.workflows.checks import check_names
 
@@ -101,7 +101,7 @@ def test_pooled_numbers_are_those_of_all_answers_side_by_side(run: Path, eyes: P
             softs.append(np.load(run / f"fold_{fold}" / "oof" / "soft" / f"{path.stem}.npy")[0].astype(np.float32))
             labels.append(files.read(eyes / "masks" / path.name, 2)[0][0] // 255)
             fovs.append(files.read(eyes / "fov" / path.name, 2)[0][0])
-    parts = [Part(name=n) for n in ("dice", "specificity", "accuracy", "roc_auc", "pr_auc")]
+    parts = [NamedOptions(name=n) for n in ("dice", "specificity", "accuracy", "roc_auc", "pr_auc")]
     whole = Truth(label=np.concatenate(labels), fov=np.concatenate(fovs))
     expected = evaluate_frames(parts, np.concatenate(answers), whole, np.concatenate(softs))
     pooled = files.read_json(run / "summary.json")["pooled"]
@@ -179,7 +179,7 @@ def eyes_of(run: Path) -> Path:
 def test_probability_metrics_are_refused_for_more_classes(eyes: Path) -> None:
     config = load(eyes / "small.yaml", ["data.classes=3", "train.validate.metrics=[dice]"])
     with pytest.raises(ConfigError, match=r"metrics\.3: 'roc_auc' is for task labels with data.classes: 2"):
-        check_names(config, [Facts(id="a", files={}, shapes={"image": (3, *SHAPE)})])
+        check_names(config, [CaseProperties(id="a", files={}, shapes={"image": (3, *SHAPE)})])
 
 
 def test_tuning_by_a_metric_of_probabilities_is_refused(run: Path, capsys: pytest.CaptureFixture) -> None:

@@ -15,7 +15,7 @@ from test_floors import floor, imports, modules
 import pipeline as pl
 from pipeline import losses
 from pipeline.metrics import METRICS, better
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
@@ -64,7 +64,7 @@ def test_the_loss_of_the_page_is_one(names: dict[str, Any], monkeypatch: pytest.
     monkeypatch.setitem(losses.LOSSES._entries, "brier", losses.LossEntry(names["brier"], ("labels",)))
     label = torch.tensor([[[0.0, 1.0, 2.0]]])
     logits = torch.tensor([[[0.0, 0.0, 9.0]]], requires_grad=True)
-    terms = losses.WeightedSum([Term(name="brier")], {"label": "labels"}, ignore_label=2)
+    terms = losses.WeightedSum([LossTerm(name="brier")], {"label": "labels"}, ignore_label=2)
     total, _ = terms({"main": logits}, {"label": label})
     total.backward()
     assert total.item() == pytest.approx(0.25)

@@ -125,7 +125,7 @@ def test_what_is_no_image_is_refused_with_a_cure(tmp_path: Path) -> None:
     for name, word in {"empty": "zarr.json", "group": "multiscales", "series": "3x4x5x6", "old": "before 0.4", "none": "not exist"}.items():
         found = files.probe(tmp_path / f"{name}.zarr", 3)
         assert found.problem, name
-        assert word in found.problem + found.cure, found
+        assert word in found.problem + found.suggestion, found
 
 
 def test_names() -> None:
@@ -165,7 +165,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
         left = tmp_path / temp.name.replace("-" + temp.name.split("-")[2] + "-", "-999999999-")
         left.mkdir()
         (left / "chunk").write_bytes(b"half")
-    assert files.sweep(tmp_path) == [left]
+    assert files.remove_stale_temps(tmp_path) == [left]
     assert [p.name for p in tmp_path.iterdir()] == ["x.zarr"]
 
 

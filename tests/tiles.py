@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.geometry import Tiling
 from pipeline.inference.sliding_window import NetworkEnsemble, Replicas, Source, sliding_window
 from pipeline.inference.soft import SoftPrediction, split
@@ -26,7 +26,7 @@ def tiled(source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: in
     return sliding_window(source, predict_tile, tiles, batch, device)["main"]
 
 
-def soft_of(config: Config, soft: np.ndarray, stored: Stored) -> SoftPrediction:
+def soft_of(config: Config, soft: np.ndarray, stored: CachedCase) -> SoftPrediction:
     """The soft prediction of a case in the store; the channel of an image behind its own is the mask."""
     meta = held_out.meta_of(stored, config)
     return SoftPrediction(case_id=stored.case.id, heads=split(soft, meta.channels, meta.task), meta=meta)

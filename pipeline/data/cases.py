@@ -63,8 +63,8 @@ class _Search:
     """Whether folders that are called like image files count as such, to fail on their own."""
     faults: list[Fault] = field(default_factory=list)
 
-    def fault(self, path: Path, problem: str, cure: str, warning: bool = False) -> None:
-        self.faults.append(Fault(path=path, problem=problem, cure=cure, severity="warning" if warning else "error"))
+    def fault(self, path: Path, problem: str, suggestion: str, warning: bool = False) -> None:
+        self.faults.append(Fault(path=path, problem=problem, suggestion=suggestion, severity="warning" if warning else "error"))
 
 
 def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
@@ -101,8 +101,8 @@ def _report_long(search: _Search, cases: Sequence[Case]) -> None:
     for case in cases:
         size = len(os.fsencode(case.id))
         if size > LONGEST:
-            cure = f"Rename image and targets: {LONGEST} bytes are the most, since training makes longer names of it"
-            search.fault(case.image[0], f"has an id of {size} bytes", cure)
+            suggestion = f"Rename image and targets: {LONGEST} bytes are the most, since training makes longer names of it"
+            search.fault(case.image[0], f"has an id of {size} bytes", suggestion)
 
 
 def _layout(data: config.Data, root: Path) -> str | None:
@@ -119,12 +119,12 @@ def _nothing(data: config.Data, root: Path) -> Fault:
     other = _layout(dataclasses.replace(data, layout="auto"), root)
     if other is not None and _layout(data, root) is None:
         problem = f"holds no images in the layout {data.layout!r}, but this is {CALLED[other]}"
-        return Fault(path=root, problem=problem, cure=f"Set data.layout=auto, or data.layout={other}")
+        return Fault(path=root, problem=problem, suggestion=f"Set data.layout=auto, or data.layout={other}")
     if other is None and (below := _below(data, root)):
         problem = f"holds no training images itself; {below.name} in it does"
-        return Fault(path=root, problem=problem, cure=f"Set data.root or --data-dir to {below}, and data.layout=auto")
-    cure = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
-    return Fault(path=root, problem="holds no training images" if os.path.isdir(root) else _no_folder(root), cure=cure)
+        return Fault(path=root, problem=problem, suggestion=f"Set data.root or --data-dir to {below}, and data.layout=auto")
+    suggestion = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
+    return Fault(path=root, problem="holds no training images" if os.path.isdir(root) else _no_folder(root), suggestion=suggestion)
 
 
 def _no_folder(path: Path) -> str:
@@ -180,8 +180,8 @@ def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Pat
         search.fault(path, f"lists {len(both)} ids under both train and test: {_some(both)}", "Keep each id in one list")
     unlisted = [name for name in images if name not in train and name not in test] if "train" in lists else []
     if unlisted:
-        cure = "List them under train or test, or leave the list train away: then all images that are not under test are trained on"
-        search.fault(path, f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}", cure)
+        suggestion = "List them under train or test, or leave the list train away: then all images that are not under test are trained on"
+        search.fault(path, f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}", suggestion)
     for name in [name for name in test if name in images and name in others]:
         search.fault(others[name], f"has the same id as {images[name].name}, which split.json tests on, too", "Keep one file per case")
     held_out = frozenset(name for name in test if name in images)
@@ -192,21 +192,21 @@ def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Pat
 
 def _split_lists(search: _Search, path: Path) -> dict[str, list[str]] | None:
     """The lists of split.json; None where it is no such document, which is a fault."""
-    cure = 'It should read {"train": [ID, ...], "test": [ID, ...]}, where train may be left out; mend it, or take it away'
+    suggestion = 'It should read {"train": [ID, ...], "test": [ID, ...]}, where train may be left out; mend it, or take it away'
     try:
         document = files.read_json(path)
     except files.FileError as error:
-        search.fault(path, error.problem, cure)
+        search.fault(path, error.problem, suggestion)
         return None
     if not isinstance(document, dict) or not document:
-        search.fault(path, f"holds {type(document).__name__ if document else 'nothing'} and no lists of ids", cure)
+        search.fault(path, f"holds {type(document).__name__ if document else 'nothing'} and no lists of ids", suggestion)
         return None
     for key, value in document.items():
         if key not in ("train", "test"):
-            search.fault(path, f"holds the key {key!r}, which means nothing here", cure)
+            search.fault(path, f"holds the key {key!r}, which means nothing here", suggestion)
             return None
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            search.fault(path, f"holds under {key!r} something else than a list of texts", cure)
+            search.fault(path, f"holds under {key!r} something else than a list of texts", suggestion)
             return None
     return document
 
@@ -224,8 +224,8 @@ def _target_files(search: _Search, role: str, folders: Mapping[str, str], kind: 
     """Files of one target by id; None where it has no folder, which is one fault and not one for each case."""
     what = f"field of view {role!r}" if kind == "mask" else f"target {role!r}"
     if role not in folders:
-        cure = f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
-        search.fault(search.root, f"has no folder for the {what}", cure)
+        suggestion = f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
+        search.fault(search.root, f"has no folder for the {what}", suggestion)
         return None
     folder = search.root / folders[role]
     if not os.path.isdir(folder):
@@ -252,8 +252,8 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
     role = next(iter(targets))
     for further, kind in list(targets.items())[1:]:
         what = "field of view" if kind == "mask" else "target"
-        cure = "The nnU-Net layout has one target; use data.layout: folders"
-        search.fault(search.root, f"has no folder for the {what} {further!r}", cure)
+        suggestion = "The nnU-Net layout has one target; use data.layout: folders"
+        search.fault(search.root, f"has no folder for the {what} {further!r}", suggestion)
     labels = _target_files(search, role, {role: "labelsTr"}, targets[role])
     roles = {} if labels is None else {role: labels}
     train = [Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles)) for name, paths in images.items()]
@@ -336,8 +336,8 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
         for number in odd[:ODD_CHANNELS]:
             which = f"has no channel {number:04d}" if number < wanted else f"has a channel {number:04d} beyond the {wanted} announced"
             more = f", and {len(odd) - ODD_CHANNELS} more of its channels are not as announced" if len(odd) > ODD_CHANNELS else ""
-            cure = "Give every case the same channels, numbered from 0000"
-            search.fault(folder / f"{name}_{number:04d}", which + more, cure)
+            suggestion = "Give every case the same channels, numbered from 0000"
+            search.fault(folder / f"{name}_{number:04d}", which + more, suggestion)
     return {name: tuple(found[number] for number in sorted(found)) for name, found in table.items()}
 
 
@@ -346,7 +346,7 @@ def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
     try:
         paths, strangers = _listing(folder, search.odd)
     except files.FileError as error:
-        search.fault(error.path, error.problem, error.cure)
+        search.fault(error.path, error.problem, error.suggestion)
         return {}
     if search.ending:
         strangers += [p for p in paths if not p.name.endswith(search.ending)]
@@ -437,8 +437,8 @@ def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unliste
             path, f"names {len(deprecated)} ids without any file ({_some(deprecated)})", "These deprecated rows are skipped", warning=True
         )
     if unlisted:
-        cure = "They are used, but have no group: add rows if folds go by group"
-        search.fault(path, f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})", cure, warning=True)
+        suggestion = "They are used, but have no group: add rows if folds go by group"
+        search.fault(path, f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})", suggestion, warning=True)
 
 
 def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
@@ -446,8 +446,8 @@ def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str |
     try:
         header, rows = files.read_table(path, ("id", "scroll_id", "group")) if not _is_empty(path) else ((), [])
     except files.FileError as error:
-        cure = f"{error.cure}; it should have the columns id,scroll_id"
-        search.fault(path, f"cannot be read: it {error.problem}", cure, warning=optional)
+        suggestion = f"{error.suggestion}; it should have the columns id,scroll_id"
+        search.fault(path, f"cannot be read: it {error.problem}", suggestion, warning=optional)
         return {}
     if "id" not in header or not rows:
         have = (", ".join(header)[:SHOWN] or "nothing") + ("" if rows or not header else ", and no row")
@@ -517,7 +517,7 @@ def inputs(path: Path, data: config.Data, channels: int = 0, layout: str | None 
         result = tuple(Case(id=name, image=paths) for name, paths in _by_channel(search, path, 0).items())
     else:
         result = tuple(Case(id=name, image=(image,)) for name, image in found.items())
-    errors = [f"{f.path}: {f.problem}. {f.cure}." for f in _errors(search.faults)]
+    errors = [f"{f.path}: {f.problem}. {f.suggestion}." for f in _errors(search.faults)]
     if errors:
         raise UserError("\n".join(errors))
     if not result:

@@ -21,9 +21,9 @@ import skimage
 
 from pipeline.config import Change, Config, ConfigError, Data
 from pipeline.data import change, store
-from pipeline.data.store import Progress, Stored, Volume
+from pipeline.data.store import CachedCase, Progress, Volume
 from pipeline.morphology import dilate
-from pipeline.records import Term, UserError
+from pipeline.records import LossTerm, UserError
 
 FORMAT = 1
 """Raised when a map changes its meaning; older ones on disk are then made again."""
@@ -73,7 +73,7 @@ MASK = "mask"
 """Name of the mask of change in samples and batches."""
 
 BLOCKS = "mask:blocks"
-"""Name in ``Stored.maps`` of the small index that says where the mask of change is (:func:`pipeline.data.change.blocks`)."""
+"""Name in ``CachedCase.maps`` of the small index that says where the mask of change is (:func:`pipeline.data.change.blocks`)."""
 
 
 def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
@@ -161,7 +161,7 @@ Wish = Map | ChangeMask
 """A map that a loss reads, or that ``data.change`` asks for."""
 
 
-def of_term(name: str, term: Term) -> Wish:
+def of_term(name: str, term: LossTerm) -> Wish:
     """The map that a loss term reads: ``MASK`` or an entry of DERIVED, with those options of the term that are the map's, too."""
     if name == MASK:
         return ChangeMask(target=term.target)
@@ -200,8 +200,8 @@ def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
 
 
 def attach(
-    cases: Sequence[Stored], settings: Config, folder: Path, reads: Iterable[Wish] = (), progress: Progress | None = None
-) -> list[Stored]:
+    cases: Sequence[CachedCase], settings: Config, folder: Path, reads: Iterable[Wish] = (), progress: Progress | None = None
+) -> list[CachedCase]:
     """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there and still fits is used again.
 
     ``folder`` is that of the store. Where no map is wanted the cases come back as they are and nothing is written. With the mask of
@@ -212,7 +212,7 @@ def attach(
     if not wishes:
         return list(cases)
 
-    def work(case: Stored) -> Stored:
+    def work(case: CachedCase) -> CachedCase:
         maps: dict[str, Volume] = {}
         for key, wish in wishes.items():
             if isinstance(wish, Map):
@@ -225,10 +225,10 @@ def attach(
         return store.parallel(work, cases, progress, None)
 
 
-def _kept(case: Stored, wish: Map, data: Data, folder: Path) -> Volume:
+def _kept(case: CachedCase, wish: Map, data: Data, folder: Path) -> Volume:
     key: dict[str, Any] = {
         "format": FORMAT,
-        "label": case.facts.target_contents[wish.target],
+        "label": case.properties.target_contents[wish.target],
         "classes": data.classes,
         "ignore_label": data.ignore_label,
         "map": wish.name,
@@ -244,13 +244,13 @@ def _kept(case: Stored, wish: Map, data: Data, folder: Path) -> Volume:
     return volumes["map"]
 
 
-def _kept_change(case: Stored, target: str, settings: Change, folder: Path) -> dict[str, Volume]:
+def _kept_change(case: CachedCase, target: str, settings: Change, folder: Path) -> dict[str, Volume]:
     """Mask of change, float16 ``(1, Y, X)``, and its index. Unusual settings are part of the file's name, for runs may share a store."""
     options = dataclasses.asdict(settings)
     key = {
         "format": FORMAT,
-        "image": case.facts.content,
-        "target": case.facts.target_contents[target],
+        "image": case.properties.content,
+        "target": case.properties.target_contents[target],
         "map": "change",
         "options": options,
     }
@@ -269,7 +269,7 @@ def _kept_change(case: Stored, target: str, settings: Change, folder: Path) -> d
     return volumes
 
 
-def _changed(case: Stored, target: str, settings: Change) -> np.ndarray:
+def _changed(case: CachedCase, target: str, settings: Change) -> np.ndarray:
     try:
         mask = change.mask(np.asarray(case.image.array), np.asarray(case.targets[target].array), settings)
     except UserError as error:

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.data import derived
 from pipeline.data.derived import Wish
 from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
 VALIDATION = -1
@@ -43,7 +43,7 @@ class PatchDataset(Dataset):
     the maps that the losses read. Raises KeyError for a case without the maps that the config needs.
     """
 
-    def __init__(self, cases: Sequence[Stored], config: Config, fold: int, training: bool, reads: Collection[Wish] = ()) -> None:
+    def __init__(self, cases: Sequence[CachedCase], config: Config, fold: int, training: bool, reads: Collection[Wish] = ()) -> None:
         self.plugins = plugins.carried()  # first: a worker that is started anew needs them for what follows
         for name in derived.wanted(config, reads):
             bare = [c.case.id for c in cases if name not in c.maps]
@@ -178,7 +178,7 @@ class Loader:
 
     def __init__(
         self,
-        cases: Sequence[Stored],
+        cases: Sequence[CachedCase],
         config: Config,
         fold: int,
         training: bool,

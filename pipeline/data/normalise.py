@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.config import ConfigError, bind
 from pipeline.files import Pixels, slabs
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.registry import Registry
 
 WHOLE = 2**27
@@ -36,7 +36,7 @@ MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class IntensityScale:
     """A linear map for each channel: ``low`` goes to ``to[0]`` and ``high`` to ``to[1]``; with ``clip`` nothing leaves that range."""
 
     low: tuple[float, ...]
@@ -74,7 +74,7 @@ class Scale:
         return limits * (channels if len(limits) == 1 else 1)
 
 
-Fitted = tuple[Scale, tuple[str, ...]]
+Fitted = tuple[IntensityScale, tuple[str, ...]]
 """A scale, and sentences that a reader of the array's file should be told about its limits."""
 
 
@@ -109,7 +109,7 @@ def percentile(array: Pixels, low: float = 0.5, high: float = 99.5, to: Sequence
         return ends[channel]
 
     limits, notes = widened(percentiles(array, (low, high)), (low, high), ends_of)
-    return Scale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span), notes
+    return IntensityScale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span), notes
 
 
 def widened(
@@ -151,7 +151,7 @@ def fixed_range(
         raise ConfigError(f"data.normalise: range max_outside={max_outside} must be a share, 0 to 1.")
     span, channels = _pair(to), len(array)
     least, most = _range_limits(array.dtype, low, high)
-    return Scale(low=(least,) * channels, high=(most,) * channels, to=span), ()
+    return IntensityScale(low=(least,) * channels, high=(most,) * channels, to=span), ()
 
 
 def _range_limits(dtype: Any, low: float | None = 0, high: float | None = 255, **_: Any) -> tuple[float, float]:
@@ -184,7 +184,7 @@ def zscore(array: Pixels) -> Fitted:
         pairs = [(m.mean, m.deviation) for m in moments]
     else:
         pairs = [_mean_and_deviation(channel) for channel in array[:]]
-    return Scale(low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False), ()
+    return IntensityScale(low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False), ()
 
 
 def _mean_and_deviation(channel: np.ndarray) -> tuple[float, float]:
@@ -205,22 +205,22 @@ NORMALISE: Registry[NormalisationEntry] = Registry(
 )
 
 
-def check(part: Part) -> None:
+def check(part: NamedOptions) -> None:
     """Raise ConfigError for an unknown name or option."""
     bind(NORMALISE, part, "data.normalise", given=("array",))
 
 
-def fit(part: Part, array: Pixels) -> Scale:
-    """Scale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
+def fit(part: NamedOptions, array: Pixels) -> IntensityScale:
+    """IntensityScale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
     return fit_with_notes(part, array)[0]
 
 
-def fit_with_notes(part: Part, array: Pixels) -> Fitted:
+def fit_with_notes(part: NamedOptions, array: Pixels) -> Fitted:
     """:func:`fit`, and sentences that a reader of the array's file should be told about its limits."""
     return bind(NORMALISE, part, "data.normalise", given=("array",))(array=array)
 
 
-def problem_of(part: Part, array: Pixels) -> tuple[str, str] | None:
+def problem_of(part: NamedOptions, array: Pixels) -> tuple[str, str] | None:
     """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: fixed limits would clip most of its finite values.
 
     Nothing is read where no number of the array's type lies outside the limits.
@@ -260,7 +260,7 @@ class Outside:
                 self.least, self.most = min(self.least, float(part.min())), max(self.most, float(part.max()))
 
 
-def _verdict(part: Part, counts: Sequence[Outside], frame: tuple[float, float]) -> tuple[str, str] | None:
+def _verdict(part: NamedOptions, counts: Sequence[Outside], frame: tuple[float, float]) -> tuple[str, str] | None:
     """The problem of the worst channel and the way out; None where none has more than its share outside the range."""
     allowed = part.options.get("max_outside", MAX_OUTSIDE)
     shares = [c.outside / c.finite if c.finite else 0.0 for c in counts]
@@ -272,14 +272,14 @@ def _verdict(part: Part, counts: Sequence[Outside], frame: tuple[float, float]) 
         f"has {100 * shares[worst]:.3g} % of its values{which} outside the range {frame[0]:g} to {frame[1]:g} of data.normalise, "
         f"where they would be cut off: they reach from {count.least:g} to {count.most:g}"
     )
-    cure = (
+    suggestion = (
         "Set low and high of data.normalise to limits that hold the values, or bring the file to the range; "
         f"a window that is meant needs max_outside (now {allowed:g}) in the options"
     )
-    return problem, cure
+    return problem, suggestion
 
 
-def unit(part: Part, array: np.ndarray) -> np.ndarray:
+def unit(part: NamedOptions, array: np.ndarray) -> np.ndarray:
     """A normalised array of any shape on 0..1, float32, ``to[0]`` at 0 and ``to[1]`` at 1, for metrics with a peak of 1.
 
     Clipped, as normalised images are. What has no range (``zscore``) comes back as it is.

@@ -1,6 +1,6 @@
 """Check every case once, and keep it as memory-mapped arrays that all folds and loader processes share.
 
-``examine`` decodes each file once and writes down facts (JSON, reused while the files stay as they are); ``faults`` judges the
+``examine`` decodes each file once and writes down properties (JSON, reused while the files stay as they are); ``faults`` judges the
 facts without touching a pixel; ``build`` keeps arrays in their own number type, from which any patch is read without decoding.
 """
 
@@ -28,7 +28,7 @@ from pipeline.data import normalise
 from pipeline.data.labels import WHITE as WHITE_NUMBERS
 from pipeline.data.labels import rounded
 from pipeline.data.reading import NONFINITE, load_image, nonfinite, nonfinite_files, nonfinite_problem, same_affine, single
-from pipeline.records import Case, Fault, Geometry, Part, UserError
+from pipeline.records import Case, Fault, Geometry, NamedOptions, UserError
 
 FORMAT = 2
 """Raised when arrays change their meaning; older ones on disk are then made again."""
@@ -74,7 +74,7 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class CaseProperties:
     """What one look at a case's pixels found; JSON-able by ``dataclasses.asdict``. Roles are ``image`` and the targets' names.
 
     ``files`` holds one entry per file (the image may have several). ``problems`` are (path, problem, cure) of files that cannot
@@ -95,7 +95,7 @@ class Facts:
     label_values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     content: str = ""
     target_contents: Mapping[str, str] = field(default_factory=dict)
-    scale: normalise.Scale | None = None
+    scale: normalise.IntensityScale | None = None
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of each role, what a reader of its file should be told (:attr:`pipeline.records.Geometry.notes`)."""
     scale_notes: tuple[str, ...] = ()
@@ -107,14 +107,14 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class CachedCase:
     """A case whose arrays lie in the store: image ``(C, *S)`` as its file has it, labels ``(1, *S)`` in the smallest integer type."""
 
     case: Case
     image: Volume
     targets: Mapping[str, Volume]
-    scale: normalise.Scale
-    facts: Facts
+    scale: normalise.IntensityScale
+    properties: CaseProperties
     maps: Mapping[str, Volume] = field(default_factory=dict)
     """Maps made from labels or from a pair (:mod:`pipeline.data.derived`), by their name in a sample."""
 
@@ -127,7 +127,7 @@ def place(data: config.Data, run: Path) -> Path:
     return beside if (beside / "arrays").is_dir() else run / "store"
 
 
-def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any]:
+def case_listing(cases: Sequence[Case], properties: Sequence[CaseProperties]) -> dict[str, Any]:
     """For a run's ``cases.json``: where each case lies, its group, and the hash of what it holds."""
     return {
         c.id: {
@@ -136,7 +136,7 @@ def case_listing(cases: Sequence[Case], facts: Sequence[Facts]) -> dict[str, Any
             "group": c.group,
             "content": {"image": f.content, **f.target_contents},
         }
-        for c, f in zip(cases, facts, strict=True)
+        for c, f in zip(cases, properties, strict=True)
     }
 
 
@@ -150,10 +150,10 @@ def examine(
     write: bool = True,
     progress: Progress | None = None,
     workers: int | None = None,
-) -> list[Facts]:
-    """Facts of every case, in order. Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it.
+) -> list[CaseProperties]:
+    """Properties of every case, in order. Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it.
 
-    ``write`` keeps new facts in the cache. Never raises for a bad file: what is wrong stands in ``Facts.problems``.
+    ``write`` keeps new properties in the cache. Never raises for a bad file: what is wrong stands in ``CaseProperties.problems``.
     """
     return parallel(lambda case: _facts(case, settings, cache, write), cases, progress, workers)
 
@@ -177,17 +177,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool) -> Facts:
+def _facts(case: Case, settings: config.Config, cache: Path | None, write: bool) -> CaseProperties:
     key = _key(case, settings)
     path = cache / "facts" / f"{file_name(case.id)}.json" if cache else None
     known = _known_facts(path, key, case) if path else None
     if known is not None:
         return known
-    facts = _look(case, settings, key["files"])
-    if path and write and not facts.problems:
+    properties = _look(case, settings, key["files"])
+    if path and write and not properties.problems:
         with _unless_read_only():
-            files.write_json(path, {"key": key, "facts": facts})
-    return facts
+            files.write_json(path, {"key": key, "facts": properties})
+    return properties
 
 
 @contextlib.contextmanager
@@ -239,8 +239,8 @@ def _stamp(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _known_facts(path: Path, key: Mapping[str, Any], case: Case) -> Facts | None:
-    """Facts on disk, or None where there are none, they are damaged, or they belong to other files."""
+def _known_facts(path: Path, key: Mapping[str, Any], case: Case) -> CaseProperties | None:
+    """Properties on disk, or None where there are none, they are damaged, or they belong to other files."""
     try:
         document = files.read_document(path, documents.KnownFacts, "")
         if document["key"] != _jsonable(key) or document["facts"]["id"] != case.id:
@@ -258,23 +258,23 @@ def _jsonable(obj: Any) -> Any:
     return json.loads(json.dumps(obj, default=list))
 
 
-def _facts_from(document: Mapping[str, Any]) -> Facts:
+def _facts_from(document: Mapping[str, Any]) -> CaseProperties:
     scale = document["scale"]
-    return Facts(
+    return CaseProperties(
         **{
             **document,
             "shapes": {role: tuple(shape) for role, shape in document["shapes"].items()},
             "problems": tuple((a, b, c) for a, b, c in document["problems"]),
             "notes": {role: tuple(notes) for role, notes in document["notes"].items()},
             "scale_notes": tuple(document["scale_notes"]),
-            "outside": {role: (problem, cure) for role, (problem, cure) in document["outside"].items()},
+            "outside": {role: (problem, suggestion) for role, (problem, suggestion) in document["outside"].items()},
             "scale": scale
-            and normalise.Scale(low=tuple(scale["low"]), high=tuple(scale["high"]), to=tuple(scale["to"]), clip=scale["clip"]),
+            and normalise.IntensityScale(low=tuple(scale["low"]), high=tuple(scale["high"]), to=tuple(scale["to"]), clip=scale["clip"]),
         }
     )
 
 
-def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]) -> Facts:
+def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]) -> CaseProperties:
     """Decode every file of a case and note what it holds."""
     found, normal = _Findings(), settings.data.normalise
     image = found.attempt(lambda: load_image(case, settings.data.dims))
@@ -304,7 +304,7 @@ def _look(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[st
         role: [{**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)]
         for role, paths in _roles(case).items()
     }
-    return Facts(
+    return CaseProperties(
         id=case.id,
         files=named,
         shapes=found.shapes,
@@ -341,7 +341,7 @@ class _Findings:
         try:
             return load()
         except files.FileError as error:
-            self.problems.append((str(error.path), error.problem, error.cure))
+            self.problems.append((str(error.path), error.problem, error.suggestion))
             return None
 
     def note(self, role: str, array: np.ndarray, geometry: Geometry) -> None:
@@ -356,7 +356,7 @@ class _Findings:
         if bad:
             self.nonfinite[role] = bad
 
-    def judge(self, role: str, normal: Part, image: np.ndarray) -> None:
+    def judge(self, role: str, normal: NamedOptions, image: np.ndarray) -> None:
         problem = normalise.problem_of(normal, image)
         if problem:
             self.outside[role] = problem
@@ -370,8 +370,8 @@ def _load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarra
     array = array if data.binarise is not None else rounded(array)
     array = array if data.binarise is None else _binarised(path, array, data)
     if len(array) > 1 and (array != array[:1]).any():
-        cure = "Save labels with one channel that holds the class numbers"
-        raise files.FileError(path, f"has {len(array)} different channels where labels are needed", cure)
+        suggestion = "Save labels with one channel that holds the class numbers"
+        raise files.FileError(path, f"has {len(array)} different channels where labels are needed", suggestion)
     return array[:1], geometry  # several where a grey mask is saved in colour
 
 
@@ -461,57 +461,61 @@ def content_hash(array: np.ndarray) -> str:
 # --- judge -------------------------------------------------------------------------------------------------------------
 
 
-def faults(facts: Sequence[Facts], cases: Sequence[Case], settings: config.Config) -> list[Fault]:
-    """Everything that is wrong with the cases' content, each with path and cure; ``facts`` come from ``examine(cases, ...)``."""
+def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], settings: config.Config) -> list[Fault]:
+    """Everything that is wrong with the cases' content, each with path and cure; ``properties`` come from ``examine(cases, ...)``."""
     found = []
-    for case, fact in zip(cases, facts, strict=True):
-        found += [Fault(path=Path(path), problem=problem, cure=cure) for path, problem, cure in fact.problems]
+    for case, fact in zip(cases, properties, strict=True):
+        found += [Fault(path=Path(path), problem=problem, suggestion=suggestion) for path, problem, suggestion in fact.problems]
         found += [*_image_faults(case, fact), *_number_faults(case, fact)]
         for role in (r for r in case.targets if r in fact.shapes):
             found += _target_faults(case, fact, role, settings)
-    return [*found, *_channel_faults(facts, cases), *_twins(facts, cases)]
+    return [*found, *_channel_faults(properties, cases), *_twins(properties, cases)]
 
 
-def _image_faults(case: Case, fact: Facts) -> Iterator[Fault]:
+def _image_faults(case: Case, fact: CaseProperties) -> Iterator[Fault]:
     found = [(case.image[int(number)], count) for number, count in fact.nonfinite_files.items()]
     found += [(case.targets[role], count) for role, count in fact.nonfinite.items() if role not in ("image", *fact.label_values)]
     for path, count in found:
-        yield Fault(path=path, problem=nonfinite_problem(count), cure=NONFINITE)
+        yield Fault(path=path, problem=nonfinite_problem(count), suggestion=NONFINITE)
     if fact.constant:
-        cure = "It teaches nothing and is often a failed export: replace it or take the case away"
+        suggestion = "It teaches nothing and is often a failed export: replace it or take the case away"
         severity = "error" if case.targets else "warning"
-        yield Fault(path=case.image[0], problem="is constant: every voxel has the same value", cure=cure, severity=severity)
+        yield Fault(path=case.image[0], problem="is constant: every voxel has the same value", suggestion=suggestion, severity=severity)
 
 
-def _number_faults(case: Case, fact: Facts) -> Iterator[Fault]:
+def _number_faults(case: Case, fact: CaseProperties) -> Iterator[Fault]:
     """Files whose numbers may mean something else than they seem to, or that the normalisation does not fit."""
     paths = {role: paths[0] for role, paths in _roles(case).items()}
-    for role, (problem, cure) in fact.outside.items():
-        yield Fault(path=paths[role], problem=problem, cure=cure)
+    for role, (problem, suggestion) in fact.outside.items():
+        yield Fault(path=paths[role], problem=problem, suggestion=suggestion)
     for role, notes in fact.notes.items():
         for note in notes:
-            yield Fault(path=paths[role], problem=note, cure="Check that this is meant; else save the file again", severity="warning")
+            yield Fault(path=paths[role], problem=note, suggestion="Check that this is meant; else save the file again", severity="warning")
     for note in fact.scale_notes:
-        cure = "Check the image; data.normalise can set other percentiles, or range with limits of its own"
-        yield Fault(path=paths["image"], problem=note, cure=cure, severity="warning")
+        suggestion = "Check the image; data.normalise can set other percentiles, or range with limits of its own"
+        yield Fault(path=paths["image"], problem=note, suggestion=suggestion, severity="warning")
 
 
-def _target_faults(case: Case, fact: Facts, role: str, settings: config.Config) -> Iterator[Fault]:
+def _target_faults(case: Case, fact: CaseProperties, role: str, settings: config.Config) -> Iterator[Fault]:
     path, image, target = case.targets[role], fact.shapes.get("image"), fact.shapes[role]
     if image and image[1:] != target[1:]:
         problem = f"has shape {_by(target[1:])}, its image {case.image[0].name} has {_by(image[1:])}"
-        cure = "Check that the two belong together; resample one to the other's grid"
+        suggestion = "Check that the two belong together; resample one to the other's grid"
         if image[1:] == target[:0:-1]:
-            cure += ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
-        yield Fault(path=path, problem=problem, cure=cure)
+            suggestion += (
+                ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
+            )
+        yield Fault(path=path, problem=problem, suggestion=suggestion)
     types = fact.dtypes.get("image"), fact.dtypes.get(role)
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
-        yield Fault(path=path, problem=problem, cure="Save both with the same number type, so that equal values mean equal brightness")
+        yield Fault(
+            path=path, problem=problem, suggestion="Save both with the same number type, so that equal values mean equal brightness"
+        )
     if not same_affine(fact.affines.get("image"), fact.affines.get(role)):
         problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
         yield Fault(
-            path=path, problem=problem, cure="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
+            path=path, problem=problem, suggestion="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
         )
     if role in fact.label_values:
         kind = settings.roles[role]
@@ -525,15 +529,17 @@ def _by(shape: Sequence[int]) -> str:
 def _label_faults(path: Path, values: Mapping[str, int], data: config.Data, kind: str) -> Iterator[Fault]:
     problem = _label_problem(values, data)
     if problem:
-        yield Fault(path=path, problem=problem[0], cure=problem[1])
+        yield Fault(path=path, problem=problem[0], suggestion=problem[1])
     elif kind == "mask":
         if set(values) <= {"0"}:
-            yield Fault(path=path, problem=EMPTY_VIEW[0], cure=EMPTY_VIEW[1])
+            yield Fault(path=path, problem=EMPTY_VIEW[0], suggestion=EMPTY_VIEW[1])
     elif set(values) == {str(data.ignore_label)}:
-        yield Fault(path=path, problem="is ignored everywhere", cure="The case teaches nothing and has no score", severity="warning")
+        yield Fault(path=path, problem="is ignored everywhere", suggestion="The case teaches nothing and has no score", severity="warning")
     elif set(values) <= {"0", str(data.ignore_label)}:
-        cure = "Check that this is meant" + ("" if data.binarise is None else f"; no value lies above data.binarise: {data.binarise:g}")
-        yield Fault(path=path, problem="has no foreground", cure=cure, severity="warning")
+        suggestion = "Check that this is meant" + (
+            "" if data.binarise is None else f"; no value lies above data.binarise: {data.binarise:g}"
+        )
+        yield Fault(path=path, problem="has no foreground", suggestion=suggestion, severity="warning")
 
 
 def _label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, str] | None:
@@ -543,10 +549,10 @@ def _label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, s
         return None
     shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(wrong.items())[:8])
     known = f"0 to {data.classes - 1}" + ("" if data.ignore_label is None else f" and {data.ignore_label}, which is ignored")
-    cure = "Correct the file, or data.classes or data.ignore_label"
+    suggestion = "Correct the file, or data.classes or data.ignore_label"
     if data.classes == 2 and _looks_smeared(values):
-        cure += "; if it is a black and white mask that was kept as JPEG or resized, set data.binarise: 127"
-    return f"holds labels outside {known}: {shown}{', ...' if len(wrong) > 8 else ''}", cure
+        suggestion += "; if it is a black and white mask that was kept as JPEG or resized, set data.binarise: 127"
+    return f"holds labels outside {known}: {shown}{', ...' if len(wrong) > 8 else ''}", suggestion
 
 
 def _looks_smeared(values: Mapping[str, int]) -> bool:
@@ -569,30 +575,34 @@ def _white(values: Mapping[str, int], data: config.Data) -> str | None:
     return next(found, None)
 
 
-def _channel_faults(facts: Sequence[Facts], cases: Sequence[Case]) -> Iterator[Fault]:
+def _channel_faults(properties: Sequence[CaseProperties], cases: Sequence[Case]) -> Iterator[Fault]:
     """Cases whose image or target has another number of channels than most."""
-    for role in {role: None for fact in facts for role in fact.shapes}:
-        counts = Counter(fact.shapes[role][0] for fact in facts if role in fact.shapes)
+    for role in {role: None for fact in properties for role in fact.shapes}:
+        counts = Counter(fact.shapes[role][0] for fact in properties if role in fact.shapes)
         usual, times = counts.most_common(1)[0]
-        for case, fact in zip(cases, facts, strict=True):
+        for case, fact in zip(cases, properties, strict=True):
             have = fact.shapes.get(role, (usual,))[0]
             if have != usual:
                 path = case.image[0] if role == "image" else case.targets[role]
                 yield Fault(
-                    path=path, problem=f"has {have} channels, {times} other cases have {usual}", cure="Give every case the same channels"
+                    path=path,
+                    problem=f"has {have} channels, {times} other cases have {usual}",
+                    suggestion="Give every case the same channels",
                 )
 
 
-def _twins(facts: Sequence[Facts], cases: Sequence[Case]) -> Iterator[Fault]:
+def _twins(properties: Sequence[CaseProperties], cases: Sequence[Case]) -> Iterator[Fault]:
     """Images that occur under several ids."""
     same: dict[str, list[Case]] = defaultdict(list)
-    for case, fact in zip(cases, facts, strict=True):
+    for case, fact in zip(cases, properties, strict=True):
         if fact.content:
             same[fact.content].append(case)
     for group in (group for group in same.values() if len(group) > 1):
         names = ", ".join(case.id for case in group)
-        cure = "They stay on one side of every fold; remove the copies if they are not meant"
-        yield Fault(path=group[0].image[0], problem=f"holds the same image as other cases: {names}", cure=cure, severity="warning")
+        suggestion = "They stay on one side of every fold; remove the copies if they are not meant"
+        yield Fault(
+            path=group[0].image[0], problem=f"holds the same image as other cases: {names}", suggestion=suggestion, severity="warning"
+        )
 
 
 # --- build -------------------------------------------------------------------------------------------------------------
@@ -600,35 +610,35 @@ def _twins(facts: Sequence[Facts], cases: Sequence[Case]) -> Iterator[Fault]:
 
 def build(
     cases: Sequence[Case],
-    facts: Sequence[Facts],
+    properties: Sequence[CaseProperties],
     settings: config.Config,
     folder: Path,
     progress: Progress | None = None,
     workers: int | None = None,
-) -> list[Stored]:
+) -> list[CachedCase]:
     """Arrays of every case below ``<folder>/arrays``, in order; what is there already and still fits its files is not decoded again.
 
-    ``facts`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then or the folder is read-only.
+    ``properties`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then or the folder is read-only.
     """
-    pairs = list(zip(cases, facts, strict=True))
+    pairs = list(zip(cases, properties, strict=True))
     with writable(folder):
-        text = require_room(cases, facts, settings, folder)
+        text = require_room(cases, properties, settings, folder)
         if text is not None:
             logger.warning(text)
         return parallel(lambda pair: _stored(*pair, settings, folder / "arrays"), pairs, progress, workers)
 
 
-def require_room(cases: Sequence[Case], facts: Sequence[Facts], settings: config.Config, folder: Path) -> str | None:
+def require_room(cases: Sequence[Case], properties: Sequence[CaseProperties], settings: config.Config, folder: Path) -> str | None:
     """A warning where the disk of a store has fewer bytes free than its arrays take; DiskError where they certainly cannot fit."""
     need = 0
-    for case, fact in zip(cases, facts, strict=True):
+    for case, fact in zip(cases, properties, strict=True):
         for role, shape in fact.shapes.items():
             size = _bytes_of(role, shape, fact, settings)
             need += size if _size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size else 0
     return files.require_room(folder, need, "Free space there, or set data.store to a folder on another disk.")
 
 
-def _bytes_of(role: str, shape: Sequence[int], fact: Facts, settings: config.Config) -> int:
+def _bytes_of(role: str, shape: Sequence[int], fact: CaseProperties, settings: config.Config) -> int:
     """Bytes of the numbers of an array of the store."""
     kind = settings.roles.get(role, "image")
     if role != "image" and kind in MASKED:
@@ -646,7 +656,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """FlipAxes the error of a store that may not be written into a UserError that says so."""
+    """Turn the error of a store that may not be written into a UserError that says so."""
     try:
         yield
     except OSError as error:
@@ -655,7 +665,7 @@ def writable(folder: Path) -> Iterator[None]:
         raise
 
 
-def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> Stored:
+def _stored(case: Case, fact: CaseProperties, settings: config.Config, folder: Path) -> CachedCase:
     if fact.problems or fact.scale is None:
         raise UserError(
             f"{case.image[0]}: cannot be stored: {fact.problems[0][1] if fact.problems else 'it was not read'}. Mend the file first."
@@ -674,10 +684,10 @@ def _stored(case: Case, fact: Facts, settings: config.Config, folder: Path) -> S
         volumes = _write_volumes(case, fact, settings, folder)
         write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
-    return Stored(case=case, image=volumes["image"], targets=targets, scale=fact.scale, facts=fact)
+    return CachedCase(case=case, image=volumes["image"], targets=targets, scale=fact.scale, properties=fact)
 
 
-def _stored_key(case: Case, fact: Facts, settings: config.Config) -> dict[str, Any]:
+def _stored_key(case: Case, fact: CaseProperties, settings: config.Config) -> dict[str, Any]:
     """All that the arrays of a case depend on."""
     data = settings.data
     kinds = {role: settings.roles.get(role, "image") for role in case.targets}
@@ -687,10 +697,10 @@ def _stored_key(case: Case, fact: Facts, settings: config.Config) -> dict[str, A
     return {"format": FORMAT, "content": fact.content, "files": stamps, "targets": kinds, **labels}
 
 
-def missing(cases: Sequence[Case], facts: Sequence[Facts], settings: config.Config, folder: Path) -> list[str]:
+def missing(cases: Sequence[Case], properties: Sequence[CaseProperties], settings: config.Config, folder: Path) -> list[str]:
     """Ids of cases of which :func:`build` would have to write arrays."""
     manifests = {
-        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _stored_key(c, f, settings)) for c, f in zip(cases, facts, strict=True)
+        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _stored_key(c, f, settings)) for c, f in zip(cases, properties, strict=True)
     }
     return [name for name, (manifest, key) in manifests.items() if known_volumes(manifest, key) is None]
 
@@ -729,7 +739,7 @@ def _without_sums(manifest: Path) -> bool:
     return any("sum" not in entry for entry in files.read_json(manifest)["arrays"].values())
 
 
-def _still_right(case: Case, fact: Facts, settings: config.Config, volumes: Mapping[str, Volume]) -> bool:
+def _still_right(case: Case, fact: CaseProperties, settings: config.Config, volumes: Mapping[str, Volume]) -> bool:
     """Whether arrays hold what is read from the case's files today: older ones were made before some files were read as they are now."""
     try:
         if content_hash(np.asarray(volumes["image"].array)) != fact.content:
@@ -745,7 +755,7 @@ def _target_array(case: Case, role: str, settings: config.Config) -> np.ndarray:
     return read_labels(path, _rules(data, kind)) if kind in MASKED else _load_target(path, data, labels=False)[0]
 
 
-def _write_volumes(case: Case, fact: Facts, settings: config.Config, folder: Path) -> dict[str, Volume]:
+def _write_volumes(case: Case, fact: CaseProperties, settings: config.Config, folder: Path) -> dict[str, Volume]:
     image, _ = load_image(case, settings.data.dims)
     if content_hash(image) != fact.content:
         raise UserError(f"{case.image[0]}: changed while it was being prepared. Run the command again.")

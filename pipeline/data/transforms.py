@@ -46,7 +46,7 @@ from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
 from pipeline.data.derived import Wish
 from pipeline.data.sampling import RandBalancedCropd
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.registry import Registry
 
 
@@ -209,7 +209,7 @@ def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float
 def _colour(
     keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: tuple[float, float] = (0.8, 1.2), gain: float = 0.05, both: bool = False
 ) -> list[Transform]:
-    """FlipAxes hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
+    """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
 
     For images of three channels, taken as red, green and blue; images with any other number are left as they are, and the same
     random numbers are used up. Details: :class:`RandColourd`.
@@ -330,7 +330,7 @@ class OpenStored(Transform):
         self.targets, self.maps = tuple(targets), tuple(maps)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        stored: Stored = data["stored"]
+        stored: CachedCase = data["stored"]
         maps = {name: stored.maps[name] for name in self.maps}
         targets = {name: stored.targets[name] for name in self.targets}
         return {"image": stored.image, **targets, **maps, "scale": stored.scale, "id": stored.case.id}

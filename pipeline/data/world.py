@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import grid
-from pipeline.data.store import Facts
+from pipeline.data.store import CaseProperties
 from pipeline.records import Case, Fault
 
 ORDER = {"nifti": "NIfTI, whose axes are (X, Y, Z)", "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)"}
@@ -19,26 +19,26 @@ NAMED = 3
 """Cases named as examples."""
 
 
-def faults(facts: Sequence[Facts], cases: Sequence[Case], root: Path, continues: bool = False) -> list[Fault]:
+def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], root: Path, continues: bool = False) -> list[Fault]:
     """What does not go together. ``continues``: the data of a run that began before anybody looked; errors are then warnings."""
     severity = "warning" if continues else "error"
     found = [
-        Fault(path=path, problem=problem, cure=cure, severity=severity)
-        for case, fact in zip(cases, facts, strict=True)
-        for path, problem, cure in _mixed_files(case, fact)
+        Fault(path=path, problem=problem, suggestion=suggestion, severity=severity)
+        for case, fact in zip(cases, properties, strict=True)
+        for path, problem, suggestion in _mixed_files(case, fact)
     ]
-    mixed = _mixed_cases(facts)
+    mixed = _mixed_cases(properties)
     if mixed:
-        cure = "Bring all files to one (nibabel.as_closest_canonical gives RAS), or train them apart"
-        found.append(Fault(path=root, problem=mixed, cure=cure, severity=severity))
-    uneven = _uneven_spacing(facts)
+        suggestion = "Bring all files to one (nibabel.as_closest_canonical gives RAS), or train them apart"
+        found.append(Fault(path=root, problem=mixed, suggestion=suggestion, severity=severity))
+    uneven = _uneven_spacing(properties)
     if uneven:
-        cure = "A network knows voxels and no millimetres: resample them to one spacing, or see that this is meant"
-        found.append(Fault(path=root, problem=uneven, cure=cure, severity="warning"))
+        suggestion = "A network knows voxels and no millimetres: resample them to one spacing, or see that this is meant"
+        found.append(Fault(path=root, problem=uneven, suggestion=suggestion, severity="warning"))
     return found
 
 
-def _mixed_files(case: Case, fact: Facts) -> Iterator[tuple[Path, str, str]]:
+def _mixed_files(case: Case, fact: CaseProperties) -> Iterator[tuple[Path, str, str]]:
     own = _family(fact, "image")
     for role, path in case.targets.items():
         family = _family(fact, role)
@@ -47,14 +47,14 @@ def _mixed_files(case: Case, fact: Facts) -> Iterator[tuple[Path, str, str]]:
             yield path, problem, "Save both in one format, the axes in one order"
 
 
-def _family(fact: Facts, role: str) -> str | None:
+def _family(fact: CaseProperties, role: str) -> str | None:
     return fact.grids.get(role, {}).get("family")
 
 
-def _mixed_cases(facts: Sequence[Facts]) -> str:
+def _mixed_cases(properties: Sequence[CaseProperties]) -> str:
     """Kinds of axis order and how many cases have each; empty where it is one."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for fact in facts:
+    for fact in properties:
         entry = fact.grids.get("image")
         if entry:
             kinds[_kind(entry)].append(fact.id)
@@ -71,8 +71,8 @@ def _kind(entry: Mapping[str, Any]) -> str:
     return f"NIfTI {entry['codes']}" if entry.get("codes") else "NIfTI"
 
 
-def _uneven_spacing(facts: Sequence[Facts]) -> str:
-    known = {f.id: f.grids["image"]["spacing"] for f in facts if f.grids.get("image", {}).get("spacing")}
+def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
+    known = {f.id: f.grids["image"]["spacing"] for f in properties if f.grids.get("image", {}).get("spacing")}
     spacings = list(known.values())
     if len({len(s) for s in spacings}) != 1 or grid.spread(spacings) <= grid.SPREAD:
         return ""
@@ -81,12 +81,12 @@ def _uneven_spacing(facts: Sequence[Facts]) -> str:
     return f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has {grid.by_mm(known[large])}"
 
 
-def trained_on(layout: str, facts: Sequence[Facts], names: Mapping[int, str]) -> dict[str, Any]:
+def trained_on(layout: str, properties: Sequence[CaseProperties], names: Mapping[int, str]) -> dict[str, Any]:
     """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all cases, None where they differ.
 
     ``names`` are those of the classes.
     """
-    grids = [f.grids["image"] for f in facts if f.grids.get("image")]
+    grids = [f.grids["image"] for f in properties if f.grids.get("image")]
     spacings = [g["spacing"] for g in grids if g.get("spacing")]
     even = len({len(s) for s in spacings}) == 1
     return {

@@ -27,11 +27,11 @@ from pipeline.files.durable import (
     named,
     nearest,
     refused,
+    remove_stale_temps,
     require_room,
     require_writable,
     scratch,
     sha256,
-    sweep,
     whole,
     write_bytes,
     write_json,
@@ -71,6 +71,7 @@ __all__ = [
     "read_json",
     "read_table",
     "refused",
+    "remove_stale_temps",
     "require_room",
     "require_text",
     "require_writable",
@@ -82,7 +83,6 @@ __all__ = [
     "stem",
     "stored",
     "suffix",
-    "sweep",
     "view",
     "whole",
     "write",
@@ -113,7 +113,7 @@ class Probe:
     shape: tuple[int, ...]
     dtype: str
     problem: str | None
-    cure: str = AGAIN
+    suggestion: str = AGAIN
 
 
 def probe(path: Path, dims: int) -> Probe:
@@ -125,7 +125,7 @@ def probe(path: Path, dims: int) -> Probe:
         shape, dtype = guarded(path, lambda: _format(path).probe(path, dims))
         return Probe(shape=shape, dtype=dtype, problem=None)
     except FileError as error:
-        return Probe(shape=(), dtype="", problem=error.problem, cure=error.cure)
+        return Probe(shape=(), dtype="", problem=error.problem, suggestion=error.suggestion)
 
 
 def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geometry]:
@@ -187,7 +187,7 @@ def dims_of(path: Path) -> int:
         found = probe(path, dims)
         if found.problem is None:
             return dims
-    raise FileError(path, str(found.problem), found.cure)
+    raise FileError(path, str(found.problem), found.suggestion)
 
 
 def _format(path: Path) -> ModuleType:

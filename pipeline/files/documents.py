@@ -49,7 +49,7 @@ def read_document(path: Path, schema: Any, suggestion: str, what: str = "") -> A
     try:
         document = read_json(path)
     except FileError as error:
-        raise FileError(path, error.problem, suggestion if path.is_file() else error.cure) from None
+        raise FileError(path, error.problem, suggestion if path.is_file() else error.suggestion) from None
     found = problem(document, schema)
     if found is not None:
         raise FileError(path, f"{found}: it {what}" if what else found, suggestion)

@@ -81,7 +81,7 @@ LONGEST_ENDING = 32
 
 @contextlib.contextmanager
 def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]:
-    """FlipAxes an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of other files stay as they are."""
+    """Turn an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of other files stay as they are."""
     own = {os.fspath(p) for p in (path, path.parent, temp) if p is not None}
     try:
         yield
@@ -301,7 +301,7 @@ def _plain(obj: Any) -> Any:
     return None if isinstance(obj, float) and not math.isfinite(obj) else obj
 
 
-def sweep(folder: Path, deep: bool = True) -> list[Path]:
+def remove_stale_temps(folder: Path, deep: bool = True) -> list[Path]:
     """Remove what a killed writer left anywhere below ``folder``, and return it. Files that a live process is writing stay.
 
     With ``deep`` off only in ``folder`` itself. A temporary file of another machine is taken as left behind after a day.

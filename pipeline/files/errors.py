@@ -22,12 +22,12 @@ AGAIN = "The file is incomplete or damaged: copy, download or export it again"
 class FileError(UserError):
     """A file that cannot be used, with what is wrong and what to do: the parts of a :class:`pipeline.records.Fault`."""
 
-    def __init__(self, path: Path, problem: str, cure: str = AGAIN) -> None:
-        super().__init__(f"{path}: {problem}. {cure}.")
-        self.path, self.problem, self.cure = path, problem, cure
+    def __init__(self, path: Path, problem: str, suggestion: str = AGAIN) -> None:
+        super().__init__(f"{path}: {problem}. {suggestion}.")
+        self.path, self.problem, self.suggestion = path, problem, suggestion
 
     def __reduce__(self) -> tuple:
-        return FileError, (self.path, self.problem, self.cure)
+        return FileError, (self.path, self.problem, self.suggestion)
 
 
 def guarded(path: Path, action: Callable[[], T]) -> T:

@@ -107,8 +107,8 @@ def _check_header(path: Path) -> None:
         head = _unpacked(path, head)
     single = head[344:347] in (b"n+1", b"ni1")
     if not single and head[4:7] not in (b"n+2", b"ni2"):
-        cure = "Copy it again, or convert it to .nii.gz"
-        raise FileError(path, "is no NIfTI file, or its header is damaged or cut off", cure)
+        suggestion = "Copy it again, or convert it to .nii.gz"
+        raise FileError(path, "is no NIfTI file, or its header is damaged or cut off", suggestion)
     length = 348 if single else 540
     if len(head) < length:
         raise FileError(path, "is truncated inside its header")
@@ -141,8 +141,8 @@ def _check_extensions(path: Path, data: bytes, order: str) -> None:
 def _unpacked(path: Path, head: bytes) -> bytes:
     """The first 544 bytes of a stream of gzip, or as many as there are; it may consist of several streams."""
     if head[:2] != b"\x1f\x8b" or len(head) < 18:
-        cure = "Rename it to .nii if it is not compressed, else copy or export it again"
-        raise FileError(path, "cannot be unpacked: it is not compressed with gzip, or is cut off", cure)
+        suggestion = "Rename it to .nii if it is not compressed, else copy or export it again"
+        raise FileError(path, "cannot be unpacked: it is not compressed with gzip, or is cut off", suggestion)
     data = _first_bytes(head)
     if len(data) >= 544:
         return data

@@ -33,8 +33,8 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
     try:
         image = Image.open(path, formats=("PNG", "JPEG", "GIF", "BMP"))
     except UnidentifiedImageError:
-        cure = "Copy or export it again; a picture of another format needs converting, not only another name"
-        raise FileError(path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", cure) from None
+        suggestion = "Copy or export it again; a picture of another format needs converting, not only another name"
+        raise FileError(path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", suggestion) from None
     with image:
         # In a JPEG (MPO) the further pictures are previews and second views; GIF was counted, without being decoded.
         frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
@@ -262,8 +262,8 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         array = _pixels(path, image, head, labels)
     array = array[..., None] if array.ndim == 2 else array
     if labels and _hidden_in_alpha(array):
-        cure = "Flatten it onto black, or save the alpha channel as the mask"
-        raise FileError(path, "has one colour everywhere and keeps its shape in the alpha channel", cure)
+        suggestion = "Flatten it onto black, or save the alpha channel as the mask"
+        raise FileError(path, "has one colour everywhere and keeps its shape in the alpha channel", suggestion)
     array = upright(array[..., : 1 if array.shape[-1] == 1 else bands], orientation)
     return np.moveaxis(array, -1, 0).astype(dtype), Geometry(format="image", meta={"dims": 2})
 

@@ -38,8 +38,8 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
     except FileError:
         raise
     except (ValueError, KeyError, TypeError, FileNotFoundError, RecursionError) as error:
-        cure = "Name the folder that holds zarr.json, .zgroup or .zarray"
-        raise FileError(path, f"is no Zarr that can be opened ({type(error).__name__}: {error})"[:300], cure) from None
+        suggestion = "Name the folder that holds zarr.json, .zgroup or .zarray"
+        raise FileError(path, f"is no Zarr that can be opened ({type(error).__name__}: {error})"[:300], suggestion) from None
     if isinstance(node, zarr.Array):
         check_array(path, node, store)
         return node, {}, ""

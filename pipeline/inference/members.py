@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.data import labels
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.files import LazyArray, Rows
 from pipeline.grid import Alignment, alignment, grid_of
 from pipeline.inference import soft as softs
@@ -33,7 +33,7 @@ SHOWN = 10
 class Reader:
     """Cases of one member: ids, and what gives one of them.
 
-    ``load`` gives a soft prediction, of an answer file one with the mask as its main head. ``look`` gives the same without the values
+    ``load`` gives a activate prediction, of an answer file one with the mask as its main head. ``look`` gives the same without the values
     of answer files; those of soft predictions are checked. It raises UserError where they cannot be used.
     """
 
@@ -54,8 +54,8 @@ def open_member(folder: Path, fusion: str) -> Reader:
         return Reader(folder=place, ids=tuple(found), load=load, look=look, path=functools.partial(softs.array_path, place))
     answers = answer_files(folder)
     if fusion != "vote":
-        cure = "Run pipeline.predict with --save-soft" + (", or fuse the answers with --fusion vote." if answers else ".")
-        raise UserError(f"{folder}: holds no soft predictions. {cure}")
+        suggestion = "Run pipeline.predict with --save-soft" + (", or fuse the answers with --fusion vote." if answers else ".")
+        raise UserError(f"{folder}: holds no soft predictions. {suggestion}")
     return Reader(
         folder=folder,
         ids=tuple(answers),
@@ -110,7 +110,7 @@ def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, 
     faults: dict[str, str] = {}
     moved: collections.Counter[Path] = collections.Counter()
     for case_id in progress(ids, "looking at members"):
-        stop.check()
+        stop.raise_if_stopped()
         try:
             first, *others = [(reader.path(case_id), reader.look(case_id)) for reader in readers]
         except UserError as error:
@@ -166,7 +166,7 @@ def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _same_scale(one: Scale | None, other: Scale | None) -> bool:
+def _same_scale(one: IntensityScale | None, other: IntensityScale | None) -> bool:
     """Whether intensities mean the same; those of older files, which do not say, are taken to."""
     if one is None or other is None:
         return True

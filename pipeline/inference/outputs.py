@@ -155,15 +155,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     if not path.is_file():
         return {}
-    cure = "Predict again, or take it away: then --spec names the post-processing"
+    suggestion = "Predict again, or take it away: then --spec names the post-processing"
     try:
-        found = files.read_document(path, documents.Predictions, cure)
+        found = files.read_document(path, documents.Predictions, suggestion)
     except files.FileError as error:
-        raise files.FileError(path, f"is no summary of predictions ({error.problem})", cure) from None
+        raise files.FileError(path, f"is no summary of predictions ({error.problem})", suggestion) from None
     for n, step in enumerate(found.get("postprocess", ())):
         if unknown := sorted(set(step) - {"name", "options"}):
             problem = f"postprocess.{n} has the key {files.shown(unknown[0])}"
-            raise files.FileError(path, f"is no summary of predictions ({problem}, which means nothing here)", cure)
+            raise files.FileError(path, f"is no summary of predictions ({problem}, which means nothing here)", suggestion)
     return found
 
 
@@ -191,8 +191,8 @@ def require_finished(folder: Path, ids: Collection[str]) -> None:
         raise UserError(f"{folder} is being written by {owner}. Wait until that is done.")
     if not is_prediction(folder):
         return
-    cure = "Predict again, or take it away if what lies there is complete"
-    summary = files.read_document(folder / SUMMARY, documents.Predictions, cure)
+    suggestion = "Predict again, or take it away if what lies there is complete"
+    summary = files.read_document(folder / SUMMARY, documents.Predictions, suggestion)
     rows = {row["id"]: row.get("status") for row in summary["files"]}
     wanted = summary.get("inputs")
     if isinstance(wanted, int) and len(rows) < wanted:

@@ -40,7 +40,7 @@ from pipeline.inference.sliding_window import (
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.stitching import warning, with_halo
 from pipeline.inference.writing import decided
-from pipeline.progress import shown, steps
+from pipeline.progress import progress_steps
 from pipeline.records import Case, UserError
 from pipeline.runs import FoldFolder, RunFolder, whole_numbers
 from pipeline.tasks import TASKS
@@ -295,7 +295,7 @@ class Predictor:
         for note in (*space.notes, *notes):
             self.warn_once(f"{image.name}: {note}.")
         count = self.tiles(source.array.shape[1:]).count()
-        with _threads(self.threads), shown(self.progress), steps("Predicting", count) as advance:
+        with _threads(self.threads), bars_shown(self.progress), progress_steps("Predicting", count) as advance:
             heads = self.heads_of(source, advance)
         meta = SoftMeta(task=self.config.task, scale=source.scale, dtype=str(image.array.dtype), channels=len(image.array))
         restored = {name: space.to_file(head) for name, head in heads.items()}

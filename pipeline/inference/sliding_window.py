@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.config import Config
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.files import Pixels
 from pipeline.geometry import Tiling, flips, up
 from pipeline.inference import devices, norms
@@ -38,7 +38,7 @@ class Source:
     """A case to predict: ``array`` ``(C, *S)`` of any number type, in memory or read as it is sliced, and how it is normalised."""
 
     array: np.ndarray | Pixels
-    scale: Scale
+    scale: IntensityScale
 
 
 FlipAxes = tuple[int, ...]

@@ -1,6 +1,6 @@
-"""Soft predictions on disk, the seam between accelerators and everything after them: ``soft/ID.npy`` and ``soft/ID.json``.
+"""Soft predictions on disk, the seam between accelerators and everything after them: ``activate/ID.npy`` and ``activate/ID.json``.
 
-``ID.npy`` is the main head; further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are stored as float16: they keep three
+``ID.npy`` is the main head; further heads lie beside it, ``activate/HEAD/ID.npy``. Probabilities are stored as float16: they keep three
 decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab. Images are stored as float32, from which 16-bit answers
 come out to the last bit.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import documents, files
-from pipeline.data.normalise import Scale
+from pipeline.data.normalise import IntensityScale
 from pipeline.files import LazyArray, Rows
 from pipeline.grid import grid_of
 from pipeline.records import Geometry, UserError
@@ -52,7 +52,7 @@ class SoftMeta:
 
     task: str = "labels"
     suffix: str | None = None
-    scale: Scale | None = None
+    scale: IntensityScale | None = None
     dtype: str | None = None
     channels: int | None = None
     image: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
     given = found.get("scale") or {}
     scale = None
     if set(given) >= {"low", "high", "to", "clip"}:  # of labels it is not needed, and not checked
-        scale = Scale(low=tuple(given["low"]), high=tuple(given["high"]), to=tuple(given["to"]), clip=given["clip"])
+        scale = IntensityScale(low=tuple(given["low"]), high=tuple(given["high"]), to=tuple(given["to"]), clip=given["clip"])
     known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
     return SoftMeta(**known, scale=scale, image=tuple(found.get("image", ())))
 

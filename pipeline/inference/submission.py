@@ -99,7 +99,7 @@ def write_zip(out: Path, answers: Sequence[Answer]) -> None:
 def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.ndarray]]:
     """Each answer with its mask ``(*S)``, one in memory at a time. Raises UserError for a file that changed since the check."""
     for answer in progress(sorted(answers, key=lambda a: a.id), what, len(answers)):
-        stop.check()
+        stop.raise_if_stopped()
         mask = files.read(answer.path, len(answer.shape), labels=True)[0][0]
         if mask.shape != answer.shape or digest_of(mask) != answer.digest:
             raise UserError(f"{answer.path} changed while the submission was written. Let the prediction finish, then run again.")
@@ -135,7 +135,7 @@ def _verify_zip(path: Path, answers: Sequence[Answer]) -> None:
         names = [f"{a.id}.tif" for a in answers]
         good = archive.namelist() == names
         for answer in answers if good else ():
-            stop.check()
+            stop.raise_if_stopped()
             # Reading a member compares its CRC.
             good = good and digest_of(decode_tiff(archive.read(f"{answer.id}.tif"), answer.shape)) == answer.digest
     if not good:
@@ -197,7 +197,7 @@ def _verify_rle(path: Path, answers: Sequence[Answer]) -> None:
         table = csv.reader(stream)
         good = next(table) == ["id", "rle"]
         for answer, row in zip(answers, table, strict=True):
-            stop.check()
+            stop.raise_if_stopped()
             good = good and row[0] == answer.id and digest_of(decode_rle(row[1], answer.shape)) == answer.digest
     if not good:
         raise UserError(READ_BACK)

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import colours, files, postprocess
 from pipeline.files import LazyArray, Rows, slabs
 from pipeline.inference.soft import SoftPrediction
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Target:
     """
 
     output: Path
-    steps: Sequence[Part] = ()
+    steps: Sequence[NamedOptions] = ()
     image: np.ndarray | None = None
     work: Path | None = None
 
@@ -51,7 +51,7 @@ def suffix_of(soft: SoftPrediction) -> str:
     return soft.meta.suffix or (".nii.gz" if soft.geometry.format == "nifti" else ".tif")
 
 
-def decided(soft: SoftPrediction, steps: Sequence[Part] = (), work: Path | None = None) -> LazyArray:
+def decided(soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path | None = None) -> LazyArray:
     """The answer of a soft prediction.
 
     Args:
@@ -59,13 +59,13 @@ def decided(soft: SoftPrediction, steps: Sequence[Part] = (), work: Path | None 
         work: folder for scratch files of what is read as it is sliced.
 
     Returns:
-        Labels ``(*S)`` where the soft prediction is in memory, else ``(1, *S)`` as they are sliced; images ``(C, *S)`` in the
+        Labels ``(*S)`` where the activate prediction is in memory, else ``(1, *S)`` as they are sliced; images ``(C, *S)`` in the
         input's number type.
     """
     task, dtype = soft.meta.rules, str(soft.meta.dtype)
     if task.decides:
         return postprocess.apply(steps, soft.main, work)
-    return _changed(soft.main, dtype, lambda part: task.hard(part, soft.meta.scale, dtype))
+    return _changed(soft.main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
 
 
 def _changed(array: LazyArray, dtype: Any, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | Rows:

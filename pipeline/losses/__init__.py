@@ -18,11 +18,11 @@ from pipeline.losses.betti import betti_matching
 from pipeline.losses.entry import Kind, LossEntry
 from pipeline.losses.image import charbonnier, l1, ms_ssim, mse
 from pipeline.losses.masked import Loss
+from pipeline.losses.overlap import ce, dice, focal, tversky, variance
 from pipeline.losses.perceptual import missing, perceptual, trial
-from pipeline.losses.region import ce, dice, focal, tversky, variance
 from pipeline.losses.retouch import masked_l1, masked_laplacian, masked_sobel, total_variation
 from pipeline.losses.topology import boundary, cldice, connectivity, few, skeleton_recall, surface_recall
-from pipeline.records import Term
+from pipeline.records import LossTerm
 from pipeline.registry import Registry
 
 __all__ = ["LOSSES", "Kind", "LossEntry", "WeightedSum", "check", "faults", "for_target", "maps", "reads", "with_deep"]
@@ -60,11 +60,11 @@ LOSSES: Registry[LossEntry] = Registry(
 
 
 def for_target(kind: str) -> list[str]:
-    """Names of the losses that read a target of this kind: ``labels``, ``image`` or ``soft``."""
+    """Names of the losses that read a target of this kind: ``labels``, ``image`` or ``activate``."""
     return [name for name, entry in LOSSES.items() if kind in entry.targets]
 
 
-def reads(terms: Iterable[Term]) -> list[derived.Wish]:
+def reads(terms: Iterable[LossTerm]) -> list[derived.Wish]:
     """The maps that loss terms read besides their targets; names that are unknown read none."""
     found = [_read_by(term) for term in terms]
     return [wish for wish in found if wish is not None]
@@ -75,12 +75,12 @@ def maps(config: Config) -> dict[str, derived.Wish]:
     return derived.wanted(config, reads(config.losses))
 
 
-def _read_by(term: Term) -> derived.Wish | None:
+def _read_by(term: LossTerm) -> derived.Wish | None:
     name = LOSSES[term.name].reads(term.options) if term.name in LOSSES else None
     return None if name is None else derived.of_term(name, term)
 
 
-def make(term: Term, where: str) -> Loss:
+def make(term: LossTerm, where: str) -> Loss:
     """The loss of a term. Raises ConfigError, which names ``where``, for an unknown name or a wrong option."""
     try:
         factory = bind(LOSSES, term, where)
@@ -99,7 +99,7 @@ class WeightedSum:
     of the wrong kind, a mask that is not there, or a weight that is negative or not finite.
     """
 
-    def __init__(self, terms: Sequence[Term], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
+    def __init__(self, terms: Sequence[LossTerm], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
         _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
         self.terms = dict(zip(_keys(terms), terms, strict=True))
         self.losses = {key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())}
@@ -160,7 +160,7 @@ def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[T
     return mean(target.float(), block, ceil_mode=True), 1 - most(1 - valid, block, ceil_mode=True)
 
 
-def _keys(terms: Sequence[Term]) -> list[str]:
+def _keys(terms: Sequence[LossTerm]) -> list[str]:
     """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
     keys: list[str] = []
     for term in terms:
@@ -170,7 +170,7 @@ def _keys(terms: Sequence[Term]) -> list[str]:
     return keys
 
 
-def _is_coarse(term: Term, head: Tensor, target: Tensor) -> bool:
+def _is_coarse(term: LossTerm, head: Tensor, target: Tensor) -> bool:
     """Whether a mask drawn as labels meets coarser logits of a further head, such as those of ``abpn``: it is then compared softly."""
     coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
     return term.head != "main" and "soft" in LOSSES[term.name].targets and head.shape[1] == 1 and coarser
@@ -186,7 +186,7 @@ def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: 
     return tensors[name]
 
 
-def with_deep(terms: Sequence[Term], heads: Collection[str]) -> tuple[Term, ...]:
+def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTerm, ...]:
     """The terms, and where no term names a deep-supervision head of the network: those of head main again for each head ``deepN``.
 
     The weight of such a term is that of head main times ``0.5**N``, N from 1 for the finest.
@@ -198,7 +198,7 @@ def with_deep(terms: Sequence[Term], heads: Collection[str]) -> tuple[Term, ...]
     return (*terms, *(replace(t, head=head, weight=t.weight * 0.5 ** int(head[4:])) for head in deep for t in main))
 
 
-def check(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, str]) -> None:
+def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> None:
     """Refuse, before any training, terms that read a head or target that does not exist or is of the wrong kind.
 
     One ConfigError lists all that :func:`faults` finds.
@@ -206,7 +206,7 @@ def check(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, s
     _refuse(faults(terms, heads, targets))
 
 
-def faults(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, str]) -> list[str]:
+def faults(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> list[str]:
     """What is wrong with the terms; ``heads`` are those of the network, none where they are not known.
 
     ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``.
@@ -224,7 +224,7 @@ def faults(terms: Sequence[Term], heads: Collection[str], targets: Mapping[str, 
     return found
 
 
-def _faults(where: str, term: Term, targets: Mapping[str, str]) -> Iterator[str]:
+def _faults(where: str, term: LossTerm, targets: Mapping[str, str]) -> Iterator[str]:
     if not 0 <= term.weight < math.inf:
         yield f"{where} has weight {term.weight}, must be a number of at least 0."
     if term.name not in LOSSES:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.losses.masked import Loss, masked, number
-from pipeline.losses.region import one_hot, probabilities
+from pipeline.losses.overlap import one_hot, probabilities
 
 _Block = tuple[int | slice, ...]
 """Sample, class and a slice for each axis: the index of a block in an array ``(B, C, *S)``."""

@@ -118,10 +118,10 @@ def _halved(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _large_enough(size: Sequence[int], levels: int) -> None:
     if min(size) < EDGE * 2 ** (levels - 1):
         fitting = int(math.log2(max(min(size) / EDGE, 0.5))) + 1
-        cure = f"Set levels: {fitting}, or take" if min(size) >= EDGE else "Take"
+        suggestion = f"Set levels: {fitting}, or take" if min(size) >= EDGE else "Take"
         raise ConfigError(
             f"loss 'ms_ssim' got images of {tuple(size)}; {levels} levels need at least {EDGE * 2 ** (levels - 1)} along each side. "
-            f"{cure} larger patches (data.patch.size)."
+            f"{suggestion} larger patches (data.patch.size)."
         )
 
 

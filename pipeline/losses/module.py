@@ -16,7 +16,7 @@ from pipeline.data import change, derived
 from pipeline.data.label_tensors import class_numbers
 from pipeline.losses import LOSSES, for_target, make, reads
 from pipeline.losses.image import unit
-from pipeline.records import Term
+from pipeline.records import LossTerm
 
 RANGE = (-1.0, 1.0)
 """Black and white of images unless the option ``range`` says otherwise."""
@@ -80,7 +80,7 @@ class Loss(_Loss):
     def _bind(self) -> None:
         own = dict(self.options)
         span = own.pop("range", RANGE) if takes_range(self.name) else own.get("range", RANGE)
-        term = Term(name=self.name, options=own)
+        term = LossTerm(name=self.name, options=own)
         self._compute = make(term, "Loss")
         self._wish = next(iter(reads([term])), None)
         self._to_unit = unit(span, f"{self.name!r}: range")

@@ -1,6 +1,6 @@
 """Losses for label targets that look at connection rather than volume: centre lines, sheets, distance to the surface, links.
 
-Target, channels and empty cases as in :mod:`pipeline.losses.region`; of several channels every class but background takes part,
+Target, channels and empty cases as in :mod:`pipeline.losses.overlap`; of several channels every class but background takes part,
 and all count the same. Three of the losses read a map that is made from the label once (:mod:`pipeline.data.derived`) and given
 as a fourth argument: one channel for each class that takes part. All of them look at part of the voxels or of the errors, so
 each is meant as a further term beside dice or ce.
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.config import ConfigError
 from pipeline.data.derived import RADIUS, REACH
 from pipeline.losses.masked import Loss, masked, masked_mean, number, sample_mean
-from pipeline.losses.region import SMALLEST, one_hot, probabilities
+from pipeline.losses.overlap import SMALLEST, one_hot, probabilities
 
 FEW = 3
 """Iterations of ``cldice`` that are enough to try it."""

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind, nearest
-from pipeline.metrics import competition, counts, image, probability, region, retouch, surface, topology
+from pipeline.metrics import competition, counts, image, overlap, probability, retouch, surface, topology
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.entry import Better, Compute, MetricEntry, Need
 from pipeline.metrics.frames import SUFFIXES, Truth, views
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import METRICS_VERSION, Part
+from pipeline.records import METRICS_VERSION, NamedOptions
 from pipeline.registry import Registry
 
 PROBABILITIES: frozenset[Need] = frozenset({"probabilities"})
@@ -36,15 +36,15 @@ METRICS: Registry[MetricEntry] = Registry(
             compares_numbers=False,
             bytes_per_voxel=16,
         ),
-        "dice": MetricEntry(region.dice, better="higher", pooled=Pooling(counts.dice), bytes_per_voxel=6),
-        "iou": MetricEntry(region.iou, better="higher", pooled=Pooling(counts.iou), bytes_per_voxel=6),
-        "precision": MetricEntry(region.precision, better="higher", pooled=Pooling(counts.precision), bytes_per_voxel=6),
-        "recall": MetricEntry(region.recall, better="higher", pooled=Pooling(counts.recall), bytes_per_voxel=6),
+        "dice": MetricEntry(overlap.dice, better="higher", pooled=Pooling(counts.dice), bytes_per_voxel=6),
+        "iou": MetricEntry(overlap.iou, better="higher", pooled=Pooling(counts.iou), bytes_per_voxel=6),
+        "precision": MetricEntry(overlap.precision, better="higher", pooled=Pooling(counts.precision), bytes_per_voxel=6),
+        "recall": MetricEntry(overlap.recall, better="higher", pooled=Pooling(counts.recall), bytes_per_voxel=6),
         "specificity": MetricEntry(
-            region.specificity, better="higher", pooled=Pooling(counts.specificity, background=True), bytes_per_voxel=7
+            overlap.specificity, better="higher", pooled=Pooling(counts.specificity, background=True), bytes_per_voxel=7
         ),
         "accuracy": MetricEntry(
-            region.accuracy, better="higher", pooled=Pooling(counts.accuracy, background=True, any_class=True), bytes_per_voxel=2
+            overlap.accuracy, better="higher", pooled=Pooling(counts.accuracy, background=True, any_class=True), bytes_per_voxel=2
         ),
         "roc_auc": MetricEntry(
             probability.roc_auc,
@@ -62,8 +62,8 @@ METRICS: Registry[MetricEntry] = Registry(
             pooled=Pooling(counts.pr_auc, background=True),
             bytes_per_voxel=42,
         ),
-        "components": MetricEntry(region.components, compares_numbers=False, bytes_per_voxel=8),
-        "betti_error": MetricEntry(region.betti_error, better="lower", compares_numbers=False, bytes_per_voxel=9),
+        "components": MetricEntry(overlap.components, compares_numbers=False, bytes_per_voxel=8),
+        "betti_error": MetricEntry(overlap.betti_error, better="lower", compares_numbers=False, bytes_per_voxel=9),
         "betti_matching_error": MetricEntry(topology.betti_matching_error, better="lower", bytes_per_voxel=48),
         "cldice": MetricEntry(topology.cldice, better="higher", bytes_per_voxel=48),
         "voi": MetricEntry(topology.voi, better="lower", compares_numbers=False, version_1=topology.voi_by_class, bytes_per_voxel=16),
@@ -101,12 +101,12 @@ def names_of(task: str) -> list[str]:
     return sorted(name for name, entry in METRICS.items() if entry.task == task)
 
 
-def needing(parts: Sequence[Part], need: Need) -> list[str]:
+def needing(parts: Sequence[NamedOptions], need: Need) -> list[str]:
     """Names of those metrics that read something besides answer and target."""
     return [part.name for part in parts if need in METRICS[part.name].needs]
 
 
-def of_images(parts: Sequence[Part]) -> bool:
+def of_images(parts: Sequence[NamedOptions]) -> bool:
     """Whether a metric among these is of images."""
     return any(METRICS[part.name].task == "image" for part in parts)
 
@@ -132,28 +132,28 @@ def better(name: str) -> Better:
     return known[base]
 
 
-def bound(part: Part, where: str) -> Compute:
+def bound(part: NamedOptions, where: str) -> Compute:
     """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
     return bind(METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ())
 
 
-def millimetre_options(parts: Sequence[Part]) -> list[str]:
+def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
     """Options among these metrics' that are lengths in the world, such as ``tolerance_mm``."""
     return [key for part in parts for key, value in part.options.items() if key.endswith("_mm") and value is not None]
 
 
-def in_millimetres(parts: Sequence[Part]) -> bool:
+def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
     """Whether a metric among these measures in the world where the files say how: a distance, or with an option in millimetres."""
     return bool(millimetre_options(parts)) or any(METRICS[part.name].length for part in parts)
 
 
-def units(parts: Sequence[Part], spacing: bool) -> dict[str, str]:
+def units(parts: Sequence[NamedOptions], spacing: bool) -> dict[str, str]:
     """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart, else ``voxels``."""
     return {part.name: "mm" if spacing else "voxels" for part in parts if METRICS[part.name].length}
 
 
 def evaluate(
-    parts: Sequence[Part],
+    parts: Sequence[NamedOptions],
     prediction: np.ndarray,
     target: np.ndarray,
     valid: np.ndarray | None = None,
@@ -163,7 +163,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """All metrics of one case in one dict; where two give the same key the later one stands.
 
-    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
+    ``activate`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
     voxel is ``valid`` there is nothing to count: every number is NaN. Raises ConfigError for unknown metrics or options, and for one
     that needs probabilities or ``change`` where there are none, before anything is computed.
     """
@@ -183,7 +183,7 @@ def evaluate(
     return scores
 
 
-def _require_given(parts: Sequence[Part], soft: np.ndarray | None, change: Retouched | None) -> None:
+def _require_given(parts: Sequence[NamedOptions], soft: np.ndarray | None, change: Retouched | None) -> None:
     """Raise ConfigError where a metric lacks what it needs."""
     if soft is None and (lacking := needing(parts, "probabilities")):
         way_out = "predict with --save-soft, or leave it out."
@@ -194,7 +194,7 @@ def _require_given(parts: Sequence[Part], soft: np.ndarray | None, change: Retou
         raise ConfigError(f"{', '.join(lacking)}: {what} {way_out}")
 
 
-def evaluate_frames(parts: Sequence[Part], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Any]:
+def evaluate_frames(parts: Sequence[NamedOptions], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Any]:
     """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth (see ``frames``)."""
     scores: dict[str, Any] = {}
     for view in views(truth):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics.region import confined
+from pipeline.metrics.overlap import confined
 from pipeline.metrics.surface import surface_dice
 from pipeline.metrics.topology import voi_of
 from pipeline.morphology.counts import Counts, matching_counts

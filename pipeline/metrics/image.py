@@ -16,7 +16,7 @@ import scipy
 import skimage
 
 from pipeline.data.normalise import ends
-from pipeline.metrics.region import same_shape
+from pipeline.metrics.overlap import same_shape
 from pipeline.records import UserError
 
 BEST_PSNR = 100.0

@@ -18,7 +18,7 @@ from pipeline.metrics import METRICS, bound, evaluate
 from pipeline.metrics.context import MetricContext
 from pipeline.metrics.entry import GIVEN, MetricEntry
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 REDUCTIONS = ("mean", "mean_batch", "mean_channel", "none")
 OF_RETOUCH = ("source", "mask", "predicted")
@@ -101,7 +101,7 @@ class Metric(CumulativeIterationMetric):
         **options: Any,
     ) -> None:
         _require_options(name, options)
-        self.part = Part(name=name, options=options)
+        self.part = NamedOptions(name=name, options=options)
         bound(self.part, "Metric")
         _require_settings(name, num_classes, ignore_label, spacing)
         self.num_classes, self.ignore_label, self.spacing = num_classes, ignore_label, spacing

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import override
 from pipeline.metrics.frames import SUFFIXES
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 _OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'.join(SUFFIXES)})?")
 
@@ -54,14 +54,14 @@ def from_json(names: object) -> dict[int, str]:
     return {int(k): v for k, v in names.items() if re.fullmatch(r"[1-9]\d{0,8}", str(k)) and isinstance(v, str)}
 
 
-def read_metric(text: str) -> Part:
+def read_metric(text: str) -> NamedOptions:
     """``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, values as in YAML.
 
     >>> read_metric("surface_dice:tolerance=3")
-    Part(name='surface_dice', options={'tolerance': 3})
+    NamedOptions(name='surface_dice', options={'tolerance': 3})
     """
     name, _, given = text.partition(":")
     options: dict[str, Any] = {}
     for words in given.split(",") if given else ():
         override(options, words)
-    return Part(name=name, options=options)
+    return NamedOptions(name=name, options=options)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.metrics.region import same_shape
+from pipeline.metrics.overlap import same_shape
 
 
 @dataclass(frozen=True, slots=True)

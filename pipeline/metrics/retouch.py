@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.metrics.image import WINDOW, each_channel, mae, psnr
-from pipeline.metrics.region import dice, same_shape
+from pipeline.metrics.overlap import dice, same_shape
 from pipeline.records import UserError
 
 PREDICTED = 0.5

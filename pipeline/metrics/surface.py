@@ -1,6 +1,6 @@
 """How near the surfaces of two label maps lie to each other: in millimetres where ``spacing`` says how far voxels lie apart, else in voxels.
 
-Arguments, classes and keys are those of :mod:`pipeline.metrics.region`; ignored voxels become background in both maps first.
+Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become background in both maps first.
 ``spacing`` holds millimetres along each axis, None where the files carry no unit; a tolerance in voxels never depends on it.
 """
 
@@ -17,7 +17,7 @@ import scipy
 import skimage
 
 from pipeline import morphology
-from pipeline.metrics.region import Classes, confined, over_classes
+from pipeline.metrics.overlap import Classes, confined, over_classes
 from pipeline.records import UserError
 
 Spacing = Sequence[float] | None

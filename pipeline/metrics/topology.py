@@ -1,6 +1,6 @@
 """How well two label maps agree in what is connected to what: skeletons, components as segments, and matched features.
 
-Arguments, classes and keys are those of :mod:`pipeline.metrics.region`; ignored voxels become background in both maps first.
+Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become background in both maps first.
 With one foreground class the parts of a score are further keys; with several, one key for each class. ``voi`` and ``adapted_rand``
 compare whole labelings instead, in which equal numbers mean nothing and every number is a segment.
 """
@@ -17,7 +17,7 @@ import skimage
 
 from pipeline import morphology
 from pipeline.metrics.context import several
-from pipeline.metrics.region import Classes, confined, over_classes
+from pipeline.metrics.overlap import Classes, confined, over_classes
 from pipeline.morphology.counts import matching_counts
 
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]

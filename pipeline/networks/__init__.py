@@ -13,7 +13,7 @@ from pipeline.networks.base import HeadedNet
 from pipeline.networks.restoration import deblur_unet, image_unet
 from pipeline.networks.sa_unet import sa_unet
 from pipeline.networks.unet import dynunet, segresnet, unet
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.registry import Registry
 
 __all__ = ["NETWORKS", "HeadedNet", "NetworkEntry", "build", "parameters"]
@@ -50,7 +50,7 @@ NETWORKS: Registry[NetworkEntry] = Registry(
 )
 
 
-def build(part: Part, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
+def build(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
     """The network that ``part`` names, with fresh weights from torch's global generator. ConfigError for a wrong name or option."""
     given = {"in_channels": in_channels, "out_channels": out_channels, "dims": dims}
     try:

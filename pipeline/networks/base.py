@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import ConfigError, bind
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 
 class HeadedNet(nn.Module):
@@ -136,4 +136,4 @@ def _layer(table: Mapping[str, Callable[..., Spec]], value: Any, where: str) -> 
     good = isinstance(part, Mapping) and set(part) <= {"name", "options"} and isinstance(part.get("name"), str)
     good = good and isinstance(part.get("options", {}), Mapping)
     require(good, f"{where} is {value!r}, must be a name or {{name: ..., options: {{...}}}}. Known: {', '.join(sorted(table))}.")
-    return bind(table, Part(name=part["name"], options=part.get("options", {})), where)()
+    return bind(table, NamedOptions(name=part["name"], options=part.get("options", {})), where)()

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline import networks
 from pipeline.config import ConfigError
-from pipeline.records import Part, Term
+from pipeline.records import LossTerm, NamedOptions
 
 LARGEST = 2**16
 """Largest number, by amount, among the options of a network, a loss or an augmentation."""
@@ -41,7 +41,7 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def vast(part: Part | Term, most_of: Mapping[str, float], largest: float = LARGEST) -> Iterator[str]:
+def vast(part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = LARGEST) -> Iterator[str]:
     """Options so large that an entry would take memory or hours to be tried, each with its rule; ``most_of`` has rules by name."""
     for option, value in part.options.items():
         most = most_of.get(option, largest)
@@ -53,7 +53,7 @@ def vast(part: Part | Term, most_of: Mapping[str, float], largest: float = LARGE
             yield f"option {option} is {shown}, must have at most {ENTRIES} entries, not {count}"
 
 
-def repeats(part: Part) -> Mapping[str, int]:
+def repeats(part: NamedOptions) -> Mapping[str, int]:
     """How often the network that ``part`` names may do what its options repeat."""
     return networks.NETWORKS[part.name].repeats if part.name in networks.NETWORKS else {}
 
@@ -73,14 +73,14 @@ def _longest(value: Any) -> int:
     return max([len(value), *(_longest(item) for item in (value.values() if isinstance(value, Mapping) else value))])
 
 
-def outline(part: Part, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
+def outline(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
     """The network that ``part`` names, on torch's meta device. Raises what the network raises for options that cannot be used."""
     with warnings.catch_warnings(), torch.device("meta"), _NoDraws():
         warnings.simplefilter("ignore")
         return networks.build(part, in_channels, out_channels, dims)
 
 
-def bounded(part: Part, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
+def bounded(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
     """As :func:`outline`, for options that nobody looked at yet. Raises ConfigError for all that cannot be used, or is too large."""
     for text in vast(part, repeats(part)):
         raise ConfigError(f"network: {part.name!r}: {text}.")

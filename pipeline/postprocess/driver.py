@@ -19,13 +19,13 @@ from pipeline.files import LazyArray, Rows, slabs
 from pipeline.morphology import SlabArray
 from pipeline.postprocess.lists import bound, decided
 from pipeline.postprocess.table import POSTPROCESS, decides, sees
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 Array = TypeVar("Array", bound=LazyArray)
 """An array in memory, or one whose rows are made or read when they are sliced."""
 
 
-def apply(steps: Sequence[Part], soft: Array, work: Path | None = None) -> Array:
+def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) -> Array:
     """Soft ``(K, *S)`` -> labels, uint8 unless ``instances`` needs more.
 
     When no deciding step comes first, one channel is cut at 0.5 (``>=``), several are compared
@@ -34,7 +34,7 @@ def apply(steps: Sequence[Part], soft: Array, work: Path | None = None) -> Array
     return run(decided(steps, len(soft)), soft, work)
 
 
-def run(steps: Sequence[Part], array: Array, work: Path | None = None) -> Array:
+def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -> Array:
     """The steps one after the other, as they stand.
 
     Args:
@@ -62,7 +62,7 @@ def _lazy(labels: LazyArray) -> Any:
     return Rows((1, *labels.shape), labels.dtype, lambda first, end: labels[None, first:end])
 
 
-def _by_slabs(step: Part, call: Callable[..., Any], array: Rows, scratch: Path | None) -> LazyArray:
+def _by_slabs(step: NamedOptions, call: Callable[..., Any], array: Rows, scratch: Path | None) -> LazyArray:
     """One step on a lazy array; its labels are in memory where it needs the whole."""
     taken: Any = slice(None) if decides(step) else 0  # all channels, or the labels
     if sees(step) == "whole":
@@ -112,7 +112,7 @@ def statistics(labels: LazyArray) -> dict[str, int]:
     }
 
 
-def check_memory(steps: Sequence[Part], channels: int, size: Sequence[int], available: int | None = None) -> None:
+def check_memory(steps: Sequence[NamedOptions], channels: int, size: Sequence[int], available: int | None = None) -> None:
     """Raise UserError where a step needs the whole of a lazy array in memory and that does not fit.
 
     Args:
@@ -131,7 +131,7 @@ def check_memory(steps: Sequence[Part], channels: int, size: Sequence[int], avai
     if need <= available:
         return
     gib = [f"{n / 2**30:.1f} GiB" for n in (need, available)]
-    by_block = [name for name in POSTPROCESS if sees(Part(name=name)) != "whole"]
+    by_block = [name for name in POSTPROCESS if sees(NamedOptions(name=name)) != "whole"]
     raise UserError(
         f"{' x '.join(map(str, size))} voxels are too many for {step.name!r} of postprocess on this machine: that step needs the whole "
         f"answer and about {gib[0]} of memory, {gib[1]} are free. Only {', '.join(by_block)} work block by block. Give --threshold and "

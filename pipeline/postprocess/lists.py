@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.config import ConfigError, bind
 from pipeline.postprocess.table import POSTPROCESS, decides, resolved, sees
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 CHANNELS = {"one": "one channel", "several": "two channels or more"}
 
 
-def bound(steps: Sequence[Part]) -> list[Callable[..., Any]]:
+def bound(steps: Sequence[NamedOptions]) -> list[Callable[..., Any]]:
     """The steps as functions of an array.
 
     Raises:
@@ -23,7 +23,7 @@ def bound(steps: Sequence[Part]) -> list[Callable[..., Any]]:
     return [_call(steps, i) for i in range(len(steps))]
 
 
-def _call(steps: Sequence[Part], i: int) -> Callable[..., Any]:
+def _call(steps: Sequence[NamedOptions], i: int) -> Callable[..., Any]:
     call = bind(POSTPROCESS, steps[i], f"postprocess.{i}", given=("array",))
     if i > 0 and decides(steps[i]):
         raise ConfigError(
@@ -32,13 +32,13 @@ def _call(steps: Sequence[Part], i: int) -> Callable[..., Any]:
     return call
 
 
-def check(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> None:
+def check(steps: Sequence[NamedOptions], channels: int | None = None, dims: int = 3) -> None:
     """Raise ConfigError for a step that would fail later: the first that :func:`faults` finds."""
     for fault in faults(steps, channels, dims):
         raise ConfigError(fault)
 
 
-def faults(steps: Sequence[Part], channels: int | None = None, dims: int = 3) -> Iterator[str]:
+def faults(steps: Sequence[NamedOptions], channels: int | None = None, dims: int = 3) -> Iterator[str]:
     """What is wrong with the steps: names, options, their values and order.
 
     Each is tried out on a tiny array.
@@ -80,24 +80,24 @@ def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], sof
     return np.array_equal(call(array if soft else array[0]), np.concatenate([call(r if soft else r[0]) for r in rows]))
 
 
-def decided(steps: Sequence[Part], channels: int) -> tuple[Part, ...]:
+def decided(steps: Sequence[NamedOptions], channels: int) -> tuple[NamedOptions, ...]:
     """The steps for a prediction of that many channels, a deciding one in front if there is none.
 
     One channel is cut at 0.5 (``>=``), several are compared (``argmax``).
     """
     if not steps or not decides(steps[0]):
-        return (Part(name="threshold" if channels == 1 else "argmax"), *steps)
+        return (NamedOptions(name="threshold" if channels == 1 else "argmax"), *steps)
     return tuple(steps)
 
 
 def adjust(
-    steps: Sequence[Part],
+    steps: Sequence[NamedOptions],
     threshold: float | None = None,
     min_component_size: int | None = None,
     max_hole_size: int | None = None,
     kernel_size: int | None = None,
     separate_instances: bool = False,
-) -> tuple[Part, ...]:
+) -> tuple[NamedOptions, ...]:
     """The options of the command line laid over a system's list; ``None`` leaves it as it is.
 
     Args:
@@ -111,7 +111,7 @@ def adjust(
     """
     steps = tuple(steps)
     if threshold is not None:
-        steps = (Part(name="threshold", options={"at": threshold}), *(s for s in steps if not decides(s)))
+        steps = (NamedOptions(name="threshold", options={"at": threshold}), *(s for s in steps if not decides(s)))
     for name, option, size in (
         ("closing", "size", kernel_size),
         ("dust", "below", min_component_size),
@@ -120,19 +120,19 @@ def adjust(
         if size is not None:
             steps = _resized(steps, name, {option: size}) if size else tuple(s for s in steps if resolved(s).name != name)
     if separate_instances and all(resolved(step).name != "instances" for step in steps):
-        steps = (*steps, Part(name="instances"))
+        steps = (*steps, NamedOptions(name="instances"))
     return steps
 
 
-def _resized(steps: tuple[Part, ...], name: str, options: dict[str, Any]) -> tuple[Part, ...]:
+def _resized(steps: tuple[NamedOptions, ...], name: str, options: dict[str, Any]) -> tuple[NamedOptions, ...]:
     if any(resolved(step).name == name for step in steps):
         return tuple(_with(resolved(step), options) if resolved(step).name == name else step for step in steps)
     order = list(POSTPROCESS)
     later = order[order.index(name) + 1 :]
     place = next((i for i, step in enumerate(steps) if resolved(step).name in later), len(steps))
-    return (*steps[:place], Part(name=name, options=options), *steps[place:])
+    return (*steps[:place], NamedOptions(name=name, options=options), *steps[place:])
 
 
-def _with(step: Part, options: dict[str, Any]) -> Part:
+def _with(step: NamedOptions, options: dict[str, Any]) -> NamedOptions:
     kept = {k: v for k, v in step.options.items() if k != "radius"}  # a kernel's size and its radius exclude each other
-    return Part(name=step.name, options={**kept, **options})
+    return NamedOptions(name=step.name, options={**kept, **options})

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.postprocess import steps
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.registry import Alias, Registry
 
 Options = Mapping[str, Any]
@@ -188,18 +188,18 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
 """Steps by name, in the order that is natural for them; :func:`adjust` inserts by it."""
 
 
-def resolved(step: Part) -> Part:
+def resolved(step: NamedOptions) -> NamedOptions:
     """The step under the own names of entry and options; an unknown name stays."""
     name, options = POSTPROCESS.resolve(step.name, step.options)
-    return Part(name=name, options=options)
+    return NamedOptions(name=name, options=options)
 
 
-def decides(step: Part) -> bool:
+def decides(step: NamedOptions) -> bool:
     """Whether the step takes a soft prediction; a step of an unknown name does not."""
     return step.name in POSTPROCESS and POSTPROCESS[step.name].decides is not None
 
 
-def sees(step: Part) -> Sees:
+def sees(step: NamedOptions) -> Sees:
     """What the step sees, with its options."""
     of_options = POSTPROCESS[step.name].sees
     return of_options(resolved(step).options) if callable(of_options) else of_options

@@ -14,7 +14,7 @@ from pipeline.data.labels import class_numbers
 from pipeline.metrics import METRICS, bound, needing
 from pipeline.metrics.context import several
 from pipeline.metrics.names import read_metric
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 from pipeline.scoring import core
 from pipeline.scoring.core import CaseArrays, Rules, blanked
 from pipeline.scoring.pairs import foreground
@@ -23,7 +23,7 @@ from pipeline.scoring.pairs import foreground
 def score(
     answer: Any,
     truth: Any,
-    metrics: Sequence[str | Part | Mapping[str, Any]] | str = ("dice",),
+    metrics: Sequence[str | NamedOptions | Mapping[str, Any]] | str = ("dice",),
     *,
     spacing: Sequence[float] | float | None = None,
     ignore_label: int | None = None,
@@ -124,9 +124,9 @@ def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarr
     return soft
 
 
-def parts_of(metrics: Any) -> list[Part]:
+def parts_of(metrics: Any) -> list[NamedOptions]:
     """Metrics as people name them. Raises UserError for what names none, and for one that is named twice."""
-    several = [metrics] if isinstance(metrics, str | Part | Mapping) else list(metrics)
+    several = [metrics] if isinstance(metrics, str | NamedOptions | Mapping) else list(metrics)
     parts = [_part(metric) for metric in several]
     names = [p.name for p in parts]
     if not parts or len(set(names)) < len(names):
@@ -134,15 +134,15 @@ def parts_of(metrics: Any) -> list[Part]:
     return parts
 
 
-def _part(metric: Any) -> Part:
-    if isinstance(metric, Part):
+def _part(metric: Any) -> NamedOptions:
+    if isinstance(metric, NamedOptions):
         return metric
     if isinstance(metric, str):
         return read_metric(metric)
     good = isinstance(metric, Mapping) and isinstance(metric.get("name"), str) and not set(metric) - {"name", "options"}
     if not good or not isinstance(metric.get("options", {}), Mapping):
         raise UserError(f"{metric!r} names no metric. Write 'dice', 'surface_dice:tolerance=2' or a mapping with name and options.")
-    return Part(name=metric["name"], options=dict(metric.get("options", {})))
+    return NamedOptions(name=metric["name"], options=dict(metric.get("options", {})))
 
 
 def _array(given: Any) -> np.ndarray:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.metrics.frames import views
 from pipeline.scoring import core
 from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
 from pipeline.scoring.stored import PRESENT, Scoring, image_target, label_case, rules_of, score_image
 
 
-def of_labels(config: Config, cases: Sequence[Stored], scoring: Scoring = PRESENT, bins: int = 256) -> dict[str, Scores]:
+def of_labels(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT, bins: int = 256) -> dict[str, Scores]:
     """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
 
     The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
@@ -37,7 +37,7 @@ def of_labels(config: Config, cases: Sequence[Stored], scoring: Scoring = PRESEN
     return {k: mean(v) for k, v in rows.items()}
 
 
-def _empty(config: Config, stored: Stored, scoring: Scoring) -> CaseArrays:
+def _empty(config: Config, stored: CachedCase, scoring: Scoring) -> CaseArrays:
     """A case in which nothing was found."""
     nothing = np.zeros(stored.image.shape[1:], np.uint8)
     return label_case(config, stored, nothing, nothing[None].astype(np.float32), scoring.spacings.get(stored.case.id))
@@ -47,7 +47,7 @@ DO_NOTHING = "do nothing (the input)"
 """The row of images that any network has to beat."""
 
 
-def of_images(config: Config, cases: Sequence[Stored], scoring: Scoring = PRESENT) -> dict[str, Scores]:
+def of_images(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT) -> dict[str, Scores]:
     """The mean scores of the inputs themselves; empty where an input has not its target's shape.
 
     Scored like answers. Raises UserError like them.
@@ -58,7 +58,7 @@ def of_images(config: Config, cases: Sequence[Stored], scoring: Scoring = PRESEN
     return {DO_NOTHING: mean(score_image(config, c, np.asarray(c.image.array)) for c in cases)}
 
 
-BASELINES: dict[str, Callable[[Config, Sequence[Stored], Scoring], dict[str, Scores]]] = {"labels": of_labels, "image": of_images}
+BASELINES: dict[str, Callable[[Config, Sequence[CachedCase], Scoring], dict[str, Scores]]] = {"labels": of_labels, "image": of_images}
 """By task."""
 
 
@@ -66,7 +66,7 @@ def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
     return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
 
 
-def _histograms(stored: Stored, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
+def _histograms(stored: CachedCase, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
     """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the first frame."""
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid

@@ -19,7 +19,7 @@ from pipeline.metrics.counts import Counts
 from pipeline.metrics.frames import Truth, View, count
 from pipeline.metrics.image import intensities
 from pipeline.metrics.retouch import Retouched
-from pipeline.records import METRICS_VERSION, Part
+from pipeline.records import METRICS_VERSION, NamedOptions
 
 Scores = dict[str, Any]
 """Numbers by name; a metric may add a table of numbers, such as ``counts``."""
@@ -37,7 +37,7 @@ class Rules:
         version: see :data:`pipeline.records.METRICS_VERSION`.
     """
 
-    metrics: tuple[Part, ...]
+    metrics: tuple[NamedOptions, ...]
     ignore: int | None = None
     classes: tuple[int, ...] | None = None
     padded: tuple[int, ...] | None = None

@@ -16,7 +16,7 @@ from pipeline.metrics import METRICS, directions, pool
 from pipeline.metrics.context import several
 from pipeline.metrics.counts import Counts
 from pipeline.metrics.retouch import empty_masks
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 from pipeline.scoring import core, memory
 from pipeline.scoring.core import Scores, mean
 from pipeline.scoring.pairs import Pair, foreground, opened
@@ -78,7 +78,7 @@ SMALL = 8
 """Classes below this may well differ between answers and labels of a small set."""
 
 
-def require_comparable(rows: Iterable[Row | str], metrics: Sequence[Part]) -> None:
+def require_comparable(rows: Iterable[Row | str], metrics: Sequence[NamedOptions]) -> None:
     """Raise UserError where answers and labels of a set have no foreground value in common, so that nothing can ever agree.
 
     Where no metric compares equal numbers, numbers are names, and may differ: only two greys are then taken for a mistake.

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import documents, files
 from pipeline.config import Config
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.inference import soft as softs
 from pipeline.inference.models import build, load_model
 from pipeline.inference.sliding_window import Source, TilePredictor, network_ensemble, sliding_window, tiling, with_fixed_norms
@@ -26,13 +26,13 @@ from pipeline.scoring.stored import PRESENT, Scoring, label_case, rules_of, scor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
+class FoldEvaluation:
     """Held-out cases of a fold and where their soft answers go.
 
     ``progress(done, total)`` is called with the number of cases done, in fractions of one while it is predicted; it may stop the work.
     """
 
-    cases: Sequence[Stored]
+    cases: Sequence[CachedCase]
     folder: Path
     device: str
     progress: Callable[[float, int], None]
@@ -44,7 +44,7 @@ def answer_of(config: Config, soft: SoftPrediction) -> np.ndarray:
     return np.asarray(decided(soft, config.postprocess))
 
 
-def score(config: Config, soft: SoftPrediction, stored: Stored, scoring: Scoring = PRESENT) -> Scores:
+def score(config: Config, soft: SoftPrediction, stored: CachedCase, scoring: Scoring = PRESENT) -> Scores:
     """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
 
     Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
@@ -59,7 +59,7 @@ def score(config: Config, soft: SoftPrediction, stored: Stored, scoring: Scoring
     return score_image(config, stored, answer_of(config, soft), predicted)
 
 
-def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
+def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
     """Predict and score the held-out cases with one model. A case that is already done (its ``.json`` is there) is not done again."""
     network, config = build(load_model(model_path), str(model_path))
     predict_tile = network_ensemble([network.to(job.device)], config, job.device)
@@ -83,7 +83,7 @@ def held_out(model_path: Path, job: HeldOut) -> dict[str, Scores]:
 
 
 def predict_stored(
-    stored: Stored, config: Config, predict_tile: TilePredictor, device: str, progress: Callable[[float], None] | None = None
+    stored: CachedCase, config: Config, predict_tile: TilePredictor, device: str, progress: Callable[[float], None] | None = None
 ) -> SoftPrediction:
     """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
     array = stored.image.array
@@ -101,7 +101,7 @@ def predict_stored(
     return SoftPrediction(case_id=stored.case.id, heads=heads, geometry=place, meta=meta_of(stored, config))
 
 
-def meta_of(stored: Stored, config: Config) -> SoftMeta:
+def meta_of(stored: CachedCase, config: Config) -> SoftMeta:
     """What an answer to a case in the store is made with."""
     return SoftMeta(task=config.task, scale=stored.scale, dtype=str(stored.image.dtype), channels=stored.image.shape[0])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline import processes
 from pipeline.metrics import METRICS, of_images
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 
 BASE = 300 << 20
 """Bytes of a worker before its first case."""
@@ -19,7 +19,7 @@ OPENED_IMAGE = 20
 """Bytes for each voxel and channel of a case of images: files, and intensities of answer, target and input."""
 
 
-def case_bytes(metrics: Sequence[Part], shape: Sequence[int]) -> int:
+def case_bytes(metrics: Sequence[NamedOptions], shape: Sequence[int]) -> int:
     """Memory that scoring a case ``(C, *S)`` takes: the case, and the metric that takes most, since they come one after another."""
     entries = [METRICS[part.name] for part in metrics]
     each = (OPENED_IMAGE if of_images(metrics) else OPENED) + max((e.bytes_per_voxel for e in entries), default=0)

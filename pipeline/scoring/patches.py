@@ -17,18 +17,18 @@ from pipeline.metrics import METRICS, evaluate, needing, of_images
 from pipeline.metrics.context import MetricContext, several
 from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.frames import count_classes
+from pipeline.metrics.overlap import mean_of
 from pipeline.metrics.probability import Tally, tally_halves
-from pipeline.metrics.region import mean_of
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.tasks import TASKS
 
 ALL = 0
 """In place of a class: voxels of any class, right as ``tp`` and wrong as ``fn``."""
 
 
-def validation_metrics(config: Config) -> tuple[Part, ...]:
+def validation_metrics(config: Config) -> tuple[NamedOptions, ...]:
     """Metrics of ``train.validate``, with the task's default."""
-    return config.train.validate.metrics or (Part(name=TASKS[config.task].default_metric),)
+    return config.train.validate.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
 
 
 def classes_of(data: Data) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
         [tp, fp, fn, tn]; ``tally``: voxels by probability, where a metric ranks them.
     """
     config, task = rules.config, TASKS[rules.config.task]
-    soft = task.soft(logits).cpu().numpy()
+    soft = task.activate(logits).cpu().numpy()
     targets = batch[next(iter(config.targets))].numpy()
     out: dict[str, Any] = {"scores": [], "counts": {}, "tally": None}
     images = of_images(validation_metrics(config))
@@ -88,7 +88,7 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
         valid = None if ignore is None else truth[0] != ignore
         label = truth[0] if valid is None else truth[0] * valid
         foreground = one[0] if len(one) == 1 else None
-        answer = task.hard(one)
+        answer = task.decide(one)
         out["scores"].append(_scores(rules, (answer, label, valid), foreground, case_id))
         if rules.version >= 2:
             _count(out, rules, (answer, label, valid), foreground)
@@ -108,7 +108,7 @@ def _scores(rules: PatchRules, maps: Maps, soft: np.ndarray | None, case_id: str
     return numbers
 
 
-def _averaged(rules: PatchRules) -> Iterator[tuple[int, Part]]:
+def _averaged(rules: PatchRules) -> Iterator[tuple[int, NamedOptions]]:
     """Metrics that are means over patches, with their positions: in version 1 all of them."""
     for n, part in enumerate(validation_metrics(rules.config)):
         if rules.version < 2 or METRICS[part.name].pooled is None:
@@ -167,7 +167,7 @@ class PatchScores:
         classes = [c for c in sorted(self.counts) if c != ALL]
         if pooled.any_class:
             return {name: pooled.known(self.counts[ALL])}
-        if needing([Part(name=name)], "probabilities"):
+        if needing([NamedOptions(name=name)], "probabilities"):
             return {name: pooled.known(dataclasses.replace(self.counts[classes[0]], tally=self.tally))}
         each = {c: pooled.known(self.counts[c]) for c in classes}
         if not several(classes):

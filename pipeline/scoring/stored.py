@@ -9,10 +9,10 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.change import LEVEL
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.metrics import pool
 from pipeline.metrics.counts import Counts
-from pipeline.records import METRICS_VERSION, Part, UserError
+from pipeline.records import METRICS_VERSION, NamedOptions, UserError
 from pipeline.scoring import core, worlds
 from pipeline.scoring.core import CaseArrays, Rules, Scores
 from pipeline.scoring.patches import classes_of, validation_metrics
@@ -31,9 +31,9 @@ class Scoring:
 PRESENT = Scoring()
 
 
-def case_metrics(config: Config) -> tuple[Part, ...]:
+def case_metrics(config: Config) -> tuple[NamedOptions, ...]:
     """Metrics of whole cases, with the task's default; the first one chooses between best and averaged weights."""
-    return config.metrics or (Part(name=TASKS[config.task].default_metric),)
+    return config.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
 
 
 def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
@@ -48,7 +48,7 @@ def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
     )
 
 
-def scoring_of(config: Config, version: int, cases: Sequence[Stored]) -> Scoring:
+def scoring_of(config: Config, version: int, cases: Sequence[CachedCase]) -> Scoring:
     """How a run is scored: lengths are millimetres where a metric measures any and the labels of all cases carry a unit.
 
     Raises UserError where an option in millimetres is asked for and some labels carry none.
@@ -61,7 +61,7 @@ def scoring_of(config: Config, version: int, cases: Sequence[Stored]) -> Scoring
 
 
 def label_case(
-    config: Config, stored: Stored, answer: np.ndarray, soft: np.ndarray | None = None, spacing: tuple[float, ...] | None = None
+    config: Config, stored: CachedCase, answer: np.ndarray, soft: np.ndarray | None = None, spacing: tuple[float, ...] | None = None
 ) -> CaseArrays:
     """A case of labels.
 
@@ -80,7 +80,7 @@ def label_case(
     )
 
 
-def score_image(config: Config, stored: Stored, answer: np.ndarray, predicted: np.ndarray | None = None) -> Scores:
+def score_image(config: Config, stored: CachedCase, answer: np.ndarray, predicted: np.ndarray | None = None) -> Scores:
     """Metrics of an image ``(C, *S)`` of the input's number type against the case's target.
 
     ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one. Raises UserError naming the case
@@ -105,7 +105,7 @@ def image_target(config: Config) -> str:
     return next(name for name, kind in config.targets.items() if kind == "image")
 
 
-def changed_of(stored: Stored) -> np.ndarray | None:
+def changed_of(stored: CachedCase) -> np.ndarray | None:
     """What was to change in a case, bool ``(*S)``; None where the data has no such mask.
 
     That is by ``data.change``, or the user's own: a target of labels called ``mask``.
@@ -117,8 +117,8 @@ def changed_of(stored: Stored) -> np.ndarray | None:
     return None
 
 
-def pooled(config: Config, cases: Iterable[tuple[Stored, np.ndarray, np.ndarray]], version: int = METRICS_VERSION) -> Scores:
-    """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, soft ``(K, *S)``); empty for more than two classes."""
+def pooled(config: Config, cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray]], version: int = METRICS_VERSION) -> Scores:
+    """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, activate ``(K, *S)``); empty for more than two classes."""
     rules = rules_of(config, version)
     found: list[dict[str, Counts]] = []
     for stored, answer, soft in cases:

@@ -8,13 +8,13 @@ from pathlib import Path
 from pipeline import files
 from pipeline.grid import grid_of
 from pipeline.metrics import in_millimetres, millimetre_options
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 
 Spacings = dict[str, tuple[float, ...]]
 """Millimetres between voxels along each axis by case; empty: distances are counted in voxels."""
 
 
-def spacings(metrics: Sequence[Part], labels: Mapping[str, Path], dims: int) -> Spacings:
+def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int) -> Spacings:
     """Spacings where a metric measures lengths and all labels carry a unit: one that does not, and all are counted in voxels.
 
     Args:
@@ -31,7 +31,7 @@ def spacings(metrics: Sequence[Part], labels: Mapping[str, Path], dims: int) -> 
     return {} if bare else found
 
 
-def common_spacings(metrics: Sequence[Part], labels: Mapping[str, Path], dims: int) -> Spacings:
+def common_spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int) -> Spacings:
     """As :func:`spacings`, for files that somebody else chose: raises UserError where some carry a unit and others do not.
 
     An option in millimetres of files without any unit is left to the metric, which refuses each case.
@@ -47,7 +47,7 @@ def common_spacings(metrics: Sequence[Part], labels: Mapping[str, Path], dims: i
     return found
 
 
-def require_millimetres(metrics: Sequence[Part], bare: Sequence[str]) -> None:
+def require_millimetres(metrics: Sequence[NamedOptions], bare: Sequence[str]) -> None:
     """Raise UserError where an option in millimetres is asked for although the labels of some cases are ``bare`` of a unit."""
     options = millimetre_options(metrics)
     if options and bare:

@@ -158,4 +158,4 @@ def _predict(service: Service, image: Path) -> Path:
     try:
         return service.predict(image, image.parent / "answer")
     except FileError as error:
-        raise Refusal(400, f"the image {error.problem}. {error.cure}.".replace(str(image.parent), "")) from None
+        raise Refusal(400, f"the image {error.problem}. {error.suggestion}.".replace(str(image.parent), "")) from None

@@ -141,7 +141,7 @@ def admit(path: Path, channels: int, pixels: int) -> None:
     """
     probe = files.probe(path, 2)
     if probe.problem is not None:
-        raise Refusal(400, f"the image {probe.problem}. {probe.cure}.".replace(str(path.parent), ""))
+        raise Refusal(400, f"the image {probe.problem}. {probe.suggestion}.".replace(str(path.parent), ""))
     found, height, width = probe.shape
     if height * width > pixels:
         raise Refusal(413, f"the image has {width} x {height} pixels; at most {pixels} are taken.")

@@ -83,7 +83,7 @@ def _states(folder: Path) -> dict[Path, tuple[int, int]]:
     return dict(sorted(done, key=lambda entry: (entry[1], entry[0].name), reverse=True))
 
 
-def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 

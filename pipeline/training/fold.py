@@ -22,11 +22,11 @@ from pipeline.config import Config
 from pipeline.data.folds import Split
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
-from pipeline.data.store import Stored
+from pipeline.data.store import CachedCase
 from pipeline.inference import soft
 from pipeline.networks import HeadedNet
 from pipeline.progress import Progress, clock
-from pipeline.records import FoldResult, Term
+from pipeline.records import FoldResult, LossTerm
 from pipeline.runs import FoldFolder, RunFolder
 from pipeline.scoring import held_out
 from pipeline.scoring.core import mean
@@ -35,7 +35,7 @@ from pipeline.stopping import stop
 from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
 from pipeline.training.distributed import DistributedContext
-from pipeline.training.loop import Job, TrainingError
+from pipeline.training.loop import FoldJob, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class TrainingRun:
     device: str
     channels: tuple[int, int]
     """Input and output channels of the network."""
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, CachedCase]
     splits: Sequence[Split]
     context: DistributedContext
     version: int
@@ -131,7 +131,7 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
     return result, scores
 
 
-def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
+def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
     """Network, losses and loaders of one fold. Initial weights depend on (seed, fold)."""
     config, split, context = run.config, run.splits[fold], run.context
     torch.manual_seed(seed_of(config.seed, fold))
@@ -143,7 +143,7 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
     folder = run.folder.fold(fold).path
     folder.mkdir(parents=True, exist_ok=True)
     ranks, reads = (context.rank, context.size), losses.reads(config.losses)
-    return Job(
+    return FoldJob(
         config=config,
         fold=fold,
         folder=folder,
@@ -153,8 +153,8 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
         losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
         train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=ranks, reads=reads),
         val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=ranks, reads=reads),
-        check=functools.partial(_check, context),
-        watch=watch,
+        raise_if_stopped=functools.partial(_raise_if_stopped, context),
+        progress=progress,
         context=context,
         version=run.version,
         spacings=run.scoring.spacings,
@@ -162,7 +162,7 @@ def make_job(run: TrainingRun, fold: int, watch: Progress) -> Job:
     )
 
 
-def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[Term]:
+def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[LossTerm]:
     """Terms of the losses; a run of before version 2 has none for deep-supervision heads that its config does not name."""
     written = run.config.losses
     terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
@@ -173,25 +173,25 @@ def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[Term]:
     return terms
 
 
-def _check(context: DistributedContext) -> None:
+def _raise_if_stopped(context: DistributedContext) -> None:
     """Stop all ranks at the same point when a signal has come to any of them."""
     if context.any_rank(stop.signal is not None)[0] and stop.signal is None:
         stop.signal = signal.SIGTERM  # another rank's
-    stop.check()
+    stop.raise_if_stopped()
 
 
-def _scored(run: TrainingRun, fold: int, cases: Sequence[Stored]) -> dict[str, Any]:
+def _scored(run: TrainingRun, fold: int, cases: Sequence[CachedCase]) -> dict[str, Any]:
     """Scores of held-out cases by model and case, predicted where that is not done yet."""
     folder, scores = run.folder.fold(fold), {}
     for kind, path in folder.model_files().items():
-        job = held_out.HeldOut(
+        job = held_out.FoldEvaluation(
             cases=cases,
             folder=folder.work / kind,
             device=run.device,
             progress=_case_progress(f"Fold {fold}, {kind} weights"),
             scoring=run.scoring,
         )
-        scores[kind] = held_out.held_out(path, job)
+        scores[kind] = held_out.evaluate_fold(path, job)
     return scores
 
 
@@ -201,7 +201,7 @@ def _case_progress(what: str) -> Callable[[float, int], None]:
 
     def advance(done: float, total: int) -> None:
         if done < total and done == int(done):  # a case that is begun is finished and kept
-            stop.check()
+            stop.raise_if_stopped()
         left = (time.monotonic() - began) / done * (total - done) if done else 0.0
         more = f", about {clock(left)} left" if left >= 0.5 else ""
         bar(done, total, f"held-out case {min(int(done) + 1, total)}/{total}{more}")
@@ -211,8 +211,8 @@ def _case_progress(what: str) -> Callable[[float, int], None]:
     return advance
 
 
-def _keep_answers(run: TrainingRun, cases: Sequence[Stored], folder: FoldFolder, chosen: str) -> None:
-    """Write the chosen model's answers to ``oof/``, rename its soft predictions to ``oof/soft/``; drop the working files.
+def _keep_answers(run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFolder, chosen: str) -> None:
+    """Write the chosen model's answers to ``oof/``, rename its activate predictions to ``oof/activate/``; drop the working files.
 
     Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
     """

@@ -57,10 +57,10 @@ class TrainingError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Everything that one fold's training is given. ``watch(done, total, text)`` shows how many steps of all epochs are done.
+class FoldJob:
+    """Everything that one fold's training is given. ``progress(done, total, text)`` shows how many steps of all epochs are done.
 
-    ``check`` raises when any process of the ``context`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
+    ``raise_if_stopped`` raises when any process of the ``context`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
     for a fault. All ranks call it at the same points of their work.
     """
 
@@ -73,8 +73,8 @@ class Job:
     losses: WeightedSum
     train: Loader
     val: Loader
-    check: Callable[[], None]
-    watch: Callable[[int, int, str], object]
+    raise_if_stopped: Callable[[], None]
+    progress: Callable[[int, int, str], object]
     context: DistributedContext = field(default_factory=DistributedContext)
     version: int = METRICS_VERSION
     """Metrics version by which this fold validates."""
@@ -89,7 +89,7 @@ class Job:
         return from_json(self.trained_on.get("class_names"))
 
 
-class Means:
+class RunningMeans:
     """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are left out."""
 
     def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None) -> None:
@@ -140,12 +140,12 @@ class State:
     stale: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
-    means: Means = field(default_factory=Means)
+    means: RunningMeans = field(default_factory=RunningMeans)
     began: float = 0.0
     spent: float = 0.0
 
 
-def fit(job: Job) -> State:
+def fit(job: FoldJob) -> State:
     """Train one fold to its end, from where it stands. Leaves best_model, swa_model (if averaging began) and checkpoint_latest.
 
     Of several ranks, which all do the same, the first writes.
@@ -160,7 +160,7 @@ def fit(job: Job) -> State:
     return state
 
 
-def _follow(job: Job, state: State) -> None:
+def _follow(job: FoldJob, state: State) -> None:
     """What a rank that does not write does: every step and every decision, and nothing else."""
     while not finished(job.config, state):
         _epoch(job, state)
@@ -168,12 +168,12 @@ def _follow(job: Job, state: State) -> None:
     _finish_average(job, state)
 
 
-def _fit(job: Job, state: State) -> None:
+def _fit(job: FoldJob, state: State) -> None:
     journal = Journal(job.folder, job.config.train.epochs, state.history, job.class_names)
-    subject = tracking.Subject(
+    tracked = tracking.TrackedRun(
         name=job.config.name, run=job.folder.parent, fold=job.fold, settings=tracking.flat(to_dict(job.config)), known=None
     )
-    trackers = tracking.Trackers(job.config.train.track, subject, job.folder)
+    trackers = tracking.Trackers(job.config.train.track, tracked, job.folder)
     try:
         while not finished(job.config, state):
             record = _epoch(job, state)
@@ -194,7 +194,7 @@ def _fit(job: Job, state: State) -> None:
         trackers.close()
 
 
-def _keep(job: Job, state: State) -> None:
+def _keep(job: FoldJob, state: State) -> None:
     """A model file of its own every ``train.keep_every`` epochs; written before the epoch counts as done, so a kill loses none."""
     every = job.config.train.keep_every
     if every and state.epoch % every == 0:
@@ -207,7 +207,7 @@ def finished(config: Config, state: State) -> bool:
     return state.epoch >= config.train.epochs or state.stale >= config.train.stop.patience
 
 
-def _start(job: Job) -> State:
+def _start(job: FoldJob) -> State:
     train = job.config.train
     network = job.network.to(job.device)
     if train.sync_batchnorm:
@@ -231,7 +231,7 @@ def _start(job: Job) -> State:
     )
 
 
-def _epoch(job: Job, state: State) -> dict[str, Any]:
+def _epoch(job: FoldJob, state: State) -> dict[str, Any]:
     """What is left of the epoch: train, validate, remember the best, step average and schedule. Returns the epoch's record.
 
     From the last step to the end of validation nothing in ``state`` changes: stopped there, the epoch goes on with its validation.
@@ -256,19 +256,19 @@ def _epoch(job: Job, state: State) -> dict[str, Any]:
         state.average.update_parameters(state.network)
     if not _averaging(job.config, state.epoch + 1) or _swa_lr(job.config) is None:
         optim.step(state.schedule, _lower(job.config, record))
-    state.epoch, state.step, state.means = state.epoch + 1, 0, Means()
+    state.epoch, state.step, state.means = state.epoch + 1, 0, RunningMeans()
     record["seconds"] = time.monotonic() - state.began
     state.history.append(record)
     return record
 
 
-def _train(job: Job, state: State) -> None:
+def _train(job: FoldJob, state: State) -> None:
     """The steps of the epoch that are not done yet; ``state.means`` gathers their values."""
     train = job.config.train
     state.network.train()
     _tell_progress(state.network, state.epoch, train.epochs)
     state.optimizer.zero_grad(set_to_none=True)
-    job.check()  # what is done so far is on the disk
+    job.raise_if_stopped()  # what is done so far is on the disk
     _show(job, state, state.step)
     for step, batch in enumerate(job.train.epoch(state.epoch, state.step), state.step):
         _seed_layers(job, state.epoch, step)
@@ -285,13 +285,13 @@ def _train(job: Job, state: State) -> None:
         _show(job, state, step + 1)
 
 
-def _show(job: Job, state: State, step: int, doing: str = "") -> None:
+def _show(job: FoldJob, state: State, step: int, doing: str = "") -> None:
     """How far the fold is after ``step`` steps of an epoch, and about how long the epochs take from here."""
     epochs, steps = job.config.train.epochs, len(job.train)
     left = _seconds_left(state, epochs, step / steps)
     more = f", about {clock(left)} left" if left >= 0.5 else ""
     text = f"epoch {state.epoch + 1}/{epochs}{more}, {doing or f'step {step}/{steps}'}"
-    job.watch(state.epoch * steps + step, epochs * steps, text)
+    job.progress(state.epoch * steps + step, epochs * steps, text)
 
 
 def _seconds_left(state: State, epochs: int, share: float) -> float:
@@ -303,7 +303,7 @@ def _seconds_left(state: State, epochs: int, share: float) -> float:
     return spent / share * (epochs - share) if share else math.nan
 
 
-def _backward(job: Job, state: State, step: int, batch: Mapping[str, Any]) -> None:
+def _backward(job: FoldJob, state: State, step: int, batch: Mapping[str, Any]) -> None:
     """Add the gradient of one batch, and note its values. Raises TrainingError, on all ranks, where a loss is not finite on one."""
     with _autocast(job):
         outputs = state.forward(_image(batch, job))
@@ -328,22 +328,22 @@ def _require_finite(values: Mapping[str, float], ids: Iterable[str], epoch: int,
         )
 
 
-def _seed_layers(job: Job, epoch: int, step: int) -> None:
+def _seed_layers(job: FoldJob, epoch: int, step: int) -> None:
     torch.manual_seed(seed_of(job.config.seed, job.fold, epoch, step, DROPOUT + job.context.rank))
 
 
-def _step_done(job: Job, state: State) -> None:
+def _step_done(job: FoldJob, state: State) -> None:
     """Between two optimiser steps, the only place within an epoch's training where the state is whole: save it when due, or to stop."""
     with _saved_if_stopped(job, state):
-        job.check()
+        job.raise_if_stopped()
     every, steps = job.config.train.save_steps, -(-state.step // job.config.train.accumulate)
     if every and steps % every == 0:
         _save(job, state)
 
 
 @contextlib.contextmanager
-def _saved_if_stopped(job: Job, state: State) -> Iterator[None]:
-    """Where ``job.check`` stops the process inside, the state is saved first, in the middle of its epoch."""
+def _saved_if_stopped(job: FoldJob, state: State) -> Iterator[None]:
+    """Where ``job.raise_if_stopped`` stops the process inside, the state is saved first, in the middle of its epoch."""
     try:
         yield
     except Exception:
@@ -372,7 +372,7 @@ def _step(clip: float | None, state: State) -> None:
 
 
 @torch.no_grad()
-def validate(job: Job, network: torch.nn.Module) -> Validation:
+def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
     """Loss, its terms and the metrics of ``train.validate`` over the fixed patches of the held-out cases.
 
     Losses are means over the patches that hold a labelled voxel, metrics are :class:`PatchScores`. Raises TrainingError, on all ranks, where no patch holds a labelled voxel.
@@ -382,13 +382,13 @@ def validate(job: Job, network: torch.nn.Module) -> Validation:
     rules = PatchRules(config=job.config, version=job.version, spacings=job.spacings, fail=_refuse_answer)
     for batch in job.val.epoch(-1):
         if job.context.is_single:  # with others, all have to ask at the same point
-            job.check()
+            job.raise_if_stopped()
         with _autocast(job):
             outputs = network(_image(batch, job))
         total, terms = job.losses(outputs, _targets(batch, job), training=False)
         values = {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()}
         found.append([_weight(job, batch), len(batch["id"]), values, measure(rules, outputs["main"], batch)])
-    means, patches, unlabelled = Means(), PatchScores(rules), 0
+    means, patches, unlabelled = RunningMeans(), PatchScores(rules), 0
     for one in itertools.zip_longest(*job.context.all_gather(found)):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
         for weight, count, values, scores in (batch for batch in one if batch is not None):
             means.add(weight, values)
@@ -402,7 +402,7 @@ def validate(job: Job, network: torch.nn.Module) -> Validation:
     return Validation(values={**means.result(), **patches.result()}, unlabelled=unlabelled)
 
 
-def _weight(job: Job, batch: Mapping[str, Any]) -> int:
+def _weight(job: FoldJob, batch: Mapping[str, Any]) -> int:
     """Samples of a batch that have a say in means: a wholly ignored one has no loss (in metrics version 1 its 0 counts)."""
     return len(batch["id"]) if job.version < 2 else labelled(job.config, batch)
 
@@ -411,7 +411,7 @@ def _refuse_answer(case_id: str) -> None:
     raise TrainingError(f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip.")
 
 
-def _judge(job: Job, state: State, record: Mapping[str, Any]) -> None:
+def _judge(job: FoldJob, state: State, record: Mapping[str, Any]) -> None:
     """Keep the weights if the monitored value is the best so far; a NaN never is."""
     monitor = job.config.train.stop.monitor
     score = record[monitor]
@@ -453,14 +453,14 @@ def _learning_rate(config: Config, state: State) -> float:
     return state.optimizer.param_groups[0]["lr"]
 
 
-def _finish_average(job: Job, state: State) -> dict[str, float]:
+def _finish_average(job: FoldJob, state: State) -> dict[str, float]:
     """Recompute BatchNorm statistics where there are any, validate and write swa_model; its values, none where there is no average."""
     path = FoldFolder(job.folder).model_file("swa")
     if state.average is None or int(state.average.n_averaged) == 0:
         return {}
     average = state.average
     steps = job.config.train.epochs * len(job.train)
-    job.watch(steps, steps, "validating averaged weights")
+    job.progress(steps, steps, "validating averaged weights")
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         _tell_progress(average, state.epoch - 1, job.config.train.epochs)
         update_bn(_images(job, state.epoch), average)
@@ -471,13 +471,13 @@ def _finish_average(job: Job, state: State) -> dict[str, float]:
     return record
 
 
-def _images(job: Job, epoch: int) -> Iterator[torch.Tensor]:
+def _images(job: FoldJob, epoch: int) -> Iterator[torch.Tensor]:
     """Images of a training epoch, each batch with its own draws: a loader that is made anew takes some for itself.
 
     Every rank sees all of them, so that their statistics are those of one process.
     """
     for step, batch in enumerate(job.train.epoch(epoch, whole=True)):
-        job.check()
+        job.raise_if_stopped()
         _seed_layers(job, epoch, step)
         yield _image(batch, job)
 
@@ -487,7 +487,7 @@ def _note(journal: Journal, line: str) -> str:
     return line
 
 
-def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: float | None) -> Checkpoint:
+def _model(job: FoldJob, network: torch.nn.Module, kind: str, epoch: int, score: float | None) -> Checkpoint:
     weights = {k: v.detach() for k, v in network.state_dict().items()}
     return Checkpoint(
         config=to_dict(job.config),
@@ -502,14 +502,14 @@ def _model(job: Job, network: torch.nn.Module, kind: str, epoch: int, score: flo
     )
 
 
-def _save(job: Job, state: State) -> None:
+def _save(job: FoldJob, state: State) -> None:
     """The first rank writes the state; the others wait, or their end would be the end of all in the middle of it."""
     if job.context.is_main:
         _write_state(job, state)
     job.context.wait("saving the state")
 
 
-def _write_state(job: Job, state: State) -> None:
+def _write_state(job: FoldJob, state: State) -> None:
     tensors, rest = checkpoint.flatten_optimizer(state.optimizer.state_dict())
     tensors |= {f"network/{k}": v for k, v in state.network.state_dict().items()}
     if state.average is not None:
@@ -536,16 +536,16 @@ def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
     return {k: [_plain(s) for s in v] if k == "_schedulers" else v for k, v in schedule.items() if not callable(v) and k != "anneal_func"}
 
 
-def _resume(job: Job, state: State) -> tuple[Job, State]:
+def _resume(job: FoldJob, state: State) -> tuple[FoldJob, State]:
     """The state that was saved, and the job by that state's metrics version; both as they are where nothing was saved."""
     folder = FoldFolder(job.folder).states
     loaded = checkpoint.load_fold(folder)
     if loaded is None:
         return job, state
     tensors, facts = loaded
-    models.load_weights(state.network, checkpoint.below("network/", tensors), f"{folder}: network")
+    models.load_weights(state.network, checkpoint.with_prefix("network/", tensors), f"{folder}: network")
     if state.average is not None:
-        models.load_weights(state.average, checkpoint.below("average/", tensors), f"{folder}: average")
+        models.load_weights(state.average, checkpoint.with_prefix("average/", tensors), f"{folder}: average")
     try:
         _resume_rates(state, tensors, facts)
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
@@ -556,7 +556,7 @@ def _resume(job: Job, state: State) -> tuple[Job, State]:
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])
     if facts.get("step"):  # states of before steps were counted stand at the end of an epoch
-        state.step, state.means, state.began = facts["step"], Means(**facts["means"]), time.monotonic() - facts["seconds"]
+        state.step, state.means, state.began = facts["step"], RunningMeans(**facts["means"]), time.monotonic() - facts["seconds"]
     state.spent = sum(record["seconds"] for record in state.history) + facts.get("seconds", 0.0)
     logger.info(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
     return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
@@ -596,13 +596,13 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _preview(job: Job, state: State, journal: Journal) -> None:
+def _preview(job: FoldJob, state: State, journal: Journal) -> None:
     every = job.config.train.preview_every
     if every and (state.epoch % every == 0 or state.epoch == job.config.train.epochs):
         journal.preview(state.epoch - 1, preview_panels(job, state.network))
 
 
-def _preview_step(job: Job, state: State, step: int) -> None:
+def _preview_step(job: FoldJob, state: State, step: int) -> None:
     """``previews/training_preview.jpg`` of a fixed training batch every ``train.preview_steps`` steps, counted over all epochs."""
     every = job.config.train.preview_steps
     done = state.epoch * len(job.train) + step + 1
@@ -621,14 +621,14 @@ def _preview_step(job: Job, state: State, step: int) -> None:
     files.write(FoldFolder(job.folder).previews / "training_preview.jpg", np.moveaxis(picture, -1, 0))
 
 
-def _fixed_batch(job: Job) -> Mapping[str, Any]:
+def _fixed_batch(job: FoldJob) -> Mapping[str, Any]:
     """The first training samples of epoch 0, whatever the epoch is now."""
     samples = job.train.first(PREVIEWED)
     return {k: torch.stack([s[k] for s in samples]) for k in ("image", *job.config.targets)}
 
 
 @torch.no_grad()
-def preview_panels(job: Job, network: torch.nn.Module) -> list[np.ndarray]:
+def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     """The first held-out patch as pictures ``(Y, X, 3)`` in [0, 1], of a volume its middle plane.
 
     Images: input, target, answer; where there is a mask of change, of up to four patches the input, answer, target, mask and
@@ -660,7 +660,7 @@ def _strip(batch: Mapping[str, Any], n: int, found: Mapping[str, np.ndarray], ta
 def _label_panels(image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None) -> list[np.ndarray]:
     ignored = np.zeros(target.shape, bool) if ignore is None else target == ignore
     truth = np.where(ignored, 0, target)
-    answer = TASKS["labels"].hard(soft)
+    answer = TASKS["labels"].decide(soft)
     black = np.zeros(image.shape)
     if len(soft) == 1:
         real, said = colours.tint(black, truth > 0, colours.WHITE, 1), colours.rgb(soft)
@@ -681,13 +681,13 @@ def _shown(panel: np.ndarray, image: np.ndarray) -> np.ndarray:
     return (panel - low) / max(high - low, 1e-6)
 
 
-def _autocast(job: Job) -> torch.autocast:
+def _autocast(job: FoldJob) -> torch.autocast:
     amp = job.config.train.amp
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.bfloat16)
     return torch.autocast(job.device, dtype, enabled=amp == "bf16" or (amp == "fp16" and job.device == "cuda"))
 
 
-def _image(batch: Mapping[str, Any], job: Job) -> torch.Tensor:
+def _image(batch: Mapping[str, Any], job: FoldJob) -> torch.Tensor:
     image = batch["image"].to(job.device, non_blocking=True)
     if job.config.train.channels_last:
         image = image.to(memory_format=_format(image.ndim - 2))
@@ -698,6 +698,6 @@ def _format(dims: int) -> torch.memory_format:
     return torch.channels_last_3d if dims == 3 else torch.channels_last
 
 
-def _targets(batch: Mapping[str, Any], job: Job) -> dict[str, torch.Tensor]:
+def _targets(batch: Mapping[str, Any], job: FoldJob) -> dict[str, torch.Tensor]:
     names = dict.fromkeys((*job.config.kinds, *job.losses.maps.values()))
     return {name: batch[name].to(job.device, non_blocking=True) for name in names}

@@ -24,7 +24,7 @@ LONGEST = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class TrackedRun:
     """What is tracked: the system's name, the run's folder, the fold, every setting by its dotted key, and the tracker's own id of an earlier start."""
 
     name: str
@@ -49,22 +49,22 @@ class Tracker(Protocol):
 class MLflow:
     """A run of the experiment ``name`` at ``MLFLOW_TRACKING_URI``, by default the folder ``mlruns`` where the command was started."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         # MLflow 3 refuses folders unless told; a data base would need its large package.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
 
         self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or (Path.cwd() / "mlruns").as_uri())
-        if subject.known is not None:
-            self.id = subject.known
+        if tracked.known is not None:
+            self.id = tracked.known
             self.client.update_run(self.id, status="RUNNING")
             return
-        experiment = self.client.get_experiment_by_name(subject.name)
-        number = experiment.experiment_id if experiment is not None else self.client.create_experiment(subject.name)
-        self.id = self.client.create_run(number, run_name=f"{subject.run.name} fold {subject.fold}").info.run_id
-        for key, value in subject.settings.items():
+        experiment = self.client.get_experiment_by_name(tracked.name)
+        number = experiment.experiment_id if experiment is not None else self.client.create_experiment(tracked.name)
+        self.id = self.client.create_run(number, run_name=f"{tracked.run.name} fold {tracked.fold}").info.run_id
+        for key, value in tracked.settings.items():
             self.client.log_param(self.id, key, str(value)[:LONGEST])
-        self.client.set_tag(self.id, "run_folder", str(subject.run.resolve()))
+        self.client.set_tag(self.id, "run_folder", str(tracked.run.resolve()))
 
     def metrics(self, values: Mapping[str, float], epoch: int) -> None:
         for key, value in values.items():
@@ -80,16 +80,16 @@ class MLflow:
 class WandB:
     """A run of the project ``name``; ``WANDB_MODE=offline`` keeps it on disk, below the run's folder."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - the extra "tracking"
 
         self.run = wandb.init(
-            project=subject.name,
-            name=f"{subject.run.name} fold {subject.fold}",
-            id=subject.known,
+            project=tracked.name,
+            name=f"{tracked.run.name} fold {tracked.fold}",
+            id=tracked.known,
             resume="allow",
-            dir=str(subject.run),
-            config=dict(subject.settings),
+            dir=str(tracked.run),
+            config=dict(tracked.settings),
         )
         self.id = self.run.id
 
@@ -103,17 +103,17 @@ class WandB:
         self.run.finish()
 
 
-TRACKERS: dict[str, Callable[[Subject], Tracker]] = {"mlflow": MLflow, "wandb": WandB}
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"mlflow": MLflow, "wandb": WandB}
 
 
 class Trackers:
     """All trackers of one fold. Their ids are kept in ``<fold>/tracking.json``, by which a continued fold finds them again."""
 
-    def __init__(self, names: Sequence[str], subject: Subject, folder: Path) -> None:
+    def __init__(self, names: Sequence[str], tracked: TrackedRun, folder: Path) -> None:
         self.active: dict[str, Tracker] = {}
         known = self._known(FoldFolder(folder).tracking_file)
         for name in names:
-            entry = Subject(name=subject.name, run=subject.run, fold=subject.fold, settings=subject.settings, known=known.get(name))
+            entry = TrackedRun(name=tracked.name, run=tracked.run, fold=tracked.fold, settings=tracked.settings, known=known.get(name))
             self._guarded(name, lambda name=name, entry=entry: self.active.__setitem__(name, TRACKERS[name](entry)))
         if self.active:
             files.write_json(FoldFolder(folder).tracking_file, {**known, **{name: t.id for name, t in self.active.items()}})

@@ -18,10 +18,10 @@ import numpy as np
 from pipeline import postprocess
 from pipeline.config import ConfigError
 from pipeline.postprocess import SearchSetting, StepSearch
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.scoring.bootstrap import UNIT_DRAWS, interval_by_units
 
-Steps = tuple[Part, ...]
+Steps = tuple[NamedOptions, ...]
 Mixture = tuple[tuple[float, ...], str]
 """Weights of the members, and the name of their fusion."""
 
@@ -56,7 +56,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SearchPlan:
     """What a search may try.
 
     A candidate takes one alternative (a list of steps, maybe none) from each of ``stages`` and one of ``mixtures``. ``start`` is
@@ -113,7 +113,7 @@ class _Seen:
         return sorted(nodes, key=lambda n: -mean(self.scores[n.candidate.key]))[:width]
 
 
-def search(plan: Plan) -> Search:
+def search(plan: SearchPlan) -> Search:
     """Greedy search: mixtures, then stage by stage with the best few so far, then once around the deciding step's numbers.
 
     The choice is made by :func:`pick` among all that was looked at.
@@ -159,7 +159,7 @@ def mean(scores: np.ndarray) -> float:
     return float(scores.mean()) if np.isfinite(scores).all() else -np.inf
 
 
-def nested(plan: Plan, parts: Mapping[str, Sequence[str]], ask: Ask) -> dict[str, Candidate]:
+def nested(plan: SearchPlan, parts: Mapping[str, Sequence[str]], ask: Ask) -> dict[str, Candidate]:
     """The choice for each part of the cases, made by the same search on all other parts only; and under ``ALL`` that on all cases.
 
     ``parts`` maps a part's name to its case ids. The searches go in step: what several ask for is asked once.
@@ -250,8 +250,8 @@ def gain(differences: np.ndarray, units: Sequence[Any], resamples: int = UNIT_DR
 # --- what there is to try ----------------------------------------------------------------------------------------------
 
 
-def part(name: str, **options: Any) -> Part:
-    return Part(name=name, options=options)
+def part(name: str, **options: Any) -> NamedOptions:
+    return NamedOptions(name=name, options=options)
 
 
 BASELINES: dict[str, Steps] = {
@@ -304,7 +304,7 @@ def _around(steps: Steps) -> list[Steps]:
     first, entry = postprocess.resolved(steps[0]), postprocess.POSTPROCESS[steps[0].name]
     defaults = {name: p.default for name, p in inspect.signature(entry.run).parameters.items()}
     changed = [
-        Part(name=first.name, options={**first.options, option: round(new, 6)})
+        NamedOptions(name=first.name, options={**first.options, option: round(new, 6)})
         for option, vary in (entry.search.vary if entry.search else {}).items()
         for new in vary({**defaults, **first.options}[option])
     ]

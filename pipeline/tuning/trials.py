@@ -28,7 +28,7 @@ from pipeline.files import FileError, checked, parse
 from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
 from pipeline.metrics.frames import views
-from pipeline.records import METRICS_VERSION, Part, UserError
+from pipeline.records import METRICS_VERSION, NamedOptions, UserError
 from pipeline.scoring import memory
 from pipeline.scoring.core import CaseArrays, Rules, score_in, truth_of
 from pipeline.scoring.patches import classes_of
@@ -60,7 +60,7 @@ class Measure:
     rules: Rules
 
     @classmethod
-    def of(cls, data: Data, metrics: Sequence[Part], version: int = METRICS_VERSION) -> Measure:
+    def of(cls, data: Data, metrics: Sequence[NamedOptions], version: int = METRICS_VERSION) -> Measure:
         """Labels of a data set."""
         rules = Rules(metrics=tuple(metrics), ignore=data.ignore_label, classes=classes_of(data), version=version)
         return cls(data=data, rules=rules)
@@ -300,7 +300,7 @@ def _work(task: Task) -> list[tuple[str, Scores]]:
     return found
 
 
-def workers_for(metrics: Sequence[Part], shape: Sequence[int], members: int, asked: int | None = None) -> int:
+def workers_for(metrics: Sequence[NamedOptions], shape: Sequence[int], members: int, asked: int | None = None) -> int:
     """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft predictions ``(K, *S)`` in each."""
     scoring = memory.case_bytes(metrics, (1, *shape[1:]))
     most = max(step.bytes_per_voxel for step in postprocess.POSTPROCESS.values())

@@ -23,8 +23,8 @@ from pipeline.inference import soft as softs
 from pipeline.inference.outputs import answer_files, read_summary
 from pipeline.metrics import METRICS, bound, names_of, needing, of_images, units
 from pipeline.metrics.names import from_json
-from pipeline.progress import counter
-from pipeline.records import DONE, FAILED, PARTIAL, Part, UserError
+from pipeline.progress import progress_callback
+from pipeline.records import DONE, FAILED, PARTIAL, NamedOptions, UserError
 from pipeline.runs import RunFolder, fold_of
 from pipeline.scoring import worlds
 from pipeline.scoring.arrays import parts_of
@@ -48,7 +48,7 @@ class Request:
         change: how the mask of what was to change is made from input and target.
         masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where it is there.
         split: split.json: only the ids under its ``test`` are scored.
-        soft: folder of probabilities; None: ``predictions/soft`` where it is there.
+        soft: folder of probabilities; None: ``predictions/activate`` where it is there.
         fov: folder of field-of-view masks.
         padded: with ``fov``: also over the image with background up to this size, in voxels.
         binarise: values above it are foreground.
@@ -60,7 +60,7 @@ class Request:
 
     predictions: Path
     labels: Path
-    metrics: Sequence[Part]
+    metrics: Sequence[NamedOptions]
     inputs: Path | None = None
     change: Change | Sequence[str] | None = None
     masks: Path | None = None
@@ -94,7 +94,7 @@ class Known:
 def score_folder(
     predictions: Path | str,
     labels: Path | str,
-    metrics: Sequence[str | Part] | str,
+    metrics: Sequence[str | NamedOptions] | str,
     *,
     ignore_label: int | str | None = "auto",
     workers: int | None = 1,
@@ -109,7 +109,7 @@ def score_folder(
         ignore_label: label value that is not counted; None: none; ``"auto"``: as the files beside predictions and labels say.
         workers: cases scored at a time. More than 1 starts processes, which a script has to allow for with
             ``if __name__ == "__main__":``; None: one a core.
-        **options: ``inputs``, ``masks``, ``split``, ``soft``, ``fov``, ``out`` (paths), ``change``, ``padded``, ``binarise``,
+        **options: ``inputs``, ``masks``, ``split``, ``activate``, ``fov``, ``out`` (paths), ``change``, ``padded``, ``binarise``,
             ``partial``, as the options of ``pipeline.evaluate``.
 
     Returns:
@@ -179,9 +179,9 @@ def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
     raise first or UserError("no case to score. Give --predictions and --labels that share one.")
 
 
-def _require_distinct(parts: Sequence[Part]) -> None:
+def _require_distinct(parts: Sequence[NamedOptions]) -> None:
     """Raise UserError for a metric that is asked for twice with other options: both would be one column."""
-    first: dict[str, Part] = {}
+    first: dict[str, NamedOptions] = {}
     for part in parts:
         if first.setdefault(part.name, part) != part:
             ways = [dict(p.options) for p in (first[part.name], part)]
@@ -201,7 +201,7 @@ def _require_json(out: Path | None) -> None:
         raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
 
 
-def _require_images(known: Known, parts: Sequence[Part]) -> None:
+def _require_images(known: Known, parts: Sequence[NamedOptions]) -> None:
     """Raise UserError for metrics of images where the predictions are label maps."""
     if known.summary.get("task") == "labels":
         names = ", ".join(p.name for p in parts)
@@ -217,7 +217,7 @@ def _declared(known: Known) -> int | None:
 
 def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, Any]:
     """Score, and write the file."""
-    scores = folder(work, request.workers, counter("scoring cases"))
+    scores = folder(work, request.workers, progress_callback("scoring cases"))
     rules = work[0].rules
     scores |= {"units": found} if (found := units(rules.metrics, any(pair.spacing for pair in work))) else {}
     scores |= {"class_names": {str(k): v for k, v in known.names.items()}} if known.names and "classes" in scores else {}
@@ -258,7 +258,7 @@ def _warn(scores: Mapping[str, Any]) -> None:
         )
 
 
-def _one_kind(request: Request, parts: Sequence[Part]) -> None:
+def _one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
     """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
     images = [m.name for m in parts if METRICS[m.name].task == "image"]
     if images and len(images) < len(parts):
@@ -364,8 +364,8 @@ def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
     """The ids under ``test`` of a split.json, as training reads them; None without one."""
     if path is None:
         return None
-    cure = 'It should read {"train": [ID, ...], "test": [ID, ...]}'
-    ids = files.read_document(path, documents.TestSplit, cure).get("test")
+    suggestion = 'It should read {"train": [ID, ...], "test": [ID, ...]}'
+    ids = files.read_document(path, documents.TestSplit, suggestion).get("test")
     if not ids:
         raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
     known = answer_files(labels) if os.path.isdir(labels) else {}

@@ -33,7 +33,7 @@ from pipeline.inference.members import Reader, common_ids, looked_at, open_membe
 from pipeline.inference.outputs import read_summary
 from pipeline.inference.writing import Target, suffix_of, write_answer
 from pipeline.progress import progress
-from pipeline.records import Case, Member, Part, UserError
+from pipeline.records import Case, Member, NamedOptions, UserError
 from pipeline.runs import RunFolder
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
@@ -57,7 +57,7 @@ class Spec:
     """
     fusion: str = "mean"
     """``mean`` of probabilities, ``logit``: mean of logits, ``vote``: weighted majority of the members' own decisions."""
-    postprocess: tuple[Part, ...] | None = None
+    postprocess: tuple[NamedOptions, ...] | None = None
     """Steps from fused prediction to answer; default: those of the first member's summary.json."""
 
 
@@ -130,7 +130,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     folders = member_folders(members)
     before = read_summary(folders[0][0])
     plugins.require(before.get("plugins", ()) if spec.postprocess is None else (), folders[0][0])
-    steps = spec.postprocess if spec.postprocess is not None else tuple(Part(**p) for p in before.get("postprocess", ()))
+    steps = spec.postprocess if spec.postprocess is not None else tuple(NamedOptions(**p) for p in before.get("postprocess", ()))
     if TASKS[before.get("task", "labels")].decides:
         postprocess.check(steps)
     elif FUSIONS[spec.fusion].probabilities:
@@ -158,7 +158,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     with outputs.Kept(lambda: files.write_json(job.output / "summary.json", {**summary, "files": rows})) as write:
         write()
         for case_id in progress(list(ways), "cases"):
-            stop.check()
+            stop.raise_if_stopped()
             rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, job))
             write()
     if failed:
@@ -216,7 +216,7 @@ def predicted(job: EnsembleJob, predict: PredictMember | None) -> tuple[tuple[Me
     members, data = job.spec.members, job.inputs
     runs = [m for m in members if is_run(m)]
     if runs and not data:
-        raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_cure(runs[0])}")
+        raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_suggestion(runs[0])}")
     own, out = _own_folders(members, job.output), list(members)
     failed: dict[str, str] = {}
     for n, folder in own.items():
@@ -244,7 +244,7 @@ def is_run(member: Member) -> bool:
     return RunFolder(member.run).holds_models and not any(os.path.isdir(f / "soft") for f in folders)
 
 
-def _cure(member: Member) -> str:
+def _suggestion(member: Member) -> str:
     where = _folders_of(member)
     commands = [f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft" for w in where]
     return "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  " + "\n  ".join(
@@ -258,7 +258,7 @@ def _cure(member: Member) -> str:
 def _one(
     case_id: str,
     members: tuple[Sequence[Reader], Sequence[float], str, Sequence[Alignment]],
-    steps: Sequence[Part],
+    steps: Sequence[NamedOptions],
     job: EnsembleJob,
 ) -> dict[str, Any]:
     """Fuse, decide and write one case."""

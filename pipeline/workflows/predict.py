@@ -31,7 +31,7 @@ from pipeline.inference.predictor import ModelOptions, Predictor, prepare
 from pipeline.inference.sliding_window import Source, with_fixed_norms
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
-from pipeline.progress import steps
+from pipeline.progress import progress_steps
 from pipeline.records import DONE, FAILED, PARTIAL, Case, Geometry, UserError
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
@@ -44,7 +44,7 @@ class PredictJob:
     """A predictor, and where and how its answers are written.
 
     Args:
-        save_soft: also write probabilities to ``soft/``.
+        save_soft: also write probabilities to ``activate/``.
         blocks: when inputs are read and written by blocks: ``auto``, ``always``, ``never``.
     """
 
@@ -97,7 +97,7 @@ def predict_files(
         options: which networks answer, and how.
         inputs: files and folders.
         output: folder for the answers; nothing of others in it is replaced.
-        save_soft: also write probabilities to ``output/soft``, for ensembles.
+        save_soft: also write probabilities to ``output/activate``, for ensembles.
         blocks: when inputs are read and written by blocks, in memory that does not grow with the volume: ``auto`` (more than 2^27
             numbers), ``always``, ``never``.
         shard: (index, number): compute only that part of the blocks of all inputs and write no answer.
@@ -210,12 +210,12 @@ def _admit_size(job: PredictJob, case: Case, size: Sequence[int], dtype: str) ->
 def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
     """Predict every case; write summary.json with one row a file, failures included."""
     job.output.mkdir(parents=True, exist_ok=True)
-    files.sweep(job.output)
+    files.remove_stale_temps(job.output)
     rows, began = [], time.monotonic()
     with outputs.Kept(lambda: _write_summary(job, rows, len(inputs))) as write:
         write()  # before any answer: what is killed can be run again, since it is known whose answers these are
         for n, case in enumerate(inputs):
-            stop.check()
+            stop.raise_if_stopped()
             logger.info(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
             rows.append(_guarded(job, case, lambda case=case: predict_case(job, case)))
             write()
@@ -231,7 +231,7 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
     facts = job.output / blocks.FOLDER / blocks.SHARD.format(index, number)
     with outputs.Kept(lambda: files.write_json(facts, {"files": rows})) as write:
         for case, which in mine:
-            stop.check()
+            stop.raise_if_stopped()
             logger.info(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
             rows.append(_guarded(job, case, lambda case=case, which=which: predict_case(job, case, which)))
             write()
@@ -357,7 +357,7 @@ def _channels(job: PredictJob) -> int:
 
 
 def _predicted(job: PredictJob, source: Source, tiles: Tiling) -> Mapping[str, LazyArray]:
-    with steps("Predicting", tiles.count()) as advance:
+    with progress_steps("Predicting", tiles.count()) as advance:
         return job.predictor.heads_of(source, advance)
 
 
@@ -414,6 +414,6 @@ def _computed(job: PredictJob, source: Source, tiles: Tiling, found: tuple[Block
         job.predictor.warn_of_tiles(source, tiles)
         predict_tile = with_fixed_norms(job.predictor.predict_tile, source, tiles)
         needed = sum(any(tiles.reaches(place, *run) for run in runs) for place in tiles.origins())
-        with steps("Predicting", needed) as advance:
+        with progress_steps("Predicting", needed) as advance:
             blocks.compute(source, predict_tile, tiles, parts, runs, job.config.predict.batch, job.predictor.device, advance)
     return {} if which is not None else parts.soft(TASKS[job.config.task], _channels(job))

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 10
 """Findings of one kind that a message spells out; the rest are counted."""
-CURES = {
+SUGGESTIONS = {
     "test images unreadable": "Copy the test images again",
     "test ids twice": "Keep one file per id in the test folder",
     "unfit names": "Rename the test image and predict it again: a submission holds names of UTF-8 text without control characters and backslashes",
@@ -102,7 +102,7 @@ def checked_and_packed(predictions: Path, test_dir: Path, out: Path, format: str
     submission.require_replaceable(out)
     for line in table_differences(test_dir, [a.id for a in answers]):
         logger.warning(line)
-    files.sweep(out.parent, deep=False)
+    files.remove_stale_temps(out.parent, deep=False)
     submission.write(out, answers, format)
     made = Submission(path=out, answers=tuple(answers), sha256=files.sha256(out))
     _tell(made)
@@ -143,7 +143,7 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
     faults["extra"] = [i for i in found if i not in tests]
     answers = []
     for name in progress([i for i in tests if i in found], "checking"):
-        stop.check()
+        stop.raise_if_stopped()
         answer = _checked(name, found[name], tests[name], faults)
         answers += [answer] if answer else []
     if any(faults.values()):
@@ -248,9 +248,9 @@ def _values(mask: np.ndarray) -> str:
 
 def _report(predictions: Path, tests: int, faults: Mapping[str, list[str]]) -> str:
     lines = [f"{predictions}: not fit for submission, nothing was written ({tests} test images)."]
-    for kind, cure in CURES.items():
+    for kind, suggestion in SUGGESTIONS.items():
         if faults.get(kind):
-            lines.append(f"  {kind}: {_listed(faults[kind])}. {cure}.")
+            lines.append(f"  {kind}: {_listed(faults[kind])}. {suggestion}.")
     return "\n".join(lines)
 
 
@@ -269,7 +269,7 @@ def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
     try:
         header, rows = files.read_table(path, ("id",))
     except files.FileError as error:
-        return [f"{path} {error.problem}; it was not compared. {error.cure}"]
+        return [f"{path} {error.problem}; it was not compared. {error.suggestion}"]
     if "id" not in header or not rows:
         return [f"{path} has no rows with a column id; it was not compared"]
     listed = dict.fromkeys(unicodedata.normalize("NFC", row.values["id"]) for row in rows)

@@ -24,7 +24,7 @@ from pipeline.data import derived, world
 from pipeline.data import store as stores
 from pipeline.files import lock
 from pipeline.inference import devices
-from pipeline.progress import counter, kept_log, muted, shown
+from pipeline.progress import bars_shown, log_to_file, progress_callback, silenced
 from pipeline.records import FAILED, FoldResult, UserError
 from pipeline.reporting import tables
 from pipeline.runs import RunFolder, load_config, whole_numbers
@@ -125,7 +125,7 @@ def train_folds(
 def _complete(config: Config, request: Request, continue_on_error: bool, progress: bool) -> RunFolder:
     """Train; what a command would print of faults and failures becomes an error."""
     try:
-        with shown(progress):
+        with bars_shown(progress):
             trained = train(config, request, continue_on_error)
     except DataError as error:  # a command has printed them; here they may have gone nowhere
         lines = [*error.faults[:MOST_FAULTS], *(["..."] if len(error.faults) > MOST_FAULTS else [])]
@@ -148,7 +148,7 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
     with _together(config, start.device) as context:
         run = context.main_first(lambda: _prepared(config, start, context), "preparing the run")
         name = "train" if request.folds is None else f"train_fold_{'_'.join(map(str, start.folds))}"
-        with kept_log(start.folder, name) if context.is_main else contextlib.nullcontext():
+        with log_to_file(start.folder, name) if context.is_main else contextlib.nullcontext():
             return _train_all(run, start.folds, continue_on_error)
 
 
@@ -159,7 +159,7 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
 def _together(config: Config, device: str) -> Iterator[DistributedContext]:
     """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
     context = distributed.join(devices.resolve(device), config.train.timeout)
-    with muted(not context.is_main):
+    with silenced(not context.is_main):
         try:
             yield context
         except DistributedError as error:
@@ -175,10 +175,10 @@ def _prepared(config: Config, start: Start, context: DistributedContext) -> Trai
     folder = start.folder
     if not context.is_main:
         data = check_data(config, folder, write=False, fresh=start.fresh)
-        return _opened(config, start.run, data, context, check_names(config, data.facts, start))
+        return _opened(config, start.run, data, context, check_names(config, data.properties, start))
     with _alone(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
-        channels = check_names(config, data.facts, start)
+        channels = check_names(config, data.properties, start)
         check_folds(config, data, start)
         with _started_over(start.run) if start.fresh else contextlib.nullcontext():
             _lay_out(config, start.run, data)
@@ -199,7 +199,7 @@ def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
     def wait(busy: lock.BusyError, seconds: float) -> None:
         nonlocal warned
-        stop.check()
+        stop.raise_if_stopped()
         if seconds > SILENT and not warned:
             warned = True
             logger.info(f"Waiting: {run.path} is being prepared or summed up by {busy.owner or 'another process'}")
@@ -223,7 +223,7 @@ def _started_over(run: RunFolder) -> Iterator[None]:
 
 def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
     """Make or check the run folder. Raises UserError where it belongs to another config or data set, or the cases cannot be split."""
-    listing = stores.case_listing(data.cases, data.facts)
+    listing = stores.case_listing(data.cases, data.properties)
     changes = [*run.changed_settings(config), *run.changed_cases(listing)]
     if changes:
         raise UserError(run.refusal(changes))
@@ -236,8 +236,8 @@ def _opened(config: Config, run: RunFolder, data: Examined, context: Distributed
     run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
     place = stores.place(config.data, run.path)
-    stored = stores.build(data.cases, data.facts, config, place, progress=counter("building the store"))
-    stored = derived.attach(stored, config, place, losses.reads(config.losses), counter("making maps and masks"))
+    stored = stores.build(data.cases, data.properties, config, place, progress=progress_callback("building the store"))
+    stored = derived.attach(stored, config, place, losses.reads(config.losses), progress_callback("making maps and masks"))
     version = run.metrics_version()
     return TrainingRun(
         config=config,
@@ -249,7 +249,7 @@ def _opened(config: Config, run: RunFolder, data: Examined, context: Distributed
         context=context,
         version=version,
         scoring=scoring_of(config, version, stored),
-        trained_on=world.trained_on(data.layout, data.facts, class_names(config)),
+        trained_on=world.trained_on(data.layout, data.properties, class_names(config)),
     )
 
 

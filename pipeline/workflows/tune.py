@@ -30,15 +30,15 @@ from pipeline.data import cases as case_finder
 from pipeline.files import lock
 from pipeline.inference import soft
 from pipeline.metrics import METRICS, better, units
-from pipeline.progress import counter
-from pipeline.records import Part, UserError, printable
+from pipeline.progress import progress_callback
+from pipeline.records import NamedOptions, UserError, printable
 from pipeline.reporting import tables
 from pipeline.runs import RunFolder
 from pipeline.scoring import worlds
 from pipeline.scoring.bootstrap import UNIT_DRAWS
 from pipeline.tasks import TASKS
 from pipeline.tuning import search
-from pipeline.tuning.search import Candidate, Gain, Plan
+from pipeline.tuning.search import Candidate, Gain, SearchPlan
 from pipeline.tuning.trials import CaseFiles, Measure, Trials, workers_for
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Space:
     """What a ``--space`` file may hold."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
-    stages: tuple[tuple[tuple[Part, ...], ...], ...]
+    stages: tuple[tuple[tuple[NamedOptions, ...], ...], ...]
     """A candidate takes one alternative, a list of steps, from each stage, in this order; the deciding step belongs to the first."""
 
 
@@ -82,7 +82,7 @@ class Study:
     sources: tuple[Source, ...]
     cases: tuple[CaseFiles, ...]
     groups: Mapping[str, str | None]
-    metric: Part
+    metric: NamedOptions
     sign: int
     shape: tuple[int, ...]
     """Channels and space axes ``(K, *S)`` of the largest prediction."""
@@ -176,7 +176,7 @@ def tune_postprocessing(
     study = prepare(folders, metric, workers, None if data_dir is None else Path(data_dir))
     place = Path(out) if out is not None else Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(place, force)
-    plan = make_plan(study, None if space is None else Path(space))
+    plan = make_search_plan(study, None if space is None else Path(space))
     with lock.held(study.folder / lock.NAME), make_trials(study, workers) as trials:
         study = usable(study, trials, plan)
         parts = make_parts(study, by)
@@ -291,7 +291,7 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
     )
 
 
-def with_spacings(cases: Sequence[CaseFiles], metric: Part, config: Config, version: int) -> tuple[CaseFiles, ...]:
+def with_spacings(cases: Sequence[CaseFiles], metric: NamedOptions, config: Config, version: int) -> tuple[CaseFiles, ...]:
     """The cases with the distance of their voxels, where the metric measures lengths and all labels carry a unit.
 
     Raises UserError for an option in millimetres without it.
@@ -306,7 +306,7 @@ def _stamp(path: Path) -> str:
     return f"{path.stat().st_mtime_ns} {path.stat().st_size}"
 
 
-def choose_metric(name: str | None, config: Config) -> Part:
+def choose_metric(name: str | None, config: Config) -> NamedOptions:
     """The metric to tune by, with the config's options where the config has it. Raises ConfigError for one without a direction."""
     given = {p.name: p for p in config.metrics}
     if name is None:
@@ -316,12 +316,12 @@ def choose_metric(name: str | None, config: Config) -> Part:
     known = [n for n, entry in METRICS.items() if entry.better and entry.task == "labels" and not entry.needs]
     if name not in known:
         raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}")
-    return given.get(name, Part(name=name))
+    return given.get(name, NamedOptions(name=name))
 
 
 def make_trials(study: Study, workers: int | None) -> Trials:
     """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as cores and memory allow."""
-    metrics = (study.metric, *([] if study.metric.name == "dice" else [Part(name="dice")]))
+    metrics = (study.metric, *([] if study.metric.name == "dice" else [NamedOptions(name="dice")]))
     number = workers_for(metrics, study.shape, len(study.sources), workers)
     inside = ", inside the field of view" if study.config.data.frames.fov else ""
     logger.info(
@@ -332,11 +332,11 @@ def make_trials(study: Study, workers: int | None) -> Trials:
         Measure.of(study.config.data, metrics, study.version),
         study.sources[0].run.tuning_journal,
         number,
-        counter("scores"),
+        progress_callback("scores"),
     )
 
 
-def usable(study: Study, trials: Trials, plan: Plan) -> Study:
+def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
     """The study without cases whose score is not finite for the present post-processing: no difference could be told there."""
     found = trials.scores({case.id: [plan.start] for case in study.cases})
     good = [c for c in study.cases if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))]
@@ -367,7 +367,7 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
 # --- what is tried -----------------------------------------------------------------------------------------------------
 
 
-def make_plan(study: Study, file: Path | None) -> Plan:
+def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
     """The search space: built in, or of ``--space``; with the baselines and, for several runs, their weights and fusions."""
     channels, *space = study.shape
     edge = math.prod(space) ** (1 / len(space))
@@ -380,7 +380,7 @@ def make_plan(study: Study, file: Path | None) -> Plan:
     for n, source in enumerate(study.sources if len(weights) > 1 else ()):
         alone = tuple(float(i == n) for i in range(len(weights)))
         also[f"{Path(os.path.realpath(source.folder)).name} alone"] = search.Candidate(steps=own, weights=alone)
-    return search.Plan(
+    return search.SearchPlan(
         start=search.Candidate(steps=own, weights=weights),
         stages=stages,
         mixtures=mixtures(len(weights)),
@@ -388,7 +388,7 @@ def make_plan(study: Study, file: Path | None) -> Plan:
     )
 
 
-def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[Part, ...], ...], ...]:
+def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[NamedOptions, ...], ...], ...]:
     """Stages of a ``--space`` file. Raises ConfigError for structure, names, options and deciding steps that come late."""
     if not os.path.isfile(file):
         raise UserError(f"--space {file}: no such file.")
@@ -418,7 +418,7 @@ def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
 # --- what it gains -----------------------------------------------------------------------------------------------------
 
 
-def compare(study: Study, plan: Plan, parts: Mapping[str, Sequence[str]], trials: Trials) -> tuple[list[Row], dict[str, Candidate]]:
+def compare(study: Study, plan: SearchPlan, parts: Mapping[str, Sequence[str]], trials: Trials) -> tuple[list[Row], dict[str, Candidate]]:
     """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that without it."""
     rounds = itertools.count(1)
 
@@ -531,7 +531,7 @@ def command(study: Study) -> str:
     return shlex.join(["python", "-m", "pipeline.tune", *words])
 
 
-def _plain(step: Part) -> dict[str, Any] | str:
+def _plain(step: NamedOptions) -> dict[str, Any] | str:
     return {"name": step.name, "options": dict(step.options)} if step.options else step.name
 
 

@@ -25,11 +25,11 @@ import numpy as np
 
 from pipeline import files
 from pipeline.metrics.image import intensities
-from pipeline.records import Part
+from pipeline.records import NamedOptions
 from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
 from pipeline.scoring.core import score as score_case
 
-METRICS = (Part(name="psnr"), Part(name="ssim"), Part(name="mae"))
+METRICS = (NamedOptions(name="psnr"), NamedOptions(name="ssim"), NamedOptions(name="mae"))
 SIGMAS = (0.7, 1.0, 1.5, 2.0, 3.0)
 LENGTHS, ANGLES = (5, 9, 15), (0, 45, 90, 135)
 ITERATIONS = (3, 10, 30)
@@ -142,7 +142,7 @@ def scored(candidate: Candidate, src: np.ndarray, dst: np.ndarray) -> Scores:
     return image_scores(candidate.restore(src), dst)
 
 
-def image_scores(image: np.ndarray, target: np.ndarray, metrics: tuple[Part, ...] = METRICS) -> Scores:
+def image_scores(image: np.ndarray, target: np.ndarray, metrics: tuple[NamedOptions, ...] = METRICS) -> Scores:
     return score_case(CaseArrays(answer=image, target=target), Rules(metrics=metrics))
 
 

@@ -27,10 +27,10 @@ def prepare(folder: Path) -> None:
 
 def network() -> torch.nn.Module:
     from pipeline import networks
-    from pipeline.records import Part
+    from pipeline.records import NamedOptions
 
     torch.manual_seed(0)
-    return networks.build(Part(name="dynunet", options=OPTIONS), 1, 1, 3).eval()
+    return networks.build(NamedOptions(name="dynunet", options=OPTIONS), 1, 1, 3).eval()
 
 
 def _save(folder: Path, name: str, soft: np.ndarray) -> None:

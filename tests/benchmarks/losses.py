@@ -75,12 +75,12 @@ def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
     """``{post-processing: {case: scores}}`` of the out-of-fold probabilities."""
     from pipeline import processes
     from pipeline.config import load
-    from pipeline.records import Part
+    from pipeline.records import NamedOptions
     from pipeline.tuning.trials import Measure
 
     config = load(run / "config.yaml")
-    measure = Measure.of(config.data, [Part(name=m) for m in METRICS])
-    steps = {"threshold 0.5": (Part(name="threshold"),), "own steps": config.postprocess}
+    measure = Measure.of(config.data, [NamedOptions(name=m) for m in METRICS])
+    steps = {"threshold 0.5": (NamedOptions(name="threshold"),), "own steps": config.postprocess}
     cases = json.loads((run / "cases.json").read_text())
     softs = {path.stem: path.parent for path in run.glob("fold_*/oof/soft/*.npy")}
     with processes.pool(processes.cores()) as pool:

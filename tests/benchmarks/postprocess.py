@@ -32,9 +32,9 @@ CHAINS = {
 
 
 def steps(chain: str) -> list[Any]:
-    from pipeline.records import Part
+    from pipeline.records import NamedOptions
 
-    return [Part(name=name, options=options) for name, options in CHAINS[chain]]
+    return [NamedOptions(name=name, options=options) for name, options in CHAINS[chain]]
 
 
 def soft(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

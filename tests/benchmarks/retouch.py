@@ -30,10 +30,10 @@ FOLDER = Path("/tmp/pipeline_benchmark_retouch")
 
 def network(name: str, **options: object) -> torch.nn.Module:
     from pipeline import networks
-    from pipeline.records import Part
+    from pipeline.records import NamedOptions
 
     torch.manual_seed(0)
-    return networks.build(Part(name=name, options=options), 3, 3, 2).eval()
+    return networks.build(NamedOptions(name=name, options=options), 3, 3, 2).eval()
 
 
 def tiling(size: Sequence[int], tiled: bool):
@@ -75,11 +75,11 @@ def prepare(folder: Path) -> None:
 
 
 def _source(folder: Path):
-    from pipeline.data.normalise import Scale
+    from pipeline.data.normalise import IntensityScale
     from pipeline.inference.sliding_window import Source
 
     array = np.load(folder / "image.npy", mmap_mode="r")
-    return Source(array=array, scale=Scale(low=(0.0,) * 3, high=(255.0,) * 3))
+    return Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3))
 
 
 def whole(folder: Path) -> float:

@@ -27,10 +27,10 @@ FOLDER = Path("/tmp/pipeline_benchmark_stitching")
 
 def network() -> torch.nn.Module:
     from pipeline import networks
-    from pipeline.records import Part
+    from pipeline.records import NamedOptions
 
     torch.manual_seed(0)
-    net = networks.build(Part(name="image_unet", options=OPTIONS), 3, 3, 2)
+    net = networks.build(NamedOptions(name="image_unet", options=OPTIONS), 3, 3, 2)
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None  # statistics of the one pass that follows: every layer passes on what it gets at full strength
@@ -54,13 +54,13 @@ def unit(array: np.ndarray) -> torch.Tensor:
 
 
 def ours_tiled(net: torch.nn.Module, array: np.ndarray, window: str, halo: int) -> tuple[np.ndarray, list[int]]:
-    from pipeline.data.normalise import Scale
+    from pipeline.data.normalise import IntensityScale
     from pipeline.geometry import Tiling
     from pipeline.inference.sliding_window import Source, sliding_window
     from pipeline.networks.receptive import stride
 
     tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, window=window, halo=halo, multiple=stride(net, 2))
-    source = Source(array=array, scale=Scale(low=(0.0,) * 3, high=(255.0,) * 3))
+    source = Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3))
     starts = tiles.starts(1)
     lines = [s + halo for s in starts[1:]] + [s + TILE - halo for s in starts[:-1]]
     return sliding_window(source, lambda x: net(x)["main"], tiles), lines
@@ -111,7 +111,7 @@ def table(size: int) -> None:
 
 
 def ours(folder: Path) -> float:
-    from pipeline.data.normalise import Scale
+    from pipeline.data.normalise import IntensityScale
     from pipeline.geometry import Tiling
     from pipeline.inference.sliding_window import Source, sliding_window
 
@@ -119,7 +119,7 @@ def ours(folder: Path) -> float:
     began = time.perf_counter()
     array = np.load(folder / "image.npy", mmap_mode="r")
     tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, multiple=(4, 4))
-    sliding_window(Source(array=array, scale=Scale(low=(0.0,) * 3, high=(255.0,) * 3)), lambda x: net(x)["main"], tiles)
+    sliding_window(Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3)), lambda x: net(x)["main"], tiles)
     return time.perf_counter() - began
 
 

@@ -82,7 +82,7 @@ def work():
     while starts.read_text() == "x" and plan == "wait":
         time.sleep(0.05)
         try:
-            cli.stop.check()
+            cli.stop.raise_if_stopped()
         except cli.StopRequested:
             (folder / "saving").touch()
             time.sleep(1)  # another signal while it saves

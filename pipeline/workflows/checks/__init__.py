@@ -19,8 +19,8 @@ from pipeline.data import cases as case_finder
 from pipeline.data import folds, world
 from pipeline.data import store as stores
 from pipeline.data.folds import Split
-from pipeline.data.store import Facts
-from pipeline.progress import counter
+from pipeline.data.store import CaseProperties
+from pipeline.progress import progress_callback
 from pipeline.records import Case, Fault, UserError
 from pipeline.runs import RunFolder, load_named_plugins, present
 from pipeline.tasks import TASKS
@@ -49,7 +49,7 @@ class Examined(NamedTuple):
     """The cases of a data set, what was found in them, and how their files lie."""
 
     cases: tuple[Case, ...]
-    facts: Sequence[Facts]
+    properties: Sequence[CaseProperties]
     layout: str
     tests: int
     """Number of test images."""
@@ -93,16 +93,16 @@ def _is_old(start: Start) -> bool:
         return False  # said by RunFolder.damaged
 
 
-def check_names(config: Config, facts: Sequence[Facts], start: Start | None = None) -> tuple[int, int]:
+def check_names(config: Config, properties: Sequence[CaseProperties], start: Start | None = None) -> tuple[int, int]:
     """Check every name and option once the images' channels are known, and return input and output channels. Raises ConfigError.
 
     Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
     """
-    channels = sorted({f.shapes["image"][0] for f in facts})
+    channels = sorted({f.shapes["image"][0] for f in properties})
     if len(channels) != 1:
         raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
     known = start is not None and entries.is_guessed(config, channels[0])
-    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_cases(config, facts)]
+    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_cases(config, properties)]
     errors = [p.text for p in found if p.severity == "error"]
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
@@ -125,29 +125,29 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
 def _examined(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
     root, place = Path(config.data.root), stores.place(config.data, start.folder)
     found = case_finder.find(config.data, config.roles, root)
-    facts = stores.examine(found.train, config, place, write=write, progress=counter("checking cases"))
+    properties = stores.examine(found.train, config, place, write=write, progress=progress_callback("checking cases"))
     faults = [
         *found.faults,
-        *stores.faults(facts, found.train, config),
-        *world.faults(facts, found.train, root, start.continues),
-        *_large_patch(config, facts, root),
+        *stores.faults(properties, found.train, config),
+        *world.faults(properties, found.train, root, start.continues),
+        *_large_patch(config, properties, root),
         *_other_classes(config, root),
     ]
-    return Examined(found.train, facts, found.layout, len(found.test)), grouped(faults, found.train)
+    return Examined(found.train, properties, found.layout, len(found.test)), grouped(faults, found.train)
 
 
 def _say_found(config: Config, found: Examined) -> None:
     logger.info(f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images")
 
 
-def _large_patch(config: Config, facts: Sequence[Facts], root: Path) -> Iterator[Fault]:
+def _large_patch(config: Config, properties: Sequence[CaseProperties], root: Path) -> Iterator[Fault]:
     """A patch of which most would be padding in every case."""
-    sizes = [f.shapes["image"][1:] for f in facts if "image" in f.shapes]
+    sizes = [f.shapes["image"][1:] for f in properties if "image" in f.shapes]
     largest = [max(axis) for axis in zip(*sizes, strict=True)] if len({len(s) for s in sizes}) == 1 else []
     if any(wanted > 2 * have for wanted, have in zip(config.data.patch.size, largest, strict=False)):
         by = "x".join(map(str, largest))
         problem = f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is more than twice as long"
-        yield Fault(path=root, problem=problem, cure="Most of a patch would be padding: lower data.patch.size", severity="warning")
+        yield Fault(path=root, problem=problem, suggestion="Most of a patch would be padding: lower data.patch.size", severity="warning")
 
 
 def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
@@ -157,8 +157,8 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
     if not TASKS[config.task].decides or data.binarise is not None or not names:
         return
 
-    def told(problem: str, cure: str) -> Fault:
-        return Fault(path=path, problem=problem, cure=cure, severity="warning")
+    def told(problem: str, suggestion: str) -> Fault:
+        return Fault(path=path, problem=problem, suggestion=suggestion, severity="warning")
 
     if data.ignore_label in names:
         problem = f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is {data.ignore_label}: it is not learned"
@@ -175,7 +175,7 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
     rules = config.data.folds
     return (folds.load_or_make if write else folds.load_or_plan)(
         RunFolder(run).splits_file,
-        lambda: folds.split(data.cases, {f.id: f.content for f in data.facts}, rules, config.seed),
+        lambda: folds.split(data.cases, {f.id: f.content for f in data.properties}, rules, config.seed),
         [c.id for c in data.cases],
         {"seed": config.seed, "by": rules.by, "count": rules.count},
     )
@@ -183,7 +183,7 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
 
 def _of_run(start: Start, found: Examined) -> Iterator[Problem]:
     try:
-        changes = start.run.changed_cases(stores.case_listing(found.cases, found.facts))
+        changes = start.run.changed_cases(stores.case_listing(found.cases, found.properties))
     except UserError as error:
         yield Problem(str(error))
         return
@@ -205,7 +205,7 @@ def _of_folds(config: Config, start: Start, found: Examined) -> Iterator[Problem
     except UserError as error:
         yield Problem(str(error), ("data.folds.count", "data.folds.by"))
         return
-    void = {f.id for f in found.facts if _is_void(config, f)}
+    void = {f.id for f in found.properties if _is_void(config, f)}
     for fold in (n for n in start.folds if n < len(plan)):
         for ids, side in ((plan[fold].train, "learn from"), (plan[fold].val, "validate on")):
             if set(ids) <= void:
@@ -214,11 +214,11 @@ def _of_folds(config: Config, start: Start, found: Examined) -> Iterator[Problem
                 yield Problem(f"{text} Label some, look at data.ignore_label, or train other folds.", ("data.ignore_label",), severity)
 
 
-def _is_void(config: Config, facts: Facts) -> bool:
+def _is_void(config: Config, properties: CaseProperties) -> bool:
     """Whether every label of a case is ignored; an image beside the labels never is."""
     if config.data.ignore_label is None or "image" in config.targets.values():
         return False
-    return all(set(facts.label_values.get(name, ("",))) == {str(config.data.ignore_label)} for name in config.targets)
+    return all(set(properties.label_values.get(name, ("",))) == {str(config.data.ignore_label)} for name in config.targets)
 
 
 # --- dry run --------------------------------------------------------------------------------------------------------------
@@ -302,11 +302,11 @@ def _dry_data(config: Config, start: Start, reading: Reading, told: _Report) -> 
     told.errors += _printed(faults)
     _say_found(config, found)
     told(_of_cases(config, start, found), reading)
-    channels = {f.shapes["image"][0] for f in found.facts if "image" in f.shapes}
+    channels = {f.shapes["image"][0] for f in found.properties if "image" in f.shapes}
     if len(channels) == 1:
         number = channels.pop()
         told(() if entries.is_guessed(config, number) else _eased(entries.problems(config, number), start), reading)
-        told(_eased(entries.for_cases(config, found.facts), start), reading)
+        told(_eased(entries.for_cases(config, found.properties), start), reading)
     return len(found.cases)
 
 
@@ -315,14 +315,14 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
     if not found.cases:
         return
     yield from _of_folds(config, start, found)
-    sound = all(f.content and not f.problems for f in found.facts)
+    sound = all(f.content and not f.problems for f in found.properties)
     if sound and start.continues:
         yield from _of_run(start, found)
     place = stores.place(config.data, start.folder)
     if sound:
         yield from _of_room(config, place, found)
     if sound and place.is_dir() and (reason := places.refused(place)):
-        lacking = stores.missing(found.cases, found.facts, config, place)
+        lacking = stores.missing(found.cases, found.properties, config, place)
         if lacking:
             text = f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases, e.g. {lacking[0]}."
             yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
@@ -331,7 +331,7 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
 def _of_room(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
     """Whether the store fits on its disk."""
     try:
-        text = stores.require_room(found.cases, found.facts, config, place)
+        text = stores.require_room(found.cases, found.properties, config, place)
     except OSError as error:
         yield Problem(str(error))
     else:
@@ -349,7 +349,7 @@ def _printed(faults: Sequence[Fault]) -> int:
     """Print all faults, warnings first; returns how many are errors."""
     errors = [f for f in faults if f.severity == "error"]
     for fault in [f for f in faults if f.severity == "warning"] + errors:
-        _log(fault.severity, f"{fault.path}: {fault.problem}. {fault.cure}")
+        _log(fault.severity, f"{fault.path}: {fault.problem}. {fault.suggestion}")
     return len(errors)
 
 

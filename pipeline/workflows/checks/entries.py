@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import limits, losses, postprocess
 from pipeline.config import Config, Data, Problem, nearest
-from pipeline.data.store import Facts
+from pipeline.data.store import CaseProperties
 from pipeline.geometry import Tiling
 from pipeline.inference import norms, sliding_window
 from pipeline.metrics import METRICS, better, bound, names_of
 from pipeline.networks import HeadedNet, receptive
 from pipeline.networks import build as build_network
-from pipeline.records import Part, UserError
+from pipeline.records import NamedOptions, UserError
 from pipeline.scoring import patches, worlds
 from pipeline.scoring.stored import case_metrics
 from pipeline.tasks import TASKS
@@ -126,7 +126,7 @@ def _metrics(config: Config) -> Iterator[Problem]:
         yield from _caught("train.stop.monitor", lambda: better(monitor))
 
 
-def _metric(config: Config, part: Part, where: str) -> list[Problem]:
+def _metric(config: Config, part: NamedOptions, where: str) -> list[Problem]:
     found = [*_caught(where, lambda: bound(part, where)), *_of_its_kind(config, part, where)]
     return found or list(trials.metric(config, part, where, (3, (32,) * config.data.dims)))
 
@@ -138,7 +138,7 @@ def _caught(where: str, work: Callable[[], object]) -> Iterator[Problem]:
         yield Problem(str(error) if where in str(error) else f"{where}: {error}", (where,))
 
 
-def _of_its_kind(config: Config, part: Part, where: str) -> Iterator[Problem]:
+def _of_its_kind(config: Config, part: NamedOptions, where: str) -> Iterator[Problem]:
     """Metrics that say nothing about this task."""
     if part.name not in METRICS:
         return
@@ -161,13 +161,13 @@ def _of_its_kind(config: Config, part: Part, where: str) -> Iterator[Problem]:
 # --- with the images known ------------------------------------------------------------------------------------------------
 
 
-def for_cases(config: Config, facts: Sequence[Facts]) -> Iterator[Problem]:
+def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[Problem]:
     """What depends on the cases: metrics of small images, of millimetres that files do not carry, and norms that tiles cannot have."""
-    shapes = [f.shapes["image"] for f in facts if "image" in f.shapes]
+    shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
     yield from _for_sizes(config, shapes)
     parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
-    bare = [f.id for f in facts if label in f.grids and not f.grids[label].get("spacing")]
+    bare = [f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")]
     yield from _caught("metrics", lambda: worlds.require_millimetres(parts, bare))
 
 

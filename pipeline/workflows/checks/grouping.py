@@ -45,7 +45,7 @@ def _template(fault: Fault, case_id: str) -> tuple[str, ...]:
     """What the fault says without names and numbers of its own case."""
     names = {n for n in (case_id, fault.path.name, files.stem(fault.path)) if n}
     pattern = "|".join(rf"\S*{re.escape(n)}\S*" for n in sorted(names, key=len, reverse=True))
-    texts = (NUMBER.sub("#", re.sub(pattern, "*", t) if pattern else t) for t in (fault.problem, fault.cure))
+    texts = (NUMBER.sub("#", re.sub(pattern, "*", t) if pattern else t) for t in (fault.problem, fault.suggestion))
     return (fault.severity, *texts)
 
 

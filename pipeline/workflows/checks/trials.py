@@ -23,7 +23,7 @@ from pipeline.metrics.context import MetricContext
 from pipeline.metrics.retouch import Retouched
 from pipeline.networks import HeadedNet
 from pipeline.networks import outline as outlines
-from pipeline.records import Part, Term, UserError
+from pipeline.records import LossTerm, NamedOptions, UserError
 from pipeline.training import initial, optim
 
 EXPECTED = (UserError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
@@ -42,7 +42,9 @@ STEPS = 200
 """Epochs over which a schedule is tried."""
 
 
-def proportions(where: str, part: Part | Term, most_of: Mapping[str, float], largest: float = outlines.LARGEST) -> Iterator[Problem]:
+def proportions(
+    where: str, part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = outlines.LARGEST
+) -> Iterator[Problem]:
     """Numbers so large that an entry would take memory or hours to be tried; ``most_of`` has rules by option."""
     for text in outlines.vast(part, most_of, largest):
         yield Problem(f"{where}: {part.name!r}: {text}.", (where,))
@@ -55,7 +57,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def tried(where: str, part: Part | Term, work: Callable[[], Any]) -> Iterator[Problem]:
+def tried(where: str, part: NamedOptions | LossTerm, work: Callable[[], Any]) -> Iterator[Problem]:
     """A problem if ``work`` fails as an entry with wrong options does. A ConfigError of its own names the place."""
     try:
         with _quiet():
@@ -107,7 +109,7 @@ def augmentations(config: Config, channels: int) -> Iterator[Problem]:
 def _augment(config: Config, n: int, channels: int) -> None:
     size = tuple(min(m, EDGE[config.data.dims]) for m in config.data.patch.size)
     part = config.data.augment[n]
-    always = Part(name=part.name, options={**part.options, "p": 1.0})
+    always = NamedOptions(name=part.name, options={**part.options, "p": 1.0})
     small = dataclasses.replace(
         config.data, patch=dataclasses.replace(config.data.patch, size=size), augment=(*config.data.augment[:n], always)
     )
@@ -208,12 +210,12 @@ def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]],
             yield Problem(f"{where}: {text}", severity="warning")
 
 
-def _cheap(term: Term) -> Term:
+def _cheap(term: LossTerm) -> LossTerm:
     """The term as it is tried: without files that are read, or fetched, at its first use, and without many repetitions."""
     return dataclasses.replace(term, options=losses.LOSSES[term.name].trial(term.options))
 
 
-def _compute(config: Config, term: Term, head: tuple[int, Sequence[float]], channels: int) -> None:
+def _compute(config: Config, term: LossTerm, head: tuple[int, Sequence[float]], channels: int) -> None:
     """The term's value; images that are too small for it are shown at the size that is asked for, without memory."""
     size = tuple(min(n, WIDE[config.data.dims]) for n in config.data.patch.size)
     try:
@@ -229,7 +231,7 @@ def _compute(config: Config, term: Term, head: tuple[int, Sequence[float]], chan
             return  # meta tensors have no values to look at: nothing is known
 
 
-def _value(config: Config, term: Term, shape: tuple[tuple[int, Sequence[float]], int], size: Sequence[int], device: str) -> None:
+def _value(config: Config, term: LossTerm, shape: tuple[tuple[int, Sequence[float]], int], size: Sequence[int], device: str) -> None:
     (many, share), channels = shape
     where = [max(1, math.ceil(n * s)) for n, s in zip(size, share, strict=True)]
     logits = torch.full((1, many, *where), 0.25, device=device)
@@ -246,7 +248,7 @@ def _value(config: Config, term: Term, shape: tuple[tuple[int, Sequence[float]],
     _require(device != "cpu" or bool(torch.isfinite(total)), f"loss {term.name!r} is {float(total):g} for an ordinary patch.")
 
 
-def _labels(size: Sequence[int], config: Config, term: Term) -> torch.Tensor:
+def _labels(size: Sequence[int], config: Config, term: LossTerm) -> torch.Tensor:
     """Labels of every class in stripes; all ignored where the loss takes long, which then only looks at its options."""
     stripes = torch.arange(size[0]) * min(config.data.classes, 8) // size[0]
     labels = stripes.reshape(-1, *[1] * (len(size) - 1)).expand(*size)[None, None].to(torch.int64)
@@ -262,11 +264,11 @@ def _labels(size: Sequence[int], config: Config, term: Term) -> torch.Tensor:
 def optimizer(config: Config) -> Iterator[Problem]:
     """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the same."""
     module, train = torch.nn.Linear(1, 1), config.train
-    alone = dataclasses.replace(train, schedule=Part(name="constant"))
+    alone = dataclasses.replace(train, schedule=NamedOptions(name="constant"))
     found = list(proportions("train.optimizer", train.optimizer, {}))
     found = found or list(tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer")))
     yield from found
-    both = dataclasses.replace(train, optimizer=Part(name="adam")) if found else train
+    both = dataclasses.replace(train, optimizer=NamedOptions(name="adam")) if found else train
     yield from tried("train.schedule", train.schedule, lambda: _run(both, module, "train.schedule"))
 
 
@@ -285,7 +287,7 @@ def _run(train: Any, module: torch.nn.Module, key: str) -> None:
 # --- metrics --------------------------------------------------------------------------------------------------------------
 
 
-def metric(config: Config, part: Part, where: str, sides: tuple[int, Sequence[int]]) -> Iterator[Problem]:
+def metric(config: Config, part: NamedOptions, where: str, sides: tuple[int, Sequence[int]]) -> Iterator[Problem]:
     """A metric of the right kind, computed once; ``sides`` are the channels and the size of the smallest image it will see."""
     rng, entry = np.random.default_rng(0), METRICS[part.name]
     channels, size = sides

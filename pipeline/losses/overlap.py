@@ -65,7 +65,7 @@ def dice(*, smooth: float = 1e-5, batch: bool = False, background: bool = False)
     """Soft Dice, ``1 - (2 TP + smooth) / (2 TP + FP + FN + smooth)`` (Milletari et al., 3DV 2016), mean over samples and classes.
 
     ``batch``: pool voxels of the whole batch first, steadier where samples hold little foreground.
-    ``background``: let class 0 of several take part. TP of a soft target is ``sum min(p, t)``, the product's value for labels
+    ``background``: let class 0 of several take part. TP of a activate target is ``sum min(p, t)``, the product's value for labels
     (Wang et al., Dice Semimetric Losses, MICCAI 2023): it is 0 at p = t, where the product would push every p to 0 or 1.
     """
     smooth = number(smooth, "'dice': smooth", SMALLEST)
@@ -78,7 +78,7 @@ def tversky(*, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1e-5, batc
     """Tversky index, ``1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)`` (Salehi et al., MLMI 2017).
 
     ``alpha`` weights false positives and ``beta`` false negatives (some papers swap them): raise ``beta`` for recall.
-    0.5 and 0.5 is Dice. ``batch``, ``background`` and TP of a soft target as in :func:`dice`.
+    0.5 and 0.5 is Dice. ``batch``, ``background`` and TP of a activate target as in :func:`dice`.
     """
     smooth = number(smooth, "'tversky': smooth", SMALLEST)
     alpha, beta = number(alpha, "'tversky': alpha"), number(beta, "'tversky': beta")
