@@ -46,22 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(root: Path, workers: int | None = None) -> int:
     """Check ``root`` and, if nothing is wrong, build ``root/store``. Returns the exit code."""
     from pipeline import files
-    from pipeline.data import cases, store
+    from pipeline.data import cache, cases, checks, properties
 
     settings, folder = competition_config(root), root / "store"
     found = cases.find(settings.data, settings.roles, root)
     logger.info(_counts(root, len(found.train), len(found.test)))
     if folder.is_dir():
         files.remove_stale_temps(folder)
-    facts = store.examine(found.train, settings, folder, write=root.is_dir(), progress=_progress("checking"), workers=workers)
-    faults = [*found.faults, *store.faults(facts, found.train, settings), *_test_faults(found.test)]
+    facts = properties.examine(found.train, settings, folder, write=root.is_dir(), progress=_progress("checking"), workers=workers)
+    faults = [*found.faults, *checks.faults(facts, found.train, settings), *_test_faults(found.test)]
     errors = sum(fault.severity == "error" for fault in faults)
     for fault in faults:
         logger.info(str(fault))
     if errors:
         logger.info(f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again.")
         return WRONG
-    store.build(found.train, facts, settings, folder, progress=_progress("storing"), workers=workers)
+    cache.build(found.train, facts, settings, folder, progress=_progress("storing"), workers=workers)
     logger.info(f"{len(found.train)} cases are ready in {folder}; {len(faults)} warnings.")
     return DONE
 

@@ -416,7 +416,7 @@ class StoredGrid(TypedDict):
 
 
 class CaseFacts(TypedDict):
-    """:class:`pipeline.data.store.CaseProperties` as JSON."""
+    """:class:`pipeline.data.properties.CaseProperties` as JSON."""
 
     id: str
     files: dict[str, list[dict[str, Any]]]

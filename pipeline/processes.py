@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from pipeline import plugins
-from pipeline.files.limits import available_memory
+from pipeline.files.limits import available_memory, cores
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -46,8 +46,3 @@ def count(bytes_each: int, asked: int | None = None) -> int:
     if asked is not None:
         return asked
     return max(1, min(cores(), available_memory() // max(1, bytes_each)))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

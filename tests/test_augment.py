@@ -17,9 +17,10 @@ from skimage.color import rgb2hsv
 from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, from_dict
+from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.loaders import PatchDataset, _share
 from pipeline.data.normalise import IntensityScale
-from pipeline.data.store import CachedCase, CaseProperties, Volume
+from pipeline.data.properties import CaseProperties
 from pipeline.data.transforms import AUGMENT, UNFOLDED, Keys, RandElasticd, augmentations, colour_matrix, plain_tensors
 from pipeline.losses import reads
 from pipeline.records import Case

@@ -268,6 +268,7 @@ def test_stale_blocks_are_not_taken(change: str, tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_shard_continues(tiny: Path, tmp_path: Path) -> None:
     """A process that is killed while it computes, in the way of a scheduler: SIGKILL, at whatever it does."""
     data, out = volume(tmp_path / "in" / "a.tif", (160, 16, 20)), tmp_path / "out"

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError, Patch, from_dict
-from pipeline.data import cases, change, derived, store
+from pipeline.data import cache, cases, change, derived, properties
+from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.change import LEVEL, REDUCED
 from pipeline.data.derived import BLOCKS, MASK, ChangeMask
 from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd, crop_mirrored, grid_places, holds_change
-from pipeline.data.store import CachedCase, Volume
 from pipeline.losses import maps, reads
 from pipeline.records import LossTerm, UserError
 
@@ -71,7 +71,7 @@ def write_pairs(root: Path) -> Path:
 
 def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
     found = cases.find(setting.data, setting.targets, root).train
-    return store.build(found, store.examine(found, setting, None, write=False), setting, folder)
+    return cache.build(found, properties.examine(found, setting, None, write=False), setting, folder)
 
 
 @pytest.fixture(scope="module")

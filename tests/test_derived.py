@@ -21,11 +21,11 @@ from scipy.spatial.distance import cdist
 
 from pipeline import train
 from pipeline.config import Config, from_dict
-from pipeline.data import cases, derived, store
+from pipeline.data import cache, cases, derived, properties
+from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.derived import DERIVED, Map, derive, distance, medial_surface, skeleton
 from pipeline.data.loaders import PatchDataset
 from pipeline.data.normalise import IntensityScale
-from pipeline.data.store import CachedCase, Volume
 from pipeline.losses import LOSSES, maps, reads
 from pipeline.morphology import betti_numbers, dilate
 from pipeline.records import LossTerm, UserError
@@ -181,7 +181,7 @@ def test_names_tell_options_apart() -> None:
 def attached(root: Path, folder: Path, losses: list[Any], **data: object) -> list[CachedCase]:
     setting = config(losses, **data)
     found = cases.find(setting.data, setting.targets, root).train
-    stored = store.build(found, store.examine(found, setting, folder), setting, folder)
+    stored = cache.build(found, properties.examine(found, setting, folder), setting, folder)
     return derived.attach(stored, setting, folder, reads(setting.losses))
 
 
@@ -236,7 +236,7 @@ def test_a_read_only_store_is_the_users_to_mend(tmp_path: Path, monkeypatch: pyt
 
     root = competition_folder(tmp_path / "data", cases=1)
     attached(root, tmp_path / "store", [])
-    monkeypatch.setattr(store, "save", refuse)
+    monkeypatch.setattr(cache, "save", refuse)
     with pytest.raises(UserError, match=r"data\.store"):
         attached(root, tmp_path / "store", ["skeleton_recall"])
 

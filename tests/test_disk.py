@@ -324,7 +324,7 @@ def test_read_only_places_are_found_before_work(
     for name in (
         "pipeline.inference.predictor.load_models",
         "pipeline.workflows.evaluate.pair",
-        "pipeline.workflows.submit.raise_if_stopped",
+        "pipeline.workflows.submit.check",
         "pipeline.workflows.fuse.looked_at",
     ):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("worked"))
@@ -356,7 +356,7 @@ def test_a_run_that_may_not_be_written(
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--set", "train.epochs=1", "train.average=null", "--out"]
     assert train.main([*words, str(run), "--fold", "0"]) == 0
     readonly(run)
-    monkeypatch.setattr("pipeline.data.store.examine", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("pipeline.data.properties.examine", lambda *_, **__: pytest.fail("worked"))
     monkeypatch.setattr("pipeline.workflows.tune.prepare", lambda *_: pytest.fail("worked"))
     monkeypatch.setattr("pipeline.reporting.build", lambda *_: pytest.fail("worked"))
     capsys.readouterr()

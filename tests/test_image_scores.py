@@ -16,8 +16,8 @@ from tiles import soft_of
 from pipeline import evaluate as command
 from pipeline import files
 from pipeline.config import Config, from_dict
-from pipeline.data import cases, store
-from pipeline.data.store import CachedCase
+from pipeline.data import cache, cases, properties
+from pipeline.data.cache import CachedCase
 from pipeline.records import UserError
 from pipeline.scoring import baselines, held_out
 from pipeline.tasks import TASKS
@@ -59,7 +59,7 @@ def stored(root: Path, target: np.ndarray, image: np.ndarray, suffix: str = ".pn
     files.write(root / "src" / f"one{suffix}", image, dims=2)
     files.write(root / "dst" / f"one{suffix}", target, dims=2)
     found = cases.find(setting().data, setting().targets, root).train
-    return store.build(found, store.examine(found, setting(), None, write=False), setting(), root / "store")[0]
+    return cache.build(found, properties.examine(found, setting(), None, write=False), setting(), root / "store")[0]
 
 
 @pytest.mark.parametrize(("dtype", "suffix"), [("uint8", ".png"), ("uint16", ".png"), ("uint16", ".tif"), ("float32", ".tif")])

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from pipeline import config, files
-from pipeline.data import cases, store
+from pipeline.data import cache, cases, checks, properties, targets
 from pipeline.data.transforms import training_chain
 from pipeline.records import Fault, UserError
 
@@ -276,11 +276,11 @@ def add(root: Path, name: str, mask: np.ndarray = MASK * 255, image: np.ndarray 
     write(root / "masks" / f"{name}{suffix}", mask)
 
 
-def check(root: Path, **data) -> tuple[cases.Found, list[store.CaseProperties], list[Fault], config.Config]:
+def check(root: Path, **data) -> tuple[cases.Found, list[properties.CaseProperties], list[Fault], config.Config]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.roles, root)
-    facts = store.examine(found.train, settings, None, workers=1)
-    return found, facts, [*found.faults, *store.faults(facts, found.train, settings)], settings
+    facts = properties.examine(found.train, settings, None, workers=1)
+    return found, facts, [*found.faults, *checks.faults(facts, found.train, settings)], settings
 
 
 def only(faults: list[Fault]) -> Fault:
@@ -338,7 +338,7 @@ def test_what_looks_odd_but_is_sound_has_no_fault(tmp_path: Path) -> None:
     write(tmp_path / "images" / "alpha.png", np.dstack([RGB, alpha]))
     found, facts, faults, settings = check(tmp_path)
     assert faults == []
-    for stored in store.build(found.train, facts, settings, tmp_path / "store"):
+    for stored in cache.build(found.train, facts, settings, tmp_path / "store"):
         np.testing.assert_array_equal(stored.targets["label"].array, MASK[None], err_msg=stored.case.id)
         assert stored.targets["label"].dtype == "uint8"
 
@@ -348,7 +348,7 @@ def test_an_image_of_sixteen_bits_stays_one(tmp_path: Path) -> None:
     add(tmp_path, "a", image=deep)
     found, facts, faults, settings = check(tmp_path)
     assert faults == []
-    (stored,) = store.build(found.train, facts, settings, tmp_path / "store")
+    (stored,) = cache.build(found.train, facts, settings, tmp_path / "store")
     np.testing.assert_array_equal(stored.image.array[0], deep)
 
 
@@ -379,9 +379,9 @@ def test_a_mask_kept_as_jpeg_is_refused_with_its_cure_and_read_with_it(tmp_path:
     found, facts, faults, settings = check(tmp_path, binarise=127)
     assert faults == []
     assert [set(f.label_values["label"]) for f in facts] == [{"0", "1"}] * 2
-    for stored in store.build(found.train, facts, settings, tmp_path / "store"):
+    for stored in cache.build(found.train, facts, settings, tmp_path / "store"):
         np.testing.assert_array_equal(stored.targets["label"].array[0], BIG)
-        np.testing.assert_array_equal(store.read_labels(stored.case.targets["label"], settings.data)[0], BIG)
+        np.testing.assert_array_equal(targets.read_labels(stored.case.targets["label"], settings.data)[0], BIG)
 
 
 @pytest.mark.parametrize(
@@ -401,8 +401,8 @@ def test_a_threshold_keeps_the_ignored_value(tmp_path: Path) -> None:
     add(tmp_path, "a", mask)
     settings = system(tmp_path, binarise=127, ignore_label=255)
     expected = np.where(mask == 255, 255, mask > 127)
-    np.testing.assert_array_equal(store.read_labels(tmp_path / "masks" / "a.png", settings.data)[0], expected)
-    np.testing.assert_array_equal(store.read_labels(tmp_path / "masks" / "a.png", system(tmp_path, binarise=127).data)[0], mask > 127)
+    np.testing.assert_array_equal(targets.read_labels(tmp_path / "masks" / "a.png", settings.data)[0], expected)
+    np.testing.assert_array_equal(targets.read_labels(tmp_path / "masks" / "a.png", system(tmp_path, binarise=127).data)[0], mask > 127)
 
 
 def test_a_threshold_is_part_of_what_is_kept(tmp_path: Path) -> None:
@@ -412,9 +412,9 @@ def test_a_threshold_is_part_of_what_is_kept(tmp_path: Path) -> None:
     def labels_of(**data) -> np.ndarray:
         settings = system(tmp_path, **data)
         found = cases.find(settings.data, settings.roles, tmp_path).train
-        facts = store.examine(found, settings, tmp_path / "store")
-        assert store.faults(facts, found, settings) == []
-        return np.array(store.build(found, facts, settings, tmp_path / "store")[0].targets["label"].array[0])
+        facts = properties.examine(found, settings, tmp_path / "store")
+        assert checks.faults(facts, found, settings) == []
+        return np.array(cache.build(found, facts, settings, tmp_path / "store")[0].targets["label"].array[0])
 
     np.testing.assert_array_equal(labels_of(binarise=127), mask > 127)
     np.testing.assert_array_equal(labels_of(binarise=40), mask > 40)
@@ -443,11 +443,11 @@ def test_a_field_of_view_is_kept_as_zeros_and_ones(tmp_path: Path) -> None:
         write(tmp_path / "fov" / f"{name}.png", view)
     found, facts, faults, settings = check(tmp_path, classes=3, ignore_label=1, **WITH_VIEW)
     assert faults == []
-    for stored in store.build(found.train, facts, settings, tmp_path / "store"):
+    for stored in cache.build(found.train, facts, settings, tmp_path / "store"):
         view = stored.targets["fov"].array
         assert (view.dtype, view.shape) == ("uint8", (1, *SHAPE))
         np.testing.assert_array_equal(view[0], views[stored.case.id] > 0)
-        np.testing.assert_array_equal(store.read_mask(stored.case.targets["fov"], settings.data), view)
+        np.testing.assert_array_equal(targets.read_mask(stored.case.targets["fov"], settings.data), view)
         sample = training_chain(settings)({"stored": stored})
         assert "fov" not in sample
 
@@ -466,9 +466,9 @@ def test_a_field_of_view_has_faults_of_its_own(tmp_path: Path) -> None:
         assert words[fault.path.stem] in fault.problem
     for name in ("empty", "greys", "classes"):
         with pytest.raises(files.FileError, match=words[name].replace("(", r"\(")):
-            store.read_mask(tmp_path / "fov" / f"{name}.png", system(tmp_path, ignore_label=2).data)
+            targets.read_mask(tmp_path / "fov" / f"{name}.png", system(tmp_path, ignore_label=2).data)
     settings = system(tmp_path, binarise=127)
-    np.testing.assert_array_equal(store.read_mask(tmp_path / "fov" / "greys.png", settings.data)[0], VIEW)
+    np.testing.assert_array_equal(targets.read_mask(tmp_path / "fov" / "greys.png", settings.data)[0], VIEW)
 
 
 @pytest.mark.parametrize("layout", ["competition", "nnunet"])
@@ -494,6 +494,6 @@ def test_chase_db1(shared_data: Path, tmp_path: Path) -> None:
     assert [c.id for c in found.test] == ["Image_06L", "Image_06R", "Image_07L", "Image_07R"]
     assert all(set(c.targets) == {"label", "fov"} for c in (*found.train, *found.test))
     few = found.train[:2]
-    facts = store.examine(few, settings, None, workers=1)
-    assert store.faults(facts, few, settings) == []
+    facts = properties.examine(few, settings, None, workers=1)
+    assert checks.faults(facts, few, settings) == []
     assert [f.shapes for f in facts] == [{"image": (3, 960, 999), "label": (1, 960, 999), "fov": (1, 960, 999)}] * 2

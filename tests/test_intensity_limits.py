@@ -190,18 +190,18 @@ def test_training_refuses_targets_that_its_range_would_cut_off(tmp_path: Path, c
 
 def test_facts_remember_what_was_found(surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline import config as configs
-    from pipeline.data import cases, store
+    from pipeline.data import cases, properties
 
     shutil.copytree(surfaces, tmp_path / "data")
     for n in (101, 102):
         tifffile.imwrite(tmp_path / "data" / "train_images" / f"{n}.tif", spots("float32")[0, :, :24, :24])
     settings = configs.load(tiny, [f"data.root={tmp_path / 'data'}", "data.normalise.name=percentile"])
     found = cases.find(settings.data, settings.roles, tmp_path / "data").train
-    first = store.examine(found, settings, tmp_path / "store")
+    first = properties.examine(found, settings, tmp_path / "store")
     assert len(list((tmp_path / "store" / "facts").glob("*.json"))) == 6
-    assert store.examine(found, settings, tmp_path / "store") == first
+    assert properties.examine(found, settings, tmp_path / "store") == first
     assert [f.id for f in first if f.scale_notes] == ["101", "102"]
     old = tmp_path / "store" / "facts" / "101.json"
-    old.write_text(old.read_text().replace(f'"format": {store.FACTS}', '"format": 2'))
-    assert store.examine(found, settings, tmp_path / "store") == first
-    assert f'"format": {store.FACTS}' in old.read_text()
+    old.write_text(old.read_text().replace(f'"format": {properties.FACTS}', '"format": 2'))
+    assert properties.examine(found, settings, tmp_path / "store") == first
+    assert f'"format": {properties.FACTS}' in old.read_text()

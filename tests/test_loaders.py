@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.config import Config, ConfigError, Patch, from_dict
-from pipeline.data import cases, loaders, store
+from pipeline.data import cache, cases, loaders, properties
+from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.loaders import VALIDATION, EpochBatches, Key, Loader, PatchDataset
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, grid_starts, seed_of
-from pipeline.data.store import CachedCase, Volume
 from pipeline.data.transforms import AUGMENT, augmentations
 
 
@@ -42,8 +42,8 @@ def config(**data: object) -> Config:
 def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     setting = config()
     found = cases.find(setting.data, setting.targets, surfaces).train
-    facts = store.examine(found, setting, None, write=False)
-    return store.build(found, facts, setting, tmp_path_factory.mktemp("store"))
+    facts = properties.examine(found, setting, None, write=False)
+    return cache.build(found, facts, setting, tmp_path_factory.mktemp("store"))
 
 
 def test_samples_depend_on_their_key_alone(stored: list[CachedCase]) -> None:
@@ -183,7 +183,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
     found = cases.find(setting.data, setting.targets, root).train
-    return store.build(found, store.examine(found, setting, None, write=False), setting, folder)
+    return cache.build(found, properties.examine(found, setting, None, write=False), setting, folder)
 
 
 @pytest.fixture(scope="module")

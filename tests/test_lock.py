@@ -226,17 +226,17 @@ def test_waiting_for_the_run_folder_is_said_and_can_be_stopped(
 TOGETHER = """
 import sys
 from pipeline import train
-from pipeline.data import store
+from pipeline.data import cache
 
 log = sys.argv.pop(1)
-original = store._write_volumes
+original = cache._write_volumes
 
 def write(case, *rest):
     with open(log, "a") as file:
         file.write(case.id + "\\n")
     return original(case, *rest)
 
-store._write_volumes = write
+cache._write_volumes = write
 raise SystemExit(train.main())
 """
 

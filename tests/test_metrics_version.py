@@ -46,6 +46,7 @@ def test_a_new_run_has_the_present_version(tiny: Path, surfaces: Path, tmp_path:
     assert versions == [METRICS_VERSION] * 2
 
 
+@pytest.mark.slow
 def test_a_run_without_a_version_stays_at_the_first(tiny: Path, surfaces: Path, tmp_path: Path, versions: list[int]) -> None:
     out = tmp_path / "run"
     assert run(tiny, surfaces, out) == 0

@@ -94,7 +94,7 @@ data: {layout: folders, dims: 2, classes: 3, folds: {count: 2}, patch: {size: [1
 @pytest.mark.parametrize("turned", ["image", "mask", "both"])
 def test_a_turned_image_and_a_mask_over_the_seen_picture_are_pairs(turned: str, tmp_path: Path) -> None:
     from pipeline import config as configs
-    from pipeline.data import cases, store
+    from pipeline.data import cache, cases, properties
 
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
@@ -113,7 +113,7 @@ def test_a_turned_image_and_a_mask_over_the_seen_picture_are_pairs(turned: str, 
     assert train.main(["--config", str(tmp_path / "t.yaml"), "--data-dir", str(tmp_path), "--dry-run"]) == 0
     settings = configs.load(tmp_path / "t.yaml", [f"data.root={tmp_path}"])
     found = cases.find(settings.data, settings.roles, tmp_path).train
-    for stored in store.build(found, store.examine(found, settings, None), settings, tmp_path / "store"):
+    for stored in cache.build(found, properties.examine(found, settings, None), settings, tmp_path / "store"):
         n = int(stored.case.id)
         np.testing.assert_array_equal((stored.image.array[0] - np.uint8(n)) % 3, stored.targets["label"].array[0])
         np.testing.assert_array_equal(stored.image.array[0] - np.uint8(n), seen(GREY, (6, 3, 8, 5)[n]))

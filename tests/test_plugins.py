@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import pipeline as pl
 from pipeline import plugins, processes, registry
 from pipeline.config import dump, from_dict, load, to_dict
-from pipeline.data import cases, store
+from pipeline.data import cache, cases, properties
 from pipeline.data.loaders import PatchDataset
 from pipeline.documents import PluginRecord
 from pipeline.files.documents import problem
@@ -176,6 +176,7 @@ def users(folder: Path, surfaces: Path, out: Path) -> list[list[object]]:
     return [[*train(folder, surfaces), "--fold", 1], [*predict, "--device", "cpu"], tune, ["report", folder / "run"]]
 
 
+@pytest.mark.slow
 def test_whoever_uses_the_run_names_the_file_again(trained: Path, surfaces: Path, mine: Path, tmp_path: Path) -> None:
     lines = users(trained, surfaces, tmp_path)
     if importlib.util.find_spec("fastapi"):
@@ -487,7 +488,7 @@ def test_loader_workers_that_are_started_anew_know_them(mine: Path, surfaces: Pa
     pl.load_plugins(mine)
     config = load(tiny, ["data.augment=[{name: invert, options: {p: 1.0}}]", "data.patch.foreground=null"])
     found = cases.find(config.data, config.targets, surfaces).train[:1]
-    stored = store.build(found, store.examine(found, config, tmp_path), config, tmp_path)
+    stored = cache.build(found, properties.examine(found, config, tmp_path), config, tmp_path)
     dataset = PatchDataset(stored, config, 0, training=True)
     (tmp_path / "dataset").write_bytes(pickle.dumps(dataset))
     code = f"import pickle\nd = pickle.load(open({str(tmp_path / 'dataset')!r}, 'rb'))\nprint(float(d[0, 0, 0]['image'].sum()))"

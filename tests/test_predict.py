@@ -549,11 +549,11 @@ def test_unknown_metric_is_refused(surfaces: Path, capsys: pytest.CaptureFixture
 def test_training_and_prediction_normalise_alike(run: Path, surfaces: Path) -> None:
     """The scale that predict fits on a file is the one that the store keeps for the same file."""
     from pipeline import files
-    from pipeline.data import cases, store
+    from pipeline.data import cases, properties
 
     config = configs.load(run / "config.yaml")
     found = cases.find(config.data, config.targets, surfaces).train
-    facts = store.examine(found, config, None, write=False)
+    facts = properties.examine(found, config, None, write=False)
     for case, fact in zip(found, facts, strict=True):
         array, _ = files.read(case.image[0], 3)
         assert normalise.fit(config.data.normalise, array) == fact.scale

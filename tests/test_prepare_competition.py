@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.data import cases, store
+from pipeline.data import cache, cases, properties
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "prepare_competition.py"
 
@@ -64,14 +64,14 @@ def test_a_sound_download_is_stored_and_a_second_run_changes_nothing(
 def test_training_finds_the_store(script: ModuleType, download: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert script.main([str(download)]) == 0
     settings = script.competition_config(download)
-    folder = store.place(settings.data, download / "run")
+    folder = cache.cache_folder(settings.data, download / "run")
     assert folder == download / "store"
     from pipeline import files
 
     monkeypatch.setattr(files, "read", None)  # nothing is decoded again
     found = cases.find(settings.data, settings.targets, download).train
-    facts = store.examine(found, settings, folder, write=False)
-    assert len(store.build(found, facts, settings, folder)) == 3
+    facts = properties.examine(found, settings, folder, write=False)
+    assert len(cache.build(found, facts, settings, folder)) == 3
 
 
 def test_all_errors_are_printed_and_nothing_is_built(script: ModuleType, download: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,7 @@ show.__exit__(None, None, None)
     assert [line for line in kept.splitlines() if line.startswith(("line", "still", "end"))] == plain[:4]
 
 
+@pytest.mark.slow
 def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--out", str(tmp_path / "run"), "--device", "cpu"]
     lines, seen = screen(on_terminal(["-m", "pipeline", "train", *words]))

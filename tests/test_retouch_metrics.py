@@ -19,8 +19,8 @@ from tiles import soft_of
 from pipeline import evaluate as command
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError, from_dict
-from pipeline.data import cases, change, store
-from pipeline.data.store import CachedCase
+from pipeline.data import cache, cases, change, properties
+from pipeline.data.cache import CachedCase
 from pipeline.metrics import METRICS, better, bound, evaluate, names_of
 from pipeline.metrics.image import intensities, psnr, ssim
 from pipeline.metrics.retouch import Retouched, empty_masks, note, retouch
@@ -307,11 +307,11 @@ def stored(root: Path, settings: Config, strength: float = 0.2) -> CachedCase:
     for name, array in (("src", source), ("dst", target), ("own", half)):
         files.write(root / name / "one.png", array, dims=2)
     found = cases.find(settings.data, settings.targets, root).train
-    case = store.build(found, store.examine(found, settings, None, write=False), settings, root / "store")[0]
+    case = cache.build(found, properties.examine(found, settings, None, write=False), settings, root / "store")[0]
     if settings.data.change is None:
         return case
     mask = change.mask(source, target, settings.data.change).astype(np.float16)
-    return dataclasses.replace(case, maps={"mask": store.save(root / "mask.npy", mask)})
+    return dataclasses.replace(case, maps={"mask": cache.save(root / "mask.npy", mask)})
 
 
 def test_a_held_out_case_is_scored_by_the_mask_of_its_pair(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ import pipeline as pl
 from pipeline import config as configs
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError
-from pipeline.data import change, normalise, store
-from pipeline.data.store import CachedCase
+from pipeline.data import cache, change, normalise
+from pipeline.data.cache import CachedCase
 from pipeline.files import FileError
 from pipeline.inference import soft as softs
 from pipeline.metrics import METRICS, MetricEntry, better, units
@@ -92,14 +92,14 @@ def stored_case(
     root: Path, image: np.ndarray, targets: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray] | None = None
 ) -> CachedCase:
     """A case as the store has it, without the files that it was made from."""
-    volumes = {name: store.save(root / "store" / f"{name}.npy", array) for name, array in {"image": image, **targets}.items()}
+    volumes = {name: cache.save(root / "store" / f"{name}.npy", array) for name, array in {"image": image, **targets}.items()}
     return CachedCase(
         case=Case(id="a", image=()),
         image=volumes.pop("image"),
         targets=volumes,
         scale=normalise.IntensityScale(low=(0.0,) * len(image), high=(255.0,) * len(image)),
         properties=None,  # type: ignore[arg-type] - nobody reads it here
-        maps={name: store.save(root / "store" / f"map_{name}.npy", array) for name, array in (maps or {}).items()},
+        maps={name: cache.save(root / "store" / f"map_{name}.npy", array) for name, array in (maps or {}).items()},
     )
 
 

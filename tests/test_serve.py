@@ -201,6 +201,7 @@ def test_nothing_is_left_behind(url: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert not list((tmp_path / "temp").iterdir())
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_request_finish(sharper: Path, tmp_path: Path) -> None:
     """The command as it is typed: its address is this machine's alone, SIGTERM ends it with 75 after the answer is out."""
     command = [sys.executable, "-m", "pipeline.serve", "--checkpoint", str(sharper), "--device", "cpu", "--port", "0"]

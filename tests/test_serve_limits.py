@@ -299,6 +299,7 @@ raise SystemExit(serve.main())
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_model_is_loaded(sharper: Path) -> None:
     words = [sys.executable, "-c", SLOW_LOADING, "--checkpoint", str(sharper)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[1]) as process:

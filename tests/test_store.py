@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pipeline import config, files
-from pipeline.data import cases, normalise, reading, store
+from pipeline.data import cache, cases, checks, normalise, properties, reading, targets
 from pipeline.files import durable
 from pipeline.records import Case, Fault, NamedOptions, UserError
 
@@ -40,11 +40,11 @@ def add(root: Path, name: str, image: np.ndarray = IMAGE, label: np.ndarray = LA
     files.write(root / "train_labels" / f"{name}{suffix}", label)
 
 
-def check(root: Path, **data) -> tuple[Sequence[Case], list[store.CaseProperties], list[Fault]]:
+def check(root: Path, **data) -> tuple[Sequence[Case], list[properties.CaseProperties], list[Fault]]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.targets, root)
-    facts = store.examine(found.train, settings, None)
-    return found.train, facts, [*found.faults, *store.faults(facts, found.train, settings)]
+    facts = properties.examine(found.train, settings, None)
+    return found.train, facts, [*found.faults, *checks.faults(facts, found.train, settings)]
 
 
 def only(faults: Sequence[Fault]) -> Fault:
@@ -132,7 +132,7 @@ def test_black_and_white_masks_are_two_classes(values: dict[str, int], tmp_path:
     add(tmp_path, "a", np.arange(label.size, dtype=np.uint8).reshape(label.shape), label)
     found, facts, faults = check(tmp_path)
     assert faults == []
-    stored = store.build(found, facts, system(tmp_path), tmp_path / "store")
+    stored = cache.build(found, facts, system(tmp_path), tmp_path / "store")
     np.testing.assert_array_equal(stored[0].targets["label"].array[0], np.where(label == 255, 1, label))
 
 
@@ -145,7 +145,7 @@ def test_other_masks_are_not_guessed(values: list[int], tmp_path: Path) -> None:
 def test_images_given_as_labels_are_summed_up(tmp_path: Path) -> None:
     add(tmp_path, "a", label=RNG.random(LABEL.shape).astype(np.float32))
     _, facts, faults = check(tmp_path)
-    assert len(facts[0].label_values["label"]) == store.LISTED + 1
+    assert len(facts[0].label_values["label"]) == targets.LISTED + 1
     assert sum(facts[0].label_values["label"].values()) == LABEL.size
     assert only(faults).problem.endswith(", ...")
 
@@ -183,8 +183,8 @@ def test_masks_saved_in_colour_are_read_if_grey(tmp_path: Path) -> None:
 def test_a_constant_image_without_targets_is_only_a_warning(tmp_path: Path) -> None:
     files.write(tmp_path / "x.tif", np.zeros_like(IMAGE))
     case = Case(id="x", image=(tmp_path / "x.tif",))
-    facts = store.examine([case], system(tmp_path), None)
-    assert only(store.faults(facts, [case], system(tmp_path))).severity == "warning"
+    facts = properties.examine([case], system(tmp_path), None)
+    assert only(checks.faults(facts, [case], system(tmp_path))).severity == "warning"
 
 
 @pytest.mark.parametrize("bad", ["nan", "constant", "both"])
@@ -217,9 +217,9 @@ def test_every_file_is_decoded_once(tmp_path: Path, decoded: list[Path]) -> None
     settings, cache = system(tmp_path), tmp_path / "cache"
     found = cases.find(settings.data, settings.targets, tmp_path).train
     ticks: list[tuple[int, int]] = []
-    first = store.examine(found, settings, cache, progress=lambda done, total: ticks.append((done, total)))
+    first = properties.examine(found, settings, cache, progress=lambda done, total: ticks.append((done, total)))
     assert (len(decoded), ticks) == (6, [(1, 3), (2, 3), (3, 3)])
-    assert store.examine(found, settings, cache) == first
+    assert properties.examine(found, settings, cache) == first
     assert len(decoded) == 6
     assert json.loads((cache / "facts" / "a.json").read_text())["facts"]["id"] == "a"
 
@@ -229,10 +229,10 @@ def test_changed_files_and_settings_are_examined_again(tmp_path: Path, decoded: 
         add(tmp_path, name)
     cache = tmp_path / "cache"
 
-    def look(**data) -> list[store.CaseProperties]:
+    def look(**data) -> list[properties.CaseProperties]:
         decoded.clear()
         settings = system(tmp_path, **data)
-        return store.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, cache)
+        return properties.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, cache)
 
     look()
     os.utime(tmp_path / "train_labels" / "b.tif", ns=(0, 0))
@@ -252,7 +252,7 @@ def test_a_moved_data_set_keeps_its_facts(tmp_path: Path, decoded: list[Path]) -
     for root in ("old", "new"):
         settings = system(tmp_path / root)
         found = cases.find(settings.data, settings.targets, tmp_path / root).train
-        (facts,) = store.examine(found, settings, tmp_path / root / "store")
+        (facts,) = properties.examine(found, settings, tmp_path / root / "store")
         assert facts.files["image"][0]["path"] == str(found[0].image[0])
         if root == "old":
             (tmp_path / "old").rename(tmp_path / "new")
@@ -262,7 +262,7 @@ def test_a_moved_data_set_keeps_its_facts(tmp_path: Path, decoded: list[Path]) -
 def test_a_dry_look_writes_nothing(tmp_path: Path) -> None:
     add(tmp_path, "a")
     settings = system(tmp_path)
-    store.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, tmp_path / "cache", write=False)
+    properties.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, tmp_path / "cache", write=False)
     assert not (tmp_path / "cache").exists()
 
 
@@ -276,10 +276,10 @@ def test_a_read_only_place_keeps_no_facts_and_no_arrays(tmp_path: Path, monkeypa
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(durable, "_sync", refuse)
-    facts = store.examine(found, settings, tmp_path / "cache")
+    facts = properties.examine(found, settings, tmp_path / "cache")
     assert facts[0].problems == ()
     with pytest.raises(UserError, match=r"Read-only file system.*data\.store"):
-        store.build(found, facts, settings, tmp_path / "store")
+        cache.build(found, facts, settings, tmp_path / "store")
     assert not [p for p in (tmp_path / "store").rglob("*") if p.is_file()]
 
 
@@ -297,7 +297,7 @@ def test_bad_files_are_looked_at_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     settings = system(tmp_path)
     found = cases.find(settings.data, settings.targets, tmp_path).train
-    assert store.examine(found, settings, tmp_path / "cache")[0].problems
+    assert properties.examine(found, settings, tmp_path / "cache")[0].problems
     assert not (tmp_path / "cache").exists()
 
 
@@ -310,16 +310,16 @@ def test_progress_may_stop_the_work(tmp_path: Path) -> None:
 
     settings = system(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        store.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, None, progress=stop, workers=1)
+        properties.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, None, progress=stop, workers=1)
 
 
 # --- arrays on disk ----------------------------------------------------------------------------------------------------
 
 
-def build(root: Path, folder: Path, **data) -> list[store.CachedCase]:
+def build(root: Path, folder: Path, **data) -> list[cache.CachedCase]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.targets, root).train
-    return store.build(found, store.examine(found, settings, folder), settings, folder)
+    return cache.build(found, properties.examine(found, settings, folder), settings, folder)
 
 
 def test_the_store_holds_the_files_own_values(tmp_path: Path) -> None:
@@ -397,13 +397,13 @@ def test_a_file_that_changes_in_between_is_noticed(tmp_path: Path) -> None:
     add(tmp_path, "a")
     settings = system(tmp_path)
     found = cases.find(settings.data, settings.targets, tmp_path).train
-    facts = store.examine(found, settings, None)
+    facts = properties.examine(found, settings, None)
     add(tmp_path, "a", IMAGE // 2)
     with pytest.raises(UserError, match="changed while"):
-        store.build(found, facts, settings, tmp_path / "store")
+        cache.build(found, facts, settings, tmp_path / "store")
     (tmp_path / "train_images" / "a.tif").write_bytes(b"II")
     with pytest.raises(UserError, match="cannot be stored"):
-        store.build(found, store.examine(found, settings, None), settings, tmp_path / "store")
+        cache.build(found, properties.examine(found, settings, None), settings, tmp_path / "store")
 
 
 def test_long_and_foreign_names(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
 
 def test_a_handle_travels_without_its_pixels(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((1, 100, 100, 100), np.uint8))
-    volume = store.Volume(path=tmp_path / "a.npy", shape=(1, 100, 100, 100), dtype="uint8")
+    volume = cache.Volume(path=tmp_path / "a.npy", shape=(1, 100, 100, 100), dtype="uint8")
     assert copy.deepcopy(volume) is volume
     assert copy.deepcopy({"x": [volume]})["x"][0] is volume
     stream = io.BytesIO()
@@ -428,10 +428,10 @@ def test_a_handle_travels_without_its_pixels(tmp_path: Path) -> None:
 
 def test_the_place_of_the_store(tmp_path: Path) -> None:
     data = config.Data(root=str(tmp_path))
-    assert store.place(data, tmp_path / "run") == tmp_path / "run" / "store"
+    assert cache.cache_folder(data, tmp_path / "run") == tmp_path / "run" / "store"
     (tmp_path / "store" / "arrays").mkdir(parents=True)
-    assert store.place(data, tmp_path / "run") == tmp_path / "store"
-    assert store.place(dataclasses.replace(data, store="elsewhere"), tmp_path / "run") == Path("elsewhere")
+    assert cache.cache_folder(data, tmp_path / "run") == tmp_path / "store"
+    assert cache.cache_folder(dataclasses.replace(data, store="elsewhere"), tmp_path / "run") == Path("elsewhere")
 
 
 # --- normalise ---------------------------------------------------------------------------------------------------------
@@ -510,10 +510,10 @@ def test_a_scale_of_other_channels_is_refused() -> None:
 def test_fib25_surfaces(shared_data: Path, tmp_path: Path) -> None:
     settings = system(shared_data / "fib25_surfaces")
     found = cases.find(settings.data, settings.targets, shared_data / "fib25_surfaces").train[:4]
-    facts = store.examine(found, settings, tmp_path)
-    assert store.faults(facts, found, settings) == []
+    facts = properties.examine(found, settings, tmp_path)
+    assert checks.faults(facts, found, settings) == []
     assert all(set(f.label_values["label"]) == {"0", "1", "2"} for f in facts)
-    for stored in store.build(found, facts, settings, tmp_path):
+    for stored in cache.build(found, facts, settings, tmp_path):
         np.testing.assert_array_equal(stored.image.array[0], tifffile.imread(stored.case.image[0]))
         np.testing.assert_array_equal(stored.targets["label"].array[0], tifffile.imread(stored.case.targets["label"]))
 
@@ -522,10 +522,10 @@ def test_hippocampus(shared_data: Path, tmp_path: Path) -> None:
     root = shared_data / "hippocampus"
     settings = system(root, classes=3, ignore_label=None)
     found = cases.find(settings.data, settings.targets, root).train[:5]
-    facts = store.examine(found, settings, tmp_path)
-    assert store.faults(facts, found, settings) == []
+    facts = properties.examine(found, settings, tmp_path)
+    assert checks.faults(facts, found, settings) == []
     assert {f.id: f.dtypes["label"] for f in facts}["hippocampus_003"] == "float32"
-    stored = {s.case.id: s for s in store.build(found, facts, settings, tmp_path)}["hippocampus_003"]
+    stored = {s.case.id: s for s in cache.build(found, facts, settings, tmp_path)}["hippocampus_003"]
     assert stored.targets["label"].dtype == "uint8"
     reference = np.asanyarray(nibabel.Nifti1Image.from_filename(stored.case.targets["label"]).dataobj)
     np.testing.assert_array_equal(stored.targets["label"].array[0], reference)

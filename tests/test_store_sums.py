@@ -11,7 +11,7 @@ import tifffile
 
 from pipeline import config as configs
 from pipeline import files, train
-from pipeline.data import cases, derived, store
+from pipeline.data import cache, cases, derived, properties
 from pipeline.losses import reads
 
 
@@ -48,10 +48,10 @@ def test_a_damaged_array_is_made_again_and_said_once(
     assert "is damaged" not in capsys.readouterr().out
 
 
-def opened(tiny: Path, data: Path, folder: Path, *settings: str) -> list[store.CachedCase]:
+def opened(tiny: Path, data: Path, folder: Path, *settings: str) -> list[cache.CachedCase]:
     config = configs.load(tiny, [f"data.root={data}", *settings])
     found = cases.find(config.data, config.roles, data).train
-    stored = store.build(found, store.examine(found, config, folder), config, folder)
+    stored = cache.build(found, properties.examine(found, config, folder), config, folder)
     return derived.attach(stored, config, folder, reads(config.losses))
 
 

@@ -148,6 +148,7 @@ def _interrupt(words: list[str], environment: dict[str, str], moment: tuple[str,
         return process.wait()
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_state_falls_back(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One flipped byte in the newest state: said aloud, and the state before it leads to the same end."""
     assert run(tiny, surfaces, tmp_path / "calm", "--fold", "0") == 0
@@ -168,6 +169,7 @@ def test_a_damaged_newest_state_falls_back(tiny: Path, surfaces: Path, tmp_path:
     assert "--fresh" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_changed_config_or_data_is_refused_unless_fresh(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = competition_folder(tmp_path / "data", cases=4), tmp_path / "run"
     assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2") == 0

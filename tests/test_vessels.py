@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import ensemble, evaluate, files, predict, train, tune
 from pipeline.config import ConfigError, load
-from pipeline.data.store import CaseProperties
+from pipeline.data.properties import CaseProperties
 from pipeline.metrics import evaluate_frames
 from pipeline.metrics.frames import Truth
 from pipeline.records import NamedOptions

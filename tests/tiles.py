@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.store import CachedCase
+from pipeline.data.cache import CachedCase
 from pipeline.geometry import Tiling
 from pipeline.inference.sliding_window import NetworkEnsemble, Replicas, Source, sliding_window
 from pipeline.inference.soft import SoftPrediction, split

@@ -20,8 +20,9 @@ import numpy as np
 import skimage
 
 from pipeline.config import Change, Config, ConfigError, Data
-from pipeline.data import change, store
-from pipeline.data.store import CachedCase, Progress, Volume
+from pipeline.data import cache, change, properties
+from pipeline.data.cache import CachedCase, Volume
+from pipeline.data.properties import Progress
 from pipeline.morphology import dilate
 from pipeline.records import LossTerm, UserError
 
@@ -221,8 +222,8 @@ def attach(
                 maps |= _kept_change(case, wish.target, settings.data.change, folder / "maps")
         return dataclasses.replace(case, maps=maps)
 
-    with store.writable(folder):
-        return store.parallel(work, cases, progress, None)
+    with cache.writable(folder):
+        return properties.parallel(work, cases, progress, None)
 
 
 def _kept(case: CachedCase, wish: Map, data: Data, folder: Path) -> Volume:
@@ -234,13 +235,13 @@ def _kept(case: CachedCase, wish: Map, data: Data, folder: Path) -> Volume:
         "map": wish.name,
         "options": dict(wish.options),
     }
-    name = f"{store.file_name(case.case.id)}.{wish.file}"
+    name = f"{properties.file_name(case.case.id)}.{wish.file}"
     manifest = folder / f"{name}.json"
-    volumes = store.known_volumes(manifest, key)
+    volumes = cache.known_volumes(manifest, key)
     if volumes is None:
         made = derive(np.asarray(case.targets[wish.target].array), wish, data)
-        volumes = {"map": store.save(folder / f"{name}.npy", made)}
-        store.write_manifest(manifest, key, volumes)
+        volumes = {"map": cache.save(folder / f"{name}.npy", made)}
+        cache.write_manifest(manifest, key, volumes)
     return volumes["map"]
 
 
@@ -256,16 +257,16 @@ def _kept_change(case: CachedCase, target: str, settings: Change, folder: Path) 
     }
     usual = dataclasses.asdict(Change())
     unusual = [f"{k}{v}" for k, v in options.items() if v != usual[k]]
-    name = "-".join([f"{store.file_name(case.case.id)}.{target}.change", *unusual])
+    name = "-".join([f"{properties.file_name(case.case.id)}.{target}.change", *unusual])
     manifest = folder / f"{name}.json"
-    volumes = store.known_volumes(manifest, key)
+    volumes = cache.known_volumes(manifest, key)
     if volumes is None:
         soft = _changed(case, target, settings)
         volumes = {
-            MASK: store.save(folder / f"{name}.npy", soft),
-            BLOCKS: store.save(folder / f"{name}.blocks.npy", change.blocks(soft)),
+            MASK: cache.save(folder / f"{name}.npy", soft),
+            BLOCKS: cache.save(folder / f"{name}.blocks.npy", change.blocks(soft)),
         }
-        store.write_manifest(manifest, key, volumes)
+        cache.write_manifest(manifest, key, volumes)
     return volumes
 
 

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline import plugins
 from pipeline.config import Config
 from pipeline.data import derived
+from pipeline.data.cache import CachedCase
 from pipeline.data.derived import Wish
 from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
-from pipeline.data.store import CachedCase
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
 VALIDATION = -1

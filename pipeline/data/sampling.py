@@ -10,9 +10,9 @@ import numpy as np
 from monai.transforms import MapTransform, Randomizable
 
 from pipeline.config import Patch
+from pipeline.data.cache import Volume
 from pipeline.data.change import LEVEL, REDUCED
 from pipeline.data.derived import BLOCKS, MASK
-from pipeline.data.store import Volume
 from pipeline.geometry import crop
 
 

@@ -44,9 +44,9 @@ from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
+from pipeline.data.cache import CachedCase
 from pipeline.data.derived import Wish
 from pipeline.data.sampling import RandBalancedCropd
-from pipeline.data.store import CachedCase
 from pipeline.registry import Registry
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import grid
-from pipeline.data.store import CaseProperties
+from pipeline.data.properties import CaseProperties
 from pipeline.records import Case, Fault
 
 ORDER = {"nifti": "NIfTI, whose axes are (X, Y, Z)", "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)"}
@@ -24,8 +24,8 @@ def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], root: Pa
     severity = "warning" if continues else "error"
     found = [
         Fault(path=path, problem=problem, suggestion=suggestion, severity=severity)
-        for case, fact in zip(cases, properties, strict=True)
-        for path, problem, suggestion in _mixed_files(case, fact)
+        for case, entry in zip(cases, properties, strict=True)
+        for path, problem, suggestion in _mixed_files(case, entry)
     ]
     mixed = _mixed_cases(properties)
     if mixed:
@@ -38,26 +38,26 @@ def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], root: Pa
     return found
 
 
-def _mixed_files(case: Case, fact: CaseProperties) -> Iterator[tuple[Path, str, str]]:
-    own = _family(fact, "image")
+def _mixed_files(case: Case, entry: CaseProperties) -> Iterator[tuple[Path, str, str]]:
+    own = _family(entry, "image")
     for role, path in case.targets.items():
-        family = _family(fact, role)
+        family = _family(entry, role)
         if own and family and own != family:
             problem = f"is {ORDER[family]}, its image {case.image[0].name} is {ORDER[own]}: nothing says which axis is which"
             yield path, problem, "Save both in one format, the axes in one order"
 
 
-def _family(fact: CaseProperties, role: str) -> str | None:
-    return fact.grids.get(role, {}).get("family")
+def _family(entry: CaseProperties, role: str) -> str | None:
+    return entry.grids.get(role, {}).get("family")
 
 
 def _mixed_cases(properties: Sequence[CaseProperties]) -> str:
     """Kinds of axis order and how many cases have each; empty where it is one."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for fact in properties:
-        entry = fact.grids.get("image")
-        if entry:
-            kinds[_kind(entry)].append(fact.id)
+    for entry in properties:
+        placed = entry.grids.get("image")
+        if placed:
+            kinds[_kind(placed)].append(entry.id)
     plain = {kind for kind in kinds if kind != _kind({"family": "nifti"})}
     if len(plain) + ("NIfTI" in kinds and not any(k.startswith("NIfTI ") for k in kinds)) < 2:
         return ""

@@ -4,6 +4,7 @@ make of its bytes, and numbers that no real data set meets."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,8 @@ def check_ratio(path: Path, need: int, stored: int, most: int) -> None:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:,.0f} MiB"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

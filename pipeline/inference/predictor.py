@@ -40,7 +40,7 @@ from pipeline.inference.sliding_window import (
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.stitching import warning, with_halo
 from pipeline.inference.writing import decided
-from pipeline.progress import progress_steps
+from pipeline.progress import bars_shown, progress_steps
 from pipeline.records import Case, UserError
 from pipeline.runs import FoldFolder, RunFolder, whole_numbers
 from pipeline.tasks import TASKS

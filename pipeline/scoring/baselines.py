@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.store import CachedCase
+from pipeline.data.cache import CachedCase
 from pipeline.metrics.frames import views
 from pipeline.scoring import core
 from pipeline.scoring.core import CaseArrays, Rules, Scores, mean

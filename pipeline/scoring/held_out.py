@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import documents, files
 from pipeline.config import Config
-from pipeline.data.store import CachedCase
+from pipeline.data.cache import CachedCase
 from pipeline.inference import soft as softs
 from pipeline.inference.models import build, load_model
 from pipeline.inference.sliding_window import Source, TilePredictor, network_ensemble, sliding_window, tiling, with_fixed_norms

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.config import Config
+from pipeline.data.cache import CachedCase
 from pipeline.data.change import LEVEL
-from pipeline.data.store import CachedCase
 from pipeline.metrics import pool
 from pipeline.metrics.counts import Counts
 from pipeline.records import METRICS_VERSION, NamedOptions, UserError

@@ -19,10 +19,10 @@ import torch
 
 from pipeline import files, losses, networks
 from pipeline.config import Config
+from pipeline.data.cache import CachedCase
 from pipeline.data.folds import Split
 from pipeline.data.loaders import Loader
 from pipeline.data.sampling import seed_of
-from pipeline.data.store import CachedCase
 from pipeline.inference import soft
 from pipeline.networks import HeadedNet
 from pipeline.progress import Progress, clock

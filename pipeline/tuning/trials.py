@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline import documents, files, postprocess, processes
 from pipeline.config import Data
-from pipeline.data.store import read_labels, read_mask
+from pipeline.data.targets import read_labels, read_mask
 from pipeline.files import FileError, checked, parse
 from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse

@@ -20,8 +20,7 @@ import torch
 
 from pipeline import losses, plugins
 from pipeline.config import Config
-from pipeline.data import derived, world
-from pipeline.data import store as stores
+from pipeline.data import cache, derived, properties, world
 from pipeline.files import lock
 from pipeline.inference import devices
 from pipeline.progress import bars_shown, log_to_file, progress_callback, silenced
@@ -223,7 +222,7 @@ def _started_over(run: RunFolder) -> Iterator[None]:
 
 def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
     """Make or check the run folder. Raises UserError where it belongs to another config or data set, or the cases cannot be split."""
-    listing = stores.case_listing(data.cases, data.properties)
+    listing = properties.case_listing(data.cases, data.properties)
     changes = [*run.changed_settings(config), *run.changed_cases(listing)]
     if changes:
         raise UserError(run.refusal(changes))
@@ -235,8 +234,8 @@ def _opened(config: Config, run: RunFolder, data: Examined, context: Distributed
     """Split, and build the store; what is there already is used as it is."""
     run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
-    place = stores.place(config.data, run.path)
-    stored = stores.build(data.cases, data.properties, config, place, progress=progress_callback("building the store"))
+    place = cache.cache_folder(config.data, run.path)
+    stored = cache.build(data.cases, data.properties, config, place, progress=progress_callback("building the store"))
     stored = derived.attach(stored, config, place, losses.reads(config.losses), progress_callback("making maps and masks"))
     version = run.metrics_version()
     return TrainingRun(

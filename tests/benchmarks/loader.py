@@ -38,7 +38,7 @@ def prepare(folder: Path) -> None:
 
 def ours(folder: Path) -> float:
     from pipeline.config import from_dict
-    from pipeline.data import cases, store
+    from pipeline.data import cache, cases, properties
     from pipeline.data.loaders import Loader
 
     patch = {"size": [PATCH] * 3, "foreground": [0.3, 0.7], "tries": 10, "batch": 2, "per_case": PATCHES // CASES}
@@ -51,8 +51,8 @@ def ours(folder: Path) -> float:
         }
     )
     found = cases.find(config.data, config.targets, folder).train
-    facts = store.examine(found, config, folder / "store")
-    loader = Loader(store.build(found, facts, config, folder / "store"), config, 0, training=True)
+    facts = properties.examine(found, config, folder / "store")
+    loader = Loader(cache.build(found, facts, config, folder / "store"), config, 0, training=True)
     next(loader.epoch(99))
     began = time.perf_counter()
     count = sum(len(batch["id"]) for batch in loader.epoch(0))

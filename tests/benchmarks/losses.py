@@ -91,7 +91,7 @@ def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def one(case_id: str, folder: Path, label: Path, measure, steps: Mapping) -> dict[str, dict[str, float]]:
     from pipeline import postprocess
-    from pipeline.data.store import read_labels
+    from pipeline.data.targets import read_labels
     from pipeline.inference import soft
     from pipeline.scoring.core import CaseArrays, score
 

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from pipeline import limits
 from pipeline.config import Config, ConfigError, Problem, Reading, examine
+from pipeline.data import cache, checks, folds, world
 from pipeline.data import cases as case_finder
-from pipeline.data import folds, world
-from pipeline.data import store as stores
+from pipeline.data import properties as case_properties
 from pipeline.data.folds import Split
-from pipeline.data.store import CaseProperties
+from pipeline.data.properties import CaseProperties
 from pipeline.progress import progress_callback
 from pipeline.records import Case, Fault, UserError
 from pipeline.runs import RunFolder, load_named_plugins, present
@@ -123,12 +123,12 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
 
 
 def _examined(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
-    root, place = Path(config.data.root), stores.place(config.data, start.folder)
+    root, place = Path(config.data.root), cache.cache_folder(config.data, start.folder)
     found = case_finder.find(config.data, config.roles, root)
-    properties = stores.examine(found.train, config, place, write=write, progress=progress_callback("checking cases"))
+    properties = case_properties.examine(found.train, config, place, write=write, progress=progress_callback("checking cases"))
     faults = [
         *found.faults,
-        *stores.faults(properties, found.train, config),
+        *checks.faults(properties, found.train, config),
         *world.faults(properties, found.train, root, start.continues),
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
@@ -183,7 +183,7 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
 
 def _of_run(start: Start, found: Examined) -> Iterator[Problem]:
     try:
-        changes = start.run.changed_cases(stores.case_listing(found.cases, found.properties))
+        changes = start.run.changed_cases(case_properties.case_listing(found.cases, found.properties))
     except UserError as error:
         yield Problem(str(error))
         return
@@ -318,11 +318,11 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
     sound = all(f.content and not f.problems for f in found.properties)
     if sound and start.continues:
         yield from _of_run(start, found)
-    place = stores.place(config.data, start.folder)
+    place = cache.cache_folder(config.data, start.folder)
     if sound:
         yield from _of_room(config, place, found)
     if sound and place.is_dir() and (reason := places.refused(place)):
-        lacking = stores.missing(found.cases, found.properties, config, place)
+        lacking = cache.missing_cases(found.cases, found.properties, config, place)
         if lacking:
             text = f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases, e.g. {lacking[0]}."
             yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
@@ -331,7 +331,7 @@ def _of_cases(config: Config, start: Start, found: Examined) -> Iterator[Problem
 def _of_room(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
     """Whether the store fits on its disk."""
     try:
-        text = stores.require_room(found.cases, found.properties, config, place)
+        text = cache.require_room(found.cases, found.properties, config, place)
     except OSError as error:
         yield Problem(str(error))
     else:

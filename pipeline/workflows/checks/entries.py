@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import limits, losses, postprocess
 from pipeline.config import Config, Data, Problem, nearest
-from pipeline.data.store import CaseProperties
+from pipeline.data.properties import CaseProperties
 from pipeline.geometry import Tiling
 from pipeline.inference import norms, sliding_window
 from pipeline.metrics import METRICS, better, bound, names_of
