@@ -101,14 +101,14 @@ def write_mask(pair: prepare_gopro.Pair, settings: config.Change, out: Path) -> 
     from pipeline.data import change
 
     image, target = (files.read(path, 2)[0] for path in (pair.src, pair.dst))
-    soft = change.mask(image, target, settings)
+    soft = change.difference_mask(image, target, settings)
     files.write(out / f"{pair.id}.png", colours.to_bytes(soft))
     files.write(out / f"{pair.id}_overlay.jpg", overlay(image, soft))
     return float((soft >= change.LEVEL).mean())
 
 
 def overlay(image: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """An image ``(C, Y, X)`` as its file has it, tinted by a mask ``(1, Y, X)``: uint8 RGB ``(3, Y, X)``."""
+    """An image ``(C, Y, X)`` as its file has it, tinted by a difference_mask ``(1, Y, X)``: uint8 RGB ``(3, Y, X)``."""
     import numpy as np
 
     from pipeline import colours

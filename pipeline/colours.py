@@ -45,7 +45,7 @@ def stretched(plane: np.ndarray) -> np.ndarray:
 
 
 def tint(picture: np.ndarray, where: np.ndarray, colour: Sequence[int], strength: float) -> np.ndarray:
-    """``picture`` mixed with ``strength`` (0 to 1) of one colour in the mask ``where``."""
+    """``picture`` mixed with ``strength`` (0 to 1) of one colour in the difference_mask ``where``."""
     return np.where(where[..., None], (1 - strength) * picture + strength * np.asarray(colour) / 255, picture)
 
 
@@ -56,7 +56,7 @@ def classes(picture: np.ndarray, labels: np.ndarray, colours: Sequence[Colour] =
 
 
 def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """``picture`` greyed under diagonal lines, eight pixels apart, in the mask ``where``."""
+    """``picture`` greyed under diagonal lines, eight pixels apart, in the difference_mask ``where``."""
     lines = where & (np.indices(where.shape).sum(axis=0) % 8 < 2)
     return tint(tint(picture, where, (110, 110, 110), 0.55), lines, (190, 190, 190), 0.6)
 

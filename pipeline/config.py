@@ -157,7 +157,7 @@ class Patch:
     grid: float | None = None
     """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the border."""
     changed: float | None = None
-    """With ``data.change``: least share of patches that hold some of that mask, e.g. 0.5. Random patches are then drawn around places of the mask; of a grid, slices without any are left out of an epoch, others every time. ``null``: as it comes."""
+    """With ``data.change``: least share of patches that hold some of that difference_mask, e.g. 0.5. Random patches are then drawn around places of the difference_mask; of a grid, slices without any are left out of an epoch, others every time. ``null``: as it comes."""
     border: Literal["zero", "mirror"] = "zero"
     """What fills a patch where the image is smaller: 0 after normalisation (in labels the ignored value), or the image mirrored at its border."""
 
@@ -251,7 +251,7 @@ class Data:
     frames: Frames = field(default_factory=Frames)
     """Parts of an image that metrics count in."""
     change: Change | None = None
-    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
+    """Pairs of images: make a mask of what differs between them, a soft target called ``difference_mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
     folds: Folds = field(default_factory=Folds)
     normalise: NamedOptions = field(default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5}))
     """Entry of NORMALISE, the same in training and prediction."""
@@ -511,12 +511,12 @@ class Config:
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """Kind of everything that a loss may be measured against: the targets, and ``activate`` for the mask of ``data.change``."""
+        """Kind of everything that a loss may be measured against: the targets, and ``activate`` for the difference_mask of ``data.change``."""
         return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of view."""
+        """Kind of every file of a case beside its image: the targets, and ``difference_mask`` for the field of view."""
         fov = self.data.frames.fov
         return self.targets if fov is None else {**self.targets, fov: "mask"}
 

@@ -393,8 +393,8 @@ def test_components_over_slabs(given_: tuple, rows: int, connectivity: int) -> N
 @given(MASKS, st.integers(1, 20), st.sampled_from([6, 18, 26]), st.integers(0, 30))
 def test_dust_over_slabs(given_: tuple, rows: int, connectivity: int, below: int) -> None:
     array = mask(given_)
-    found = joined(morphology.dust(in_slabs(array, rows), below, connectivity))
-    np.testing.assert_array_equal(found, morphology.dust(array, below, connectivity))
+    found = joined(morphology.remove_small_components(in_slabs(array, rows), below, connectivity))
+    np.testing.assert_array_equal(found, morphology.remove_small_components(array, below, connectivity))
 
 
 @many
@@ -429,11 +429,11 @@ def test_one_slab_is_labelled_once_and_not_joined(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(labelling, "connect", None)
     array = mask(((9, 8, 7), 3, 0.3))
     for given_ in (array, in_slabs(array, 9)):
-        changed = morphology.fill_holes(morphology.dust(given_, 3), 2)
+        changed = morphology.fill_holes(morphology.remove_small_components(given_, 3), 2)
         if isinstance(changed, SlabArray):
             changed = joined(changed)
         counted.clear()
-        np.testing.assert_array_equal(changed, morphology.fill_holes(morphology.dust(array, 3), 2))
+        np.testing.assert_array_equal(changed, morphology.fill_holes(morphology.remove_small_components(array, 3), 2))
         assert len(counted) == 2
 
 

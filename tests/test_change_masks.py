@@ -62,9 +62,9 @@ def picture(path: Path) -> np.ndarray:
 
 
 def expected(root: Path, name: str, settings: Change) -> np.ndarray:
-    return np.rint(255 * change.mask(picture(root / "src" / f"{name}.png"), picture(root / "dst" / f"{name}.png"), settings)).astype(
-        np.uint8
-    )
+    return np.rint(
+        255 * change.difference_mask(picture(root / "src" / f"{name}.png"), picture(root / "dst" / f"{name}.png"), settings)
+    ).astype(np.uint8)
 
 
 def listing(root: Path) -> dict[str, bytes]:

@@ -162,7 +162,7 @@ def test_the_mask_is_wanted_wherever_change_is_set_and_only_there() -> None:
 
 def test_the_kept_mask_and_its_index_are_those_of_the_pair(pairs: list[CachedCase]) -> None:
     for case in pairs:
-        made = change.mask(case.image.array, case.targets["target"].array, Change())
+        made = change.difference_mask(case.image.array, case.targets["target"].array, Change())
         kept = case.maps[MASK].array
         assert kept.dtype == np.float16
         np.testing.assert_array_equal(kept, made.astype(np.float16))
@@ -331,7 +331,7 @@ def test_a_cut_of_the_mask_is_the_mask_of_the_pair_there(pairs: list[CachedCase]
     dataset = PatchDataset(pairs, config(patch={"grid": 0.25}), 0, training=True)
     for case, number in dataset.samples(1):
         stored = pairs[case]
-        whole = change.mask(stored.image.array, stored.targets["target"].array, Change())[0]
+        whole = change.difference_mask(stored.image.array, stored.targets["target"].array, Change())[0]
         y, x = grid_places(whole.shape, (48, 48), 0.25)
         top, left = y[number // len(x)], x[number % len(x)]
         expected = np.pad(whole, 48)[top + 48 : top + 96, left + 48 : left + 96]

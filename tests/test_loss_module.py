@@ -209,7 +209,7 @@ def test_a_mask_of_change_is_made_from_the_images_before() -> None:
     before = rng.integers(60, 200, (2, 3, 32, 32)).astype(np.uint8)
     after = before.copy()
     after[0, :, 8:16, 8:16] = 20
-    mask = torch.from_numpy(np.stack([change.mask(a, b, Change()) for a, b in zip(before, after, strict=True)]))
+    mask = torch.from_numpy(np.stack([change.difference_mask(a, b, Change()) for a, b in zip(before, after, strict=True)]))
     assert 0 < mask[0].mean() < 0.6
     assert not mask[1].any()
     for low, high in ((-1.0, 1.0), (0.0, 1.0)):

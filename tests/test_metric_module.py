@@ -197,7 +197,7 @@ def test_retouching_reads_the_image_before() -> None:
     true = before.clone()
     true[:, :, 8:16, 8:16] = 0.9
     pred, predicted = true + 0.01, torch.rand(2, 1, 32, 32)
-    mask = torch.from_numpy(np.stack([change.mask(a, b, Change()) for a, b in zip(before.numpy(), true.numpy(), strict=True)]))
+    mask = torch.from_numpy(np.stack([change.difference_mask(a, b, Change()) for a, b in zip(before.numpy(), true.numpy(), strict=True)]))
     wanted = []
     for p, t, s, m, q in zip(pred.numpy(), true.numpy(), before.numpy(), mask.numpy(), predicted.numpy(), strict=True):
         record = Retouched(source=s, mask=m[0] >= change.LEVEL, predicted=q[0])

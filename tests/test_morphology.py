@@ -139,7 +139,7 @@ def test_dust_is_remove_small_objects(mask, below, connectivity):
     reach = 1 if connectivity == 6 else mask.ndim
     # scikit-image removes sizes up to its limit, this package sizes below its own
     expected = remove_small_objects(mask, max_size=below - 1, connectivity=reach) if below else mask
-    np.testing.assert_array_equal(morphology.dust(mask, below, connectivity), expected)
+    np.testing.assert_array_equal(morphology.remove_small_components(mask, below, connectivity), expected)
 
 
 @FEW
@@ -165,18 +165,18 @@ def test_fill_holes_fills_up_to_its_limit_and_nothing_open_to_the_border():
     mask[2, 2, 2:5] = False  # 3 voxels
     mask[6, 6, 3:7] = False  # 4 voxels
     mask[0, 4, 4] = False
-    filled = morphology.fill_holes(mask, below=3)
+    filled = morphology.fill_holes(mask, max_size=3)
     assert filled[2, 2, 2:5].all()
     assert not filled[6, 6, 3:7].any()
     assert not morphology.fill_holes(mask)[0, 4, 4]
     assert morphology.betti_numbers(filled) == (1, 0, 1)
-    np.testing.assert_array_equal(morphology.fill_holes(mask, below=0), mask)
+    np.testing.assert_array_equal(morphology.fill_holes(mask, max_size=0), mask)
 
 
 def test_fill_holes_per_slice_closes_the_tunnel_that_fill_holes_leaves():
     mask = sheet(pinholes=3)
     np.testing.assert_array_equal(morphology.fill_holes(mask), mask)
-    assert morphology.betti_numbers(morphology.fill_holes(mask, below=1, per_slice=0)) == (1, 0, 0)
+    assert morphology.betti_numbers(morphology.fill_holes(mask, max_size=1, per_slice=0)) == (1, 0, 0)
     np.testing.assert_array_equal(morphology.fill_holes(mask, per_slice=-3), morphology.fill_holes(mask, per_slice=0))
 
 
@@ -263,7 +263,7 @@ def test_memory_layout_and_type_do_not_matter_and_arguments_stay_as_they_are(lay
     before = mask.copy()
     plain = np.ascontiguousarray(mask != 0)
     for function in (
-        lambda m: morphology.dust(m, 4),
+        lambda m: morphology.remove_small_components(m, 4),
         morphology.fill_holes,
         lambda m: morphology.fill_holes(m, 2, per_slice=1),
         lambda m: morphology.closing(m, 1.5),
@@ -314,11 +314,11 @@ def test_walls_of_a_torn_foam_are_whole_again(seed: int) -> None:
     weak = morphology.dilate(rng.random(label.shape) < 0.002, 2)
     soft = np.where(label, np.where(weak, 0.35, 0.9), 0.05).astype(np.float32)
     torn = soft >= 0.5
-    walls = morphology.walls(soft, low=0.3, depth=2.0)
+    walls = morphology.watershed_boundaries(soft, low=0.3, depth=2.0)
     overlap = 2 * (walls & label).sum() / (walls.sum() + label.sum())
     assert overlap > 0.97
     assert 2 * (torn & label).sum() / (torn.sum() + label.sum()) < overlap
-    cells, apart, together = (morphology.components(morphology.dust(~m, 50, 6), 6)[1] for m in (label, walls, torn))
+    cells, apart, together = (morphology.components(morphology.remove_small_components(~m, 50, 6), 6)[1] for m in (label, walls, torn))
     assert cells == apart == len(np.unique(bodies))
     assert together < cells
 
@@ -326,30 +326,30 @@ def test_walls_of_a_torn_foam_are_whole_again(seed: int) -> None:
 def test_walls_need_two_seeds() -> None:
     soft = np.full((12, 12, 12), 0.1, np.float32)
     soft[5:7, :6] = 0.9  # a sheet that ends freely does not part the space
-    assert not morphology.walls(soft, 0.3, 1.0).any()
+    assert not morphology.watershed_boundaries(soft, 0.3, 1.0).any()
     soft[5:7] = 0.9
     soft[5:7, 4, 4] = soft[5:7, 8, 2] = 0.4
     assert morphology.betti_numbers(soft >= 0.5) == (1, 2, 0)  # two pinholes
-    walls = morphology.walls(soft, 0.3, 1.0)
+    walls = morphology.watershed_boundaries(soft, 0.3, 1.0)
     assert walls.sum() == 2 * 12 * 12
     assert morphology.betti_numbers(walls) == (1, 0, 0)
-    assert morphology.walls(soft[:, 0], 0.3, 1.0).sum() == 2 * 12
+    assert morphology.watershed_boundaries(soft[:, 0], 0.3, 1.0).sum() == 2 * 12
 
 
 def test_walls_of_nothing_are_nothing() -> None:
     for value in (0.0, 1.0):
-        assert not morphology.walls(np.full((8, 8, 8), value, np.float32), 0.3, 2.0).any()
+        assert not morphology.watershed_boundaries(np.full((8, 8, 8), value, np.float32), 0.3, 2.0).any()
 
 
 def test_weak_boundaries_are_dissolved() -> None:
     """Three slabs, the first boundary strong (0.9), the second weak (0.3): merging at 0.5 keeps the first alone."""
     soft = np.full((30, 10, 10), 0.02, np.float32)
     soft[9:11], soft[19:21] = 0.9, 0.3
-    both = morphology.walls(soft, 0.1, 1.0)
+    both = morphology.watershed_boundaries(soft, 0.1, 1.0)
     assert sorted(set(np.flatnonzero(both.any((1, 2))))) == [9, 10, 19, 20]
-    one = morphology.walls(soft, 0.1, 1.0, merge=0.5)
+    one = morphology.watershed_boundaries(soft, 0.1, 1.0, merge=0.5)
     assert sorted(set(np.flatnonzero(one.any((1, 2))))) == [9, 10]
-    assert not morphology.walls(soft, 0.1, 1.0, merge=1.0).any()
+    assert not morphology.watershed_boundaries(soft, 0.1, 1.0, merge=1.0).any()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -361,9 +361,9 @@ def test_merging_mends_what_small_seeds_split(seed: int) -> None:
     soft = np.clip(np.where(label, 0.8, 0.06) + noise / noise.std() * 0.04, 0, 1).astype(np.float32)
 
     def cells(mask: np.ndarray) -> int:
-        return morphology.components(morphology.dust(~mask, 30, 6), 6)[1]
+        return morphology.components(morphology.remove_small_components(~mask, 30, 6), 6)[1]
 
-    assert cells(morphology.walls(soft, 0.05, 1.0, least=5)) > len(np.unique(bodies))
-    merged = morphology.walls(soft, 0.05, 1.0, least=5, merge=0.5)
+    assert cells(morphology.watershed_boundaries(soft, 0.05, 1.0, least=5)) > len(np.unique(bodies))
+    merged = morphology.watershed_boundaries(soft, 0.05, 1.0, least=5, merge=0.5)
     assert cells(merged) == len(np.unique(bodies))
     assert 2 * (merged & label).sum() / (merged.sum() + label.sum()) > 0.97

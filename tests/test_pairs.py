@@ -289,7 +289,7 @@ def test_masks_of_change_cover_as_much_as_in_real_pairs_and_hold_what_was_drawn(
         source, _ = make.blemished(image, np.random.default_rng(seed), recipe())
         pair = [make.to_bytes(a) for a in (source, image)]
         changed = np.abs(pair[0].astype(float) - pair[1]).max(axis=0)
-        inside = change.mask(pair[0], pair[1], Change())[0] >= change.LEVEL
+        inside = change.difference_mask(pair[0], pair[1], Change())[0] >= change.LEVEL
         shares.append(100 * inside.mean())
         held.append(changed[inside].sum() / changed.sum())
     assert 1 < np.mean(shares) < 4
@@ -382,7 +382,7 @@ def test_every_blemish_counted_is_in_the_mask_of_change() -> None:
             image = np.full((3, 90, 90), 0.6, np.float32)
             before = image.copy()
             assert blemishes.lay(image, shape, np.random.default_rng(seed), 1.0)
-            soft = change.mask(make.to_bytes(image), make.to_bytes(before), Change(opening=0))
+            soft = change.difference_mask(make.to_bytes(image), make.to_bytes(before), Change(opening=0))
             assert change.blocks(soft).any(), (kind, seed)
 
 
@@ -390,7 +390,7 @@ def test_blemishes_on_a_real_photograph_stay_few(shared_data: Path, tmp_path: Pa
     assert run(shared_data / "free_images" / "coffee.png", tmp_path, "--kind", "blemish", "--variants", 2, "--clean", 0) == 0
     for n in range(2):
         source, target = (picture(tmp_path / side / f"coffee_{n:02}.png") for side in ("src", "dst"))
-        share = (change.mask(source, target, Change()) >= change.LEVEL).mean()
+        share = (change.difference_mask(source, target, Change()) >= change.LEVEL).mean()
         assert 0.001 < share < 0.1
 
 

@@ -85,7 +85,7 @@ def test_argmax_takes_the_first_of_equal_channels_and_is_the_default_of_many():
 
 
 STEPS = {
-    "dust": (lambda a: postprocess.dust(a, below=3, connectivity=6), lambda m: morphology.dust(m, 3, 6)),
+    "dust": (lambda a: postprocess.dust(a, below=3, connectivity=6), lambda m: morphology.remove_small_components(m, 3, 6)),
     "opening": (lambda a: postprocess.opening(a, radius=1), lambda m: morphology.opening(m, 1)),
     "closing": (lambda a: postprocess.closing(a, size=3), lambda m: morphology.closing(m, 1.5)),
     "fill_holes": (lambda a: postprocess.fill_holes(a, below=4), lambda m: morphology.fill_holes(m, 4)),

@@ -44,7 +44,7 @@ def mark_ends(array: np.ndarray, value: int = 2) -> np.ndarray:
 
 def tidy(array: Any, below: int = 4) -> Any:
     """Without specks, then without holes."""
-    return each_class(array, lambda mask: morphology.fill_holes(morphology.dust(mask, below)))
+    return each_class(array, lambda mask: morphology.fill_holes(morphology.remove_small_components(mask, below)))
 
 
 def upside_down(array: np.ndarray) -> np.ndarray:

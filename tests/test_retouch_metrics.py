@@ -310,14 +310,14 @@ def stored(root: Path, settings: Config, strength: float = 0.2) -> CachedCase:
     case = cache.build(found, properties.examine(found, settings, None, write=False), settings, root / "store")[0]
     if settings.data.change is None:
         return case
-    mask = change.mask(source, target, settings.data.change).astype(np.float16)
+    mask = change.difference_mask(source, target, settings.data.change).astype(np.float16)
     return dataclasses.replace(case, maps={"mask": cache.save(root / "mask.npy", mask)})
 
 
 def test_a_held_out_case_is_scored_by_the_mask_of_its_pair(tmp_path: Path) -> None:
     config, (target, source) = setting(), blemished()
     case = stored(tmp_path, config)
-    mask = change.mask(source, target, Change())[0] >= 0.5
+    mask = change.difference_mask(source, target, Change())[0] >= 0.5
     soft = np.concatenate([intensities(target), mask[None]]).astype(np.float32)
     scores = held_out.score(config, soft_of(config, soft, case), case)
     assert scores["psnr_in"] == scores["psnr_out"] == scores["psnr"] == 100
@@ -372,7 +372,7 @@ def folders(tmp_path: Path) -> Path:
         answer = ((target.astype(float) + source) / 2).astype(dtype)
         for where, image in (("dst", target), ("src", source), ("answers", answer)):
             files.write(tmp_path / where / f"{name}.png", image, dims=2)
-        mask = change.mask(source, target, Change())[0]
+        mask = change.difference_mask(source, target, Change())[0]
         files.write(tmp_path / "elsewhere" / f"{name}.png", np.rint(mask * 255).astype(np.uint8), dims=2)
     return tmp_path
 
@@ -432,7 +432,7 @@ def test_the_command_and_a_run_see_the_same_mask(folders: Path) -> None:
         patch.setattr(change, "mask", lambda *_: soft)
         assert pairs.changed_mask(source, target, Change()).all()
     np.testing.assert_array_equal(
-        pairs.changed_mask(source, target, Change()), change.mask(source, target, Change())[0].astype(np.float16) >= 0.5
+        pairs.changed_mask(source, target, Change()), change.difference_mask(source, target, Change())[0].astype(np.float16) >= 0.5
     )
 
 

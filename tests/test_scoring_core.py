@@ -32,10 +32,10 @@ from pipeline.metrics.counts import Counts, Pooling
 from pipeline.metrics.image import intensities
 from pipeline.records import Case, NamedOptions, UserError
 from pipeline.scoring import core, folder, held_out, memory, worlds
+from pipeline.scoring.cached import Scoring, rules_of
 from pipeline.scoring.core import CaseArrays, Rules, Scores
 from pipeline.scoring.pairs import Pair, Reading
 from pipeline.scoring.patches import PatchRules, PatchScores, measure
-from pipeline.scoring.stored import Scoring, rules_of
 from pipeline.tuning import trials
 from pipeline.tuning.search import Candidate
 from pipeline.tuning.trials import CaseFiles, Measure, Task
@@ -195,7 +195,7 @@ def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) 
             files.write(root / key / "a.png", array, dims=2)
         pair = Pair(id="a", rules=Rules(metrics=parts), reading=Reading(dims=2), **{key: root / key / "a.png" for key in places})
         row = folder.score(pair)
-        mask = change.mask(source, target, Change()).astype(np.float16)
+        mask = change.difference_mask(source, target, Change()).astype(np.float16)
         case = stored_case(root, source, {"target": target}, {"mask": mask})
         soft = answer.astype(np.float32) if share is None else np.concatenate([answer, share[None]]).astype(np.float32)
         identity = dataclasses.replace(case, scale=normalise.IntensityScale(low=(0.0,) * 3, high=(1.0,) * 3, clip=False))

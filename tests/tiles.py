@@ -26,7 +26,7 @@ def tiled(source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: in
     return sliding_window(source, predict_tile, tiles, batch, device)["main"]
 
 
-def soft_of(config: Config, soft: np.ndarray, stored: CachedCase) -> SoftPrediction:
+def soft_of(config: Config, soft: np.ndarray, cached: CachedCase) -> SoftPrediction:
     """The soft prediction of a case in the store; the channel of an image behind its own is the mask."""
-    meta = held_out.meta_of(stored, config)
-    return SoftPrediction(case_id=stored.case.id, heads=split(soft, meta.channels, meta.task), meta=meta)
+    meta = held_out.meta_of(cached, config)
+    return SoftPrediction(case_id=cached.case.id, heads=split(soft, meta.channels, meta.task), meta=meta)

@@ -26,7 +26,7 @@ ROUNDING = 1e-3
 """Levels by which a difference must exceed the threshold: those of 16 bits (0.004 apart) and of floats are rounded."""
 
 
-def mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.ndarray:
+def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.ndarray:
     """Soft mask ``(1, Y, X)``, float32 in 0..1, of what differs between two images ``(C, Y, X)`` as their files have them.
 
     Each is brought to levels of 0..255 by its own number type (floats are taken as 0..1). With ``opening: 0, dilation: 0, blur: 0``
@@ -60,7 +60,7 @@ def _levels(array: np.ndarray) -> np.ndarray:
 
 
 def blocks(soft: np.ndarray) -> np.ndarray:
-    """Which blocks of ``REDUCED`` pixels hold a part of a mask ``(1, Y, X)``: uint8 0/1 ``(1, ceil(Y / 32), ceil(X / 32))``."""
+    """Which blocks of ``REDUCED`` pixels hold a part of a difference_mask ``(1, Y, X)``: uint8 0/1 ``(1, ceil(Y / 32), ceil(X / 32))``."""
     high, wide = soft.shape[1:]
     y, x = (np.arange(0, n, REDUCED) for n in (high, wide))
     held = np.maximum.reduceat(np.maximum.reduceat(soft[0] >= LEVEL, y, axis=0), x, axis=1)

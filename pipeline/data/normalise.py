@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, bind
-from pipeline.files import Pixels, slabs
+from pipeline.files import LazyArray, slabs
 from pipeline.records import NamedOptions
 from pipeline.registry import Registry
 
@@ -94,7 +94,7 @@ class NormalisationEntry:
     bounded: bool = True
 
 
-def percentile(array: Pixels, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Fitted:
+def percentile(array: LazyArray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Fitted:
     """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
 
     A channel whose two percentiles are equal although it is not constant is scaled from its minimum to its maximum.
@@ -135,7 +135,7 @@ def widened(
 
 
 def fixed_range(
-    array: Pixels,
+    array: LazyArray,
     low: float | None = 0,
     high: float | None = 255,
     to: Sequence[float] = (0.0, 1.0),
@@ -174,7 +174,7 @@ def ends(dtype: np.dtype | str) -> tuple[float, float]:
     return float(np.iinfo(kind).min), float(np.iinfo(kind).max)
 
 
-def zscore(array: Pixels) -> Fitted:
+def zscore(array: LazyArray) -> Fitted:
     """Mean 0 and standard deviation 1 for each channel, not clipped."""
     if _by_slabs(array):
         moments = [_Moments() for _ in range(len(array))]
@@ -210,17 +210,17 @@ def check(part: NamedOptions) -> None:
     bind(NORMALISE, part, "data.normalise", given=("array",))
 
 
-def fit(part: NamedOptions, array: Pixels) -> IntensityScale:
+def fit(part: NamedOptions, array: LazyArray) -> IntensityScale:
     """IntensityScale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
     return fit_with_notes(part, array)[0]
 
 
-def fit_with_notes(part: NamedOptions, array: Pixels) -> Fitted:
+def fit_with_notes(part: NamedOptions, array: LazyArray) -> Fitted:
     """:func:`fit`, and sentences that a reader of the array's file should be told about its limits."""
     return bind(NORMALISE, part, "data.normalise", given=("array",))(array=array)
 
 
-def problem_of(part: NamedOptions, array: Pixels) -> tuple[str, str] | None:
+def problem_of(part: NamedOptions, array: LazyArray) -> tuple[str, str] | None:
     """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: fixed limits would clip most of its finite values.
 
     Nothing is read where no number of the array's type lies outside the limits.
@@ -294,12 +294,12 @@ def unit(part: NamedOptions, array: np.ndarray) -> np.ndarray:
 # --- percentiles and moments -------------------------------------------------------------------------------------------
 
 
-def _by_slabs(array: Pixels) -> bool:
+def _by_slabs(array: LazyArray) -> bool:
     """Whether an array is too large to be read at once; what lies in memory already is not."""
     return not isinstance(array, np.ndarray) and int(np.prod(array.shape)) > WHOLE
 
 
-def percentiles(array: Pixels, at: Sequence[float]) -> list[tuple[float, ...]]:
+def percentiles(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
     """Percentiles ``at`` (0 to 100) of the finite values of each channel, linear between the two nearest; zeros where there is none.
 
     Those of ``np.percentile``. Slab by slab they are exact for numbers of up to 32 bits; of 64 bits, their float32 values are counted.
@@ -357,7 +357,7 @@ class _Moments:
         return (self.squares / self.count) ** 0.5 if self.count else 0.0
 
 
-def _counted(array: Pixels, at: Sequence[float]) -> list[tuple[float, ...]]:
+def _counted(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
     """:func:`percentiles`, slab by slab."""
     upper = np.zeros((len(array), 2**16), np.int64)
     for first, end in slabs(array):
@@ -379,7 +379,7 @@ def _between(found: dict[int, float], rank: float) -> float:
     return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
 
 
-def _order_statistics(array: Pixels, upper: np.ndarray, places: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+def _order_statistics(array: LazyArray, upper: np.ndarray, places: Sequence[Sequence[int]]) -> list[dict[int, float]]:
     """Values at some places of each sorted channel, given how often each upper half occurs."""
     sums = np.cumsum(upper, axis=1)
     halves = [[int(np.searchsorted(sums[c], p, side="right")) for p in ps] for c, ps in enumerate(places)]

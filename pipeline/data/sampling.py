@@ -54,7 +54,7 @@ def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> li
 
 
 def holds_change(mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether the box at ``start`` (may be negative) of ``size`` holds a place of a mask of change ``(1, *S)`` given with its index.
+    """Whether the box at ``start`` (may be negative) of ``size`` holds a place of a difference_mask of change ``(1, *S)`` given with its index.
 
     Exact, though of the mask itself only blocks that the border of the box cuts are read, until one settles it.
     """

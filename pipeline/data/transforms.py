@@ -330,10 +330,10 @@ class OpenStored(Transform):
         self.targets, self.maps = tuple(targets), tuple(maps)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        stored: CachedCase = data["stored"]
-        maps = {name: stored.maps[name] for name in self.maps}
-        targets = {name: stored.targets[name] for name in self.targets}
-        return {"image": stored.image, **targets, **maps, "scale": stored.scale, "id": stored.case.id}
+        cached: CachedCase = data["stored"]
+        maps = {name: cached.maps[name] for name in self.maps}
+        targets = {name: cached.targets[name] for name in self.targets}
+        return {"image": cached.image, **targets, **maps, "scale": cached.scale, "id": cached.case.id}
 
 
 def training_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:

@@ -39,7 +39,7 @@ from pipeline.files.durable import (
 )
 from pipeline.files.errors import AGAIN, FileError, absence, guarded, require_text
 from pipeline.files.names import FOLDERS, SUFFIXES, as_text, case_id, is_folder, is_image, stem, suffix
-from pipeline.files.pixels import LazyArray, Pixels, Rows, row_bytes, slabs
+from pipeline.files.pixels import LazyArray, Rows, row_bytes, slabs
 from pipeline.files.tables import read_table
 from pipeline.records import Geometry, UserError
 
@@ -48,7 +48,6 @@ __all__ = [
     "DiskError",
     "FileError",
     "LazyArray",
-    "Pixels",
     "Probe",
     "Rows",
     "absence",
@@ -167,7 +166,7 @@ def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
         yield _guarded_rows(path, pixels), place
 
 
-def _guarded_rows(path: Path, pixels: Pixels) -> LazyArray:
+def _guarded_rows(path: Path, pixels: LazyArray) -> LazyArray:
     """The same, with bool as uint8, and with FileError for rows that cannot be read."""
     if not isinstance(pixels, Rows):
         return np.asarray(pixels)
@@ -201,7 +200,7 @@ def _format(path: Path) -> ModuleType:
     return _FORMATS[known]
 
 
-def write(path: Path, array: np.ndarray | Rows, geometry: Geometry | None = None, dims: int | None = None) -> None:
+def write(path: Path, array: LazyArray, geometry: Geometry | None = None, dims: int | None = None) -> None:
     """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry`` describes, whole or not at all.
 
     ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else pictures such as PNG are 2D and other

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.files.errors import FileError, wrong_axes
 from pipeline.files.limits import check_memory, check_values
-from pipeline.files.pixels import Pixels, Rows, slabs
+from pipeline.files.pixels import LazyArray, Rows, slabs
 from pipeline.records import Geometry
 
 _MAGIC = b"\x93NUMPY"
@@ -70,7 +70,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     return array.copy(), Geometry(format="none", meta={"dims": dims})
 
 
-def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
+def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
     """The array of :func:`read`, of which rows are read as they are sliced."""
     array = _load(path, dims)
 
@@ -83,7 +83,7 @@ def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
     return Rows(array.shape, array.dtype.newbyteorder("="), make), Geometry(format="none", meta={"dims": dims})
 
 
-def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
+def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
     """Write the array as it is; :class:`Rows` slab by slab, several channels or not, in the order of their file.
 
     By plain writes, never through a mapping: a full disk answers those with an error, but kills a process that maps.

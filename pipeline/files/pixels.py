@@ -16,7 +16,7 @@ ROWS = 16
 """Fewest rows of such a slab: components of thinner ones would mostly be parts of others."""
 
 
-class Pixels(Protocol):
+class LazyArray(Protocol):
     """What a numpy array ``(C, *S)`` and one that is read when it is sliced have in common."""
 
     @property
@@ -32,7 +32,7 @@ class Pixels(Protocol):
 
 @dataclass(slots=True)
 class Rows:
-    """Pixels ``(C, *S)`` made by ``make(first, end)``: all channels of those rows along the first space axis, ``(C, end - first, ...)``.
+    """Array ``(C, *S)`` made by ``make(first, end)``: all channels of those rows along the first space axis, ``(C, end - first, ...)``.
 
     Slices must have step 1. The rows asked for last are kept, since neighbouring tiles want the same ones: memory follows one slab.
     """
@@ -72,11 +72,7 @@ class Rows:
         return new
 
 
-LazyArray = np.ndarray | Rows
-"""An array ``(C, *S)`` in memory, or one that is read as it is sliced."""
-
-
-def slabs(array: Pixels, rows: int | None = None) -> Iterator[tuple[int, int]]:
+def slabs(array: LazyArray, rows: int | None = None) -> Iterator[tuple[int, int]]:
     """Ranges of rows (first, end) that cover the first space axis; unless ``rows`` says how many each holds, as many as make ``SLAB`` bytes, at least ``ROWS``."""
     high = array.shape[1]
     rows = rows or max(ROWS, SLAB // max(1, row_bytes(array.shape, array.dtype)))

@@ -24,7 +24,7 @@ from pipeline.files import tiff_pages
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import DEFLATE, LZW, RUNS, SLACK, ZSTD, check_memory
 from pipeline.files.pictures import as_seen, palette_labels, upright
-from pipeline.files.pixels import Pixels, Rows, slabs
+from pipeline.files.pixels import LazyArray, Rows, slabs
 from pipeline.records import MILLIMETRES, Geometry
 
 
@@ -339,7 +339,7 @@ def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
     return ("is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they are, not turned round",)
 
 
-def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[Pixels, Geometry]:
+def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray, Geometry]:
     """The array of :func:`read`, of which rows are read as they are sliced, and its geometry; ``stack`` closes the file.
 
     Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded once for each slab that it
@@ -469,7 +469,7 @@ def _in_unit(size: float, unit: str, wanted: str) -> float | None:
     return size * factors[0] / factors[1] if factors[0] and factors[1] else None
 
 
-def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
+def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
     """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry; for ImageJ where the source was one.
 
     Volumes that are :class:`Rows` are written slab by slab: the bytes are those of the array.
@@ -497,7 +497,7 @@ def write(path: Path, array: np.ndarray | Pixels, geometry: Geometry) -> None:
     )
 
 
-def _pages(array: np.ndarray | Pixels, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
+def _pages(array: LazyArray, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
     """What tifffile is to write, the letters of its axes, and of pages that come one by one their shape and type."""
     if not isinstance(array, Rows) or len(array.shape) == 3:
         data, axes = _axes(array[:], imagej)

@@ -17,7 +17,7 @@ import zarr
 
 from pipeline.files.errors import FileError, silence, wrong_axes
 from pipeline.files.limits import check_memory
-from pipeline.files.pixels import Pixels, Rows, slabs
+from pipeline.files.pixels import LazyArray, Rows, slabs
 from pipeline.files.zarr_limits import Folder, check_array, check_metadata
 from pipeline.records import Geometry
 
@@ -137,7 +137,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     return pixels[:], place
 
 
-def view(path: Path, dims: int) -> tuple[Pixels, Geometry]:
+def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
     """The finest level ``(C, *S)``, of which rows are read as they are sliced."""
     array, entry, version = _open(path)
     order, shape, names = _layout(path, array, entry, dims)
@@ -170,7 +170,7 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
     return Geometry(format="zarr", meta=meta | ({"translation": [shift[i] for i in ordered]} if any(shift) else {}))
 
 
-def write(path: Path, array: Pixels, geometry: Geometry) -> None:
+def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
     """Write ``(C, *S)`` into the new folder ``path``, slab by slab, as one level with the scale of a Zarr's geometry."""
     meta = geometry.meta if geometry.format == "zarr" else {}
     version, dims = meta.get("version") or VERSION, len(array.shape) - 1

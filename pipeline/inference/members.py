@@ -33,7 +33,7 @@ SHOWN = 10
 class Reader:
     """Cases of one member: ids, and what gives one of them.
 
-    ``load`` gives a activate prediction, of an answer file one with the mask as its main head. ``look`` gives the same without the values
+    ``load`` gives a activate prediction, of an answer file one with the difference_mask as its main head. ``look`` gives the same without the values
     of answer files; those of soft predictions are checked. It raises UserError where they cannot be used.
     """
 

@@ -1,7 +1,7 @@
 """Whole cases from tiles: one pass over the volume, every network, flip and scale on each tile, blended in float32, streamed in bands.
 
 Memory follows one tile-high band of the volume, plus the output where it is kept: :func:`stream` hands finished rows on instead.
-The input may be memory-mapped, or read piece by piece (:class:`pipeline.files.Pixels`).
+The input may be memory-mapped, or read piece by piece (:class:`pipeline.files.LazyArray`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.data.normalise import IntensityScale
-from pipeline.files import Pixels
+from pipeline.files import LazyArray
 from pipeline.geometry import Tiling, flips, up
 from pipeline.inference import devices, norms
 from pipeline.inference.blending import Blend, Frame, Slab
@@ -37,7 +37,7 @@ TilePredictor = Callable[[torch.Tensor], Heads]
 class Source:
     """A case to predict: ``array`` ``(C, *S)`` of any number type, in memory or read as it is sliced, and how it is normalised."""
 
-    array: np.ndarray | Pixels
+    array: LazyArray
     scale: IntensityScale
 
 

@@ -36,7 +36,7 @@ def perceptual(
     ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); ``null``: torch's cache, then the network; ``random``: fixed random weights,
     for tests. They are read at the first use. ``range``: the intensities that stand for black and white, those of
     ``data.normalise``. ``size``: largest side that VGG16 sees, ``null`` for all; larger images are brought down to it by means of
-    areas (``reduce: area``), or cut to their middle (``centre``), or to where most of the mask of what was changed lies (``mask``;
+    areas (``reduce: area``), or cut to their middle (``centre``), or to where most of the difference_mask of what was changed lies (``difference_mask``;
     of an image without any to their middle). ``checkpoint``: features are computed twice and not kept, which
     saves memory. For one image of 512 x 512, features up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
     Raises ConfigError for wrong options, and WeightsError for weights that are missing: a path here, the cache at the first use.
@@ -153,7 +153,7 @@ def _given(mask: Tensor | None) -> Tensor:
 
 
 def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Corner of the window of ``size`` in each sample of a mask ``(B, 1, Y, X)``; ``empty`` where a sample's mask is.
+    """Corner of the window of ``size`` in each sample of a difference_mask ``(B, 1, Y, X)``; ``empty`` where a sample's mask is.
 
     The window's middle is the cell, of 16 or more along the window, around which most of the mask lies by a weight that falls
     linearly to nothing at the window's edge: so a blemish that fits into many windows comes to lie in the middle of one.

@@ -83,7 +83,7 @@ def _filtered(name: str, strength: Callable[[Tensor], Tensor]) -> Loss:
 
 
 def _inside(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` ``(B, C, *S)`` over channels and the mask ``(B, 1, *S)``, of which at least one whole voxel is reckoned."""
+    """Mean of ``values`` ``(B, C, *S)`` over channels and the difference_mask ``(B, 1, *S)``, of which at least one whole voxel is reckoned."""
     mask = mask.clamp(0, 1)
     return (values * mask).sum() / (mask.sum().clamp(min=1) * values.shape[1])
 

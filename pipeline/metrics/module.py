@@ -174,7 +174,7 @@ class Metric(CumulativeIterationMetric):
                 of images ``(B, C, *S)`` on 0..peak.
             y: the truth, in the same way; of ``roc_auc`` and ``pr_auc`` a mask.
             **kwargs: ``spacing``; for ``retouch`` ``source`` ``(B, C, Y, X)``, the images before,
-                ``mask`` ``(B, 1, Y, X)``, from 0.5 on what was to change (made from ``source`` and
+                ``difference_mask`` ``(B, 1, Y, X)``, from 0.5 on what was to change (made from ``source`` and
                 ``y`` unless given), and ``predicted`` ``(B, 1, Y, X)``, the mask's probability.
         """
         return self._compute_list(y_pred, y, **kwargs)
@@ -291,7 +291,7 @@ def _retouched(
     if source is None:
         raise ValueError("metric 'retouch' needs the images before the change: metric(y_pred=..., y=..., source=images).")
     before = _array(_plain(source))
-    soft = change.mask(before, target, Change())[0] if mask is None else _array(_plain(mask))[0]
+    soft = change.difference_mask(before, target, Change())[0] if mask is None else _array(_plain(mask))[0]
     share = None if predicted is None else _array(_plain(predicted))[0]
     return Retouched(source=before, mask=soft >= change.LEVEL, predicted=share)
 

@@ -15,7 +15,7 @@ import edt
 import numpy as np
 import skimage
 
-from pipeline.morphology.labelling import as_mask, component_sizes, components, dust, fill_holes, hysteresis
+from pipeline.morphology.labelling import as_mask, component_sizes, components, fill_holes, hysteresis, remove_small_components
 from pipeline.morphology.slabs import SlabArray
 from pipeline.records import UserError
 
@@ -26,13 +26,13 @@ __all__ = [
     "component_sizes",
     "components",
     "dilate",
-    "dust",
     "erode",
     "euler_number",
     "fill_holes",
     "hysteresis",
     "opening",
-    "walls",
+    "remove_small_components",
+    "watershed_boundaries",
 ]
 
 _DUAL = {6: 26, 26: 6}
@@ -107,7 +107,7 @@ def _require_distance(radius: float) -> None:
         raise UserError(f"radius is {radius!r}; it is a distance in voxels: finite and not negative.")
 
 
-def walls(soft: np.ndarray, low: float, depth: float, least: int = 30, merge: float = 0.0) -> np.ndarray:
+def watershed_boundaries(soft: np.ndarray, low: float, depth: float, least: int = 30, merge: float = 0.0) -> np.ndarray:
     """The surfaces between bodies: voxels with a 6-neighbour (2D: 4-) in another body. bool ``(*S)``, two voxels thick.
 
     Bodies grow by a watershed over ``activate`` ``(*S)``, the probability of a surface, from seeds: the 6-connected parts of at least
@@ -118,7 +118,7 @@ def walls(soft: np.ndarray, low: float, depth: float, least: int = 30, merge: fl
     segmentation into bodies (cells, neurites), backwards. Without two seeds there is no wall.
     """
     distance = edt.edt(np.ascontiguousarray(soft < low), black_border=False)
-    seeds, _ = components(dust(distance > depth, least, 6), 6)
+    seeds, _ = components(remove_small_components(distance > depth, least, 6), 6)
     bodies = skimage.segmentation.watershed(soft, seeds.astype(np.int32))
     return _between(_merged(bodies, soft, merge))
 

@@ -59,13 +59,13 @@ def component_sizes(mask: np.ndarray | SlabArray, connectivity: int = 26) -> np.
     return _sizes(*components(mask, connectivity))
 
 
-def dust(mask: Mask, below: int, connectivity: int = 26) -> Mask:
-    """The mask without its components of fewer than ``below`` voxels."""
-    return _select(mask, connectivity, _sizes, lambda sizes: sizes >= max(below, 1))
+def remove_small_components(mask: Mask, min_size: int, connectivity: int = 26) -> Mask:
+    """The mask without its components of fewer than ``min_size`` voxels."""
+    return _select(mask, connectivity, _sizes, lambda sizes: sizes >= max(min_size, 1))
 
 
 def hysteresis(low: Mask, high: Mask, connectivity: int = 26) -> Mask:
-    """Components of the mask ``low`` that hold at least one voxel of the mask ``high``.
+    """Components of the mask ``low`` that hold at least one voxel of the difference_mask ``high``.
 
     Source: Canny, A computational approach to edge detection, TPAMI 8, 1986.
     """
@@ -79,8 +79,8 @@ def hysteresis(low: Mask, high: Mask, connectivity: int = 26) -> Mask:
     return _select(low, connectivity, marks, lambda found: found > 0)
 
 
-def fill_holes(mask: Mask, below: int | None = None, per_slice: int | None = None) -> Mask:
-    """The mask with its holes of at most ``below`` voxels filled; ``None``: holes of any size.
+def fill_holes(mask: Mask, max_size: int | None = None, per_slice: int | None = None) -> Mask:
+    """The mask with its holes of at most ``max_size`` voxels filled; ``None``: holes of any size.
 
     A hole is a 6-connected (2D: 4-connected) component of the background that does not touch the
     border of the array. This is the background of a 26-connected foreground, and what
@@ -95,27 +95,27 @@ def fill_holes(mask: Mask, below: int | None = None, per_slice: int | None = Non
     if not isinstance(mask, SlabArray):
         mask = as_mask(mask)
         if per_slice is not None:
-            return _fill_slices(mask, below, per_slice)
+            return _fill_slices(mask, max_size, per_slice)
     # Not by fill_voids: version 2.1.2 fills another set in 2 of 100 small random volumes, and this is as fast.
     numbers = list(mask.ranges) if isinstance(mask, SlabArray) else [0]
 
     def sizes(labels: np.ndarray, count: int, number: int) -> np.ndarray:
         """Voxels, infinitely many of what touches the border; 0 where any hole is filled."""
-        found = np.zeros(count + 1) if below is None else _sizes(labels, count).astype(np.float64)
+        found = np.zeros(count + 1) if max_size is None else _sizes(labels, count).astype(np.float64)
         for face in _border(labels, number == numbers[0], number == numbers[-1]):
             found[face] = np.inf
         return found
 
-    filled: Any = mask | _select(~mask, 6, sizes, lambda found: found <= (0 if below is None else below))
+    filled: Any = mask | _select(~mask, 6, sizes, lambda found: found <= (0 if max_size is None else max_size))
     return filled
 
 
-def _fill_slices(mask: np.ndarray, below: int | None, axis: int) -> np.ndarray:
+def _fill_slices(mask: np.ndarray, max_size: int | None, axis: int) -> np.ndarray:
     if mask.ndim != 3 or axis not in range(-3, 3):
         raise UserError(f"per_slice is {axis!r} for a mask of shape {mask.shape}; it names an axis of a volume: 0, 1 or 2.")
     out = np.empty_like(mask)
     for before, after in zip(np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0), strict=True):
-        after[...] = fill_holes(before, below)
+        after[...] = fill_holes(before, max_size)
     return out
 
 

@@ -89,9 +89,9 @@ class _Grid:
     walls: _Cells
     rooms: _Cells
     beside: np.ndarray
-    """``(walls, 2)``: the rooms on either side of a wall; the number of rooms stands for the outside."""
+    """``(watershed_boundaries, 2)``: the rooms on either side of a wall; the number of rooms stands for the outside."""
     sides: np.ndarray
-    """``(walls, 4)``: the edges of a wall; empty in 2D."""
+    """``(watershed_boundaries, 4)``: the edges of a wall; empty in 2D."""
 
 
 def _grid(lengths: Sequence[int]) -> _Grid:
@@ -133,7 +133,7 @@ class _Filtration:
     """When the cells of one array appear: ``ranks`` of its voxels and of each cell, and the order of the edges and walls.
 
     ``bridges`` are the edges that join two components, by appearance, and ``drowned`` the vertex from which the younger of the
-    two was born. ``dams`` are the walls whose removal joins two rooms, last first, and ``flooded`` the room that thereby ends.
+    two was born. ``dams`` are the watershed_boundaries whose removal joins two rooms, last first, and ``flooded`` the room that thereby ends.
     """
 
     ranks: np.ndarray

@@ -76,7 +76,7 @@ def _by_slabs(step: NamedOptions, call: Callable[..., Any], array: Rows, scratch
     return files.stored(_rows(call(_slab_array(array, taken)), dtype), scratch)
 
 
-def _slab_array(array: Rows, taken: Any) -> SlabArray:
+def _slab_array(array: LazyArray, taken: Any) -> SlabArray:
     """A lazy array in the slabs in which labels are written; ``taken`` of its channels."""
     size = array.shape[1:]
     ranges = dict(enumerate(slabs(np.broadcast_to(np.uint8(0), (1, *size)))))

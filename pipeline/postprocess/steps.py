@@ -36,13 +36,15 @@ def hysteresis(array: Labels, low: float, high: float, connectivity: int = 26) -
 def walls(array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int = 5, merge: float = 0.5) -> np.ndarray:
     """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies.
 
-    Defined by :func:`pipeline.morphology.walls`. For surfaces that close, such as membranes of
+    Defined by :func:`pipeline.morphology.watershed_boundaries`. For surfaces that close, such as membranes of
     cells; papyrus sheets, which end freely, want threshold or hysteresis.
     """
     soft = _only_channel(array, "walls")
     _size("walls: depth", depth)
     _size("walls: least", least)
-    return morphology.walls(soft, _probability("walls: low", low), depth, least, _probability("walls: merge", merge)).astype(np.uint8)
+    return morphology.watershed_boundaries(soft, _probability("walls: low", low), depth, least, _probability("walls: merge", merge)).astype(
+        np.uint8
+    )
 
 
 def argmax(array: np.ndarray) -> np.ndarray:
@@ -60,7 +62,7 @@ def argmax(array: np.ndarray) -> np.ndarray:
 def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
     """Removes components of fewer than ``below`` voxels."""
     _size("dust: below", below)
-    return each_class(array, lambda mask: morphology.dust(mask, below, connectivity))
+    return each_class(array, lambda mask: morphology.remove_small_components(mask, below, connectivity))
 
 
 def fill_holes(array: Labels, below: int | None = 50, per_slice: int | None = None) -> Labels:

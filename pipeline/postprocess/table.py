@@ -182,7 +182,10 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
         ),
         "instances": PostprocessStep(run=steps.instances, bytes_per_voxel=60, search=StepSearch(place=8, stays=True)),
     },
-    aliases={"remove_small_components": Alias("dust", {"min_size": "below"})},
+    aliases={
+        "remove_small_components": Alias("dust", {"min_size": "below"}),
+        "watershed_boundaries": Alias("walls"),
+    },
     record=PostprocessStep,
 )
 """Steps by name, in the order that is natural for them; :func:`adjust` inserts by it."""

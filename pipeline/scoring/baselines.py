@@ -11,8 +11,8 @@ from pipeline.config import Config
 from pipeline.data.cache import CachedCase
 from pipeline.metrics.frames import views
 from pipeline.scoring import core
+from pipeline.scoring.cached import PRESENT, Scoring, image_target, label_case, rules_of, score_image
 from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
-from pipeline.scoring.stored import PRESENT, Scoring, image_target, label_case, rules_of, score_image
 
 
 def of_labels(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT, bins: int = 256) -> dict[str, Scores]:
@@ -26,9 +26,9 @@ def of_labels(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PR
     single = cases[0].image.shape[0] == 1
     name = "best global threshold" if single else f"best global threshold (channel {channel}, {side})"
     rows: dict[str, list[Scores]] = {"empty answer": [], name: []}
-    for stored in cases:
-        nothing = _empty(config, stored, scoring)
-        grey = stored.scale.apply(np.asarray(stored.image.array))[channel]
+    for cached in cases:
+        nothing = _empty(config, cached, scoring)
+        grey = cached.scale.apply(np.asarray(cached.image.array))[channel]
         level = _levels(grey, bins)
         answer = (level >= cut) if side == "bright" else (level < cut)
         soft = grey if side == "bright" else 1 - grey
@@ -37,10 +37,10 @@ def of_labels(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PR
     return {k: mean(v) for k, v in rows.items()}
 
 
-def _empty(config: Config, stored: CachedCase, scoring: Scoring) -> CaseArrays:
+def _empty(config: Config, cached: CachedCase, scoring: Scoring) -> CaseArrays:
     """A case in which nothing was found."""
-    nothing = np.zeros(stored.image.shape[1:], np.uint8)
-    return label_case(config, stored, nothing, nothing[None].astype(np.float32), scoring.spacings.get(stored.case.id))
+    nothing = np.zeros(cached.image.shape[1:], np.uint8)
+    return label_case(config, cached, nothing, nothing[None].astype(np.float32), scoring.spacings.get(cached.case.id))
 
 
 DO_NOTHING = "do nothing (the input)"
@@ -66,11 +66,11 @@ def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
     return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
 
 
-def _histograms(stored: CachedCase, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
+def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
     """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the first frame."""
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
-    levels = _levels(stored.scale.apply(np.asarray(stored.image.array)), bins)
+    levels = _levels(cached.scale.apply(np.asarray(cached.image.array)), bins)
     sides = [valid & ((view.label != 0) == side) for side in (False, True)]
     return np.stack([[np.bincount(level[side], minlength=bins) for side in sides] for level in levels])
 

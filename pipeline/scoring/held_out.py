@@ -21,8 +21,8 @@ from pipeline.inference.writing import decided
 from pipeline.metrics import better
 from pipeline.records import UserError
 from pipeline.scoring import core
+from pipeline.scoring.cached import PRESENT, Scoring, label_case, rules_of, score_image
 from pipeline.scoring.core import Scores
-from pipeline.scoring.stored import PRESENT, Scoring, label_case, rules_of, score_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +44,19 @@ def answer_of(config: Config, soft: SoftPrediction) -> np.ndarray:
     return np.asarray(decided(soft, config.postprocess))
 
 
-def score(config: Config, soft: SoftPrediction, stored: CachedCase, scoring: Scoring = PRESENT) -> Scores:
+def score(config: Config, soft: SoftPrediction, cached: CachedCase, scoring: Scoring = PRESENT) -> Scores:
     """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
 
     Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
     """
     rules, main = rules_of(config, scoring.version), np.asarray(soft.main)
     if not rules.images:
-        case = label_case(config, stored, answer_of(config, soft), main, scoring.spacings.get(stored.case.id))
+        case = label_case(config, cached, answer_of(config, soft), main, scoring.spacings.get(cached.case.id))
         return core.score(case, rules)
     if not np.isfinite(main).all():  # rounding to integers would hide it
-        raise UserError(f"case {stored.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip.")
+        raise UserError(f"case {cached.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip.")
     predicted = np.asarray(soft.heads["mask"])[0] if "mask" in soft.heads else None
-    return score_image(config, stored, answer_of(config, soft), predicted)
+    return score_image(config, cached, answer_of(config, soft), predicted)
 
 
 def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
@@ -69,25 +69,25 @@ def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
     def advance(share: float) -> None:
         job.progress(len(scores) + share, total)
 
-    for stored in job.cases:
+    for cached in job.cases:
         advance(0)
-        done = job.folder / f"{stored.case.id}.scores.json"
+        done = job.folder / f"{cached.case.id}.scores.json"
         if not done.is_file():
-            prediction = predict_stored(stored, config, predict_tile, job.device, advance)
+            prediction = predict_stored(cached, config, predict_tile, job.device, advance)
             softs.save(job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.task)))
-            files.write_json(done, score(config, prediction, stored, job.scoring))
+            files.write_json(done, score(config, prediction, cached, job.scoring))
         found = files.read_document(done, documents.CaseScores, "Remove it: the case is predicted and scored again")
-        scores[stored.case.id] = {k: math.nan if v is None else v for k, v in found.items()}
+        scores[cached.case.id] = {k: math.nan if v is None else v for k, v in found.items()}
     advance(0)
     return scores
 
 
 def predict_stored(
-    stored: CachedCase, config: Config, predict_tile: TilePredictor, device: str, progress: Callable[[float], None] | None = None
+    cached: CachedCase, config: Config, predict_tile: TilePredictor, device: str, progress: Callable[[float], None] | None = None
 ) -> SoftPrediction:
     """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
-    array = stored.image.array
-    source, tiles = Source(array=array, scale=stored.scale), tiling(config, array.shape[1:], predict_tile)
+    array = cached.image.array
+    source, tiles = Source(array=array, scale=cached.scale), tiling(config, array.shape[1:], predict_tile)
     fixed, done = with_fixed_norms(predict_tile, source, tiles), 0
 
     def advance(number: int) -> None:
@@ -97,13 +97,13 @@ def predict_stored(
             progress(done / (tiles.count() + 1))
 
     heads = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
-    place = files.geometry(stored.case.image[0], config.data.dims)
-    return SoftPrediction(case_id=stored.case.id, heads=heads, geometry=place, meta=meta_of(stored, config))
+    place = files.geometry(cached.case.image[0], config.data.dims)
+    return SoftPrediction(case_id=cached.case.id, heads=heads, geometry=place, meta=meta_of(cached, config))
 
 
-def meta_of(stored: CachedCase, config: Config) -> SoftMeta:
+def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
     """What an answer to a case in the store is made with."""
-    return SoftMeta(task=config.task, scale=stored.scale, dtype=str(stored.image.dtype), channels=stored.image.shape[0])
+    return SoftMeta(task=config.task, scale=cached.scale, dtype=str(cached.image.dtype), channels=cached.image.shape[0])
 
 
 def choose(means: Mapping[str, Scores]) -> str:

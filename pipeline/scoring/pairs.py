@@ -235,7 +235,7 @@ def _require_image(path: Path, array: np.ndarray) -> None:
 
 def changed_mask(source: np.ndarray, target: np.ndarray, change: Change) -> np.ndarray:
     """What was to change, bool ``(*S)``; in half precision before it is compared, as training keeps its masks."""
-    return changes.mask(source, target, change)[0].astype(np.float16) >= changes.LEVEL
+    return changes.difference_mask(source, target, change)[0].astype(np.float16) >= changes.LEVEL
 
 
 def _predicted(pair: Pair, place: Place) -> np.ndarray | None:

@@ -29,8 +29,8 @@ from pipeline.progress import Progress, clock
 from pipeline.records import FoldResult, LossTerm
 from pipeline.runs import FoldFolder, RunFolder
 from pipeline.scoring import held_out
+from pipeline.scoring.cached import Scoring
 from pipeline.scoring.core import mean
-from pipeline.scoring.stored import Scoring
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
@@ -52,7 +52,7 @@ class TrainingRun:
     device: str
     channels: tuple[int, int]
     """Input and output channels of the network."""
-    stored: Mapping[str, CachedCase]
+    cached: Mapping[str, CachedCase]
     splits: Sequence[Split]
     context: DistributedContext
     version: int
@@ -106,7 +106,7 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
     if state.best_score is None:
         monitor = run.config.train.stop.monitor
         raise TrainingError(f"{monitor} was never finite, so no epoch could be the best. See training_log.txt.")
-    cases = [run.stored[i] for i in run.splits[fold].val]
+    cases = [run.cached[i] for i in run.splits[fold].val]
     scores = _scored(run, fold, distributed.share(cases, context))
     context.wait("predicting the held-out cases")
     if not context.is_main:
@@ -151,8 +151,8 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         network=network,
         channels=run.channels,
         losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
-        train=Loader([run.stored[i] for i in split.train], config, fold, training=True, ranks=ranks, reads=reads),
-        val=Loader([run.stored[i] for i in split.val], config, fold, training=False, ranks=ranks, reads=reads),
+        train=Loader([run.cached[i] for i in split.train], config, fold, training=True, ranks=ranks, reads=reads),
+        val=Loader([run.cached[i] for i in split.val], config, fold, training=False, ranks=ranks, reads=reads),
         raise_if_stopped=functools.partial(_raise_if_stopped, context),
         progress=progress,
         context=context,
@@ -217,12 +217,12 @@ def _keep_answers(run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFol
     Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
     """
     work: Path = folder.work / chosen
-    for stored in cases:
-        kept = soft.load(work, stored.case.id, channels=stored.image.shape[0])
+    for cached in cases:
+        kept = soft.load(work, cached.case.id, channels=cached.image.shape[0])
         whole = {name: np.asarray(head, np.float32) for name, head in kept.heads.items()}
-        kept = dataclasses.replace(kept, heads=whole, meta=held_out.meta_of(stored, run.config))
-        suffix = TASKS[run.config.task].suffix(files.suffix(stored.case.image[0]))
-        files.write(folder.answers / f"{stored.case.id}{suffix}", held_out.answer_of(run.config, kept), kept.geometry)
+        kept = dataclasses.replace(kept, heads=whole, meta=held_out.meta_of(cached, run.config))
+        suffix = TASKS[run.config.task].suffix(files.suffix(cached.case.image[0]))
+        files.write(folder.answers / f"{cached.case.id}{suffix}", held_out.answer_of(run.config, kept), kept.geometry)
     shutil.rmtree(folder.soft, ignore_errors=True)
     work.rename(folder.soft)
     shutil.rmtree(folder.work)

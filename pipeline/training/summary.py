@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.data import cases as case_finder
 from pipeline.inference import soft
 from pipeline.metrics import units
-from pipeline.scoring import baselines, stored
+from pipeline.scoring import baselines, cached
 from pipeline.scoring.core import mean
 from pipeline.tasks import TASKS
 from pipeline.training.fold import TrainingRun
@@ -36,7 +36,7 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
             continue
         results.append(asdict(result))
         scores = fold.scores().get(result.chosen, {})
-        cases |= {i: {"fold": number, "group": run.stored[i].case.group, "metrics": s} for i, s in scores.items()}
+        cases |= {i: {"fold": number, "group": run.cached[i].case.group, "metrics": s} for i, s in scores.items()}
     rows = [{k: float("nan") if v is None else v for k, v in c["metrics"].items()} for c in cases.values()]
     summary = {
         "name": run.config.name,
@@ -47,7 +47,7 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
         "out_of_fold": mean(rows),
         "class_names": class_names(run.config),
         "cases": cases,
-        "units": units(stored.case_metrics(run.config), bool(run.scoring.spacings)),
+        "units": units(cached.case_metrics(run.config), bool(run.scoring.spacings)),
     }
     if whole := _pooled(run, results):
         summary["pooled"] = whole
@@ -82,9 +82,9 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
                 found = fold.answers.glob("*")
                 path = next(p for p in found if files.is_image(p) and files.case_id(p) == case_id)
                 answer = files.read(path, 2, labels=True)[0][0]
-                yield run.stored[case_id], answer, np.asarray(soft.load(fold.soft, case_id).main)
+                yield run.cached[case_id], answer, np.asarray(soft.load(fold.soft, case_id).main)
 
-    return stored.pooled(run.config, cases(), run.version)
+    return cached.pooled(run.config, cases(), run.version)
 
 
 def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
@@ -98,7 +98,7 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
         return {}
     if not run.folder.baselines_file.is_file():
         logger.info("Scoring what any network has to beat" + ("" if labels else ": the inputs themselves"))
-        cases = list(run.stored.values())
+        cases = list(run.cached.values())
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"
         rows = baselines.BASELINES[run.config.task](run.config, chosen, run.scoring)

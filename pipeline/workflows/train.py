@@ -27,7 +27,7 @@ from pipeline.progress import bars_shown, log_to_file, progress_callback, silenc
 from pipeline.records import FAILED, FoldResult, UserError
 from pipeline.reporting import tables
 from pipeline.runs import RunFolder, load_config, whole_numbers
-from pipeline.scoring.stored import scoring_of
+from pipeline.scoring.cached import scoring_of
 from pipeline.stopping import stop
 from pipeline.training import distributed
 from pipeline.training.distributed import DistributedContext, DistributedError
@@ -235,19 +235,19 @@ def _opened(config: Config, run: RunFolder, data: Examined, context: Distributed
     run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
     place = cache.cache_folder(config.data, run.path)
-    stored = cache.build(data.cases, data.properties, config, place, progress=progress_callback("building the store"))
-    stored = derived.attach(stored, config, place, losses.reads(config.losses), progress_callback("making maps and masks"))
+    cached = cache.build(data.cases, data.properties, config, place, progress=progress_callback("building the store"))
+    cached = derived.attach(cached, config, place, losses.reads(config.losses), progress_callback("making maps and masks"))
     version = run.metrics_version()
     return TrainingRun(
         config=config,
         folder=run,
         device=context.device,
         channels=channels,
-        stored={s.case.id: s for s in stored},
+        cached={s.case.id: s for s in cached},
         splits=split,
         context=context,
         version=version,
-        scoring=scoring_of(config, version, stored),
+        scoring=scoring_of(config, version, cached),
         trained_on=world.trained_on(data.layout, data.properties, class_names(config)),
     )
 

@@ -73,7 +73,7 @@ def monai(folder: Path, depth: int) -> None:
     inferer = SlidingWindowInferer((TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian")
     with torch.inference_mode():
         soft = inferer(image, lambda x: network(x.clone())["main"].sigmoid())[0, 0].numpy()  # type: ignore[index]
-    answer = morphology.dust(soft >= 0.5, 20).astype(np.uint8)
+    answer = morphology.remove_small_components(soft >= 0.5, 20).astype(np.uint8)
     tifffile.imwrite(folder / "monai.tif", answer, compression="zlib")
 
 

@@ -16,7 +16,7 @@ from pipeline.networks import HeadedNet, receptive
 from pipeline.networks import build as build_network
 from pipeline.records import NamedOptions, UserError
 from pipeline.scoring import patches, worlds
-from pipeline.scoring.stored import case_metrics
+from pipeline.scoring.cached import case_metrics
 from pipeline.tasks import TASKS
 from pipeline.workflows.checks import trials
 

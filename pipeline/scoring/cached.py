@@ -61,7 +61,7 @@ def scoring_of(config: Config, version: int, cases: Sequence[CachedCase]) -> Sco
 
 
 def label_case(
-    config: Config, stored: CachedCase, answer: np.ndarray, soft: np.ndarray | None = None, spacing: tuple[float, ...] | None = None
+    config: Config, cached: CachedCase, answer: np.ndarray, soft: np.ndarray | None = None, spacing: tuple[float, ...] | None = None
 ) -> CaseArrays:
     """A case of labels.
 
@@ -73,31 +73,31 @@ def label_case(
     fov = config.data.frames.fov
     return CaseArrays(
         answer=answer,
-        target=np.asarray(stored.targets[next(iter(config.targets))].array)[0],
+        target=np.asarray(cached.targets[next(iter(config.targets))].array)[0],
         probabilities=soft[0] if soft is not None and len(soft) == 1 else None,
-        fov=None if fov is None else np.asarray(stored.targets[fov].array)[0],
+        fov=None if fov is None else np.asarray(cached.targets[fov].array)[0],
         spacing=spacing,
     )
 
 
-def score_image(config: Config, stored: CachedCase, answer: np.ndarray, predicted: np.ndarray | None = None) -> Scores:
+def score_image(config: Config, cached: CachedCase, answer: np.ndarray, predicted: np.ndarray | None = None) -> Scores:
     """Metrics of an image ``(C, *S)`` of the input's number type against the case's target.
 
     ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one. Raises UserError naming the case
     where it cannot be scored: a NaN in it, or a target of another number type.
     """
-    rules, target = rules_of(config), np.asarray(stored.targets[image_target(config)].array)
+    rules, target = rules_of(config), np.asarray(cached.targets[image_target(config)].array)
     if target.dtype != answer.dtype:
         raise UserError(
-            f"case {stored.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one normalisation cannot serve both. "
+            f"case {cached.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one normalisation cannot serve both. "
             "Save the two in the same number type."
         )
-    source, changed = np.asarray(stored.image.array), changed_of(stored) if rules.need_change else None
+    source, changed = np.asarray(cached.image.array), changed_of(cached) if rules.need_change else None
     case = CaseArrays(answer=answer, target=target, source=source, changed=changed, predicted=predicted)
     try:
         return core.score(case, rules)
     except ValueError as error:
-        raise UserError(f"case {stored.case.id}: {error}.") from None
+        raise UserError(f"case {cached.case.id}: {error}.") from None
 
 
 def image_target(config: Config) -> str:
@@ -105,15 +105,15 @@ def image_target(config: Config) -> str:
     return next(name for name, kind in config.targets.items() if kind == "image")
 
 
-def changed_of(stored: CachedCase) -> np.ndarray | None:
+def changed_of(cached: CachedCase) -> np.ndarray | None:
     """What was to change in a case, bool ``(*S)``; None where the data has no such mask.
 
-    That is by ``data.change``, or the user's own: a target of labels called ``mask``.
+    That is by ``data.change``, or the user's own: a target of labels called ``difference_mask``.
     """
-    if "mask" in stored.maps:
-        return np.asarray(stored.maps["mask"].array)[0] >= LEVEL
-    if "mask" in stored.targets:
-        return np.asarray(stored.targets["mask"].array)[0] > 0
+    if "mask" in cached.maps:
+        return np.asarray(cached.maps["mask"].array)[0] >= LEVEL
+    if "mask" in cached.targets:
+        return np.asarray(cached.targets["mask"].array)[0] > 0
     return None
 
 
@@ -121,8 +121,8 @@ def pooled(config: Config, cases: Iterable[tuple[CachedCase, np.ndarray, np.ndar
     """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, activate ``(K, *S)``); empty for more than two classes."""
     rules = rules_of(config, version)
     found: list[dict[str, Counts]] = []
-    for stored, answer, soft in cases:
-        counts = core.counted(label_case(config, stored, answer, soft), rules)
+    for cached, answer, soft in cases:
+        counts = core.counted(label_case(config, cached, answer, soft), rules)
         if counts is None:
             return {}
         found.append(counts)
