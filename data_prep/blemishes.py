@@ -118,7 +118,7 @@ def between(draw: np.random.Generator, low: float, high: float) -> float:
 
 
 def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) -> np.ndarray:
-    """Cover of an ellipse with an uneven outline; its edge fades over ``activate`` of its radius, ``bumps`` is the greatest unevenness."""
+    """Cover of an ellipse with an uneven outline; its edge fades over ``soft`` of its radius, ``bumps`` is the greatest unevenness."""
     bends = draw.uniform(-bumps, bumps, 3) / [2, 3, 4]
     reach = math.ceil(radius * (1 + soft / 2) * (1 + np.abs(bends).sum())) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] - draw.uniform(-0.5, 0.5, (2, 1, 1))

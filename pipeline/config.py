@@ -251,7 +251,7 @@ class Data:
     frames: Frames = field(default_factory=Frames)
     """Parts of an image that metrics count in."""
     change: Change | None = None
-    """Pairs of images: make a mask of what differs between them, a soft target called ``difference_mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
+    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
     folds: Folds = field(default_factory=Folds)
     normalise: NamedOptions = field(default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5}))
     """Entry of NORMALISE, the same in training and prediction."""
@@ -511,12 +511,12 @@ class Config:
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """Kind of everything that a loss may be measured against: the targets, and ``activate`` for the difference_mask of ``data.change``."""
+        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the difference_mask of ``data.change``."""
         return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """Kind of every file of a case beside its image: the targets, and ``difference_mask`` for the field of view."""
+        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of view."""
         fov = self.data.frames.fov
         return self.targets if fov is None else {**self.targets, fov: "mask"}
 

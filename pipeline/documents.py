@@ -287,7 +287,7 @@ PLACES: dict[str, Any] = {"nifti": NiftiSoft, "tiff": TiffSoft, "zarr": ZarrSoft
 
 
 class SoftFacts(TypedDict):
-    """``activate/ID.json``."""
+    """``soft/ID.json``."""
 
     task: NotRequired[str]
     suffix: NotRequired[str]

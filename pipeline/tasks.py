@@ -127,7 +127,7 @@ class Labels:
 class Image:
     """Intensities on the scale of the (normalised) target; ``decide`` returns to the input's scale and type, with rounding.
 
-    A network with a head ``difference_mask`` also says where it changed something: a probability by a sigmoid, perhaps at a coarser resolution.
+    A network with a head ``mask`` also says where it changed something: a probability by a sigmoid, perhaps at a coarser resolution.
     """
 
     soft_type: type[np.floating] = np.float32

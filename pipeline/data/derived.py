@@ -37,7 +37,7 @@ REACH = 5.0
 
 
 def skeleton(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Centre lines of ``difference_mask`` ``(*S)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1, empty for an empty mask.
+    """Centre lines of ``mask`` ``(*S)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1, empty for an empty mask.
 
     Thinning is that of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D. Of a sheet in 3D it leaves *lines*,
     which say nothing of the rest of the sheet: there :func:`medial_surface` is the map to use.
@@ -46,7 +46,7 @@ def skeleton(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
 
 
 def medial_surface(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Middle of the sheets of ``difference_mask`` ``(Z, Y, X)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1.
+    """Middle of the sheets of ``mask`` ``(Z, Y, X)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1.
 
     The union of the 2D skeletons of all slices across all three axes: the slices along one axis alone miss a sheet that lies
     parallel to them, where a skeleton is a few diagonals. Of an image ``(Y, X)`` it is the skeleton.
@@ -55,7 +55,7 @@ def medial_surface(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
 
 
 def distance(mask: np.ndarray, *, reach: float = REACH) -> np.ndarray:
-    """Signed Euclidean distance of voxel centres to the surface of ``difference_mask`` ``(*S)``, cut off at ``reach``: float16, negative inside.
+    """Signed Euclidean distance of voxel centres to the surface of ``mask`` ``(*S)``, cut off at ``reach``: float16, negative inside.
 
     The surface runs between voxels, hence -0.5 and 0.5 at the voxels on either side of a flat one. Beyond the array lies no
     surface. An empty mask has ``reach`` everywhere, a full one ``-reach``.
@@ -78,7 +78,7 @@ BLOCKS = "mask:blocks"
 
 
 def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
-    """``thin(difference_mask)`` grown by ``radius`` inside ``difference_mask``; only the box that holds foreground is worked on."""
+    """``thin(mask)`` grown by ``radius`` inside ``mask``; only the box that holds foreground is worked on."""
     out = np.zeros(mask.shape, np.uint8)
     if mask.any():
         box = tuple(_span(mask, axis) for axis in range(mask.ndim))
@@ -88,13 +88,13 @@ def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: fl
 
 
 def _span(mask: np.ndarray, axis: int) -> slice:
-    """Where ``difference_mask``, which is not empty, begins and ends along one axis."""
+    """Where ``mask``, which is not empty, begins and ends along one axis."""
     places = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
     return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def _thin_slices(mask: np.ndarray) -> np.ndarray:
-    """Union of the skeletons of all 2D slices of ``difference_mask``."""
+    """Union of the skeletons of all 2D slices of ``mask``."""
     if mask.ndim == 2:
         return skimage.morphology.skeletonize(mask)
     out = np.zeros_like(mask)

@@ -231,7 +231,7 @@ def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def tiling(config: Config, size: Sequence[int], predict_tile: TilePredictor | None = None) -> Tiling:
-    """The tiling that ``predict`` asks for, on the stride of the networks of ``with_moments`` where it has any.
+    """The tiling that ``predict`` asks for, on the stride of the networks of ``predict_tile`` where it has any.
 
     An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where halos leave nothing of a tile.
     """

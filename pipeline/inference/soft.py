@@ -1,6 +1,6 @@
-"""Soft predictions on disk, the seam between accelerators and everything after them: ``activate/ID.npy`` and ``activate/ID.json``.
+"""Soft predictions on disk, the seam between accelerators and everything after them: ``soft/ID.npy`` and ``soft/ID.json``.
 
-``ID.npy`` is the main head; further heads lie beside it, ``activate/HEAD/ID.npy``. Probabilities are stored as float16: they keep three
+``ID.npy`` is the main head; further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are stored as float16: they keep three
 decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab. Images are stored as float32, from which 16-bit answers
 come out to the last bit.
 """

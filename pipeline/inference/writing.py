@@ -104,7 +104,7 @@ def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: 
 
 
 def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
-    """Also the head ``difference_mask``, where there is one, as grey picture 0..255 (of a volume: a TIFF); returns its share of the image."""
+    """Also the head ``mask``, where there is one, as grey picture 0..255 (of a volume: a TIFF); returns its share of the image."""
     path, *pictures = paths
     files.write(path, decided(soft), soft.geometry)
     if "mask" not in soft.heads:

@@ -60,7 +60,7 @@ LOSSES: Registry[LossEntry] = Registry(
 
 
 def for_target(kind: str) -> list[str]:
-    """Names of the losses that read a target of this kind: ``labels``, ``image`` or ``activate``."""
+    """Names of the losses that read a target of this kind: ``labels``, ``image`` or ``soft``."""
     return [name for name, entry in LOSSES.items() if kind in entry.targets]
 
 
@@ -110,7 +110,7 @@ class WeightedSum:
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice": ..., "dice@difference_mask": ...}``.
+        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice": ..., "dice@mask": ...}``.
 
         With ``training=False``, deep-supervision terms whose head is absent are left out. Any other absent head, target or map
         is a KeyError, because a loss that silently loses a term trains another model than the one asked for.
@@ -161,7 +161,7 @@ def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[T
 
 
 def _keys(terms: Sequence[LossTerm]) -> list[str]:
-    """A distinct name for each term: ``dice``, ``dice@difference_mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
+    """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
     keys: list[str] = []
     for term in terms:
         plain = term.name if term.head == "main" else f"{term.name}@{term.head}"

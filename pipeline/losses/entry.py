@@ -33,7 +33,7 @@ class LossEntry:
         targets: kinds of target that it reads.
         map: a map that it reads as a fourth argument: an entry of
             ``pipeline.data.derived.DERIVED``, whose options of the same name are the loss's, or
-            ``difference_mask``, the mask of change.
+            ``mask``, the mask of change.
         map_if: options without which it does not read the map.
         repeats: options that say how often something is done, and how often at most.
         trial: changes the options for the one computation before training that tries them:

@@ -34,7 +34,7 @@ class Loss(_Loss):
 
     Some losses read a map besides the target: ``skeleton_recall`` a ``skeleton``,
     ``surface_recall`` a ``medial_surface``, ``boundary`` a ``distance``, and ``masked_l1``,
-    ``masked_sobel``, ``masked_laplacian`` and ``perceptual`` with ``reduce="mask"`` the ``difference_mask``
+    ``masked_sobel``, ``masked_laplacian`` and ``perceptual`` with ``reduce="mask"`` the ``mask``
     of what was changed. A map that is not given is made from the target at every call, on the CPU:
     0.1 to 1 s for a patch of 128 x 128 x 128. It is then the map of the patch, which differs near
     the border from a patch of the whole volume's map; ``pipeline.data.derived`` makes the latter.
@@ -103,7 +103,7 @@ class Loss(_Loss):
                 looks at its shape only.
             **maps: what the loss reads besides, see the class: ``skeleton``, ``medial_surface`` or
                 ``distance`` ``(B, 1, *S)``, for more than two classes ``(B, K - 1, *S)``; or
-                ``difference_mask`` ``(B, 1, *S)`` in 0..1, or ``source`` ``(B, C, Y, X)``, the images before
+                ``mask`` ``(B, 1, *S)`` in 0..1, or ``source`` ``(B, C, Y, X)``, the images before
                 the change, from which the mask is made with the usual settings of ``data.change``.
 
         Returns:

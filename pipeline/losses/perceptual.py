@@ -36,7 +36,7 @@ def perceptual(
     ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); ``null``: torch's cache, then the network; ``random``: fixed random weights,
     for tests. They are read at the first use. ``range``: the intensities that stand for black and white, those of
     ``data.normalise``. ``size``: largest side that VGG16 sees, ``null`` for all; larger images are brought down to it by means of
-    areas (``reduce: area``), or cut to their middle (``centre``), or to where most of the difference_mask of what was changed lies (``difference_mask``;
+    areas (``reduce: area``), or cut to their middle (``centre``), or to where most of the difference_mask of what was changed lies (``mask``;
     of an image without any to their middle). ``checkpoint``: features are computed twice and not kept, which
     saves memory. For one image of 512 x 512, features up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
     Raises ConfigError for wrong options, and WeightsError for weights that are missing: a path here, the cache at the first use.

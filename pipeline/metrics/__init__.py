@@ -163,7 +163,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """All metrics of one case in one dict; where two give the same key the later one stands.
 
-    ``activate`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
+    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
     voxel is ``valid`` there is nothing to count: every number is NaN. Raises ConfigError for unknown metrics or options, and for one
     that needs probabilities or ``change`` where there are none, before anything is computed.
     """

@@ -78,7 +78,7 @@ def _widened(array: np.ndarray, margin: Sequence[int], value: Any) -> np.ndarray
 
 
 def count(answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Counts]:
-    """Counts of one case in each frame, by suffix. ``answer`` and ``activate`` are ``(*S)``; foreground is ``!= 0``."""
+    """Counts of one case in each frame, by suffix. ``answer`` and ``soft`` are ``(*S)``; foreground is ``!= 0``."""
     return {view.suffix: _count(view, answer, soft) for view in views(truth)}
 
 

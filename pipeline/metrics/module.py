@@ -174,7 +174,7 @@ class Metric(CumulativeIterationMetric):
                 of images ``(B, C, *S)`` on 0..peak.
             y: the truth, in the same way; of ``roc_auc`` and ``pr_auc`` a mask.
             **kwargs: ``spacing``; for ``retouch`` ``source`` ``(B, C, Y, X)``, the images before,
-                ``difference_mask`` ``(B, 1, Y, X)``, from 0.5 on what was to change (made from ``source`` and
+                ``mask`` ``(B, 1, Y, X)``, from 0.5 on what was to change (made from ``source`` and
                 ``y`` unless given), and ``predicted`` ``(B, 1, Y, X)``, the mask's probability.
         """
         return self._compute_list(y_pred, y, **kwargs)

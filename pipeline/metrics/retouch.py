@@ -25,7 +25,7 @@ PREDICTED = 0.5
 class Retouched:
     """What a retouched case has beside its answer and its target.
 
-    ``source``: the input ``(C, *S)``; ``difference_mask``: bool ``(*S)``, what was to change; ``predicted``: the probability ``(*S)`` of the mask
+    ``source``: the input ``(C, *S)``; ``mask``: bool ``(*S)``, what was to change; ``predicted``: the probability ``(*S)`` of the mask
     where the network gives one.
     """
 

@@ -110,8 +110,8 @@ def _require_distance(radius: float) -> None:
 def watershed_boundaries(soft: np.ndarray, low: float, depth: float, least: int = 30, merge: float = 0.0) -> np.ndarray:
     """The surfaces between bodies: voxels with a 6-neighbour (2D: 4-) in another body. bool ``(*S)``, two voxels thick.
 
-    Bodies grow by a watershed over ``activate`` ``(*S)``, the probability of a surface, from seeds: the 6-connected parts of at least
-    ``least`` voxels that lie more than ``depth`` voxels away from every voxel of ``activate >= low``. Then the weakest boundaries are
+    Bodies grow by a watershed over ``soft`` ``(*S)``, the probability of a surface, from seeds: the 6-connected parts of at least
+    ``least`` voxels that lie more than ``depth`` voxels away from every voxel of ``soft >= low``. Then the weakest boundaries are
     dissolved until the mean probability of each is at least ``merge`` (average linkage, as in the agglomeration of Funke et al.,
     TPAMI 41, 2019): small seeds find every body, merging mends what they split. A wall between two bodies has no hole, whatever
     the probability does inside it; a sheet that ends freely inside a body is lost. This is how labels are made from a

@@ -89,9 +89,9 @@ class _Grid:
     walls: _Cells
     rooms: _Cells
     beside: np.ndarray
-    """``(watershed_boundaries, 2)``: the rooms on either side of a wall; the number of rooms stands for the outside."""
+    """``(walls, 2)``: the rooms on either side of a wall; the number of rooms stands for the outside."""
     sides: np.ndarray
-    """``(watershed_boundaries, 4)``: the edges of a wall; empty in 2D."""
+    """``(walls, 4)``: the edges of a wall; empty in 2D."""
 
 
 def _grid(lengths: Sequence[int]) -> _Grid:

@@ -282,9 +282,9 @@ class Refinement(nn.Module):
 
 
 class ABPN(HeadedNet):
-    """Pyramid, low-resolution layer, inverse blend, refinement level by level, blend; heads ``main``, ``difference_mask`` and perhaps ``blend``.
+    """Pyramid, low-resolution layer, inverse blend, refinement level by level, blend; heads ``main``, ``mask`` and perhaps ``blend``.
 
-    ``difference_mask`` has half the input's resolution, ``(B, 1, ceil(Y / 2), ceil(X / 2))``: the retouch is trained on soft masks of that
+    ``mask`` has half the input's resolution, ``(B, 1, ceil(Y / 2), ceil(X / 2))``: the retouch is trained on soft masks of that
     size. It is enlarged from the low-resolution layer where that is smaller still. ``blend`` is the full-resolution layer
     ``(B, C, Y, X)``; 1/2 changes nothing.
     """

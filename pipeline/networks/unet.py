@@ -55,7 +55,7 @@ def unet(
 
     ``channels``: width of each level, finest first. ``last``: width after the last upsampling (default: the first width).
     ``upsample``: deconv, nontrainable (linear interpolation; not bitwise reproducible on CUDA) or pixelshuffle.
-    ``heads``: further outputs on the shared trunk, name to channel count, e.g. ``{difference_mask: 1}``.
+    ``heads``: further outputs on the shared trunk, name to channel count, e.g. ``{mask: 1}``.
     The default has 22,625,281 weights in 3D for one channel in and out.
     """
     where = "network 'unet'"

@@ -108,7 +108,7 @@ def image_target(config: Config) -> str:
 def changed_of(cached: CachedCase) -> np.ndarray | None:
     """What was to change in a case, bool ``(*S)``; None where the data has no such mask.
 
-    That is by ``data.change``, or the user's own: a target of labels called ``difference_mask``.
+    That is by ``data.change``, or the user's own: a target of labels called ``mask``.
     """
     if "mask" in cached.maps:
         return np.asarray(cached.maps["mask"].array)[0] >= LEVEL

@@ -212,7 +212,7 @@ def _case_progress(what: str) -> Callable[[float, int], None]:
 
 
 def _keep_answers(run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFolder, chosen: str) -> None:
-    """Write the chosen model's answers to ``oof/``, rename its activate predictions to ``oof/activate/``; drop the working files.
+    """Write the chosen model's answers to ``oof/``, rename its activate predictions to ``oof/soft/``; drop the working files.
 
     Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
     """

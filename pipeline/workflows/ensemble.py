@@ -45,7 +45,7 @@ def ensemble(
         inputs: image files and folders that members which are runs predict first, into ``output/members``.
         device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         fusion: ``mean`` of probabilities, ``logit``: mean of logits, ``vote``; None: the spec's.
-        save_soft: also write the fused probabilities to ``output/activate``.
+        save_soft: also write the fused probabilities to ``output/soft``.
 
     Returns:
         Which cases are done, and which failed.
@@ -74,7 +74,7 @@ def fuse_predictions(
         inputs: images and folders of images that members which are runs predict first.
         device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         fusion: ``mean`` of probabilities, ``logit``: mean of logits, ``vote``; None: the file's, else mean.
-        save_soft: also write the fused probabilities to ``output/activate``.
+        save_soft: also write the fused probabilities to ``output/soft``.
 
     Returns:
         Which cases are done, and which failed.

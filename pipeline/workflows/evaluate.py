@@ -48,7 +48,7 @@ class Request:
         change: how the mask of what was to change is made from input and target.
         masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where it is there.
         split: split.json: only the ids under its ``test`` are scored.
-        soft: folder of probabilities; None: ``predictions/activate`` where it is there.
+        soft: folder of probabilities; None: ``predictions/soft`` where it is there.
         fov: folder of field-of-view masks.
         padded: with ``fov``: also over the image with background up to this size, in voxels.
         binarise: values above it are foreground.
@@ -109,7 +109,7 @@ def score_folder(
         ignore_label: label value that is not counted; None: none; ``"auto"``: as the files beside predictions and labels say.
         workers: cases scored at a time. More than 1 starts processes, which a script has to allow for with
             ``if __name__ == "__main__":``; None: one a core.
-        **options: ``inputs``, ``masks``, ``split``, ``activate``, ``fov``, ``out`` (paths), ``change``, ``padded``, ``binarise``,
+        **options: ``inputs``, ``masks``, ``split``, ``soft``, ``fov``, ``out`` (paths), ``change``, ``padded``, ``binarise``,
             ``partial``, as the options of ``pipeline.evaluate``.
 
     Returns:

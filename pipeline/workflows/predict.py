@@ -44,7 +44,7 @@ class PredictJob:
     """A predictor, and where and how its answers are written.
 
     Args:
-        save_soft: also write probabilities to ``activate/``.
+        save_soft: also write probabilities to ``soft/``.
         blocks: when inputs are read and written by blocks: ``auto``, ``always``, ``never``.
     """
 
@@ -97,7 +97,7 @@ def predict_files(
         options: which networks answer, and how.
         inputs: files and folders.
         output: folder for the answers; nothing of others in it is replaced.
-        save_soft: also write probabilities to ``output/activate``, for ensembles.
+        save_soft: also write probabilities to ``output/soft``, for ensembles.
         blocks: when inputs are read and written by blocks, in memory that does not grow with the volume: ``auto`` (more than 2^27
             numbers), ``always``, ``never``.
         shard: (index, number): compute only that part of the blocks of all inputs and write no answer.
