@@ -226,7 +226,7 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> 
 
             yield step
 
-    monkeypatch.setattr(workflow, "steps", watched)
+    monkeypatch.setattr(workflow, "progress_steps", watched)
     return seen
 
 

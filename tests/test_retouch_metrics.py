@@ -429,7 +429,7 @@ def test_the_command_and_a_run_see_the_same_mask(folders: Path) -> None:
     assert (soft.astype(np.float16) >= 0.5).all()
     source, target = (files.read(folders / name / "a.png", 2)[0] for name in ("src", "dst"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(change, "mask", lambda *_: soft)
+        patch.setattr(change, "difference_mask", lambda *_: soft)
         assert pairs.changed_mask(source, target, Change()).all()
     np.testing.assert_array_equal(
         pairs.changed_mask(source, target, Change()), change.difference_mask(source, target, Change())[0].astype(np.float16) >= 0.5

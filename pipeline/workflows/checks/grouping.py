@@ -1,8 +1,9 @@
-"""A fault that all cases of a data set share, in one line."""
+"""Faults as lines of the log; one that all cases of a data set share is one line."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections import defaultdict
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.records import Case, Fault
+
+logger = logging.getLogger(__name__)
 
 FEW = 3
 """Cases up to which each keeps its line, and examples in a line for all."""
@@ -57,3 +60,19 @@ def _one_line(group: Sequence[Fault], count: int) -> Fault:
         path=Path(os.path.commonpath([f.path.parent for f in group])),
         problem=f"all {count} cases have this fault: {first.path.name} {first.problem} (and {others}{', ...' if count > FEW else ''})",
     )
+
+
+def log_fault(severity: str, text: str) -> None:
+    logger.log(logging.ERROR if severity == "error" else logging.WARNING, text)
+
+
+def log_faults(faults: Sequence[Fault]) -> int:
+    """Print all faults, warnings first; returns how many are errors."""
+    errors = [f for f in faults if f.severity == "error"]
+    for fault in [f for f in faults if f.severity == "warning"] + errors:
+        log_fault(fault.severity, f"{fault.path}: {fault.problem}. {fault.suggestion}")
+    return len(errors)
+
+
+def count_errors(errors: int, where: str) -> str:
+    return f"{errors} fault{'s' if errors > 1 else ''} in {where}; each line above says what to do. Nothing was started."

@@ -1,0 +1,439 @@
+"""The config of a system: frozen dataclasses, the manual of each key under its field.
+
+Rules of one field stand beside it; rules of several in ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config.errors import require, require_at_least, shown
+from pipeline.records import LossTerm, NamedOptions
+
+STRICT = {"extra": "forbid"}
+
+MOST_FOLDS = 1000
+"""Folds of a run; each is trained by itself, and every command that reads a run looks for all of them."""
+
+
+LONGEST_PATTERN = 1000
+"""Letters of a regular expression."""
+
+
+def _brackets(pattern: str) -> int:
+    """Groups of a regular expression, -1 where it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a set in a set, say, which is no fault
+            return re.compile(pattern).groups if len(pattern) <= LONGEST_PATTERN else -1
+    except (re.error, OverflowError, RecursionError):
+        return -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    __pydantic_config__ = STRICT
+    count: int = 5
+    """Number of folds."""
+    by: Literal["case", "group"] = "case"
+    """``case``: plain shuffled KFold over cases. ``group``: cases of one group (scroll, patient) stay on one side."""
+    pattern: str | None = None
+    """Regular expression whose first bracket finds the group in a case's id: ``'_(\\d+)[LR]$'``. ``null``: groups stand in ``train.csv``."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.pattern is None or _brackets(self.pattern) >= 1,
+            f"data.folds.pattern is {shown(self.pattern)}, must be a regular expression with one bracket, e.g. '_(\\d+)[LR]$', "
+            f"of at most {LONGEST_PATTERN} letters.",
+            "data.folds.pattern",
+        )
+        require(
+            self.count >= 2,
+            f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.",
+            "data.folds.count",
+        )
+        require(
+            self.count <= MOST_FOLDS,
+            f"data.folds.count is {self.count}, must be at most {MOST_FOLDS}.",
+            "data.folds.count",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    __pydantic_config__ = STRICT
+    size: tuple[int, ...] = (128, 128, 128)
+    """Voxels along each space axis of a training sample."""
+    foreground: tuple[float, float] | None = (0.3, 0.7)
+    """Wanted share of foreground among the labelled voxels of a patch. ``null``: positions are drawn uniformly."""
+    tries: int = 10
+    """Positions drawn before the one nearest to the wanted share is taken. Thin sheets may never reach 30 %; the share achieved is logged."""
+    batch: int = 2
+    """Samples per step."""
+    per_case: int = 1
+    """Patches drawn from each training case in an epoch."""
+    grid: float | None = None
+    """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the border."""
+    changed: float | None = None
+    """With ``data.change``: least share of patches that hold some of that difference_mask, e.g. 0.5. Random patches are then drawn around places of the difference_mask; of a grid, slices without any are left out of an epoch, others every time. ``null``: as it comes."""
+    border: Literal["zero", "mirror"] = "zero"
+    """What fills a patch where the image is smaller: 0 after normalisation (in labels the ignored value), or the image mirrored at its border."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.changed is None or 0 < self.changed <= 1,
+            f"data.patch.changed is {self.changed}, must satisfy 0 < changed <= 1, or null.",
+            "data.patch.changed",
+        )
+        require(
+            self.grid is None or 0 <= self.grid < 1,
+            f"data.patch.grid is {self.grid}, must satisfy 0 <= grid < 1, or null.",
+            "data.patch.grid",
+        )
+        require(all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.", "data.patch.size")
+        require_at_least(1, "data.patch", tries=self.tries, batch=self.batch, per_case=self.per_case)
+        if self.foreground is not None:
+            low, high = self.foreground
+            require(
+                0 <= low <= high <= 1,
+                f"data.patch.foreground is [{low}, {high}], must satisfy 0 <= low <= high <= 1.",
+                "data.patch.foreground",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    __pydantic_config__ = STRICT
+    fov: str | None = None
+    """Role (a folder of ``data.folders``) of masks of the field of view. Every metric of labels is then given twice: ``NAME_fov`` inside it, ``NAME_full`` over the whole image; it is no target, and training sees whole images."""
+    padded: tuple[int, ...] | None = None
+    """With ``fov``: also ``NAME_padded``, over the image with background added up to this size, as some published scores were counted."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.padded is None or self.fov is not None,
+            "data.frames.padded stands without fov; name the role of the masks.",
+            "data.frames.padded",
+        )
+        require(
+            self.padded is None or all(n >= 1 for n in self.padded),
+            f"data.frames.padded is {self.padded}, every entry must be at least 1.",
+            "data.frames.padded",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    __pydantic_config__ = STRICT
+    by: Literal["value", "colour"] = "value"
+    """What is compared, in levels of 0..255: ``value`` of HSV (the greatest of R, G and B), which does not see a pure change of hue; ``colour``: the greatest difference of any channel."""
+    magnifier: float = 1.0
+    """Factor of the difference."""
+    threshold: float = 3.0
+    """A pixel has changed where the magnified difference is above this."""
+    opening: int = 1
+    """Radius in pixels of an opening that removes specks, such as those of JPEG. 0: none."""
+    dilation: int = 3
+    """Radius in pixels by which what is left then grows. 0: none."""
+    blur: float = 2.0
+    """Standard deviation in pixels of a Gaussian that softens the edge. 0: none."""
+
+    def __post_init__(self) -> None:
+        require(self.magnifier > 0, f"data.change.magnifier is {self.magnifier}, must be above 0.", "data.change.magnifier")
+        require_at_least(0, "data.change", threshold=self.threshold, opening=self.opening, dilation=self.dilation, blur=self.blur)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    __pydantic_config__ = STRICT
+    root: str = "data"
+    """Folder of the data set; ``--data-dir`` replaces it."""
+    layout: Literal["auto", "competition", "nnunet", "folders"] = "auto"
+    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``, ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``. ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them, ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there."""
+    folders: Mapping[str, str] = field(default_factory=lambda: {"image": "images", "label": "masks"})
+    """Layout ``folders`` only: role to folder. ``image`` is the input, every other role is a target of the same name."""
+    test: str = "test_images"
+    """Layout ``folders`` only: folder of images without targets; may be absent."""
+    dims: Literal[2, 3] = 3
+    """Space axes of a sample: 3 for volumes, 2 for images."""
+    targets: Mapping[str, Literal["labels", "image"]] = field(default_factory=dict)
+    """What each target is. Default: ``{label: labels}`` for task labels, ``{target: image}`` for task image."""
+    classes: int = 2
+    """Label values including background. 2: one output channel and a sigmoid; more: one channel per class and a softmax."""
+    ignore_label: int | None = None
+    """Label value that no loss and no metric counts."""
+    binarise: float | None = None
+    """Two classes only: label values above this are foreground, all others background; for masks kept as JPEG or resized with interpolation. ``null``: every value must be a class."""
+    frames: Frames = field(default_factory=Frames)
+    """Parts of an image that metrics count in."""
+    change: Change | None = None
+    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
+    folds: Folds = field(default_factory=Folds)
+    normalise: NamedOptions = field(default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5}))
+    """Entry of NORMALISE, the same in training and prediction."""
+    patch: Patch = field(default_factory=Patch)
+    augment: tuple[NamedOptions, ...] = ()
+    """Entries of AUGMENT, applied in this order, each with its own probability (``p``, 0.5 unless stated)."""
+    store: str | None = None
+    """Folder of the memory-mapped store. Default: ``<root>/store`` where data_prep made one, else ``<run>/store``."""
+    workers: int = 0
+    """Loader processes. 0 loads in the main process. Results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.patch.size) == self.dims,
+            f"data.patch.size {list(self.patch.size)} has {len(self.patch.size)} axes, data.dims is {self.dims}. Give one number per axis.",
+            "data.patch.size",
+        )
+        require(self.classes >= 2, f"data.classes is {self.classes}; background counts, so it is at least 2.", "data.classes")
+        require("image" in self.folders, "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.", "data.folders")
+        require(
+            self.binarise is None or self.classes == 2,
+            f"data.binarise is {self.binarise}, which needs data.classes: 2, not {self.classes}.",
+            "data.binarise",
+        )
+        padded = self.frames.padded
+        require(padded is None or len(padded) == self.dims, f"data.frames.padded {padded} needs {self.dims} numbers.", "data.frames.padded")
+        require_at_least(0, "data", workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    __pydantic_config__ = STRICT
+    start: int = 40
+    """First epoch (counted from 0) whose weights enter the average."""
+    lr: float | None = 5e-5
+    """Constant learning rate from that epoch on; ``null`` keeps the schedule."""
+    decay: float | None = 0.9
+    """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch; ``null``: equal average of all epochs."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, "train.average", start=self.start)
+        require(
+            self.decay is None or 0 <= self.decay < 1,
+            f"train.average.decay is {self.decay}, must be in [0, 1) or null.",
+            "train.average.decay",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    __pydantic_config__ = STRICT
+    monitor: str = "val_loss"
+    """Value that chooses the best epoch and ends training: ``val_loss`` or ``val_<metric>`` for any metric of ``train.validate``."""
+    patience: int = 50
+    """Epochs without improvement before the fold ends."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, "train.stop", patience=self.patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validate:
+    __pydantic_config__ = STRICT
+    every: int = 1
+    """Epochs between validations on fixed patches of the held-out cases. The last epoch is always validated."""
+    per_case: int = 1
+    """Fixed patches per held-out case."""
+    metrics: tuple[NamedOptions, ...] = ()
+    """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr`` for images."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, "train.validate", every=self.every, per_case=self.per_case)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    __pydantic_config__ = STRICT
+    path: str
+    """Model file (safetensors of this package) to start from."""
+    allow_missing: bool = False
+    """Accept weights of this network that the file lacks; they stay fresh."""
+    allow_unused: bool = False
+    """Accept weights of the file that this network lacks; they are skipped."""
+    allow_shape: bool = False
+    """Accept weights of another shape; they stay fresh."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    __pydantic_config__ = STRICT
+    epochs: int = 300
+    optimizer: NamedOptions = field(default_factory=lambda: NamedOptions(name="adam", options={"lr": 1e-4}))
+    """Entry of OPTIMIZERS: adam, adamw, sgd, with the options of torch.optim."""
+    schedule: NamedOptions = field(default_factory=lambda: NamedOptions(name="constant"))
+    """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly, one_cycle, constant."""
+    average: Average | None = None
+    """Stochastic weight averaging; ``null`` switches it off."""
+    stop: Stop = field(default_factory=Stop)
+    validate: Validate = field(default_factory=Validate)
+    accumulate: int = 1
+    """Batches whose gradients are summed before one optimiser step."""
+    clip: float | None = None
+    """Largest norm of the gradient; ``null``: not clipped."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Automatic mixed precision on CUDA; on CPU only ``bf16`` has an effect, and it is slower on most machines."""
+    compile: bool = False
+    """``torch.compile`` the network."""
+    channels_last: bool = False
+    """Channels-last memory format. Faster on CUDA; slower for 3D on CPU."""
+    init_from: InitFrom | None = None
+    preview_every: int = 10
+    """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
+    preview_steps: int = 0
+    """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction, target), task image; 0: none."""
+    keep_every: int = 0
+    """Epochs between model files ``epoch_NNNN.safetensors`` that stay beside the best; 0: none."""
+    sync_batchnorm: bool = False
+    """With several CUDA ranks: batch norm over the samples of all of them."""
+    timeout: float = 1800.0
+    """Seconds after which a rank that does not answer is given up, and the job with it."""
+    save_steps: int = 0
+    """Steps after which the state is saved within an epoch, too; 0: only at its end."""
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Trackers that also get parameters, metrics and the model (extra ``tracking``). One that fails is dropped with a warning."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, "train", epochs=self.epochs, accumulate=self.accumulate)
+        require_at_least(
+            0,
+            "train",
+            preview_every=self.preview_every,
+            preview_steps=self.preview_steps,
+            keep_every=self.keep_every,
+            save_steps=self.save_steps,
+        )
+        require(self.timeout > 0, f"train.timeout is {self.timeout}, must be above 0 seconds.", "train.timeout")
+        require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.", "train.clip")
+        if self.average is not None and self.epochs >= 1:
+            require(
+                self.average.start < self.epochs,
+                f"train.average.start is {self.average.start} but train.epochs is {self.epochs}: averaging would never start. "
+                "Lower start or set average: null.",
+                "train.average",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    __pydantic_config__ = STRICT
+    patch: tuple[int, ...] | Literal["whole"] | None = None
+    """Tile size; ``whole``: each image in one piece; ``null``: the training patch size."""
+    overlap: int = 32
+    """Voxels that neighbouring tiles share along each axis; tiles shorter than twice this share half."""
+    window: Literal["gaussian", "hann", "feather", "constant"] = "gaussian"
+    """Blending weight inside a tile. All are positive up to the last voxel."""
+    one_sided: bool = True
+    """Do not taper the window towards a border of the volume, where no other tile takes over."""
+    halo: int = 0
+    """Voxels at inner tile faces that are computed and thrown away."""
+    norms: Literal["tile", "frozen", "exact"] = "tile"
+    """Statistics of layers that depend on the whole tile (group and instance norm). ``tile``: of each tile by itself, with a warning that measures the difference; ``frozen``: of one pass over the whole image, reduced where it is large; ``exact``: of the whole image, found tile by tile, one pass for each such layer."""
+    batch: int = 1
+    """Tiles per forward pass."""
+    flips: bool = False
+    """Average over all axis flips (8 passes in 3D, 4 in 2D)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over each tile enlarged or reduced by these factors."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, "predict", overlap=self.overlap, halo=self.halo)
+        require_at_least(1, "predict", batch=self.batch)
+        require(
+            len(self.scales) > 0 and all(0.1 <= s <= 10 for s in self.scales),
+            f"predict.scales is {list(self.scales)}, must hold numbers from 0.1 to 10.",
+            "predict.scales",
+        )
+        if isinstance(self.patch, tuple):
+            require(
+                all(n > 2 * self.halo for n in self.patch),
+                f"predict.patch {list(self.patch)} leaves nothing between two halos of {self.halo}. Enlarge the patch.",
+                "predict.patch",
+                "predict.halo",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    __pydantic_config__ = STRICT
+    name: str
+    """Name of the system; results go to ``runs/<name>`` unless ``--out`` says otherwise."""
+    task: Literal["labels", "image"] = "labels"
+    """Kind of answer: a label for each voxel, or an image."""
+    seed: int = 42
+    data: Data = field(default_factory=Data)
+    network: NamedOptions
+    """Entry of NETWORKS. Input and output channels follow from the data."""
+    losses: tuple[LossTerm, ...]
+    """Weighted terms; each names its head and its target."""
+    metrics: tuple[NamedOptions, ...] = ()
+    """Metrics of whole held-out cases after training."""
+    train: Train = field(default_factory=Train)
+    predict: Predict = field(default_factory=Predict)
+    postprocess: tuple[NamedOptions, ...] = ()
+    """Steps from soft prediction to answer, in this order. Without a deciding step (threshold, hysteresis, argmax) the task decides."""
+    plugins: tuple[str, ...] = ()
+    """Files of Python that add entries to the tables, below the working folder unless absolute (docs/extending.md). They run because this
+    file is the user's own; a run and a model file keep names and hashes instead of paths, and nothing that stands there is run."""
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[\w.-]+", self.name) is not None,
+            f"name is {self.name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'.",
+            "name",
+        )
+        require(len(self.losses) > 0, "losses is empty; add at least one term, e.g. - {name: dice}.", "losses")
+        fov = self.data.frames.fov
+        require(
+            fov not in self.targets,
+            f"data.frames.fov is {fov!r}, which is a target; give the masks a role of their own.",
+            "data.frames",
+        )
+        require(
+            fov is None or self.task == "labels",
+            f"data.frames.fov is {fov!r}, but frames are for task labels; this is {self.task!r}.",
+            "data.frames",
+        )
+        if self.data.change is not None:
+            require(
+                self.task == "image",
+                f"data.change compares pairs of images; this system's task is {self.task!r}. Take it away.",
+                "data.change",
+            )
+            require(self.data.dims == 2, "data.change compares photographs: data.dims must be 2.", "data.change")
+            require(
+                "mask" not in self.targets,
+                "data.change makes a target called 'mask', and data.targets names files of it, too. Keep one.",
+                "data.change",
+            )
+        require(
+            self.data.patch.changed is None or self.data.change is not None,
+            "data.patch.changed chooses patches by the mask of data.change, which is not set. Add data.change: {}.",
+            "data.patch.changed",
+        )
+        size = self.predict.patch
+        require(
+            not isinstance(size, tuple) or len(size) == self.data.dims,
+            f"predict.patch {size} needs {self.data.dims} numbers.",
+            "predict.patch",
+        )
+
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """Kind of each target, with the task's default."""
+        return self.data.targets or ({"label": "labels"} if self.task == "labels" else {"target": "image"})
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the difference_mask of ``data.change``."""
+        return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of view."""
+        fov = self.data.frames.fov
+        return self.targets if fov is None else {**self.targets, fov: "mask"}

@@ -1,0 +1,139 @@
+"""YAML of a config, of which only the plain part is taken: no tags, no anchors that grow, no double keys."""
+
+from __future__ import annotations
+
+import functools
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.errors import SHOWN, ConfigError
+
+LARGEST_FILE = 2**18
+"""Bytes of a YAML file: a hundred times a shipped config. Larger ones take a minute to read and are something else."""
+
+
+DEEPEST = 32
+"""Levels of a YAML file; a config has six."""
+
+
+WIDEST = 10**100
+"""Whole numbers below this, by amount, are read; what each key takes is said by key."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping as plain dicts; duplicate keys, tags and anything but plain data are refused."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else None
+        text = None if content is None else content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path and its rights.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not readable as YAML: it is no UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+    if text is None:
+        raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a YAML file here has at most {LARGEST_FILE:,}. Is it another file?")
+    try:
+        data = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        holds = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {holds}. See configs/surface.yaml.")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain data: text, numbers, true and false, null, lists, and mappings from text. Raises ConfigError for all else."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(str(error) if isinstance(error, ConfigError) else "it is nested too deep") from None
+    except Exception as error:  # yaml lets pass what int(), chr() and others raise
+        raise ConfigError(f"{error}"[:SHOWN] if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: {error}"[:SHOWN]) from None
+
+
+PLAIN_TAGS = {None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge"))}
+"""Tags that say no more than what a value looks like."""
+
+
+@functools.cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError("anchors and aliases (&, *) are not accepted; write the value out.")
+            _require_plain(event, self.depth)
+            self.depth += 1
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            if not isinstance(node, yaml.ScalarNode):
+                return super().construct_object(node, deep)
+            where, text = f"line {node.start_mark.line + 1}", node.value[:SHOWN]
+            try:
+                value = super().construct_object(node, deep)
+            except (ValueError, LookupError, OverflowError):
+                raise ConfigError(f"{where}: {text!r} is no value of the kind {node.tag.rpartition(':')[2]}.") from None
+            _require_usual(where, text, value, quoted=node.style is not None)
+            return value
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            _require_keys([key for key, _ in node.value])
+            return {key if isinstance(key, str) else str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+    # PyYAML follows YAML 1.1, where 1e-4 is text; everybody who writes it means the number.
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    # A date is a text here: no key takes a date.
+    resolvers: Any = Loader.yaml_implicit_resolvers
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in found if tag != "tag:yaml.org,2002:timestamp"] for first, found in resolvers.items()
+    }
+    return Loader
+
+
+def _require_plain(event: Any, depth: int) -> None:
+    where = f"line {event.start_mark.line + 1}"
+    if getattr(event, "tag", None) not in PLAIN_TAGS:
+        raise ConfigError(f"{where}: the tag {event.tag[:SHOWN]} is not accepted; write plain values.")
+    if depth >= DEEPEST:
+        raise ConfigError(f"{where}: more than {DEEPEST} levels; a config has six.")
+
+
+def _require_keys(keys: typing.Sequence[Any]) -> None:
+    """Raise ConfigError for a key that is no text, and for one that stands twice."""
+    seen = set()
+    for key in keys:
+        where = f"line {key.start_mark.line + 1}"
+        if not isinstance(key.value, str):
+            raise ConfigError(f"{where}: a key is a list or a mapping; keys are texts.")
+        if key.value in seen:
+            raise ConfigError(f"key {key.value[:SHOWN]!r} stands twice, again in {where}. Remove one.")
+        seen.add(key.value)
+        if key.tag.rpartition(":")[2] in ("null", "bool", "float"):
+            raise ConfigError(f"{where}: the key {key.value[:SHOWN]!r} is no text to YAML; put it in quotes.")
+
+
+def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
+    """Raise ConfigError for a scalar that no key takes, and for one that YAML 1.1 reads as another number than people do."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise ConfigError(f"{where}: the text {text!r} holds a character that no file name and no message can hold.")
+        return
+    if type(value) is int and abs(value) >= WIDEST:
+        raise ConfigError(f"{where}: {text[:40]}{'...' if len(text) > 40 else ''} is a number that no key takes.")
+    if type(value) in (int, float) and ":" in text:
+        raise ConfigError(f"{where}: {text} is {value} to YAML, a number to base 60. Write that, or put it in quotes.")
+    if type(value) is int and not quoted and re.fullmatch(r"[-+]?0[0-7_]+", text) and value:
+        raise ConfigError(f"{where}: {text} is {value} to YAML, a number to base 8. Write it without the leading 0.")

@@ -1,0 +1,177 @@
+"""The weighted sum of loss terms, each with its head and its target: all that training knows of losses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import ConfigError, nearest
+from pipeline.data import derived
+from pipeline.losses.table import LOSSES, for_target, make, reads
+from pipeline.records import LossTerm
+
+
+class WeightedSum:
+    """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
+
+    ``kinds`` says for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"`` mask; voxels of a label target that
+    hold ``ignore_label`` count in no term. A soft mask is brought down to a smaller head by the means of blocks. A loss that reads
+    a map made from its target (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one that reads the
+    mask ``batch["mask"]``; ``maps`` holds these names by term. Raises ConfigError for an unknown loss, option or target, a loss
+    of the wrong kind, a mask that is not there, or a weight that is negative or not finite.
+    """
+
+    def __init__(self, terms: Sequence[LossTerm], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
+        _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
+        self.terms = dict(zip(_keys(terms), terms, strict=True))
+        self.losses = {key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())}
+        self.maps = {key: wish.key for key, term in self.terms.items() for wish in reads([term])}
+        self.kinds = dict(kinds)
+        self.ignore_label = ignore_label
+
+    def __call__(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], training: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice": ..., "dice@mask": ...}``.
+
+        With ``training=False``, deep-supervision terms whose head is absent are left out. Any other absent head, target or map
+        is a KeyError, because a loss that silently loses a term trains another model than the one asked for.
+        """
+        targets: dict[str, tuple[Tensor, Tensor]] = {}
+        values: dict[str, Tensor] = {}
+        for key, term in self.terms.items():
+            if not training and _is_deep(term.head) and term.head not in outputs:
+                continue
+            if term.target not in targets:
+                targets[term.target] = self._clean(_pick(batch, term.target, key, "the batch", "target"), term.target)
+            head, (target, valid) = _pick(outputs, term.head, key, "the network's output", "head"), targets[term.target]
+            if self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
+                target, valid = _brought_down(target, valid, head.shape[2:])
+            maps = [self._map(batch, key)] if key in self.maps else []
+            values[key] = self.losses[key](head, target, valid, *maps)
+        if not values:
+            raise KeyError(f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}.")
+        total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()
+        return total, {key: value.detach() for key, value in values.items()}
+
+    def _map(self, batch: Mapping[str, Tensor], key: str) -> Tensor:
+        """The map of a term; of a mask given as labels the ignored voxels are 0."""
+        name = self.maps[key]
+        found = _pick(batch, name, key, "the batch", "map")
+        return self._clean(found, name)[0] if name in self.kinds else found
+
+    def _clean(self, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``: 1 where a voxel counts."""
+        if self.kinds[name] != "labels" or self.ignore_label is None:
+            return target, torch.ones_like(target[:, :1], dtype=torch.float32)
+        # Compared as int64: against uint8 torch takes the label modulo 256, and 256 would mean background.
+        ignored = target.long() == self.ignore_label
+        return target.masked_fill(ignored, 0), (~ignored).float()
+
+
+def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A target ``(B, C, *S)`` as means of blocks and ``valid`` where a whole block is, if blocks of one size bring S to ``size``.
+
+    The last block may be smaller, as for a head of half the size, rounded up. Anything else is left to the loss to refuse.
+    """
+    full = target.shape[2:]
+    block = [math.ceil(n / m) for n, m in zip(full, size, strict=True)]
+    if max(block) == 1 or any(math.ceil(n / b) != m for n, b, m in zip(full, block, size, strict=True)):
+        return target, valid
+    mean, most = (functional.avg_pool2d, functional.max_pool2d) if len(full) == 2 else (functional.avg_pool3d, functional.max_pool3d)
+    return mean(target.float(), block, ceil_mode=True), 1 - most(1 - valid, block, ceil_mode=True)
+
+
+def _keys(terms: Sequence[LossTerm]) -> list[str]:
+    """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
+    keys: list[str] = []
+    for term in terms:
+        plain = term.name if term.head == "main" else f"{term.name}@{term.head}"
+        candidates = itertools.chain([plain, f"{plain}:{term.target}"], (f"{plain}:{i}" for i in itertools.count(2)))
+        keys.append(next(key for key in candidates if key not in keys))
+    return keys
+
+
+def _is_coarse(term: LossTerm, head: Tensor, target: Tensor) -> bool:
+    """Whether a mask drawn as labels meets coarser logits of a further head, such as those of ``abpn``: it is then compared softly."""
+    coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
+    return term.head != "main" and "soft" in LOSSES[term.name].targets and head.shape[1] == 1 and coarser
+
+
+def _is_deep(head: str) -> bool:
+    return re.fullmatch(r"deep\d+", head) is not None
+
+
+def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: str) -> Tensor:
+    if name not in tensors:
+        raise KeyError(f"loss term {key!r} reads {role} {name!r}, which {where} lacks; it has: {', '.join(sorted(tensors)) or 'nothing'}.")
+    return tensors[name]
+
+
+def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTerm, ...]:
+    """The terms, and where no term names a deep-supervision head of the network: those of head main again for each head ``deepN``.
+
+    The weight of such a term is that of head main times ``0.5**N``, N from 1 for the finest.
+    """
+    deep = sorted((head for head in heads if _is_deep(head)), key=lambda head: int(head[4:]))
+    if any(_is_deep(term.head) for term in terms):
+        return tuple(terms)
+    main = [term for term in terms if term.head == "main"]
+    return (*terms, *(replace(t, head=head, weight=t.weight * 0.5 ** int(head[4:])) for head in deep for t in main))
+
+
+def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> None:
+    """Refuse, before any training, terms that read a head or target that does not exist or is of the wrong kind.
+
+    One ConfigError lists all that :func:`faults` finds.
+    """
+    _refuse(faults(terms, heads, targets))
+
+
+def faults(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> list[str]:
+    """What is wrong with the terms; ``heads`` are those of the network, none where they are not known.
+
+    ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``.
+    """
+    found: list[str] = []
+    for i, term in enumerate(terms):
+        where = f"losses.{i}: {term.name!r}"
+        found += _faults(where, term, targets)
+        if heads and term.head not in heads:
+            found.append(f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}")
+    if all(_is_deep(term.head) for term in terms):
+        found.append(
+            "losses: no term reads a head that validation has (deep-supervision heads exist in training only). Add one for head main."
+        )
+    return found
+
+
+def _faults(where: str, term: LossTerm, targets: Mapping[str, str]) -> Iterator[str]:
+    if not 0 <= term.weight < math.inf:
+        yield f"{where} has weight {term.weight}, must be a number of at least 0."
+    if term.name not in LOSSES:
+        yield f"{where} is unknown. {nearest(term.name, LOSSES)}"
+    if term.target not in targets:
+        yield f"{where} reads target {term.target!r}, which the data does not have. {nearest(term.target, targets)}"
+        return
+    kind = targets[term.target]
+    if term.name in LOSSES and kind not in LOSSES[term.name].targets:
+        holds = {"soft": "a soft mask"}.get(kind, kind)
+        yield f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it: {', '.join(sorted(for_target(kind)))}."
+    if derived.MASK not in targets and any(wish.key == derived.MASK for wish in reads([term])):
+        yield (
+            f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made from the pairs), or give masks of your "
+            "own as data.targets."
+        )
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise ConfigError("\n  ".join(faults))

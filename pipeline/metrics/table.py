@@ -1,0 +1,147 @@
+"""The table of metrics of whole cases by name.
+
+Where a field of view is given (``frames``) every key ends with the frame that it was counted in. A
+metric's own name is its first key and begins all others; ``competition`` is the exception, whose
+parts have names of their own and whose ``counts`` are a table, and ``retouch``, which has parts only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.config import ConfigError, bind, nearest
+from pipeline.metrics import competition, counts, image, overlap, probability, retouch, surface, topology
+from pipeline.metrics.counts import Pooling
+from pipeline.metrics.entry import Better, Compute, MetricEntry, Need
+from pipeline.metrics.frames import SUFFIXES
+from pipeline.records import NamedOptions
+from pipeline.registry import Registry
+
+PROBABILITIES: frozenset[Need] = frozenset({"probabilities"})
+
+
+METRICS: Registry[MetricEntry] = Registry(
+    "metric",
+    {
+        "competition": MetricEntry(
+            competition.competition,
+            better="higher",
+            parts={"toposcore": "higher", "surface_dice": "higher", "voi_score": "higher"},
+            compares_numbers=False,
+            bytes_per_voxel=16,
+        ),
+        "dice": MetricEntry(overlap.dice, better="higher", pooled=Pooling(counts.dice), bytes_per_voxel=6),
+        "iou": MetricEntry(overlap.iou, better="higher", pooled=Pooling(counts.iou), bytes_per_voxel=6),
+        "precision": MetricEntry(overlap.precision, better="higher", pooled=Pooling(counts.precision), bytes_per_voxel=6),
+        "recall": MetricEntry(overlap.recall, better="higher", pooled=Pooling(counts.recall), bytes_per_voxel=6),
+        "specificity": MetricEntry(
+            overlap.specificity, better="higher", pooled=Pooling(counts.specificity, background=True), bytes_per_voxel=7
+        ),
+        "accuracy": MetricEntry(
+            overlap.accuracy, better="higher", pooled=Pooling(counts.accuracy, background=True, any_class=True), bytes_per_voxel=2
+        ),
+        "roc_auc": MetricEntry(
+            probability.roc_auc,
+            better="higher",
+            needs=PROBABILITIES,
+            compares_numbers=False,
+            pooled=Pooling(counts.roc_auc, background=True),
+            bytes_per_voxel=42,
+        ),
+        "pr_auc": MetricEntry(
+            probability.pr_auc,
+            better="higher",
+            needs=PROBABILITIES,
+            compares_numbers=False,
+            pooled=Pooling(counts.pr_auc, background=True),
+            bytes_per_voxel=42,
+        ),
+        "components": MetricEntry(overlap.components, compares_numbers=False, bytes_per_voxel=8),
+        "betti_error": MetricEntry(overlap.betti_error, better="lower", compares_numbers=False, bytes_per_voxel=9),
+        "betti_matching_error": MetricEntry(topology.betti_matching_error, better="lower", bytes_per_voxel=48),
+        "cldice": MetricEntry(topology.cldice, better="higher", bytes_per_voxel=48),
+        "voi": MetricEntry(topology.voi, better="lower", compares_numbers=False, version_1=topology.voi_by_class, bytes_per_voxel=16),
+        "adapted_rand": MetricEntry(
+            topology.adapted_rand, better="lower", compares_numbers=False, version_1=topology.adapted_rand_by_class, bytes_per_voxel=16
+        ),
+        "surface_dice": MetricEntry(surface.surface_dice, better="higher", bytes_per_voxel=12),
+        "hd95": MetricEntry(surface.hd95, better="lower", length=True, bytes_per_voxel=13),
+        "assd": MetricEntry(surface.assd, better="lower", length=True, bytes_per_voxel=13),
+        "mae": MetricEntry(image.mae, better="lower", task="image", bytes_per_voxel=17),
+        "psnr": MetricEntry(image.psnr, better="higher", task="image", bytes_per_voxel=9),
+        "ssim": MetricEntry(image.ssim, better="higher", task="image", bytes_per_voxel=30, bytes_per_pixel=104),
+        "retouch": MetricEntry(
+            retouch.retouch,
+            task="image",
+            needs=frozenset({"change"}),
+            parts={
+                "psnr_in": "higher",
+                "psnr_out": "higher",
+                "ssim_in": "higher",
+                "ssim_out": "higher",
+                "leak": "lower",
+                "mask_dice": "higher",
+            },
+            bytes_per_voxel=12,
+            bytes_per_pixel=128,
+        ),
+    },
+    record=MetricEntry,
+)
+
+
+def names_of(task: str) -> list[str]:
+    """Names of the metrics that compare answers of a task, in alphabetical order."""
+    return sorted(name for name, entry in METRICS.items() if entry.task == task)
+
+
+def needing(parts: Sequence[NamedOptions], need: Need) -> list[str]:
+    """Names of those metrics that read something besides answer and target."""
+    return [part.name for part in parts if need in METRICS[part.name].needs]
+
+
+def of_images(parts: Sequence[NamedOptions]) -> bool:
+    """Whether a metric among these is of images."""
+    return any(METRICS[part.name].task == "image" for part in parts)
+
+
+def directions() -> dict[str, Better]:
+    """The better direction of every value that has one. Counts, like ``components``, have none and are not here."""
+    out: dict[str, Better] = {"loss": "lower"}
+    for name, entry in METRICS.items():
+        out |= entry.parts if entry.better is None else {name: entry.better, **entry.parts}
+    return out
+
+
+def better(name: str) -> Better:
+    """Direction in which a value improves; takes ``dice``, ``val_dice``, ``dice_2`` (of class 2) and ``dice_fov`` (of a frame).
+
+    Raises ConfigError for values that cannot be compared, such as counts, and for unknown ones.
+    """
+    base = re.sub(rf"({'|'.join(SUFFIXES)})$", "", name.removeprefix("val_"))
+    base = re.sub(r"_\d+$", "", base)
+    known = directions()
+    if base not in known:
+        raise ConfigError(f"{name!r} is no value that has a better and a worse direction. {nearest(base, known)}")
+    return known[base]
+
+
+def bound(part: NamedOptions, where: str) -> Compute:
+    """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
+    return bind(METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ())
+
+
+def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
+    """Options among these metrics' that are lengths in the world, such as ``tolerance_mm``."""
+    return [key for part in parts for key, value in part.options.items() if key.endswith("_mm") and value is not None]
+
+
+def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
+    """Whether a metric among these measures in the world where the files say how: a distance, or with an option in millimetres."""
+    return bool(millimetre_options(parts)) or any(METRICS[part.name].length for part in parts)
+
+
+def units(parts: Sequence[NamedOptions], spacing: bool) -> dict[str, str]:
+    """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart, else ``voxels``."""
+    return {part.name: "mm" if spacing else "voxels" for part in parts if METRICS[part.name].length}

@@ -1,0 +1,144 @@
+"""All that a start would refuse, listed at once; nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline import limits
+from pipeline.config import Config, Problem, Reading, examine
+from pipeline.data import cache
+from pipeline.records import UserError
+from pipeline.runs import load_named_plugins, present
+from pipeline.training import checkpoint
+from pipeline.workflows.checks import entries, places
+from pipeline.workflows.checks.grouping import count_errors, log_fault, log_faults
+from pipeline.workflows.checks.places import Request, Start
+from pipeline.workflows.checks.starting import (
+    NOTED,
+    Examined,
+    as_warnings_if_old,
+    examine_data,
+    fold_problems,
+    log_found,
+    logger,
+    name_problems,
+    run_problems,
+)
+
+
+class _Report:
+    """Prints each problem when it is found, once, and counts the errors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.errors, self.said = path, 0, set[str]()
+
+    def __call__(self, problems: Iterable[Problem], reading: Reading | None = None) -> None:
+        for problem in problems:
+            replaced = reading is not None and any(reading.relies_on(key) for key in problem.keys)
+            if not replaced and problem.text not in self.said:
+                self.said.add(problem.text)
+                self.errors += problem.severity == "error"
+                log_fault(problem.severity, f"{self.path}: {problem.text}")
+
+
+def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
+    """Everything that a start would do except starting: lists all faults of config and data.
+
+    Args:
+        path: file of the config.
+        overrides: ``KEY=VALUE`` laid over it.
+        request: what training would be asked for.
+
+    Raises:
+        UserError: where there is an error.
+    """
+    reading, report = examine(path, overrides), _Report(path)
+    report(reading.problems)
+    if reading.config is None:
+        raise UserError(count_errors(report.errors, "the config, which has to be mended before the rest can be checked"))
+    config = request.on_data(reading.config)
+    report(_problems_of(lambda: load_named_plugins(path, config)), reading)
+    try:
+        start = request.start(config)
+    except UserError as error:
+        report([Problem(str(error))])
+        start = dataclasses.replace(request, folds=None).start(config)
+    report(_problems_of(start.run.require_plugins) if start.continues else ())
+    for found in (name_problems, places.unwritable):
+        report(found(config, start), reading)
+    report(places.taken(start))
+    report(_state_problems(start))
+    report(places.another_config(config, start) if not reading.problems else ())
+    cases = _dry_data(limits.clipped(config), start, reading, report)
+    if report.errors:
+        raise UserError(count_errors(report.errors, "config and data"))
+    logger.info(f"Dry run: {cases} cases, config and data are good; nothing was started.")
+
+
+def _problems_of(work: Callable[[], None]) -> Iterator[Problem]:
+    try:
+        work()
+    except UserError as error:
+        yield Problem(str(error), ("plugins",))
+
+
+def _state_problems(start: Start) -> Iterator[Problem]:
+    """Folds that would go on from a saved state, of which all are damaged."""
+    there = [fold.path.name for fold in start.run.fold_folders()] if start.continues else []
+    for fold in (start.run.fold(n) for n in present(start.folds, there)):
+        try:
+            if not fold.completed:
+                checkpoint.load_fold(fold.states, warn=False)
+        except checkpoint.CheckpointError as error:
+            yield Problem(str(error))
+        except UserError:
+            continue  # said by RunFolder.damaged
+
+
+def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -> int:
+    """The data's part of a dry run; returns the number of cases."""
+    noted = [key for key in NOTED if reading.relies_on(key)]
+    if noted:
+        report(
+            [Problem(f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.", severity="warning")]
+        )
+    found, faults = examine_data(entries.readable(config), start, write=False)
+    report.errors += log_faults(faults)
+    log_found(config, found)
+    report(_case_problems(config, start, found), reading)
+    channels = {f.shapes["image"][0] for f in found.properties if "image" in f.shapes}
+    if len(channels) == 1:
+        number = channels.pop()
+        report(() if entries.is_guessed(config, number) else as_warnings_if_old(entries.problems(config, number), start), reading)
+        report(as_warnings_if_old(entries.for_cases(config, found.properties), start), reading)
+    return len(found.cases)
+
+
+def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
+    """Whether the cases can be split, are those of the run that is there, and are in a store that cannot be written."""
+    if not found.cases:
+        return
+    yield from fold_problems(config, start, found)
+    sound = all(f.content and not f.problems for f in found.properties)
+    if sound and start.continues:
+        yield from run_problems(start, found)
+    place = cache.cache_folder(config.data, start.folder)
+    if sound:
+        yield from _room_problems(config, place, found)
+    if sound and place.is_dir() and (reason := places.refused(place)):
+        lacking = cache.missing_cases(found.cases, found.properties, config, place)
+        if lacking:
+            text = f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases, e.g. {lacking[0]}."
+            yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
+
+
+def _room_problems(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
+    """Whether the store fits on its disk."""
+    try:
+        text = cache.require_room(found.cases, found.properties, config, place)
+    except OSError as error:
+        yield Problem(str(error))
+    else:
+        yield from [Problem(text, severity="warning")] if text is not None else ()

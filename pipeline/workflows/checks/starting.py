@@ -1,0 +1,212 @@
+"""What a start of training refuses: names first, within a second, then the data.
+
+Nothing is written here but the properties of cases, and those by a start only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline import limits
+from pipeline.config import Config, ConfigError, Problem
+from pipeline.data import cache, checks, folds, world
+from pipeline.data import cases as case_finder
+from pipeline.data import properties as case_properties
+from pipeline.data.folds import Split
+from pipeline.data.properties import CaseProperties
+from pipeline.progress import progress_callback
+from pipeline.records import Case, Fault, UserError
+from pipeline.runs import RunFolder
+from pipeline.tasks import TASKS
+from pipeline.workflows.checks import entries, places
+from pipeline.workflows.checks.grouping import count_errors, grouped, log_fault, log_faults
+from pipeline.workflows.checks.places import Start
+
+logger = logging.getLogger(__name__)
+
+
+NOTED = ("task", "data.dims", "data.classes", "data.targets", "data.folders", "data.ignore_label", "data.binarise", "data.frames")
+"""Keys by which data are judged."""
+
+
+class DataError(UserError):
+    """Data that cannot be used; ``faults`` are the lines that were logged."""
+
+    def __init__(self, message: str, faults: Sequence[str]) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+class Examined(NamedTuple):
+    """The cases of a data set, what was found in them, and how their files lie."""
+
+    cases: tuple[Case, ...]
+    properties: Sequence[CaseProperties]
+    layout: str
+    tests: int
+    """Number of test images."""
+
+
+def refuse(config: Config, start: Start, source: str) -> None:
+    """What a start does before it looks at data: warnings are printed, and ConfigError lists all that is wrong with names and places."""
+    found = [*name_problems(config, start), *places.unwritable(config, start)]
+    errors = [p for p in found if p.severity == "error"]
+    if os.environ.get("RANK", "0") == "0":
+        for problem in found:
+            if problem.severity == "warning" or "\n" in problem.text:  # long listings do not belong into the error itself
+                log_fault(problem.severity, f"{source}: {problem.text}")
+    if errors:
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(p.text.splitlines()[-1] for p in errors))
+
+
+def name_problems(config: Config, start: Start) -> Iterator[Problem]:
+    """Everything that is known without data, cheap things first. What a run began with before it was refused is a warning."""
+    if start.continues:
+        yield from start.run.damaged()
+    yield from as_warnings_if_old((*limits.problems(config), *places.problems(config, start)), start)
+    yield from places.device(start.device)
+    yield from as_warnings_if_old(entries.problems(limits.clipped(config), None), start)
+
+
+def as_warnings_if_old(problems: Iterable[Problem], start: Start) -> Iterator[Problem]:
+    """As warnings where a run that began before such things were looked for goes on by its own rules."""
+    old = _is_old(start)
+    for problem in problems:
+        yield dataclasses.replace(problem, severity="warning") if old else problem
+
+
+def _is_old(start: Start) -> bool:
+    try:
+        return start.continues and start.run.metrics_version() < 2
+    except UserError:
+        return False  # said by RunFolder.damaged
+
+
+def check_names(config: Config, properties: Sequence[CaseProperties], start: Start | None = None) -> tuple[int, int]:
+    """Check every name and option once the images' channels are known, and return input and output channels. Raises ConfigError.
+
+    Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
+    """
+    channels = sorted({f.shapes["image"][0] for f in properties})
+    if len(channels) != 1:
+        raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
+    known = start is not None and entries.is_guessed(config, channels[0])
+    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_cases(config, properties)]
+    errors = [p.text for p in found if p.severity == "error"]
+    if errors and not (start is not None and _is_old(start)):
+        raise ConfigError("\n  ".join(errors))
+    return channels[0], TASKS[config.task].channels(config, channels[0])
+
+
+def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
+    """Find and examine every training case; print every fault. Raises UserError when any is an error."""
+    found, faults = examine_data(config, Start(folder=run, folds=(), fresh=fresh), write)
+    errors = log_faults(faults)
+    if errors:
+        raise DataError(count_errors(errors, "the data"), [str(f) for f in faults if f.severity == "error"])
+    log_found(config, found)
+    return found
+
+
+def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
+    root, place = Path(config.data.root), cache.cache_folder(config.data, start.folder)
+    found = case_finder.find(config.data, config.roles, root)
+    properties = case_properties.examine(found.train, config, place, write=write, progress=progress_callback("checking cases"))
+    faults = [
+        *found.faults,
+        *checks.faults(properties, found.train, config),
+        *world.faults(properties, found.train, root, start.continues),
+        *_large_patch(config, properties, root),
+        *_other_classes(config, root),
+    ]
+    return Examined(found.train, properties, found.layout, len(found.test)), grouped(faults, found.train)
+
+
+def log_found(config: Config, found: Examined) -> None:
+    logger.info(f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images")
+
+
+def _large_patch(config: Config, properties: Sequence[CaseProperties], root: Path) -> Iterator[Fault]:
+    """A patch of which most would be padding in every case."""
+    sizes = [f.shapes["image"][1:] for f in properties if "image" in f.shapes]
+    largest = [max(axis) for axis in zip(*sizes, strict=True)] if len({len(s) for s in sizes}) == 1 else []
+    if any(wanted > 2 * have for wanted, have in zip(config.data.patch.size, largest, strict=False)):
+        by = "x".join(map(str, largest))
+        problem = f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is more than twice as long"
+        yield Fault(path=root, problem=problem, suggestion="Most of a patch would be padding: lower data.patch.size", severity="warning")
+
+
+def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
+    """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not show it."""
+    data, path = config.data, root / "dataset.json"
+    names, void = case_finder.class_names(root), case_finder.ignore_label(root)
+    if not TASKS[config.task].decides or data.binarise is not None or not names:
+        return
+
+    def fault(problem: str, suggestion: str) -> Fault:
+        return Fault(path=path, problem=problem, suggestion=suggestion, severity="warning")
+
+    if data.ignore_label in names:
+        problem = f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is {data.ignore_label}: it is not learned"
+        yield fault(problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}")
+    if void is not None and data.ignore_label != void and void < data.classes:
+        problem = f"calls {void} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned as a class"
+        yield fault(problem, f"To ignore it set data.ignore_label={void} data.classes={max(names) + 1}")
+    elif data.classes > max(names) + 1:
+        yield fault(f"names classes up to {max(names)}, but data.classes is {data.classes}", f"Set data.classes={max(names) + 1}")
+
+
+def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:
+    """The folds of the run, those that it has where it is there. Raises UserError where the cases cannot be split so."""
+    rules = config.data.folds
+    return (folds.load_or_make if write else folds.load_or_plan)(
+        RunFolder(run).splits_file,
+        lambda: folds.split(data.cases, {f.id: f.content for f in data.properties}, rules, config.seed),
+        [c.id for c in data.cases],
+        {"seed": config.seed, "by": rules.by, "count": rules.count},
+    )
+
+
+def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
+    try:
+        changes = start.run.changed_cases(case_properties.case_listing(found.cases, found.properties))
+    except UserError as error:
+        yield Problem(str(error))
+        return
+    if changes:
+        yield Problem(start.run.refusal(changes))
+
+
+def check_folds(config: Config, found: Examined, start: Start) -> None:
+    """Raise UserError where the cases are not those of a run that goes on, cannot be split, or leave a fold nothing to learn from."""
+    changed = list(run_problems(start, found)) if start.continues else []
+    problems = [p.text for p in changed or fold_problems(config, start, found) if p.severity == "error"]
+    if problems:
+        raise UserError("\n  ".join(problems))
+
+
+def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
+    try:
+        plan = planned_folds(config, Path(os.devnull) if start.fresh else start.folder, found, write=False)
+    except UserError as error:
+        yield Problem(str(error), ("data.folds.count", "data.folds.by"))
+        return
+    void = {f.id for f in found.properties if _is_void(config, f)}
+    for fold in (n for n in start.folds if n < len(plan)):
+        for ids, side in ((plan[fold].train, "learn from"), (plan[fold].val, "validate on")):
+            if set(ids) <= void:
+                text = f"fold {fold} has nothing to {side}: all voxels of its cases are ignored ({', '.join(ids[:5])})."
+                severity = "warning" if _is_old(start) else "error"
+                yield Problem(f"{text} Label some, look at data.ignore_label, or train other folds.", ("data.ignore_label",), severity)
+
+
+def _is_void(config: Config, properties: CaseProperties) -> bool:
+    """Whether every label of a case is ignored; an image beside the labels never is."""
+    if config.data.ignore_label is None or "image" in config.targets.values():
+        return False
+    return all(set(properties.label_values.get(name, ("",))) == {str(config.data.ignore_label)} for name in config.targets)
