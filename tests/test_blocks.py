@@ -212,11 +212,11 @@ def test_an_image_by_blocks_is_that_of_memory(tmp_path: Path) -> None:
 def count_tiles(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
     """Counts the tiles that networks see from now on; raises at one of them."""
     seen: list[int] = []
-    told = workflow.steps
+    original = workflow.progress_steps
 
     @contextlib.contextmanager
     def watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
-        with told(what, total) as advance:
+        with original(what, total) as advance:
 
             def step(n: int) -> None:
                 advance(n)

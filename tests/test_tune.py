@@ -348,7 +348,7 @@ def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
         "from pipeline import tune\n"
         "from pipeline.stopping import stop\n"
         "from pipeline.workflows import tune as workflow\n"
-        "workflow.counter = lambda what: (lambda done, total: (os.kill(os.getpid(), signal.SIGTERM) if not stop.signal else None, stop.check()))\n"
+        "workflow.progress_callback = lambda what: (lambda done, total: (os.kill(os.getpid(), signal.SIGTERM) if not stop.signal else None, stop.raise_if_stopped()))\n"
         "raise SystemExit(tune.main())\n"
     )
     words = [str(run), "--metric", "dice", "--space", str(run.parent / "space.yaml"), "--out", str(run.parent / "e.yaml"), "--workers", "1"]
