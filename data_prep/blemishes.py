@@ -32,7 +32,13 @@ class Film:
     light: np.ndarray
 
 
-def add(image: np.ndarray, count: int, draw: np.random.Generator, scale: float = 1.0, only: Iterable[str] = ()) -> dict[str, int]:
+def add(
+    image: np.ndarray,
+    count: int,
+    draw: np.random.Generator,
+    scale: float = 1.0,
+    only: Iterable[str] = (),
+) -> dict[str, int]:
     """Draw ``count`` blemishes, ``scale`` times as large as usual, onto ``(3, Y, X)`` on 0..1, which is changed.
 
     ``only``: of these kinds; all where it is empty. Returns how many there are of each kind, fewer than ``count`` in all where the
@@ -42,30 +48,47 @@ def add(image: np.ndarray, count: int, draw: np.random.Generator, scale: float =
     shares = np.array([share if kind in among else 0 for kind, (share, _) in KINDS.items()])
     wanted = draw.multinomial(count, shares / shares.sum())
     return {
-        kind: sum(lay(image, shape, draw, scale) for _ in range(n)) for (kind, (_, shape)), n in zip(KINDS.items(), wanted, strict=True)
+        kind: sum(lay(image, shape, draw, scale) for _ in range(n))
+        for (kind, (_, shape)), n in zip(KINDS.items(), wanted, strict=True)
     }
 
 
-def lay(image: np.ndarray, shape: Callable[[np.random.Generator, float], Film], draw: np.random.Generator, scale: float) -> bool:
+def lay(
+    image: np.ndarray,
+    shape: Callable[[np.random.Generator, float], Film],
+    draw: np.random.Generator,
+    scale: float,
+) -> bool:
     """Draw one blemish where it is visible; returns whether such a place was found."""
     for _ in range(TRIES):
         film = shape(draw, scale)
-        inside, cover = clipped(film.cover, [int(draw.integers(n)) for n in image.shape[1:]], image.shape[1:])
+        inside, cover = clipped(
+            film.cover, [int(draw.integers(n)) for n in image.shape[1:]], image.shape[1:]
+        )
         part = image[:, *inside]
         gain, light = film.gain[:, None, None], film.light[:, None, None]
         covered = np.clip((1 - cover * (1 - gain)) * part + cover * light, 0, 1)
         change = np.abs(covered.max(axis=0) - part.max(axis=0))
-        if change[cover >= film.cover.max() / 2].sum() >= VISIBLE * np.count_nonzero(film.cover >= film.cover.max() / 2):
+        if change[cover >= film.cover.max() / 2].sum() >= VISIBLE * np.count_nonzero(
+            film.cover >= film.cover.max() / 2
+        ):
             part[...] = covered
             return True
     return False
 
 
-def clipped(cover: np.ndarray, centre: list[int], space: tuple[int, ...]) -> tuple[tuple[slice, slice], np.ndarray]:
+def clipped(
+    cover: np.ndarray, centre: list[int], space: tuple[int, ...]
+) -> tuple[tuple[slice, slice], np.ndarray]:
     """The box of an image that a ``cover`` around ``centre`` lies on, and the part of it that does."""
     starts = [c - n // 2 for c, n in zip(centre, cover.shape, strict=True)]
-    y, x = (slice(max(s, 0), min(s + n, edge)) for s, n, edge in zip(starts, cover.shape, space, strict=True))
-    return (y, x), cover[y.start - starts[0] : y.stop - starts[0], x.start - starts[1] : x.stop - starts[1]]
+    y, x = (
+        slice(max(s, 0), min(s + n, edge))
+        for s, n, edge in zip(starts, cover.shape, space, strict=True)
+    )
+    return (y, x), cover[
+        y.start - starts[0] : y.stop - starts[0], x.start - starts[1] : x.stop - starts[1]
+    ]
 
 
 def stain(draw: np.random.Generator, scale: float) -> Film:
@@ -89,14 +112,20 @@ def line(draw: np.random.Generator, scale: float) -> Film:
     """A dark hair or a light scratch, 1.4 to 3 pixels wide at half its strength and 20 to 120 long."""
     cover = stroke(draw, scale * draw.uniform(20, 120), scale * draw.uniform(1.4, 3))
     if draw.random() < 0.6:
-        return film(draw.uniform(0.5, 0.9) * cover, np.array([0.22, 0.17, 0.14]) + draw.uniform(0, 0.15), np.full(3, 0.01))
+        return film(
+            draw.uniform(0.5, 0.9) * cover,
+            np.array([0.22, 0.17, 0.14]) + draw.uniform(0, 0.15),
+            np.full(3, 0.01),
+        )
     return film(draw.uniform(0.3, 0.7) * cover, np.full(3, 0.45), np.array([0.5, 0.49, 0.47]))
 
 
 def dust(draw: np.random.Generator, scale: float) -> Film:
     """A light speck with a soft rim and a radius of 1 to 2.5 pixels."""
     cover = blob(draw, scale * between(draw, 1, 2.5), soft=1.2, bumps=0.25)
-    return film(draw.uniform(0.4, 0.95) * cover, np.full(3, 0.45), 0.5 + draw.uniform(-0.03, 0.03, 3))
+    return film(
+        draw.uniform(0.4, 0.95) * cover, np.full(3, 0.45), 0.5 + draw.uniform(-0.03, 0.03, 3)
+    )
 
 
 KINDS: Mapping[str, tuple[float, Callable[[np.random.Generator, float], Film]]] = {
@@ -109,7 +138,9 @@ KINDS: Mapping[str, tuple[float, Callable[[np.random.Generator, float], Film]]] 
 
 
 def film(cover: np.ndarray, gain: np.ndarray, light: np.ndarray) -> Film:
-    return Film(cover=cover.astype(np.float32), gain=gain.astype(np.float32), light=light.astype(np.float32))
+    return Film(
+        cover=cover.astype(np.float32), gain=gain.astype(np.float32), light=light.astype(np.float32)
+    )
 
 
 def between(draw: np.random.Generator, low: float, high: float) -> float:
@@ -123,9 +154,15 @@ def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) ->
     reach = math.ceil(radius * (1 + soft / 2) * (1 + np.abs(bends).sum())) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] - draw.uniform(-0.5, 0.5, (2, 1, 1))
     turn, flat = draw.uniform(0, math.pi), draw.uniform(0.65, 1)
-    along, across = x * math.cos(turn) + y * math.sin(turn), (y * math.cos(turn) - x * math.sin(turn)) / flat
+    along, across = (
+        x * math.cos(turn) + y * math.sin(turn),
+        (y * math.cos(turn) - x * math.sin(turn)) / flat,
+    )
     angle, phases = np.arctan2(across, along), draw.uniform(0, 2 * math.pi, 3)
-    outline = 1 + sum(bend * np.cos(k * angle + phase) for k, (bend, phase) in enumerate(zip(bends, phases, strict=True), 2))
+    outline = 1 + sum(
+        bend * np.cos(k * angle + phase)
+        for k, (bend, phase) in enumerate(zip(bends, phases, strict=True), 2)
+    )
     inner = np.clip((1 + soft / 2 - np.hypot(along, across) / (radius * outline)) / soft, 0, 1)
     return inner**2 * (3 - 2 * inner)
 
@@ -133,12 +170,20 @@ def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) ->
 def stroke(draw: np.random.Generator, length: float, width: float) -> np.ndarray:
     """Cover of a smoothly bent line with a Gaussian profile of this width at half its strength; thinner towards its ends."""
     at = np.linspace(0, 1, 2 * math.ceil(length) + 1)
-    heading = draw.uniform(0, 2 * math.pi) + draw.normal(0, 1) * at + draw.uniform(0, 0.4) * np.sin(2 * math.pi * (at + draw.random()))
-    points = np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * (length / len(at))
+    heading = (
+        draw.uniform(0, 2 * math.pi)
+        + draw.normal(0, 1) * at
+        + draw.uniform(0, 0.4) * np.sin(2 * math.pi * (at + draw.random()))
+    )
+    points = np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * (
+        length / len(at)
+    )
     points -= (points.max(axis=0) + points.min(axis=0)) / 2 + draw.uniform(-0.5, 0.5, 2)
     sigma = width / math.sqrt(8 * math.log(2))
     reach = [math.ceil(r + 4 * sigma) for r in np.abs(points).max(axis=0)]
     grid = np.moveaxis(np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1], 0, -1)
-    distance, nearest = KDTree(points).query(grid, distance_upper_bound=4 * sigma)  # infinite, and index len(points), beyond
+    distance, nearest = KDTree(points).query(
+        grid, distance_upper_bound=4 * sigma
+    )  # infinite, and index len(points), beyond
     thickness = sigma * (1 - 0.6 * (2 * at - 1) ** 4)
     return np.exp(-0.5 * (distance / np.append(thickness, 1)[nearest]) ** 2)

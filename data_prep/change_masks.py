@@ -37,7 +37,11 @@ STRENGTH = 0.6
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("src", type=Path, help="folder of images before retouching")
     p.add_argument("dst", type=Path, help="folder of images after it, of the same names")
     p.add_argument("out", type=Path, help="folder to write")
@@ -78,20 +82,40 @@ def settings_of(arguments: argparse.Namespace) -> config.Change:
     if arguments.config is not None:
         settings = config.load(arguments.config).data.change
         if settings is None:
-            raise UserError(f"{arguments.config}: data.change is null, so training makes no mask. Set it, {{}} for the usual settings.")
-    given = {key: getattr(arguments, key) for key in dataclasses.asdict(settings) if getattr(arguments, key) is not None}
+            raise UserError(
+                f"{arguments.config}: data.change is null, so training makes no mask. Set it, {{}} for the usual settings."
+            )
+    given = {
+        key: getattr(arguments, key)
+        for key in dataclasses.asdict(settings)
+        if getattr(arguments, key) is not None
+    }
     return dataclasses.replace(settings, **given)
 
 
 def pairs_of(src: Path, dst: Path, out: Path) -> list[prepare_gopro.Pair]:
     """Pairs by equal name, checked by their headers. Raises UserError with all faults, and where ``out`` is a folder of inputs."""
     if out.resolve() in (src.resolve(), dst.resolve()):
-        raise UserError(f"{out}: is a folder of inputs, which masks of the same names would overwrite. Give another one.")
+        raise UserError(
+            f"{out}: is a folder of inputs, which masks of the same names would overwrite. Give another one."
+        )
     pairs, faults = prepare_gopro.matched(src, dst)
     faults += [fault for pair in pairs for fault in prepare_gopro.unequal(pair)]
     if faults:
-        more = [f"... {len(faults) - prepare_gopro.SHOWN} more"] if len(faults) > prepare_gopro.SHOWN else []
-        raise UserError("\n  ".join([f"{len(faults)} faults, nothing was written:", *faults[: prepare_gopro.SHOWN], *more]))
+        more = (
+            [f"... {len(faults) - prepare_gopro.SHOWN} more"]
+            if len(faults) > prepare_gopro.SHOWN
+            else []
+        )
+        raise UserError(
+            "\n  ".join(
+                [
+                    f"{len(faults)} faults, nothing was written:",
+                    *faults[: prepare_gopro.SHOWN],
+                    *more,
+                ]
+            )
+        )
     return pairs
 
 
@@ -118,7 +142,10 @@ def overlay(image: np.ndarray, soft: np.ndarray) -> np.ndarray:
     tint = STRENGTH * soft[0]
     # Channel by channel: the floats of a whole large photograph are many.
     return np.stack(
-        [colours.to_bytes((1 - tint) * intensities(c) + tint * (level / 255)) for c, level in zip(channels, colours.GREEN, strict=True)]
+        [
+            colours.to_bytes((1 - tint) * intensities(c) + tint * (level / 255))
+            for c, level in zip(channels, colours.GREEN, strict=True)
+        ]
     )
 
 
@@ -132,7 +159,10 @@ def summary(shares: Mapping[str, float]) -> str:
 
     values = 100 * np.array(list(shares.values()))
     rows = [("pairs", f"{len(values)}"), ("empty masks", f"{np.count_nonzero(values == 0)}")]
-    rows += [(f"changed, {name}", f"{f(values):.2f} %") for name, f in (("least", np.min), ("median", np.median), ("mean", np.mean))]
+    rows += [
+        (f"changed, {name}", f"{f(values):.2f} %")
+        for name, f in (("least", np.min), ("median", np.median), ("mean", np.mean))
+    ]
     rows += [("changed, most", f"{values.max():.2f} %")]
     return "\n".join(f"{name:<16}{value:>10}" for name, value in rows)
 

@@ -28,24 +28,63 @@ def command(*words: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything that the demo writes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for everything that the demo writes"
+    )
     out = parser.parse_args().out
     began = time.monotonic()
     data, run, predictions = out / "data", out / "run", out / "predictions"
     command("data_prep/synthetic_scroll.py", data, "--size", 64, "--train", 15, "--test", 3)
-    command("-m", "pipeline.train", "--config", "configs/demo.yaml", "--data-dir", data, "--out", run, "--fold", -1)
     command(
-        "-m", "pipeline.predict", "--checkpoint", run, "--input", data / "test_images", "--output", predictions / "default", "--save-soft"
+        "-m",
+        "pipeline.train",
+        "--config",
+        "configs/demo.yaml",
+        "--data-dir",
+        data,
+        "--out",
+        run,
+        "--fold",
+        -1,
+    )
+    command(
+        "-m",
+        "pipeline.predict",
+        "--checkpoint",
+        run,
+        "--input",
+        data / "test_images",
+        "--output",
+        predictions / "default",
+        "--save-soft",
     )
     command("-m", "pipeline.tune", run, "--out", out / "tuned.yaml")
     spec = ("--spec", out / "tuned.yaml", "--input", data / "test_images")
     command("-m", "pipeline.ensemble", *spec, "--output", predictions / "tuned")
     for name in ("default", "tuned"):
         folders = ("--predictions", predictions / name, "--labels", data / "test_labels")
-        command("-m", "pipeline.evaluate", *folders, "--metrics", *METRICS, "--out", out / f"test_{name}.json")
+        command(
+            "-m",
+            "pipeline.evaluate",
+            *folders,
+            "--metrics",
+            *METRICS,
+            "--out",
+            out / f"test_{name}.json",
+        )
     images = ("--test-dir", data / "test_images")
-    command("-m", "pipeline.submit", "--predictions", predictions / "tuned", *images, "--out", out / "submission.zip")
+    command(
+        "-m",
+        "pipeline.submit",
+        "--predictions",
+        predictions / "tuned",
+        *images,
+        "--out",
+        out / "submission.zip",
+    )
     command("-m", "pipeline.report", run)
     finish(out, run, time.monotonic() - began)
 
@@ -55,19 +94,30 @@ def finish(out: Path, run: Path, seconds: float) -> None:
     from pipeline.reporting.tables import of_training
 
     print("\n" + of_training(json.loads((ROOT / run / "summary.json").read_text())))
-    tuning = {r["name"]: r for r in json.loads((ROOT / run / "tuning" / "result.json").read_text())["rows"]}
+    tuning = {
+        r["name"]: r
+        for r in json.loads((ROOT / run / "tuning" / "result.json").read_text())["rows"]
+    }
     rows = {f"out of fold, {name}": row["mean"] for name, row in tuning.items()}
     for name in ("default", "tuned"):
-        rows[f"test volumes, five folds, {name}"] = json.loads((ROOT / out / f"test_{name}.json").read_text())["mean"]
+        rows[f"test volumes, five folds, {name}"] = json.loads(
+            (ROOT / out / f"test_{name}.json").read_text()
+        )["mean"]
     names = ("competition", "toposcore", "surface_dice", "voi_score", "dice")
     print(f"{'':<52}" + "".join(f"{n:>14}" for n in names))
     for name, means in rows.items():
-        print(f"{name:<52}" + "".join(f"{means[n]:>14.4f}" if n in means else f"{'-':>14}" for n in names))
+        print(
+            f"{name:<52}"
+            + "".join(f"{means[n]:>14.4f}" if n in means else f"{'-':>14}" for n in names)
+        )
     over = tuning["tuned (nested)"]["gains"]["the run's own"]
     print(
         f"gain of tuning, chosen without the group that it is scored on: {over['mean']:+.4f}, 95 % from {over['low']:+.4f} to {over['high']:+.4f}"
     )
-    print(f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:       {seconds / 60:.1f} minutes", flush=True)
+    print(
+        f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:       {seconds / 60:.1f} minutes",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

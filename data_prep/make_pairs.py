@@ -89,16 +89,40 @@ class Recipe:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("photographs", type=Path, nargs="+", help="sharp photographs, files or folders")
-    p.add_argument("out", type=Path, help="folder to write; files that are there already are written anew")
+    p.add_argument(
+        "out", type=Path, help="folder to write; files that are there already are written anew"
+    )
     p.add_argument("--kind", choices=["blur", "tone", "blemish"], required=True)
     p.add_argument("--variants", type=int, default=1, help="pairs made of each photograph (1)")
-    p.add_argument("--crop", type=int, nargs="+", metavar="N", help="height and width, or the edge, of a random part; default: all of it")
-    p.add_argument("--frames", type=int, default=31, help="blur: frames averaged (31)")
-    p.add_argument("--length", type=float, nargs=2, default=(5.0, 25.0), metavar=("LOW", "HIGH"), help="blur: pixels of the path (5 25)")
     p.add_argument(
-        "--blemishes", type=float, nargs=2, default=(20.0, 160.0), metavar=("LOW", "HIGH"), help="blemish: number per megapixel (20 160)"
+        "--crop",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="height and width, or the edge, of a random part; default: all of it",
+    )
+    p.add_argument("--frames", type=int, default=31, help="blur: frames averaged (31)")
+    p.add_argument(
+        "--length",
+        type=float,
+        nargs=2,
+        default=(5.0, 25.0),
+        metavar=("LOW", "HIGH"),
+        help="blur: pixels of the path (5 25)",
+    )
+    p.add_argument(
+        "--blemishes",
+        type=float,
+        nargs=2,
+        default=(20.0, 160.0),
+        metavar=("LOW", "HIGH"),
+        help="blemish: number per megapixel (20 160)",
     )
     p.add_argument(
         "--scale",
@@ -106,10 +130,27 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="blemish: size, 1 for photographs of about a megapixel; the number falls with its square (1)",
     )
-    p.add_argument("--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)")
-    p.add_argument("--only", nargs="+", default=[], metavar="KIND", help="blemish: of stain, spot, line and dust only these")
-    p.add_argument("--vary", action="store_true", help="zoom, turn, mirror and recolour each variant that is to be trained on")
-    p.add_argument("--held-out", nargs="+", metavar="NAME", help="photographs under 'test'; default: one in five, drawn by the seed")
+    p.add_argument(
+        "--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)"
+    )
+    p.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="blemish: of stain, spot, line and dust only these",
+    )
+    p.add_argument(
+        "--vary",
+        action="store_true",
+        help="zoom, turn, mirror and recolour each variant that is to be trained on",
+    )
+    p.add_argument(
+        "--held-out",
+        nargs="+",
+        metavar="NAME",
+        help="photographs under 'test'; default: one in five, drawn by the seed",
+    )
     p.add_argument("--seed", type=int, default=42)
     return p
 
@@ -127,14 +168,28 @@ def prepare(arguments: argparse.Namespace) -> int:
     held_out = choose(list(photographs), arguments.held_out, recipe.seed)
     made: dict[str, Mapping[str, Any]] = {}
     for name, path in progress(photographs.items(), "making pairs", len(photographs)):
-        made |= dict(write(name, path, replace(recipe, vary=recipe.vary and name not in held_out), arguments.out))
-    sides = {side: [i for i, facts in made.items() if (facts["photograph"] in held_out) == (side == "test")] for side in ("train", "test")}
+        made |= dict(
+            write(
+                name,
+                path,
+                replace(recipe, vary=recipe.vary and name not in held_out),
+                arguments.out,
+            )
+        )
+    sides = {
+        side: [
+            i for i, facts in made.items() if (facts["photograph"] in held_out) == (side == "test")
+        ]
+        for side in ("train", "test")
+    }
     files.write_json(arguments.out / "pairs.json", {"recipe": recipe, "pairs": made})
     files.write_json(arguments.out / "split.json", sides)
     logger.info(
         f"{arguments.out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test ({', '.join(sorted(held_out)) or 'none'})"
     )
-    logger.info(r"Folds that keep a photograph together: --set data.folds.by=group data.folds.pattern='^(.+)_\d+$'")
+    logger.info(
+        r"Folds that keep a photograph together: --set data.folds.by=group data.folds.pattern='^(.+)_\d+$'"
+    )
     return DONE
 
 
@@ -142,11 +197,17 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """Options, checked."""
     from data_prep import blemishes
 
-    crop = None if arguments.crop is None else tuple(arguments.crop * (2 if len(arguments.crop) == 1 else 1))
+    crop = (
+        None
+        if arguments.crop is None
+        else tuple(arguments.crop * (2 if len(arguments.crop) == 1 else 1))
+    )
     (low, high), (few, many) = arguments.length, arguments.blemishes
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
         raise UserError(f"--crop {arguments.crop}: give one positive number, or height and width.")
-    if arguments.variants < 1 or (arguments.variants > 1 and arguments.kind == "tone" and crop is None and not arguments.vary):
+    if arguments.variants < 1 or (
+        arguments.variants > 1 and arguments.kind == "tone" and crop is None and not arguments.vary
+    ):
         raise UserError(
             f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop or --vary, or they come out equal."
         )
@@ -155,15 +216,26 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     if not 0 < low <= high:
         raise UserError(f"--length {low} {high}: must satisfy 0 < LOW <= HIGH.")
     if not 0 < few <= many < math.inf:
-        raise UserError(f"--blemishes {few} {many}: must satisfy 0 < LOW <= HIGH. For pairs without any there is --clean.")
+        raise UserError(
+            f"--blemishes {few} {many}: must satisfy 0 < LOW <= HIGH. For pairs without any there is --clean."
+        )
     if not 0 < arguments.scale < math.inf:
         raise UserError(f"--scale {arguments.scale}: must be above 0; 4 suits 24 megapixels.")
     if not 0 <= arguments.clean < 1:
-        raise UserError(f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there is nothing to learn.")
-    same = {key: getattr(arguments, key) for key in ("kind", "seed", "variants", "frames", "scale", "clean", "vary")}
+        raise UserError(
+            f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there is nothing to learn."
+        )
+    same = {
+        key: getattr(arguments, key)
+        for key in ("kind", "seed", "variants", "frames", "scale", "clean", "vary")
+    }
     if unknown := [kind for kind in arguments.only if kind not in blemishes.KINDS]:
-        raise UserError(f"--only {unknown[0]!r}: no such kind of blemish. {nearest(unknown[0], blemishes.KINDS)}")
-    return Recipe(crop=crop, only=tuple(arguments.only), length=(low, high), blemishes=(few, many), **same)
+        raise UserError(
+            f"--only {unknown[0]!r}: no such kind of blemish. {nearest(unknown[0], blemishes.KINDS)}"
+        )
+    return Recipe(
+        crop=crop, only=tuple(arguments.only), length=(low, high), blemishes=(few, many), **same
+    )
 
 
 def find(paths: Sequence[Path]) -> dict[str, Path]:
@@ -176,15 +248,25 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder.")
         inside = (
-            [p for p in path.iterdir() if p.is_file() and files.is_image(p) and not p.name.startswith(".")] if path.is_dir() else [path]
+            [
+                p
+                for p in path.iterdir()
+                if p.is_file() and files.is_image(p) and not p.name.startswith(".")
+            ]
+            if path.is_dir()
+            else [path]
         )
         for photograph in sorted(inside, key=natural):
             name = files.case_id(photograph)
             if name in found:
-                raise UserError(f"{photograph}: has the same name as {found[name]}. Rename one of them.")
+                raise UserError(
+                    f"{photograph}: has the same name as {found[name]}. Rename one of them."
+                )
             found[name] = photograph
     if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no photograph. Give files or folders of {', '.join(files.SUFFIXES)}.")
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no photograph. Give files or folders of {', '.join(files.SUFFIXES)}."
+        )
     return found
 
 
@@ -203,7 +285,9 @@ def choose(names: Sequence[str], held_out: Sequence[str] | None, seed: int) -> f
     return frozenset(held_out)
 
 
-def write(name: str, path: Path, recipe: Recipe, out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def write(
+    name: str, path: Path, recipe: Recipe, out: Path
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Write all variants of one photograph; yields their names and what was done."""
     import numpy as np
 
@@ -211,7 +295,9 @@ def write(name: str, path: Path, recipe: Recipe, out: Path) -> Iterator[tuple[st
 
     light = photograph_of(path)
     if min(light.shape[1:]) <= 2 * recipe.margin:
-        raise UserError(f"{path}: {light.shape[1:]} pixels leave nothing inside a rim of {recipe.margin}. Take it away, or lower --length.")
+        raise UserError(
+            f"{path}: {light.shape[1:]} pixels leave nothing inside a rim of {recipe.margin}. Take it away, or lower --length."
+        )
     ideal = toned(light) if recipe.kind == "tone" else light
     for variant in range(recipe.variants):
         draw = np.random.default_rng([recipe.seed, zlib.crc32(name.encode()), variant])
@@ -224,10 +310,15 @@ def write(name: str, path: Path, recipe: Recipe, out: Path) -> Iterator[tuple[st
         inner = (slice(None), *(slice(recipe.margin, n - recipe.margin) for n in source.shape[1:]))
         files.write(out / "src" / f"{name}_{variant:02}.png", to_bytes(source[inner]))
         files.write(out / "dst" / f"{name}_{variant:02}.png", to_bytes(wanted[box][inner]))
-        yield f"{name}_{variant:02}", {"photograph": name, "box": [[s.start, s.stop] for s in box[1:]], **facts}
+        yield (
+            f"{name}_{variant:02}",
+            {"photograph": name, "box": [[s.start, s.stop] for s in box[1:]], **facts},
+        )
 
 
-def degraded(part: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> tuple[np.ndarray, Mapping[str, Any]]:
+def degraded(
+    part: np.ndarray, draw: np.random.Generator, recipe: Recipe
+) -> tuple[np.ndarray, Mapping[str, Any]]:
     """The input of a pair, made of a part ``(3, Y, X)`` of a photograph, and what was done to it."""
     import numpy as np
 
@@ -261,21 +352,40 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
     turned = np.rot90(image, int(draw.integers(4)), axes=(1, 2))
     mirrored = turned[:, :, ::-1] if draw.random() < 0.5 else turned
     factor, space = between(draw, *ZOOM), mirrored.shape[1:]
-    cut = space if recipe.crop is None else [round((c + 2 * recipe.margin) / factor) for c in recipe.crop]
+    cut = (
+        space
+        if recipe.crop is None
+        else [round((c + 2 * recipe.margin) / factor) for c in recipe.crop]
+    )
     part = mirrored[part_of(draw, space, cut)]
     size = 3, *(max(round(n * factor), 2 * recipe.margin + 1) for n in part.shape[1:])
-    zoomed = resize(part.astype(np.float64), size, order=3 if factor > 1 else 1, mode="reflect", anti_aliasing=factor < 1)
+    zoomed = resize(
+        part.astype(np.float64),
+        size,
+        order=3 if factor > 1 else 1,
+        mode="reflect",
+        anti_aliasing=factor < 1,
+    )
     values = np.clip(np.asarray(zoomed), 0, 1) ** between(draw, *GAMMAS)
-    colours = colour_matrix(draw.uniform(-math.pi, math.pi), draw.uniform(*SATURATION)) * draw.uniform(*GAIN, 3)[:, None]
+    colours = (
+        colour_matrix(draw.uniform(-math.pi, math.pi), draw.uniform(*SATURATION))
+        * draw.uniform(*GAIN, 3)[:, None]
+    )
     return np.clip(np.tensordot(colours, values, axes=1), 0, 1).astype(image.dtype)
 
 
-def place(draw: np.random.Generator, space: Sequence[int], recipe: Recipe) -> tuple[slice, slice, slice]:
+def place(
+    draw: np.random.Generator, space: Sequence[int], recipe: Recipe
+) -> tuple[slice, slice, slice]:
     """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the rim is cut off."""
-    return part_of(draw, space, space if recipe.crop is None else [c + 2 * recipe.margin for c in recipe.crop])
+    return part_of(
+        draw, space, space if recipe.crop is None else [c + 2 * recipe.margin for c in recipe.crop]
+    )
 
 
-def part_of(draw: np.random.Generator, space: Sequence[int], sizes: Sequence[int]) -> tuple[slice, slice, slice]:
+def part_of(
+    draw: np.random.Generator, space: Sequence[int], sizes: Sequence[int]
+) -> tuple[slice, slice, slice]:
     """Slices of ``(C, *space)``: a random part of these sizes, or all of an axis that is shorter."""
     fitting = [min(n, size) for n, size in zip(space, sizes, strict=True)]
     starts = [int(draw.integers(0, n - size + 1)) for n, size in zip(space, fitting, strict=True)]
@@ -287,10 +397,14 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
     """0..1 as uint8, rounded."""
     import numpy as np
 
-    return np.stack([np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8) for channel in image])  # one at a time: large photographs
+    return np.stack(
+        [np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8) for channel in image]
+    )  # one at a time: large photographs
 
 
-def blemished(part: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> tuple[np.ndarray, Mapping[str, Any]]:
+def blemished(
+    part: np.ndarray, draw: np.random.Generator, recipe: Recipe
+) -> tuple[np.ndarray, Mapping[str, Any]]:
     """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not to stay clean is to have one at least."""
     from data_prep import blemishes
 
@@ -308,7 +422,9 @@ def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.nda
 
     # Steps that keep some of their direction: a hand drifts and does not jump.
     steps = np.cumsum(draw.normal(size=(KNOTS - 1, 2)), axis=0) + draw.normal(size=2)
-    curve = CubicSpline(np.linspace(0, 1, KNOTS), np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)]))
+    curve = CubicSpline(
+        np.linspace(0, 1, KNOTS), np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    )
     arc = np.linalg.norm(np.diff(curve(np.linspace(0, 1, 1001)), axis=0), axis=1).sum()
     points = curve(np.linspace(0, 1, frames)) * (length / arc)
     return points - points.mean(axis=0)
@@ -324,7 +440,10 @@ def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
     from scipy.signal import oaconvolve
 
     kernel = spline_kernel(path)
-    light = [oaconvolve(spline_filter(channel.astype(np.float64) ** GAMMA, 3), kernel, mode="same") for channel in image]
+    light = [
+        oaconvolve(spline_filter(channel.astype(np.float64) ** GAMMA, 3), kernel, mode="same")
+        for channel in image
+    ]
     return np.clip(np.stack(light), 0, 1) ** (1 / GAMMA)
 
 
@@ -351,7 +470,9 @@ def toned(image: np.ndarray) -> np.ndarray:
     from pipeline.data.transforms import colour_matrix
 
     light = image.astype(np.float64) ** GAMMA
-    film = np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1) ** (1 / GAMMA)
+    film = np.clip(
+        light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1
+    ) ** (1 / GAMMA)
     turned = np.einsum("ij,jyx->iyx", colour_matrix(math.radians(HUE), 1.0), film)
     luma = np.einsum("i,iyx->yx", np.array([0.2126, 0.7152, 0.0722]), turned)
     return np.clip(turned + LOCAL_CONTRAST * (luma - gaussian_filter(luma, LOCAL_SIGMA)), 0, 1)

@@ -33,9 +33,23 @@ ROWS, USED = 806, 786
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("directory", metavar="DIR", type=Path, help="folder that holds train_images, train_labels, test_images and train.csv")
-    p.add_argument("--workers", type=int, metavar="N", help="threads that decode; default: one per core, at most 16")
+    p = argparse.ArgumentParser(
+        description=str(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        "directory",
+        metavar="DIR",
+        type=Path,
+        help="folder that holds train_images, train_labels, test_images and train.csv",
+    )
+    p.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that decode; default: one per core, at most 16",
+    )
     return p
 
 
@@ -53,15 +67,30 @@ def prepare(root: Path, workers: int | None = None) -> int:
     logger.info(_counts(root, len(found.train), len(found.test)))
     if folder.is_dir():
         files.remove_stale_temps(folder)
-    facts = properties.examine(found.train, settings, folder, write=root.is_dir(), progress=_progress("checking"), workers=workers)
-    faults = [*found.faults, *checks.faults(facts, found.train, settings), *_test_faults(found.test)]
+    facts = properties.examine(
+        found.train,
+        settings,
+        folder,
+        write=root.is_dir(),
+        progress=_progress("checking"),
+        workers=workers,
+    )
+    faults = [
+        *found.faults,
+        *checks.faults(facts, found.train, settings),
+        *_test_faults(found.test),
+    ]
     errors = sum(fault.severity == "error" for fault in faults)
     for fault in faults:
         logger.info(str(fault))
     if errors:
-        logger.info(f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again.")
+        logger.info(
+            f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again."
+        )
         return WRONG
-    cache.build(found.train, facts, settings, folder, progress=_progress("storing"), workers=workers)
+    cache.build(
+        found.train, facts, settings, folder, progress=_progress("storing"), workers=workers
+    )
     logger.info(f"{len(found.train)} cases are ready in {folder}; {len(faults)} warnings.")
     return DONE
 
@@ -76,16 +105,26 @@ def competition_config(root: Path) -> Config:
         "ignore_label": 2,
         "normalise": {"name": "percentile", "options": {"low": 0.5, "high": 99.5}},
     }
-    return config.from_dict({"name": "surface", "data": data, "network": "unet", "losses": ["dice"]})
+    return config.from_dict(
+        {"name": "surface", "data": data, "network": "unet", "losses": ["dice"]}
+    )
 
 
 def _counts(root: Path, train: int, test: int) -> str:
     """One line on how many cases there are, beside the numbers of the published data set."""
     table = root / "train.csv"
-    lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines() if table.is_file() else []
+    lines = (
+        table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        if table.is_file()
+        else []
+    )
     rows = max(sum(bool(line.strip()) for line in lines) - 1, 0)
     text = f"{rows} rows in train.csv, {train} training images, {test} test images"
-    return text + ("." if (rows, train) == (ROWS, USED) else f". The published data set has {ROWS} rows and {USED} training images.")
+    return text + (
+        "."
+        if (rows, train) == (ROWS, USED)
+        else f". The published data set has {ROWS} rows and {USED} training images."
+    )
 
 
 def _test_faults(test: Sequence[Case]) -> list[Fault]:
@@ -93,7 +132,11 @@ def _test_faults(test: Sequence[Case]) -> list[Fault]:
     from pipeline import files
 
     probes = [(path, files.probe(path, dims=3)) for case in test for path in case.image]
-    return [Fault(path=path, problem=probe.problem, suggestion=probe.suggestion) for path, probe in probes if probe.problem]
+    return [
+        Fault(path=path, problem=probe.problem, suggestion=probe.suggestion)
+        for path, probe in probes
+        if probe.problem
+    ]
 
 
 def _progress(what: str) -> Callable[[int, int], None]:

@@ -44,9 +44,17 @@ class Pair:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument(
-        "folders", type=Path, nargs="+", metavar="DOWNLOAD OUT", help="unpacked GoPro set and folder to lay out; only OUT with --src"
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DOWNLOAD OUT",
+        help="unpacked GoPro set and folder to lay out; only OUT with --src",
     )
     p.add_argument("--src", type=Path, help="folder of inputs, instead of DOWNLOAD")
     p.add_argument("--dst", type=Path, help="folder of targets with the same names")
@@ -71,12 +79,19 @@ def prepare(arguments: argparse.Namespace) -> int:
     faults = faults or [fault for pair in pairs for fault in unequal(pair)]
     if faults:
         more = f"\n  ... {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError("\n  ".join([f"{len(faults)} faults, nothing was written:", *faults[:SHOWN]]) + more)
+        raise UserError(
+            "\n  ".join([f"{len(faults)} faults, nothing was written:", *faults[:SHOWN]]) + more
+        )
     out = arguments.folders[-1]
     linked = 0
     for pair in progress(pairs, "laying out", len(pairs)):
-        linked += sum(lay(source, out / side / f"{pair.id}{source.suffix}") for side, source in (("src", pair.src), ("dst", pair.dst)))
-    sides = {side: [p.id for p in pairs if p.test == (side == "test")] for side in ("train", "test")}
+        linked += sum(
+            lay(source, out / side / f"{pair.id}{source.suffix}")
+            for side, source in (("src", pair.src), ("dst", pair.dst))
+        )
+    sides = {
+        side: [p.id for p in pairs if p.test == (side == "test")] for side in ("train", "test")
+    }
     files.write_json(out / "split.json", sides)
     logger.info(
         f"{out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test; {linked} files linked, {2 * len(pairs) - linked} copied"
@@ -87,7 +102,9 @@ def prepare(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """Pairs and faults of the folders that the command names."""
     given = [arguments.src, arguments.dst]
-    if (None in given) != (given == [None, None]) or len(arguments.folders) != (2 if given == [None, None] else 1):
+    if (None in given) != (given == [None, None]) or len(arguments.folders) != (
+        2 if given == [None, None] else 1
+    ):
         raise UserError("Give DOWNLOAD and OUT, or --src DIR --dst DIR and OUT.")
     if given == [None, None]:
         return gopro(arguments.folders[0], arguments.blur)
@@ -100,27 +117,45 @@ def gopro(root: Path, blur: str) -> tuple[list[Pair], list[str]]:
     root = inner if inner.is_dir() else root
     pairs, faults = [], []
     for part in ("train", "test"):
-        for scene in sorted(p for p in (root / part).glob("*") if (p / "sharp").is_dir() or (p / blur).is_dir()):
-            found, lost = matched(scene / blur, scene / "sharp", prefix=f"{scene.name}_", test=part == "test")
+        for scene in sorted(
+            p for p in (root / part).glob("*") if (p / "sharp").is_dir() or (p / blur).is_dir()
+        ):
+            found, lost = matched(
+                scene / blur, scene / "sharp", prefix=f"{scene.name}_", test=part == "test"
+            )
             pairs += found
             faults += lost
     if not pairs and not faults:
         raise UserError(
             f"{root}: no train/SCENE/{blur}/000001.png with train/SCENE/sharp beside it. Give the unpacked GOPRO_Large, or --src and --dst."
         )
-    return pairs, faults + [f"{i}: is in train and in test" for i, times in Counter(p.id for p in pairs).items() if times > 1]
+    return pairs, faults + [
+        f"{i}: is in train and in test"
+        for i, times in Counter(p.id for p in pairs).items()
+        if times > 1
+    ]
 
 
-def matched(src: Path, dst: Path, prefix: str = "", test: bool = False) -> tuple[list[Pair], list[str]]:
+def matched(
+    src: Path, dst: Path, prefix: str = "", test: bool = False
+) -> tuple[list[Pair], list[str]]:
     """Pairs of two folders by equal name, in natural order, and a line for every file that has no counterpart or not exactly one."""
     from pipeline.data.cases import natural
 
     (one, faults), (other, more) = listed(src), listed(dst)
     faults = [*faults, *more]
-    faults += [f"{one[name]}: no file of this name in {dst}" for name in sorted(set(one) - set(other), key=natural)]
-    faults += [f"{other[name]}: no file of this name in {src}" for name in sorted(set(other) - set(one), key=natural)]
+    faults += [
+        f"{one[name]}: no file of this name in {dst}"
+        for name in sorted(set(one) - set(other), key=natural)
+    ]
+    faults += [
+        f"{other[name]}: no file of this name in {src}"
+        for name in sorted(set(other) - set(one), key=natural)
+    ]
     both = sorted(set(one) & set(other), key=natural)
-    return [Pair(id=prefix + name, src=one[name], dst=other[name], test=test) for name in both], faults
+    return [
+        Pair(id=prefix + name, src=one[name], dst=other[name], test=test) for name in both
+    ], faults
 
 
 def listed(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -131,7 +166,11 @@ def listed(folder: Path) -> tuple[dict[str, Path], list[str]]:
         return {}, [f"{folder}: no such folder"]
     found: dict[str, Path] = {}
     faults = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and files.is_image(p) and not p.name.startswith(".")):
+    for path in sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and files.is_image(p) and not p.name.startswith(".")
+    ):
         name = files.case_id(path)
         if name in found:
             faults.append(f"{path}: has the same name as {found[name].name}")

@@ -51,9 +51,15 @@ class Eye:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=str(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("download", type=Path, help="unpacked folder of DRIVE or CHASE_DB1")
-    p.add_argument("out", type=Path, help="folder to lay out; files that are there already are written anew")
+    p.add_argument(
+        "out", type=Path, help="folder to lay out; files that are there already are written anew"
+    )
     return p
 
 
@@ -72,7 +78,9 @@ def prepare(download: Path, out: Path) -> int:
         )
     bare = [eye.name for eye in eyes if not eye.test and eye.mask is None]
     if bare:
-        raise UserError(f"{download}: no first observer's mask for {', '.join(bare[:10])}. Unpack the download again.")
+        raise UserError(
+            f"{download}: no first observer's mask for {', '.join(bare[:10])}. Unpack the download again."
+        )
     for eye in progress(eyes, "laying out", len(eyes)):
         write(eye, out)
     names = {test: [eye.name for eye in eyes if eye.test == test] for test in (False, True)}
@@ -103,7 +111,9 @@ def chase(root: Path) -> Iterator[Eye]:
     images = sorted(p for p in root.glob("*.jpg") if re.fullmatch(r"Image_\d+[LR]", p.stem))
     for n, image in enumerate(images):
         first, second = (_there(root / f"{image.stem}_{which}HO.png") for which in ("1st", "2nd"))
-        yield Eye(name=image.stem, image=image, mask=first, second=second, fov=None, test=n >= CHASE_TRAIN)
+        yield Eye(
+            name=image.stem, image=image, mask=first, second=second, fov=None, test=n >= CHASE_TRAIN
+        )
 
 
 def _there(path: Path) -> Path | None:
@@ -122,10 +132,17 @@ def write(eye: Eye, out: Path) -> None:
         if path is not None:
             mask = files.read(path, 2, labels=True)[0][0]
             if mask.shape != image.shape[1:]:
-                raise UserError(f"{path}: has shape {mask.shape}, its image {image.shape[1:]}. Unpack the download again.")
-            files.write(out / folder / f"{eye.name}.png", np.where(mask > mask.max() / 2, 255, 0).astype(np.uint8))
+                raise UserError(
+                    f"{path}: has shape {mask.shape}, its image {image.shape[1:]}. Unpack the download again."
+                )
+            files.write(
+                out / folder / f"{eye.name}.png",
+                np.where(mask > mask.max() / 2, 255, 0).astype(np.uint8),
+            )
     if eye.fov is None:
-        files.write(out / "fov" / f"{eye.name}.png", np.where(field_of_view(image), 255, 0).astype(np.uint8))
+        files.write(
+            out / "fov" / f"{eye.name}.png", np.where(field_of_view(image), 255, 0).astype(np.uint8)
+        )
 
 
 def field_of_view(image: np.ndarray) -> np.ndarray:
@@ -142,7 +159,9 @@ def field_of_view(image: np.ndarray) -> np.ndarray:
     lit = gaussian_filter(image[0].astype(np.float32), 1) > RED
     labels, count = morphology.components(lit)
     if not count:
-        raise UserError(f"No red value exceeds {RED}: this is no fundus photograph in colour, so its field of view cannot be found.")
+        raise UserError(
+            f"No red value exceeds {RED}: this is no fundus photograph in colour, so its field of view cannot be found."
+        )
     largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
     return morphology.opening(morphology.fill_holes(largest.astype(np.uint8)), 3) != 0
 

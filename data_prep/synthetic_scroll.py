@@ -63,9 +63,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 24 <= self.size <= 1024:
-            raise UserError(f"size is {self.size}; a volume needs at least 24 voxels along each edge and at most 1024.")
+            raise UserError(
+                f"size is {self.size}; a volume needs at least 24 voxels along each edge and at most 1024."
+            )
         if min(self.train, self.scrolls) < 1 or self.test < 0:
-            raise UserError(f"train is {self.train}, test {self.test}, scrolls {self.scrolls}; give at least 1 train volume and 1 scroll.")
+            raise UserError(
+                f"train is {self.train}, test {self.test}, scrolls {self.scrolls}; give at least 1 train volume and 1 scroll."
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in 0 ... 2**32 - 1.")
 
@@ -83,7 +87,9 @@ class Field:
 
         field = self.coefficients
         for axis in axes:  # each pass evaluates the first axis and moves it to the end
-            field = np.tensordot(field, spline_basis(axis / self.pitch, len(self.coefficients)), axes=(0, 1))
+            field = np.tensordot(
+                field, spline_basis(axis / self.pitch, len(self.coefficients)), axes=(0, 1)
+            )
         # The squares of the cubic B-spline's weights add up to 151/315 on average, for each axis.
         return field * np.float32((151 / 315) ** -1.5)
 
@@ -109,7 +115,12 @@ def spline_basis(positions: np.ndarray, count: int) -> np.ndarray:
 
     cell = np.floor(positions).astype(int)
     t = positions - cell
-    weights = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
+    weights = (
+        (1 - t) ** 3 / 6,
+        (3 * t**3 - 6 * t**2 + 4) / 6,
+        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+        t**3 / 6,
+    )
     basis = np.zeros((len(positions), count), np.float32)
     for offset, weight in enumerate(weights):
         basis[np.arange(len(positions)), (cell + offset) % count] = weight
@@ -168,7 +179,9 @@ def _fibres(rng: np.random.Generator) -> np.ndarray:
     return white / white.std(axis=(1, 2), keepdims=True)
 
 
-def make_volume(scroll: Scroll, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def make_volume(
+    scroll: Scroll, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A chunk of a scroll at a random place: image and labels, both uint8 ``(size, size, size)``."""
     import cc3d
     import numpy as np
@@ -181,10 +194,17 @@ def make_volume(scroll: Scroll, size: int, rng: np.random.Generator) -> tuple[np
     for family in (0, 1):
         phase = (winding + (press if family else -press) - family) / 2
         turn = np.round(phase)
-        depth = (phase - turn) / _slope(phase)  # to first order the signed distance to the sheet, voxels
+        depth = (phase - turn) / _slope(
+            phase
+        )  # to first order the signed distance to the sheet, voxels
         present, whole = _tear(scroll, axes, family)
         surface |= whole & (np.abs(depth) <= LABEL_HALF)
-        sheet = _profile(scroll, axes, depth) * present * faint * _texture(scroll, depth, along + 89 * turn, axes[0])
+        sheet = (
+            _profile(scroll, axes, depth)
+            * present
+            * faint
+            * _texture(scroll, depth, along + 89 * turn, axes[0])
+        )
         np.maximum(density, sheet, out=density)
     image = _scan(scroll, axes, density, rng)
     return image, _annotate(cc3d.dust(surface, threshold=60, connectivity=6), rng)
@@ -210,8 +230,12 @@ def _unroll(scroll: Scroll, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
     radius = np.hypot(y, x)
     middle = math.atan2(float(axes[1].mean()), float(axes[2].mean()))
     # Angles are taken from the chunk's middle: their jump of a full turn then lies behind the scroll's axis, never in the chunk.
-    angle = np.arctan2(y * math.cos(middle) - x * math.sin(middle), y * math.sin(middle) + x * math.cos(middle))
-    winding = (radius + 1.6 * scroll.fields["ripple"](axes)) / scroll.spacing - scroll.turn * angle / (2 * math.pi)
+    angle = np.arctan2(
+        y * math.cos(middle) - x * math.sin(middle), y * math.sin(middle) + x * math.cos(middle)
+    )
+    winding = (
+        radius + 1.6 * scroll.fields["ripple"](axes)
+    ) / scroll.spacing - scroll.turn * angle / (2 * math.pi)
     return winding, angle * radius
 
 
@@ -347,7 +371,9 @@ def write(out: Path, options: Options) -> bool:
     try:
         for part in ("train", "test"):
             _write_table(partial, part, options)
-        for part, name, _, image, label in progress(volumes(options), "volumes", options.train + options.test):
+        for part, name, _, image, label in progress(
+            volumes(options), "volumes", options.train + options.test
+        ):
             stop.raise_if_stopped()
             _write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
             _write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
@@ -361,7 +387,10 @@ def write(out: Path, options: Options) -> bool:
 def _write_table(folder: Path, part: str, options: Options) -> None:
     from pipeline import files
 
-    lines = ["id,scroll_id", *(f"{name},{scroll}" for p, name, scroll, *_ in plan(options) if p == part)]
+    lines = [
+        "id,scroll_id",
+        *(f"{name},{scroll}" for p, name, scroll, *_ in plan(options) if p == part),
+    ]
     files.write_text(folder / f"{part}.csv", "\n".join(lines) + "\n")
     (folder / f"{part}_images").mkdir(parents=True)
     (folder / f"{part}_labels").mkdir(parents=True)
@@ -370,7 +399,9 @@ def _write_table(folder: Path, part: str, options: Options) -> None:
 def _write_tiff(path: Path, array: np.ndarray) -> None:
     import tifffile
 
-    tifffile.imwrite(path, array, compression="lzw", photometric="minisblack", metadata=None, software=False)
+    tifffile.imwrite(
+        path, array, compression="lzw", photometric="minisblack", metadata=None, software=False
+    )
 
 
 def _facts(options: Options) -> dict[str, Any]:
@@ -380,7 +411,11 @@ def _facts(options: Options) -> dict[str, Any]:
 def _finish(folder: Path, options: Options) -> None:
     from pipeline import files
 
-    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    sizes = {
+        str(p.relative_to(folder)): p.stat().st_size
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
     files.write_json(folder / MARKER, {**_facts(options), "files": sizes})
 
 
@@ -392,22 +427,39 @@ def _is_there(out: Path, options: Options) -> bool:
         return False
     suggestion = "Give another folder, or remove this one first."
     if not (out / MARKER).is_file():
-        raise UserError(f"{out} exists and was not written by this command (it has no {MARKER}). {suggestion}")
+        raise UserError(
+            f"{out} exists and was not written by this command (it has no {MARKER}). {suggestion}"
+        )
     found = files.read_json(out / MARKER)
     wanted = _facts(options)
     if {key: found.get(key) for key in wanted} != wanted:
-        raise UserError(f"{out} holds a data set of other options ({found.get('options')}, not {wanted['options']}). {suggestion}")
-    changed = [name for name, size in found["files"].items() if not (out / name).is_file() or (out / name).stat().st_size != size]
+        raise UserError(
+            f"{out} holds a data set of other options ({found.get('options')}, not {wanted['options']}). {suggestion}"
+        )
+    changed = [
+        name
+        for name, size in found["files"].items()
+        if not (out / name).is_file() or (out / name).stat().st_size != size
+    ]
     if changed:
-        raise UserError(f"{out}: {len(changed)} files are missing or changed: {', '.join(changed[:10])}. Remove the folder and run again.")
+        raise UserError(
+            f"{out}: {len(changed)} files are missing or changed: {', '.join(changed[:10])}. Remove the folder and run again."
+        )
     return True
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=str(__doc__).split("\n\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be absent, empty, or hold the same data set")
+    p.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="folder to write; must be absent, empty, or hold the same data set",
+    )
     p.add_argument("--size", type=int, default=64, help="edge of the cubic volumes, voxels")
     p.add_argument("--train", type=int, default=15, help="training volumes")
     p.add_argument("--test", type=int, default=3, help="test volumes")

@@ -36,10 +36,17 @@ def main() -> int:
         return module.main()
     with cli.printing():
         if not words or words[0] in ("-h", "--help", "help"):
-            print(USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
+            print(
+                USAGE.format(
+                    commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+                )
+            )
             return DONE
         known = nearest(words[0], COMMANDS)
-        print(f"error: there is no command {words[0]!r}. {known} python -m pipeline --help lists all.", file=sys.stderr)
+        print(
+            f"error: there is no command {words[0]!r}. {known} python -m pipeline --help lists all.",
+            file=sys.stderr,
+        )
         return WRONG
 
 

@@ -31,7 +31,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         dashed = "expected" in message or "unrecognized" in message
-        super().error(message + (" (a file name that begins with a dash is given as ./-NAME)" if dashed else ""))
+        super().error(
+            message
+            + (" (a file name that begins with a dash is given as ./-NAME)" if dashed else "")
+        )
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -96,11 +99,16 @@ def _answered(work: Callable[[], int]) -> int:
     except UserError as error:
         return _told(f"error: {error}", WRONG)
     except StopRequested as request:
-        return _told(f"stopped on request ({request}); run the same command again to continue", AGAIN)
+        return _told(
+            f"stopped on request ({request}); run the same command again to continue", AGAIN
+        )
     except OSError as error:  # a full disk, a folder that may not be written: nothing is half written, see files.whole
         return _told(f"error: {_disk_words(error)}", FAILED)
     except MemoryError:
-        return _told("error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).", FAILED)
+        return _told(
+            "error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).",
+            FAILED,
+        )
 
 
 def _told(text: str, code: int) -> int:
@@ -111,7 +119,11 @@ def _told(text: str, code: int) -> int:
 
 def _disk_words(error: OSError) -> str:
     """An error of the system with its path first; where this process holds too many files open, with the way out."""
-    words = f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)
+    words = (
+        f"{error.filename}: {error.strerror}"
+        if error.filename is not None and error.strerror
+        else str(error)
+    )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         words += ". Raise the limit of open files, e.g. with: ulimit -n 4096"
     return words
@@ -173,9 +185,14 @@ class _Output:
         name = "standard error" if self.stream is sys.__stderr__ else "standard output"
         self.stream, lost = open(os.devnull, "w", encoding="utf-8"), self.stream  # noqa: SIM115 - for good
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(self.stream.fileno(), lost.fileno())  # what is left in its buffer is written when Python ends
+            os.dup2(
+                self.stream.fileno(), lost.fileno()
+            )  # what is left in its buffer is written when Python ends
         if error.errno != errno.EPIPE and name == "standard output":
-            print(f"warning: {name} cannot be written ({error.strerror}); the work goes on without it", file=sys.stderr)
+            print(
+                f"warning: {name} cannot be written ({error.strerror}); the work goes on without it",
+                file=sys.stderr,
+            )
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)

@@ -39,17 +39,28 @@ def stretched(plane: np.ndarray) -> np.ndarray:
     """
     values = rgb(plane).astype(np.float32)
     finite = np.isfinite(values)
-    low, high = np.percentile(values[finite], [0.5, 99.5]).astype(np.float32) if finite.any() else (0, 1)
+    low, high = (
+        np.percentile(values[finite], [0.5, 99.5]).astype(np.float32) if finite.any() else (0, 1)
+    )
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     return np.clip((values - low) / (high - low if high > low else 1), 0, 1)
 
 
-def tint(picture: np.ndarray, where: np.ndarray, colour: Sequence[int], strength: float) -> np.ndarray:
+def tint(
+    picture: np.ndarray, where: np.ndarray, colour: Sequence[int], strength: float
+) -> np.ndarray:
     """``picture`` mixed with ``strength`` (0 to 1) of one colour in the difference_mask ``where``."""
-    return np.where(where[..., None], (1 - strength) * picture + strength * np.asarray(colour) / 255, picture)
+    return np.where(
+        where[..., None], (1 - strength) * picture + strength * np.asarray(colour) / 255, picture
+    )
 
 
-def classes(picture: np.ndarray, labels: np.ndarray, colours: Sequence[Colour] = CLASSES, strength: float = 0.6) -> np.ndarray:
+def classes(
+    picture: np.ndarray,
+    labels: np.ndarray,
+    colours: Sequence[Colour] = CLASSES,
+    strength: float = 0.6,
+) -> np.ndarray:
     """``picture`` with each label above 0 tinted in its own colour; colours repeat after the last."""
     painted = (np.asarray(colours) / 255)[(labels.astype(np.int64) - 1) % len(colours)]
     return np.where((labels > 0)[..., None], (1 - strength) * picture + strength * painted, picture)
@@ -75,13 +86,17 @@ def errors(picture: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> np.nda
     return shown
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, colours: Sequence[Colour] = CLASSES) -> np.ndarray:
+def overlay(
+    image: np.ndarray, labels: np.ndarray, colours: Sequence[Colour] = CLASSES
+) -> np.ndarray:
     """An image ``(C, Y, X)`` of any number type, :func:`stretched`, under its tinted labels ``(Y, X)``: uint8 RGB ``(Y, X, 3)``.
 
     Raises ValueError where the two differ in size.
     """
     if image.shape[1:] != labels.shape:
-        raise ValueError(f"an image of {image.shape[1:]} pixels cannot lie under labels of {labels.shape}")
+        raise ValueError(
+            f"an image of {image.shape[1:]} pixels cannot lie under labels of {labels.shape}"
+        )
     return to_bytes(classes(stretched(image), labels, colours, 0.75))
 
 

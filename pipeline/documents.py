@@ -26,7 +26,11 @@ Index = Annotated[int, Rule(lambda value: 0 <= value < 10**6, "from 0 to 999,999
 Channels = Annotated[int, Rule(lambda value: 1 <= value <= 2**16, "from 1 to 65,536")]
 Size = Annotated[int, Rule(lambda value: 0 <= value < 2**40, "from 0 to 2^40")]
 Name = Annotated[
-    str, Rule(lambda value: 0 < len(value) <= 255 and "/" not in value and value not in (".", ".."), "that can be a file's name")
+    str,
+    Rule(
+        lambda value: 0 < len(value) <= 255 and "/" not in value and value not in (".", ".."),
+        "that can be a file's name",
+    ),
 ]
 Scores = dict[str, float | None]
 CaseScores = dict[str, float | dict[str, list[int]] | None]
@@ -84,7 +88,9 @@ class ReportedFolds(TypedDict):
 
 class ReportedData(TypedDict):
     dims: NotRequired[Literal[2, 3]]
-    classes: NotRequired[Annotated[int, Rule(lambda value: 0 <= value <= 2**16, "from 0 to 65,536")]]
+    classes: NotRequired[
+        Annotated[int, Rule(lambda value: 0 <= value <= 2**16, "from 0 to 65,536")]
+    ]
     ignore_label: NotRequired[int | None]
     binarise: NotRequired[float | None]
     folds: NotRequired[ReportedFolds]
@@ -234,7 +240,9 @@ class TiffMeta(TypedDict):
     imagej: NotRequired[bool | str]
     spacing: NotRequired[float]
     unit: NotRequired[str | float | None]
-    resolution: NotRequired[Annotated[list[Pair], Rule(lambda value: len(value) == 2, "of two pairs")]]
+    resolution: NotRequired[
+        Annotated[list[Pair], Rule(lambda value: len(value) == 2, "of two pairs")]
+    ]
     resolution_unit: NotRequired[int | None]
 
 
@@ -282,7 +290,13 @@ class PlainSoft(TypedDict):
     geometry: PlainPlace
 
 
-PLACES: dict[str, Any] = {"nifti": NiftiSoft, "tiff": TiffSoft, "zarr": ZarrSoft, "image": PlainSoft, "none": PlainSoft}
+PLACES: dict[str, Any] = {
+    "nifti": NiftiSoft,
+    "tiff": TiffSoft,
+    "zarr": ZarrSoft,
+    "image": PlainSoft,
+    "none": PlainSoft,
+}
 """Where the array of a format lies, in a document that has it under ``geometry``."""
 
 
@@ -320,8 +334,16 @@ PLUGIN = re.compile(r"[^/\\\x00-\x1f\x7f]{1,252}\.py")
 class PluginRecord(TypedDict):
     """A plugin that something was made with: never a path, and never run."""
 
-    name: Annotated[str, Rule(lambda value: PLUGIN.fullmatch(value) is not None, "that names a file NAME.py")]
-    sha256: Annotated[str, Rule(lambda value: re.fullmatch("[0-9a-f]{64}", value) is not None, "of 64 hexadecimal digits")]
+    name: Annotated[
+        str, Rule(lambda value: PLUGIN.fullmatch(value) is not None, "that names a file NAME.py")
+    ]
+    sha256: Annotated[
+        str,
+        Rule(
+            lambda value: re.fullmatch("[0-9a-f]{64}", value) is not None,
+            "of 64 hexadecimal digits",
+        ),
+    ]
 
 
 Plugins = list[PluginRecord]

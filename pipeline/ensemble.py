@@ -20,8 +20,16 @@ from pipeline.records import DONE, PARTIAL
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("ensemble", "Fuse predictions of several folds or runs.")
     which = p.add_mutually_exclusive_group(required=True)
-    which.add_argument("--fold-dirs", type=Path, nargs="+", metavar="DIR", help="folders written by pipeline.predict --save-soft")
-    which.add_argument("--spec", type=Path, help="ensembles/NAME.yaml: members, weights, fusion, post-processing")
+    which.add_argument(
+        "--fold-dirs",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders written by pipeline.predict --save-soft",
+    )
+    which.add_argument(
+        "--spec", type=Path, help="ensembles/NAME.yaml: members, weights, fusion, post-processing"
+    )
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
     p.add_argument(
         "--input",
@@ -36,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         choices=["mean", "logit", "vote"],
         help="weighted mean of probabilities or of logits, or majority vote; default: the spec's, else mean",
     )
-    p.add_argument("--save-soft", action="store_true", help="also write the fused probabilities to soft/")
+    p.add_argument(
+        "--save-soft", action="store_true", help="also write the fused probabilities to soft/"
+    )
     return p
 
 
@@ -58,7 +68,9 @@ def ensemble(
 
     wanted = fuse.load_spec(spec) if spec else fuse.of_folders(fold_dirs or [])
     wanted = dataclasses.replace(wanted, fusion=fusion or wanted.fusion)
-    job = fuse.EnsembleJob(spec=wanted, output=output, inputs=input or (), device=device, save_soft=save_soft)
+    job = fuse.EnsembleJob(
+        spec=wanted, output=output, inputs=input or (), device=device, save_soft=save_soft
+    )
     predict = None
     if input:  # without, nothing here needs a network
         from pipeline.workflows.ensemble import predict_member as predict

@@ -18,9 +18,19 @@ from pipeline import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    p = cli.parser("evaluate", "Score a folder of answers against a folder of labels, or of images against their targets.")
-    p.add_argument("--predictions", type=Path, required=True, help="folder of answers, ID.tif and the like")
-    p.add_argument("--labels", type=Path, required=True, help="folder of labels, or of target images, with the same ids")
+    p = cli.parser(
+        "evaluate",
+        "Score a folder of answers against a folder of labels, or of images against their targets.",
+    )
+    p.add_argument(
+        "--predictions", type=Path, required=True, help="folder of answers, ID.tif and the like"
+    )
+    p.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="folder of labels, or of target images, with the same ids",
+    )
     p.add_argument(
         "--metrics",
         nargs="+",
@@ -44,10 +54,29 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="retouch: folder of predicted masks, grey 0..255, for mask_dice; default: PREDICTIONS/masks where it is there",
     )
-    p.add_argument("--split", type=Path, metavar="FILE", help="split.json: only the ids under its 'test' are scored")
-    p.add_argument("--soft", type=Path, help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there")
-    p.add_argument("--fov", type=Path, help="folder of field-of-view masks with the same ids: metrics inside it and over the full image")
-    p.add_argument("--padded", type=int, nargs="+", metavar="N", help="with --fov: also over the image with background up to this size")
+    p.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="split.json: only the ids under its 'test' are scored",
+    )
+    p.add_argument(
+        "--soft",
+        type=Path,
+        help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there",
+    )
+    p.add_argument(
+        "--fov",
+        type=Path,
+        help="folder of field-of-view masks with the same ids: metrics inside it and over the full image",
+    )
+    p.add_argument(
+        "--padded",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="with --fov: also over the image with background up to this size",
+    )
     p.add_argument(
         "--binarise",
         type=float,
@@ -59,7 +88,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="score the labels that have an answer, and say how many have none; a fold's oof/ needs no option: its cases are known",
     )
-    p.add_argument("--workers", type=int, help="cases scored at a time; default: one a core, fewer where memory is short")
+    p.add_argument(
+        "--workers",
+        type=int,
+        help="cases scored at a time; default: one a core, fewer where memory is short",
+    )
     p.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     p.add_argument(
         "--ignore-label",
@@ -74,12 +107,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), evaluate, argv)
 
 
-def evaluate(*, metrics: list[str], change: list[str] | None, out: Path | None, **options: Any) -> int:
+def evaluate(
+    *, metrics: list[str], change: list[str] | None, out: Path | None, **options: Any
+) -> int:
     from pipeline.metrics.names import read_metric
     from pipeline.reporting import tables
     from pipeline.workflows import evaluate as workflow
 
-    request = workflow.Request(metrics=[read_metric(text) for text in metrics], change=change, out=out, **options)
+    request = workflow.Request(
+        metrics=[read_metric(text) for text in metrics], change=change, out=out, **options
+    )
     scores = workflow.evaluate(request)
     print(tables.of_evaluation(scores))
     return workflow.code_of(scores)

@@ -40,20 +40,37 @@ class Tiling:
     def __post_init__(self) -> None:
         multiple = self.multiple or (1,) * len(self.size)
         if not len(self.size) == len(self.tile) == len(multiple):
-            raise ValueError(f"tile {self.tile}, multiple {multiple} and space {self.size} differ in their number of axes")
-        if any(per_axis and len(per_axis) != len(self.size) for per_axis in (self.steps, self.sigma_scale)):
-            raise ValueError(f"steps {self.steps} and sigma_scale {self.sigma_scale} need one value for each of {len(self.size)} axes")
+            raise ValueError(
+                f"tile {self.tile}, multiple {multiple} and space {self.size} differ in their number of axes"
+            )
+        if any(
+            per_axis and len(per_axis) != len(self.size)
+            for per_axis in (self.steps, self.sigma_scale)
+        ):
+            raise ValueError(
+                f"steps {self.steps} and sigma_scale {self.sigma_scale} need one value for each of {len(self.size)} axes"
+            )
         if self.window not in WINDOWS:
             raise ValueError(f"window {self.window!r} is unknown; known: {', '.join(WINDOWS)}")
         object.__setattr__(self, "multiple", multiple)
-        object.__setattr__(self, "tile", tuple(min(up(t, g), p) for t, g, p in zip(self.tile, multiple, self.padded, strict=True)))
+        object.__setattr__(
+            self,
+            "tile",
+            tuple(
+                min(up(t, g), p) for t, g, p in zip(self.tile, multiple, self.padded, strict=True)
+            ),
+        )
         for tile, g, n in zip(self.tile, multiple, self.padded, strict=True):
             if n > tile and tile - 2 * self.halo < g:
                 least = up(2 * self.halo + g, g)
-                raise ValueError(f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge it to at least {least}")
+                raise ValueError(
+                    f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge it to at least {least}"
+                )
         for tile, step, n in zip(self.tile, self.steps, self.padded, strict=False):
             if n > tile and step > tile - 2 * self.halo:
-                raise ValueError(f"steps {self.steps} leave gaps: at most {tile - 2 * self.halo} of a tile of {tile} are used")
+                raise ValueError(
+                    f"steps {self.steps} leave gaps: at most {tile - 2 * self.halo} of a tile of {tile} are used"
+                )
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -92,7 +109,11 @@ class Tiling:
         [True, False]
         """
         low = origin[0] + (self.halo if origin[0] else 0)
-        high = origin[0] + self.tile[0] - (self.halo if origin[0] < self.padded[0] - self.tile[0] else 0)
+        high = (
+            origin[0]
+            + self.tile[0]
+            - (self.halo if origin[0] < self.padded[0] - self.tile[0] else 0)
+        )
         return low < end and high > first
 
     @property
@@ -165,7 +186,9 @@ def _constant(n: int, overlap: int) -> np.ndarray:
 WINDOWS = {"gaussian": _gaussian, "hann": _hann, "feather": _feather, "constant": _constant}
 
 
-def crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float = 0) -> np.ndarray:
+def crop(
+    array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float = 0
+) -> np.ndarray:
     """Copy of the box at ``start`` (may be negative) of ``size`` from the last axes of ``array``; outside is ``fill``.
 
     >>> crop(np.arange(4), [-1], [3]).tolist()
@@ -178,7 +201,9 @@ def crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: flo
     if part.shape[-len(start) :] == tuple(size):
         return np.array(part)
     out = np.full((*array.shape[: array.ndim - len(start)], *size), fill, array.dtype)
-    out[(..., *(slice(a - s, max(a, b) - s) for a, b, s in zip(low, high, start, strict=True)))] = part
+    out[(..., *(slice(a - s, max(a, b) - s) for a, b, s in zip(low, high, start, strict=True)))] = (
+        part
+    )
     return out
 
 

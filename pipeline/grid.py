@@ -82,14 +82,18 @@ def grid_of(geometry: Geometry, dims: int) -> Grid:
     meta = geometry.meta
     if geometry.format == "nifti":
         return _nifti(meta, dims)
-    spacing = {"zarr": _zarr_spacing, "tiff": _tiff_spacing}.get(geometry.format, lambda meta, dims: None)(meta, dims)
+    spacing = {"zarr": _zarr_spacing, "tiff": _tiff_spacing}.get(
+        geometry.format, lambda meta, dims: None
+    )(meta, dims)
     good = spacing is not None and all(math.isfinite(s) and s > 0 for s in spacing)
     return Grid(family="array", spacing=spacing if good else None)
 
 
 def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
     unit, placed, zooms = _nifti_header(meta)
-    affine = np.array([[math.nan if x is None else x for x in row] for row in meta["affine"]], float)  # JSON has null for NaN
+    affine = np.array(
+        [[math.nan if x is None else x for x in row] for row in meta["affine"]], float
+    )  # JSON has null for NaN
     affine[:3] *= unit
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))[:dims]
     if not (np.isfinite(affine).all() and (spacing > 0).all()):
@@ -114,9 +118,15 @@ def affine_grid(affine: Any, dims: int) -> Grid:
         UserError: for what is no such matrix.
     """
     matrix = np.asarray(affine, float)
-    good = matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 0
+    good = (
+        matrix.shape == (4, 4)
+        and np.isfinite(matrix).all()
+        and abs(np.linalg.det(matrix[:3, :3])) > 0
+    )
     if not good:
-        raise UserError(f"affine has shape {matrix.shape}; give 4 x 4 finite numbers whose columns span the space.")
+        raise UserError(
+            f"affine has shape {matrix.shape}; give 4 x 4 finite numbers whose columns span the space."
+        )
     spacing = np.sqrt((matrix[:3, :3] ** 2).sum(0))[:dims]
     return Grid(
         family="nifti",
@@ -129,10 +139,18 @@ def affine_grid(affine: Any, dims: int) -> Grid:
 def _nifti_header(meta: Mapping[str, Any]) -> tuple[float, bool, tuple[float, ...]]:
     """Millimetres in a unit, whether a form places the array in the world, and the zooms, of a header kept as base64."""
     block = base64.b64decode(meta["header"])
-    kind = nibabel.Nifti1Header if len(block) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Header
+    kind = (
+        nibabel.Nifti1Header
+        if len(block) == nibabel.Nifti1Header.sizeof_hdr
+        else nibabel.Nifti2Header
+    )
     header: Any = kind(block, endianness=meta["endian"], check=False)
     placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    return NIFTI_UNITS.get(int(header["xyzt_units"]) % 8, 1.0), placed, tuple(float(z) for z in header["pixdim"][1:4])
+    return (
+        NIFTI_UNITS.get(int(header["xyzt_units"]) % 8, 1.0),
+        placed,
+        tuple(float(z) for z in header["pixdim"][1:4]),
+    )
 
 
 def _zarr_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
@@ -146,7 +164,9 @@ def _zarr_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | Non
 def _tiff_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
     """Of ImageJ, OME and this package's own description. The dots per inch of a picture are no spacing."""
     unit = MILLIMETRES.get(_plain(str(meta.get("unit", ""))).lower())
-    resolution = meta.get("resolution", [[1, 1], [1, 1]])  # one voxel a unit is kept as no resolution at all
+    resolution = meta.get(
+        "resolution", [[1, 1], [1, 1]]
+    )  # one voxel a unit is kept as no resolution at all
     if unit is None or any(not a or not b for a, b in resolution):
         return None
     x, y = (unit * b / a for a, b in resolution)
@@ -174,7 +194,9 @@ def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
     return bool((np.abs(a - b) <= limit).all())
 
 
-def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]) -> Alignment | None:
+def alignment(
+    source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]
+) -> Alignment | None:
     """The flips and axis order that lay an array of ``shape`` on the target grid of ``size``; None where those alone do not.
 
     Both grids are NIfTI's; two grids of which one has no affine are taken as they are where their shapes agree.
@@ -193,7 +215,9 @@ def alignment(source: Grid, shape: Sequence[int], target: Grid, size: Sequence[i
                 step[old, new] = -1 if turned else 1
                 step[old, 3] = shape[old] - 1 if turned else 0
             if near((given @ step).tolist(), wanted.tolist()):
-                return Alignment(axes=axes, flips=tuple(i for i, turned in enumerate(flips) if turned))
+                return Alignment(
+                    axes=axes, flips=tuple(i for i, turned in enumerate(flips) if turned)
+                )
     return None
 
 
@@ -214,7 +238,9 @@ def reorientation(codes: str, wanted: str) -> Alignment | None:
 
 def spread(spacings: Sequence[Sequence[float]]) -> float:
     """The largest share by which the spacings of a set differ along an axis: 0.5 for 1 and 1.5 mm."""
-    return max((max(column) / min(column) - 1 for column in zip(*spacings, strict=True)), default=0.0)
+    return max(
+        (max(column) / min(column) - 1 for column in zip(*spacings, strict=True)), default=0.0
+    )
 
 
 def by_mm(spacing: Sequence[float]) -> str:

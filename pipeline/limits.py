@@ -52,9 +52,17 @@ LABEL = 2**31 - 1
 COUNTS = {"data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
 COUNTS |= {"train.epochs": 10**6, "train.accumulate": 10**6, "train.validate.per_case": 10**6}
 COUNTS |= {"train.stop.patience": 10**9, "train.validate.every": 10**9}  # often written for "never"
-COUNTS |= dict.fromkeys(("train.preview_every", "train.preview_steps", "train.keep_every", "train.save_steps"), 10**12)
+COUNTS |= dict.fromkeys(
+    ("train.preview_every", "train.preview_steps", "train.keep_every", "train.save_steps"), 10**12
+)
 COUNTS |= {"train.timeout": 10**7}
-COUNTS |= {"data.patch.batch": SAMPLES, "predict.batch": SAMPLES, "predict.overlap": EDGE, "predict.halo": EDGE, "data.classes": CLASSES}
+COUNTS |= {
+    "data.patch.batch": SAMPLES,
+    "predict.batch": SAMPLES,
+    "predict.overlap": EDGE,
+    "predict.halo": EDGE,
+    "data.classes": CLASSES,
+}
 
 
 def problems(config: Config) -> Iterator[Problem]:
@@ -74,10 +82,19 @@ def problems(config: Config) -> Iterator[Problem]:
             ("data.patch.batch",),
         )
     if not 0 <= config.seed <= SEEDS:
-        yield Problem(f"seed is {config.seed}, must be a whole number from 0 to {SEEDS}.", ("seed",))
+        yield Problem(
+            f"seed is {config.seed}, must be a whole number from 0 to {SEEDS}.", ("seed",)
+        )
     yield from _classes(config)
-    if config.train.average is not None and config.train.average.lr is not None and not 0 < config.train.average.lr < math.inf:
-        yield Problem(f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the schedule's.", ("train.average.lr",))
+    if (
+        config.train.average is not None
+        and config.train.average.lr is not None
+        and not 0 < config.train.average.lr < math.inf
+    ):
+        yield Problem(
+            f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the schedule's.",
+            ("train.average.lr",),
+        )
 
 
 def clipped(config: Config) -> Config:
@@ -107,7 +124,9 @@ STAND_INS = {
 
 def _with(part: Any, key: str, value: Any) -> Any:
     name, _, rest = key.partition(".")
-    return dataclasses.replace(part, **{name: _with(getattr(part, name), rest, value) if rest else value})
+    return dataclasses.replace(
+        part, **{name: _with(getattr(part, name), rest, value) if rest else value}
+    )
 
 
 def _value(config: Config, key: str) -> int:
@@ -129,7 +148,10 @@ def _boxes(config: Config) -> Iterator[Problem]:
         if max(size, default=0) > EDGE:
             yield Problem(f"{key} is {list(size)}, must be at most {EDGE} along each axis.", (key,))
         elif math.prod(size) > VOXELS:
-            yield Problem(f"{key} is {list(size)}, {math.prod(size):,} voxels; must be at most {VOXELS:,}.", (key,))
+            yield Problem(
+                f"{key} is {list(size)}, {math.prod(size):,} voxels; must be at most {VOXELS:,}.",
+                (key,),
+            )
 
 
 def _lists(config: Config) -> Iterator[Problem]:
@@ -146,9 +168,15 @@ def _lists(config: Config) -> Iterator[Problem]:
         if len(entries) > ENTRIES:
             yield Problem(f"{key} has {len(entries)} entries, must have at most {ENTRIES}.", (key,))
     if len(config.predict.scales) > SCALES:
-        yield Problem(f"predict.scales has {len(config.predict.scales)} entries, must have at most {SCALES}.", ("predict.scales",))
+        yield Problem(
+            f"predict.scales has {len(config.predict.scales)} entries, must have at most {SCALES}.",
+            ("predict.scales",),
+        )
     if len(config.name) > NAME:
-        yield Problem(f"name has {len(config.name)} letters, must have at most {NAME}: it becomes a folder.", ("name",))
+        yield Problem(
+            f"name has {len(config.name)} letters, must have at most {NAME}: it becomes a folder.",
+            ("name",),
+        )
 
 
 def _reals(config: Config) -> Iterator[Problem]:
@@ -157,26 +185,43 @@ def _reals(config: Config) -> Iterator[Problem]:
     if change is not None:
         for name in ("opening", "dilation", "blur"):
             if getattr(change, name) > RADIUS:
-                yield Problem(f"data.change.{name} is {getattr(change, name)}, must be at most {RADIUS}.", (f"data.change.{name}",))
+                yield Problem(
+                    f"data.change.{name} is {getattr(change, name)}, must be at most {RADIUS}.",
+                    (f"data.change.{name}",),
+                )
         for name in ("magnifier", "threshold"):
             if not getattr(change, name) <= WEIGHT:
-                yield Problem(f"data.change.{name} is {getattr(change, name)}, must be at most {WEIGHT:g}.", (f"data.change.{name}",))
+                yield Problem(
+                    f"data.change.{name} is {getattr(change, name)}, must be at most {WEIGHT:g}.",
+                    (f"data.change.{name}",),
+                )
     for n, term in enumerate(config.losses):
         if not abs(term.weight) <= WEIGHT:
-            yield Problem(f"losses.{n}.weight is {term.weight}, must be at most {WEIGHT:g} by amount.", (f"losses.{n}.weight",))
+            yield Problem(
+                f"losses.{n}.weight is {term.weight}, must be at most {WEIGHT:g} by amount.",
+                (f"losses.{n}.weight",),
+            )
     if config.data.binarise is not None and not math.isfinite(config.data.binarise):
-        yield Problem(f"data.binarise is {config.data.binarise}, must be finite, or null.", ("data.binarise",))
+        yield Problem(
+            f"data.binarise is {config.data.binarise}, must be finite, or null.", ("data.binarise",)
+        )
 
 
 def of_prediction(config: Config, model: Path) -> None:
     """Raise ConfigError for what a prediction with the config of ``model`` could not hold: tiles, batches, scales and steps."""
     concerned = ("predict.", "postprocess")
-    found = [p.text for p in problems(config) if p.keys[0].startswith(concerned) and p.severity == "error"]
+    found = [
+        p.text
+        for p in problems(config)
+        if p.keys[0].startswith(concerned) and p.severity == "error"
+    ]
     for n, step in enumerate(config.postprocess if not found else ()):
         for option, most in REACHING.items():
             value = step.options.get(option, 0)
             if isinstance(value, int | float) and abs(value) > most:
-                found.append(f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most {most} by amount.")
+                found.append(
+                    f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most {most} by amount."
+                )
     if found:
         raise ConfigError(f"{model}, with the options of this command: " + "\n  ".join(found))
 
@@ -186,7 +231,10 @@ def _classes(config: Config) -> Iterator[Problem]:
     if config.task != "labels" or ignored is None:
         return
     if abs(ignored) > LABEL:
-        yield Problem(f"data.ignore_label is {ignored}, must be from {-LABEL} to {LABEL}.", ("data.ignore_label",))
+        yield Problem(
+            f"data.ignore_label is {ignored}, must be from {-LABEL} to {LABEL}.",
+            ("data.ignore_label",),
+        )
     if classes == 2 and ignored in (0, 1):
         what = "foreground" if ignored == 1 else "background"
         yield Problem(

@@ -9,33 +9,76 @@ from typing import Literal
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
     """Add them to a parser."""
-    p.add_argument("--checkpoint", type=Path, required=True, help="run folder (all folds), fold folder, or model file")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="run folder (all folds), fold folder, or model file",
+    )
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     p.add_argument(
-        "--backend", choices=["torch", "onnx", "openvino"], default="torch", help="what computes; the others need the extra 'cpu'"
+        "--backend",
+        choices=["torch", "onnx", "openvino"],
+        default="torch",
+        help="what computes; the others need the extra 'cpu'",
     )
     size = p.add_mutually_exclusive_group()
     size.add_argument(
-        "--patch-size", type=int, nargs="+", metavar="N", help="tile size D H W; one number for all axes; default: as trained"
+        "--patch-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="tile size D H W; one number for all axes; default: as trained",
     )
-    size.add_argument("--whole", action="store_true", help="each image in one piece, whatever its size")
-    p.add_argument("--overlap", type=int, help="voxels that neighbouring tiles share; default: as in the config")
-    p.add_argument(
-        "--halo", type=_halo, metavar="N|auto", help="voxels at inner tile faces that are thrown away; auto: as far as the network sees"
+    size.add_argument(
+        "--whole", action="store_true", help="each image in one piece, whatever its size"
     )
     p.add_argument(
-        "--norms", choices=["tile", "frozen", "exact"], help="statistics of group and instance norm: of each tile, or of the whole image"
+        "--overlap",
+        type=int,
+        help="voxels that neighbouring tiles share; default: as in the config",
+    )
+    p.add_argument(
+        "--halo",
+        type=_halo,
+        metavar="N|auto",
+        help="voxels at inner tile faces that are thrown away; auto: as far as the network sees",
+    )
+    p.add_argument(
+        "--norms",
+        choices=["tile", "frozen", "exact"],
+        help="statistics of group and instance norm: of each tile, or of the whole image",
     )
     p.add_argument("--batch", type=int, help="tiles per forward pass")
     p.add_argument("--threshold", type=float, help="probability from which a voxel is foreground")
-    p.add_argument("--min-component-size", type=int, help="remove components with fewer voxels; 0: keep all")
-    p.add_argument("--max-hole-size", type=int, help="fill holes of up to this many voxels; 0: none")
+    p.add_argument(
+        "--min-component-size", type=int, help="remove components with fewer voxels; 0: keep all"
+    )
+    p.add_argument(
+        "--max-hole-size", type=int, help="fill holes of up to this many voxels; 0: none"
+    )
     p.add_argument("--kernel-size", type=int, help="edge of the closing kernel in voxels; 0: none")
-    p.add_argument("--separate-instances", action="store_true", help="label touching parts separately")
+    p.add_argument(
+        "--separate-instances", action="store_true", help="label touching parts separately"
+    )
     p.add_argument("--tta", action="store_const", const=True, help="average over all flips")
-    p.add_argument("--scales", type=float, nargs="+", metavar="F", help="average over tiles resized by these factors, e.g. 0.75 1 1.25")
-    p.add_argument("--model", choices=["auto", "best", "swa"], help="which weights of a fold; auto: the better on its held-out cases")
-    p.add_argument("--allow-missing-folds", action="store_true", help="predict with a run whose folds are not all complete")
+    p.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="F",
+        help="average over tiles resized by these factors, e.g. 0.75 1 1.25",
+    )
+    p.add_argument(
+        "--model",
+        choices=["auto", "best", "swa"],
+        help="which weights of a fold; auto: the better on its held-out cases",
+    )
+    p.add_argument(
+        "--allow-missing-folds",
+        action="store_true",
+        help="predict with a run whose folds are not all complete",
+    )
 
 
 def _halo(text: str) -> int | Literal["auto"]:

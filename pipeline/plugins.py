@@ -84,7 +84,9 @@ def register(name: str, entry: Any) -> None:
     """
     if not _loading:
         way = "with --plugin FILE, plugins: [FILE] in a config, or pipeline.load_plugins(FILE)"
-        raise UserError(f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that {way}.")
+        raise UserError(
+            f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that {way}."
+        )
     if not isinstance(name, str):
         raise UserError(f"register({name!r}, ...): a name is a text.")
     table, current = table_of(entry), _loading[-1]
@@ -92,7 +94,9 @@ def register(name: str, entry: Any) -> None:
         raise UserError(f"register({name!r}, {type(entry).__name__}): no table has such entries.")
     owner = _owners.get((table.kind, name))
     if owner is not None:
-        raise UserError(f"{table.kind} {name!r} is registered by {owner.path}, too. Rename it in one of the two.")
+        raise UserError(
+            f"{table.kind} {name!r} is registered by {owner.path}, too. Rename it in one of the two."
+        )
     if any(table is other and name == taken for other, taken, _ in current):
         raise UserError(f"{table.kind} {name!r} is registered twice. Rename one of the two.")
     try:
@@ -124,7 +128,9 @@ def _read(path: Path) -> Plugin:
             source = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--plugin {path}: cannot be read: {reason}. Check the path; it is relative to the working folder.") from None
+        raise UserError(
+            f"--plugin {path}: cannot be read: {reason}. Check the path; it is relative to the working folder."
+        ) from None
     if len(source) > LARGEST:
         raise UserError(f"--plugin {path}: has more than {LARGEST:,} bytes. Is it another file?")
     return Plugin(str(path), source)
@@ -187,8 +193,16 @@ def _run(plugin: Plugin) -> None:
 
 def _fault(plugin: Plugin, error: BaseException) -> str:
     """File, line and message of what went wrong in a plugin."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == plugin.path]
-    line = error.lineno if isinstance(error, SyntaxError) and error.filename == plugin.path else next(reversed(lines), None)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == plugin.path
+    ]
+    line = (
+        error.lineno
+        if isinstance(error, SyntaxError) and error.filename == plugin.path
+        else next(reversed(lines), None)
+    )
     words = str(error.msg if isinstance(error, SyntaxError) else error)
     text = words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
     return f"plugin {plugin.path}{'' if line is None else f', line {line}'}: {text}"
@@ -220,7 +234,9 @@ def _names(value: Any) -> Iterator[str]:
             yield from _names(item)
 
 
-def require(records: Sequence[Mapping[str, str]], where: Path | str, copies: Path | None = None) -> None:
+def require(
+    records: Sequence[Mapping[str, str]], where: Path | str, copies: Path | None = None
+) -> None:
     """Raise UserError unless every plugin of a run or a model file is loaded, with the same bytes.
 
     Args:
@@ -230,7 +246,11 @@ def require(records: Sequence[Mapping[str, str]], where: Path | str, copies: Pat
     """
     faults = [_lack(record) for record in records if record["sha256"] not in _loaded]
     if faults:
-        there = f"A copy lies in {copies}" if copies is not None else "The run that trained it keeps a copy in plugins/"
+        there = (
+            f"A copy lies in {copies}"
+            if copies is not None
+            else "The run that trained it keeps a copy in plugins/"
+        )
         raise UserError(
             f"{where} was made with plugins:\n  "
             + "\n  ".join(faults)

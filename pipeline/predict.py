@@ -24,9 +24,20 @@ from pipeline.model_options import add_model_options
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("predict", "Predict whole images or volumes, tile by tile.")
-    p.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="image files and folders of images")
+    p.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="image files and folders of images",
+    )
     p.add_argument("--output", type=Path, required=True, help="folder for the answers")
-    p.add_argument("--save-soft", action="store_true", help="also write probabilities to soft/, for pipeline.ensemble")
+    p.add_argument(
+        "--save-soft",
+        action="store_true",
+        help="also write probabilities to soft/, for pipeline.ensemble",
+    )
     p.add_argument(
         "--shard",
         type=_shard,
@@ -66,7 +77,9 @@ def predict(
 ) -> int:
     from pipeline.workflows.predict import ModelOptions, predict_files
 
-    return predict_files(ModelOptions(**model), input, output, save_soft=save_soft, blocks=blocks, shard=shard).code
+    return predict_files(
+        ModelOptions(**model), input, output, save_soft=save_soft, blocks=blocks, shard=shard
+    ).code
 
 
 if __name__ == "__main__":

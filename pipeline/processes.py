@@ -16,12 +16,17 @@ from pipeline.files.limits import available_memory, cores
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def pool(workers: int, first: Callable[..., None] | None = None, *arguments: Any) -> ProcessPoolExecutor:
+def pool(
+    workers: int, first: Callable[..., None] | None = None, *arguments: Any
+) -> ProcessPoolExecutor:
     """Processes that leave signals to the command and end with it; ``first(*arguments)`` runs in each before its first task."""
     # Read by the libraries as they are loaded, so it has to stand before a worker starts.
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     return ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(plugins.carried(), first, arguments)
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(plugins.carried(), first, arguments),
     )
 
 

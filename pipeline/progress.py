@@ -98,7 +98,9 @@ class _File(logging.Handler):
             with contextlib.suppress(OSError):
                 self.stream.close()
             self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
-            logger.warning(f"the log cannot be written any more ({error.strerror}); the work goes on")
+            logger.warning(
+                f"the log cannot be written any more ({error.strerror}); the work goes on"
+            )
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(line_of(record))
@@ -143,9 +145,18 @@ def _warnings_in(file: _File) -> Iterator[None]:
     """While open, what ``warnings.warn`` prints is kept in the file as well."""
     before = warnings.showwarning
 
-    def show(message: Any, category: Any, filename: str, lineno: int, stream: Any = None, line: str | None = None) -> None:
+    def show(
+        message: Any,
+        category: Any,
+        filename: str,
+        lineno: int,
+        stream: Any = None,
+        line: str | None = None,
+    ) -> None:
         if stream is None:
-            file.write(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
+            file.write(
+                warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n")
+            )
         with above_bar():
             before(message, category, filename, lineno, stream, line)
 
@@ -185,7 +196,9 @@ def bars_shown(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _wanted = before
-        if Progress.shown is not None:  # however the work ended, no bar is left in the way of its last message
+        if (
+            Progress.shown is not None
+        ):  # however the work ended, no bar is left in the way of its last message
             Progress.shown.close()
 
 
@@ -222,7 +235,11 @@ class Progress:
             if Progress.shown is not None:
                 Progress.shown.close()
             # A bar of one width, whatever the text behind it: it should not jump.
-            options: dict[str, Any] = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text} if text else {}
+            options: dict[str, Any] = (
+                {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {unit}", "unit": text}
+                if text
+                else {}
+            )
             options |= {"leave": False, "miniters": 0, **_width()}
             self.bar = tqdm(desc=self.what, total=total, initial=done, **options)
             Progress.shown = self
@@ -252,7 +269,11 @@ def _width() -> dict[str, Any]:
 
 def above_bar() -> contextlib.AbstractContextManager[object]:
     """While open, a bar is out of the way of what is printed."""
-    return tqdm.external_write_mode(sys.stderr) if Progress.shown is not None else contextlib.nullcontext()
+    return (
+        tqdm.external_write_mode(sys.stderr)
+        if Progress.shown is not None
+        else contextlib.nullcontext()
+    )
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -41,7 +41,9 @@ where the files carry a unit, ``voi`` and ``adapted_rand`` of whole labelings.
 """
 
 
-_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_CONTROL = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 """What must not reach a terminal or a log as it is: control characters but tab and line feed, other ends of a line, reversals of the
 direction of text, and bytes of a file name that are no text."""
 

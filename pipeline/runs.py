@@ -27,10 +27,27 @@ from pipeline.files import lock
 from pipeline.plugins import Plugin
 from pipeline.records import METRICS_VERSION, FoldResult, UserError
 
-HARMLESS = ("data.root", "data.store", "data.workers", "train.preview_every", "train.save_steps", "train.timeout", "predict.batch")
+HARMLESS = (
+    "data.root",
+    "data.store",
+    "data.workers",
+    "train.preview_every",
+    "train.save_steps",
+    "train.timeout",
+    "predict.batch",
+)
 """Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
 
-WRITTEN = ("environment.json", "config.yaml", "cases.json", "splits.json", "summary.json", "baselines.json", "report.html", "plugins")
+WRITTEN = (
+    "environment.json",
+    "config.yaml",
+    "cases.json",
+    "splits.json",
+    "summary.json",
+    "baselines.json",
+    "report.html",
+    "plugins",
+)
 """What a run writes into its folder, beside its folds; the first two make a folder a run."""
 
 BESIDE = (lock.NAME, "store", "slurm")
@@ -39,7 +56,17 @@ BESIDE = (lock.NAME, "store", "slurm")
 MODELS = {"best": "best_model.safetensors", "swa": "swa_model.safetensors"}
 """Model files of a fold by the kind of their weights."""
 
-PACKAGES = ("pipeline", "torch", "monai", "numpy", "scipy", "scikit-learn", "tifffile", "nibabel", "safetensors")
+PACKAGES = (
+    "pipeline",
+    "torch",
+    "monai",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "tifffile",
+    "nibabel",
+    "safetensors",
+)
 """Packages whose versions are kept with a run."""
 
 MOST_CHANGES = 20
@@ -129,7 +156,9 @@ class FoldFolder:
 
     def model_files(self) -> dict[str, Path]:
         """The model files that exist: ``{"best": ..., "swa": ...}``."""
-        return {kind: self.path / name for kind, name in MODELS.items() if (self.path / name).is_file()}
+        return {
+            kind: self.path / name for kind, name in MODELS.items() if (self.path / name).is_file()
+        }
 
     def model(self, kind: str = "auto") -> Path:
         """The model file that answers for the fold.
@@ -142,18 +171,26 @@ class FoldFolder:
         """
         present = self.model_files()
         if not present:
-            raise UserError(f"{self.path}: holds neither {' nor '.join(MODELS.values())}. Is this a fold folder of a run?")
+            raise UserError(
+                f"{self.path}: holds neither {' nor '.join(MODELS.values())}. Is this a fold folder of a run?"
+            )
         result = self.result() if kind == "auto" else None
         wanted = kind if kind != "auto" else (result.chosen if result is not None else "best")
         if wanted not in present:
             have = ", ".join(present)
-            raise UserError(f"{self.path}: has no {wanted} weights, only {have}. Use --model {next(iter(present))}.")
+            raise UserError(
+                f"{self.path}: has no {wanted} weights, only {have}. Use --model {next(iter(present))}."
+            )
         return present[wanted]
 
     def result(self) -> FoldResult | None:
         """What came out, or None. Raises FileError where the file is no result of this fold."""
         data = self._result()
-        return None if data is None else FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
+        return (
+            None
+            if data is None
+            else FoldResult(**{f.name: data[f.name] for f in dataclasses.fields(FoldResult)})
+        )
 
     def scores(self) -> dict[str, Any]:
         """Scores of the held-out cases by model and case; empty where there are none. Raises FileError as :meth:`result`."""
@@ -192,11 +229,20 @@ class FoldFolder:
         path = self.path / "result.json"
         if not path.is_file():
             return None
-        data = files.read_document(path, documents.Result, "Remove it: the fold goes on from its last state", "is no result of a fold")
+        data = files.read_document(
+            path,
+            documents.Result,
+            "Remove it: the fold goes on from its last state",
+            "is no result of a fold",
+        )
         number = self.path.name.removeprefix("fold_")
         if number.isdecimal() and number.isascii() and self.path.name != f"fold_{data['fold']}":
             problem = f"fold is {data['fold']}, but it lies in {self.path.name}"
-            raise files.FileError(path, problem, "Put it back where it was, or remove it: the fold goes on from its last state")
+            raise files.FileError(
+                path,
+                problem,
+                "Put it back where it was, or remove it: the fold goes on from its last state",
+            )
         return data
 
 
@@ -302,9 +348,14 @@ class RunFolder:
 
         def number(path: Path) -> tuple[int, str]:
             text = path.name.removeprefix("fold_")
-            return (int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else -1), path.name
+            return (
+                int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else -1
+            ), path.name
 
-        return [FoldFolder(p) for p in sorted((p for p in self.path.glob("fold_*") if os.path.isdir(p)), key=number)]
+        return [
+            FoldFolder(p)
+            for p in sorted((p for p in self.path.glob("fold_*") if os.path.isdir(p)), key=number)
+        ]
 
     # --- what is there ---
 
@@ -316,7 +367,9 @@ class RunFolder:
     @property
     def holds_models(self) -> bool:
         """Whether model files lie in it or in its folds: it is a run, or a fold of one."""
-        return any(self.path.glob("*_model.safetensors")) or any(self.path.glob("fold_*/*_model.safetensors"))
+        return any(self.path.glob("*_model.safetensors")) or any(
+            self.path.glob("fold_*/*_model.safetensors")
+        )
 
     def config(self) -> Config:
         """The config, with the defaults of keys that are newer than the run. Raises ConfigError where it cannot be read."""
@@ -325,7 +378,11 @@ class RunFolder:
     def require_plugins(self) -> None:
         """Raise UserError unless the plugins of the run are loaded, with the same bytes. Its copies are never run."""
         if self.plugins_file.is_file():
-            records = files.read_document(self.plugins_file, documents.Plugins, "Restore it, or start over with pipeline.train --fresh")
+            records = files.read_document(
+                self.plugins_file,
+                documents.Plugins,
+                "Restore it, or start over with pipeline.train --fresh",
+            )
             plugins.require(records, self.path, self.plugins)
 
     def fold_count(self) -> int:
@@ -357,7 +414,9 @@ class RunFolder:
         Raises FileError where it is none.
         """
         suggestion = "Restore it, or start over with pipeline.train --fresh"
-        return files.read_document(self.cases_file, documents.Listing, suggestion, "is no list of a run's cases")
+        return files.read_document(
+            self.cases_file, documents.Listing, suggestion, "is no list of a run's cases"
+        )
 
     def splits(self) -> list[dict[str, list[str]]]:
         """Ids by fold: ``train`` and ``val``. Raises FileError where the file is none."""
@@ -366,7 +425,9 @@ class RunFolder:
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """What any network has to beat, e.g. ``{"empty answer": {"dice": 0.0}}``. Raises FileError where the file is none."""
-        return files.read_document(self.baselines_file, documents.Baselines, "Remove it: it is made again")
+        return files.read_document(
+            self.baselines_file, documents.Baselines, "Remove it: it is made again"
+        )
 
     def summary(self) -> dict[str, Any]:
         """Scores of the folds and of all held-out cases. Raises FileError where the file is none."""
@@ -380,7 +441,9 @@ class RunFolder:
             UserError: where it is missing, no YAML, or holds other kinds of values.
             OSError: where it cannot be read.
         """
-        return files.checked(self.config_file, read_yaml(self.config_file), documents.ReportedConfig, "")
+        return files.checked(
+            self.config_file, read_yaml(self.config_file), documents.ReportedConfig, ""
+        )
 
     def places(self) -> dict[str, Any]:
         """``cases.json`` as far as a report reads it. Raises FileError where the file is none."""
@@ -395,7 +458,10 @@ class RunFolder:
     def damaged(self) -> Iterator[Problem]:
         """Files by which the run would go on or be summed up, and which cannot be read."""
         folds = sorted(p.parent for p in self.path.glob("fold_*/result.json"))
-        for read in (self.metrics_version, *(functools.partial(FoldFolder.result, FoldFolder(fold)) for fold in folds)):
+        for read in (
+            self.metrics_version,
+            *(functools.partial(FoldFolder.result, FoldFolder(fold)) for fold in folds),
+        ):
             try:
                 read()
             except UserError as error:
@@ -418,7 +484,11 @@ class RunFolder:
         return [
             *(f"case {i}: removed" for i in before if i not in listing),
             *(f"case {i}: added" for i in listing if i not in before),
-            *(f"case {i}: content changed" for i in listing if i in before and before[i]["content"] != listing[i]["content"]),
+            *(
+                f"case {i}: content changed"
+                for i in listing
+                if i in before and before[i]["content"] != listing[i]["content"]
+            ),
         ]
 
     def refusal(self, changes: Sequence[str]) -> str:
@@ -435,7 +505,9 @@ class RunFolder:
         """Write what makes the folder a run of this config and these cases, or update it."""
         about = {**environment(), "metrics_version": self.metrics_version()}
         files.remove_stale_temps(self.path)
-        files.write_json(self.environment_file, about)  # before the config, which makes the folder a run
+        files.write_json(
+            self.environment_file, about
+        )  # before the config, which makes the folder a run
         self._keep(plugins.used_by(config))
         files.write_text(self.config_file, dump(config))
         files.write_json(self.cases_file, listing)
@@ -473,7 +545,10 @@ def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config
 def load_named_plugins(path: Path, config: Config) -> None:
     """Load the plugins of a config that was read from ``path``. Raises UserError where that lies in a run, and names some."""
     run = RunFolder(path.parent)
-    in_a_run = any(os.path.lexists(p) for p in (run.environment_file, run.cases_file, run.splits_file, *run.fold_paths()))
+    in_a_run = any(
+        os.path.lexists(p)
+        for p in (run.environment_file, run.cases_file, run.splits_file, *run.fold_paths())
+    )
     if config.plugins and in_a_run:
         raise UserError(
             f"{path}: plugins: a path that stands in a run is never run. Take it away, and name the files with --plugin FILE "
@@ -510,7 +585,9 @@ def whole_numbers(given: Any, what: str) -> tuple[int, ...]:
     ((3,), (0, 2))
     """
     try:
-        several: Any = given if hasattr(given, "__iter__") and not isinstance(given, str) else [given]
+        several: Any = (
+            given if hasattr(given, "__iter__") and not isinstance(given, str) else [given]
+        )
         if any(isinstance(n, bool) for n in several):
             raise TypeError
         found = tuple(operator.index(n) for n in several)

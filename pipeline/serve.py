@@ -23,14 +23,33 @@ from pipeline.records import AGAIN, DONE
 
 
 def parser() -> argparse.ArgumentParser:
-    p = cli.parser("serve", "Serve a model of images over HTTP: POST an image to /predict, get the answer; GET /health.")
+    p = cli.parser(
+        "serve",
+        "Serve a model of images over HTTP: POST an image to /predict, get the answer; GET /health.",
+    )
     model_options.add_model_options(p)
-    p.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reachable from other machines")
+    p.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 is reachable from other machines",
+    )
     p.add_argument("--port", type=_whole(0), default=8000, help="0: any free one")
     p.add_argument("--max-bytes", type=_whole(1), default=64 * 2**20, help="largest request body")
-    p.add_argument("--max-pixels", type=_whole(1), default=16 * 2**20, help="largest image, width times height")
-    p.add_argument("--concurrent", type=_whole(1), default=1, help="images computed at a time; they share the processor's threads")
-    p.add_argument("--waiting", type=_whole(0), default=8, help="further requests that may wait; more are told to come back (503)")
+    p.add_argument(
+        "--max-pixels", type=_whole(1), default=16 * 2**20, help="largest image, width times height"
+    )
+    p.add_argument(
+        "--concurrent",
+        type=_whole(1),
+        default=1,
+        help="images computed at a time; they share the processor's threads",
+    )
+    p.add_argument(
+        "--waiting",
+        type=_whole(0),
+        default=8,
+        help="further requests that may wait; more are told to come back (503)",
+    )
     return p
 
 
@@ -47,7 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), serve, argv)
 
 
-def serve(*, host: str, port: int, max_bytes: int, max_pixels: int, concurrent: int, waiting: int, **model: Any) -> int:
+def serve(
+    *,
+    host: str,
+    port: int,
+    max_bytes: int,
+    max_pixels: int,
+    concurrent: int,
+    waiting: int,
+    **model: Any,
+) -> int:
     from pipeline import serving
 
     serving.require_packages()

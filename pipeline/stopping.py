@@ -33,7 +33,9 @@ class Stop:
 
     def _handle(self, number: int, _frame: object) -> None:
         self.signal = number
-        if number == signal.SIGINT:  # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save short
+        if (
+            number == signal.SIGINT
+        ):  # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save short
             signal.signal(number, signal.SIG_DFL)
 
     @contextlib.contextmanager

@@ -20,11 +20,31 @@ def parser() -> argparse.ArgumentParser:
     p = cli.parser("submit", "Pack a folder of answers into a checked submission.")
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--predictions", type=Path, metavar="DIR", help="folder of answers, ID.tif")
-    source.add_argument("--spec", type=Path, metavar="FILE", help="ensemble to run on the test images first, see pipeline.ensemble")
-    p.add_argument("--test-dir", type=Path, required=True, metavar="DIR", help="folder of the test images; they say which ids there are")
-    p.add_argument("--out", type=Path, default=Path("submission.zip"), metavar="FILE", help="file to write; an older one is replaced")
+    source.add_argument(
+        "--spec",
+        type=Path,
+        metavar="FILE",
+        help="ensemble to run on the test images first, see pipeline.ensemble",
+    )
     p.add_argument(
-        "--work", type=Path, metavar="DIR", help="with --spec: folder for its answers; default: <out without suffix>_predictions"
+        "--test-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the test images; they say which ids there are",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("submission.zip"),
+        metavar="FILE",
+        help="file to write; an older one is replaced",
+    )
+    p.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="with --spec: folder for its answers; default: <out without suffix>_predictions",
     )
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="with --spec")
     p.add_argument(

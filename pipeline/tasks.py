@@ -69,7 +69,9 @@ class Task(Protocol):
         """What is predicted, by head: ``{"main": (B, K, *S)}`` float32, and of ``further`` what the network gives."""
         ...
 
-    def decide(self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8") -> np.ndarray:
+    def decide(
+        self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
+    ) -> np.ndarray:
         """Soft ``(K, *S)`` of the main head -> answer, without post-processing."""
         ...
 
@@ -108,7 +110,9 @@ class Labels:
     def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"main": self.activate(outputs["main"])}
 
-    def decide(self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8") -> np.ndarray:
+    def decide(
+        self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
+    ) -> np.ndarray:
         return ((soft[0] >= 0.5) if len(soft) == 1 else soft.argmax(0)).astype(np.uint8)
 
     def suffix(self, given: str) -> str:
@@ -161,7 +165,9 @@ class Image:
             mask = functional.interpolate(mask, main.shape[2:], mode=way, align_corners=False)
         return {"main": main, "mask": mask}
 
-    def decide(self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8") -> np.ndarray:
+    def decide(
+        self, soft: np.ndarray, scale: IntensityScale | None = None, dtype: str = "uint8"
+    ) -> np.ndarray:
         array = scale.invert(soft) if scale is not None else soft
         if np.issubdtype(np.dtype(dtype), np.integer):
             if not np.isfinite(array).all():
@@ -181,7 +187,10 @@ class Image:
         return ".png" if given in READ_ONLY else given
 
     def names(self, case_id: str, given: str) -> list[str]:
-        return [f"{case_id}{self.suffix(given)}", *(f"masks/{case_id}{kind}" for kind in (".png", ".tif"))]
+        return [
+            f"{case_id}{self.suffix(given)}",
+            *(f"masks/{case_id}{kind}" for kind in (".png", ".tif")),
+        ]
 
 
 TASKS: dict[str, Task] = {"labels": Labels(), "image": Image()}

@@ -23,15 +23,34 @@ from pipeline.records import DONE, FAILED
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("train", "Train the folds of a system by cross-validation.")
-    p.add_argument("--config", type=Path, default=Path("configs/surface.yaml"), help="the system's YAML file")
-    p.add_argument("--data-dir", type=Path, help="data set folder; default: data.root of the config")
+    p.add_argument(
+        "--config", type=Path, default=Path("configs/surface.yaml"), help="the system's YAML file"
+    )
+    p.add_argument(
+        "--data-dir", type=Path, help="data set folder; default: data.root of the config"
+    )
     p.add_argument("--fold", type=int, default=-1, help="-1: all folds in order; N: only fold N")
     p.add_argument("--out", type=Path, help="run folder; default: runs/NAME")
-    p.add_argument("--continue-on-error", action="store_true", help="go on with the next fold when one fails")
-    p.add_argument("--dry-run", action="store_true", help="check config and data, print every fault, start nothing")
-    p.add_argument("--fresh", action="store_true", help="start over; an existing run folder is renamed, not deleted")
     p.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config values, e.g. train.epochs=10"
+        "--continue-on-error", action="store_true", help="go on with the next fold when one fails"
+    )
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config and data, print every fault, start nothing",
+    )
+    p.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start over; an existing run folder is renamed, not deleted",
+    )
+    p.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config values, e.g. train.epochs=10",
     )
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return p
@@ -58,7 +77,9 @@ def train(
     from pipeline.workflows import train as workflow
 
     folds = None if fold == -1 else (fold,)
-    request = checks.Request(source=str(config), data_dir=data_dir, out=out, folds=folds, device=device, fresh=fresh)
+    request = checks.Request(
+        source=str(config), data_dir=data_dir, out=out, folds=folds, device=device, fresh=fresh
+    )
     if dry_run:
         checks.dry_run(config, set, request)
         return DONE

@@ -20,16 +20,48 @@ from pipeline.records import DONE
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("tune", "Choose post-processing on out-of-fold predictions, nested by group.")
-    p.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folder; several of the same cases: their weights are chosen too")
-    p.add_argument("--metric", help="entry of METRICS with a direction; default: competition for binary volumes, else the config's first")
     p.add_argument(
-        "--space", type=Path, metavar="FILE", help="YAML with stages: a list of stages of alternatives of steps; default: built in"
+        "run",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder; several of the same cases: their weights are chosen too",
     )
-    p.add_argument("--by", choices=["group", "fold"], help="what is held out from each choice; default: group where there are two or more")
-    p.add_argument("--out", type=Path, metavar="FILE", help="ensemble to write; default: ensembles/<run>_tuned.yaml")
-    p.add_argument("--force", action="store_true", help="replace --out although somebody else wrote or changed it")
-    p.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core, as far as memory holds the cases")
-    p.add_argument("--data-dir", type=Path, help="data set folder, where the labels have moved since training")
+    p.add_argument(
+        "--metric",
+        help="entry of METRICS with a direction; default: competition for binary volumes, else the config's first",
+    )
+    p.add_argument(
+        "--space",
+        type=Path,
+        metavar="FILE",
+        help="YAML with stages: a list of stages of alternatives of steps; default: built in",
+    )
+    p.add_argument(
+        "--by",
+        choices=["group", "fold"],
+        help="what is held out from each choice; default: group where there are two or more",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="ensemble to write; default: ensembles/<run>_tuned.yaml",
+    )
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="replace --out although somebody else wrote or changed it",
+    )
+    p.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes; default: one a core, as far as memory holds the cases",
+    )
+    p.add_argument(
+        "--data-dir", type=Path, help="data set folder, where the labels have moved since training"
+    )
     return p
 
 

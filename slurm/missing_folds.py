@@ -18,7 +18,9 @@ def missing(path: Path) -> list[int]:
     """Folds without a result that says ``completed``. Raises UserError where ``path`` is no run."""
     run = RunFolder(path)
     if not run.exists:
-        raise UserError(f"{path}: no run is there, for it holds no config.yaml. No training task has begun, or RUN is another folder.")
+        raise UserError(
+            f"{path}: no run is there, for it holds no config.yaml. No training task has begun, or RUN is another folder."
+        )
     return [n for n in range(run.fold_count()) if not run.fold(n).completed]
 
 

@@ -56,7 +56,9 @@ def sheets(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image, label
 
 
-def competition_folder(root: Path, cases: int = 6, shape: tuple[int, ...] = (20, 24, 24), tests: int = 2) -> Path:
+def competition_folder(
+    root: Path, cases: int = 6, shape: tuple[int, ...] = (20, 24, 24), tests: int = 2
+) -> Path:
     """A data set of ``sheets`` in the competition layout, groups a and b in turn."""
     for folder in ("train_images", "train_labels", "test_images"):
         (root / folder).mkdir(parents=True)
@@ -68,8 +70,12 @@ def competition_folder(root: Path, cases: int = 6, shape: tuple[int, ...] = (20,
         rows.append(f"{100 + n},{'ab'[n % 2]}")
     (root / "train.csv").write_text("\n".join(rows) + "\n")
     for n in range(tests):
-        tifffile.imwrite(root / "test_images" / f"{900 + n}.tif", sheets(shape, 50 + n)[0], compression="lzw")
-    (root / "test.csv").write_text("id,scroll_id\n" + "".join(f"{900 + n},c\n" for n in range(tests)))
+        tifffile.imwrite(
+            root / "test_images" / f"{900 + n}.tif", sheets(shape, 50 + n)[0], compression="lzw"
+        )
+    (root / "test.csv").write_text(
+        "id,scroll_id\n" + "".join(f"{900 + n},c\n" for n in range(tests))
+    )
     return root
 
 
@@ -131,13 +137,24 @@ def do_nothing_model(path: Path, channels: int = 1, **data: object) -> Path:
                 "patch": {"size": [32, 32]},
                 **data,
             },
-            "network": {"name": "deblur_unet", "options": {"base": 4, "groups": 4, "residual": True}},
+            "network": {
+                "name": "deblur_unet",
+                "options": {"base": 4, "groups": 4, "residual": True},
+            },
             "losses": [{"name": "l1", "target": "target"}],
         }
     )
     network = networks.build(settings.network, channels, channels, 2)
     weights = {name: torch.zeros_like(w) for name, w in network.state_dict().items()}
     save_model(
-        path, Checkpoint(config=configs.to_dict(settings), channels=(channels, channels), fold=0, epoch=0, score=0.0, weights=weights)
+        path,
+        Checkpoint(
+            config=configs.to_dict(settings),
+            channels=(channels, channels),
+            fold=0,
+            epoch=0,
+            score=0.0,
+            weights=weights,
+        ),
     )
     return path

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_blocks(page: Path, names: dict[str, Any]) -> dict[str, Any]:
     """Run the ```python blocks of a page in order, in one namespace that begins with ``names``; returns it."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     assert blocks, page
     for n, block in enumerate(blocks):
         exec(compile(block, f"{page.name}, block {n + 1}", "exec"), names)

@@ -19,14 +19,52 @@ import tifffile
 import zarr
 from PIL import Image
 
-ODD = (0, 1, 2, 3, 7, 8, 13, 16, 255, 256, 4096, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
+ODD = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    13,
+    16,
+    255,
+    256,
+    4096,
+    65535,
+    65536,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 """Numbers at which formats and readers change their minds."""
 
 VOLUME = np.arange(6 * 20 * 24, dtype=np.uint16).reshape(6, 20, 24)
 PICTURE = (np.arange(20 * 24 * 3) % 251).astype(np.uint8).reshape(20, 24, 3)
 
 
-TIFFS = ("classic", "big", "motorola", "tiled", "lzw", "zstd", "jpeg", "jpeg2000", "webp", "png", "imagej", "ome", "rgb", "palette", "bits")
+TIFFS = (
+    "classic",
+    "big",
+    "motorola",
+    "tiled",
+    "lzw",
+    "zstd",
+    "jpeg",
+    "jpeg2000",
+    "webp",
+    "png",
+    "imagej",
+    "ome",
+    "rgb",
+    "palette",
+    "bits",
+)
 
 
 def tiff_seeds() -> dict[str, bytes]:
@@ -42,9 +80,15 @@ def tiff_seeds() -> dict[str, bytes]:
         "webp": (PICTURE, {"compression": "webp"}),
         "png": (PICTURE, {"compression": "png"}),
         "imagej": (VOLUME, {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2.0}}),
-        "ome": (VOLUME, {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}}),
+        "ome": (
+            VOLUME,
+            {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}},
+        ),
         "rgb": (PICTURE, {"photometric": "rgb", "planarconfig": "contig"}),
-        "palette": (PICTURE[..., 0], {"photometric": "palette", "colormap": np.arange(768, dtype=np.uint16).reshape(3, 256)}),
+        "palette": (
+            PICTURE[..., 0],
+            {"photometric": "palette", "colormap": np.arange(768, dtype=np.uint16).reshape(3, 256)},
+        ),
         "bits": (PICTURE[..., 0] > 99, {"metadata": None}),
     }
     seeds = {}
@@ -95,8 +139,15 @@ def picture_seeds() -> dict[str, dict[str, bytes]]:
             "cmyk": _saved(colour.convert("CMYK"), "JPEG"),
             "several": _saved(colour, "MPO", save_all=True, append_images=[colour]),
         },
-        ".gif": {"one": _saved(colour.quantize(64), "GIF"), "two": _saved(grey, "GIF", save_all=True, append_images=[colour])},
-        ".bmp": {"grey": _saved(grey, "BMP"), "colour": _saved(colour, "BMP"), "bit": _saved(grey.convert("1"), "BMP")},
+        ".gif": {
+            "one": _saved(colour.quantize(64), "GIF"),
+            "two": _saved(grey, "GIF", save_all=True, append_images=[colour]),
+        },
+        ".bmp": {
+            "grey": _saved(grey, "BMP"),
+            "colour": _saved(colour, "BMP"),
+            "bit": _saved(grey.convert("1"), "BMP"),
+        },
     }
 
 
@@ -108,7 +159,11 @@ def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def npy_seeds() -> dict[str, bytes]:
     seeds = {}
-    for name, array in {"c": VOLUME, "fortran": np.asfortranarray(VOLUME[:, :5]), "float": VOLUME.astype(">f4")}.items():
+    for name, array in {
+        "c": VOLUME,
+        "fortran": np.asfortranarray(VOLUME[:, :5]),
+        "float": VOLUME.astype(">f4"),
+    }.items():
         stream = io.BytesIO()
         np.save(stream, array)
         seeds[name] = stream.getvalue()
@@ -135,19 +190,29 @@ def write_zarrs(root: Path) -> list[Path]:
     for number, codec in enumerate(two):
         path = root / f"two{number}.zarr"
         filters = [numcodecs.Delta("<u2")] if number == 0 else None
-        zarr.create_array(path, data=VOLUME, chunks=(4, 16, 16), zarr_format=2, compressors=codec, filters=filters)
+        zarr.create_array(
+            path, data=VOLUME, chunks=(4, 16, 16), zarr_format=2, compressors=codec, filters=filters
+        )
         made.append(path)
     three = [zarr.codecs.GzipCodec(), zarr.codecs.BloscCodec(), zarr.codecs.ZstdCodec(), None]
     for number, codec in enumerate(three):
         path = root / f"three{number}.zarr"
         shards = (4, 16, 16) if number > 1 else None
-        zarr.create_array(path, data=VOLUME, chunks=(2, 8, 8), shards=shards, zarr_format=3, compressors=codec)
+        zarr.create_array(
+            path, data=VOLUME, chunks=(2, 8, 8), shards=shards, zarr_format=3, compressors=codec
+        )
         made.append(path)
     from pipeline import files
 
     for version in ("0.4", "0.5"):
         path = root / f"ome{version}.ome.zarr"
-        meta = {"dims": 3, "version": version, "scale": [2.0, 1.0, 1.0], "units": ["micrometer"] * 3, "translation": [1.0, 0.0, 0.0]}
+        meta = {
+            "dims": 3,
+            "version": version,
+            "scale": [2.0, 1.0, 1.0],
+            "units": ["micrometer"] * 3,
+            "translation": [1.0, 0.0, 0.0],
+        }
         files.write(path, VOLUME, files.Geometry(format="zarr", meta=meta), dims=3)
         made.append(path)
     return made
@@ -196,14 +261,44 @@ def damage_tiff(rng: random.Random, data: bytes) -> bytes:
     for _ in range(rng.randint(1, 3)):
         start = rng.choice(places)
         (count,) = struct.unpack_from(order + number, data, start)
-        at = start + struct.calcsize(number) + rng.randrange(count + 1) * struct.calcsize(order + entry)
+        at = (
+            start
+            + struct.calcsize(number)
+            + rng.randrange(count + 1) * struct.calcsize(order + entry)
+        )
         if at >= start + struct.calcsize(number) + count * struct.calcsize(order + entry):
-            other = rng.choice([*places, start + 2, len(data), rng.choice(ODD)]) % 256 ** struct.calcsize(link)
+            other = rng.choice(
+                [*places, start + 2, len(data), rng.choice(ODD)]
+            ) % 256 ** struct.calcsize(link)
             out[at : at + struct.calcsize(link)] = struct.pack(order + link, other)
             continue
         fields = list(struct.unpack_from(order + entry, out, at))
         which = rng.randrange(4)
-        tags = (254, 256, 257, 258, 259, 262, 266, 270, 273, 274, 277, 278, 279, 284, 317, 322, 323, 324, 325, 330, 338, 339, 347)
+        tags = (
+            254,
+            256,
+            257,
+            258,
+            259,
+            262,
+            266,
+            270,
+            273,
+            274,
+            277,
+            278,
+            279,
+            284,
+            317,
+            322,
+            323,
+            324,
+            325,
+            330,
+            338,
+            339,
+            347,
+        )
         more = (32997, 33628, 33629, 34412, 34665, 34853, 50838, 50839, 51123, 65000, 65426)
         pools = (tags + more, tuple(range(20)), ODD, (*ODD, *places))
         width = (2, 2, struct.calcsize(link), struct.calcsize(link))[which]
@@ -222,7 +317,9 @@ def damage_text(rng: random.Random, data: bytes) -> bytes:
     out = bytearray(data)
     for match in rng.sample(found, min(len(found), rng.randint(1, 3))):
         length = match.end() - match.start()
-        out[match.start() : match.end()] = rng.choice((b"9", b"0", b"1", b"-", b"e", b'"', b"<", b" ")) * length
+        out[match.start() : match.end()] = (
+            rng.choice((b"9", b"0", b"1", b"-", b"e", b'"', b"<", b" ")) * length
+        )
     return bytes(out)
 
 
@@ -232,18 +329,37 @@ def damage_nifti(rng: random.Random, data: bytes) -> bytes:
     size = kind.sizeof_hdr
     header = np.frombuffer(data[:size], kind.template_dtype).copy()
     for _ in range(rng.randint(1, 3)):
-        field = header[rng.choice(["dim", "pixdim", "vox_offset", "scl_slope", "scl_inter", "datatype", "bitpix", *header.dtype.names])]
+        field = header[
+            rng.choice(
+                [
+                    "dim",
+                    "pixdim",
+                    "vox_offset",
+                    "scl_slope",
+                    "scl_inter",
+                    "datatype",
+                    "bitpix",
+                    *header.dtype.names,
+                ]
+            )
+        ]
         flat = field.reshape(-1)
         if flat.dtype.kind == "f":
-            flat[rng.randrange(flat.size)] = rng.choice([0, -1, 1e30, np.nan, np.inf, -np.inf, 352, 1e9])
+            flat[rng.randrange(flat.size)] = rng.choice(
+                [0, -1, 1e30, np.nan, np.inf, -np.inf, 352, 1e9]
+            )
         elif flat.dtype.kind in "iu":
             bits = flat.dtype.itemsize * 8
-            flat.view(f"u{flat.dtype.itemsize}")[rng.randrange(flat.size)] = rng.choice([*ODD, 4, 64, 128, 512, 1792, 2304]) % 2**bits
+            flat.view(f"u{flat.dtype.itemsize}")[rng.randrange(flat.size)] = (
+                rng.choice([*ODD, 4, 64, 128, 512, 1792, 2304]) % 2**bits
+            )
         else:
             flat.view("u1")[rng.randrange(flat.nbytes)] = rng.randrange(256)
     rest = bytearray(data[size:])
     if rng.random() < 0.3:
-        rest[:12] = struct.pack("<4sii", b"\1\0\0\0", rng.choice([0, 8, 16, 2**31 - 1, -8]), rng.choice([0, 4, 32]))
+        rest[:12] = struct.pack(
+            "<4sii", b"\1\0\0\0", rng.choice([0, 8, 16, 2**31 - 1, -8]), rng.choice([0, 4, 32])
+        )
     return header.tobytes() + bytes(rest)
 
 
@@ -276,7 +392,20 @@ def damage_png(rng: random.Random, data: bytes) -> bytes:
         elif kind == 2:
             chunk[2] = rng.choice(ODD) % 2**32
         elif kind == 3:
-            chunk[0] = rng.choice((b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"zTXt", b"iCCP", b"IEND", b"abcd"))
+            chunk[0] = rng.choice(
+                (
+                    b"IDAT",
+                    b"PLTE",
+                    b"tRNS",
+                    b"eXIf",
+                    b"acTL",
+                    b"fcTL",
+                    b"zTXt",
+                    b"iCCP",
+                    b"IEND",
+                    b"abcd",
+                )
+            )
         elif kind == 4:
             chunks.insert(rng.randrange(len(chunks) + 1), [chunk[0], bytearray(chunk[1]), None])
         else:
@@ -294,9 +423,36 @@ def damage_npy(rng: random.Random, data: bytes) -> bytes:
     length = struct.unpack_from("<H" if data[6] == 1 else "<I", data, 8)[0]
     start = (10 if data[6] == 1 else 12) + length
     shape = rng.choice(
-        ["(6, 20, 24)", "(-6, 20, 24)", "(10**9,)", f"({10**12}, 2, 2)", "()", "(0, 3, 3)", "(1,)" * 3, "(6, 20)", "[6]", "None"]
+        [
+            "(6, 20, 24)",
+            "(-6, 20, 24)",
+            "(10**9,)",
+            f"({10**12}, 2, 2)",
+            "()",
+            "(0, 3, 3)",
+            "(1,)" * 3,
+            "(6, 20)",
+            "[6]",
+            "None",
+        ]
     )
-    kind = rng.choice(["<u2", "|O", ">f8", "<c8", "|S9", "|V4", "<M8[s]", "<U1000000", "<f2", "?", "|b1", [("a", "<u2")], 3])
+    kind = rng.choice(
+        [
+            "<u2",
+            "|O",
+            ">f8",
+            "<c8",
+            "|S9",
+            "|V4",
+            "<M8[s]",
+            "<U1000000",
+            "<f2",
+            "?",
+            "|b1",
+            [("a", "<u2")],
+            3,
+        ]
+    )
     head = f"{{'descr': {kind!r}, 'fortran_order': {rng.choice(['True', 'False', '2'])}, 'shape': {shape}, }}".encode()
     return data[: start - length] + head.ljust(length - 1)[: length - 1] + b"\n" + data[start:]
 
@@ -347,11 +503,21 @@ def damage_json(rng: random.Random, text: str) -> str:
             break
         owner[key] = copy.deepcopy(rng.choice(VALUES))
     out = json.dumps(document)
-    return out.replace("1.0", rng.choice(("NaN", "Infinity", "1" * 5000))) if rng.random() < 0.1 else out
+    return (
+        out.replace("1.0", rng.choice(("NaN", "Infinity", "1" * 5000)))
+        if rng.random() < 0.1
+        else out
+    )
 
 
 def _places(node: Any) -> list[tuple[Any, Any]]:
     found: list[tuple[Any, Any]] = [(None, None)]
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+    for key, value in (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    ):
         found += [(node, key), *_places(value)[1:]]
     return found

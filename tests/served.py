@@ -51,7 +51,17 @@ def model(folder: Path, text: str) -> Path:
     torch.manual_seed(1)
     weights = networks.build(config.network, *channels, config.data.dims).state_dict()
     path = folder / "best_model.safetensors"
-    save_model(path, Checkpoint(config=configs.to_dict(config), channels=channels, fold=0, epoch=1, score=None, weights=weights))
+    save_model(
+        path,
+        Checkpoint(
+            config=configs.to_dict(config),
+            channels=channels,
+            fold=0,
+            epoch=1,
+            score=None,
+            weights=weights,
+        ),
+    )
     return path
 
 
@@ -74,7 +84,10 @@ def built(checkpoint: Path, *more: str) -> Service:
         concurrent=options.pop("concurrent"),
         waiting=options.pop("waiting"),
     )
-    return workflow.build(ModelOptions(**{k: v for k, v in options.items() if k not in ("host", "port", "plugin")}), limits)
+    return workflow.build(
+        ModelOptions(**{k: v for k, v in options.items() if k not in ("host", "port", "plugin")}),
+        limits,
+    )
 
 
 @contextmanager
@@ -94,7 +107,13 @@ def serving(service: Service) -> Iterator[str]:
 
 def post(url: str, path: Path, kind: str | None = None, **more: object) -> httpx.Response:
     kind = kind or {v: k for k, v in uploads.TYPES.items()}[path.suffix]
-    return httpx.post(f"{url}/predict", content=path.read_bytes(), headers={"Content-Type": kind}, timeout=WAIT, **more)
+    return httpx.post(
+        f"{url}/predict",
+        content=path.read_bytes(),
+        headers={"Content-Type": kind},
+        timeout=WAIT,
+        **more,
+    )
 
 
 def refusal(response: httpx.Response, status: int) -> str:

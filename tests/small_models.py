@@ -17,7 +17,13 @@ from pipeline.inference.models import save_model
 from pipeline.records import Checkpoint
 
 
-def model_file(folder: Path, dims: int = 3, channels: int = 1, trained_on: Mapping[str, Any] | None = None, **more: Any) -> Path:
+def model_file(
+    folder: Path,
+    dims: int = 3,
+    channels: int = 1,
+    trained_on: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Path:
     """``folder/best_model.safetensors`` of a network for images of ``channels``; ``more`` are keys of its config."""
     task = more.get("task", "labels")
     config = configs.from_dict(
@@ -25,10 +31,15 @@ def model_file(folder: Path, dims: int = 3, channels: int = 1, trained_on: Mappi
             "name": "small",
             "task": task,
             "data": {"dims": dims, "patch": {"size": [16] * dims}, "normalise": "percentile"},
-            "network": {"name": "dynunet", "options": {"channels": [2, 4, 4], "block": 2, "norm": "batch"}},
+            "network": {
+                "name": "dynunet",
+                "options": {"channels": [2, 4, 4], "block": 2, "norm": "batch"},
+            },
             "losses": [{"name": "l1", "target": "target"}] if task == "image" else ["dice"],
             "predict": {"overlap": 4},
-            "postprocess": [] if task == "image" else [{"name": "threshold", "options": {"at": 0.5}}],
+            "postprocess": []
+            if task == "image"
+            else [{"name": "threshold", "options": {"at": 0.5}}],
             **more,
         }
     )
@@ -50,7 +61,9 @@ def model_file(folder: Path, dims: int = 3, channels: int = 1, trained_on: Mappi
 
 
 def run_predict(checkpoint: Path, data: Path, out: Path, *more: str) -> int:
-    return predict.main(["--checkpoint", str(checkpoint), "--input", str(data), "--output", str(out), *more])
+    return predict.main(
+        ["--checkpoint", str(checkpoint), "--input", str(data), "--output", str(out), *more]
+    )
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -58,7 +71,9 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "summary.json").read_text())["files"]
 
 
-def nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, codes: str = "RAS") -> Path:
+def nifti(
+    path: Path, array: np.ndarray, affine: np.ndarray | None = None, codes: str = "RAS"
+) -> Path:
     """Save ``(X, Y, Z)``, which lies as ``affine`` says, with its axes in the order and direction of ``codes``."""
     image = nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine)
     wanted = nibabel.orientations.axcodes2ornt(codes)

@@ -31,7 +31,9 @@ def _seed() -> None:
 
 
 def net(channels: int = 3, dims: int = 2, out: int | None = None, **options: Any) -> ABPN:
-    made = build(NamedOptions(name="abpn", options=options), channels, channels if out is None else out, dims)
+    made = build(
+        NamedOptions(name="abpn", options=options), channels, channels if out is None else out, dims
+    )
     assert isinstance(made, ABPN)
     return made
 
@@ -44,7 +46,10 @@ def lively(network: ABPN) -> ABPN:
     """As after training: retouch and refinement speak up, and the blend is no longer soft light."""
     with torch.no_grad():
         for name, weight in network.named_parameters():
-            if re.fullmatch(rf"low\.retouch\.{len(network.low.retouch) - 1}\.conv\.weight|refine\.\d\.last\.weight", name):
+            if re.fullmatch(
+                rf"low\.retouch\.{len(network.low.retouch) - 1}\.conv\.weight|refine\.\d\.last\.weight",
+                name,
+            ):
                 weight.normal_(std=0.05)
         network.blend.offset.copy_(torch.tensor([[0.02, -0.05, 0.03], [0.3, 0.2, -0.1]]))
     return network
@@ -117,7 +122,9 @@ def test_one_half_is_neutral(which: str) -> None:
 @given(seed=st.integers(0, 2**31), which=st.sampled_from(sorted(BLENDS)))
 def test_inverse_undoes_the_blend_for_every_sign_of_the_divisor(seed: int, which: str) -> None:
     blend = BLENDS[which]()
-    image, layer, result = torch.rand(3, 1, 3, 40, 40, generator=torch.Generator().manual_seed(seed)).unbind()
+    image, layer, result = torch.rand(
+        3, 1, 3, 40, 40, generator=torch.Generator().manual_seed(seed)
+    ).unbind()
     safe = divisor(blend, image).abs() >= 1.001 * blend.epsilon
     with torch.no_grad():
         found = blend.inverse(image, blend(image, layer))
@@ -129,14 +136,18 @@ def test_inverse_undoes_the_blend_for_every_sign_of_the_divisor(seed: int, which
 
 def test_the_blends_tried_have_every_sign() -> None:
     x = torch.linspace(0, 1, 1001)
-    signs = {name: set(divisor(make(), x).sign().int().tolist()) - {0} for name, make in BLENDS.items()}
+    signs = {
+        name: set(divisor(make(), x).sign().int().tolist()) - {0} for name, make in BLENDS.items()
+    }
     assert signs["negative"] == {-1}
     assert signs["crossing zero once"] == signs["crossing zero twice"] == {-1, 1}
     assert signs["positive"] == signs["positive, trained"] == {1}
 
 
 @pytest.mark.parametrize("j", [[-0.3, 1.0, 0.0], [0.3, -1.0, 0.0]])
-def test_inverse_is_continuous_bounded_and_of_the_right_sign_where_the_divisor_crosses_zero(j: list[float]) -> None:
+def test_inverse_is_continuous_bounded_and_of_the_right_sign_where_the_divisor_crosses_zero(
+    j: list[float],
+) -> None:
     """The divisor is +-(I - 0.3). Slope of the inverse at most 0.2 / 0.01^2 = 2000; an unguarded quotient jumps by thousands."""
     blend = blend_of(j).double()
     image = torch.arange(0.28, 0.32, 1e-6, dtype=torch.float64)
@@ -164,7 +175,9 @@ def test_the_divisor_of_the_positive_form_stays_above_its_floor() -> None:
     x = torch.linspace(0, 1, 101)
     for raw in ([-50.0, -50.0, -50.0], [30.0, -50.0, 5.0], [-50.0, 9.0, -50.0]):
         assert divisor(positive(raw), x).min() >= FLOOR - 1e-5
-    torch.testing.assert_close(divisor(Blend("positive"), torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.2, 0.6, 0.2]))
+    torch.testing.assert_close(
+        divisor(Blend("positive"), torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.2, 0.6, 0.2])
+    )
 
 
 @EVERY_BLEND
@@ -174,7 +187,9 @@ def test_gradients_of_blend_and_inverse_are_those_of_finite_differences(which: s
     image.requires_grad_()
     other.requires_grad_()
     assert torch.autograd.gradcheck(lambda i, o, _: blend(i, o), (image, other, blend.offset))
-    assert torch.autograd.gradcheck(lambda i, o, _: blend.inverse(i, o), (image, other, blend.offset))
+    assert torch.autograd.gradcheck(
+        lambda i, o, _: blend.inverse(i, o), (image, other, blend.offset)
+    )
 
 
 def test_blend_computes_in_float32_under_autocast() -> None:
@@ -201,7 +216,9 @@ def test_scalars_can_be_kept_from_learning(form: str) -> None:
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_an_untrained_network_returns_its_input(form: str, levels: int) -> None:
     noise = torch.rand(1, 3, 133, 96)
-    flat = functional.interpolate(torch.rand(1, 3, 5, 4).round(), (133, 96))  # black, white and hard edges
+    flat = functional.interpolate(
+        torch.rand(1, 3, 5, 4).round(), (133, 96)
+    )  # black, white and hard edges
     dark = 0.02 * noise
     for image in (noise, flat, dark):
         with torch.no_grad():
@@ -215,14 +232,25 @@ def test_the_default_network_untrained_returns_its_input() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"levels": 3, "form": "positive"}, {"norm": "batch"}, {"norm": "instance", "blend_head": True}, {"widths": (4,)}]
+    "options",
+    [
+        {},
+        {"levels": 3, "form": "positive"},
+        {"norm": "batch"},
+        {"norm": "instance", "blend_head": True},
+        {"widths": (4,)},
+    ],
 )
 def test_one_pass_takes_gradient_to_every_weight(options: dict[str, Any]) -> None:
     """From the image alone: the mask's decoder is reached through the gates that read the mask, but for what the norm after it takes."""
     network = small(**options).train()
     x = torch.rand(2, 3, 64, 96)
     (network(x)["main"] - x.roll(3, 2)).square().mean().backward()
-    dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()]
+    dead = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()
+    ]
     assert dead == []
 
 
@@ -256,7 +284,13 @@ def weights_by_hand(channels: int, widths: list[int], levels: int, refine: int) 
     stages = list(zip([widths[-1], *skips[:-1]], skips, strict=True))
     mask = sum(conv(below + skip, skip) for below, skip in stages[:-1]) + conv(sum(stages[-1]), 1)
     retouch = sum(2 * conv(below + skip + 1, skip) for below, skip in stages)
-    return encoder + mask + retouch + levels * (conv(2 * channels, refine) + conv(refine, channels)) + 6
+    return (
+        encoder
+        + mask
+        + retouch
+        + levels * (conv(2 * channels, refine) + conv(refine, channels))
+        + 6
+    )
 
 
 def test_weights_add_up_by_hand() -> None:
@@ -264,7 +298,9 @@ def test_weights_add_up_by_hand() -> None:
     wide = [64, 128, 256, 512, 512, 512]
     with torch.device("meta"):
         assert parameters(net(levels=2)) == weights_by_hand(3, wide, 2, 16) == 41_587_270
-        assert [parameters(net(levels=n)) for n in (1, 3, 4)] == [41_587_270 + 1315 * n for n in (-1, 1, 2)]
+        assert [parameters(net(levels=n)) for n in (1, 3, 4)] == [
+            41_587_270 + 1315 * n for n in (-1, 1, 2)
+        ]
     assert parameters(net(2, widths=[5], levels=3, refine=7)) == weights_by_hand(2, [5], 3, 7)
     assert parameters(net(1, widths=[3, 4, 6])) == weights_by_hand(1, [3, 4, 6], 1, 16)
 
@@ -286,10 +322,17 @@ def gmac_by_hand(size: int, levels: int) -> tuple[float, float, float]:
     ends = at[0] * (64 + 3) * (1 + 2 * 3)
     mask = sum(at[n] * 2 * w[n] for n in range(6))
     low = encoder + 3 * decoder + ends + mask
-    return low + sum((size >> n) ** 2 * 9 / 1e9 * (6 * 16 + 16 * 3) for n in range(levels)), low, mask
+    return (
+        low + sum((size >> n) ** 2 * 9 / 1e9 * (6 * 16 + 16 * 3) for n in range(levels)),
+        low,
+        mask,
+    )
 
 
-@pytest.mark.parametrize(("levels", "whole", "low"), [(1, 361.9, 356.4), (2, 95.9, 89.1), (3, 29.4, 22.3), (4, 12.8, 5.6)])
+@pytest.mark.parametrize(
+    ("levels", "whole", "low"),
+    [(1, 361.9, 356.4), (2, 95.9, 89.1), (3, 29.4, 22.3), (4, 12.8, 5.6)],
+)
 def test_cost_by_level(levels: int, whole: float, low: float) -> None:
     """At 2048 squared; each level quarters the low-resolution layer.
 
@@ -305,17 +348,26 @@ def test_cost_by_level(levels: int, whole: float, low: float) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 @pytest.mark.parametrize("form", ["soft_light", "positive"])
-def test_the_layer_handed_up_gives_the_retouched_low_resolution_image(levels: int, form: str) -> None:
+def test_the_layer_handed_up_gives_the_retouched_low_resolution_image(
+    levels: int, form: str
+) -> None:
     network = lively(small(levels=levels, form=form))
     seen: dict[str, Any] = {}
     network.low.register_forward_hook(lambda _m, i, o: seen.update(image=i[0], retouched=o[0]))
-    network.refine[-1].register_forward_pre_hook(lambda _m, i: seen.update(smaller=i[1], layer=i[2]))
+    network.refine[-1].register_forward_pre_hook(
+        lambda _m, i: seen.update(smaller=i[1], layer=i[2])
+    )
     x = torch.rand(1, 3, 2 ** (levels + 3), 2 ** (levels + 4))
     with torch.no_grad():
         network(x)
         again = network.blend(seen["image"], seen["layer"])
     assert torch.equal(seen["image"], seen["smaller"])
-    torch.testing.assert_close(seen["image"], functional.interpolate(x, scale_factor=0.5**levels, mode="area"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        seen["image"],
+        functional.interpolate(x, scale_factor=0.5**levels, mode="area"),
+        rtol=0,
+        atol=1e-6,
+    )
     assert seen["retouched"].shape == seen["image"].shape == (1, 3, 8, 16)
     assert (seen["retouched"] - seen["image"]).abs().max() > 0.01
     safe = divisor(network.blend, seen["image"]).abs() >= 0.0101
@@ -324,7 +376,9 @@ def test_the_layer_handed_up_gives_the_retouched_low_resolution_image(levels: in
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 @pytest.mark.parametrize("form", ["soft_light", "positive"])
-def test_an_even_change_of_an_even_image_arrives_unchanged_at_full_resolution(levels: int, form: str) -> None:
+def test_an_even_change_of_an_even_image_arrives_unchanged_at_full_resolution(
+    levels: int, form: str
+) -> None:
     network = small(levels=levels, form=form)
     nn.init.zeros_(network.get_parameter("low.retouch.2.conv.weight"))
     with torch.no_grad():
@@ -334,7 +388,12 @@ def test_an_even_change_of_an_even_image_arrives_unchanged_at_full_resolution(le
     image = torch.tensor([0.3, 0.6, 0.8]).view(1, 3, 1, 1).expand(1, 3, 50, 70)
     with torch.no_grad():
         change = network(image)["main"] - image
-    torch.testing.assert_close(change, torch.tensor([0.1, -0.1, 0.05]).view(1, 3, 1, 1).expand_as(change), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        change,
+        torch.tensor([0.1, -0.1, 0.05]).view(1, 3, 1, 1).expand_as(change),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_the_mask_enters_every_gated_stage() -> None:
@@ -366,7 +425,10 @@ def test_the_retouch_sees_the_mask() -> None:
 
 def test_confined_nothing_changes_where_the_mask_is_empty() -> None:
     torch.manual_seed(1)
-    free, confined = (abpn(in_channels=3, out_channels=3, dims=2, widths=(8, 8), refine=4, confine=c).eval() for c in (False, True))
+    free, confined = (
+        abpn(in_channels=3, out_channels=3, dims=2, widths=(8, 8), refine=4, confine=c).eval()
+        for c in (False, True)
+    )
     for parameter in free.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     free.low.mask[-1].conv.weight.data.zero_()  # the mask follows from its bias
@@ -403,13 +465,24 @@ def test_any_size_comes_back_whole(levels: int, size: tuple[int, int]) -> None:
     for mode in (True, False):
         heads = lively(small(levels=levels, blend_head=True)).train(mode)(x)
         half = tuple(-(-n // 2) for n in size)
-        assert {k: v.shape for k, v in heads.items()} == {"main": (2, 3, *size), "mask": (2, 1, *half), "blend": (2, 3, *size)}
+        assert {k: v.shape for k, v in heads.items()} == {
+            "main": (2, 3, *size),
+            "mask": (2, 1, *half),
+            "blend": (2, 3, *size),
+        }
         assert all(v.isfinite().all() for v in heads.values())
 
 
 @settings(deadline=None, max_examples=10)
-@given(height=st.integers(1, 70), width=st.integers(1, 70), levels=st.integers(1, 3), channels=st.integers(1, 4))
-def test_random_sizes_and_channels_come_back_whole(height: int, width: int, levels: int, channels: int) -> None:
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    levels=st.integers(1, 3),
+    channels=st.integers(1, 4),
+)
+def test_random_sizes_and_channels_come_back_whole(
+    height: int, width: int, levels: int, channels: int
+) -> None:
     network = net(channels, widths=(2, 3), levels=levels)
     heads = network(torch.rand(1, channels, height, width))
     assert network.heads == tuple(heads) == ("main", "mask")
@@ -424,8 +497,12 @@ def test_the_mask_lies_where_the_image_does() -> None:
         x = torch.rand(1, 3, 30, 61)
         with torch.no_grad():
             mask = network(x)["mask"]
-            padded = functional.pad(x, [0, -61 % network.divisor[1], 0, -30 % network.divisor[0]], mode="replicate")
-            own = network.low(functional.interpolate(padded, scale_factor=0.5**levels, mode="area"))[1]
+            padded = functional.pad(
+                x, [0, -61 % network.divisor[1], 0, -30 % network.divisor[0]], mode="replicate"
+            )
+            own = network.low(
+                functional.interpolate(padded, scale_factor=0.5**levels, mode="area")
+            )[1]
         own = own if levels == 1 else functional.interpolate(own, scale_factor=2.0, mode="bilinear")
         torch.testing.assert_close(mask, own[:, :, :15, :31], rtol=0, atol=1e-6)
 
@@ -485,7 +562,9 @@ def test_tiles_are_exact_without_norms() -> None:
 # --- bands ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"levels": 2, "blend_head": True}, {"levels": 3, "form": "positive"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"levels": 2, "blend_head": True}, {"levels": 3, "form": "positive"}]
+)
 def test_bands_leave_no_trace(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     network = lively(small(**options)).eval()
     x = torch.rand(2, 3, 163, 45)
@@ -518,7 +597,9 @@ def test_bands_with_too_few_rows_around_them_would_show(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("options", [{"levels": 2}, {"form": "positive", "blend_head": True}])
-def test_an_export_says_the_same_at_any_size(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_says_the_same_at_any_size(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnx = pytest.importorskip("onnx", reason='needs pip install "pipeline[cpu]"')
     pytest.importorskip("onnxruntime", reason='needs pip install "pipeline[cpu]"')
     from pipeline.inference import backends
@@ -557,7 +638,9 @@ def test_an_export_says_the_same_at_any_size(options: dict[str, Any], monkeypatc
         ({"level": 2}, ["level", "levels"]),
     ],
 )
-def test_wrong_options_are_refused_with_value_and_cure(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_options_are_refused_with_value_and_cure(
+    options: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         net(**options)
     assert [word for word in words if word not in str(caught.value)] == []

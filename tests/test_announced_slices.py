@@ -18,7 +18,9 @@ STACK = np.random.default_rng(3).integers(0, 256, (4, 24, 28)).astype(np.uint8)
 
 
 def ome(path: Path, array: np.ndarray = STACK, axes: str = "ZYX", **options: object) -> Path:
-    tifffile.imwrite(path, array, ome=True, metadata={"axes": axes}, **{"photometric": "minisblack", **options})
+    tifffile.imwrite(
+        path, array, ome=True, metadata={"axes": axes}, **{"photometric": "minisblack", **options}
+    )
     return path
 
 
@@ -36,12 +38,16 @@ def imagej(path: Path, array: np.ndarray = STACK) -> Path:
     with tifffile.TiffWriter(path) as writer:
         for n, page in enumerate(array):
             text = f"ImageJ=1.54f\nimages={len(array)}\nslices={len(array)}\n" if n == 0 else None
-            writer.write(page, description=text, metadata=None, contiguous=False, photometric="minisblack")
+            writer.write(
+                page, description=text, metadata=None, contiguous=False, photometric="minisblack"
+            )
     return path
 
 
 def shaped(path: Path, array: np.ndarray = STACK) -> Path:
-    tifffile.imwrite(path, array, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
+    tifffile.imwrite(
+        path, array, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"}
+    )
     return path
 
 
@@ -52,13 +58,23 @@ WRONG: dict[str, tuple[Callable[[Path], Path], int, int]] = {
     "ome, more channels": (lambda p: edit(ome(p), 'SizeC="1"', 'SizeC="2"'), 8, 4),
     "ome, compressed": (lambda p: edit(ome(p, compression="zlib"), 'SizeZ="4"', 'SizeZ="2"'), 2, 4),
     "ome, colour": (
-        lambda p: edit(ome(p, np.stack([STACK] * 3, -1), "ZYXS", photometric="rgb"), 'SizeZ="4"', 'SizeZ="3"'),
+        lambda p: edit(
+            ome(p, np.stack([STACK] * 3, -1), "ZYXS", photometric="rgb"), 'SizeZ="4"', 'SizeZ="3"'
+        ),
         3,
         4,
     ),
     "ome, only some are placed": (lambda p: edit(ome(p), 'PlaneCount="4"', 'PlaneCount="3"'), 4, 3),
-    "imagej, fewer": (lambda p: edit(edit(imagej(p), "images=4", "images=3"), "slices=4", "slices=3"), 3, 4),
-    "imagej, more": (lambda p: edit(edit(imagej(p), "images=4", "images=5"), "slices=4", "slices=5"), 5, 4),
+    "imagej, fewer": (
+        lambda p: edit(edit(imagej(p), "images=4", "images=3"), "slices=4", "slices=3"),
+        3,
+        4,
+    ),
+    "imagej, more": (
+        lambda p: edit(edit(imagej(p), "images=4", "images=5"), "slices=4", "slices=5"),
+        5,
+        4,
+    ),
     "imagej, fewer slices than images": (lambda p: edit(imagej(p), "slices=4", "slices=3"), 3, 4),
     "imagej, more slices than images": (lambda p: edit(imagej(p), "slices=4", "slices=5"), 5, 4),
     "shaped, fewer": (lambda p: edit(shaped(p), "[4, 24, 28]", "[3, 24, 28]"), 3, 4),
@@ -83,20 +99,26 @@ def test_two_numbers_that_differ_are_refused(kind: str, tmp_path: Path) -> None:
 
 def pyramid(path: Path) -> Path:
     with tifffile.TiffWriter(path, ome=True) as writer:
-        writer.write(STACK, subifds=1, metadata={"axes": "ZYX"}, photometric="minisblack", tile=(16, 16))
+        writer.write(
+            STACK, subifds=1, metadata={"axes": "ZYX"}, photometric="minisblack", tile=(16, 16)
+        )
         writer.write(STACK[:, ::2, ::2], subfiletype=1, photometric="minisblack", tile=(16, 16))
     return path
 
 
 def hyperstack(path: Path, **options: object) -> Path:
-    tifffile.imwrite(path, np.stack([STACK, 255 - STACK], 1), imagej=True, metadata={"axes": "ZCYX"}, **options)
+    tifffile.imwrite(
+        path, np.stack([STACK, 255 - STACK], 1), imagej=True, metadata={"axes": "ZCYX"}, **options
+    )
     return path
 
 
 def first_described(path: Path) -> Path:
     with tifffile.TiffWriter(path) as writer:
         for n, page in enumerate(STACK):
-            writer.write(page, metadata={} if n == 0 else None, contiguous=False, photometric="minisblack")
+            writer.write(
+                page, metadata={} if n == 0 else None, contiguous=False, photometric="minisblack"
+            )
     return path
 
 
@@ -107,27 +129,51 @@ def plain(path: Path, array: np.ndarray, **options: object) -> Path:
 
 SOUND: dict[str, tuple[Callable[[Path], Path], np.ndarray]] = {
     "ome": (ome, STACK[None]),
-    "ome of channels": (lambda p: ome(p, np.stack([STACK, 255 - STACK]), "CZYX"), np.stack([STACK, 255 - STACK])),
+    "ome of channels": (
+        lambda p: ome(p, np.stack([STACK, 255 - STACK]), "CZYX"),
+        np.stack([STACK, 255 - STACK]),
+    ),
     "ome of colours": (
         lambda p: ome(p, np.stack([STACK, 255 - STACK, STACK], -1), "ZYXS", photometric="rgb"),
         np.stack([STACK, 255 - STACK, STACK]),
     ),
     "ome of planar colours": (
-        lambda p: ome(p, np.stack([STACK, 255 - STACK, STACK], 1), "ZSYX", photometric="rgb", planarconfig="separate"),
+        lambda p: ome(
+            p,
+            np.stack([STACK, 255 - STACK, STACK], 1),
+            "ZSYX",
+            photometric="rgb",
+            planarconfig="separate",
+        ),
         np.stack([STACK, 255 - STACK, STACK]),
     ),
     "ome pyramid": (pyramid, STACK[None]),
     "imagej hyperstack in one block": (hyperstack, np.stack([STACK, 255 - STACK])),
-    "imagej hyperstack by pages": (lambda p: hyperstack(p, compression="zlib"), np.stack([STACK, 255 - STACK])),
+    "imagej hyperstack by pages": (
+        lambda p: hyperstack(p, compression="zlib"),
+        np.stack([STACK, 255 - STACK]),
+    ),
     "imagej pages": (imagej, STACK[None]),
     "imagej colours": (
-        lambda p: plain(p, np.stack([STACK, 255 - STACK, STACK], -1), imagej=True, photometric="rgb", metadata={"axes": "ZYXS"}),
+        lambda p: plain(
+            p,
+            np.stack([STACK, 255 - STACK, STACK], -1),
+            imagej=True,
+            photometric="rgb",
+            metadata={"axes": "ZYXS"},
+        ),
         np.stack([STACK, 255 - STACK, STACK]),
     ),
     "shaped": (shaped, STACK[None]),
-    "shaped in one block": (lambda p: plain(p, STACK, truncate=True, photometric="minisblack"), STACK[None]),
+    "shaped in one block": (
+        lambda p: plain(p, STACK, truncate=True, photometric="minisblack"),
+        STACK[None],
+    ),
     "the first page described, as one": (first_described, STACK[None]),
-    "no description": (lambda p: plain(p, STACK, metadata=None, photometric="minisblack"), STACK[None]),
+    "no description": (
+        lambda p: plain(p, STACK, metadata=None, photometric="minisblack"),
+        STACK[None],
+    ),
 }
 
 
@@ -141,13 +187,26 @@ def test_sound_files_are_read_to_the_last_slice(kind: str, tmp_path: Path) -> No
         np.testing.assert_array_equal(np.concatenate([pixels[:, :3], pixels[:, 3:]], 1), expected)
 
 
-def test_training_names_the_file_and_both_numbers(surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_names_the_file_and_both_numbers(
+    surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(surfaces, tmp_path / "data")
     path = tmp_path / "data" / "train_images" / "102.tif"
     edit(ome(path, tifffile.imread(path)), 'SizeZ="20"', 'SizeZ="19"')
-    words = ["--config", str(tiny), "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--dry-run"]
+    words = [
+        "--config",
+        str(tiny),
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
     assert train.main(words) == 2
-    assert f"error: {path}: announces 19 pages and holds 20. The file is incomplete or damaged: copy" in capsys.readouterr().out
+    assert (
+        f"error: {path}: announces 19 pages and holds 20. The file is incomplete or damaged: copy"
+        in capsys.readouterr().out
+    )
 
 
 def test_prediction_fails_that_file_only(tmp_path: Path) -> None:
@@ -159,7 +218,22 @@ def test_prediction_fails_that_file_only(tmp_path: Path) -> None:
     files.write(tmp_path / "in" / "good.tif", STACK[0])
     edit(ome(tmp_path / "in" / "bad.tif", STACK[:2], "CYX"), 'SizeC="2"', 'SizeC="1"')
     model = do_nothing_model(tmp_path / "m.safetensors")
-    assert predict.main(["--checkpoint", str(model), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 3
-    rows = {row["id"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["files"]}
+    assert (
+        predict.main(
+            [
+                "--checkpoint",
+                str(model),
+                "--input",
+                str(tmp_path / "in"),
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 3
+    )
+    rows = {
+        row["id"]: row
+        for row in json.loads((tmp_path / "out" / "summary.json").read_text())["files"]
+    }
     assert "announces 1 pages and holds 2" in json.dumps(rows["bad"])
     assert (tmp_path / "out" / "good.tif").is_file()

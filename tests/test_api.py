@@ -32,7 +32,9 @@ Output = pytest.CaptureFixture[str]
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,7 +68,9 @@ def test_types_are_known_to_checkers() -> None:
 # --- a notebook ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_runs_as_it_stands(surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+def test_the_page_runs_as_it_stands(
+    surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
     monkeypatch.chdir(tmp_path)
     names = run_blocks(ROOT / "docs" / "library.md", {"DATA": surfaces, "CONFIG": str(tiny)})
     assert names["labels"].shape == names["truth"].shape
@@ -76,27 +80,51 @@ def test_the_page_runs_as_it_stands(surfaces: Path, tiny: Path, tmp_path: Path, 
     assert told.out.startswith("{'dice': ")
 
 
-def test_training_by_function_and_by_command_is_one(surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_training_by_function_and_by_command_is_one(
+    surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     run = pl.train_folds(str(tiny), data=str(surfaces), folds=[1], out=str(tmp_path / "a"))
-    words = ["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "1", "--out", str(tmp_path / "b"), "--device", "cpu"]
+    words = [
+        "--config",
+        str(tiny),
+        "--data-dir",
+        str(surfaces),
+        "--fold",
+        "1",
+        "--out",
+        str(tmp_path / "b"),
+        "--device",
+        "cpu",
+    ]
     assert train.main(words) == 0
     for name in ("best_model.safetensors", "swa_model.safetensors"):
-        assert (run.path / "fold_1" / name).read_bytes() == (tmp_path / "b" / "fold_1" / name).read_bytes()
+        assert (run.path / "fold_1" / name).read_bytes() == (
+            tmp_path / "b" / "fold_1" / name
+        ).read_bytes()
     assert pl.train_folds(pl.load_config(tiny), surfaces, folds=(1,), out=tmp_path / "a") == run
 
 
-def test_a_fold_that_fails_is_an_error(surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_that_fails_is_an_error(
+    surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def diverge(job: FoldJob) -> None:
         raise TrainingError(f"loss of fold {job.fold} is nan")
 
     monkeypatch.setattr("pipeline.training.loop.fit", diverge)
-    with pytest.raises(pl.FoldError, match=r"fold 0 failed: TrainingError: loss of fold 0 is nan. See .*error.txt\n.*fold 1 failed"):
+    with pytest.raises(
+        pl.FoldError,
+        match=r"fold 0 failed: TrainingError: loss of fold 0 is nan. See .*error.txt\n.*fold 1 failed",
+    ):
         pl.train_folds(tiny, surfaces, out=tmp_path / "run", continue_on_error=True)
     assert RunFolder(tmp_path / "run").fold(0).result().status == "failed"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("folds", "told"), [([7], "--fold 7: there are 2 folds"), ([], "none is named")])
-def test_folds_that_are_not_there(folds: list[int], told: str, surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folds", "told"), [([7], "--fold 7: there are 2 folds"), ([], "none is named")]
+)
+def test_folds_that_are_not_there(
+    folds: list[int], told: str, surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     with pytest.raises(pl.UserError, match=told):
         pl.train_folds(tiny, surfaces, folds=folds, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -115,7 +143,9 @@ def case(tmp_path: Path) -> tuple[Path, np.ndarray, Path]:
     return model, volume, tmp_path / "out"
 
 
-def test_an_array_has_the_answer_of_its_file(case: tuple[Path, np.ndarray, Path], tmp_path: Path, capsys: Output) -> None:
+def test_an_array_has_the_answer_of_its_file(
+    case: tuple[Path, np.ndarray, Path], tmp_path: Path, capsys: Output
+) -> None:
     model, volume, out = case
     capsys.readouterr()
     predictor = pl.Predictor.load(model)
@@ -154,16 +184,23 @@ def test_two_devices_have_the_bits_of_one(case: tuple[Path, np.ndarray, Path]) -
     model, volume, _ = case
     for options in ({}, {"batch": 3}, {"flips": True, "norms": "tile"}):
         one = pl.Predictor.load(model, device="cpu", **options).predict_heads(volume)["main"]
-        two = pl.Predictor.load(model, device=["cpu", "cpu", "cpu"], **options).predict_heads(volume)["main"]
+        two = pl.Predictor.load(model, device=["cpu", "cpu", "cpu"], **options).predict_heads(
+            volume
+        )["main"]
         assert np.array_equal(one, two)
 
 
-def test_threads_are_given_back(case: tuple[Path, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_given_back(
+    case: tuple[Path, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, volume, _ = case
     predictor, seen = pl.Predictor.load(model, threads=2), []
     monkeypatch.setattr(
         "pipeline.inference.predictor.sliding_window",
-        lambda *_, **__: seen.append(torch.get_num_threads()) or {"main": np.zeros((1, *volume.shape), np.float32)},
+        lambda *_, **__: (
+            seen.append(torch.get_num_threads())
+            or {"main": np.zeros((1, *volume.shape), np.float32)}
+        ),
     )
     predictor.predict(volume)
     assert (seen, torch.get_num_threads()) == ([2], 1)
@@ -187,7 +224,9 @@ def test_loading_says_what_cannot_be(options: dict[str, Any], told: str, tmp_pat
 
 
 def test_loading_knows_its_options(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="takes no overlapp; further options are allow_missing_folds"):
+    with pytest.raises(
+        TypeError, match="takes no overlapp; further options are allow_missing_folds"
+    ):
         pl.Predictor.load(model_file(tmp_path), overlapp=3)
 
 
@@ -204,14 +243,18 @@ def test_loading_knows_its_options(tmp_path: Path) -> None:
         (np.zeros((8, 8, 8)), {"affine": np.eye(4), "axes": "xyz"}, "leave spacing and axes out"),
     ],
 )
-def test_arrays_that_cannot_be_answered(volume: Any, where: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_arrays_that_cannot_be_answered(
+    volume: Any, where: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     predictor = pl.Predictor.load(model_file(tmp_path))
     with pytest.raises(pl.UserError, match=told):
         predictor.predict(volume, **where)
 
 
 def test_a_model_of_nifti_asks_for_an_affine(tmp_path: Path) -> None:
-    model = model_file(tmp_path, trained_on={"family": "nifti", "codes": "RAS", "spacing": [1.0, 1.0, 1.0]})
+    model = model_file(
+        tmp_path, trained_on={"family": "nifti", "codes": "RAS", "spacing": [1.0, 1.0, 1.0]}
+    )
     volume, affine = sheets((20, 24, 28), 3)[0], np.diag([1.0, 1.0, 1.0, 1.0])
     predictor = pl.Predictor.load(model)
     with pytest.raises(pl.UserError, match=r"axes RAS.*Give affine="):
@@ -222,7 +265,9 @@ def test_a_model_of_nifti_asks_for_an_affine(tmp_path: Path) -> None:
     turned = predictor.predict(np.asarray(image.dataobj), affine=image.affine)
     assert np.array_equal(turned, predictor.predict(path))
     back = nibabel.Nifti1Image(turned, image.affine).as_reoriented(
-        nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), nibabel.io_orientation(affine))
+        nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(image.affine), nibabel.io_orientation(affine)
+        )
     )
     assert np.array_equal(np.asarray(back.dataobj), straight)
 
@@ -235,13 +280,17 @@ def test_images_come_back_in_their_type(tmp_path: Path) -> None:
     assert np.array_equal(answer, photograph)
 
 
-def test_warnings_come_once_and_by_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_come_once_and_by_logging(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = model_file(tmp_path, trained_on={"family": "array", "spacing": [1.0, 1.0, 1.0]})
     predictor, volume = pl.Predictor.load(model), sheets((20, 24, 28), 3)[0]
     for _ in range(2):
         predictor.predict(volume, spacing=(4, 1, 1))
     told = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert [("its voxels are 4 x 1 x 1" in r.getMessage(), r.name.startswith("pipeline.")) for r in told] == [(True, True)]
+    assert [
+        ("its voxels are 4 x 1 x 1" in r.getMessage(), r.name.startswith("pipeline.")) for r in told
+    ] == [(True, True)]
 
 
 @pytest.mark.slow
@@ -254,20 +303,33 @@ def test_warnings_reach_standard_error_of_a_plain_script(tmp_path: Path) -> None
         "p.predict(np.random.default_rng(0).integers(0, 255, (16, 16, 16)).astype('uint8'), spacing=(4, 1, 1))"
     )
     for more, wanted in (("", 1), ("logging.getLogger('pipeline').setLevel(logging.ERROR)\n", 0)):
-        done = subprocess.run([sys.executable, "-c", code.format(more)], capture_output=True, text=True, cwd=ROOT, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(more)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         assert done.stderr.count("its voxels are") == wanted
 
 
 def test_a_run_answers_with_its_finished_folds(surfaces: Path, tiny: Path, tmp_path: Path) -> None:
-    run = pl.train_folds(pl.load_config(tiny, ["train.epochs=1", "train.average=null"]), surfaces, folds=[1], out=tmp_path / "run")
+    run = pl.train_folds(
+        pl.load_config(tiny, ["train.epochs=1", "train.average=null"]),
+        surfaces,
+        folds=[1],
+        out=tmp_path / "run",
+    )
     predictor = pl.Predictor.load(tmp_path / "run")
     assert predictor.models == (str(run.fold(1).model("auto")),)
     assert predictor.models == pl.Predictor.load(run, folds=[1], model="best").models
 
 
 def test_a_tensor_of_monai_says_how_it_lies(tmp_path: Path) -> None:
-    model = model_file(tmp_path, trained_on={"family": "nifti", "codes": "RAS", "spacing": [1.0, 1.0, 1.0]})
+    model = model_file(
+        tmp_path, trained_on={"family": "nifti", "codes": "RAS", "spacing": [1.0, 1.0, 1.0]}
+    )
     volume, affine = sheets((20, 24, 28), 3)[0], np.diag([-1.0, 1.0, 1.0, 1.0])
     predictor = pl.Predictor.load(model)
     found = predictor.predict(MetaTensor(torch.from_numpy(volume), affine=torch.from_numpy(affine)))
@@ -287,15 +349,23 @@ def test_training_leaves_monai_as_it_was(surfaces: Path, tiny: Path, tmp_path: P
     assert not run.fold(1).exists
 
 
-def test_names_and_single_things_will_do(case: tuple[Path, np.ndarray, Path], surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_names_and_single_things_will_do(
+    case: tuple[Path, np.ndarray, Path], surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     model, volume, _ = case
     assert pl.load_config(tiny, "train.epochs=9").train.epochs == 9
     assert pl.RunFolder(str(tmp_path)) == RunFolder(tmp_path)
     assert pl.ModelOptions(checkpoint=str(model)).checkpoint == model
-    done = pl.predict_files(pl.ModelOptions(checkpoint=str(model)), str(tmp_path / "v.tif"), str(tmp_path / "again"))
+    done = pl.predict_files(
+        pl.ModelOptions(checkpoint=str(model)), str(tmp_path / "v.tif"), str(tmp_path / "again")
+    )
     assert (done.code, done.failed) == (0, [])
-    assert pl.score(volume > 99, volume > 90, "dice", spacing=2.0) == pl.score(volume > 99, volume > 90, ["dice"])
-    zipped = pl.write_submission(str(tmp_path / "again"), str(_alone(tmp_path)), str(tmp_path / "s.zip"))
+    assert pl.score(volume > 99, volume > 90, "dice", spacing=2.0) == pl.score(
+        volume > 99, volume > 90, ["dice"]
+    )
+    zipped = pl.write_submission(
+        str(tmp_path / "again"), str(_alone(tmp_path)), str(tmp_path / "s.zip")
+    )
     assert [a.id for a in zipped.answers] == ["v"]
 
 
@@ -317,7 +387,11 @@ def test_a_script_without_a_guard_scores(tmp_path: Path) -> None:
         f"print(pl.score_folder({str(tmp_path / 'p')!r}, {str(tmp_path / 't')!r}, 'dice', ignore_label=2)['mean'])\n"
     )
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout == "BODY\n{'dice': 1.0}\n", done.stderr
 
@@ -351,7 +425,9 @@ def test_random_numbers_of_the_caller_go_on_undisturbed(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_two_trainings_at_a_time_are_refused(surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_trainings_at_a_time_are_refused(
+    surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def twice(job: FoldJob) -> None:
         with pytest.raises(pl.UserError, match="another thread of this process is training"):
             pl.train_folds(tiny, surfaces, folds=1, out=tmp_path / "other")
@@ -374,15 +450,26 @@ def test_two_trainings_at_a_time_are_refused(surfaces: Path, tiny: Path, tmp_pat
         (lambda m: pl.Predictor.load(m, folds=[True]), "whole numbers"),
         (lambda m: pl.Predictor.load(m, device=None), "none of auto"),
         (lambda m: pl.predict_files(pl.ModelOptions(checkpoint=m), [], "o"), "no file"),
-        (lambda m: pl.predict_files(pl.ModelOptions(checkpoint=m), "v", "o", blocks="x"), "blocks is 'x'"),
-        (lambda m: pl.predict_files(pl.ModelOptions(checkpoint=m), "v", "o", shard=(5, 2)), "shard is"),
+        (
+            lambda m: pl.predict_files(pl.ModelOptions(checkpoint=m), "v", "o", blocks="x"),
+            "blocks is 'x'",
+        ),
+        (
+            lambda m: pl.predict_files(pl.ModelOptions(checkpoint=m), "v", "o", shard=(5, 2)),
+            "shard is",
+        ),
         (lambda m: pl.tune_postprocessing([]), "no run folder"),
         (lambda m: pl.tune_postprocessing("r", by="x"), "must be group or fold"),
         (lambda m: pl.train_folds("configs/demo.yaml", folds=[1.5]), "whole numbers"),
         (lambda m: pl.train_folds("configs/demo.yaml", folds=[1, 1]), "each once"),
         (lambda m: pl.score([[0]], [[0]], []), "at least one"),
         (lambda m: pl.score([[0]], [[0]], [{"name": "dice", "bla": 1}]), "names no metric"),
-        (lambda m: pl.score([[0]], [[0]], ["surface_dice:tolerance=1", "surface_dice:tolerance=2"]), "each once"),
+        (
+            lambda m: pl.score(
+                [[0]], [[0]], ["surface_dice:tolerance=1", "surface_dice:tolerance=2"]
+            ),
+            "each once",
+        ),
         (lambda m: pl.score([[0]], [[0]], "dice", ignore_label="2"), "give a whole number"),
         (lambda m: pl.score([[0]], [[0]], "hd95", spacing=(-1, 1)), "above 0"),
         (lambda m: pl.score([[0]], [[np.inf]], "dice"), "no class numbers"),
@@ -390,7 +477,9 @@ def test_two_trainings_at_a_time_are_refused(surfaces: Path, tiny: Path, tmp_pat
         (lambda m: pl.score([[np.nan] * 16] * 16, [[0.0] * 16] * 16, "psnr"), "Look at both"),
     ],
 )
-def test_options_that_cannot_be_followed_are_said(call: Callable[[Path], object], told: str, tmp_path: Path) -> None:
+def test_options_that_cannot_be_followed_are_said(
+    call: Callable[[Path], object], told: str, tmp_path: Path
+) -> None:
     with pytest.raises(pl.UserError, match=told):
         call(model_file(tmp_path))
 
@@ -402,7 +491,10 @@ def test_a_great_label_is_one_class() -> None:
 
 def test_half_precision_is_taken(case: tuple[Path, np.ndarray, Path]) -> None:
     predictor, volume = pl.Predictor.load(case[0]), torch.from_numpy(case[1])
-    assert torch.equal(predictor.predict(volume.to(torch.bfloat16)), predictor.predict(volume.to(torch.bfloat16).float()))
+    assert torch.equal(
+        predictor.predict(volume.to(torch.bfloat16)),
+        predictor.predict(volume.to(torch.bfloat16).float()),
+    )
 
 
 # --- scores --------------------------------------------------------------------------------------------------------------
@@ -417,7 +509,9 @@ def test_arrays_score_as_their_files(tmp_path: Path) -> None:
     answer = np.where(np.roll(truth, 1, 0) == 2, 0, np.roll(truth, 1, 0)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "p" / "a.tif", answer)
     tifffile.imwrite(tmp_path / "t" / "a.tif", truth)
-    wanted = pl.score_folder(tmp_path / "p", tmp_path / "t", METRICS, ignore_label="2")["cases"]["a"]
+    wanted = pl.score_folder(tmp_path / "p", tmp_path / "t", METRICS, ignore_label="2")["cases"][
+        "a"
+    ]
     found = pl.score(answer, torch.from_numpy(truth), METRICS, ignore_label=2)
     assert found == pytest.approx(wanted, rel=0, abs=0)
     scaled = pl.score(answer, truth, METRICS, ignore_label=2, spacing=(3, 3, 3))
@@ -436,7 +530,9 @@ def test_classes_are_those_that_are_declared() -> None:
 def test_images_are_scored_on_their_scale() -> None:
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
     assert pl.score(image, image, ["mae"]) == {"mae": 0}
-    assert pl.score(image, np.where(image > 0, image - 1, 1).astype(np.uint8), ["mae"])["mae"] == pytest.approx(1 / 255)
+    assert pl.score(image, np.where(image > 0, image - 1, 1).astype(np.uint8), ["mae"])[
+        "mae"
+    ] == pytest.approx(1 / 255)
 
 
 @pytest.mark.parametrize(
@@ -453,12 +549,16 @@ def test_images_are_scored_on_their_scale() -> None:
         ("a.tif", np.zeros((2, 2)), ["dice"], {}, "score_folder"),
     ],
 )
-def test_what_cannot_be_scored(answer: Any, truth: Any, metrics: list[str], more: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_scored(
+    answer: Any, truth: Any, metrics: list[str], more: dict[str, Any], told: str
+) -> None:
     with pytest.raises(pl.UserError, match=f"(?i){told}"):
         pl.score(answer, truth, metrics, **more)
 
 
 def test_a_folder_of_data_by_its_name(tmp_path: Path) -> None:
     competition_folder(tmp_path / "d", cases=2, tests=0)
-    scores = pl.score_folder(str(tmp_path / "d" / "train_labels"), str(tmp_path / "d" / "train_labels"), ["dice"])
+    scores = pl.score_folder(
+        str(tmp_path / "d" / "train_labels"), str(tmp_path / "d" / "train_labels"), ["dice"]
+    )
     assert scores["mean"]["dice"] == 1

@@ -21,7 +21,15 @@ from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.loaders import PatchDataset, _share
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.properties import CaseProperties
-from pipeline.data.transforms import AUGMENT, UNFOLDED, Keys, RandElasticd, augmentations, colour_matrix, plain_tensors
+from pipeline.data.transforms import (
+    AUGMENT,
+    UNFOLDED,
+    Keys,
+    RandElasticd,
+    augmentations,
+    colour_matrix,
+    plain_tensors,
+)
 from pipeline.losses import reads
 from pipeline.records import Case
 
@@ -40,19 +48,29 @@ GEOMETRY = {
     "affine": {"degrees": 40, "scale": 0.3, "translate": 3, "shear": 0.2},
     "elastic": {"spacing": 6, "magnitude": 2},
 }
-ENTRIES = [(name, size) for name in AUGMENT for size in (FLAT, SOLID) if name != "clahe" or size == FLAT]
+ENTRIES = [
+    (name, size) for name in AUGMENT for size in (FLAT, SOLID) if name != "clahe" or size == FLAT
+]
 
 
 def part(name: str, p: float = 1.0, **options: object) -> dict:
     return {"name": name, "options": {"p": p, **options}}
 
 
-def config(size: tuple[int, ...], *augment: object, losses: tuple = ("dice",), **data: object) -> Config:
+def config(
+    size: tuple[int, ...], *augment: object, losses: tuple = ("dice",), **data: object
+) -> Config:
     patch = {"size": list(size), "foreground": None}
     return from_dict(
         {
             "name": "t",
-            "data": {"dims": len(size), "ignore_label": 255, "patch": patch, "augment": list(augment), **data},
+            "data": {
+                "dims": len(size),
+                "ignore_label": 255,
+                "patch": patch,
+                "augment": list(augment),
+                **data,
+            },
             "network": "unet",
             "losses": list(losses),
         }
@@ -111,7 +129,9 @@ def test_image_and_targets_move_by_the_same_field(name: str, size: tuple[int, ..
         out = apply(setting, {"image": places, "twin": places, "label": numbers}, seed)
         np.testing.assert_array_equal(out["image"], out["twin"])
         assert out["label"].dtype == np.int32
-        np.testing.assert_allclose(np.stack(np.unravel_index(out["label"][0], size)), out["image"], atol=0.501)
+        np.testing.assert_allclose(
+            np.stack(np.unravel_index(out["label"][0], size)), out["image"], atol=0.501
+        )
         moved += not np.array_equal(out["image"], places)
     assert moved >= 2
 
@@ -122,7 +142,11 @@ def test_labels_keep_type_and_values(name: str, dtype: type) -> None:
     """Interpolation between 0 and the ignored 255 would invent the classes in between."""
     label = np.random.default_rng(1).choice(np.array([0, 1, 3, 255], dtype), (1, *FLAT))
     for p, seed in itertools.product((0.0, 1.0), range(3)):
-        out = apply(config(FLAT, part(name, p, **GEOMETRY[name])), {"image": picture(3), "label": label}, seed)
+        out = apply(
+            config(FLAT, part(name, p, **GEOMETRY[name])),
+            {"image": picture(3), "label": label},
+            seed,
+        )
         assert out["label"].dtype == dtype
         assert set(np.unique(out["label"])) == {0, 1, 3, 255}
 
@@ -132,7 +156,10 @@ def test_maps_of_losses_are_moved_after_their_kind(name: str) -> None:
     setting = config(FLAT, part(name, **GEOMETRY[name]), losses=("skeleton_recall", "boundary"))
     label = (coordinates(FLAT)[:1] > 15).astype(np.uint8)
     distance = 15.5 - coordinates(FLAT)[:1]
-    out = apply(setting, {"image": picture(1), "label": label, "label:skeleton": label, "label:distance": distance})
+    out = apply(
+        setting,
+        {"image": picture(1), "label": label, "label:skeleton": label, "label:distance": distance},
+    )
     np.testing.assert_array_equal(out["label:skeleton"], out["label"])
     assert len(np.unique(out["label:distance"])) > FLAT[0], "distances are interpolated"
     clear = np.abs(out["label:distance"]) > 1
@@ -145,11 +172,17 @@ def test_plain_affine_is_monais_with_its_draws(size: tuple[int, ...]) -> None:
     dims = len(size)
     angle = 15 * math.pi / 180
     reference = RandAffined(
-        ("image",), prob=1.0, rotate_range=(angle,) * (3 if dims == 3 else 1), scale_range=(0.1,) * dims, padding_mode="reflection"
+        ("image",),
+        prob=1.0,
+        rotate_range=(angle,) * (3 if dims == 3 else 1),
+        scale_range=(0.1,) * dims,
+        padding_mode="reflection",
     )
     reference.set_random_state(state=np.random.RandomState(3))
     expected = reference({"image": picture(2, size)})["image"]
-    np.testing.assert_array_equal(image_of(picture(2, size), part("affine"), seed=3), np.asarray(expected))
+    np.testing.assert_array_equal(
+        image_of(picture(2, size), part("affine"), seed=3), np.asarray(expected)
+    )
 
 
 def image_of(image: np.ndarray, *augment: object, seed: int = 0) -> np.ndarray:
@@ -162,7 +195,9 @@ def test_rotation_keeps_distances_and_turns_far(name: str, rigid: bool) -> None:
     """Near the centre, where no turn reaches over the border."""
     angles = []
     for seed in range(8):
-        middle = image_of(coordinates(FLAT), part(name), seed=seed)[:, 8:24, 8:24].astype(np.float64)
+        middle = image_of(coordinates(FLAT), part(name), seed=seed)[:, 8:24, 8:24].astype(
+            np.float64
+        )
         down, along = middle[:, -1, 0] - middle[:, 0, 0], middle[:, 0, -1] - middle[:, 0, 0]
         lengths = np.hypot(*down), np.hypot(*along)
         assert np.allclose(lengths, 15, atol=1e-3) == rigid
@@ -175,7 +210,9 @@ def test_shear_and_translation_do_what_they_say() -> None:
     places = coordinates(FLAT)
     inner = (slice(None), slice(10, 22), slice(10, 22))
     for seed in range(4):
-        shift = (image_of(places, part("affine", degrees=0, scale=0, translate=4), seed=seed) - places)[inner].reshape(2, -1)
+        shift = (
+            image_of(places, part("affine", degrees=0, scale=0, translate=4), seed=seed) - places
+        )[inner].reshape(2, -1)
         np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1], shift.shape), atol=1e-3)
         assert 0 < np.abs(shift).max() <= 4
         sheared = image_of(places, part("affine", degrees=0, scale=0, shear=0.3), seed=seed)[inner]
@@ -188,7 +225,12 @@ def test_shear_and_translation_do_what_they_say() -> None:
 
 
 def elastic(size: tuple[int, ...], spacing: float, magnitude: float, seed: int = 0) -> RandElasticd:
-    out = RandElasticd(Keys(image=("image",), every=("image",), modes=("bilinear",), size=size), 1.0, spacing, magnitude)
+    out = RandElasticd(
+        Keys(image=("image",), every=("image",), modes=("bilinear",), size=size),
+        1.0,
+        spacing,
+        magnitude,
+    )
     out.set_random_state(seed)
     out.randomize()
     return out
@@ -201,13 +243,17 @@ def elastic(size: tuple[int, ...], spacing: float, magnitude: float, seed: int =
     share=st.floats(0.01, 0.4),
     seed=st.integers(0, 99),
 )
-def test_elastic_moves_no_voxel_further_than_it_says(size: tuple[int, ...], spacing: float, share: float, seed: int) -> None:
+def test_elastic_moves_no_voxel_further_than_it_says(
+    size: tuple[int, ...], spacing: float, share: float, seed: int
+) -> None:
     transform = elastic(size, spacing, share * spacing, seed)
     field = transform.field()
     assert field.shape == (len(size), *size)
     assert np.abs(field).max() <= share * spacing * (1 + 1e-9)
     transform.shifts = np.ones_like(transform.shifts)
-    np.testing.assert_allclose(transform.field(), 1, err_msg="control points that move alike move everything alike")
+    np.testing.assert_allclose(
+        transform.field(), 1, err_msg="control points that move alike move everything alike"
+    )
 
 
 def determinant(field: np.ndarray) -> np.ndarray:
@@ -240,13 +286,17 @@ def test_elastic_samples_where_its_field_points() -> None:
     transform.set_random_state(7)
     moved = transform({"image": coordinates(FLAT)})["image"]
     inner = (slice(None), slice(6, -6), slice(6, -6))
-    np.testing.assert_allclose((moved - coordinates(FLAT))[inner], transform.field()[inner], atol=1e-4)
+    np.testing.assert_allclose(
+        (moved - coordinates(FLAT))[inner], transform.field()[inner], atol=1e-4
+    )
     assert np.abs(transform.field()).max() > 1
 
 
 def test_elastic_of_no_magnitude_is_identity() -> None:
     """MONAI's own moves voxels at the border by more than one."""
-    np.testing.assert_allclose(image_of(coordinates(FLAT), part("elastic", magnitude=0)), coordinates(FLAT), atol=1e-5)
+    np.testing.assert_allclose(
+        image_of(coordinates(FLAT), part("elastic", magnitude=0)), coordinates(FLAT), atol=1e-5
+    )
 
 
 # --- every entry --------------------------------------------------------------------------------------------------------
@@ -254,7 +304,9 @@ def test_elastic_of_no_magnitude_is_identity() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("name", "size"), ENTRIES)
-def test_every_entry_keeps_shape_type_and_sense(name: str, size: tuple[int, ...], channels: int) -> None:
+def test_every_entry_keeps_shape_type_and_sense(
+    name: str, size: tuple[int, ...], channels: int
+) -> None:
     image = picture(channels, size)
     label = (image[:1] > 0.5).astype(np.uint8)
     chain = Compose(augmentations(config(size, part(name))))
@@ -303,7 +355,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
         scale = IntensityScale(low=(0.0,), high=(255.0,))
         name = Case(id=f"{n}", image=(Path("none"),))
         return CachedCase(
-            case=name, image=volumes[0], targets={"label": volumes[1]}, scale=scale, properties=CaseProperties(id=f"{n}", files={})
+            case=name,
+            image=volumes[0],
+            targets={"label": volumes[1]},
+            scale=scale,
+            properties=CaseProperties(id=f"{n}", files={}),
         )
 
     return [case(0), case(1)]
@@ -336,7 +392,10 @@ def test_colour_leaves_other_images_alone_and_draws_the_same(channels: int) -> N
     np.testing.assert_array_equal(image_only(image, part("colour", hue=90)), image)
     states = []
     for sample in (image, picture(3)):
-        chain, state = Compose(augmentations(config(FLAT, part("colour", 0.5)))), np.random.RandomState(5)
+        chain, state = (
+            Compose(augmentations(config(FLAT, part("colour", 0.5)))),
+            np.random.RandomState(5),
+        )
         _share(chain, state)
         for _ in range(4):
             chain({"image": sample, "label": np.zeros((1, *FLAT), np.uint8)})
@@ -353,12 +412,16 @@ def test_colour_turns_all_hues_by_one_angle_and_moves_nothing() -> None:
         np.testing.assert_allclose(turned, turned[0], atol=0.01)
         seen.append(turned[0])
         np.testing.assert_allclose(after.mean(0), image.mean(0), atol=1e-5)
-        radius = np.linalg.norm(after - after.mean(0), axis=0) / np.linalg.norm(image - image.mean(0), axis=0)
+        radius = np.linalg.norm(after - after.mean(0), axis=0) / np.linalg.norm(
+            image - image.mean(0), axis=0
+        )
         np.testing.assert_allclose(radius, radius[0, 0], rtol=1e-3)
         assert 0.7 <= radius[0, 0] <= 1.3
         mixed = image[:, ::-1].transpose(0, 2, 1)
         np.testing.assert_allclose(
-            image_of(mixed, part("colour", hue=40, saturation=[0.7, 1.3], gain=0), seed=seed), after[:, ::-1].transpose(0, 2, 1), atol=1e-6
+            image_of(mixed, part("colour", hue=40, saturation=[0.7, 1.3], gain=0), seed=seed),
+            after[:, ::-1].transpose(0, 2, 1),
+            atol=1e-6,
         )
     assert max(seen) > 5
     assert min(seen) < -5
@@ -366,9 +429,15 @@ def test_colour_turns_all_hues_by_one_angle_and_moves_nothing() -> None:
 
 
 def test_a_third_of_a_turn_takes_red_to_green() -> None:
-    np.testing.assert_allclose(colour_matrix(math.radians(120), 1), np.eye(3)[[2, 0, 1]], atol=1e-12)
-    np.testing.assert_allclose(colour_matrix(0.4, 1) @ colour_matrix(-0.4, 1), np.eye(3), atol=1e-12)
-    hsv = rgb2hsv(np.moveaxis(np.tensordot(colour_matrix(math.radians(120), 1), picture(3), axes=1), 0, -1))
+    np.testing.assert_allclose(
+        colour_matrix(math.radians(120), 1), np.eye(3)[[2, 0, 1]], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        colour_matrix(0.4, 1) @ colour_matrix(-0.4, 1), np.eye(3), atol=1e-12
+    )
+    hsv = rgb2hsv(
+        np.moveaxis(np.tensordot(colour_matrix(math.radians(120), 1), picture(3), axes=1), 0, -1)
+    )
     expected = rgb2hsv(np.moveaxis(picture(3), 0, -1))
     np.testing.assert_allclose((hsv[..., 0] - expected[..., 0]) % 1, 1 / 3, atol=1e-5)
     np.testing.assert_allclose(hsv[..., 1:], expected[..., 1:], atol=1e-5)
@@ -376,22 +445,37 @@ def test_a_third_of_a_turn_takes_red_to_green() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(scale=st.floats(0.1, 10), offset=st.floats(-3, 3), seed=st.integers(0, 99))
-def test_hue_and_saturation_mean_the_same_on_any_range(scale: float, offset: float, seed: int) -> None:
+def test_hue_and_saturation_mean_the_same_on_any_range(
+    scale: float, offset: float, seed: int
+) -> None:
     image, entry = picture(3, (8, 8), seed), part("colour", hue=30, gain=0)
     there = image_of((scale * image + offset).astype(np.float32), entry, seed=seed)
-    np.testing.assert_allclose(there, scale * image_of(image, entry, seed=seed) + offset, atol=1e-5 * (1 + scale + abs(offset)))
+    np.testing.assert_allclose(
+        there,
+        scale * image_of(image, entry, seed=seed) + offset,
+        atol=1e-5 * (1 + scale + abs(offset)),
+    )
 
 
 def test_gain_tints_each_channel_for_itself() -> None:
-    ratio = image_of(picture(3) + 1, part("colour", hue=0, saturation=[1, 1], gain=0.2)) / (picture(3) + 1)
+    ratio = image_of(picture(3) + 1, part("colour", hue=0, saturation=[1, 1], gain=0.2)) / (
+        picture(3) + 1
+    )
     factors = ratio[:, 0, 0]
-    np.testing.assert_allclose(ratio, np.broadcast_to(factors[:, None, None], ratio.shape), rtol=1e-5)
+    np.testing.assert_allclose(
+        ratio, np.broadcast_to(factors[:, None, None], ratio.shape), rtol=1e-5
+    )
     assert len(set(factors.round(4))) == 3
     assert np.abs(factors - 1).max() <= 0.2
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("brightness", {"range": [0.5, 2]}), ("contrast", {"range": [0.5, 2]}), ("shift", {"offset": 0.5})]
+    ("name", "options"),
+    [
+        ("brightness", {"range": [0.5, 2]}),
+        ("contrast", {"range": [0.5, 2]}),
+        ("shift", {"offset": 0.5}),
+    ],
 )
 def test_one_factor_for_all_channels_keeps_hues(name: str, options: dict) -> None:
     image = picture(3) * np.array([1, 0.5, 0.2], np.float32)[:, None, None]
@@ -412,14 +496,20 @@ def test_gamma_is_one_rising_curve_for_all_channels(low: float) -> None:
         order = np.argsort(image, axis=None)
         assert (np.diff(after.reshape(-1)[order]) >= 0).all()
         np.testing.assert_array_equal(after[0, :4], after[1, :4])
-        np.testing.assert_allclose([after.min(), after.max()], [image.min(), image.max()], atol=1e-5)
+        np.testing.assert_allclose(
+            [after.min(), after.max()], [image.min(), image.max()], atol=1e-5
+        )
 
 
 def test_blur_darkens_no_border() -> None:
     """Stripes that the mirror continues: blurred alike at the border and in the middle."""
-    image = np.broadcast_to(((coordinates(FLAT)[0] + 1) // 2 % 2 == 0).astype(np.float32), (3, *FLAT))
+    image = np.broadcast_to(
+        ((coordinates(FLAT)[0] + 1) // 2 % 2 == 0).astype(np.float32), (3, *FLAT)
+    )
     after = image_only(image, part("blur", sigma=[1, 1]))
-    np.testing.assert_allclose(after, np.broadcast_to(np.tile(after[:1, 12:16, 16:17], (8, 1)), after.shape), atol=1e-5)
+    np.testing.assert_allclose(
+        after, np.broadcast_to(np.tile(after[:1, 12:16, 16:17], (8, 1)), after.shape), atol=1e-5
+    )
     assert np.ptp(after) < 0.9
 
 
@@ -430,7 +520,9 @@ def faint(channels: int = 1) -> np.ndarray:
     """A ramp of brightness under a faint texture."""
     yx = coordinates((64, 64))
     ramp, texture = yx[0] / 63, 0.03 * np.sin(yx.sum(0)) * np.cos(yx[1] - yx[0])
-    return np.stack([(0.1 + 0.8 * ramp + texture) * (1 - 0.3 * c) for c in range(channels)]).astype(np.float32)
+    return np.stack([(0.1 + 0.8 * ramp + texture) * (1 - 0.3 * c) for c in range(channels)]).astype(
+        np.float32
+    )
 
 
 def local_contrast(plane: np.ndarray) -> float:
@@ -449,7 +541,11 @@ def test_clahe_raises_local_contrast_within_the_range(channels: int) -> None:
 
 
 def test_clahe_limit_bounds_the_contrast() -> None:
-    gain = [local_contrast(image_only(faint(), part("clahe", clip=[c, c]))[0]) / local_contrast(faint()[0]) for c in (0.005, 0.02)]
+    gain = [
+        local_contrast(image_only(faint(), part("clahe", clip=[c, c]))[0])
+        / local_contrast(faint()[0])
+        for c in (0.005, 0.02)
+    ]
     assert gain[0] < gain[1]
     assert gain[0] < 256 * 0.005 * 1.3
 
@@ -459,9 +555,13 @@ def test_clahe_is_scikit_images(channels: int) -> None:
     """On a patch that fills [0, 1] nothing is left to our scaling; RGB goes by the HSV value there too."""
     image = picture(channels, (64, 64)) ** 2
     image[:, 0, 0], image[:, 0, 1] = 0, 1
-    expected = equalize_adapthist(np.moveaxis(image, 0, -1) if channels == 3 else image[0], (16, 16), 0.01)
+    expected = equalize_adapthist(
+        np.moveaxis(image, 0, -1) if channels == 3 else image[0], (16, 16), 0.01
+    )
     after = image_of(image, part("clahe", clip=[0.01, 0.01]))
-    np.testing.assert_allclose(np.moveaxis(after, 0, -1) if channels == 3 else after[0], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        np.moveaxis(after, 0, -1) if channels == 3 else after[0], expected, atol=1e-4
+    )
 
 
 def test_clahe_keeps_hues() -> None:
@@ -478,7 +578,9 @@ def test_clahe_keeps_hues() -> None:
     channels=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 99),
 )
-def test_clahe_is_safe_on_any_range(scale: float, offset: float, levels: int, channels: int, seed: int) -> None:
+def test_clahe_is_safe_on_any_range(
+    scale: float, offset: float, levels: int, channels: int, seed: int
+) -> None:
     """Few grey levels down to one, pure colours, z-scores: finite, inside the patch's range, and the same picture at any scale."""
     image = np.random.default_rng(seed).integers(0, levels, (channels, 17, 16)).astype(np.float32)
     scaled = (scale * image + offset).astype(np.float32)
@@ -487,7 +589,11 @@ def test_clahe_is_safe_on_any_range(scale: float, offset: float, levels: int, ch
     slack = 1e-5 * (scale + abs(offset))
     assert scaled.min() - slack <= after.min()
     assert after.max() <= scaled.max() + slack
-    np.testing.assert_allclose(after, scale * image_of(image, entry, seed=seed) + offset, atol=0.01 * scale * levels + slack)
+    np.testing.assert_allclose(
+        after,
+        scale * image_of(image, entry, seed=seed) + offset,
+        atol=0.01 * scale * levels + slack,
+    )
 
 
 # --- wrong settings -----------------------------------------------------------------------------------------------------
@@ -532,9 +638,14 @@ BOTH = {
 }
 
 
-def images(size: tuple[int, ...], *augment: object, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def images(
+    size: tuple[int, ...], *augment: object, seed: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A pair, equal on its left half, before and after the entries."""
-    image, target = picture(3, size, seed), picture(3, size, seed + 1000) * 3 - 1  # beyond the image's range on both sides
+    image, target = (
+        picture(3, size, seed),
+        picture(3, size, seed + 1000) * 3 - 1,
+    )  # beyond the image's range on both sides
     target[..., : size[-1] // 2] = image[..., : size[-1] // 2]
     patch = {"size": list(size), "foreground": None}
     setting = from_dict(
@@ -556,7 +667,9 @@ def test_both_changes_input_and_target_by_one_rule(name: str, seed: int) -> None
     before, after = images(FLAT, part(name, both=True, **BOTH[name]), seed=seed)
     assert set(after) == {"image", "target"}
     half = FLAT[-1] // 2
-    np.testing.assert_array_equal(after["image"][..., :half], after["target"][..., :half])  # what was equal stays equal, to the bit
+    np.testing.assert_array_equal(
+        after["image"][..., :half], after["target"][..., :half]
+    )  # what was equal stays equal, to the bit
     assert np.abs(after["image"] - before["image"]).max() > 0.01
     assert all(after[k].dtype == np.float32 and after[k].shape == before[k].shape for k in after)
     # One affine map of the channels (or, for gamma, one rising curve) takes every pixel of both, so a fit on the input predicts the target.
@@ -565,10 +678,16 @@ def test_both_changes_input_and_target_by_one_rule(name: str, seed: int) -> None
             k: np.moveaxis(v, 0, -1).reshape(-1, 3).astype(np.float64)
             for k, v in (before | {"new " + k: v for k, v in after.items()}).items()
         }
-        fit = np.linalg.lstsq(np.c_[flat["image"], np.ones(len(flat["image"]))], flat["new image"], rcond=None)[0]
-        np.testing.assert_allclose(np.c_[flat["target"], np.ones(len(flat["target"]))] @ fit, flat["new target"], atol=1e-4)
+        fit = np.linalg.lstsq(
+            np.c_[flat["image"], np.ones(len(flat["image"]))], flat["new image"], rcond=None
+        )[0]
+        np.testing.assert_allclose(
+            np.c_[flat["target"], np.ones(len(flat["target"]))] @ fit, flat["new target"], atol=1e-4
+        )
     else:
-        old, new = (np.concatenate([d["image"].ravel(), d["target"].ravel()]) for d in (before, after))
+        old, new = (
+            np.concatenate([d["image"].ravel(), d["target"].ravel()]) for d in (before, after)
+        )
         assert (np.diff(new[np.argsort(old, kind="stable")]) >= -1e-6).all()
 
 

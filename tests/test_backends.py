@@ -26,16 +26,32 @@ pytest.importorskip("onnx", reason='needs pip install "pipeline[cpu]"')
 
 PARITY = 1e-4
 NETWORKS = {
-    "unet 2D": (NamedOptions(name="unet", options={"channels": [4, 8, 8, 16, 16], "heads": {"mask": 1}}), (3, 1), 2),
+    "unet 2D": (
+        NamedOptions(name="unet", options={"channels": [4, 8, 8, 16, 16], "heads": {"mask": 1}}),
+        (3, 1),
+        2,
+    ),
     "unet 3D": (NamedOptions(name="unet", options={"channels": [4, 4, 8, 8, 16]}), (1, 1), 3),
     "unet 3D, batch norm, pixelshuffle": (
-        NamedOptions(name="unet", options={"channels": [4, 4, 8, 8, 8], "norm": "batch", "upsample": "pixelshuffle"}),
+        NamedOptions(
+            name="unet",
+            options={"channels": [4, 4, 8, 8, 8], "norm": "batch", "upsample": "pixelshuffle"},
+        ),
         (2, 3),
         3,
     ),
-    "dynunet 3D, blocks": (NamedOptions(name="dynunet", options={"channels": [8, 16, 32], "block": 2, "deep_supervision": 1}), (1, 1), 3),
+    "dynunet 3D, blocks": (
+        NamedOptions(
+            name="dynunet", options={"channels": [8, 16, 32], "block": 2, "deep_supervision": 1}
+        ),
+        (1, 1),
+        3,
+    ),
     "dynunet 2D, anisotropic": (
-        NamedOptions(name="dynunet", options={"channels": [4, 8, 8], "strides": [1, [2, 1], 2], "residual": True}),
+        NamedOptions(
+            name="dynunet",
+            options={"channels": [4, 8, 8], "strides": [1, [2, 1], 2], "residual": True},
+        ),
         (1, 3),
         2,
     ),
@@ -44,15 +60,27 @@ NETWORKS = {
     "image_unet": (NamedOptions(name="image_unet", options={"base": 4}), (3, 3), 2),
     "image_unet, corners free": (
         NamedOptions(
-            name="image_unet", options={"base": 8, "align_corners": False, "norm": {"name": "group", "options": {"num_groups": 2}}}
+            name="image_unet",
+            options={
+                "base": 8,
+                "align_corners": False,
+                "norm": {"name": "group", "options": {"num_groups": 2}},
+            },
         ),
         (3, 3),
         2,
     ),
-    "deblur_unet": (NamedOptions(name="deblur_unet", options={"base": 8, "groups": 4, "residual": True}), (3, 3), 2),
+    "deblur_unet": (
+        NamedOptions(name="deblur_unet", options={"base": 8, "groups": 4, "residual": True}),
+        (3, 3),
+        2,
+    ),
     "abpn": (NamedOptions(name="abpn", options={"widths": [8, 8, 16], "refine": 4}), (3, 3), 2),
 }
-SIZES = {2: [(7, 13), (16, 16), (33, 50), (64, 40), (97, 131)], 3: [(5, 7, 19), (16, 16, 16), (17, 18, 19), (32, 16, 24), (20, 33, 19)]}
+SIZES = {
+    2: [(7, 13), (16, 16), (33, 50), (64, 40), (97, 131)],
+    3: [(5, 7, 19), (16, 16, 16), (17, 18, 19), (32, 16, 24), (20, 33, 19)],
+}
 
 
 def installed(backend: str) -> str:
@@ -159,9 +187,9 @@ network: {name: deblur_unet, options: {base: 8, groups: 4}}
 losses: [{name: l1, target: target}]
 predict: {overlap: 8}
 """
-RETOUCH = IMAGES.replace("deblur_unet, options: {base: 8, groups: 4}", "abpn, options: {widths: [8, 8], refine: 4}").replace(
-    "[-1, 1]", "[0, 1]"
-)
+RETOUCH = IMAGES.replace(
+    "deblur_unet, options: {base: 8, groups: 4}", "abpn, options: {widths: [8, 8], refine: 4}"
+).replace("[-1, 1]", "[0, 1]")
 VOLUMES = """
 name: sheets
 data: {patch: {size: [16, 16, 16]}}
@@ -180,12 +208,24 @@ def model(folder: Path, text: str) -> Path:
     torch.manual_seed(1)
     weights = networks.build(config.network, *channels, config.data.dims).state_dict()
     path = folder / "best_model.safetensors"
-    save_model(path, Checkpoint(config=configs.to_dict(config), channels=channels, fold=0, epoch=1, score=None, weights=weights))
+    save_model(
+        path,
+        Checkpoint(
+            config=configs.to_dict(config),
+            channels=channels,
+            fold=0,
+            epoch=1,
+            score=None,
+            weights=weights,
+        ),
+    )
     return path
 
 
 @pytest.mark.parametrize("text", [IMAGES, VOLUMES], ids=["image", "volume"])
-def test_predict_gives_the_same_with_flips_and_scales(text: str, backend: str, tmp_path: Path) -> None:
+def test_predict_gives_the_same_with_flips_and_scales(
+    text: str, backend: str, tmp_path: Path
+) -> None:
     checkpoint, rng = model(tmp_path / "run", text), np.random.default_rng(0)
     if text == IMAGES:
         files.write(tmp_path / "case.tif", rng.integers(0, 65535, (3, 41, 60), np.uint16), dims=2)
@@ -195,7 +235,20 @@ def test_predict_gives_the_same_with_flips_and_scales(text: str, backend: str, t
     for way in ("torch", backend):
         out = tmp_path / way
         options = ["--backend", way, "--tta", "--scales", "1", "0.8", "--save-soft"]
-        assert predict.main(["--checkpoint", str(checkpoint), "--input", str(tmp_path / "case.tif"), "--output", str(out), *options]) == 0
+        assert (
+            predict.main(
+                [
+                    "--checkpoint",
+                    str(checkpoint),
+                    "--input",
+                    str(tmp_path / "case.tif"),
+                    "--output",
+                    str(out),
+                    *options,
+                ]
+            )
+            == 0
+        )
         found[way] = softs.load(out / "soft", "case").main
     assert np.abs(found["torch"].astype(np.float32) - found[backend]).max() <= (
         PARITY if text == IMAGES else 2 * 2**-11
@@ -204,10 +257,23 @@ def test_predict_gives_the_same_with_flips_and_scales(text: str, backend: str, t
 
 def test_predicted_masks_are_written_too(backend: str, tmp_path: Path) -> None:
     checkpoint = model(tmp_path / "run", RETOUCH)
-    files.write(tmp_path / "case.png", np.random.default_rng(0).integers(0, 255, (3, 41, 60), np.uint8), dims=2)
+    files.write(
+        tmp_path / "case.png",
+        np.random.default_rng(0).integers(0, 255, (3, 41, 60), np.uint8),
+        dims=2,
+    )
     masks = {}
     for way in ("torch", backend):
-        words = ["--checkpoint", str(checkpoint), "--input", str(tmp_path / "case.png"), "--output", str(tmp_path / way), "--backend", way]
+        words = [
+            "--checkpoint",
+            str(checkpoint),
+            "--input",
+            str(tmp_path / "case.png"),
+            "--output",
+            str(tmp_path / way),
+            "--backend",
+            way,
+        ]
         assert predict.main(words) == 0
         masks[way] = files.read(tmp_path / way / "masks" / "case.png", 2)[0].astype(int)
     assert masks["torch"].shape == (1, 41, 60)
@@ -215,7 +281,9 @@ def test_predicted_masks_are_written_too(backend: str, tmp_path: Path) -> None:
     assert np.abs(masks["torch"] - masks[backend]).max() <= 1
 
 
-def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_exports_are_kept_as_long_as_the_weights_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     installed("onnx")
     path = model(tmp_path, IMAGES)
     (tmp_path / "best_model-notes.onnx").write_text("of somebody else")
@@ -237,19 +305,36 @@ def test_exports_are_kept_as_long_as_the_weights_are(tmp_path: Path, caplog: pyt
     torch.manual_seed(5)
     config = configs.load(tmp_path / "config.yaml")
     weights = networks.build(config.network, 3, 3, 2).state_dict()
-    save_model(path, Checkpoint(config=configs.to_dict(config), channels=(3, 3), fold=0, epoch=2, score=None, weights=weights))
+    save_model(
+        path,
+        Checkpoint(
+            config=configs.to_dict(config),
+            channels=(3, 3),
+            fold=0,
+            epoch=2,
+            score=None,
+            weights=weights,
+        ),
+    )
     start()
     assert backends.cache(path) != kept
-    assert {p.name for p in tmp_path.glob("*.onnx")} == {backends.cache(path).name, "best_model-notes.onnx"}
+    assert {p.name for p in tmp_path.glob("*.onnx")} == {
+        backends.cache(path).name,
+        "best_model-notes.onnx",
+    }
 
 
-def test_an_export_of_other_weights_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_export_of_other_weights_is_found_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Somebody copies a folder about and the names no longer tell the truth."""
     installed("onnx")
     path = model(tmp_path, IMAGES)
     (net,), _ = load_models([path])
     torch.manual_seed(9)
-    other = networks.build(NamedOptions(name="deblur_unet", options={"base": 8, "groups": 4}), 3, 3, 2).eval()
+    other = networks.build(
+        NamedOptions(name="deblur_unet", options={"base": 8, "groups": 4}), 3, 3, 2
+    ).eval()
     backends.cache(path).write_bytes(backends.export(other, 3))
     exported = backends.accelerate(net, path, "onnx")
     assert "differs" in caplog.messages[0]
@@ -276,7 +361,9 @@ def test_a_folder_that_may_not_be_written_is_no_fault(
 def test_layers_that_see_their_tile_are_still_known() -> None:
     """Without their weights, so that predict warns with any backend as it does with torch."""
     net, exported = _deblur()
-    assert [n.partition(".")[2] for n in receptive.tile_dependent(exported)] == list(receptive.tile_dependent(net))
+    assert [n.partition(".")[2] for n in receptive.tile_dependent(exported)] == list(
+        receptive.tile_dependent(net)
+    )
     assert all(p.is_meta for p in exported.parameters())
 
 
@@ -287,7 +374,10 @@ def test_voices_of_exports_speak_like_those_of_networks(tmp_path: Path) -> None:
     with torch.inference_mode():
         assert (
             float(
-                (network_ensemble([net], config, "cpu")(tiles)["main"] - network_ensemble([exported], config, "cpu")(tiles)["main"])
+                (
+                    network_ensemble([net], config, "cpu")(tiles)["main"]
+                    - network_ensemble([exported], config, "cpu")(tiles)["main"]
+                )
                 .abs()
                 .max()
             )
@@ -295,7 +385,9 @@ def test_voices_of_exports_speak_like_those_of_networks(tmp_path: Path) -> None:
         )
 
 
-def test_what_a_backend_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_backend_cannot_do_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = model(tmp_path, IMAGES)
     (net,), _ = load_models([path])
     assert backends.accelerate(net, path, "torch") is net
@@ -309,7 +401,16 @@ def test_what_a_backend_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.Mo
         backends.accelerate(nn.Linear(1, 1), path, "onnx")
     for backend, packages in ((n, b.packages) for n, b in backends.BACKENDS.items()):
         monkeypatch.setitem(sys.modules, packages[0], None)
-        command = ["--checkpoint", str(path), "--input", str(tmp_path), "--output", str(tmp_path / "o"), "--backend", backend]
+        command = [
+            "--checkpoint",
+            str(path),
+            "--input",
+            str(tmp_path),
+            "--output",
+            str(tmp_path / "o"),
+            "--backend",
+            backend,
+        ]
         assert predict.main(command) == 2
         assert 'pip install "pipeline[cpu]"' in capsys.readouterr().err
 

@@ -14,13 +14,19 @@ from pipeline.config import ConfigError
 from pipeline.losses.betti import betti_matching
 from pipeline.morphology import betti_numbers
 
-RING = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
+RING = torch.tensor(
+    [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
+)
 
 
 def value(p: Tensor, label: Tensor, valid: Tensor | None = None, **options: Any) -> float:
     """Of one image of probabilities ``(*S)``."""
     ones = torch.ones(label.shape) if valid is None else valid
-    return float(betti_matching(**options)(p.double().logit()[None, None], label[None, None], ones[None, None]))
+    return float(
+        betti_matching(**options)(
+            p.double().logit()[None, None], label[None, None], ones[None, None]
+        )
+    )
 
 
 def paint(label: Tensor, inside: float, outside: float = 0.1) -> Tensor:
@@ -83,7 +89,9 @@ def test_a_cavity() -> None:
     assert value(paint(label, 0.9, 0.2), torch.ones_like(label), dims=[2]) == pytest.approx(0.7**2)
 
 
-@pytest.mark.parametrize("label", [RING, plate(), blobs(), torch.zeros_like(RING), torch.ones_like(RING)])
+@pytest.mark.parametrize(
+    "label", [RING, plate(), blobs(), torch.zeros_like(RING), torch.ones_like(RING)]
+)
 def test_the_label_itself_costs_nothing_and_its_opposite_much(label: Tensor) -> None:
     assert value(label.float(), label) == 0
     assert value(1 - label.float(), label) >= 1
@@ -124,11 +132,21 @@ def test_mean_over_samples_with_a_valid_voxel() -> None:
 
 def test_mean_over_blocks() -> None:
     logits, target, valid = scene(5, 8, 7)
-    blocks = [(slice(z, z + 4), slice(y, y + 4), slice(x, x + 4)) for z in (0, 4) for y in (0, 4) for x in (0, 4)]
+    blocks = [
+        (slice(z, z + 4), slice(y, y + 4), slice(x, x + 4))
+        for z in (0, 4)
+        for y in (0, 4)
+        for x in (0, 4)
+    ]
     whole = betti_matching(patch=None)
-    alone = [float(whole(*(t[(slice(None), slice(None), *b)] for t in (logits, target, valid)))) for b in blocks]
+    alone = [
+        float(whole(*(t[(slice(None), slice(None), *b)] for t in (logits, target, valid))))
+        for b in blocks
+    ]
     assert float(betti_matching(patch=4)(logits, target, valid)) == pytest.approx(np.mean(alone))
-    assert float(betti_matching(patch=8)(logits, target, valid)) == float(whole(logits, target, valid))
+    assert float(betti_matching(patch=8)(logits, target, valid)) == float(
+        whole(logits, target, valid)
+    )
 
 
 def test_threads_change_nothing() -> None:
@@ -145,7 +163,9 @@ def test_ignored_voxels_are_background_and_cannot_be_felt() -> None:
     logits, target, valid = scene(6, 7)
     out = valid == 0
     loss = betti_matching()
-    background = float(loss(logits.masked_fill(out, -800), target.masked_fill(out, 0), torch.ones_like(valid)))
+    background = float(
+        loss(logits.masked_fill(out, -800), target.masked_fill(out, 0), torch.ones_like(valid))
+    )
     logits = logits.masked_fill(out, torch.nan).requires_grad_()
     ours = loss(logits, target, valid)
     assert ours.item() == pytest.approx(background)
@@ -204,7 +224,16 @@ def test_cuda_equals_cpu() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"dims": []}, {"dims": [3]}, {"dims": [1, 1]}, {"dims": 1}, {"dims": [True]}, {"patch": 1}, {"patch": 8.0}, {"unmatched": -1}],
+    [
+        {"dims": []},
+        {"dims": [3]},
+        {"dims": [1, 1]},
+        {"dims": 1},
+        {"dims": [True]},
+        {"patch": 1},
+        {"patch": 8.0},
+        {"unmatched": -1},
+    ],
     ids=str,
 )
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
@@ -213,7 +242,9 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_an_image_has_no_cavities() -> None:
-    with pytest.raises(ConfigError, match=r"dims is \[0, 2\], but an image of 2 axes has only dimensions 0 and 1"):
+    with pytest.raises(
+        ConfigError, match=r"dims is \[0, 2\], but an image of 2 axes has only dimensions 0 and 1"
+    ):
         betti_matching(dims=[0, 2])(*scene(4, 5))
 
 
@@ -257,8 +288,13 @@ def train(evidence: Tensor, label: Tensor, weight: float) -> tuple[int, ...]:
     return betti_numbers((logits[0, 0] > 0).numpy())
 
 
-@pytest.mark.parametrize(("make", "numbers", "broken"), [(broken_ring, (1, 1), (1, 0)), (pierced_plate, (1, 0, 0), (1, 1, 0))])
-def test_it_mends_what_the_evidence_leaves_broken(make: Any, numbers: tuple[int, ...], broken: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("make", "numbers", "broken"),
+    [(broken_ring, (1, 1), (1, 0)), (pierced_plate, (1, 0, 0), (1, 1, 0))],
+)
+def test_it_mends_what_the_evidence_leaves_broken(
+    make: Any, numbers: tuple[int, ...], broken: tuple[int, ...]
+) -> None:
     evidence, label = make()
     assert betti_numbers(label.numpy()) == numbers
     assert train(evidence, label, weight=0) == broken

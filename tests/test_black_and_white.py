@@ -25,10 +25,20 @@ def png(path: Path, numbers: np.ndarray, bits: int) -> Path:
     """A grey PNG of 1, 2 or 4 bits that stores these numbers, made by hand."""
     steps = 8 // bits
     wide = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % steps)))
-    packed = sum((wide[:, k::steps].astype(np.uint8) << (8 - bits * (k + 1)) for k in range(steps)), np.zeros((), np.uint8))
+    packed = sum(
+        (wide[:, k::steps].astype(np.uint8) << (8 - bits * (k + 1)) for k in range(steps)),
+        np.zeros((), np.uint8),
+    )
     raw = b"".join(b"\0" + row.tobytes() for row in np.asarray(packed, np.uint8))
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *numbers.shape[::-1], bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", *numbers.shape[::-1], bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(raw)),
+        (b"IEND", b""),
+    ]
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     return path
 
@@ -64,7 +74,12 @@ def test_white_of_one_bit_is_255_of_an_image(kind: str, tmp_path: Path) -> None:
     with files.view(path, 2) as (pixels, _):
         np.testing.assert_array_equal(pixels[:], array)
     model = do_nothing_model(tmp_path / "m.safetensors")
-    assert predict.main(["--checkpoint", str(model), "--input", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert (
+        predict.main(
+            ["--checkpoint", str(model), "--input", str(path), "--output", str(tmp_path / "out")]
+        )
+        == 0
+    )
     (answer,) = [p for p in (tmp_path / "out").glob("a.*") if files.suffix(p)]
     np.testing.assert_array_equal(files.read(answer, 2)[0][0], 255 * MASK)
 
@@ -72,11 +87,15 @@ def test_white_of_one_bit_is_255_of_an_image(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [k for k in ONE_BIT if k != "white is zero"])
 def test_labels_of_one_bit_are_0_and_1(kind: str, tmp_path: Path) -> None:
     suffix, make = ONE_BIT[kind]
-    np.testing.assert_array_equal(files.read(make(tmp_path / f"a{suffix}"), 2, labels=True)[0][0], MASK)
+    np.testing.assert_array_equal(
+        files.read(make(tmp_path / f"a{suffix}"), 2, labels=True)[0][0], MASK
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_a_grey_png_of_few_bits_is_scaled_as_an_image_and_a_number_as_a_label(bits: int, tmp_path: Path) -> None:
+def test_a_grey_png_of_few_bits_is_scaled_as_an_image_and_a_number_as_a_label(
+    bits: int, tmp_path: Path
+) -> None:
     numbers = RNG.integers(0, 2**bits, MASK.shape).astype(np.uint8)
     path = png(tmp_path / "a.png", numbers, bits)
     np.testing.assert_array_equal(files.read(path, 2)[0][0], numbers * (255 // (2**bits - 1)))
@@ -102,21 +121,49 @@ def _tiff_by_hand(path: Path, numbers: np.ndarray, bits: int) -> None:
     for k in range(steps):
         packed |= wide[:, k::steps] << (8 - bits * (k + 1))
     height, width = numbers.shape
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, packed.size)]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, packed.size),
+    ]
     where = 8 + packed.size + packed.size % 2
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    path.write_bytes(struct.pack("<2sHI", b"II", 42, where) + packed.tobytes().ljust(where - 8, b"\0") + directory + bytes(4))
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags
+    )
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, where)
+        + packed.tobytes().ljust(where - 8, b"\0")
+        + directory
+        + bytes(4)
+    )
 
 
-def test_classes_in_a_png_of_four_bits_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_in_a_png_of_four_bits_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     for n in range(4):
-        Image.fromarray(RNG.integers(0, 256, MASK.shape).astype(np.uint8)).save(tmp_path / "images" / f"{n}.png")
+        Image.fromarray(RNG.integers(0, 256, MASK.shape).astype(np.uint8)).save(
+            tmp_path / "images" / f"{n}.png"
+        )
         png(tmp_path / "masks" / f"{n}.png", RNG.integers(0, 5, MASK.shape).astype(np.uint8), 4)
     text = "{name: t, network: unet, losses: [dice], data: {layout: folders, dims: 2, classes: CLASSES, folds: {count: 2},"
     (tmp_path / "t.yaml").write_text(text + " patch: {size: [16, 16], foreground: null}}}")
-    words = ["--config", str(tmp_path / "t.yaml"), "--data-dir", str(tmp_path), "--dry-run", "--set"]
+    words = [
+        "--config",
+        str(tmp_path / "t.yaml"),
+        "--data-dir",
+        str(tmp_path),
+        "--dry-run",
+        "--set",
+    ]
     assert train.main([*words, "data.classes=5"]) == 0
     assert train.main([*words, "data.classes=4"]) == 2
     assert "holds labels outside 0 to 3: 4 (" in capsys.readouterr().out
@@ -156,11 +203,22 @@ def test_a_bool_volume_is_taken_by_its_numbers_and_it_is_said(
         assert len(geometry.notes) == 1
 
 
-def test_a_bool_label_scores_as_the_mask_that_it_holds(volumes: Path, surfaces: Path, tmp_path: Path) -> None:
+def test_a_bool_label_scores_as_the_mask_that_it_holds(
+    volumes: Path, surfaces: Path, tmp_path: Path
+) -> None:
     (tmp_path / "answers").mkdir()
     for path in sorted((surfaces / "train_labels").glob("*.tif")):
-        tifffile.imwrite(tmp_path / "answers" / path.name, (tifffile.imread(path) == 1).astype(np.uint8))
-    words = ["--predictions", str(tmp_path / "answers"), "--labels", str(volumes / "train_labels"), "--metrics", "dice"]
+        tifffile.imwrite(
+            tmp_path / "answers" / path.name, (tifffile.imread(path) == 1).astype(np.uint8)
+        )
+    words = [
+        "--predictions",
+        str(tmp_path / "answers"),
+        "--labels",
+        str(volumes / "train_labels"),
+        "--metrics",
+        "dice",
+    ]
     assert evaluate.main([*words, "--out", str(tmp_path / "scores.json")]) == 0
     cases = files.read_json(tmp_path / "scores.json")["cases"]
     assert [row["dice"] for row in cases.values()] == [1.0] * 6
@@ -184,9 +242,13 @@ def test_other_numbers_under_that_tag_stay_and_are_said(tmp_path: Path) -> None:
     assert "MINISWHITE" in geometry.notes[0]
 
 
-@pytest.mark.parametrize(("colours", "told"), [("cielab", "CIELab"), ("ycbcr", "YCbCr"), ("separated", "CMYK")])
+@pytest.mark.parametrize(
+    ("colours", "told"), [("cielab", "CIELab"), ("ycbcr", "YCbCr"), ("separated", "CMYK")]
+)
 @pytest.mark.parametrize("blocks", ["never", "always"])
-def test_colours_that_are_no_rgb_are_said(colours: str, told: str, blocks: str, tmp_path: Path) -> None:
+def test_colours_that_are_no_rgb_are_said(
+    colours: str, told: str, blocks: str, tmp_path: Path
+) -> None:
     """Their numbers are taken, as they were before."""
     channels = 4 if told == "CMYK" else 3
     picture = RNG.integers(0, 256, (*MASK.shape, channels)).astype(np.uint8)

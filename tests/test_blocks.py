@@ -30,34 +30,65 @@ from pipeline.files import Rows
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks
 from pipeline.inference.models import load_models, save_model
-from pipeline.inference.sliding_window import Source, network_ensemble, sliding_window, stream, tiling, with_fixed_norms
+from pipeline.inference.sliding_window import (
+    Source,
+    network_ensemble,
+    sliding_window,
+    stream,
+    tiling,
+    with_fixed_norms,
+)
 from pipeline.morphology import SlabArray, labelling
 from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.workflows import predict as workflow
 
-quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 UNIT = IntensityScale(low=(0.0,), high=(1.0,), clip=False)
 
 
-def model(folder: Path, dims: int = 3, task: str = "labels", norm: str = "batch", **more: Any) -> Path:
+def model(
+    folder: Path, dims: int = 3, task: str = "labels", norm: str = "batch", **more: Any
+) -> Path:
     """A small model with random weights; its tiles are small, so that small volumes have many blocks."""
     size = [16] * dims
     config = configs.from_dict(
         {
             "name": "tiny",
             "task": task,
-            "data": {"dims": dims, "layout": "folders", "patch": {"size": size}, "normalise": "percentile"},
-            "network": {"name": "dynunet", "options": {"channels": [2, 4, 4], "block": 2, "norm": norm}},
+            "data": {
+                "dims": dims,
+                "layout": "folders",
+                "patch": {"size": size},
+                "normalise": "percentile",
+            },
+            "network": {
+                "name": "dynunet",
+                "options": {"channels": [2, 4, 4], "block": 2, "norm": norm},
+            },
             "losses": [{"name": "l1", "target": "target"}] if task == "image" else ["dice"],
             "predict": {"overlap": 4},
-            "postprocess": [] if task == "image" else [{"name": "threshold", "options": {"at": 0.5}}],
+            "postprocess": []
+            if task == "image"
+            else [{"name": "threshold", "options": {"at": 0.5}}],
             **more,
         }
     )
     torch.manual_seed(1)
     network = networks.build(config.network, 1, 1, dims)
     path = folder / "best_model.safetensors"
-    save_model(path, Checkpoint(config=configs.to_dict(config), channels=(1, 1), fold=0, epoch=0, score=None, weights=network.state_dict()))
+    save_model(
+        path,
+        Checkpoint(
+            config=configs.to_dict(config),
+            channels=(1, 1),
+            fold=0,
+            epoch=0,
+            score=None,
+            weights=network.state_dict(),
+        ),
+    )
     return path
 
 
@@ -66,7 +97,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model(tmp_path_factory.mktemp("model"))
 
 
-def volume(path: Path, shape: tuple[int, ...] = (53, 20, 21), seed: int = 0, dtype: type = np.uint8) -> Path:
+def volume(
+    path: Path, shape: tuple[int, ...] = (53, 20, 21), seed: int = 0, dtype: type = np.uint8
+) -> Path:
     array = np.random.default_rng(seed).integers(0, 250, shape).astype(dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, array, dims=len(shape))
@@ -74,12 +107,16 @@ def volume(path: Path, shape: tuple[int, ...] = (53, 20, 21), seed: int = 0, dty
 
 
 def go(checkpoint: Path, data: Path, out: Path, *more: str) -> int:
-    return predict.main(["--checkpoint", str(checkpoint), "--input", str(data), "--output", str(out), *more])
+    return predict.main(
+        ["--checkpoint", str(checkpoint), "--input", str(data), "--output", str(out), *more]
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, summaries without what differs from run to run."""
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    found = {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
     summary = json.loads(found.pop("summary.json"))
     for row in summary["files"]:
         row.pop("seconds")
@@ -101,7 +138,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     data=st.data(),
 )
 def test_any_rows_have_the_bits_of_the_whole(
-    size: tuple[int, int], tile: int, overlap: int, halo: int, grid: int, batch: int, data: st.DataObject
+    size: tuple[int, int],
+    tile: int,
+    overlap: int,
+    halo: int,
+    grid: int,
+    batch: int,
+    data: st.DataObject,
 ) -> None:
     tiles = Tiling(size=size, tile=(tile, tile), overlap=overlap, halo=halo, multiple=(grid, grid))
     source = Source(array=np.random.default_rng(0).random((1, *size), np.float32), scale=UNIT)
@@ -110,15 +153,31 @@ def test_any_rows_have_the_bits_of_the_whole(
     first = data.draw(st.integers(0, size[0] - 1))
     end = data.draw(st.integers(first + 1, size[0]))
     taken: list[tuple[int, np.ndarray]] = []
-    stream(source, convolution, tiles, lambda row, heads: taken.append((row, heads["main"].copy())), batch, rows=(first, end))
-    assert [row for row, _ in taken] == list(np.cumsum([first, *(r.shape[1] for _, r in taken)])[:-1])
+    stream(
+        source,
+        convolution,
+        tiles,
+        lambda row, heads: taken.append((row, heads["main"].copy())),
+        batch,
+        rows=(first, end),
+    )
+    assert [row for row, _ in taken] == list(
+        np.cumsum([first, *(r.shape[1] for _, r in taken)])[:-1]
+    )
     np.testing.assert_array_equal(np.concatenate([r for _, r in taken], 1), whole[:, first:end])
 
 
 @pytest.mark.parametrize("norms", ["tile", "frozen", "exact"])
 def test_rows_of_a_network_with_instance_norm(norms: str, tmp_path: Path) -> None:
     networks_, config = load_models(
-        [model(tmp_path, dims=2, norm="instance", predict={"patch": [104, 104], "overlap": 0, "norms": norms, "flips": True})]
+        [
+            model(
+                tmp_path,
+                dims=2,
+                norm="instance",
+                predict={"patch": [104, 104], "overlap": 0, "norms": norms, "flips": True},
+            )
+        ]
     )
     predict_tile = network_ensemble(networks_, config, "cpu")
     source = Source(array=np.random.default_rng(0).random((1, 330, 33), np.float32), scale=UNIT)
@@ -126,7 +185,11 @@ def test_rows_of_a_network_with_instance_norm(norms: str, tmp_path: Path) -> Non
     whole = sliding_window(source, with_fixed_norms(predict_tile, source, tiles), tiles)["main"]
     taken: list[np.ndarray] = []
     stream(
-        source, with_fixed_norms(predict_tile, source, tiles), tiles, lambda _, heads: taken.append(heads["main"].copy()), rows=(210, 230)
+        source,
+        with_fixed_norms(predict_tile, source, tiles),
+        tiles,
+        lambda _, heads: taken.append(heads["main"].copy()),
+        rows=(210, 230),
     )
     np.testing.assert_array_equal(np.concatenate(taken, 1), whole[:, 210:230])
 
@@ -161,20 +224,30 @@ def test_shards_join_to_the_answer_of_one_process(shards: int, tiny: Path, tmp_p
     more = ["--save-soft", "--batch", "2", *(["--tta"] if shards == 3 else [])]
     assert go(tiny, tmp_path / "in", tmp_path / "one", *more) == 0
     for index in range(shards):
-        assert go(tiny, tmp_path / "in", tmp_path / "many", *more, "--shard", f"{index}/{shards}") == 0
+        assert (
+            go(tiny, tmp_path / "in", tmp_path / "many", *more, "--shard", f"{index}/{shards}") == 0
+        )
         assert not list((tmp_path / "many").glob("*.tif"))
     assert go(tiny, tmp_path / "in", tmp_path / "many", *more) == 0
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-@pytest.mark.parametrize(("shape", "suffix"), [((75, 33), ".png"), ((31, 18, 17), ".nii.gz"), ((40, 20, 21), ".ome.zarr")])
+@pytest.mark.parametrize(
+    ("shape", "suffix"),
+    [((75, 33), ".png"), ((31, 18, 17), ".nii.gz"), ((40, 20, 21), ".ome.zarr")],
+)
 @pytest.mark.parametrize("task", ["labels", "image"])
-def test_shards_of_every_kind_of_file(shape: tuple[int, ...], suffix: str, task: str, tmp_path: Path) -> None:
+def test_shards_of_every_kind_of_file(
+    shape: tuple[int, ...], suffix: str, task: str, tmp_path: Path
+) -> None:
     path = model(tmp_path / "model", len(shape), task)
     volume(tmp_path / "in" / f"a{suffix}", shape)
     assert go(path, tmp_path / "in", tmp_path / "one", "--save-soft") == 0
     for index in (1, 0):
-        assert go(path, tmp_path / "in", tmp_path / "many", "--save-soft", "--shard", f"{index}/2") == 0
+        assert (
+            go(path, tmp_path / "in", tmp_path / "many", "--save-soft", "--shard", f"{index}/2")
+            == 0
+        )
     assert go(path, tmp_path / "in", tmp_path / "many", "--save-soft") == 0
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
@@ -183,13 +256,26 @@ def test_shards_of_every_kind_of_file(shape: tuple[int, ...], suffix: str, task:
     "steps",
     [
         [],
-        [{"name": "hysteresis", "options": {"low": 0.45, "high": 0.55}}, {"name": "dust", "options": {"below": 20}}],
-        ["threshold", {"name": "dust", "options": {"below": 9, "connectivity": 6}}, {"name": "fill_holes", "options": {"below": 4}}],
-        ["threshold", {"name": "fill_holes", "options": {"below": 9, "per_slice": 0}}, {"name": "closing", "options": {"radius": 1.5}}],
+        [
+            {"name": "hysteresis", "options": {"low": 0.45, "high": 0.55}},
+            {"name": "dust", "options": {"below": 20}},
+        ],
+        [
+            "threshold",
+            {"name": "dust", "options": {"below": 9, "connectivity": 6}},
+            {"name": "fill_holes", "options": {"below": 4}},
+        ],
+        [
+            "threshold",
+            {"name": "fill_holes", "options": {"below": 9, "per_slice": 0}},
+            {"name": "closing", "options": {"radius": 1.5}},
+        ],
     ],
 )
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
-def test_an_answer_by_blocks_is_that_of_memory(steps: list, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_by_blocks_is_that_of_memory(
+    steps: list, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.files.pixels.ROWS", 1)
     monkeypatch.setattr("pipeline.files.pixels.SLAB", 5 * 400)  # slabs of a few rows
     path = model(tmp_path / "model", postprocess=steps)
@@ -230,7 +316,9 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> 
     return seen
 
 
-def test_what_is_there_is_not_computed_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_computed_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped at a tile, a process leaves whole blocks; the next one computes the tiles of the others only."""
     data, out = volume(tmp_path / "in" / "a.tif", (65, 16, 16)), tmp_path / "out"
     assert go(tiny, data, tmp_path / "one") == 0
@@ -244,7 +332,10 @@ def test_what_is_there_is_not_computed_again(tiny: Path, tmp_path: Path, monkeyp
     seen = count_tiles(monkeypatch)
     assert go(tiny, data, out, "--shard", "0/1") == 0
     assert len(seen) == tiles.count() - 1  # the first tile speaks for the first block only
-    assert written.items() <= {p.name: p.stat().st_mtime_ns for p in (out / "blocks").rglob("*.npy")}.items()
+    assert (
+        written.items()
+        <= {p.name: p.stat().st_mtime_ns for p in (out / "blocks").rglob("*.npy")}.items()
+    )
     seen.clear()
     next((out / "blocks").rglob("00000032.npy")).unlink()
     assert go(tiny, data, out) == 0
@@ -260,7 +351,10 @@ def test_stale_blocks_are_not_taken(change: str, tmp_path: Path) -> None:
     if change == "input":
         volume(data, seed=5)
     elif change == "model":
-        model(tmp_path / "model", network={"name": "dynunet", "options": {"channels": [3, 6, 6], "block": 2}})
+        model(
+            tmp_path / "model",
+            network={"name": "dynunet", "options": {"channels": [3, 6, 6], "block": 2}},
+        )
     else:
         more = ["--overlap", "0"]
     assert go(path, data, out, *more) == 0
@@ -272,11 +366,25 @@ def test_stale_blocks_are_not_taken(change: str, tmp_path: Path) -> None:
 def test_a_killed_shard_continues(tiny: Path, tmp_path: Path) -> None:
     """A process that is killed while it computes, in the way of a scheduler: SIGKILL, at whatever it does."""
     data, out = volume(tmp_path / "in" / "a.tif", (160, 16, 20)), tmp_path / "out"
-    words = ["--checkpoint", str(tiny), "--input", str(data), "--output", str(out), "--shard", "0/2"]
-    child = subprocess.Popen([sys.executable, "-m", "pipeline.predict", *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = [
+        "--checkpoint",
+        str(tiny),
+        "--input",
+        str(data),
+        "--output",
+        str(out),
+        "--shard",
+        "0/2",
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.predict", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     try:
         until = time.monotonic() + 60
-        while len(list(out.rglob("*.npy"))) < 3 and child.poll() is None and time.monotonic() < until:
+        while (
+            len(list(out.rglob("*.npy"))) < 3 and child.poll() is None and time.monotonic() < until
+        ):
             time.sleep(0.01)
     finally:
         child.send_signal(signal.SIGKILL)
@@ -312,7 +420,10 @@ def test_channels_in_several_files(tmp_path: Path) -> None:
     from pipeline.data.reading import load_image, opened
     from pipeline.records import Case
 
-    paths = (volume(tmp_path / "a.tif", (9, 8, 7)), volume(tmp_path / "b.npy", (9, 8, 7), 1, np.float64))
+    paths = (
+        volume(tmp_path / "a.tif", (9, 8, 7)),
+        volume(tmp_path / "b.npy", (9, 8, 7), 1, np.float64),
+    )
     case = Case(id="x", image=paths)
     whole, geometry = load_image(case, 3)
     with opened(case, 3) as (pixels, place):
@@ -327,9 +438,15 @@ def test_channels_in_several_files(tmp_path: Path) -> None:
 
 
 def test_a_step_that_needs_too_much_is_named_beforehand() -> None:
-    steps = (NamedOptions(name="threshold"), NamedOptions(name="dust"), NamedOptions(name="closing", options={"size": 3}))
+    steps = (
+        NamedOptions(name="threshold"),
+        NamedOptions(name="dust"),
+        NamedOptions(name="closing", options={"size": 3}),
+    )
     size = (2048, 2048, 2048)
-    with pytest.raises(UserError, match=r"2048 x 2048 x 2048 .*'closing'.* 160.0 GiB .* 8.0 GiB .*--shard 0/1"):
+    with pytest.raises(
+        UserError, match=r"2048 x 2048 x 2048 .*'closing'.* 160.0 GiB .* 8.0 GiB .*--shard 0/1"
+    ):
         postprocess.check_memory(steps, 1, size, available=8 << 30)
     postprocess.check_memory(steps, 1, size, available=200 << 30)
     postprocess.check_memory(steps[:2], 1, size, available=1 << 20)
@@ -350,7 +467,9 @@ def test_the_refusal_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.M
 # --- components --------------------------------------------------------------------------------------------------------
 
 MASKS = st.tuples(
-    st.one_of(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 14)] * 2)), st.integers(0, 2**20), st.floats(0.1, 0.9)
+    st.one_of(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 14)] * 2)),
+    st.integers(0, 2**20),
+    st.floats(0.1, 0.9),
 )
 
 
@@ -382,7 +501,11 @@ def test_components_over_slabs(given_: tuple, rows: int, connectivity: int) -> N
     assert sorted(sizes[1:]) == sorted(np.bincount(labels.ravel(), minlength=count + 1)[1:])
     assert sizes[0] == 0
     # Each component of the whole is one of the slabs: selected alone, it is the same voxels.
-    found = labelling.connect(slabs, connectivity, lambda labels, count, _: np.bincount(labels.ravel(), minlength=count + 1))
+    found = labelling.connect(
+        slabs,
+        connectivity,
+        lambda labels, count, _: np.bincount(labels.ravel(), minlength=count + 1),
+    )
     for name in range(1, min(count, 4) + 1):
         selected = joined(found.select(np.arange(count + 1) == name))
         assert len(np.unique(labels[selected])) == 1
@@ -394,14 +517,19 @@ def test_components_over_slabs(given_: tuple, rows: int, connectivity: int) -> N
 def test_dust_over_slabs(given_: tuple, rows: int, connectivity: int, below: int) -> None:
     array = mask(given_)
     found = joined(morphology.remove_small_components(in_slabs(array, rows), below, connectivity))
-    np.testing.assert_array_equal(found, morphology.remove_small_components(array, below, connectivity))
+    np.testing.assert_array_equal(
+        found, morphology.remove_small_components(array, below, connectivity)
+    )
 
 
 @many
 @given(MASKS, st.integers(1, 20), st.one_of(st.none(), st.integers(0, 12)))
 def test_holes_over_slabs(given_: tuple, rows: int, below: int | None) -> None:
     array = mask(given_)
-    np.testing.assert_array_equal(joined(morphology.fill_holes(in_slabs(array, rows), below)), morphology.fill_holes(array, below))
+    np.testing.assert_array_equal(
+        joined(morphology.fill_holes(in_slabs(array, rows), below)),
+        morphology.fill_holes(array, below),
+    )
 
 
 def test_a_hole_over_many_slabs() -> None:
@@ -425,7 +553,11 @@ def test_hysteresis_over_slabs(given_: tuple, rows: int, connectivity: int) -> N
 def test_one_slab_is_labelled_once_and_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     told = labelling.components
-    monkeypatch.setattr(labelling, "components", lambda mask, connectivity: counted.append(0) or told(mask, connectivity))
+    monkeypatch.setattr(
+        labelling,
+        "components",
+        lambda mask, connectivity: counted.append(0) or told(mask, connectivity),
+    )
     monkeypatch.setattr(labelling, "connect", None)
     array = mask(((9, 8, 7), 3, 0.3))
     for given_ in (array, in_slabs(array, 9)):
@@ -433,7 +565,9 @@ def test_one_slab_is_labelled_once_and_not_joined(monkeypatch: pytest.MonkeyPatc
         if isinstance(changed, SlabArray):
             changed = joined(changed)
         counted.clear()
-        np.testing.assert_array_equal(changed, morphology.fill_holes(morphology.remove_small_components(array, 3), 2))
+        np.testing.assert_array_equal(
+            changed, morphology.fill_holes(morphology.remove_small_components(array, 3), 2)
+        )
         assert len(counted) == 2
 
 
@@ -444,9 +578,14 @@ def test_one_slab_is_labelled_once_and_not_joined(monkeypatch: pytest.MonkeyPatc
     below=st.integers(0, 20),
     holes=st.one_of(st.none(), st.integers(0, 20)),
 )
-def test_steps_of_several_classes_over_slabs(shape: tuple[int, ...], seed: int, below: int, holes: int | None, tmp_path: Path) -> None:
+def test_steps_of_several_classes_over_slabs(
+    shape: tuple[int, ...], seed: int, below: int, holes: int | None, tmp_path: Path
+) -> None:
     soft = np.random.default_rng(seed).random((3, *shape), np.float32)
-    steps = (NamedOptions(name="dust", options={"below": below}), NamedOptions(name="fill_holes", options={"below": holes}))
+    steps = (
+        NamedOptions(name="dust", options={"below": below}),
+        NamedOptions(name="fill_holes", options={"below": holes}),
+    )
     compare_by_slabs(steps, soft, tmp_path, rows=2)
 
 
@@ -472,20 +611,31 @@ STEPS = [NamedOptions(name=name, options=dict(*options)) for name, *options in T
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     seed=st.integers(0, 2**20),
     rows=st.integers(1, 10),
-    steps=st.tuples(st.lists(st.sampled_from(STEPS[:3]), max_size=1), st.lists(st.sampled_from(STEPS[3:]), max_size=3)),
+    steps=st.tuples(
+        st.lists(st.sampled_from(STEPS[:3]), max_size=1),
+        st.lists(st.sampled_from(STEPS[3:]), max_size=3),
+    ),
 )
 def test_any_steps_by_slabs_give_what_memory_gives(
-    shape: tuple[int, ...], seed: int, rows: int, steps: tuple[list[NamedOptions], list[NamedOptions]], tmp_path: Path
+    shape: tuple[int, ...],
+    seed: int,
+    rows: int,
+    steps: tuple[list[NamedOptions], list[NamedOptions]],
+    tmp_path: Path,
 ) -> None:
     soft = np.random.default_rng(seed).random((1, *shape), np.float32)
     compare_by_slabs([*steps[0], *steps[1]], soft, tmp_path, rows)
 
 
-def compare_by_slabs(steps: Sequence[NamedOptions], soft: np.ndarray, work: Path, rows: int) -> None:
+def compare_by_slabs(
+    steps: Sequence[NamedOptions], soft: np.ndarray, work: Path, rows: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 1)
         patch.setattr("pipeline.files.pixels.SLAB", rows * math.prod(soft.shape[2:]))
-        labels = postprocess.apply(steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work)
+        labels = postprocess.apply(
+            steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work
+        )
         expected = postprocess.apply(steps, soft)
         assert (labels.shape, labels.dtype) == ((1, *expected.shape), expected.dtype)
         np.testing.assert_array_equal(labels[0], expected)
@@ -529,7 +679,9 @@ def test_streamed_percentiles_are_exact(kind: str, seed: int, count: int) -> Non
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
 @pytest.mark.parametrize("part", ["percentile", "range", "zscore"])
-def test_streamed_limits_are_those_of_memory(kind: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_limits_are_those_of_memory(
+    kind: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     array = np.random.default_rng(0).integers(0, 250, (2, 40, 9, 9)).astype(kind)
     expected = normalise.fit(NamedOptions(name=part), array)
     rows = lazy(array)
@@ -555,5 +707,7 @@ def test_zscore_leaves_nan_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_large_tiff_answer_is_read_by_other_programs(tiny: Path, tmp_path: Path) -> None:
     volume(tmp_path / "in" / "a.tif", (40, 20, 20))
-    assert go(tiny, tmp_path / "in", tmp_path / "out", "--blocks", "always", "--threshold", "0.5") == 0
+    assert (
+        go(tiny, tmp_path / "in", tmp_path / "out", "--blocks", "always", "--threshold", "0.5") == 0
+    )
     assert tifffile.imread(tmp_path / "out" / "a.tif").shape == (40, 20, 20)

@@ -24,7 +24,10 @@ def touch(root: Path, names: Iterable[str]) -> None:
 
 
 def competition(root: Path, ids: Iterable[str], csv: str | None = None) -> None:
-    touch(root, [f"{folder}/{name}.tif" for name in ids for folder in ("train_images", "train_labels")])
+    touch(
+        root,
+        [f"{folder}/{name}.tif" for name in ids for folder in ("train_images", "train_labels")],
+    )
     if csv is not None:
         (root / "train.csv").write_text(csv, encoding="utf-8")
 
@@ -80,7 +83,13 @@ def test_groups_in_other_layouts(tmp_path: Path) -> None:
 
 def test_junk_is_skipped_and_strangers_are_named(tmp_path: Path) -> None:
     competition(tmp_path, ["1", "2"])
-    touch(tmp_path, [f"train_images/{n}" for n in (".DS_Store", "._1.tif", "Thumbs.db", "desktop.ini", "sub/3.tif", "readme.txt")])
+    touch(
+        tmp_path,
+        [
+            f"train_images/{n}"
+            for n in (".DS_Store", "._1.tif", "Thumbs.db", "desktop.ini", "sub/3.tif", "readme.txt")
+        ],
+    )
     found = find(tmp_path)
     assert [c.id for c in found.train] == ["1", "2"]
     (stranger,) = found.faults
@@ -103,8 +112,16 @@ def test_other_formats_in_the_competition_layout(tmp_path: Path) -> None:
 
 def test_composed_and_decomposed_names_are_one_id(tmp_path: Path) -> None:
     name = "vólume №1 é"
-    touch(tmp_path, [f"train_images/{unicodedata.normalize('NFD', name)}.tif", f"train_labels/{unicodedata.normalize('NFC', name)}.tif"])
-    (tmp_path / "train.csv").write_text(f"id,scroll_id\n{unicodedata.normalize('NFD', name)},7\n", encoding="utf-8-sig")
+    touch(
+        tmp_path,
+        [
+            f"train_images/{unicodedata.normalize('NFD', name)}.tif",
+            f"train_labels/{unicodedata.normalize('NFC', name)}.tif",
+        ],
+    )
+    (tmp_path / "train.csv").write_text(
+        f"id,scroll_id\n{unicodedata.normalize('NFD', name)},7\n", encoding="utf-8-sig"
+    )
     found = find(tmp_path)
     assert found.faults == ()
     assert (found.train[0].id, found.train[0].group) == (unicodedata.normalize("NFC", name), "7")
@@ -136,9 +153,15 @@ def test_ids_that_the_table_lacks_are_a_warning(tmp_path: Path) -> None:
 
 def test_nnunet(tmp_path: Path) -> None:
     touch(tmp_path, [f"imagesTr/case_{i}_000{c}.nii.gz" for i in (10, 9) for c in (1, 0)])
-    touch(tmp_path, [f"labelsTr/case_{i}.nii.gz" for i in (9, 10)] + ["imagesTs/case_11_0000.nii.gz", "imagesTs/case_11_0001.nii.gz"])
+    touch(
+        tmp_path,
+        [f"labelsTr/case_{i}.nii.gz" for i in (9, 10)]
+        + ["imagesTs/case_11_0000.nii.gz", "imagesTs/case_11_0001.nii.gz"],
+    )
     touch(tmp_path, ["imagesTr/case_9_0000.tif"])  # another ending: not counted
-    (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "channel_names": {"0": "T1", "1": "T2"}}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"file_ending": ".nii.gz", "channel_names": {"0": "T1", "1": "T2"}})
+    )
     found = find(tmp_path)
     assert found.layout == "nnunet"
     assert errors(found) == []
@@ -151,10 +174,16 @@ def test_nnunet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_missing_channel_is_an_error(announced: bool, tmp_path: Path) -> None:
-    touch(tmp_path, [f"imagesTr/{i}_000{c}.nii.gz" for i in "ab" for c in (0, 1)] + [f"labelsTr/{i}.nii.gz" for i in "ab"])
+    touch(
+        tmp_path,
+        [f"imagesTr/{i}_000{c}.nii.gz" for i in "ab" for c in (0, 1)]
+        + [f"labelsTr/{i}.nii.gz" for i in "ab"],
+    )
     (tmp_path / "imagesTr" / "b_0001.nii.gz").unlink()
     if announced:
-        (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
+        (tmp_path / "dataset.json").write_text(
+            json.dumps({"channel_names": {"0": "T1", "1": "T2"}})
+        )
     (fault,) = errors(find(tmp_path))
     assert (fault.path.name, fault.problem) == ("b_0001", "has no channel 0001")
 
@@ -168,11 +197,23 @@ def test_names_and_descriptions_that_nnunet_would_not_know(tmp_path: Path) -> No
 
 
 def test_folders_with_two_targets(tmp_path: Path) -> None:
-    touch(tmp_path, [f"{folder}/{i}.png" for folder in ("in", "out", "mask") for i in "ab"] + ["extra/c.png"])
+    touch(
+        tmp_path,
+        [f"{folder}/{i}.png" for folder in ("in", "out", "mask") for i in "ab"] + ["extra/c.png"],
+    )
     folders = {"image": "in", "target": "out", "mask": "mask"}
-    found = find(tmp_path, {"target": "image", "mask": "labels"}, layout="folders", folders=folders, test="extra")
+    found = find(
+        tmp_path,
+        {"target": "image", "mask": "labels"},
+        layout="folders",
+        folders=folders,
+        test="extra",
+    )
     assert found.faults == ()
-    assert found.train[1].targets == {"target": tmp_path / "out" / "b.png", "mask": tmp_path / "mask" / "b.png"}
+    assert found.train[1].targets == {
+        "target": tmp_path / "out" / "b.png",
+        "mask": tmp_path / "mask" / "b.png",
+    }
     assert [c.id for c in found.test] == ["c"]
 
 
@@ -182,12 +223,19 @@ def test_a_target_without_a_folder_is_one_error(tmp_path: Path) -> None:
     (fault,) = errors(find(tmp_path, {"target": "image"}))
     assert "data.folders" in fault.suggestion
     competition(tmp_path, ["1"])
-    assert [f.problem for f in errors(find(tmp_path, {"label": "labels", "mask": "labels"}))] == ["has no folder for the target 'mask'"]
+    assert [f.problem for f in errors(find(tmp_path, {"label": "labels", "mask": "labels"}))] == [
+        "has no folder for the target 'mask'"
+    ]
 
 
 @pytest.mark.parametrize("layout", ["auto", "competition", "nnunet", "folders"])
 def test_an_empty_or_missing_root_shows_the_expected_tree(layout: str, tmp_path: Path) -> None:
-    tree = {"competition": "train_images", "nnunet": "imagesTr", "folders": "masks", "auto": "train_labels"}
+    tree = {
+        "competition": "train_images",
+        "nnunet": "imagesTr",
+        "folders": "masks",
+        "auto": "train_labels",
+    }
     for root in (tmp_path, tmp_path / "gone"):
         (fault,) = find(root, layout=layout).faults
         assert (fault.severity, fault.path) == ("error", root)
@@ -208,7 +256,17 @@ def test_broken_links_are_cases_for_the_check_to_report(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     names = ["case10", "case2", "case02", "Case1", "b", "10", "9", "é", "case2a"]
-    assert sorted(names, key=cases.natural) == ["9", "10", "Case1", "b", "case02", "case2", "case2a", "case10", "é"]
+    assert sorted(names, key=cases.natural) == [
+        "9",
+        "10",
+        "Case1",
+        "b",
+        "case02",
+        "case2",
+        "case2a",
+        "case10",
+        "é",
+    ]
 
 
 def test_inputs_from_a_file_and_a_folder(tmp_path: Path) -> None:
@@ -243,7 +301,12 @@ def test_inputs_that_would_give_one_answer_are_refused(tmp_path: Path) -> None:
 
 def test_real_data_sets(shared_data: Path) -> None:
     found = find(shared_data / "fib25_surfaces")
-    assert (found.layout, len(found.train), len(found.test), found.faults) == ("competition", 22, 5, ())
+    assert (found.layout, len(found.train), len(found.test), found.faults) == (
+        "competition",
+        22,
+        5,
+        (),
+    )
     assert {c.group for c in found.train} == {"26001", "26002", "26003"}
     found = find(shared_data / "hippocampus")
     assert (found.layout, len(found.train), len(found.test), found.faults) == ("nnunet", 40, 20, ())
@@ -254,9 +317,15 @@ def test_real_data_sets(shared_data: Path) -> None:
 
 
 def folders(root: Path, ids: str = "abcd", split: object = None, masks: str | None = None) -> None:
-    touch(root, [f"images/{i}.png" for i in ids] + [f"masks/{i}.png" for i in (ids if masks is None else masks)])
+    touch(
+        root,
+        [f"images/{i}.png" for i in ids]
+        + [f"masks/{i}.png" for i in (ids if masks is None else masks)],
+    )
     if split is not None:
-        (root / "split.json").write_text(split if isinstance(split, str) else json.dumps(split), encoding="utf-8")
+        (root / "split.json").write_text(
+            split if isinstance(split, str) else json.dumps(split), encoding="utf-8"
+        )
 
 
 def ids(found: cases.Found) -> tuple[str, str]:
@@ -273,8 +342,12 @@ def ids(found: cases.Found) -> tuple[str, str]:
         {"train": ["a.png", "b"], "test": ["c", "d.tif"]},
     ],
 )
-def test_a_split_holds_images_out(split: Mapping[str, list[str]], layout: str, tmp_path: Path) -> None:
-    folders(tmp_path, split=split, masks="abc")  # a test image needs no target, and keeps the one it has
+def test_a_split_holds_images_out(
+    split: Mapping[str, list[str]], layout: str, tmp_path: Path
+) -> None:
+    folders(
+        tmp_path, split=split, masks="abc"
+    )  # a test image needs no target, and keeps the one it has
     found = find(tmp_path, layout=layout)
     assert (ids(found), found.faults) == (("ab", "cd"), ())
     assert [set(c.targets) for c in found.test] == [{"label"}, set()]
@@ -292,7 +365,9 @@ def test_a_split_and_a_folder_of_test_images(tmp_path: Path) -> None:
 def test_ids_of_a_split_with_dots_and_accents(tmp_path: Path) -> None:
     name = unicodedata.normalize("NFC", "é.v2")
     touch(tmp_path, [f"{folder}/{i}.png" for folder in ("images", "masks") for i in (name, "a")])
-    (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "test": [unicodedata.normalize("NFD", name)]}))
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": ["a"], "test": [unicodedata.normalize("NFD", name)]})
+    )
     found = find(tmp_path)
     assert (ids(found), found.faults) == (("a", name), ())
 
@@ -302,8 +377,16 @@ def test_ids_of_a_split_with_dots_and_accents(tmp_path: Path) -> None:
     [
         ({"test": ["d", "lost"]}, "warning", "names lost, of which there is no image"),
         ({"train": ["a", "b", "c", "lost"], "test": ["d"]}, "warning", "names lost"),
-        ({"train": ["a", "b", "d"], "test": ["c", "d"]}, "error", "1 ids under both train and test: d"),
-        ({"train": ["a"], "test": ["d"]}, "error", "2 images neither under train nor under test: b, c"),
+        (
+            {"train": ["a", "b", "d"], "test": ["c", "d"]},
+            "error",
+            "1 ids under both train and test: d",
+        ),
+        (
+            {"train": ["a"], "test": ["d"]},
+            "error",
+            "2 images neither under train nor under test: b, c",
+        ),
         ({"test": list("abcd")}, "error", "leaves no image to train on"),
         ({"train": list("abc"), "val": ["d"]}, "error", "the key 'val'"),
         ({"test": "d"}, "error", "something else than a list of texts"),

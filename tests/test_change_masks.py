@@ -15,7 +15,9 @@ from pipeline.config import Change
 from pipeline.data import change
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("change_masks", ROOT / "data_prep" / "change_masks.py")
+spec = importlib.util.spec_from_file_location(
+    "change_masks", ROOT / "data_prep" / "change_masks.py"
+)
 assert spec is not None
 assert spec.loader is not None
 script = importlib.util.module_from_spec(spec)
@@ -47,7 +49,12 @@ def pair(seed: int, channels: int = 3, dtype: str = "uint8") -> tuple[np.ndarray
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    for name, images in {"a": pair(1), "b": pair(2, dtype="uint16"), "clean": pair(0), "grey": pair(1, channels=1)}.items():
+    for name, images in {
+        "a": pair(1),
+        "b": pair(2, dtype="uint16"),
+        "clean": pair(0),
+        "grey": pair(1, channels=1),
+    }.items():
         for side, image in zip(("src", "dst"), images, strict=True):
             files.write(tmp_path / side / f"{name}.png", image)
     return tmp_path
@@ -63,19 +70,28 @@ def picture(path: Path) -> np.ndarray:
 
 def expected(root: Path, name: str, settings: Change) -> np.ndarray:
     return np.rint(
-        255 * change.difference_mask(picture(root / "src" / f"{name}.png"), picture(root / "dst" / f"{name}.png"), settings)
+        255
+        * change.difference_mask(
+            picture(root / "src" / f"{name}.png"), picture(root / "dst" / f"{name}.png"), settings
+        )
     ).astype(np.uint8)
 
 
 def listing(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
 
 
-def test_masks_are_those_of_training_and_inputs_stay(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_are_those_of_training_and_inputs_stay(
+    pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = listing(pairs)
     assert run(pairs) == 0
     names = ["a", "b", "clean", "grey"]
-    assert sorted(p.name for p in (pairs / "out").iterdir()) == sorted(f"{n}{end}" for n in names for end in (".png", "_overlay.jpg"))
+    assert sorted(p.name for p in (pairs / "out").iterdir()) == sorted(
+        f"{n}{end}" for n in names for end in (".png", "_overlay.jpg")
+    )
     told = capsys.readouterr().out
     for name in names:
         mask = picture(pairs / "out" / f"{name}.png")
@@ -84,18 +100,34 @@ def test_masks_are_those_of_training_and_inputs_stay(pairs: Path, capsys: pytest
         share = re.search(rf"^{name}: (empty|[\d.]+ %)$", told, re.MULTILINE)
         assert share is not None
         assert share[1] == ("empty" if name == "clean" else f"{100 * (mask >= 128).mean():.2f} %")
-    assert {key: value for key, value in listing(pairs).items() if not key.startswith("out/")} == before
+    assert {
+        key: value for key, value in listing(pairs).items() if not key.startswith("out/")
+    } == before
     once = listing(pairs)
     assert run(pairs) == 0
     assert listing(pairs) == once
 
 
-def test_the_table_counts_pairs_empty_masks_and_shares(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_counts_pairs_empty_masks_and_shares(
+    pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(pairs) == 0
-    table = dict(re.findall(r"^(pairs|empty masks|changed, \w+) +([\d.]+)", capsys.readouterr().out, re.MULTILINE))
-    shares = [100 * (picture(pairs / "out" / f"{name}.png") >= 128).mean() for name in ("a", "b", "clean", "grey")]
+    table = dict(
+        re.findall(
+            r"^(pairs|empty masks|changed, \w+) +([\d.]+)", capsys.readouterr().out, re.MULTILINE
+        )
+    )
+    shares = [
+        100 * (picture(pairs / "out" / f"{name}.png") >= 128).mean()
+        for name in ("a", "b", "clean", "grey")
+    ]
     assert (table["pairs"], table["empty masks"]) == ("4", "1")
-    for name, value in (("least", 0), ("median", np.median(shares)), ("mean", np.mean(shares)), ("most", max(shares))):
+    for name, value in (
+        ("least", 0),
+        ("median", np.median(shares)),
+        ("mean", np.mean(shares)),
+        ("most", max(shares)),
+    ):
         assert float(table[f"changed, {name}"]) == pytest.approx(value, abs=0.006)
 
 
@@ -116,8 +148,13 @@ def test_an_overlay_shows_the_source_and_tints_the_mask(pairs: Path, name: str) 
 def test_settings_come_from_the_config_and_options_replace_them(pairs: Path) -> None:
     (pairs / "c.yaml").write_text(YAML.replace("CHANGE", "{threshold: 50, dilation: 1, blur: 0}"))
     assert run(pairs, "--config", pairs / "c.yaml") == 0
-    np.testing.assert_array_equal(picture(pairs / "out/b.png"), expected(pairs, "b", Change(threshold=50, dilation=1, blur=0)))
-    assert run(pairs, "--config", pairs / "c.yaml", "--threshold", 5, "--by", "colour", "--opening", 2) == 0
+    np.testing.assert_array_equal(
+        picture(pairs / "out/b.png"), expected(pairs, "b", Change(threshold=50, dilation=1, blur=0))
+    )
+    assert (
+        run(pairs, "--config", pairs / "c.yaml", "--threshold", 5, "--by", "colour", "--opening", 2)
+        == 0
+    )
     replaced = Change(by="colour", threshold=5, opening=2, dilation=1, blur=0)
     np.testing.assert_array_equal(picture(pairs / "out/b.png"), expected(pairs, "b", replaced))
     assert run(pairs, "--magnifier", 0.06, "--blur", 0, "--dilation", 0) == 0
@@ -136,7 +173,11 @@ def test_settings_come_from_the_config_and_options_replace_them(pairs: Path) -> 
     ],
 )
 def test_wrong_settings_are_refused(
-    pairs: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pairs: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (pairs / "null.yaml").write_text(YAML.replace("CHANGE", "null"))
     monkeypatch.chdir(pairs)
@@ -145,7 +186,9 @@ def test_wrong_settings_are_refused(
     assert not (pairs / "out").exists()
 
 
-def test_all_faults_are_listed_and_nothing_is_written(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_are_listed_and_nothing_is_written(
+    pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (pairs / "dst/a.png").unlink()
     files.write(pairs / "dst/b.png", pair(1)[1][:, 1:])
     files.write(pairs / "dst/clean.png", pair(1)[1][:1])
@@ -153,14 +196,20 @@ def test_all_faults_are_listed_and_nothing_is_written(pairs: Path, capsys: pytes
     assert run(pairs) == 2
     told = capsys.readouterr().err
     assert "4 faults, nothing was written" in told
-    for path, problem in (("src/a.png", "no file of this name"), ("src/b.png", "has shape"), ("src/clean.png", "has shape")):
+    for path, problem in (
+        ("src/a.png", "no file of this name"),
+        ("src/b.png", "has shape"),
+        ("src/clean.png", "has shape"),
+    ):
         assert re.search(rf"{path}: {problem}", told)
     assert "src/grey.png: is truncated" in told
     assert not (pairs / "out").exists()
 
 
 @pytest.mark.parametrize("side", ["src", "dst", "link"])
-def test_inputs_are_never_overwritten(pairs: Path, side: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_are_never_overwritten(
+    pairs: Path, side: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (pairs / "link").symlink_to(pairs / "src")
     before = listing(pairs)
     assert run(pairs, out=side) == 2

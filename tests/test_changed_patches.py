@@ -52,7 +52,9 @@ def config(losses: Sequence[Any] = (), **data: Any) -> Config:
     )
 
 
-def pair(size: tuple[int, int], spots: Sequence[tuple[int, int]], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def pair(
+    size: tuple[int, int], spots: Sequence[tuple[int, int]], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A noisy image ``(3, Y, X)``, uint8, and the same with bright discs of radius 4."""
     image = np.random.default_rng(seed).integers(40, 160, (3, *size)).astype(np.uint8)
     y, x = np.mgrid[: size[0], : size[1]]
@@ -71,7 +73,9 @@ def write_pairs(root: Path) -> Path:
 
 def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
     found = cases.find(setting.data, setting.targets, root).train
-    return cache.build(found, properties.examine(found, setting, None, write=False), setting, folder)
+    return cache.build(
+        found, properties.examine(found, setting, None, write=False), setting, folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +137,10 @@ def test_losses_of_the_mask_read_it_and_no_others_do() -> None:
     for name in ("masked_l1", "masked_sobel", "masked_laplacian"):
         (wish,) = reads([LossTerm(name=name, target="target")])
         assert (wish.key, wish.fill, wish.is_mask) == ("mask", 0, False)
-    found = {reduce: reads([LossTerm(name="perceptual", target="target", options={"reduce": reduce})]) for reduce in ("mask", "half")}
+    found = {
+        reduce: reads([LossTerm(name="perceptual", target="target", options={"reduce": reduce})])
+        for reduce in ("mask", "half")
+    }
     assert found == {"mask": [ChangeMask(target="target")], "half": []}
     assert reads([LossTerm(name="perceptual", target="target")]) == []
     assert reads([LossTerm(name="l1", target="target")]) == []
@@ -145,13 +152,20 @@ def test_the_mask_is_wanted_wherever_change_is_set_and_only_there() -> None:
         {
             "name": "t",
             "task": "image",
-            "data": {"dims": 2, "patch": {"size": [8, 8]}, "targets": {"target": "image", "mask": "labels"}},
+            "data": {
+                "dims": 2,
+                "patch": {"size": [8, 8]},
+                "targets": {"target": "image", "mask": "labels"},
+            },
             "network": "unet",
             "losses": [{"name": "masked_l1", "target": "target"}],
         }
     )
     assert maps(labels) == {}
-    first = config(targets={"seg": "labels", "sharp": "image", "soft": "image"}, folders={"image": "src", "sharp": "dst"})
+    first = config(
+        targets={"seg": "labels", "sharp": "image", "soft": "image"},
+        folders={"image": "src", "sharp": "dst"},
+    )
     assert maps(first) == {MASK: ChangeMask(target="sharp")}
     with pytest.raises(ConfigError, match="no target is one"):
         maps(config(targets={"seg": "labels"}))
@@ -174,7 +188,9 @@ def stamps(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (folder / "maps").iterdir()}
 
 
-def test_masks_are_made_again_for_other_pixels_or_settings_and_for_nothing_else(tmp_path: Path) -> None:
+def test_masks_are_made_again_for_other_pixels_or_settings_and_for_nothing_else(
+    tmp_path: Path,
+) -> None:
     root, folder = write_pairs(tmp_path / "data"), tmp_path / "store"
 
     def attached(**data: Any) -> list[CachedCase]:
@@ -187,7 +203,9 @@ def test_masks_are_made_again_for_other_pixels_or_settings_and_for_nothing_else(
     assert stamps(folder) == before
     wide = attached(change={"threshold": 90})[0].maps[MASK].array
     assert not wide.any()
-    assert {k: v for k, v in stamps(folder).items() if k in before} == before  # a run with other settings may still read them
+    assert {
+        k: v for k, v in stamps(folder).items() if k in before
+    } == before  # a run with other settings may still read them
     assert len(stamps(folder)) == 2 * len(before)
     for moved, role in (("a", "src"), ("b", "dst")):
         path = root / role / f"{moved}.png"
@@ -210,7 +228,9 @@ def test_a_case_without_a_target_has_no_mask(pairs: list[CachedCase], tmp_path: 
 def test_a_pair_that_cannot_be_compared_is_named(pairs: list[CachedCase], tmp_path: Path) -> None:
     grey = volume(tmp_path / "grey.npy", np.asarray(pairs[0].targets["target"].array)[:1])
     with pytest.raises(UserError, match=r"dst/a\.png"):
-        derived.attach([dataclasses.replace(pairs[0], targets={"target": grey})], config(), tmp_path)
+        derived.attach(
+            [dataclasses.replace(pairs[0], targets={"target": grey})], config(), tmp_path
+        )
 
 
 # ---------------------------------------------------------------- random patches
@@ -222,12 +242,18 @@ def test_the_share_is_reached() -> None:
     mask[50, 70] = mask[3, 100] = 1
     size, count = 20, 600
     data = sample_of(mask)
-    held = [mask[y : y + size, x : x + size].any() for y in range(90 - size + 1) for x in range(110 - size + 1)]
+    held = [
+        mask[y : y + size, x : x + size].any()
+        for y in range(90 - size + 1)
+        for x in range(110 - size + 1)
+    ]
     for share in (0.3, 0.8):
         crop = cropper(size=(size, size), changed=share)
         found = [cut(crop, data, seed)["changed"] for seed in range(count)]
         expected = share + (1 - share) * np.mean(held)
-        assert np.mean(found) == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / count))
+        assert np.mean(found) == pytest.approx(
+            expected, abs=4 * math.sqrt(expected * (1 - expected) / count)
+        )
 
 
 @settings(deadline=None, max_examples=25)
@@ -253,7 +279,9 @@ def test_every_aimed_patch_holds_the_mask_and_stays_inside(
         assert (s >= 0 and s + t <= n) or (n < t and s == -((t - n) // 2))
 
 
-@pytest.mark.parametrize(("pixel", "places"), [((20, 30), 9), ((0, 30), 3), ((63, 0), 1), ((62, 1), 4)])
+@pytest.mark.parametrize(
+    ("pixel", "places"), [((20, 30), 9), ((0, 30), 3), ((63, 0), 1), ((62, 1), 4)]
+)
 def test_all_places_around_a_pixel_are_equally_likely(pixel: tuple[int, int], places: int) -> None:
     mask = np.zeros((64, 64))
     mask[pixel] = 1
@@ -279,7 +307,11 @@ def test_clean_cases_are_cut_where_they_were_and_use_up_the_same_numbers() -> No
     mask[40, 50] = 1
     spot = sample_of(mask)
     plain = {k: v for k, v in clean.items() if k != BLOCKS}
-    before, crop, aimed = cropper(size=(16, 16)), cropper(size=(16, 16), changed=0.5), cropper(size=(16, 16), changed=0.5)
+    before, crop, aimed = (
+        cropper(size=(16, 16)),
+        cropper(size=(16, 16), changed=0.5),
+        cropper(size=(16, 16), changed=0.5),
+    )
     moved = 0
     for seed in range(40):
         old = cut(before, plain, seed)
@@ -308,20 +340,29 @@ def test_only_the_patch_and_one_block_are_read() -> None:
 
 
 def test_batches_hold_the_soft_mask_at_full_resolution(pairs: list[CachedCase]) -> None:
-    loader = Loader(pairs, config(patch={"changed": 0.5, "per_case": 2}, augment=["flip", "noise"]), 0, training=True)
+    loader = Loader(
+        pairs,
+        config(patch={"changed": 0.5, "per_case": 2}, augment=["flip", "noise"]),
+        0,
+        training=True,
+    )
     seen = list(loader.epoch(0))
     for batch in seen:
         assert batch[MASK].dtype == torch.float32
         assert batch[MASK].shape == (len(batch["id"]), 1, 48, 48)
         assert 0 <= batch[MASK].min() <= batch[MASK].max() <= 1
-        torch.testing.assert_close(batch["changed"], (batch[MASK].amax((1, 2, 3)) >= LEVEL).double())
+        torch.testing.assert_close(
+            batch["changed"], (batch[MASK].amax((1, 2, 3)) >= LEVEL).double()
+        )
         assert set(batch) == {"image", "target", MASK, "id", "foreground_share", "changed"}
     assert sum(float(b["changed"].sum()) for b in seen) >= 1
 
 
 def test_without_change_there_is_no_mask(pairs: list[CachedCase]) -> None:
     setting = dataclasses.replace(config(), data=dataclasses.replace(config().data, change=None))
-    sample = PatchDataset([dataclasses.replace(c, maps={}) for c in pairs], setting, 0, training=True)[0, 0, 0]
+    sample = PatchDataset(
+        [dataclasses.replace(c, maps={}) for c in pairs], setting, 0, training=True
+    )[0, 0, 0]
     assert MASK not in sample
     assert math.isnan(sample["changed"])
 
@@ -331,24 +372,34 @@ def test_a_cut_of_the_mask_is_the_mask_of_the_pair_there(pairs: list[CachedCase]
     dataset = PatchDataset(pairs, config(patch={"grid": 0.25}), 0, training=True)
     for case, number in dataset.samples(1):
         stored = pairs[case]
-        whole = change.difference_mask(stored.image.array, stored.targets["target"].array, Change())[0]
+        whole = change.difference_mask(
+            stored.image.array, stored.targets["target"].array, Change()
+        )[0]
         y, x = grid_places(whole.shape, (48, 48), 0.25)
         top, left = y[number // len(x)], x[number % len(x)]
         expected = np.pad(whole, 48)[top + 48 : top + 96, left + 48 : left + 96]
-        np.testing.assert_allclose(dataset[0, 0, case, number][MASK][0].numpy(), expected, atol=5e-4)
+        np.testing.assert_allclose(
+            dataset[0, 0, case, number][MASK][0].numpy(), expected, atol=5e-4
+        )
 
 
 def test_a_flip_flips_the_mask_and_intensities_leave_it(pairs: list[CachedCase]) -> None:
     flip = [{"name": "flip", "options": {"p": 1.0, "axes": [1]}}]
-    loud = [{"name": n, "options": {"p": 1.0}} for n in ("noise", "brightness", "contrast", "shift", "gamma", "blur", "colour")]
+    loud = [
+        {"name": n, "options": {"p": 1.0}}
+        for n in ("noise", "brightness", "contrast", "shift", "gamma", "blur", "colour")
+    ]
     plain, flipped, noisy = (
-        PatchDataset(pairs, config(patch={"changed": 1.0}, augment=augment), 0, training=True) for augment in ([], flip, loud)
+        PatchDataset(pairs, config(patch={"changed": 1.0}, augment=augment), 0, training=True)
+        for augment in ([], flip, loud)
     )
     for case in range(3):
         before = plain[0, case, case]
         assert before["changed"] == 1
         for key in ("image", "target", MASK):
-            torch.testing.assert_close(flipped[0, case, case][key], before[key].flip(2), rtol=0, atol=0)
+            torch.testing.assert_close(
+                flipped[0, case, case][key], before[key].flip(2), rtol=0, atol=0
+            )
         torch.testing.assert_close(noisy[0, case, case][MASK], before[MASK], rtol=0, atol=0)
         assert not torch.equal(noisy[0, case, case]["image"], before["image"])
 
@@ -357,11 +408,20 @@ def test_the_mask_is_moved_like_an_image_and_stays_in_its_range(pairs: list[Cach
     """With the mask as image and target, the three stay equal under every geometry, and never leave [0, 1]."""
     twins = [
         dataclasses.replace(
-            c, image=c.maps[MASK], targets={"target": c.maps[MASK]}, scale=IntensityScale(low=(0.0,), high=(1.0,), to=(0.0, 1.0))
+            c,
+            image=c.maps[MASK],
+            targets={"target": c.maps[MASK]},
+            scale=IntensityScale(low=(0.0,), high=(1.0,), to=(0.0, 1.0)),
         )
         for c in pairs
     ]
-    names = ("flip", "rotate90", "affine", "rotate", {"name": "elastic", "options": {"spacing": 16, "magnitude": 4}})
+    names = (
+        "flip",
+        "rotate90",
+        "affine",
+        "rotate",
+        {"name": "elastic", "options": {"spacing": 16, "magnitude": 4}},
+    )
     augment = [{"name": n, "options": {"p": 1.0}} if isinstance(n, str) else n for n in names]
     dataset = PatchDataset(twins, config(patch={"changed": 1.0}, augment=augment), 0, training=True)
     between = 0
@@ -384,8 +444,14 @@ def test_samples_depend_on_their_key_alone_not_on_workers(pairs: list[CachedCase
     for a, b in zip(first, again, strict=True):
         for key in ("image", MASK):
             torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
-    grid = dataclasses.replace(setting(grid=0.5), data=dataclasses.replace(setting(grid=0.5).data, workers=2))
-    for a, b in zip(Loader(pairs, setting(grid=0.5), 0, True).epoch(3), Loader(pairs, grid, 0, True).epoch(3), strict=True):
+    grid = dataclasses.replace(
+        setting(grid=0.5), data=dataclasses.replace(setting(grid=0.5).data, workers=2)
+    )
+    for a, b in zip(
+        Loader(pairs, setting(grid=0.5), 0, True).epoch(3),
+        Loader(pairs, grid, 0, True).epoch(3),
+        strict=True,
+    ):
         torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
         torch.testing.assert_close(a[MASK], b[MASK], rtol=0, atol=0)
 
@@ -412,7 +478,9 @@ def test_validation_is_aimed_too_and_fixed(pairs: list[CachedCase]) -> None:
     size=st.tuples(st.integers(1, 100), st.integers(1, 100)),
     seed=st.integers(0, 999),
 )
-def test_whether_a_slice_holds_change_is_exact(space: tuple[int, int], start: tuple[int, int], size: tuple[int, int], seed: int) -> None:
+def test_whether_a_slice_holds_change_is_exact(
+    space: tuple[int, int], start: tuple[int, int], size: tuple[int, int], seed: int
+) -> None:
     random = np.random.default_rng(seed)
     mask = random.random((1, *space)) * 0.49
     for _ in range(3):
@@ -428,7 +496,9 @@ def keys_of(loader: Loader, epoch: int) -> list[tuple[int, ...]]:
     return [key[2:] for key in loader.batches.keys(epoch)]
 
 
-def holding(pairs: list[CachedCase], ends: Sequence[tuple[int, ...]], overlap: float) -> set[tuple[int, ...]]:
+def holding(
+    pairs: list[CachedCase], ends: Sequence[tuple[int, ...]], overlap: float
+) -> set[tuple[int, ...]]:
     """Those of ``ends`` whose slice of the whole mask has a pixel of at least LEVEL."""
     found = set()
     for case, number in ends:
@@ -441,7 +511,9 @@ def holding(pairs: list[CachedCase], ends: Sequence[tuple[int, ...]], overlap: f
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
-def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share(pairs: list[CachedCase], share: float) -> None:
+def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share(
+    pairs: list[CachedCase], share: float
+) -> None:
     loader = Loader(pairs, config(patch={"grid": 0.25, "changed": share}), 0, training=True)
     every = loader.dataset.samples(1)
     changed = holding(pairs, every, 0.25)
@@ -454,7 +526,10 @@ def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share
         assert len(loader) == -(-len(ends) // 3)
     assert len({frozenset(ends) for ends in epochs}) == (4 if others else 1)
     assert epochs[0] != epochs[1]
-    assert keys_of(Loader(pairs, config(patch={"grid": 0.25, "changed": share}), 0, training=True), 2) == epochs[2]
+    assert (
+        keys_of(Loader(pairs, config(patch={"grid": 0.25, "changed": share}), 0, training=True), 2)
+        == epochs[2]
+    )
     flags = [v for batch in loader.epoch(1) for v in batch["changed"].tolist()]
     assert flags == [end in changed for end in epochs[1]]
     assert sum(flags) == len(changed)
@@ -462,7 +537,9 @@ def test_an_epoch_holds_every_changed_slice_and_as_many_others_as_keep_the_share
 
 def test_all_others_come_in_time(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, config(patch={"grid": 0.25, "changed": 0.5}), 0, training=True)
-    assert {end for epoch in range(60) for end in keys_of(loader, epoch)} == set(loader.dataset.samples(1))
+    assert {end for epoch in range(60) for end in keys_of(loader, epoch)} == set(
+        loader.dataset.samples(1)
+    )
 
 
 def test_a_small_share_takes_all_slices(pairs: list[CachedCase]) -> None:
@@ -472,7 +549,10 @@ def test_a_small_share_takes_all_slices(pairs: list[CachedCase]) -> None:
 
 def test_clean_cases_alone_give_all_slices_in_the_usual_order(pairs: list[CachedCase]) -> None:
     clean = pairs[3:]
-    with_share, without = (Loader(clean, config(patch={"grid": 0.25, **patch}), 0, training=True) for patch in ({"changed": 0.5}, {}))
+    with_share, without = (
+        Loader(clean, config(patch={"grid": 0.25, **patch}), 0, training=True)
+        for patch in ({"changed": 0.5}, {})
+    )
     assert keys_of(with_share, 7) == keys_of(without, 7)
     assert len(keys_of(with_share, 7)) > 4
 
@@ -480,7 +560,9 @@ def test_clean_cases_alone_give_all_slices_in_the_usual_order(pairs: list[Cached
 def test_others_are_drawn_without_disturbing_plain_epochs() -> None:
     samples, others = [(0, n) for n in range(6)], [(1, n) for n in range(50)]
     plain = EpochBatches(samples, 2, (42, 0)).keys(3)
-    assert [key[2:] for key in plain] == [samples[n] for n in np.random.default_rng(change_seed(3)).permutation(6)]
+    assert [key[2:] for key in plain] == [
+        samples[n] for n in np.random.default_rng(change_seed(3)).permutation(6)
+    ]
     keys = EpochBatches(samples, 2, (42, 0), others, 4).keys(3)
     assert [key[1] for key in keys] == list(range(10))
     assert keys != EpochBatches(samples, 2, (42, 1), others, 4).keys(3)
@@ -507,7 +589,9 @@ def test_mirrored_is_symmetric_padding_and_reads_what_it_needs(
     spy = Spy(array)
     found = crop_mirrored(spy, start, size)  # type: ignore[arg-type]
     wide = np.pad(array, ((0, 0), (60, 60), (60, 60)), mode="symmetric")
-    expected = wide[:, 60 + start[0] : 60 + start[0] + size[0], 60 + start[1] : 60 + start[1] + size[1]]
+    expected = wide[
+        :, 60 + start[0] : 60 + start[0] + size[0], 60 + start[1] : 60 + start[1] + size[1]
+    ]
     np.testing.assert_array_equal(found, expected)
     assert found.flags.writeable
     for axis in (1, 2):
@@ -524,9 +608,14 @@ def test_image_targets_labels_and_maps_are_mirrored() -> None:
         "label": random.integers(0, 3, (1, 10, 50)).astype(np.uint8),
         MASK: random.random((1, 10, 50)).astype(np.float16),
     }
-    data = {**{name: Held(array) for name, array in arrays.items()}, "scale": IntensityScale(low=(0.0,), high=(255.0,), to=(-1.0, 1.0))}
+    data = {
+        **{name: Held(array) for name, array in arrays.items()},
+        "scale": IntensityScale(low=(0.0,), high=(255.0,), to=(-1.0, 1.0)),
+    }
     targets = {"target": "image", "label": "labels"}
-    crop = RandBalancedCropd(targets, Patch(size=(32, 50), foreground=None, border="mirror"), 2, {MASK: 0.0})
+    crop = RandBalancedCropd(
+        targets, Patch(size=(32, 50), foreground=None, border="mirror"), 2, {MASK: 0.0}
+    )
     sample = crop(data)
     for name, array in arrays.items():
         wide = np.pad(array.astype(np.float32), ((0, 0), (11, 11), (0, 0)), mode="symmetric")
@@ -537,7 +626,10 @@ def test_image_targets_labels_and_maps_are_mirrored() -> None:
 
 
 def test_a_patch_inside_an_image_is_the_same_with_either_border(pairs: list[CachedCase]) -> None:
-    zero, mirror = (PatchDataset(pairs, config(patch={"border": border}), 0, training=True) for border in ("zero", "mirror"))
+    zero, mirror = (
+        PatchDataset(pairs, config(patch={"border": border}), 0, training=True)
+        for border in ("zero", "mirror")
+    )
     for n in range(4):
         for key in ("image", "target", MASK):
             torch.testing.assert_close(zero[0, n, 0][key], mirror[0, n, 0][key], rtol=0, atol=0)

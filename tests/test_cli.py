@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@pytest.mark.parametrize("spelling", [["--data-dir", "a_b"], ["--data_dir", "a_b"], ["--data_dir=a_b"]])
+@pytest.mark.parametrize(
+    "spelling", [["--data-dir", "a_b"], ["--data_dir", "a_b"], ["--data_dir=a_b"]]
+)
 def test_dash_and_underscore_are_the_same(spelling: list[str]) -> None:
     seen = []
     cli.run(parser(), lambda data_dir, **_: seen.append(data_dir) or 0, spelling)
@@ -48,7 +50,9 @@ def test_options_are_not_abbreviated() -> None:
         (cli.StopRequested("SIGTERM"), 75),
     ],
 )
-def test_errors_become_messages_and_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_become_messages_and_exit_codes(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def work(**_: object) -> int:
         raise error
 
@@ -100,14 +104,16 @@ def test_the_first_interrupt_asks_and_the_second_ends() -> None:
     with pytest.raises(cli.StopRequested, match="SIGINT"):
         cli.stop.raise_if_stopped()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-    twice = (
-        "import os, signal; from pipeline import cli; cli.stop.install(); [(os.kill(os.getpid(), signal.SIGINT), print(n)) for n in (1, 2)]"
+    twice = "import os, signal; from pipeline import cli; cli.stop.install(); [(os.kill(os.getpid(), signal.SIGINT), print(n)) for n in (1, 2)]"
+    done = subprocess.run(
+        [sys.executable, "-uc", twice], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    done = subprocess.run([sys.executable, "-uc", twice], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("1\n", -signal.SIGINT)
 
 
-def test_the_log_holds_what_was_said_before_it_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_holds_what_was_said_before_it_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = logging.getLogger("pipeline.probe")
 
     def work(**_: object) -> int:

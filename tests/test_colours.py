@@ -19,7 +19,9 @@ from pipeline.config import from_dict
 from pipeline.training.journal import GAP, Journal
 from pipeline.training.loop import preview_panels
 
-LABELS = st.integers(0, 2**16).map(lambda seed: np.random.default_rng(seed).integers(0, 9, (6, 7)).astype(np.uint8))
+LABELS = st.integers(0, 2**16).map(
+    lambda seed: np.random.default_rng(seed).integers(0, 9, (6, 7)).astype(np.uint8)
+)
 
 
 def linear(colour: tuple[int, int, int]) -> np.ndarray:
@@ -29,15 +31,33 @@ def linear(colour: tuple[int, int, int]) -> np.ndarray:
 
 
 # Machado, Oliveira and Fernandes (2009), table 1, severity 1.
-PROTAN = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
-DEUTAN = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]])
+PROTAN = np.array(
+    [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ]
+)
+DEUTAN = np.array(
+    [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ]
+)
 
 
 def lab(light: np.ndarray) -> np.ndarray:
     """Linear light to CIE L*a*b*, D65."""
     from skimage.color import xyz2lab
 
-    to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    to_xyz = np.array(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ]
+    )
     return xyz2lab((to_xyz @ np.clip(light, 0, 1))[None])[0]
 
 
@@ -51,7 +71,9 @@ def lab(light: np.ndarray) -> np.ndarray:
     ],
     ids=["errors", "truth and answer", "classes"],
 )
-def test_colours_differ_for_every_kind_of_sight(sight: np.ndarray, group: tuple[colours.Colour, ...]) -> None:
+def test_colours_differ_for_every_kind_of_sight(
+    sight: np.ndarray, group: tuple[colours.Colour, ...]
+) -> None:
     """Distance in CIELAB of at least 10, several times what can just be told apart (about 2.3)."""
     seen = [lab(sight @ linear(c)) for c in group]
     assert min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)) > 10
@@ -65,7 +87,9 @@ def test_background_stays_and_labels_are_mixed(labels: np.ndarray, strength: flo
     np.testing.assert_array_equal(painted[labels == 0], picture[labels == 0])
     for y, x in np.argwhere(labels > 0):
         colour = np.array(colours.CLASSES[(int(labels[y, x]) - 1) % len(colours.CLASSES)]) / 255
-        np.testing.assert_allclose(painted[y, x], (1 - strength) * picture[y, x] + strength * colour, atol=1e-12)
+        np.testing.assert_allclose(
+            painted[y, x], (1 - strength) * picture[y, x] + strength * colour, atol=1e-12
+        )
 
 
 @settings(deadline=None, max_examples=25)
@@ -88,7 +112,9 @@ def test_errors_name_every_pixel(truth: np.ndarray, answer: np.ndarray) -> None:
 def test_errors_lie_over_a_dimmed_grey_image() -> None:
     picture = np.random.default_rng(0).random((4, 5, 3))
     none = np.zeros((4, 5), np.uint8)
-    np.testing.assert_allclose(colours.errors(picture, none, none), 0.5 * picture.mean(-1, keepdims=True).repeat(3, -1))
+    np.testing.assert_allclose(
+        colours.errors(picture, none, none), 0.5 * picture.mean(-1, keepdims=True).repeat(3, -1)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
@@ -157,9 +183,14 @@ class Fixed(torch.nn.Module):
         return {"main": self.logits}
 
 
-def panels(image: np.ndarray, label: np.ndarray, logits: np.ndarray, **data: Any) -> list[np.ndarray]:
+def panels(
+    image: np.ndarray, label: np.ndarray, logits: np.ndarray, **data: Any
+) -> list[np.ndarray]:
     """Panels of one patch, from a job that holds no more than they need."""
-    batch = {"image": torch.from_numpy(image.astype(np.float32))[None], "label": torch.from_numpy(label)[None]}
+    batch = {
+        "image": torch.from_numpy(image.astype(np.float32))[None],
+        "label": torch.from_numpy(label)[None],
+    }
     dims = image.ndim - 1
     settings = {
         "name": "t",
@@ -167,7 +198,9 @@ def panels(image: np.ndarray, label: np.ndarray, logits: np.ndarray, **data: Any
         "network": "unet",
         "losses": ["dice"],
     }
-    job: Any = SimpleNamespace(config=from_dict(settings), device="cpu", val=SimpleNamespace(epoch=lambda _: iter([batch])))
+    job: Any = SimpleNamespace(
+        config=from_dict(settings), device="cpu", val=SimpleNamespace(epoch=lambda _: iter([batch]))
+    )
     return preview_panels(job, Fixed(logits))
 
 
@@ -178,7 +211,9 @@ def test_preview_of_an_rgb_patch() -> None:
     logits = np.array([[[-9, 9, -9, 9, 9, -9]] * 4])
     shown, truth, soft, errors = panels(image, label, logits, ignore_label=2)
     np.testing.assert_allclose(shown, np.moveaxis(image, 0, -1), atol=1e-6)
-    assert (truth[0] * 255).round().tolist() == [[0] * 3] * 2 + [list(colours.WHITE)] * 2 + [list(colours.GREY)] * 2
+    assert (truth[0] * 255).round().tolist() == [[0] * 3] * 2 + [list(colours.WHITE)] * 2 + [
+        list(colours.GREY)
+    ] * 2
     assert soft[0, :, 0].round(2).tolist() == [0, 1, 0, 1, 1, 0]
     assert soft.shape == (4, 6, 3)
     grey = 0.5 * np.moveaxis(image, 0, -1).mean(-1)[0]
@@ -193,7 +228,9 @@ def test_preview_of_classes_in_a_volume() -> None:
     label = np.zeros((1, 5, 2, 3), np.uint8)
     label[0, 2] = [[0, 1, 2], [2, 1, 0]]
     logits = 9.0 * (np.arange(3)[:, None, None, None] == label[0])
-    image, truth, answer, errors = panels(np.random.default_rng(0).random((1, 5, 2, 3)), label, logits, classes=3)
+    image, truth, answer, errors = panels(
+        np.random.default_rng(0).random((1, 5, 2, 3)), label, logits, classes=3
+    )
     assert image.shape == truth.shape == errors.shape == (2, 3, 3)
     np.testing.assert_array_equal(truth, answer)
     assert (truth[0] * 255).round().tolist() == [[0, 0, 0], list(colours.GREEN), list(colours.SKY)]

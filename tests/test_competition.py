@@ -18,7 +18,16 @@ from pipeline.metrics.competition import competition_score, octants, toposcore
 from pipeline.morphology.counts import matching_counts
 from pipeline.records import UserError
 
-FAMILIES = {"degenerate": 40, "hollow": 40, "large": 3, "random_fields": 40, "salt": 40, "sheets": 40, "sparse_blobs": 40, "tubes": 40}
+FAMILIES = {
+    "degenerate": 40,
+    "hollow": 40,
+    "large": 3,
+    "random_fields": 40,
+    "salt": 40,
+    "sheets": 40,
+    "sparse_blobs": 40,
+    "tubes": 40,
+}
 
 
 def reference(folder, family):
@@ -29,7 +38,8 @@ def reference(folder, family):
             for name in sorted({key.split(".")[0] for key in arrays.files}):
                 shape = tuple(arrays[f"{name}.shape"])
                 prediction, label, ignored = (
-                    np.unpackbits(arrays[f"{name}.{part}"], count=math.prod(shape)).reshape(shape) for part in ("pred", "fg", "ignore")
+                    np.unpackbits(arrays[f"{name}.{part}"], count=math.prod(shape)).reshape(shape)
+                    for part in ("pred", "fg", "ignore")
                 )
                 yield name, prediction, np.where(ignored, np.uint8(2), label), expected[name]
 
@@ -43,8 +53,13 @@ def test_equals_the_official_scorer(shared_data, family):
         for part in ("score", "toposcore", "surface_dice", "voi_score", "voi_split", "voi_merge"):
             assert getattr(found, part) == pytest.approx(expected[part], abs=1e-9), (name, part)
         counted = label != 2
-        rows = [matching_counts(prediction[o] * counted[o], (label * counted)[o]) for o in octants(label.shape)]
-        assert [[list(row) for row in octant] for octant in rows] == expected["octant_counts_mpg"], name
+        rows = [
+            matching_counts(prediction[o] * counted[o], (label * counted)[o])
+            for o in octants(label.shape)
+        ]
+        assert [[list(row) for row in octant] for octant in rows] == expected[
+            "octant_counts_mpg"
+        ], name
         seen += 1
     assert seen == FAMILIES[family]
 
@@ -117,7 +132,9 @@ def test_thin_sheets_that_touch_at_edges_only_fall_to_pieces():
     assert found.counts[0] == (28, 28, 28)
 
 
-@pytest.mark.parametrize(("shape", "boxes"), [((4, 4, 4), 8), ((5, 1, 3), 4), ((1, 1, 1), 1), ((1, 7, 1), 2)])
+@pytest.mark.parametrize(
+    ("shape", "boxes"), [((4, 4, 4), 8), ((5, 1, 3), 4), ((1, 1, 1), 1), ((1, 7, 1), 2)]
+)
 def test_octants_cover_every_voxel_once_the_longer_run_first(shape, boxes):
     seen = np.zeros(shape, int)
     parts = list(octants(shape))
@@ -142,7 +159,14 @@ def test_toposcore_weighs_the_active_dimensions(counts, score):
 
 
 masks = hnp.array_shapes(min_dims=2, max_dims=3, max_side=9).flatmap(
-    lambda shape: st.tuples(*[hnp.arrays(bool, shape, elements=st.integers(0, 3).map(lambda n: n < 2), fill=st.nothing())] * 2)
+    lambda shape: st.tuples(
+        *[
+            hnp.arrays(
+                bool, shape, elements=st.integers(0, 3).map(lambda n: n < 2), fill=st.nothing()
+            )
+        ]
+        * 2
+    )
 )
 
 
@@ -168,7 +192,10 @@ def test_counts_agree_with_the_matcher_of_grey_values(pair):
 
     p, g = pair
     pairs = match((~p).astype(np.float32), (~g).astype(np.float32))
-    expected = tuple((len(x.matched), len(x.matched) + len(x.first), len(x.matched) + len(x.second)) for x in pairs)
+    expected = tuple(
+        (len(x.matched), len(x.matched) + len(x.first), len(x.matched) + len(x.second))
+        for x in pairs
+    )
     assert matching_counts(p, g) == expected
 
 
@@ -191,7 +218,9 @@ def test_order_decides_which_components_match():
     assert matching_counts(p, g)[0] == (1, 2, 2)
 
 
-@pytest.mark.parametrize(("a", "b"), [((3, 3, 3), (3, 3, 4)), ((3, 3), (3, 3)), ((3, 3, 3), (3, 3))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((3, 3, 3), (3, 3, 4)), ((3, 3), (3, 3)), ((3, 3, 3), (3, 3))]
+)
 def test_other_shapes_are_refused(a, b):
     with pytest.raises(UserError, match="Z, Y, X"):
         competition_score(np.zeros(a), np.zeros(b))
@@ -212,7 +241,15 @@ def test_the_metric_is_the_score():
     label[:3] = 2
     record = competition_score(prediction, label)
     found = METRICS["competition"].compute(prediction, np.where(label == 2, 0, label), label != 2)
-    assert list(found) == ["competition", "toposcore", "surface_dice", "voi_score", "voi_split", "voi_merge", "counts"]
+    assert list(found) == [
+        "competition",
+        "toposcore",
+        "surface_dice",
+        "voi_score",
+        "voi_split",
+        "voi_merge",
+        "counts",
+    ]
     assert found["competition"] == record.score
     assert found["counts"] == {str(k): list(v) for k, v in record.counts.items()}
 
@@ -229,7 +266,16 @@ def test_evaluate_scores_a_folder_by_it(tmp_path, capsys):
     outs = []
     for workers in ("1", "2"):
         out = tmp_path / f"{workers}.json"
-        words = ["--predictions", tmp_path / "answers", "--labels", tmp_path / "labels", "--metrics", "competition", "--workers", workers]
+        words = [
+            "--predictions",
+            tmp_path / "answers",
+            "--labels",
+            tmp_path / "labels",
+            "--metrics",
+            "competition",
+            "--workers",
+            workers,
+        ]
         assert evaluate.main([str(w) for w in [*words, "--out", out]]) == 3
         outs.append(json.loads(out.read_text()))
     assert outs[0] == outs[1]
@@ -252,7 +298,14 @@ def test_the_label_value_2_is_ignored_even_where_an_answer_holds_it(tmp_path):
         if folder == "labels":
             volume[:3] = 2
         tifffile.imwrite(tmp_path / folder / "a.tif", volume)
-    words = ["--predictions", tmp_path / "answers", "--labels", tmp_path / "labels", "--metrics", "competition"]
+    words = [
+        "--predictions",
+        tmp_path / "answers",
+        "--labels",
+        tmp_path / "labels",
+        "--metrics",
+        "competition",
+    ]
     assert evaluate.main([str(w) for w in [*words, "--out", tmp_path / "out.json"]]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["mean"]["competition"] == 1
 
@@ -261,17 +314,39 @@ def test_training_stops_and_chooses_by_it(tiny, surfaces, tmp_path):
     """Early stopping and the choice between best and averaged weights take the score by name."""
     from pipeline import train
 
-    settings = ["metrics=[competition, dice]", "train.validate.metrics=[competition]", "train.stop.monitor=val_competition"]
-    words = ["--config", tiny, "--data-dir", surfaces, "--out", tmp_path / "run", "--fold", 0, "--set", *settings]
+    settings = [
+        "metrics=[competition, dice]",
+        "train.validate.metrics=[competition]",
+        "train.stop.monitor=val_competition",
+    ]
+    words = [
+        "--config",
+        tiny,
+        "--data-dir",
+        surfaces,
+        "--out",
+        tmp_path / "run",
+        "--fold",
+        0,
+        "--set",
+        *settings,
+    ]
     assert train.main([str(w) for w in words]) == 0
-    log = [json.loads(line) for line in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()
+    ]
     result = json.loads((tmp_path / "run" / "fold_0" / "result.json").read_text())
     best = max(range(len(log)), key=lambda n: log[n]["val_competition"])
     assert (result["best_epoch"], result["score"]) == (best, log[best]["val_competition"])
-    assert result["chosen"] == max(result["metrics"], key=lambda kind: result["metrics"][kind]["competition"])
+    assert result["chosen"] == max(
+        result["metrics"], key=lambda kind: result["metrics"][kind]["competition"]
+    )
     cases = result["cases"][result["chosen"]]
     assert all(set(row["counts"]) == {"0", "1", "2"} for row in cases.values())
-    assert result["metrics"][result["chosen"]]["competition"] == pytest.approx(np.mean([row["competition"] for row in cases.values()]))
+    assert result["metrics"][result["chosen"]]["competition"] == pytest.approx(
+        np.mean([row["competition"] for row in cases.values()])
+    )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {"competition", "toposcore", "voi_score"} <= set(summary["out_of_fold"])
     assert "counts" not in summary["out_of_fold"]

@@ -18,17 +18,35 @@ Output = pytest.CaptureFixture[str]
 
 
 def run(config: Path, data: Path, out: Path, *more: str) -> int:
-    return train.main(["--config", str(config), "--data-dir", str(data), "--out", str(out), *QUICK, NETWORK, *more])
+    return train.main(
+        [
+            "--config",
+            str(config),
+            "--data-dir",
+            str(data),
+            "--out",
+            str(out),
+            *QUICK,
+            NETWORK,
+            *more,
+        ]
+    )
 
 
 def losses_of(out: Path) -> dict[str, float]:
     return json.loads((out / "fold_0" / "log.jsonl").read_text().splitlines()[0])
 
 
-def test_terms_are_added_and_said(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
+def test_terms_are_added_and_said(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output
+) -> None:
     out = tmp_path / "run"
     assert run(tiny, surfaces, out) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Deep supervision:"))
+    (line,) = (
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("Deep supervision:")
+    )
     assert "deep1 (0.5 times)" in line
     assert "deep2 (0.25 times)" in line
     row = losses_of(out)
@@ -36,21 +54,40 @@ def test_terms_are_added_and_said(tiny: Path, surfaces: Path, tmp_path: Path, ca
     for name in names:
         assert {f"train/{name}", f"train/{name}@deep1", f"train/{name}@deep2"} <= set(row)
     total = sum(
-        weight * (row[f"train/{n}"] + 0.5 * row[f"train/{n}@deep1"] + 0.25 * row[f"train/{n}@deep2"]) for n, weight in names.items()
+        weight
+        * (row[f"train/{n}"] + 0.5 * row[f"train/{n}@deep1"] + 0.25 * row[f"train/{n}@deep2"])
+        for n, weight in names.items()
     )
     assert row["train_loss"] == pytest.approx(total, rel=1e-5)
-    assert [t["head"] for t in yaml.safe_load((out / "config.yaml").read_text())["losses"]] == ["main"] * 3  # as it was written
+    assert [t["head"] for t in yaml.safe_load((out / "config.yaml").read_text())["losses"]] == [
+        "main"
+    ] * 3  # as it was written
     assert run(tiny, surfaces, out) == 0  # and so the run can go on
 
 
-def test_named_heads_are_left_alone(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
-    assert run(tiny, surfaces, tmp_path / "run", "losses=[dice, {name: dice, head: deep1, weight: 0.3}]") == 0
+def test_named_heads_are_left_alone(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output
+) -> None:
+    assert (
+        run(
+            tiny,
+            surfaces,
+            tmp_path / "run",
+            "losses=[dice, {name: dice, head: deep1, weight: 0.3}]",
+        )
+        == 0
+    )
     assert "Deep supervision" not in capsys.readouterr().out
-    assert {k for k in losses_of(tmp_path / "run") if k.startswith("train/")} >= {"train/dice", "train/dice@deep1"}
+    assert {k for k in losses_of(tmp_path / "run") if k.startswith("train/")} >= {
+        "train/dice",
+        "train/dice@deep1",
+    }
     assert "train/dice@deep2" not in losses_of(tmp_path / "run")
 
 
-def test_a_run_of_before_goes_on_without(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
+def test_a_run_of_before_goes_on_without(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output
+) -> None:
     out = tmp_path / "run"
     assert run(tiny, surfaces, out) == 0
     known = json.loads((out / "environment.json").read_text())
@@ -65,4 +102,7 @@ def test_a_run_of_before_goes_on_without(tiny: Path, surfaces: Path, tmp_path: P
 def test_weights_halve_from_head_to_head() -> None:
     terms = (LossTerm(name="dice", weight=2.0), LossTerm(name="ce", head="mask", target="mask"))
     added = with_deep(terms, ("main", "mask", "deep2", "deep1"))[2:]
-    assert [(t.name, t.head, t.weight) for t in added] == [("dice", "deep1", 1.0), ("dice", "deep2", 0.5)]
+    assert [(t.name, t.head, t.weight) for t in added] == [
+        ("dice", "deep1", 1.0),
+        ("dice", "deep2", 0.5),
+    ]

@@ -32,7 +32,9 @@ from pipeline.records import LossTerm, UserError
 from pipeline.training import loop
 
 MAP_LOSSES = ["skeleton_recall", "surface_recall", {"name": "boundary", "options": {"reach": 3}}]
-READS = reads([LossTerm(**({"name": loss} if isinstance(loss, str) else loss)) for loss in MAP_LOSSES])
+READS = reads(
+    [LossTerm(**({"name": loss} if isinstance(loss, str) else loss)) for loss in MAP_LOSSES]
+)
 
 
 def config(losses: list[Any], **data: object) -> Config:
@@ -40,14 +42,22 @@ def config(losses: list[Any], **data: object) -> Config:
     return from_dict(
         {
             "name": "t",
-            "data": {"layout": "competition", "ignore_label": 2, "patch": patch, "augment": ["flip", "rotate90"], **data},
+            "data": {
+                "layout": "competition",
+                "ignore_label": 2,
+                "patch": patch,
+                "augment": ["flip", "rotate90"],
+                **data,
+            },
             "network": "unet",
             "losses": ["dice", *losses],
         }
     )
 
 
-def slab(axis: int, shape: tuple[int, ...] = (15, 18, 21), low: int = 6, high: int = 9) -> np.ndarray:
+def slab(
+    axis: int, shape: tuple[int, ...] = (15, 18, 21), low: int = 6, high: int = 9
+) -> np.ndarray:
     mask = np.zeros(shape, bool)
     np.moveaxis(mask, axis, 0)[low:high] = True
     return mask
@@ -67,7 +77,9 @@ def test_skeleton_of_a_bar_is_its_axis(shape: tuple[int, ...]) -> None:
     mask = np.pad(np.ones(shape, bool), 4)
     thin = skeleton(mask, radius=0).astype(bool)
     places = np.argwhere(thin)
-    middle = places[(places[:, -1] > 5) & (places[:, -1] < 22)]  # thinning may turn into a corner at the ends
+    middle = places[
+        (places[:, -1] > 5) & (places[:, -1] < 22)
+    ]  # thinning may turn into a corner at the ends
     assert (middle[:, :-1] == 5).all()
     assert middle[:, -1].tolist() == list(range(6, 22))
     assert betti_numbers(thin, 26)[0] == 1
@@ -111,13 +123,21 @@ def test_medial_surface_of_an_image_is_the_skeleton() -> None:
 def test_distance_of_a_half_space(axis: int) -> None:
     mask = slab(axis, low=0, high=7)
     along = np.moveaxis(distance(mask, reach=4), axis, 0)
-    np.testing.assert_array_equal(along, np.broadcast_to((np.arange(len(along)) - 6.5).clip(-4, 4)[:, None, None], along.shape))
+    np.testing.assert_array_equal(
+        along,
+        np.broadcast_to((np.arange(len(along)) - 6.5).clip(-4, 4)[:, None, None], along.shape),
+    )
     assert along.dtype == np.float16
 
 
 @settings(deadline=None, max_examples=25)
-@given(mask=arrays.arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7))), reach=st.sampled_from([1, 2.5, 40]))
-def test_distance_is_that_to_the_nearest_voxel_of_the_other_kind(mask: np.ndarray, reach: float) -> None:
+@given(
+    mask=arrays.arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7))),
+    reach=st.sampled_from([1, 2.5, 40]),
+)
+def test_distance_is_that_to_the_nearest_voxel_of_the_other_kind(
+    mask: np.ndarray, reach: float
+) -> None:
     far = np.full(mask.shape, np.inf)
     if mask.any() and not mask.all():
         inside, outside = np.argwhere(mask), np.argwhere(~mask)
@@ -148,7 +168,9 @@ def test_ignored_voxels_are_background_and_classes_have_channels() -> None:
     made = derive(label, wish, data)
     assert made.shape == (3, 12, 12, 12)
     for channel, value in enumerate((1, 2, 3)):
-        np.testing.assert_array_equal(made[channel], medial_surface((label[0] == value) & (value != 2)))
+        np.testing.assert_array_equal(
+            made[channel], medial_surface((label[0] == value) & (value != 2))
+        )
     assert made[0].any()
     assert not made[1].any()
     binary = derive(np.where(label == 3, 1, label), wish, config([]).data)
@@ -167,11 +189,27 @@ def test_losses_and_maps_agree_on_options_and_their_defaults() -> None:
 
 
 def test_names_tell_options_apart() -> None:
-    found = maps(config([*MAP_LOSSES, {"name": "skeleton_recall", "options": {"radius": 3}}, {"name": "boundary", "head": "mask"}]))
-    assert list(found) == ["label:skeleton", "label:medial_surface", "label:distance,reach=3", "label:skeleton,radius=3", "label:distance"]
+    found = maps(
+        config(
+            [
+                *MAP_LOSSES,
+                {"name": "skeleton_recall", "options": {"radius": 3}},
+                {"name": "boundary", "head": "mask"},
+            ]
+        )
+    )
+    assert list(found) == [
+        "label:skeleton",
+        "label:medial_surface",
+        "label:distance,reach=3",
+        "label:skeleton,radius=3",
+        "label:distance",
+    ]
     assert found["label:distance,reach=3"].fill == 3
     assert found["label:skeleton,radius=3"].file == "label.skeleton-radius3"
-    assert maps(config([{"name": "skeleton_recall", "options": {"radius": 2}}, "skeleton_recall"])).keys() == {"label:skeleton"}
+    assert maps(
+        config([{"name": "skeleton_recall", "options": {"radius": 2}}, "skeleton_recall"])
+    ).keys() == {"label:skeleton"}
     assert maps(config(["ce"])) == {}
 
 
@@ -194,15 +232,21 @@ def test_maps_are_those_of_the_whole_label_and_made_once(tmp_path: Path) -> None
     first = attached(root, tmp_path / "store", MAP_LOSSES)
     label = first[0].targets["label"].array[0] == 1
     np.testing.assert_array_equal(first[0].maps["label:skeleton"].array[0], skeleton(label))
-    np.testing.assert_array_equal(first[0].maps["label:medial_surface"].array[0], medial_surface(label))
-    np.testing.assert_array_equal(first[0].maps["label:distance,reach=3"].array[0], distance(label, reach=3))
+    np.testing.assert_array_equal(
+        first[0].maps["label:medial_surface"].array[0], medial_surface(label)
+    )
+    np.testing.assert_array_equal(
+        first[0].maps["label:distance,reach=3"].array[0], distance(label, reach=3)
+    )
     before = stamps(tmp_path / "store")
     assert len(before) == 2 * 3 * 2
     assert attached(root, tmp_path / "store", MAP_LOSSES) == first
     assert stamps(tmp_path / "store") == before
     attached(root, tmp_path / "store", [{"name": "skeleton_recall", "options": {"radius": 3}}])
     after = stamps(tmp_path / "store")
-    assert after.keys() - before.keys() == {f"{i}.label.skeleton-radius3.{kind}" for i in (100, 101) for kind in ("npy", "json")}
+    assert after.keys() - before.keys() == {
+        f"{i}.label.skeleton-radius3.{kind}" for i in (100, 101) for kind in ("npy", "json")
+    }
     assert {k: after[k] for k in before} == before
 
 
@@ -214,7 +258,9 @@ def test_without_such_losses_nothing_is_made(tmp_path: Path) -> None:
 
 def test_changed_labels_torn_files_and_other_rules_are_made_again(tmp_path: Path) -> None:
     root, folder = competition_folder(tmp_path / "data", cases=2), tmp_path / "store"
-    one, other = (case.maps["label:skeleton"] for case in attached(root, folder, ["skeleton_recall"]))
+    one, other = (
+        case.maps["label:skeleton"] for case in attached(root, folder, ["skeleton_recall"])
+    )
     whole, kept = one.path.read_bytes(), other.path.stat().st_mtime_ns
     one.path.write_bytes(whole[:-9])
     attached(root, folder, ["skeleton_recall"])
@@ -230,7 +276,9 @@ def test_changed_labels_torn_files_and_other_rules_are_made_again(tmp_path: Path
     assert three[1].maps["label:skeleton"].array.shape[0] == 2
 
 
-def test_a_read_only_store_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_store_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> Volume:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -249,17 +297,28 @@ def stored(surfaces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Cac
     return attached(surfaces, tmp_path_factory.mktemp("store"), MAP_LOSSES)
 
 
-ALL = [{"name": n, "options": {"p": 1.0}} for n in ("noise", "brightness", "contrast", "gamma", "blur", "affine")]
+ALL = [
+    {"name": n, "options": {"p": 1.0}}
+    for n in ("noise", "brightness", "contrast", "gamma", "blur", "affine")
+]
 
 
 @pytest.mark.parametrize("augment", [["flip", "rotate90"], ALL], ids=["grid", "all"])
-def test_image_and_label_are_the_same_bits_with_and_without_maps(stored: list[CachedCase], augment: list[Any]) -> None:
+def test_image_and_label_are_the_same_bits_with_and_without_maps(
+    stored: list[CachedCase], augment: list[Any]
+) -> None:
     plain = [dataclasses.replace(case, maps={}) for case in stored]
-    with_maps = PatchDataset(stored, config(MAP_LOSSES, augment=augment), 0, training=True, reads=READS)
+    with_maps = PatchDataset(
+        stored, config(MAP_LOSSES, augment=augment), 0, training=True, reads=READS
+    )
     without = PatchDataset(plain, config([], augment=augment), 0, training=True)
     for n in range(4):
         one, other = with_maps[0, n, n], without[0, n, n]
-        assert set(one) - set(other) == {"label:skeleton", "label:medial_surface", "label:distance,reach=3"}
+        assert set(one) - set(other) == {
+            "label:skeleton",
+            "label:medial_surface",
+            "label:distance,reach=3",
+        }
         for key in ("image", "label"):
             torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
             assert one[key].dtype == other[key].dtype
@@ -269,7 +328,13 @@ def test_maps_are_cut_and_turned_with_their_label(stored: list[CachedCase]) -> N
     """With the label itself in the place of each map, they stay equal; noise and contrast do not reach them."""
     case = stored[0]
     twin = dataclasses.replace(case, maps=dict.fromkeys(case.maps, case.targets["label"]))
-    dataset = PatchDataset([twin], config(MAP_LOSSES, augment=["flip", "rotate90", *ALL[:-1]]), 0, training=True, reads=READS)
+    dataset = PatchDataset(
+        [twin],
+        config(MAP_LOSSES, augment=["flip", "rotate90", *ALL[:-1]]),
+        0,
+        training=True,
+        reads=READS,
+    )
     still = PatchDataset([twin], config(MAP_LOSSES, augment=[]), 0, training=True, reads=READS)
     turned = 0
     for n in range(6):
@@ -281,13 +346,17 @@ def test_maps_are_cut_and_turned_with_their_label(stored: list[CachedCase]) -> N
 
 
 def test_slanted_maps_stay_masks_and_distances_near_their_label(stored: list[CachedCase]) -> None:
-    dataset = PatchDataset(stored, config(MAP_LOSSES, augment=ALL[-1:]), 0, training=True, reads=READS)
+    dataset = PatchDataset(
+        stored, config(MAP_LOSSES, augment=ALL[-1:]), 0, training=True, reads=READS
+    )
     for n in range(4):
         sample = dataset[0, n, n]
         assert set(sample["label:medial_surface"].unique().tolist()) <= {0, 1}
         inside, far = sample["label"] == 1, sample["label:distance,reach=3"]
         agree = (far < 0) == inside
-        assert agree.float().mean() > 0.93  # one is interpolated, the other rounded: they may differ at the surface
+        assert (
+            agree.float().mean() > 0.93
+        )  # one is interpolated, the other rounded: they may differ at the surface
         assert far[~agree].abs().max() < 1.5
 
 
@@ -309,7 +378,13 @@ def test_a_case_without_its_maps_says_so(stored: list[CachedCase]) -> None:
 
 def test_handles_of_maps_are_not_opened_by_other_configs(stored: list[CachedCase]) -> None:
     twin = dataclasses.replace(stored[0], scale=IntensityScale(low=(0.0,), high=(2.0,)))
-    assert set(PatchDataset([twin], config([]), 0, training=True)[0, 0, 0]) == {"image", "label", "id", "foreground_share", "changed"}
+    assert set(PatchDataset([twin], config([]), 0, training=True)[0, 0, 0]) == {
+        "image",
+        "label",
+        "id",
+        "foreground_share",
+        "changed",
+    }
     assert Map(target="label", name="skeleton", options={"radius": 2.0}).key in twin.maps
 
 
@@ -317,10 +392,15 @@ def test_handles_of_maps_are_not_opened_by_other_configs(stored: list[CachedCase
 
 
 def test_a_run_with_maps_trains_resumes_and_makes_them_once(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = tiny.read_text().replace(
-        "losses: [", "losses: [surface_recall, {name: skeleton_recall, weight: 0.5}, {name: boundary, weight: 5}, cldice, connectivity, "
+        "losses: [",
+        "losses: [surface_recall, {name: skeleton_recall, weight: 0.5}, {name: boundary, weight: 5}, cldice, connectivity, ",
     )
     tiny.write_text(text)
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--device", "cpu"]
@@ -341,7 +421,13 @@ def test_a_run_with_maps_trains_resumes_and_makes_them_once(
     assert "continuing after epoch 1" in capsys.readouterr().out
     assert train.main([*words, "--out", str(tmp_path / "calm")]) == 0
     assert stamps(tmp_path / "store") == before
-    models = [(tmp_path / name / "fold_0" / "best_model.safetensors").read_bytes() for name in ("rough", "calm")]
+    models = [
+        (tmp_path / name / "fold_0" / "best_model.safetensors").read_bytes()
+        for name in ("rough", "calm")
+    ]
     assert models[0] == models[1]
     log = (tmp_path / "calm" / "fold_0" / "log.jsonl").read_text()
-    assert all(f"val/{name}" in log for name in ("surface_recall", "skeleton_recall", "boundary", "cldice", "connectivity"))
+    assert all(
+        f"val/{name}" in log
+        for name in ("surface_recall", "skeleton_recall", "boundary", "cldice", "connectivity")
+    )

@@ -43,7 +43,11 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     def mount(size: int) -> Path:
         place = tmp_path / f"disk{len(mounted)}"
         place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+            capture_output=True,
+            check=False,
+        )
         if done.returncode:
             pytest.skip("no right to mount a disk here")
         mounted.append(place)
@@ -76,7 +80,9 @@ def left(folder: Path) -> set[str]:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("by", ["limit", "disk"])
 @pytest.mark.parametrize("rows_of", [False, True])
-def test_every_format_names_path_and_bytes(suffix: str, by: str, rows_of: bool, small: Callable[[int], Path], tmp_path: Path) -> None:
+def test_every_format_names_path_and_bytes(
+    suffix: str, by: str, rows_of: bool, small: Callable[[int], Path], tmp_path: Path
+) -> None:
     """Real limits of the kernel: EFBIG and ENOSPC. Random numbers do not shrink."""
     place = small(2**18) if by == "disk" else tmp_path
     path, old = place / f"a{suffix}", (noise((2, 2, 2)) > 5).astype(np.uint8)
@@ -86,7 +92,10 @@ def test_every_format_names_path_and_bytes(suffix: str, by: str, rows_of: bool, 
     given = Rows(array.shape, array.dtype, lambda a, b: array[:, a:b]) if rows_of else array[0]
     if suffix == ".zarr" and by == "limit":
         given, array = np.random.default_rng(0).random((64, 64, 64)), np.empty((64, 64, 64))
-    with largest_file(2**17) if by == "limit" else contextlib.nullcontext(), pytest.raises(files.DiskError) as caught:
+    with (
+        largest_file(2**17) if by == "limit" else contextlib.nullcontext(),
+        pytest.raises(files.DiskError) as caught,
+    ):
         files.write(path, given)
     told = str(caught.value)
     assert told.startswith(f"{path}: ")
@@ -98,10 +107,18 @@ def test_every_format_names_path_and_bytes(suffix: str, by: str, rows_of: bool, 
     assert (files.read(path, 3)[0][0] == old).all()
 
 
-@pytest.mark.parametrize("write", [lambda p: files.write_json(p, ["x" * 300_000]), lambda p: files.write_text(p, "x" * 300_000)])
-def test_documents_name_path_and_bytes(write: Callable[[Path], None], small: Callable[[int], Path]) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [lambda p: files.write_json(p, ["x" * 300_000]), lambda p: files.write_text(p, "x" * 300_000)],
+)
+def test_documents_name_path_and_bytes(
+    write: Callable[[Path], None], small: Callable[[int], Path]
+) -> None:
     place = small(2**16)
-    with pytest.raises(files.DiskError, match=r"No space left on device after \d+ bytes, 3000\d\d bytes are needed, \d+ are free"):
+    with pytest.raises(
+        files.DiskError,
+        match=r"No space left on device after \d+ bytes, 3000\d\d bytes are needed, \d+ are free",
+    ):
         write(place / "a.json")
     assert not left(place)
 
@@ -117,7 +134,9 @@ REASONS = {
 
 
 @pytest.mark.parametrize("number", REASONS)
-def test_every_reason_has_its_way_out(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reason_has_its_way_out(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -152,7 +171,10 @@ def test_logs_and_locks_name_their_path(tmp_path: Path) -> None:
     record = {"epoch": 0, "train_loss": 1.0, "val_loss": 1.0, "lr": 0.1, "seconds": 1.0}
     kept = journal.Journal(tmp_path, 2)
     kept.epoch(record)
-    with largest_file(1), pytest.raises(files.DiskError, match=rf"{tmp_path}/log.jsonl: File too large"):
+    with (
+        largest_file(1),
+        pytest.raises(files.DiskError, match=rf"{tmp_path}/log.jsonl: File too large"),
+    ):
         kept.epoch(record)
     kept.close()
     (tmp_path / "other").mkdir()
@@ -168,7 +190,11 @@ def test_logs_and_locks_name_their_path(tmp_path: Path) -> None:
 
 
 def test_predictions_that_do_not_fit_are_refused_before_work(
-    model: Path, tmp_path: Path, small: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, capsys: Output
+    model: Path,
+    tmp_path: Path,
+    small: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
 ) -> None:
     data = volume(tmp_path / "in" / "a.tif", 48).parent
     volume(data / "b.tif", 48)
@@ -185,12 +211,26 @@ def test_predictions_that_do_not_fit_are_refused_before_work(
     assert f"warning: {place / 'out'}: {2 * 2 * 48**3} bytes are needed" in capsys.readouterr().out
 
 
-def test_what_fits_is_kept_and_the_rest_is_done_later(model: Path, tmp_path: Path, small: Callable[[int], Path], capsys: Output) -> None:
+def test_what_fits_is_kept_and_the_rest_is_done_later(
+    model: Path, tmp_path: Path, small: Callable[[int], Path], capsys: Output
+) -> None:
     """The second answer does not fit; with room, the same command does all."""
     data = volume(tmp_path / "in" / "a.npy", 24).parent
     volume(data / "b.npy", 64)
     place = small(3 * 2**17)
-    assert predict.main(["--checkpoint", str(model), "--input", str(data / "a.npy"), "--output", str(place / "out")]) == 0
+    assert (
+        predict.main(
+            [
+                "--checkpoint",
+                str(model),
+                "--input",
+                str(data / "a.npy"),
+                "--output",
+                str(place / "out"),
+            ]
+        )
+        == 0
+    )
     (place / "ballast").write_bytes(bytes(2**17))
     assert run_predict(model, data, place / "out") == 1
     assert "bytes are needed" in capsys.readouterr().err
@@ -200,14 +240,18 @@ def test_what_fits_is_kept_and_the_rest_is_done_later(model: Path, tmp_path: Pat
         assert run_predict(model, data, place / "out") == 1
     found = {row["id"]: row for row in rows(place / "out")}
     assert (found["a"]["status"], found["b"]["status"]) == ("done", "failed")
-    assert re.search(rf"DiskError: {place}/out/b.*npy: No space left on device after", found["b"]["error"])
+    assert re.search(
+        rf"DiskError: {place}/out/b.*npy: No space left on device after", found["b"]["error"]
+    )
     assert not [name for name in left(place) if name.startswith(".tmp-")]
     (place / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)
     assert run_predict(model, data, place / "out") == 0
 
 
-def test_blocks_on_a_full_disk(model: Path, tmp_path: Path, small: Callable[[int], Path], capsys: Output) -> None:
+def test_blocks_on_a_full_disk(
+    model: Path, tmp_path: Path, small: Callable[[int], Path], capsys: Output
+) -> None:
     """Soft answers by blocks, once written through mappings: a full disk killed the process."""
     data = volume(tmp_path / "in" / "a.npy", 48).parent
     place = small(2**19)
@@ -226,20 +270,36 @@ def test_blocks_on_a_full_disk(model: Path, tmp_path: Path, small: Callable[[int
         assert (here == there).all()
 
 
-def test_training_stops_on_a_full_disk_and_goes_on(surfaces: Path, tiny: Path, small: Callable[[int], Path], capsys: Output) -> None:
+def test_training_stops_on_a_full_disk_and_goes_on(
+    surfaces: Path, tiny: Path, small: Callable[[int], Path], capsys: Output
+) -> None:
     place = small(2**20)
-    words = ["--config", str(tiny), "--data-dir", str(surfaces), "--out", str(place / "run"), "--fold", "0"]
+    words = [
+        "--config",
+        str(tiny),
+        "--data-dir",
+        str(surfaces),
+        "--out",
+        str(place / "run"),
+        "--fold",
+        "0",
+    ]
     words += ["--set", "train.epochs=2", "train.average=null"]
     (place / "ballast").write_bytes(bytes(2**20 - 120_000))
     for dry in (["--dry-run"], []):
         code = train.main([*words, *dry])
         told = capsys.readouterr()
         assert code == (2 if dry else 1)
-        assert re.search(rf"{place}/run/store: \d+ bytes are needed for what will be written, \d+ are free", told.out + told.err)
+        assert re.search(
+            rf"{place}/run/store: \d+ bytes are needed for what will be written, \d+ are free",
+            told.out + told.err,
+        )
     (place / "ballast").write_bytes(bytes(2**19 + 2**17))
     assert train.main(words) == 1
     told = capsys.readouterr()
-    assert re.search(rf"{place}/run/\S+: No space left on device after \d+ bytes", told.out + told.err)
+    assert re.search(
+        rf"{place}/run/\S+: No space left on device after \d+ bytes", told.out + told.err
+    )
     assert "Traceback" not in told.err
     (place / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
@@ -252,7 +312,18 @@ def test_other_commands_on_a_full_disk(model: Path, tmp_path: Path, capsys: Outp
     data = tmp_path / "in"
     files.write(data / "a.tif", (noise((24, 24, 24)) > 120).astype(np.uint8))
     assert run_predict(model, data, tmp_path / "p", "--save-soft") == 0
-    words = ["--predictions", str(data), "--labels", str(data), "--metrics", "dice", "--workers", "1", "--out", str(tmp_path / "s.json")]
+    words = [
+        "--predictions",
+        str(data),
+        "--labels",
+        str(data),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "s.json"),
+    ]
     packed = ["--predictions", str(data), "--test-dir", str(data), "--out"]
     with largest_file(100):
         assert evaluate.main(words) == 1
@@ -261,7 +332,12 @@ def test_other_commands_on_a_full_disk(model: Path, tmp_path: Path, capsys: Outp
         assert f"error: {tmp_path / 's.zip'}: File too large" in capsys.readouterr().err
         assert submit.main([*packed, str(tmp_path / "s.csv"), "--format", "rle-csv"]) == 1
         assert f"error: {tmp_path / 's.csv'}: File too large" in capsys.readouterr().err
-        assert ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "e"), "--save-soft"]) == 1
+        assert (
+            ensemble.main(
+                ["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "e"), "--save-soft"]
+            )
+            == 1
+        )
         assert re.search(rf"error: {tmp_path}/e/\S+: File too large", capsys.readouterr().err)
     assert not {"s.json", "s.zip", "s.csv"} & left(tmp_path)
 
@@ -289,7 +365,9 @@ def test_few_open_files(model: Path, tmp_path: Path, capsys: Output) -> None:
 
 
 @pytest.fixture
-def readonly(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+def readonly(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], Path]:
     """A function that makes a folder read-only, whoever runs the tests: the error comes from the system call."""
     closed: list[Path] = []
     original = os.open
@@ -312,7 +390,11 @@ def readonly(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 def test_read_only_places_are_found_before_work(
-    model: Path, tmp_path: Path, readonly: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, capsys: Output
+    model: Path,
+    tmp_path: Path,
+    readonly: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
 ) -> None:
     data = tmp_path / "in"
     files.write(data / "a.tif", (noise((16, 16, 16)) > 120).astype(np.uint8))
@@ -333,13 +415,32 @@ def test_read_only_places_are_found_before_work(
     packed = ["--predictions", str(data), "--test-dir", str(data), "--out"]
     commands: list[tuple[Path, Callable[[], int]]] = [
         (ro, lambda: run_predict(model, data, ro)),
-        (ro / "deep" / "er", lambda: run_predict(model, data, ro / "deep" / "er", "--shard", "0/2")),
+        (
+            ro / "deep" / "er",
+            lambda: run_predict(model, data, ro / "deep" / "er", "--shard", "0/2"),
+        ),
         (soft, lambda: run_predict(model, data, tmp_path / "half", "--save-soft")),
-        (ro / "x", lambda: ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(ro / "x")])),
+        (
+            ro / "x",
+            lambda: ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(ro / "x")]),
+        ),
         (ro / "x", lambda: ensemble.main([*spec, "--input", str(data), "--output", str(ro / "x")])),
         (ro, lambda: evaluate.main([*words, str(ro / "s.json")])),
         (ro, lambda: submit.main([*packed, str(ro / "s.zip")])),
-        (ro / "w", lambda: submit.main([*spec, "--test-dir", str(data), "--work", str(ro / "w"), "--out", str(tmp_path / "s.zip")])),
+        (
+            ro / "w",
+            lambda: submit.main(
+                [
+                    *spec,
+                    "--test-dir",
+                    str(data),
+                    "--work",
+                    str(ro / "w"),
+                    "--out",
+                    str(tmp_path / "s.zip"),
+                ]
+            ),
+        ),
     ]
     for place, command in commands:
         assert command() == 2
@@ -350,10 +451,24 @@ def test_read_only_places_are_found_before_work(
 
 
 def test_a_run_that_may_not_be_written(
-    surfaces: Path, tiny: Path, tmp_path: Path, readonly: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, capsys: Output
+    surfaces: Path,
+    tiny: Path,
+    tmp_path: Path,
+    readonly: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
 ) -> None:
     run = tmp_path / "run"
-    words = ["--config", str(tiny), "--data-dir", str(surfaces), "--set", "train.epochs=1", "train.average=null", "--out"]
+    words = [
+        "--config",
+        str(tiny),
+        "--data-dir",
+        str(surfaces),
+        "--set",
+        "train.epochs=1",
+        "train.average=null",
+        "--out",
+    ]
     assert train.main([*words, str(run), "--fold", "0"]) == 0
     readonly(run)
     monkeypatch.setattr("pipeline.data.properties.examine", lambda *_, **__: pytest.fail("worked"))
@@ -363,7 +478,12 @@ def test_a_run_that_may_not_be_written(
     for place, command in (
         (run, lambda: train.main([*words, str(run), "--fold", "1"])),
         (run / "new", lambda: train.main([*words, str(run / "new")])),
-        (run / "store2", lambda: train.main([*words, str(tmp_path / "other"), "--set", f"data.store={run / 'store2'}"])),
+        (
+            run / "store2",
+            lambda: train.main(
+                [*words, str(tmp_path / "other"), "--set", f"data.store={run / 'store2'}"]
+            ),
+        ),
         (run / "tuning", lambda: tune.main([str(run)])),
         (run, lambda: report.main([str(run)])),
     ):
@@ -380,7 +500,9 @@ def test_a_folder_without_the_right_to_write(model: Path, tmp_path: Path, capsys
     assert "may not be written" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_read_only(model: Path, tmp_path: Path, small: Callable[[int], Path], capsys: Output) -> None:
+def test_a_disk_that_is_read_only(
+    model: Path, tmp_path: Path, small: Callable[[int], Path], capsys: Output
+) -> None:
     data = volume(tmp_path / "in" / "a.tif").parent
     place = small(2**20)
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
@@ -401,7 +523,12 @@ def test_an_interrupted_writer_leaves_nothing(suffix: str, tmp_path: Path) -> No
         return np.zeros((1, end - first, 512, 512), np.float32)
 
     with pytest.raises(KeyboardInterrupt):
-        files.write(tmp_path / f"a{suffix}", Rows((1, 600, 512, 512), np.dtype(np.float32), stopped) if ".nii" not in suffix else _raises())
+        files.write(
+            tmp_path / f"a{suffix}",
+            Rows((1, 600, 512, 512), np.dtype(np.float32), stopped)
+            if ".nii" not in suffix
+            else _raises(),
+        )
     assert not left(tmp_path)
 
 
@@ -415,7 +542,9 @@ def _raises() -> Rows:
 @pytest.mark.parametrize("order", ["C", "F", "strided"])
 def test_npy_files_hold_the_bytes_that_numpy_writes(order: str, tmp_path: Path) -> None:
     for dtype in ("uint8", "<f4", ">u2", "float16"):
-        array = np.asarray(noise((3, 5, 7)).astype(dtype), order="C" if order == "strided" else order)  # type: ignore[call-overload]
+        array = np.asarray(
+            noise((3, 5, 7)).astype(dtype), order="C" if order == "strided" else order
+        )  # type: ignore[call-overload]
         array = array[:, ::2] if order == "strided" else array
         files.write(tmp_path / "a.npy", array)
         np.save(tmp_path / "b.npy", array)

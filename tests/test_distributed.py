@@ -18,14 +18,33 @@ from pipeline.training import distributed
 TALK = Path(__file__).parent / "distributed" / "talk.py"
 
 
-def torchrun(script: Path | str, *words: str, ranks: int = 2, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    script: Path | str, *words: str, ranks: int = 2, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Start ranks under torchrun, without leaving one behind that was stopped."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
     command += ["-m", script] if isinstance(script, str) else [str(script)]
     root = str(Path(__file__).resolve().parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": root,
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     process = subprocess.Popen(
-        [*command, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         out, errors = process.communicate(timeout=timeout)
@@ -49,7 +68,10 @@ def test_ranks_agree_on_every_flag(talk: list[dict]) -> None:
 
 
 def test_gathered_values_keep_their_bits_and_the_order_of_ranks(talk: list[dict]) -> None:
-    wanted = [{"rank": r, "numbers": [0.1 + 0.2, float("inf"), -0.0, 1e-310], "text": "é" * (1 + 9 * r)} for r in (0, 1)]
+    wanted = [
+        {"rank": r, "numbers": [0.1 + 0.2, float("inf"), -0.0, 1e-310], "text": "é" * (1 + 9 * r)}
+        for r in (0, 1)
+    ]
     assert [t["gather"] for t in talk] == [wanted, wanted]
     assert str(talk[1]["gather"][0]["numbers"][2]) == "-0.0"
 
@@ -67,14 +89,18 @@ def test_the_leader_works_first_and_its_refusal_ends_the_others(talk: list[dict]
 
 def test_gradients_are_those_of_all_samples_together(talk: list[dict]) -> None:
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1)
+    )
     samples = torch.randn(6, 1, 4, 4)
     for n, part in enumerate((samples[:2], samples[2:])):
         network.zero_grad()
         network(part).square().mean().backward()
         whole = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
         for rank in (0, 1):
-            torch.testing.assert_close(torch.tensor(talk[rank]["gradients"][n]), whole, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                torch.tensor(talk[rank]["gradients"][n]), whole, rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.slow

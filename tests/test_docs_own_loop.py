@@ -47,7 +47,11 @@ def options(function: Any, without: tuple[str, ...] = ()) -> list[str]:
 
 def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     run_blocks(PATH, {})
-    epochs = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if re.match(r"\d \d", line)]
+    epochs = [
+        line.split()[:3]
+        for line in capsys.readouterr().out.splitlines()
+        if re.match(r"\d \d", line)
+    ]
     assert float(epochs[-1][1]) < float(epochs[0][1]), "the loop of the page trains"
 
 
@@ -60,7 +64,9 @@ def test_the_table_of_losses_is_whole() -> None:
         own = [f"range={RANGE!r}"] if takes_range(name) else []
         assert spans(settings) == options(LOSSES[name].make) + own, name
         wish = next(iter(reads([LossTerm(name=name, options={"reduce": "mask"})])), None)
-        assert spans(extra)[:1] == ([] if wish is None else ["mask" if wish.key == "mask" else wish.name]), name
+        assert spans(extra)[:1] == (
+            [] if wish is None else ["mask" if wish.key == "mask" else wish.name]
+        ), name
 
 
 def test_the_table_of_metrics_is_whole() -> None:
@@ -72,7 +78,13 @@ def test_the_table_of_metrics_is_whole() -> None:
     for name, (kind, better, says, further, settings) in rows.items():
         assert says, name
         entry = METRICS[name]
-        wanted = "probabilities" if "probabilities" in entry.needs else "images" if entry.task == "image" else "decisions"
+        wanted = (
+            "probabilities"
+            if "probabilities" in entry.needs
+            else "images"
+            if entry.task == "image"
+            else "decisions"
+        )
         assert kind.split(", ")[0] == wanted, name
         assert better == directions().get(name, ""), name
         assert spans(settings) == options(entry.compute, GIVEN), name
@@ -96,7 +108,9 @@ def test_reductions_and_arguments_are_named() -> None:
 
 
 def test_the_table_would_notice_a_new_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOSSES._entries, "further", LossEntry(lambda *, strength=1.0: None, ("labels",)))
+    monkeypatch.setitem(
+        LOSSES._entries, "further", LossEntry(lambda *, strength=1.0: None, ("labels",))
+    )
     with pytest.raises(AssertionError):
         test_the_table_of_losses_is_whole()
 

@@ -26,7 +26,9 @@ from PIL import Image
 from pipeline import files
 from pipeline.records import Geometry, UserError
 
-quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 STACK = np.random.default_rng(0).integers(0, 9, (5, 24, 18)).astype(np.uint8)
 PLANE = np.kron(STACK[0], np.ones((3, 3), np.uint8)) * 20
@@ -43,7 +45,9 @@ def tiff(array: np.ndarray = STACK, suffix: str = ".tif", **options) -> tuple[st
     return suffix, write
 
 
-def nifti(array: np.ndarray = STACK, suffix: str = ".nii.gz", kind: type = nibabel.Nifti1Image) -> tuple[str, Writer]:
+def nifti(
+    array: np.ndarray = STACK, suffix: str = ".nii.gz", kind: type = nibabel.Nifti1Image
+) -> tuple[str, Writer]:
     def write(path: Path) -> np.ndarray:
         nibabel.save(kind(array, np.diag([2, 3, 4, 1]), dtype=array.dtype), path)
         return array
@@ -105,7 +109,9 @@ VOLUMES: dict[str, tuple[str, Writer]] = {
     "imagej": tiff(imagej=True, metadata={"axes": "ZYX"}),
     "imagej time": tiff(imagej=True, metadata={"axes": "TYX"}),
     "ome": tiff(ome=True, metadata={"axes": "ZYX"}, photometric="minisblack"),
-    "bigtiff ome, big-endian": tiff(STACK.astype(np.int32), ome=True, bigtiff=True, byteorder=">", metadata={"axes": "ZYX"}),
+    "bigtiff ome, big-endian": tiff(
+        STACK.astype(np.int32), ome=True, bigtiff=True, byteorder=">", metadata={"axes": "ZYX"}
+    ),
     "float32": tiff(STACK.astype(np.float32) / 7, compression="zlib", **plain),
     "float64": tiff(STACK / 7, **plain),
     "int8": tiff(STACK.astype(np.int8) - 4, **plain),
@@ -156,9 +162,17 @@ IMAGES: dict[str, tuple[str, Writer]] = {
     "16-bit colour png": (".png", lambda path: png16(path, RGB.astype(np.uint16) * 257)),
     "black and white png": (".png", lambda path: pillow(PLANE > 60)(path).astype(np.uint8) * 255),
     "grey tiff": tiff(PLANE, compression="lzw", **plain),
-    "colour tiff": (".tif", lambda path: np.moveaxis(tiff(RGB, photometric="rgb", compression="zlib")[1](path), -1, 0)),
+    "colour tiff": (
+        ".tif",
+        lambda path: np.moveaxis(tiff(RGB, photometric="rgb", compression="zlib")[1](path), -1, 0),
+    ),
     "planar tiff": tiff(COLOUR, photometric="rgb", planarconfig="separate"),
-    "alpha tiff": (".tif", lambda path: np.moveaxis(tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"])[1](path), -1, 0)[:3]),
+    "alpha tiff": (
+        ".tif",
+        lambda path: np.moveaxis(
+            tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"])[1](path), -1, 0
+        )[:3],
+    ),
     "channels of imagej": tiff(COLOUR, imagej=True, metadata={"axes": "CYX"}),
     "palette tiff": (".tif", palette),
     "flat nifti": (".nii.gz", lambda path: nifti(PLANE[..., None])[1](path)[None, ..., 0]),
@@ -175,7 +189,9 @@ def test_volumes_read_alike_from_every_format(name: str, tmp_path: Path) -> None
     assert array.dtype == expected.dtype.newbyteorder("=")
     np.testing.assert_array_equal(array, expected)
     assert array.flags.c_contiguous
-    assert files.probe(path, 3) == files.Probe(shape=expected.shape, dtype=array.dtype.name, problem=None)
+    assert files.probe(path, 3) == files.Probe(
+        shape=expected.shape, dtype=array.dtype.name, problem=None
+    )
     assert files.geometry(path, 3) == geometry
     assert files.dims_of(path) == 3
     if suffix != ".npy":  # (5, 24, 18) may as well be an image of five channels there
@@ -192,7 +208,9 @@ def test_images_read_alike_from_every_format(name: str, tmp_path: Path) -> None:
     array, geometry = files.read(path, 2)
     assert array.dtype == expected.dtype
     np.testing.assert_array_equal(array, expected)
-    assert files.probe(path, 2) == files.Probe(shape=expected.shape, dtype=array.dtype.name, problem=None)
+    assert files.probe(path, 2) == files.Probe(
+        shape=expected.shape, dtype=array.dtype.name, problem=None
+    )
     assert files.geometry(path, 2) == geometry
     if name != "flat nifti":  # a volume of one slice, too
         assert files.dims_of(path) == 2
@@ -201,7 +219,9 @@ def test_images_read_alike_from_every_format(name: str, tmp_path: Path) -> None:
 
 def test_channels_of_volumes_come_first(tmp_path: Path) -> None:
     both = np.stack([STACK, STACK[::-1]])
-    tifffile.imwrite(tmp_path / "a.tif", both.swapaxes(0, 1), imagej=True, metadata={"axes": "ZCYX"})
+    tifffile.imwrite(
+        tmp_path / "a.tif", both.swapaxes(0, 1), imagej=True, metadata={"axes": "ZCYX"}
+    )
     tifffile.imwrite(tmp_path / "b.tif", both, metadata={"axes": "CZYX"}, photometric="minisblack")
     nibabel.save(nibabel.Nifti1Image(np.moveaxis(both, 0, -1), np.eye(4)), tmp_path / "c.nii.gz")
     for name in ("a.tif", "b.tif", "c.nii.gz"):
@@ -218,15 +238,23 @@ def test_a_palette_gives_indices_for_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", [1, 2])
 def test_more_alpha_than_samples_is_refused(tmp_path: Path, mode: str, extra: int) -> None:
     path = tmp_path / "a.tif"
-    Image.frombytes(mode, PLANE.shape[::-1], PLANE.tobytes()).save(path, tiffinfo={338: (2,) * extra})
-    assert f"{extra} samples beside the colours (tag 338) of 1 in all" in str(files.probe(path, 2).problem)
+    Image.frombytes(mode, PLANE.shape[::-1], PLANE.tobytes()).save(
+        path, tiffinfo={338: (2,) * extra}
+    )
+    assert f"{extra} samples beside the colours (tag 338) of 1 in all" in str(
+        files.probe(path, 2).problem
+    )
     with pytest.raises(files.FileError, match="tag 338"):
         files.read(path, 2)
 
 
 def test_time_series_and_several_images_are_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "t.tif", np.stack([STACK] * 2), imagej=True, metadata={"axes": "TZYX"})
-    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5, 2, 2), np.uint8), np.eye(4)), tmp_path / "t.nii")
+    tifffile.imwrite(
+        tmp_path / "t.tif", np.stack([STACK] * 2), imagej=True, metadata={"axes": "TZYX"}
+    )
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((3, 4, 5, 2, 2), np.uint8), np.eye(4)), tmp_path / "t.nii"
+    )
     with tifffile.TiffWriter(tmp_path / "s.tif") as writer:
         writer.write(STACK[0])
         writer.write(STACK[0, :9])
@@ -257,7 +285,9 @@ def sample(name: str, folder: Path) -> tuple[Path, int, np.ndarray]:
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize(
-    "name", [n for n in VOLUMES if n not in ("int8", "float64", "imagej time", "upper case")] + ["colour png", "colour tiff"]
+    "name",
+    [n for n in VOLUMES if n not in ("int8", "float64", "imagej time", "upper case")]
+    + ["colour png", "colour tiff"],
 )
 def test_truncated_files_are_found(name: str, share: float, tmp_path: Path) -> None:
     path, dims, _ = sample(name, tmp_path)
@@ -272,7 +302,9 @@ def test_truncated_files_are_found(name: str, share: float, tmp_path: Path) -> N
 
 @quick
 @given(
-    name=st.sampled_from(["lzw", "imagej", "ome", "one directory", "tiles", "nii.gz", "nii", "grey png"]),
+    name=st.sampled_from(
+        ["lzw", "imagej", "ome", "one directory", "tiles", "nii.gz", "nii", "grey png"]
+    ),
     share=st.floats(0, 1, exclude_max=True),
 )
 def test_a_cut_anywhere_is_an_error_or_harmless(name: str, share: float, tmp_path: Path) -> None:
@@ -287,7 +319,10 @@ def test_a_cut_anywhere_is_an_error_or_harmless(name: str, share: float, tmp_pat
 
 
 @quick
-@given(name=st.sampled_from(["lzw", "zlib", "bigtiff", "ome", "nii.gz", "nii", "npy", "colour png"]), data=st.data())
+@given(
+    name=st.sampled_from(["lzw", "zlib", "bigtiff", "ome", "nii.gz", "nii", "npy", "colour png"]),
+    data=st.data(),
+)
 def test_flipped_bytes_never_surprise(name: str, data: st.DataObject, tmp_path: Path) -> None:
     path, dims, _ = sample(name, tmp_path)
     content = bytearray(path.read_bytes())
@@ -407,10 +442,18 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert [files.stem(n) for n in ("a.tif", "b.nii.gz", "c.v2.NII.GZ", "d.txt", "e.tar.gz")] == ["a", "b", "c.v2", "d", "e.tar"]
+    assert [files.stem(n) for n in ("a.tif", "b.nii.gz", "c.v2.NII.GZ", "d.txt", "e.tar.gz")] == [
+        "a",
+        "b",
+        "c.v2",
+        "d",
+        "e.tar",
+    ]
     images = ("a.tif", "a.TIFF", "a.nii.gz", "a.jpg", "ä b.png")
     assert all(files.is_image(n) for n in images)
-    assert not any(files.is_image(n) for n in ("a.txt", ".hidden.tif", "._a.tif", ".tif", "Thumbs.db", "a.gz"))
+    assert not any(
+        files.is_image(n) for n in ("a.txt", ".hidden.tif", "._a.tif", ".tif", "Thumbs.db", "a.gz")
+    )
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -438,7 +481,9 @@ def test_what_is_written_is_read(suffix: str, array: np.ndarray, tmp_path: Path)
 
 @pytest.mark.parametrize("suffix", [".tif", ".png", ".nii.gz", ".npy"])
 @pytest.mark.parametrize("array", [PLANE[None], COLOUR, COLOUR.astype(np.uint16) * 9])
-def test_images_are_written_in_two_dimensions(suffix: str, array: np.ndarray, tmp_path: Path) -> None:
+def test_images_are_written_in_two_dimensions(
+    suffix: str, array: np.ndarray, tmp_path: Path
+) -> None:
     files.write(tmp_path / f"a{suffix}", array, dims=2)
     back, geometry = files.read(tmp_path / f"a{suffix}", 2)
     np.testing.assert_array_equal(back, array)
@@ -453,7 +498,13 @@ def test_jpeg_is_close(tmp_path: Path) -> None:
 
 
 def test_arrays_that_a_format_cannot_hold_are_refused(tmp_path: Path) -> None:
-    for name, array in {"a.png": PLANE / 2, "b.jpg": PLANE.astype(np.uint16), "c.png": STACK, "d.tif": PLANE[0], "e.xyz": STACK}.items():
+    for name, array in {
+        "a.png": PLANE / 2,
+        "b.jpg": PLANE.astype(np.uint16),
+        "c.png": STACK,
+        "d.tif": PLANE[0],
+        "e.xyz": STACK,
+    }.items():
         with pytest.raises(UserError):
             files.write(tmp_path / name, array)
     assert not list(tmp_path.iterdir())
@@ -468,14 +519,18 @@ def test_bool_is_written_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 def test_nifti_geometry_survives_to_the_byte(suffix: str, kind: type, tmp_path: Path) -> None:
     source = kind(STACK.astype(np.int16), None)
-    rotation = np.array([[0.6, -0.8, 0, -31.7], [0.8, 0.6, 0, 12.3], [0, 0, 1.1, 1 / 3], [0, 0, 0, 1]]) @ np.diag([0.7, 0.9, 1.3, 1])
+    rotation = np.array(
+        [[0.6, -0.8, 0, -31.7], [0.8, 0.6, 0, 12.3], [0, 0, 1.1, 1 / 3], [0, 0, 0, 1]]
+    ) @ np.diag([0.7, 0.9, 1.3, 1])
     source.set_sform(rotation, code=4)
     source.set_qform(np.diag([-2, 3, 0.1, 1]), code=2)
     source.header.set_xyzt_units("mm", "sec")
     source.header["descrip"] = b"made by a scanner"
     nibabel.save(source, tmp_path / f"in{suffix}")
     _, geometry = files.read(tmp_path / f"in{suffix}", 3)
-    geometry = Geometry(**json.loads(json.dumps({"format": geometry.format, "meta": geometry.meta})))
+    geometry = Geometry(
+        **json.loads(json.dumps({"format": geometry.format, "meta": geometry.meta}))
+    )
     files.write(tmp_path / f"out{suffix}", (STACK > 3).astype(np.uint8), geometry)
     before, after = (load_nifti(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
     assert after.header.get_data_dtype() == np.uint8
@@ -498,29 +553,49 @@ def test_nifti_images_keep_their_number_of_axes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int32])
 def test_imagej_scale_is_kept(dtype: type, tmp_path: Path) -> None:
     scale = {"axes": "ZYX", "spacing": 2.5, "unit": "\\u00B5m"}
-    tifffile.imwrite(tmp_path / "in.tif", STACK, imagej=True, resolution=((2, 3), (7, 5)), metadata=scale)
+    tifffile.imwrite(
+        tmp_path / "in.tif", STACK, imagej=True, resolution=((2, 3), (7, 5)), metadata=scale
+    )
     _, geometry = files.read(tmp_path / "in.tif", 3)
     files.write(tmp_path / "out.tif", STACK.astype(dtype), geometry)
     array, kept = files.read(tmp_path / "out.tif", 3)
     np.testing.assert_array_equal(array[0], STACK)
-    assert {k: v for k, v in kept.meta.items() if k != "imagej"} == {k: v for k, v in geometry.meta.items() if k != "imagej"}
+    assert {k: v for k, v in kept.meta.items() if k != "imagej"} == {
+        k: v for k, v in geometry.meta.items() if k != "imagej"
+    }
     with tifffile.TiffFile(tmp_path / "out.tif") as tif:
         assert tif.is_imagej == (dtype is not np.int32)
         assert tif.pages.first.tags.valueof("XResolution") == (2, 3)
 
 
 def test_resolution_of_plain_tiff_is_kept(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "in.tif", PLANE, resolution=((300, 1), (150, 1)), resolutionunit="INCH", metadata=None)
+    tifffile.imwrite(
+        tmp_path / "in.tif",
+        PLANE,
+        resolution=((300, 1), (150, 1)),
+        resolutionunit="INCH",
+        metadata=None,
+    )
     array, geometry = files.read(tmp_path / "in.tif", 2)
     files.write(tmp_path / "out.tif", array, geometry)
     with tifffile.TiffFile(tmp_path / "out.tif") as tif:
         page = tif.pages.first
-        assert (page.tags.valueof("XResolution"), page.tags.valueof("YResolution"), page.resolutionunit) == ((300, 1), (150, 1), 2)
+        assert (
+            page.tags.valueof("XResolution"),
+            page.tags.valueof("YResolution"),
+            page.resolutionunit,
+        ) == ((300, 1), (150, 1), 2)
 
 
 def test_ome_sizes_become_imagej_scale(tmp_path: Path) -> None:
     sizes = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}
-    tifffile.imwrite(tmp_path / "in.tif", STACK, ome=True, metadata={"axes": "ZYX", **sizes}, photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "in.tif",
+        STACK,
+        ome=True,
+        metadata={"axes": "ZYX", **sizes},
+        photometric="minisblack",
+    )
     array, geometry = files.read(tmp_path / "in.tif", 3)
     files.write(tmp_path / "out.tif", array, geometry)
     with tifffile.TiffFile(tmp_path / "out.tif") as tif:
@@ -553,9 +628,15 @@ def test_the_name_comes_after_the_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     fsync, replace = os.fsync, os.replace
 
     def kind(handle: int) -> str:
-        return "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"file of {os.fstat(handle).st_size}"
+        return (
+            "folder"
+            if stat.S_ISDIR(os.fstat(handle).st_mode)
+            else f"file of {os.fstat(handle).st_size}"
+        )
 
-    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append(f"sync {kind(handle)}"), fsync(handle))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (steps.append(f"sync {kind(handle)}"), fsync(handle))[1]
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("rename"), replace(a, b))[1])
     files.write_bytes(tmp_path / "a.bin", b"12345")
     assert steps == ["sync file of 5", "rename", "sync folder"]
@@ -590,7 +671,12 @@ def test_a_full_disk_is_told_with_path_and_bytes(tmp_path: Path) -> None:
         "try: files.write_bytes(Path(sys.argv[1]), b'x' * 20000)\n"
         "except OSError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.bin")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"{tmp_path / 'a.bin'}: File too large after 5000 bytes" in done.stdout
     assert (tmp_path / "a.bin").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
@@ -628,7 +714,14 @@ def test_sweep_leaves_what_is_being_written(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    files.write_json(path, {"b": float("nan"), "a": [np.float32(0.5), np.int64(3), (1, Path("x"))], "ü": np.array([1.0, np.inf])})
+    files.write_json(
+        path,
+        {
+            "b": float("nan"),
+            "a": [np.float32(0.5), np.int64(3), (1, Path("x"))],
+            "ü": np.array([1.0, np.inf]),
+        },
+    )
     assert files.read_json(path) == {"b": None, "a": [0.5, 3, [1, "x"]], "ü": [1.0, None]}
     assert list(files.read_json(path)) == ["b", "a", "ü"]
     path.write_text("{half")
@@ -638,11 +731,19 @@ def test_json(tmp_path: Path) -> None:
 
 def test_sha256_is_the_standard_one(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        files.sha256(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_ovule(shared_data: Path) -> None:
     raw, _ = files.read(shared_data / "ovule" / "raw.tif", 3)
     cells, geometry = files.read(shared_data / "ovule" / "cells.tif", 3)
-    assert (raw.shape, raw.dtype, int(raw.min()), int(raw.max())) == ((1, 32, 128, 128), np.uint8, 13, 254)
+    assert (raw.shape, raw.dtype, int(raw.min()), int(raw.max())) == (
+        (1, 32, 128, 128),
+        np.uint8,
+        13,
+        254,
+    )
     assert (cells.dtype, len(np.unique(cells)) - 1, geometry.format) == (np.uint16, 50, "tiff")

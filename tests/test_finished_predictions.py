@@ -25,7 +25,9 @@ def predicted(model: Path, tmp_path: Path) -> Path:
     """Answers to a and b, whose images lie in ``in`` and labels in ``labels``."""
     for n, name in enumerate("ab"):
         files.write(tmp_path / "in" / f"{name}.tif", noise((16, 17, 18), n, np.float32))
-        files.write(tmp_path / "labels" / f"{name}.tif", (noise((16, 17, 18), n) > 100).astype(np.uint8))
+        files.write(
+            tmp_path / "labels" / f"{name}.tif", (noise((16, 17, 18), n) > 100).astype(np.uint8)
+        )
     assert run_predict(model, tmp_path / "in", tmp_path / "p", "--save-soft") == 0
     return tmp_path / "p"
 
@@ -33,11 +35,31 @@ def predicted(model: Path, tmp_path: Path) -> Path:
 def uses(folder: Path, out: Path) -> dict[str, Callable[[], int]]:
     """What commands do with a folder of answers."""
     root = folder.parent
-    scored = ["--predictions", str(folder), "--labels", str(root / "labels"), "--metrics", "dice", "--workers", "1"]
+    scored = [
+        "--predictions",
+        str(folder),
+        "--labels",
+        str(root / "labels"),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+    ]
     return {
         "ensemble": lambda: ensemble.main(["--fold-dirs", str(folder), "--output", str(out / "e")]),
-        "vote": lambda: ensemble.main(["--fold-dirs", str(folder), "--fusion", "vote", "--output", str(out / "v")]),
-        "submit": lambda: submit.main(["--predictions", str(folder), "--test-dir", str(root / "in"), "--out", str(out / "s.zip")]),
+        "vote": lambda: ensemble.main(
+            ["--fold-dirs", str(folder), "--fusion", "vote", "--output", str(out / "v")]
+        ),
+        "submit": lambda: submit.main(
+            [
+                "--predictions",
+                str(folder),
+                "--test-dir",
+                str(root / "in"),
+                "--out",
+                str(out / "s.zip"),
+            ]
+        ),
         "evaluate": lambda: evaluate.main(scored),
     }
 
@@ -66,7 +88,12 @@ def test_an_older_answer_to_a_case_that_failed_since_is_not_taken(
 
 @pytest.mark.parametrize("use", USES)
 def test_a_killed_prediction_over_older_answers_is_told(
-    use: str, predicted: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    use: str,
+    predicted: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def killed(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
@@ -77,13 +104,18 @@ def test_a_killed_prediction_over_older_answers_is_told(
             run_predict(model, tmp_path / "in", predicted, "--save-soft")
     capsys.readouterr()
     assert uses(predicted, tmp_path)[use]() == 2
-    assert f"{predicted}: the last command that wrote there ended after 0 of 2 cases" in capsys.readouterr().err
+    assert (
+        f"{predicted}: the last command that wrote there ended after 0 of 2 cases"
+        in capsys.readouterr().err
+    )
     assert run_predict(model, tmp_path / "in", predicted, "--save-soft") == 0
     assert uses(predicted, tmp_path)[use]() == 0
 
 
 @pytest.mark.parametrize("use", USES)
-def test_what_is_being_written_is_left_alone(use: str, predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_being_written_is_left_alone(
+    use: str, predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with holder(predicted / ".lock") as other:
         assert uses(predicted, tmp_path)[use]() == 2
     told = capsys.readouterr().err
@@ -98,7 +130,10 @@ def test_answers_of_several_commands_are_taken_and_named(
     """One image at a time, as loops of a shell do."""
     assert run_predict(model, tmp_path / "in" / "b.tif", predicted, "--save-soft") == 0
     assert uses(predicted, tmp_path)[use]() == 0
-    assert f"{predicted} holds answers that its last prediction did not write (summary.json): a" in capsys.readouterr().out
+    assert (
+        f"{predicted} holds answers that its last prediction did not write (summary.json): a"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_failed_case_without_an_answer_is_said_and_the_others_are_fused(
@@ -109,7 +144,10 @@ def test_a_failed_case_without_an_answer_is_said_and_the_others_are_fused(
     assert run_predict(model, tmp_path / "in", tmp_path / "p", "--save-soft") == 3
     assert ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "e")]) == 0
     assert [row["id"] for row in rows(tmp_path / "e")] == ["b"]
-    assert "lacks cases that could not be predicted (summary.json says why): a" in capsys.readouterr().out
+    assert (
+        "lacks cases that could not be predicted (summary.json says why): a"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("summary", [None, {"models": [], "files": []}])
@@ -124,10 +162,19 @@ def test_folders_of_older_versions_and_of_others_are_taken_as_they_are(
         assert use() == 0
 
 
-def test_a_member_that_is_a_run_is_finished_by_the_next_start(predicted: Path, model: Path, tmp_path: Path) -> None:
+def test_a_member_that_is_a_run_is_finished_by_the_next_start(
+    predicted: Path, model: Path, tmp_path: Path
+) -> None:
     """Killed when its last answer was there and the summary did not list it yet."""
     (tmp_path / "e.yaml").write_text(f"members: [{{run: {model.parent}}}]\n")
-    words = ["--spec", str(tmp_path / "e.yaml"), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "e")]
+    words = [
+        "--spec",
+        str(tmp_path / "e.yaml"),
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "e"),
+    ]
     assert ensemble.main(words) == 0
     path = tmp_path / "e" / "members" / "run" / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "files": []}))
@@ -138,12 +185,21 @@ def test_a_zarr_that_changed_inside_is_predicted_again(model: Path, tmp_path: Pa
     """Its folder keeps its time and size."""
     files.write(tmp_path / "in" / "a.zarr", noise((16, 17, 18)))
     (tmp_path / "e.yaml").write_text(f"members: [{{run: {model.parent}}}]\n")
-    words = ["--spec", str(tmp_path / "e.yaml"), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "e")]
+    words = [
+        "--spec",
+        str(tmp_path / "e.yaml"),
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "e"),
+    ]
     assert ensemble.main(words) == 0
     files.write(tmp_path / "other.zarr", noise((16, 17, 18), 7))
     for path in (tmp_path / "other.zarr").rglob("*"):
         if path.is_file():
-            (tmp_path / "in" / "a.zarr" / path.relative_to(tmp_path / "other.zarr")).write_bytes(path.read_bytes())
+            (tmp_path / "in" / "a.zarr" / path.relative_to(tmp_path / "other.zarr")).write_bytes(
+                path.read_bytes()
+            )
     assert ensemble.main(words) == 0
     assert run_predict(model, tmp_path / "other.zarr", tmp_path / "direct") == 0
     answers = tmp_path / "e" / "members" / "run" / "a.zarr", tmp_path / "direct" / "other.zarr"
@@ -176,9 +232,15 @@ def a_lock_that_is_a_folder(out: Path) -> None:
     (out / ".lock").mkdir(parents=True)
 
 
-@pytest.mark.parametrize("kind", [a_file, below_a_file, a_dead_link, a_lock_of_others, a_lock_that_is_a_folder])
+@pytest.mark.parametrize(
+    "kind", [a_file, below_a_file, a_dead_link, a_lock_of_others, a_lock_that_is_a_folder]
+)
 def test_an_output_that_cannot_be_a_folder_is_refused_by_name(
-    kind: Callable[[Path], None], predicted: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Callable[[Path], None],
+    predicted: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "deep" / "out"
     out.parent.mkdir()
@@ -198,7 +260,9 @@ def test_an_output_that_cannot_be_a_folder_is_refused_by_name(
         assert (out / ".lock").read_text() == "mine"
 
 
-def test_files_of_others_among_the_blocks_stay(predicted: Path, model: Path, tmp_path: Path) -> None:
+def test_files_of_others_among_the_blocks_stay(
+    predicted: Path, model: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     (out / "blocks").mkdir(parents=True)
     (out / "blocks" / "notes.txt").write_text("mine")
@@ -215,7 +279,13 @@ def damaged(key: str, value: object) -> Callable[[Path], None]:
         path = folder / "soft" / "a.json"
         facts = json.loads(path.read_text())
         where = facts["geometry"] if key in facts["geometry"] else facts
-        path.write_text(json.dumps({**facts, "geometry": {**where, key: value}} if where is not facts else {**facts, key: value}))
+        path.write_text(
+            json.dumps(
+                {**facts, "geometry": {**where, key: value}}
+                if where is not facts
+                else {**facts, key: value}
+            )
+        )
 
     return make
 
@@ -243,7 +313,10 @@ def array(value: np.ndarray | None) -> Callable[[Path], None]:
     ],
 )
 def test_soft_predictions_of_odd_content_are_refused_by_name(
-    make: Callable[[Path], None], predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], None],
+    predicted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make(predicted)
     assert ensemble.main(["--fold-dirs", str(predicted), "--output", str(tmp_path / "e")]) == 3

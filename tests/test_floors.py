@@ -64,7 +64,10 @@ LAZY = {
 
 
 def modules() -> dict[str, Path]:
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")}
+    return {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in PACKAGE.rglob("*.py")
+    }
 
 
 def part(module: str) -> str:
@@ -84,7 +87,13 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
 def late_imports(tree: ast.Module, known: dict[str, Path]) -> dict[str, int]:
     """What functions import, modules of the package or of others, and in which line."""
     functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return {m: node.lineno for f in functions for node in ast.walk(f) if isinstance(node, ast.stmt) for m in _imported(node, known)}
+    return {
+        m: node.lineno
+        for f in functions
+        for node in ast.walk(f)
+        if isinstance(node, ast.stmt)
+        for m in _imported(node, known)
+    }
 
 
 def _imported(node: ast.AST, known: dict[str, Path]) -> set[str]:
@@ -92,7 +101,10 @@ def _imported(node: ast.AST, known: dict[str, Path]) -> set[str]:
     if isinstance(node, ast.Import):
         return {a.name for a in node.names}
     if isinstance(node, ast.ImportFrom) and node.module:
-        return {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in known else node.module for a in node.names}
+        return {
+            f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in known else node.module
+            for a in node.names
+        }
     return set()
 
 
@@ -108,7 +120,13 @@ def climbs(module: str, imported: str) -> bool:
 
 def test_imports_point_down() -> None:
     known = modules()
-    faults = [f"{m} imports {i}" for m, p in known.items() if m != "pipeline" for i in imports(p, known) if climbs(m, i)]
+    faults = [
+        f"{m} imports {i}"
+        for m, p in known.items()
+        if m != "pipeline"
+        for i in imports(p, known)
+        if climbs(m, i)
+    ]
     assert not faults, faults
 
 
@@ -158,19 +176,44 @@ def test_a_command_parses_first(command: str) -> None:
     top = {m for node in tree.body for m in _imported(node, known)} - {"pipeline"}
     light = {"pipeline.cli", "pipeline.model_options", "pipeline.records"}
     assert {m for m in top if m in known} <= light
-    workers = [f for f in tree.body if isinstance(f, ast.FunctionDef) and any(isinstance(n, ast.ImportFrom) for n in ast.walk(f))]
+    workers = [
+        f
+        for f in tree.body
+        if isinstance(f, ast.FunctionDef)
+        and any(isinstance(n, ast.ImportFrom) for n in ast.walk(f))
+    ]
     assert [f.name for f in workers] == [command]
     assert not [a for a in workers[0].args.args if "argparse" in ast.unparse(a)]
 
 
 def test_nobody_below_a_command_knows_its_parser() -> None:
-    heavy = [m for m, p in modules().items() if "argparse" in p.read_text(encoding="utf-8") and floor(m) < 10]
+    heavy = [
+        m
+        for m, p in modules().items()
+        if "argparse" in p.read_text(encoding="utf-8") and floor(m) < 10
+    ]
     assert not heavy, heavy
 
 
 OF_A_RUN = {
-    *("config.yaml", "cases.json", "splits.json", "environment.json", "baselines.json", "report.html", "error.txt", "tracking.json"),
-    *("best_model.safetensors", "swa_model.safetensors", "checkpoint_latest", "log.jsonl", "training_log.txt", "tensorboard"),
+    *(
+        "config.yaml",
+        "cases.json",
+        "splits.json",
+        "environment.json",
+        "baselines.json",
+        "report.html",
+        "error.txt",
+        "tracking.json",
+    ),
+    *(
+        "best_model.safetensors",
+        "swa_model.safetensors",
+        "checkpoint_latest",
+        "log.jsonl",
+        "training_log.txt",
+        "tensorboard",
+    ),
     *("previews", "oof", "scores.jsonl", "plugins.json"),
 }
 """Names in a run folder that mean nothing elsewhere."""
@@ -180,7 +223,11 @@ def test_only_runs_knows_how_a_run_lies_on_disk() -> None:
     faults = []
     for module, path in modules().items():
         for node in ast.walk(_parsed(path)):
-            if isinstance(node, ast.Constant) and node.value in OF_A_RUN and module != "pipeline.runs":
+            if (
+                isinstance(node, ast.Constant)
+                and node.value in OF_A_RUN
+                and module != "pipeline.runs"
+            ):
                 faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}")
     assert not faults, faults
 
@@ -192,18 +239,27 @@ def test_nobody_below_a_command_prints() -> None:
         if module in ("pipeline", "pipeline.progress") or floor(module) >= 10:
             continue
         for node in ast.walk(_parsed(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "traceback.print_exc"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "print",
+                "traceback.print_exc",
+            ):
                 faults.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not faults, faults
 
 
 def test_a_planted_late_import_would_be_found() -> None:
     text = "import json\n\ndef outer():\n    async def inner():\n        if json:\n            from pipeline.files import lzw, read\n    import os.path\n"
-    assert late_imports(ast.parse(text), modules()) == {"pipeline.files.lzw": 6, "pipeline.files": 6, "os.path": 7}
+    assert late_imports(ast.parse(text), modules()) == {
+        "pipeline.files.lzw": 6,
+        "pipeline.files": 6,
+        "os.path": 7,
+    }
 
 
 def test_the_package_never_imports_data_prep() -> None:
-    assert not [p for p in PACKAGE.rglob("*.py") if "data_prep" in {n.split(".")[0] for n in _absolute(p)}]
+    assert not [
+        p for p in PACKAGE.rglob("*.py") if "data_prep" in {n.split(".")[0] for n in _absolute(p)}
+    ]
 
 
 def _absolute(path: Path) -> set[str]:
@@ -217,16 +273,33 @@ def test_nothing_unsafe_is_called() -> None:
     faults = []
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")]:
         names = _absolute(path)
-        faults += [f"{path}: imports {n}" for n in names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}]
+        faults += [
+            f"{path}: imports {n}"
+            for n in names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+        ]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                unsafe = name in {"eval", "exec", "torch.load", "os.system", "yaml.unsafe_load"} or name.endswith("extractall")
+                unsafe = name in {
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "os.system",
+                    "yaml.unsafe_load",
+                } or name.endswith("extractall")
                 unsafe = unsafe or (name == "yaml.load" and path.name != "strict_yaml.py")
-                unsafe = unsafe or any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
+                unsafe = unsafe or any(
+                    k.arg == "allow_pickle" and ast.unparse(k.value) != "False"
+                    for k in node.keywords
+                )
                 # The published VGG16 file is a pickle; torch's restricted reader takes tensors out of it and runs nothing.
-                tensors_only = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
-                unsafe = unsafe and not (name == "torch.load" and path.name == "vgg.py" and tensors_only)
+                tensors_only = any(
+                    k.arg == "weights_only" and ast.unparse(k.value) == "True"
+                    for k in node.keywords
+                )
+                unsafe = unsafe and not (
+                    name == "torch.load" and path.name == "vgg.py" and tensors_only
+                )
                 faults += [f"{path}:{node.lineno}: {name}"] if unsafe else []
     assert not faults, faults
 
@@ -244,7 +317,9 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         "heavy = {'torch', 'monai', 'numpy', 'scipy', 'tifffile', 'pydantic', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
 

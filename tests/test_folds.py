@@ -17,7 +17,10 @@ from pipeline.records import Case, UserError
 
 
 def make(ids: list[str], groups: list[str] | None = None) -> list[Case]:
-    return [Case(id=name, image=(Path(f"{name}.tif"),), group=groups[i] if groups else None) for i, name in enumerate(ids)]
+    return [
+        Case(id=name, image=(Path(f"{name}.tif"),), group=groups[i] if groups else None)
+        for i, name in enumerate(ids)
+    ]
 
 
 def test_786_cases_split_as_in_the_source() -> None:
@@ -25,8 +28,12 @@ def test_786_cases_split_as_in_the_source() -> None:
     result = folds.split(make(ids), {name: f"sha{name}" for name in ids}, config.Folds(), seed=42)
     assert [(len(s.train), len(s.val)) for s in result] == [(628, 158)] + [(629, 157)] * 4
     paths = sorted(ids)
-    for (train, val), mine in zip(KFold(n_splits=5, shuffle=True, random_state=42).split(paths), result, strict=True):
-        assert mine == folds.Split(train=tuple(paths[i] for i in train), val=tuple(paths[i] for i in val))
+    for (train, val), mine in zip(
+        KFold(n_splits=5, shuffle=True, random_state=42).split(paths), result, strict=True
+    ):
+        assert mine == folds.Split(
+            train=tuple(paths[i] for i in train), val=tuple(paths[i] for i in val)
+        )
 
 
 def inseparable_sets(members: list[tuple[int, int]], by: str) -> int:
@@ -46,7 +53,9 @@ def inseparable_sets(members: list[tuple[int, int]], by: str) -> int:
     seed=st.integers(0, 5),
     members=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 30)), min_size=1, max_size=40),
 )
-def test_every_split_is_a_partition_that_keeps_ties_together(count: int, by: str, seed: int, members: list[tuple[int, int]]) -> None:
+def test_every_split_is_a_partition_that_keeps_ties_together(
+    count: int, by: str, seed: int, members: list[tuple[int, int]]
+) -> None:
     ids = [f"c{i}" for i in range(len(members))]
     group = {name: f"g{g}" for name, (g, _) in zip(ids, members, strict=True)}
     content = {name: f"sha{c}" for name, (_, c) in zip(ids, members, strict=True)}
@@ -71,7 +80,10 @@ def test_the_seed_matters_and_groups_are_shuffled() -> None:
     every = make(ids, [f"g{i % 10}" for i in range(40)])
     for by in ("case", "group"):
         rules = config.Folds(by=by)
-        assert len({tuple(s.val for s in folds.split(every, {}, rules, seed)) for seed in range(5)}) == 5
+        assert (
+            len({tuple(s.val for s in folds.split(every, {}, rules, seed)) for seed in range(5)})
+            == 5
+        )
 
 
 def test_too_little_to_split_is_told_with_counts() -> None:
@@ -91,14 +103,19 @@ def test_too_little_to_split_is_told_with_counts() -> None:
 def test_the_file_is_written_once_and_read_ever_after(tmp_path: Path) -> None:
     path, ids = tmp_path / "run" / "splits.json", ["a", "b", "ü 1"]
     first = folds.load_or_make(
-        path, lambda: folds.split(make(ids), {}, config.Folds(count=3), 1), ids, {"seed": 1, "by": "case", "count": 3}
+        path,
+        lambda: folds.split(make(ids), {}, config.Folds(count=3), 1),
+        ids,
+        {"seed": 1, "by": "case", "count": 3},
     )
     assert files.read_json(path)["seed"] == 1
 
     def never() -> list[folds.Split]:
         raise AssertionError("made again")
 
-    assert folds.load_or_make(path, never, ids[::-1], {"seed": 1, "by": "case", "count": 3}) == first
+    assert (
+        folds.load_or_make(path, never, ids[::-1], {"seed": 1, "by": "case", "count": 3}) == first
+    )
     with pytest.raises(UserError, match=r"1 added since: c.*1 removed since: b.*--fresh"):
         folds.load_or_make(path, never, ["a", "c", "ü 1"])
     with pytest.raises(UserError, match="seed was 1, is 2"):

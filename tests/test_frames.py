@@ -21,7 +21,9 @@ POOLED = [name for name, entry in METRICS.items() if entry.pooled]
 ALL = [NamedOptions(name=n) for n in POOLED]
 
 
-def _case(seed: int, shape: tuple[int, ...] = (12, 17), levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _case(
+    seed: int, shape: tuple[int, ...] = (12, 17), levels: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities and a mask that they say something about; few ``levels`` make many ties."""
     draw = np.random.default_rng(seed)
     truth = (draw.random(shape) < 0.3).astype(np.uint8)
@@ -34,8 +36,12 @@ def _case(seed: int, shape: tuple[int, ...] = (12, 17), levels: int | None = Non
 def test_areas_equal_those_of_scikit_learn(seed: int, levels: int | None) -> None:
     soft, truth = _case(seed, levels=levels)
     truth[0, 0], truth[0, 1] = 0, 1
-    assert roc_auc(soft, truth)["roc_auc"] == pytest.approx(roc_auc_score(truth.ravel(), soft.ravel()), abs=1e-12)
-    assert pr_auc(soft, truth)["pr_auc"] == pytest.approx(average_precision_score(truth.ravel(), soft.ravel()), abs=1e-12)
+    assert roc_auc(soft, truth)["roc_auc"] == pytest.approx(
+        roc_auc_score(truth.ravel(), soft.ravel()), abs=1e-12
+    )
+    assert pr_auc(soft, truth)["pr_auc"] == pytest.approx(
+        average_precision_score(truth.ravel(), soft.ravel()), abs=1e-12
+    )
 
 
 def test_areas_by_hand() -> None:
@@ -75,10 +81,16 @@ def test_half_precision_changes_an_area_by_little_and_ends_are_kept() -> None:
 def test_specificity_by_hand_and_without_background() -> None:
     truth, found = np.array([[1, 1, 0, 0, 0, 0]]), np.array([[1, 0, 1, 0, 0, 0]])
     assert specificity(found, truth) == {"specificity": 3 / 4}
-    assert specificity(found, truth, np.array([[True, True, True, True, False, False]])) == {"specificity": 1 / 2}
+    assert specificity(found, truth, np.array([[True, True, True, True, False, False]])) == {
+        "specificity": 1 / 2
+    }
     assert specificity(found, np.ones_like(truth)) == {"specificity": 1.0}
     classes = specificity(np.array([[0, 1, 2, 2]]), np.array([[0, 1, 1, 2]]))
-    assert classes == {"specificity": pytest.approx((1 + 2 / 3) / 2), "specificity_1": 1.0, "specificity_2": pytest.approx(2 / 3)}
+    assert classes == {
+        "specificity": pytest.approx((1 + 2 / 3) / 2),
+        "specificity_1": 1.0,
+        "specificity_2": pytest.approx(2 / 3),
+    }
 
 
 # --- frames ------------------------------------------------------------------------------------------------------------
@@ -87,7 +99,9 @@ def test_specificity_by_hand_and_without_background() -> None:
 def test_one_frame_without_a_field_of_view_has_no_suffix() -> None:
     soft, truth = _case(4)
     answer = soft > 0.5
-    assert evaluate_frames(ALL, answer, Truth(label=truth), soft) == evaluate(ALL, answer, truth, None, soft)
+    assert evaluate_frames(ALL, answer, Truth(label=truth), soft) == evaluate(
+        ALL, answer, truth, None, soft
+    )
 
 
 def test_three_frames_of_a_drawn_case() -> None:
@@ -101,8 +115,16 @@ def test_three_frames_of_a_drawn_case() -> None:
     found = evaluate_frames(ALL[:6], answer, Truth(label=label, fov=fov, padded=(10, 10)))
     assert found["dice_fov"] == 12 / 15
     assert found["dice_full"] == found["dice_padded"] == 12 / 18
-    assert [found[f"accuracy_{f}"] for f in ("fov", "full", "padded")] == [17 / 20, 54 / 60, 94 / 100]
-    assert [found[f"specificity_{f}"] for f in ("fov", "full", "padded")] == [11 / 12, 1 - 4 / 52, 1 - 4 / 92]
+    assert [found[f"accuracy_{f}"] for f in ("fov", "full", "padded")] == [
+        17 / 20,
+        54 / 60,
+        94 / 100,
+    ]
+    assert [found[f"specificity_{f}"] for f in ("fov", "full", "padded")] == [
+        11 / 12,
+        1 - 4 / 52,
+        1 - 4 / 92,
+    ]
     assert [found[f"recall_{f}"] for f in ("fov", "full", "padded")] == [6 / 8] * 3
 
 
@@ -110,25 +132,45 @@ def test_ignored_voxels_count_in_no_frame() -> None:
     label = np.array([[1, 1, 2, 0], [0, 2, 0, 0]], np.uint8)
     answer = np.array([[1, 0, 1, 1], [0, 1, 0, 0]], np.uint8)
     fov = np.array([[1, 1, 1, 1], [0, 0, 0, 0]])
-    found = evaluate_frames([NamedOptions(name="accuracy"), NamedOptions(name="dice")], answer, Truth(label=label, ignore=2, fov=fov))
-    assert found == {"accuracy_fov": 1 / 3, "dice_fov": 0.5, "accuracy_full": 4 / 6, "dice_full": 0.5}
+    found = evaluate_frames(
+        [NamedOptions(name="accuracy"), NamedOptions(name="dice")],
+        answer,
+        Truth(label=label, ignore=2, fov=fov),
+    )
+    assert found == {
+        "accuracy_fov": 1 / 3,
+        "dice_fov": 0.5,
+        "accuracy_full": 4 / 6,
+        "dice_full": 0.5,
+    }
 
 
 def test_probabilities_are_zero_in_the_padding() -> None:
     soft, truth = _case(5)
-    found = evaluate_frames(ALL[6:], soft > 0.5, Truth(label=truth, fov=np.ones_like(truth), padded=(12, 40)), soft)
+    found = evaluate_frames(
+        ALL[6:], soft > 0.5, Truth(label=truth, fov=np.ones_like(truth), padded=(12, 40)), soft
+    )
     wide = [np.pad(a, [(0, 0), (0, 23)]) for a in (soft, truth)]
-    assert found["roc_auc_padded"] == roc_auc(*wide)["roc_auc"] > found["roc_auc_full"] == found["roc_auc_fov"]
+    assert (
+        found["roc_auc_padded"]
+        == roc_auc(*wide)["roc_auc"]
+        > found["roc_auc_full"]
+        == found["roc_auc_fov"]
+    )
     assert found["pr_auc_padded"] == pytest.approx(found["pr_auc_full"])
 
 
 def test_an_image_larger_than_the_padded_size_is_not_cut() -> None:
     soft, truth = _case(6)
-    found = evaluate_frames(ALL[:1], soft > 0.5, Truth(label=truth, fov=np.ones_like(truth), padded=(4, 4)))
+    found = evaluate_frames(
+        ALL[:1], soft > 0.5, Truth(label=truth, fov=np.ones_like(truth), padded=(4, 4))
+    )
     assert found["dice_padded"] == found["dice_full"]
 
 
-@pytest.mark.parametrize(("fov", "problem"), [(np.zeros((12, 17)), "empty"), (np.ones((3, 3)), "has the shape")])
+@pytest.mark.parametrize(
+    ("fov", "problem"), [(np.zeros((12, 17)), "empty"), (np.ones((3, 3)), "has the shape")]
+)
 def test_a_field_of_view_that_cannot_be_used_is_refused(fov: np.ndarray, problem: str) -> None:
     soft, truth = _case(7)
     with pytest.raises(UserError, match=problem):
@@ -141,7 +183,9 @@ def test_probability_metrics_refuse_an_answer() -> None:
         evaluate([NamedOptions(name="roc_auc")], soft > 0.5, truth)
 
 
-@pytest.mark.parametrize("name", ["dice_fov", "val_dice", "dice_2_full", "roc_auc_padded", "specificity"])
+@pytest.mark.parametrize(
+    "name", ["dice_fov", "val_dice", "dice_2_full", "roc_auc_padded", "specificity"]
+)
 def test_directions_of_framed_names(name: str) -> None:
     assert better(name) == "higher"
     assert better("hd95_2_fov") == "lower"
@@ -159,7 +203,10 @@ def test_pooling_equals_one_image_made_of_all(seeds: list[int]) -> None:
     for fov in fovs:
         fov[0] = True
     answers = [soft > 0.5 for soft, _ in cases]
-    counts = [count(a, Truth(label=t, fov=f, padded=t.shape), s) for a, (s, t), f in zip(answers, cases, fovs, strict=True)]
+    counts = [
+        count(a, Truth(label=t, fov=f, padded=t.shape), s)
+        for a, (s, t), f in zip(answers, cases, fovs, strict=True)
+    ]
     soft, truth = (np.concatenate(arrays) for arrays in zip(*cases, strict=True))
     whole = Truth(label=truth, fov=np.concatenate(fovs), padded=truth.shape)
     expected = evaluate_frames(ALL, np.concatenate(answers), whole, soft)
@@ -176,7 +223,10 @@ def test_pooled_is_not_the_mean_of_images() -> None:
 
 def test_pooled_empty_cases_are_those_of_one_image() -> None:
     nothing = np.zeros((2, 3), np.uint8)
-    found = pool([count(nothing, Truth(label=nothing))], ["dice", "iou", "precision", "recall", "specificity", "accuracy"])
+    found = pool(
+        [count(nothing, Truth(label=nothing))],
+        ["dice", "iou", "precision", "recall", "specificity", "accuracy"],
+    )
     assert found == evaluate([NamedOptions(name=n) for n in found], nothing, nothing)
     everything = nothing + 1
     missed = pool([count(nothing, Truth(label=everything))], ["precision", "recall", "specificity"])

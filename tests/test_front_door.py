@@ -21,14 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def front(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_every_command_is_listed() -> None:
     """A module with a parser and a main is a command."""
     names = [m.name for m in pkgutil.iter_modules(pipeline.__path__) if m.name != "__main__"]
     modules = {n: importlib.import_module(f"pipeline.{n}") for n in names}
-    assert sorted(COMMANDS) == sorted(n for n, m in modules.items() if hasattr(m, "main") and hasattr(m, "parser"))
+    assert sorted(COMMANDS) == sorted(
+        n for n, m in modules.items() if hasattr(m, "main") and hasattr(m, "parser")
+    )
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
@@ -59,11 +67,15 @@ def test_the_package_answers_at_once() -> None:
         "try:\n    runpy.run_module('pipeline', run_name='__main__')\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'torch', 'monai', 'numpy', 'scipy', 'pydantic', 'yaml'} & set(sys.modules)\nassert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("word", "near"), [("trian", "train"), ("evalaute", "evaluate"), ("Predict", "predict")])
+@pytest.mark.parametrize(
+    ("word", "near"), [("trian", "train"), ("evalaute", "evaluate"), ("Predict", "predict")]
+)
 def test_an_unknown_word_names_the_nearest_command(word: str, near: str) -> None:
     done = front(word, "--config", "x")
     assert (done.returncode, done.stdout) == (2, "")
@@ -73,7 +85,13 @@ def test_an_unknown_word_names_the_nearest_command(word: str, near: str) -> None
 def test_a_command_is_run(tmp_path: Path) -> None:
     assert (
         front("report", "--help").stdout
-        == subprocess.run([sys.executable, "-m", "pipeline.report", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        == subprocess.run(
+            [sys.executable, "-m", "pipeline.report", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     )
     done = front("report", str(tmp_path))
     assert done.returncode == 2
@@ -86,14 +104,25 @@ def test_help_names_defaults_that_are_values_and_no_others(command: str) -> None
     text = " ".join(parser.format_help().split())
     assert not re.findall(r"\(default: (?:None|False|\[\]|\(\)|)\)", text)
     for action in parser._actions:
-        if action.help and action.default not in (None, False, argparse.SUPPRESS) and action.default != []:
+        if (
+            action.help
+            and action.default not in (None, False, argparse.SUPPRESS)
+            and action.default != []
+        ):
             typed = " ".join(action.default) if isinstance(action.default, list) else action.default
             assert f"(default: {typed})" in text, action.dest
 
 
 def test_a_default_of_nought_is_shown() -> None:
     parser = cli.parser("probe", "Test.")
-    for name, default in (("nought", 0), ("words", ""), ("nothing", None), ("many", []), ("half", 0.5), ("flag", False)):
+    for name, default in (
+        ("nought", 0),
+        ("words", ""),
+        ("nothing", None),
+        ("many", []),
+        ("half", 0.5),
+        ("flag", False),
+    ):
         parser.add_argument(f"--{name}", default=default, help=f"{name}!")
     text = parser.format_help()
     assert re.findall(r"(\w+)! \(default: (.*)\)", text) == [("nought", "0"), ("half", "0.5")]

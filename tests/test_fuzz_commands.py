@@ -27,7 +27,18 @@ BASES: dict[ModuleType, list[str]] = {
     predict: ["--checkpoint", MODEL, "--input", "images", "--output", "OUT"],
     ensemble: ["--fold-dirs", "answers/soft", "answers/soft", "--output", "OUT"],
     evaluate: ["--predictions", "answers", "--labels", "labels", "--out", "OUT.json"],
-    tune: ["run", "--out", "OUT.yaml", "--force", "--workers", "1", "--space", "space.yaml", "--metric", "dice"],
+    tune: [
+        "run",
+        "--out",
+        "OUT.yaml",
+        "--force",
+        "--workers",
+        "1",
+        "--space",
+        "space.yaml",
+        "--metric",
+        "dice",
+    ],
     submit: ["--predictions", "answers", "--test-dir", "images", "--out", "OUT.zip"],
     report: ["run"],
 }
@@ -131,23 +142,46 @@ def folder() -> Iterator[Path]:
         here = Path(name) / "a" / "b" / "c"
         here.mkdir(parents=True)
         competition_folder(here / "data", cases=4)
-        text = TINY.replace("epochs: 3", "epochs: 1").replace("  average: {start: 1, lr: 5.0e-3}\n", "")
+        text = TINY.replace("epochs: 3", "epochs: 1").replace(
+            "  average: {start: 1, lr: 5.0e-3}\n", ""
+        )
         (here / "tiny.yaml").write_text(text)
-        (here / "space.yaml").write_text("stages: [[[{name: threshold, options: {at: 0.4}}], [threshold]]]\n")
+        (here / "space.yaml").write_text(
+            "stages: [[[{name: threshold, options: {at: 0.4}}], [threshold]]]\n"
+        )
         model_file(here)
         for kind in ("images", "labels"):
             (here / kind).mkdir()
             for n in range(2):
                 array = noise((20, 24, 24), n)
-                tifffile.imwrite(here / kind / f"{n}.tif", array if kind == "images" else (array > 120).astype(np.uint8))
+                tifffile.imwrite(
+                    here / kind / f"{n}.tif",
+                    array if kind == "images" else (array > 120).astype(np.uint8),
+                )
         os.mkfifo(here / "fifo")
         (here / "loop").symlink_to("loop")
         (here / "link").symlink_to("images")
         (here / "text").write_text("x")
         (here / "bytes").write_bytes(bytes(range(256)))
         with inside(here):
-            assert call(train, ["--config", "tiny.yaml", "--data-dir", "data", "--out", "run"])[0] == 0
-            assert call(predict, ["--checkpoint", MODEL, "--input", "images", "--output", "answers", "--save-soft"])[0] == 0
+            assert (
+                call(train, ["--config", "tiny.yaml", "--data-dir", "data", "--out", "run"])[0] == 0
+            )
+            assert (
+                call(
+                    predict,
+                    [
+                        "--checkpoint",
+                        MODEL,
+                        "--input",
+                        "images",
+                        "--output",
+                        "answers",
+                        "--save-soft",
+                    ],
+                )[0]
+                == 0
+            )
         yield here
 
 

@@ -46,17 +46,29 @@ leaves = st.one_of(
     st.sampled_from([10**9, -(10**9), 2**63, 10**40, 1e308, -0.5, 0.5, 1e-320]),
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=6),
-    st.sampled_from(["dice", "unet", "auto", "labels", "a" * 3000, "..", "/dev/null", "1:30", "\x00", "best"]),
+    st.sampled_from(
+        ["dice", "unet", "auto", "labels", "a" * 3000, "..", "/dev/null", "1:30", "\x00", "best"]
+    ),
 )
 odd = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
 )
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something can be replaced: every value of a document, inner ones too."""
     yield path
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield from places(item, (*path, key))
 
 
@@ -89,7 +101,12 @@ def mutilated(draw: st.DrawFn, content: bytes) -> bytes:
         start = draw(st.integers(0, len(found)))
         end = draw(st.integers(start, min(len(found), start + 40)))
         new = draw(
-            st.one_of(st.binary(max_size=8), st.sampled_from([b"[" * 200, b"{", b"&a ", b"*a", b"!!", b"9" * 50, b"\xff\xfe", b"- "]))
+            st.one_of(
+                st.binary(max_size=8),
+                st.sampled_from(
+                    [b"[" * 200, b"{", b"&a ", b"*a", b"!!", b"9" * 50, b"\xff\xfe", b"- "]
+                ),
+            )
         )
         found[start:end] = new
     return bytes(found)
@@ -114,7 +131,9 @@ def test_bytes_of_a_config(tmp_path_factory: pytest.TempPathFactory, content: by
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
     path.write_bytes(content)
     works_or_user_error(lambda: config.load(path), str(path))
-    works_or_user_error(lambda: config.structure(config.read_yaml(path), Spec, str(path)), str(path))
+    works_or_user_error(
+        lambda: config.structure(config.read_yaml(path), Spec, str(path)), str(path)
+    )
 
 
 @MANY
@@ -131,7 +150,10 @@ def test_values_of_a_config(document: Any) -> None:
 
 @MANY
 @given(
-    st.text(max_size=40) | st.tuples(st.sampled_from(["train.epochs", "losses.0", "a.b", "network"]), st.text(max_size=20)).map("=".join)
+    st.text(max_size=40)
+    | st.tuples(
+        st.sampled_from(["train.epochs", "losses.0", "a.b", "network"]), st.text(max_size=20)
+    ).map("=".join)
 )
 def test_overrides(text: str) -> None:
     data = config.read_yaml(CONFIGS[0])
@@ -147,8 +169,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fuzzed")
     competition_folder(root / "data", cases=4)
     (root / "tiny.yaml").write_text(TINY)
-    words = ["--config", root / "tiny.yaml", "--data-dir", root / "data", "--out", root / "run", "--device", "cpu", "--fold", "-1"]
-    assert train.main([str(w) for w in (*words, "--set", "train.epochs=2", "--set", "train.average=null")]) == 0
+    words = [
+        "--config",
+        root / "tiny.yaml",
+        "--data-dir",
+        root / "data",
+        "--out",
+        root / "run",
+        "--device",
+        "cpu",
+        "--fold",
+        "-1",
+    ]
+    assert (
+        train.main(
+            [str(w) for w in (*words, "--set", "train.epochs=2", "--set", "train.average=null")]
+        )
+        == 0
+    )
     (root / "soft").mkdir()
     array = min((root / "run" / "fold_0" / "oof" / "soft").glob("*.npy"))
     shutil.copy(array, root / "soft" / "case.npy")
@@ -164,10 +202,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "run/fold_0/result.json": lambda root: (FoldFolder(root / "run" / "fold_0").result(), FoldFolder(root / "run" / "fold_0").scores()),
+    "run/fold_0/result.json": lambda root: (
+        FoldFolder(root / "run" / "fold_0").result(),
+        FoldFolder(root / "run" / "fold_0").scores(),
+    ),
     "run/cases.json": lambda root: RunFolder(root / "run").listing(),
     "run/environment.json": lambda root: RunFolder(root / "run").metrics_version(),
-    "run/splits.json": lambda root: folds.load_or_plan(root / "run" / "splits.json", list, ["100", "101", "102", "103"]),
+    "run/splits.json": lambda root: folds.load_or_plan(
+        root / "run" / "splits.json", list, ["100", "101", "102", "103"]
+    ),
     "run/summary.json": lambda root: build(root / "run"),
     "soft/case.json": lambda root: soft.load(root / "soft", "case"),
     "summary.json": lambda root: read_summary(root),
@@ -243,7 +286,9 @@ def test_states(run: Path, data: st.DataObject) -> None:
     folder.mkdir()
     path = folder / "new.safetensors"
     as_file(path, outer, data.draw(changed(header)), rest)
-    path.rename(folder / f"epoch_00002-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.safetensors")
+    path.rename(
+        folder / f"epoch_00002-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.safetensors"
+    )
     works_or_user_error(lambda: checkpoint.load_fold(folder, lambda text: None), str(folder))
 
 
@@ -259,7 +304,18 @@ def test_tables(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> Non
 
 
 @MANY
-@given(odd, st.sampled_from([documents.Result, documents.Listing, documents.RunSummary, documents.SoftFacts, documents.StateHeader]))
+@given(
+    odd,
+    st.sampled_from(
+        [
+            documents.Result,
+            documents.Listing,
+            documents.RunSummary,
+            documents.SoftFacts,
+            documents.StateHeader,
+        ]
+    ),
+)
 def test_schemas_answer_for_anything(value: Any, schema: Any) -> None:
     found = problem(value, schema)
     assert found is None or 0 < len(found) < 1000

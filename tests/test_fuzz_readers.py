@@ -22,7 +22,9 @@ from pipeline.files import limits
 GROWTH = 2**30
 """Bytes by which memory may grow while some 100 small files are read; announced are up to 2**64."""
 
-draw = settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
+draw = settings(
+    max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,10 @@ def test_tiff(tmp_path: Path, damage: seeds.Damage, rng: random.Random, name: st
 
 @pytest.mark.parametrize("damage", [seeds.damage_bytes, seeds.damage_nifti, seeds.damage_packed])
 @draw
-@given(rng=st.randoms(use_true_random=False), name=st.sampled_from(["one", "two", "scaled", "extended"]))
+@given(
+    rng=st.randoms(use_true_random=False),
+    name=st.sampled_from(["one", "two", "scaled", "extended"]),
+)
 def test_nifti(tmp_path: Path, damage: seeds.Damage, rng: random.Random, name: str) -> None:
     path = tmp_path / ("x.nii.gz" if damage is seeds.damage_packed else "x.nii")
     path.write_bytes(damage(rng, seeds.nifti_seeds()[name]))
@@ -96,7 +101,10 @@ def test_nifti(tmp_path: Path, damage: seeds.Damage, rng: random.Random, name: s
 
 @pytest.mark.parametrize("damage", [seeds.damage_bytes, seeds.damage_png])
 @draw
-@given(rng=st.randoms(use_true_random=False), name=st.sampled_from(["grey", "colour", "palette", "bit", "deep", "deep colour"]))
+@given(
+    rng=st.randoms(use_true_random=False),
+    name=st.sampled_from(["grey", "colour", "palette", "bit", "deep", "deep colour"]),
+)
 def test_png(tmp_path: Path, damage: seeds.Damage, rng: random.Random, name: str) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(damage(rng, pictures()[".png"][name]))
@@ -114,7 +122,9 @@ def test_jpeg_gif_and_bmp(tmp_path: Path, suffix: str, rng: random.Random) -> No
 
 @pytest.mark.parametrize("damage", [seeds.damage_bytes, seeds.damage_npy])
 @draw
-@given(rng=st.randoms(use_true_random=False), name=st.sampled_from(["c", "fortran", "float", "second"]))
+@given(
+    rng=st.randoms(use_true_random=False), name=st.sampled_from(["c", "fortran", "float", "second"])
+)
 def test_npy(tmp_path: Path, damage: seeds.Damage, rng: random.Random, name: str) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(damage(rng, seeds.npy_seeds()[name]))

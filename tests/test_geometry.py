@@ -42,8 +42,17 @@ def test_identity_at_awkward_sizes(window: str, size: int) -> None:
     window=st.sampled_from(sorted(WINDOWS)),
     one_sided=st.booleans(),
 )
-def test_tiles_cover_everything(size: list[int], tile: int, overlap: int, halo: int, window: str, one_sided: bool) -> None:
-    tiling = Tiling(size=tuple(size), tile=(tile,) * len(size), overlap=overlap, window=window, one_sided=one_sided, halo=halo)
+def test_tiles_cover_everything(
+    size: list[int], tile: int, overlap: int, halo: int, window: str, one_sided: bool
+) -> None:
+    tiling = Tiling(
+        size=tuple(size),
+        tile=(tile,) * len(size),
+        overlap=overlap,
+        window=window,
+        one_sided=one_sided,
+        halo=halo,
+    )
     array = np.random.default_rng(0).normal(size=size)
     np.testing.assert_allclose(blend(array, tiling), array, atol=1e-12)
     assert tiling.tile == tuple(min(tile, n) for n in size)
@@ -93,9 +102,17 @@ def test_starts_are_those_of_monai() -> None:
     overlap=st.integers(0, 30),
     halo=st.integers(0, 8),
 )
-def test_tiles_lie_on_the_grid_and_cover_everything(size: list[int], tile: int, grid: int, overlap: int, halo: int) -> None:
+def test_tiles_lie_on_the_grid_and_cover_everything(
+    size: list[int], tile: int, grid: int, overlap: int, halo: int
+) -> None:
     tile = max(tile, 2 * halo + grid)
-    tiling = Tiling(size=tuple(size), tile=(tile,) * len(size), overlap=overlap, halo=halo, multiple=(grid,) * len(size))
+    tiling = Tiling(
+        size=tuple(size),
+        tile=(tile,) * len(size),
+        overlap=overlap,
+        halo=halo,
+        multiple=(grid,) * len(size),
+    )
     array = np.random.default_rng(0).normal(size=size)
     np.testing.assert_allclose(blend(array, tiling), array, atol=1e-12)
     for axis, n in enumerate(size):
@@ -109,9 +126,16 @@ def test_tiles_lie_on_the_grid_and_cover_everything(size: list[int], tile: int, 
 
 def test_what_fits_lies_where_it_lay_without_a_grid() -> None:
     """Multiples of the stride throughout, the usual case: nothing moves."""
-    for n, tile, overlap, grid in [(320, 128, 32, 16), (320, 64, 32, 16), (256, 256, 32, 16), (80, 48, 16, 8)]:
+    for n, tile, overlap, grid in [
+        (320, 128, 32, 16),
+        (320, 64, 32, 16),
+        (256, 256, 32, 16),
+        (80, 48, 16, 8),
+    ]:
         plain = Tiling(size=(n,), tile=(tile,), overlap=overlap)
-        assert Tiling(size=(n,), tile=(tile,), overlap=overlap, multiple=(grid,)).starts(0) == plain.starts(0)
+        assert Tiling(size=(n,), tile=(tile,), overlap=overlap, multiple=(grid,)).starts(
+            0
+        ) == plain.starts(0)
 
 
 def test_crop_outside_is_filled() -> None:

@@ -24,7 +24,11 @@ ABPN = {"task": "image", "network": "abpn", "losses": [{"name": "l1", "target": 
 @pytest.fixture(scope="module")
 def retouch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_models.model_file(
-        tmp_path_factory.mktemp("abpn"), dims=2, channels=3, data={"dims": 2, "patch": {"size": [32, 32]}}, **ABPN
+        tmp_path_factory.mktemp("abpn"),
+        dims=2,
+        channels=3,
+        data={"dims": 2, "patch": {"size": [32, 32]}},
+        **ABPN,
     )
 
 
@@ -33,7 +37,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
     for name, size in (("a", (70, 45)), ("b", (33, 64))):
-        files.write(folder / f"{name}.png", rng.integers(0, 255, (3, *size), dtype=np.uint8), dims=2)
+        files.write(
+            folder / f"{name}.png", rng.integers(0, 255, (3, *size), dtype=np.uint8), dims=2
+        )
     return folder
 
 
@@ -49,17 +55,34 @@ def require_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> N
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
-def test_heads_lie_beside_each_other_whatever_the_way(retouch: Path, photographs: Path, tmp_path: Path) -> None:
+def test_heads_lie_beside_each_other_whatever_the_way(
+    retouch: Path, photographs: Path, tmp_path: Path
+) -> None:
     for way in ("never", "always"):
-        assert small_models.run_predict(retouch, photographs, tmp_path / way, "--save-soft", "--blocks", way) == 0
+        assert (
+            small_models.run_predict(
+                retouch, photographs, tmp_path / way, "--save-soft", "--blocks", way
+            )
+            == 0
+        )
     for n in (0, 1, 2):
-        assert small_models.run_predict(retouch, photographs, tmp_path / "shards", "--save-soft", "--shard", f"{n}/3") == 0
+        assert (
+            small_models.run_predict(
+                retouch, photographs, tmp_path / "shards", "--save-soft", "--shard", f"{n}/3"
+            )
+            == 0
+        )
     assert list((tmp_path / "shards" / "blocks").rglob("0*.mask.npy"))
     assert small_models.run_predict(retouch, photographs, tmp_path / "shards", "--save-soft") == 0
     found = pixels(tmp_path / "never")
-    assert set(found) == {f"{n}.png" for n in ("a", "b", "masks/a", "masks/b")} | {f"soft/{n}.npy" for n in ("a", "b", "mask/a", "mask/b")}
+    assert set(found) == {f"{n}.png" for n in ("a", "b", "masks/a", "masks/b")} | {
+        f"soft/{n}.npy" for n in ("a", "b", "mask/a", "mask/b")
+    }
     assert (found["soft/a.npy"].shape, found["soft/mask/a.npy"].shape) == ((3, 70, 45), (1, 70, 45))
-    assert json.loads((tmp_path / "never" / "soft" / "a.json").read_text())["heads"] == ["main", "mask"]
+    assert json.loads((tmp_path / "never" / "soft" / "a.json").read_text())["heads"] == [
+        "main",
+        "mask",
+    ]
     require_equal(pixels(tmp_path / "always"), found)
     require_equal(pixels(tmp_path / "shards"), found)
 
@@ -68,43 +91,75 @@ def test_heads_are_fused_head_by_head(retouch: Path, photographs: Path, tmp_path
     """A prediction with itself is itself; one in the form of before heads had names is the same prediction."""
     assert small_models.run_predict(retouch, photographs, tmp_path / "new", "--save-soft") == 0
     as_before(tmp_path / "new", tmp_path / "old")
-    for name, members in {"one": ("new", "new2"), "two": ("old", "new"), "three": ("old", "old2")}.items():
+    for name, members in {
+        "one": ("new", "new2"),
+        "two": ("old", "new"),
+        "three": ("old", "old2"),
+    }.items():
         for copy, of in (("new2", "new"), ("old2", "old")):
             if not (tmp_path / copy).exists():
                 (tmp_path / copy).mkdir()
                 (tmp_path / copy / "soft").symlink_to(tmp_path / of / "soft")
         folders = [str(tmp_path / m) for m in members]
-        assert ensemble.main(["--fold-dirs", *folders, "--output", str(tmp_path / name), "--save-soft"]) == 0
+        assert (
+            ensemble.main(
+                ["--fold-dirs", *folders, "--output", str(tmp_path / name), "--save-soft"]
+            )
+            == 0
+        )
         require_equal(pixels(tmp_path / name), pixels(tmp_path / "new"))
 
 
 @pytest.mark.parametrize("fusion", ["logit", "vote"])
 def test_intensities_have_no_logit_and_no_vote(
-    fusion: str, retouch: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fusion: str,
+    retouch: Path,
+    photographs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert small_models.run_predict(retouch, photographs, tmp_path / "new", "--save-soft") == 0
     folder = str(tmp_path / "new")
-    assert ensemble.main(["--fold-dirs", folder, "--output", str(tmp_path / "e"), "--fusion", fusion]) == 2
+    assert (
+        ensemble.main(["--fold-dirs", folder, "--output", str(tmp_path / "e"), "--fusion", fusion])
+        == 2
+    )
     assert "intensities of images" in capsys.readouterr().err
 
 
-def test_a_large_ensemble_is_that_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_ensemble_is_that_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fused, decided and written slab by slab; scratch files are gone."""
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
         heads = {"main": rng.random((1, 20, 9, 8), np.float32)}
-        softs.save(tmp_path / name / "soft", softs.SoftPrediction(case_id="x", heads=heads, meta=softs.SoftMeta(suffix=".tif")))
+        softs.save(
+            tmp_path / name / "soft",
+            softs.SoftPrediction(case_id="x", heads=heads, meta=softs.SoftMeta(suffix=".tif")),
+        )
     spec = tmp_path / "e.yaml"
     steps = "[{name: hysteresis, options: {low: 0.4, high: 0.7}}, {name: dust, options: {below: 5}}, {name: closing, options: {size: 3}}]"
-    spec.write_text(f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight: 2}}]\npostprocess: {steps}\n")
+    spec.write_text(
+        f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight: 2}}]\npostprocess: {steps}\n"
+    )
     for out, whole in (("memory", 2**27), ("slabs", 10)):
         monkeypatch.setattr("pipeline.workflows.fuse.WHOLE", whole)
         monkeypatch.setattr("pipeline.files.pixels.SLAB", 100)
-        assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / out), "--save-soft"]) == 0
-    paths = sorted(p.relative_to(tmp_path / "memory") for p in (tmp_path / "memory").rglob("*") if p.is_file())
-    assert paths == sorted(p.relative_to(tmp_path / "slabs") for p in (tmp_path / "slabs").rglob("*") if p.is_file())
+        assert (
+            ensemble.main(["--spec", str(spec), "--output", str(tmp_path / out), "--save-soft"])
+            == 0
+        )
+    paths = sorted(
+        p.relative_to(tmp_path / "memory") for p in (tmp_path / "memory").rglob("*") if p.is_file()
+    )
+    assert paths == sorted(
+        p.relative_to(tmp_path / "slabs") for p in (tmp_path / "slabs").rglob("*") if p.is_file()
+    )
     for path in paths:
-        assert (tmp_path / "memory" / path).read_bytes() == (tmp_path / "slabs" / path).read_bytes(), path
+        assert (tmp_path / "memory" / path).read_bytes() == (
+            tmp_path / "slabs" / path
+        ).read_bytes(), path
 
 
 def as_before(new: Path, old: Path) -> None:
@@ -137,7 +192,9 @@ def soft(folder: Path, **more: Any) -> Path:
         ({"channels": 7}, "channels is 7"),
     ],
 )
-def test_heads_that_mean_nothing_are_refused(more: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_heads_that_mean_nothing_are_refused(
+    more: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=told):
         softs.load(soft(tmp_path, **more), "x")
 
@@ -171,26 +228,41 @@ def test_what_is_read_as_it_is_sliced_is_written_as_in_memory(
     meta = softs.SoftMeta(task=task, suffix=".tif", dtype="uint16", channels=2)
     place = Geometry(meta={"dims": dims})
     given = softs.SoftPrediction(case_id="x", heads=heads, geometry=place, meta=meta)
-    lazy = {name: Rows(a.shape, a.dtype, lambda first, end, a=a: a[:, first:end].copy()) for name, a in heads.items()}
+    lazy = {
+        name: Rows(a.shape, a.dtype, lambda first, end, a=a: a[:, first:end].copy())
+        for name, a in heads.items()
+    }
     rows = []
-    for name, one in (("memory", given), ("slabs", softs.SoftPrediction(case_id="x", heads=lazy, geometry=place, meta=meta))):
+    for name, one in (
+        ("memory", given),
+        ("slabs", softs.SoftPrediction(case_id="x", heads=lazy, geometry=place, meta=meta)),
+    ):
         (tmp_path / name).mkdir()
         softs.save(tmp_path / name / "soft", one)
         rows.append(write_answer(one, Target(output=tmp_path / name, work=tmp_path)))
     assert rows[0] == rows[1]
-    paths = [p.relative_to(tmp_path / "memory") for p in (tmp_path / "memory").rglob("*") if p.is_file()]
+    paths = [
+        p.relative_to(tmp_path / "memory") for p in (tmp_path / "memory").rglob("*") if p.is_file()
+    ]
     assert len(paths) == (5 if task == "image" else 4)
     for path in paths:
-        assert (tmp_path / "memory" / path).read_bytes() == (tmp_path / "slabs" / path).read_bytes(), path
+        assert (tmp_path / "memory" / path).read_bytes() == (
+            tmp_path / "slabs" / path
+        ).read_bytes(), path
 
 
-def test_blocks_of_another_backend_are_not_taken(retouch: Path, photographs: Path, tmp_path: Path) -> None:
+def test_blocks_of_another_backend_are_not_taken(
+    retouch: Path, photographs: Path, tmp_path: Path
+) -> None:
     from pipeline.inference.predictor import ModelOptions, prepare
     from pipeline.records import Case
 
     predictor = prepare(ModelOptions(checkpoint=retouch))
     case = Case(id="a", image=(photographs / "a.png",))
-    keys = {backend: blocks.key({"m": "0"}, predictor.config, case, backend) for backend in ("torch", "onnx", "openvino")}
+    keys = {
+        backend: blocks.key({"m": "0"}, predictor.config, case, backend)
+        for backend in ("torch", "onnx", "openvino")
+    }
     assert len(set(keys.values())) == 3
     assert keys["torch"] == blocks.key({"m": "0"}, predictor.config, case)
     assert small_models.run_predict(retouch, photographs, tmp_path / "out") == 0

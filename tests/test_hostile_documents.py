@@ -23,11 +23,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     competition_folder(root / "data")
     (root / "tiny.yaml").write_text(TINY)
-    words = ["--config", root / "tiny.yaml", "--data-dir", root / "data", "--out", root / "run", "--device", "cpu"]
+    words = [
+        "--config",
+        root / "tiny.yaml",
+        "--data-dir",
+        root / "data",
+        "--out",
+        root / "run",
+        "--device",
+        "cpu",
+    ]
     assert train.main([str(w) for w in (*words, "--fold", "-1", "--set", "train.epochs=2")]) == 0
     for n in (0, 1):
-        words = ["--checkpoint", root / "run" / f"fold_{n}", "--input", root / "data" / "test_images", "--save-soft"]
-        assert predict.main([str(w) for w in (*words, "--output", root / f"p{n}", "--device", "cpu")]) == 0
+        words = [
+            "--checkpoint",
+            root / "run" / f"fold_{n}",
+            "--input",
+            root / "data" / "test_images",
+            "--save-soft",
+        ]
+        assert (
+            predict.main([str(w) for w in (*words, "--output", root / f"p{n}", "--device", "cpu")])
+            == 0
+        )
     return root
 
 
@@ -39,7 +57,17 @@ def own(made: Path, tmp_path: Path) -> Path:
 
 
 def dry(root: Path, *more: str) -> int:
-    words = ["--config", root / "tiny.yaml", "--data-dir", root / "data", "--out", root / "new", "--device", "cpu", "--dry-run"]
+    words = [
+        "--config",
+        root / "tiny.yaml",
+        "--data-dir",
+        root / "data",
+        "--out",
+        root / "new",
+        "--device",
+        "cpu",
+        "--dry-run",
+    ]
     return train.main([*map(str, words), *more])
 
 
@@ -70,7 +98,9 @@ def dry(root: Path, *more: str) -> int:
         (b"x: " + b"a" * 300_000, "at most 262,144"),
     ],
 )
-def test_a_config_that_is_none_is_refused(content: bytes, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_is_none_is_refused(
+    content: bytes, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "odd.yaml"
     path.write_bytes(content)
     assert train.main(["--config", str(path), "--dry-run"]) == 2
@@ -98,7 +128,9 @@ def test_a_config_that_is_none_is_refused(content: bytes, rule: str, tmp_path: P
         ("data.folds.count=1000000000", "must be at most 1000"),
     ],
 )
-def test_an_override_that_cannot_be_is_refused(text: str, rule: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_that_cannot_be_is_refused(
+    text: str, rule: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dry(made, "--set", text) == 2
     said = capsys.readouterr()
     assert rule in said.out + said.err
@@ -106,10 +138,23 @@ def test_an_override_that_cannot_be_is_refused(text: str, rule: str, made: Path,
 
 
 def test_a_date_is_a_text_and_good_numbers_stay(made: Path) -> None:
-    assert dry(made, "--set", "name=2026-11-01", "--set", "train.optimizer.options.lr=1e-4", "--set", "seed=0x10") == 0
+    assert (
+        dry(
+            made,
+            "--set",
+            "name=2026-11-01",
+            "--set",
+            "train.optimizer.options.lr=1e-4",
+            "--set",
+            "seed=0x10",
+        )
+        == 0
+    )
 
 
-def test_options_of_the_normalisation_are_one_fault(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_normalisation_are_one_fault(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dry(made, "--set", "data.normalise={name: percentile, options: {low: x}}") == 2
     said = capsys.readouterr()
     faults = [line for line in (said.out + said.err).splitlines() if "percentile" in line]
@@ -118,7 +163,9 @@ def test_options_of_the_normalisation_are_one_fault(made: Path, capsys: pytest.C
     assert "option low is 'x', must be" in faults[0]
 
 
-def test_a_pattern_that_never_ends_is_stopped(own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_that_never_ends_is_stopped(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.data.patterns.first_groups.__defaults__", (1.0,))
     for kind, old in (("images", "100"), ("labels", "100")):
         folder = own / "data" / f"train_{kind}"
@@ -151,7 +198,9 @@ HEAD = b"id,scroll_id\n100,a\n"
         (HEAD + b"100,b\n", "two groups"),
     ],
 )
-def test_a_table_of_groups_that_is_none_names_its_line(content: bytes, rule: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_groups_that_is_none_names_its_line(
+    content: bytes, rule: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (own / "data" / "train.csv").write_bytes(content)
     assert dry(own) == 2
     said = capsys.readouterr()
@@ -162,14 +211,27 @@ def test_a_table_of_groups_that_is_none_names_its_line(content: bytes, rule: str
 def test_tables_of_spreadsheets_are_read(own: Path) -> None:
     """A byte order mark, blanks, Windows line ends, empty lines and empty cells behind the last column."""
     rows = "".join(f"{100 + n} , {'ab'[n % 2]} ,,\r\n" for n in range(6))
-    (own / "data" / "train.csv").write_bytes(("\ufeffid,scroll_id\r\n" + rows + "\r\n,,,\r\n").encode())
+    (own / "data" / "train.csv").write_bytes(
+        ("\ufeffid,scroll_id\r\n" + rows + "\r\n,,,\r\n").encode()
+    )
     assert dry(own, "--set", "data.folds={count: 2, by: group}") == 0
 
 
-@pytest.mark.parametrize("content", [b"id\n9\xe9\n", "id\n900\n".encode("utf-16"), b"id,x\n900\n", b'id\n"900\n'])
-def test_a_test_table_that_is_none_is_said(content: bytes, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "content", [b"id\n9\xe9\n", "id\n900\n".encode("utf-16"), b"id,x\n900\n", b'id\n"900\n']
+)
+def test_a_test_table_that_is_none_is_said(
+    content: bytes, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (own / "data" / "test.csv").write_bytes(content)
-    words = ["--predictions", own / "p0", "--test-dir", own / "data" / "test_images", "--out", own / "submission.zip"]
+    words = [
+        "--predictions",
+        own / "p0",
+        "--test-dir",
+        own / "data" / "test_images",
+        "--out",
+        own / "submission.zip",
+    ]
     assert submit.main([str(w) for w in words]) == 0
     said = capsys.readouterr()
     assert f"{own / 'data' / 'test.csv'} " in said.out + said.err
@@ -193,20 +255,42 @@ DAMAGE: dict[str, Callable[[str], bytes]] = {
 
 def evaluated(root: Path) -> int:
     oof = root / "run" / "fold_0" / "oof"
-    return evaluate.main(["--predictions", str(oof), "--labels", str(root / "data" / "train_labels"), "--partial"])
+    return evaluate.main(
+        ["--predictions", str(oof), "--labels", str(root / "data" / "train_labels"), "--partial"]
+    )
 
 
 def fused(root: Path) -> int:
-    return ensemble.main(["--fold-dirs", str(root / "p0"), str(root / "p1"), "--output", str(root / "fused")])
+    return ensemble.main(
+        ["--fold-dirs", str(root / "p0"), str(root / "p1"), "--output", str(root / "fused")]
+    )
 
 
 def continued(root: Path) -> int:
-    words = ["--config", root / "tiny.yaml", "--data-dir", root / "data", "--out", root / "run", "--device", "cpu"]
+    words = [
+        "--config",
+        root / "tiny.yaml",
+        "--data-dir",
+        root / "data",
+        "--out",
+        root / "run",
+        "--device",
+        "cpu",
+    ]
     return train.main([str(w) for w in (*words, "--fold", "-1", "--set", "train.epochs=2")])
 
 
 def predicted(root: Path) -> int:
-    words = ["--checkpoint", root / "run", "--input", root / "data" / "test_images", "--output", root / "again", "--device", "cpu"]
+    words = [
+        "--checkpoint",
+        root / "run",
+        "--input",
+        root / "data" / "test_images",
+        "--output",
+        root / "again",
+        "--device",
+        "cpu",
+    ]
     return predict.main([str(w) for w in words])
 
 
@@ -235,7 +319,11 @@ def tuned(root: Path) -> int:
     ],
 )
 def test_a_damaged_document_is_named_with_its_way_out(
-    name: str, command: Callable[[Path], int], damage: str, own: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    command: Callable[[Path], int],
+    damage: str,
+    own: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = own / name
     path.write_bytes(DAMAGE[damage](path.read_text()))
@@ -250,24 +338,79 @@ def test_a_damaged_document_is_named_with_its_way_out(
 @pytest.mark.parametrize(
     ("name", "change", "command", "rule"),
     [
-        ("run/fold_0/result.json", {"status": 3}, predicted, "status is 3, must be one of completed, failed, stopped"),
+        (
+            "run/fold_0/result.json",
+            {"status": 3},
+            predicted,
+            "status is 3, must be one of completed, failed, stopped",
+        ),
         ("run/fold_0/result.json", {"fold": 1}, predicted, "fold is 1, but it lies in fold_0"),
-        ("run/fold_0/result.json", {"cases": {"best": [1]}}, continued, "cases.best is a list of 1, must be a mapping"),
-        ("run/fold_0/result.json", {"score": "x"}, continued, "score is 'x', must be a finite number or null"),
-        ("run/cases.json", {"100": {"content": {"image": 3}}}, tuned, "100.content.image is 3, must be a text or null"),
-        ("run/splits.json", {"folds": [{"train": 3, "val": []}]}, continued, "folds.0.train is 3, must be a list"),
-        ("run/splits.json", {"folds": [{"train": [["a"]], "val": []}]}, evaluated, "folds.0.train.0 is a list of 1, must be a text"),
-        ("run/summary.json", {"folds": [{"fold": "a", "status": "x"}]}, reported, "folds.0.fold is 'a', must be a whole number"),
+        (
+            "run/fold_0/result.json",
+            {"cases": {"best": [1]}},
+            continued,
+            "cases.best is a list of 1, must be a mapping",
+        ),
+        (
+            "run/fold_0/result.json",
+            {"score": "x"},
+            continued,
+            "score is 'x', must be a finite number or null",
+        ),
+        (
+            "run/cases.json",
+            {"100": {"content": {"image": 3}}},
+            tuned,
+            "100.content.image is 3, must be a text or null",
+        ),
+        (
+            "run/splits.json",
+            {"folds": [{"train": 3, "val": []}]},
+            continued,
+            "folds.0.train is 3, must be a list",
+        ),
+        (
+            "run/splits.json",
+            {"folds": [{"train": [["a"]], "val": []}]},
+            evaluated,
+            "folds.0.train.0 is a list of 1, must be a text",
+        ),
+        (
+            "run/summary.json",
+            {"folds": [{"fold": "a", "status": "x"}]},
+            reported,
+            "folds.0.fold is 'a', must be a whole number",
+        ),
         ("run/summary.json", {"cases": {"100": 3}}, reported, "cases.100 is 3, must be a mapping"),
         ("run/summary.json", {"out_of_fold": {"dice": "x"}}, reported, "out_of_fold.dice is 'x'"),
-        ("p0/summary.json", {"files": [{"id": ["a"]}]}, fused, "files.0.id is a list of 1, must be a text"),
-        ("p0/soft/900.json", {"geometry": {"format": "x", "meta": {}}}, fused, "geometry.format is 'x', must be one of nifti, tiff"),
-        ("p0/soft/900.json", {"geometry": {"format": "tiff", "meta": {"resolution": 3}}}, fused, "geometry.meta.resolution is 3"),
+        (
+            "p0/summary.json",
+            {"files": [{"id": ["a"]}]},
+            fused,
+            "files.0.id is a list of 1, must be a text",
+        ),
+        (
+            "p0/soft/900.json",
+            {"geometry": {"format": "x", "meta": {}}},
+            fused,
+            "geometry.format is 'x', must be one of nifti, tiff",
+        ),
+        (
+            "p0/soft/900.json",
+            {"geometry": {"format": "tiff", "meta": {"resolution": 3}}},
+            fused,
+            "geometry.meta.resolution is 3",
+        ),
         ("p0/soft/900.json", {"suffix": ".exe"}, fused, "suffix '.exe' is none of"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_key(
-    name: str, change: dict[str, Any], command: Callable[[Path], int], rule: str, own: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    change: dict[str, Any],
+    command: Callable[[Path], int],
+    rule: str,
+    own: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = own / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -281,11 +424,17 @@ def test_a_wrong_value_is_named_by_its_key(
 def test_a_report_goes_on_without_what_is_damaged(own: Path) -> None:
     """Curves, cases and tuning are left out by name; the scores are there."""
     log = own / "run" / "fold_0" / "log.jsonl"
-    log.write_text("[" * 5000 + '\n{"epoch": "x"}\n{"epoch": 0, "train_loss": "x", "lr": [1]}\n' + log.read_text())
+    log.write_text(
+        "[" * 5000
+        + '\n{"epoch": "x"}\n{"epoch": 0, "train_loss": "x", "lr": [1]}\n'
+        + log.read_text()
+    )
     (own / "run" / "cases.json").write_text('{"100": 3}')
     (own / "run" / "config.yaml").write_text("data: {folds: {count: 1000000000}}")
     (own / "run" / "tuning").mkdir()
-    (own / "run" / "tuning" / "result.json").write_text('{"metric": {"name": "dice"}, "rows": [{"name": 3}]}')
+    (own / "run" / "tuning" / "result.json").write_text(
+        '{"metric": {"name": "dice"}, "rows": [{"name": 3}]}'
+    )
     assert reported(own) == 0
     page = (own / "run" / "report.html").read_text()
     assert "2 unreadable lines are left out" in page
@@ -304,7 +453,9 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     outer = json.loads(content[8 : 8 + size])
     header = json.loads(outer["__metadata__"]["pipeline"])
     changed = change(header)
-    outer["__metadata__"]["pipeline"] = changed if isinstance(changed, str) else json.dumps(header if changed is None else changed)
+    outer["__metadata__"]["pipeline"] = (
+        changed if isinstance(changed, str) else json.dumps(header if changed is None else changed)
+    )
     text = json.dumps(outer).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
 
@@ -330,23 +481,60 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda h: {k: v for k, v in h.items() if k != "kind"}, "lacks the key kind"),
         (lambda h: "{}", "lacks the key config"),
         (lambda h: "[]", "header"),
-        (lambda h: h["config"]["network"]["options"].update(channels=[1500] * 5), "weights do not fit"),
-        (lambda h: h["config"]["network"]["options"].update(channels=[10000] * 5), "weights, must be at most"),
-        (lambda h: h["config"].update(metrics=["dice"] * 100_000), "entries, must have at most 16,384"),
-        (lambda h: h["config"].update(postprocess=[{"name": "dust"}] * 1000), "postprocess has 1000 entries, must have at most 256"),
-        (lambda h: h["config"]["network"]["options"].update(channels=[4] * 1000), "at most 32 entries"),
+        (
+            lambda h: h["config"]["network"]["options"].update(channels=[1500] * 5),
+            "weights do not fit",
+        ),
+        (
+            lambda h: h["config"]["network"]["options"].update(channels=[10000] * 5),
+            "weights, must be at most",
+        ),
+        (
+            lambda h: h["config"].update(metrics=["dice"] * 100_000),
+            "entries, must have at most 16,384",
+        ),
+        (
+            lambda h: h["config"].update(postprocess=[{"name": "dust"}] * 1000),
+            "postprocess has 1000 entries, must have at most 256",
+        ),
+        (
+            lambda h: h["config"]["network"]["options"].update(channels=[4] * 1000),
+            "at most 32 entries",
+        ),
         (lambda h: h["config"]["network"]["options"].update(channels="x"), "channels"),
-        (lambda h: h["config"].update(network={"name": "image_unet", "options": {"depth": 10**6}}), "must be at most 16"),
-        (lambda h: h["config"]["data"].update(normalise={"name": "percentile", "options": {"low": "x"}}), "option low is 'x'"),
+        (
+            lambda h: h["config"].update(
+                network={"name": "image_unet", "options": {"depth": 10**6}}
+            ),
+            "must be at most 16",
+        ),
+        (
+            lambda h: h["config"]["data"].update(
+                normalise={"name": "percentile", "options": {"low": "x"}}
+            ),
+            "option low is 'x'",
+        ),
         (lambda h: h["config"]["predict"].update(patch=[10**6] * 3), "must be at most 32768"),
     ],
 )
 def test_a_model_whose_header_is_none_is_refused_before_memory_is_taken(
-    change: Callable[[dict[str, Any]], Any], rule: str, own: Path, capsys: pytest.CaptureFixture[str]
+    change: Callable[[dict[str, Any]], Any],
+    rule: str,
+    own: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = own / "run" / "fold_0" / "best_model.safetensors"
     rewritten(path, change)
-    words = ["--checkpoint", path, "--input", own / "data" / "test_images", "--output", own / "again", "--device", "cpu"]
+    words = [
+        "--checkpoint",
+        path,
+        "--input",
+        own / "data" / "test_images",
+        "--output",
+        own / "again",
+        "--device",
+        "cpu",
+    ]
     assert predict.main([str(w) for w in words]) == 2
     told = capsys.readouterr().err
     assert rule in told
@@ -354,8 +542,12 @@ def test_a_model_whose_header_is_none_is_refused_before_memory_is_taken(
     assert len(told) < 3000
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "huge", "beyond", "zero tensors", "integers", "float8"])
-def test_a_model_of_other_bytes_is_refused_by_name(damage: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "damage", ["cut", "header", "huge", "beyond", "zero tensors", "integers", "float8"]
+)
+def test_a_model_of_other_bytes_is_refused_by_name(
+    damage: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = own / "run" / "fold_0" / "best_model.safetensors"
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
@@ -368,7 +560,11 @@ def test_a_model_of_other_bytes_is_refused_by_name(damage: str, own: Path, capsy
         path.write_bytes(struct.pack("<Q", 10**8) + content[8:])
     elif damage in ("zero tensors", "integers"):
         names = [k for k in outer if k != "__metadata__"]
-        arrays = {k: np.zeros(outer[k]["shape"], np.int32) for k in names} if damage == "integers" else {}
+        arrays = (
+            {k: np.zeros(outer[k]["shape"], np.int32) for k in names}
+            if damage == "integers"
+            else {}
+        )
         save_file(arrays, path, metadata=outer["__metadata__"])
     else:
         name = next(k for k in outer if k != "__metadata__")
@@ -378,18 +574,41 @@ def test_a_model_of_other_bytes_is_refused_by_name(damage: str, own: Path, capsy
             outer[name]["dtype"] = "F8_E4M3"
         text = json.dumps(outer).encode()
         path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-    words = ["--checkpoint", path, "--input", own / "data" / "test_images", "--output", own / "again", "--device", "cpu"]
+    words = [
+        "--checkpoint",
+        path,
+        "--input",
+        own / "data" / "test_images",
+        "--output",
+        own / "again",
+        "--device",
+        "cpu",
+    ]
     assert predict.main([str(w) for w in words]) == 2
     assert str(path) in capsys.readouterr().err
 
 
-def test_a_description_of_very_many_channels_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_description_of_very_many_channels_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder, name in (("imagesTr", "a_0000.npy"), ("labelsTr", "a.npy")):
         (tmp_path / folder).mkdir()
         np.save(tmp_path / folder / name, np.zeros((4, 4, 4), np.uint8))
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {str(n): "x" for n in range(100_000)}}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {str(n): "x" for n in range(100_000)}})
+    )
     (tmp_path / "tiny.yaml").write_text(TINY)
-    words = ["--config", tmp_path / "tiny.yaml", "--data-dir", tmp_path, "--out", tmp_path / "run", "--device", "cpu", "--dry-run"]
+    words = [
+        "--config",
+        tmp_path / "tiny.yaml",
+        "--data-dir",
+        tmp_path,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--dry-run",
+    ]
     assert train.main([*map(str, words), "--set", "data.layout=nnunet"]) == 2
     told = "".join(capsys.readouterr())
     assert "has no channel 0001" in told

@@ -27,7 +27,9 @@ def png(width: int, height: int, extra: bytes = b"") -> bytes:
 
 
 def empty_pages(count: int) -> bytes:
-    return b"II*\0\x08\0\0\0" + b"".join(struct.pack("<HI", 0, 8 + 6 * (n + 1)) for n in range(count))
+    return b"II*\0\x08\0\0\0" + b"".join(
+        struct.pack("<HI", 0, 8 + 6 * (n + 1)) for n in range(count)
+    )
 
 
 def broken_lzw() -> bytes:
@@ -70,15 +72,26 @@ def test_odd_but_good_nifti_are_predicted(tmp_path: Path) -> None:
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"a comment"))
     data = image.to_bytes()
     (start,) = struct.unpack_from("<f", data, 108)
-    padded = data[:108] + struct.pack("<f", start + 8) + data[112 : int(start)] + bytes(8) + data[int(start) :]
+    padded = (
+        data[:108]
+        + struct.pack("<f", start + 8)
+        + data[112 : int(start)]
+        + bytes(8)
+        + data[int(start) :]
+    )
     images = tmp_path / "images"
     images.mkdir()
     (images / "empty.nii.gz").write_bytes(gzip.compress(b"") + gzip.compress(data))
-    (images / "short.nii.gz").write_bytes(b"".join(gzip.compress(data[n : n + 100]) for n in range(0, len(data), 100)))
+    (images / "short.nii.gz").write_bytes(
+        b"".join(gzip.compress(data[n : n + 100]) for n in range(0, len(data), 100))
+    )
     (images / "padded.nii").write_bytes(padded)
     (images / "packed.nii.gz").write_bytes(gzip.compress(padded))
     model = small_models.model_file(tmp_path)
     assert small_models.run_predict(model, images, tmp_path / "out") == 0
-    answers = {row["id"]: files.read(tmp_path / "out" / row["output"], 3)[0] for row in small_models.rows(tmp_path / "out")}
+    answers = {
+        row["id"]: files.read(tmp_path / "out" / row["output"], 3)[0]
+        for row in small_models.rows(tmp_path / "out")
+    }
     assert len(answers) == 4
     assert all(np.array_equal(answer, answers["padded"]) for answer in answers.values())

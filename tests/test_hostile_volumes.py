@@ -30,8 +30,20 @@ def empty_pages(path: Path) -> None:
 
 def small_pages(path: Path) -> None:
     """Twenty-one thousand pages of one pixel, all of the same one."""
-    entries = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1)]
-    body = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHIHxx", t, 3, 1, v) for t, v in entries)
+    entries = [
+        (256, 1),
+        (257, 1),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, 1),
+    ]
+    body = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHIHxx", t, 3, 1, v) for t, v in entries
+    )
     size = len(body) + 4
     pages = b"".join(body + struct.pack("<I", 16 + size * (n + 1)) for n in range(21_000))
     path.write_bytes(b"II*\0\x10\0\0\0" + bytes(8) + pages)
@@ -39,7 +51,12 @@ def small_pages(path: Path) -> None:
 
 def header(path: Path) -> None:
     """An npy file of 10^12 bytes, of which a hundred are there."""
-    text = repr({"descr": "|u1", "fortran_order": False, "shape": (10_000, 10_000, 10_000)}).encode().ljust(117) + b"\n"
+    text = (
+        repr({"descr": "|u1", "fortran_order": False, "shape": (10_000, 10_000, 10_000)})
+        .encode()
+        .ljust(117)
+        + b"\n"
+    )
     path.write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + bytes(100))
 
 
@@ -95,7 +112,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def test_good_volumes_are_predicted_beside_hostile_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_volumes_are_predicted_beside_hostile_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiff_pages, "SEGMENTS", 20_000)
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
@@ -114,14 +133,24 @@ def test_good_volumes_are_predicted_beside_hostile_ones(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("name", ["empty.tif", "pipe.tif", "device.tif", "loop.tif"])
 @pytest.mark.parametrize("kind", ["train_images", "train_labels"])
-def test_training_names_them_before_it_starts(name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_names_them_before_it_starts(
+    name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = competition_folder(tmp_path / "data", cases=4)
     (tmp_path / "tiny.yaml").write_text(TINY)
     place = data / kind / "100.tif"
     place.unlink()
     make, words = HOSTILE[name]
     make(place)
-    arguments = ["--config", str(tmp_path / "tiny.yaml"), "--data-dir", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
+    arguments = [
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
     assert train.main(arguments) == 2
     said = capsys.readouterr()
     assert f"{kind}/100.tif" in said.out + said.err
@@ -130,7 +159,11 @@ def test_training_names_them_before_it_starts(name: str, kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("compression", "pages"),
-    [("lzw", 10_000), pytest.param(None, 100_000, marks=pytest.mark.slow), pytest.param("lzw", 100_000, marks=pytest.mark.slow)],
+    [
+        ("lzw", 10_000),
+        pytest.param(None, 100_000, marks=pytest.mark.slow),
+        pytest.param("lzw", 100_000, marks=pytest.mark.slow),
+    ],
 )
 def test_long_stacks_are_real(tmp_path: Path, compression: str | None, pages: int) -> None:
     """A hundred thousand pages, as light-sheet microscopes write them."""
@@ -142,10 +175,14 @@ def test_long_stacks_are_real(tmp_path: Path, compression: str | None, pages: in
 
 
 @pytest.mark.parametrize("announced", [15, 0, 10**6])
-def test_blosc_chunks_shorter_than_they_say_are_refused_every_time(tmp_path: Path, announced: int) -> None:
+def test_blosc_chunks_shorter_than_they_say_are_refused_every_time(
+    tmp_path: Path, announced: int
+) -> None:
     """The decoder reads as far as the header says: what lay behind in memory was taken for the end of the chunk."""
     path, volume = tmp_path / "a.zarr", np.arange(2880, dtype=np.uint16).reshape(6, 20, 24)
-    zarr.create_array(path, data=volume, chunks=volume.shape, zarr_format=2, compressors=numcodecs.Blosc())
+    zarr.create_array(
+        path, data=volume, chunks=volume.shape, zarr_format=2, compressors=numcodecs.Blosc()
+    )
     chunk = path / "0.0.0"
     whole = chunk.read_bytes()
     damaged = whole[:12] + announced.to_bytes(4, "little") + whole[16:]

@@ -58,7 +58,16 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def go(root: Path, name: str, *settings: str) -> Path:
-    words = ["--config", str(root / "small.yaml"), "--data-dir", str(root), "--out", str(root / name), "--fold", "-1"]
+    words = [
+        "--config",
+        str(root / "small.yaml"),
+        "--data-dir",
+        str(root),
+        "--out",
+        str(root / name),
+        "--fold",
+        "-1",
+    ]
     assert train.main([*words, *(["--set", *settings] if settings else [])]) == 0
     return root / name
 
@@ -69,7 +78,10 @@ def run(pairs: Path) -> Path:
 
 
 def test_models_stay_at_the_asked_epochs(run: Path) -> None:
-    assert sorted(p.name for p in (run / "fold_0").glob("epoch_*")) == ["epoch_0002.safetensors", "epoch_0004.safetensors"]
+    assert sorted(p.name for p in (run / "fold_0").glob("epoch_*")) == [
+        "epoch_0002.safetensors",
+        "epoch_0004.safetensors",
+    ]
     model = load_model(run / "fold_0" / "epoch_0002.safetensors")
     assert (model.kind, model.epoch) == ("epoch", 1)
     assert model.score is not None
@@ -80,7 +92,9 @@ def test_the_preview_shows_a_fixed_batch_and_changes_nothing(run: Path, pairs: P
     assert picture.shape == (3, 4 * 32, 3 * 32)
     plain = go(pairs, "plain")
     for fold in ("fold_0", "fold_1"):
-        ours, theirs = (load_model(r / fold / "best_model.safetensors").weights for r in (run, plain))
+        ours, theirs = (
+            load_model(r / fold / "best_model.safetensors").weights for r in (run, plain)
+        )
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -89,7 +103,9 @@ def test_doing_nothing_is_a_row_to_beat_and_is_beaten(run: Path, pairs: Path) ->
     row = summary["baselines"]["do nothing (the input)"]
     names = sorted(p.name for p in (pairs / "src").glob("*.png"))
     images = [[intensities(files.read(pairs / f / n, 2)[0]) for f in ("src", "dst")] for n in names]
-    assert row["psnr"] == pytest.approx(np.mean([evaluate([NamedOptions(name="psnr")], *two)["psnr"] for two in images]))
+    assert row["psnr"] == pytest.approx(
+        np.mean([evaluate([NamedOptions(name="psnr")], *two)["psnr"] for two in images])
+    )
     assert summary["out_of_fold"]["psnr"] > row["psnr"] + 2
     assert "do nothing" in tables.of_training(summary)
 
@@ -99,13 +115,21 @@ def test_saved_answers_reproduce_their_scores(run: Path, pairs: Path) -> None:
         answer, _ = files.read(run / f"fold_{case['fold']}" / "oof" / f"{name}.png", 2)
         truth, _ = files.read(pairs / "dst" / f"{name}.png", 2)
         assert answer.dtype == truth.dtype
-        found = evaluate([NamedOptions(name="psnr"), NamedOptions(name="ssim")], intensities(answer), intensities(truth))
+        found = evaluate(
+            [NamedOptions(name="psnr"), NamedOptions(name="ssim")],
+            intensities(answer),
+            intensities(truth),
+        )
         assert found == pytest.approx(case["metrics"], abs=1e-9)
 
 
 def test_patches_are_scored_on_the_scale_from_0_to_1(run: Path) -> None:
     """On [-1, 1] with a peak of 1 the same error would read 6 dB worse; whole images and patches agree within a few."""
-    log = [line for line in (run / "fold_0" / "training_log.txt").read_text().splitlines() if "Val Psnr" in line]
+    log = [
+        line
+        for line in (run / "fold_0" / "training_log.txt").read_text().splitlines()
+        if "Val Psnr" in line
+    ]
     last = float(log[-1].split("Val Psnr: ")[1].split(",")[0])
     whole = files.read_json(run / "fold_0" / "result.json")["metrics"]["best"]["psnr"]
     assert abs(last - whole) < 4
@@ -113,17 +137,27 @@ def test_patches_are_scored_on_the_scale_from_0_to_1(run: Path) -> None:
 
 def test_prediction_keeps_number_type_and_size(run: Path, pairs: Path, tmp_path: Path) -> None:
     source = pairs / "src" / "a_0.png"
-    assert predict.main(["--checkpoint", str(run), "--input", str(source), "--output", str(tmp_path)]) == 0
+    assert (
+        predict.main(["--checkpoint", str(run), "--input", str(source), "--output", str(tmp_path)])
+        == 0
+    )
     given, answer = (files.read(p, 2)[0] for p in (source, tmp_path / "a_0.png"))
     assert (answer.dtype, answer.shape) == (given.dtype, given.shape)
 
 
-def test_pairs_of_two_number_types_are_a_fault_before_training(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pairs_of_two_number_types_are_a_fault_before_training(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for n in range(4):
         name = f"{'ab'[n // 2]}_{n}.png"
         files.write(tmp_path / "src" / name, pair(n, np.uint8)[0])
         files.write(tmp_path / "dst" / name, pair(n, np.uint16)[1])
-    assert train.main(["--config", str(pairs / "small.yaml"), "--data-dir", str(tmp_path), "--dry-run"]) == 2
+    assert (
+        train.main(
+            ["--config", str(pairs / "small.yaml"), "--data-dir", str(tmp_path), "--dry-run"]
+        )
+        == 2
+    )
     assert "holds uint16, its image a_0.png uint8" in capsys.readouterr().out
 
 

@@ -46,7 +46,9 @@ def agree(path: Path, expected: np.ndarray) -> None:
     """Pixels, probe, geometry and number of axes tell one story."""
     array, geometry = files.read(path, 2)
     np.testing.assert_array_equal(array, expected)
-    assert files.probe(path, 2) == files.Probe(shape=expected.shape, dtype=array.dtype.name, problem=None)
+    assert files.probe(path, 2) == files.Probe(
+        shape=expected.shape, dtype=array.dtype.name, problem=None
+    )
     assert files.geometry(path, 2) == geometry
     assert files.dims_of(path) == 2
     assert "where a volume is needed" in str(files.probe(path, 3).problem)
@@ -80,7 +82,9 @@ def test_masks_of_one_bit(suffix: str, tmp_path: Path) -> None:
 def test_ink_of_a_scanner_is_dark(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", MASK == 0, photometric="miniswhite")
     np.testing.assert_array_equal(files.read(tmp_path / "a.tif", 2)[0][0], 255 * MASK)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.tif")), MASK)  # Pillow sees the same
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "a.tif")), MASK
+    )  # Pillow sees the same
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,9 @@ def test_ink_of_a_scanner_is_dark(tmp_path: Path) -> None:
         (Image.fromarray(np.ascontiguousarray(RGB[..., :2]), "LA"), RGB[..., :1]),
     ],
 )
-def test_alpha_is_dropped_whatever_it_holds(image: Image.Image, expected: np.ndarray, tmp_path: Path) -> None:
+def test_alpha_is_dropped_whatever_it_holds(
+    image: Image.Image, expected: np.ndarray, tmp_path: Path
+) -> None:
     image.save(tmp_path / "a.png")
     agree(tmp_path / "a.png", expected.transpose(2, 0, 1))
 
@@ -135,7 +141,9 @@ def test_photographs_are_read_upright(orientation: int, suffix: str, tmp_path: P
     assert expected.shape[:2] == (SHAPE if orientation < 5 else SHAPE[::-1])
     agree(path, expected.transpose(2, 0, 1))
     mask = turned(tmp_path / f"mask{suffix}", orientation, MASK * 255)  # masks turn alike
-    np.testing.assert_array_equal(labels(mask) > 127, np.asarray(ImageOps.exif_transpose(Image.open(mask))) > 127)
+    np.testing.assert_array_equal(
+        labels(mask) > 127, np.asarray(ImageOps.exif_transpose(Image.open(mask))) > 127
+    )
 
 
 def test_an_upright_answer_says_nothing_of_turning(tmp_path: Path) -> None:
@@ -145,7 +153,12 @@ def test_an_upright_answer_says_nothing_of_turning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "exif", [b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0"]
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0nonsense",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",
+    ],
 )
 def test_a_useless_orientation_counts_as_none(exif: bytes, tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
@@ -182,7 +195,9 @@ def test_animations_are_refused(suffix: str, tmp_path: Path) -> None:
 
 def test_several_pages_and_pyramids(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "pages.tif", np.stack([RGB[..., 0]] * 3), photometric="minisblack")
-    assert "3x12x10) where an image is needed" in str(files.probe(tmp_path / "pages.tif", 2).problem)
+    assert "3x12x10) where an image is needed" in str(
+        files.probe(tmp_path / "pages.tif", 2).problem
+    )
     with tifffile.TiffWriter(tmp_path / "flat.tif") as writer:
         writer.write(RGB, photometric="rgb", metadata=None)
         writer.write(RGB[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
@@ -244,7 +259,12 @@ BW = MASK * 255
         ("one class alone", MASK * 0 + 1, [BLACK, WHITE, RED], MASK * 0 + 1),
         ("classes without colours", MASK * 2, [BLACK, RED, BLACK], MASK * 2),
         ("nothing but black in the palette", MASK, [BLACK, BLACK], MASK),
-        ("ignored border", MASK + (VIEW == 0) * np.uint8(255), [BLACK, RED, *[BLACK] * 253, WHITE], MASK + (VIEW == 0) * np.uint8(255)),
+        (
+            "ignored border",
+            MASK + (VIEW == 0) * np.uint8(255),
+            [BLACK, RED, *[BLACK] * 253, WHITE],
+            MASK + (VIEW == 0) * np.uint8(255),
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".tif", ".bmp"])
@@ -253,7 +273,10 @@ def test_a_palette_says_classes_or_black_and_white(
 ) -> None:
     found = labels(palette(tmp_path / f"a{suffix}", indices.astype(np.uint8), colours))
     if set(np.unique(expected)) == {0, 255}:
-        assert set(np.unique(found)) in ({0, 255}, {0, 1})  # writers shorten black and white to one bit
+        assert set(np.unique(found)) in (
+            {0, 255},
+            {0, 1},
+        )  # writers shorten black and white to one bit
         found = (found > 0) * np.uint8(255)
     np.testing.assert_array_equal(found, expected)
 
@@ -271,12 +294,23 @@ def write(path: Path, array: np.ndarray) -> None:
     Image.fromarray(array).save(path)
 
 
-def add(root: Path, name: str, mask: np.ndarray = MASK * 255, image: np.ndarray | None = None, suffix: str = ".png") -> None:
-    write(root / "images" / f"{name}.png", RNG.integers(0, 256, RGB.shape).astype(np.uint8) if image is None else image)
+def add(
+    root: Path,
+    name: str,
+    mask: np.ndarray = MASK * 255,
+    image: np.ndarray | None = None,
+    suffix: str = ".png",
+) -> None:
+    write(
+        root / "images" / f"{name}.png",
+        RNG.integers(0, 256, RGB.shape).astype(np.uint8) if image is None else image,
+    )
     write(root / "masks" / f"{name}{suffix}", mask)
 
 
-def check(root: Path, **data) -> tuple[cases.Found, list[properties.CaseProperties], list[Fault], config.Config]:
+def check(
+    root: Path, **data
+) -> tuple[cases.Found, list[properties.CaseProperties], list[Fault], config.Config]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.roles, root)
     facts = properties.examine(found.train, settings, None, workers=1)
@@ -294,7 +328,10 @@ def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:
         "noise": (lambda i, m: i.write_bytes(RNG.bytes(500)), "no PNG"),
         "no bytes": (lambda i, m: i.write_bytes(b""), "is empty (0 bytes)"),
         "noise in a mask": (lambda i, m: m.write_bytes(RNG.bytes(500)), "no PNG"),
-        "another size": (lambda i, m: write(m, MASK[:-1]), "has shape 11x10, its image another size.png has 12x10"),
+        "another size": (
+            lambda i, m: write(m, MASK[:-1]),
+            "has shape 11x10, its image another size.png has 12x10",
+        ),
         "turned": (lambda i, m: write(m, MASK.T), "has shape 10x12"),
         "greys": (lambda i, m: write(m, MASK * 250 + 3), "holds labels outside 0 to 1: 3 ("),
         "mask in colours": (lambda i, m: write(m, RGB), "3 different channels"),
@@ -339,7 +376,9 @@ def test_what_looks_odd_but_is_sound_has_no_fault(tmp_path: Path) -> None:
     found, facts, faults, settings = check(tmp_path)
     assert faults == []
     for stored in cache.build(found.train, facts, settings, tmp_path / "store"):
-        np.testing.assert_array_equal(stored.targets["label"].array, MASK[None], err_msg=stored.case.id)
+        np.testing.assert_array_equal(
+            stored.targets["label"].array, MASK[None], err_msg=stored.case.id
+        )
         assert stored.targets["label"].dtype == "uint8"
 
 
@@ -381,12 +420,21 @@ def test_a_mask_kept_as_jpeg_is_refused_with_its_cure_and_read_with_it(tmp_path:
     assert [set(f.label_values["label"]) for f in facts] == [{"0", "1"}] * 2
     for stored in cache.build(found.train, facts, settings, tmp_path / "store"):
         np.testing.assert_array_equal(stored.targets["label"].array[0], BIG)
-        np.testing.assert_array_equal(targets.read_labels(stored.case.targets["label"], settings.data)[0], BIG)
+        np.testing.assert_array_equal(
+            targets.read_labels(stored.case.targets["label"], settings.data)[0], BIG
+        )
 
 
 @pytest.mark.parametrize(
     ("values", "hint"),
-    [([3, 250], True), ([0, 60, 255], True), ([0, 1, 255], False), ([0, 2, 3], False), ([0, 300], False), (list(range(0, 256, 20)), True)],
+    [
+        ([3, 250], True),
+        ([0, 60, 255], True),
+        ([0, 1, 255], False),
+        ([0, 2, 3], False),
+        ([0, 300], False),
+        (list(range(0, 256, 20)), True),
+    ],
 )
 def test_the_hint_is_given_where_it_may_help(values: list[int], hint: bool, tmp_path: Path) -> None:
     mask = np.resize(values, SHAPE).astype(np.uint16)
@@ -401,8 +449,13 @@ def test_a_threshold_keeps_the_ignored_value(tmp_path: Path) -> None:
     add(tmp_path, "a", mask)
     settings = system(tmp_path, binarise=127, ignore_label=255)
     expected = np.where(mask == 255, 255, mask > 127)
-    np.testing.assert_array_equal(targets.read_labels(tmp_path / "masks" / "a.png", settings.data)[0], expected)
-    np.testing.assert_array_equal(targets.read_labels(tmp_path / "masks" / "a.png", system(tmp_path, binarise=127).data)[0], mask > 127)
+    np.testing.assert_array_equal(
+        targets.read_labels(tmp_path / "masks" / "a.png", settings.data)[0], expected
+    )
+    np.testing.assert_array_equal(
+        targets.read_labels(tmp_path / "masks" / "a.png", system(tmp_path, binarise=127).data)[0],
+        mask > 127,
+    )
 
 
 def test_a_threshold_is_part_of_what_is_kept(tmp_path: Path) -> None:
@@ -414,11 +467,15 @@ def test_a_threshold_is_part_of_what_is_kept(tmp_path: Path) -> None:
         found = cases.find(settings.data, settings.roles, tmp_path).train
         facts = properties.examine(found, settings, tmp_path / "store")
         assert checks.faults(facts, found, settings) == []
-        return np.array(cache.build(found, facts, settings, tmp_path / "store")[0].targets["label"].array[0])
+        return np.array(
+            cache.build(found, facts, settings, tmp_path / "store")[0].targets["label"].array[0]
+        )
 
     np.testing.assert_array_equal(labels_of(binarise=127), mask > 127)
     np.testing.assert_array_equal(labels_of(binarise=40), mask > 40)
-    np.testing.assert_array_equal(labels_of(binarise=40, ignore_label=50), np.where(mask == 50, 50, mask > 40))
+    np.testing.assert_array_equal(
+        labels_of(binarise=40, ignore_label=50), np.where(mask == 50, 50, mask > 40)
+    )
 
 
 def test_a_threshold_above_everything_and_values_that_are_none(tmp_path: Path) -> None:
@@ -437,7 +494,13 @@ WITH_VIEW: dict[str, Any] = {"folders": FOLDERS, "frames": {"fov": "fov"}}
 
 
 def test_a_field_of_view_is_kept_as_zeros_and_ones(tmp_path: Path) -> None:
-    views = {"a": VIEW, "b": VIEW * 255, "c": VIEW.astype(bool), "d": np.ones_like(VIEW) * 255, "e": VIEW.astype(np.uint16) * 65535}
+    views = {
+        "a": VIEW,
+        "b": VIEW * 255,
+        "c": VIEW.astype(bool),
+        "d": np.ones_like(VIEW) * 255,
+        "e": VIEW.astype(np.uint16) * 65535,
+    }
     for name, view in views.items():
         add(tmp_path, name, CLASSES)
         write(tmp_path / "fov" / f"{name}.png", view)
@@ -447,7 +510,9 @@ def test_a_field_of_view_is_kept_as_zeros_and_ones(tmp_path: Path) -> None:
         view = stored.targets["fov"].array
         assert (view.dtype, view.shape) == ("uint8", (1, *SHAPE))
         np.testing.assert_array_equal(view[0], views[stored.case.id] > 0)
-        np.testing.assert_array_equal(targets.read_mask(stored.case.targets["fov"], settings.data), view)
+        np.testing.assert_array_equal(
+            targets.read_mask(stored.case.targets["fov"], settings.data), view
+        )
         sample = training_chain(settings)({"stored": stored})
         assert "fov" not in sample
 
@@ -458,7 +523,13 @@ def test_a_field_of_view_has_faults_of_its_own(tmp_path: Path) -> None:
         add(tmp_path, name)
         write(tmp_path / "fov" / f"{name}.png", view)
     add(tmp_path, "lost")
-    words = {"empty": "nothing would be counted", "greys": "250 (", "size": "has shape 10x10", "classes": "2 (", "lost": "has no fov"}
+    words = {
+        "empty": "nothing would be counted",
+        "greys": "250 (",
+        "size": "has shape 10x10",
+        "classes": "2 (",
+        "lost": "has no fov",
+    }
     faults = check(tmp_path, ignore_label=2, **WITH_VIEW)[2]
     assert {f.path.stem for f in faults} == set(words)
     for fault in faults:
@@ -466,14 +537,21 @@ def test_a_field_of_view_has_faults_of_its_own(tmp_path: Path) -> None:
         assert words[fault.path.stem] in fault.problem
     for name in ("empty", "greys", "classes"):
         with pytest.raises(files.FileError, match=words[name].replace("(", r"\(")):
-            targets.read_mask(tmp_path / "fov" / f"{name}.png", system(tmp_path, ignore_label=2).data)
+            targets.read_mask(
+                tmp_path / "fov" / f"{name}.png", system(tmp_path, ignore_label=2).data
+            )
     settings = system(tmp_path, binarise=127)
-    np.testing.assert_array_equal(targets.read_mask(tmp_path / "fov" / "greys.png", settings.data)[0], VIEW)
+    np.testing.assert_array_equal(
+        targets.read_mask(tmp_path / "fov" / "greys.png", settings.data)[0], VIEW
+    )
 
 
 @pytest.mark.parametrize("layout", ["competition", "nnunet"])
 def test_other_layouts_have_no_field_of_view(layout: str, tmp_path: Path) -> None:
-    names = {"competition": ("train_images/a", "train_labels/a"), "nnunet": ("imagesTr/a_0000", "labelsTr/a")}[layout]
+    names = {
+        "competition": ("train_images/a", "train_labels/a"),
+        "nnunet": ("imagesTr/a_0000", "labelsTr/a"),
+    }[layout]
     for name in names:
         write(tmp_path / f"{name}.png", RGB[..., 0])
     settings = system(tmp_path, layout=layout, **WITH_VIEW)
@@ -496,4 +574,6 @@ def test_chase_db1(shared_data: Path, tmp_path: Path) -> None:
     few = found.train[:2]
     facts = properties.examine(few, settings, None, workers=1)
     assert checks.faults(facts, few, settings) == []
-    assert [f.shapes for f in facts] == [{"image": (3, 960, 999), "label": (1, 960, 999), "fov": (1, 960, 999)}] * 2
+    assert [f.shapes for f in facts] == [
+        {"image": (3, 960, 999), "label": (1, 960, 999), "fov": (1, 960, 999)}
+    ] * 2

@@ -39,10 +39,14 @@ class Blur(torch.nn.Module):
         return {"main": self.convolution(x)}
 
 
-def monai(array: np.ndarray, tile: tuple[int, ...], overlap: float, network: torch.nn.Module) -> np.ndarray:
+def monai(
+    array: np.ndarray, tile: tuple[int, ...], overlap: float, network: torch.nn.Module
+) -> np.ndarray:
     inferer = SlidingWindowInferer(tile, sw_batch_size=2, overlap=overlap, mode="gaussian")
     with torch.inference_mode():
-        return inferer(torch.from_numpy(array[None]), lambda x: network(x)["main"].clone())[0].numpy()
+        return inferer(torch.from_numpy(array[None]), lambda x: network(x)["main"].clone())[
+            0
+        ].numpy()
 
 
 @pytest.mark.parametrize("shape", [(40, 32, 50), (16, 16, 16), (11, 40, 17), (5, 6, 7)])
@@ -59,7 +63,11 @@ def test_equals_monai_in_2d() -> None:
     tiles = Tiling(size=(70, 45), tile=(32, 16), overlap=8, one_sided=False)
     # MONAI takes a share of each axis: 8 of 32 and 4 of 16 would differ from ours, so compare where both share a quarter.
     square = Tiling(size=(70, 45), tile=(32, 32), overlap=8, one_sided=False)
-    np.testing.assert_allclose(tiled(given, lambda x: network(x)["main"], square), monai(given.array, (32, 32), 0.25, network), atol=1e-5)
+    np.testing.assert_allclose(
+        tiled(given, lambda x: network(x)["main"], square),
+        monai(given.array, (32, 32), 0.25, network),
+        atol=1e-5,
+    )
     assert tiled(given, lambda x: network(x)["main"], tiles).shape == (2, 70, 45)
 
 
@@ -75,9 +83,13 @@ def test_whole_image_equality_with_a_halo() -> None:
     """A norm-free network with receptive radius 1 and a halo of 1: tiles are not to be seen at all."""
     network, given = Blur(2), source((61, 47))
     whole = network(torch.from_numpy(given.array[None]))["main"][0].detach().numpy()
-    halo = tiled(given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=3, halo=1))
+    halo = tiled(
+        given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=3, halo=1)
+    )
     np.testing.assert_allclose(halo, whole, atol=1e-5)
-    without = tiled(given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=0, halo=0))
+    without = tiled(
+        given, lambda x: network(x)["main"], Tiling(size=(61, 47), tile=(16, 16), overlap=0, halo=0)
+    )
     assert np.abs(without - whole).max() > 1e-3
 
 
@@ -95,7 +107,9 @@ def test_input_is_never_written_to() -> None:
     np.testing.assert_array_equal(given.array, before)
 
 
-def config(flips: bool = False, classes: int = 2, dims: int = 3, task: str = "labels", **predict: Any) -> Any:
+def config(
+    flips: bool = False, classes: int = 2, dims: int = 3, task: str = "labels", **predict: Any
+) -> Any:
     return from_dict(
         {
             "name": "t",
@@ -120,9 +134,13 @@ def test_flips_are_undone() -> None:
             return {"main": x + torch.arange(x.shape[-1])}
 
     x = torch.rand(2, 1, 8, 8, 8)
-    plain, flipped = (network_ensemble([Pointwise()], config(f), "cpu")(x)["main"] for f in (False, True))
+    plain, flipped = (
+        network_ensemble([Pointwise()], config(f), "cpu")(x)["main"] for f in (False, True)
+    )
     torch.testing.assert_close(plain, flipped)
-    plain, flipped = (network_ensemble([Ramp()], config(f), "cpu")(x)["main"] for f in (False, True))
+    plain, flipped = (
+        network_ensemble([Ramp()], config(f), "cpu")(x)["main"] for f in (False, True)
+    )
     assert (plain - flipped).abs().max() > 0.1
 
 
@@ -138,7 +156,9 @@ def test_several_networks_are_averaged_by_weight() -> None:
     x = torch.zeros(1, 1, 8, 8, 8)
     mean = network_ensemble([Constant(0.2), Constant(0.6)], config(True), "cpu")(x)["main"]
     torch.testing.assert_close(mean, torch.full_like(x, 0.4))
-    weighted = network_ensemble([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)["main"]
+    weighted = network_ensemble([Constant(0.2), Constant(0.6)], config(False), "cpu", [3, 1])(x)[
+        "main"
+    ]
     torch.testing.assert_close(weighted, torch.full_like(x, 0.3))
 
 
@@ -155,7 +175,9 @@ def test_whole_is_one_tile_of_any_size(size: list[int], halo: int) -> None:
 def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
     """A U-Net whose norms stand still; tiles of even size and stride keep its pooling grid, and the halo covers what a voxel sees."""
     torch.manual_seed(0)
-    network = build(NamedOptions(name="unet", options={"channels": [2] * 5, "norm": "batch"}), 3, 1, 2)
+    network = build(
+        NamedOptions(name="unet", options={"channels": [2] * 5, "norm": "batch"}), 3, 1, 2
+    )
     network.train()(torch.rand(2, 3, 32, 32))  # statistics that are not 0 and 1
     network.eval()
     image = np.random.default_rng(0).random((3, 288, 352), np.float32)
@@ -163,14 +185,31 @@ def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
     predict_tile = network_ensemble([network], config(dims=2), "cpu")
     whole = tiled(given, predict_tile, tiling(config(dims=2, patch="whole"), image.shape[1:]))
     with torch.inference_mode():
-        np.testing.assert_allclose(whole, network(torch.from_numpy(image[None]))["main"].sigmoid()[0].numpy(), atol=1e-6)
-    pieces = tiled(given, predict_tile, tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]))
+        np.testing.assert_allclose(
+            whole, network(torch.from_numpy(image[None]))["main"].sigmoid()[0].numpy(), atol=1e-6
+        )
+    pieces = tiled(
+        given,
+        predict_tile,
+        tiling(config(dims=2, patch=[256, 256], halo=96, overlap=0), image.shape[1:]),
+    )
     np.testing.assert_allclose(pieces, whole, atol=1e-6)
-    seams = tiled(given, predict_tile, tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]))
+    seams = tiled(
+        given,
+        predict_tile,
+        tiling(config(dims=2, patch=[64, 64], halo=0, overlap=0), image.shape[1:]),
+    )
     assert np.abs(seams - whole).max() > 1e-5
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: no"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: no"),
+        MemoryError(),
+    ],
+)
 def test_out_of_memory_says_how_to_go_on(error: Exception) -> None:
     def predict_tile(tiles: torch.Tensor) -> torch.Tensor:
         raise error
@@ -226,7 +265,9 @@ def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size:
 @given(SCALES, st.sampled_from([2, 3]))
 def test_probabilities_of_classes_sum_to_1(scales: list[float], dims: int) -> None:
     x = torch.randn(2, 4, *[7] * dims, generator=torch.Generator().manual_seed(1)) * 5
-    soft = network_ensemble([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)["main"]
+    soft = network_ensemble([Identity()], config(classes=4, dims=dims, scales=scales), "cpu")(x)[
+        "main"
+    ]
     assert soft.min() >= 0
     torch.testing.assert_close(soft.sum(1), torch.ones(2, *[7] * dims))
 
@@ -238,14 +279,21 @@ def test_scale_1_alone_changes_no_bit() -> None:
     for turn in [(), (-2,), (-1,), (-2, -1)]:
         soft = torch.flip(network(torch.flip(x, turn))["main"].softmax(1), turn) * (1 / 4)
         expected = soft if expected is None else expected + soft
-    assert torch.equal(network_ensemble([network], config(True, dims=2, scales=[1]), "cpu")(x)["main"], expected)
+    assert torch.equal(
+        network_ensemble([network], config(True, dims=2, scales=[1]), "cpu")(x)["main"], expected
+    )
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_scales_average_what_each_says_alone(dims: int) -> None:
     x = torch.rand(1, 1, *[10] * dims)
-    each = [network_ensemble([Squares()], config(dims=dims, scales=[s]), "cpu")(x)["main"] for s in (0.75, 1, 1.5)]
-    together = network_ensemble([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)["main"]
+    each = [
+        network_ensemble([Squares()], config(dims=dims, scales=[s]), "cpu")(x)["main"]
+        for s in (0.75, 1, 1.5)
+    ]
+    together = network_ensemble([Squares()], config(dims=dims, scales=[0.75, 1, 1.5]), "cpu")(x)[
+        "main"
+    ]
     torch.testing.assert_close(together, sum(each) / 3)
     assert (each[0] - each[1]).abs().max() > 1e-2
 
@@ -255,7 +303,9 @@ def test_a_smooth_image_comes_back_in_its_place(scale: float) -> None:
     """Identity network: a slow wave returns within the error of interpolation; half a voxel of shift would cost 0.1."""
     y, x = np.mgrid[:48, :64]
     image = torch.from_numpy(np.sin(y / 5) * np.cos(x / 5)).float()[None, None]
-    back = network_ensemble([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(image)["main"]
+    back = network_ensemble([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(
+        image
+    )["main"]
     error = (back - image).abs()[..., 3:-3, 3:-3]
     assert error.max() < 0.07
 
@@ -280,4 +330,6 @@ def test_cuda_equals_cpu() -> None:
     tiles = Tiling(size=(40, 33, 21), tile=(16, 16, 16), overlap=4)
     cpu = tiled(given, lambda x: network(x)["main"], tiles)
     network = network.cuda()
-    np.testing.assert_allclose(tiled(given, lambda x: network(x)["main"], tiles, batch=2, device="cuda"), cpu, atol=1e-4)
+    np.testing.assert_allclose(
+        tiled(given, lambda x: network(x)["main"], tiles, batch=2, device="cuda"), cpu, atol=1e-4
+    )

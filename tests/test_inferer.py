@@ -24,7 +24,9 @@ SHAPES = {
 
 
 @st.composite
-def scans(draw: st.DrawFn, shares: st.SearchStrategy[float]) -> tuple[tuple[int, ...], dict[str, Any]]:
+def scans(
+    draw: st.DrawFn, shares: st.SearchStrategy[float]
+) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Shape of a batch of images and MONAI's arguments."""
     dims = draw(st.sampled_from(sorted(SHAPES)))
     size = draw(SHAPES[dims])
@@ -46,8 +48,17 @@ def scans(draw: st.DrawFn, shares: st.SearchStrategy[float]) -> tuple[tuple[int,
 
 def edges(tiles: torch.Tensor) -> torch.Tensor:
     """Depends on where a voxel lies in its tile, and has another number of channels: no tiling can go unnoticed."""
-    where = sum(torch.arange(n).reshape(-1, *[1] * k) / n for k, n in enumerate(reversed(tiles.shape[2:])))
-    return torch.cat([tiles * where, where.expand(len(tiles), 1, *tiles.shape[2:]), tiles.mean(dim=1, keepdim=True)], dim=1)
+    where = sum(
+        torch.arange(n).reshape(-1, *[1] * k) / n for k, n in enumerate(reversed(tiles.shape[2:]))
+    )
+    return torch.cat(
+        [
+            tiles * where,
+            where.expand(len(tiles), 1, *tiles.shape[2:]),
+            tiles.mean(dim=1, keepdim=True),
+        ],
+        dim=1,
+    )
 
 
 def test_the_arguments_are_those_of_monai_in_its_order() -> None:
@@ -70,7 +81,10 @@ def test_equals_monai(scan: tuple[tuple[int, ...], dict[str, Any]], seed: int) -
     torch.testing.assert_close(ours(image, edges), theirs, atol=1e-5, rtol=1e-5)
     assert torch.equal(image, before)
     slabs = list(ours.slabs(image, edges))
-    assert [first for first, _ in slabs] == [0, *itertools.accumulate(rows.shape[2] for _, rows in slabs[:-1])]
+    assert [first for first, _ in slabs] == [
+        0,
+        *itertools.accumulate(rows.shape[2] for _, rows in slabs[:-1]),
+    ]
     assert torch.equal(torch.cat([rows for _, rows in slabs], dim=2), ours(image, edges))
 
 
@@ -81,21 +95,37 @@ def test_equals_monai(scan: tuple[tuple[int, ...], dict[str, Any]], seed: int) -
     halo=st.integers(0, 1),
     stride=st.sampled_from([None, 1, 2, 4]),
 )
-def test_an_identity_network_gives_the_image_back(scan: tuple, one_sided: bool, halo: int, stride: int | None) -> None:
+def test_an_identity_network_gives_the_image_back(
+    scan: tuple, one_sided: bool, halo: int, stride: int | None
+) -> None:
     shape, options = scan
     image = torch.rand(shape)
     if stride == 4 and halo:
         options["roi_size"] = 8  # two halos and a stride need that much
     inferer = SlidingWindowInferer(**options, one_sided=one_sided, halo=halo, stride=stride)
     torch.testing.assert_close(inferer(image, lambda x: x), image, atol=2e-6, rtol=0)
-    torch.testing.assert_close(torch.cat([rows for _, rows in inferer.slabs(image, lambda x: x)], dim=2), image, atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([rows for _, rows in inferer.slabs(image, lambda x: x)], dim=2),
+        image,
+        atol=2e-6,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
-@pytest.mark.parametrize(("padding", "size"), [("reflect", (9, 30)), ("circular", (9, 30)), ("circular", (8, 5)), ("reflect", (30, 9))])
+@pytest.mark.parametrize(
+    ("padding", "size"),
+    [("reflect", (9, 30)), ("circular", (9, 30)), ("circular", (8, 5)), ("reflect", (30, 9))],
+)
 def test_every_padding_of_monai(mode: str, padding: str, size: tuple[int, ...]) -> None:
     image = torch.rand(2, 1, *size)
-    options = {"roi_size": (16, 8), "sw_batch_size": 2, "mode": mode, "padding_mode": padding, "overlap": 0.5}
+    options = {
+        "roi_size": (16, 8),
+        "sw_batch_size": 2,
+        "mode": mode,
+        "padding_mode": padding,
+        "overlap": 0.5,
+    }
     torch.testing.assert_close(
         SlidingWindowInferer(**options, one_sided=False)(image, edges),
         inferers.SlidingWindowInferer(**options)(image, edges),
@@ -115,11 +145,18 @@ def test_reflection_goes_on_where_torch_refuses_it() -> None:
 
 def pyramid(tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
     pool = torch.nn.functional.avg_pool2d
-    return tiles, pool(tiles, 2), pool(tiles, 4), torch.nn.functional.interpolate(tiles, scale_factor=2)
+    return (
+        tiles,
+        pool(tiles, 2),
+        pool(tiles, 4),
+        torch.nn.functional.interpolate(tiles, scale_factor=2),
+    )
 
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
-@pytest.mark.parametrize("shape", [(2, 1, 40, 24), (1, 3, 16, 30), (1, 1, 8, 24), (2, 1, 16, 4), (1, 1, 39, 27)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 40, 24), (1, 3, 16, 30), (1, 1, 8, 24), (2, 1, 16, 4), (1, 1, 39, 27)]
+)
 def test_outputs_of_other_sizes_equal_monai(mode: str, shape: tuple[int, ...]) -> None:
     image = torch.rand(shape)
     options = {"roi_size": (16, 8), "sw_batch_size": 3, "mode": mode, "overlap": 0.5}
@@ -138,7 +175,9 @@ def test_outputs_of_other_sizes_equal_monai(mode: str, shape: tuple[int, ...]) -
 def test_what_is_smaller_may_come_before_what_is_not() -> None:
     """MONAI fails here."""
     image = torch.rand(1, 1, 40, 24)
-    half, full = SlidingWindowInferer((16, 8), overlap=0.5)(image, lambda x: (torch.nn.functional.avg_pool2d(x, 2), x))
+    half, full = SlidingWindowInferer((16, 8), overlap=0.5)(
+        image, lambda x: (torch.nn.functional.avg_pool2d(x, 2), x)
+    )
     torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(image, 2))
     torch.testing.assert_close(full, image)
 
@@ -167,7 +206,9 @@ def test_the_structure_is_that_of_monai(network: Callable[..., Any], kind: type)
 @pytest.mark.parametrize("network", [lambda x: x, lambda x: (x, x), lambda x: {"main": x}])
 def test_metadata_come_out_again_with_every_output(network: Callable[..., Any]) -> None:
     affine = torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0]))
-    image = MetaTensor(torch.rand(1, 1, 20, 13, 9), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    image = MetaTensor(
+        torch.rand(1, 1, 20, 13, 9), affine=affine, meta={"filename_or_obj": "a.nii.gz"}
+    )
     seen = set()
     out = SlidingWindowInferer(8)(image, lambda x: seen.add(type(x)) or network(x))
     assert seen == {torch.Tensor}
@@ -186,15 +227,22 @@ def test_the_type_is_kept_and_sums_are_float32(dtype: torch.dtype, meta: bool) -
     out = SlidingWindowInferer(8, overlap=0.75)(MetaTensor(image) if meta else image, lambda x: x)
     assert out.dtype == dtype
     # Rounded once: sums in the half types themselves would be several steps off.
-    assert torch.equal(out.as_tensor() if meta else out, image) or dtype in (torch.float32, torch.float64)
+    assert torch.equal(out.as_tensor() if meta else out, image) or dtype in (
+        torch.float32,
+        torch.float64,
+    )
     torch.testing.assert_close(out.double(), image.double(), atol=2e-6, rtol=0)
 
 
 def test_whole_numbers_go_in_and_the_networks_type_comes_out() -> None:
     """MONAI fails here."""
     image = torch.randint(0, 255, (2, 1, 5, 30), dtype=torch.uint8)
-    for padding, dtype in itertools.product(["constant", "reflect", "replicate", "circular"], [torch.float32, torch.float16]):
-        out = SlidingWindowInferer(8, padding_mode=padding, cval=7)(image, lambda x, to=dtype: x.to(to))
+    for padding, dtype in itertools.product(
+        ["constant", "reflect", "replicate", "circular"], [torch.float32, torch.float16]
+    ):
+        out = SlidingWindowInferer(8, padding_mode=padding, cval=7)(
+            image, lambda x, to=dtype: x.to(to)
+        )
         assert out.dtype == dtype
         torch.testing.assert_close(out, image.to(dtype))
 
@@ -230,7 +278,9 @@ def test_a_network_may_write_into_its_tiles() -> None:
     image = torch.rand(1, 1, 20, 20)
     before = image.clone()
     for batch in (1, 3):
-        torch.testing.assert_close(SlidingWindowInferer(8, batch)(image, lambda x: x.mul_(2)), 2 * before)
+        torch.testing.assert_close(
+            SlidingWindowInferer(8, batch)(image, lambda x: x.mul_(2)), 2 * before
+        )
         assert torch.equal(image, before)
 
 
@@ -250,8 +300,12 @@ def test_arguments_reach_the_network() -> None:
 def test_a_condition_is_cut_into_the_same_tiles() -> None:
     image, condition = torch.rand(2, 1, 20, 5), torch.rand(2, 1, 20, 5)
     options = {"roi_size": 8, "mode": "gaussian"}
-    ours = SlidingWindowInferer(**options, one_sided=False)(image, lambda x, condition: edges(x) + condition, condition=condition)
-    theirs = inferers.SlidingWindowInferer(**options)(image, lambda x, condition: edges(x) + condition, condition=condition)
+    ours = SlidingWindowInferer(**options, one_sided=False)(
+        image, lambda x, condition: edges(x) + condition, condition=condition
+    )
+    theirs = inferers.SlidingWindowInferer(**options)(
+        image, lambda x, condition: edges(x) + condition, condition=condition
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="shape of the inputs"):
         SlidingWindowInferer(8)(image, lambda x, condition: x, condition=condition[:1])
@@ -262,7 +316,10 @@ def test_a_call_may_name_another_device() -> None:
     image = torch.rand(1, 1, 20, 20)
     assert SlidingWindowInferer(8, device="meta")(image, lambda x: x).device.type == "meta"
     assert SlidingWindowInferer(8)(image, lambda x: x, device="meta").device.type == "meta"
-    assert SlidingWindowInferer(8, device="meta")(image, lambda x: x, device="cpu").device.type == "cpu"
+    assert (
+        SlidingWindowInferer(8, device="meta")(image, lambda x: x, device="cpu").device.type
+        == "cpu"
+    )
 
 
 def test_tiles_are_moved_one_batch_at_a_time() -> None:
@@ -286,7 +343,9 @@ class Recorder(torch.overrides.TorchFunctionMode):
         super().__init__()
         self.sizes: list[int] = []
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor):
             self.sizes.append(out.untyped_storage().nbytes())
@@ -299,7 +358,9 @@ def test_memory_is_a_band_and_not_the_volume(rows: int) -> None:
     image = torch.rand(1, 1, rows, 24, 12)
     whole = image.untyped_storage().nbytes()
     with Recorder() as recorder:
-        for _, slab in SlidingWindowInferer(8, overlap=0.5).slabs(image, lambda x: torch.cat([x, x], dim=1)):
+        for _, slab in SlidingWindowInferer(8, overlap=0.5).slabs(
+            image, lambda x: torch.cat([x, x], dim=1)
+        ):
             assert slab.untyped_storage().nbytes() <= 2 * 8 * 24 * 12 * 4
     assert max(size for size in recorder.sizes if size != whole) <= 2 * 8 * 24 * 12 * 4
 
@@ -311,7 +372,9 @@ def test_a_call_makes_nothing_of_the_volumes_size_but_the_answer() -> None:
         """Sizes, in volumes of one float32 channel, of what is larger than a band of the answer."""
         with Recorder() as recorder:
             inferer(image, lambda x: x[:, :2])
-        return {size // (400 * 24 * 12 * 4) for size in recorder.sizes if size > 2 * 8 * 24 * 12 * 4}
+        return {
+            size // (400 * 24 * 12 * 4) for size in recorder.sizes if size > 2 * 8 * 24 * 12 * 4
+        }
 
     assert large(SlidingWindowInferer(8)) == {3, 2}
     assert large(inferers.SlidingWindowInferer(8)) == {3, 2, 1}  # MONAI's map of weights
@@ -323,7 +386,9 @@ def test_items_do_not_depend_on_each_other() -> None:
     together = SlidingWindowInferer(8, 1)(image, network)
     for n in range(3):
         assert torch.equal(SlidingWindowInferer(8, 1)(image[n : n + 1], network)[0], together[n])
-    torch.testing.assert_close(SlidingWindowInferer(8, 5)(image, network), together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        SlidingWindowInferer(8, 5)(image, network), together, atol=1e-6, rtol=0
+    )
 
 
 class Pooled(torch.nn.Module):
@@ -343,7 +408,9 @@ def test_tiles_lie_on_the_stride_of_the_network(size: tuple[int, ...]) -> None:
     options = {"roi_size": (18, 10), "overlap": 0.5}
     torch.testing.assert_close(SlidingWindowInferer(**options)(image, network), whole)
     for stride in (4, (4, 4)):
-        torch.testing.assert_close(SlidingWindowInferer(**options, stride=stride)(image, lambda x: network(x)), whole)
+        torch.testing.assert_close(
+            SlidingWindowInferer(**options, stride=stride)(image, lambda x: network(x)), whole
+        )
     off = SlidingWindowInferer((20, 20), overlap=0.5, stride=2)(image, network)
     assert (off - whole).abs().max() > 0.1
 
@@ -359,7 +426,9 @@ def test_a_halo_hides_the_tiles() -> None:
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     image = torch.rand(2, 1, 61, 47)
     whole = network(image).detach()
-    torch.testing.assert_close(SlidingWindowInferer(16, overlap=0, halo=1)(image, network), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        SlidingWindowInferer(16, overlap=0, halo=1)(image, network), whole, atol=1e-5, rtol=0
+    )
     assert (SlidingWindowInferer(16, overlap=0)(image, network) - whole).abs().max() > 1e-3
 
 
@@ -375,7 +444,10 @@ def test_one_sided_windows_trust_the_border() -> None:
     """At the border only one tile speaks: its weight there must not be small beside what overlaps it further in."""
     image = torch.rand(1, 1, 20)
     both = [
-        SlidingWindowInferer(16, overlap=0.5, one_sided=side)(image, lambda x: torch.arange(16.0).expand_as(x)) for side in (True, False)
+        SlidingWindowInferer(16, overlap=0.5, one_sided=side)(
+            image, lambda x: torch.arange(16.0).expand_as(x)
+        )
+        for side in (True, False)
     ]
     assert not torch.equal(*both)
     # Voxel 4 is voxel 4 of the first tile and voxel 0 of the second.
@@ -401,13 +473,22 @@ def test_one_sided_windows_trust_the_border() -> None:
         ({"roi": 8}, TypeError, "no argument 'roi'"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_what_cannot_be_is_refused(
+    arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         SlidingWindowInferer(**{"roi_size": 8, **arguments})
 
 
 def test_monais_defaults_of_what_is_left_out_are_taken() -> None:
-    SlidingWindowInferer(8, buffer_steps=None, buffer_dim=-1, cpu_thresh=None, with_coord=False, cache_roi_weight_map=False)
+    SlidingWindowInferer(
+        8,
+        buffer_steps=None,
+        buffer_dim=-1,
+        cpu_thresh=None,
+        with_coord=False,
+        cache_roi_weight_map=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -421,7 +502,9 @@ def test_monais_defaults_of_what_is_left_out_are_taken() -> None:
         (lambda x: x[:0], ValueError, "for 1 tiles"),
     ],
 )
-def test_answers_that_cannot_be_blended_are_refused(network: Callable[..., Any], error: type[Exception], words: str) -> None:
+def test_answers_that_cannot_be_blended_are_refused(
+    network: Callable[..., Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         SlidingWindowInferer(8)(torch.rand(1, 1, 20, 20), network)
 
@@ -429,9 +512,13 @@ def test_answers_that_cannot_be_blended_are_refused(network: Callable[..., Any],
 def test_outputs_that_change_from_tile_to_tile_are_refused() -> None:
     calls = itertools.count()
     with pytest.raises(ValueError, match="every tile needs the same outputs"):
-        SlidingWindowInferer(8)(torch.rand(1, 1, 20, 20), lambda x: x if next(calls) else torch.cat([x, x], dim=1))
+        SlidingWindowInferer(8)(
+            torch.rand(1, 1, 20, 20), lambda x: x if next(calls) else torch.cat([x, x], dim=1)
+        )
     with pytest.raises(ValueError, match="every tile needs the same outputs"):
-        SlidingWindowInferer(8)(torch.rand(1, 1, 20, 20), lambda x: {"a" if next(calls) % 2 else "b": x})
+        SlidingWindowInferer(8)(
+            torch.rand(1, 1, 20, 20), lambda x: {"a" if next(calls) % 2 else "b": x}
+        )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +532,9 @@ def test_outputs_that_change_from_tile_to_tile_are_refused() -> None:
         (torch.rand(1, 1, 20, 20), {"halo": 4}, ValueError, "enlarge it"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(inputs: Any, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(
+    inputs: Any, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         SlidingWindowInferer(**{"roi_size": 8, **arguments})(inputs, lambda x: x)
 
@@ -453,7 +542,9 @@ def test_inputs_that_do_not_fit_are_refused(inputs: Any, arguments: dict[str, An
 def test_monais_own_evaluator_style_call_works() -> None:
     """By keyword, as MONAI's engines and ensembles call an inferer."""
     image = torch.rand(1, 1, 20, 20)
-    torch.testing.assert_close(SlidingWindowInferer((8, 8))(inputs=image, network=torch.nn.Identity()), image)
+    torch.testing.assert_close(
+        SlidingWindowInferer((8, 8))(inputs=image, network=torch.nn.Identity()), image
+    )
 
 
 def test_progress_counts_calls_of_the_network(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,9 @@ def rows(array: np.ndarray) -> Rows:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_few_bright_voxels_are_not_lost(channels: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_bright_voxels_are_not_lost(
+    channels: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = spots(dtype, channels)
     scale, notes = normalise.fit_with_notes(PERCENTILE, image)
     (note,) = notes
@@ -45,7 +47,9 @@ def test_few_bright_voxels_are_not_lost(channels: int, dtype: str, monkeypatch: 
     assert normalise.fit(PERCENTILE, image) == scale
     assert normalise.fit_with_notes(PERCENTILE, image)[1] == notes
     for channel in set(range(channels)) - {dark}:  # the others are scaled as ever
-        assert (scale.low[channel], scale.high[channel]) == pytest.approx(np.percentile(image[channel], (0.5, 99.5)))
+        assert (scale.low[channel], scale.high[channel]) == pytest.approx(
+            np.percentile(image[channel], (0.5, 99.5))
+        )
     monkeypatch.setattr(normalise, "WHOLE", 10)
     assert normalise.fit_with_notes(PERCENTILE, rows(image)) == (scale, notes)
     assert normalise.fit(PERCENTILE, rows(image)) == scale
@@ -82,7 +86,11 @@ def test_a_range_that_cuts_off_most_values_is_a_problem(
     assert normalise.problem_of(part, rows(array)) == found
     wider = NamedOptions(name="range", options={**options, "max_outside": 1})
     assert normalise.problem_of(wider, array) is None
-    assert normalise.fit(wider, rows(array)) == normalise.fit(wider, array) == normalise.fit(part, array)
+    assert (
+        normalise.fit(wider, rows(array))
+        == normalise.fit(wider, array)
+        == normalise.fit(part, array)
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,14 +99,28 @@ def test_a_range_that_cuts_off_most_values_is_a_problem(
         (np.arange(256, dtype=np.uint8), {}),
         (np.arange(256, dtype=np.uint16) * 256, {"high": None}),
         (np.linspace(0, 1, 256, dtype=np.float32), {"high": None}),
-        (np.r_[np.full(128, 5.0), np.linspace(0, 1, 128)].astype(np.float32), {"high": None}),  # half of it
-        (np.full(256, -1e-6, np.float32), {"high": None}),  # what resampling leaves of a background of 0
-        (np.r_[np.full(200, np.nan), np.full(20, np.inf), np.linspace(0, 1, 36)].astype(np.float32), {"high": None}),
+        (
+            np.r_[np.full(128, 5.0), np.linspace(0, 1, 128)].astype(np.float32),
+            {"high": None},
+        ),  # half of it
+        (
+            np.full(256, -1e-6, np.float32),
+            {"high": None},
+        ),  # what resampling leaves of a background of 0
+        (
+            np.r_[np.full(200, np.nan), np.full(20, np.inf), np.linspace(0, 1, 36)].astype(
+                np.float32
+            ),
+            {"high": None},
+        ),
         (np.full(256, np.nan, np.float32), {"high": None}),
     ],
 )
 def test_images_inside_the_range_are_none(image: np.ndarray, options: dict) -> None:
-    assert normalise.problem_of(NamedOptions(name="range", options=options), image.reshape(1, 16, 16)) is None
+    assert (
+        normalise.problem_of(NamedOptions(name="range", options=options), image.reshape(1, 16, 16))
+        is None
+    )
 
 
 def test_integers_whose_type_lies_inside_are_not_looked_at() -> None:
@@ -117,14 +139,25 @@ def test_integers_whose_type_lies_inside_are_not_looked_at() -> None:
 
 def test_a_share_is_between_0_and_1() -> None:
     with pytest.raises(ConfigError, match="max_outside=3 must be a share"):
-        normalise.fit(NamedOptions(name="range", options={"max_outside": 3}), np.zeros((1, 4, 4), np.uint8))
+        normalise.fit(
+            NamedOptions(name="range", options={"max_outside": 3}), np.zeros((1, 4, 4), np.uint8)
+        )
 
 
 # --- at the door of training --------------------------------------------------------------------------------------------
 
 
 def go(config: Path, data: Path, out: Path, *settings: str) -> int:
-    words = ["--config", str(config), "--data-dir", str(data), "--out", str(out), "--dry-run", "--set"]
+    words = [
+        "--config",
+        str(config),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(out),
+        "--dry-run",
+        "--set",
+    ]
     return train.main([*words, "train.epochs=2", *settings])
 
 
@@ -175,12 +208,16 @@ train: {stop: {monitor: val_loss}}
 """
 
 
-def test_training_refuses_targets_that_its_range_would_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_refuses_targets_that_its_range_would_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for n in range(4):
         for folder in ("src", "dst"):
             (tmp_path / folder).mkdir(exist_ok=True)
             image = RNG.random((24, 30)).astype(np.float32)
-            tifffile.imwrite(tmp_path / folder / f"{n}.tif", image * 255 if (folder, n) == ("dst", 2) else image)
+            tifffile.imwrite(
+                tmp_path / folder / f"{n}.tif", image * 255 if (folder, n) == ("dst", 2) else image
+            )
     (tmp_path / "t.yaml").write_text(PAIRS)
     assert go(tmp_path / "t.yaml", tmp_path, tmp_path / "run") == 2
     errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
@@ -188,14 +225,20 @@ def test_training_refuses_targets_that_its_range_would_cut_off(tmp_path: Path, c
     assert errors[0].startswith(f"error: {tmp_path / 'dst' / '2.tif'}: has 99")
 
 
-def test_facts_remember_what_was_found(surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts_remember_what_was_found(
+    surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from pipeline import config as configs
     from pipeline.data import cases, properties
 
     shutil.copytree(surfaces, tmp_path / "data")
     for n in (101, 102):
-        tifffile.imwrite(tmp_path / "data" / "train_images" / f"{n}.tif", spots("float32")[0, :, :24, :24])
-    settings = configs.load(tiny, [f"data.root={tmp_path / 'data'}", "data.normalise.name=percentile"])
+        tifffile.imwrite(
+            tmp_path / "data" / "train_images" / f"{n}.tif", spots("float32")[0, :, :24, :24]
+        )
+    settings = configs.load(
+        tiny, [f"data.root={tmp_path / 'data'}", "data.normalise.name=percentile"]
+    )
     found = cases.find(settings.data, settings.roles, tmp_path / "data").train
     first = properties.examine(found, settings, tmp_path / "store")
     assert len(list((tmp_path / "store" / "facts").glob("*.json"))) == 6

@@ -93,13 +93,19 @@ def test_one_bad_entry_fails_alone(model: Path, tmp_path: Path, capsys: Output) 
         found = {row["id"]: row for row in rows(tmp_path / "out")}
         assert set(found) == {"good", "z", *(kind.__name__ for kind in KINDS)}
         assert [i for i, row in found.items() if row["status"] == "done"] == ["good"]
-        assert all(row["file"] in row["error"] and row["error"].count(": ") >= 2 for i, row in found.items() if i != "good")
+        assert all(
+            row["file"] in row["error"] and row["error"].count(": ") >= 2
+            for i, row in found.items()
+            if i != "good"
+        )
     assert run_predict(model, data, tmp_path / "shards", "--shard", "0/1") == 3
     assert "Traceback" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", NO_FOLDERS)
-def test_a_bad_entry_as_the_only_input(kind: object, model: Path, tmp_path: Path, capsys: Output) -> None:
+def test_a_bad_entry_as_the_only_input(
+    kind: object, model: Path, tmp_path: Path, capsys: Output
+) -> None:
     kind(tmp_path / "a.png")  # type: ignore[operator]
     assert run_predict(model, tmp_path / "a.png", tmp_path / "out") == 1
     assert f"failed: {tmp_path / 'a.png'}: FileError" in capsys.readouterr().out
@@ -117,12 +123,33 @@ def test_loops_of_folders_are_walked_once(model: Path, tmp_path: Path) -> None:
 
 def test_folders_are_scored_and_packed_beside_bad_entries(tmp_path: Path, capsys: Output) -> None:
     answers, labels = fill(tmp_path / "answers"), fill(tmp_path / "labels")
-    words = ["--predictions", str(answers), "--labels", str(labels), "--metrics", "dice", "--workers", "1"]
+    words = [
+        "--predictions",
+        str(answers),
+        "--labels",
+        str(labels),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+    ]
     assert evaluate.main([*words, "--out", str(tmp_path / "s.json")]) == 3
     scores = files.read_json(tmp_path / "s.json")
     assert scores["cases"] == {"good": {"dice": 1.0}}
     assert set(scores["failed"]) == {"z", *(kind.__name__ for kind in NO_FOLDERS)}
-    assert submit.main(["--predictions", str(answers), "--test-dir", str(labels), "--out", str(tmp_path / "s.zip")]) == 2
+    assert (
+        submit.main(
+            [
+                "--predictions",
+                str(answers),
+                "--test-dir",
+                str(labels),
+                "--out",
+                str(tmp_path / "s.zip"),
+            ]
+        )
+        == 2
+    )
     assert "test images unreadable" in capsys.readouterr().err
 
 
@@ -134,18 +161,41 @@ def test_places_of_every_command(kind: object, model: Path, tmp_path: Path, caps
     odd = tmp_path / "odd"
     kind(odd)  # type: ignore[operator]
     assert run_predict(odd, data, tmp_path / "out") == 2
-    words = ["--predictions", str(data), "--labels", str(data), "--metrics", "dice", "--workers", "1"]
+    words = [
+        "--predictions",
+        str(data),
+        "--labels",
+        str(data),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+    ]
     commands = [
         lambda: run_predict(odd, data, tmp_path / "out"),
-        lambda: train.main(["--config", str(odd), "--data-dir", str(data), "--out", str(tmp_path / "run")]),
-        lambda: train.main(["--config", str(odd), "--data-dir", str(data), "--out", str(tmp_path / "run"), "--dry-run"]),
+        lambda: train.main(
+            ["--config", str(odd), "--data-dir", str(data), "--out", str(tmp_path / "run")]
+        ),
+        lambda: train.main(
+            [
+                "--config",
+                str(odd),
+                "--data-dir",
+                str(data),
+                "--out",
+                str(tmp_path / "run"),
+                "--dry-run",
+            ]
+        ),
         lambda: ensemble.main(["--spec", str(odd), "--output", str(tmp_path / "out")]),
         lambda: ensemble.main(["--fold-dirs", str(odd), "--output", str(tmp_path / "out")]),
         lambda: tune.main([str(odd)]),
         lambda: report.main([str(odd)]),
         lambda: evaluate.main([*words[:3], str(odd), *words[4:]]),
         lambda: evaluate.main([*words, "--split", str(odd)]),
-        lambda: submit.main(["--predictions", str(odd), "--test-dir", str(data), "--out", str(tmp_path / "s.zip")]),
+        lambda: submit.main(
+            ["--predictions", str(odd), "--test-dir", str(data), "--out", str(tmp_path / "s.zip")]
+        ),
     ]
     if kind not in (folder, linked_folder):
         commands += [
@@ -153,7 +203,9 @@ def test_places_of_every_command(kind: object, model: Path, tmp_path: Path, caps
             lambda: run_predict(model, data, odd / "deeper"),
             lambda: ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(odd)]),
             lambda: evaluate.main([*words, "--out", str(odd / "s.json")]),
-            lambda: submit.main(["--predictions", str(data), "--test-dir", str(data), "--out", str(odd / "s.zip")]),
+            lambda: submit.main(
+                ["--predictions", str(data), "--test-dir", str(data), "--out", str(odd / "s.zip")]
+            ),
         ]
     for command in commands:
         capsys.readouterr()
@@ -165,19 +217,52 @@ def test_places_of_every_command(kind: object, model: Path, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("kind", [fifo, unix_socket, folder])
-def test_what_is_no_file_is_not_replaced(kind: object, model: Path, tmp_path: Path, capsys: Output) -> None:
+def test_what_is_no_file_is_not_replaced(
+    kind: object, model: Path, tmp_path: Path, capsys: Output
+) -> None:
     """Where an answer, a table or a submission is to be written, also in a folder that is a prediction's."""
     data = picture(tmp_path / "in" / "a.png", np.eye(16, dtype=np.uint8)).parent
     assert run_predict(model, data, tmp_path / "out") == 0
     (tmp_path / "out" / "a.png").unlink()
-    for path in (tmp_path / "out" / "a.png", tmp_path / "s.json", tmp_path / "s.zip", tmp_path / "s.csv"):
+    for path in (
+        tmp_path / "out" / "a.png",
+        tmp_path / "s.json",
+        tmp_path / "s.zip",
+        tmp_path / "s.csv",
+    ):
         kind(path)  # type: ignore[operator]
-    before = {p: os.lstat(p).st_ino for p in tmp_path.rglob("*") if p.suffix in (".png", ".json", ".zip", ".csv")}
+    before = {
+        p: os.lstat(p).st_ino
+        for p in tmp_path.rglob("*")
+        if p.suffix in (".png", ".json", ".zip", ".csv")
+    }
     assert run_predict(model, data, tmp_path / "out") == 1
-    words = ["--predictions", str(data), "--labels", str(data), "--metrics", "dice", "--workers", "1"]
+    words = [
+        "--predictions",
+        str(data),
+        "--labels",
+        str(data),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+    ]
     assert evaluate.main([*words, "--out", str(tmp_path / "s.json")]) == 2
     for name, more in (("s.zip", []), ("s.csv", ["--format", "rle-csv"])):
-        assert submit.main(["--predictions", str(data), "--test-dir", str(data), "--out", str(tmp_path / name), *more]) == 2
+        assert (
+            submit.main(
+                [
+                    "--predictions",
+                    str(data),
+                    "--test-dir",
+                    str(data),
+                    "--out",
+                    str(tmp_path / name),
+                    *more,
+                ]
+            )
+            == 2
+        )
     same = {p: os.lstat(p).st_ino for p in before if p.name != "summary.json"}
     assert same == {p: i for p, i in before.items() if p in same}
     assert "Traceback" not in capsys.readouterr().err
@@ -191,13 +276,21 @@ def test_a_lock_that_is_no_file(kind: object, model: Path, tmp_path: Path, capsy
     assert lock.owner(tmp_path / "out" / lock.NAME) is None
     assert run_predict(model, data, tmp_path / "out") == 2
     assert lock.NAME in capsys.readouterr().err
-    with pytest.raises(files.FileError.__base__, match="is no file"), lock.held(tmp_path / "out" / lock.NAME, print):
+    with (
+        pytest.raises(files.FileError.__base__, match="is no file"),
+        lock.held(tmp_path / "out" / lock.NAME, print),
+    ):
         pass
 
 
-@pytest.mark.parametrize("name", ["train.csv", "split.json", "dataset.json", "train_images", "train_labels", "test_images"])
+@pytest.mark.parametrize(
+    "name",
+    ["train.csv", "split.json", "dataset.json", "train_images", "train_labels", "test_images"],
+)
 @pytest.mark.parametrize("kind", [fifo, device, loop, dangling, unix_socket])
-def test_odd_entries_in_a_data_set(name: str, kind: object, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
+def test_odd_entries_in_a_data_set(
+    name: str, kind: object, surfaces: Path, tmp_path: Path, capsys: Output
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for path in surfaces.iterdir():
@@ -205,10 +298,22 @@ def test_odd_entries_in_a_data_set(name: str, kind: object, surfaces: Path, tmp_
             (data / path.name).symlink_to(path)
     kind(data / name)  # type: ignore[operator]
     (tmp_path / "tiny.yaml").write_text(TINY)
-    words = ["--config", str(tmp_path / "tiny.yaml"), "--data-dir", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
+    words = [
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
     code = train.main(words)
     told = capsys.readouterr()
-    harmless = name in ("split.json", "dataset.json", "test_images")  # not of this layout, or not needed
+    harmless = name in (
+        "split.json",
+        "dataset.json",
+        "test_images",
+    )  # not of this layout, or not needed
     assert code == (0 if harmless else 2), told.out
     assert harmless or name in told.out + told.err
 
@@ -233,17 +338,33 @@ def test_odd_entries_in_a_run(tiny: Path, surfaces: Path, tmp_path: Path, capsys
             assert train.main([*words, "--fold", "0", "--dry-run"]) in (0, 2)
             assert report.main([str(run)]) in (0, 2)
             assert (
-                predict.main(["--checkpoint", str(run / "fold_0"), "--input", str(tmp_path / "none"), "--output", str(tmp_path / "o")]) == 2
+                predict.main(
+                    [
+                        "--checkpoint",
+                        str(run / "fold_0"),
+                        "--input",
+                        str(tmp_path / "none"),
+                        "--output",
+                        str(tmp_path / "o"),
+                    ]
+                )
+                == 2
             )
             path.rmdir() if kind is folder else path.unlink()
             path.write_bytes(kept)
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_zero_byte_in_a_path_of_a_document(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
+def test_a_zero_byte_in_a_path_of_a_document(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output
+) -> None:
     texts = {
-        "data.yaml": TINY.replace("  layout: competition", '  layout: competition\n  root: "a\\0b"'),
-        "store.yaml": TINY.replace("  layout: competition", '  layout: competition\n  store: "a\\0b"'),
+        "data.yaml": TINY.replace(
+            "  layout: competition", '  layout: competition\n  root: "a\\0b"'
+        ),
+        "store.yaml": TINY.replace(
+            "  layout: competition", '  layout: competition\n  store: "a\\0b"'
+        ),
         "name.yaml": TINY.replace("name: tiny", 'name: "a\\0b"'),
     }
     for name, text in texts.items():
@@ -252,7 +373,9 @@ def test_a_zero_byte_in_a_path_of_a_document(tiny: Path, surfaces: Path, tmp_pat
         for dry in ([], ["--dry-run"]):
             assert train.main(["--config", str(tmp_path / name), *more, *dry]) == 2
     (tmp_path / "e.yaml").write_text('members: [{run: "a\\0b"}]\n')
-    assert ensemble.main(["--spec", str(tmp_path / "e.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert (
+        ensemble.main(["--spec", str(tmp_path / "e.yaml"), "--output", str(tmp_path / "out")]) == 2
+    )
     told = capsys.readouterr()
     assert "Traceback" not in told.out + told.err
 
@@ -274,7 +397,9 @@ def test_unreadable_files_and_folders(model: Path, tmp_path: Path, capsys: Outpu
     data.chmod(0o700)
 
 
-def test_an_entry_that_may_not_be_looked_at(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_may_not_be_looked_at(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for a user who is not root: the error comes from the system call. (No name of hexadecimal digits: temporary files have such.)"""
     data = tmp_path / "in"
     for name in ("good", "hidden"):
@@ -288,10 +413,15 @@ def test_an_entry_that_may_not_be_looked_at(model: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "stat", stat)
     assert run_predict(model, data, tmp_path / "out") == 3
-    assert {row["id"]: row["status"] for row in rows(tmp_path / "out")} == {"good": "done", "hidden": "failed"}
+    assert {row["id"]: row["status"] for row in rows(tmp_path / "out")} == {
+        "good": "done",
+        "hidden": "failed",
+    }
 
 
-def test_a_folder_that_may_not_be_listed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+def test_a_folder_that_may_not_be_listed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
     data = picture(tmp_path / "in" / "a.png").parent
     original = Path.iterdir
 
@@ -303,8 +433,18 @@ def test_a_folder_that_may_not_be_listed(model: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert run_predict(model, data, tmp_path / "out") == 2
     assert evaluate.main(["--predictions", str(data), "--labels", str(data)]) == 2
-    assert ensemble.main(["--fold-dirs", str(data), "--output", str(tmp_path / "out"), "--fusion", "vote"]) == 2
-    assert submit.main(["--predictions", str(data), "--test-dir", str(data), "--out", str(tmp_path / "s.zip")]) == 2
+    assert (
+        ensemble.main(
+            ["--fold-dirs", str(data), "--output", str(tmp_path / "out"), "--fusion", "vote"]
+        )
+        == 2
+    )
+    assert (
+        submit.main(
+            ["--predictions", str(data), "--test-dir", str(data), "--out", str(tmp_path / "s.zip")]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.count("cannot be listed: Permission denied") == 4
 
 

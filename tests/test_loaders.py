@@ -22,7 +22,13 @@ from pipeline.data import cache, cases, loaders, properties
 from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.loaders import VALIDATION, EpochBatches, Key, Loader, PatchDataset
 from pipeline.data.normalise import IntensityScale
-from pipeline.data.sampling import RandBalancedCropd, crop_scaled, foreground_share, grid_starts, seed_of
+from pipeline.data.sampling import (
+    RandBalancedCropd,
+    crop_scaled,
+    foreground_share,
+    grid_starts,
+    seed_of,
+)
 from pipeline.data.transforms import AUGMENT, augmentations
 
 
@@ -31,7 +37,13 @@ def config(**data: object) -> Config:
     return from_dict(
         {
             "name": "t",
-            "data": {"layout": "competition", "ignore_label": 2, "patch": patch, "augment": list(AUGMENT)[:5], **data},
+            "data": {
+                "layout": "competition",
+                "ignore_label": 2,
+                "patch": patch,
+                "augment": list(AUGMENT)[:5],
+                **data,
+            },
             "network": "unet",
             "losses": ["dice"],
         }
@@ -69,7 +81,9 @@ def test_workers_change_nothing(stored: list[CachedCase], workers: int) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_a_worker_that_hangs_is_given_up_and_killed(stored: list[CachedCase], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_is_given_up_and_killed(
+    stored: list[CachedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where torch gives up, the worker must be gone, too: a process waits for its workers when it ends."""
     original = PatchDataset.__getitem__
 
@@ -126,15 +140,24 @@ def test_an_epoch_takes_every_case_equally_often() -> None:
     assert seen[0] != seen[1]
     assert len(batches) == 4
     # The order is part of what a run is: a change of it would make continued runs differ.
-    assert seen[0] == np.random.default_rng(seed_of(42, 0, 0)).permutation(np.tile(np.arange(5), 3)).tolist()
+    assert (
+        seen[0]
+        == np.random.default_rng(seed_of(42, 0, 0)).permutation(np.tile(np.arange(5), 3)).tolist()
+    )
 
 
 # --- slices of a grid -----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=150, deadline=None)
-@given(length=st.integers(1, 60), size=st.integers(1, 20), overlap=st.sampled_from([0, 0.1, 0.25, 0.5, 0.9, 0.99]))
-def test_a_grid_covers_an_axis_and_ends_at_its_border(length: int, size: int, overlap: float) -> None:
+@given(
+    length=st.integers(1, 60),
+    size=st.integers(1, 20),
+    overlap=st.sampled_from([0, 0.1, 0.25, 0.5, 0.9, 0.99]),
+)
+def test_a_grid_covers_an_axis_and_ends_at_its_border(
+    length: int, size: int, overlap: float
+) -> None:
     starts = grid_starts(length, size, overlap)
     stride = max(1, round(size * (1 - overlap)))
     if length <= size:
@@ -177,13 +200,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n, (name, (height, width)) in enumerate(SIZES.items()):
         y, x = np.mgrid[:height, :width]
         for folder in ("src", "dst"):
-            files.write(root / folder / f"{name}.png", np.stack([y + 1, x + 1, np.full_like(y, n + 1)]).astype(np.uint16) * 1000)
+            files.write(
+                root / folder / f"{name}.png",
+                np.stack([y + 1, x + 1, np.full_like(y, n + 1)]).astype(np.uint16) * 1000,
+            )
     return root
 
 
 def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
     found = cases.find(setting.data, setting.targets, root).train
-    return cache.build(found, properties.examine(found, setting, None, write=False), setting, folder)
+    return cache.build(
+        found, properties.examine(found, setting, None, write=False), setting, folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +255,9 @@ def test_slices_smaller_than_the_grid_are_padded_not_skipped(pairs: list[CachedC
 
 
 def test_validation_keeps_random_fixed_patches_with_a_grid(pairs: list[CachedCase]) -> None:
-    with_grid, without = (Loader(pairs, images_2d(patch={"grid": grid}), 0, training=False) for grid in (0.25, None))
+    with_grid, without = (
+        Loader(pairs, images_2d(patch={"grid": grid}), 0, training=False) for grid in (0.25, None)
+    )
     for a, b in zip(with_grid.epoch(VALIDATION), without.epoch(VALIDATION), strict=True):
         assert a["id"] == b["id"]
         torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
@@ -237,7 +267,11 @@ def test_validation_keeps_random_fixed_patches_with_a_grid(pairs: list[CachedCas
 def test_workers_change_no_slice(pairs: list[CachedCase]) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         setting = images_2d(patch={"grid": 0.5}, workers=count, augment=["flip", "affine"])
-        return [b[k] for b in Loader(pairs, setting, 0, training=True).epoch(3) for k in ("image", "target")]
+        return [
+            b[k]
+            for b in Loader(pairs, setting, 0, training=True).epoch(3)
+            for k in ("image", "target")
+        ]
 
     for a, b in zip(batches(0), batches(2), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -252,13 +286,18 @@ def test_a_random_patch_after_a_slice_is_random_again(pairs: list[CachedCase]) -
 
 def test_one_random_crop_of_each_image_moves_with_the_epoch(pairs: list[CachedCase]) -> None:
     loader = Loader(pairs, images_2d(patch={"per_case": 1}), 0, training=True)
-    epochs = [sorted(places(b, n) for b in loader.epoch(epoch) for n in range(len(b["id"]))) for epoch in range(6)]
+    epochs = [
+        sorted(places(b, n) for b in loader.epoch(epoch) for n in range(len(b["id"])))
+        for epoch in range(6)
+    ]
     assert all([case for case, *_ in found] == [0, 1, 2] for found in epochs)
     assert len({found[0] for found in epochs}) > 2
     assert len({found[1] for found in epochs}) > 2
 
 
-def test_each_file_is_decoded_for_the_store_and_never_again(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_decoded_for_the_store_and_never_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, seen = files.read, []
 
     def counting(path: Path, *arguments: Any, **options: Any) -> Any:
@@ -277,7 +316,9 @@ def test_each_file_is_decoded_for_the_store_and_never_again(pictures: Path, tmp_
     assert not seen
 
 
-def test_the_first_samples_are_those_of_epoch_0_and_disturb_no_other(pairs: list[CachedCase]) -> None:
+def test_the_first_samples_are_those_of_epoch_0_and_disturb_no_other(
+    pairs: list[CachedCase],
+) -> None:
     setting = images_2d(patch={"grid": 0.25}, augment=["flip", "rotate90"])
     loader = Loader(pairs, setting, 0, training=True)
     start = [b["image"] for b in loader.epoch(0)]
@@ -300,12 +341,20 @@ GEOMETRY = (
 )
 
 
-@pytest.mark.parametrize("augment", [*([g] for g in GEOMETRY), list(GEOMETRY)], ids=["flip", "rotate90", "affine", "elastic", "all"])
+@pytest.mark.parametrize(
+    "augment",
+    [*([g] for g in GEOMETRY), list(GEOMETRY)],
+    ids=["flip", "rotate90", "affine", "elastic", "all"],
+)
 @pytest.mark.parametrize("grid", [None, 0.5])
-def test_image_and_target_get_one_geometry(pairs: list[CachedCase], augment: list, grid: float | None) -> None:
+def test_image_and_target_get_one_geometry(
+    pairs: list[CachedCase], augment: list, grid: float | None
+) -> None:
     """Coordinates in both roles stay equal to the bit, for they are moved by the same field and interpolated alike."""
     setting = images_2d(patch={"grid": grid}, augment=augment)
-    dataset, plain = (PatchDataset(pairs, s, 0, training=True) for s in (setting, images_2d(patch={"grid": grid})))
+    dataset, plain = (
+        PatchDataset(pairs, s, 0, training=True) for s in (setting, images_2d(patch={"grid": grid}))
+    )
     end = () if grid is None else (1,)
     moved = 0
     for n in range(6):
@@ -354,14 +403,18 @@ def test_unreachable_share_takes_the_nearest(tmp_path: Path) -> None:
     label[20] = 1
     crop = cropper(size=(8, 16, 16), foreground=(0.3, 0.7), tries=50)
     crop.set_random_state(0)
-    assert crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})["foreground_share"] == pytest.approx(1 / 8)
+    assert crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})[
+        "foreground_share"
+    ] == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize("fill", [0, 1, 2])
 def test_uniform_labels_do_not_hang(tmp_path: Path, fill: int) -> None:
     label = np.full((20, 20, 20), fill, np.uint8)
     crop = cropper(size=(8, 8, 8), foreground=(0.3, 0.7), tries=4)
-    share = crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})["foreground_share"]
+    share = crop({**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))})[
+        "foreground_share"
+    ]
     assert np.isnan(share) if fill == 2 else share == fill
 
 
@@ -380,7 +433,9 @@ def test_crop_scaled_is_scale_then_crop(start: int, size: int) -> None:
     array = np.arange(1, 11, dtype=np.uint8)[None]
     scale = IntensityScale(low=(0.0,), high=(10.0,))
     whole = np.pad(scale.apply(array), ((0, 0), (20, 30)))
-    np.testing.assert_allclose(crop_scaled(array, [start], [size], scale), whole[:, 20 + start : 20 + start + size])
+    np.testing.assert_allclose(
+        crop_scaled(array, [start], [size], scale), whole[:, 20 + start : 20 + start + size]
+    )
 
 
 @pytest.mark.parametrize(("label", "share"), [([0, 1, 2, 2], 0.5), ([1, 1, 1], 1.0), ([0, 0], 0.0)])
@@ -389,7 +444,14 @@ def test_foreground_share_counts_labelled_voxels(label: list[int], share: float)
 
 
 def test_seeds_differ_in_every_word() -> None:
-    words = [(42, 0, 0, 0), (43, 0, 0, 0), (42, 1, 0, 0), (42, 0, 1, 0), (42, 0, 0, 1), (42, 0, -1, 0)]
+    words = [
+        (42, 0, 0, 0),
+        (43, 0, 0, 0),
+        (42, 1, 0, 0),
+        (42, 0, 1, 0),
+        (42, 0, 0, 1),
+        (42, 0, -1, 0),
+    ]
     assert len({seed_of(*w) for w in words}) == len(words)
 
 
@@ -423,14 +485,23 @@ def test_augmentation_keeps_image_and_label_together(stored: list[CachedCase]) -
 
 def test_every_augmentation_runs_and_most_change_the_image(stored: list[CachedCase]) -> None:
     for name in set(AUGMENT) - {"colour", "clahe"}:  # RGB and 2D only: test_augment.py
-        dataset = PatchDataset(stored, config(augment=[{"name": name, "options": {"p": 1.0}}]), 0, training=True)
+        dataset = PatchDataset(
+            stored, config(augment=[{"name": name, "options": {"p": 1.0}}]), 0, training=True
+        )
         plain = PatchDataset(stored, config(augment=[]), 0, training=True)
-        changed = [not torch.equal(dataset[0, n, 0]["image"], plain[0, n, 0]["image"]) for n in range(4)]
+        changed = [
+            not torch.equal(dataset[0, n, 0]["image"], plain[0, n, 0]["image"]) for n in range(4)
+        ]
         assert any(changed), name
 
 
 def test_noise_has_the_stated_deviation(stored: list[CachedCase]) -> None:
-    noisy = PatchDataset(stored, config(augment=[{"name": "noise", "options": {"p": 1.0, "std": 0.01}}]), 0, training=True)
+    noisy = PatchDataset(
+        stored,
+        config(augment=[{"name": "noise", "options": {"p": 1.0, "std": 0.01}}]),
+        0,
+        training=True,
+    )
     plain = PatchDataset(stored, config(augment=[]), 0, training=True)
     difference = noisy[0, 0, 0]["image"] - plain[0, 0, 0]["image"]
     assert float(difference.std()) == pytest.approx(0.01, rel=0.1)

@@ -45,7 +45,9 @@ with lock.held(Path(sys.argv[1])):
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock until its standard input is closed."""
     words = [sys.executable, "-c", HOLDER, str(path), "plain"]
-    with subprocess.Popen(words, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        words, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         while "holds" not in process.stdout.readline():
             pass
@@ -66,7 +68,9 @@ def test_the_second_process_is_told_who_owns_it(tmp_path: Path) -> None:
     path = tmp_path / "run" / ".lock"
     with holder(path) as first:
         with (
-            pytest.raises(lock.BusyError, match=f"process {first.pid} on {socket.gethostname()}, since 20.*-c") as told,
+            pytest.raises(
+                lock.BusyError, match=f"process {first.pid} on {socket.gethostname()}, since 20.*-c"
+            ) as told,
             lock.held(path),
         ):
             pass
@@ -77,7 +81,9 @@ def test_the_second_process_is_told_who_owns_it(tmp_path: Path) -> None:
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def test_a_killed_owner_is_replaced_and_it_is_said(tmp_path: Path, heard: pytest.LogCaptureFixture) -> None:
+def test_a_killed_owner_is_replaced_and_it_is_said(
+    tmp_path: Path, heard: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / ".lock"
     with holder(path) as first:
         first.kill()
@@ -95,7 +101,9 @@ def test_children_of_a_killed_owner_do_not_keep_it(tmp_path: Path) -> None:
     """Loader workers outlive a killed trainer by seconds; the next one does not wait for them."""
     path = tmp_path / ".lock"
     words = [sys.executable, "-c", HOLDER, str(path), "fork"]
-    with subprocess.Popen(words, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+    with subprocess.Popen(
+        words, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
         assert first.stdout is not None
         lines = sorted([first.stdout.readline(), first.stdout.readline()])
         child = int(lines[0].split()[1])
@@ -109,7 +117,9 @@ def test_children_of_a_killed_owner_do_not_keep_it(tmp_path: Path) -> None:
             os.kill(child, signal.SIGKILL)
 
 
-def test_waiting_ends_when_the_owner_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_ends_when_the_owner_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "POLL", 0.0)
     path, waited = tmp_path / ".lock", []
     with contextlib.ExitStack() as first:
@@ -126,7 +136,9 @@ def test_waiting_ends_when_the_owner_is_done(tmp_path: Path, monkeypatch: pytest
             assert len(waited) == 3
 
 
-def test_a_waiter_notices_that_the_folder_was_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiter_notices_that_the_folder_was_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It owns the folder of that name, not the one that was set aside while it waited."""
     monkeypatch.setattr(lock, "POLL", 0.0)
     path = tmp_path / "run" / ".lock"
@@ -152,9 +164,17 @@ def test_what_ends_the_waiting_is_raised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "alive", "free"), [("here", True, False), ("here", False, True), ("elsewhere", False, False), ("elsewhere", True, False)]
+    ("host", "alive", "free"),
+    [
+        ("here", True, False),
+        ("here", False, True),
+        ("elsewhere", False, False),
+        ("elsewhere", True, False),
+    ],
 )
-def test_without_locks_the_facts_decide(host: str, alive: bool, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_the_facts_decide(
+    host: str, alive: bool, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a file system that has no flock: a living owner or one of another host is respected, a dead one of this host replaced."""
 
     def missing(handle: int, how: int) -> None:
@@ -163,9 +183,16 @@ def test_without_locks_the_facts_decide(host: str, alive: bool, free: bool, tmp_
     monkeypatch.setattr(fcntl, "flock", missing)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    owner = {"pid": os.getpid() if alive else dead.pid, "host": socket.gethostname() if host == "here" else host}
-    (tmp_path / ".lock").write_text(json.dumps({**owner, "since": "2026-01-01 00:00:00", "command": "train.py"}))
-    expected = contextlib.nullcontext() if free else pytest.raises(lock.BusyError, match=str(owner["pid"]))
+    owner = {
+        "pid": os.getpid() if alive else dead.pid,
+        "host": socket.gethostname() if host == "here" else host,
+    }
+    (tmp_path / ".lock").write_text(
+        json.dumps({**owner, "since": "2026-01-01 00:00:00", "command": "train.py"})
+    )
+    expected = (
+        contextlib.nullcontext() if free else pytest.raises(lock.BusyError, match=str(owner["pid"]))
+    )
     with expected, lock.held(tmp_path / ".lock"):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
@@ -182,10 +209,22 @@ def test_an_unreadable_owner_is_another_process(tmp_path: Path) -> None:
 
 def words(config: Path, data: Path, out: Path, *more: str) -> list[str]:
     short = ["train.epochs=2", "metrics=[dice]", "train.average=null"]
-    return ["--config", str(config), "--data-dir", str(data), "--out", str(out), *more, "--set", *short]
+    return [
+        "--config",
+        str(config),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(out),
+        *more,
+        "--set",
+        *short,
+    ]
 
 
-def test_a_fold_in_work_is_left_to_its_owner(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fold_in_work_is_left_to_its_owner(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Asked for that fold alone: 2 at once. Asked for all: the others are trained, the code is 1, and it is said whose the fold is."""
     out = tmp_path / "run"
     with holder(out / "fold_1" / ".lock") as other:
@@ -196,7 +235,10 @@ def test_a_fold_in_work_is_left_to_its_owner(tiny: Path, surfaces: Path, tmp_pat
         assert train.main(words(tiny, surfaces, out)) == 1
         told = capsys.readouterr().out
         assert "Fold 1 is left out" in told
-        assert f"Fold 1 is not complete and was not trained here: {out / 'fold_1'} belongs to {owner}" in told
+        assert (
+            f"Fold 1 is not complete and was not trained here: {out / 'fold_1'} belongs to {owner}"
+            in told
+        )
         assert FoldFolder(out / "fold_0").completed
         assert not (out / "fold_1" / "result.json").exists()
         assert train.main(words(tiny, surfaces, out, "--fresh")) == 2
@@ -208,7 +250,11 @@ def test_a_fold_in_work_is_left_to_its_owner(tiny: Path, surfaces: Path, tmp_pat
 
 
 def test_waiting_for_the_run_folder_is_said_and_can_be_stopped(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("pipeline.workflows.train.SILENT", 0.0)
     monkeypatch.setattr(lock, "POLL", 0.05)
@@ -244,7 +290,11 @@ raise SystemExit(train.main())
 @pytest.mark.slow
 def test_tasks_of_one_run_start_together(tiny: Path, tmp_path: Path) -> None:
     """Two array tasks and a third one on the same fold, in the same moment: each case is stored once, both folds end, the third is refused."""
-    data, out, log = competition_folder(tmp_path / "data", cases=4), tmp_path / "run", tmp_path / "stored"
+    data, out, log = (
+        competition_folder(tmp_path / "data", cases=4),
+        tmp_path / "run",
+        tmp_path / "stored",
+    )
     tasks = [
         subprocess.Popen(
             [sys.executable, "-c", TOGETHER, str(log), *words(tiny, data, out, "--fold", fold)],
@@ -267,14 +317,19 @@ def test_tasks_of_one_run_start_together(tiny: Path, tmp_path: Path) -> None:
     assert not list(out.rglob(".tmp-*"))
 
 
-def test_sweeping_spares_the_temporary_files_of_the_living(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
+def test_sweeping_spares_the_temporary_files_of_the_living(
+    tiny: Path, surfaces: Path, tmp_path: Path
+) -> None:
     """What another process is writing into the run stays; what a dead one left goes, when the run is prepared."""
     from pipeline.files import durable
 
     out = tmp_path / "run"
     (out / "fold_1").mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        living, dead = (out / "fold_1" / f".tmp-{durable._HOST}-{pid}-0a0a0a0a.npy" for pid in (other.pid, _dead_pid()))
+        living, dead = (
+            out / "fold_1" / f".tmp-{durable._HOST}-{pid}-0a0a0a0a.npy"
+            for pid in (other.pid, _dead_pid())
+        )
         for path in (living, dead):
             path.write_bytes(b"half")
         assert train.main(words(tiny, surfaces, out, "--fold", "0")) == 0

@@ -78,7 +78,9 @@ def test_warnings_of_other_libraries_are_kept(tmp_path: Path) -> None:
         f"with log_to_file(pathlib.Path({str(tmp_path)!r}), 'probe') as path: warnings.warn('theirs')\n"
         "print(path.read_text())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert "UserWarning: theirs" in done.stdout
     assert done.stderr.count("UserWarning: theirs") == 1
 

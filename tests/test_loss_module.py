@@ -45,7 +45,9 @@ def scene(name: str, channels: int, space: tuple[int, ...]) -> tuple[Tensor, Ten
     return logits, target
 
 
-def by_config(name: str, logits: Tensor, target: Tensor, ignore: int | None, **options: Any) -> tuple[Tensor, Tensor]:
+def by_config(
+    name: str, logits: Tensor, target: Tensor, ignore: int | None, **options: Any
+) -> tuple[Tensor, Tensor]:
     """Value and gradient of the term in a config, whose maps the loader makes from whole labels."""
     term = LossTerm(name=name, target="y", options=options)
     kind = "image" if "image" in LOSSES[name].targets else "labels"
@@ -53,7 +55,9 @@ def by_config(name: str, logits: Tensor, target: Tensor, ignore: int | None, **o
     wish = next(iter(reads([term])), None)
     if isinstance(wish, derived.Map):
         data = Data(classes=max(2, logits.shape[1]), ignore_label=ignore)
-        batch[wish.key] = torch.from_numpy(np.stack([derived.derive(y.numpy(), wish, data) for y in target]))
+        batch[wish.key] = torch.from_numpy(
+            np.stack([derived.derive(y.numpy(), wish, data) for y in target])
+        )
     elif wish is not None:
         batch["mask"], kinds["mask"] = some_mask(target), "soft"
     x = logits.clone().requires_grad_()
@@ -106,13 +110,17 @@ def test_soft_targets_are_those_of_a_config(name: str) -> None:
     logits = torch.randn(2, 1, 6, 7)
     target = torch.rand(2, 1, 6, 7)
     x = logits.clone().requires_grad_()
-    value = WeightedSum([LossTerm(name=name, target="y")], {"y": "soft"})({"main": x}, {"y": target})[0]
+    value = WeightedSum([LossTerm(name=name, target="y")], {"y": "soft"})(
+        {"main": x}, {"y": target}
+    )[0]
     assert_same(
         by_module(Loss(name, soft=True), logits, target),
         (value.detach(), torch.autograd.grad(value, x)[0]),
     )
     binary = (target > 0.5).to(torch.uint8)
-    assert float(Loss(name, soft=True)(logits, binary)) == pytest.approx(float(Loss(name)(logits, binary)), rel=1e-5)
+    assert float(Loss(name, soft=True)(logits, binary)) == pytest.approx(
+        float(Loss(name)(logits, binary)), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", for_target("labels"))
@@ -124,7 +132,10 @@ def test_every_form_of_a_target_gives_one_value(name: str, channels: int) -> Non
     forms = [target.float(), target.half(), target.to(torch.uint8), MetaTensor(target.float())]
     if channels > 1:
         counted = target != IGNORED
-        forms += [(one_hot(target * counted, channels) * counted).to(kind) for kind in (torch.float32, torch.uint8, torch.bool)]
+        forms += [
+            (one_hot(target * counted, channels) * counted).to(kind)
+            for kind in (torch.float32, torch.uint8, torch.bool)
+        ]
     for form in forms:
         assert_same(by_module(loss, logits, form), wanted)
     meta = loss(MetaTensor(logits), MetaTensor(target.float()))
@@ -161,9 +172,14 @@ def test_deep_supervision_of_monai() -> None:
     total = DeepSupervisionLoss(loss)(outputs, target)
     smaller = [
         target,
-        *(torch.nn.functional.interpolate(target, size=(n, n), mode="nearest-exact") for n in (8, 4)),
+        *(
+            torch.nn.functional.interpolate(target, size=(n, n), mode="nearest-exact")
+            for n in (8, 4)
+        ),
     ]
-    by_hand = sum(0.5**n * loss(x, y) for n, (x, y) in enumerate(zip(outputs, smaller, strict=True)))
+    by_hand = sum(
+        0.5**n * loss(x, y) for n, (x, y) in enumerate(zip(outputs, smaller, strict=True))
+    )
     assert torch.allclose(total, torch.as_tensor(by_hand))
     total.backward()
     assert all(x.grad is not None and x.grad.any() for x in outputs)
@@ -209,11 +225,17 @@ def test_a_mask_of_change_is_made_from_the_images_before() -> None:
     before = rng.integers(60, 200, (2, 3, 32, 32)).astype(np.uint8)
     after = before.copy()
     after[0, :, 8:16, 8:16] = 20
-    mask = torch.from_numpy(np.stack([change.difference_mask(a, b, Change()) for a, b in zip(before, after, strict=True)]))
+    mask = torch.from_numpy(
+        np.stack(
+            [change.difference_mask(a, b, Change()) for a, b in zip(before, after, strict=True)]
+        )
+    )
     assert 0 < mask[0].mean() < 0.6
     assert not mask[1].any()
     for low, high in ((-1.0, 1.0), (0.0, 1.0)):
-        source, target = (torch.from_numpy(x).float() / 255 * (high - low) + low for x in (before, after))
+        source, target = (
+            torch.from_numpy(x).float() / 255 * (high - low) + low for x in (before, after)
+        )
         output = source + 0.05 * torch.randn_like(source)
         for loss in (Loss("masked_l1", range=[low, high]), seen_inside(low, high)):
             assert torch.equal(loss(output, target, source=source), loss(output, target, mask=mask))
@@ -253,7 +275,9 @@ def test_a_mask_of_change_that_is_missing_is_said() -> None:
         ("masked_l1", {"range": [1, 0]}, "two rising numbers"),
     ],
 )
-def test_what_cannot_be_used_is_refused_at_once(name: str, options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_used_is_refused_at_once(
+    name: str, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         Loss(name, **options)
     assert said in str(error.value)
@@ -282,7 +306,9 @@ X1, X3 = torch.zeros(1, 1, 4, 4), torch.zeros(1, 3, 4, 4)
         (X3, X1, {"soft": True}, "one channel each"),
     ],
 )
-def test_targets_that_mean_nothing_are_refused(logits: Tensor, target: Tensor, options: dict[str, Any], said: str) -> None:
+def test_targets_that_mean_nothing_are_refused(
+    logits: Tensor, target: Tensor, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         Loss("dice", **options)(logits, target)
 

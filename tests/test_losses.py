@@ -33,16 +33,29 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mse", {}),
     ("charbonnier", {}),
 ]
-BY_MAP_OR_SHAPE = {"cldice", "skeleton_recall", "surface_recall", "boundary", "connectivity", "betti_matching", "ms_ssim", "perceptual"}
+BY_MAP_OR_SHAPE = {
+    "cldice",
+    "skeleton_recall",
+    "surface_recall",
+    "boundary",
+    "connectivity",
+    "betti_matching",
+    "ms_ssim",
+    "perceptual",
+}
 BY_MAP_OR_SHAPE |= {"masked_l1", "masked_sobel", "masked_laplacian", "total_variation"}
 """Tested in files of their own: they read maps, or look at shapes and windows that small random fields do not have."""
 VOXELWISE = [name for name in for_target("labels") if name not in BY_MAP_OR_SHAPE]
-EVERY = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
+EVERY = pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]
+)
 SHAPES = pytest.mark.parametrize("space", [(4, 5), (3, 4, 2)], ids=["2D", "3D"])
 CHANNELS = pytest.mark.parametrize("channels", [1, 3])
 
 
-def scene(name: str, channels: int, space: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def scene(
+    name: str, channels: int, space: tuple[int, ...], seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Random float64 logits, a target of the loss's kind, and a mask that ignores about a third; both classes stay valid."""
     make = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, channels, *space, generator=make, dtype=torch.float64)
@@ -93,9 +106,27 @@ TRUTH = [[1, 1], [1, 0]]  # TP = 1.7, FP = 0.1, FN = 1.3
         ("tversky", {"smooth": 1e-9, "alpha": 1.0, "beta": 0.0}, 1 - 1.7 / 1.8),
         ("tversky", {"smooth": 1e-9, "alpha": 0.0, "beta": 1.0}, 1 - 1.7 / 3.0),
         ("ce", {}, -(math.log(0.8) + math.log(0.6) + math.log(0.3) + math.log(0.9)) / 4),
-        ("ce", {"positive_weight": 2}, -(2 * (math.log(0.8) + math.log(0.6) + math.log(0.3)) + math.log(0.9)) / 4),
-        ("focal", {}, -(0.04 * math.log(0.8) + 0.16 * math.log(0.6) + 0.49 * math.log(0.3) + 0.01 * math.log(0.9)) / 4),
-        ("focal", {"gamma": 0, "alpha": 0.75}, -(0.75 * math.log(0.8 * 0.6 * 0.3) + 0.25 * math.log(0.9)) / 4),
+        (
+            "ce",
+            {"positive_weight": 2},
+            -(2 * (math.log(0.8) + math.log(0.6) + math.log(0.3)) + math.log(0.9)) / 4,
+        ),
+        (
+            "focal",
+            {},
+            -(
+                0.04 * math.log(0.8)
+                + 0.16 * math.log(0.6)
+                + 0.49 * math.log(0.3)
+                + 0.01 * math.log(0.9)
+            )
+            / 4,
+        ),
+        (
+            "focal",
+            {"gamma": 0, "alpha": 0.75},
+            -(0.75 * math.log(0.8 * 0.6 * 0.3) + 0.25 * math.log(0.9)) / 4,
+        ),
         ("variance", {}, 1 - math.sqrt(0.0725 / (3 / 16))),
     ],
 )
@@ -117,11 +148,19 @@ def test_three_class_values(space: tuple[int, ...]) -> None:
     x = p.log()
     class0, class2 = 1 - 0.5 / (0.5 + 0.5), 1 - 0.2 / (0.2 + 0.5)
     assert by_hand("dice", x, y, smooth=1e-9) == pytest.approx((1 + class2) / 2, abs=1e-6)
-    assert by_hand("dice", x, y, smooth=1e-9, background=True) == pytest.approx((class0 + 1 + class2) / 3, abs=1e-6)
-    assert by_hand("tversky", x, y, smooth=1e-9, alpha=1, beta=0) == pytest.approx((1 + 0.5) / 2, abs=1e-6)
+    assert by_hand("dice", x, y, smooth=1e-9, background=True) == pytest.approx(
+        (class0 + 1 + class2) / 3, abs=1e-6
+    )
+    assert by_hand("tversky", x, y, smooth=1e-9, alpha=1, beta=0) == pytest.approx(
+        (1 + 0.5) / 2, abs=1e-6
+    )
     assert by_hand("ce", x, y) == pytest.approx(-math.log(0.5 * 0.2) / 2, abs=1e-6)
-    assert by_hand("ce", x, y, positive_weight=3) == pytest.approx(-(math.log(0.5) + 3 * math.log(0.2)) / 2, abs=1e-6)
-    assert by_hand("focal", x, y) == pytest.approx(-(0.25 * math.log(0.5) + 0.64 * math.log(0.2)) / 2, abs=1e-6)
+    assert by_hand("ce", x, y, positive_weight=3) == pytest.approx(
+        -(math.log(0.5) + 3 * math.log(0.2)) / 2, abs=1e-6
+    )
+    assert by_hand("focal", x, y) == pytest.approx(
+        -(0.25 * math.log(0.5) + 0.64 * math.log(0.2)) / 2, abs=1e-6
+    )
     assert by_hand("variance", x, y) == pytest.approx(1, abs=1e-3)
 
 
@@ -144,18 +183,28 @@ def test_image_values(space: tuple[int, ...], channels: int) -> None:
 def test_losses_agree_with_monai_when_nothing_is_ignored(channels: int) -> None:
     x, y, _ = scene("dice", channels, (4, 5, 3))
     x = x.float()
-    how: dict[str, Any] = {"sigmoid": True} if channels == 1 else {"softmax": True, "to_onehot_y": True}
+    how: dict[str, Any] = (
+        {"sigmoid": True} if channels == 1 else {"softmax": True, "to_onehot_y": True}
+    )
     for batch in (False, True):
-        assert by_hand("dice", x, y, batch=batch, background=True) == pytest.approx(float(DiceLoss(batch=batch, **how)(x, y)), abs=1e-6)
+        assert by_hand("dice", x, y, batch=batch, background=True) == pytest.approx(
+            float(DiceLoss(batch=batch, **how)(x, y)), abs=1e-6
+        )
     reference = TverskyLoss(alpha=0.3, beta=0.7, **how)
-    assert by_hand("tversky", x, y, background=True) == pytest.approx(float(reference(x, y)), abs=1e-6)
+    assert by_hand("tversky", x, y, background=True) == pytest.approx(
+        float(reference(x, y)), abs=1e-6
+    )
     focal = FocalLoss(gamma=2, alpha=0.25, use_softmax=channels > 1, to_onehot_y=channels > 1)
-    assert by_hand("focal", x, y, alpha=0.25) == pytest.approx(channels * float(focal(x, y)), abs=1e-6)
+    assert by_hand("focal", x, y, alpha=0.25) == pytest.approx(
+        channels * float(focal(x, y)), abs=1e-6
+    )
 
 
 def test_ce_agrees_with_torch() -> None:
     x, y, _ = scene("ce", 3, (4, 5))
-    assert by_hand("ce", x, y) == pytest.approx(float(functional.cross_entropy(x, y[:, 0])), abs=1e-12)
+    assert by_hand("ce", x, y) == pytest.approx(
+        float(functional.cross_entropy(x, y[:, 0])), abs=1e-12
+    )
     assert by_hand("focal", x, y, gamma=0) == pytest.approx(by_hand("ce", x, y), abs=1e-12)
 
 
@@ -168,7 +217,9 @@ def test_ignoring_voxels_is_leaving_them_out(seed: int) -> None:
         keep = valid[0, 0] > 0
         fewer_x, fewer_y = x[:, :, keep][..., None], y[:, :, keep][..., None]
         loss = LOSSES[name].make(**options)
-        assert float(loss(x, y, valid)) == pytest.approx(float(loss(fewer_x, fewer_y, ones(fewer_x))), abs=1e-9)
+        assert float(loss(x, y, valid)) == pytest.approx(
+            float(loss(fewer_x, fewer_y, ones(fewer_x))), abs=1e-9
+        )
 
 
 # ---------------------------------------------------------------- gradients and ignored voxels
@@ -177,7 +228,9 @@ def test_ignoring_voxels_is_leaving_them_out(seed: int) -> None:
 @EVERY
 @SHAPES
 @CHANNELS
-def test_gradient_is_that_of_finite_differences(name: str, options: dict[str, Any], space: tuple[int, ...], channels: int) -> None:
+def test_gradient_is_that_of_finite_differences(
+    name: str, options: dict[str, Any], space: tuple[int, ...], channels: int
+) -> None:
     x, y, valid = scene(name, channels, space)
     loss = LOSSES[name].make(**options)
     assert torch.autograd.gradcheck(lambda z: loss(z, y, valid), x.requires_grad_())
@@ -185,7 +238,9 @@ def test_gradient_is_that_of_finite_differences(name: str, options: dict[str, An
 
 @EVERY
 @CHANNELS
-def test_ignored_voxels_change_neither_value_nor_gradient(name: str, options: dict[str, Any], channels: int) -> None:
+def test_ignored_voxels_change_neither_value_nor_gradient(
+    name: str, options: dict[str, Any], channels: int
+) -> None:
     x, y, valid = scene(name, channels, (4, 5))
     loss, out = LOSSES[name].make(**options), valid == 0
     results = []
@@ -201,7 +256,9 @@ def test_ignored_voxels_change_neither_value_nor_gradient(name: str, options: di
 
 @EVERY
 @CHANNELS
-def test_without_a_valid_voxel_the_value_and_gradient_are_zero(name: str, options: dict[str, Any], channels: int) -> None:
+def test_without_a_valid_voxel_the_value_and_gradient_are_zero(
+    name: str, options: dict[str, Any], channels: int
+) -> None:
     x, y, valid = scene(name, channels, (4, 5))
     value = LOSSES[name].make(**options)(x.requires_grad_(), y, torch.zeros_like(valid))
     (gradient,) = torch.autograd.grad(value, x)
@@ -210,18 +267,24 @@ def test_without_a_valid_voxel_the_value_and_gradient_are_zero(name: str, option
 
 
 @EVERY
-def test_a_sample_without_valid_voxels_does_not_dilute_the_rest(name: str, options: dict[str, Any]) -> None:
+def test_a_sample_without_valid_voxels_does_not_dilute_the_rest(
+    name: str, options: dict[str, Any]
+) -> None:
     x, y, valid = scene(name, 3, (4, 5))
     alone = LOSSES[name].make(**options)(x[:1], y[:1], valid[:1])
     valid[1] = 0
-    assert float(LOSSES[name].make(**options)(x, y, valid)) == pytest.approx(float(alone), abs=1e-12)
+    assert float(LOSSES[name].make(**options)(x, y, valid)) == pytest.approx(
+        float(alone), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", VOXELWISE)
 @pytest.mark.parametrize("label", [0, 1], ids=["empty", "full"])
 @pytest.mark.parametrize("logit", [-50.0, 0.0, 50.0])
 @CHANNELS
-def test_uniform_labels_and_saturated_logits_stay_finite(name: str, label: int, logit: float, channels: int) -> None:
+def test_uniform_labels_and_saturated_logits_stay_finite(
+    name: str, label: int, logit: float, channels: int
+) -> None:
     x = torch.full((2, channels, 4, 4), logit)
     x[:, 1:] *= -1
     x[:, 2:] = 0
@@ -230,7 +293,11 @@ def test_uniform_labels_and_saturated_logits_stay_finite(name: str, label: int, 
     (gradient,) = torch.autograd.grad(value, x)
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
-    right = {0: logit < 0, 1: logit > 0}[label] if channels == 1 else {0: logit > 0, 1: logit < 0}[label]
+    right = (
+        {0: logit < 0, 1: logit > 0}[label]
+        if channels == 1
+        else {0: logit > 0, 1: logit < 0}[label]
+    )
     if right:
         assert value < 1e-4
     elif logit and name in ("ce", "dice"):
@@ -239,7 +306,9 @@ def test_uniform_labels_and_saturated_logits_stay_finite(name: str, label: int, 
 
 @EVERY
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
-def test_half_inputs_are_summed_in_single_precision(name: str, options: dict[str, Any], kind: torch.dtype) -> None:
+def test_half_inputs_are_summed_in_single_precision(
+    name: str, options: dict[str, Any], kind: torch.dtype
+) -> None:
     """90,000 voxels near 1 overflow a float16 sum (65,504); bfloat16 would round the sum to two digits."""
     x = torch.linspace(0.5, 4, 90_000).reshape(1, 1, 300, 300).to(kind)
     y = (torch.arange(90_000) % 2).reshape(1, 1, 300, 300)
@@ -270,7 +339,9 @@ def test_autocast_does_not_reach_inside_a_loss() -> None:
 def test_label_targets_of_any_integer_type(kind: torch.dtype) -> None:
     for name in VOXELWISE:
         x, y, valid = scene(name, 3, (4, 5))
-        assert torch.equal(LOSSES[name].make()(x, y.to(kind), valid), LOSSES[name].make()(x, y, valid))
+        assert torch.equal(
+            LOSSES[name].make()(x, y.to(kind), valid), LOSSES[name].make()(x, y, valid)
+        )
 
 
 def test_perfect_answers_cost_nothing() -> None:
@@ -287,7 +358,9 @@ def test_perfect_answers_cost_nothing() -> None:
 @settings(deadline=None, max_examples=20)
 def test_variance_is_one_for_a_uniform_answer(p: float, share: int) -> None:
     y = (torch.arange(64) < share).long().reshape(1, 1, 8, 8)
-    assert by_hand("variance", torch.full((1, 1, 8, 8), math.log(p / (1 - p))), y) == pytest.approx(1, abs=1e-3)
+    assert by_hand("variance", torch.full((1, 1, 8, 8), math.log(p / (1 - p))), y) == pytest.approx(
+        1, abs=1e-3
+    )
 
 
 def test_variance_looks_at_spread_and_not_at_place() -> None:
@@ -316,7 +389,9 @@ def test_variance_pulls_an_almost_uniform_answer_apart(channels: int) -> None:
         (gradient,) = torch.autograd.grad(loss(x, y, ones(x)), x)
         strength.append(gradient.norm())
         for z in (x.detach(), x.detach() - 0.5 * gradient):
-            spread.append(float(z.sigmoid().std() if channels == 1 else z.softmax(1)[:, 1:].sum(1).std()))
+            spread.append(
+                float(z.sigmoid().std() if channels == 1 else z.softmax(1)[:, 1:].sum(1).std())
+            )
     assert spread[1] > 1.2 * spread[0]
     assert 0.5 < float(strength[0] / strength[1]) < 2
 
@@ -343,7 +418,10 @@ def test_variance_pulls_an_almost_uniform_answer_apart(channels: int) -> None:
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        WeightedSum([LossTerm(name=name, options=options)], {"label": "labels" if "labels" in LOSSES[name].targets else "image"})
+        WeightedSum(
+            [LossTerm(name=name, options=options)],
+            {"label": "labels" if "labels" in LOSSES[name].targets else "image"},
+        )
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -390,7 +468,10 @@ def test_total_is_the_weighted_sum_and_values_are_unweighted() -> None:
         "l1": LOSSES["l1"].make()(x, image, ones(x)),
     }
     assert list(parts) == list(expected)
-    assert all(torch.equal(parts[key], expected[key].detach()) and not parts[key].requires_grad for key in parts)
+    assert all(
+        torch.equal(parts[key], expected[key].detach()) and not parts[key].requires_grad
+        for key in parts
+    )
     weighted = 0.4 * expected["dice"] + 2 * expected["focal@mask"] + 0.5 * expected["l1"]
     assert value.shape == ()
     assert torch.allclose(value, weighted)
@@ -400,18 +481,36 @@ def test_total_is_the_weighted_sum_and_values_are_unweighted() -> None:
 
 
 def test_no_component_is_lost_when_names_repeat() -> None:
-    specs = terms({"name": "dice"}, {"name": "dice", "target": "vessel"}, {"name": "dice", "options": {"batch": True}}, {"name": "dice"})
-    total = WeightedSum([*specs, *terms({"name": "dice", "head": "mask"}, {"name": "dice", "head": "mask"})], KINDS)
-    assert list(total.terms) == ["dice", "dice:vessel", "dice:label", "dice:2", "dice@mask", "dice@mask:label"]
+    specs = terms(
+        {"name": "dice"},
+        {"name": "dice", "target": "vessel"},
+        {"name": "dice", "options": {"batch": True}},
+        {"name": "dice"},
+    )
+    total = WeightedSum(
+        [*specs, *terms({"name": "dice", "head": "mask"}, {"name": "dice", "head": "mask"})], KINDS
+    )
+    assert list(total.terms) == [
+        "dice",
+        "dice:vessel",
+        "dice:label",
+        "dice:2",
+        "dice@mask",
+        "dice@mask:label",
+    ]
 
 
-@pytest.mark.parametrize(("ignore", "kind"), [(2, torch.uint8), (255, torch.uint8), (-1, torch.int64), (0, torch.uint8)])
+@pytest.mark.parametrize(
+    ("ignore", "kind"), [(2, torch.uint8), (255, torch.uint8), (-1, torch.int64), (0, torch.uint8)]
+)
 def test_ignored_label_counts_nowhere(ignore: int, kind: torch.dtype) -> None:
     y = torch.tensor([[[[0, 1, 0, 1]]]], dtype=torch.int64)
     marked = y.clone()
     marked[..., 2:] = ignore
     x = torch.tensor([[[[1.0, -2.0, 3.0, 4.0]]]])
-    value, _ = WeightedSum(terms({"name": "ce"}), KINDS, ignore_label=ignore)({"main": x}, {"label": marked.to(kind)})
+    value, _ = WeightedSum(terms({"name": "ce"}), KINDS, ignore_label=ignore)(
+        {"main": x}, {"label": marked.to(kind)}
+    )
     keep = ones(x) * (marked != ignore)
     assert float(value) == pytest.approx(float(LOSSES["ce"].make()(x, y, keep)))
     assert 0 < keep.sum() < 4
@@ -426,7 +525,9 @@ def test_a_loss_receives_the_target_cleaned_once(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(LOSSES._entries, "dice", LossEntry(lambda: spy, ("labels",)))
     y = torch.tensor([[[[0, 1, 2, 2]]]], dtype=torch.uint8)
-    WeightedSum(terms({"name": "dice"}, {"name": "dice"}), KINDS, ignore_label=2)({"main": y.float()}, {"label": y})
+    WeightedSum(terms({"name": "dice"}, {"name": "dice"}), KINDS, ignore_label=2)(
+        {"main": y.float()}, {"label": y}
+    )
     assert seen[0][0].tolist() == [[[[0, 1, 0, 0]]]]
     assert seen[0][1].tolist() == [[[[1.0, 1.0, 0.0, 0.0]]]]
     assert seen[0][0].dtype == y.dtype
@@ -439,39 +540,58 @@ def test_an_ignore_label_outside_uint8_matches_nothing(ignore: int) -> None:
     """torch compares uint8 modulo 256: -1 would ignore 255 and 256 would ignore the background."""
     y = torch.tensor([[[[0, 255, 1, 0]]]], dtype=torch.uint8)
     x = torch.tensor([[[[1.0, -2.0, 3.0, 4.0]]]])
-    value, _ = WeightedSum(terms({"name": "ce"}), KINDS, ignore_label=ignore)({"main": x}, {"label": y})
+    value, _ = WeightedSum(terms({"name": "ce"}), KINDS, ignore_label=ignore)(
+        {"main": x}, {"label": y}
+    )
     assert float(value) == pytest.approx(float(LOSSES["ce"].make()(x, y, ones(x))))
 
 
 def test_the_ignore_label_does_not_touch_image_targets() -> None:
     image = torch.tensor([[[[2.0, 2.0, 0.0, 0.0]]]])
-    value, _ = WeightedSum(terms({"name": "l1", "target": "target"}), KINDS, ignore_label=2)({"main": image * 0}, {"target": image})
+    value, _ = WeightedSum(terms({"name": "l1", "target": "target"}), KINDS, ignore_label=2)(
+        {"main": image * 0}, {"target": image}
+    )
     assert float(value) == 1.0
 
 
 def test_deep_heads_are_needed_in_training_only() -> None:
     x, y, _ = scene("dice", 1, (4, 5))
-    total = WeightedSum(terms({"name": "dice"}, {"name": "dice", "head": "deep1", "weight": 0.5}), KINDS)
+    total = WeightedSum(
+        terms({"name": "dice"}, {"name": "dice", "head": "deep1", "weight": 0.5}), KINDS
+    )
     with pytest.raises(KeyError, match=r"dice@deep1.*main"):
         total({"main": x}, {"label": y})
     value, parts = total({"main": x}, {"label": y}, training=False)
     assert list(parts) == ["dice"]
     assert float(value) == float(parts["dice"])
-    assert list(total({"main": x, "deep1": x}, {"label": y}, training=False)[1]) == ["dice", "dice@deep1"]
+    assert list(total({"main": x, "deep1": x}, {"label": y}, training=False)[1]) == [
+        "dice",
+        "dice@deep1",
+    ]
 
 
 def test_other_absent_heads_and_targets_are_errors_always() -> None:
     x, y, _ = scene("dice", 1, (4, 5))
     with pytest.raises(KeyError, match="mask"):
-        WeightedSum(terms({"name": "dice", "head": "mask"}), KINDS)({"main": x}, {"label": y}, training=False)
+        WeightedSum(terms({"name": "dice", "head": "mask"}), KINDS)(
+            {"main": x}, {"label": y}, training=False
+        )
     with pytest.raises(KeyError, match="vessel"):
         WeightedSum(terms({"name": "dice", "target": "vessel"}), KINDS)({"main": x}, {"label": y})
     with pytest.raises(KeyError, match="deep-supervision"):
-        WeightedSum(terms({"name": "dice", "head": "deep1"}), KINDS)({"main": x}, {"label": y}, training=False)
+        WeightedSum(terms({"name": "dice", "head": "deep1"}), KINDS)(
+            {"main": x}, {"label": y}, training=False
+        )
 
 
 def test_check_accepts_what_fits() -> None:
-    check(terms({"name": "dice"}, {"name": "dice", "head": "deep1"}, {"name": "l1", "target": "target"}), ("main", "deep1"), KINDS)
+    check(
+        terms(
+            {"name": "dice"}, {"name": "dice", "head": "deep1"}, {"name": "l1", "target": "target"}
+        ),
+        ("main", "deep1"),
+        KINDS,
+    )
 
 
 def test_check_lists_every_fault_with_the_nearest_name() -> None:
@@ -488,7 +608,10 @@ def test_check_lists_every_fault_with_the_nearest_name() -> None:
     lines = str(caught.value).splitlines()
     hints = ["'dice'", "'mask'", "'vessel'", "l1", "tversky", "nan"]
     assert len(lines) == len(hints)
-    assert all(f"losses.{i}" in line and hint in line for i, (line, hint) in enumerate(zip(lines, hints, strict=True)))
+    assert all(
+        f"losses.{i}" in line and hint in line
+        for i, (line, hint) in enumerate(zip(lines, hints, strict=True))
+    )
 
 
 def test_check_wants_a_term_that_validation_can_compute() -> None:
@@ -496,7 +619,10 @@ def test_check_wants_a_term_that_validation_can_compute() -> None:
         check(terms({"name": "dice", "head": "deep1"}), ("main", "deep1"), KINDS)
 
 
-@pytest.mark.parametrize("spec", [{"name": "dise"}, {"name": "dice", "weight": -1.0}, {"name": "dice", "target": "target"}])
+@pytest.mark.parametrize(
+    "spec",
+    [{"name": "dise"}, {"name": "dice", "weight": -1.0}, {"name": "dice", "target": "target"}],
+)
 def test_a_wrong_term_never_becomes_a_sum(spec: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"losses\.0"):
         WeightedSum(terms(spec), KINDS)

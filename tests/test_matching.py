@@ -23,7 +23,9 @@ FEW = settings(max_examples=30, deadline=None)
 
 def bars(pairs: Pairs, side: int) -> np.ndarray:
     """All features of the first (0) or second (1) array, matched or not: ``(F, 2)``."""
-    return np.concatenate([pairs.matched[:, 2 * side : 2 * side + 2], (pairs.first, pairs.second)[side]])
+    return np.concatenate(
+        [pairs.matched[:, 2 * side : 2 * side + 2], (pairs.first, pairs.second)[side]]
+    )
 
 
 def counts(pairs: tuple[Pairs, ...]) -> list[list[int]]:
@@ -31,16 +33,26 @@ def counts(pairs: tuple[Pairs, ...]) -> list[list[int]]:
 
 
 def same(a: tuple[Pairs, ...], b: tuple[Pairs, ...]) -> bool:
-    return all(np.array_equal(getattr(x, n), getattr(y, n)) for x, y in zip(a, b, strict=True) for n in Pairs.__slots__)
+    return all(
+        np.array_equal(getattr(x, n), getattr(y, n))
+        for x, y in zip(a, b, strict=True)
+        for n in Pairs.__slots__
+    )
 
 
 @st.composite
-def couples(draw: st.DrawFn, axes: int | None = None, longest: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def couples(
+    draw: st.DrawFn, axes: int | None = None, longest: int = 6
+) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays of one small shape: random reals, or few levels and therefore many ties."""
     shape = draw(st.lists(st.integers(1, longest), min_size=axes or 2, max_size=axes or 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     levels = draw(st.sampled_from([0, 2, 4]))
-    pair = rng.integers(levels, size=(2, *shape)).astype(float) if levels else rng.normal(size=(2, *shape))
+    pair = (
+        rng.integers(levels, size=(2, *shape)).astype(float)
+        if levels
+        else rng.normal(size=(2, *shape))
+    )
     return pair[0], pair[1]
 
 
@@ -50,7 +62,9 @@ def couples(draw: st.DrawFn, axes: int | None = None, longest: int = 6) -> tuple
 def test_two_valleys_and_a_pass() -> None:
     terrain = np.array([[3.0, 0.0, 5.0, 1.0, 7.0]])
     components, holes = match(terrain, terrain)
-    assert components.matched.tolist() == [[3, 2, 3, 2]]  # the valley of depth 1 dies at the pass of height 5
+    assert components.matched.tolist() == [
+        [3, 2, 3, 2]
+    ]  # the valley of depth 1 dies at the pass of height 5
     assert components.essential.tolist() == [[1, 1]]
     assert len(holes.matched) == len(holes.essential) == 0
 
@@ -72,7 +86,9 @@ def test_a_ring(axis: int | None) -> None:
 def test_a_tube_has_the_tunnel_of_its_ring(axis: int) -> None:
     x = np.stack([ring(), ring()], axis)
     found = match(x, x)
-    voxels = np.stack([np.arange(9).reshape(3, 3)] * 2, axis).ravel()  # place in the ring of each voxel of the tube
+    voxels = np.stack(
+        [np.arange(9).reshape(3, 3)] * 2, axis
+    ).ravel()  # place in the ring of each voxel of the tube
     assert counts(found) == [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
     assert voxels[bars(found[1], 0)].tolist() == [[5, 4]]
 
@@ -86,9 +102,16 @@ def test_a_hollow_ball() -> None:
 
 
 def test_features_in_different_places_do_not_match() -> None:
-    left, right = np.pad(ring(), ((0, 0), (0, 4)), constant_values=9), np.pad(ring(), ((0, 0), (4, 0)), constant_values=9)
+    left, right = (
+        np.pad(ring(), ((0, 0), (0, 4)), constant_values=9),
+        np.pad(ring(), ((0, 0), (4, 0)), constant_values=9),
+    )
     _, holes = match(left, right)
-    assert (len(holes.matched), holes.first.tolist(), holes.second.tolist()) == (0, [[9, 8]], [[13, 12]])
+    assert (len(holes.matched), holes.first.tolist(), holes.second.tolist()) == (
+        0,
+        [[9, 8]],
+        [[13, 12]],
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1), (1, 5), (1, 1, 5), (2, 1, 1), (4, 4, 4)])
@@ -113,7 +136,9 @@ def test_nan_is_the_largest_value() -> None:
     assert same(match(a, b), match(np.nan_to_num(a, nan=2), np.nan_to_num(b, nan=2)))
 
 
-@pytest.mark.parametrize("shapes", [((3, 3), (3, 4)), ((3,), (3,)), ((2, 2, 2, 2), (2, 2, 2, 2)), ((0, 3), (0, 3))])
+@pytest.mark.parametrize(
+    "shapes", [((3, 3), (3, 4)), ((3,), (3,)), ((2, 2, 2, 2), (2, 2, 2, 2)), ((0, 3), (0, 3))]
+)
 def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(UserError, match=r"of one shape, \(Y, X\) or \(Z, Y, X\), not empty"):
         match(*map(np.zeros, shapes))
@@ -124,19 +149,26 @@ def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]
 
 @FEW
 @given(couples())
-def test_bars_are_the_betti_numbers_at_every_threshold(couple: tuple[np.ndarray, np.ndarray]) -> None:
+def test_bars_are_the_betti_numbers_at_every_threshold(
+    couple: tuple[np.ndarray, np.ndarray],
+) -> None:
     found = match(*couple)
     for side, x in enumerate(couple):
         values = x.ravel()
         for level in np.unique(values):
-            alive = [int(((values[b[:, 0]] <= level) & (level < values[b[:, 1]])).sum()) for b in (bars(p, side) for p in found)]
+            alive = [
+                int(((values[b[:, 0]] <= level) & (level < values[b[:, 1]])).sum())
+                for b in (bars(p, side) for p in found)
+            ]
             alive[0] += int(values[found[0].essential[0, side]] <= level)
             assert tuple(alive) == betti_numbers(x <= level, connectivity=6)
 
 
 @FEW
 @given(couples(longest=9))
-def test_binary_masks_have_the_counts_of_the_mask_matcher(couple: tuple[np.ndarray, np.ndarray]) -> None:
+def test_binary_masks_have_the_counts_of_the_mask_matcher(
+    couple: tuple[np.ndarray, np.ndarray],
+) -> None:
     a, b = (x > 0.5 for x in couple)
     assert counts(match(~a, ~b)) == [list(row) for row in matching_counts(a, b)]
 
@@ -150,8 +182,15 @@ def test_an_array_matches_itself(couple: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @FEW
-@given(couples(), st.sampled_from([lambda x: x + 3, lambda x: 0.5 * x - 1, np.arctan, lambda x: np.sign(x) * x**2]))
-def test_only_the_order_of_values_counts(couple: tuple[np.ndarray, np.ndarray], change: Callable[[Any], Any]) -> None:
+@given(
+    couples(),
+    st.sampled_from(
+        [lambda x: x + 3, lambda x: 0.5 * x - 1, np.arctan, lambda x: np.sign(x) * x**2]
+    ),
+)
+def test_only_the_order_of_values_counts(
+    couple: tuple[np.ndarray, np.ndarray], change: Callable[[Any], Any]
+) -> None:
     assert same(match(*couple), match(*map(change, couple)))
 
 
@@ -188,17 +227,27 @@ class Plain:
     def vertices(self, cell: Cell) -> Iterator[tuple[int, ...]]:
         corner, axes = cell
         for on in itertools.product((0, 1), repeat=len(axes)):
-            yield tuple(c + sum(o for o, a in zip(on, axes, strict=True) if a == axis) for axis, c in enumerate(corner))
+            yield tuple(
+                c + sum(o for o, a in zip(on, axes, strict=True) if a == axis)
+                for axis, c in enumerate(corner)
+            )
 
     def creator(self, cell: Cell) -> int:
-        return max((self.values[v], int(np.ravel_multi_index(v, self.values.shape))) for v in self.vertices(cell))[1]
+        return max(
+            (self.values[v], int(np.ravel_multi_index(v, self.values.shape)))
+            for v in self.vertices(cell)
+        )[1]
 
     def value(self, cell: Cell) -> float:
         return max(self.values[v] for v in self.vertices(cell))
 
     def key(self, cell: Cell) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
         corner, axes = cell
-        return self.value(cell), corner, tuple(sorted({0, 1, 2} - set(axes))) if len(axes) == 2 else axes
+        return (
+            self.value(cell),
+            corner,
+            tuple(sorted({0, 1, 2} - set(axes))) if len(axes) == 2 else axes,
+        )
 
     def cells(self, dimension: int) -> list[Cell]:
         corners = itertools.product(*map(range, self.values.shape))
@@ -209,7 +258,11 @@ class Plain:
 def faces(cell: Cell) -> set[Cell]:
     corner, axes = cell
     rest = [(a, tuple(b for b in axes if b != a)) for a in axes]
-    return {(tuple(c + far * (i == a) for i, c in enumerate(corner)), others) for a, others in rest for far in (0, 1)}
+    return {
+        (tuple(c + far * (i == a) for i, c in enumerate(corner)), others)
+        for a, others in rest
+        for far in (0, 1)
+    }
 
 
 def reduction(columns: Plain, rows: Plain, dimension: int) -> dict[Cell, Cell]:
@@ -225,13 +278,17 @@ def reduction(columns: Plain, rows: Plain, dimension: int) -> dict[Cell, Cell]:
     return pairs
 
 
-def by_definition(first: np.ndarray, second: np.ndarray, dimension: int) -> list[list[tuple[int, ...]]]:
+def by_definition(
+    first: np.ndarray, second: np.ndarray, dimension: int
+) -> list[list[tuple[int, ...]]]:
     """Matched, first's and second's features as in ``Pairs``."""
     arrays, union = [Plain(first), Plain(second)], Plain(np.minimum(first, second))
     features: list[dict[Cell, tuple[int, int]]] = []
     for x in arrays:
         pairs = reduction(x, x, dimension + 1)
-        features.append({b: (x.creator(b), x.creator(d)) for d, b in pairs.items() if x.value(b) != x.value(d)})
+        features.append(
+            {b: (x.creator(b), x.creator(d)) for d, b in pairs.items() if x.value(b) != x.value(d)}
+        )
     image = [reduction(union, x, dimension + 1) for x in arrays]
     matched = []
     for death, birth in reduction(union, union, dimension + 1).items():
@@ -243,17 +300,25 @@ def by_definition(first: np.ndarray, second: np.ndarray, dimension: int) -> list
 
 @settings(max_examples=25, deadline=None)
 @given(couples(axes=3, longest=3), st.integers(0, 2))
-def test_small_volumes_against_the_definition(couple: tuple[np.ndarray, np.ndarray], dimension: int) -> None:
+def test_small_volumes_against_the_definition(
+    couple: tuple[np.ndarray, np.ndarray], dimension: int
+) -> None:
     found = match(*couple)[dimension]
-    got = [sorted(map(tuple, getattr(found, name).tolist())) for name in ("matched", "first", "second")]
+    got = [
+        sorted(map(tuple, getattr(found, name).tolist())) for name in ("matched", "first", "second")
+    ]
     assert got == by_definition(*couple, dimension)
 
 
 @settings(max_examples=15, deadline=None)
 @given(couples(axes=2, longest=6))
-def test_holes_of_an_image_are_those_of_the_reduction(couple: tuple[np.ndarray, np.ndarray]) -> None:
+def test_holes_of_an_image_are_those_of_the_reduction(
+    couple: tuple[np.ndarray, np.ndarray],
+) -> None:
     found = match(*couple)[1]
-    got = [sorted(map(tuple, getattr(found, name).tolist())) for name in ("matched", "first", "second")]
+    got = [
+        sorted(map(tuple, getattr(found, name).tolist())) for name in ("matched", "first", "second")
+    ]
     assert got == by_definition(couple[0][None], couple[1][None], 1)
 
 
@@ -283,7 +348,9 @@ def octants(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     return itertools.product(*halves)
 
 
-@pytest.mark.parametrize("family", ["random_fields", "sparse_blobs", "salt", "sheets", "tubes", "hollow", "degenerate"])
+@pytest.mark.parametrize(
+    "family", ["random_fields", "sparse_blobs", "salt", "sheets", "tubes", "hollow", "degenerate"]
+)
 def test_official_counts(shared_data: Path, family: str) -> None:
     folder = shared_data / "competition_metric"
     expected = json.loads((folder / "expected.json").read_text())
@@ -291,7 +358,12 @@ def test_official_counts(shared_data: Path, family: str) -> None:
         names = sorted({key.split(".")[0] for key in arrays.files})
         shapes = {name: tuple(arrays[f"{name}.shape"]) for name in names}
         for name in sorted(names, key=lambda name: np.prod(shapes[name]))[2:20:6]:
-            masks = {k: np.unpackbits(arrays[f"{name}.{k}"], count=np.prod(shapes[name])) > 0 for k in ("pred", "fg", "ignore")}
-            pred, label = ((masks[k] & ~masks["ignore"]).reshape(shapes[name]) for k in ("pred", "fg"))
+            masks = {
+                k: np.unpackbits(arrays[f"{name}.{k}"], count=np.prod(shapes[name])) > 0
+                for k in ("pred", "fg", "ignore")
+            }
+            pred, label = (
+                (masks[k] & ~masks["ignore"]).reshape(shapes[name]) for k in ("pred", "fg")
+            )
             got = [counts(match(~pred[octant], ~label[octant])) for octant in octants(pred.shape)]
             assert got == expected[name]["octant_counts_mpg"], name

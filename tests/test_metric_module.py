@@ -41,7 +41,9 @@ BY_CLASS = [
 ]
 
 
-def balls(seed: int, classes: int = 2, shape: tuple[int, ...] = (14, 15, 16), count: int = 2) -> Tensor:
+def balls(
+    seed: int, classes: int = 2, shape: tuple[int, ...] = (14, 15, 16), count: int = 2
+) -> Tensor:
     """Label maps ``(count, 1, *shape)`` with a ball of every class, away from the border."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
@@ -66,7 +68,9 @@ def by_package(
     for p, t in zip(pred[:, 0].numpy(), true[:, 0].numpy(), strict=True):
         valid = None if ignore is None else t != ignore
         known = t if valid is None else np.where(valid, t, 0)
-        found = evaluate([NamedOptions(name=name, options=options)], p, known, valid, context=context)
+        found = evaluate(
+            [NamedOptions(name=name, options=options)], p, known, valid, context=context
+        )
         rows.append([v for v in found.values() if not isinstance(v, dict)])
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -171,7 +175,9 @@ def test_scores_of_probabilities(name: str) -> None:
     wanted = []
     for scores, label in zip(p[:, 0].numpy(), true[:, 0].numpy(), strict=True):
         known = np.where(label == 2, 0, label)
-        wanted.append(list(evaluate([NamedOptions(name=name)], known, known, label != 2, scores).values()))
+        wanted.append(
+            list(evaluate([NamedOptions(name=name)], known, known, label != 2, scores).values())
+        )
     assert_equal(Metric(name, ignore_label=2)(p, true), torch.tensor(wanted, dtype=torch.float64))
     assert_equal(
         Metric(name, ignore_label=2)(torch.cat([1 - p, p], 1), true),
@@ -187,7 +193,8 @@ def test_scores_of_images(name: str, options: dict[str, Any]) -> None:
     true = torch.rand(2, 3, 16, 17)
     pred = (true + 0.1 * torch.randn(true.shape)).clamp(0, 1)
     wanted = [
-        list(evaluate([NamedOptions(name=name, options=options)], p.numpy(), t.numpy()).values()) for p, t in zip(pred, true, strict=True)
+        list(evaluate([NamedOptions(name=name, options=options)], p.numpy(), t.numpy()).values())
+        for p, t in zip(pred, true, strict=True)
     ]
     assert_equal(Metric(name, **options)(pred, true), torch.tensor(wanted, dtype=torch.float64))
 
@@ -197,9 +204,18 @@ def test_retouching_reads_the_image_before() -> None:
     true = before.clone()
     true[:, :, 8:16, 8:16] = 0.9
     pred, predicted = true + 0.01, torch.rand(2, 1, 32, 32)
-    mask = torch.from_numpy(np.stack([change.difference_mask(a, b, Change()) for a, b in zip(before.numpy(), true.numpy(), strict=True)]))
+    mask = torch.from_numpy(
+        np.stack(
+            [
+                change.difference_mask(a, b, Change())
+                for a, b in zip(before.numpy(), true.numpy(), strict=True)
+            ]
+        )
+    )
     wanted = []
-    for p, t, s, m, q in zip(pred.numpy(), true.numpy(), before.numpy(), mask.numpy(), predicted.numpy(), strict=True):
+    for p, t, s, m, q in zip(
+        pred.numpy(), true.numpy(), before.numpy(), mask.numpy(), predicted.numpy(), strict=True
+    ):
         record = Retouched(source=s, mask=m[0] >= change.LEVEL, predicted=q[0])
         wanted.append(list(evaluate([NamedOptions(name="retouch")], p, t, change=record).values()))
     for further in ({}, {"mask": mask}):
@@ -235,7 +251,9 @@ def test_dice_is_monai_s_with_ignore_empty_false(shape: tuple[int, ...]) -> None
 def test_hd95_is_monai_s_percentile(shape: tuple[int, ...], spacing: Any) -> None:
     pred, true = balls(8, 3, shape), balls(9, 3, shape)
     apart = [0.5, 2.0, 1.25][: len(shape)] if spacing == "each" else spacing
-    theirs = HausdorffDistanceMetric(percentile=95)(one_hot(pred, 3), one_hot(true, 3), spacing=apart)
+    theirs = HausdorffDistanceMetric(percentile=95)(
+        one_hot(pred, 3), one_hot(true, 3), spacing=apart
+    )
     ours = Metric("hd95", num_classes=3)(pred, true, spacing=apart)
     assert torch.allclose(ours[:, 1:].float(), theirs, rtol=1e-5)
     assert torch.equal(Metric("hd95", num_classes=3, spacing=apart)(pred, true), ours)
@@ -245,12 +263,16 @@ def test_hd95_is_monai_s_percentile(shape: tuple[int, ...], spacing: Any) -> Non
 @pytest.mark.parametrize("shape", [(14, 15, 16), (20, 21)], ids=["3D", "2D"])
 def test_surface_dice_is_monai_s_with_subvoxels(shape: tuple[int, ...]) -> None:
     pred, true = balls(10, 3, shape), balls(11, 3, shape)
-    theirs = SurfaceDiceMetric(class_thresholds=[2, 2], use_subvoxels=True)(one_hot(pred, 3), one_hot(true, 3))
+    theirs = SurfaceDiceMetric(class_thresholds=[2, 2], use_subvoxels=True)(
+        one_hot(pred, 3), one_hot(true, 3)
+    )
     ours = Metric("surface_dice", num_classes=3, tolerance=2)(pred, true)
     assert torch.allclose(ours[:, 1:].float(), theirs, rtol=1e-5)
     assert 0.01 < float(ours[:, 0].mean()) < 0.99
     apart = (0.5, 2.0, 1.25)[: len(shape)]
-    theirs = SurfaceDiceMetric(class_thresholds=[2, 2], use_subvoxels=True)(one_hot(pred, 3), one_hot(true, 3), spacing=apart)
+    theirs = SurfaceDiceMetric(class_thresholds=[2, 2], use_subvoxels=True)(
+        one_hot(pred, 3), one_hot(true, 3), spacing=apart
+    )
     ours = Metric("surface_dice", num_classes=3, tolerance_mm=2, spacing=apart)(pred, true)
     assert torch.allclose(ours[:, 1:].float(), theirs, rtol=1e-4)
 
@@ -259,7 +281,9 @@ def test_spacing_may_differ_between_items() -> None:
     pred, true = balls(8), balls(9)
     apart = [[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]
     ours = Metric("assd")(pred, true, spacing=apart)
-    alone = [Metric("assd", spacing=s)(pred[i : i + 1], true[i : i + 1]) for i, s in enumerate(apart)]
+    alone = [
+        Metric("assd", spacing=s)(pred[i : i + 1], true[i : i + 1]) for i, s in enumerate(apart)
+    ]
     assert torch.equal(ours, torch.cat(alone))
     assert torch.equal(Metric("assd")(list(pred), list(true), spacing=apart), ours)
     assert float(ours[1, 0]) == pytest.approx(3 * float(Metric("assd")(pred, true)[1, 0]))
@@ -268,11 +292,15 @@ def test_spacing_may_differ_between_items() -> None:
 def test_psnr_and_ssim_are_monai_s() -> None:
     true = torch.rand(2, 3, 24, 25)
     pred = (true + 0.1 * torch.randn(true.shape)).clamp(0, 1)
-    assert torch.allclose(Metric("psnr")(pred, true).float(), PSNRMetric(max_val=1)(pred, true), rtol=1e-5)
+    assert torch.allclose(
+        Metric("psnr")(pred, true).float(), PSNRMetric(max_val=1)(pred, true), rtol=1e-5
+    )
     theirs = SSIMMetric(spatial_dims=2, data_range=1.0)(pred, true)
     assert torch.allclose(Metric("ssim")(pred, true).float(), theirs, atol=1e-5)
     volumes = torch.rand(1, 1, 12, 13, 14), torch.rand(1, 1, 12, 13, 14)
-    assert torch.allclose(Metric("ssim")(*volumes).float(), SSIMMetric(spatial_dims=3)(*volumes), atol=1e-5)
+    assert torch.allclose(
+        Metric("ssim")(*volumes).float(), SSIMMetric(spatial_dims=3)(*volumes), atol=1e-5
+    )
     assert float(Metric("psnr")(true, true)[0, 0]) == 100
 
 
@@ -302,7 +330,9 @@ def test_what_differs_from_monai_on_purpose() -> None:
         ("betti_error", {"connectivity": "six"}, "must be a whole number"),
     ],
 )
-def test_what_cannot_be_used_is_refused_at_once(name: str, options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_used_is_refused_at_once(
+    name: str, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         Metric(name, **options)
     assert said in str(error.value)
@@ -334,7 +364,9 @@ ONE, THREE = torch.zeros(1, 1, 4, 4), torch.zeros(1, 3, 4, 4)
         ("hd95", {"spacing": 0}, ONE, ONE, "above 0"),
     ],
 )
-def test_what_means_nothing_is_refused(name: str, options: dict[str, Any], pred: Tensor, true: Any, said: str) -> None:
+def test_what_means_nothing_is_refused(
+    name: str, options: dict[str, Any], pred: Tensor, true: Any, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         Metric(name, **options)(y_pred=pred, y=true)
 

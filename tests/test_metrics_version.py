@@ -16,7 +16,9 @@ QUICK = ("--fold", "0", "--set", "train.epochs=2", "train.average=null", "metric
 
 
 def run(config: Path, data: Path, out: Path, *more: str) -> int:
-    return train.main(["--config", str(config), "--data-dir", str(data), "--out", str(out), *QUICK, *more])
+    return train.main(
+        ["--config", str(config), "--data-dir", str(data), "--out", str(out), *QUICK, *more]
+    )
 
 
 def kept(out: Path) -> Any:
@@ -37,7 +39,9 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_a_new_run_has_the_present_version(tiny: Path, surfaces: Path, tmp_path: Path, versions: list[int]) -> None:
+def test_a_new_run_has_the_present_version(
+    tiny: Path, surfaces: Path, tmp_path: Path, versions: list[int]
+) -> None:
     assert run(tiny, surfaces, tmp_path / "run") == 0
     assert kept(tmp_path / "run") == METRICS_VERSION
     state = checkpoint.load_state(tmp_path / "run" / "fold_0" / "checkpoint_latest")
@@ -47,7 +51,9 @@ def test_a_new_run_has_the_present_version(tiny: Path, surfaces: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_run_without_a_version_stays_at_the_first(tiny: Path, surfaces: Path, tmp_path: Path, versions: list[int]) -> None:
+def test_a_run_without_a_version_stays_at_the_first(
+    tiny: Path, surfaces: Path, tmp_path: Path, versions: list[int]
+) -> None:
     out = tmp_path / "run"
     assert run(tiny, surfaces, out) == 0
     known = json.loads((out / "environment.json").read_text())
@@ -70,7 +76,9 @@ def test_a_state_finishes_by_its_own_version(
     original = checkpoint.save_state
 
     def old(folder: Path, done: tuple[int, int], tensors: Any, facts: dict) -> Path:
-        return original(folder, done, tensors, {k: v for k, v in facts.items() if k != "metrics_version"})
+        return original(
+            folder, done, tensors, {k: v for k, v in facts.items() if k != "metrics_version"}
+        )
 
     def stop(job: loop.FoldJob, state: loop.State) -> None:
         original_keep(job, state)

@@ -19,7 +19,9 @@ from pipeline.grid import Alignment
 WAYS = [
     Alignment(axes=axes, flips=flips)
     for axes in itertools.permutations(range(3))
-    for flips in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in range(4))
+    for flips in itertools.chain.from_iterable(
+        itertools.combinations(range(3), n) for n in range(4)
+    )
 ]
 
 
@@ -41,14 +43,20 @@ def test_there_are_48_ways_and_each_has_its_inverse() -> None:
         assert way.inverse.inverse == way
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     ways=st.lists(st.sampled_from(WAYS), max_size=2),
     size=st.tuples(*[st.integers(1, 9)] * 3),
     kind=st.sampled_from(["uint8", "float32", "int16"]),
     channels=st.integers(1, 3),
 )
-def test_there_and_back_is_the_array(ways: list[Any], size: tuple[int, int, int], kind: str, channels: int, tmp_path_factory: Any) -> None:
+def test_there_and_back_is_the_array(
+    ways: list[Any], size: tuple[int, int, int], kind: str, channels: int, tmp_path_factory: Any
+) -> None:
     array = (np.random.default_rng(0).random((channels, *size)) * 100).astype(kind)
     space = ModelSpace(steps=tuple(Reorient(way) for way in ways))
     with pytest.MonkeyPatch.context() as patch:

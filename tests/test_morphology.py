@@ -102,7 +102,9 @@ def test_euler_number_is_that_of_scikit_image_and_of_the_complement(mask):
 def test_betti_numbers_obey_alexander_duality(mask):
     """The background sees components as cavities (2D: holes) and tunnels as tunnels; it has one component more, the outside."""
     outside = np.pad(~mask, 1, constant_values=True)
-    framed = np.pad(outside, 1)  # a wall around, whose own inner side is one more cavity for what follows
+    framed = np.pad(
+        outside, 1
+    )  # a wall around, whose own inner side is one more cavity for what follows
     back = morphology.betti_numbers(framed, connectivity=26)
     front = morphology.betti_numbers(mask, connectivity=6)
     if mask.ndim == 2:
@@ -116,17 +118,23 @@ def test_betti_numbers_obey_alexander_duality(mask):
 def test_components_are_those_of_scipy(mask, connectivity):
     reach = {6: 1, 18: 2, 26: 3}[connectivity]
     expected = np.zeros(mask.shape, dtype=np.int32)
-    count = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, min(reach, mask.ndim)), output=expected)
+    count = ndimage.label(
+        mask, ndimage.generate_binary_structure(mask.ndim, min(reach, mask.ndim)), output=expected
+    )
     labels, found = morphology.components(mask, connectivity)
     assert found == count
     np.testing.assert_array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (1, 8), (3, 3), (5, 3), (7, 7), (1, 1, 7), (1, 3, 5), (3, 3, 3), (5, 1, 5)])
+@pytest.mark.parametrize(
+    "shape", [(1, 4), (1, 8), (3, 3), (5, 3), (7, 7), (1, 1, 7), (1, 3, 5), (3, 3, 3), (5, 1, 5)]
+)
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
 def test_as_many_components_as_an_odd_shape_can_hold(shape, connectivity):
     mask = np.zeros(shape, dtype=bool)
-    mask[(slice(None, None, 2),) * len(shape)] = True  # cc3d runs out of labels here when told that the array is binary
+    mask[(slice(None, None, 2),) * len(shape)] = (
+        True  # cc3d runs out of labels here when told that the array is binary
+    )
     labels, count = morphology.components(mask, connectivity)
     assert count == mask.sum()
     np.testing.assert_array_equal(labels[mask], np.arange(1, count + 1))
@@ -139,7 +147,9 @@ def test_dust_is_remove_small_objects(mask, below, connectivity):
     reach = 1 if connectivity == 6 else mask.ndim
     # scikit-image removes sizes up to its limit, this package sizes below its own
     expected = remove_small_objects(mask, max_size=below - 1, connectivity=reach) if below else mask
-    np.testing.assert_array_equal(morphology.remove_small_components(mask, below, connectivity), expected)
+    np.testing.assert_array_equal(
+        morphology.remove_small_components(mask, below, connectivity), expected
+    )
 
 
 @FEW
@@ -149,7 +159,9 @@ def test_fill_holes_without_a_limit_is_binary_fill_holes(mask):
     if mask.ndim == 3:
         for axis in range(3):
             slices = [np.asarray(ndimage.binary_fill_holes(m)) for m in np.moveaxis(mask, axis, 0)]
-            np.testing.assert_array_equal(morphology.fill_holes(mask, per_slice=axis), np.stack(slices, axis))
+            np.testing.assert_array_equal(
+                morphology.fill_holes(mask, per_slice=axis), np.stack(slices, axis)
+            )
 
 
 def test_fill_holes_of_many_small_volumes_is_binary_fill_holes():
@@ -176,16 +188,27 @@ def test_fill_holes_fills_up_to_its_limit_and_nothing_open_to_the_border():
 def test_fill_holes_per_slice_closes_the_tunnel_that_fill_holes_leaves():
     mask = sheet(pinholes=3)
     np.testing.assert_array_equal(morphology.fill_holes(mask), mask)
-    assert morphology.betti_numbers(morphology.fill_holes(mask, max_size=1, per_slice=0)) == (1, 0, 0)
-    np.testing.assert_array_equal(morphology.fill_holes(mask, per_slice=-3), morphology.fill_holes(mask, per_slice=0))
+    assert morphology.betti_numbers(morphology.fill_holes(mask, max_size=1, per_slice=0)) == (
+        1,
+        0,
+        0,
+    )
+    np.testing.assert_array_equal(
+        morphology.fill_holes(mask, per_slice=-3), morphology.fill_holes(mask, per_slice=0)
+    )
 
 
 @FEW
-@given(arrays(np.uint8, st.tuples(*[st.integers(2, 6)] * 3), elements=st.integers(0, 2)), st.sampled_from([6, 26]))
+@given(
+    arrays(np.uint8, st.tuples(*[st.integers(2, 6)] * 3), elements=st.integers(0, 2)),
+    st.sampled_from([6, 26]),
+)
 def test_hysteresis_is_binary_propagation(levels, connectivity):
     structure = ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
     expected = ndimage.binary_propagation(levels == 2, structure, mask=levels >= 1)
-    np.testing.assert_array_equal(morphology.hysteresis(levels >= 1, levels == 2, connectivity), expected)
+    np.testing.assert_array_equal(
+        morphology.hysteresis(levels >= 1, levels == 2, connectivity), expected
+    )
 
 
 def test_hysteresis_ignores_what_is_high_but_not_low():
@@ -257,7 +280,9 @@ def test_the_poles_of_a_ball_of_integer_radius_reach_into_pinholes():
     np.testing.assert_array_equal(morphology.closing(sheet(5), 2), sheet(5))
 
 
-@pytest.mark.parametrize("layout", [np.asfortranarray, lambda a: a[::-1, :, ::-1], lambda a: a.astype(np.float32) * 7])
+@pytest.mark.parametrize(
+    "layout", [np.asfortranarray, lambda a: a[::-1, :, ::-1], lambda a: a.astype(np.float32) * 7]
+)
 def test_memory_layout_and_type_do_not_matter_and_arguments_stay_as_they_are(layout):
     mask = layout(np.random.default_rng(0).random((6, 7, 8)) < 0.5)
     before = mask.copy()
@@ -302,7 +327,9 @@ def foam(seed: int, size: int = 40, cells: int = 9) -> tuple[np.ndarray, np.ndar
     label = np.zeros(bodies.shape, bool)
     for axis in range(3):
         step = np.diff(bodies, axis=axis) != 0
-        label |= np.pad(step, [(0, int(a == axis)) for a in range(3)]) | np.pad(step, [(int(a == axis), 0) for a in range(3)])
+        label |= np.pad(step, [(0, int(a == axis)) for a in range(3)]) | np.pad(
+            step, [(int(a == axis), 0) for a in range(3)]
+        )
     return bodies, label
 
 
@@ -318,7 +345,10 @@ def test_walls_of_a_torn_foam_are_whole_again(seed: int) -> None:
     overlap = 2 * (walls & label).sum() / (walls.sum() + label.sum())
     assert overlap > 0.97
     assert 2 * (torn & label).sum() / (torn.sum() + label.sum()) < overlap
-    cells, apart, together = (morphology.components(morphology.remove_small_components(~m, 50, 6), 6)[1] for m in (label, walls, torn))
+    cells, apart, together = (
+        morphology.components(morphology.remove_small_components(~m, 50, 6), 6)[1]
+        for m in (label, walls, torn)
+    )
     assert cells == apart == len(np.unique(bodies))
     assert together < cells
 
@@ -338,7 +368,9 @@ def test_walls_need_two_seeds() -> None:
 
 def test_walls_of_nothing_are_nothing() -> None:
     for value in (0.0, 1.0):
-        assert not morphology.watershed_boundaries(np.full((8, 8, 8), value, np.float32), 0.3, 2.0).any()
+        assert not morphology.watershed_boundaries(
+            np.full((8, 8, 8), value, np.float32), 0.3, 2.0
+        ).any()
 
 
 def test_weak_boundaries_are_dissolved() -> None:

@@ -27,7 +27,9 @@ from pipeline.workflows import predict as workflow
 
 Output = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
-FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 ODD = [
     "b\udcffad",
     "esc\x1b[2J",
@@ -68,17 +70,35 @@ def is_clean(text: str) -> bool:
 # --- through the commands ----------------------------------------------------------------------------------------------
 
 
-def test_every_command_takes_odd_names(odd: Path, model: Path, tmp_path: Path, capsys: Output) -> None:
+def test_every_command_takes_odd_names(
+    odd: Path, model: Path, tmp_path: Path, capsys: Output
+) -> None:
     out = tmp_path / "o\udcfdut\nerror: forged"
     assert run_predict(model, odd, out, "--save-soft") == 0
     found = json.loads((out / "summary.json").read_bytes().decode())["files"]
     assert {row["file"] for row in found} == {str(odd / f"{name}.png") for name in ODD}
     assert {row["output"] for row in found} <= set(os.listdir(out))
     scores = tmp_path / "sc\udcffores.json"
-    words = ["--predictions", str(out), "--labels", str(out), "--metrics", "dice", "--workers", "1", "--out", str(scores)]
+    words = [
+        "--predictions",
+        str(out),
+        "--labels",
+        str(out),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+        "--out",
+        str(scores),
+    ]
     assert evaluate.main(words) == 0
     assert set(files.read_json(scores)["cases"]) == {row["id"] for row in found}
-    assert ensemble.main(["--fold-dirs", str(out), str(out), "--output", str(tmp_path / "e\x1b"), "--save-soft"]) == 0
+    assert (
+        ensemble.main(
+            ["--fold-dirs", str(out), str(out), "--output", str(tmp_path / "e\x1b"), "--save-soft"]
+        )
+        == 0
+    )
     assert {row["id"] for row in rows(tmp_path / "e\x1b")} == {row["id"] for row in found}
     told = capsys.readouterr()
     assert is_clean(told.out)
@@ -96,8 +116,14 @@ def test_training_keeps_odd_ids(surfaces: Path, tiny: Path, tmp_path: Path, caps
             (data / folder / f"{name}.tif").symlink_to(surfaces / folder / f"{source}.tif")
     run = tmp_path / "r\udcffun"
     words = ["--config", str(tiny), "--data-dir", str(data), "--out", str(run)]
-    assert train.main([*words, "--set", "train.epochs=1", "train.average=null", "data.folds.by=case"]) == 0
-    assert train.main([*words, "--set", "train.epochs=1", "train.average=null", "data.folds.by=case"]) == 0
+    assert (
+        train.main([*words, "--set", "train.epochs=1", "train.average=null", "data.folds.by=case"])
+        == 0
+    )
+    assert (
+        train.main([*words, "--set", "train.epochs=1", "train.average=null", "data.folds.by=case"])
+        == 0
+    )
     assert report.main([str(run)]) == 0
     told = capsys.readouterr()
     assert is_clean(told.out + told.err)
@@ -107,14 +133,29 @@ def test_training_keeps_odd_ids(surfaces: Path, tiny: Path, tmp_path: Path, caps
     assert "&lt;d&gt;" in page
     assert "<d>" not in page
     (tmp_path / "d\udcffata").symlink_to(data)
-    assert train.main([*words, "--data-dir", str(tmp_path / "d\udcffata"), "--out", str(tmp_path / "new")]) == 2
+    assert (
+        train.main(
+            [*words, "--data-dir", str(tmp_path / "d\udcffata"), "--out", str(tmp_path / "new")]
+        )
+        == 2
+    )
     assert "d\\udcffata: this name is no UTF-8 text" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert tune.main([str(run)]) == 2
     assert "Rename that folder, or name a link to it" in capsys.readouterr().err
     (tmp_path / "run").symlink_to(run)
-    (tmp_path / "space.yaml").write_text("stages: [[[{name: threshold, options: {at: 0.4}}], [{name: threshold}]]]\n")
-    words = [str(tmp_path / "run"), "--metric", "dice", "--workers", "1", "--out", str(tmp_path / "t.yaml")]
+    (tmp_path / "space.yaml").write_text(
+        "stages: [[[{name: threshold, options: {at: 0.4}}], [{name: threshold}]]]\n"
+    )
+    words = [
+        str(tmp_path / "run"),
+        "--metric",
+        "dice",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "t.yaml"),
+    ]
     assert tune.main([*words, "--space", str(tmp_path / "space.yaml"), "--by", "fold"]) == 0
     assert is_clean(capsys.readouterr().out)
     (log, *_) = run.glob("train_*.log")
@@ -124,7 +165,12 @@ def test_training_keeps_odd_ids(surfaces: Path, tiny: Path, tmp_path: Path, caps
 def test_channels_are_found_under_names_of_two_lines(tmp_path: Path) -> None:
     for number in (0, 1):
         picture(tmp_path / "in" / f"a\nb_{number:04}.png")
-    (case,) = cases.inputs(tmp_path / "in", config.Data(dims=2, patch=config.Patch(size=(16, 16))), channels=2, layout="nnunet")
+    (case,) = cases.inputs(
+        tmp_path / "in",
+        config.Data(dims=2, patch=config.Patch(size=(16, 16))),
+        channels=2,
+        layout="nnunet",
+    )
     assert case.id == "a\nb"
 
 
@@ -145,10 +191,21 @@ def test_a_submission_warns_of_ids_that_differ_in_case(tmp_path: Path, capsys: O
     for name in ("Case", "case", "\u05d0"):
         for folder in ("tests", "answers"):
             picture(tmp_path / folder / f"{name}.png", np.eye(16, dtype=np.uint8))
-    words = ["--predictions", str(tmp_path / "answers"), "--test-dir", str(tmp_path / "tests"), "--out", str(tmp_path / "s.zip")]
+    words = [
+        "--predictions",
+        str(tmp_path / "answers"),
+        "--test-dir",
+        str(tmp_path / "tests"),
+        "--out",
+        str(tmp_path / "s.zip"),
+    ]
     assert submit.main(words) == 0
     assert "differ in case only" in capsys.readouterr().out
-    assert set(zipfile.ZipFile(tmp_path / "s.zip").namelist()) == {"Case.tif", "case.tif", "\u05d0.tif"}
+    assert set(zipfile.ZipFile(tmp_path / "s.zip").namelist()) == {
+        "Case.tif",
+        "case.tif",
+        "\u05d0.tif",
+    }
 
 
 # --- long names ---------------------------------------------------------------------------------------------------------
@@ -162,35 +219,59 @@ def test_a_name_without_room_for_its_answer_fails_before_work(
         picture(tmp_path / "in" / f"{name}.png")
     worked = []
     original = workflow.predict_case
-    monkeypatch.setattr("pipeline.workflows.predict.predict_case", lambda p, case: worked.append(case.id) or original(p, case))
+    monkeypatch.setattr(
+        "pipeline.workflows.predict.predict_case",
+        lambda p, case: worked.append(case.id) or original(p, case),
+    )
     assert run_predict(model, tmp_path / "in", tmp_path / "out") == 3
     assert worked == ["good"]
     assert capsys.readouterr().out.count("and 255 are the most here. Rename the input") >= 2
-    assert {row["id"]: row["status"] for row in rows(tmp_path / "out")} == {"good": "done", "x" * 251: "failed", "ü" * 119 + "y": "failed"}
+    assert {row["id"]: row["status"] for row in rows(tmp_path / "out")} == {
+        "good": "done",
+        "x" * 251: "failed",
+        "ü" * 119 + "y": "failed",
+    }
 
 
-def test_an_ensemble_names_a_long_name_before_it_fuses(model: Path, tmp_path: Path, capsys: Output) -> None:
+def test_an_ensemble_names_a_long_name_before_it_fuses(
+    model: Path, tmp_path: Path, capsys: Output
+) -> None:
     picture(tmp_path / "in" / "a.png")
     assert run_predict(model, tmp_path / "in", tmp_path / "p", "--save-soft") == 0
     for ending in (".npy", ".json"):
-        (tmp_path / "p" / "soft" / f"a{ending}").rename(tmp_path / "p" / "soft" / f"{'x' * 250}{ending}")
+        (tmp_path / "p" / "soft" / f"a{ending}").rename(
+            tmp_path / "p" / "soft" / f"{'x' * 250}{ending}"
+        )
     (tmp_path / "p" / "summary.json").unlink()
-    (tmp_path / "e.yaml").write_text(f"members: [{{run: {tmp_path / 'p'}}}]\npostprocess: [threshold]\n")
-    assert ensemble.main(["--spec", str(tmp_path / "e.yaml"), "--output", str(tmp_path / "out")]) == 2
-    assert "_visualization.png, which has 268 bytes, and 255 are the most" in capsys.readouterr().err
+    (tmp_path / "e.yaml").write_text(
+        f"members: [{{run: {tmp_path / 'p'}}}]\npostprocess: [threshold]\n"
+    )
+    assert (
+        ensemble.main(["--spec", str(tmp_path / "e.yaml"), "--output", str(tmp_path / "out")]) == 2
+    )
+    assert (
+        "_visualization.png, which has 268 bytes, and 255 are the most" in capsys.readouterr().err
+    )
 
 
-def test_training_refuses_ids_that_leave_no_room(surfaces: Path, tiny: Path, tmp_path: Path, capsys: Output) -> None:
+def test_training_refuses_ids_that_leave_no_room(
+    surfaces: Path, tiny: Path, tmp_path: Path, capsys: Output
+) -> None:
     data = tmp_path / "data"
     for folder in ("train_images", "train_labels"):
         (data / folder).mkdir(parents=True)
         for n, name in enumerate(("a", "b", "x" * 250)):
             (data / folder / f"{name}.tif").symlink_to(surfaces / folder / f"{100 + n}.tif")
-    assert train.main(["--config", str(tiny), "--data-dir", str(data), "--out", str(tmp_path / "run")]) == 2
+    assert (
+        train.main(["--config", str(tiny), "--data-dir", str(data), "--out", str(tmp_path / "run")])
+        == 2
+    )
     assert "has an id of 250 bytes. Rename image and targets: 243 bytes" in capsys.readouterr().out
 
 
-def test_places_with_names_that_no_disk_holds_are_refused(model: Path, tmp_path: Path, capsys: Output) -> None:
+def test_places_with_names_that_no_disk_holds_are_refused(
+    model: Path, tmp_path: Path, capsys: Output
+) -> None:
     picture(tmp_path / "in" / "a.png")
     for out in (tmp_path / ("x" * 256), tmp_path / ("y/" * 2040)):
         assert run_predict(model, tmp_path / "in", out) == 2
@@ -205,9 +286,13 @@ def test_places_with_names_that_no_disk_holds_are_refused(model: Path, tmp_path:
 
 def shell(line: str, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
     """A line of a shell in which $P stands for the commands of this package."""
-    known = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONIOENCODING"))}
+    known = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONIOENCODING"))
+    }
     known |= {"P": f"{sys.executable} -m pipeline", "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=known, capture_output=True, check=False)
+    return subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=known, capture_output=True, check=False
+    )
 
 
 LOCALES = [
@@ -215,7 +300,12 @@ LOCALES = [
     {"LC_ALL": "C"},
     {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     {"PYTHONIOENCODING": "ascii"},
-    {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {
+        "PYTHONIOENCODING": "ascii:strict",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    },
 ]
 
 
@@ -233,7 +323,12 @@ def test_any_locale_prints_any_name(env: dict[str, str], tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("where", "told"),
-    [(">&-", b""), ("2>&- >&- <&-", b""), ("| head -1", b""), (">/dev/full", b"warning: standard output cannot be written")],
+    [
+        (">&-", b""),
+        ("2>&- >&- <&-", b""),
+        ("| head -1", b""),
+        (">/dev/full", b"warning: standard output cannot be written"),
+    ],
 )
 def test_work_goes_on_when_nobody_reads(where: str, told: bytes, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "a.png", np.eye(16, dtype=np.uint8))
@@ -254,7 +349,12 @@ def test_a_dashed_name_has_a_way_in(tmp_path: Path) -> None:
 
 def test_errors_and_logs_show_names_on_one_line(tmp_path: Path, capsys: Output) -> None:
     bad = tmp_path / "x\nerror: forged\x1b]0;title\x07"
-    assert submit.main(["--predictions", str(bad), "--test-dir", str(bad), "--out", str(tmp_path / "s.zip")]) == 2
+    assert (
+        submit.main(
+            ["--predictions", str(bad), "--test-dir", str(bad), "--out", str(tmp_path / "s.zip")]
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "x\\nerror: forged\\x1b]0;title\\x07" in told
@@ -275,7 +375,9 @@ def test_text_of_two_lines_stays(capsys: Output) -> None:
 
 # --- any bytes ----------------------------------------------------------------------------------------------------------
 
-NAMES = st.binary(min_size=1, max_size=60).map(lambda b: b.replace(b"/", b"_").replace(b"\0", b"\n"))
+NAMES = st.binary(min_size=1, max_size=60).map(
+    lambda b: b.replace(b"/", b"_").replace(b"\0", b"\n")
+)
 
 
 @settings(max_examples=examples(15))
@@ -291,17 +393,42 @@ def check_names(names: list[bytes], folder: Path) -> None:
     for path in paths:
         Path(os.fsdecode(path)).write_bytes(_npy())
     ids = [files.case_id(os.fsdecode(p)) for p in paths]
-    code, told = quietly(predict.main, ["--checkpoint", str(_model()), "--input", str(folder / "in"), "--output", str(folder / "out")])
+    code, told = quietly(
+        predict.main,
+        [
+            "--checkpoint",
+            str(_model()),
+            "--input",
+            str(folder / "in"),
+            "--output",
+            str(folder / "out"),
+        ],
+    )
     assert not FORBIDDEN.search(told)
-    if code:  # two spellings of one name, a name of a picture beside an answer, channels that do not fit
+    if (
+        code
+    ):  # two spellings of one name, a name of a picture beside an answer, channels that do not fit
         assert code == 2, told
         numbered = all(re.search(r"_\d{4}$", i) for i in ids)
-        assert numbered or len(set(ids)) < len(ids) or any(i.endswith(("_visualization", "_overlay")) for i in ids), told
+        assert (
+            numbered
+            or len(set(ids)) < len(ids)
+            or any(i.endswith(("_visualization", "_overlay")) for i in ids)
+        ), told
         return
     listed = json.loads((folder / "out" / "summary.json").read_bytes().decode())["files"]
     assert {os.fsencode(row["file"]) for row in listed} == set(paths)
     found = {row["id"] for row in listed}
-    words = ["--predictions", str(folder / "out"), "--labels", str(folder / "out"), "--metrics", "dice", "--workers", "1"]
+    words = [
+        "--predictions",
+        str(folder / "out"),
+        "--labels",
+        str(folder / "out"),
+        "--metrics",
+        "dice",
+        "--workers",
+        "1",
+    ]
     code, told = quietly(evaluate.main, [*words, "--out", str(folder / "s.json")])
     assert not FORBIDDEN.search(told)
     if not any(i.endswith(("_visualization", "_overlay")) for i in found):
@@ -333,7 +460,10 @@ def quietly(command: object, words: list[str]) -> tuple[int, str]:
     import contextlib
     import io
 
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         code = command(words)  # type: ignore[operator]
     return code, out.getvalue() + err.getvalue()
 

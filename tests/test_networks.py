@@ -17,12 +17,28 @@ from pipeline.records import NamedOptions
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": ("unet", {"channels": [4, 4, 4, 4, 4], "heads": {"mask": 1}}),
-    "unet-linear": ("unet", {"channels": [4, 4, 4, 4, 4], "upsample": "nontrainable", "norm": "batch", "last": 2}),
-    "unet-group": ("unet", {"channels": [4, 4, 4, 4, 4], "norm": {"name": "group", "options": {"num_groups": 2}}, "activation": "gelu"}),
+    "unet-linear": (
+        "unet",
+        {"channels": [4, 4, 4, 4, 4], "upsample": "nontrainable", "norm": "batch", "last": 2},
+    ),
+    "unet-group": (
+        "unet",
+        {
+            "channels": [4, 4, 4, 4, 4],
+            "norm": {"name": "group", "options": {"num_groups": 2}},
+            "activation": "gelu",
+        },
+    ),
     "dynunet": ("dynunet", {"channels": [4, 6, 8, 8], "deep_supervision": 2}),
-    "dynunet-residual": ("dynunet", {"channels": [4, 4, 4], "residual": True, "strides": [1, 2, 1], "kernel": [3, 1, 5]}),
+    "dynunet-residual": (
+        "dynunet",
+        {"channels": [4, 4, 4], "residual": True, "strides": [1, 2, 1], "kernel": [3, 1, 5]},
+    ),
     "dynunet-block": ("dynunet", {"channels": [4, 4, 4], "deep_supervision": 1, "block": 2}),
-    "segresnet": ("segresnet", {"filters": 4, "blocks_down": [1, 1, 2], "blocks_up": [1, 1], "norm": "instance"}),
+    "segresnet": (
+        "segresnet",
+        {"filters": 4, "blocks_down": [1, 1, 2], "blocks_up": [1, 1], "norm": "instance"},
+    ),
 }
 
 
@@ -32,7 +48,12 @@ def tiny(which: str, dims: int, in_channels: int = 2, out_channels: int = 3) -> 
 
 
 def test_every_network_is_exercised() -> None:
-    images_only = {"sa_unet", "image_unet", "deblur_unet", "abpn"}  # test_sa_unet.py, test_restoration.py, test_abpn.py
+    images_only = {
+        "sa_unet",
+        "image_unet",
+        "deblur_unet",
+        "abpn",
+    }  # test_sa_unet.py, test_restoration.py, test_abpn.py
     assert {name for name, _ in TINY.values()} | images_only == set(NETWORKS)
 
 
@@ -52,12 +73,17 @@ def test_any_size_comes_back_whole(which: str, dims: int) -> None:
 
 
 @settings(deadline=None, max_examples=10)
-@given(size=st.lists(st.integers(1, 40), min_size=2, max_size=2), which=st.sampled_from(sorted(TINY)))
+@given(
+    size=st.lists(st.integers(1, 40), min_size=2, max_size=2), which=st.sampled_from(sorted(TINY))
+)
 def test_padding_is_the_smallest_that_fits(size: list[int], which: str) -> None:
     net = tiny(which, 2)
     padded = net.padded_size(size)
     assert all(p % d == 0 and p >= n for p, n, d in zip(padded, size, net.divisor, strict=True))
-    assert all(p - n < d for p, n, d in zip(padded, size, net.divisor, strict=True)) or padded == [net.divisor[0], 2 * net.divisor[1]]
+    assert all(p - n < d for p, n, d in zip(padded, size, net.divisor, strict=True)) or padded == [
+        net.divisor[0],
+        2 * net.divisor[1],
+    ]
     assert net.eval()(torch.randn(1, 2, *size))["main"].shape == (1, 3, *size)
 
 
@@ -76,7 +102,11 @@ def test_gradient_reaches_every_weight(which: str, dims: int) -> None:
     assert isinstance(total, torch.Tensor)
     total.backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
-    dead = [name for name, p in net.named_parameters() if p.grad is not None and not p.grad.any() and not name.endswith("bias")]
+    dead = [
+        name
+        for name, p in net.named_parameters()
+        if p.grad is not None and not p.grad.any() and not name.endswith("bias")
+    ]
     assert dead == []
 
 
@@ -91,7 +121,9 @@ def test_unet_has_the_published_number_of_weights() -> None:
 
 
 def test_a_head_costs_one_convolution() -> None:
-    plain = parameters(build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 2, 3, 2))
+    plain = parameters(
+        build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 2, 3, 2)
+    )
     assert parameters(tiny("unet", 2)) == plain + 4 * 1 + 1
 
 
@@ -107,7 +139,9 @@ def test_unet_without_further_heads_is_monais() -> None:
     torch.manual_seed(5)
     net = build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4]}), 1, 2, 2).eval()
     torch.manual_seed(5)
-    reference = BasicUNet(2, 1, 2, features=(4, 4, 4, 4, 4, 4), act=("leakyrelu", {"negative_slope": 0.01})).eval()
+    reference = BasicUNet(
+        2, 1, 2, features=(4, 4, 4, 4, 4, 4), act=("leakyrelu", {"negative_slope": 0.01})
+    ).eval()
     x = torch.randn(1, 1, 32, 48)
     assert torch.equal(net(x)["main"], reference(x))
 
@@ -155,7 +189,11 @@ def test_deep_heads_are_ordered_from_fine_to_coarse() -> None:
 
 
 def test_anisotropic_strides_give_the_divisor_of_each_axis() -> None:
-    options = {"channels": [4, 4, 4], "strides": [1, [1, 2, 2], [2, 2, 2]], "kernel": [[1, 3, 3], 3, 3]}
+    options = {
+        "channels": [4, 4, 4],
+        "strides": [1, [1, 2, 2], [2, 2, 2]],
+        "kernel": [[1, 3, 3], 3, 3],
+    }
     net = build(NamedOptions(name="dynunet", options=options), 1, 1, 3)
     assert net.divisor == (2, 4, 4)
     assert net(torch.randn(1, 1, 5, 9, 10))["main"].shape == (1, 1, 5, 9, 10)
@@ -164,13 +202,19 @@ def test_anisotropic_strides_give_the_divisor_of_each_axis() -> None:
 @pytest.mark.parametrize("upsample", ["deconv", "nontrainable", "pixelshuffle"])
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
 def test_every_way_of_upsampling(name: str, upsample: str) -> None:
-    small = {"channels": [4, 4, 4, 4, 4]} if name == "unet" else {"filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+    small = (
+        {"channels": [4, 4, 4, 4, 4]}
+        if name == "unet"
+        else {"filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+    )
     net = build(NamedOptions(name=name, options={**small, "upsample": upsample}), 1, 2, 2)
     assert net(torch.randn(1, 1, 21, 18))["main"].shape == (1, 2, 21, 18)
 
 
 def test_dropout_acts_in_training_only() -> None:
-    net = build(NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4], "dropout": 0.5}), 1, 1, 2)
+    net = build(
+        NamedOptions(name="unet", options={"channels": [4, 4, 4, 4, 4], "dropout": 0.5}), 1, 1, 2
+    )
     x = torch.randn(1, 1, 32, 32)
     assert not torch.equal(net.train()(x)["main"], net(x)["main"])
     assert torch.equal(net.eval()(x)["main"], net(x)["main"])
@@ -195,10 +239,18 @@ def test_wrong_number_of_axes_is_named() -> None:
         ("unet", {"norm": "grup"}, ["grup", "group"]),
         ("unet", {"norm": ["group"]}, ["['group']", "name"]),
         ("unet", {"norm": {"name": "group", "options": 3}}, ["options"]),
-        ("unet", {"norm": {"name": "group", "options": {"num_groups": 5}}}, ["5 groups", "[32, 64, 128, 256, 512, 32]"]),
+        (
+            "unet",
+            {"norm": {"name": "group", "options": {"num_groups": 5}}},
+            ["5 groups", "[32, 64, 128, 256, 512, 32]"],
+        ),
         ("unet", {"norm": {"name": "group", "options": {"num_groups": 0}}}, ["num_groups", "0"]),
         ("unet", {"norm": {"name": "instance", "options": {"affine": "no"}}}, ["affine", "no"]),
-        ("unet", {"activation": {"name": "leaky_relu", "options": {"negative_slope": "x"}}}, ["negative_slope", "'x'"]),
+        (
+            "unet",
+            {"activation": {"name": "leaky_relu", "options": {"negative_slope": "x"}}},
+            ["negative_slope", "'x'"],
+        ),
         ("unet", {"upsample": "bilinear"}, ["bilinear", "deconv"]),
         ("unet", {"heads": ["mask"]}, ["mask", "channel counts"]),
         ("unet", {"heads": {"main": 1}}, ["main"]),
@@ -209,7 +261,11 @@ def test_wrong_number_of_axes_is_named() -> None:
         ("dynunet", {"channels": [4, 4, 4], "kernel": [3, 3]}, ["kernel", "3 entries"]),
         ("dynunet", {"channels": [4, 4, 4], "strides": [2, 2, 2]}, ["strides", "begin with 1"]),
         ("dynunet", {"channels": [4, 4, 4], "strides": [1, 3, 2]}, ["strides", "1 and 2"]),
-        ("dynunet", {"channels": [4, 4, 4], "strides": [1, [2, 2, 2], 2]}, ["strides", "2 of them"]),
+        (
+            "dynunet",
+            {"channels": [4, 4, 4], "strides": [1, [2, 2, 2], 2]},
+            ["strides", "2 of them"],
+        ),
         ("dynunet", {"channels": [4, 4, 4], "deep_supervision": 2}, ["deep_supervision", "0 to 1"]),
         ("dynunet", {"residual": "yes"}, ["residual", "yes"]),
         ("segresnet", {"filters": -1}, ["filters", "-1"]),
@@ -218,7 +274,9 @@ def test_wrong_number_of_axes_is_named() -> None:
         ("segresnet", {"blocks_up": [1, 1]}, ["blocks_up", "3 whole numbers"]),
     ],
 )
-def test_wrong_options_are_refused_with_value_and_cure(name: str, options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_options_are_refused_with_value_and_cure(
+    name: str, options: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         build(NamedOptions(name=name, options=options), 1, 1, 2)
     assert [word for word in words if word not in str(caught.value)] == []
@@ -227,7 +285,9 @@ def test_wrong_options_are_refused_with_value_and_cure(name: str, options: dict[
 @pytest.mark.parametrize("dims", [2, 3])
 def test_folding_blocks_into_channels_moves_no_voxel(dims: int) -> None:
     """With the trunk replaced by the identity, folding and unfolding give the input back; sizes need not be multiples."""
-    network = build(NamedOptions(name="dynunet", options={"channels": [4, 4, 4], "block": 2}), 1, 1, dims)
+    network = build(
+        NamedOptions(name="dynunet", options={"channels": [4, 4, 4], "block": 2}), 1, 1, dims
+    )
     network.trunk = _Identity()
     x = torch.rand(2, 1, *(7, 10, 13)[:dims])
     torch.testing.assert_close(network(x)["main"], x, rtol=0, atol=0)

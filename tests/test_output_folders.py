@@ -27,7 +27,11 @@ def volume(path: Path, seed: int = 0) -> Path:
 
 def digests(folder: Path) -> dict[str, str]:
     """Every file below a folder, links by what they lead to."""
-    return {str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else files.sha256(p) for p in folder.rglob("*") if not p.is_dir()}
+    return {
+        str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else files.sha256(p)
+        for p in folder.rglob("*")
+        if not p.is_dir()
+    }
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------------
@@ -95,7 +99,11 @@ SITUATIONS = [
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.__qualname__)
 @pytest.mark.parametrize("more", [[], ["--save-soft"], ["--shard", "0/1"]])
 def test_predict_replaces_no_input(
-    situation: object, more: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    situation: object,
+    more: list[str],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     inputs, out, kept = situation(tmp_path)  # type: ignore[operator]
     before = digests(tmp_path)
@@ -108,16 +116,30 @@ def test_predict_replaces_no_input(
     assert kept.is_dir()
 
 
-@pytest.mark.parametrize("situation", [*SITUATIONS, below("members", "run/soft")], ids=lambda s: s.__qualname__)
+@pytest.mark.parametrize(
+    "situation", [*SITUATIONS, below("members", "run/soft")], ids=lambda s: s.__qualname__
+)
 @pytest.mark.parametrize("command", ["ensemble", "submit"])
-def test_ensembles_of_runs_replace_no_input(situation: object, command: str, model: Path, tmp_path: Path) -> None:
+def test_ensembles_of_runs_replace_no_input(
+    situation: object, command: str, model: Path, tmp_path: Path
+) -> None:
     inputs, out, _ = situation(tmp_path)  # type: ignore[operator]
     if command == "submit" and inputs.suffix == ".zarr":
         pytest.skip("submit takes a folder of test images")
     (tmp_path / "e.yaml").write_text(f"members: [{{run: {model.parent}}}]\n")
     before = digests(tmp_path)
     if command == "ensemble":
-        code = ensemble.main(["--spec", str(tmp_path / "e.yaml"), "--input", str(inputs), "--output", str(out), "--save-soft"])
+        code = ensemble.main(
+            [
+                "--spec",
+                str(tmp_path / "e.yaml"),
+                "--input",
+                str(inputs),
+                "--output",
+                str(out),
+                "--save-soft",
+            ]
+        )
     else:
         words = ["--test-dir", str(inputs), "--work", str(out), "--out", str(tmp_path / "s.zip")]
         code = submit.main(["--spec", str(tmp_path / "e.yaml"), *words])
@@ -125,16 +147,24 @@ def test_ensembles_of_runs_replace_no_input(situation: object, command: str, mod
     assert digests(tmp_path) == before
 
 
-def test_an_ensemble_replaces_neither_its_members_nor_their_images(model: Path, tmp_path: Path) -> None:
+def test_an_ensemble_replaces_neither_its_members_nor_their_images(
+    model: Path, tmp_path: Path
+) -> None:
     volume(tmp_path / "img" / "a.tif")
     assert run_predict(model, tmp_path / "img", tmp_path / "p", "--save-soft") == 0
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "soft").symlink_to(tmp_path / "p" / "soft")
     before = digests(tmp_path)
     for out in (tmp_path / "p", tmp_path / "linked", tmp_path / "img"):
-        assert ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(out), "--save-soft"]) == 2
+        assert (
+            ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(out), "--save-soft"])
+            == 2
+        )
         assert digests(tmp_path) == before
-    assert ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "p" / "e")]) == 0
+    assert (
+        ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "p" / "e")])
+        == 0
+    )
 
 
 def test_answers_beside_a_folder_of_inputs_are_fine(model: Path, tmp_path: Path) -> None:
@@ -156,7 +186,12 @@ def test_files_that_no_prediction_wrote_are_not_replaced(
     before = digests(out)
     assert run_predict(model, data, out, "--save-soft") == 2
     assert run_predict(model, data, out, "--save-soft", "--shard", "0/1") == 2
-    assert ensemble.main(["--fold-dirs", str(tmp_path / "member"), "--output", str(out), "--save-soft"]) == 2
+    assert (
+        ensemble.main(
+            ["--fold-dirs", str(tmp_path / "member"), "--output", str(out), "--save-soft"]
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert told.count(f"holds {name}") == 3
     assert told.count("Choose another folder") == 3
@@ -175,7 +210,9 @@ def test_a_run_folder_is_no_folder_for_answers(model: Path, tmp_path: Path) -> N
     assert digests(tmp_path / "run") == before
 
 
-def test_a_killed_prediction_can_be_run_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_prediction_can_be_run_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed after the first answer, before the summary that lists it."""
     data, out = volume(tmp_path / "in" / "a.tif").parent, tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -196,7 +233,9 @@ def test_a_killed_prediction_can_be_run_again(model: Path, tmp_path: Path, monke
 # --- two at a time ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_command_is_told_who_has_the_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_command_is_told_who_has_the_folder(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = volume(tmp_path / "in" / "a.tif").parent, tmp_path / "out"
     assert run_predict(model, data, tmp_path / "member", "--save-soft") == 0
     with holder(out / ".lock") as other:
@@ -208,7 +247,9 @@ def test_a_second_command_is_told_who_has_the_folder(model: Path, tmp_path: Path
             told = capsys.readouterr().err
             assert f"{out} belongs to process {other.pid}" in told
         assert {p.name for p in out.iterdir()} == {".lock"}
-        assert run_predict(model, data, out, "--shard", "0/2") == 0  # shards write blocks only, each its own
+        assert (
+            run_predict(model, data, out, "--shard", "0/2") == 0
+        )  # shards write blocks only, each its own
     capsys.readouterr()
     assert run_predict(model, data, out) == 0
     assert "taken over from process" in capsys.readouterr().out
@@ -229,7 +270,10 @@ def test_members_are_predicted_by_one_command_at_a_time(model: Path, tmp_path: P
 
 def test_what_is_refused_leaves_no_folder(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert ensemble.main(["--fold-dirs", str(tmp_path / "empty"), "--output", str(tmp_path / "out")]) == 2
+    assert (
+        ensemble.main(["--fold-dirs", str(tmp_path / "empty"), "--output", str(tmp_path / "out")])
+        == 2
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -239,17 +283,23 @@ def test_what_is_refused_leaves_no_folder(model: Path, tmp_path: Path) -> None:
 def submit_to(tmp_path: Path, out: Path, *more: str) -> int:
     tests, answers = volume(tmp_path / "tests" / "a.tif").parent, tmp_path / "answers"
     files.write(answers / "a.tif", (noise((16, 17, 18)) > 100).astype(np.uint8))
-    return submit.main(["--predictions", str(answers), "--test-dir", str(tests), "--out", str(out), *more])
+    return submit.main(
+        ["--predictions", str(answers), "--test-dir", str(tests), "--out", str(out), *more]
+    )
 
 
 @pytest.mark.parametrize("kind", ["text", "photos", "folders", "images"])
-def test_only_a_submission_is_replaced_by_one(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_submission_is_replaced_by_one(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "s.zip"
     if kind == "text":
         out.write_text("my notes")
     else:
         with zipfile.ZipFile(out, "w") as archive:
-            archive.writestr({"photos": "holiday.jpg", "folders": "deep/a.tif", "images": "a.tif"}[kind], b"x")
+            archive.writestr(
+                {"photos": "holiday.jpg", "folders": "deep/a.tif", "images": "a.tif"}[kind], b"x"
+            )
     before = out.read_bytes()
     assert submit_to(tmp_path, out) == 2
     assert f"--out {out} is there and no submission" in capsys.readouterr().err
@@ -272,6 +322,11 @@ def test_a_table_that_is_no_submission_is_kept(tmp_path: Path) -> None:
 def test_the_refusal_comes_before_the_prediction(model: Path, tmp_path: Path) -> None:
     (tmp_path / "s.zip").write_text("my notes")
     (tmp_path / "e.yaml").write_text(f"members: [{{run: {model.parent}}}]\n")
-    words = ["--test-dir", str(volume(tmp_path / "in" / "a.tif").parent), "--out", str(tmp_path / "s.zip")]
+    words = [
+        "--test-dir",
+        str(volume(tmp_path / "in" / "a.tif").parent),
+        "--out",
+        str(tmp_path / "s.zip"),
+    ]
     assert submit.main(["--spec", str(tmp_path / "e.yaml"), *words]) == 2
     assert not (tmp_path / "s_predictions").exists()

@@ -67,7 +67,9 @@ def listing(out: Path) -> dict[str, bytes]:
 # --- made pairs -----------------------------------------------------------------------------------------------------------
 
 
-def test_blur_is_the_mean_of_shifted_frames_in_linear_light(photographs: Path, tmp_path: Path) -> None:
+def test_blur_is_the_mean_of_shifted_frames_in_linear_light(
+    photographs: Path, tmp_path: Path
+) -> None:
     """Done again frame by frame with scipy's shift, from the parameters written beside the pairs."""
     assert run(photographs, tmp_path, "--kind", "blur", "--variants", 2, "--crop", 40, 50) == 0
     facts = json.loads((tmp_path / "pairs.json").read_text())
@@ -76,15 +78,23 @@ def test_blur_is_the_mean_of_shifted_frames_in_linear_light(photographs: Path, t
         pair = facts["pairs"][name]
         (top, bottom), (left, right) = pair["box"]
         whole = picture(photographs / f"{pair['photograph']}.png") / 255
-        frames = [np.stack([shift(c**2.2, step, order=3, mode="mirror") for c in whole]) for step in pair["path"]]
+        frames = [
+            np.stack([shift(c**2.2, step, order=3, mode="mirror") for c in whole])
+            for step in pair["path"]
+        ]
         inner = np.s_[:, top + margin : bottom - margin, left + margin : right - margin]
         expected = 255 * np.clip(np.mean(frames, axis=0)[inner], 0, 1) ** (1 / 2.2)
-        source, target = picture(tmp_path / "src" / f"{name}.png"), picture(tmp_path / "dst" / f"{name}.png")
+        source, target = (
+            picture(tmp_path / "src" / f"{name}.png"),
+            picture(tmp_path / "dst" / f"{name}.png"),
+        )
         assert source.shape == target.shape == (3, 40, 50)
         assert source.dtype == target.dtype == np.uint8
         # 0.5 is rounding; the rest is the spline's far reach, which a part of the photograph cuts off.
         assert np.abs(source - expected).max() < 0.75
-        np.testing.assert_array_equal(target, np.rint(whole[inner] * 255))  # the sharp one lies at the mean of the path
+        np.testing.assert_array_equal(
+            target, np.rint(whole[inner] * 255)
+        )  # the sharp one lies at the mean of the path
 
 
 def test_a_camera_path_is_smooth_as_long_as_said_and_its_mean_is_where_the_photograph_is() -> None:
@@ -111,7 +121,9 @@ def test_pairs_depend_on_seed_name_and_variant_alone(photographs: Path, tmp_path
     assert run(photographs, tmp_path / "a", *words) == run(photographs, tmp_path / "b", *words) == 0
     assert listing(tmp_path / "a") == listing(tmp_path / "b")
     assert run(photographs / "cat.png", tmp_path / "c", *words) == 0
-    assert (tmp_path / "c/src/cat_01.png").read_bytes() == (tmp_path / "a/src/cat_01.png").read_bytes()
+    assert (tmp_path / "c/src/cat_01.png").read_bytes() == (
+        tmp_path / "a/src/cat_01.png"
+    ).read_bytes()
     assert run(photographs, tmp_path / "d", *words, "--seed", 1) == 0
     names = [f"src/cat_{n:02}.png" for n in (0, 1)]
     assert len({(tmp_path / side / name).read_bytes() for side in "ad" for name in names}) == 4
@@ -119,27 +131,35 @@ def test_pairs_depend_on_seed_name_and_variant_alone(photographs: Path, tmp_path
 
 def test_tone_is_one_function_for_all_and_no_trivial_one(photographs: Path, tmp_path: Path) -> None:
     assert run(photographs, tmp_path / "whole", "--kind", "tone") == 0
-    assert run(photographs, tmp_path / "parts", "--kind", "tone", "--crop", 30, "--variants", 3) == 0
+    assert (
+        run(photographs, tmp_path / "parts", "--kind", "tone", "--crop", 30, "--variants", 3) == 0
+    )
     facts = json.loads((tmp_path / "parts/pairs.json").read_text())["pairs"]
     for name, pair in facts.items():
         (top, bottom), (left, right) = pair["box"]
         for side in ("src", "dst"):
             whole = picture(tmp_path / "whole" / side / f"{pair['photograph']}_00.png")
-            np.testing.assert_array_equal(picture(tmp_path / "parts" / side / f"{name}.png"), whole[:, top:bottom, left:right])
+            np.testing.assert_array_equal(
+                picture(tmp_path / "parts" / side / f"{name}.png"), whole[:, top:bottom, left:right]
+            )
     source = picture(tmp_path / "whole/src/cat_00.png")
     np.testing.assert_array_equal(source, photograph(0))
     change = np.abs(source.astype(float) - picture(tmp_path / "whole/dst/cat_00.png")).mean()
     assert change > 10
     flat = np.full((3, 40, 40), 0.3)
     out = make.toned(flat)
-    np.testing.assert_allclose(out, np.broadcast_to(out[0, 0, 0], out.shape), atol=1e-12)  # grey stays grey, flat stays flat
+    np.testing.assert_allclose(
+        out, np.broadcast_to(out[0, 0, 0], out.shape), atol=1e-12
+    )  # grey stays grey, flat stays flat
     edge = np.where(np.arange(40) < 20, 0.3, 0.5) * np.ones((3, 40, 1))
     tones = make.toned(edge)[0, 20]
     assert tones[19] < tones[0]  # detail is raised: an undershoot
     assert tones[20] > tones[39]
 
 
-def test_no_photograph_is_on_both_sides_and_training_reads_the_layout(photographs: Path, tmp_path: Path) -> None:
+def test_no_photograph_is_on_both_sides_and_training_reads_the_layout(
+    photographs: Path, tmp_path: Path
+) -> None:
     assert run(photographs, tmp_path, "--kind", "blur", "--variants", 3, "--crop", 32) == 0
     split = json.loads((tmp_path / "split.json").read_text())
     sides = [{i.rpartition("_")[0] for i in split[side]} for side in ("train", "test")]
@@ -170,7 +190,10 @@ def test_no_photograph_is_on_both_sides_and_training_reads_the_layout(photograph
 def test_named_photographs_are_held_out(photographs: Path, tmp_path: Path) -> None:
     assert run(photographs, tmp_path, "--kind", "tone", "--held-out", "cup", "moon") == 0
     split = json.loads((tmp_path / "split.json").read_text())
-    assert split == {"train": ["boat_00", "cat_00", "disc_00", "grey_00"], "test": ["cup_00", "moon_00"]}
+    assert split == {
+        "train": ["boat_00", "cat_00", "disc_00", "grey_00"],
+        "test": ["cup_00", "moon_00"],
+    }
     grey = picture(tmp_path / "src/grey_00.png")
     assert grey.shape == (3, 90, 100)
     assert (grey == grey[:1]).all()
@@ -189,17 +212,29 @@ def test_named_photographs_are_held_out(photographs: Path, tmp_path: Path) -> No
         (["--kind", "blemish", "--blemishes", 0, 3], "there is --clean"),
         (["--kind", "blemish", "--scale", 0], "must be above 0"),
         (["--kind", "blemish", "--clean", 1], "nothing to learn"),
-        (["--kind", "tone", "--held-out", "cat", "cup", "disc", "moon", "boat", "grey"], "nothing is left"),
+        (
+            ["--kind", "tone", "--held-out", "cat", "cup", "disc", "moon", "boat", "grey"],
+            "nothing is left",
+        ),
     ],
 )
-def test_wrong_options_are_refused(photographs: Path, tmp_path: Path, words: list, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_refused(
+    photographs: Path, tmp_path: Path, words: list, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(photographs, tmp_path, *words) == 2
     assert told in capsys.readouterr().err
 
 
-def test_two_photographs_of_one_name_are_refused(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_photographs_of_one_name_are_refused(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files.write(tmp_path / "more" / "cat.tif", photograph(0), dims=2)
-    assert make.main([str(w) for w in (photographs, tmp_path / "more", tmp_path / "out", "--kind", "tone")]) == 2
+    assert (
+        make.main(
+            [str(w) for w in (photographs, tmp_path / "more", tmp_path / "out", "--kind", "tone")]
+        )
+        == 2
+    )
     assert "same name" in capsys.readouterr().err
 
 
@@ -213,8 +248,25 @@ def skin(shape: tuple[int, int] = (300, 320)) -> np.ndarray:
     return np.clip(np.array([0.8, 0.62, 0.5])[:, None, None] + texture, 0, 1).astype(np.float32)
 
 
-def test_the_target_is_the_photograph_and_the_source_has_the_blemishes_told(photographs: Path, tmp_path: Path) -> None:
-    assert run(photographs, tmp_path, "--kind", "blemish", "--variants", 6, "--crop", 60, 70, "--clean", 0.4) == 0
+def test_the_target_is_the_photograph_and_the_source_has_the_blemishes_told(
+    photographs: Path, tmp_path: Path
+) -> None:
+    assert (
+        run(
+            photographs,
+            tmp_path,
+            "--kind",
+            "blemish",
+            "--variants",
+            6,
+            "--crop",
+            60,
+            70,
+            "--clean",
+            0.4,
+        )
+        == 0
+    )
     pairs = json.loads((tmp_path / "pairs.json").read_text())["pairs"]
     clean = 0
     for name, pair in pairs.items():
@@ -229,45 +281,90 @@ def test_the_target_is_the_photograph_and_the_source_has_the_blemishes_told(phot
     assert 0.2 < clean / len(pairs) < 0.6
 
 
-def test_blemished_pairs_depend_on_seed_name_and_variant_alone(photographs: Path, tmp_path: Path) -> None:
-    words = ("--kind", "blemish", "--variants", 2, "--clean", 0)  # whole photographs: variants differ in their blemishes
+def test_blemished_pairs_depend_on_seed_name_and_variant_alone(
+    photographs: Path, tmp_path: Path
+) -> None:
+    words = (
+        "--kind",
+        "blemish",
+        "--variants",
+        2,
+        "--clean",
+        0,
+    )  # whole photographs: variants differ in their blemishes
     assert run(photographs, tmp_path / "a", *words) == run(photographs, tmp_path / "b", *words) == 0
     assert listing(tmp_path / "a") == listing(tmp_path / "b")
-    assert run(photographs / "cat.png", tmp_path / "c", *words) == run(photographs, tmp_path / "d", *words, "--seed", 1) == 0
-    assert (tmp_path / "c/src/cat_01.png").read_bytes() == (tmp_path / "a/src/cat_01.png").read_bytes()
+    assert (
+        run(photographs / "cat.png", tmp_path / "c", *words)
+        == run(photographs, tmp_path / "d", *words, "--seed", 1)
+        == 0
+    )
+    assert (tmp_path / "c/src/cat_01.png").read_bytes() == (
+        tmp_path / "a/src/cat_01.png"
+    ).read_bytes()
     names = [f"src/cat_{n:02}.png" for n in (0, 1)]
     assert len({(tmp_path / side / name).read_bytes() for side in "ad" for name in names}) == 4
     assert len({(tmp_path / "a/dst" / f"cat_{n:02}.png").read_bytes() for n in (0, 1)}) == 1
 
 
 @pytest.mark.parametrize("kind", ["blur", "tone", "blemish"])
-def test_varied_pairs_differ_from_each_other_but_held_out_ones_are_the_photographs(kind: str, photographs: Path, tmp_path: Path) -> None:
-    words = ["--kind", kind, "--variants", 4, "--crop", 40, 56, "--held-out", "cat", "--clean", 0, "--blemishes", 2000, 4000]
+def test_varied_pairs_differ_from_each_other_but_held_out_ones_are_the_photographs(
+    kind: str, photographs: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--kind",
+        kind,
+        "--variants",
+        4,
+        "--crop",
+        40,
+        56,
+        "--held-out",
+        "cat",
+        "--clean",
+        0,
+        "--blemishes",
+        2000,
+        4000,
+    ]
     assert run(photographs, tmp_path / "plain", *words) == 0
     for out in ("one", "two"):
         assert run(photographs, tmp_path / out, *words, "--vary") == 0
     assert listing(tmp_path / "one") == listing(tmp_path / "two")
     for n in range(4):
         for side in ("src", "dst"):
-            of = {out: picture(tmp_path / out / side / f"cat_{n:02}.png") for out in ("plain", "one")}
+            of = {
+                out: picture(tmp_path / out / side / f"cat_{n:02}.png") for out in ("plain", "one")
+            }
             np.testing.assert_array_equal(of["plain"], of["one"])
     shapes, colours = set(), []
     for n in range(4):
-        source, target = (picture(tmp_path / "one" / side / f"cup_{n:02}.png").astype(float) for side in ("src", "dst"))
+        source, target = (
+            picture(tmp_path / "one" / side / f"cup_{n:02}.png").astype(float)
+            for side in ("src", "dst")
+        )
         assert source.shape == target.shape
         assert np.abs(source - target).max() > 1
         shapes.add(target.shape)
         mean = target.mean(axis=(1, 2))
         colours.append(mean / np.linalg.norm(mean))
-    assert all(20 <= a <= 40 and 20 <= b <= 56 for _, a, b in shapes)  # less where the photograph is too small for its zoom
+    assert all(
+        20 <= a <= 40 and 20 <= b <= 56 for _, a, b in shapes
+    )  # less where the photograph is too small for its zoom
     assert (3, 40, 56) in shapes
     assert max(np.linalg.norm(a - b) for a in colours for b in colours) > 0.1
-    if kind == "tone":  # whatever the photograph was made to be, the tone is the same function of it
+    if (
+        kind == "tone"
+    ):  # whatever the photograph was made to be, the tone is the same function of it
         given = picture(tmp_path / "one" / "src" / "cup_00.png") / 255
-        np.testing.assert_allclose(make.toned(given), picture(tmp_path / "one" / "dst" / "cup_00.png") / 255, atol=0.03)
+        np.testing.assert_allclose(
+            make.toned(given), picture(tmp_path / "one" / "dst" / "cup_00.png") / 255, atol=0.03
+        )
 
 
-def test_only_the_kinds_asked_for_are_drawn(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_kinds_asked_for_are_drawn(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--kind", "blemish", "--blemishes", 2000, 4000, "--clean", 0]
     assert run(photographs, tmp_path / "some", *words, "--only", "spot", "dust") == 0
     pairs = json.loads((tmp_path / "some" / "pairs.json").read_text())["pairs"]
@@ -280,7 +377,11 @@ def test_only_the_kinds_asked_for_are_drawn(photographs: Path, tmp_path: Path, c
 
 def recipe(**changes: object) -> object:
     words = ["in", "out", "--kind", "blemish", "--clean", "0"]
-    return make.recipe_of(make.parser().parse_args(words + [str(w) for key, value in changes.items() for w in (f"--{key}", value)]))
+    return make.recipe_of(
+        make.parser().parse_args(
+            words + [str(w) for key, value in changes.items() for w in (f"--{key}", value)]
+        )
+    )
 
 
 def test_masks_of_change_cover_as_much_as_in_real_pairs_and_hold_what_was_drawn() -> None:
@@ -300,9 +401,15 @@ def test_masks_of_change_cover_as_much_as_in_real_pairs_and_hold_what_was_drawn(
 def test_larger_blemishes_are_fewer_and_cover_as_much() -> None:
     image, told = skin((400, 400)), {}
     for scale in (1, 2):
-        made = [make.blemished(image, np.random.default_rng(seed), recipe(scale=scale)) for seed in range(20)]
+        made = [
+            make.blemished(image, np.random.default_rng(seed), recipe(scale=scale))
+            for seed in range(20)
+        ]
         number = np.mean([sum(facts["blemishes"].values()) for _, facts in made])
-        told[scale] = number, np.mean([np.abs(source - image).max(axis=0) > 5 / 255 for source, _ in made])
+        told[scale] = (
+            number,
+            np.mean([np.abs(source - image).max(axis=0) > 5 / 255 for source, _ in made]),
+        )
     assert told[1][0] == pytest.approx(4 * told[2][0], rel=0.3)
     assert told[1][1] == pytest.approx(told[2][1], rel=0.4)
 
@@ -330,7 +437,9 @@ def test_an_even_blob_has_the_area_of_its_ellipse_and_half_cover_on_its_outline(
     for radius in (3.0, 10.0, 25.0):
         cover = blemishes.blob(draw, radius, soft=0.2, bumps=0.0)
         around = (np.argwhere(cover > 0.5) - np.array(cover.shape) // 2).astype(float)
-        spread = np.linalg.eigvalsh(np.cov(around.T))  # of a full ellipse: a quarter of its squared half-axes
+        spread = np.linalg.eigvalsh(
+            np.cov(around.T)
+        )  # of a full ellipse: a quarter of its squared half-axes
         short, long = 2 * np.sqrt(spread)
         assert long == pytest.approx(radius, abs=0.4)
         assert 0.6 < short / long <= 1.05
@@ -344,7 +453,9 @@ def test_a_stroke_has_its_width_at_half_its_strength(width: float) -> None:
         cover = blemishes.stroke(np.random.default_rng(seed), 200.0, width)
         assert cover.max() == pytest.approx(1, abs=0.15)
         tapered = 1 - 0.6 / 5  # mean thickness along the line
-        assert cover.sum() == pytest.approx(200 * width * tapered * np.sqrt(np.pi / (4 * np.log(2))), rel=0.08)
+        assert cover.sum() == pytest.approx(
+            200 * width * tapered * np.sqrt(np.pi / (4 * np.log(2))), rel=0.08
+        )
 
 
 def test_texture_shows_through_every_blemish() -> None:
@@ -354,7 +465,9 @@ def test_texture_shows_through_every_blemish() -> None:
     for kind, (_, shape) in blemishes.KINDS.items():
         for seed in range(5):
             grounds = [flat.copy(), flat + texture]
-            assert all(blemishes.lay(ground, shape, np.random.default_rng(seed), 1.0) for ground in grounds)
+            assert all(
+                blemishes.lay(ground, shape, np.random.default_rng(seed), 1.0) for ground in grounds
+            )
             through = (grounds[1] - grounds[0]) / texture
             changed = grounds[0] != flat
             assert changed.any()
@@ -370,7 +483,9 @@ def test_what_would_not_show_is_not_drawn() -> None:
     assert not blemishes.lay(dark, blemishes.spot, np.random.default_rng(0), 1.0)
     assert not dark.any()
     assert blemishes.lay(dark, blemishes.dust, np.random.default_rng(0), 1.0)
-    half = np.concatenate([np.zeros((3, 200, 100)), np.full((3, 200, 100), 0.7)], axis=2).astype(np.float32)
+    half = np.concatenate([np.zeros((3, 200, 100)), np.full((3, 200, 100), 0.7)], axis=2).astype(
+        np.float32
+    )
     found = blemishes.add(half, 40, np.random.default_rng(1))
     assert 36 < sum(found.values()) <= 40  # the light half has room for all that are dark
 
@@ -382,14 +497,30 @@ def test_every_blemish_counted_is_in_the_mask_of_change() -> None:
             image = np.full((3, 90, 90), 0.6, np.float32)
             before = image.copy()
             assert blemishes.lay(image, shape, np.random.default_rng(seed), 1.0)
-            soft = change.difference_mask(make.to_bytes(image), make.to_bytes(before), Change(opening=0))
+            soft = change.difference_mask(
+                make.to_bytes(image), make.to_bytes(before), Change(opening=0)
+            )
             assert change.blocks(soft).any(), (kind, seed)
 
 
 def test_blemishes_on_a_real_photograph_stay_few(shared_data: Path, tmp_path: Path) -> None:
-    assert run(shared_data / "free_images" / "coffee.png", tmp_path, "--kind", "blemish", "--variants", 2, "--clean", 0) == 0
+    assert (
+        run(
+            shared_data / "free_images" / "coffee.png",
+            tmp_path,
+            "--kind",
+            "blemish",
+            "--variants",
+            2,
+            "--clean",
+            0,
+        )
+        == 0
+    )
     for n in range(2):
-        source, target = (picture(tmp_path / side / f"coffee_{n:02}.png") for side in ("src", "dst"))
+        source, target = (
+            picture(tmp_path / side / f"coffee_{n:02}.png") for side in ("src", "dst")
+        )
         share = (change.difference_mask(source, target, Change()) >= change.LEVEL).mean()
         assert 0.001 < share < 0.1
 
@@ -405,7 +536,11 @@ def download(tmp_path: Path) -> Path:
     for n, (scene, frames) in enumerate(SCENES.items()):
         for frame in range(1, frames + 1):
             sharp = photograph(10 * n + frame, (12, 14))
-            for folder, image in (("sharp", sharp), ("blur", sharp // 2), ("blur_gamma", sharp // 3)):
+            for folder, image in (
+                ("sharp", sharp),
+                ("blur", sharp // 2),
+                ("blur_gamma", sharp // 3),
+            ):
                 files.write(root / scene / folder / f"{frame:06}.png", image)
     return root
 
@@ -422,26 +557,39 @@ def test_gopro_is_laid_out_by_scene(download: Path, tmp_path: Path) -> None:
     assert len(split["train"]) == 5
     for case_id in (*split["train"], *split["test"]):
         scene, _, frame = case_id.rpartition("_")
-        inside = next(p for p in (download / "train" / scene, download / "test" / scene) if p.is_dir())
+        inside = next(
+            p for p in (download / "train" / scene, download / "test" / scene) if p.is_dir()
+        )
         assert (out / "src" / f"{case_id}.png").samefile(inside / "blur_gamma" / f"{frame}.png")
         assert (out / "dst" / f"{case_id}.png").samefile(inside / "sharp" / f"{frame}.png")
-    assert lay(download.parent, out, "--blur", "blur") == 0  # again, from the folder above, with the other blur
-    assert (out / "src/GOPR0372_07_01_000002.png").samefile(download / "train/GOPR0372_07_01/blur/000002.png")
+    assert (
+        lay(download.parent, out, "--blur", "blur") == 0
+    )  # again, from the folder above, with the other blur
+    assert (out / "src/GOPR0372_07_01_000002.png").samefile(
+        download / "train/GOPR0372_07_01/blur/000002.png"
+    )
     assert not list(out.rglob(".tmp*"))
 
 
-def test_files_are_copied_where_there_are_no_links(download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_copied_where_there_are_no_links(
+    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("cross-device link")
 
     monkeypatch.setattr(gopro.os, "link", refuse)
     assert lay(download, tmp_path / "out") == 0
-    source, target = download / "test/GOPR0384_11_00/sharp/000001.png", tmp_path / "out/dst/GOPR0384_11_00_000001.png"
+    source, target = (
+        download / "test/GOPR0384_11_00/sharp/000001.png",
+        tmp_path / "out/dst/GOPR0384_11_00_000001.png",
+    )
     assert source.read_bytes() == target.read_bytes()
     assert not source.samefile(target)
 
 
-def test_everything_unpaired_is_listed_and_nothing_written(download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_unpaired_is_listed_and_nothing_written(
+    download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (download / "train/GOPR0372_07_00/sharp/000002.png").unlink()
     (download / "test/GOPR0384_11_00/blur_gamma/000001.png").unlink()
     assert lay(download, tmp_path / "out") == 2
@@ -452,13 +600,18 @@ def test_everything_unpaired_is_listed_and_nothing_written(download: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_any_two_folders_are_paired_by_name_never_by_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_two_folders_are_paired_by_name_never_by_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b"):
         files.write(tmp_path / "in" / f"{name}.png", photograph(1))
         files.write(tmp_path / "to" / f"{name}.tif", photograph(2), dims=2)
     words = ("--src", tmp_path / "in", "--dst", tmp_path / "to", tmp_path / "out")
     assert lay(*words) == 0
-    assert json.loads((tmp_path / "out/split.json").read_text()) == {"train": ["a", "b"], "test": []}
+    assert json.loads((tmp_path / "out/split.json").read_text()) == {
+        "train": ["a", "b"],
+        "test": [],
+    }
     assert (tmp_path / "out/dst/b.tif").samefile(tmp_path / "to/b.tif")
     (tmp_path / "to/b.tif").rename(tmp_path / "to/c.tif")  # as many files as before
     assert lay(*words) == 2
@@ -467,7 +620,9 @@ def test_any_two_folders_are_paired_by_name_never_by_place(tmp_path: Path, capsy
     assert "to/c.tif: no file of this name" in told
 
 
-def test_pairs_of_two_sizes_and_damaged_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_of_two_sizes_and_damaged_files_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for side, shape in (("in", (20, 20)), ("to", (20, 21))):
         files.write(tmp_path / side / "a.png", photograph(1, shape))
         files.write(tmp_path / side / "b.png", photograph(1))
@@ -478,12 +633,18 @@ def test_pairs_of_two_sizes_and_damaged_files_are_refused(tmp_path: Path, capsys
     assert "to/b.png: is truncated" in told
 
 
-@pytest.mark.parametrize("words", [["only"], ["--src", "a", "out"], ["--src", "a", "--dst", "b", "c", "out"]])
-def test_half_given_folders_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["only"], ["--src", "a", "out"], ["--src", "a", "--dst", "b", "c", "out"]]
+)
+def test_half_given_folders_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert lay(*words) == 2
     assert "Give DOWNLOAD and OUT" in capsys.readouterr().err
 
 
-def test_another_folder_is_not_taken_for_gopro(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_folder_is_not_taken_for_gopro(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert lay(tmp_path, tmp_path / "out") == 2
     assert "GOPRO_Large" in capsys.readouterr().err

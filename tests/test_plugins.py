@@ -70,10 +70,23 @@ for _name in pl.__all__:
 TABLES = {table.kind: record for record, table in registry._open.items()}
 
 SETTINGS = [
-    *("network={name: shallow, options: {width: 4}}", "losses=[{name: brier}, {name: dice}]", "data.augment=[invert, flip]"),
-    *("metrics=[{name: dice}, {name: volume_error}]", "postprocess=[{name: threshold}, {name: drop_left, options: {column: 2}}]"),
+    *(
+        "network={name: shallow, options: {width: 4}}",
+        "losses=[{name: brier}, {name: dice}]",
+        "data.augment=[invert, flip]",
+    ),
+    *(
+        "metrics=[{name: dice}, {name: volume_error}]",
+        "postprocess=[{name: threshold}, {name: drop_left, options: {column: 2}}]",
+    ),
     "data.normalise={name: halves, options: {at: 200}}",
-    *("train.optimizer={name: plain}", "train.schedule={name: halved}", "train.average=null", "train.epochs=2", "data.workers=2"),
+    *(
+        "train.optimizer={name: plain}",
+        "train.schedule={name: halved}",
+        "train.average=null",
+        "train.epochs=2",
+        "data.workers=2",
+    ),
 ]
 
 
@@ -81,7 +94,9 @@ def python(code: str, *words: object) -> str:
     """Code in a process of its own, in which no plugin was loaded before; returns what it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -99,7 +114,11 @@ print(json.dumps(told))
 
 def commands(*lines: list[object]) -> list[str]:
     """Commands, one after the other in one such process; returns what each prints behind its exit code, ``0 ...``."""
-    told = json.loads(python(ONE_BY_ONE, json.dumps([[str(word) for word in line] for line in lines])).splitlines()[-1])
+    told = json.loads(
+        python(
+            ONE_BY_ONE, json.dumps([[str(word) for word in line] for line in lines])
+        ).splitlines()[-1]
+    )
     assert "Traceback" not in str(told)
     return [f"{code} {text}" for code, text in told]
 
@@ -146,7 +165,17 @@ def trained(mine: Path, surfaces: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def train(folder: Path, surfaces: Path) -> list[object]:
-    words = ["train", "--config", folder / "tiny.yaml", "--data-dir", surfaces, "--out", folder / "run", "--device", "cpu"]
+    words = [
+        "train",
+        "--config",
+        folder / "tiny.yaml",
+        "--data-dir",
+        surfaces,
+        "--out",
+        folder / "run",
+        "--device",
+        "cpu",
+    ]
     return [*words, "--set", *SETTINGS]
 
 
@@ -171,13 +200,40 @@ def test_a_run_keeps_a_copy_and_the_hash(trained: Path, mine: Path) -> None:
 
 def users(folder: Path, surfaces: Path, out: Path) -> list[list[object]]:
     """A line for each command that reads the run: training goes on, prediction, search, report."""
-    predict = ["predict", "--checkpoint", folder / "run/fold_0", "--input", surfaces / "test_images", "--output", out / "p", "--save-soft"]
-    tune = ["tune", folder / "run", "--metric", "volume_error", "--workers", 2, "--out", out / "tuned.yaml", "--by", "group"]
-    return [[*train(folder, surfaces), "--fold", 1], [*predict, "--device", "cpu"], tune, ["report", folder / "run"]]
+    predict = [
+        "predict",
+        "--checkpoint",
+        folder / "run/fold_0",
+        "--input",
+        surfaces / "test_images",
+        "--output",
+        out / "p",
+        "--save-soft",
+    ]
+    tune = [
+        "tune",
+        folder / "run",
+        "--metric",
+        "volume_error",
+        "--workers",
+        2,
+        "--out",
+        out / "tuned.yaml",
+        "--by",
+        "group",
+    ]
+    return [
+        [*train(folder, surfaces), "--fold", 1],
+        [*predict, "--device", "cpu"],
+        tune,
+        ["report", folder / "run"],
+    ]
 
 
 @pytest.mark.slow
-def test_whoever_uses_the_run_names_the_file_again(trained: Path, surfaces: Path, mine: Path, tmp_path: Path) -> None:
+def test_whoever_uses_the_run_names_the_file_again(
+    trained: Path, surfaces: Path, mine: Path, tmp_path: Path
+) -> None:
     lines = users(trained, surfaces, tmp_path)
     if importlib.util.find_spec("fastapi"):
         lines.append(["serve", "--checkpoint", trained / "run/fold_0", "--port", 0])
@@ -192,33 +248,53 @@ def test_whoever_uses_the_run_names_the_file_again(trained: Path, surfaces: Path
 
 
 @pytest.mark.slow
-def test_a_changed_file_is_another_plugin(trained: Path, surfaces: Path, mine: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_another_plugin(
+    trained: Path, surfaces: Path, mine: Path, tmp_path: Path
+) -> None:
     changed = tmp_path / "mine.py"
     changed.write_text(mine.read_text() + "\n# changed\n")
-    for told in commands(*([*line, "--plugin", changed] for line in users(trained, surfaces, tmp_path / "out"))):
+    for told in commands(
+        *([*line, "--plugin", changed] for line in users(trained, surfaces, tmp_path / "out"))
+    ):
         assert told.startswith("2 error: ")
-        assert f", but {changed} has SHA-256 {hashlib.sha256(changed.read_bytes()).hexdigest()[:12]}...: it was changed" in told
+        assert (
+            f", but {changed} has SHA-256 {hashlib.sha256(changed.read_bytes()).hexdigest()[:12]}...: it was changed"
+            in told
+        )
 
 
 @pytest.mark.slow
-def test_with_the_file_everything_goes_on(trained: Path, surfaces: Path, mine: Path, tmp_path: Path) -> None:
+def test_with_the_file_everything_goes_on(
+    trained: Path, surfaces: Path, mine: Path, tmp_path: Path
+) -> None:
     """A fold that is complete, another one, prediction, two processes of a search, a report; the copy in the run is as good as the file."""
     copy = trained / "run/plugins/mine.py"
     lines = users(trained, surfaces, tmp_path)
-    told = commands(*([*line, "--plugin", file] for line, file in zip([[*lines[0][:-1], 0], *lines], itertools.cycle([copy, mine]))))
+    told = commands(
+        *(
+            [*line, "--plugin", file]
+            for line, file in zip([[*lines[0][:-1], 0], *lines], itertools.cycle([copy, mine]))
+        )
+    )
     assert "already complete" in told[0]
     assert [text[0] for text in told] == ["0"] * 5, told
     assert (trained / "run/fold_1/best_model.safetensors").is_file()
     assert len(list((tmp_path / "p").glob("90?.tif"))) == 2
     assert (tmp_path / "tuned.yaml").is_file()
-    assert all(f"--plugin {copy}" in text for text in (told[1], told[3]))  # the next command, as it is printed
+    assert all(
+        f"--plugin {copy}" in text for text in (told[1], told[3])
+    )  # the next command, as it is printed
     assert "drop_left: no search knows this step" in told[3]
     summary = json.loads((tmp_path / "p" / "summary.json").read_text())
-    assert summary["plugins"] == [{"name": "mine.py", "sha256": hashlib.sha256(mine.read_bytes()).hexdigest()}]
+    assert summary["plugins"] == [
+        {"name": "mine.py", "sha256": hashlib.sha256(mine.read_bytes()).hexdigest()}
+    ]
     (bare,) = commands(["ensemble", "--fold-dirs", tmp_path / "p", "--output", tmp_path / "e"])
     assert bare.startswith("2 error: ")
     assert "mine.py (SHA-256" in bare
-    (named,) = commands(["ensemble", "--fold-dirs", tmp_path / "p", "--output", tmp_path / "e", "--plugin", copy])
+    (named,) = commands(
+        ["ensemble", "--fold-dirs", tmp_path / "p", "--output", tmp_path / "e", "--plugin", copy]
+    )
     assert named.startswith("0 "), named
 
 
@@ -237,16 +313,40 @@ def test_a_config_of_ones_own_names_plugins(mine: Path, surfaces: Path, tmp_path
 def test_ranks_share_a_fold_of_a_plugin(mine: Path, surfaces: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     words = train(tmp_path, surfaces)[1:]
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    line = [sys.executable, *ranks, *map(str, [*words, "data.workers=0", "--fold", 0, "--plugin", mine])]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    ranks = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pipeline.train",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    line = [
+        sys.executable,
+        *ranks,
+        *map(str, [*words, "data.workers=0", "--fold", 0, "--plugin", mine]),
+    ]
+    done = subprocess.run(
+        line, capture_output=True, text=True, env=environment, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/fold_0/best_model.safetensors").is_file()
 
 
 def test_the_page_runs(
-    surfaces: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: None
+    surfaces: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    empty: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(OF_PAGE)
@@ -278,15 +378,25 @@ def hostile(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
     return run, trace
 
 
-def test_a_hostile_run_runs_nothing(hostile: tuple[Path, Path], surfaces: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_hostile_run_runs_nothing(
+    hostile: tuple[Path, Path], surfaces: Path, trained: Path, tmp_path: Path
+) -> None:
     run, trace = hostile
     own, stored = (
-        ["train", "--data-dir", surfaces, "--out", run, "--config", path] for path in (trained / "tiny.yaml", run / "config.yaml")
+        ["train", "--data-dir", surfaces, "--out", run, "--config", path]
+        for path in (trained / "tiny.yaml", run / "config.yaml")
     )
     out = ["--input", surfaces / "test_images", "--output", tmp_path / "out", "--device", "cpu"]
     (tmp_path / "e.yaml").write_text(f"members: [{{run: {run}, folds: [0]}}]\n")
     checkpoints = [run / "fold_0", run / "fold_0/best_model.safetensors"]
-    lines = [stored, [*stored, "--dry-run"], own, [*own, "--set", *SETTINGS], ["tune", run, "--out", tmp_path / "t.yaml"], ["report", run]]
+    lines = [
+        stored,
+        [*stored, "--dry-run"],
+        own,
+        [*own, "--set", *SETTINGS],
+        ["tune", run, "--out", tmp_path / "t.yaml"],
+        ["report", run],
+    ]
     lines += [["predict", "--checkpoint", path, *out] for path in checkpoints]
     lines += [["ensemble", "--spec", tmp_path / "e.yaml", *out]]
     told = commands(*lines)
@@ -311,7 +421,9 @@ for work in (lambda: pl.Predictor.load(run), lambda: pl.train_folds(config, data
 
 
 @pytest.mark.slow
-def test_a_hostile_run_runs_nothing_in_python_either(hostile: tuple[Path, Path], surfaces: Path, tmp_path: Path) -> None:
+def test_a_hostile_run_runs_nothing_in_python_either(
+    hostile: tuple[Path, Path], surfaces: Path, tmp_path: Path
+) -> None:
     run, trace = hostile
     told = python(IN_PYTHON, run, surfaces, tmp_path / "new")
     assert told.startswith(f"('{run}/plugins/mine.py',)\n")
@@ -376,7 +488,9 @@ def test_a_config_keeps_no_paths_of_plugins(tiny: Path) -> None:
     assert to_dict(config) == to_dict(load(tiny))
     assert "plugins" not in to_dict(config)
     assert dump(config) == dump(load(tiny))
-    assert from_dict({**to_dict(config), "plugins": ["x.py"]}).plugins == ("x.py",)  # data, which nobody runs
+    assert from_dict({**to_dict(config), "plugins": ["x.py"]}).plugins == (
+        "x.py",
+    )  # data, which nobody runs
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------
@@ -394,9 +508,14 @@ def test_the_same_bytes_are_loaded_once(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("empty")
 def test_a_name_belongs_to_one_plugin(tmp_path: Path) -> None:
-    one, other = (written(tmp_path / f"{n}.py", f"x = '{n}'\n" + SIMPLE.format("taken")) for n in ("one", "other"))
+    one, other = (
+        written(tmp_path / f"{n}.py", f"x = '{n}'\n" + SIMPLE.format("taken"))
+        for n in ("one", "other")
+    )
     pl.load_plugins(one)
-    with pytest.raises(pl.UserError, match=rf"plugin {other}, line 3: loss 'taken' is registered by {one}, too"):
+    with pytest.raises(
+        pl.UserError, match=rf"plugin {other}, line 3: loss 'taken' is registered by {one}, too"
+    ):
         pl.load_plugins(other)
     with pytest.raises(pl.UserError, match=r"line 2: loss 'dice' is there already"):
         pl.load_plugins(written(tmp_path / "third.py", SIMPLE.format("dice")))
@@ -423,8 +542,14 @@ def test_another_file_of_the_same_name_is_refused(tmp_path: Path) -> None:
         ("raise SystemExit(3)\n", r"line 2: SystemExit: 3"),
         ("import no_such_package\n", r"line 2: ModuleNotFoundError: "),
         ("pl.register('x', 3)\n", r"line 2: register\('x', int\): no table has such entries"),
-        ("pl.register('x', pl.LossEntry(len, targets=('volumes',)))\n", r"line 2: ValueError: targets is \('volumes',\)"),
-        ("pl.register('x', pl.LossEntry(len, targets=('labels',), map='edge'))\n", r"line 2: ValueError: map is 'edge'"),
+        (
+            "pl.register('x', pl.LossEntry(len, targets=('volumes',)))\n",
+            r"line 2: ValueError: targets is \('volumes',\)",
+        ),
+        (
+            "pl.register('x', pl.LossEntry(len, targets=('labels',), map='edge'))\n",
+            r"line 2: ValueError: map is 'edge'",
+        ),
     ],
 )
 @pytest.mark.usefixtures("empty")
@@ -483,10 +608,14 @@ def test_worker_processes_know_the_bytes_that_were_loaded(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
-def test_loader_workers_that_are_started_anew_know_them(mine: Path, surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_loader_workers_that_are_started_anew_know_them(
+    mine: Path, surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     """Such a worker gets the data set as bytes, in which transforms of a plugin stand by name."""
     pl.load_plugins(mine)
-    config = load(tiny, ["data.augment=[{name: invert, options: {p: 1.0}}]", "data.patch.foreground=null"])
+    config = load(
+        tiny, ["data.augment=[{name: invert, options: {p: 1.0}}]", "data.patch.foreground=null"]
+    )
     found = cases.find(config.data, config.targets, surfaces).train[:1]
     stored = cache.build(found, properties.examine(found, config, tmp_path), config, tmp_path)
     dataset = PatchDataset(stored, config, 0, training=True)

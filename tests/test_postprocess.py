@@ -75,7 +75,9 @@ def test_threshold_counts_the_value_itself_as_foreground():
 
 def test_hysteresis_keeps_weak_voxels_that_touch_strong_ones():
     soft = np.array([[[0.4, 0.4, 0.9, 0.0, 0.4, 0.4]]], dtype=np.float32)
-    np.testing.assert_array_equal(postprocess.hysteresis(soft, low=0.4, high=0.9), [[1, 1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        postprocess.hysteresis(soft, low=0.4, high=0.9), [[1, 1, 1, 0, 0, 0]]
+    )
 
 
 def test_argmax_takes_the_first_of_equal_channels_and_is_the_default_of_many():
@@ -85,10 +87,16 @@ def test_argmax_takes_the_first_of_equal_channels_and_is_the_default_of_many():
 
 
 STEPS = {
-    "dust": (lambda a: postprocess.dust(a, below=3, connectivity=6), lambda m: morphology.remove_small_components(m, 3, 6)),
+    "dust": (
+        lambda a: postprocess.dust(a, below=3, connectivity=6),
+        lambda m: morphology.remove_small_components(m, 3, 6),
+    ),
     "opening": (lambda a: postprocess.opening(a, radius=1), lambda m: morphology.opening(m, 1)),
     "closing": (lambda a: postprocess.closing(a, size=3), lambda m: morphology.closing(m, 1.5)),
-    "fill_holes": (lambda a: postprocess.fill_holes(a, below=4), lambda m: morphology.fill_holes(m, 4)),
+    "fill_holes": (
+        lambda a: postprocess.fill_holes(a, below=4),
+        lambda m: morphology.fill_holes(m, 4),
+    ),
 }
 
 
@@ -257,17 +265,37 @@ def test_adjust_without_options_changes_nothing():
 
 
 def test_adjust_inserts_missing_steps_in_their_natural_place():
-    everything = {"threshold": 0.4, "min_component_size": 7, "max_hole_size": 8, "kernel_size": 3, "separate_instances": True}
-    expected = (part("threshold", at=0.4), part("closing", size=3), part("dust", below=7), part("fill_holes", below=8), part("instances"))
+    everything = {
+        "threshold": 0.4,
+        "min_component_size": 7,
+        "max_hole_size": 8,
+        "kernel_size": 3,
+        "separate_instances": True,
+    }
+    expected = (
+        part("threshold", at=0.4),
+        part("closing", size=3),
+        part("dust", below=7),
+        part("fill_holes", below=8),
+        part("instances"),
+    )
     assert postprocess.adjust((), **everything) == expected
     steps = (part("threshold"), part("dust"))
     assert names(postprocess.adjust(steps, kernel_size=2)) == ["threshold", "closing", "dust"]
     assert names(postprocess.adjust(steps, max_hole_size=2)) == ["threshold", "dust", "fill_holes"]
-    assert names(postprocess.adjust((part("instances"),), min_component_size=2)) == ["dust", "instances"]
+    assert names(postprocess.adjust((part("instances"),), min_component_size=2)) == [
+        "dust",
+        "instances",
+    ]
 
 
 def test_adjust_replaces_what_is_there_and_keeps_its_other_options():
-    steps = (part("hysteresis", low=0.2, high=0.8), part("dust", below=5, connectivity=6), part("closing", radius=4), part("dust"))
+    steps = (
+        part("hysteresis", low=0.2, high=0.8),
+        part("dust", below=5, connectivity=6),
+        part("closing", radius=4),
+        part("dust"),
+    )
     changed = postprocess.adjust(steps, threshold=0.3, min_component_size=9, kernel_size=5)
     assert changed == (
         part("threshold", at=0.3),

@@ -44,7 +44,9 @@ def mark_ends(array: np.ndarray, value: int = 2) -> np.ndarray:
 
 def tidy(array: Any, below: int = 4) -> Any:
     """Without specks, then without holes."""
-    return each_class(array, lambda mask: morphology.fill_holes(morphology.remove_small_components(mask, below)))
+    return each_class(
+        array, lambda mask: morphology.fill_holes(morphology.remove_small_components(mask, below))
+    )
 
 
 def upside_down(array: np.ndarray) -> np.ndarray:
@@ -56,13 +58,19 @@ ADDED = {
         run=foreground,
         decides="several",
         sees="local",
-        search=StepSearch(place=0, options=lambda _: [{"at": 0.3}], vary={"at": lambda old: [old - 0.1, old + 0.1, old + 1]}),
+        search=StepSearch(
+            place=0,
+            options=lambda _: [{"at": 0.3}],
+            vary={"at": lambda old: [old - 0.1, old + 0.1, old + 1]},
+        ),
     ),
     "mark_ends": PostprocessStep(run=mark_ends, sees="local"),
     "tidy": PostprocessStep(
         run=tidy,
         sees="components",
-        search=StepSearch(place=2.5, options=lambda setting: [{"below": n} for n in setting.voxels(10, 40)]),
+        search=StepSearch(
+            place=2.5, options=lambda setting: [{"below": n} for n in setting.voxels(10, 40)]
+        ),
     ),
     "upside_down": PostprocessStep(run=upside_down, bytes_per_voxel=3),
 }
@@ -79,7 +87,10 @@ def added() -> Iterator[Mapping[str, PostprocessStep]]:
 
 
 def test_an_added_step_is_checked() -> None:
-    postprocess.check([part("foreground", at=0.4), part("tidy"), part("mark_ends"), part("upside_down")], channels=3)
+    postprocess.check(
+        [part("foreground", at=0.4), part("tidy"), part("mark_ends"), part("upside_down")],
+        channels=3,
+    )
     postprocess.check([part("foreground")])  # of several channels, where nobody says how many
     for steps, words in (
         ([part("tidyy")], "Did you mean 'tidy'"),
@@ -89,7 +100,10 @@ def test_an_added_step_is_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             postprocess.check(steps)
-    with pytest.raises(ConfigError, match="'foreground' decides predictions of two channels or more, this one has 1"):
+    with pytest.raises(
+        ConfigError,
+        match="'foreground' decides predictions of two channels or more, this one has 1",
+    ):
         postprocess.check([part("foreground")], channels=1)
 
 
@@ -97,19 +111,34 @@ def test_an_added_step_is_checked() -> None:
 def test_a_step_that_is_not_local_cannot_say_so(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By slabs it would give another answer, which nobody would see."""
     monkeypatch.setattr(POSTPROCESS, "_entries", dict(POSTPROCESS))
-    POSTPROCESS.add("numbered", PostprocessStep(lambda array: array * np.arange(len(array)).reshape(-1, *[1] * (dims - 1)), sees="local"))
+    POSTPROCESS.add(
+        "numbered",
+        PostprocessStep(
+            lambda array: array * np.arange(len(array)).reshape(-1, *[1] * (dims - 1)), sees="local"
+        ),
+    )
     POSTPROCESS.add("again", PostprocessStep(upside_down, sees="local"))
     for name in ("numbered", "again"):
         (fault,) = postprocess.faults([part("threshold"), part(name)], 1, dims)
         assert f"{name!r} says that it changes each row by itself" in fault
-    assert list(postprocess.faults([part("threshold"), part("fill_holes", per_slice=0)][: dims - 1], 1, dims)) == []
+    assert (
+        list(
+            postprocess.faults(
+                [part("threshold"), part("fill_holes", per_slice=0)][: dims - 1], 1, dims
+            )
+        )
+        == []
+    )
 
 
 def test_an_added_deciding_step_is_one() -> None:
     steps = (part("foreground"), part("dust"))
     assert postprocess.decided(steps, 3) == steps
     assert postprocess.adjust(steps, threshold=0.3)[0] == part("threshold", at=0.3)
-    assert postprocess.adjust((part("upside_down"),), min_component_size=5) == (part("dust", below=5), part("upside_down"))
+    assert postprocess.adjust((part("upside_down"),), min_component_size=5) == (
+        part("dust", below=5),
+        part("upside_down"),
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,18 +149,32 @@ def test_an_added_deciding_step_is_one() -> None:
     names=st.lists(st.sampled_from(["tidy", "mark_ends", "upside_down", "dust"]), max_size=4),
 )
 def test_added_steps_by_slabs_give_what_memory_gives(
-    shape: tuple[int, ...], seed: int, rows: int, names: list[str], tmp_path_factory: pytest.TempPathFactory
+    shape: tuple[int, ...],
+    seed: int,
+    rows: int,
+    names: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     soft = np.random.default_rng(seed).dirichlet(np.ones(3), shape).astype(np.float32)
-    steps = [part("foreground"), *(part(name, below=3) if name == "dust" else part(name) for name in names)]
-    compare_by_slabs(steps, np.ascontiguousarray(np.moveaxis(soft, -1, 0)), tmp_path_factory.mktemp("work"), rows)
+    steps = [
+        part("foreground"),
+        *(part(name, below=3) if name == "dust" else part(name) for name in names),
+    ]
+    compare_by_slabs(
+        steps, np.ascontiguousarray(np.moveaxis(soft, -1, 0)), tmp_path_factory.mktemp("work"), rows
+    )
 
 
 def test_memory_is_that_of_the_record() -> None:
     steps = (part("threshold"), part("tidy"), part("mark_ends"))
     postprocess.check_memory(steps, 1, (100, 100, 100), available=1)
-    with pytest.raises(UserError, match=r"'upside_down' .*Only .*fill_holes, foreground, mark_ends, tidy work block by block"):
-        postprocess.check_memory((*steps, part("upside_down")), 1, (100, 100, 100), available=2_999_999)
+    with pytest.raises(
+        UserError,
+        match=r"'upside_down' .*Only .*fill_holes, foreground, mark_ends, tidy work block by block",
+    ):
+        postprocess.check_memory(
+            (*steps, part("upside_down")), 1, (100, 100, 100), available=2_999_999
+        )
     postprocess.check_memory((*steps, part("upside_down")), 1, (100, 100, 100), available=3_000_000)
 
 
@@ -142,7 +185,9 @@ def test_an_added_step_is_searched() -> None:
     assert names[2:5] == [{"dust"}, {"tidy"}, {"closing", "sheet_closing"}]
     assert stages[3] == ((), (part("tidy", below=40),), (part("tidy", below=160),))
     own = search.space((part("foreground"),), 160, channels=3, dims=3)[0]
-    assert own == tuple((part("foreground", **o),) for o in ({}, {"at": 0.4}, {"at": 0.6}, {"at": 1.5}, {"at": 0.3}))
+    assert own == tuple(
+        (part("foreground", **o),) for o in ({}, {"at": 0.4}, {"at": 0.6}, {"at": 1.5}, {"at": 0.3})
+    )
     assert all(s[0].name != "foreground" for s in search.space((), 160, channels=1, dims=3)[0])
 
 
@@ -154,7 +199,10 @@ ALIAS = part("remove_small_components", min_size=4, connectivity=6)
 def test_an_alias_is_the_step_that_it_stands_for() -> None:
     soft = np.random.default_rng(1).random((1, 9, 9, 9), np.float32)
     postprocess.check([ALIAS])
-    np.testing.assert_array_equal(postprocess.apply([ALIAS], soft), postprocess.apply([part("dust", below=4, connectivity=6)], soft))
+    np.testing.assert_array_equal(
+        postprocess.apply([ALIAS], soft),
+        postprocess.apply([part("dust", below=4, connectivity=6)], soft),
+    )
     assert POSTPROCESS["remove_small_components"] is POSTPROCESS["dust"]
     assert "remove_small_components" not in list(POSTPROCESS)
     assert postprocess.resolved(ALIAS) == part("dust", below=4, connectivity=6)
@@ -166,7 +214,10 @@ def test_an_alias_is_the_step_that_it_stands_for() -> None:
 def test_the_command_line_finds_a_step_under_its_alias() -> None:
     steps = (part("threshold"), ALIAS)
     assert postprocess.adjust(steps) == steps
-    assert postprocess.adjust(steps, min_component_size=9) == (steps[0], part("dust", below=9, connectivity=6))
+    assert postprocess.adjust(steps, min_component_size=9) == (
+        steps[0],
+        part("dust", below=9, connectivity=6),
+    )
     assert postprocess.adjust(steps, min_component_size=0) == steps[:1]
     assert postprocess.adjust(steps, kernel_size=3) == (steps[0], part("closing", size=3), ALIAS)
 
@@ -175,11 +226,19 @@ def test_the_command_line_finds_a_step_under_its_alias() -> None:
 
 
 def words(steps: tuple[NamedOptions, ...]) -> str:
-    return " | ".join(" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in steps)
+    return " | ".join(
+        " ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in steps
+    )
 
 
-@pytest.mark.parametrize("row", json.loads(FIXTURE.read_text()), ids=lambda row: f"{row['own'] or 'none'} {row['edge']}^{row['dims']}")
-def test_the_search_space_is_what_it_was(row: dict[str, Any], added: Mapping[str, PostprocessStep]) -> None:
+@pytest.mark.parametrize(
+    "row",
+    json.loads(FIXTURE.read_text()),
+    ids=lambda row: f"{row['own'] or 'none'} {row['edge']}^{row['dims']}",
+)
+def test_the_search_space_is_what_it_was(
+    row: dict[str, Any], added: Mapping[str, PostprocessStep]
+) -> None:
     for name in added:
         del POSTPROCESS._entries[name]
     own = tuple(part(name, **options) for name, options in row["own"])

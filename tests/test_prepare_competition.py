@@ -40,9 +40,17 @@ def download(tmp_path: Path) -> Path:
         for folder, high in (("train_images", 255), ("train_labels", 3)):
             (root / folder).mkdir(parents=True, exist_ok=True)
             volume = rng.integers(0, high, (8, 16, 16)).astype(np.uint8)
-            tifffile.imwrite(root / folder / f"{name}.tif", volume, compression="lzw", metadata=None, photometric="minisblack")
+            tifffile.imwrite(
+                root / folder / f"{name}.tif",
+                volume,
+                compression="lzw",
+                metadata=None,
+                photometric="minisblack",
+            )
     (root / "test_images").mkdir()
-    (root / "test_images" / "1407735.tif").write_bytes((root / "train_images" / "998.tif").read_bytes())
+    (root / "test_images" / "1407735.tif").write_bytes(
+        (root / "train_images" / "998.tif").read_bytes()
+    )
     (root / "train.csv").write_text("\n".join(rows) + "\n")
     return root
 
@@ -58,10 +66,14 @@ def test_a_sound_download_is_stored_and_a_second_run_changes_nothing(
     before = {p: p.stat().st_mtime_ns for p in (download / "store").rglob("*") if p.is_file()}
     assert len(before) == 3 * 4  # facts, manifest, image, label
     assert script.main([str(download)]) == 0
-    assert before == {p: p.stat().st_mtime_ns for p in (download / "store").rglob("*") if p.is_file()}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in (download / "store").rglob("*") if p.is_file()
+    }
 
 
-def test_training_finds_the_store(script: ModuleType, download: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_finds_the_store(
+    script: ModuleType, download: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert script.main([str(download)]) == 0
     settings = script.competition_config(download)
     folder = cache.cache_folder(settings.data, download / "run")
@@ -74,7 +86,9 @@ def test_training_finds_the_store(script: ModuleType, download: Path, monkeypatc
     assert len(cache.build(found, facts, settings, folder)) == 3
 
 
-def test_all_errors_are_printed_and_nothing_is_built(script: ModuleType, download: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_errors_are_printed_and_nothing_is_built(
+    script: ModuleType, download: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (download / "train_images" / "998.tif", download / "test_images" / "1407735.tif"):
         path.write_bytes(path.read_bytes()[:-20])
     (download / "train_labels" / "1004283.tif").unlink()
@@ -82,23 +96,38 @@ def test_all_errors_are_printed_and_nothing_is_built(script: ModuleType, downloa
     tifffile.imwrite(label, tifffile.imread(label) + np.uint8(1), compression="lzw")
     assert script.main([str(download)]) == 2
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
-    assert [Path(line.split(": ")[1]).name for line in lines] == ["1004283.tif", "998.tif", "11460685.tif", "1407735.tif"]
+    assert [Path(line.split(": ")[1]).name for line in lines] == [
+        "1004283.tif",
+        "998.tif",
+        "11460685.tif",
+        "1407735.tif",
+    ]
     assert not (download / "store" / "arrays").exists()
 
 
-def test_a_wrong_folder_is_an_error_with_the_expected_tree(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_folder_is_an_error_with_the_expected_tree(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert script.main([str(tmp_path / "gone")]) == 2
     assert "train_labels/ID.tif" in capsys.readouterr().out
     assert not (tmp_path / "gone").exists()
 
 
 def test_it_runs_as_a_script(download: Path) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, cwd=SCRIPT.parents[1], check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=SCRIPT.parents[1],
+        check=False,
+    )
     assert done.returncode == 0
     assert "data_prep/prepare_competition.py" in done.stdout
 
 
-def test_real_chunks_are_prepared(script: ModuleType, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_chunks_are_prepared(
+    script: ModuleType, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, root = shared_data / "fib25_surfaces", tmp_path / "fib25"
     for folder in ("train_images", "train_labels"):
         (root / folder).mkdir(parents=True)

@@ -19,7 +19,9 @@ SHAPE = (60, 64)
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_vessels", ROOT / "data_prep" / "prepare_vessels.py")
+    spec = importlib.util.spec_from_file_location(
+        "prepare_vessels", ROOT / "data_prep" / "prepare_vessels.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +38,9 @@ def photograph(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y, x = np.indices(SHAPE)
     disc = (y - 30) ** 2 + (x - 32) ** 2 <= 26**2
     vessels = disc & ((y + x // 3 + seed) % 11 < 2)
-    image = np.stack([170 * disc, (110 - 50 * vessels) * disc, 50 * disc], -1) + draw.integers(0, 10, (*SHAPE, 3))
+    image = np.stack([170 * disc, (110 - 50 * vessels) * disc, 50 * disc], -1) + draw.integers(
+        0, 10, (*SHAPE, 3)
+    )
     return image.astype(np.uint8), vessels, disc
 
 
@@ -48,14 +52,24 @@ def save_gif(path: Path, mask: np.ndarray) -> None:
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
     root = tmp_path / "DRIVE"
-    for n, (part, number) in enumerate([("training", 21), ("training", 22), ("test", 1), ("test", 2)]):
+    for n, (part, number) in enumerate(
+        [("training", 21), ("training", 22), ("test", 1), ("test", 2)]
+    ):
         image, vessels, disc = photograph(n)
         (root / part / "images").mkdir(parents=True, exist_ok=True)
-        tifffile.imwrite(root / part / "images" / f"{number:02}_{part}.tif", image, photometric="rgb", compression="lzw")
+        tifffile.imwrite(
+            root / part / "images" / f"{number:02}_{part}.tif",
+            image,
+            photometric="rgb",
+            compression="lzw",
+        )
         save_gif(root / part / "1st_manual" / f"{number:02}_manual1.gif", vessels)
         save_gif(root / part / "mask" / f"{number:02}_{part}_mask.gif", disc)
         if part == "test":
-            save_gif(root / part / "2nd_manual" / f"{number:02}_manual2.gif", np.roll(vessels, 1, 0) & disc)
+            save_gif(
+                root / part / "2nd_manual" / f"{number:02}_manual2.gif",
+                np.roll(vessels, 1, 0) & disc,
+            )
     return root
 
 
@@ -73,23 +87,48 @@ def chase(tmp_path: Path) -> Path:
 
 
 def dry_run(out: Path, *settings: str) -> int:
-    words = ["--config", str(ROOT / "configs" / "vessels.yaml"), "--data-dir", str(out), "--dry-run", "--set", "data.patch.size=[32, 32]"]
+    words = [
+        "--config",
+        str(ROOT / "configs" / "vessels.yaml"),
+        "--data-dir",
+        str(out),
+        "--dry-run",
+        "--set",
+        "data.patch.size=[32, 32]",
+    ]
     return train.main([*words, *settings])
 
 
-def test_drive_gets_equal_names_and_its_own_split(script: ModuleType, drive: Path, tmp_path: Path) -> None:
+def test_drive_gets_equal_names_and_its_own_split(
+    script: ModuleType, drive: Path, tmp_path: Path
+) -> None:
     assert script.main([str(drive), str(tmp_path / "out")]) == 0
-    assert files.read_json(tmp_path / "out" / "split.json") == {"train": ["21", "22"], "test": ["01", "02"]}
+    assert files.read_json(tmp_path / "out" / "split.json") == {
+        "train": ["21", "22"],
+        "test": ["01", "02"],
+    }
     for n, name in enumerate(["21", "22", "01", "02"]):
         image, vessels, disc = photograph(n)
-        assert (files.read(tmp_path / "out" / "images" / f"{name}.png", 2)[0] == image.transpose(2, 0, 1)).all()
-        assert (files.read(tmp_path / "out" / "masks" / f"{name}.png", 2)[0][0] == 255 * vessels).all()
+        assert (
+            files.read(tmp_path / "out" / "images" / f"{name}.png", 2)[0]
+            == image.transpose(2, 0, 1)
+        ).all()
+        assert (
+            files.read(tmp_path / "out" / "masks" / f"{name}.png", 2)[0][0] == 255 * vessels
+        ).all()
         assert (files.read(tmp_path / "out" / "fov" / f"{name}.png", 2)[0][0] == 255 * disc).all()
     assert sorted(p.stem for p in (tmp_path / "out" / "second").iterdir()) == ["01", "02"]
-    assert dry_run(tmp_path / "out", "data.folds.by=case", "data.folds.count=2", "data.folds.pattern=null") == 0
+    assert (
+        dry_run(
+            tmp_path / "out", "data.folds.by=case", "data.folds.count=2", "data.folds.pattern=null"
+        )
+        == 0
+    )
 
 
-def test_chase_finds_the_field_of_view_and_keeps_children_apart(script: ModuleType, chase: Path, tmp_path: Path) -> None:
+def test_chase_finds_the_field_of_view_and_keeps_children_apart(
+    script: ModuleType, chase: Path, tmp_path: Path
+) -> None:
     assert script.main([str(chase), str(tmp_path / "out")]) == 0
     split = files.read_json(tmp_path / "out" / "split.json")
     assert len(split["train"]) == 20
@@ -102,7 +141,9 @@ def test_chase_finds_the_field_of_view_and_keeps_children_apart(script: ModuleTy
     assert dry_run(tmp_path / "out") == 0
 
 
-def test_what_cannot_be_laid_out_is_said_before_anything_is_written(script: ModuleType, chase: Path, tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_laid_out_is_said_before_anything_is_written(
+    script: ModuleType, chase: Path, tmp_path: Path, capsys
+) -> None:
     (tmp_path / "nothing").mkdir()
     assert script.main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     assert "neither DRIVE" in capsys.readouterr().err

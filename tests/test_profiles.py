@@ -25,10 +25,27 @@ def test_probe(n):
 def drawn(tmp_path: Path, *options: str) -> list[str]:
     """Examples of a property in a process of its own, under the conftest of this suite."""
     (tmp_path / "test_probe.py").write_text(PROBE)
-    words = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-p", "conftest", "-c", str(ROOT / "pyproject.toml")]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "conftest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run(
-        [*words, *options, str(tmp_path / "test_probe.py")], env=environment, cwd=tmp_path, text=True, capture_output=True, check=True
+        [*words, *options, str(tmp_path / "test_probe.py")],
+        env=environment,
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
     )
     return [line for line in done.stdout.splitlines() if "drawn" in line]
 

@@ -30,7 +30,9 @@ def on_terminal(words: Sequence[str], columns: int = 80) -> str:
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
         os.close(theirs)
         raw = b""
         with contextlib.suppress(OSError):  # Linux: the other end is closed
@@ -83,27 +85,52 @@ show.__exit__(None, None, None)
     lines, seen = screen(on_terminal(["-c", code]))
     plain = [line for line in lines if line.startswith(("line", "still", "end"))]
     assert plain == ["line 1", "line 2", "line 3", "line 4", *["still above"] * 3, "end"]
-    assert [bool(re.fullmatch(r"\S+: UserWarning: warning \d", line)) for line in lines].count(True) == 4
+    assert [bool(re.fullmatch(r"\S+: UserWarning: warning \d", line)) for line in lines].count(
+        True
+    ) == 4
     assert not [line for line in lines if "|" in line], "a bar was left behind"
     assert any(re.fullmatch(r"Fold 0:  25%\|█+ +\| epoch 2/4", line) for line in seen)
     assert any(line.startswith("after:  ") for line in seen)
     (log,) = tmp_path.glob("probe_*.log")
     kept = log.read_text()
     assert not re.findall(r"[^\n\x20-\x7e]", kept)
-    assert [line for line in kept.splitlines() if line.startswith(("line", "still", "end"))] == plain[:4]
+    assert [
+        line for line in kept.splitlines() if line.startswith(("line", "still", "end"))
+    ] == plain[:4]
 
 
 @pytest.mark.slow
 def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
-    words = ["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    words = [
+        "--config",
+        str(tiny),
+        "--data-dir",
+        str(surfaces),
+        "--fold",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     lines, seen = screen(on_terminal(["-m", "pipeline", "train", *words]))
     bars = [line for line in seen if "|" in line]
-    for wanted in (r"Fold 0: .*\| epoch 1/3", r"Fold 0:  \d\d%\|█+.*\| epoch 2/3.*, step 1/", r"Fold 0: .*, validating"):
+    for wanted in (
+        r"Fold 0: .*\| epoch 1/3",
+        r"Fold 0:  \d\d%\|█+.*\| epoch 2/3.*, step 1/",
+        r"Fold 0: .*, validating",
+    ):
         assert any(re.match(wanted, line) for line in bars), wanted
     for kind in ("best", "swa"):
-        assert any(re.match(rf"Fold 0, {kind} weights: .*\| held-out case 1/3", line) for line in bars)
+        assert any(
+            re.match(rf"Fold 0, {kind} weights: .*\| held-out case 1/3", line) for line in bars
+        )
     assert not [line for line in lines if "%|" in line], "a bar was left behind"
-    assert [line[:9] for line in lines if line.startswith("Epoch")] == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
+    assert [line[:9] for line in lines if line.startswith("Epoch")] == [
+        "Epoch 1/3",
+        "Epoch 2/3",
+        "Epoch 3/3",
+    ]
     (log,) = (tmp_path / "run").glob("train_*.log")
     assert "%|" not in log.read_text()
     assert "\r" not in log.read_bytes().decode()
@@ -113,7 +140,9 @@ def test_a_terminal_of_unknown_width_has_a_bar() -> None:
     """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows nothing."""
     code = "from pipeline.progress import progress, bars_shown\nwith bars_shown():\n    for n in progress(range(3), 'work'): pass"
     _, seen = screen(on_terminal(["-c", code], columns=0))
-    assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), seen
+    assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), (
+        seen
+    )
 
 
 @pytest.fixture
@@ -123,8 +152,24 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("talkative")
-def test_a_file_gets_plain_lines(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--out", str(tmp_path / "run")]) == 0
+def test_a_file_gets_plain_lines(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        train.main(
+            [
+                "--config",
+                str(tiny),
+                "--data-dir",
+                str(surfaces),
+                "--fold",
+                "0",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert re.findall(r"^Fold 0: epoch 2/3.*, step \d/\d$", out, re.MULTILINE)
     assert re.findall(r"^Fold 0, best weights: held-out case 2/3.*$", out, re.MULTILINE)
@@ -132,7 +177,9 @@ def test_a_file_gets_plain_lines(tiny: Path, surfaces: Path, tmp_path: Path, cap
     assert "|" not in out
 
 
-def test_a_file_hears_of_long_work_every_five_minutes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_hears_of_long_work_every_five_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with progress.log_to_console():
@@ -143,7 +190,9 @@ def test_a_file_hears_of_long_work_every_five_minutes(monkeypatch: pytest.Monkey
     assert capsys.readouterr().out == "cases: 5 of 10\ncases: 10 of 10\n"
 
 
-def test_the_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_other_ranks_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "QUIET", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress.log_to_console(), progress.silenced():
@@ -176,7 +225,9 @@ def test_epoch_lines_say_what_is_left(tmp_path: Path) -> None:
     assert lines[13].endswith("90.0 s")
 
 
-def test_the_end_says_what_to_type_next(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_says_what_to_type_next(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command that stands there does predict: with one fold, and with all of them."""
     run = tmp_path / "my run"  # a space has to be quoted
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--out", str(run)]
@@ -184,7 +235,9 @@ def test_the_end_says_what_to_type_next(tiny: Path, surfaces: Path, tmp_path: Pa
         assert train.main([*words, "--fold", str(fold)]) == 0
         out = capsys.readouterr().out
         assert f"{folds} folds are complete in {run}." in out
-        assert ("Fold 0 is not trained; the same command with --fold 0 trains it." in out) == (fold == 1)
+        assert ("Fold 0 is not trained; the same command with --fold 0 trains it." in out) == (
+            fold == 1
+        )
         assert f"Report: {run / 'report.html'}" in out
         (command,) = re.findall(r"^To predict: (.*)$", out, re.MULTILINE)
         assert shlex.split(command)[:3] == ["python", "-m", "pipeline.predict"]
@@ -197,14 +250,35 @@ def test_the_end_says_what_to_type_next(tiny: Path, surfaces: Path, tmp_path: Pa
 
 
 def test_the_end_names_what_failed(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def broken(_: loop.FoldJob) -> loop.State:
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(loop, "fit", broken)
-    assert train.main(["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--out", str(tmp_path / "run")]) == 1
+    assert (
+        train.main(
+            [
+                "--config",
+                str(tiny),
+                "--data-dir",
+                str(surfaces),
+                "--fold",
+                "0",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     out = capsys.readouterr().out
     assert "0 of 2 folds are complete" in out
-    assert f"Fold 0 failed, see {tmp_path / 'run' / 'fold_0' / 'error.txt'}; the same command with --fold 0 trains it." in out
+    assert (
+        f"Fold 0 failed, see {tmp_path / 'run' / 'fold_0' / 'error.txt'}; the same command with --fold 0 trains it."
+        in out
+    )
     assert "To predict" not in out

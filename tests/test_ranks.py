@@ -21,14 +21,33 @@ from pipeline import train
 from pipeline.data.loaders import EpochBatches
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.train"]
+TRAIN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "pipeline.train",
+]
 
 
 def start(config: Path, data: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     words = ["--config", str(config), "--data-dir", str(data), "--out", str(run), "--fold", "0"]
     return subprocess.Popen(
-        [*TRAIN, *words, *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*TRAIN, *words, *more],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -71,8 +90,17 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "system.yaml", folder / "data"
 
 
-SET = ["--set", "train.epochs=3", "data.folds.count=5", "network.options.dropout=0", "losses=[{name: dice}]"]
-SET += ["train.optimizer={name: sgd, options: {lr: 0.1}}", "train.average.lr=0.1"]  # Adam would enlarge differences of rounding
+SET = [
+    "--set",
+    "train.epochs=3",
+    "data.folds.count=5",
+    "network.options.dropout=0",
+    "losses=[{name: dice}]",
+]
+SET += [
+    "train.optimizer={name: sgd, options: {lr: 0.1}}",
+    "train.average.lr=0.1",
+]  # Adam would enlarge differences of rounding
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +121,17 @@ def log(run: Path) -> list[dict]:
 
 def alone(system: tuple[Path, Path], run: Path, *more: str) -> Path:
     """The run of one process, this one."""
-    words = ["--config", str(system[0]), "--data-dir", str(system[1]), "--out", str(run), "--fold", "0", *SET]
+    words = [
+        "--config",
+        str(system[0]),
+        "--data-dir",
+        str(system[1]),
+        "--out",
+        str(run),
+        "--fold",
+        "0",
+        *SET,
+    ]
     assert train.main([*words, *more]) == 0
     return run
 
@@ -112,16 +150,27 @@ def require_alike(run: Path, other: Path) -> None:
     assert scores[0]["cases"].keys() == scores[1]["cases"].keys()
 
 
-def test_two_ranks_with_one_sample_are_one_rank_with_two(system: tuple[Path, Path], undisturbed: Path, tmp_path: Path) -> None:
-    require_alike(alone(system, tmp_path / "run", "data.patch.batch=2", "data.patch.per_case=3"), undisturbed)
+def test_two_ranks_with_one_sample_are_one_rank_with_two(
+    system: tuple[Path, Path], undisturbed: Path, tmp_path: Path
+) -> None:
+    require_alike(
+        alone(system, tmp_path / "run", "data.patch.batch=2", "data.patch.per_case=3"), undisturbed
+    )
 
 
 @pytest.mark.slow
-def test_uneven_parts_of_a_batch_weigh_by_their_samples(system: tuple[Path, Path], tmp_path: Path) -> None:
+def test_uneven_parts_of_a_batch_weigh_by_their_samples(
+    system: tuple[Path, Path], tmp_path: Path
+) -> None:
     """Four samples, of which the ranks have three and one, are one batch of four."""
-    code, out = end(start(*system, tmp_path / "two", *SET, "data.patch.batch=3", "data.patch.per_case=1"))
+    code, out = end(
+        start(*system, tmp_path / "two", *SET, "data.patch.batch=3", "data.patch.per_case=1")
+    )
     assert code == 0, out[-3000:]
-    require_alike(alone(system, tmp_path / "one", "data.patch.batch=6", "data.patch.per_case=1"), tmp_path / "two")
+    require_alike(
+        alone(system, tmp_path / "one", "data.patch.batch=6", "data.patch.per_case=1"),
+        tmp_path / "two",
+    )
 
 
 def test_only_the_first_rank_writes_and_speaks(undisturbed: Path) -> None:
@@ -153,14 +202,18 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(
 
 
 @pytest.mark.slow
-def test_a_dead_rank_ends_the_job_and_the_next_one_goes_on(system: tuple[Path, Path], undisturbed: Path, tmp_path: Path) -> None:
+def test_a_dead_rank_ends_the_job_and_the_next_one_goes_on(
+    system: tuple[Path, Path], undisturbed: Path, tmp_path: Path
+) -> None:
     run, more = tmp_path / "run", [*SET, "data.patch.batch=1", "data.patch.per_case=3"]
     process = start(*system, run, *more)
     wait_for(run / "fold_0" / "log.jsonl", '"epoch": 0', process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     code, out = end(process)
     assert code != 0
-    assert re.search(r"rank +: 1 \(local_rank: 1\)\s+exitcode +: -9", out), out[-3000:]  # torchrun's report
+    assert re.search(r"rank +: 1 \(local_rank: 1\)\s+exitcode +: -9", out), out[
+        -3000:
+    ]  # torchrun's report
     assert not (run / "fold_0" / "result.json").exists()
     code, out = end(start(*system, run, *more))
     assert code == 0, out[-3000:]
@@ -168,7 +221,9 @@ def test_a_dead_rank_ends_the_job_and_the_next_one_goes_on(system: tuple[Path, P
         np.testing.assert_array_equal(weights(run)[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize(("samples", "batch", "ranks"), [(5, 1, 2), (7, 2, 3), (1, 4, 2), (12, 3, 4), (13, 2, 5)])
+@pytest.mark.parametrize(
+    ("samples", "batch", "ranks"), [(5, 1, 2), (7, 2, 3), (1, 4, 2), (12, 3, 4), (13, 2, 5)]
+)
 def test_ranks_share_every_epoch_without_a_rest(samples: int, batch: int, ranks: int) -> None:
     ends = [(n,) for n in range(samples)]
     parts = []
@@ -183,9 +238,13 @@ def test_ranks_share_every_epoch_without_a_rest(samples: int, batch: int, ranks:
     for step, whole in enumerate(alone):
         shares = [p.share(step) for p in parts]
         assert np.mean(shares) == pytest.approx(1)
-        assert [key for s, share in zip(steps, shares, strict=True) if share for key in s[step]] == whole
+        assert [
+            key for s, share in zip(steps, shares, strict=True) if share for key in s[step]
+        ] == whole
         for s, share in zip(steps, shares, strict=True):
-            assert share == pytest.approx(len(s[step]) * ranks / len(whole)) or (share == 0 and s[step] == whole[:1])
+            assert share == pytest.approx(len(s[step]) * ranks / len(whole)) or (
+                share == 0 and s[step] == whole[:1]
+            )
 
 
 def test_validation_batches_are_dealt_once() -> None:

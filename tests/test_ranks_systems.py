@@ -15,10 +15,17 @@ from pipeline import train
 
 pytestmark = pytest.mark.slow
 
-COMMON = {"epochs": 2, "optimizer": {"name": "sgd", "options": {"lr": 0.05}}, "average": None, "preview_every": 1}
+COMMON = {
+    "epochs": 2,
+    "optimizer": {"name": "sgd", "options": {"lr": 0.05}},
+    "average": None,
+    "preview_every": 1,
+}
 MEANS = {
     "label_maps_2d": ["ce"],
-    "retouch": [{"name": "l1", "target": "target"}],  # nothing reads the mask's head, though the retouch does
+    "retouch": [
+        {"name": "l1", "target": "target"}
+    ],  # nothing reads the mask's head, though the retouch does
 }
 
 
@@ -31,7 +38,16 @@ def written(name: str, losses: list, folder: Path) -> tuple[Path, Path]:
 
 
 def alone(system: tuple[Path, Path], run: Path, *more: str) -> Path:
-    words = ["--config", str(system[0]), "--data-dir", str(system[1]), "--out", str(run), "--fold", "0"]
+    words = [
+        "--config",
+        str(system[0]),
+        "--data-dir",
+        str(system[1]),
+        "--out",
+        str(run),
+        "--fold",
+        "0",
+    ]
     assert train.main([*words, "--set", *more]) == 0
     return run
 
@@ -47,7 +63,17 @@ def test_two_ranks_with_one_sample_are_one_rank_with_two(name: str, tmp_path: Pa
 def test_a_rank_without_any_mask_takes_every_step(tmp_path: Path) -> None:
     """Batches of one: a rank has the photograph that needs no retouch, hence no masked term, while the other may have one that does."""
     system = written("retouch", SYSTEMS["retouch"]["losses"], tmp_path)
-    code, out = end(start(*system, tmp_path / "run", "--set", "data.patch.batch=1", "data.patch.changed=null", "train.epochs=3", "seed=5"))
+    code, out = end(
+        start(
+            *system,
+            tmp_path / "run",
+            "--set",
+            "data.patch.batch=1",
+            "data.patch.changed=null",
+            "train.epochs=3",
+            "seed=5",
+        )
+    )
     assert code == 0, out[-3000:]
     records = log(tmp_path / "run")
     assert len(records) == 3

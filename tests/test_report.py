@@ -39,7 +39,11 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action") or k.startswith("on")]
+        self.links += [
+            v or ""
+            for k, v in attrs
+            if k in ("src", "href", "xlink:href", "action") or k.startswith("on")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -55,7 +59,10 @@ def check(text: str) -> Checker:
     checker = Checker()
     checker.feed(text)
     assert not checker.open
-    assert all(link.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for link in checker.links)
+    assert all(
+        link.startswith(("data:image/png;base64,", "data:image/jpeg;base64,"))
+        for link in checker.links
+    )
     assert not {"script", "link", "iframe", "object"} & set(checker.tags)
     assert "url(" not in text
     assert "@import" not in text
@@ -64,7 +71,10 @@ def check(text: str) -> Checker:
 
 def decoded(text: str) -> list[np.ndarray]:
     """All pictures of a page, ``(Y, X, 3)`` uint8."""
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in re.findall(r'src="data:image/\w+;base64,([^"]+)"', text)]
+    return [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(d))))
+        for d in re.findall(r'src="data:image/\w+;base64,([^"]+)"', text)
+    ]
 
 
 def volume(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,7 +91,12 @@ def volume(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def log_lines(epochs: int) -> str:
     rows = []
     for epoch in range(epochs):
-        row: dict[str, Any] = {"epoch": epoch, "lr": 1e-3 * 0.9**epoch, "train_loss": 1 / (epoch + 1), "seconds": 1.0}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "lr": 1e-3 * 0.9**epoch,
+            "train_loss": 1 / (epoch + 1),
+            "seconds": 1.0,
+        }
         if epoch % 2:
             row |= {"val_loss": 1.1 / (epoch + 1), "val_dice": epoch / epochs}
         rows.append(json.dumps(row))
@@ -90,7 +105,14 @@ def log_lines(epochs: int) -> str:
 
 def fold_result(fold: int, **more: Any) -> dict[str, Any]:
     metrics = {"best": {"dice": 0.7, "hd95": 3.0}, "swa": {"dice": 0.75, "hd95": 2.5}}
-    base = {"fold": fold, "status": "completed", "best_epoch": 5, "score": 0.3, "metrics": metrics, "chosen": "swa"}
+    base = {
+        "fold": fold,
+        "status": "completed",
+        "best_epoch": 5,
+        "score": 0.3,
+        "metrics": metrics,
+        "chosen": "swa",
+    }
     return {**base, "checkpoint": "x", "epochs": 10, "seconds": 61.2, "error": "", **more}
 
 
@@ -105,17 +127,39 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files.write(run / "data" / f"i{n}.tif", image)
         files.write(run / "data" / f"l{n}.tif", label)
         files.write(run / f"fold_{n % 2}" / "oof" / f"{name}.tif", answer)
-        listing[name] = {"image": [str(run / "data" / f"i{n}.tif")], "targets": {"label": str(run / "data" / f"l{n}.tif")}, "group": "g"}
-        cases[name] = {"fold": n % 2, "group": f"scroll{n // 3}", "metrics": {"dice": 0.5 + n / 20, "hd95": 9.0 - n}}
+        listing[name] = {
+            "image": [str(run / "data" / f"i{n}.tif")],
+            "targets": {"label": str(run / "data" / f"l{n}.tif")},
+            "group": "g",
+        }
+        cases[name] = {
+            "fold": n % 2,
+            "group": f"scroll{n // 3}",
+            "metrics": {"dice": 0.5 + n / 20, "hd95": 9.0 - n},
+        }
     for fold in range(2):
         files.write_text(run / f"fold_{fold}" / "log.jsonl", log_lines(10))
     mean = {k: float(np.mean([c["metrics"][k] for c in cases.values()])) for k in ("dice", "hd95")}
-    summary = {"name": "surface", "task": "labels", "folds": [fold_result(0), fold_result(1)], "out_of_fold": mean, "cases": cases}
-    summary |= {"baselines": {"empty answer": {"dice": 0.0, "hd95": None}, "best global threshold": {"dice": 0.4567, "hd95": 12.0}}}
+    summary = {
+        "name": "surface",
+        "task": "labels",
+        "folds": [fold_result(0), fold_result(1)],
+        "out_of_fold": mean,
+        "cases": cases,
+    }
+    summary |= {
+        "baselines": {
+            "empty answer": {"dice": 0.0, "hd95": None},
+            "best global threshold": {"dice": 0.4567, "hd95": 12.0},
+        }
+    }
     files.write_json(run / "summary.json", {**summary, "monitor": "val_loss"})
     files.write_json(run / "cases.json", listing)
     files.write_json(run / "environment.json", {"python": "3.11.7", "packages": {"torch": "2.13"}})
-    files.write_text(run / "config.yaml", "name: surface\ndata:\n  dims: 3\n  classes: 2\n  ignore_label: 2\n  folds: {count: 2}\n")
+    files.write_text(
+        run / "config.yaml",
+        "name: surface\ndata:\n  dims: 3\n  classes: 2\n  ignore_label: 2\n  folds: {count: 2}\n",
+    )
     return run
 
 
@@ -135,9 +179,23 @@ def change(run: Path, **more: Any) -> None:
 def test_complete_run_gives_a_sound_page(original: Path) -> None:
     text = reporting.build(original)
     checker = check(text)
-    assert checker.tags.count("img") == 5 * 3 * 4  # the four worst (of six, the median among them) and the best; three axes; four panels
-    assert checker.tags.count("polyline") == 2 * 4  # each fold: train, validation, dice, learning rate
-    for wanted in ["0.625", "0.457", "1 min 01 s", "6 of 10", "swa ✓", "baseline: best global threshold", "scroll0", "2.13", "2nd worst"]:
+    assert (
+        checker.tags.count("img") == 5 * 3 * 4
+    )  # the four worst (of six, the median among them) and the best; three axes; four panels
+    assert (
+        checker.tags.count("polyline") == 2 * 4
+    )  # each fold: train, validation, dice, learning rate
+    for wanted in [
+        "0.625",
+        "0.457",
+        "1 min 01 s",
+        "6 of 10",
+        "swa ✓",
+        "baseline: best global threshold",
+        "scroll0",
+        "2.13",
+        "2nd worst",
+    ]:
         assert wanted in text
     assert "Not in this report" not in text
     assert reporting.build(original) == text
@@ -160,9 +218,15 @@ def test_everything_is_escaped(run: Path) -> None:
     case = summary["cases"].pop("case0")
     summary["cases"][EVIL] = {**case, "group": EVIL, "metrics": {**case["metrics"], EVIL: 1.0}}
     change(run, name=EVIL, cases=summary["cases"], baselines={EVIL: {"dice": 1.0}}, monitor=EVIL)
-    change(run, out_of_fold={**summary["out_of_fold"], EVIL: 0.5}, folds=[fold_result(0, status="failed", error=EVIL), fold_result(1)])
+    change(
+        run,
+        out_of_fold={**summary["out_of_fold"], EVIL: 0.5},
+        folds=[fold_result(0, status="failed", error=EVIL), fold_result(1)],
+    )
     with (run / "fold_1" / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"epoch": 10, "lr": 1.0, "train_loss": 1.0, f"val_{EVIL}": 1.0}) + "\n")
+        log.write(
+            json.dumps({"epoch": 10, "lr": 1.0, "train_loss": 1.0, f"val_{EVIL}": 1.0}) + "\n"
+        )
     files.write_text(run / "config.yaml", f"name: {json.dumps(EVIL)}\n")
     text = reporting.build(run)
     check(text)
@@ -178,8 +242,17 @@ def gaps(text: str) -> list[str]:
 def test_tuned_rows_are_shown_and_a_damaged_file_is_stated(run: Path) -> None:
     gain = {"mean": 0.0123, "low": -0.001, "high": 0.02, "better": 3, "worse": 1, "cases": 4}
     rows = [
-        {"name": name, "mean": {"dice": mean}, "gains": {"the run's own": gain}, "chosen": {part: {"text": "dust <5>"}}, "cases": {}}
-        for name, mean, part in (("the run's own", 0.5, "all"), ("tuned (nested)", 0.5123, "scroll"))
+        {
+            "name": name,
+            "mean": {"dice": mean},
+            "gains": {"the run's own": gain},
+            "chosen": {part: {"text": "dust <5>"}},
+            "cases": {},
+        }
+        for name, mean, part in (
+            ("the run's own", 0.5, "all"),
+            ("tuned (nested)", 0.5123, "scroll"),
+        )
     ]
     path = run / "tuning" / "result.json"
     path.parent.mkdir()
@@ -194,7 +267,14 @@ def test_tuned_rows_are_shown_and_a_damaged_file_is_stated(run: Path) -> None:
 
 
 def test_gaps_are_stated(run: Path) -> None:
-    change(run, baselines={}, folds=[fold_result(0), fold_result(1, status="failed", metrics={}, best_epoch=-1, error="loss is NaN")])
+    change(
+        run,
+        baselines={},
+        folds=[
+            fold_result(0),
+            fold_result(1, status="failed", metrics={}, best_epoch=-1, error="loss is NaN"),
+        ],
+    )
     files.write_text(run / "config.yaml", "data: {folds: {count: 3}, ignore_label: 2}\n")
     (run / "fold_1" / "log.jsonl").unlink()
     (run / "fold_1" / "oof" / "case1.tif").unlink()
@@ -214,7 +294,16 @@ def test_gaps_are_stated(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "cases.json", "environment.json", "fold_0", "fold_1", "fold_0/oof/case0.tif", "fold_1/log.jsonl"]
+    "name",
+    [
+        "config.yaml",
+        "cases.json",
+        "environment.json",
+        "fold_0",
+        "fold_1",
+        "fold_0/oof/case0.tif",
+        "fold_1/log.jsonl",
+    ],
 )
 def test_any_missing_piece_leaves_a_sound_page(run: Path, name: str) -> None:
     path = run / name
@@ -222,7 +311,9 @@ def test_any_missing_piece_leaves_a_sound_page(run: Path, name: str) -> None:
     check(reporting.build(run))
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "cases.json", "fold_0/oof/case0.tif", "fold_1/log.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "cases.json", "fold_0/oof/case0.tif", "fold_1/log.jsonl"]
+)
 def test_any_damaged_piece_leaves_a_sound_page(run: Path, name: str) -> None:
     (run / name).write_bytes(b"\x00: [ rubbish \xff")
     text = reporting.build(run)
@@ -253,7 +344,9 @@ def test_shapes_that_differ_are_stated(run: Path) -> None:
     files.write(run / "fold_0" / "oof" / "case0.tif", volume(0)[2][1:])
     text = reporting.build(run)
     check(text)
-    assert any(g.startswith("no pictures of case case0") and "differ in shape" in g for g in gaps(text))
+    assert any(
+        g.startswith("no pictures of case case0") and "differ in shape" in g for g in gaps(text)
+    )
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------------
@@ -262,9 +355,13 @@ def test_shapes_that_differ_are_stated(run: Path) -> None:
 def test_interval_agrees_with_scipy() -> None:
     values = np.random.default_rng(1).beta(5, 2, 40)
     ours = interval(values.tolist())
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(2)).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(2)
+    ).confidence_interval
     assert ours is not None
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.1 * values.std() / np.sqrt(len(values)))
+    assert ours == pytest.approx(
+        (theirs.low, theirs.high), abs=0.1 * values.std() / np.sqrt(len(values))
+    )
     assert ours == interval(values.tolist())
 
 
@@ -280,7 +377,9 @@ def test_lower_is_better_where_it_is(run: Path) -> None:
     found = runs.load(run)
     assert runs.leading_metric(found) == ("hd95", -1)
     worst_first = pictures.rank(found, "hd95", -1)
-    assert [cases[i]["metrics"]["hd95"] for i in worst_first] == sorted((c["metrics"]["hd95"] for c in cases.values()), reverse=True)
+    assert [cases[i]["metrics"]["hd95"] for i in worst_first] == sorted(
+        (c["metrics"]["hd95"] for c in cases.values()), reverse=True
+    )
 
 
 def test_counts_do_not_rank(run: Path) -> None:
@@ -367,7 +466,9 @@ def test_short_rows_span_the_missing_columns() -> None:
 def test_error_colours_mean_what_the_legend_says(original: Path) -> None:
     found = runs.load(original)
     image, label, answer = (a[None] for a in volume(0))
-    shown = dict(pictures.label_panels(found, *(a[:, :, 6] for a in (image, label, answer))))  # rows are Z, columns X
+    shown = dict(
+        pictures.label_panels(found, *(a[:, :, 6] for a in (image, label, answer)))
+    )  # rows are Z, columns X
     errors = shown["errors"]
     factor = errors.shape[0] // 12
 
@@ -382,7 +483,13 @@ def test_error_colours_mean_what_the_legend_says(original: Path) -> None:
     assert near(colour(8, 8), colours.ORANGE)  # answer only
     assert len({round(float(c)) for c in colour(0, 8)}) == 1  # ignored: grey
     assert len({round(float(c)) for c in colour(3, 8)}) == 1  # background: grey
-    assert shown["image"].shape == shown["truth"].shape == shown["answer"].shape == errors.shape == (12 * factor, 16 * factor, 3)
+    assert (
+        shown["image"].shape
+        == shown["truth"].shape
+        == shown["answer"].shape
+        == errors.shape
+        == (12 * factor, 16 * factor, 3)
+    )
 
 
 def test_wrong_classes_have_their_own_colour(run: Path) -> None:
@@ -401,10 +508,18 @@ def test_slices_follow_the_foreground() -> None:
     truth[0, 7, 2:4, 3] = 1
     truth[0, :, :, 0] = 2
     found = pictures.slices((truth, truth, truth), ignore=2)
-    assert [where for where, _ in found] == ["axis 0, slice 8 of 9", "axis 1, slice 4 of 10", "axis 2, slice 4 of 11"]
+    assert [where for where, _ in found] == [
+        "axis 0, slice 8 of 9",
+        "axis 1, slice 4 of 10",
+        "axis 2, slice 4 of 11",
+    ]
     assert [planes[1].shape for _, planes in found] == [(1, 10, 11), (1, 9, 11), (1, 9, 10)]
     empty = pictures.slices((truth * 0, truth * 0, truth * 0), ignore=None)
-    assert [where for where, _ in empty] == ["axis 0, slice 5 of 9", "axis 1, slice 6 of 10", "axis 2, slice 6 of 11"]
+    assert [where for where, _ in empty] == [
+        "axis 0, slice 5 of 9",
+        "axis 1, slice 6 of 10",
+        "axis 2, slice 6 of 11",
+    ]
 
 
 def test_small_pictures_grow_and_large_ones_shrink() -> None:
@@ -416,15 +531,26 @@ def test_small_pictures_grow_and_large_ones_shrink() -> None:
     assert (large == 128).all()
 
 
-def flat_run(run: Path, task: str, truth: np.ndarray, answer: np.ndarray, image: np.ndarray) -> Path:
+def flat_run(
+    run: Path, task: str, truth: np.ndarray, answer: np.ndarray, image: np.ndarray
+) -> Path:
     """A run of one 2D case; arrays are ``(C, Y, X)``."""
     for name, array in (("image", image), ("truth", truth), ("fold_0/oof/x", answer)):
         files.write(run / f"{name}.png", array, dims=2)
     target = "label" if task == "labels" else "target"
-    files.write_json(run / "cases.json", {"x": {"image": [str(run / "image.png")], "targets": {target: str(run / "truth.png")}}})
+    files.write_json(
+        run / "cases.json",
+        {"x": {"image": [str(run / "image.png")], "targets": {target: str(run / "truth.png")}}},
+    )
     metric = "dice" if task == "labels" else "psnr"
     case = {"fold": 0, "group": None, "metrics": {metric: 0.5}}
-    summary = {"name": "flat", "task": task, "folds": [fold_result(0)], "out_of_fold": {metric: 0.5}, "cases": {"x": case}}
+    summary = {
+        "name": "flat",
+        "task": task,
+        "folds": [fold_result(0)],
+        "out_of_fold": {metric: 0.5},
+        "cases": {"x": case},
+    }
     files.write_json(run / "summary.json", summary)
     files.write_text(run / "config.yaml", "data: {dims: 2}\n")
     return run
@@ -474,14 +600,23 @@ def test_large_images_are_shown_large_in_colour_and_grow(tmp_path: Path) -> None
     assert 'class="strip large"' in text
     assert len(text) < 2**20
     assert np.ptp(shown[0][700, 10].astype(int)) > 100  # the image is in colour
-    for (y, x), colour in {(700, 350): colours.FOUND, (200, 350): colours.FALSE_NEGATIVE, (200, 100): colours.FALSE_POSITIVE}.items():
-        hues = {c: np.abs(shown[3][y, x].astype(int) - c).sum() for c in (colours.FOUND, colours.FALSE_NEGATIVE, colours.FALSE_POSITIVE)}
+    for (y, x), colour in {
+        (700, 350): colours.FOUND,
+        (200, 350): colours.FALSE_NEGATIVE,
+        (200, 100): colours.FALSE_POSITIVE,
+    }.items():
+        hues = {
+            c: np.abs(shown[3][y, x].astype(int) - c).sum()
+            for c in (colours.FOUND, colours.FALSE_NEGATIVE, colours.FALSE_POSITIVE)
+        }
         assert min(hues, key=lambda c: hues[c]) == colour
 
 
 def test_masks_saved_as_grey_are_cut_where_the_config_says(tmp_path: Path) -> None:
     truth = np.tile(np.array([0, 3, 120, 128, 250], np.uint8).repeat(4), (1, 20, 1))
-    run = flat_run(tmp_path, "labels", truth, (truth > 127).astype(np.uint8), np.zeros((1, 20, 20), np.uint8))
+    run = flat_run(
+        tmp_path, "labels", truth, (truth > 127).astype(np.uint8), np.zeros((1, 20, 20), np.uint8)
+    )
     files.write_text(run / "config.yaml", "data: {dims: 2, binarise: 127}\n")
     errors = decoded(reporting.build(run))[3].astype(int)
     assert (np.abs(errors - colours.FOUND).max(axis=-1) < 45).mean() == pytest.approx(2 / 5)
@@ -491,7 +626,15 @@ def test_masks_saved_as_grey_are_cut_where_the_config_says(tmp_path: Path) -> No
 def test_the_legend_names_classes(run: Path) -> None:
     files.write_text(run / "config.yaml", "data: {classes: 4}\n")
     legend = re.findall(r"</i>([^<]+)", pictures._legend(runs.load(run)))
-    assert legend == ["class 1", "class 2", "class 3", "false positive", "false negative", "wrong class", "found"]
+    assert legend == [
+        "class 1",
+        "class 2",
+        "class 3",
+        "false positive",
+        "false negative",
+        "wrong class",
+        "found",
+    ]
 
 
 def test_missing_target_is_stated(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from pipeline.records import NamedOptions
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "image": ("image_unet", {"base": 2}),
     "image-tiles": ("image_unet", {"base": 2, "depth": 2, "norm": "none", "align_corners": False}),
-    "image-group": ("image_unet", {"base": 4, "depth": 1, "norm": {"name": "group", "options": {"num_groups": 2}}}),
+    "image-group": (
+        "image_unet",
+        {"base": 4, "depth": 1, "norm": {"name": "group", "options": {"num_groups": 2}}},
+    ),
     "deblur": ("deblur_unet", {"base": 4, "groups": 2}),
     "deblur-residual": ("deblur_unet", {"base": 2, "norm": "none", "residual": True}),
     "deblur-batch": ("deblur_unet", {"base": 2, "norm": "batch"}),
@@ -29,8 +32,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 EVERY = pytest.mark.parametrize("which", TINY)
 
 
-def net(name: str, channels: int = 3, dims: int = 2, out: int | None = None, **options: Any) -> HeadedNet:
-    return build(NamedOptions(name=name, options=options), channels, channels if out is None else out, dims)
+def net(
+    name: str, channels: int = 3, dims: int = 2, out: int | None = None, **options: Any
+) -> HeadedNet:
+    return build(
+        NamedOptions(name=name, options=options), channels, channels if out is None else out, dims
+    )
 
 
 def tiny(which: str) -> HeadedNet:
@@ -72,10 +79,15 @@ def test_weights_add_up_by_hand() -> None:
     """The decoder of image_unet takes the width below as it is; that of deblur_unet brings it to its own by a convolution."""
     w = [3, 6, 12, 24, 48]
     down = [(2, 3), *itertools.pairwise(w)]
-    image = sum(double(a, b, False) for a, b in down) + sum(double(a + b, b, False) for b, a in itertools.pairwise(w))
+    image = sum(double(a, b, False) for a, b in down) + sum(
+        double(a + b, b, False) for b, a in itertools.pairwise(w)
+    )
     assert parameters(net("image_unet", 2, out=5, base=3)) == image + 5 * 3 + 5
     up = sum(9 * a * b + b + double(2 * b, b, True) for b, a in itertools.pairwise(w))
-    assert parameters(net("deblur_unet", 2, out=5, base=3, groups=3)) == sum(double(a, b, True) for a, b in down) + up + 5 * 3 + 5
+    assert (
+        parameters(net("deblur_unet", 2, out=5, base=3, groups=3))
+        == sum(double(a, b, True) for a, b in down) + up + 5 * 3 + 5
+    )
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------------
@@ -95,22 +107,34 @@ def test_layers_run_in_the_published_order() -> None:
     image, deblur = ["Conv2d", "BatchNorm2d", "ReLU"] * 2, ["Conv2d", "GroupNorm", "ReLU"] * 2
     x = torch.randn(1, 3, 32, 32)
     assert trace(net("image_unet", base=2), x) == image * 5 + ["Upsample", *image] * 4 + ["Conv2d"]
-    assert trace(net("deblur_unet", base=2, groups=2), x) == deblur * 5 + ["Upsample", "Conv2d", *deblur] * 4 + ["Conv2d"]
+    assert trace(net("deblur_unet", base=2, groups=2), x) == deblur * 5 + [
+        "Upsample",
+        "Conv2d",
+        *deblur,
+    ] * 4 + ["Conv2d"]
 
 
 def test_enlargement_is_bilinear_with_the_corners_where_they_were_published() -> None:
     for name, aligned in (("image_unet", True), ("deblur_unet", False)):
         found = [m for m in net(name, base=8).modules() if isinstance(m, nn.Upsample)]
-        assert [(m.mode, m.scale_factor, m.align_corners) for m in found] == [("bilinear", 2, aligned)] * 4
+        assert [(m.mode, m.scale_factor, m.align_corners) for m in found] == [
+            ("bilinear", 2, aligned)
+        ] * 4
 
 
 @pytest.mark.parametrize(("name", "skip_first"), [("image_unet", True), ("deblur_unet", False)])
 def test_skips_are_joined_in_the_published_order(name: str, skip_first: bool) -> None:
     network = net(name, base=2, norm="none")
     seen: dict[str, Any] = {}
-    network.get_submodule("down.0").register_forward_hook(lambda _m, _i, o: seen.update({"skip": o}))
-    network.get_submodule("enlarge.3").register_forward_hook(lambda _m, _i, o: seen.update({"large": o}))
-    network.get_submodule("up.3").register_forward_hook(lambda _m, i, _o: seen.update({"joined": i[0]}))
+    network.get_submodule("down.0").register_forward_hook(
+        lambda _m, _i, o: seen.update({"skip": o})
+    )
+    network.get_submodule("enlarge.3").register_forward_hook(
+        lambda _m, _i, o: seen.update({"large": o})
+    )
+    network.get_submodule("up.3").register_forward_hook(
+        lambda _m, i, _o: seen.update({"joined": i[0]})
+    )
     network(torch.randn(1, 3, 32, 48))
     order = ("skip", "large") if skip_first else ("large", "skip")
     assert torch.equal(seen["joined"], torch.cat([seen[k] for k in order], 1))
@@ -118,15 +142,23 @@ def test_skips_are_joined_in_the_published_order(name: str, skip_first: bool) ->
 
 def test_convolutions_of_image_unet_have_a_bias_only_without_a_norm() -> None:
     for norm, count in (("batch", 1), ("none", 19)):
-        convolutions = [m for m in net("image_unet", base=2, norm=norm).modules() if isinstance(m, nn.Conv2d)]
+        convolutions = [
+            m for m in net("image_unet", base=2, norm=norm).modules() if isinstance(m, nn.Conv2d)
+        ]
         assert len(convolutions) == 19
         assert sum(m.bias is not None for m in convolutions) == count
 
 
 def test_groups_reach_every_norm() -> None:
-    groups = [m.num_groups for m in net("deblur_unet", base=4, groups=2).modules() if isinstance(m, nn.GroupNorm)]
+    groups = [
+        m.num_groups
+        for m in net("deblur_unet", base=4, groups=2).modules()
+        if isinstance(m, nn.GroupNorm)
+    ]
     assert groups == [2] * 18
-    assert not [m for m in net("deblur_unet", base=4, norm="none").modules() if "Norm" in type(m).__name__]
+    assert not [
+        m for m in net("deblur_unet", base=4, norm="none").modules() if "Norm" in type(m).__name__
+    ]
 
 
 def test_a_residual_network_that_adds_nothing_returns_its_input() -> None:
@@ -166,14 +198,23 @@ def test_any_size_comes_back_whole(which: str, size: tuple[int, int]) -> None:
 @settings(deadline=None, max_examples=10)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), which=st.sampled_from(sorted(TINY)))
 def test_random_sizes_come_back_whole(height: int, width: int, which: str) -> None:
-    assert tiny(which).eval()(torch.randn(1, 2, height, width))["main"].shape == (1, 2, height, width)
+    assert tiny(which).eval()(torch.randn(1, 2, height, width))["main"].shape == (
+        1,
+        2,
+        height,
+        width,
+    )
 
 
 @EVERY
 def test_gradient_reaches_every_weight(which: str) -> None:
     network = tiny(which).train()
     network(torch.randn(2, 2, 32, 48))["main"].square().mean().backward()
-    dead = [name for name, p in network.named_parameters() if p.grad is None or not (p.grad.any() or name.endswith("bias"))]
+    dead = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not (p.grad.any() or name.endswith("bias"))
+    ]
     assert dead == []
 
 
@@ -197,7 +238,10 @@ def test_a_used_network_can_be_copied(which: str) -> None:
     assert torch.equal(twin.eval()(x)["main"], network.eval()(x)["main"])
 
 
-@pytest.mark.parametrize(("name", "options"), [("image_unet", {}), ("deblur_unet", {"groups": 2}), ("deblur_unet", {"residual": True})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("image_unet", {}), ("deblur_unet", {"groups": 2}), ("deblur_unet", {"residual": True})],
+)
 def test_learns_a_tone_curve(name: str, options: dict[str, Any]) -> None:
     """A few steps of Adam bring the error of a gain and an offset far below that of doing nothing."""
     torch.manual_seed(0)
@@ -228,7 +272,9 @@ def tile_error(network: HeadedNet, halo: int, size: int) -> float:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_tiles_are_exact_without_aligned_corners_and_without_statistics_of_the_tile(norm: str) -> None:
+def test_tiles_are_exact_without_aligned_corners_and_without_statistics_of_the_tile(
+    norm: str,
+) -> None:
     """Radius of four halvings: at most 137 for image_unet, 152 for deblur_unet; the halo is the next multiple of the stride."""
     torch.manual_seed(1)
     assert tile_error(net("image_unet", base=2, norm=norm, align_corners=False), 144, 192) < 1e-12
@@ -257,7 +303,11 @@ def test_no_halo_helps_otherwise(name: str, options: dict[str, Any]) -> None:
         ("image_unet", {"base": 0}, ["base", "0"]),
         ("image_unet", {"depth": 2.5}, ["depth", "2.5"]),
         ("image_unet", {"norm": "bach"}, ["bach", "batch"]),
-        ("image_unet", {"norm": {"name": "group", "options": {"num_groups": 7}}}, ["7 groups", "64"]),
+        (
+            "image_unet",
+            {"norm": {"name": "group", "options": {"num_groups": 7}}},
+            ["7 groups", "64"],
+        ),
         ("image_unet", {"align_corners": 1}, ["align_corners", "1", "true or false"]),
         ("image_unet", {"aligned": True}, ["aligned", "align_corners"]),
         ("deblur_unet", {"base": "x"}, ["base", "'x'"]),
@@ -266,7 +316,9 @@ def test_no_halo_helps_otherwise(name: str, options: dict[str, Any]) -> None:
         ("deblur_unet", {"residual": "yes"}, ["residual", "yes"]),
     ],
 )
-def test_wrong_options_are_refused_with_value_and_cure(name: str, options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_options_are_refused_with_value_and_cure(
+    name: str, options: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         net(name, **options)
     assert [word for word in words if word not in str(caught.value)] == []

@@ -39,18 +39,35 @@ BASE: dict[str, Any] = {
         "patch": {"size": [16, 16], "batch": 1, "per_case": 2},
         "augment": ["flip", {"name": "noise", "options": {"std": 0.05}}],
     },
-    "network": {"name": "sa_unet", "options": {"channels": [4, 8], "keep": 0.8, "block": 3, "schedule": "linear"}},
+    "network": {
+        "name": "sa_unet",
+        "options": {"channels": [4, 8], "keep": 0.8, "block": 3, "schedule": "linear"},
+    },
     "losses": ["dice", "ce"],
     "metrics": ["dice"],
     "predict": {"overlap": 4},
 }
-TRAIN: dict[str, Any] = {"epochs": 3, "optimizer": {"name": "adam", "options": {"lr": 0.01}}, "preview_every": 0}
+TRAIN: dict[str, Any] = {
+    "epochs": 3,
+    "optimizer": {"name": "adam", "options": {"lr": 0.01}},
+    "preview_every": 0,
+}
 STEPS = 6
 """Batches of an epoch: three training cases, two patches each."""
 
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "averaged": {**TRAIN, "schedule": {"name": "cosine_restarts", "options": {"first": 2}}, "average": {"start": 1, "lr": 5e-3}},
-    "accumulated": {**TRAIN, "accumulate": 4, "clip": 1.0, "schedule": {"name": "plateau"}, "validate": {"every": 2}},
+    "averaged": {
+        **TRAIN,
+        "schedule": {"name": "cosine_restarts", "options": {"first": 2}},
+        "average": {"start": 1, "lr": 5e-3},
+    },
+    "accumulated": {
+        **TRAIN,
+        "accumulate": 4,
+        "clip": 1.0,
+        "schedule": {"name": "plateau"},
+        "validate": {"every": 2},
+    },
     "stopping": {**TRAIN, "epochs": 9, "stop": {"monitor": "val_dice", "patience": 2}},
 }
 Calm = tuple[dict[str, str], dict[str, int], Path]
@@ -66,7 +83,9 @@ def fingerprint(run: Path) -> dict[str, str]:
         if path.suffix in (".safetensors", ".png", ".npy"):
             out[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name == "log.jsonl":
-            out[name] = json.dumps([_timeless(json.loads(line)) for line in path.read_text().splitlines()])
+            out[name] = json.dumps(
+                [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+            )
         if path.name in ("result.json", "summary.json"):
             out[name] = json.dumps(_timeless(json.loads(path.read_text())))
     return out
@@ -85,7 +104,9 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n in range(6):
         rng = np.random.default_rng(n)
         y, x = np.mgrid[:24, :26]
-        label = ((y - rng.integers(6, 18)) ** 2 + (x - rng.integers(6, 18)) ** 2 < 30).astype(np.uint8)
+        label = ((y - rng.integers(6, 18)) ** 2 + (x - rng.integers(6, 18)) ** 2 < 30).astype(
+            np.uint8
+        )
         image = np.clip(80 + 80 * label + rng.normal(0, 15, label.shape), 0, 255).astype(np.uint8)
         for folder, array in (("images", image), ("masks", label)):
             (root / folder).mkdir(exist_ok=True)
@@ -115,10 +136,16 @@ class Events:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.done: dict[str, int] = {}
         self.until: tuple[str, int] | None = None
-        for kind, module, name in (("step", loop, "_step"), ("patch", loop, "measure"), ("case", held_out, "predict_stored")):
+        for kind, module, name in (
+            ("step", loop, "_step"),
+            ("patch", loop, "measure"),
+            ("case", held_out, "predict_stored"),
+        ):
             patch.setattr(module, name, self._counted(kind, getattr(module, name)))
         patch.setattr(cli.stop, "signal", None)
-        patch.setattr("pipeline.workflows.train._report", lambda run: None)  # pictures of results that are compared here to the bit
+        patch.setattr(
+            "pipeline.workflows.train._report", lambda run: None
+        )  # pictures of results that are compared here to the bit
 
     def _counted(self, kind: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
@@ -156,10 +183,16 @@ PLACES = {
     "in the first epoch": ("averaged", [("step", 2)]),
     "after the last step of an epoch": ("averaged", [("step", STEPS)]),
     "while averaging": ("averaged", [("step", 2 * STEPS + 3)]),
-    "in validation, before the average takes the weights in": ("averaged", [("patch", STEPS // 2 + 2)]),
+    "in validation, before the average takes the weights in": (
+        "averaged",
+        [("patch", STEPS // 2 + 2)],
+    ),
     "in the average's own validation": ("averaged", [("patch", 3 * STEPS // 2 + 2)]),
     "while predicting": ("averaged", [("case", 2)]),
-    "three times in a row, once in the same epoch": ("averaged", [("step", STEPS + 1), ("step", STEPS + 3), ("patch", 5)]),
+    "three times in a row, once in the same epoch": (
+        "averaged",
+        [("step", STEPS + 1), ("step", STEPS + 3), ("patch", 5)],
+    ),
     "with gradients summed over batches": ("accumulated", [("step", 1), ("step", 4)]),
     "in the epoch that ends by patience": ("stopping", [("step", 2 * STEPS + 2), ("patch", 8)]),
 }
@@ -179,7 +212,9 @@ def test_a_stopped_run_goes_on_at_the_next_step(
         assert not (tmp_path / "run" / "fold_0" / "result.json").exists()
     assert events.run(arguments) == 0
     assert fingerprint(tmp_path / "run") == expected
-    assert {k: events.done[k] for k in ("step", "case")} == {k: counted[k] for k in ("step", "case")}
+    assert {k: events.done[k] for k in ("step", "case")} == {
+        k: counted[k] for k in ("step", "case")
+    }
 
 
 def test_the_stand_ins_stop_where_they_should(calm: Callable[[str], Calm]) -> None:
@@ -191,14 +226,23 @@ def test_the_stand_ins_stop_where_they_should(calm: Callable[[str], Calm]) -> No
     assert "fold_0/swa_model.safetensors" in calm("averaged")[0]
 
 
-def test_a_stop_between_steps_waits_for_the_summed_gradients(discs: Path, tmp_path: Path, events: Events) -> None:
+def test_a_stop_between_steps_waits_for_the_summed_gradients(
+    discs: Path, tmp_path: Path, events: Events
+) -> None:
     """With ``accumulate: 4`` the state stands after batch 4, never within the four."""
-    assert events.run(words(config_file(tmp_path, "accumulated"), discs, tmp_path / "run"), ("step", 1)) == 75
+    assert (
+        events.run(
+            words(config_file(tmp_path, "accumulated"), discs, tmp_path / "run"), ("step", 1)
+        )
+        == 75
+    )
     (state,) = (tmp_path / "run" / "fold_0" / "checkpoint_latest").iterdir()
     assert state.name.startswith("epoch_00000_step_000004-")
 
 
-def test_records_of_a_stopped_epoch_are_written_once(discs: Path, tmp_path: Path, events: Events) -> None:
+def test_records_of_a_stopped_epoch_are_written_once(
+    discs: Path, tmp_path: Path, events: Events
+) -> None:
     """One line an epoch in both logs and in TensorBoard; the epoch's time is that of all its parts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -207,25 +251,38 @@ def test_records_of_a_stopped_epoch_are_written_once(discs: Path, tmp_path: Path
         assert events.run(arguments, until) == 75
     assert events.run(arguments) == 0
     fold = tmp_path / "run" / "fold_0"
-    assert [json.loads(line)["epoch"] for line in (fold / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
-    assert [line.split("/")[0] for line in (fold / "training_log.txt").read_text().splitlines()] == ["Epoch 1", "Epoch 2", "Epoch 3"] + [
-        line for line in (fold / "training_log.txt").read_text().splitlines() if line.startswith("SWA")
+    assert [
+        json.loads(line)["epoch"] for line in (fold / "log.jsonl").read_text().splitlines()
+    ] == [0, 1, 2]
+    assert [
+        line.split("/")[0] for line in (fold / "training_log.txt").read_text().splitlines()
+    ] == ["Epoch 1", "Epoch 2", "Epoch 3"] + [
+        line
+        for line in (fold / "training_log.txt").read_text().splitlines()
+        if line.startswith("SWA")
     ]
     board = EventAccumulator(str(fold / "tensorboard"))
     board.Reload()
     assert [e.step for e in board.Scalars("train_loss")] == [0, 1, 2]
 
 
-def test_seconds_add_up_over_stops(discs: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_add_up_over_stops(
+    discs: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a clock that counts optimiser steps: an epoch of six steps takes six, in however many processes."""
-    clock = SimpleNamespace(monotonic=lambda: float(events.done.get("step", 0)), strftime=time.strftime)
+    clock = SimpleNamespace(
+        monotonic=lambda: float(events.done.get("step", 0)), strftime=time.strftime
+    )
     for module in (loop, fold):
         monkeypatch.setattr(module, "time", clock)
     arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")
     for until in (("step", 2), ("step", STEPS + 5)):
         assert events.run(arguments, until) == 75
     assert events.run(arguments) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()
+    ]
     assert [row["seconds"] for row in rows] == [STEPS] * 3
     result = FoldFolder(tmp_path / "run" / "fold_0").result()
     assert result is not None
@@ -257,7 +314,9 @@ raise SystemExit(train.main())
 """
 
 
-def killed(arguments: list[str], number: int, at: int, log: Path) -> subprocess.CompletedProcess[str]:
+def killed(
+    arguments: list[str], number: int, at: int, log: Path
+) -> subprocess.CompletedProcess[str]:
     """Train in a process group of its own, which gets a signal after the process's step ``at``, workers and all."""
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, str(int(number)), str(at), str(log), *arguments],
@@ -270,18 +329,27 @@ def killed(arguments: list[str], number: int, at: int, log: Path) -> subprocess.
 
 
 @pytest.mark.slow
-def test_signals_to_the_whole_group_lose_no_step(calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events) -> None:
+def test_signals_to_the_whole_group_lose_no_step(
+    calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events
+) -> None:
     """USR1, then TERM, in the middle of epochs, with two loader workers, as a scheduler sends them."""
     expected, counted, undisturbed = calm("averaged")
     events.done.clear()
     out, log = tmp_path / "run", tmp_path / "steps"
     arguments = [*words(config_file(tmp_path, "averaged"), discs, out), "--set", "data.workers=2"]
-    ends = [killed(arguments, number, at, log) for number, at in ((signal.SIGUSR1, 2), (signal.SIGTERM, STEPS + 1))]
+    ends = [
+        killed(arguments, number, at, log)
+        for number, at in ((signal.SIGUSR1, 2), (signal.SIGTERM, STEPS + 1))
+    ]
     assert [end.returncode for end in ends] == [75, 75], [end.stderr[-500:] for end in ends]
     assert "saved in epoch 1 after step 2" in ends[0].stdout
     assert events.run(arguments) == 0
     found = fingerprint(out)
-    for name in ("fold_0/log.jsonl", "fold_0/result.json", *(n for n in expected if n.endswith(".png"))):
+    for name in (
+        "fold_0/log.jsonl",
+        "fold_0/result.json",
+        *(n for n in expected if n.endswith(".png")),
+    ):
         assert found[name] == expected[name], name
     for kind in ("best", "swa"):  # the files' headers hold the config, in which the workers differ
         assert _weights(out, kind) == _weights(undisturbed, kind)
@@ -290,7 +358,9 @@ def test_signals_to_the_whole_group_lose_no_step(calm: Callable[[str], Calm], di
 
 def _weights(run: Path, kind: str) -> str:
     weights = models.load_model(run / "fold_0" / f"{kind}_model.safetensors").weights
-    return hashlib.sha256(b"".join(weights[k].numpy().tobytes() for k in sorted(weights))).hexdigest()
+    return hashlib.sha256(
+        b"".join(weights[k].numpy().tobytes() for k in sorted(weights))
+    ).hexdigest()
 
 
 @pytest.mark.slow
@@ -303,11 +373,17 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_save(
     events.done.clear()
     out, log = tmp_path / "run", tmp_path / "steps"
     ends = [killed(words(config, discs, out), signal.SIGKILL, at, log) for at in (3, 2)]
-    assert [end.returncode for end in ends] == [-signal.SIGKILL] * 2, [end.stderr[-500:] for end in ends]
+    assert [end.returncode for end in ends] == [-signal.SIGKILL] * 2, [
+        end.stderr[-500:] for end in ends
+    ]
     capsys.readouterr()
     assert events.run(words(config, discs, out)) == 0
     told = ends[1].stdout + capsys.readouterr().out
-    assert told.count("taken over from process") == told.count("continuing after epoch 0 and step 2 of the next") == 2
+    assert (
+        told.count("taken over from process")
+        == told.count("continuing after epoch 0 and step 2 of the next")
+        == 2
+    )
     assert fingerprint(out) == fingerprint(tmp_path / "calm")
     # Killed after step 3, then before step 4 was saved: one step, then two are done again.
     assert len(log.read_text().splitlines()) + events.done["step"] == 3 * STEPS + 3
@@ -325,11 +401,21 @@ def test_an_epoch_begins_at_any_batch() -> None:
         assert list(batches) == whole[first:]
 
 
-def test_states_are_ordered_by_what_is_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_states_are_ordered_by_what_is_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Newest by (epoch, step), not by name or clock; a state that a later one overtakes from behind is a damaged one and goes."""
     for done in ((9, 0), (9, 12), (10, 0), (10, 3)):
-        checkpoint.save_state(tmp_path, done, {"w": torch.tensor([float(done[0]), float(done[1])])}, {"epoch": done[0]})
-    assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == ["epoch_00010", "epoch_00010_step_000003"]
+        checkpoint.save_state(
+            tmp_path,
+            done,
+            {"w": torch.tensor([float(done[0]), float(done[1])])},
+            {"epoch": done[0]},
+        )
+    assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == [
+        "epoch_00010",
+        "epoch_00010_step_000003",
+    ]
     newest = next(tmp_path.glob("*step*"))
     newest.write_bytes(b"torn")
     loaded = checkpoint.load_state(tmp_path)
@@ -337,11 +423,18 @@ def test_states_are_ordered_by_what_is_done(tmp_path: Path, caplog: pytest.LogCa
     assert loaded[0]["w"].tolist() == [10.0, 0.0]
     assert "damaged" in caplog.messages[0]
     checkpoint.save_state(tmp_path, (10, 1), {"w": torch.zeros(1)}, {"epoch": 10})
-    assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == ["epoch_00010", "epoch_00010_step_000001"]
+    assert [p.name.partition("-")[0] for p in sorted(tmp_path.iterdir())] == [
+        "epoch_00010",
+        "epoch_00010_step_000001",
+    ]
 
 
 def test_file_times_do_not_matter(
-    calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events, capsys: pytest.CaptureFixture[str]
+    calm: Callable[[str], Calm],
+    discs: Path,
+    tmp_path: Path,
+    events: Events,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The older state claims to be of the year 2100: the newer one is continued, and the end is the same."""
     expected = calm("averaged")[0]
@@ -361,14 +454,26 @@ def test_states_and_models_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         state = checkpoint.save_state(tmp_path, (1, 0), {"w": torch.zeros(1)}, {"epoch": 1})
-        model = Checkpoint(config={}, channels=(1, 1), fold=0, epoch=0, score=None, weights={"w": torch.zeros(1)}, kind="best")
+        model = Checkpoint(
+            config={},
+            channels=(1, 1),
+            fold=0,
+            epoch=0,
+            score=None,
+            weights={"w": torch.zeros(1)},
+            kind="best",
+        )
         models.save_model(tmp_path / "model.safetensors", model)
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (state, tmp_path / "model.safetensors")] == [0o640, 0o640]
+    assert [
+        stat.S_IMODE(path.stat().st_mode) for path in (state, tmp_path / "model.safetensors")
+    ] == [0o640, 0o640]
 
 
-def test_states_without_steps_are_read(calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events) -> None:
+def test_states_without_steps_are_read(
+    calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events
+) -> None:
     """A state of the older kind, which knew whole epochs only, leads to the same end."""
     arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")
     assert events.run(arguments, ("step", STEPS + 1)) == 75
@@ -377,7 +482,12 @@ def test_states_without_steps_are_read(calm: Callable[[str], Calm], discs: Path,
     (state,) = folder.iterdir()
     tensors, facts = models.decode(state)
     state.unlink()
-    checkpoint.save_state(folder, (1, 0), tensors, {k: v for k, v in facts.items() if k not in ("step", "means", "seconds")})
+    checkpoint.save_state(
+        folder,
+        (1, 0),
+        tensors,
+        {k: v for k, v in facts.items() if k not in ("step", "means", "seconds")},
+    )
     assert events.run(arguments) == 0
     assert fingerprint(tmp_path / "run") == calm("averaged")[0]
 

@@ -34,7 +34,12 @@ def scene(channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Ten
     """Random float64 output and target ``(2, C, 6, 7)``, a mask that ignores a tenth, and a soft mask."""
     make = torch.Generator().manual_seed(seed)
     x, y = (torch.rand(2, channels, 6, 7, generator=make, dtype=torch.float64) for _ in range(2))
-    return x, y, (torch.rand(2, 1, 6, 7, generator=make) > 0.1).float(), torch.rand(2, 1, 6, 7, generator=make)
+    return (
+        x,
+        y,
+        (torch.rand(2, 1, 6, 7, generator=make) > 0.1).float(),
+        torch.rand(2, 1, 6, 7, generator=make),
+    )
 
 
 def run(name: str, x: Tensor, y: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
@@ -64,7 +69,9 @@ def test_one_changed_pixel_inside_and_outside_the_mask(name: str, channels: int)
     assert masked(name, x, y, everywhere) == pytest.approx(total / 81 / channels)
     assert masked(name, x, y, there) == pytest.approx(total / 9 / channels)
     assert masked(name, x, y, elsewhere) == 0
-    assert masked(name, x, y, there / 2) == pytest.approx(total / 9 / channels)  # a mean: half a mask weighs as much
+    assert masked(name, x, y, there / 2) == pytest.approx(
+        total / 9 / channels
+    )  # a mean: half a mask weighs as much
 
 
 @EVERY_MASKED
@@ -119,12 +126,16 @@ def inner(image: Tensor) -> Tensor:
 
 @given(a=st.floats(-2, 2), b=st.floats(-2, 2), lift=st.floats(-1, 1))
 @settings(deadline=None, max_examples=20)
-def test_sobel_of_a_ramp_is_its_slope_and_laplacian_its_bend(a: float, b: float, lift: float) -> None:
+def test_sobel_of_a_ramp_is_its_slope_and_laplacian_its_bend(
+    a: float, b: float, lift: float
+) -> None:
     x = ramp(a, b) + lift
     zero = torch.zeros_like(x)
     assert masked("masked_sobel", x, zero, inner(x)) == pytest.approx(abs(a) + abs(b), abs=1e-5)
     assert masked("masked_laplacian", x, zero, inner(x)) == pytest.approx(0, abs=1e-5)
-    assert masked("masked_laplacian", ramp(0, b, a), zero, inner(x)) == pytest.approx(abs(2 * a), abs=1e-4)
+    assert masked("masked_laplacian", ramp(0, b, a), zero, inner(x)) == pytest.approx(
+        abs(2 * a), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["masked_sobel", "masked_laplacian"])
@@ -143,11 +154,20 @@ def test_an_edge_in_the_wrong_direction_is_an_error() -> None:
 def test_filters_are_those_of_scipy() -> None:
     x, y, _, mask = scene()
     d, m = (x - y).numpy(), mask.double().numpy()
-    each = [[ndimage.sobel(plane, axis, mode="nearest") / 8 for axis in (0, 1)] for plane in d.reshape(-1, 6, 7)]
+    each = [
+        [ndimage.sobel(plane, axis, mode="nearest") / 8 for axis in (0, 1)]
+        for plane in d.reshape(-1, 6, 7)
+    ]
     strength = np.abs(np.array(each)).sum(1).reshape(d.shape)
-    assert masked("masked_sobel", x, y, mask) == pytest.approx((strength * m).sum() / m.sum() / 3, rel=1e-9)
-    detail = np.abs([ndimage.laplace(plane, mode="nearest") for plane in d.reshape(-1, 6, 7)]).reshape(d.shape)
-    assert masked("masked_laplacian", x, y, mask) == pytest.approx((detail * m).sum() / m.sum() / 3, rel=1e-9)
+    assert masked("masked_sobel", x, y, mask) == pytest.approx(
+        (strength * m).sum() / m.sum() / 3, rel=1e-9
+    )
+    detail = np.abs(
+        [ndimage.laplace(plane, mode="nearest") for plane in d.reshape(-1, 6, 7)]
+    ).reshape(d.shape)
+    assert masked("masked_laplacian", x, y, mask) == pytest.approx(
+        (detail * m).sum() / m.sum() / 3, rel=1e-9
+    )
 
 
 def test_only_l1_reads_volumes() -> None:
@@ -169,8 +189,12 @@ def test_only_l1_reads_volumes() -> None:
 def test_total_variation_of_a_ramp_is_the_sum_of_its_slopes(space: tuple[int, ...]) -> None:
     slopes = (0.5, -2.0, 0.25)[: len(space)]
     grids = torch.meshgrid(*[torch.arange(float(n)) for n in space], indexing="ij")
-    x = sum((s * g for s, g in zip(slopes, grids, strict=True)), torch.zeros(space)).expand(2, 3, *space)
-    assert float(LOSSES["total_variation"].make()(x, x * 7, ones(x))) == pytest.approx(sum(map(abs, slopes)))
+    x = sum((s * g for s, g in zip(slopes, grids, strict=True)), torch.zeros(space)).expand(
+        2, 3, *space
+    )
+    assert float(LOSSES["total_variation"].make()(x, x * 7, ones(x))) == pytest.approx(
+        sum(map(abs, slopes))
+    )
     assert float(LOSSES["total_variation"].make()(x * 0 + 0.3, x, ones(x))) == 0
 
 
@@ -243,14 +267,20 @@ SOFT_VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ce", {}),
     ("ce", {"positive_weight": 3.0}),
 ]
-EVERY_SOFT = pytest.mark.parametrize(("name", "options"), SOFT_VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(SOFT_VARIANTS)])
+EVERY_SOFT = pytest.mark.parametrize(
+    ("name", "options"), SOFT_VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(SOFT_VARIANTS)]
+)
 
 
 def blob(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Random float64 logits and soft target ``(2, 1, 5, 6)``, and which voxels count."""
     make = torch.Generator().manual_seed(seed)
     x = torch.randn(2, 1, 5, 6, generator=make, dtype=torch.float64)
-    return x, torch.rand(2, 1, 5, 6, generator=make, dtype=torch.float64), (torch.rand(2, 1, 5, 6, generator=make) > 0.2).float()
+    return (
+        x,
+        torch.rand(2, 1, 5, 6, generator=make, dtype=torch.float64),
+        (torch.rand(2, 1, 5, 6, generator=make) > 0.2).float(),
+    )
 
 
 def test_every_soft_loss_is_exercised() -> None:
@@ -258,15 +288,21 @@ def test_every_soft_loss_is_exercised() -> None:
 
 
 @EVERY_SOFT
-def test_soft_targets_of_zero_and_one_cost_what_labels_do(name: str, options: dict[str, Any]) -> None:
+def test_soft_targets_of_zero_and_one_cost_what_labels_do(
+    name: str, options: dict[str, Any]
+) -> None:
     x, t, valid = blob()
     labels, loss = (t > 0.5).long(), LOSSES[name].make(**options)
-    assert float(loss(x, labels.double(), valid)) == pytest.approx(float(loss(x, labels, valid)), abs=1e-12)
+    assert float(loss(x, labels.double(), valid)) == pytest.approx(
+        float(loss(x, labels, valid)), abs=1e-12
+    )
 
 
 @EVERY_SOFT
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_answer_to_a_soft_target_is_the_target(name: str, options: dict[str, Any], seed: int) -> None:
+def test_the_best_answer_to_a_soft_target_is_the_target(
+    name: str, options: dict[str, Any], seed: int
+) -> None:
     x, t, valid = blob(seed)
     t = t.clamp(0.02, 0.98)
     loss, best = LOSSES[name].make(**options), t.logit()
@@ -280,7 +316,9 @@ def test_the_best_answer_to_a_soft_target_is_the_target(name: str, options: dict
 @EVERY_SOFT
 def test_soft_gradient_is_that_of_finite_differences(name: str, options: dict[str, Any]) -> None:
     x, t, valid = blob()
-    assert torch.autograd.gradcheck(lambda z: LOSSES[name].make(**options)(z, t, valid), x.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda z: LOSSES[name].make(**options)(z, t, valid), x.requires_grad_()
+    )
 
 
 @EVERY_SOFT
@@ -296,13 +334,23 @@ def test_invalid_voxels_of_a_soft_target_are_not_felt(name: str, options: dict[s
 
 
 def test_soft_values_by_hand() -> None:
-    x, t = torch.tensor([[[[0.8, 0.4]]]]).logit(), torch.tensor([[[[0.5, 1.0]]]])  # TP 0.9, FP 0.3, FN 0.6
-    loss = {name: float(LOSSES[name].make(**({} if name == "ce" else {"smooth": 1e-9}))(x, t, ones(x))) for name in for_target("soft")}
+    x, t = (
+        torch.tensor([[[[0.8, 0.4]]]]).logit(),
+        torch.tensor([[[[0.5, 1.0]]]]),
+    )  # TP 0.9, FP 0.3, FN 0.6
+    loss = {
+        name: float(LOSSES[name].make(**({} if name == "ce" else {"smooth": 1e-9}))(x, t, ones(x)))
+        for name in for_target("soft")
+    }
     assert loss["dice"] == pytest.approx(1 - 1.8 / 2.7)
     assert loss["tversky"] == pytest.approx(1 - 0.9 / (0.9 + 0.3 * 0.3 + 0.7 * 0.6))
-    assert loss["ce"] == pytest.approx(-(0.5 * math.log(0.8) + 0.5 * math.log(0.2) + math.log(0.4)) / 2)
+    assert loss["ce"] == pytest.approx(
+        -(0.5 * math.log(0.8) + 0.5 * math.log(0.2) + math.log(0.4)) / 2
+    )
     weighted = float(LOSSES["ce"].make(positive_weight=3)(x, t, ones(x)))
-    assert weighted == pytest.approx(-(2 * 0.5 * math.log(0.8) + 2 * 0.5 * math.log(0.2) + 3 * math.log(0.4)) / 2)
+    assert weighted == pytest.approx(
+        -(2 * 0.5 * math.log(0.8) + 2 * 0.5 * math.log(0.2) + 3 * math.log(0.4)) / 2
+    )
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -320,7 +368,9 @@ def test_a_small_mask_does_not_drown_in_a_large_image() -> None:
     t = torch.zeros_like(x)
     t[..., 500:510, 500:510] = 0.7
     loss = LOSSES["dice"].make()
-    assert 1 - float(loss(x, t, ones(x))) == pytest.approx(1 - float(loss(x.double(), t.double(), ones(x))), rel=1e-4)
+    assert 1 - float(loss(x, t, ones(x))) == pytest.approx(
+        1 - float(loss(x.double(), t.double(), ones(x))), rel=1e-4
+    )
 
 
 @EVERY_SOFT
@@ -347,7 +397,9 @@ def test_a_soft_target_comes_down_to_a_head_of_half_the_size(space: tuple[int, .
     x = torch.randn(2, 1, *half)
     pool = functional.avg_pool2d if len(space) == 2 else functional.avg_pool3d
     for name in for_target("soft"):
-        total, _ = WeightedSum(terms({"name": name, "head": "mask", "target": "mask"}), KINDS)({"mask": x}, {"mask": t})
+        total, _ = WeightedSum(terms({"name": name, "head": "mask", "target": "mask"}), KINDS)(
+            {"mask": x}, {"mask": t}
+        )
         assert float(total) == float(LOSSES[name].make()(x, pool(t, 2), ones(x)))
     full, _ = WeightedSum(DICE, KINDS)({"mask": t.logit()}, {"mask": t})
     assert float(full) == pytest.approx(0, abs=1e-5)
@@ -359,13 +411,21 @@ def test_a_last_row_that_is_left_over_is_a_smaller_block() -> None:
     wanted = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.5, 0.5]])[None, None]
     ce = terms({"name": "ce", "head": "mask", "target": "mask"})
     x = torch.randn(1, 1, 3, 2, generator=torch.Generator().manual_seed(0))
-    assert float(WeightedSum(ce, KINDS)({"mask": x}, {"mask": t})[0]) == pytest.approx(float(LOSSES["ce"].make()(x, wanted, ones(x))))
+    assert float(WeightedSum(ce, KINDS)({"mask": x}, {"mask": t})[0]) == pytest.approx(
+        float(LOSSES["ce"].make()(x, wanted, ones(x)))
+    )
 
 
 def test_heads_of_two_sizes_read_one_mask() -> None:
     t = torch.rand(1, 1, 8, 8)
     small, large = functional.avg_pool2d(t, 4).logit(), t.logit()
-    both = WeightedSum(terms({"name": "dice", "head": "a", "target": "mask"}, {"name": "dice", "head": "b", "target": "mask"}), KINDS)
+    both = WeightedSum(
+        terms(
+            {"name": "dice", "head": "a", "target": "mask"},
+            {"name": "dice", "head": "b", "target": "mask"},
+        ),
+        KINDS,
+    )
     total, parts = both({"a": small, "b": large}, {"mask": t})
     assert len(parts) == 2
     assert float(total) == pytest.approx(0, abs=1e-5)
@@ -380,9 +440,14 @@ def test_other_sizes_stay_errors(size: tuple[int, int]) -> None:
 
 def test_the_size_of_labels_and_images_is_not_changed() -> None:
     kinds = {"label": "labels", "target": "image"}
-    for spec, y in (({"name": "dice"}, torch.ones(1, 1, 8, 8).long()), ({"name": "l1", "target": "target"}, torch.ones(1, 1, 8, 8))):
+    for spec, y in (
+        ({"name": "dice"}, torch.ones(1, 1, 8, 8).long()),
+        ({"name": "l1", "target": "target"}, torch.ones(1, 1, 8, 8)),
+    ):
         with pytest.raises(ValueError, match="share batch and space"):
-            WeightedSum(terms(spec), kinds)({"main": torch.zeros(1, 1, 4, 4)}, {"label": y, "target": y})
+            WeightedSum(terms(spec), kinds)(
+                {"main": torch.zeros(1, 1, 4, 4)}, {"label": y, "target": y}
+            )
 
 
 def test_a_mask_of_labels_is_compared_with_a_coarser_head_by_its_means() -> None:
@@ -412,7 +477,11 @@ def test_ignored_voxels_of_a_mask_of_labels_are_no_mask() -> None:
     labels = torch.randint(0, 2, (2, 1, 6, 7), generator=torch.Generator().manual_seed(0))
     marked = labels.clone()
     marked[..., :3, :] = 255
-    total = WeightedSum(terms({"name": "masked_l1", "target": "target"}), {"target": "image", "mask": "labels"}, ignore_label=255)
+    total = WeightedSum(
+        terms({"name": "masked_l1", "target": "target"}),
+        {"target": "image", "mask": "labels"},
+        ignore_label=255,
+    )
     value, _ = total({"main": x}, {"target": y, "mask": marked.to(torch.uint8)})
     labels[..., :3, :] = 0
     assert float(value) == masked("masked_l1", x, y, labels)
@@ -423,14 +492,18 @@ def test_a_mask_that_is_not_there_is_found_before_training() -> None:
         spec = terms({"name": name, "target": "target"})
         check(spec, ("main",), KINDS)
         check(spec, ("main",), {"target": "image", "mask": "labels"})
-        with pytest.raises(ConfigError, match=rf"losses.0: '{name}' reads the mask, .* Set data\.change: \{{\}} .*data\.targets\.$"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"losses.0: '{name}' reads the mask, .* Set data\.change: \{{\}} .*data\.targets\.$",
+        ):
             check(spec, ("main",), {"target": "image"})
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - set(for_target("soft"))))
 def test_a_soft_mask_is_read_by_few(name: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"'{name}' cannot read target 'mask', which holds a soft mask\. Losses for it: ce, dice, tversky"
+        ConfigError,
+        match=rf"'{name}' cannot read target 'mask', which holds a soft mask\. Losses for it: ce, dice, tversky",
     ):
         check(terms({"name": name, "target": "mask"}), ("main",), KINDS)
 
@@ -460,10 +533,25 @@ def test_every_term_is_trained_from_yaml(tmp_path: Path) -> None:
     check(settings.losses, ("main", "mask", "blend"), settings.kinds)
     total = WeightedSum(settings.losses, settings.kinds, settings.data.ignore_label)
     make = torch.Generator().manual_seed(0)
-    heads = {n: torch.rand(2, c, s, s, generator=make).requires_grad_() for n, c, s in (("main", 3, 15), ("mask", 1, 8), ("blend", 3, 15))}
-    batch = {"target": torch.rand(2, 3, 15, 15, generator=make), "mask": torch.rand(2, 1, 15, 15, generator=make)}
+    heads = {
+        n: torch.rand(2, c, s, s, generator=make).requires_grad_()
+        for n, c, s in (("main", 3, 15), ("mask", 1, 8), ("blend", 3, 15))
+    }
+    batch = {
+        "target": torch.rand(2, 3, 15, 15, generator=make),
+        "mask": torch.rand(2, 1, 15, 15, generator=make),
+    }
     value, parts = total(heads, batch)
-    assert list(parts) == ["masked_l1", "masked_sobel", "masked_laplacian", "perceptual", "dice@mask", "total_variation@blend"]
-    assert value.item() == pytest.approx(sum(term.weight * float(parts[key]) for key, term in total.terms.items()), rel=1e-5)
+    assert list(parts) == [
+        "masked_l1",
+        "masked_sobel",
+        "masked_laplacian",
+        "perceptual",
+        "dice@mask",
+        "total_variation@blend",
+    ]
+    assert value.item() == pytest.approx(
+        sum(term.weight * float(parts[key]) for key, term in total.terms.items()), rel=1e-5
+    )
     value.backward()
     assert all(head.grad is not None and head.grad.any() for head in heads.values())

@@ -77,29 +77,44 @@ def test_leak_is_measured_against_the_input_and_not_against_the_target() -> None
     target = picture()
     source = target + np.float32(0.004)
     assert retouch(source, target, change=retouched(source=source))["leak"] == 0
-    assert retouch(target, target, change=retouched(source=source))["leak"] == pytest.approx(0.004, rel=1e-3)
+    assert retouch(target, target, change=retouched(source=source))["leak"] == pytest.approx(
+        0.004, rel=1e-3
+    )
 
 
 def test_ssim_is_the_map_of_the_whole_images_read_on_each_side() -> None:
     """Not the similarity of images multiplied by the mask, whose black surroundings agree and flatter."""
     target, mask = picture(), spot()
     prediction = np.clip(target + np.random.default_rng(3).normal(0, 0.1, SHAPE) * mask, 0, 1)
-    options = {"data_range": 1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    options = {
+        "data_range": 1,
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "full": True,
+    }
     maps = np.stack(
-        [structural_similarity(p.astype(float), t.astype(float), **options)[1] for p, t in zip(prediction, target, strict=True)]
+        [
+            structural_similarity(p.astype(float), t.astype(float), **options)[1]
+            for p, t in zip(prediction, target, strict=True)
+        ]
     )
     maps, centre = maps[:, 5:-5, 5:-5], mask[5:-5, 5:-5]
     scores = retouch(prediction, target, change=retouched(source=target, mask=mask))
     assert scores["ssim_in"] == pytest.approx(maps[:, centre].mean(), rel=1e-12)
     assert scores["ssim_out"] == pytest.approx(maps[:, ~centre].mean(), rel=1e-12)
-    multiplied = structural_similarity(prediction[0] * mask, target[0].astype(float) * mask, **options)[1][5:-5, 5:-5][centre].mean()
+    multiplied = structural_similarity(
+        prediction[0] * mask, target[0].astype(float) * mask, **options
+    )[1][5:-5, 5:-5][centre].mean()
     assert abs(multiplied - scores["ssim_in"]) > 0.01
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (1, 11, 11), (2, 40, 12)])
 def test_a_full_mask_gives_the_scores_of_the_whole_image(shape: tuple[int, ...]) -> None:
     prediction, target = picture(1, shape), picture(2, shape)
-    scores = retouch(prediction, target, change=Retouched(source=target, mask=np.ones(shape[1:], bool)))
+    scores = retouch(
+        prediction, target, change=Retouched(source=target, mask=np.ones(shape[1:], bool))
+    )
     assert scores["psnr_in"] == pytest.approx(psnr(prediction, target)["psnr"], rel=1e-12)
     assert scores["ssim_in"] == pytest.approx(ssim(prediction, target)["ssim"], rel=1e-12)
     assert all(math.isnan(scores[name]) for name in ("psnr_out", "ssim_out", "leak"))
@@ -108,7 +123,9 @@ def test_a_full_mask_gives_the_scores_of_the_whole_image(shape: tuple[int, ...])
 
 def test_an_empty_mask_has_no_inside() -> None:
     prediction, target = picture(1), picture(2)
-    scores = retouch(prediction, target, change=retouched(source=target, mask=np.zeros(SHAPE[1:], bool)))
+    scores = retouch(
+        prediction, target, change=retouched(source=target, mask=np.zeros(SHAPE[1:], bool))
+    )
     assert math.isnan(scores["psnr_in"])
     assert math.isnan(scores["ssim_in"])
     assert scores["psnr_out"] == pytest.approx(psnr(prediction, target)["psnr"], rel=1e-12)
@@ -125,9 +142,13 @@ def test_a_mask_at_the_border_alone_has_no_window_centre() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 10, 40), (1, 1, 1)])
-def test_images_smaller_than_a_window_have_no_similarity_and_no_error(shape: tuple[int, ...]) -> None:
+def test_images_smaller_than_a_window_have_no_similarity_and_no_error(
+    shape: tuple[int, ...],
+) -> None:
     mask = np.ones(shape[1:], bool)
-    scores = retouch(picture(1, shape), picture(2, shape), change=Retouched(source=picture(2, shape), mask=mask))
+    scores = retouch(
+        picture(1, shape), picture(2, shape), change=Retouched(source=picture(2, shape), mask=mask)
+    )
     assert math.isnan(scores["ssim_in"])
     assert math.isnan(scores["ssim_out"])
     assert math.isfinite(scores["psnr_in"])
@@ -144,11 +165,19 @@ def test_images_smaller_than_a_window_have_no_similarity_and_no_error(shape: tup
         ([0, 0, 0, 0.4], [0, 0, 0, 1], 0),
     ],
 )
-def test_dice_of_the_predicted_mask(predicted: list[float], mask: list[int], expected: float) -> None:
-    change = Retouched(source=np.zeros((1, 1, 4)), mask=np.array([mask], bool), predicted=np.array([predicted], np.float32))
+def test_dice_of_the_predicted_mask(
+    predicted: list[float], mask: list[int], expected: float
+) -> None:
+    change = Retouched(
+        source=np.zeros((1, 1, 4)),
+        mask=np.array([mask], bool),
+        predicted=np.array([predicted], np.float32),
+    )
     scores = retouch(np.zeros((1, 1, 4)), np.zeros((1, 1, 4)), change=change)
     assert scores["mask_dice"] == pytest.approx(expected)
-    assert "mask_dice" not in retouch(np.zeros((1, 1, 4)), np.zeros((1, 1, 4)), change=dataclasses.replace(change, predicted=None))
+    assert "mask_dice" not in retouch(
+        np.zeros((1, 1, 4)), np.zeros((1, 1, 4)), change=dataclasses.replace(change, predicted=None)
+    )
 
 
 # --- properties ---------------------------------------------------------------------------------------------------------
@@ -162,23 +191,38 @@ def test_the_two_sides_make_up_the_whole(mask: np.ndarray, seed: int) -> None:
     scores = retouch(prediction, target, change=retouched(mask=mask))
     share = mask.mean()
     assert scores["mask_share"] == pytest.approx(share)
-    errors = [0.0 if math.isnan(scores[k]) else 10 ** (-scores[k] / 10) for k in ("psnr_in", "psnr_out")]
-    assert share * errors[0] + (1 - share) * errors[1] == pytest.approx(((prediction - target) ** 2).mean(), rel=1e-4)
+    errors = [
+        0.0 if math.isnan(scores[k]) else 10 ** (-scores[k] / 10) for k in ("psnr_in", "psnr_out")
+    ]
+    assert share * errors[0] + (1 - share) * errors[1] == pytest.approx(
+        ((prediction - target) ** 2).mean(), rel=1e-4
+    )
     centres = mask[5:-5, 5:-5].mean()
     similar = [0.0 if math.isnan(scores[k]) else scores[k] for k in ("ssim_in", "ssim_out")]
-    assert centres * similar[0] + (1 - centres) * similar[1] == pytest.approx(ssim(prediction, target)["ssim"], rel=1e-6)
+    assert centres * similar[0] + (1 - centres) * similar[1] == pytest.approx(
+        ssim(prediction, target)["ssim"], rel=1e-6
+    )
 
 
 @settings(max_examples=10, deadline=None)
 @given(mask=arrays(bool, SHAPE[1:]), valid=arrays(bool, SHAPE[1:]))
 def test_ignored_pixels_change_nothing(mask: np.ndarray, valid: np.ndarray) -> None:
     prediction, target, source, predicted = picture(1), picture(2), picture(3), picture(4)[0]
-    expected = retouch(prediction, target, valid, change=Retouched(source=source, mask=mask, predicted=predicted))
+    expected = retouch(
+        prediction, target, valid, change=Retouched(source=source, mask=mask, predicted=predicted)
+    )
     for array in (prediction, target, source):
         array[:, ~valid] = np.nan
-    found = retouch(prediction, target, valid, change=Retouched(source=source, mask=mask ^ ~valid, predicted=predicted * valid))
+    found = retouch(
+        prediction,
+        target,
+        valid,
+        change=Retouched(source=source, mask=mask ^ ~valid, predicted=predicted * valid),
+    )
     assert found == pytest.approx(expected, nan_ok=True, rel=1e-12)
-    assert found["mask_share"] == pytest.approx((mask & valid).sum() / valid.sum() if valid.any() else math.nan, nan_ok=True)
+    assert found["mask_share"] == pytest.approx(
+        (mask & valid).sum() / valid.sum() if valid.any() else math.nan, nan_ok=True
+    )
 
 
 def test_without_a_valid_pixel_nothing_has_a_score() -> None:
@@ -213,7 +257,9 @@ def test_answer_and_target_must_be_of_one_shape() -> None:
 @pytest.mark.parametrize("place", [(1, 10, 10), (1, 0, 0)])
 @pytest.mark.parametrize("which", ["answer", "target"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_pixel_that_is_no_number_is_an_error(place: tuple[int, ...], which: str, bad: float) -> None:
+def test_a_pixel_that_is_no_number_is_an_error(
+    place: tuple[int, ...], which: str, bad: float
+) -> None:
     images = {"answer": picture(1), "target": picture(2)}
     images[which][place] = bad
     with pytest.raises(ValueError, match=r"1 of .* pixels are NaN or infinite"):
@@ -221,7 +267,9 @@ def test_a_pixel_that_is_no_number_is_an_error(place: tuple[int, ...], which: st
 
 
 def test_it_needs_input_and_mask_and_takes_no_options() -> None:
-    with pytest.raises(ConfigError, match=r"retouch: needs the input and a mask.*data\.change.*--inputs"):
+    with pytest.raises(
+        ConfigError, match=r"retouch: needs the input and a mask.*data\.change.*--inputs"
+    ):
         evaluate([NamedOptions(name="psnr"), NamedOptions(name="retouch")], picture(), picture())
     with pytest.raises(ConfigError, match="no option 'change'"):
         bound(NamedOptions(name="retouch", options={"change": 1}), "metrics.0")
@@ -234,11 +282,17 @@ def test_it_needs_input_and_mask_and_takes_no_options() -> None:
 
 def test_it_stands_beside_other_metrics_and_every_share_but_the_masks_own_has_a_direction() -> None:
     found = evaluate(
-        [NamedOptions(name="psnr"), NamedOptions(name="retouch")], picture(1), picture(2), change=retouched(predicted=np.zeros(SHAPE[1:]))
+        [NamedOptions(name="psnr"), NamedOptions(name="retouch")],
+        picture(1),
+        picture(2),
+        change=retouched(predicted=np.zeros(SHAPE[1:])),
     )
     assert list(found) == ["psnr", *KEYS[:5], "mask_dice", *KEYS[5:]]
     assert all(type(value) is float for value in found.values())
-    assert {name: better(name) for name in list(found)[1:7]} == {**dict.fromkeys([*KEYS[:4], "mask_dice"], "higher"), "leak": "lower"}
+    assert {name: better(name) for name in list(found)[1:7]} == {
+        **dict.fromkeys([*KEYS[:4], "mask_dice"], "higher"),
+        "leak": "lower",
+    }
     for name in ("retouch", "mask_share", "empty_mask"):
         with pytest.raises(ConfigError, match=name):
             better(name)
@@ -307,7 +361,9 @@ def stored(root: Path, settings: Config, strength: float = 0.2) -> CachedCase:
     for name, array in (("src", source), ("dst", target), ("own", half)):
         files.write(root / name / "one.png", array, dims=2)
     found = cases.find(settings.data, settings.targets, root).train
-    case = cache.build(found, properties.examine(found, settings, None, write=False), settings, root / "store")[0]
+    case = cache.build(
+        found, properties.examine(found, settings, None, write=False), settings, root / "store"
+    )[0]
     if settings.data.change is None:
         return case
     mask = change.difference_mask(source, target, settings.data.change).astype(np.float16)
@@ -323,21 +379,31 @@ def test_a_held_out_case_is_scored_by_the_mask_of_its_pair(tmp_path: Path) -> No
     assert scores["psnr_in"] == scores["psnr_out"] == scores["psnr"] == 100
     assert scores["mask_dice"] == 1
     assert scores["mask_share"] == mask.mean() > 60 / 720
-    assert scores["leak"] == pytest.approx(np.abs(intensities(target) - intensities(source))[:, ~mask].mean(), abs=1e-9)
+    assert scores["leak"] == pytest.approx(
+        np.abs(intensities(target) - intensities(source))[:, ~mask].mean(), abs=1e-9
+    )
     assert held_out.answer_of(config, soft_of(config, soft, case)).shape == SHAPE
     np.testing.assert_array_equal(held_out.answer_of(config, soft_of(config, soft, case)), target)
 
 
 def test_a_network_without_a_mask_has_no_dice_of_it(tmp_path: Path) -> None:
     config = setting()
-    scores = held_out.score(config, soft_of(config, intensities(blemished()[0]), stored(tmp_path, config)), stored(tmp_path, config))
+    scores = held_out.score(
+        config,
+        soft_of(config, intensities(blemished()[0]), stored(tmp_path, config)),
+        stored(tmp_path, config),
+    )
     assert list(scores) == ["psnr", *KEYS]
 
 
 def test_a_users_own_masks_are_read_where_they_are_a_target(tmp_path: Path) -> None:
     config = setting(**OWN)
     target, source = blemished()
-    scores = held_out.score(config, soft_of(config, intensities(source), stored(tmp_path, config)), stored(tmp_path, config))
+    scores = held_out.score(
+        config,
+        soft_of(config, intensities(source), stored(tmp_path, config)),
+        stored(tmp_path, config),
+    )
     assert (scores["mask_share"], scores["leak"]) == (0.5, 0)
     difference = intensities(source)[:, :12] - intensities(target)[:, :12]
     assert scores["psnr_in"] == pytest.approx(-10 * math.log10((difference**2).mean()), rel=1e-4)
@@ -373,12 +439,24 @@ def folders(tmp_path: Path) -> Path:
         for where, image in (("dst", target), ("src", source), ("answers", answer)):
             files.write(tmp_path / where / f"{name}.png", image, dims=2)
         mask = change.difference_mask(source, target, Change())[0]
-        files.write(tmp_path / "elsewhere" / f"{name}.png", np.rint(mask * 255).astype(np.uint8), dims=2)
+        files.write(
+            tmp_path / "elsewhere" / f"{name}.png", np.rint(mask * 255).astype(np.uint8), dims=2
+        )
     return tmp_path
 
 
 def run(root: Path, *words: object) -> int:
-    given = ("--predictions", root / "answers", "--labels", root / "dst", "--out", root / "out.json", "--workers", 1, *words)
+    given = (
+        "--predictions",
+        root / "answers",
+        "--labels",
+        root / "dst",
+        "--out",
+        root / "out.json",
+        "--workers",
+        1,
+        *words,
+    )
     return command.main([str(w) for w in given])
 
 
@@ -386,7 +464,9 @@ def result(root: Path) -> dict[str, Any]:
     return json.loads((root / "out.json").read_text())
 
 
-def test_the_command_scores_both_sides_beside_do_nothing(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_scores_both_sides_beside_do_nothing(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(folders, "--metrics", "psnr", "retouch", "--inputs", folders / "src") == 0
     scores = result(folders)
     assert scores["empty_masks"] == 1
@@ -394,7 +474,11 @@ def test_the_command_scores_both_sides_beside_do_nothing(folders: Path, capsys: 
     assert scores["cases"]["a"]["mask_share"] == scores["cases"]["b"]["mask_share"] > 60 / 720
     # Half the error is 6.02 dB more, whatever the number type; 8 bits round it.
     assert scores["difference"]["psnr_in"] == pytest.approx(20 * math.log10(2), abs=0.1)
-    assert (scores["do_nothing"]["leak"], scores["mean"]["leak"], scores["difference"]["leak"]) == (0, 0, 0)
+    assert (scores["do_nothing"]["leak"], scores["mean"]["leak"], scores["difference"]["leak"]) == (
+        0,
+        0,
+        0,
+    )
     assert "mask_dice" not in scores["mean"]
     assert set(scores["difference"]) == {"psnr", *KEYS[:5]}  # shares of the mask are no gain
     told = capsys.readouterr().out.splitlines()
@@ -416,7 +500,17 @@ def test_predicted_masks_are_named_or_lie_beside_the_answers(folders: Path, name
 def test_settings_of_the_mask_are_those_of_data_change(folders: Path) -> None:
     shares = {}
     for words in ((), ("opening=0", "dilation=0", "blur=0"), ("threshold=100",)):
-        assert run(folders, "--metrics", "retouch", "--inputs", folders / "src", *(["--change", *words] if words else [])) == 0
+        assert (
+            run(
+                folders,
+                "--metrics",
+                "retouch",
+                "--inputs",
+                folders / "src",
+                *(["--change", *words] if words else []),
+            )
+            == 0
+        )
         shares[words] = result(folders)["cases"]["b"]["mask_share"]
     usual, bare, blind = shares.values()
     assert bare == pytest.approx(60 / 720)
@@ -432,7 +526,8 @@ def test_the_command_and_a_run_see_the_same_mask(folders: Path) -> None:
         patch.setattr(change, "difference_mask", lambda *_: soft)
         assert pairs.changed_mask(source, target, Change()).all()
     np.testing.assert_array_equal(
-        pairs.changed_mask(source, target, Change()), change.difference_mask(source, target, Change())[0].astype(np.float16) >= 0.5
+        pairs.changed_mask(source, target, Change()),
+        change.difference_mask(source, target, Change())[0].astype(np.float16) >= 0.5,
     )
 
 
@@ -441,7 +536,18 @@ def test_a_case_that_cannot_be_scored_fails_by_name(folders: Path) -> None:
     coloured = np.zeros(SHAPE, np.uint8)
     coloured[1] = 255
     files.write(folders / "elsewhere/b.png", coloured, dims=2)
-    assert run(folders, "--metrics", "retouch", "--inputs", folders / "src", "--masks", folders / "elsewhere") == 3
+    assert (
+        run(
+            folders,
+            "--metrics",
+            "retouch",
+            "--inputs",
+            folders / "src",
+            "--masks",
+            folders / "elsewhere",
+        )
+        == 3
+    )
     scores = result(folders)
     assert list(scores["cases"]) == ["c"]
     assert scores["empty_masks"] == 1
@@ -451,7 +557,18 @@ def test_a_case_that_cannot_be_scored_fails_by_name(folders: Path) -> None:
 
 def test_a_predicted_mask_of_another_size_fails_by_name(folders: Path) -> None:
     files.write(folders / "elsewhere/a.png", np.zeros((12, 15), np.uint8), dims=2)
-    assert run(folders, "--metrics", "retouch", "--inputs", folders / "src", "--masks", folders / "elsewhere") == 3
+    assert (
+        run(
+            folders,
+            "--metrics",
+            "retouch",
+            "--inputs",
+            folders / "src",
+            "--masks",
+            folders / "elsewhere",
+        )
+        == 3
+    )
     assert "elsewhere/a.png: has shape (12, 15)" in result(folders)["failed"]["a"]
 
 
@@ -460,17 +577,39 @@ def test_a_predicted_mask_of_another_size_fails_by_name(folders: Path) -> None:
     [
         (["--metrics", "psnr", "retouch"], "Name the inputs with --inputs DIR"),
         (["--metrics", "retouch", "dice"], "retouch are of images, the others of labels"),
-        (["--metrics", "psnr", "--masks", "x"], "--masks is for metrics of what was to change: retouch"),
-        (["--metrics", "dice", "--change", "by=colour"], "--change is for metrics of what was to change: retouch"),
-        (["--metrics", "retouch", "--inputs", "src", "--change", "by"], "--change by: give KEY=VALUE"),
-        (["--metrics", "retouch", "--inputs", "src", "--change", "treshold=8"], "treshold: unknown key. Did you mean 'threshold'"),
+        (
+            ["--metrics", "psnr", "--masks", "x"],
+            "--masks is for metrics of what was to change: retouch",
+        ),
+        (
+            ["--metrics", "dice", "--change", "by=colour"],
+            "--change is for metrics of what was to change: retouch",
+        ),
+        (
+            ["--metrics", "retouch", "--inputs", "src", "--change", "by"],
+            "--change by: give KEY=VALUE",
+        ),
+        (
+            ["--metrics", "retouch", "--inputs", "src", "--change", "treshold=8"],
+            "treshold: unknown key. Did you mean 'threshold'",
+        ),
         (["--metrics", "retouch", "--inputs", "src", "--change", "by=hue"], "--change"),
-        (["--metrics", "retouch", "--inputs", "src", "--change", "blur=-1"], "must not be negative"),
-        (["--metrics", "retouch", "--inputs", "src", "--masks", "none"], "--masks none: no such folder"),
+        (
+            ["--metrics", "retouch", "--inputs", "src", "--change", "blur=-1"],
+            "must not be negative",
+        ),
+        (
+            ["--metrics", "retouch", "--inputs", "src", "--masks", "none"],
+            "--masks none: no such folder",
+        ),
     ],
 )
 def test_wrong_options_are_refused(
-    folders: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folders: Path,
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folders)
     assert run(folders, *words) == 2
@@ -479,7 +618,18 @@ def test_wrong_options_are_refused(
 
 def test_a_missing_mask_is_named(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folders / "elsewhere/b.png").unlink()
-    assert run(folders, "--metrics", "retouch", "--inputs", folders / "src", "--masks", folders / "elsewhere") == 2
+    assert (
+        run(
+            folders,
+            "--metrics",
+            "retouch",
+            "--inputs",
+            folders / "src",
+            "--masks",
+            folders / "elsewhere",
+        )
+        == 2
+    )
     assert "no predicted mask for 1 cases: b" in capsys.readouterr().err
 
 
@@ -491,8 +641,17 @@ def test_volumes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_memory_of_a_case_grows_with_its_space_and_its_channels(folders: Path) -> None:
-    rules, entry = Rules(metrics=(NamedOptions(name="psnr"), NamedOptions(name="retouch"))), METRICS["retouch"]
-    pair = Pair(id="a", prediction=folders / "answers/a.png", label=folders / "dst/a.png", rules=rules, reading=Reading(dims=2))
+    rules, entry = (
+        Rules(metrics=(NamedOptions(name="psnr"), NamedOptions(name="retouch"))),
+        METRICS["retouch"],
+    )
+    pair = Pair(
+        id="a",
+        prediction=folders / "answers/a.png",
+        label=folders / "dst/a.png",
+        rules=rules,
+        reading=Reading(dims=2),
+    )
     grey = dataclasses.replace(pair, label=folders / "elsewhere/a.png")
     voxel = memory.OPENED_IMAGE + max(entry.bytes_per_voxel, METRICS["psnr"].bytes_per_voxel)
     assert folder.bytes_of(pair) == 720 * (3 * voxel + entry.bytes_per_pixel)

@@ -25,12 +25,19 @@ def body(shape: tuple[int, ...] = SIZE, at: int = 2) -> np.ndarray:
     return mask
 
 
-def nifti(path: Path, array: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1), codes: str = "RAS") -> None:
+def nifti(
+    path: Path, array: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1), codes: str = "RAS"
+) -> None:
     """An array given in RAS, stored with other axis codes at the same place in the world."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(array, np.diag([*spacing, 1]))
     wanted = nibabel.orientations.axcodes2ornt(codes)
-    nibabel.save(image.as_reoriented(nibabel.orientations.io_orientation(image.affine) if codes == "RAS" else _turn(wanted)), path)
+    nibabel.save(
+        image.as_reoriented(
+            nibabel.orientations.io_orientation(image.affine) if codes == "RAS" else _turn(wanted)
+        ),
+        path,
+    )
 
 
 def _turn(wanted: np.ndarray) -> np.ndarray:
@@ -41,7 +48,17 @@ def score(folder: Path, *options: Any, code: int = 0) -> dict[str, Any]:
     """Scores of ``folder/answers`` against ``folder/labels``, as the JSON holds them."""
     out = folder / "scores.json"
     out.unlink(missing_ok=True)
-    words = ["--predictions", folder / "answers", "--labels", folder / "labels", "--out", out, "--workers", 1, *options]
+    words = [
+        "--predictions",
+        folder / "answers",
+        "--labels",
+        folder / "labels",
+        "--out",
+        out,
+        "--workers",
+        1,
+        *options,
+    ]
     assert evaluate.main([str(w) for w in words]) == code
     return json.loads(out.read_text()) if out.is_file() else {}
 
@@ -93,7 +110,10 @@ def test_formats_whose_axes_nothing_relates_are_refused(other: str, tmp_path: Pa
 def test_a_picture_and_a_flat_nifti_are_refused(tmp_path: Path) -> None:
     nifti(tmp_path / "labels/a.nii.gz", np.eye(9, dtype=np.uint8)[:, :, None])
     files.write(tmp_path / "answers/a.png", np.eye(9, dtype=np.uint8), dims=2)
-    assert "order their axes differently" in score(tmp_path, "--metrics", "dice", code=1)["failed"]["a"]
+    assert (
+        "order their axes differently"
+        in score(tmp_path, "--metrics", "dice", code=1)["failed"]["a"]
+    )
 
 
 def test_tiff_zarr_and_npy_share_their_order(tmp_path: Path) -> None:
@@ -106,7 +126,9 @@ def test_tiff_zarr_and_npy_share_their_order(tmp_path: Path) -> None:
 # --- units -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_shift_of_two_slices_of_three_millimetres_is_six(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shift_of_two_slices_of_three_millimetres_is_six(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nifti(tmp_path / "labels/a.nii.gz", body(), (3, 1, 1))
     nifti(tmp_path / "answers/a.nii.gz", body(at=4), (3, 1, 1))
     scores = score(tmp_path, "--metrics", "hd95", "assd")
@@ -119,13 +141,24 @@ def test_a_shift_of_two_slices_of_three_millimetres_is_six(tmp_path: Path, capsy
 
 def imagej(path: Path, array: np.ndarray, unit: str, pixel: float, slice_: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, array, imagej=True, resolution=(1 / pixel, 1 / pixel), metadata={"axes": "ZYX", "unit": unit, "spacing": slice_})
+    tifffile.imwrite(
+        path,
+        array,
+        imagej=True,
+        resolution=(1 / pixel, 1 / pixel),
+        metadata={"axes": "ZYX", "unit": unit, "spacing": slice_},
+    )
 
 
 def ome(path: Path, array: np.ndarray, unit: str, pixel: float, slice_: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sizes = {f"PhysicalSize{a}": s for a, s in zip("XYZ", (pixel, pixel, slice_), strict=True)}
-    tifffile.imwrite(path, array, ome=True, metadata={"axes": "ZYX", **sizes, **{f"PhysicalSize{a}Unit": unit for a in "XYZ"}})
+    tifffile.imwrite(
+        path,
+        array,
+        ome=True,
+        metadata={"axes": "ZYX", **sizes, **{f"PhysicalSize{a}Unit": unit for a in "XYZ"}},
+    )
 
 
 def zarr(path: Path, array: np.ndarray, unit: str, pixel: float, slice_: float) -> None:
@@ -144,7 +177,9 @@ def zarr(path: Path, array: np.ndarray, unit: str, pixel: float, slice_: float) 
         (zarr, "a.zarr", "micrometer", 1e-3),
     ],
 )
-def test_formats_that_carry_a_unit_give_millimetres(writer: Any, name: str, unit: str, factor: float, tmp_path: Path) -> None:
+def test_formats_that_carry_a_unit_give_millimetres(
+    writer: Any, name: str, unit: str, factor: float, tmp_path: Path
+) -> None:
     writer(tmp_path / "labels" / name, body(), unit, 0.5, 2.0)
     writer(tmp_path / "answers" / name, body(at=3), unit, 0.5, 2.0)
     scores = score(tmp_path, "--metrics", "hd95")
@@ -152,18 +187,24 @@ def test_formats_that_carry_a_unit_give_millimetres(writer: Any, name: str, unit
     assert scores["units"] == {"hd95": "mm"}
 
 
-def test_dots_per_inch_and_files_without_a_unit_give_voxels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dots_per_inch_and_files_without_a_unit_give_voxels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind, at in (("labels", 2), ("answers", 3)):
         path = tmp_path / kind / "a.tif"
         path.parent.mkdir()
-        tifffile.imwrite(path, body((30, 30, 4), at)[..., 3], resolution=(300, 300), resolutionunit=2)
+        tifffile.imwrite(
+            path, body((30, 30, 4), at)[..., 3], resolution=(300, 300), resolutionunit=2
+        )
     scores = score(tmp_path, "--metrics", "hd95")
     assert scores["mean"] == {"hd95": 1}
     assert scores["units"] == {"hd95": "voxels"}
     assert "hd95 [voxels]" in capsys.readouterr().out
 
 
-def test_a_set_of_which_some_carry_a_unit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_of_which_some_carry_a_unit_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind in ("labels", "answers"):
         imagej(tmp_path / kind / "a.tif", body(), "mm", 1, 1)
         files.write(tmp_path / kind / "b.tif", body(), dims=3)
@@ -172,15 +213,29 @@ def test_a_set_of_which_some_carry_a_unit_is_refused(tmp_path: Path, capsys: pyt
     assert score(tmp_path, "--metrics", "dice")["mean"] == {"dice": 1}
 
 
-def test_tolerances_in_voxels_and_in_millimetres(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tolerances_in_voxels_and_in_millimetres(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nifti(tmp_path / "labels/a.nii.gz", body(), (3, 1, 1))
     nifti(tmp_path / "answers/a.nii.gz", body(at=3), (3, 1, 1))
     assert score(tmp_path, "--metrics", "surface_dice:tolerance=1")["mean"] == {"surface_dice": 1}
     assert score(tmp_path, "--metrics", "surface_dice:tolerance_mm=1")["mean"]["surface_dice"] < 0.9
-    assert score(tmp_path, "--metrics", "surface_dice:tolerance_mm=3")["mean"] == {"surface_dice": 1}
-    assert "Give one of them" in score(tmp_path, "--metrics", "surface_dice:tolerance_mm=3,tolerance=1", code=1)["failed"]["a"]
+    assert score(tmp_path, "--metrics", "surface_dice:tolerance_mm=3")["mean"] == {
+        "surface_dice": 1
+    }
+    assert (
+        "Give one of them"
+        in score(tmp_path, "--metrics", "surface_dice:tolerance_mm=3,tolerance=1", code=1)[
+            "failed"
+        ]["a"]
+    )
     write(tmp_path / "bare", body(), body())
-    assert "carry no unit" in score(tmp_path / "bare", "--metrics", "surface_dice:tolerance_mm=1", code=1)["failed"]["a"]
+    assert (
+        "carry no unit"
+        in score(tmp_path / "bare", "--metrics", "surface_dice:tolerance_mm=1", code=1)["failed"][
+            "a"
+        ]
+    )
 
 
 def test_surfaces_weigh_their_area_in_the_world(tmp_path: Path) -> None:
@@ -191,7 +246,9 @@ def test_surfaces_weigh_their_area_in_the_world(tmp_path: Path) -> None:
     nifti(tmp_path / "answers/a.nii.gz", longer, (4, 1, 1))
     faces, short, long = 2 * 100, 4 * 10 * 4 * 4, 8 * 10 * 4 * 4
     expected = (faces / 2 + short + faces / 2 + short) / (2 * faces + short + long)
-    assert score(tmp_path, "--metrics", "surface_dice:tolerance_mm=0.01")["mean"]["surface_dice"] == pytest.approx(expected, abs=0.06)
+    assert score(tmp_path, "--metrics", "surface_dice:tolerance_mm=0.01")["mean"][
+        "surface_dice"
+    ] == pytest.approx(expected, abs=0.06)
 
 
 # --- what labels may hold ----------------------------------------------------------------------------------------------
@@ -224,10 +281,16 @@ FLAT = np.kron(body()[:, :, 3], np.ones((4, 4), np.uint8))
         ("a.npy", body().astype(np.int16) - 1, "below 0"),
         ("a.png", np.where(FLAT > 0, 200, 30).astype(np.uint8), "no background"),
         ("a.jpg", (np.hypot(*np.mgrid[:48, :40]) * 4).clip(0, 255).astype(np.uint8), "JPEG"),
-        ("a.png", np.linspace(0, 255, 48 * 40).reshape(48, 40).astype(np.uint8), "resized or smoothed"),
+        (
+            "a.png",
+            np.linspace(0, 255, 48 * 40).reshape(48, 40).astype(np.uint8),
+            "resized or smoothed",
+        ),
     ],
 )
-def test_what_is_no_label_map_is_refused_with_the_way_out(side: str, name: str, array: np.ndarray, says: str, tmp_path: Path) -> None:
+def test_what_is_no_label_map_is_refused_with_the_way_out(
+    side: str, name: str, array: np.ndarray, says: str, tmp_path: Path
+) -> None:
     good = np.zeros(array.shape, np.uint8)
     good[1:4, 1:4] = 1
     write(tmp_path, *((array, good) if side == "answers" else (good, array)), name=name)
@@ -237,7 +300,9 @@ def test_what_is_no_label_map_is_refused_with_the_way_out(side: str, name: str, 
     assert "--binarise" in failed
 
 
-def test_greys_on_one_side_alone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_greys_on_one_side_alone_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, FLAT, FLAT * 200, "a.png")
     score(tmp_path, "--metrics", "dice", code=2)
     assert "the labels hold 200 where the answers hold 1" in capsys.readouterr().err
@@ -258,8 +323,13 @@ def test_probabilities_can_be_cut(tmp_path: Path) -> None:
 
 def test_values_that_the_answers_model_does_not_know_are_refused(tmp_path: Path) -> None:
     write(tmp_path, body(), body() * 3)
-    (tmp_path / "answers/summary.json").write_text('{"task": "labels", "classes": 2, "ignore_label": null, "files": []}')
-    assert "outside 0 to 1, which the answers' model knows: 3" in score(tmp_path, "--metrics", "dice", code=1)["failed"]["a"]
+    (tmp_path / "answers/summary.json").write_text(
+        '{"task": "labels", "classes": 2, "ignore_label": null, "files": []}'
+    )
+    assert (
+        "outside 0 to 1, which the answers' model knows: 3"
+        in score(tmp_path, "--metrics", "dice", code=1)["failed"]["a"]
+    )
 
 
 # --- classes, ignored voxels -------------------------------------------------------------------------------------------
@@ -276,13 +346,22 @@ def test_classes_are_those_of_the_set(tmp_path: Path) -> None:
     scores = score(tmp_path, "--metrics", "dice", "iou")
     assert scores["classes"] == [1, 2]
     assert scores["cases"]["a"]["dice_1"] == pytest.approx(2 / 3)
-    assert scores["cases"]["b"] == {"dice": 1, "dice_1": 1, "dice_2": None, "iou": 1, "iou_1": 1, "iou_2": None}
+    assert scores["cases"]["b"] == {
+        "dice": 1,
+        "dice_1": 1,
+        "dice_2": None,
+        "iou": 1,
+        "iou_1": 1,
+        "iou_2": None,
+    }
     assert set(scores["cases"]["c"].values()) == {None}
     assert scores["mean"]["dice_1"] == pytest.approx((2 / 3 + 1) / 2)
     assert scores["mean"]["dice_2"] == 1
 
 
-def test_nothing_is_ignored_that_nobody_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_ignored_that_nobody_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     label = np.zeros((10, 10), np.uint8)
     label[:4], label[6:] = 1, 2
     write(tmp_path, (label == 1).astype(np.uint8), label, "a.png")
@@ -291,27 +370,51 @@ def test_nothing_is_ignored_that_nobody_named(tmp_path: Path, capsys: pytest.Cap
     assert score(tmp_path, "--metrics", "dice", "--ignore-label", 2)["mean"] == {"dice": 1}
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "wall": 1, "ignore": 2}}')
     assert score(tmp_path, "--metrics", "dice")["mean"] == {"dice": 1}
-    (tmp_path / "answers/summary.json").write_text('{"task": "labels", "ignore_label": null, "files": []}')
+    (tmp_path / "answers/summary.json").write_text(
+        '{"task": "labels", "ignore_label": null, "files": []}'
+    )
     assert score(tmp_path, "--metrics", "dice")["mean"]["dice"] == 0.5
 
 
-def test_names_of_classes_stand_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "Anterior": 1, "Posterior": 2}}')
+def test_names_of_classes_stand_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset.json").write_text(
+        '{"labels": {"background": 0, "Anterior": 1, "Posterior": 2}}'
+    )
     write(tmp_path, body() * 2, body() * 2)
     write(tmp_path, body(), body(), "b.tif")
     scores = score(tmp_path, "--metrics", "dice")
     assert scores["class_names"] == {"1": "Anterior", "2": "Posterior"}
-    assert list(scores["mean"]) == ["dice", "dice_2", "dice_1"] or set(scores["mean"]) == {"dice", "dice_1", "dice_2"}
+    assert list(scores["mean"]) == ["dice", "dice_2", "dice_1"] or set(scores["mean"]) == {
+        "dice",
+        "dice_1",
+        "dice_2",
+    }
     assert "dice Anterior" in capsys.readouterr().out
 
 
-def test_a_wholly_ignored_case_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wholly_ignored_case_has_no_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, np.zeros_like(body()), np.full_like(body(), 2))
     write(tmp_path, body(at=3), body(), "b.tif")
-    scores = score(tmp_path, "--metrics", "dice", "accuracy", "surface_dice", "competition", "voi", "--ignore-label", 2)
+    scores = score(
+        tmp_path,
+        "--metrics",
+        "dice",
+        "accuracy",
+        "surface_dice",
+        "competition",
+        "voi",
+        "--ignore-label",
+        2,
+    )
     assert all(v is None for k, v in scores["cases"]["a"].items() if k != "counts")
     assert scores["mean"]["dice"] == pytest.approx(0.8)
-    assert capsys.readouterr().out.count("nothing to count in 1 cases, which are in no mean: a") == 1
+    assert (
+        capsys.readouterr().out.count("nothing to count in 1 cases, which are in no mean: a") == 1
+    )
 
 
 # --- instances, other kinds --------------------------------------------------------------------------------------------
@@ -332,9 +435,21 @@ def test_instances_are_compared_as_whole_labelings(tmp_path: Path) -> None:
     names = np.concatenate([[0], 1 + np.random.default_rng(1).permutation(50)]).astype(np.uint16)
     write(tmp_path, names[truth], truth, "a.tif")
     write(tmp_path, (cells(50, 0) > 0).astype(np.uint16), cells(50, 0), "b.tif")
-    write(tmp_path, (truth == truth.max()).astype(np.uint16), (truth == truth.max()).astype(np.uint16), "c.tif")
+    write(
+        tmp_path,
+        (truth == truth.max()).astype(np.uint16),
+        (truth == truth.max()).astype(np.uint16),
+        "c.tif",
+    )
     scores = score(tmp_path, "--metrics", "voi", "adapted_rand")
-    keys = ["voi", "voi_split", "voi_merge", "adapted_rand", "adapted_rand_precision", "adapted_rand_recall"]
+    keys = [
+        "voi",
+        "voi_split",
+        "voi_merge",
+        "adapted_rand",
+        "adapted_rand_precision",
+        "adapted_rand_recall",
+    ]
     assert list(scores["mean"]) == keys
     assert [scores["cases"]["a"][k] for k in ("voi", "adapted_rand")] == pytest.approx([0, 0])
     assert [scores["cases"]["c"][k] for k in ("voi", "adapted_rand")] == pytest.approx([0, 0])
@@ -344,15 +459,22 @@ def test_instances_are_compared_as_whole_labelings(tmp_path: Path) -> None:
     assert scores["cases"]["b"]["voi_split"] == pytest.approx(0)
 
 
-def test_class_scores_of_instances_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_scores_of_instances_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, cells(50, 0), cells(50, 0), "a.tif")
     score(tmp_path, "--metrics", "dice")
     assert "number instances, use --metrics voi adapted_rand" in capsys.readouterr().out
 
 
-def test_metrics_of_images_are_refused_for_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_of_images_are_refused_for_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, FLAT, FLAT, "a.png")
-    assert "holds whole numbers from 0 to 1: labels" in score(tmp_path, "--metrics", "psnr", code=1)["failed"]["a"]
+    assert (
+        "holds whole numbers from 0 to 1: labels"
+        in score(tmp_path, "--metrics", "psnr", code=1)["failed"]["a"]
+    )
     (tmp_path / "answers/summary.json").write_text('{"task": "labels", "files": []}')
     score(tmp_path, "--metrics", "psnr", "ssim", code=2)
     assert "psnr, ssim: of images, but these predictions are labels" in capsys.readouterr().err
@@ -361,7 +483,9 @@ def test_metrics_of_images_are_refused_for_labels(tmp_path: Path, capsys: pytest
 # --- which cases -------------------------------------------------------------------------------------------------------
 
 
-def test_a_part_of_the_labels_is_scored_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_the_labels_is_scored_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, body(), body())
     files.write(tmp_path / "labels/b.tif", body(), dims=3)
     score(tmp_path, "--metrics", "dice", code=2)
@@ -370,16 +494,27 @@ def test_a_part_of_the_labels_is_scored_on_request(tmp_path: Path, capsys: pytes
     assert "1 of 2 labels have no answer and are not scored: b" in capsys.readouterr().out
 
 
-def test_numbers_are_written_as_json_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_are_written_as_json_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, body(), body())
     kept = (tmp_path / "labels/a.tif").read_bytes()
-    words = ["--predictions", tmp_path / "answers", "--labels", tmp_path / "labels", "--out", tmp_path / "labels/a.tif"]
+    words = [
+        "--predictions",
+        tmp_path / "answers",
+        "--labels",
+        tmp_path / "labels",
+        "--out",
+        tmp_path / "labels/a.tif",
+    ]
     assert evaluate.main([str(w) for w in words]) == 2
     assert "written as a .json file" in capsys.readouterr().err
     assert (tmp_path / "labels/a.tif").read_bytes() == kept
 
 
-def test_cases_that_fail_for_one_reason_share_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cases_that_fail_for_one_reason_share_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for n in range(5):
         write(tmp_path, PROBABILITIES, body(), f"case{n}.tif")
     write(tmp_path, body(), body(), "good.tif")

@@ -27,7 +27,9 @@ from pipeline.records import NamedOptions
 from pipeline.training import loop
 
 
-def sa_unet(in_channels: int = 3, out_channels: int = 1, dims: int = 2, **options: Any) -> HeadedNet:
+def sa_unet(
+    in_channels: int = 3, out_channels: int = 1, dims: int = 2, **options: Any
+) -> HeadedNet:
     return build(NamedOptions(name="sa_unet", options=options), in_channels, out_channels, dims)
 
 
@@ -52,7 +54,10 @@ def literal_dropblock(x: np.ndarray, draws: np.ndarray, keep: float, block: int)
     return x * mask * (mask.size / mask.sum())
 
 
-@pytest.mark.parametrize(("size", "block", "keep"), [((20, 17), 7, 0.82), ((9, 30), 5, 0.5), ((7, 8), 7, 0.9), ((6, 6), 1, 0.7)])
+@pytest.mark.parametrize(
+    ("size", "block", "keep"),
+    [((20, 17), 7, 0.82), ((9, 30), 5, 0.5), ((7, 8), 7, 0.9), ((6, 6), 1, 0.7)],
+)
 def test_dropblock_is_the_literal_one(size: tuple[int, int], block: int, keep: float) -> None:
     shape = (2, 5, *size)
     x = np.random.default_rng(1).normal(size=shape)
@@ -66,14 +71,20 @@ def test_dropblock_is_the_literal_one(size: tuple[int, int], block: int, keep: f
 
 
 @settings(deadline=None, max_examples=25)
-@given(size=st.lists(st.integers(1, 12), min_size=2, max_size=3), block=st.integers(1, 9), seed=st.integers(0, 99))
+@given(
+    size=st.lists(st.integers(1, 12), min_size=2, max_size=3),
+    block=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
 def test_blocks_are_max_pooling_of_seeds(size: list[int], block: int, seed: int) -> None:
     """The textbook form: seeds at the centres, max pooling of the block's edge with its whole reach of padding; 2D and 3D."""
     assume(min(size) >= block)
     places = [n - block + 1 for n in size]
     seeds = torch.from_numpy(np.random.default_rng(seed).random((2, 2, *places)) < 0.1)
     pool = functional.max_pool2d if len(size) == 2 else functional.max_pool3d
-    wanted = pool(functional.pad(seeds.float(), [block - 1] * 2 * len(size)), block, stride=1).bool()
+    wanted = pool(
+        functional.pad(seeds.float(), [block - 1] * 2 * len(size)), block, stride=1
+    ).bool()
     assert torch.equal(blocks(seeds, block), wanted)
 
 
@@ -106,7 +117,9 @@ def test_the_kept_share_is_that_of_independent_seeds(keep: float) -> None:
 
 
 def test_the_mean_is_preserved() -> None:
-    assert draw(0.7, (4, 8, 30, 30)).mean().item() == pytest.approx(1, abs=1e-5)  # in each draw, for ones
+    assert draw(0.7, (4, 8, 30, 30)).mean().item() == pytest.approx(
+        1, abs=1e-5
+    )  # in each draw, for ones
     torch.manual_seed(0)
     x, layer = torch.rand(4, 16, 24, 24), DropBlock(0.8, 7).train()
     mean = torch.stack([layer(x) for _ in range(60)]).mean(0)
@@ -152,7 +165,10 @@ def test_nothing_left_is_zero_and_finite() -> None:
 
 
 def test_the_gradient_is_the_mask_times_the_factor() -> None:
-    x, holes = torch.randn(1, 2, 9, 9, dtype=torch.float32), torch.zeros(1, 2, 9, 9, dtype=torch.bool)
+    x, holes = (
+        torch.randn(1, 2, 9, 9, dtype=torch.float32),
+        torch.zeros(1, 2, 9, 9, dtype=torch.bool),
+    )
     holes[0, 1, 2:7, 1:8] = True
     x.requires_grad_()
     drop(x, holes).sum().backward()
@@ -245,7 +261,11 @@ def test_every_size_comes_back(size: tuple[int, int]) -> None:
 
 
 def test_the_order_of_a_block() -> None:
-    chains = [m for m in sa_unet().modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.Conv2d)]
+    chains = [
+        m
+        for m in sa_unet().modules()
+        if isinstance(m, nn.Sequential) and isinstance(m[0], nn.Conv2d)
+    ]
     assert len(chains) == 14
     for chain in chains:
         assert [type(m) for m in chain] == [nn.Conv2d, DropBlock, nn.BatchNorm2d, nn.ReLU]
@@ -258,8 +278,12 @@ def test_the_norm_sees_the_holes() -> None:
     """Behind the norm each channel has mean 0 and variance 1, and its holes hold one value that is not 0."""
     net, seen = sa_unet(keep=0.6).train(), {}
     block = net.get_submodule("down.0.0")
-    block.get_submodule("1").register_forward_hook(lambda _m, _x, y: seen.update(holes=y.detach() == 0))
-    block.get_submodule("2").register_forward_hook(lambda _m, _x, y: seen.update(normed=y.detach().clone()))
+    block.get_submodule("1").register_forward_hook(
+        lambda _m, _x, y: seen.update(holes=y.detach() == 0)
+    )
+    block.get_submodule("2").register_forward_hook(
+        lambda _m, _x, y: seen.update(normed=y.detach().clone())
+    )
     torch.manual_seed(0)
     net(torch.randn(2, 3, 64, 64) + 1)
     holes, normed = seen["holes"], seen["normed"]
@@ -280,7 +304,9 @@ def literal_attention(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         for di, dj in np.ndindex(weight.shape[1:]):
             y, z = i + di - half, j + dj - half
             if 0 <= y < height and 0 <= z < width:
-                total += weight[0, di, dj] * (sum(x[:, y, z]) / channels) + weight[1, di, dj] * max(x[:, y, z])
+                total += weight[0, di, dj] * (sum(x[:, y, z]) / channels) + weight[1, di, dj] * max(
+                    x[:, y, z]
+                )
         out[:, i, j] = x[:, i, j] / (1 + np.exp(-total))
     return out
 
@@ -297,7 +323,9 @@ def test_attention_multiplies_without_residual_and_only_at_the_bottom() -> None:
     net = sa_unet()
     assert [n for n, m in net.named_modules() if isinstance(m, SpatialAttention)] == ["bottom.1"]
     attention = net.get_submodule("bottom.1")
-    assert {k: tuple(v.shape) for k, v in attention.state_dict().items()} == {"conv.weight": (1, 2, 7, 7)}
+    assert {k: tuple(v.shape) for k, v in attention.state_dict().items()} == {
+        "conv.weight": (1, 2, 7, 7)
+    }
     nn.init.zeros_(attention.get_parameter("conv.weight"))
     x = torch.randn(1, 128, 9, 9)
     assert torch.equal(attention(x), x / 2)
@@ -313,7 +341,9 @@ def test_doubling_reaches_forward() -> None:
         x[0, 0, place, 0] = 1
         y = layer(x).detach()
         assert y.shape == (1, 1, 8, 10)
-        assert y[0, 0, :, 0].nonzero().flatten().tolist() == [n for n in (2 * place, 2 * place + 1, 2 * place + 2) if n < 8]
+        assert y[0, 0, :, 0].nonzero().flatten().tolist() == [
+            n for n in (2 * place, 2 * place + 1, 2 * place + 2) if n < 8
+        ]
 
 
 def test_it_starts_as_keras_does() -> None:
@@ -325,7 +355,9 @@ def test_it_starts_as_keras_does() -> None:
             limit = (6 / (m.weight[0, 0].numel() * (m.in_channels + m.out_channels))) ** 0.5
             assert m.weight.abs().max() <= limit
             assert m.weight.numel() < 400 or m.weight.abs().max() > 0.95 * limit
-    stds = torch.stack([sa_unet(channels=[2, 2]).get_parameter("bottom.1.conv.weight").std() for _ in range(20)])
+    stds = torch.stack(
+        [sa_unet(channels=[2, 2]).get_parameter("bottom.1.conv.weight").std() for _ in range(20)]
+    )
     assert stds.mean().item() == pytest.approx((2 / 98) ** 0.5, rel=0.1)
 
 
@@ -335,11 +367,16 @@ def literal_network(net: HeadedNet, x: Tensor) -> Tensor:
 
     def block(x: Tensor, name: str) -> Tensor:
         x = functional.conv2d(x, w[f"{name}.0.weight"], w[f"{name}.0.bias"], padding=1)
-        mean, var, gain, shift = (w[f"{name}.2.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, gain, shift = (
+            w[f"{name}.2.{k}"][:, None, None]
+            for k in ("running_mean", "running_var", "weight", "bias")
+        )
         return ((x - mean) / (var + 1e-3).sqrt() * gain + shift).clamp(min=0)
 
     def up(x: Tensor, skip: Tensor, n: int) -> Tensor:
-        x = functional.conv_transpose2d(x, w[f"enlarge.{n}.conv.weight"], w[f"enlarge.{n}.conv.bias"], stride=2)
+        x = functional.conv_transpose2d(
+            x, w[f"enlarge.{n}.conv.weight"], w[f"enlarge.{n}.conv.bias"], stride=2
+        )
         x = torch.cat([x[:, :, : skip.shape[2], : skip.shape[3]], skip], 1)
         return block(block(x, f"up.{n}.0"), f"up.{n}.1")
 
@@ -366,7 +403,11 @@ def test_the_gradient_reaches_every_weight() -> None:
     torch.manual_seed(0)
     net = sa_unet(keep=0.8).train()
     net(torch.randn(2, 3, 64, 64))["main"].square().mean().backward()
-    assert [k for k, p in net.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()] == []
+    assert [
+        k
+        for k, p in net.named_parameters()
+        if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()
+    ] == []
 
 
 def test_it_trains_under_autocast() -> None:
@@ -429,9 +470,16 @@ SYSTEM: dict[str, Any] = {
         "normalise": {"name": "range"},
         "patch": {"size": [24, 24], "foreground": None, "batch": 2},
     },
-    "network": {"name": "sa_unet", "options": {"channels": [4, 8], "keep": 0.6, "block": 5, "schedule": "linear"}},
+    "network": {
+        "name": "sa_unet",
+        "options": {"channels": [4, 8], "keep": 0.6, "block": 5, "schedule": "linear"},
+    },
     "losses": ["ce"],
-    "train": {"epochs": 4, "optimizer": {"name": "adam", "options": {"lr": 0.01}}, "average": {"start": 1, "lr": None}},
+    "train": {
+        "epochs": 4,
+        "optimizer": {"name": "adam", "options": {"lr": 0.01}},
+        "average": {"start": 1, "lr": None},
+    },
 }
 
 
@@ -452,10 +500,15 @@ def bars(tmp_path: Path) -> list[str]:
 
 
 def models(run: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (run / "fold_0").glob("*.safetensors")}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in (run / "fold_0").glob("*.safetensors")
+    }
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(bars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_with_the_same_bits(
+    bars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped after the second epoch, and again after the last but before the averaged weights are finished."""
     assert train.main([*bars, "--out", str(tmp_path / "calm")]) == 0
     save = loop._save
@@ -474,14 +527,22 @@ def test_an_interrupted_run_ends_with_the_same_bits(bars: list[str], tmp_path: P
     assert models(tmp_path / "rough") == models(tmp_path / "calm")
 
 
-def test_training_follows_the_schedule(bars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_follows_the_schedule(
+    bars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values: list[float] = []
     original = loop._step
 
     def spy(clip: float | None, state: loop.State) -> None:
-        values.append(round(next(m.now for m in state.network.modules() if isinstance(m, DropBlock)), 6))
+        values.append(
+            round(next(m.now for m in state.network.modules() if isinstance(m, DropBlock)), 6)
+        )
         original(clip, state)
 
     monkeypatch.setattr(loop, "_step", spy)
     assert train.main([*bars, "--out", str(tmp_path / "run")]) == 0
-    assert sorted(set(values), reverse=True) == values[:: len(values) // 4] == pytest.approx([1, 1 - 0.4 / 3, 1 - 0.8 / 3, 0.6], abs=1e-6)
+    assert (
+        sorted(set(values), reverse=True)
+        == values[:: len(values) // 4]
+        == pytest.approx([1, 1 - 0.4 / 3, 1 - 0.8 / 3, 0.6], abs=1e-6)
+    )

@@ -53,12 +53,28 @@ def url(sharper: Path) -> Iterator[str]:
         ("e.bmp", np.uint8, "image/png"),
     ],
 )
-def test_answers_are_the_files_of_predict(url: str, sharper: Path, tmp_path: Path, name: str, kind: type, answer: str) -> None:
+def test_answers_are_the_files_of_predict(
+    url: str, sharper: Path, tmp_path: Path, name: str, kind: type, answer: str
+) -> None:
     path = tmp_path / name
     photograph(path.with_suffix(".png") if path.suffix == ".bmp" else path, kind=kind)
     if path.suffix == ".bmp":
         Image.open(path.with_suffix(".png")).save(path)
-    assert predict.main(["--checkpoint", str(sharper), "--input", str(path), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert (
+        predict.main(
+            [
+                "--checkpoint",
+                str(sharper),
+                "--input",
+                str(path),
+                "--output",
+                str(tmp_path / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     written = next(p for p in (tmp_path / "out").iterdir() if p.stem == path.stem)
     response = post(url, path)
     assert response.status_code == 200, response.text
@@ -71,7 +87,11 @@ def test_answers_are_the_files_of_predict(url: str, sharper: Path, tmp_path: Pat
 def test_a_form_gets_the_same_answer_as_a_body(url: str, tmp_path: Path) -> None:
     path = photograph(tmp_path / "a.png")
     with path.open("rb") as stream:
-        form = httpx.post(f"{url}/predict", files={"image": ("a.png", stream, "application/octet-stream")}, timeout=WAIT)
+        form = httpx.post(
+            f"{url}/predict",
+            files={"image": ("a.png", stream, "application/octet-stream")},
+            timeout=WAIT,
+        )
     assert form.status_code == 200
     assert form.content == post(url, path).content
 
@@ -79,7 +99,19 @@ def test_a_form_gets_the_same_answer_as_a_body(url: str, tmp_path: Path) -> None
 def test_masks_are_the_files_of_predict(tmp_path: Path) -> None:
     checkpoint, path = model(tmp_path, VESSELS), photograph(tmp_path / "eye.jpg")
     assert (
-        predict.main(["--checkpoint", str(checkpoint), "--input", str(path), "--output", str(tmp_path / "out"), "--threshold", "0.45"]) == 0
+        predict.main(
+            [
+                "--checkpoint",
+                str(checkpoint),
+                "--input",
+                str(path),
+                "--output",
+                str(tmp_path / "out"),
+                "--threshold",
+                "0.45",
+            ]
+        )
+        == 0
     )
     with serving(built(checkpoint, "--threshold", "0.45")) as url:
         response = post(url, path)
@@ -90,7 +122,20 @@ def test_masks_are_the_files_of_predict(tmp_path: Path) -> None:
 def test_other_backends_are_served_like_they_predict(sharper: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason='needs pip install "pipeline[cpu]"')
     path, options = photograph(tmp_path / "a.png", (33, 35)), ("--backend", "onnx")
-    assert predict.main(["--checkpoint", str(sharper), "--input", str(path), "--output", str(tmp_path / "out"), *options]) == 0
+    assert (
+        predict.main(
+            [
+                "--checkpoint",
+                str(sharper),
+                "--input",
+                str(path),
+                "--output",
+                str(tmp_path / "out"),
+                *options,
+            ]
+        )
+        == 0
+    )
     with serving(built(sharper, *options)) as url:
         assert httpx.get(f"{url}/health").json()["backend"] == "onnx"
         assert post(url, path).content == (tmp_path / "out" / "a.png").read_bytes()
@@ -108,10 +153,18 @@ def test_health_says_who_answers(url: str) -> None:
 def test_large_bodies_are_refused_by_their_announcement_and_as_they_come(url: str) -> None:
     large = b"\x89PNG" + bytes(3_000_000)
     headers = {"Content-Type": "image/png"}
-    assert "300000" in refusal(httpx.post(f"{url}/predict", content=large, headers=headers, timeout=WAIT), 413)
-    pieces = (large[n : n + 50_000] for n in range(0, len(large), 50_000))  # chunked: no Content-Length
-    assert "300000" in refusal(httpx.post(f"{url}/predict", content=pieces, headers=headers, timeout=WAIT), 413)
-    form = httpx.post(f"{url}/predict", files={"image": ("a.png", large, "image/png")}, timeout=WAIT)
+    assert "300000" in refusal(
+        httpx.post(f"{url}/predict", content=large, headers=headers, timeout=WAIT), 413
+    )
+    pieces = (
+        large[n : n + 50_000] for n in range(0, len(large), 50_000)
+    )  # chunked: no Content-Length
+    assert "300000" in refusal(
+        httpx.post(f"{url}/predict", content=pieces, headers=headers, timeout=WAIT), 413
+    )
+    form = httpx.post(
+        f"{url}/predict", files={"image": ("a.png", large, "image/png")}, timeout=WAIT
+    )
     assert "300000" in refusal(form, 413)
 
 
@@ -125,10 +178,17 @@ def test_large_images_are_refused_before_they_are_decoded(url: str, tmp_path: Pa
 
 def test_corrupt_images_are_refused(url: str, tmp_path: Path) -> None:
     whole = photograph(tmp_path / "a.jpg", (90, 90)).read_bytes()
-    for name, content in (("none.png", b"no image at all"), ("empty.png", b""), ("cut.jpg", whole[: len(whole) // 2]), ("x.tif", whole)):
+    for name, content in (
+        ("none.png", b"no image at all"),
+        ("empty.png", b""),
+        ("cut.jpg", whole[: len(whole) // 2]),
+        ("x.tif", whole),
+    ):
         (tmp_path / name).write_bytes(content)
         assert refusal(post(url, tmp_path / name), 400)
-    tifffile.imwrite(tmp_path / "volume.tif", np.zeros((4, 20, 20), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "volume.tif", np.zeros((4, 20, 20), np.uint8), photometric="minisblack"
+    )
     assert "volume" in refusal(post(url, tmp_path / "volume.tif"), 400)
 
 
@@ -136,9 +196,17 @@ def test_other_types_are_refused(url: str, tmp_path: Path) -> None:
     path = photograph(tmp_path / "a.png")
     assert "image/jpeg" in refusal(post(url, path, "text/html"), 415)
     refusal(httpx.post(f"{url}/predict", content=path.read_bytes(), timeout=WAIT), 415)
-    refusal(httpx.post(f"{url}/predict", files={"image": ("a.exe", path.read_bytes())}, timeout=WAIT), 415)
+    refusal(
+        httpx.post(f"{url}/predict", files={"image": ("a.exe", path.read_bytes())}, timeout=WAIT),
+        415,
+    )
     refusal(httpx.post(f"{url}/predict", data={"image": "text"}, timeout=WAIT), 415)
-    refusal(httpx.post(f"{url}/predict", files={"a": ("a.png", b"1"), "b": ("b.png", b"2")}, timeout=WAIT), 400)
+    refusal(
+        httpx.post(
+            f"{url}/predict", files={"a": ("a.png", b"1"), "b": ("b.png", b"2")}, timeout=WAIT
+        ),
+        400,
+    )
     assert httpx.get(f"{url}/predict").status_code == 405
     assert httpx.get(f"{url}/docs").status_code == 404
 
@@ -178,7 +246,9 @@ def test_a_full_queue_sends_away_and_health_still_answers(sharper: Path, tmp_pat
         assert post(url, path).status_code == 200
 
 
-def test_a_fault_inside_tells_the_client_nothing(sharper: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_inside_tells_the_client_nothing(
+    sharper: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     service = built(sharper)
 
     def broken(image: Path, folder: Path) -> Path:
@@ -204,12 +274,33 @@ def test_nothing_is_left_behind(url: str, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_a_signal_lets_the_request_finish(sharper: Path, tmp_path: Path) -> None:
     """The command as it is typed: its address is this machine's alone, SIGTERM ends it with 75 after the answer is out."""
-    command = [sys.executable, "-m", "pipeline.serve", "--checkpoint", str(sharper), "--device", "cpu", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.serve",
+        "--checkpoint",
+        str(sharper),
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+    ]
     path = photograph(tmp_path / "a.png", (160, 240))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env=dict(os.environ)) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=dict(os.environ),
+    ) as process:
         try:
             assert process.stdout is not None
-            found = next(filter(None, (re.search(r"http://(\S+):(\d+)/predict", line) for line in process.stdout)))
+            found = next(
+                filter(
+                    None,
+                    (re.search(r"http://(\S+):(\d+)/predict", line) for line in process.stdout),
+                )
+            )
             url = found[0].removesuffix("/predict")
             assert found[1] == "127.0.0.1"
             with pytest.raises(OSError, match=r".*"):
@@ -226,7 +317,9 @@ def test_a_signal_lets_the_request_finish(sharper: Path, tmp_path: Path) -> None
         httpx.get(f"{url}/health")
 
 
-def test_what_cannot_be_served_is_said(sharper: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_served_is_said(
+    sharper: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--checkpoint", str(sharper), "--device", "cpu", "--port"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main([*words, str(taken.getsockname()[1])]) == 2

@@ -29,7 +29,9 @@ from pipeline.serving import service as services
 from pipeline.serving import uploads
 from pipeline.workflows import serve as workflow
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n"
+HEAD = (
+    b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n"
+)
 """Of a request whose body does not come."""
 
 
@@ -75,7 +77,9 @@ def still_open(connection: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("content", [b"POST /predict HTTP/1.1\r\nHo", HEAD + b"\r\nbody", b""])
-def test_requests_that_are_half_sent_hold_nobody_up(sharper: Path, tmp_path: Path, content: bytes) -> None:
+def test_requests_that_are_half_sent_hold_nobody_up(
+    sharper: Path, tmp_path: Path, content: bytes
+) -> None:
     path = photograph(tmp_path / "a.png")
     service = built(sharper, "--waiting", "7")
     with serving(service) as url, half_sent(url, content, 20) as hung:
@@ -93,7 +97,9 @@ def test_heads_that_never_end_are_given_up(sharper: Path, monkeypatch: pytest.Mo
                 assert [rest(c) for c in hung] == [b"", b""]
 
 
-def test_a_second_request_that_drips_is_given_up(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_request_that_drips_is_given_up(
+    sharper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """uvicorn forgets its own limit with the first byte after an answer."""
     monkeypatch.setattr(http, "HEAD_SECONDS", 1.0)
     with serving(built(sharper)) as url, connect(url) as connection:
@@ -115,7 +121,9 @@ def drip(connection: socket.socket, end: threading.Event) -> None:
             connection.sendall(b"X")
 
 
-def test_bodies_that_come_too_slowly_are_told(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_come_too_slowly_are_told(
+    sharper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploads, "SLOW_SECONDS", 0.3)
     service = built(sharper)
     with serving(service) as url, half_sent(url, HEAD + b"\r\nbody", 3) as hung:
@@ -126,7 +134,9 @@ def test_bodies_that_come_too_slowly_are_told(sharper: Path, monkeypatch: pytest
         assert not service.workspaces
 
 
-def test_bodies_that_keep_coming_are_waited_for(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_keep_coming_are_waited_for(
+    sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Longer than the time that a silent one has: every byte gives more."""
     monkeypatch.setattr(uploads, "SLOW_SECONDS", 0.5)
     content = photograph(tmp_path / "a.png", (90, 90)).read_bytes()
@@ -139,11 +149,15 @@ def test_bodies_that_keep_coming_are_waited_for(sharper: Path, tmp_path: Path, m
             yield content[n * len(content) // 10 : (n + 1) * len(content) // 10]
 
     with serving(built(sharper)) as url:
-        answer = httpx.post(f"{url}/predict", content=pieces(), headers={"Content-Type": "image/png"}, timeout=WAIT)
+        answer = httpx.post(
+            f"{url}/predict", content=pieces(), headers={"Content-Type": "image/png"}, timeout=WAIT
+        )
     assert answer.status_code == 200, answer.text
 
 
-def test_the_slowest_upload_makes_room_for_another(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slowest_upload_makes_room_for_another(
+    sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(services, "UPLOADS", 3)
     path, service = photograph(tmp_path / "a.png"), built(sharper)
     with serving(service) as url, half_sent(url, HEAD + b"\r\nbody", 3) as hung:
@@ -155,7 +169,9 @@ def test_the_slowest_upload_makes_room_for_another(sharper: Path, tmp_path: Path
         assert b"came the slowest" in rest(told[0])
 
 
-def test_idle_connections_make_room_for_others(sharper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_make_room_for_others(
+    sharper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "CONNECTIONS", 5)
     with serving(built(sharper)) as url, half_sent(url, b"POST /pre", 5) as hung:
         assert httpx.get(f"{url}/health").status_code == 200
@@ -164,7 +180,9 @@ def test_idle_connections_make_room_for_others(sharper: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_clients_that_do_not_read_are_cut_off(sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_do_not_read_are_cut_off(
+    sharper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer of 12 MB, more than the system takes in the client's stead."""
     monkeypatch.setattr(uploads, "SLOW_BYTES", 2**40)
     noise = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3)).astype(np.uint8)
@@ -216,7 +234,12 @@ def test_a_full_disk_is_no_fault_of_the_image(
 
 
 @pytest.mark.parametrize(
-    "head", [b"\x00\xff\x00\r\n\r\n", b"GET /" + b"a" * 100_000, b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n"]
+    "head",
+    [
+        b"\x00\xff\x00\r\n\r\n",
+        b"GET /" + b"a" * 100_000,
+        b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+    ],
 )
 def test_what_is_no_http_is_answered(sharper: Path, head: bytes) -> None:
     with serving(built(sharper)) as url, connect(url) as connection:
@@ -251,15 +274,35 @@ def test_pages_are_counted_before_anything_is_decoded(sharper: Path, tmp_path: P
 @contextmanager
 def command(checkpoint: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command as it is typed, and its address."""
-    words = [sys.executable, "-m", "pipeline.serve", "--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "pipeline.serve",
+        "--checkpoint",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+    ]
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[1], env=environment
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment,
     ) as process:
         try:
             assert process.stdout is not None
-            found = next(filter(None, (re.search(r"http://(\S+):(\d+)/predict", line) for line in process.stdout)))
+            found = next(
+                filter(
+                    None,
+                    (re.search(r"http://(\S+):(\d+)/predict", line) for line in process.stdout),
+                )
+            )
             yield process, found[0].removesuffix("/predict")
         finally:
             process.kill()
@@ -302,7 +345,13 @@ raise SystemExit(serve.main())
 @pytest.mark.slow
 def test_ctrl_c_while_the_model_is_loaded(sharper: Path) -> None:
     words = [sys.executable, "-c", SLOW_LOADING, "--checkpoint", str(sharper)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[1]) as process:
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)

@@ -36,7 +36,9 @@ def pieces(mask: np.ndarray) -> int:
     return morphology.components(mask)[1]
 
 
-def wave(shape: tuple[int, int, int] = (32, 44, 44), height: float = 12, thickness: int = 3) -> np.ndarray:
+def wave(
+    shape: tuple[int, int, int] = (32, 44, 44), height: float = 12, thickness: int = 3
+) -> np.ndarray:
     z, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
     lowest = np.round(height + 3 * np.sin(x / 7) + 2 * np.cos(y / 9))
     return (z >= lowest) & (z < lowest + thickness)
@@ -156,9 +158,13 @@ def test_what_two_sheets_would_fill_neither_gets():
 def test_closing_turns_with_the_volume(flips):
     mask = torn(wave(thickness=2)) | wave(height=17, thickness=2)
     mask &= np.random.default_rng(1).random(mask.shape) > 0.1
-    np.testing.assert_array_equal(sheets.close_sheets(np.flip(mask, flips)), np.flip(sheets.close_sheets(mask), flips))
+    np.testing.assert_array_equal(
+        sheets.close_sheets(np.flip(mask, flips)), np.flip(sheets.close_sheets(mask), flips)
+    )
     turned = np.rot90(mask, axes=(0, 2))
-    np.testing.assert_array_equal(sheets.close_sheets(turned), np.rot90(sheets.close_sheets(mask), axes=(0, 2)))
+    np.testing.assert_array_equal(
+        sheets.close_sheets(turned), np.rot90(sheets.close_sheets(mask), axes=(0, 2))
+    )
 
 
 # Watertight
@@ -266,7 +272,9 @@ def test_patches_continue_planes_exactly():
 
 def test_holes_that_are_too_large_or_open_to_a_face_stay():
     holes = torn(wave())
-    areas = sorted(np.bincount(morphology.components(np.asarray(~holes.any(0)), 26)[0].ravel())[1:].tolist())
+    areas = sorted(
+        np.bincount(morphology.components(np.asarray(~holes.any(0)), 26)[0].ravel())[1:].tolist()
+    )
     assert areas == [1, 5, 13, 29, 49]
     assert morphology.betti_numbers(sheets.patch_sheets(holes, largest=13)) == (1, 2, 0)
     assert morphology.betti_numbers(sheets.patch_sheets(holes, largest=12)) == (1, 3, 0)
@@ -290,7 +298,9 @@ def test_no_patch_through_or_beside_another_sheet(top, patched):
 def test_a_hole_in_a_sheet_in_pieces_is_patched_once_it_is_watertight():
     mask = oblique(0.7, 0.4)
     mask[:, 6:10, 7:11] = False
-    np.testing.assert_array_equal(sheets.patch_sheets(mask), mask)  # 6-connected it has no tunnel that could be closed
+    np.testing.assert_array_equal(
+        sheets.patch_sheets(mask), mask
+    )  # 6-connected it has no tunnel that could be closed
     mended = sheets.watertight(mask)
     assert morphology.betti_numbers(mended) == (1, 1, 0)
     assert morphology.betti_numbers(sheets.patch_sheets(mended)) == (1, 0, 0)
@@ -307,7 +317,9 @@ def test_shapes_that_are_no_height_map_stay():
 @given(MASKS)
 def test_patches_never_add_tunnels_or_cavities(mask):
     if mask.ndim == 3:
-        before, after = (morphology.betti_numbers(m, 6) for m in (mask, sheets.patch_sheets(mask, 50)))
+        before, after = (
+            morphology.betti_numbers(m, 6) for m in (mask, sheets.patch_sheets(mask, 50))
+        )
         assert all(a <= b for a, b in zip(after, before, strict=True))
 
 
@@ -332,7 +344,9 @@ def test_the_thickness_of_a_plate_between_faces_is_exact(thickness, axis):
     assert sheets.mean_thickness(mask) == pytest.approx(2 * (thickness + 3))
 
 
-@pytest.mark.parametrize("normal", [(1, 1, 0), (1, 1, 1), (2, 1, 0), (1, 0.4, 0.3), (2, 1, 1), (3, 2, 1)])
+@pytest.mark.parametrize(
+    "normal", [(1, 1, 0), (1, 1, 1), (2, 1, 0), (1, 0.4, 0.3), (2, 1, 1), (3, 2, 1)]
+)
 def test_the_thickness_of_slanting_plates(normal):
     z, y, x = np.mgrid[-20:21, -20:21, -20:21]
     distance: np.ndarray = np.abs(np.tensordot(normal, [z, y, x], 1)) / np.linalg.norm(normal)
@@ -349,11 +363,16 @@ def test_the_thickness_of_nothing_and_of_everything():
 def test_a_change_of_thickness_keeps_the_topology(mask, target):
     changed = sheets.set_thickness(mask, target, per="class")
     for connectivity in (6, 26):
-        assert morphology.betti_numbers(changed, connectivity) == morphology.betti_numbers(mask, connectivity)
+        assert morphology.betti_numbers(changed, connectivity) == morphology.betti_numbers(
+            mask, connectivity
+        )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize(("before", "target", "after"), [(1, 3, 3), (2, 3, 3), (3, 3, 3), (5, 3, 3), (6, 1, 1), (2, 4.4, 4), (4, 2.6, 3)])
+@pytest.mark.parametrize(
+    ("before", "target", "after"),
+    [(1, 3, 3), (2, 3, 3), (3, 3, 3), (5, 3, 3), (6, 1, 1), (2, 4.4, 4), (4, 2.6, 3)],
+)
 def test_plates_come_nearest_to_the_target(before, target, after, axis):
     mask = np.zeros((16, 16, 16), bool)
     np.moveaxis(mask, axis, 0)[6 : 6 + before] = True
@@ -403,7 +422,10 @@ def test_lines_in_2d_get_thicker():
     np.testing.assert_array_equal(np.flatnonzero(sheets.set_thickness(mask, 3.0).all(1)), [4, 5, 6])
 
 
-@pytest.mark.parametrize(("options", "words"), [({"target": 0}, "positive"), ({"target": np.nan}, "positive"), ({"per": "all"}, "'class'")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"target": 0}, "positive"), ({"target": np.nan}, "positive"), ({"per": "all"}, "'class'")],
+)
 def test_a_thickness_that_means_nothing_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         sheets.set_thickness(np.eye(3, dtype=bool), **options)
@@ -416,15 +438,25 @@ def test_a_thickness_that_means_nothing_is_refused(options, words):
 @given(MASKS, st.sampled_from([0, 1, 1.5, 2, 2.5]))
 def test_an_ellipsoid_of_equal_radii_is_a_ball(mask, radius):
     radii = [radius] * mask.ndim
-    np.testing.assert_array_equal(sheets.closing_by_ellipsoid(mask, radii), morphology.closing(mask, radius))
-    np.testing.assert_array_equal(sheets.opening_by_ellipsoid(mask, radii), morphology.opening(mask, radius))
+    np.testing.assert_array_equal(
+        sheets.closing_by_ellipsoid(mask, radii), morphology.closing(mask, radius)
+    )
+    np.testing.assert_array_equal(
+        sheets.opening_by_ellipsoid(mask, radii), morphology.opening(mask, radius)
+    )
 
 
 @FEW
-@given(arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)), st.tuples(*[st.sampled_from([0, 1, 1.5, 2, 3])] * 3))
+@given(
+    arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)),
+    st.tuples(*[st.sampled_from([0, 1, 1.5, 2, 3])] * 3),
+)
 def test_closing_by_an_ellipsoid_is_that_of_scipy_in_unbounded_space(mask, radii):
     axes = np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij")
-    kernel = sum(np.where(a == 0, 0, (a / max(r, 1e-9)) ** 2) for a, r in zip(axes, radii, strict=True)) <= 1 + 1e-9
+    kernel = (
+        sum(np.where(a == 0, 0, (a / max(r, 1e-9)) ** 2) for a, r in zip(axes, radii, strict=True))
+        <= 1 + 1e-9
+    )
     wide = ndimage.binary_closing(np.pad(mask, 8), kernel)
     np.testing.assert_array_equal(sheets.closing_by_ellipsoid(mask, radii), wide[8:-8, 8:-8, 8:-8])
     opened = sheets.opening_by_ellipsoid(mask, radii)
@@ -456,7 +488,9 @@ def test_a_chain_of_steps_mends_a_torn_scroll():
     ]
     postprocess.check(steps, channels=1)
     assert morphology.betti_numbers(soft >= 0.5)[1] >= 5
-    assert morphology.betti_numbers(postprocess.apply(steps, soft[None].astype(np.float32)) > 0) == (2, 0, 0)
+    assert morphology.betti_numbers(
+        postprocess.apply(steps, soft[None].astype(np.float32)) > 0
+    ) == (2, 0, 0)
 
 
 def crowded() -> np.ndarray:
@@ -470,7 +504,9 @@ def crowded() -> np.ndarray:
 @given(labels=arrays(np.uint8, st.tuples(*[st.integers(1, 7)] * 3), elements=st.integers(0, 2)))
 @example(labels=crowded())  # what one class loses, no other gains
 def test_steps_keep_classes_and_their_sheets_apart(step, labels):
-    options = {"sheet_closing": {"radius": 1}, "thickness": {"target": 4.0, "per": "class"}}.get(step, {})
+    options = {"sheet_closing": {"radius": 1}, "thickness": {"target": 4.0, "per": "class"}}.get(
+        step, {}
+    )
     result = postprocess.POSTPROCESS[step].run(labels, **options)
     assert result.dtype == labels.dtype
     for value in (1, 2):
@@ -488,7 +524,9 @@ def test_a_list_of_sizes_or_radii_is_an_ellipsoid():
     np.testing.assert_array_equal(postprocess.closing(labels, size=(1, 3, 3)), labels)
     np.testing.assert_array_equal(postprocess.opening(joined, radius=[1, 0, 0]), joined)
     assert not postprocess.opening(labels, radius=[1, 0, 0]).any()
-    np.testing.assert_array_equal(postprocess.closing(labels, size=[3, 3, 3]), postprocess.closing(labels, size=3))
+    np.testing.assert_array_equal(
+        postprocess.closing(labels, size=[3, 3, 3]), postprocess.closing(labels, size=3)
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,13 @@ from pipeline.data.normalise import IntensityScale
 from pipeline.geometry import WINDOWS, Tiling, up
 from pipeline.inference import norms
 from pipeline.inference.models import save_model
-from pipeline.inference.sliding_window import Source, cut, network_ensemble, tiling, with_fixed_norms
+from pipeline.inference.sliding_window import (
+    Source,
+    cut,
+    network_ensemble,
+    tiling,
+    with_fixed_norms,
+)
 from pipeline.inference.stitching import mismatch, warning, with_halo
 from pipeline.networks import HeadedNet, build, receptive
 from pipeline.records import Checkpoint, NamedOptions, UserError
@@ -59,7 +65,10 @@ def source(*shape: int, channels: int = 1) -> Source:
     """Noise on a ramp: statistics differ from place to place."""
     noise = np.random.default_rng(sum(shape)).random((channels, *shape), np.float32)
     ramp = np.linspace(-1, 1, shape[-1], dtype=np.float32)
-    return Source(array=noise + ramp, scale=IntensityScale(low=(0.0,) * channels, high=(1.0,) * channels, clip=False))
+    return Source(
+        array=noise + ramp,
+        scale=IntensityScale(low=(0.0,) * channels, high=(1.0,) * channels, clip=False),
+    )
 
 
 def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
@@ -77,17 +86,24 @@ def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
 @pytest.mark.parametrize("halo", [0, 8])
 def test_identity_to_the_last_pixel(window: str, n: int, halo: int) -> None:
     image = source(n, 53)
-    tiles = Tiling(size=(n, 53), tile=(32, 32), overlap=8, window=window, halo=halo, multiple=(8, 8))
+    tiles = Tiling(
+        size=(n, 53), tile=(32, 32), overlap=8, window=window, halo=halo, multiple=(8, 8)
+    )
     error = np.abs(tiled(image, lambda x: x, tiles) - image.array)
     assert error.max() < 1e-6
-    assert max(error[:, 0].max(), error[:, -1].max(), error[..., 0].max(), error[..., -1].max()) < 1e-6
+    assert (
+        max(error[:, 0].max(), error[:, -1].max(), error[..., 0].max(), error[..., -1].max()) < 1e-6
+    )
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_weights_are_positive_and_share_out_one(window: str) -> None:
     tiles = Tiling(size=(61, 100), tile=(32, 48), overlap=8, window=window, halo=4, multiple=(8, 8))
     total = np.zeros(tiles.padded)
-    boxes = [(tiles.weights(p), tuple(slice(a, a + t) for a, t in zip(p, tiles.tile, strict=True))) for p in tiles.origins()]
+    boxes = [
+        (tiles.weights(p), tuple(slice(a, a + t) for a, t in zip(p, tiles.tile, strict=True)))
+        for p in tiles.origins()
+    ]
     for weights, box in boxes:
         assert weights.min() >= 0
         total[box] += weights
@@ -109,9 +125,15 @@ def test_order_and_batch_change_nothing() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(90, 77)
     options: dict[str, Any] = {"size": (90, 77), "tile": (32, 32), "overlap": 8, "multiple": (4, 4)}
     expected = tiled(image, lambda x: net(x)["main"], Tiling(**options))
-    for tiles, batch in [(Tiling(**options), 5), (Backwards(**options), 1), (Backwards(**options), 3)]:
+    for tiles, batch in [
+        (Tiling(**options), 5),
+        (Backwards(**options), 1),
+        (Backwards(**options), 3),
+    ]:
         assert [*tiles.origins()] != [*Tiling(**options).origins()] or batch > 1
-        np.testing.assert_allclose(tiled(image, lambda x: net(x)["main"], tiles, batch=batch), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            tiled(image, lambda x: net(x)["main"], tiles, batch=batch), expected, atol=1e-6
+        )
 
 
 # --- how far a network sees ---------------------------------------------------------------------------------------------
@@ -131,7 +153,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "dims", "options", "expected"), KINDS)
-def test_radius_is_what_a_change_beyond_an_edge_reaches(name: str, dims: int, options: dict[str, Any], expected: int | None) -> None:
+def test_radius_is_what_a_change_beyond_an_edge_reaches(
+    name: str, dims: int, options: dict[str, Any], expected: int | None
+) -> None:
     """An independent count: change everything beyond an edge on the stride and look where the answer moves, norms standing still."""
     net = network(name, dims, **options)
     radius = receptive.radius(net, 1, dims)
@@ -144,7 +168,15 @@ def test_radius_is_what_a_change_beyond_an_edge_reaches(name: str, dims: int, op
         other = x.clone()
         other[..., side] += 10 * torch.rand_like(other[..., side])
         with torch.inference_mode():
-            moved = (norms.with_moments(net, x, known)["main"] - norms.with_moments(net, other, known)["main"]).abs().flatten(0, -2).amax(0)
+            moved = (
+                (
+                    norms.with_moments(net, x, known)["main"]
+                    - norms.with_moments(net, other, known)["main"]
+                )
+                .abs()
+                .flatten(0, -2)
+                .amax(0)
+            )
         untouched = moved[: edge - radius[-1]] if side.start else moved[edge + radius[-1] :]
         near = moved[edge - radius[-1] : edge] if side.start else moved[edge : edge + radius[-1]]
         assert untouched.max() == 0
@@ -169,7 +201,13 @@ def test_radius_is_tight() -> None:
 
 
 def test_anisotropic_networks_have_a_radius_for_each_axis() -> None:
-    net = network("dynunet", 3, channels=[2, 2, 2], strides=[1, [1, 2, 2], [1, 2, 2]], kernel=[[1, 3, 3], 3, 3])
+    net = network(
+        "dynunet",
+        3,
+        channels=[2, 2, 2],
+        strides=[1, [1, 2, 2], [1, 2, 2]],
+        kernel=[[1, 3, 3], 3, 3],
+    )
     assert receptive.radius(net, 1, 3) == (8, 18, 18)
     assert receptive.halo(net, 1, 3) == 20
 
@@ -207,7 +245,9 @@ def test_a_network_that_sees_everything_says_so() -> None:
         (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), False, True),
     ],
 )
-def test_layers_that_see_the_whole_tile_are_found(layer: nn.Module, dependent: bool, mendable: bool) -> None:
+def test_layers_that_see_the_whole_tile_are_found(
+    layer: nn.Module, dependent: bool, mendable: bool
+) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), layer)
     assert receptive.tile_dependent(net) == ((f"1 ({type(layer).__name__})",) if dependent else ())
     assert bool(receptive.beyond_statistics(net)) == (not mendable)
@@ -217,16 +257,22 @@ def test_layers_that_see_the_whole_tile_are_found(layer: nn.Module, dependent: b
 
 
 TILE_2D = 48
-SIZES = st.one_of(st.sampled_from([1, 2, TILE_2D - 1, TILE_2D, TILE_2D + 1, 53, 97, 101]), st.integers(1, 120))
+SIZES = st.one_of(
+    st.sampled_from([1, 2, TILE_2D - 1, TILE_2D, TILE_2D + 1, 53, 97, 101]), st.integers(1, 120)
+)
 
 
 @settings(deadline=None, max_examples=20)
 @given(SIZES, SIZES, st.sampled_from(sorted(WINDOWS)), st.sampled_from([0, 16]), st.booleans())
-def test_tiles_equal_the_whole_image(h: int, w: int, window: str, overlap: int, flipped: bool) -> None:
+def test_tiles_equal_the_whole_image(
+    h: int, w: int, window: str, overlap: int, flipped: bool
+) -> None:
     net = network("image_unet", 2, **(IMAGE_NET | {"depth": 1}))
     halo = receptive.halo(net, 1, 2)
     image = source(h, w)
-    tiled = answer(net, image, patch=[TILE_2D] * 2, halo=halo, window=window, overlap=overlap, flips=flipped)
+    tiled = answer(
+        net, image, patch=[TILE_2D] * 2, halo=halo, window=window, overlap=overlap, flips=flipped
+    )
     np.testing.assert_allclose(tiled, answer(net, image, patch="whole", flips=flipped), atol=1e-5)
 
 
@@ -236,7 +282,9 @@ def test_tiles_equal_the_whole_volume(size: list[int]) -> None:
     net = network("dynunet", 3, channels=[2, 2, 2], norm="batch")
     image, halo = source(*size), receptive.halo(net, 1, 3)
     assert halo == 20
-    np.testing.assert_allclose(answer(net, image, patch=[44] * 3, halo=halo), answer(net, image, patch="whole"), atol=1e-5)
+    np.testing.assert_allclose(
+        answer(net, image, patch=[44] * 3, halo=halo), answer(net, image, patch="whole"), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,7 +301,9 @@ def test_systems_equal_the_whole_image(name: str, options: dict[str, Any], patch
     assert str(settings_.predict.halo) in told
     tiled = answer(net, image, patch=[patch] * 2, halo=settings_.predict.halo)
     np.testing.assert_allclose(tiled, answer(net, image, patch="whole"), atol=1e-5)
-    assert np.abs(answer(net, image, patch=[64] * 2) - answer(net, image, patch="whole")).max() > 1e-5
+    assert (
+        np.abs(answer(net, image, patch=[64] * 2) - answer(net, image, patch="whole")).max() > 1e-5
+    )
 
 
 def test_flips_of_odd_sizes_equal_those_of_the_whole_image() -> None:
@@ -317,7 +367,11 @@ def test_a_reversed_feather_passes_the_identity_and_shows_its_seams() -> None:
     whole, lines = unsharp(image), tiles.starts(1)[1:]
     index = {
         name: seam_index(blend(image, tiles, profile, unsharp) - whole, lines, 12)
-        for name, profile in [("feather", WINDOWS["feather"](32, 12)), ("reversed", reversed_feather(32, 12)), ("constant", np.ones(32))]
+        for name, profile in [
+            ("feather", WINDOWS["feather"](32, 12)),
+            ("reversed", reversed_feather(32, 12)),
+            ("constant", np.ones(32)),
+        ]
     }
     assert index["feather"] < index["constant"] < index["reversed"]
     assert index["reversed"] > 2 * index["feather"]
@@ -339,7 +393,12 @@ def test_tiles_off_the_stride_are_not_the_whole_image() -> None:
     net, image = network("image_unet", 2, **IMAGE_NET), source(131, 98)
     whole, halo = answer(net, image, patch="whole"), receptive.halo(net, 1, 2)
     options: dict[str, Any] = {"size": (131, 98), "tile": (72, 72), "halo": halo}
-    on, off = (np.abs(tiled(image, lambda x: net(x)["main"], Tiling(**options, multiple=grid)) - whole).max() for grid in ((4, 4), (1, 1)))
+    on, off = (
+        np.abs(
+            tiled(image, lambda x: net(x)["main"], Tiling(**options, multiple=grid)) - whole
+        ).max()
+        for grid in ((4, 4), (1, 1))
+    )
     assert on < 1e-5
     assert off > 1e-3
 
@@ -350,7 +409,10 @@ def test_tiles_off_the_stride_are_not_the_whole_image() -> None:
 NORMED = [
     ("image_unet", {"base": 8, "depth": 2, "norm": "group", "align_corners": False}),
     ("image_unet", {"base": 4, "depth": 2, "norm": "instance", "align_corners": False}),
-    ("dynunet", {"channels": [4, 4, 4], "norm": {"name": "instance", "options": {"affine": False}}}),
+    (
+        "dynunet",
+        {"channels": [4, 4, 4], "norm": {"name": "instance", "options": {"affine": False}}},
+    ),
     ("dynunet", {"channels": [4, 4, 4], "block": 2}),
     ("segresnet", {"filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}),
 ]
@@ -358,7 +420,9 @@ NORMED = [
 
 @pytest.mark.parametrize(("name", "options"), NORMED)
 @pytest.mark.parametrize("size", [(121, 98), (163, 41)])
-def test_exact_statistics_equal_the_whole_image(name: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+def test_exact_statistics_equal_the_whole_image(
+    name: str, options: dict[str, Any], size: tuple[int, int]
+) -> None:
     net, image = network(name, 2, **options), source(*size)
     for weights in (p for p in net.parameters() if p.ndim == 1):
         weights.data.uniform_(0.5, 1.5)  # so that scales and shifts of the norms are seen
@@ -366,15 +430,21 @@ def test_exact_statistics_equal_the_whole_image(name: str, options: dict[str, An
     whole = answer(net, image, patch="whole")
     exact = answer(net, image, patch=[patch] * 2, halo=halo, norms="exact")
     np.testing.assert_allclose(exact, whole, atol=1e-5 * max(1, np.abs(whole).max()))
-    tiled, frozen = (answer(net, image, patch=[patch] * 2, halo=halo, norms=n) for n in ("tile", "frozen"))
+    tiled, frozen = (
+        answer(net, image, patch=[patch] * 2, halo=halo, norms=n) for n in ("tile", "frozen")
+    )
     assert np.abs(tiled - whole).max() > 1e-3
-    np.testing.assert_allclose(frozen, whole, atol=1e-5 * max(1, np.abs(whole).max()))  # small enough not to be reduced
+    np.testing.assert_allclose(
+        frozen, whole, atol=1e-5 * max(1, np.abs(whole).max())
+    )  # small enough not to be reduced
 
 
 def test_exact_statistics_of_the_deblurring_network() -> None:
     net, image = network("deblur_unet", 2, inputs=3, base=8), source(331, 67, channels=3)
     whole = answer(net, image, patch="whole")
-    np.testing.assert_allclose(answer(net, image, patch=[288] * 2, halo=128, norms="exact"), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        answer(net, image, patch=[288] * 2, halo=128, norms="exact"), whole, atol=1e-5
+    )
     assert np.abs(answer(net, image, patch=[288] * 2, halo=128) - whole).max() > 1e-4
 
 
@@ -402,16 +472,24 @@ def test_statistics_of_each_flip_and_network_are_its_own(way: str) -> None:
 def test_frozen_statistics_of_a_reduced_image_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network("image_unet", 2, **IMAGE_NET, norm="instance")
     y, x = np.mgrid[:150, :170].astype(np.float32)
-    image = Source(array=(np.sin(y / 15) * np.cos(x / 20))[None] + x[None] / 170, scale=IntensityScale(low=(0.0,), high=(1.0,), clip=False))
+    image = Source(
+        array=(np.sin(y / 15) * np.cos(x / 20))[None] + x[None] / 170,
+        scale=IntensityScale(low=(0.0,), high=(1.0,), clip=False),
+    )
     whole, halo = answer(net, image, patch="whole"), receptive.halo(net, 1, 2)
     monkeypatch.setitem(norms.LARGEST, 2, 150 * 170 // 3)
-    frozen, tiled = (np.abs(answer(net, image, patch=[72] * 2, halo=halo, norms=n) - whole) for n in ("frozen", "tile"))
+    frozen, tiled = (
+        np.abs(answer(net, image, patch=[72] * 2, halo=halo, norms=n) - whole)
+        for n in ("frozen", "tile")
+    )
     assert 1e-5 < frozen.mean() < 0.7 * tiled.mean()
 
 
 def test_reduction_is_the_mean_of_blocks() -> None:
     image = source(16, 24, channels=2)
-    space = norms.Space(size=(16, 24), read=lambda start, size: torch.from_numpy(cut(image, start, size)[None]))
+    space = norms.Space(
+        size=(16, 24), read=lambda start, size: torch.from_numpy(cut(image, start, size)[None])
+    )
     blocks = image.array.reshape(2, 8, 2, 12, 2).mean((2, 4))
     np.testing.assert_allclose(norms.reduced(space, 16 * 24 // 4)[0].numpy(), blocks, atol=1e-6)
     np.testing.assert_array_equal(norms.reduced(space)[0].numpy(), image.array)
@@ -426,7 +504,9 @@ def test_boxes_beyond_the_far_ends_repeat_the_border() -> None:
 
 def test_turned_spaces_are_flipped() -> None:
     image = source(16, 24)
-    space = norms.Space(size=(16, 24), read=lambda start, size: torch.from_numpy(cut(image, start, size)[None]))
+    space = norms.Space(
+        size=(16, 24), read=lambda start, size: torch.from_numpy(cut(image, start, size)[None])
+    )
     for axes in itertools.chain([(), (-1,), (-2,), (-2, -1)]):
         part = space.flipped(axes).read([2, 3], [5, 7]).numpy()[0]
         np.testing.assert_array_equal(part, np.flip(image.array, axes)[:, 2:7, 3:10])
@@ -452,13 +532,23 @@ def test_the_network_is_restored_also_after_an_error() -> None:
     ("options", "asked", "words"),
     [
         ({"norm": "group", "base": 8}, {"norms": "exact", "patch": [32] * 2}, "at least"),
-        ({"norm": "group", "base": 8}, {"norms": "exact", "patch": [72] * 2, "scales": [1, 0.5]}, "scale 1 only"),
-        ({"norm": "group", "base": 8, "align_corners": True}, {"norms": "frozen", "patch": [72] * 2}, "--whole"),
+        (
+            {"norm": "group", "base": 8},
+            {"norms": "exact", "patch": [72] * 2, "scales": [1, 0.5]},
+            "scale 1 only",
+        ),
+        (
+            {"norm": "group", "base": 8, "align_corners": True},
+            {"norms": "frozen", "patch": [72] * 2},
+            "--whole",
+        ),
         ({"norm": "none"}, {"halo": 20, "patch": [41] * 2}, None),
         ({"norm": "none"}, {"halo": 15, "patch": [33] * 2}, None),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any], asked: dict[str, Any], words: str | None) -> None:
+def test_what_cannot_be_is_refused(
+    options: dict[str, Any], asked: dict[str, Any], words: str | None
+) -> None:
     net = network("image_unet", 2, **(IMAGE_NET | options))
     if words is None:  # the stride gives such tiles room enough
         assert answer(net, source(61, 50), **asked).shape == (1, 61, 50)
@@ -486,10 +576,22 @@ def warned(net: HeadedNet, image: Source, trained: int = 32, **asked: Any) -> st
 
 
 def test_group_norm_is_told_with_a_number_and_what_helps() -> None:
-    net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
+    net, image = (
+        network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})),
+        source(150, 170),
+    )
     text = warned(net, image, patch=[64] * 2, flips=True)
     assert text is not None
-    words = ("10 layers", "GroupNorm", "64 x 96", "64 x 64", "--norms frozen", "--norms exact", "--patch-size 32 32", "--whole")
+    words = (
+        "10 layers",
+        "GroupNorm",
+        "64 x 96",
+        "64 x 64",
+        "--norms frozen",
+        "--norms exact",
+        "--patch-size 32 32",
+        "--whole",
+    )
     assert not [word for word in words if word not in text], text
     predict_tile = network_ensemble([net], config(2), "cpu")
     found = mismatch(predict_tile, image, Tiling(size=(150, 170), tile=(64, 64), multiple=(4, 4)))
@@ -498,26 +600,40 @@ def test_group_norm_is_told_with_a_number_and_what_helps() -> None:
 
 
 def test_only_what_can_be_done_here_is_named() -> None:
-    net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
+    net, image = (
+        network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})),
+        source(150, 170),
+    )
     scaled = warned(net, image, patch=[64] * 2, scales=[1, 0.5])
     assert scaled is not None
     assert "--norms frozen" in scaled
     assert "--norms exact" not in scaled  # it goes with scale 1 only
     settings_ = config(2, patch=[64] * 2)
     patch = replace(settings_.data.patch, size=(32, 32))
-    predict_tile = network_ensemble([net], replace(settings_, data=replace(settings_.data, patch=patch)), "cpu")
-    other = warning(predict_tile, image, tiling(settings_, image.array.shape[1:], predict_tile), "onnx")
+    predict_tile = network_ensemble(
+        [net], replace(settings_, data=replace(settings_.data, patch=patch)), "cpu"
+    )
+    other = warning(
+        predict_tile, image, tiling(settings_, image.array.shape[1:], predict_tile), "onnx"
+    )
     assert other is not None
     assert "--backend torch --norms frozen" in other
     assert "a smaller --halo" in (warned(net, image, patch=[64] * 2, halo=16) or "")
 
 
-def test_tiles_of_the_training_size_are_neither_measured_nor_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, image = network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})), source(150, 170)
+def test_tiles_of_the_training_size_are_neither_measured_nor_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, image = (
+        network("image_unet", 2, **(IMAGE_NET | {"norm": "group", "base": 8})),
+        source(150, 170),
+    )
     monkeypatch.setattr("pipeline.inference.stitching.mismatch", lambda *_: pytest.fail("measured"))
     assert warned(net, image, trained=64, patch=[64] * 2) is None
     assert warned(net, image, trained=62, patch=[64] * 2) is None  # on the network's stride
-    assert warned(net, source(40, 170), trained=64, patch=[64] * 2) is None  # a tile no longer than the image
+    assert (
+        warned(net, source(40, 170), trained=64, patch=[64] * 2) is None
+    )  # a tile no longer than the image
 
 
 def test_silence_where_nothing_is_to_be_told() -> None:
@@ -552,15 +668,33 @@ def blurry(tmp_path: Path) -> tuple[Path, Path]:
         "predict": {"overlap": 0},
     }
     torch.manual_seed(0)
-    weights = build(NamedOptions(name="dynunet", options={"channels": [2, 2, 2]}), 3, 3, 2).state_dict()
-    save_model(tmp_path / "m.safetensors", Checkpoint(config=system, channels=(3, 3), fold=0, epoch=0, score=None, weights=weights))
-    pixels = np.random.default_rng(0).integers(0, 255, (101, 83, 3), np.uint8) // np.linspace(1, 4, 83)[:, None]
+    weights = build(
+        NamedOptions(name="dynunet", options={"channels": [2, 2, 2]}), 3, 3, 2
+    ).state_dict()
+    save_model(
+        tmp_path / "m.safetensors",
+        Checkpoint(config=system, channels=(3, 3), fold=0, epoch=0, score=None, weights=weights),
+    )
+    pixels = (
+        np.random.default_rng(0).integers(0, 255, (101, 83, 3), np.uint8)
+        // np.linspace(1, 4, 83)[:, None]
+    )
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
     return tmp_path / "m.safetensors", tmp_path / "a.png"
 
 
-def test_command_makes_tiles_equal_to_the_whole(blurry: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given_ = ["--checkpoint", str(blurry[0]), "--input", str(blurry[1]), "--save-soft", "--device", "cpu"]
+def test_command_makes_tiles_equal_to_the_whole(
+    blurry: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given_ = [
+        "--checkpoint",
+        str(blurry[0]),
+        "--input",
+        str(blurry[1]),
+        "--save-soft",
+        "--device",
+        "cpu",
+    ]
     runs = {
         "whole": ["--whole", "--halo", "auto"],
         "exact": ["--patch-size", "48", "--halo", "auto", "--norms", "exact"],
@@ -576,12 +710,25 @@ def test_command_makes_tiles_equal_to_the_whole(blurry: tuple[Path, Path], tmp_p
     assert "97% of its work" in told["exact"]
     assert told["tile"].count("warning: 10 layers see their whole tile") == 1
     assert not [name for name in ("whole", "exact") if "warning: " in told[name]]
-    np.testing.assert_allclose(answers["exact"], answers["whole"], atol=1e-3, rtol=1e-3)  # kept as halves
+    np.testing.assert_allclose(
+        answers["exact"], answers["whole"], atol=1e-3, rtol=1e-3
+    )  # kept as halves
     assert np.abs(answers["tile"] - answers["whole"]).max() > 1e-2
 
 
-def test_command_refuses_tiles_without_room_for_the_halo(blurry: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    options = ["--checkpoint", str(blurry[0]), "--input", str(blurry[1]), "--output", str(tmp_path / "out"), "--halo", "auto"]
+def test_command_refuses_tiles_without_room_for_the_halo(
+    blurry: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = [
+        "--checkpoint",
+        str(blurry[0]),
+        "--input",
+        str(blurry[1]),
+        "--output",
+        str(tmp_path / "out"),
+        "--halo",
+        "auto",
+    ]
     assert predict.main(options) == 2
     assert "--patch-size 80 80" in "".join(capsys.readouterr())
 
@@ -594,11 +741,16 @@ def test_sums_are_as_high_as_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     def peak(height: int) -> int:
-        image = Source(array=np.zeros((1, height, 512), np.uint8), scale=IntensityScale(low=(0.0,), high=(1.0,)))
+        image = Source(
+            array=np.zeros((1, height, 512), np.uint8),
+            scale=IntensityScale(low=(0.0,), high=(1.0,)),
+        )
         tiles = Tiling(size=(height, 512), tile=(64, 64), overlap=16)
         shapes: list[int] = []
         zeros = torch.zeros
-        monkeypatch.setattr(torch, "zeros", lambda *a, **k: shapes.append(int(np.prod(a[0]))) or zeros(*a, **k))
+        monkeypatch.setattr(
+            torch, "zeros", lambda *a, **k: shapes.append(int(np.prod(a[0]))) or zeros(*a, **k)
+        )
         tracemalloc.start()
         soft = tiled(image, lambda x: x, tiles)
         most = tracemalloc.get_traced_memory()[1] - soft.nbytes

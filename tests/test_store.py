@@ -35,12 +35,20 @@ def system(root: Path, **data) -> config.Config:
     return config.from_dict({"name": "t", "network": "unet", "losses": ["dice"], "data": data})
 
 
-def add(root: Path, name: str, image: np.ndarray = IMAGE, label: np.ndarray = LABEL, suffix: str = ".tif") -> None:
+def add(
+    root: Path,
+    name: str,
+    image: np.ndarray = IMAGE,
+    label: np.ndarray = LABEL,
+    suffix: str = ".tif",
+) -> None:
     files.write(root / "train_images" / f"{name}{suffix}", image)
     files.write(root / "train_labels" / f"{name}{suffix}", label)
 
 
-def check(root: Path, **data) -> tuple[Sequence[Case], list[properties.CaseProperties], list[Fault]]:
+def check(
+    root: Path, **data
+) -> tuple[Sequence[Case], list[properties.CaseProperties], list[Fault]]:
     settings = system(root, **data)
     found = cases.find(settings.data, settings.targets, root)
     facts = properties.examine(found.train, settings, None)
@@ -76,7 +84,10 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
     files.write(tmp_path / "train_labels" / "shape.tif", LABEL[1:])
     files.write(tmp_path / "train_labels" / "label3.tif", LABEL + np.isin(IMAGE, 200) * np.uint8(3))
     files.write(tmp_path / "train_labels" / "half.tif", (LABEL * 0.5).astype(np.float32))
-    files.write(tmp_path / "train_images" / "nan.tif", np.where(IMAGE == 3, np.nan, IMAGE).astype(np.float32))
+    files.write(
+        tmp_path / "train_images" / "nan.tif",
+        np.where(IMAGE == 3, np.nan, IMAGE).astype(np.float32),
+    )
     files.write(tmp_path / "train_images" / "constant.tif", np.full_like(IMAGE, 7))
     _, _, faults = check(tmp_path)
     words = {
@@ -128,12 +139,18 @@ def test_label_two_is_ignored_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [{"0": 5, "255": 3}, {"255": 9}, {"0": 1, "2": 2, "255": 3}])
 def test_black_and_white_masks_are_two_classes(values: dict[str, int], tmp_path: Path) -> None:
-    label = np.repeat([int(v) for v in values], list(values.values())).astype(np.uint8).reshape(1, 1, -1)
+    label = (
+        np.repeat([int(v) for v in values], list(values.values()))
+        .astype(np.uint8)
+        .reshape(1, 1, -1)
+    )
     add(tmp_path, "a", np.arange(label.size, dtype=np.uint8).reshape(label.shape), label)
     found, facts, faults = check(tmp_path)
     assert faults == []
     stored = cache.build(found, facts, system(tmp_path), tmp_path / "store")
-    np.testing.assert_array_equal(stored[0].targets["label"].array[0], np.where(label == 255, 1, label))
+    np.testing.assert_array_equal(
+        stored[0].targets["label"].array[0], np.where(label == 255, 1, label)
+    )
 
 
 @pytest.mark.parametrize("values", [[0, 1, 255], [0, 254], [255, 256]])
@@ -170,8 +187,15 @@ def test_a_different_number_of_channels_is_an_error(tmp_path: Path) -> None:
 
 
 def test_masks_saved_in_colour_are_read_if_grey(tmp_path: Path) -> None:
-    flat = {"dims": 2, "patch": {"size": [4, 4]}, "folders": {"image": "train_images", "label": "train_labels"}}
-    colour, mask = RNG.integers(0, 255, (3, 8, 9)).astype(np.uint8), (LABEL[0, :8] > 0).astype(np.uint8) * 255
+    flat = {
+        "dims": 2,
+        "patch": {"size": [4, 4]},
+        "folders": {"image": "train_images", "label": "train_labels"},
+    }
+    colour, mask = (
+        RNG.integers(0, 255, (3, 8, 9)).astype(np.uint8),
+        (LABEL[0, :8] > 0).astype(np.uint8) * 255,
+    )
     for name, label in {"a": np.stack([mask] * 3), "b": np.stack([mask, mask, mask // 2])}.items():
         files.write(tmp_path / "train_images" / f"{name}.png", colour + ord(name))
         files.write(tmp_path / "train_labels" / f"{name}.png", label)
@@ -207,7 +231,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths in the order in which their pixels are read."""
     seen: list[Path] = []
     read = files.read
-    monkeypatch.setattr(files, "read", lambda path, *args, **kwargs: (seen.append(path), read(path, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        files,
+        "read",
+        lambda path, *args, **kwargs: (seen.append(path), read(path, *args, **kwargs))[1],
+    )
     return seen
 
 
@@ -217,7 +245,9 @@ def test_every_file_is_decoded_once(tmp_path: Path, decoded: list[Path]) -> None
     settings, cache = system(tmp_path), tmp_path / "cache"
     found = cases.find(settings.data, settings.targets, tmp_path).train
     ticks: list[tuple[int, int]] = []
-    first = properties.examine(found, settings, cache, progress=lambda done, total: ticks.append((done, total)))
+    first = properties.examine(
+        found, settings, cache, progress=lambda done, total: ticks.append((done, total))
+    )
     assert (len(decoded), ticks) == (6, [(1, 3), (2, 3), (3, 3)])
     assert properties.examine(found, settings, cache) == first
     assert len(decoded) == 6
@@ -232,7 +262,9 @@ def test_changed_files_and_settings_are_examined_again(tmp_path: Path, decoded: 
     def look(**data) -> list[properties.CaseProperties]:
         decoded.clear()
         settings = system(tmp_path, **data)
-        return properties.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, cache)
+        return properties.examine(
+            cases.find(settings.data, settings.targets, tmp_path).train, settings, cache
+        )
 
     look()
     os.utime(tmp_path / "train_labels" / "b.tif", ns=(0, 0))
@@ -262,11 +294,18 @@ def test_a_moved_data_set_keeps_its_facts(tmp_path: Path, decoded: list[Path]) -
 def test_a_dry_look_writes_nothing(tmp_path: Path) -> None:
     add(tmp_path, "a")
     settings = system(tmp_path)
-    properties.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, tmp_path / "cache", write=False)
+    properties.examine(
+        cases.find(settings.data, settings.targets, tmp_path).train,
+        settings,
+        tmp_path / "cache",
+        write=False,
+    )
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_read_only_place_keeps_no_facts_and_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_place_keeps_no_facts_and_no_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As root a folder's mode would not stop us: the answer of the system is put in its place."""
     add(tmp_path, "a")
     settings = system(tmp_path)
@@ -310,7 +349,13 @@ def test_progress_may_stop_the_work(tmp_path: Path) -> None:
 
     settings = system(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        properties.examine(cases.find(settings.data, settings.targets, tmp_path).train, settings, None, progress=stop, workers=1)
+        properties.examine(
+            cases.find(settings.data, settings.targets, tmp_path).train,
+            settings,
+            None,
+            progress=stop,
+            workers=1,
+        )
 
 
 # --- arrays on disk ----------------------------------------------------------------------------------------------------
@@ -326,7 +371,11 @@ def test_the_store_holds_the_files_own_values(tmp_path: Path) -> None:
     add(tmp_path, "a", IMAGE.astype(np.uint16) * 99)
     add(tmp_path, "b", IMAGE / 3, LABEL.astype(np.float64), ".nii.gz")
     a, b = build(tmp_path, tmp_path / "store")
-    assert (a.image.dtype, b.image.dtype, b.targets["label"].dtype) == ("uint16", "float32", "uint8")
+    assert (a.image.dtype, b.image.dtype, b.targets["label"].dtype) == (
+        "uint16",
+        "float32",
+        "uint8",
+    )
     np.testing.assert_array_equal(a.image.array[0], IMAGE.astype(np.uint16) * 99)
     np.testing.assert_array_equal(b.image.array[0], (IMAGE / 3).astype(np.float32))
     np.testing.assert_array_equal(b.targets["label"].array[0], LABEL)
@@ -349,7 +398,9 @@ def test_channels_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     for name, second in {"shape": IMAGE[1:], "place": IMAGE}.items():
         files.write(tmp_path / "imagesTr" / f"{name}_0000.nii.gz", IMAGE)
         affine = np.eye(4) if name == "shape" else np.diag([2, 1, 1, 1])
-        nibabel.save(nibabel.Nifti1Image(second, affine), tmp_path / "imagesTr" / f"{name}_0001.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(second, affine), tmp_path / "imagesTr" / f"{name}_0001.nii.gz"
+        )
         files.write(tmp_path / "labelsTr" / f"{name}.nii.gz", LABEL)
     faults = check(tmp_path)[2]
     assert sorted(f.path.name for f in faults) == ["place_0001.nii.gz", "shape_0001.nii.gz"]
@@ -371,7 +422,10 @@ def test_what_is_torn_or_old_is_built_again(harm: str, tmp_path: Path, decoded: 
     for name in "ab":
         add(tmp_path, name)
     build(tmp_path, tmp_path / "store")
-    target, manifest = tmp_path / "store" / "arrays" / "a.image.npy", tmp_path / "store" / "arrays" / "a.json"
+    target, manifest = (
+        tmp_path / "store" / "arrays" / "a.image.npy",
+        tmp_path / "store" / "arrays" / "a.json",
+    )
     decoded.clear()
     image, data = IMAGE, {}
     if harm == "cut":
@@ -431,7 +485,9 @@ def test_the_place_of_the_store(tmp_path: Path) -> None:
     assert cache.cache_folder(data, tmp_path / "run") == tmp_path / "run" / "store"
     (tmp_path / "store" / "arrays").mkdir(parents=True)
     assert cache.cache_folder(data, tmp_path / "run") == tmp_path / "store"
-    assert cache.cache_folder(dataclasses.replace(data, store="elsewhere"), tmp_path / "run") == Path("elsewhere")
+    assert cache.cache_folder(
+        dataclasses.replace(data, store="elsewhere"), tmp_path / "run"
+    ) == Path("elsewhere")
 
 
 # --- normalise ---------------------------------------------------------------------------------------------------------
@@ -439,16 +495,28 @@ def test_the_place_of_the_store(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(
-    values=arrays.arrays(st.sampled_from([np.uint8, np.uint16, np.int16, np.float32]), st.integers(1, 300), elements=st.integers(0, 255)),
-    at=st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0.5, 99.5, 0, 50, 100])), min_size=1, max_size=3),
+    values=arrays.arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int16, np.float32]),
+        st.integers(1, 300),
+        elements=st.integers(0, 255),
+    ),
+    at=st.lists(
+        st.one_of(st.floats(0, 100), st.sampled_from([0.5, 99.5, 0, 50, 100])),
+        min_size=1,
+        max_size=3,
+    ),
 )
 def test_percentiles_equal_numpys(values: np.ndarray, at: list[float]) -> None:
-    assert normalise.percentiles(values[None], at)[0] == tuple(float(x) for x in np.percentile(values, at))
+    assert normalise.percentiles(values[None], at)[0] == tuple(
+        float(x) for x in np.percentile(values, at)
+    )
 
 
 def test_histograms_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(normalise, "CHUNK", 7)
-    np.testing.assert_array_equal(normalise.histogram(IMAGE), np.bincount(IMAGE.ravel(), minlength=256))
+    np.testing.assert_array_equal(
+        normalise.histogram(IMAGE), np.bincount(IMAGE.ravel(), minlength=256)
+    )
 
 
 def test_percentile_scale_is_the_sources(tmp_path: Path) -> None:
@@ -464,18 +532,26 @@ def test_percentile_scale_is_the_sources(tmp_path: Path) -> None:
 def test_each_channel_has_its_own_limits_and_bad_values_none() -> None:
     image = np.stack([IMAGE, IMAGE * 0.01 + 5, np.full(IMAGE.shape, 3.0)]).astype(np.float32)
     image[1, 0, 0, :3] = [np.nan, np.inf, -np.inf]
-    for part in (NamedOptions(name="percentile"), NamedOptions(name="zscore"), NamedOptions(name="range", options={"low": 0, "high": 255})):
+    for part in (
+        NamedOptions(name="percentile"),
+        NamedOptions(name="zscore"),
+        NamedOptions(name="range", options={"low": 0, "high": 255}),
+    ):
         scale = normalise.fit(part, image)
         out = scale.apply(image)
         assert np.isfinite(np.delete(out[1].ravel(), [1, 2])).all()
         assert len(scale.low) == 3
-    out = normalise.fit(NamedOptions(name="percentile", options={"to": [-1, 1]}), image).apply(image)
+    out = normalise.fit(NamedOptions(name="percentile", options={"to": [-1, 1]}), image).apply(
+        image
+    )
     assert (out[0].min(), out[0].max(), out[2].min(), out[2].max()) == (-1, 1, -1, -1)
     zscore = normalise.zscore(image)[0]
     good = zscore.apply(image)[0]
     assert abs(good.mean()) < 1e-4
     assert abs(good.std() - 1) < 1e-4
-    np.testing.assert_allclose(zscore.invert(zscore.apply(image))[0], image[0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        zscore.invert(zscore.apply(image))[0], image[0], rtol=1e-4, atol=1e-3
+    )
 
 
 def test_nothing_but_nan_gives_zeros() -> None:
@@ -515,7 +591,9 @@ def test_fib25_surfaces(shared_data: Path, tmp_path: Path) -> None:
     assert all(set(f.label_values["label"]) == {"0", "1", "2"} for f in facts)
     for stored in cache.build(found, facts, settings, tmp_path):
         np.testing.assert_array_equal(stored.image.array[0], tifffile.imread(stored.case.image[0]))
-        np.testing.assert_array_equal(stored.targets["label"].array[0], tifffile.imread(stored.case.targets["label"]))
+        np.testing.assert_array_equal(
+            stored.targets["label"].array[0], tifffile.imread(stored.case.targets["label"])
+        )
 
 
 def test_hippocampus(shared_data: Path, tmp_path: Path) -> None:
@@ -525,7 +603,11 @@ def test_hippocampus(shared_data: Path, tmp_path: Path) -> None:
     facts = properties.examine(found, settings, tmp_path)
     assert checks.faults(facts, found, settings) == []
     assert {f.id: f.dtypes["label"] for f in facts}["hippocampus_003"] == "float32"
-    stored = {s.case.id: s for s in cache.build(found, facts, settings, tmp_path)}["hippocampus_003"]
+    stored = {s.case.id: s for s in cache.build(found, facts, settings, tmp_path)}[
+        "hippocampus_003"
+    ]
     assert stored.targets["label"].dtype == "uint8"
-    reference = np.asanyarray(nibabel.Nifti1Image.from_filename(stored.case.targets["label"]).dataobj)
+    reference = np.asanyarray(
+        nibabel.Nifti1Image.from_filename(stored.case.targets["label"]).dataobj
+    )
     np.testing.assert_array_equal(stored.targets["label"].array[0], reference)

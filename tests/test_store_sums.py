@@ -17,7 +17,16 @@ from pipeline.losses import reads
 
 def go(tiny: Path, data: Path, out: Path) -> int:
     words = ["--config", str(tiny), "--data-dir", str(data), "--out", str(out), "--fold", "0"]
-    return train.main([*words, "--set", "train.epochs=1", "train.average=null", "train.preview_every=0", "metrics=[dice]"])
+    return train.main(
+        [
+            *words,
+            "--set",
+            "train.epochs=1",
+            "train.average=null",
+            "train.preview_every=0",
+            "metrics=[dice]",
+        ]
+    )
 
 
 def damage(path: Path, at: int = -40) -> bytes:
@@ -41,7 +50,10 @@ def test_a_damaged_array_is_made_again_and_said_once(
     assert go(tiny, surfaces, run) == 0
     said = capsys.readouterr().out
     assert said.count("is damaged") == 1
-    assert f"warning: {arrays / name}: is damaged: its content is not what was written. It is made again" in said
+    assert (
+        f"warning: {arrays / name}: is damaged: its content is not what was written. It is made again"
+        in said
+    )
     assert "is damaged" in max(run.glob("train_fold_0_*.log")).read_text()
     assert (arrays / name).read_bytes() == sound
     assert go(tiny, surfaces, run) == 0
@@ -55,7 +67,9 @@ def opened(tiny: Path, data: Path, folder: Path, *settings: str) -> list[cache.C
     return derived.attach(stored, config, folder, reads(config.losses))
 
 
-def test_maps_made_from_labels_are_checked_too(surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_maps_made_from_labels_are_checked_too(
+    surfaces: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     losses = "losses=[{name: dice}, {name: skeleton_recall}]"
     first = opened(tiny, surfaces, tmp_path, losses)
     (path,) = {v.path for v in first[3].maps.values()}
@@ -74,7 +88,9 @@ def strip(folder: Path) -> None:
         manifest.write_text(json.dumps(document))
 
 
-def test_a_store_of_before_is_taken_and_gains_sums(surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_store_of_before_is_taken_and_gains_sums(
+    surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     first = opened(tiny, surfaces, tmp_path)
     strip(tmp_path)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tmp_path.rglob("*.npy")}
@@ -86,21 +102,27 @@ def test_a_store_of_before_is_taken_and_gains_sums(surfaces: Path, tiny: Path, t
         assert all(entry["sum"].startswith("crc32") for entry in document["arrays"].values())
 
 
-def test_a_store_of_before_with_other_values_is_made_again(surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_store_of_before_with_other_values_is_made_again(
+    surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     """Labels of bool values tagged MINISWHITE were stored inverted."""
     first = opened(tiny, surfaces, tmp_path)
     label = tmp_path / "arrays" / "101.label.npy"
     sound = label.read_bytes()
     np.save(label, 1 - np.minimum(np.load(label), 1))
     assert label.stat().st_size == len(sound)
-    (tmp_path / "arrays" / "103.image.npy").write_bytes(bytes((tmp_path / "arrays" / "103.image.npy").stat().st_size))
+    (tmp_path / "arrays" / "103.image.npy").write_bytes(
+        bytes((tmp_path / "arrays" / "103.image.npy").stat().st_size)
+    )
     strip(tmp_path)
     assert opened(tiny, surfaces, tmp_path) == first
     assert label.read_bytes() == sound
     assert np.load(tmp_path / "arrays" / "103.image.npy").any()
 
 
-def test_sums_of_large_files_are_samples_of_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_large_files_are_samples_of_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.files import durable
 
     path = tmp_path / "a"
@@ -124,7 +146,9 @@ def test_sums_of_large_files_are_samples_of_all_of_it(tmp_path: Path, monkeypatc
         assert files.checksum(path) != usual
 
 
-def test_a_label_that_is_read_otherwise_today_replaces_the_stored_one(surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_label_that_is_read_otherwise_today_replaces_the_stored_one(
+    surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     import shutil
 
     shutil.copytree(surfaces, tmp_path / "data")
@@ -140,25 +164,37 @@ def test_a_label_that_is_read_otherwise_today_replaces_the_stored_one(surfaces: 
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"key": 1}', None])
-def test_a_manifest_that_is_none_is_made_again(text: str | None, surfaces: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_is_none_is_made_again(
+    text: str | None, surfaces: Path, tiny: Path, tmp_path: Path
+) -> None:
     first = opened(tiny, surfaces, tmp_path)
     manifest = tmp_path / "arrays" / "102.json"
-    manifest.write_text(text or manifest.read_text().replace("102.image.npy", "../../102.image.npy"))
+    manifest.write_text(
+        text or manifest.read_text().replace("102.image.npy", "../../102.image.npy")
+    )
     assert opened(tiny, surfaces, tmp_path) == first
     assert files.read_json(manifest)["arrays"]["image"]["path"] == "102.image.npy"
 
 
 def test_a_zarr_that_changed_inside_is_stored_again(tiny: Path, tmp_path: Path) -> None:
     """Its folder keeps its time and size."""
-    rng, data, settings = np.random.default_rng(0), tmp_path / "data", ["data.layout=folders", "data.ignore_label=null"]
+    rng, data, settings = (
+        np.random.default_rng(0),
+        tmp_path / "data",
+        ["data.layout=folders", "data.ignore_label=null"],
+    )
     for n in range(2):
-        files.write(data / "images" / f"{n}.zarr", rng.integers(0, 250, (16, 16, 16)).astype(np.uint8))
+        files.write(
+            data / "images" / f"{n}.zarr", rng.integers(0, 250, (16, 16, 16)).astype(np.uint8)
+        )
         files.write(data / "masks" / f"{n}.tif", rng.integers(0, 2, (16, 16, 16)).astype(np.uint8))
     opened(tiny, data, tmp_path / "store", *settings)
     changed = rng.integers(0, 250, (16, 16, 16)).astype(np.uint8)
     files.write(tmp_path / "new.zarr", changed)
     for path in (tmp_path / "new.zarr").rglob("*"):
         if path.is_file():
-            (data / "images" / "1.zarr" / path.relative_to(tmp_path / "new.zarr")).write_bytes(path.read_bytes())
+            (data / "images" / "1.zarr" / path.relative_to(tmp_path / "new.zarr")).write_bytes(
+                path.read_bytes()
+            )
     stored = opened(tiny, data, tmp_path / "store", *settings)
     assert np.array_equal(stored[1].image.array[0], changed)

@@ -45,26 +45,37 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def command(predictions: Path, tests: Path, out: Path, *more: str) -> int:
-    return submit.main(["--predictions", str(predictions), "--test_dir", str(tests), "--out", str(out), *more])
+    return submit.main(
+        ["--predictions", str(predictions), "--test_dir", str(tests), "--out", str(out), *more]
+    )
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
-        return {name: tifffile.imread(io.BytesIO(archive.read(name))) for name in archive.namelist()}
+        return {
+            name: tifffile.imread(io.BytesIO(archive.read(name))) for name in archive.namelist()
+        }
 
 
-def test_zip_is_flat_sorted_and_holds_the_masks(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_zip_is_flat_sorted_and_holds_the_masks(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     out = tmp_path / "deep" / "submission.zip"
     assert command(*folders, out) == 0
     found = contents(out)
     assert list(found) == ["a.tif", "a-b.tif", "c.tif"]
-    assert all(np.array_equal(array, mask(n)) and array.dtype == np.uint8 for n, array in enumerate(found.values()))
+    assert all(
+        np.array_equal(array, mask(n)) and array.dtype == np.uint8
+        for n, array in enumerate(found.values())
+    )
     with zipfile.ZipFile(out) as archive:
         assert {i.date_time for i in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {i.external_attr >> 16 for i in archive.infolist()} == {0o100644}
         assert archive.testzip() is None
         with tifffile.TiffFile(io.BytesIO(archive.read("c.tif"))) as tif:
-            assert [tif.pages.get(n).compression for n in range(5)] == [tifffile.COMPRESSION.LZW] * 5
+            assert [tif.pages.get(n).compression for n in range(5)] == [
+                tifffile.COMPRESSION.LZW
+            ] * 5
     printed = capsys.readouterr().out
     share = sum(mask(n).sum() for n in range(3)) / (3 * mask(0).size)
     assert f"3 ids, foreground {share:.4%}" in printed
@@ -74,7 +85,9 @@ def test_zip_is_flat_sorted_and_holds_the_masks(folders: tuple[Path, Path], tmp_
 def test_bytes_depend_on_the_masks_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = tmp_path / "first.zip", tmp_path / "second.zip"
     assert command(*folders, first) == 0
-    for n, name in enumerate(["a", "a-b", "c"]):  # the same masks, encoded otherwise, at another time
+    for n, name in enumerate(
+        ["a", "a-b", "c"]
+    ):  # the same masks, encoded otherwise, at another time
         tifffile.imwrite(folders[0] / f"{name}.tif", mask(n), software="other", datetime=True)
         os.utime(folders[0] / f"{name}.tif", (1, 1))
     assert command(*folders, second) == 0
@@ -111,7 +124,9 @@ def refuse(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFix
     return error
 
 
-def test_all_faults_are_told_at_once(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_all_faults_are_told_at_once(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     predictions, tests = folders
     for name in ["short", "real", "grey", "torn", "twice", "gone", "blind"]:
         files.write(tests / f"{name}.tif", mask(5))
@@ -139,7 +154,9 @@ def test_all_faults_are_told_at_once(folders: tuple[Path, Path], tmp_path: Path,
     assert "10 test images" in error
 
 
-def test_many_faults_are_counted_and_ten_are_named(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_many_faults_are_counted_and_ten_are_named(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for n in range(13):
         files.write(folders[1] / f"m{n:02}.tif", mask(n))
     error = refuse(folders, tmp_path, capsys)
@@ -147,12 +164,16 @@ def test_many_faults_are_counted_and_ten_are_named(folders: tuple[Path, Path], t
     assert "m10" not in error
 
 
-def test_test_ids_twice_are_refused(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_test_ids_twice_are_refused(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     files.write(folders[1] / "c.nii.gz", mask(2))
     assert "test ids twice: 1: c (c.nii.gz, c.tif)" in refuse(folders, tmp_path, capsys)
 
 
-def test_folders_that_cannot_be_right(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_folders_that_cannot_be_right(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert "no such folder" in refuse((tmp_path / "nowhere", folders[1]), tmp_path, capsys)
     hint = refuse((folders[0], folders[1].parent), tmp_path, capsys)
     assert f"Did you mean {folders[1]}?" in hint
@@ -160,7 +181,9 @@ def test_folders_that_cannot_be_right(folders: tuple[Path, Path], tmp_path: Path
     assert "tiff-zip is a .zip file" in capsys.readouterr().err
 
 
-def test_table_is_compared_but_the_files_decide(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_table_is_compared_but_the_files_decide(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (folders[1].parent / "test.csv").write_text("id,scroll_id\na,1\nc,1\nold,1\n")
     assert command(*folders, tmp_path / "s.zip") == 0
     printed = capsys.readouterr().out
@@ -174,21 +197,43 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the ensemble was asked for, in whose stead ``a`` and ``c`` are answered and ``a-b`` fails."""
     found: dict[str, Any] = {}
 
-    def answer(spec: str, output: Path, *, inputs: Sequence[Path] = (), device: str = "auto", save_soft: bool = False) -> SimpleNamespace:
-        found.update(spec=spec, output=output, inputs=tuple(inputs), device=device, save_soft=save_soft)
+    def answer(
+        spec: str,
+        output: Path,
+        *,
+        inputs: Sequence[Path] = (),
+        device: str = "auto",
+        save_soft: bool = False,
+    ) -> SimpleNamespace:
+        found.update(
+            spec=spec, output=output, inputs=tuple(inputs), device=device, save_soft=save_soft
+        )
         for n, name in ((0, "a"), (2, "c")):
             files.write(output / f"{name}.tif", mask(n))
         return SimpleNamespace(failed={"a-b": "is empty"})
 
-    monkeypatch.setattr("pipeline.workflows.ensemble.load_spec", lambda path: f"spec of {path.name}")
+    monkeypatch.setattr(
+        "pipeline.workflows.ensemble.load_spec", lambda path: f"spec of {path.name}"
+    )
     monkeypatch.setattr("pipeline.workflows.ensemble.ensemble", answer)
     return found
 
 
-def test_an_ensemble_answers_first(folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_an_ensemble_answers_first(
+    folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any]
+) -> None:
     tests, out = folders[1], tmp_path / "s.zip"
     (tests / "a-b.tif").unlink()
-    words = ["--spec", str(tmp_path / "both.yaml"), "--test-dir", str(tests), "--out", str(out), "--device", "cpu"]
+    words = [
+        "--spec",
+        str(tmp_path / "both.yaml"),
+        "--test-dir",
+        str(tests),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     assert submit.main(words) == 0
     wanted = {"spec": "spec of both.yaml", "inputs": (tests,), "device": "cpu", "save_soft": False}
     assert asked == {**wanted, "output": tmp_path / "s_predictions"}
@@ -200,14 +245,23 @@ def test_an_ensemble_answers_first(folders: tuple[Path, Path], tmp_path: Path, a
 def test_what_an_ensemble_fails_for_is_missing(
     folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["--spec", str(tmp_path / "both.yaml"), "--test-dir", str(folders[1]), "--out", str(tmp_path / "s.zip")]
+    words = [
+        "--spec",
+        str(tmp_path / "both.yaml"),
+        "--test-dir",
+        str(folders[1]),
+        "--out",
+        str(tmp_path / "s.zip"),
+    ]
     assert submit.main(words) == 2
     assert asked
     assert "missing: 1: a-b." in capsys.readouterr().err
     assert not (tmp_path / "s.zip").exists()
 
 
-def test_what_is_no_submission_is_found_before_an_ensemble_works(folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_what_is_no_submission_is_found_before_an_ensemble_works(
+    folders: tuple[Path, Path], tmp_path: Path, asked: dict[str, Any]
+) -> None:
     (tmp_path / "s.zip").write_text("somebody's own file")
     with pytest.raises(UserError, match="no submission, which could be replaced"):
         submit_ensemble(tmp_path / "both.yaml", folders[1], tmp_path / "s.zip")
@@ -225,7 +279,9 @@ def test_a_submission_says_what_was_written(folders: tuple[Path, Path], tmp_path
         workflow.write_submission(*folders, tmp_path / "s.tar", "tar")
 
 
-def test_empty_answers_are_told(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_empty_answers_are_told(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     files.write(folders[0] / "c.tif", np.zeros(SHAPE, np.uint8))
     assert command(*folders, tmp_path / "s.zip") == 0
     assert "no foreground at all in 1 answers: c" in capsys.readouterr().out
@@ -242,7 +298,9 @@ def test_nifti_and_images_of_two_axes(tmp_path: Path) -> None:
     assert np.array_equal(found["é.tif"], mask(2, (8, 9)))
 
 
-def test_answer_that_changes_meanwhile_is_noticed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_answer_that_changes_meanwhile_is_noticed(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     answers = workflow.check(*folders)
     files.write(folders[0] / "c.tif", 1 - mask(2))
     with pytest.raises(UserError, match="changed while"):
@@ -253,7 +311,11 @@ def test_answer_that_changes_meanwhile_is_noticed(folders: tuple[Path, Path], tm
 
 @pytest.mark.parametrize(("form", "name"), [("tiff-zip", "s.zip"), ("rle-csv", "s.csv")])
 def test_damaged_writing_is_noticed(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, name: str
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    name: str,
 ) -> None:
     tiff, rle = submission.encode_tiff, submission.encode_rle
     monkeypatch.setattr(submission, "encode_tiff", lambda m: tiff(1 - m))
@@ -270,7 +332,10 @@ def test_killed_while_writing_leaves_no_zip(folders: tuple[Path, Path], tmp_path
         "def encode(mask):\n    count.append(1)\n    if len(count) == 3: os.kill(os.getpid(), signal.SIGKILL)\n    return keep(mask)\n"
         f"submission.encode_tiff = encode\nsubmit.main({['--predictions', str(folders[0]), '--test-dir', str(folders[1]), '--out', str(out)]})"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
+        == -signal.SIGKILL
+    )
     assert not out.exists()
     assert list(tmp_path.glob(".tmp-*"))
     assert command(*folders, out) == 0
@@ -294,7 +359,10 @@ def test_rle_of_a_large_mask_passes_the_csv_reader(tmp_path: Path) -> None:
     before = csv.field_size_limit()
     chequer = (np.indices((40, 60, 60)).sum(axis=0) % 2).astype(np.uint8)
     files.write(tmp_path / "tests" / "x.tif", chequer)
-    assert command(tmp_path / "tests", tmp_path / "tests", tmp_path / "s.csv", "--format", "rle-csv") == 0
+    assert (
+        command(tmp_path / "tests", tmp_path / "tests", tmp_path / "s.csv", "--format", "rle-csv")
+        == 0
+    )
     assert (tmp_path / "s.csv").stat().st_size > before
     assert csv.field_size_limit() == before
 
@@ -310,7 +378,9 @@ def naive_rle(array: np.ndarray) -> str:
     return " ".join(f"{a} {b}" for a, b in runs)
 
 
-MASKS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6), elements=st.integers(0, 1))
+MASKS = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6), elements=st.integers(0, 1)
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -331,7 +401,22 @@ def test_tiff_round_trip(array: np.ndarray) -> None:
     assert np.array_equal(submission.decode_tiff(data, array.shape), array)
 
 
-@pytest.mark.parametrize("text", ["1", "0 1", "1 0", "1 2 2 1", "1 2 3 1", "5 1 1 1", "6 2", "1 -1", "a b", "1.0 2", "9" * 30 + " 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1",
+        "0 1",
+        "1 0",
+        "1 2 2 1",
+        "1 2 3 1",
+        "5 1 1 1",
+        "6 2",
+        "1 -1",
+        "a b",
+        "1.0 2",
+        "9" * 30 + " 1",
+    ],
+)
 def test_malformed_run_lengths_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="run lengths"):
         submission.decode_rle(text, (2, 3))

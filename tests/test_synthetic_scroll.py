@@ -39,18 +39,28 @@ scroll = script()
 @pytest.fixture(scope="module")
 def six() -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Two chunks of each of three scrolls, 64^3: scroll id, image, label."""
-    return [(s, image, label) for _, _, s, image, label in scroll.volumes(scroll.Options(train=6, test=0))]
+    return [
+        (s, image, label)
+        for _, _, s, image, label in scroll.volumes(scroll.Options(train=6, test=0))
+    ]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scrolls") / "data"
-    assert scroll.main([str(out), "--size", "32", "--train", "4", "--test", "2", "--scrolls", "2"]) == 0
+    assert (
+        scroll.main([str(out), "--size", "32", "--train", "4", "--test", "2", "--scrolls", "2"])
+        == 0
+    )
     return out
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def best_threshold_dice(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -72,8 +82,14 @@ def test_same_options_give_the_same_bytes(written: Path, tmp_path: Path) -> None
 
 
 def test_more_volumes_leave_the_others_as_they_are() -> None:
-    few = {i: image for _, i, _, image, _ in scroll.volumes(scroll.Options(size=24, train=2, test=1, scrolls=2))}
-    many = {i: image for _, i, _, image, _ in scroll.volumes(scroll.Options(size=24, train=5, test=2, scrolls=2))}
+    few = {
+        i: image
+        for _, i, _, image, _ in scroll.volumes(scroll.Options(size=24, train=2, test=1, scrolls=2))
+    }
+    many = {
+        i: image
+        for _, i, _, image, _ in scroll.volumes(scroll.Options(size=24, train=5, test=2, scrolls=2))
+    }
     assert set(few) <= set(many)
     assert all(np.array_equal(image, many[i]) for i, image in few.items())
     assert len({image.tobytes() for image in many.values()}) == len(many)
@@ -87,7 +103,9 @@ def test_layout_is_the_competitions(written: Path) -> None:
         assert len(set(ids)) == count
         assert {row["scroll_id"] for row in rows} == {"26001", "26002"}
         for kind in ("images", "labels"):
-            assert sorted(p.name for p in (written / f"{part}_{kind}").iterdir()) == sorted(f"{i}.tif" for i in ids)
+            assert sorted(p.name for p in (written / f"{part}_{kind}").iterdir()) == sorted(
+                f"{i}.tif" for i in ids
+            )
     assert not list(written.parent.glob(".*"))
 
 
@@ -95,7 +113,9 @@ def test_files_are_lzw_pages_of_uint8(written: Path) -> None:
     for path in written.rglob("*.tif"):
         with tifffile.TiffFile(path) as tif:
             assert len(tif.pages) == 32
-            assert {page.compression for page in map(tif.pages.get, range(32))} == {tifffile.COMPRESSION.LZW}
+            assert {page.compression for page in map(tif.pages.get, range(32))} == {
+                tifffile.COMPRESSION.LZW
+            }
             assert tif.asarray().shape == (32, 32, 32)
             assert tif.asarray().dtype == np.uint8
 
@@ -105,12 +125,17 @@ def test_second_run_costs_nothing_and_changes_nothing(
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in written.rglob("*")}
     monkeypatch.setattr(scroll, "make_volume", lambda *_: pytest.fail("a volume was made"))
-    assert scroll.main([str(written), "--size", "32", "--train", "4", "--test", "2", "--scrolls", "2"]) == 0
+    assert (
+        scroll.main([str(written), "--size", "32", "--train", "4", "--test", "2", "--scrolls", "2"])
+        == 0
+    )
     assert "already" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in written.rglob("*")} == before
 
 
-def test_other_content_is_refused(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_content_is_refused(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "diary.txt").write_text("mine")
     assert scroll.main([str(tmp_path)]) == 2
     assert "not written by this command" in capsys.readouterr().err
@@ -125,7 +150,9 @@ def test_damaged_data_set_is_refused(tmp_path: Path) -> None:
     options = scroll.Options(size=24, train=1, test=0, scrolls=1)
     scroll.write(tmp_path / "data", options)
     (tmp_path / "data" / "train_labels" / "260010000.tif").unlink()
-    with pytest.raises(UserError, match=r"1 files are missing or changed: train_labels/260010000\.tif"):
+    with pytest.raises(
+        UserError, match=r"1 files are missing or changed: train_labels/260010000\.tif"
+    ):
         scroll.write(tmp_path / "data", options)
 
 
@@ -139,7 +166,9 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("bad", [{"size": 8}, {"size": 5000}, {"train": 0}, {"scrolls": 0}, {"test": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"size": 8}, {"size": 5000}, {"train": 0}, {"scrolls": 0}, {"test": -1}, {"seed": -1}]
+)
 def test_options_out_of_range_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=str(next(iter(bad.values())))):
         scroll.Options(**bad)
@@ -153,7 +182,11 @@ def test_labels_have_a_rim_and_patches_of_ignore(six: list) -> None:
         rim = np.pad(np.zeros((60,) * 3, bool), 2, constant_values=True)
         assert (label[rim] == 2).all()
         core = label[4:-4, 4:-4, 4:-4]
-        assert not all((face == 2).all() for axis in range(3) for face in (core.take(0, axis), core.take(-1, axis)))
+        assert not all(
+            (face == 2).all()
+            for axis in range(3)
+            for face in (core.take(0, axis), core.take(-1, axis))
+        )
         assert 0.05 < (core == 2).mean() < 0.40
 
 
@@ -186,7 +219,11 @@ def test_no_global_threshold_solves_it(six: list) -> None:
 
 
 def test_scrolls_differ_and_a_scroll_stays_itself() -> None:
-    first, second, again = scroll.make_scroll(1, 0), scroll.make_scroll(1, 1), scroll.make_scroll(1, 0)
+    first, second, again = (
+        scroll.make_scroll(1, 0),
+        scroll.make_scroll(1, 1),
+        scroll.make_scroll(1, 0),
+    )
     assert first.spacing == again.spacing
     assert np.array_equal(first.fibres, again.fibres)
     assert first.spacing != second.spacing

@@ -79,7 +79,12 @@ IMAGE_DATA = {
     "patch": {"size": [32, 32], "foreground": None, "batch": 2, "per_case": 2},
     "augment": [{"name": "flip", "options": {"axes": "each"}}, "rotate90"],
 }
-SHORT = {"epochs": 3, "optimizer": {"name": "adam", "options": {"lr": 0.01}}, "average": {"start": 1, "lr": None}, "preview_every": 2}
+SHORT = {
+    "epochs": 3,
+    "optimizer": {"name": "adam", "options": {"lr": 0.01}},
+    "average": {"start": 1, "lr": None},
+    "preview_every": 2,
+}
 
 SYSTEMS: dict[str, dict] = {
     "surface": {},
@@ -118,7 +123,10 @@ SYSTEMS: dict[str, dict] = {
             "targets": {"target": "image", "mask": "labels"},
         },
         "network": {"name": "unet", "options": {"channels": [4, 4, 8, 8, 8], "heads": {"mask": 1}}},
-        "losses": [{"name": "charbonnier", "target": "target"}, {"name": "dice", "head": "mask", "target": "mask", "weight": 0.5}],
+        "losses": [
+            {"name": "charbonnier", "target": "target"},
+            {"name": "dice", "head": "mask", "target": "mask", "weight": 0.5},
+        ],
         "train": SHORT,
         "predict": {"overlap": 8},
     },
@@ -143,10 +151,21 @@ SYSTEMS: dict[str, dict] = {
     },
     "deep_supervision": {
         "task": "labels",
-        "data": {"layout": "competition", "ignore_label": 2, "folds": {"count": 2}, "patch": {"size": [16, 16, 16]}},
+        "data": {
+            "layout": "competition",
+            "ignore_label": 2,
+            "folds": {"count": 2},
+            "patch": {"size": [16, 16, 16]},
+        },
         "network": {"name": "dynunet", "options": {"channels": [4, 8, 8], "deep_supervision": 1}},
         "losses": ["dice", {"name": "ce", "head": "deep1", "weight": 0.5}],
-        "train": {**SHORT, "schedule": {"name": "plateau"}, "optimizer": {"name": "sgd"}, "clip": 1.0, "accumulate": 2},
+        "train": {
+            **SHORT,
+            "schedule": {"name": "plateau"},
+            "optimizer": {"name": "sgd"},
+            "clip": 1.0,
+            "accumulate": 2,
+        },
         "predict": {"overlap": 4},
     },
 }
@@ -175,7 +194,11 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     data, run, path = folder / "data", folder / "run", folder / "system.yaml"
     DATA[request.param](data)
     # JSON is YAML.
-    path.write_text(json.dumps({"name": request.param, **SYSTEMS[request.param]}) if SYSTEMS[request.param] else TINY)
+    path.write_text(
+        json.dumps({"name": request.param, **SYSTEMS[request.param]})
+        if SYSTEMS[request.param]
+        else TINY
+    )
     assert train.main(["--config", str(path), "--data-dir", str(data), "--out", str(run)]) == 0
     return Trained(request.param, path, data, run)
 
@@ -183,7 +206,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_every_fold_left_its_files(trained: Trained) -> None:
     for fold in (0, 1):
         folder = trained.run / f"fold_{fold}"
-        for name in ("best_model.safetensors", "swa_model.safetensors", "training_log.txt", "log.jsonl", "result.json"):
+        for name in (
+            "best_model.safetensors",
+            "swa_model.safetensors",
+            "training_log.txt",
+            "log.jsonl",
+            "result.json",
+        ):
             assert (folder / name).is_file(), name
         for name in ("checkpoint_latest", "tensorboard", "previews", "oof/soft"):
             assert any((folder / name).iterdir()), name
@@ -214,13 +243,35 @@ def test_each_term_is_logged_by_itself(trained: Trained) -> None:
 
 def test_a_finished_run_is_left_alone(trained: Trained) -> None:
     before = {p: p.stat().st_mtime_ns for p in trained.run.rglob("*.safetensors")}
-    assert train.main(["--config", str(trained.config), "--data-dir", str(trained.data), "--out", str(trained.run)]) == 0
+    assert (
+        train.main(
+            [
+                "--config",
+                str(trained.config),
+                "--data-dir",
+                str(trained.data),
+                "--out",
+                str(trained.run),
+            ]
+        )
+        == 0
+    )
     assert before == {p: p.stat().st_mtime_ns for p in trained.run.rglob("*.safetensors")}
 
 
 def test_prediction_keeps_shape_and_type(trained: Trained, tmp_path: Path) -> None:
     tests = trained.data / "test_images"
-    code = predict.main(["--checkpoint", str(trained.run), "--input", str(tests), "--output", str(tmp_path / "p"), "--save-soft"])
+    code = predict.main(
+        [
+            "--checkpoint",
+            str(trained.run),
+            "--input",
+            str(tests),
+            "--output",
+            str(tmp_path / "p"),
+            "--save-soft",
+        ]
+    )
     assert code == 0
     rows = json.loads((tmp_path / "p" / "summary.json").read_text())["files"]
     assert [r["status"] for r in rows] == ["done"] * len(list(tests.iterdir()))
@@ -242,32 +293,73 @@ def test_retouching_is_scored_inside_and_outside_and_leaves_its_masks(tmp_path: 
     path.write_text(json.dumps({"name": "retouch", **SYSTEMS["retouch"]}))
     assert train.main(["--config", str(path), "--data-dir", str(data), "--out", str(run)]) == 0
     summary = json.loads((run / "summary.json").read_text())
-    assert {"psnr", "psnr_in", "psnr_out", "leak", "mask_dice", "empty_mask"} <= set(summary["out_of_fold"])
+    assert {"psnr", "psnr_in", "psnr_out", "leak", "mask_dice", "empty_mask"} <= set(
+        summary["out_of_fold"]
+    )
     idle = next(scores for name, scores in summary["baselines"].items() if "nothing" in name)
     assert idle["leak"] == 0
     assert idle["psnr_in"] < idle["psnr_out"]
     strip = np.asarray(Image.open(sorted((run / "fold_0" / "previews").glob("epoch_*.png"))[-1]))
     assert strip.shape[1] > 4 * strip.shape[0] / 2  # five columns, two rows
-    words = ["--checkpoint", str(run / "fold_0"), "--input", str(data / "src"), "--output", str(tmp_path / "p"), "--save-soft"]
+    words = [
+        "--checkpoint",
+        str(run / "fold_0"),
+        "--input",
+        str(data / "src"),
+        "--output",
+        str(tmp_path / "p"),
+        "--save-soft",
+    ]
     assert predict.main(words) == 0
     masks = sorted((tmp_path / "p" / "masks").glob("*.png"))
     assert [m.stem for m in masks] == [f"c{n}" for n in range(6)]
-    assert np.asarray(Image.open(masks[0])).shape == np.asarray(Image.open(data / "src" / "c0.png")).shape[:2]
-    words = ["--fold-dirs", str(tmp_path / "p"), str(tmp_path / "p"), "--output", str(tmp_path / "e")]
+    assert (
+        np.asarray(Image.open(masks[0])).shape
+        == np.asarray(Image.open(data / "src" / "c0.png")).shape[:2]
+    )
+    words = [
+        "--fold-dirs",
+        str(tmp_path / "p"),
+        str(tmp_path / "p"),
+        "--output",
+        str(tmp_path / "e"),
+    ]
     assert ensemble.main(words) == 0
     for name in ("c1.png", "masks/c1.png"):  # twice the same voice says the same
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "e" / name)), np.asarray(Image.open(tmp_path / "p" / name)))
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(tmp_path / "e" / name)),
+            np.asarray(Image.open(tmp_path / "p" / name)),
+        )
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
-    "change", [[], ["train.amp=bf16"], ["train.amp=fp16"], ["train.compile=true"], ["train.channels_last=true"]], ids=str
+    "change",
+    [
+        [],
+        ["train.amp=bf16"],
+        ["train.amp=fp16"],
+        ["train.compile=true"],
+        ["train.channels_last=true"],
+    ],
+    ids=str,
 )
 def test_cuda_trains_and_resumes(change: list[str], tmp_path: Path) -> None:
     path, data = tmp_path / "system.yaml", competition_folder(tmp_path / "data")
     path.write_text(TINY)
-    words = ["--config", str(path), "--data-dir", str(data), "--out", str(tmp_path / "run"), "--device", "cuda", "--fold", "0"]
+    words = [
+        "--config",
+        str(path),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cuda",
+        "--fold",
+        "0",
+    ]
     assert train.main([*words, "--set", "data.workers=2", *change]) == 0
     (tmp_path / "run" / "fold_0" / "result.json").unlink()
     assert train.main([*words, "--set", "data.workers=2", *change]) == 0

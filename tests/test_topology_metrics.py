@@ -57,7 +57,9 @@ def test_cldice_of_two_lines(dims):
     """A line one voxel thick is its own skeleton: 6 of 8 predicted voxels are true, 6 of 10 true ones are found."""
     prediction, target = line("111111110000", dims), line("001111111111", dims)
     scores = METRICS["cldice"].compute(prediction, target)
-    assert scores == pytest.approx({"cldice": 2 / 3, "cldice_precision": 6 / 8, "cldice_sensitivity": 6 / 10})
+    assert scores == pytest.approx(
+        {"cldice": 2 / 3, "cldice_precision": 6 / 8, "cldice_sensitivity": 6 / 10}
+    )
 
 
 @BOTH_DIMENSIONS
@@ -92,13 +94,25 @@ def test_voi_and_adapted_rand_of_a_bridged_gap(dims):
     """One line of 9 voxels for two of 4 with a gap between them."""
     whole, cut = line("111111111", dims), line("111101111", dims)
     bits = 8 / 9 * math.log2(9 / 4) + 1 / 9 * math.log2(9)
-    assert METRICS["voi"].compute(whole, cut) == pytest.approx({"voi": bits, "voi_split": 0, "voi_merge": bits})
-    assert METRICS["voi"].compute(cut, whole) == pytest.approx({"voi": bits, "voi_split": bits, "voi_merge": 0})
+    assert METRICS["voi"].compute(whole, cut) == pytest.approx(
+        {"voi": bits, "voi_split": 0, "voi_merge": bits}
+    )
+    assert METRICS["voi"].compute(cut, whole) == pytest.approx(
+        {"voi": bits, "voi_split": bits, "voi_merge": 0}
+    )
     # ordered pairs of 8 true voxels: 56 predicted together, of which 2 * 12 belong together
-    merged = {"adapted_rand": 1 - 48 / 80, "adapted_rand_precision": 24 / 56, "adapted_rand_recall": 1}
+    merged = {
+        "adapted_rand": 1 - 48 / 80,
+        "adapted_rand_precision": 24 / 56,
+        "adapted_rand_recall": 1,
+    }
     assert METRICS["adapted_rand"].compute(whole, cut) == pytest.approx(merged)
     # of 9 true voxels: 72 belong together, of which 2 * 12 were predicted together; the missed voxel is alone
-    split = {"adapted_rand": 1 - 48 / 96, "adapted_rand_precision": 1, "adapted_rand_recall": 24 / 72}
+    split = {
+        "adapted_rand": 1 - 48 / 96,
+        "adapted_rand_precision": 1,
+        "adapted_rand_recall": 24 / 72,
+    }
     assert METRICS["adapted_rand"].compute(cut, whole) == pytest.approx(split)
 
 
@@ -108,7 +122,11 @@ def test_betti_errors_of_a_bridged_gap(dims):
     assert METRICS["betti_error"].compute(whole, cut)["betti_error"] == 1
     rest = {f"betti_matching_error_b{k}": 0 for k in range(1, dims)}
     for pair in ((whole, cut), (cut, whole)):
-        assert METRICS["betti_matching_error"].compute(*pair) == {"betti_matching_error": 1, "betti_matching_error_b0": 1, **rest}
+        assert METRICS["betti_matching_error"].compute(*pair) == {
+            "betti_matching_error": 1,
+            "betti_matching_error_b0": 1,
+            **rest,
+        }
 
 
 @BOTH_DIMENSIONS
@@ -117,7 +135,11 @@ def test_a_hole_in_another_place_is_an_error_of_matching_only(dims):
     assert morphology.betti_numbers(here) == (1, 1, 0)[:dims]
     assert METRICS["betti_error"].compute(here, there)["betti_error"] == 0
     error = METRICS["betti_matching_error"].compute(here, there)
-    assert (error["betti_matching_error"], error["betti_matching_error_b0"], error["betti_matching_error_b1"]) == (2, 0, 2)
+    assert (
+        error["betti_matching_error"],
+        error["betti_matching_error_b0"],
+        error["betti_matching_error_b1"],
+    ) == (2, 0, 2)
     narrower = here.copy()
     narrower[ring_hole(2, dims)] = 1
     assert morphology.betti_numbers(narrower) == morphology.betti_numbers(here)
@@ -143,7 +165,9 @@ def test_surface_metrics_of_two_points(dims):
     """3 voxels apart: the facing half of each point's corners lies 2 from the other point's corners, the other half 3."""
     a, b = (np.zeros((8,) * dims, dtype=np.uint8) for _ in range(2))
     a[(2,) * dims] = b[(5, *(2,) * (dims - 1))] = 1
-    shares = [METRICS["surface_dice"].compute(a, b, tolerance=t)["surface_dice"] for t in (1.9, 2, 3)]
+    shares = [
+        METRICS["surface_dice"].compute(a, b, tolerance=t)["surface_dice"] for t in (1.9, 2, 3)
+    ]
     assert shares == pytest.approx([0, 0.5, 1])
     assert METRICS["hd95"].compute(a, b) == {"hd95": 3}
     assert METRICS["assd"].compute(a, b) == {"assd": 3}
@@ -183,7 +207,9 @@ def test_empty_cases(name, both_empty, one_empty, dims):
     assert METRICS[name].compute(points, points)[name] == both_empty
     assert METRICS[name].compute(empty, points)[name] == pytest.approx(worst)
     assert METRICS[name].compute(points, empty)[name] == pytest.approx(worst)
-    assert METRICS[name].compute(points, empty, np.zeros(empty.shape, dtype=bool))[name] == both_empty
+    assert (
+        METRICS[name].compute(points, empty, np.zeros(empty.shape, dtype=bool))[name] == both_empty
+    )
 
 
 def test_the_parts_of_empty_cases():
@@ -191,9 +217,21 @@ def test_the_parts_of_empty_cases():
     points[0, ::2] = 1
     assert METRICS["voi"].compute(points, empty) == {"voi": 1, "voi_split": 1, "voi_merge": 0}
     assert METRICS["voi"].compute(empty, points) == {"voi": 1, "voi_split": 0, "voi_merge": 1}
-    assert METRICS["cldice"].compute(points, empty) == {"cldice": 0, "cldice_precision": 0, "cldice_sensitivity": 0}
-    assert METRICS["adapted_rand"].compute(points, empty) == {"adapted_rand": 1, "adapted_rand_precision": 0, "adapted_rand_recall": 0}
-    assert METRICS["adapted_rand"].compute(points, points) == {"adapted_rand": 0, "adapted_rand_precision": 1, "adapted_rand_recall": 1}
+    assert METRICS["cldice"].compute(points, empty) == {
+        "cldice": 0,
+        "cldice_precision": 0,
+        "cldice_sensitivity": 0,
+    }
+    assert METRICS["adapted_rand"].compute(points, empty) == {
+        "adapted_rand": 1,
+        "adapted_rand_precision": 0,
+        "adapted_rand_recall": 0,
+    }
+    assert METRICS["adapted_rand"].compute(points, points) == {
+        "adapted_rand": 0,
+        "adapted_rand_precision": 1,
+        "adapted_rand_recall": 1,
+    }
 
 
 def two_classes():
@@ -213,7 +251,12 @@ def test_several_classes_are_averaged(name):
 
 
 @FEW
-@given(SHAPES.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 6))] * 2)), st.randoms())
+@given(
+    SHAPES.flatmap(
+        lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 6))] * 2)
+    ),
+    st.randoms(),
+)
 def test_numbers_of_instances_are_names(maps, random):
     """Any renumbering of either labeling leaves voi and adapted_rand as they are; scikit-image counts the same."""
     prediction, target = maps
@@ -221,7 +264,9 @@ def test_numbers_of_instances_are_names(maps, random):
     renamed = [name[labels] for name, labels in zip(names, maps, strict=True)]
     several = {"classes": (1, 2)}  # of one instance, too
     for name in ("voi", "adapted_rand"):
-        assert METRICS[name].compute(*renamed, **several) == pytest.approx(METRICS[name].compute(prediction, target, **several))
+        assert METRICS[name].compute(*renamed, **several) == pytest.approx(
+            METRICS[name].compute(prediction, target, **several)
+        )
     counted = (prediction != 0) | (target != 0)
     if counted.any():
         split_merge = variation_of_information(target[counted], prediction[counted])
@@ -231,7 +276,9 @@ def test_numbers_of_instances_are_names(maps, random):
         with np.errstate(divide="ignore", invalid="ignore"):
             error, _, _ = adapted_rand_error(target, prediction)
         if math.isfinite(error):
-            assert METRICS["adapted_rand"].compute(prediction, target, **several)["adapted_rand"] == pytest.approx(error)
+            assert METRICS["adapted_rand"].compute(prediction, target, **several)[
+                "adapted_rand"
+            ] == pytest.approx(error)
 
 
 # independent references
@@ -254,7 +301,9 @@ def test_voi_and_adapted_rand_are_those_of_scikit_image(masks):
             error, recall, precision = adapted_rand_error(*(side.astype(int) for side in labels))
         scores = METRICS["adapted_rand"].compute(prediction, target)
         for key, value in {"": error, "_precision": precision, "_recall": recall}.items():
-            assert np.isnan(value) or scores[f"adapted_rand{key}"] == pytest.approx(value, abs=1e-12)
+            assert np.isnan(value) or scores[f"adapted_rand{key}"] == pytest.approx(
+                value, abs=1e-12
+            )
 
 
 @FEW
@@ -273,7 +322,10 @@ def test_overlaps_are_counted_alike_in_pieces(monkeypatch):
     assert voi_of(*masks) == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("family", ["random_fields", "sparse_blobs", "salt", "sheets", "tubes", "hollow", "degenerate", "large"])
+@pytest.mark.parametrize(
+    "family",
+    ["random_fields", "sparse_blobs", "salt", "sheets", "tubes", "hollow", "degenerate", "large"],
+)
 def test_voi_is_the_competition_s(shared_data, family):
     folder = shared_data / "competition_metric"
     expected = json.loads((folder / "expected.json").read_text())
@@ -293,14 +345,20 @@ def test_betti_matching_error_lies_between_betti_error_and_the_sum_of_all_featur
     prediction, target = masks
     least = METRICS["betti_error"].compute(prediction, target)["betti_error"]
     most = sum(map(sum, (morphology.betti_numbers(mask) for mask in masks)))
-    assert least <= METRICS["betti_matching_error"].compute(prediction, target)["betti_matching_error"] <= most
+    assert (
+        least
+        <= METRICS["betti_matching_error"].compute(prediction, target)["betti_matching_error"]
+        <= most
+    )
 
 
 def test_betti_numbers_of_the_mortar_masks_are_the_published_ones(shared_data):
     """8 neighbours for mortar, 4 for brick; brick that meets the border of the image is no hole."""
     folder = shared_data / "topomortar"
     with (folder / "betti_numbers.csv").open(newline="") as stream:
-        published = {row["ID"]: (int(row["Betti0"]), int(row["Betti1"])) for row in csv.DictReader(stream)}
+        published = {
+            row["ID"]: (int(row["Betti0"]), int(row["Betti1"])) for row in csv.DictReader(stream)
+        }
     masks = sorted((folder / "test" / "masks").glob("*.png"))
     assert len(masks) == 25
     empty = np.zeros((512, 512), dtype=np.uint8)

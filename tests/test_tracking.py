@@ -53,14 +53,29 @@ def tracked(folder: Path) -> TrackedRun:
     return TrackedRun(name="x", run=folder, fold=0, settings={"a.b": 1}, known=None)
 
 
-def test_a_fold_tells_settings_epochs_and_its_best_model(tiny: Path, surfaces: Path, tmp_path: Path, notebooks: list[Notebook]) -> None:
-    words = ["--config", tiny, "--data-dir", surfaces, "--out", tmp_path / "run", "--fold", "0", "--set", "train.track=[mlflow]"]
+def test_a_fold_tells_settings_epochs_and_its_best_model(
+    tiny: Path, surfaces: Path, tmp_path: Path, notebooks: list[Notebook]
+) -> None:
+    words = [
+        "--config",
+        tiny,
+        "--data-dir",
+        surfaces,
+        "--out",
+        tmp_path / "run",
+        "--fold",
+        "0",
+        "--set",
+        "train.track=[mlflow]",
+    ]
     assert train.main([str(w) for w in words]) == 0
     book = notebooks[0]
     assert book.tracked.settings["train.optimizer.options.lr"] == 0.01
     assert [line[0] for line in book.lines] == ["metrics"] * 3 + ["model", "close"]
     assert [line[2] for line in book.lines[:3]] == [1, 2, 3]
-    assert all(math.isfinite(line[1]["val_loss"]) and "epoch" not in line[1] for line in book.lines[:3])
+    assert all(
+        math.isfinite(line[1]["val_loss"]) and "epoch" not in line[1] for line in book.lines[:3]
+    )
     assert files.read_json(tmp_path / "run" / "fold_0" / "tracking.json") == {"mlflow": "first"}
 
 
@@ -79,10 +94,17 @@ def test_a_tracker_that_fails_is_dropped_once_and_nothing_else_happens(
     trackers.close()
     assert len(caplog.messages) == 1
     assert "tracker mlflow failed and is dropped" in caplog.messages[0]
-    assert good.lines == [("metrics", {"val_loss": 0.5}, 1), ("metrics", {"val_loss": 0.5}, 2), ("model", "best.safetensors"), ("close",)]
+    assert good.lines == [
+        ("metrics", {"val_loss": 0.5}, 1),
+        ("metrics", {"val_loss": 0.5}, 2),
+        ("model", "best.safetensors"),
+        ("close",),
+    ]
 
 
-def test_a_continued_fold_continues_its_entry(tmp_path: Path, notebooks: list[Notebook], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_continued_fold_continues_its_entry(
+    tmp_path: Path, notebooks: list[Notebook], caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         Trackers(["mlflow"], tracked(tmp_path), tmp_path).close()
     assert [book.tracked.known for book in notebooks] == [None, "first"]
@@ -101,7 +123,9 @@ def test_a_tracker_that_is_not_installed_is_named(
 def test_mlflow_itself_holds_parameters_metrics_and_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = pytest.importorskip("mlflow.tracking", reason="the extra 'tracking' is not installed").MlflowClient
+    client = pytest.importorskip(
+        "mlflow.tracking", reason="the extra 'tracking' is not installed"
+    ).MlflowClient
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -116,8 +140,13 @@ def test_mlflow_itself_holds_parameters_metrics_and_model(
     store = client(tracking_uri=(tmp_path / "mlruns").as_uri())
     (run,) = store.search_runs([store.get_experiment_by_name("x").experiment_id])
     assert run.data.params == {"a.b": "1"}
-    assert [(m.step, m.value) for m in store.get_metric_history(run.info.run_id, "val_loss")] == [(1, 0.5), (2, 0.4)]
-    assert [f.path for f in store.list_artifacts(run.info.run_id, "model")] == ["model/best.safetensors"]
+    assert [(m.step, m.value) for m in store.get_metric_history(run.info.run_id, "val_loss")] == [
+        (1, 0.5),
+        (2, 0.4),
+    ]
+    assert [f.path for f in store.list_artifacts(run.info.run_id, "model")] == [
+        "model/best.safetensors"
+    ]
     assert run.info.status == "FINISHED"
     assert not [m for m in caplog.messages if "tracker" in m]
 

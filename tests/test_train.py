@@ -38,7 +38,10 @@ def fingerprint(run_folder: Path) -> dict[str, str]:
     out = {}
     for path in sorted(run_folder.rglob("*")):
         name = str(path.relative_to(run_folder))
-        if (path.suffix == ".safetensors" and "checkpoint_latest" not in name) or path.suffix in (".tif", ".npy"):
+        if (path.suffix == ".safetensors" and "checkpoint_latest" not in name) or path.suffix in (
+            ".tif",
+            ".npy",
+        ):
             out[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name == "log.jsonl":
             rows = [json.loads(x) for x in path.read_text().splitlines()]
@@ -49,13 +52,17 @@ def fingerprint(run_folder: Path) -> dict[str, str]:
     return out
 
 
-def test_dry_run_starts_nothing(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_starts_nothing(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tiny, surfaces, tmp_path / "run", "--dry-run") == 0
     assert not (tmp_path / "run").exists()
     assert "6 cases" in capsys.readouterr().out
 
 
-def test_every_fault_is_told_at_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fault_is_told_at_once(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The table of the issue: each planted fault is named with its file, exit 2, nothing written."""
     data = competition_folder(tmp_path / "data", cases=8)
     images, labels = data / "train_images", data / "train_labels"
@@ -74,10 +81,23 @@ def test_every_fault_is_told_at_once(tiny: Path, tmp_path: Path, capsys: pytest.
     (labels / "108.tif").write_bytes((labels / "107.tif").read_bytes())
     assert run(tiny, data, tmp_path / "run") == 2
     told = capsys.readouterr().out.splitlines()
-    for case, word in [(100, "label"), (101, "2"), (102, "shape"), (103, ""), (104, "7"), (105, "NaN"), (106, "constant")]:
-        assert any("error:" in line and str(case) in line and word.lower() in line.lower() for line in told), (case, told)
+    for case, word in [
+        (100, "label"),
+        (101, "2"),
+        (102, "shape"),
+        (103, ""),
+        (104, "7"),
+        (105, "NaN"),
+        (106, "constant"),
+    ]:
+        assert any(
+            "error:" in line and str(case) in line and word.lower() in line.lower() for line in told
+        ), (case, told)
     for word in ("foreground", "same image"):
-        assert any("warning:" in line and "107" in line and word in line for line in told), (word, told)
+        assert any("warning:" in line and "107" in line and word in line for line in told), (
+            word,
+            told,
+        )
     assert not (tmp_path / "run" / "splits.json").exists()
 
 
@@ -97,20 +117,39 @@ def test_every_fault_is_told_at_once(tiny: Path, tmp_path: Path, capsys: pytest.
     ],
 )
 def test_wrong_configs_end_with_2_before_training(
-    override: str, word: str, tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str,
+    word: str,
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(tiny, surfaces, tmp_path / "run", "--set", override) == 2
     assert word in capsys.readouterr().err
     assert not (tmp_path / "run" / "fold_0").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--fold", "7"], ["--data-dir", "/nowhere"], ["--config", "/nowhere.yaml"]])
-def test_wrong_arguments_end_with_2(arguments: list[str], tiny: Path, surfaces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--fold", "7"], ["--data-dir", "/nowhere"], ["--config", "/nowhere.yaml"]]
+)
+def test_wrong_arguments_end_with_2(
+    arguments: list[str], tiny: Path, surfaces: Path, tmp_path: Path
+) -> None:
     assert run(tiny, surfaces, tmp_path / "run", *arguments) == 2
 
 
 def command(config: Path, data: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "pipeline.train", "--config", str(config), "--data-dir", str(data), "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "pipeline.train",
+        "--config",
+        str(config),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(out),
+    ]
 
 
 @pytest.mark.slow
@@ -129,15 +168,24 @@ def test_killed_runs_end_with_the_same_bits(tiny: Path, surfaces: Path, tmp_path
     codes = []
     for line, wait, number in moments:
         codes.append(_interrupt(command(tiny, surfaces, out), environment, (line, wait, number)))
-    assert subprocess.run(command(tiny, surfaces, out), env=environment, check=False, capture_output=True).returncode == 0
+    assert (
+        subprocess.run(
+            command(tiny, surfaces, out), env=environment, check=False, capture_output=True
+        ).returncode
+        == 0
+    )
     assert fingerprint(out) == fingerprint(tmp_path / "calm")
     assert -signal.SIGKILL in codes
     assert 75 in codes
 
 
-def _interrupt(words: list[str], environment: dict[str, str], moment: tuple[str, float, int]) -> int:
+def _interrupt(
+    words: list[str], environment: dict[str, str], moment: tuple[str, float, int]
+) -> int:
     line, wait, number = moment
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         for text in process.stdout:
             if line in text:
@@ -149,7 +197,9 @@ def _interrupt(words: list[str], environment: dict[str, str], moment: tuple[str,
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_state_falls_back(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_newest_state_falls_back(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One flipped byte in the newest state: said aloud, and the state before it leads to the same end."""
     assert run(tiny, surfaces, tmp_path / "calm", "--fold", "0") == 0
     assert run(tiny, surfaces, tmp_path / "rough", "--fold", "0") == 0
@@ -170,7 +220,9 @@ def test_a_damaged_newest_state_falls_back(tiny: Path, surfaces: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_changed_config_or_data_is_refused_unless_fresh(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_config_or_data_is_refused_unless_fresh(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = competition_folder(tmp_path / "data", cases=4), tmp_path / "run"
     assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2") == 0
     assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=2", "data.workers=1") == 0
@@ -186,7 +238,9 @@ def test_changed_config_or_data_is_refused_unless_fresh(tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("change", ["removed", "renamed"])
-def test_a_missing_or_renamed_case_is_refused(change: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_renamed_case_is_refused(
+    change: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = competition_folder(tmp_path / "data", cases=5), tmp_path / "run"
     assert run(tiny, data, out, "--fold", "0", "--set", "train.epochs=1", "train.average=null") == 0
     for folder in ("train_images", "train_labels"):
@@ -205,7 +259,11 @@ def test_a_missing_or_renamed_case_is_refused(change: str, tiny: Path, tmp_path:
 
 
 def test_nan_stops_the_fold_and_names_the_case(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     poisoned = "102"
     original = loop._image
@@ -248,13 +306,22 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
     "error",
     [
         MemoryError(),
-        RuntimeError("Caught _ArrayMemoryError in worker 0: Unable to allocate 8.00 TiB for an array with shape (1099511627776,)"),
+        RuntimeError(
+            "Caught _ArrayMemoryError in worker 0: Unable to allocate 8.00 TiB for an array with shape (1099511627776,)"
+        ),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes"
+        ),
     ],
 )
 def test_out_of_memory_in_a_fold_says_how_to_go_on(
-    error: Exception, tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(job: loop.FoldJob) -> loop.State:
         raise error
@@ -285,7 +352,15 @@ class Poisoned:
 
     def all_gather(self, value: list[Any]) -> list[Any]:
         _, count, values, shares = value
-        return [value, [["x", "y"], count, {**values, "train_loss": self.loss, "train/dice": self.loss}, shares]]
+        return [
+            value,
+            [
+                ["x", "y"],
+                count,
+                {**values, "train_loss": self.loss, "train/dice": self.loss},
+                shares,
+            ],
+        ]
 
 
 @pytest.mark.parametrize("loss", [0.25, float("nan"), float("inf"), -float("inf")])
@@ -293,33 +368,57 @@ def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: flo
     """This rank's own loss is finite: it names the other's cases, and has changed no gradient."""
     network = torch.nn.Conv2d(1, 1, 3, padding=1)
     patch = {"size": [8, 8]}
-    config = from_dict({"name": "t", "data": {"dims": 2, "layout": "folders", "patch": patch}, "network": "unet", "losses": ["dice"]})
+    config = from_dict(
+        {
+            "name": "t",
+            "data": {"dims": 2, "layout": "folders", "patch": patch},
+            "network": "unet",
+            "losses": ["dice"],
+        }
+    )
     losses = WeightedSum(config.losses, config.kinds, None)
     loader = SimpleNamespace(share=lambda step: 1.0)
-    job: Any = SimpleNamespace(device="cpu", config=config, losses=losses, train=loader, context=Poisoned(loss), version=2)
-    state: Any = SimpleNamespace(
-        epoch=4, forward=lambda x: {"main": network(x)}, means=loop.RunningMeans(), scaler=torch.amp.GradScaler("cpu", enabled=False)
+    job: Any = SimpleNamespace(
+        device="cpu", config=config, losses=losses, train=loader, context=Poisoned(loss), version=2
     )
-    batch = {"id": ["a", "b"], "image": torch.rand(2, 1, 8, 8), "label": torch.ones(2, 1, 8, 8, dtype=torch.uint8)}
+    state: Any = SimpleNamespace(
+        epoch=4,
+        forward=lambda x: {"main": network(x)},
+        means=loop.RunningMeans(),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    batch = {
+        "id": ["a", "b"],
+        "image": torch.rand(2, 1, 8, 8),
+        "label": torch.ones(2, 1, 8, 8, dtype=torch.uint8),
+    }
     batch |= {name: torch.tensor([0.5, 0.5]) for name in ("foreground_share", "changed")}
     if np.isfinite(loss):
         loop._backward(job, state, 2, batch)
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
         return
-    with pytest.raises(loop.TrainingError, match=rf"loss is {loss} \(dice\) in epoch 5, step 3, cases x, y\."):
+    with pytest.raises(
+        loop.TrainingError, match=rf"loss is {loss} \(dice\) in epoch 5, step 3, cases x, y\."
+    ):
         loop._backward(job, state, 2, batch)
     assert [p.grad for p in network.parameters()] == [None, None]
 
 
 def test_nan_in_a_later_epoch_leaves_what_was_good(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The best model and the state of epoch 1 stay, and the rerun without the poison ends as a run that never saw it."""
     original = loop._backward
 
     def poison(job: loop.FoldJob, state: loop.State, step: int, batch: dict) -> None:
         bad = state.epoch >= 1 and step == 1
-        original(job, state, step, {**batch, "image": batch["image"] * float("nan")} if bad else batch)
+        original(
+            job, state, step, {**batch, "image": batch["image"] * float("nan")} if bad else batch
+        )
 
     out, more = tmp_path / "run", ("--fold", "0", "--set", "train.epochs=2")
     with monkeypatch.context() as patch:
@@ -337,10 +436,18 @@ def test_nan_in_a_later_epoch_leaves_what_was_good(
 
 
 def test_a_validation_that_is_never_finite_fails_the_fold(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        loop, "validate", lambda job, network: loop.Validation(values={"val_loss": float("nan"), "val_dice": 0.5}, unlabelled=0)
+        loop,
+        "validate",
+        lambda job, network: loop.Validation(
+            values={"val_loss": float("nan"), "val_dice": 0.5}, unlabelled=0
+        ),
     )
     assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 1
     assert "val_loss was never finite" in capsys.readouterr().out
@@ -348,7 +455,11 @@ def test_a_validation_that_is_never_finite_fails_the_fold(
 
 
 def test_a_dead_loader_worker_fails_the_fold(
-    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    surfaces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The worker ends without a word, as one that the kernel kills for its memory; the next start trains the fold."""
     original = PatchDataset.__getitem__
@@ -378,13 +489,30 @@ def test_a_run_folder_that_may_not_be_written_is_named_before_any_work(
     assert told.out == ""  # not even the data were looked at
 
 
-def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = iter([0.5, 0.3, float("nan"), 0.4, 0.2, 0.1])
     monkeypatch.setattr(
-        loop, "validate", lambda job, network: loop.Validation(values={"val_loss": next(values), "val_dice": 0.5}, unlabelled=0)
+        loop,
+        "validate",
+        lambda job, network: loop.Validation(
+            values={"val_loss": next(values), "val_dice": 0.5}, unlabelled=0
+        ),
     )
     assert (
-        run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "train.epochs=9", "train.stop.patience=2", "train.average=null") == 0
+        run(
+            tiny,
+            surfaces,
+            tmp_path / "run",
+            "--fold",
+            "0",
+            "--set",
+            "train.epochs=9",
+            "train.stop.patience=2",
+            "train.average=null",
+        )
+        == 0
     )
     result = FoldFolder(tmp_path / "run" / "fold_0").result()
     assert result is not None
@@ -394,7 +522,9 @@ def test_early_stopping_keeps_the_best(tiny: Path, surfaces: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_average_is_the_average(tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_average_is_the_average(
+    tiny: Path, surfaces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Running average by hand: 0.9/0.1 over the epochs from ``start`` on, and the equal average."""
     snapshots: list[dict[str, torch.Tensor]] = []
     original = loop._save
@@ -406,31 +536,63 @@ def test_average_is_the_average(tiny: Path, surfaces: Path, tmp_path: Path, monk
     monkeypatch.setattr(loop, "_save", spy)
     for decay in ("0.9", "null"):
         snapshots.clear()
-        assert run(tiny, surfaces, tmp_path / decay, "--fold", "0", "--set", f"train.average.decay={decay}", "train.epochs=4") == 0
+        assert (
+            run(
+                tiny,
+                surfaces,
+                tmp_path / decay,
+                "--fold",
+                "0",
+                "--set",
+                f"train.average.decay={decay}",
+                "train.epochs=4",
+            )
+            == 0
+        )
         kept = snapshots[1:]
         name = next(k for k in kept[0] if k.endswith("weight"))
         expected = kept[0][name]
         for n, s in enumerate(kept[1:], 2):
-            expected = 0.9 * expected + 0.1 * s[name] if decay == "0.9" else expected + (s[name] - expected) / n
-        torch.testing.assert_close(load_model(tmp_path / decay / "fold_0" / "swa_model.safetensors").weights[name], expected)
+            expected = (
+                0.9 * expected + 0.1 * s[name]
+                if decay == "0.9"
+                else expected + (s[name] - expected) / n
+            )
+        torch.testing.assert_close(
+            load_model(tmp_path / decay / "fold_0" / "swa_model.safetensors").weights[name],
+            expected,
+        )
 
 
 def test_averaging_has_its_own_learning_rate(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
     assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 0
-    rates = [json.loads(x)["lr"] for x in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(x)["lr"]
+        for x in (tmp_path / "run" / "fold_0" / "log.jsonl").read_text().splitlines()
+    ]
     assert rates == [1e-2, 5e-3, 5e-3]
 
 
-def test_batchnorm_statistics_of_the_average_are_recomputed(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
-    assert run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "network.options.norm=batch") == 0
-    best, swa = (load_model(tmp_path / "run" / "fold_0" / f"{k}_model.safetensors").weights for k in ("best", "swa"))
+def test_batchnorm_statistics_of_the_average_are_recomputed(
+    tiny: Path, surfaces: Path, tmp_path: Path
+) -> None:
+    assert (
+        run(tiny, surfaces, tmp_path / "run", "--fold", "0", "--set", "network.options.norm=batch")
+        == 0
+    )
+    best, swa = (
+        load_model(tmp_path / "run" / "fold_0" / f"{k}_model.safetensors").weights
+        for k in ("best", "swa")
+    )
     means = [k for k in swa if k.endswith("running_mean")]
     assert means
     assert any(not torch.allclose(best[k], swa[k]) for k in means)
 
 
 @pytest.mark.slow
-def test_init_from_lists_and_refuses(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_from_lists_and_refuses(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tiny, surfaces, tmp_path / "a", "--fold", "0", "--set", "train.epochs=2") == 0
     model = tmp_path / "a" / "fold_0" / "best_model.safetensors"
     init = f"train.init_from.path={model}"
@@ -439,11 +601,26 @@ def test_init_from_lists_and_refuses(tiny: Path, surfaces: Path, tmp_path: Path,
     wider = "network.options.channels=[4,4,8,8,12]"
     assert run(tiny, surfaces, tmp_path / "c", "--fold", "0", "--set", init, wider) != 0
     assert "allow_shape" in capsys.readouterr().out
-    assert run(tiny, surfaces, tmp_path / "d", "--fold", "0", "--set", init, wider, "train.init_from.allow_shape=true") == 0
+    assert (
+        run(
+            tiny,
+            surfaces,
+            tmp_path / "d",
+            "--fold",
+            "0",
+            "--set",
+            init,
+            wider,
+            "train.init_from.allow_shape=true",
+        )
+        == 0
+    )
     assert "left fresh" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("schedule", ["cosine_restarts", "cosine", "step", "plateau", "poly", "one_cycle", "constant"])
+@pytest.mark.parametrize(
+    "schedule", ["cosine_restarts", "cosine", "step", "plateau", "poly", "one_cycle", "constant"]
+)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
     """Stopping after every epoch and going on from the saved JSON gives the same rates as one go."""
@@ -452,7 +629,10 @@ def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
     from pipeline.training.loop import _plain
 
     settings = Train(
-        epochs=12, optimizer=NamedOptions(name=optimizer, options={"lr": 0.1}), schedule=NamedOptions(name=schedule), average=None
+        epochs=12,
+        optimizer=NamedOptions(name=optimizer, options={"lr": 0.1}),
+        schedule=NamedOptions(name=schedule),
+        average=None,
     )
     whole, parts = [], []
     module = torch.nn.Linear(1, 1)
@@ -470,7 +650,10 @@ def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
         parts.append(opt.param_groups[0]["lr"])
         opt.step()
         optim.step(sched, float(epoch % 3))
-        groups, saved = json.dumps(opt.state_dict()["param_groups"]), json.dumps(_plain(sched.state_dict()))
+        groups, saved = (
+            json.dumps(opt.state_dict()["param_groups"]),
+            json.dumps(_plain(sched.state_dict())),
+        )
     np.testing.assert_allclose(parts, whole)
 
 
@@ -478,7 +661,11 @@ def test_warm_restarts_restart() -> None:
     from pipeline.config import NamedOptions, Train
     from pipeline.training import optim
 
-    settings = Train(schedule=NamedOptions(name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}))
+    settings = Train(
+        schedule=NamedOptions(
+            name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}
+        )
+    )
     opt, sched = optim.make(settings, torch.nn.Linear(1, 1))
     rates = []
     for _ in range(31):
@@ -523,7 +710,9 @@ def test_summary_table_shows_failures() -> None:
     assert "0:01:01" in text
 
 
-def test_console_output_is_kept(tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_output_is_kept(
+    tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The log holds all that was printed, the checks before the run folder existed included."""
     assert run(tiny, surfaces, tmp_path / "run", "--fold", "0") == 0
     (log,) = (tmp_path / "run").glob("train_*.log")

@@ -37,13 +37,29 @@ def case(root: Path, number: int, affine: np.ndarray = RAS) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    text = TINY.replace("competition", "auto").replace("epochs: 3", "epochs: 1").replace("average: {start: 1, lr: 5.0e-3}", "average: null")
+    text = (
+        TINY.replace("competition", "auto")
+        .replace("epochs: 3", "epochs: 1")
+        .replace("average: {start: 1, lr: 5.0e-3}", "average: null")
+    )
     (tmp_path / "tiny.yaml").write_text(text)
     return tmp_path / "tiny.yaml"
 
 
 def start(config: Path, data: Path, *more: str) -> int:
-    return train.main(["--config", str(config), "--data-dir", str(data), "--out", str(config.parent / "run"), "--fold", "0", *more])
+    return train.main(
+        [
+            "--config",
+            str(config),
+            "--data-dir",
+            str(data),
+            "--out",
+            str(config.parent / "run"),
+            "--fold",
+            "0",
+            *more,
+        ]
+    )
 
 
 def refused(config: Path, data: Path, capsys: Output) -> list[str]:
@@ -51,13 +67,17 @@ def refused(config: Path, data: Path, capsys: Output) -> list[str]:
     told = []
     for more in (["--dry-run"], []):
         assert start(config, data, *more) == 2
-        told.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")])
+        told.append(
+            [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
+        )
     assert told[0] == told[1]
     assert not (config.parent / "run" / "config.yaml").exists()
     return told[0]
 
 
-def test_a_tiff_image_with_a_nifti_label_is_refused(config: Path, tmp_path: Path, capsys: Output) -> None:
+def test_a_tiff_image_with_a_nifti_label_is_refused(
+    config: Path, tmp_path: Path, capsys: Output
+) -> None:
     """Cubic, so that no shape betrays it; one case of three, which keeps its own line."""
     for n in range(3):
         case(tmp_path / "data", n)
@@ -73,14 +93,18 @@ def test_a_tiff_image_with_a_nifti_label_is_refused(config: Path, tmp_path: Path
     assert any("axes lie differently" in line for line in lines)  # and the cases among each other
 
 
-def test_a_picture_with_a_flat_nifti_mask_is_refused_in_one_line(tmp_path: Path, capsys: Output) -> None:
+def test_a_picture_with_a_flat_nifti_mask_is_refused_in_one_line(
+    tmp_path: Path, capsys: Output
+) -> None:
     for n in range(4):
         image, label = sheets((24, 24), n)
         (tmp_path / "data" / "images").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "data" / "images" / f"{n}.png")
         nifti(tmp_path / "data" / "masks" / f"{n}.nii.gz", label)
     text = (
-        TINY.replace("competition", "folders").replace("[16, 16, 16]", "[16, 16]").replace("ignore_label: 2", "ignore_label: 2\n  dims: 2")
+        TINY.replace("competition", "folders")
+        .replace("[16, 16, 16]", "[16, 16]")
+        .replace("ignore_label: 2", "ignore_label: 2\n  dims: 2")
     )
     (tmp_path / "flat.yaml").write_text(text)
     (line,) = refused(tmp_path / "flat.yaml", tmp_path / "data", capsys)
@@ -88,7 +112,9 @@ def test_a_picture_with_a_flat_nifti_mask_is_refused_in_one_line(tmp_path: Path,
     assert "nothing says which axis is which" in line
 
 
-def test_channels_of_different_families_are_refused(config: Path, tmp_path: Path, capsys: Output) -> None:
+def test_channels_of_different_families_are_refused(
+    config: Path, tmp_path: Path, capsys: Output
+) -> None:
     for n in range(3):
         case(tmp_path / "data", n)
         tifffile.imwrite(tmp_path / "data" / "imagesTr" / f"c{n}_0001.tif", sheets(SHAPE, n)[0])
@@ -105,10 +131,17 @@ def mixed(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_mixed_orientations_are_refused_at_a_new_start(mixed: Path, config: Path, capsys: Output) -> None:
+def test_mixed_orientations_are_refused_at_a_new_start(
+    mixed: Path, config: Path, capsys: Output
+) -> None:
     (line,) = refused(config, mixed, capsys)
     assert str(mixed) in line
-    for words in ("3 NIfTI RAS (c0, c1, c4)", "1 NIfTI LPS (c2)", "1 NIfTI PIR (c3)", "as_closest_canonical"):
+    for words in (
+        "3 NIfTI RAS (c0, c1, c4)",
+        "1 NIfTI LPS (c2)",
+        "1 NIfTI PIR (c3)",
+        "as_closest_canonical",
+    ):
         assert words in line
 
 
@@ -139,16 +172,22 @@ def test_nifti_among_arrays_is_refused(config: Path, tmp_path: Path, capsys: Out
     assert "(c2, c3)" in line
 
 
-def test_different_spacings_are_a_warning_with_cases(config: Path, tmp_path: Path, capsys: Output) -> None:
+def test_different_spacings_are_a_warning_with_cases(
+    config: Path, tmp_path: Path, capsys: Output
+) -> None:
     for n, spacing in enumerate([(0.5, 0.5, 3), (0.8, 0.8, 5), (1, 1, 1)]):
         case(tmp_path / "data", n, np.diag([*spacing, 1.0]))
     assert start(config, tmp_path / "data", "--dry-run") == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")
+    )
     assert "c2 has 1 x 1 x 1 mm, c1 has 0.8 x 0.8 x 5 mm" in line
     assert "resample" in line
 
 
-def test_spacings_within_a_tenth_are_nothing_to_say(config: Path, tmp_path: Path, capsys: Output) -> None:
+def test_spacings_within_a_tenth_are_nothing_to_say(
+    config: Path, tmp_path: Path, capsys: Output
+) -> None:
     for n, spacing in enumerate([1.0, 1.05, 1.09]):
         case(tmp_path / "data", n, np.diag([spacing, 1, 1, 1.0]))
     assert start(config, tmp_path / "data", "--dry-run") == 0
@@ -165,7 +204,16 @@ def test_models_say_what_they_were_trained_on(config: Path, tmp_path: Path) -> N
 
 
 def test_models_trained_on_plain_volumes_say_so(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
-    words = ["--config", str(tiny), "--data-dir", str(surfaces), "--out", str(tmp_path / "run"), "--fold", "0"]
+    words = [
+        "--config",
+        str(tiny),
+        "--data-dir",
+        str(surfaces),
+        "--out",
+        str(tmp_path / "run"),
+        "--fold",
+        "0",
+    ]
     assert train.main([*words, "--set", "train.epochs=1", "train.average=null"]) == 0
     known: Any = load_model(tmp_path / "run" / "fold_0" / "best_model.safetensors").trained_on
     assert {k: known[k] for k in ("layout", "family", "codes", "spacing")} == {
@@ -176,7 +224,9 @@ def test_models_trained_on_plain_volumes_say_so(tiny: Path, surfaces: Path, tmp_
     }
 
 
-def test_facts_of_before_grids_are_looked_at_again(mixed: Path, config: Path, tmp_path: Path, capsys: Output) -> None:
+def test_facts_of_before_grids_are_looked_at_again(
+    mixed: Path, config: Path, tmp_path: Path, capsys: Output
+) -> None:
     """A store that an older version made does not hide the mix."""
     kept = f"data.store={tmp_path / 'kept'}"
     assert start(config, mixed, "--set", kept) == 2  # leaves the facts

@@ -56,7 +56,9 @@ RESULT = {
 
 def faint(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Probabilities that want a lower threshold than 0.5, and dust removed."""
-    soft = 0.75 * gaussian_filter((label == 1).astype(np.float32), 0.8) + rng.normal(0, 0.03, label.shape)
+    soft = 0.75 * gaussian_filter((label == 1).astype(np.float32), 0.8) + rng.normal(
+        0, 0.03, label.shape
+    )
     return np.clip(soft + 0.6 * (rng.random(label.shape) > 0.997), 0, 1)
 
 
@@ -80,8 +82,15 @@ def make_run(folder: Path, soft=faint, seed: int = 0, groups: str = "aabbcc") ->
         path = folder.parent / "labels" / f"{name}.tif"
         path.parent.mkdir(exist_ok=True)
         tifffile.imwrite(path, label, photometric="minisblack")
-        listing[name] = {"image": [], "targets": {"label": str(path)}, "group": group, "content": {"label": f"hash {n}"}}
-        prediction = softs.SoftPrediction(case_id=name, heads={"main": soft(label, rng)[None].astype(np.float32)})
+        listing[name] = {
+            "image": [],
+            "targets": {"label": str(path)},
+            "group": group,
+            "content": {"label": f"hash {n}"},
+        }
+        prediction = softs.SoftPrediction(
+            case_id=name, heads={"main": soft(label, rng)[None].astype(np.float32)}
+        )
         softs.save(folder / f"fold_{n % 2}" / "oof" / "soft", prediction)
     files.write_json(folder / "cases.json", listing)
     for fold in (0, 1):
@@ -98,7 +107,16 @@ def run(tmp_path: Path) -> Path:
 def go(run: Path, *more: str, metric: str = "dice") -> int:
     """Tune in this process, with the small space, into ``e.yaml`` beside the run."""
     beside = run.parent
-    options = ["--metric", metric, "--space", str(beside / "space.yaml"), "--out", str(beside / "e.yaml"), "--workers", "1"]
+    options = [
+        "--metric",
+        metric,
+        "--space",
+        str(beside / "space.yaml"),
+        "--out",
+        str(beside / "e.yaml"),
+        "--workers",
+        "1",
+    ]
     return tune.main([str(run), *more, *options])
 
 
@@ -113,7 +131,9 @@ def row(run: Path, name: str) -> dict:
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_a_gain_that_is_there_is_found_and_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gain_that_is_there_is_found_and_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert go(run) == 0
     gain = row(run, workflow.NESTED)["gains"][workflow.OWN]
     assert gain["low"] > 0
@@ -128,7 +148,10 @@ def test_a_gain_that_is_there_is_found_and_written(run: Path, capsys: pytest.Cap
     assert spec.members[0].folds == (0, 1)
     assert spec.postprocess is not None
     assert postprocess.decides(spec.postprocess[0])
-    assert str(Candidate(steps=spec.postprocess)) == row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"]
+    assert (
+        str(Candidate(steps=spec.postprocess))
+        == row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"]
+    )
 
 
 def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
@@ -138,12 +161,18 @@ def test_rows_are_the_scores_of_their_steps(run: Path) -> None:
     for name, steps in {workflow.OWN: config.postprocess, **search.BASELINES}.items():
         for n in range(6):
             truth = tifffile.imread(run.parent / "labels" / f"{100 + n}.tif")
-            soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}").main.astype(np.float32)
-            expected = _scores([NamedOptions(name="dice")], postprocess.apply(steps, soft), truth)["dice"]
+            soft = softs.load(run / f"fold_{n % 2}" / "oof" / "soft", f"{100 + n}").main.astype(
+                np.float32
+            )
+            expected = _scores([NamedOptions(name="dice")], postprocess.apply(steps, soft), truth)[
+                "dice"
+            ]
             assert row(run, name)["cases"][f"{100 + n}"]["dice"] == pytest.approx(expected)
     nested = row(run, workflow.NESTED)
     assert set(nested["chosen"]) == {"a", "b", "c"}
-    assert nested["mean"]["dice"] == pytest.approx(np.mean([s["dice"] for s in nested["cases"].values()]))
+    assert nested["mean"]["dice"] == pytest.approx(
+        np.mean([s["dice"] for s in nested["cases"].values()])
+    )
 
 
 def test_random_predictions_gain_nothing(tmp_path: Path) -> None:
@@ -161,18 +190,28 @@ def test_the_built_in_space_and_the_competition_score(tmp_path: Path) -> None:
     run = make_run(tmp_path / "faint", groups="abc")
     assert tune.main([str(run), "--out", str(run.parent / "e.yaml"), "--workers", "1"]) == 0
     assert result(run)["metric"]["name"] == "competition"
-    assert {"competition", "toposcore", "surface_dice", "voi_score", "dice"} <= set(row(run, workflow.NESTED)["mean"])
-    assert row(run, workflow.OPTIMISTIC)["mean"]["competition"] > row(run, workflow.OWN)["mean"]["competition"]
+    assert {"competition", "toposcore", "surface_dice", "voi_score", "dice"} <= set(
+        row(run, workflow.NESTED)["mean"]
+    )
+    assert (
+        row(run, workflow.OPTIMISTIC)["mean"]["competition"]
+        > row(run, workflow.OWN)["mean"]["competition"]
+    )
 
 
 def test_lower_may_be_better(run: Path) -> None:
     assert go(run, metric="betti_error") == 0
     assert result(run)["better"] == "lower"
-    assert row(run, workflow.OPTIMISTIC)["mean"]["betti_error"] <= row(run, workflow.OWN)["mean"]["betti_error"]
+    assert (
+        row(run, workflow.OPTIMISTIC)["mean"]["betti_error"]
+        <= row(run, workflow.OWN)["mean"]["betti_error"]
+    )
     assert row(run, workflow.OPTIMISTIC)["gains"][workflow.OWN]["mean"] >= 0
 
 
-def test_folds_are_held_out_where_there_are_no_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folds_are_held_out_where_there_are_no_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     run = make_run(tmp_path / "one", groups="aaaa")
     assert go(run) == 0
@@ -208,12 +247,22 @@ def test_runs_of_other_cases_do_not_mix(run: Path, capsys: pytest.CaptureFixture
         (lambda run: (run / "cases.json").unlink(), "no run folder"),
         (lambda run: [p.unlink() for p in run.glob("fold_*/result.json")], "no finished fold"),
         (lambda run: shutil.rmtree(run.parent / "labels"), "--data-dir"),
-        (lambda run: (run / "config.yaml").write_text(TINY.replace("task: labels", "task: image")), "only labels"),
-        (lambda run: (run.parent / "space.yaml").write_text("stages: [[[dust]], [[threshold]]]"), "Move it to the first stage"),
+        (
+            lambda run: (run / "config.yaml").write_text(
+                TINY.replace("task: labels", "task: image")
+            ),
+            "only labels",
+        ),
+        (
+            lambda run: (run.parent / "space.yaml").write_text("stages: [[[dust]], [[threshold]]]"),
+            "Move it to the first stage",
+        ),
         (lambda run: (run.parent / "space.yaml").write_text("stages: [[[treshold]]]"), "threshold"),
     ],
 )
-def test_what_cannot_be_tuned_is_refused(run: Path, damage, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_tuned_is_refused(
+    run: Path, damage, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(run)
     assert go(run) == 2
     assert words in capsys.readouterr().err
@@ -228,14 +277,18 @@ def test_labels_may_have_moved(run: Path, tmp_path: Path) -> None:
     assert go(run, "--data-dir", str(tmp_path / "data")) == 0
 
 
-def test_metrics_without_direction_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_without_direction_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert go(run, metric="components") == 2
     assert go(run, metric="dize") == 2
     assert go(run, metric="psnr") == 2, "of images"
     assert "Did you mean 'dice'" in capsys.readouterr().err
 
 
-def test_a_foreign_ensemble_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_ensemble_is_not_overwritten(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = run.parent / "e.yaml"
     assert go(run) == 0
     assert go(run) == 0, "its own file is replaced"
@@ -294,18 +347,31 @@ def test_a_new_prediction_is_scored_anew(run: Path, counted: list[int]) -> None:
     np.save(path, np.load(path)[:, ::-1])
     counted.clear()
     assert go(run) == 0
-    assert {json.loads(x)["case"] for x in (run / "tuning" / "scores.jsonl").read_text().splitlines()[-len(counted) :]} == {"100"}
+    assert {
+        json.loads(x)["case"]
+        for x in (run / "tuning" / "scores.jsonl").read_text().splitlines()[-len(counted) :]
+    } == {"100"}
 
 
 def task_of(run: Path, *candidates: Candidate) -> Task:
-    case = CaseFiles(id="100", soft=(run / "fold_0" / "oof" / "soft",), label=run.parent / "labels" / "100.tif", content="x")
+    case = CaseFiles(
+        id="100",
+        soft=(run / "fold_0" / "oof" / "soft",),
+        label=run.parent / "labels" / "100.tif",
+        content="x",
+    )
     measure = Measure.of(configs.load(run / "config.yaml").data, [NamedOptions(name="dice")])
     return Task(case=case, measure=measure, candidates=candidates)
 
 
 def test_shared_first_steps_change_nothing(run: Path) -> None:
     """Every score equals that of the candidate alone, in whatever order they come."""
-    tails = [(), (part("dust", below=5),), (part("closing", radius=1.5),), (part("closing", radius=1.5), part("dust", below=5))]
+    tails = [
+        (),
+        (part("dust", below=5),),
+        (part("closing", radius=1.5),),
+        (part("closing", radius=1.5), part("dust", below=5)),
+    ]
     heads = [(), (part("threshold", at=0.3),), (part("hysteresis", low=0.2, high=0.5),)]
     candidates = [Candidate(steps=(*head, *tail)) for head in heads for tail in tails]
     together = dict(trials.score_case(task_of(run, *candidates)))
@@ -315,14 +381,22 @@ def test_shared_first_steps_change_nothing(run: Path) -> None:
     soft = softs.load(run / "fold_0" / "oof" / "soft", "100").main.astype(np.float32)
     truth = tifffile.imread(run.parent / "labels" / "100.tif")
     for candidate in candidates:
-        alone = _scores([NamedOptions(name="dice")], postprocess.apply(candidate.steps, soft), truth)
+        alone = _scores(
+            [NamedOptions(name="dice")], postprocess.apply(candidate.steps, soft), truth
+        )
         assert together[candidate.key]["dice"] == alone["dice"]
 
 
 @pytest.mark.slow
 def test_processes_give_what_one_gives_and_stop_on_request(run: Path) -> None:
     """Two workers; a stop in the middle keeps what was computed."""
-    task = task_of(run, *(Candidate(steps=(part("threshold", at=at),)) for at in np.linspace(0.1, 0.9, 12).tolist()))
+    task = task_of(
+        run,
+        *(
+            Candidate(steps=(part("threshold", at=at),))
+            for at in np.linspace(0.1, 0.9, 12).tolist()
+        ),
+    )
     expected = dict(trials.score_case(task))
     wanted = {"100": task.candidates}
 
@@ -351,8 +425,20 @@ def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
         "workflow.progress_callback = lambda what: (lambda done, total: (os.kill(os.getpid(), signal.SIGTERM) if not stop.signal else None, stop.raise_if_stopped()))\n"
         "raise SystemExit(tune.main())\n"
     )
-    words = [str(run), "--metric", "dice", "--space", str(run.parent / "space.yaml"), "--out", str(run.parent / "e.yaml"), "--workers", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    words = [
+        str(run),
+        "--metric",
+        "dice",
+        "--space",
+        str(run.parent / "space.yaml"),
+        "--out",
+        str(run.parent / "e.yaml"),
+        "--workers",
+        "1",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 75, done.stderr
     assert "run the same command again" in done.stderr
     assert len((run / "tuning" / "scores.jsonl").read_text().splitlines()) == 1
@@ -373,16 +459,27 @@ def test_mixtures_lie_on_the_simplex() -> None:
         assert len(single) == members, "one member alone needs one fusion"
 
 
-def test_cases_without_a_value_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def dice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> dict[str, float]:
+def test_cases_without_a_value_are_left_out(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dice(
+        prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None
+    ) -> dict[str, float]:
         return {"dice": 0.5 if target.any() else float("nan")}
 
-    monkeypatch.setitem(METRICS._entries, "dice", dataclasses.replace(METRICS["dice"], compute=dice))
-    tifffile.imwrite(run.parent / "labels" / "100.tif", np.zeros(SHAPE, np.uint8), photometric="minisblack")
+    monkeypatch.setitem(
+        METRICS._entries, "dice", dataclasses.replace(METRICS["dice"], compute=dice)
+    )
+    tifffile.imwrite(
+        run.parent / "labels" / "100.tif", np.zeros(SHAPE, np.uint8), photometric="minisblack"
+    )
     assert go(run) == 0
     assert "has no value for 1 cases" in capsys.readouterr().out
     assert "100" not in row(run, workflow.NESTED)["cases"]
-    assert row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"] == row(run, workflow.OWN)["chosen"]["all"]["text"], "no gain, no change"
+    assert (
+        row(run, workflow.OPTIMISTIC)["chosen"]["all"]["text"]
+        == row(run, workflow.OWN)["chosen"]["all"]["text"]
+    ), "no gain, no change"
 
 
 # --- ensembles of runs -------------------------------------------------------------------------------------------------
@@ -398,7 +495,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for fold in (0, 1):
         torch.manual_seed(fold)
         weights = networks.build(config.network, 1, 1, 3).state_dict()
-        model = Checkpoint(config=configs.to_dict(config), channels=(1, 1), fold=fold, epoch=0, score=0.5, weights=weights)
+        model = Checkpoint(
+            config=configs.to_dict(config),
+            channels=(1, 1),
+            fold=fold,
+            epoch=0,
+            score=0.5,
+            weights=weights,
+        )
         save_model(folder / f"fold_{fold}" / "best_model.safetensors", model)
         files.write_json(folder / f"fold_{fold}" / "result.json", {**RESULT, "fold": fold})
     return folder
@@ -406,11 +510,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec_of(models: Path, tmp_path: Path, *folds: int) -> Path:
     spec = tmp_path / "e.yaml"
-    spec.write_text(f"members: [{{run: {models}, folds: {list(folds)}}}]\npostprocess: [{{name: threshold, options: {{at: 0.4}}}}]\n")
+    spec.write_text(
+        f"members: [{{run: {models}, folds: {list(folds)}}}]\npostprocess: [{{name: threshold, options: {{at: 0.4}}}}]\n"
+    )
     return spec
 
 
-def test_a_run_as_member_predicts_first(models: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_as_member_predicts_first(
+    models: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from pipeline import predict
 
     spec, out, tests = spec_of(models, tmp_path, 0, 1), tmp_path / "o", surfaces / "test_images"
@@ -418,21 +526,50 @@ def test_a_run_as_member_predicts_first(models: Path, surfaces: Path, tmp_path: 
     assert ensemble.main(words) == 2
     assert f"python -m pipeline.predict --checkpoint {models}/fold_1" in capsys.readouterr().err
     assert ensemble.main([*words, "--input", str(tests)]) == 0
-    assert predict.main(["--checkpoint", str(models), "--input", str(tests), "--output", str(tmp_path / "p"), "--save-soft"]) == 0
+    assert (
+        predict.main(
+            [
+                "--checkpoint",
+                str(models),
+                "--input",
+                str(tests),
+                "--output",
+                str(tmp_path / "p"),
+                "--save-soft",
+            ]
+        )
+        == 0
+    )
     for case_id in ("900", "901"):
         soft = softs.load(tmp_path / "p" / "soft", case_id).main
-        np.testing.assert_array_equal(soft, softs.load(out / "members" / "tiny" / "soft", case_id).main)
-        np.testing.assert_array_equal(tifffile.imread(out / f"{case_id}.tif"), soft[0] >= np.float32(0.4))
+        np.testing.assert_array_equal(
+            soft, softs.load(out / "members" / "tiny" / "soft", case_id).main
+        )
+        np.testing.assert_array_equal(
+            tifffile.imread(out / f"{case_id}.tif"), soft[0] >= np.float32(0.4)
+        )
 
 
-def test_predictions_of_members_are_kept_as_long_as_they_are_right(models: Path, surfaces: Path, tmp_path: Path) -> None:
+def test_predictions_of_members_are_kept_as_long_as_they_are_right(
+    models: Path, surfaces: Path, tmp_path: Path
+) -> None:
     tests = tmp_path / "tests"
     shutil.copytree(surfaces / "test_images", tests)
-    words = ["--spec", str(spec_of(models, tmp_path, 0)), "--output", str(tmp_path / "o"), "--input", str(tests)]
+    words = [
+        "--spec",
+        str(spec_of(models, tmp_path, 0)),
+        "--output",
+        str(tmp_path / "o"),
+        "--input",
+        str(tests),
+    ]
 
     def times() -> dict[str, int]:
         assert ensemble.main(words) == 0
-        return {p.stem: p.stat().st_mtime_ns for p in (tmp_path / "o" / "members" / "tiny" / "soft").glob("*.npy")}
+        return {
+            p.stem: p.stat().st_mtime_ns
+            for p in (tmp_path / "o" / "members" / "tiny" / "soft").glob("*.npy")
+        }
 
     first = times()
     assert times() == first
@@ -448,7 +585,19 @@ def test_predictions_of_members_are_kept_as_long_as_they_are_right(models: Path,
 
 def test_inputs_are_never_overwritten(models: Path, surfaces: Path, tmp_path: Path) -> None:
     tests = surfaces / "test_images"
-    assert ensemble.main(["--spec", str(spec_of(models, tmp_path, 0)), "--output", str(tests), "--input", str(tests)]) == 2
+    assert (
+        ensemble.main(
+            [
+                "--spec",
+                str(spec_of(models, tmp_path, 0)),
+                "--output",
+                str(tests),
+                "--input",
+                str(tests),
+            ]
+        )
+        == 2
+    )
     assert not (tests / "members").exists()
 
 
@@ -456,11 +605,27 @@ def test_submit_runs_the_ensemble(models: Path, surfaces: Path, tmp_path: Path) 
     import zipfile
 
     spec, out = spec_of(models, tmp_path, 0), tmp_path / "s.zip"
-    assert submit.main(["--spec", str(spec), "--test-dir", str(surfaces / "test_images"), "--out", str(out)]) == 0
+    assert (
+        submit.main(
+            ["--spec", str(spec), "--test-dir", str(surfaces / "test_images"), "--out", str(out)]
+        )
+        == 0
+    )
     assert zipfile.ZipFile(out).namelist() == ["900.tif", "901.tif"]
     assert (tmp_path / "s_predictions" / "900.tif").is_file()
     with pytest.raises(SystemExit):
-        submit.main(["--spec", str(spec), "--predictions", str(tmp_path), "--test-dir", str(tmp_path), "--out", str(out)])
+        submit.main(
+            [
+                "--spec",
+                str(spec),
+                "--predictions",
+                str(tmp_path),
+                "--test-dir",
+                str(tmp_path),
+                "--out",
+                str(out),
+            ]
+        )
 
 
 def test_what_tune_writes_can_be_submitted(run: Path, models: Path, surfaces: Path) -> None:
@@ -469,7 +634,19 @@ def test_what_tune_writes_can_be_submitted(run: Path, models: Path, surfaces: Pa
         shutil.copy(models / f"fold_{fold}" / "best_model.safetensors", run / f"fold_{fold}")
     assert go(run) == 0
     spec = run.parent / "e.yaml"
-    assert submit.main(["--spec", str(spec), "--test-dir", str(surfaces / "test_images"), "--out", str(run.parent / "s.zip")]) == 0
+    assert (
+        submit.main(
+            [
+                "--spec",
+                str(spec),
+                "--test-dir",
+                str(surfaces / "test_images"),
+                "--out",
+                str(run.parent / "s.zip"),
+            ]
+        )
+        == 0
+    )
     summary = json.loads((run.parent / "s_predictions" / "summary.json").read_text())
     steps = fuse.load_spec(spec).postprocess
     assert steps is not None

@@ -53,7 +53,11 @@ def options(candidate: Candidate) -> dict[str, float]:
 def planted(case: str, candidate: Candidate) -> float:
     """Best at threshold 0.3 with dust below 100 and no other step; cases differ in level, hardly in taste."""
     have = options(candidate)
-    loss = abs(have["threshold"] - 0.3) + 0.05 * abs(np.log10(have.get("dust", 1)) - 2) + 0.03 * ("opening" in have)
+    loss = (
+        abs(have["threshold"] - 0.3)
+        + 0.05 * abs(np.log10(have.get("dust", 1)) - 2)
+        + 0.03 * ("opening" in have)
+    )
     return noise(case) - loss - 0.02 * ("fill_holes" in have) + 1e-5 * noise(case, candidate.key)
 
 
@@ -68,16 +72,30 @@ def test_the_planted_optimum_is_found_with_a_fraction_of_the_questions() -> None
 
 def test_refinement_leaves_the_grid() -> None:
     """The best threshold lies between those of the stage."""
-    chosen = search.nested(PLAN, PARTS, Table(lambda case, c: noise(case) - abs(options(c)["threshold"] - 0.325) - 0.01 * len(c.steps)))
+    chosen = search.nested(
+        PLAN,
+        PARTS,
+        Table(
+            lambda case, c: noise(case) - abs(options(c)["threshold"] - 0.325) - 0.01 * len(c.steps)
+        ),
+    )
     assert options(chosen[ALL]) == {"threshold": 0.325}
 
 
 def test_member_weights_are_searched() -> None:
-    mixtures = tuple((w, f) for w in [(1.0, 1.0), (1.0, 0.0), (0.25, 0.75)] for f in ("mean", "logit"))
-    plan = dataclasses.replace(PLAN, start=dataclasses.replace(START, weights=(1.0, 1.0)), mixtures=mixtures)
+    mixtures = tuple(
+        (w, f) for w in [(1.0, 1.0), (1.0, 0.0), (0.25, 0.75)] for f in ("mean", "logit")
+    )
+    plan = dataclasses.replace(
+        PLAN, start=dataclasses.replace(START, weights=(1.0, 1.0)), mixtures=mixtures
+    )
 
     def score(case: str, candidate: Candidate) -> float:
-        return planted(case, candidate) - abs(candidate.weights[0] - 0.25) - 0.1 * (candidate.fusion == "mean")
+        return (
+            planted(case, candidate)
+            - abs(candidate.weights[0] - 0.25)
+            - 0.1 * (candidate.fusion == "mean")
+        )
 
     chosen = search.nested(plan, PARTS, Table(score))[ALL]
     assert (chosen.weights, chosen.fusion) == ((0.25, 0.75), "logit")
@@ -90,14 +108,25 @@ def test_a_choice_does_not_depend_on_what_it_is_scored_on(seed: int, held: str) 
     """Whatever the held-out cases' scores are, the choice made without them is the same; the choice on all cases is not."""
 
     def other(case: str, candidate: Candidate) -> float:
-        return noise(seed, case, candidate.key) * 100 if case in PARTS[held] else planted(case, candidate)
+        return (
+            noise(seed, case, candidate.key) * 100
+            if case in PARTS[held]
+            else planted(case, candidate)
+        )
 
-    assert search.nested(PLAN, PARTS, Table(other))[held] == search.nested(PLAN, PARTS, Table(planted))[held]
+    assert (
+        search.nested(PLAN, PARTS, Table(other))[held]
+        == search.nested(PLAN, PARTS, Table(planted))[held]
+    )
 
 
 def test_what_is_best_on_one_group_alone_is_not_chosen_for_it() -> None:
     def tempting(case: str, candidate: Candidate) -> float:
-        return (10.0 if case in PARTS["a"] else -1.0) if "opening" in options(candidate) else planted(case, candidate)
+        return (
+            (10.0 if case in PARTS["a"] else -1.0)
+            if "opening" in options(candidate)
+            else planted(case, candidate)
+        )
 
     chosen = search.nested(PLAN, PARTS, Table(tempting))
     assert "opening" in options(chosen[ALL])
@@ -126,7 +155,10 @@ def test_noise_gains_nothing_out_of_sample() -> None:
 
 
 def of_length(*lengths: int) -> list[Candidate]:
-    return [Candidate(steps=tuple(part("dust", below=i + 1) for _ in range(n))) for i, n in enumerate(lengths)]
+    return [
+        Candidate(steps=tuple(part("dust", below=i + 1) for _ in range(n)))
+        for i, n in enumerate(lengths)
+    ]
 
 
 def test_equal_scores_choose_the_present_one() -> None:
@@ -139,7 +171,10 @@ def test_within_one_standard_error_the_shortest_wins() -> None:
     near = level + rng.normal(0, 0.1, 50)
     near += (level - near).mean() + 0.01  # paired difference 0.01, standard error 0.014
     assert search.pick(of_length(1, 4, 2, 3), np.stack([level - 1, near, level, near])) == 2
-    assert search.pick(of_length(1, 2, 4, 3), np.stack([level - 1, level - 0.01, level, level - 0.02])) == 2  # sure: no spread
+    assert (
+        search.pick(of_length(1, 2, 4, 3), np.stack([level - 1, level - 0.01, level, level - 0.02]))
+        == 2
+    )  # sure: no spread
 
 
 def test_cases_are_paired() -> None:
@@ -163,14 +198,18 @@ def test_interval_agrees_with_scipy() -> None:
 
     values = np.random.default_rng(1).exponential(size=40)
     ours = search.gain(values, range(40))
-    theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)).confidence_interval
+    theirs = bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
     assert ours.mean == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(3)
-    found = [search.gain(rng.normal(0.3, 1, 40), range(40), resamples=1000, seed=i) for i in range(300)]
+    found = [
+        search.gain(rng.normal(0.3, 1, 40), range(40), resamples=1000, seed=i) for i in range(300)
+    ]
     assert 0.89 <= np.mean([g.low <= 0.3 <= g.high for g in found]) <= 0.98
 
 
@@ -196,7 +235,14 @@ def test_same_seed_same_interval_and_signs_are_counted() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.dictionaries(st.text("xyz123", min_size=1, max_size=4), st.sampled_from([f"g{n}" for n in range(15)]), min_size=1, max_size=40))
+@given(
+    st.dictionaries(
+        st.text("xyz123", min_size=1, max_size=4),
+        st.sampled_from([f"g{n}" for n in range(15)]),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_parts_keep_groups_whole(groups: dict[str, str]) -> None:
     parts = search.deal(groups)
     assert sorted(case for cases in parts.values() for case in cases) == sorted(groups)
@@ -220,7 +266,9 @@ def test_everything_in_the_built_in_space_can_be_run(channels: int, dims: int) -
 
 def test_sizes_grow_with_the_faces_of_the_volume() -> None:
     def dusts(edge: float) -> list[int]:
-        stage = next(s for s in search.space((), edge, 1, 3) if any(w and w[0].name == "dust" for w in s))
+        stage = next(
+            s for s in search.space((), edge, 1, 3) if any(w and w[0].name == "dust" for w in s)
+        )
         return [w[0].options["below"] for w in stage if w]
 
     assert dusts(80) == [20, 100, 500, 2000]
@@ -235,7 +283,11 @@ def test_numbers_of_the_present_step_are_varied_one_at_a_time() -> None:
     assert {"low": 0.01} in walls
     assert {"low": 0.02, "merge": 0.6} in walls
     assert {"low": 0.02, "depth": 1.0} in walls
-    for step in (NamedOptions(name="hysteresis", options={"low": 0.9, "high": 0.9}), part("threshold", at=1.0), part("threshold", at=0.0)):
+    for step in (
+        NamedOptions(name="hysteresis", options={"low": 0.9, "high": 0.9}),
+        part("threshold", at=1.0),
+        part("threshold", at=0.0),
+    ):
         for new, *_ in search._around((step,)):
             postprocess.check((new,))
             assert sum(new.options[k] != v for k, v in step.options.items()) == 1
@@ -243,8 +295,22 @@ def test_numbers_of_the_present_step_are_varied_one_at_a_time() -> None:
 
 def test_keys_tell_candidates_apart_and_ignore_the_order_of_options() -> None:
     one, two = (
-        Candidate(steps=(NamedOptions(name="hysteresis", options=o),)) for o in ({"low": 0.1, "high": 0.5}, {"high": 0.5, "low": 0.1})
+        Candidate(steps=(NamedOptions(name="hysteresis", options=o),))
+        for o in ({"low": 0.1, "high": 0.5}, {"high": 0.5, "low": 0.1})
     )
     assert one.key == two.key
-    assert len({c.key for c in (one, START, Candidate(steps=()), Candidate(steps=START.steps, weights=(0.5, 0.5)))}) == 4
+    assert (
+        len(
+            {
+                c.key
+                for c in (
+                    one,
+                    START,
+                    Candidate(steps=()),
+                    Candidate(steps=START.steps, weights=(0.5, 0.5)),
+                )
+            }
+        )
+        == 4
+    )
     assert str(one) == "hysteresis low=0.1 high=0.5"

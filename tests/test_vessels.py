@@ -53,9 +53,16 @@ def eye(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y, x = np.indices(SHAPE)
     fov = (y - SHAPE[0] / 2) ** 2 + (x - SHAPE[1] / 2) ** 2 < 18**2
     vessels = fov & ((y + 3 * np.sin(x / 6 + draw.uniform(0, 6)) + draw.uniform(0, 9)) % 9 < 2)
-    image = np.stack([160 * fov, (120 - 60 * vessels) * fov, 60 * fov]) + draw.normal(0, 6, (3, *SHAPE)) * fov
+    image = (
+        np.stack([160 * fov, (120 - 60 * vessels) * fov, 60 * fov])
+        + draw.normal(0, 6, (3, *SHAPE)) * fov
+    )
     vessels[0, :4] = True
-    return np.clip(image, 0, 255).astype(np.uint8), (255 * vessels).astype(np.uint8), (255 * fov).astype(np.uint8)
+    return (
+        np.clip(image, 0, 255).astype(np.uint8),
+        (255 * vessels).astype(np.uint8),
+        (255 * fov).astype(np.uint8),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,25 +79,51 @@ def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(eyes: Path) -> Path:
     """A trained run; the folder beside it holds its data."""
-    assert train.main(["--config", str(eyes / "small.yaml"), "--data-dir", str(eyes), "--out", str(eyes / "run"), "--fold", "-1"]) == 0
+    assert (
+        train.main(
+            [
+                "--config",
+                str(eyes / "small.yaml"),
+                "--data-dir",
+                str(eyes),
+                "--out",
+                str(eyes / "run"),
+                "--fold",
+                "-1",
+            ]
+        )
+        == 0
+    )
     return eyes / "run"
 
 
-def test_both_eyes_of_a_child_stay_on_one_side_and_test_images_are_not_trained_on(run: Path) -> None:
+def test_both_eyes_of_a_child_stay_on_one_side_and_test_images_are_not_trained_on(
+    run: Path,
+) -> None:
     cases = files.read_json(run / "summary.json")["cases"]
     assert sorted(cases) == NAMES
-    assert {name: case["group"] for name, case in cases.items()} == {name: name[6:8] for name in NAMES}
+    assert {name: case["group"] for name, case in cases.items()} == {
+        name: name[6:8] for name in NAMES
+    }
     for child in ("01", "02", "03"):
         assert len({case["fold"] for case in cases.values() if case["group"] == child}) == 1
 
 
 def test_summary_holds_every_frame_as_mean_and_pooled(run: Path) -> None:
     summary = files.read_json(run / "summary.json")
-    names = {f"{m}_{f}" for m in ("dice", "specificity", "accuracy", "roc_auc", "pr_auc") for f in ("fov", "full", "padded")}
+    names = {
+        f"{m}_{f}"
+        for m in ("dice", "specificity", "accuracy", "roc_auc", "pr_auc")
+        for f in ("fov", "full", "padded")
+    }
     assert set(summary["out_of_fold"]) == set(summary["pooled"]) == names
     assert next(iter(summary["out_of_fold"])) == "dice_fov"
     assert summary["out_of_fold"]["dice_fov"] > 0.7
-    assert summary["pooled"]["accuracy_padded"] > summary["pooled"]["accuracy_full"] > summary["pooled"]["accuracy_fov"]
+    assert (
+        summary["pooled"]["accuracy_padded"]
+        > summary["pooled"]["accuracy_full"]
+        > summary["pooled"]["accuracy_fov"]
+    )
 
 
 def test_pooled_numbers_are_those_of_all_answers_side_by_side(run: Path, eyes: Path) -> None:
@@ -98,21 +131,29 @@ def test_pooled_numbers_are_those_of_all_answers_side_by_side(run: Path, eyes: P
     for fold in (0, 1):
         for path in sorted((run / f"fold_{fold}" / "oof").glob("*.png")):
             answers.append(files.read(path, 2, labels=True)[0][0])
-            softs.append(np.load(run / f"fold_{fold}" / "oof" / "soft" / f"{path.stem}.npy")[0].astype(np.float32))
+            softs.append(
+                np.load(run / f"fold_{fold}" / "oof" / "soft" / f"{path.stem}.npy")[0].astype(
+                    np.float32
+                )
+            )
             labels.append(files.read(eyes / "masks" / path.name, 2)[0][0] // 255)
             fovs.append(files.read(eyes / "fov" / path.name, 2)[0][0])
     parts = [NamedOptions(name=n) for n in ("dice", "specificity", "accuracy", "roc_auc", "pr_auc")]
     whole = Truth(label=np.concatenate(labels), fov=np.concatenate(fovs))
     expected = evaluate_frames(parts, np.concatenate(answers), whole, np.concatenate(softs))
     pooled = files.read_json(run / "summary.json")["pooled"]
-    assert {k: v for k, v in pooled.items() if not k.endswith("_padded")} == pytest.approx(expected, abs=1e-9)
+    assert {k: v for k, v in pooled.items() if not k.endswith("_padded")} == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_rows_to_beat_name_the_channel_that_they_use(run: Path) -> None:
     rows = files.read_json(run / "summary.json")["baselines"]
     assert list(rows) == ["empty answer", "best global threshold (channel 1, dark)"]
     assert rows["empty answer"]["roc_auc_fov"] == 0.5
-    assert rows["best global threshold (channel 1, dark)"]["dice_fov"] > 0.9  # the drawn lines are this easy inside the disc
+    assert (
+        rows["best global threshold (channel 1, dark)"]["dice_fov"] > 0.9
+    )  # the drawn lines are this easy inside the disc
 
 
 def test_table_has_a_line_for_each_frame(run: Path) -> None:
@@ -123,24 +164,53 @@ def test_table_has_a_line_for_each_frame(run: Path) -> None:
     assert [line.split()[-6] for line in frames.splitlines()[1:4]] == ["fov", "full", "padded"]
 
 
-def test_evaluate_counts_predictions_in_frames_and_pools_them(run: Path, eyes: Path, tmp_path: Path) -> None:
-    words = ["--checkpoint", run, "--input", *(eyes / "images" / f"{n}.png" for n in NAMES[:2]), "--output", tmp_path / "p", "--save-soft"]
+def test_evaluate_counts_predictions_in_frames_and_pools_them(
+    run: Path, eyes: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--checkpoint",
+        run,
+        "--input",
+        *(eyes / "images" / f"{n}.png" for n in NAMES[:2]),
+        "--output",
+        tmp_path / "p",
+        "--save-soft",
+    ]
     assert predict.main([str(w) for w in words]) == 0
     for role in ("masks", "fov"):
         (tmp_path / role).mkdir()
         for name in NAMES[:2]:
-            (tmp_path / role / f"{name}.png").write_bytes((eyes / role / f"{name}.png").read_bytes())
+            (tmp_path / role / f"{name}.png").write_bytes(
+                (eyes / role / f"{name}.png").read_bytes()
+            )
     names = ["dice", "accuracy", "roc_auc"]
-    words = ["--predictions", tmp_path / "p", "--labels", tmp_path / "masks", "--metrics", *names, "--out", tmp_path / "out.json"]
-    assert evaluate.main([str(w) for w in [*words, "--fov", tmp_path / "fov", "--padded", "48"]]) == 0
+    words = [
+        "--predictions",
+        tmp_path / "p",
+        "--labels",
+        tmp_path / "masks",
+        "--metrics",
+        *names,
+        "--out",
+        tmp_path / "out.json",
+    ]
+    assert (
+        evaluate.main([str(w) for w in [*words, "--fov", tmp_path / "fov", "--padded", "48"]]) == 0
+    )
     scores = files.read_json(tmp_path / "out.json")
     assert list(scores["cases"]) == NAMES[:2]
-    assert set(scores["pooled"]) == set(scores["mean"]) == {f"{n}_{f}" for n in names for f in ("fov", "full", "padded")}
+    assert (
+        set(scores["pooled"])
+        == set(scores["mean"])
+        == {f"{n}_{f}" for n in names for f in ("fov", "full", "padded")}
+    )
     assert evaluate.main([str(w) for w in words]) == 0
     assert set(files.read_json(tmp_path / "out.json")["mean"]) == set(names)
 
 
-def test_evaluate_says_what_is_missing(run: Path, eyes: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_says_what_is_missing(
+    run: Path, eyes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     words = ["--predictions", str(eyes / "masks"), "--labels", str(eyes / "masks")]
     assert evaluate.main([*words, "--metrics", "roc_auc"]) == 2
     assert "--save-soft" in capsys.readouterr().err
@@ -151,14 +221,39 @@ def test_evaluate_says_what_is_missing(run: Path, eyes: Path, tmp_path: Path, ca
     assert "no mask for 7 cases" in capsys.readouterr().err
 
 
-def test_tuning_counts_inside_the_field_of_view(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_tuning_counts_inside_the_field_of_view(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     space = tmp_path / "space.yaml"
-    space.write_text("stages:\n" + "  - " + "\n    ".join(f"- [{{name: threshold, options: {{at: {t}}}}}]" for t in (0.3, 0.4, 0.5, 0.6)))
-    assert tune.main([str(run), "--space", str(space), "--metric", "dice", "--out", str(tmp_path / "tuned.yaml"), "--workers", "1"]) == 0
+    space.write_text(
+        "stages:\n"
+        + "  - "
+        + "\n    ".join(
+            f"- [{{name: threshold, options: {{at: {t}}}}}]" for t in (0.3, 0.4, 0.5, 0.6)
+        )
+    )
+    assert (
+        tune.main(
+            [
+                str(run),
+                "--space",
+                str(space),
+                "--metric",
+                "dice",
+                "--out",
+                str(tmp_path / "tuned.yaml"),
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "inside the field of view" in capsys.readouterr().out
     rows = {r["name"]: r for r in files.read_json(run / "tuning" / "result.json")["rows"]}
     own = files.read_json(run / "summary.json")["out_of_fold"]
-    assert rows["the run's own"]["mean"]["dice"] == pytest.approx(own["dice_fov"], abs=2e-3)  # halves on disk
+    assert rows["the run's own"]["mean"]["dice"] == pytest.approx(
+        own["dice_fov"], abs=2e-3
+    )  # halves on disk
     assert own["dice_fov"] > own["dice_full"] + 0.005
     words = [
         "--spec",
@@ -178,11 +273,15 @@ def eyes_of(run: Path) -> Path:
 
 def test_probability_metrics_are_refused_for_more_classes(eyes: Path) -> None:
     config = load(eyes / "small.yaml", ["data.classes=3", "train.validate.metrics=[dice]"])
-    with pytest.raises(ConfigError, match=r"metrics\.3: 'roc_auc' is for task labels with data.classes: 2"):
+    with pytest.raises(
+        ConfigError, match=r"metrics\.3: 'roc_auc' is for task labels with data.classes: 2"
+    ):
         check_names(config, [CaseProperties(id="a", files={}, shapes={"image": (3, *SHAPE)})])
 
 
-def test_tuning_by_a_metric_of_probabilities_is_refused(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_tuning_by_a_metric_of_probabilities_is_refused(
+    run: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert tune.main([str(run), "--metric", "roc_auc"]) == 2
     assert "not a metric of label maps" in capsys.readouterr().err
 
@@ -203,7 +302,15 @@ def test_settings_that_cannot_be_used_are_refused(eyes: Path, change: str, probl
         load(eyes / "small.yaml", [change])
 
 
-def test_the_shipped_config_finds_the_real_images(shared_data: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ["--config", "configs/vessels.yaml", "--data-dir", str(shared_data / "chase_db1"), "--dry-run"]
+def test_the_shipped_config_finds_the_real_images(
+    shared_data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [
+        "--config",
+        "configs/vessels.yaml",
+        "--data-dir",
+        str(shared_data / "chase_db1"),
+        "--dry-run",
+    ]
     assert train.main(words) == 0
     assert "Found 10 image-label pairs" in capsys.readouterr().out

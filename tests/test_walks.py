@@ -33,7 +33,13 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("command", ["train", "predict", "evaluate"])
 def test_a_walk_goes_down(command: str) -> None:
     known = modules()
-    walk = list(steps(re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:][["train", "predict", "evaluate"].index(command)]))
+    walk = list(
+        steps(
+            re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:][
+                ["train", "predict", "evaluate"].index(command)
+            ]
+        )
+    )
     assert walk[0][0] == f"pipeline.{command}"
     assert len(walk) > 8
     for caller, called in walk:
@@ -43,7 +49,9 @@ def test_a_walk_goes_down(command: str) -> None:
 
 
 def test_a_walk_that_climbs_would_be_found() -> None:
-    assert list(steps("- pipeline.data\n  - pipeline.train\n")) == [("pipeline.data", "pipeline.train")]
+    assert list(steps("- pipeline.data\n  - pipeline.train\n")) == [
+        ("pipeline.data", "pipeline.train")
+    ]
     assert floor("pipeline.train") > floor("pipeline.data")
 
 
@@ -60,8 +68,12 @@ def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
     assert better("volume_error") == "lower"
 
 
-def test_the_loss_of_the_page_is_one(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(losses.LOSSES._entries, "brier", losses.LossEntry(names["brier"], ("labels",)))
+def test_the_loss_of_the_page_is_one(
+    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        losses.LOSSES._entries, "brier", losses.LossEntry(names["brier"], ("labels",))
+    )
     label = torch.tensor([[[0.0, 1.0, 2.0]]])
     logits = torch.tensor([[[0.0, 0.0, 9.0]]], requires_grad=True)
     terms = losses.WeightedSum([LossTerm(name="brier")], {"label": "labels"}, ignore_label=2)

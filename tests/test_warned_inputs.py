@@ -16,17 +16,37 @@ BLOCKS = pytest.mark.parametrize("blocks", ["never", "always"])
 
 
 @BLOCKS
-def test_a_dark_image_of_a_few_bright_voxels_is_told(blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dark_image_of_a_few_bright_voxels_is_told(
+    blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     array = np.zeros((20, 18, 17), np.uint8)
     array[4:6, 5:8, 3:5] = 200  # 0.2 % of the voxels: both percentiles are 0
     files.write(tmp_path / "a.tif", array)
-    assert run_predict(model_file(tmp_path / "m"), tmp_path / "a.tif", tmp_path / "out", "--save-soft", "--blocks", blocks) == 0
+    assert (
+        run_predict(
+            model_file(tmp_path / "m"),
+            tmp_path / "a.tif",
+            tmp_path / "out",
+            "--save-soft",
+            "--blocks",
+            blocks,
+        )
+        == 0
+    )
     assert "warning: a.tif: percentiles 0.5 and 99.5" in capsys.readouterr().out
     assert "minimum to its maximum" in rows(tmp_path / "out")[0]["warnings"][0]
     soft = softs.load(tmp_path / "out" / "soft", "a").main
     files.write(tmp_path / "b.tif", array // 200)  # the same image on another scale
     assert (
-        run_predict(tmp_path / "m" / "best_model.safetensors", tmp_path / "b.tif", tmp_path / "out", "--save-soft", "--blocks", blocks) == 0
+        run_predict(
+            tmp_path / "m" / "best_model.safetensors",
+            tmp_path / "b.tif",
+            tmp_path / "out",
+            "--save-soft",
+            "--blocks",
+            blocks,
+        )
+        == 0
     )
     np.testing.assert_allclose(softs.load(tmp_path / "out" / "soft", "b").main, soft, atol=1e-3)
     assert soft.std() > 0
@@ -47,10 +67,14 @@ def test_an_image_that_the_range_would_cut_off_fails(blocks: str, tmp_path: Path
 
 
 @BLOCKS
-def test_notes_of_a_file_are_told_with_those_of_its_channels(blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_of_a_file_are_told_with_those_of_its_channels(
+    blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for n in range(2):
         (tmp_path / "in").mkdir(exist_ok=True)
-        tifffile.imwrite(tmp_path / "in" / f"a_{n:04d}.tif", noise((20, 18, 17)) > 100, photometric="miniswhite")
+        tifffile.imwrite(
+            tmp_path / "in" / f"a_{n:04d}.tif", noise((20, 18, 17)) > 100, photometric="miniswhite"
+        )
     model = model_file(tmp_path / "m", channels=2)
     assert run_predict(model, tmp_path / "in", tmp_path / "out", "--blocks", blocks) == 0
     told = rows(tmp_path / "out")[0]["warnings"]
@@ -59,7 +83,9 @@ def test_notes_of_a_file_are_told_with_those_of_its_channels(blocks: str, tmp_pa
     assert capsys.readouterr().out.count("warning: ") == 2
 
 
-def test_images_without_doubts_have_no_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_without_doubts_have_no_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files.write(tmp_path / "a.tif", noise((20, 18, 17)))
     assert run_predict(model_file(tmp_path / "m"), tmp_path / "a.tif", tmp_path / "out") == 0
     assert "warnings" not in rows(tmp_path / "out")[0]

@@ -22,11 +22,15 @@ from pipeline.data import cases
 from pipeline.files.pixels import Rows, slabs
 from pipeline.records import Geometry
 
-quick = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 RNG = np.random.default_rng(0)
 
 
-def ome(path: Path, array: np.ndarray, axes: str, version: str, entries: dict[str, Any] | None = None) -> Path:
+def ome(
+    path: Path, array: np.ndarray, axes: str, version: str, entries: dict[str, Any] | None = None
+) -> Path:
     """An OME-Zarr of one level as other programs write it, with a coarser one beside."""
     old = version == "0.4"
     group = zarr.open_group(path, mode="w", zarr_format=2 if old else 3)
@@ -34,21 +38,40 @@ def ome(path: Path, array: np.ndarray, axes: str, version: str, entries: dict[st
         group.create_array(name, data=level, chunks=tuple(min(n, 7) for n in level.shape))
     kinds = {"t": "time", "c": "channel"}
     entry = {
-        "axes": [{"name": a, "type": kinds.get(a, "space"), **({"unit": "micrometer"} if a in "zyx" else {})} for a in axes],
+        "axes": [
+            {
+                "name": a,
+                "type": kinds.get(a, "space"),
+                **({"unit": "micrometer"} if a in "zyx" else {}),
+            }
+            for a in axes
+        ],
         "datasets": [
             {
                 "path": name,
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0 if a in kinds else "zyx".index(a) + factor for a in axes]},
-                    {"type": "translation", "translation": [0.0 if a in kinds else 5.0 for a in axes]},
+                    {
+                        "type": "scale",
+                        "scale": [1.0 if a in kinds else "zyx".index(a) + factor for a in axes],
+                    },
+                    {
+                        "type": "translation",
+                        "translation": [0.0 if a in kinds else 5.0 for a in axes],
+                    },
                 ],
             }
             for name, factor in (("full", 2.0), ("half", 4.0))
         ],
-        "coordinateTransformations": [{"type": "scale", "scale": [1.0 if a in kinds else 10.0 for a in axes]}],
+        "coordinateTransformations": [
+            {"type": "scale", "scale": [1.0 if a in kinds else 10.0 for a in axes]}
+        ],
         **(entries or {}),
     }
-    group.attrs.update({"multiscales": [{**entry, "version": "0.4"}]} if old else {"ome": {"version": "0.5", "multiscales": [entry]}})
+    group.attrs.update(
+        {"multiscales": [{**entry, "version": "0.4"}]}
+        if old
+        else {"ome": {"version": "0.5", "multiscales": [entry]}}
+    )
     return path
 
 
@@ -65,7 +88,12 @@ def ome(path: Path, array: np.ndarray, axes: str, version: str, entries: dict[st
     ],
 )
 def test_the_finest_level_of_other_programs_files(
-    version: str, axes: str, shape: tuple[int, ...], dims: int, wanted: tuple[int, ...], tmp_path: Path
+    version: str,
+    axes: str,
+    shape: tuple[int, ...],
+    dims: int,
+    wanted: tuple[int, ...],
+    tmp_path: Path,
 ) -> None:
     array = RNG.integers(0, 999, shape).astype(np.uint16)
     path = ome(tmp_path / "a.ome.zarr", array, axes, version)
@@ -86,7 +114,9 @@ def test_the_finest_level_of_other_programs_files(
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("shape", [(1, 9, 20, 15), (3, 9, 20, 15), (1, 300, 40), (2, 30, 600)])
-def test_an_answer_lies_where_its_input_lay(version: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_an_answer_lies_where_its_input_lay(
+    version: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
     dims = len(shape) - 1
     names = "zyx"[3 - dims :]
     given_path = ome(tmp_path / "in.zarr", np.zeros(shape[1:], np.uint8), names, version)
@@ -105,7 +135,10 @@ def test_an_answer_lies_where_its_input_lay(version: str, shape: tuple[int, ...]
 
 def test_without_an_input_version_0_4_is_written(tmp_path: Path) -> None:
     files.write(tmp_path / "a.zarr", np.arange(24, dtype=np.float32).reshape(2, 3, 4))
-    assert json.loads((tmp_path / "a.zarr" / ".zattrs").read_text())["multiscales"][0]["version"] == "0.4"
+    assert (
+        json.loads((tmp_path / "a.zarr" / ".zattrs").read_text())["multiscales"][0]["version"]
+        == "0.4"
+    )
     assert files.geometry(tmp_path / "a.zarr", 3).meta["scale"] == [1.0, 1.0, 1.0]
 
 
@@ -121,15 +154,31 @@ def test_what_is_no_image_is_refused_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "empty.zarr").mkdir()
     zarr.open_group(tmp_path / "group.zarr", mode="w")
     ome(tmp_path / "series.zarr", np.zeros((3, 4, 5, 6), np.uint8), "tzyx", "0.4")
-    ome(tmp_path / "old.zarr", np.zeros((4, 5, 6), np.uint8), "zyx", "0.4", {"axes": ["z", "y", "x"]})
-    for name, word in {"empty": "zarr.json", "group": "multiscales", "series": "3x4x5x6", "old": "before 0.4", "none": "not exist"}.items():
+    ome(
+        tmp_path / "old.zarr",
+        np.zeros((4, 5, 6), np.uint8),
+        "zyx",
+        "0.4",
+        {"axes": ["z", "y", "x"]},
+    )
+    for name, word in {
+        "empty": "zarr.json",
+        "group": "multiscales",
+        "series": "3x4x5x6",
+        "old": "before 0.4",
+        "none": "not exist",
+    }.items():
         found = files.probe(tmp_path / f"{name}.zarr", 3)
         assert found.problem, name
         assert word in found.problem + found.suggestion, found
 
 
 def test_names() -> None:
-    assert [files.stem(n) for n in ("a/scan.1.ome.zarr", "b.zarr", "c.OME.ZARR")] == ["scan.1", "b", "c"]
+    assert [files.stem(n) for n in ("a/scan.1.ome.zarr", "b.zarr", "c.OME.ZARR")] == [
+        "scan.1",
+        "b",
+        "c",
+    ]
     assert files.suffix("a.ome.zarr") == ".ome.zarr"
     assert files.is_image("a.zarr")
     assert not files.is_image(".a.zarr")
@@ -142,7 +191,9 @@ def test_folders_are_found_as_cases(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "c.tif", np.zeros((3, 4, 5), np.uint8), photometric="minisblack")
     (tmp_path / "folder").mkdir()
     assert [c.id for c in cases.inputs(tmp_path, data)] == ["a", "b", "c"]
-    assert [(c.id, c.image) for c in cases.inputs(tmp_path / "a.zarr", data)] == [("a", (tmp_path / "a.zarr",))]
+    assert [(c.id, c.image) for c in cases.inputs(tmp_path / "a.zarr", data)] == [
+        ("a", (tmp_path / "a.zarr",))
+    ]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -175,17 +226,35 @@ STACK = RNG.integers(0, 200, (11, 8, 10)).astype(np.uint8)
 VIEWED = {
     "contiguous.tif": lambda p: tifffile.imwrite(p, STACK, photometric="minisblack"),
     "lzw.tif": lambda p: tifffile.imwrite(p, STACK, compression="lzw", photometric="minisblack"),
-    "big.tif": lambda p: tifffile.imwrite(p, STACK.astype(np.uint16), bigtiff=True, byteorder=">", photometric="minisblack"),
-    "imagej.tif": lambda p: tifffile.imwrite(p, STACK.reshape(11, 1, 8, 10), imagej=True, metadata={"axes": "ZCYX"}),
-    "channels.tif": lambda p: tifffile.imwrite(p, np.stack([STACK, 255 - STACK]), metadata={"axes": "CZYX"}, photometric="minisblack"),
+    "big.tif": lambda p: tifffile.imwrite(
+        p, STACK.astype(np.uint16), bigtiff=True, byteorder=">", photometric="minisblack"
+    ),
+    "imagej.tif": lambda p: tifffile.imwrite(
+        p, STACK.reshape(11, 1, 8, 10), imagej=True, metadata={"axes": "ZCYX"}
+    ),
+    "channels.tif": lambda p: tifffile.imwrite(
+        p, np.stack([STACK, 255 - STACK]), metadata={"axes": "CZYX"}, photometric="minisblack"
+    ),
     "hyper.tif": lambda p: tifffile.imwrite(
-        p, np.stack([STACK, 255 - STACK], 1), imagej=True, metadata={"axes": "ZCYX"}, compression="zlib"
+        p,
+        np.stack([STACK, 255 - STACK], 1),
+        imagej=True,
+        metadata={"axes": "ZCYX"},
+        compression="zlib",
     ),
     "colour.tif": lambda p: tifffile.imwrite(
-        p, np.stack([STACK] * 3, -1), photometric="rgb", compression="zlib", metadata={"axes": "ZYXS"}
+        p,
+        np.stack([STACK] * 3, -1),
+        photometric="rgb",
+        compression="zlib",
+        metadata={"axes": "ZYXS"},
     ),
     "alpha.tif": lambda p: tifffile.imwrite(
-        p, np.stack([STACK] * 4, -1), photometric="rgb", extrasamples=["unassalpha"], metadata={"axes": "ZYXS"}
+        p,
+        np.stack([STACK] * 4, -1),
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+        metadata={"axes": "ZYXS"},
     ),
     "ink.tif": lambda p: tifffile.imwrite(p, STACK > 99, photometric="miniswhite"),
     "float.npy": lambda p: np.save(p, STACK.astype(np.float32)),
@@ -199,18 +268,34 @@ VIEWED = {
 
 
 @quick
-@given(name=st.sampled_from(sorted(VIEWED)), boxes=st.lists(st.lists(st.integers(0, 12), min_size=6, max_size=6), min_size=1, max_size=5))
+@given(
+    name=st.sampled_from(sorted(VIEWED)),
+    boxes=st.lists(st.lists(st.integers(0, 12), min_size=6, max_size=6), min_size=1, max_size=5),
+)
 @pytest.mark.usefixtures("tmp_path")
-def test_slices_of_a_view_are_those_of_the_array(name: str, boxes: list[list[int]], tmp_path: Path) -> None:
+def test_slices_of_a_view_are_those_of_the_array(
+    name: str, boxes: list[list[int]], tmp_path: Path
+) -> None:
     path = tmp_path / name
     if not path.exists():
         VIEWED[name](path)
     dims = files.dims_of(path)
     whole, geometry = files.read(path, dims)
     with files.view(path, dims) as (pixels, place):
-        assert (pixels.shape, pixels.dtype, len(pixels), place) == (whole.shape, whole.dtype, len(whole), geometry)
+        assert (pixels.shape, pixels.dtype, len(pixels), place) == (
+            whole.shape,
+            whole.dtype,
+            len(whole),
+            geometry,
+        )
         for box in boxes:
-            key = (slice(None), *(slice(min(a, b), max(a, b)) for a, b in zip(box[:dims], box[dims : 2 * dims], strict=True)))
+            key = (
+                slice(None),
+                *(
+                    slice(min(a, b), max(a, b))
+                    for a, b in zip(box[:dims], box[dims : 2 * dims], strict=True)
+                ),
+            )
             np.testing.assert_array_equal(pixels[key], whole[key])
         np.testing.assert_array_equal(pixels[0], whole[0])
 
@@ -259,11 +344,15 @@ def test_a_view_of_a_damaged_file_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr", ".npy", ".nii.gz"])
 @pytest.mark.parametrize("shape", [(1, 9, 20, 15), (3, 9, 20, 15), (1, 9, 20), (3, 9, 20)])
-def test_rows_give_the_bytes_of_the_array(suffix: str, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_give_the_bytes_of_the_array(
+    suffix: str, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.files.pixels.ROWS", 1)
     monkeypatch.setattr("pipeline.files.pixels.SLAB", 2000)
     array = RNG.integers(0, 9, shape).astype(np.uint8)
-    geometry = Geometry(format="tiff", meta={"dims": len(shape) - 1, "imagej": suffix == ".tif", "spacing": 2.0})
+    geometry = Geometry(
+        format="tiff", meta={"dims": len(shape) - 1, "imagej": suffix == ".tif", "spacing": 2.0}
+    )
     rows = Rows(shape, array.dtype, lambda a, b: array[:, a:b])
     files.write(tmp_path / f"a{suffix}", array, geometry)
     files.write(tmp_path / f"b{suffix}", rows, geometry)
@@ -286,11 +375,21 @@ def test_chunks_of_many_compressed_streams_are_predicted(tmp_path: Path, version
         zarr_format=version,
         compressors=gzip_2 if version == 2 else gzip_3,
     )[...] = volume
-    (chunk,) = (path for path in (tmp_path / "images").rglob("*") if path.name in ("0.0.0", "0") and path.is_file())
+    (chunk,) = (
+        path
+        for path in (tmp_path / "images").rglob("*")
+        if path.name in ("0.0.0", "0") and path.is_file()
+    )
     raw = volume.tobytes()
-    chunk.write_bytes(b"".join(gzip.compress(raw[n : n + 2000]) for n in range(0, len(raw), 2000)) + bytes(300_000))
+    chunk.write_bytes(
+        b"".join(gzip.compress(raw[n : n + 2000]) for n in range(0, len(raw), 2000))
+        + bytes(300_000)
+    )
     files.write(tmp_path / "images" / "one.tif", volume[None], dims=3)
     model = small_models.model_file(tmp_path)
     assert small_models.run_predict(model, tmp_path / "images", tmp_path / "out") == 0
-    many, one = (files.read(tmp_path / "out" / row["output"], 3)[0] for row in small_models.rows(tmp_path / "out"))
+    many, one = (
+        files.read(tmp_path / "out" / row["output"], 3)[0]
+        for row in small_models.rows(tmp_path / "out")
+    )
     assert np.array_equal(many, one)

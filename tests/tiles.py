@@ -20,7 +20,9 @@ def main(answer: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     return lambda tiles: {"main": answer(tiles)}
 
 
-def tiled(source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: int = 1, device: str = "cpu") -> np.ndarray:
+def tiled(
+    source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: int = 1, device: str = "cpu"
+) -> np.ndarray:
     """The main head ``(K, *S)`` of a whole case."""
     predict_tile = answer if isinstance(answer, NetworkEnsemble | Replicas) else main(answer)
     return sliding_window(source, predict_tile, tiles, batch, device)["main"]
@@ -29,4 +31,6 @@ def tiled(source: Source, answer: Callable[[Any], Any], tiles: Tiling, batch: in
 def soft_of(config: Config, soft: np.ndarray, cached: CachedCase) -> SoftPrediction:
     """The soft prediction of a case in the store; the channel of an image behind its own is the mask."""
     meta = held_out.meta_of(cached, config)
-    return SoftPrediction(case_id=cached.case.id, heads=split(soft, meta.channels, meta.task), meta=meta)
+    return SoftPrediction(
+        case_id=cached.case.id, heads=split(soft, meta.channels, meta.task), meta=meta
+    )

@@ -42,7 +42,12 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
 
-def bind(table: Mapping[str, Any], part: NamedOptions | LossTerm, where: str, given: typing.Sequence[str] = ()) -> Callable[..., Any]:
+def bind(
+    table: Mapping[str, Any],
+    part: NamedOptions | LossTerm,
+    where: str,
+    given: typing.Sequence[str] = (),
+) -> Callable[..., Any]:
     """``table[part.name]`` (of a record its :func:`pipeline.registry.function_of`) with the part's options bound as keywords.
 
     ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown
@@ -58,7 +63,11 @@ def bind(table: Mapping[str, Any], part: NamedOptions | LossTerm, where: str, gi
     factory = function_of(entry) if dataclasses.is_dataclass(entry) else entry
     signature = inspect.signature(factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    allowed = [n for n, p in signature.parameters.items() if n not in given and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    allowed = [
+        n
+        for n, p in signature.parameters.items()
+        if n not in given and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     for option in part.options:
         if option not in allowed and not open_ended:
             raise ConfigError(
@@ -74,7 +83,9 @@ def bind(table: Mapping[str, Any], part: NamedOptions | LossTerm, where: str, gi
     try:
         signature.bind(**dict.fromkeys(given), **part.options)
     except TypeError as error:
-        raise ConfigError(f"{where}: {part.name!r}: {error}. Its options: {', '.join(allowed) or 'none'}.") from None
+        raise ConfigError(
+            f"{where}: {part.name!r}: {error}. Its options: {', '.join(allowed) or 'none'}."
+        ) from None
     return functools.partial(factory, **part.options)
 
 
@@ -98,12 +109,17 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, list | tuple) and _items_fit(value, kind)
     if origin in (dict, collections.abc.Mapping) or kind in (dict, collections.abc.Mapping):
         items = value.items() if isinstance(value, Mapping) else ()
-        return isinstance(value, Mapping) and (not arguments or all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in items))
+        return isinstance(value, Mapping) and (
+            not arguments
+            or all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in items)
+        )
     return _is_plain(value, kind)
 
 
 def _is_plain(value: Any, kind: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not NaN
+    number = (
+        isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    )  # not NaN
     if number and isinstance(value, int) and abs(value) >= OPTION:
         return False
     if kind is float:
@@ -116,19 +132,33 @@ def _is_plain(value: Any, kind: Any) -> bool:
 
 
 def _is_list(kind: Any) -> bool:
-    return (typing.get_origin(kind) or kind) in (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+    return (typing.get_origin(kind) or kind) in (
+        list,
+        tuple,
+        collections.abc.Sequence,
+        collections.abc.Iterable,
+    )
 
 
 def _items_fit(values: typing.Sequence[Any], kind: Any) -> bool:
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple and arguments[-1:] != (...,):
-        return len(values) == len(arguments) and all(_fits(v, k) for v, k in zip(values, arguments, strict=True))
+        return len(values) == len(arguments) and all(
+            _fits(v, k) for v, k in zip(values, arguments, strict=True)
+        )
     return not arguments or all(_fits(v, arguments[0]) for v in values)
 
 
 def _in_words(kind: Any) -> str:
     """An annotation as a user says it: ``a number``, ``a list of 2 numbers or null``."""
-    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", types.NoneType: "null", Any: "anything"}
+    plain = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a text",
+        types.NoneType: "null",
+        Any: "anything",
+    }
     if kind in plain:
         return plain[kind]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -138,7 +168,15 @@ def _in_words(kind: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if _is_list(kind):
         fixed = origin is tuple and arguments[-1:] != (...,)
-        count = {0: "", 2: "two ", 3: "three "}.get(len(arguments) if fixed else 0, f"{len(arguments)} ")
-        many = {float: "numbers", int: "whole numbers", str: "texts"}.get(arguments[0] if arguments else None, "values")
+        count = {0: "", 2: "two ", 3: "three "}.get(
+            len(arguments) if fixed else 0, f"{len(arguments)} "
+        )
+        many = {float: "numbers", int: "whole numbers", str: "texts"}.get(
+            arguments[0] if arguments else None, "values"
+        )
         return f"a list of {count}{many}"
-    return "a mapping" if origin in (dict, collections.abc.Mapping) else f"{getattr(kind, '__name__', kind)}"
+    return (
+        "a mapping"
+        if origin in (dict, collections.abc.Mapping)
+        else f"{getattr(kind, '__name__', kind)}"
+    )

@@ -30,7 +30,9 @@ class Problem:
     severity: Literal["error", "warning"] = "error"
 
 
-noted_problems: contextvars.ContextVar[list[Problem] | None] = contextvars.ContextVar("_found", default=None)
+noted_problems: contextvars.ContextVar[list[Problem] | None] = contextvars.ContextVar(
+    "_found", default=None
+)
 """Where the checks of a config's dataclasses put what they find while one is read; None where each raises at once."""
 
 

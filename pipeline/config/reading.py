@@ -66,12 +66,15 @@ def examine(path: Path, overrides: typing.Sequence[str] = ()) -> Reading:
     return dataclasses.replace(reading, problems=(*problems, *reading.problems))
 
 
-def _read_with(path: Path, overrides: typing.Sequence[str], problems: list[Problem]) -> dict[str, Any]:
+def _read_with(
+    path: Path, overrides: typing.Sequence[str], problems: list[Problem]
+) -> dict[str, Any]:
     """The YAML file with the overrides; those that cannot be applied are left out and become problems."""
     if not path.is_file():
         have = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
-            f"{path}: no such config file. " + (f"There are: {', '.join(have)}." if have else f"{path.parent} holds no YAML file.")
+            f"{path}: no such config file. "
+            + (f"There are: {', '.join(have)}." if have else f"{path.parent} holds no YAML file.")
         )
     data = read_yaml(path)
     for text in overrides:
@@ -97,7 +100,11 @@ def override(data: dict[str, Any], text: str) -> None:
         raise ConfigError(f"{option}: not readable as YAML: {error}") from None
     node: Any = data
     for name in parents:
-        node = node[_index(node, name, option)] if isinstance(node, list) else node.setdefault(name, {})
+        node = (
+            node[_index(node, name, option)]
+            if isinstance(node, list)
+            else node.setdefault(name, {})
+        )
         if not isinstance(node, dict | list):
             raise ConfigError(f"{option}: {name[:SHOWN]!r} holds {shown(node)}, which has no keys.")
     place: Any = _index(node, last, option) if isinstance(node, list) else last
@@ -106,7 +113,9 @@ def override(data: dict[str, Any], text: str) -> None:
 
 def _index(node: list, name: str, option: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", name) or int(name) >= len(node):
-        raise ConfigError(f"{option}: {name[:SHOWN]!r} is no position in a list of {len(node)}; count from 0.")
+        raise ConfigError(
+            f"{option}: {name[:SHOWN]!r} is no position in a list of {len(node)}; count from 0."
+        )
     return int(name)
 
 
@@ -148,18 +157,30 @@ def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
         if not found:
             break
         value = None
-        taken = [_take_away(full, key) for key in dict.fromkeys(key for p in found for key in p.keys)]
+        taken = [
+            _take_away(full, key) for key in dict.fromkeys(key for p in found for key in p.keys)
+        ]
         replaced += [key for key in taken if key is not None]
         if not any(taken):
             break
-    return Reading(config=value, problems=tuple(dict.fromkeys(problems)), replaced=tuple(dict.fromkeys(replaced)))
+    return Reading(
+        config=value,
+        problems=tuple(dict.fromkeys(problems)),
+        replaced=tuple(dict.fromkeys(replaced)),
+    )
 
 
 def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
     """Dotted keys of NaN, which any rule of the form "not below" lets pass; options of entries are looked at by :func:`bind`."""
     if isinstance(value, float) and math.isnan(value):
         yield key.removeprefix(".")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, item in items:
         if name != "options":
             yield from _not_numbers(item, f"{key}.{name}")
@@ -218,7 +239,12 @@ def _take_away(full: Any, key: str) -> str | None:
             at.pop(parts[-1], None)
             at |= {} if stand_in is None else {parts[-1]: stand_in}
             return where
-        if isinstance(at, list) and stand_in is not None and parts[-1].isdigit() and int(parts[-1]) < len(at):
+        if (
+            isinstance(at, list)
+            and stand_in is not None
+            and parts[-1].isdigit()
+            and int(parts[-1]) < len(at)
+        ):
             at[int(parts[-1])] = stand_in
             return where
         parts.pop()
@@ -239,15 +265,25 @@ def _at(full: Any, parts: typing.Sequence[str]) -> Any:
         if isinstance(full, dict):
             full = full.get(part)
         else:
-            full = full[int(part)] if isinstance(full, list) and part.isdigit() and int(part) < len(full) else None
+            full = (
+                full[int(part)]
+                if isinstance(full, list) and part.isdigit() and int(part) < len(full)
+                else None
+            )
     return full
 
 
 def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
     """Spell out the shorthand ``flip`` -> ``{name: flip}`` and collect unknown keys with the nearest right one."""
-    kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if isinstance(kind, types.UnionType) else kind
+    kind = (
+        next((k for k in typing.get_args(kind) if k is not type(None)), kind)
+        if isinstance(kind, types.UnionType)
+        else kind
+    )
     if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return [_expand(v, typing.get_args(kind)[0], f"{key}.{i}", faults) for i, v in enumerate(value)]
+        return [
+            _expand(v, typing.get_args(kind)[0], f"{key}.{i}", faults) for i, v in enumerate(value)
+        ]
     if not dataclasses.is_dataclass(kind):
         return value
     if isinstance(value, str) and "name" in {f.name for f in dataclasses.fields(kind)}:
@@ -257,8 +293,14 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for unknown in [k for k in value if k not in names]:
-        faults.append(f"{key + '.' if key else ''}{str(unknown)[:SHOWN]}: unknown key. {nearest(str(unknown), names)}")
-    return {k: _expand(v, hints[k], f"{key}.{k}" if key else k, faults) for k, v in value.items() if k in names}
+        faults.append(
+            f"{key + '.' if key else ''}{str(unknown)[:SHOWN]}: unknown key. {nearest(str(unknown), names)}"
+        )
+    return {
+        k: _expand(v, hints[k], f"{key}.{k}" if key else k, faults)
+        for k, v in value.items()
+        if k in names
+    }
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -277,7 +319,9 @@ def dump(config: Config) -> str:
     """The resolved config as YAML; ``load`` gives the same Config back."""
     import yaml
 
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return yaml.safe_dump(
+        to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
+    )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

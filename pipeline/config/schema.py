@@ -94,8 +94,14 @@ class Patch:
             f"data.patch.grid is {self.grid}, must satisfy 0 <= grid < 1, or null.",
             "data.patch.grid",
         )
-        require(all(n >= 1 for n in self.size), f"data.patch.size is {list(self.size)}, every entry must be at least 1.", "data.patch.size")
-        require_at_least(1, "data.patch", tries=self.tries, batch=self.batch, per_case=self.per_case)
+        require(
+            all(n >= 1 for n in self.size),
+            f"data.patch.size is {list(self.size)}, every entry must be at least 1.",
+            "data.patch.size",
+        )
+        require_at_least(
+            1, "data.patch", tries=self.tries, batch=self.batch, per_case=self.per_case
+        )
         if self.foreground is not None:
             low, high = self.foreground
             require(
@@ -143,8 +149,19 @@ class Change:
     """Standard deviation in pixels of a Gaussian that softens the edge. 0: none."""
 
     def __post_init__(self) -> None:
-        require(self.magnifier > 0, f"data.change.magnifier is {self.magnifier}, must be above 0.", "data.change.magnifier")
-        require_at_least(0, "data.change", threshold=self.threshold, opening=self.opening, dilation=self.dilation, blur=self.blur)
+        require(
+            self.magnifier > 0,
+            f"data.change.magnifier is {self.magnifier}, must be above 0.",
+            "data.change.magnifier",
+        )
+        require_at_least(
+            0,
+            "data.change",
+            threshold=self.threshold,
+            opening=self.opening,
+            dilation=self.dilation,
+            blur=self.blur,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +171,9 @@ class Data:
     """Folder of the data set; ``--data-dir`` replaces it."""
     layout: Literal["auto", "competition", "nnunet", "folders"] = "auto"
     """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``, ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``. ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them, ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there."""
-    folders: Mapping[str, str] = field(default_factory=lambda: {"image": "images", "label": "masks"})
+    folders: Mapping[str, str] = field(
+        default_factory=lambda: {"image": "images", "label": "masks"}
+    )
     """Layout ``folders`` only: role to folder. ``image`` is the input, every other role is a target of the same name."""
     test: str = "test_images"
     """Layout ``folders`` only: folder of images without targets; may be absent."""
@@ -173,7 +192,9 @@ class Data:
     change: Change | None = None
     """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
     folds: Folds = field(default_factory=Folds)
-    normalise: NamedOptions = field(default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5}))
+    normalise: NamedOptions = field(
+        default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5})
+    )
     """Entry of NORMALISE, the same in training and prediction."""
     patch: Patch = field(default_factory=Patch)
     augment: tuple[NamedOptions, ...] = ()
@@ -189,15 +210,27 @@ class Data:
             f"data.patch.size {list(self.patch.size)} has {len(self.patch.size)} axes, data.dims is {self.dims}. Give one number per axis.",
             "data.patch.size",
         )
-        require(self.classes >= 2, f"data.classes is {self.classes}; background counts, so it is at least 2.", "data.classes")
-        require("image" in self.folders, "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.", "data.folders")
+        require(
+            self.classes >= 2,
+            f"data.classes is {self.classes}; background counts, so it is at least 2.",
+            "data.classes",
+        )
+        require(
+            "image" in self.folders,
+            "data.folders names no 'image' folder; add e.g. {image: images, label: masks}.",
+            "data.folders",
+        )
         require(
             self.binarise is None or self.classes == 2,
             f"data.binarise is {self.binarise}, which needs data.classes: 2, not {self.classes}.",
             "data.binarise",
         )
         padded = self.frames.padded
-        require(padded is None or len(padded) == self.dims, f"data.frames.padded {padded} needs {self.dims} numbers.", "data.frames.padded")
+        require(
+            padded is None or len(padded) == self.dims,
+            f"data.frames.padded {padded} needs {self.dims} numbers.",
+            "data.frames.padded",
+        )
         require_at_least(0, "data", workers=self.workers)
 
 
@@ -263,7 +296,9 @@ class InitFrom:
 class Train:
     __pydantic_config__ = STRICT
     epochs: int = 300
-    optimizer: NamedOptions = field(default_factory=lambda: NamedOptions(name="adam", options={"lr": 1e-4}))
+    optimizer: NamedOptions = field(
+        default_factory=lambda: NamedOptions(name="adam", options={"lr": 1e-4})
+    )
     """Entry of OPTIMIZERS: adam, adamw, sgd, with the options of torch.optim."""
     schedule: NamedOptions = field(default_factory=lambda: NamedOptions(name="constant"))
     """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly, one_cycle, constant."""
@@ -307,8 +342,16 @@ class Train:
             keep_every=self.keep_every,
             save_steps=self.save_steps,
         )
-        require(self.timeout > 0, f"train.timeout is {self.timeout}, must be above 0 seconds.", "train.timeout")
-        require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}, must be positive or null.", "train.clip")
+        require(
+            self.timeout > 0,
+            f"train.timeout is {self.timeout}, must be above 0 seconds.",
+            "train.timeout",
+        )
+        require(
+            self.clip is None or self.clip > 0,
+            f"train.clip is {self.clip}, must be positive or null.",
+            "train.clip",
+        )
         if self.average is not None and self.epochs >= 1:
             require(
                 self.average.start < self.epochs,
@@ -386,7 +429,11 @@ class Config:
             f"name is {self.name!r}; it becomes a folder: use letters, digits, '.', '_' and '-'.",
             "name",
         )
-        require(len(self.losses) > 0, "losses is empty; add at least one term, e.g. - {name: dice}.", "losses")
+        require(
+            len(self.losses) > 0,
+            "losses is empty; add at least one term, e.g. - {name: dice}.",
+            "losses",
+        )
         fov = self.data.frames.fov
         require(
             fov not in self.targets,
@@ -404,7 +451,11 @@ class Config:
                 f"data.change compares pairs of images; this system's task is {self.task!r}. Take it away.",
                 "data.change",
             )
-            require(self.data.dims == 2, "data.change compares photographs: data.dims must be 2.", "data.change")
+            require(
+                self.data.dims == 2,
+                "data.change compares photographs: data.dims must be 2.",
+                "data.change",
+            )
             require(
                 "mask" not in self.targets,
                 "data.change makes a target called 'mask', and data.targets names files of it, too. Keep one.",
@@ -425,7 +476,9 @@ class Config:
     @property
     def targets(self) -> Mapping[str, str]:
         """Kind of each target, with the task's default."""
-        return self.data.targets or ({"label": "labels"} if self.task == "labels" else {"target": "image"})
+        return self.data.targets or (
+            {"label": "labels"} if self.task == "labels" else {"target": "image"}
+        )
 
     @property
     def kinds(self) -> Mapping[str, str]:

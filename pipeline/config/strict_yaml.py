@@ -28,18 +28,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else None
         text = None if content is None else content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path and its rights.") from None
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}. Check the path and its rights."
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not readable as YAML: it is no UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+        raise ConfigError(
+            f"{path}: not readable as YAML: it is no UTF-8 text (byte {error.start}). Save it as UTF-8."
+        ) from None
     if text is None:
-        raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a YAML file here has at most {LARGEST_FILE:,}. Is it another file?")
+        raise ConfigError(
+            f"{path}: has {path.stat().st_size:,} bytes; a YAML file here has at most {LARGEST_FILE:,}. Is it another file?"
+        )
     try:
         data = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(data, dict):
         holds = "nothing" if data is None else type(data).__name__
-        raise ConfigError(f"{path}: must hold 'key: value' lines, holds {holds}. See configs/surface.yaml.")
+        raise ConfigError(
+            f"{path}: must hold 'key: value' lines, holds {holds}. See configs/surface.yaml."
+        )
     return data
 
 
@@ -50,12 +58,25 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_loader())
     except (ConfigError, RecursionError) as error:
-        raise ConfigError(str(error) if isinstance(error, ConfigError) else "it is nested too deep") from None
+        raise ConfigError(
+            str(error) if isinstance(error, ConfigError) else "it is nested too deep"
+        ) from None
     except Exception as error:  # yaml lets pass what int(), chr() and others raise
-        raise ConfigError(f"{error}"[:SHOWN] if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: {error}"[:SHOWN]) from None
+        raise ConfigError(
+            f"{error}"[:SHOWN]
+            if isinstance(error, yaml.YAMLError)
+            else f"{type(error).__name__}: {error}"[:SHOWN]
+        ) from None
 
 
-PLAIN_TAGS = {None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge"))}
+PLAIN_TAGS = {
+    None,
+    "!",
+    *(
+        f"tag:yaml.org,2002:{kind}"
+        for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")
+    ),
+}
 """Tags that say no more than what a value looks like."""
 
 
@@ -69,7 +90,9 @@ def _loader() -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             event: Any = self.peek_event()
             if isinstance(event, yaml.AliasEvent):
-                raise ConfigError("anchors and aliases (&, *) are not accepted; write the value out.")
+                raise ConfigError(
+                    "anchors and aliases (&, *) are not accepted; write the value out."
+                )
             _require_plain(event, self.depth)
             self.depth += 1
             try:
@@ -84,13 +107,18 @@ def _loader() -> Any:
             try:
                 value = super().construct_object(node, deep)
             except (ValueError, LookupError, OverflowError):
-                raise ConfigError(f"{where}: {text!r} is no value of the kind {node.tag.rpartition(':')[2]}.") from None
+                raise ConfigError(
+                    f"{where}: {text!r} is no value of the kind {node.tag.rpartition(':')[2]}."
+                ) from None
             _require_usual(where, text, value, quoted=node.style is not None)
             return value
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             _require_keys([key for key, _ in node.value])
-            return {key if isinstance(key, str) else str(key): value for key, value in super().construct_mapping(node, deep).items()}
+            return {
+                key if isinstance(key, str) else str(key): value
+                for key, value in super().construct_mapping(node, deep).items()
+            }
 
     # PyYAML follows YAML 1.1, where 1e-4 is text; everybody who writes it means the number.
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
@@ -98,7 +126,8 @@ def _loader() -> Any:
     # A date is a text here: no key takes a date.
     resolvers: Any = Loader.yaml_implicit_resolvers
     Loader.yaml_implicit_resolvers = {
-        first: [(tag, rule) for tag, rule in found if tag != "tag:yaml.org,2002:timestamp"] for first, found in resolvers.items()
+        first: [(tag, rule) for tag, rule in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in resolvers.items()
     }
     return Loader
 
@@ -106,7 +135,9 @@ def _loader() -> Any:
 def _require_plain(event: Any, depth: int) -> None:
     where = f"line {event.start_mark.line + 1}"
     if getattr(event, "tag", None) not in PLAIN_TAGS:
-        raise ConfigError(f"{where}: the tag {event.tag[:SHOWN]} is not accepted; write plain values.")
+        raise ConfigError(
+            f"{where}: the tag {event.tag[:SHOWN]} is not accepted; write plain values."
+        )
     if depth >= DEEPEST:
         raise ConfigError(f"{where}: more than {DEEPEST} levels; a config has six.")
 
@@ -119,21 +150,33 @@ def _require_keys(keys: typing.Sequence[Any]) -> None:
         if not isinstance(key.value, str):
             raise ConfigError(f"{where}: a key is a list or a mapping; keys are texts.")
         if key.value in seen:
-            raise ConfigError(f"key {key.value[:SHOWN]!r} stands twice, again in {where}. Remove one.")
+            raise ConfigError(
+                f"key {key.value[:SHOWN]!r} stands twice, again in {where}. Remove one."
+            )
         seen.add(key.value)
         if key.tag.rpartition(":")[2] in ("null", "bool", "float"):
-            raise ConfigError(f"{where}: the key {key.value[:SHOWN]!r} is no text to YAML; put it in quotes.")
+            raise ConfigError(
+                f"{where}: the key {key.value[:SHOWN]!r} is no text to YAML; put it in quotes."
+            )
 
 
 def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
     """Raise ConfigError for a scalar that no key takes, and for one that YAML 1.1 reads as another number than people do."""
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-            raise ConfigError(f"{where}: the text {text!r} holds a character that no file name and no message can hold.")
+            raise ConfigError(
+                f"{where}: the text {text!r} holds a character that no file name and no message can hold."
+            )
         return
     if type(value) is int and abs(value) >= WIDEST:
-        raise ConfigError(f"{where}: {text[:40]}{'...' if len(text) > 40 else ''} is a number that no key takes.")
+        raise ConfigError(
+            f"{where}: {text[:40]}{'...' if len(text) > 40 else ''} is a number that no key takes."
+        )
     if type(value) in (int, float) and ":" in text:
-        raise ConfigError(f"{where}: {text} is {value} to YAML, a number to base 60. Write that, or put it in quotes.")
+        raise ConfigError(
+            f"{where}: {text} is {value} to YAML, a number to base 60. Write that, or put it in quotes."
+        )
     if type(value) is int and not quoted and re.fullmatch(r"[-+]?0[0-7_]+", text) and value:
-        raise ConfigError(f"{where}: {text} is {value} to YAML, a number to base 8. Write it without the leading 0.")
+        raise ConfigError(
+            f"{where}: {text} is {value} to YAML, a number to base 8. Write it without the leading 0."
+        )

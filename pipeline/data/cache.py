@@ -96,20 +96,33 @@ def build(
         text = require_room(cases, properties, settings, folder)
         if text is not None:
             logger.warning(text)
-        return parallel(lambda pair: _cached(*pair, settings, folder / "arrays"), pairs, progress, workers)
+        return parallel(
+            lambda pair: _cached(*pair, settings, folder / "arrays"), pairs, progress, workers
+        )
 
 
-def require_room(cases: Sequence[Case], properties: Sequence[CaseProperties], settings: config.Config, folder: Path) -> str | None:
+def require_room(
+    cases: Sequence[Case],
+    properties: Sequence[CaseProperties],
+    settings: config.Config,
+    folder: Path,
+) -> str | None:
     """A warning where the disk of a store has fewer bytes free than its arrays take; DiskError where they certainly cannot fit."""
     need = 0
     for case, entry in zip(cases, properties, strict=True):
         for role, shape in entry.shapes.items():
             size = _bytes_of(role, shape, entry, settings)
-            need += size if _size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size else 0
-    return files.require_room(folder, need, "Free space there, or set data.store to a folder on another disk.")
+            need += (
+                size if _size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size else 0
+            )
+    return files.require_room(
+        folder, need, "Free space there, or set data.store to a folder on another disk."
+    )
 
 
-def _bytes_of(role: str, shape: Sequence[int], entry: CaseProperties, settings: config.Config) -> int:
+def _bytes_of(
+    role: str, shape: Sequence[int], entry: CaseProperties, settings: config.Config
+) -> int:
     """Bytes of the numbers of an array of the store."""
     kind = settings.roles.get(role, "image")
     if role != "image" and kind in MASKED:
@@ -132,7 +145,9 @@ def writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in READ_ONLY:
-            raise UserError(f"{folder}: the store may not be written here ({error.strerror}). Set data.store to another folder.") from None
+            raise UserError(
+                f"{folder}: the store may not be written here ({error.strerror}). Set data.store to another folder."
+            ) from None
         raise
 
 
@@ -149,37 +164,61 @@ def _cached(case: Case, entry: CaseProperties, settings: config.Config, folder: 
             with unless_read_only():
                 write_manifest(manifest, key, volumes)
         else:
-            logger.warning("%s: its arrays hold other values than its files, as they are read today. They are made again", manifest)
+            logger.warning(
+                "%s: its arrays hold other values than its files, as they are read today. They are made again",
+                manifest,
+            )
             volumes = None
     if volumes is None:
         volumes = _write_volumes(case, entry, settings, folder)
         write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
-    return CachedCase(case=case, image=volumes["image"], targets=targets, scale=entry.scale, properties=entry)
+    return CachedCase(
+        case=case, image=volumes["image"], targets=targets, scale=entry.scale, properties=entry
+    )
 
 
 def _cache_key(case: Case, entry: CaseProperties, settings: config.Config) -> dict[str, Any]:
     """All that the arrays of a case depend on."""
     data = settings.data
     kinds = {role: settings.roles.get(role, "image") for role in case.targets}
-    stamps = {role: [file_stamp(path) for path in paths] for role, paths in files_by_role(case).items()}
-    rules = {"classes": data.classes, "ignore_label": data.ignore_label, "binarise": binarise_rule(data)}
+    stamps = {
+        role: [file_stamp(path) for path in paths] for role, paths in files_by_role(case).items()
+    }
+    rules = {
+        "classes": data.classes,
+        "ignore_label": data.ignore_label,
+        "binarise": binarise_rule(data),
+    }
     labels = rules if set(MASKED) & set(kinds.values()) else {}
     return {"format": FORMAT, "content": entry.content, "files": stamps, "targets": kinds, **labels}
 
 
-def missing_cases(cases: Sequence[Case], properties: Sequence[CaseProperties], settings: config.Config, folder: Path) -> list[str]:
+def missing_cases(
+    cases: Sequence[Case],
+    properties: Sequence[CaseProperties],
+    settings: config.Config,
+    folder: Path,
+) -> list[str]:
     """Ids of cases of which :func:`build` would have to write arrays."""
     manifests = {
-        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _cache_key(c, f, settings)) for c, f in zip(cases, properties, strict=True)
+        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _cache_key(c, f, settings))
+        for c, f in zip(cases, properties, strict=True)
     }
-    return [name for name, (manifest, key) in manifests.items() if known_volumes(manifest, key) is None]
+    return [
+        name for name, (manifest, key) in manifests.items() if known_volumes(manifest, key) is None
+    ]
 
 
 def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:
     """Write down what the arrays beside ``manifest`` were made from, and their sums, for :func:`known_volumes`."""
     arrays = {
-        role: {**dataclasses.asdict(v), "path": v.path.name, "bytes": v.path.stat().st_size, "sum": files.checksum(v.path)}
+        role: {
+            **dataclasses.asdict(v),
+            "path": v.path.name,
+            "bytes": v.path.stat().st_size,
+            "sum": files.checksum(v.path),
+        }
         for role, v in volumes.items()
     }
     files.write_json(manifest, {"key": key, "arrays": arrays})
@@ -194,15 +233,34 @@ def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] |
         document = files.read_document(manifest, documents.Manifest, "")
         if document["key"] != jsonable(key):
             return None
-        arrays = {role: (manifest.with_name(entry["path"]), entry) for role, entry in document["arrays"].items()}
+        arrays = {
+            role: (manifest.with_name(entry["path"]), entry)
+            for role, entry in document["arrays"].items()
+        }
         if any(path.stat().st_size != entry["bytes"] for path, entry in arrays.values()):
             return None
-        damaged = [path for path, entry in arrays.values() if "sum" in entry and files.checksum(path) != entry["sum"]]
+        damaged = [
+            path
+            for path, entry in arrays.values()
+            if "sum" in entry and files.checksum(path) != entry["sum"]
+        ]
         for path in damaged:
-            logger.warning("%s: is damaged: its content is not what was written. It is made again", path)
-        known = {role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"]) for role, (path, entry) in arrays.items()}
+            logger.warning(
+                "%s: is damaged: its content is not what was written. It is made again", path
+            )
+        known = {
+            role: Volume(path=path, shape=tuple(entry["shape"]), dtype=entry["dtype"])
+            for role, (path, entry) in arrays.items()
+        }
         return None if damaged else known
-    except (files.FileError, OSError, KeyError, TypeError, ValueError, AttributeError):  # no manifest of ours
+    except (
+        files.FileError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # no manifest of ours
         return None
 
 
@@ -210,12 +268,17 @@ def _without_sums(manifest: Path) -> bool:
     return any("sum" not in entry for entry in files.read_json(manifest)["arrays"].values())
 
 
-def _still_right(case: Case, entry: CaseProperties, settings: config.Config, volumes: Mapping[str, Volume]) -> bool:
+def _still_right(
+    case: Case, entry: CaseProperties, settings: config.Config, volumes: Mapping[str, Volume]
+) -> bool:
     """Whether arrays hold what is read from the case's files today: older ones were made before some files were read as they are now."""
     try:
         if content_hash(np.asarray(volumes["image"].array)) != entry.content:
             return False
-        return all(np.array_equal(_target_array(case, role, settings), volumes[role].array) for role in case.targets)
+        return all(
+            np.array_equal(_target_array(case, role, settings), volumes[role].array)
+            for role in case.targets
+        )
     except (OSError, ValueError):  # no array at all
         return False
 
@@ -223,16 +286,26 @@ def _still_right(case: Case, entry: CaseProperties, settings: config.Config, vol
 def _target_array(case: Case, role: str, settings: config.Config) -> np.ndarray:
     """A target as the store keeps it."""
     kind, path, data = settings.roles.get(role, "image"), case.targets[role], settings.data
-    return read_labels(path, target_rules(data, kind)) if kind in MASKED else load_target(path, data, labels=False)[0]
+    return (
+        read_labels(path, target_rules(data, kind))
+        if kind in MASKED
+        else load_target(path, data, labels=False)[0]
+    )
 
 
-def _write_volumes(case: Case, entry: CaseProperties, settings: config.Config, folder: Path) -> dict[str, Volume]:
+def _write_volumes(
+    case: Case, entry: CaseProperties, settings: config.Config, folder: Path
+) -> dict[str, Volume]:
     image, _ = load_image(case, settings.data.dims)
     if content_hash(image) != entry.content:
-        raise UserError(f"{case.image[0]}: changed while it was being prepared. Run the command again.")
+        raise UserError(
+            f"{case.image[0]}: changed while it was being prepared. Run the command again."
+        )
     volumes = {"image": save(folder / f"{file_name(case.id)}.image.npy", image)}
     for role in case.targets:
-        volumes[role] = save(folder / f"{file_name(case.id)}.{role}.npy", _target_array(case, role, settings))
+        volumes[role] = save(
+            folder / f"{file_name(case.id)}.{role}.npy", _target_array(case, role, settings)
+        )
     return volumes
 
 

@@ -64,7 +64,14 @@ class _Search:
     faults: list[Fault] = field(default_factory=list)
 
     def fault(self, path: Path, problem: str, suggestion: str, warning: bool = False) -> None:
-        self.faults.append(Fault(path=path, problem=problem, suggestion=suggestion, severity="warning" if warning else "error"))
+        self.faults.append(
+            Fault(
+                path=path,
+                problem=problem,
+                suggestion=suggestion,
+                severity="warning" if warning else "error",
+            )
+        )
 
 
 def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
@@ -119,12 +126,24 @@ def _nothing(data: config.Data, root: Path) -> Fault:
     other = _layout(dataclasses.replace(data, layout="auto"), root)
     if other is not None and _layout(data, root) is None:
         problem = f"holds no images in the layout {data.layout!r}, but this is {CALLED[other]}"
-        return Fault(path=root, problem=problem, suggestion=f"Set data.layout=auto, or data.layout={other}")
+        return Fault(
+            path=root, problem=problem, suggestion=f"Set data.layout=auto, or data.layout={other}"
+        )
     if other is None and (below := _below(data, root)):
         problem = f"holds no training images itself; {below.name} in it does"
-        return Fault(path=root, problem=problem, suggestion=f"Set data.root or --data-dir to {below}, and data.layout=auto")
-    suggestion = "Set data.root or --data-dir to a folder that holds " + "; or ".join(f"[{name}] {tree}" for name, tree in shown.items())
-    return Fault(path=root, problem="holds no training images" if os.path.isdir(root) else _no_folder(root), suggestion=suggestion)
+        return Fault(
+            path=root,
+            problem=problem,
+            suggestion=f"Set data.root or --data-dir to {below}, and data.layout=auto",
+        )
+    suggestion = "Set data.root or --data-dir to a folder that holds " + "; or ".join(
+        f"[{name}] {tree}" for name, tree in shown.items()
+    )
+    return Fault(
+        path=root,
+        problem="holds no training images" if os.path.isdir(root) else _no_folder(root),
+        suggestion=suggestion,
+    )
 
 
 def _no_folder(path: Path) -> str:
@@ -144,24 +163,40 @@ def _competition_folders(targets: Mapping[str, str]) -> dict[str, str]:
     return {"image": "train_images"} | dict.fromkeys(list(targets)[:1], "train_labels")
 
 
-def _find_folders(search: _Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path) -> tuple[list[Case], list[Case]]:
+def _find_folders(
+    search: _Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path
+) -> tuple[list[Case], list[Case]]:
     images = _by_id(search, search.root / folders["image"])
-    roles = {role: paths for role, kind in targets.items() if (paths := _target_files(search, role, folders, kind)) is not None}
+    roles = {
+        role: paths
+        for role, kind in targets.items()
+        if (paths := _target_files(search, role, folders, kind)) is not None
+    }
     others = _by_id(search, test)
     held_out = _split(search, images, others) if search.splits else frozenset()
     train = [
-        Case(id=name, image=(path,), targets=_targets(search, name, path, roles)) for name, path in images.items() if name not in held_out
+        Case(id=name, image=(path,), targets=_targets(search, name, path, roles))
+        for name, path in images.items()
+        if name not in held_out
     ]
     _report_orphans(search, images, roles)
     tests = [
-        Case(id=name, image=(path,), targets={role: paths[name] for role, paths in roles.items() if name in paths})
+        Case(
+            id=name,
+            image=(path,),
+            targets={role: paths[name] for role, paths in roles.items() if name in paths},
+        )
         for name, path in images.items()
         if name in held_out
     ]
-    return train, tests + [Case(id=name, image=(path,)) for name, path in others.items() if name not in held_out]
+    return train, tests + [
+        Case(id=name, image=(path,)) for name, path in others.items() if name not in held_out
+    ]
 
 
-def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Path]) -> frozenset[str]:
+def _split(
+    search: _Search, images: Mapping[str, Path], others: Mapping[str, Path]
+) -> frozenset[str]:
     """Ids that ``split.json`` holds out of training; none where there is no such file or it cannot be used, which is a fault.
 
     ``others`` are the images of the folder of test images, which may not bear the same ids.
@@ -172,21 +207,51 @@ def _split(search: _Search, images: Mapping[str, Path], others: Mapping[str, Pat
     lists = _split_lists(search, path)
     if lists is None:
         return frozenset()
-    train, test = ({listed_id(entry, images): None for entry in lists.get(key, ())} for key in ("train", "test"))
-    for name in [name for name in train if name not in images] + [name for name in test if name not in images and name not in others]:
-        search.fault(path, f"names {name}, of which there is no image", "It is skipped; correct or remove that entry", warning=True)
+    train, test = (
+        {listed_id(entry, images): None for entry in lists.get(key, ())}
+        for key in ("train", "test")
+    )
+    for name in [name for name in train if name not in images] + [
+        name for name in test if name not in images and name not in others
+    ]:
+        search.fault(
+            path,
+            f"names {name}, of which there is no image",
+            "It is skipped; correct or remove that entry",
+            warning=True,
+        )
     both = [name for name in train if name in test]
     if both:
-        search.fault(path, f"lists {len(both)} ids under both train and test: {_some(both)}", "Keep each id in one list")
-    unlisted = [name for name in images if name not in train and name not in test] if "train" in lists else []
+        search.fault(
+            path,
+            f"lists {len(both)} ids under both train and test: {_some(both)}",
+            "Keep each id in one list",
+        )
+    unlisted = (
+        [name for name in images if name not in train and name not in test]
+        if "train" in lists
+        else []
+    )
     if unlisted:
         suggestion = "List them under train or test, or leave the list train away: then all images that are not under test are trained on"
-        search.fault(path, f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}", suggestion)
+        search.fault(
+            path,
+            f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}",
+            suggestion,
+        )
     for name in [name for name in test if name in images and name in others]:
-        search.fault(others[name], f"has the same id as {images[name].name}, which split.json tests on, too", "Keep one file per case")
+        search.fault(
+            others[name],
+            f"has the same id as {images[name].name}, which split.json tests on, too",
+            "Keep one file per case",
+        )
     held_out = frozenset(name for name in test if name in images)
     if images and held_out == set(images):
-        search.fault(path, "leaves no image to train on: all are under test", "Take some of them off that list")
+        search.fault(
+            path,
+            "leaves no image to train on: all are under test",
+            "Take some of them off that list",
+        )
     return held_out
 
 
@@ -199,14 +264,20 @@ def _split_lists(search: _Search, path: Path) -> dict[str, list[str]] | None:
         search.fault(path, error.problem, suggestion)
         return None
     if not isinstance(document, dict) or not document:
-        search.fault(path, f"holds {type(document).__name__ if document else 'nothing'} and no lists of ids", suggestion)
+        search.fault(
+            path,
+            f"holds {type(document).__name__ if document else 'nothing'} and no lists of ids",
+            suggestion,
+        )
         return None
     for key, value in document.items():
         if key not in ("train", "test"):
             search.fault(path, f"holds the key {key!r}, which means nothing here", suggestion)
             return None
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            search.fault(path, f"holds under {key!r} something else than a list of texts", suggestion)
+            search.fault(
+                path, f"holds under {key!r} something else than a list of texts", suggestion
+            )
             return None
     return document
 
@@ -220,7 +291,9 @@ def listed_id(entry: str, images: Collection[str]) -> str:
     return name[: len(name) - len(files.suffix(name))]
 
 
-def _target_files(search: _Search, role: str, folders: Mapping[str, str], kind: str) -> dict[str, Path] | None:
+def _target_files(
+    search: _Search, role: str, folders: Mapping[str, str], kind: str
+) -> dict[str, Path] | None:
     """Files of one target by id; None where it has no folder, which is one fault and not one for each case."""
     what = f"field of view {role!r}" if kind == "mask" else f"target {role!r}"
     if role not in folders:
@@ -229,21 +302,35 @@ def _target_files(search: _Search, role: str, folders: Mapping[str, str], kind: 
         return None
     folder = search.root / folders[role]
     if not os.path.isdir(folder):
-        search.fault(folder, f"is no folder; it should hold the {what}", "Add it, or correct data.folders or data.layout")
+        search.fault(
+            folder,
+            f"is no folder; it should hold the {what}",
+            "Add it, or correct data.folders or data.layout",
+        )
         return None
     return _by_id(search, folder)
 
 
-def _targets(search: _Search, name: str, image: Path, roles: Mapping[str, dict[str, Path]]) -> dict[str, Path]:
+def _targets(
+    search: _Search, name: str, image: Path, roles: Mapping[str, dict[str, Path]]
+) -> dict[str, Path]:
     for role in [role for role, paths in roles.items() if name not in paths]:
-        search.fault(image, f"has no {role} of the same name", "Add that file, or take the image away")
+        search.fault(
+            image, f"has no {role} of the same name", "Add that file, or take the image away"
+        )
     return {role: paths[name] for role, paths in roles.items() if name in paths}
 
 
-def _report_orphans(search: _Search, images: Mapping[str, Any], roles: Mapping[str, dict[str, Path]]) -> None:
+def _report_orphans(
+    search: _Search, images: Mapping[str, Any], roles: Mapping[str, dict[str, Path]]
+) -> None:
     for role, paths in roles.items():
         for name in [name for name in paths if name not in images]:
-            search.fault(paths[name], f"is a {role} without an image", "Add the image of that name, or take this file away")
+            search.fault(
+                paths[name],
+                f"is a {role} without an image",
+                "Add the image of that name, or take this file away",
+            )
 
 
 def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case], list[Case]]:
@@ -256,9 +343,14 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
         search.fault(search.root, f"has no folder for the {what} {further!r}", suggestion)
     labels = _target_files(search, role, {role: "labelsTr"}, targets[role])
     roles = {} if labels is None else {role: labels}
-    train = [Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles)) for name, paths in images.items()]
+    train = [
+        Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles))
+        for name, paths in images.items()
+    ]
     _report_orphans(search, images, roles)
-    tests = _by_channel(search, search.root / "imagesTs", channels or max(map(len, images.values()), default=0))
+    tests = _by_channel(
+        search, search.root / "imagesTs", channels or max(map(len, images.values()), default=0)
+    )
     return train, [Case(id=name, image=paths) for name, paths in tests.items()]
 
 
@@ -270,7 +362,9 @@ def _dataset_json(search: _Search) -> int:
     try:
         document = files.read_document(path, documents.DatasetJson, "Mend it, or take it away")
     except files.FileError as error:
-        search.fault(path, f"is no nnU-Net description: {error.problem}", "Mend it, or take it away")
+        search.fault(
+            path, f"is no nnU-Net description: {error.problem}", "Mend it, or take it away"
+        )
         return 0
     search.ending = document.get("file_ending", "")
     return len(document.get("channel_names", document.get("modality", ())))
@@ -312,7 +406,13 @@ def _named_class(key: str, value: object) -> tuple[int, str] | None:
     elif isinstance(value, str) and _LABEL.fullmatch(value):
         value = int(value)
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in key).split())
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or not name or name.lower() == "ignore":
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < 1
+        or not name
+        or name.lower() == "ignore"
+    ):
         return None
     return value, name
 
@@ -334,8 +434,16 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
     for name, found in table.items():
         odd = sorted(set(range(wanted)) ^ set(found))
         for number in odd[:ODD_CHANNELS]:
-            which = f"has no channel {number:04d}" if number < wanted else f"has a channel {number:04d} beyond the {wanted} announced"
-            more = f", and {len(odd) - ODD_CHANNELS} more of its channels are not as announced" if len(odd) > ODD_CHANNELS else ""
+            which = (
+                f"has no channel {number:04d}"
+                if number < wanted
+                else f"has a channel {number:04d} beyond the {wanted} announced"
+            )
+            more = (
+                f", and {len(odd) - ODD_CHANNELS} more of its channels are not as announced"
+                if len(odd) > ODD_CHANNELS
+                else ""
+            )
             suggestion = "Give every case the same channels, numbered from 0000"
             search.fault(folder / f"{name}_{number:04d}", which + more, suggestion)
     return {name: tuple(found[number] for number in sorted(found)) for name, found in table.items()}
@@ -353,7 +461,12 @@ def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
         paths = [p for p in paths if p.name.endswith(search.ending)]
     if strangers:
         names = ", ".join(p.name for p in strangers[:5])
-        search.fault(folder, f"holds {len(strangers)} files that are no images: {names}", "They are skipped", warning=True)
+        search.fault(
+            folder,
+            f"holds {len(strangers)} files that are no images: {names}",
+            "They are skipped",
+            warning=True,
+        )
     table: dict[str, Path] = {}
     for path in paths:
         name = files.case_id(path)
@@ -373,8 +486,14 @@ def _listing(folder: Path, odd: bool = False) -> tuple[list[Path], list[Path]]:
     try:
         everything = _entries(folder)
     except OSError as error:
-        raise files.FileError(folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it") from None
-    entries = [p for p in everything if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p, odd)]
+        raise files.FileError(
+            folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it"
+        ) from None
+    entries = [
+        p
+        for p in everything
+        if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p, odd)
+    ]
     for path in entries:
         _remember(path)
     entries.sort(key=natural)
@@ -400,24 +519,42 @@ def _is_entry(path: Path, odd: bool) -> bool:
 def natural(path: Path | str) -> tuple:
     """Sort key in which ``case2`` comes before ``case10``; equal numbers written differently keep a fixed order."""
     name = unicodedata.normalize("NFC", Path(path).name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part], name
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ], name
 
 
 def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[Case]:
     """The cases with the group that the first bracket of ``pattern`` (``data.folds.pattern``) finds in their ids."""
     try:
-        groups = dict(zip([c.id for c in cases], patterns.first_groups(pattern, [c.id for c in cases]), strict=True))
+        groups = dict(
+            zip(
+                [c.id for c in cases],
+                patterns.first_groups(pattern, [c.id for c in cases]),
+                strict=True,
+            )
+        )
     except TimeoutError:
         problem = f"has ids for which data.folds.pattern {pattern!r} takes more than {patterns.SECONDS:g} s"
-        search.fault(search.root, problem, "Write it without a repetition inside a repetition, such as (a+)+")
+        search.fault(
+            search.root, problem, "Write it without a repetition inside a repetition, such as (a+)+"
+        )
         return list(cases)
     for case in [c for c in cases if not groups[c.id]]:
         problem = f"has the id {case.id}, in which data.folds.pattern {pattern!r} finds no group"
-        search.fault(case.image[0], problem, "Rename the file, or correct the pattern so that its first bracket fits every id")
+        search.fault(
+            case.image[0],
+            problem,
+            "Rename the file, or correct the pattern so that its first bracket fits every id",
+        )
     return [dataclasses.replace(c, group=groups[c.id] or None) for c in cases]
 
 
-def _grouped(search: _Search, cases: Sequence[Case], tests: Sequence[str], optional: bool) -> list[Case]:
+def _grouped(
+    search: _Search, cases: Sequence[Case], tests: Sequence[str], optional: bool
+) -> list[Case]:
     """The cases with their group from train.csv, where there is one; ``optional``: the layout does not know that file.
 
     Rows of ``tests``, the ids of test cases, are nothing to warn of.
@@ -427,38 +564,66 @@ def _grouped(search: _Search, cases: Sequence[Case], tests: Sequence[str], optio
         return list(cases)
     groups = _read_groups(search, path, optional)
     present = {*tests, *(case.id for case in cases)} if optional else {case.id for case in cases}
-    _report_rows(search, path, [name for name in groups if name not in present], [c.id for c in cases if groups and c.id not in groups])
+    _report_rows(
+        search,
+        path,
+        [name for name in groups if name not in present],
+        [c.id for c in cases if groups and c.id not in groups],
+    )
     return [dataclasses.replace(c, group=groups.get(c.id)) for c in cases]
 
 
-def _report_rows(search: _Search, path: Path, deprecated: Sequence[str], unlisted: Sequence[str]) -> None:
+def _report_rows(
+    search: _Search, path: Path, deprecated: Sequence[str], unlisted: Sequence[str]
+) -> None:
     if deprecated:
         search.fault(
-            path, f"names {len(deprecated)} ids without any file ({_some(deprecated)})", "These deprecated rows are skipped", warning=True
+            path,
+            f"names {len(deprecated)} ids without any file ({_some(deprecated)})",
+            "These deprecated rows are skipped",
+            warning=True,
         )
     if unlisted:
         suggestion = "They are used, but have no group: add rows if folds go by group"
-        search.fault(path, f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})", suggestion, warning=True)
+        search.fault(
+            path,
+            f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})",
+            suggestion,
+            warning=True,
+        )
 
 
 def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
     """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is a fault."""
     try:
-        header, rows = files.read_table(path, ("id", "scroll_id", "group")) if not _is_empty(path) else ((), [])
+        header, rows = (
+            files.read_table(path, ("id", "scroll_id", "group"))
+            if not _is_empty(path)
+            else ((), [])
+        )
     except files.FileError as error:
         suggestion = f"{error.suggestion}; it should have the columns id,scroll_id"
         search.fault(path, f"cannot be read: it {error.problem}", suggestion, warning=optional)
         return {}
     if "id" not in header or not rows:
-        have = (", ".join(header)[:SHOWN] or "nothing") + ("" if rows or not header else ", and no row")
-        search.fault(path, f"has no column 'id', but {have}", "It should begin with id,scroll_id", warning=optional)
+        have = (", ".join(header)[:SHOWN] or "nothing") + (
+            "" if rows or not header else ", and no row"
+        )
+        search.fault(
+            path,
+            f"has no column 'id', but {have}",
+            "It should begin with id,scroll_id",
+            warning=optional,
+        )
         return {}
     table: dict[str, str | None] = {}
     for row in rows:
         name = unicodedata.normalize("NFC", row.values["id"])
         group = row.values.get("scroll_id") or row.values.get("group") or None
         if not name:
-            search.fault(path, f"has no id in line {row.line}", "Correct that line", warning=optional)
+            search.fault(
+                path, f"has no id in line {row.line}", "Correct that line", warning=optional
+            )
         elif table.setdefault(name, group) != group:
             problem = f"puts {name} into two groups, {table[name]} and {group} (line {row.line})"
             search.fault(path, problem, "Keep one row per id")
@@ -488,7 +653,9 @@ def channel_groups(found: Mapping[str, Path]) -> dict[str, dict[int, Path]] | No
     return dict(table) if whole else None
 
 
-def inputs(path: Path, data: config.Data, channels: int = 0, layout: str | None = None) -> tuple[Case, ...]:
+def inputs(
+    path: Path, data: config.Data, channels: int = 0, layout: str | None = None
+) -> tuple[Case, ...]:
     """Cases to predict: one file, or the images of one folder, in natural order.
 
     Files ``ID_0000, ID_0001`` of a folder may be channels of one case, or cases of their own, such as the frames of a film. The layout
@@ -512,9 +679,13 @@ def inputs(path: Path, data: config.Data, channels: int = 0, layout: str | None 
     search = _Search(path, odd=True)
     found = _by_id(search, path)
     groups = channel_groups(found)
-    if groups is not None and _are_channels(path, groups, (data.dims, channels), layout or data.layout):
+    if groups is not None and _are_channels(
+        path, groups, (data.dims, channels), layout or data.layout
+    ):
         search.faults.clear()
-        result = tuple(Case(id=name, image=paths) for name, paths in _by_channel(search, path, 0).items())
+        result = tuple(
+            Case(id=name, image=paths) for name, paths in _by_channel(search, path, 0).items()
+        )
     else:
         result = tuple(Case(id=name, image=(image,)) for name, image in found.items())
     errors = [f"{f.path}: {f.problem}. {f.suggestion}." for f in _errors(search.faults)]
@@ -537,7 +708,9 @@ def _is_one(path: Path) -> bool:
     return not os.path.isdir(path) or files.is_folder(path)
 
 
-def _are_channels(folder: Path, groups: Mapping[str, Mapping[int, Path]], space: tuple[int, int], layout: str) -> bool:
+def _are_channels(
+    folder: Path, groups: Mapping[str, Mapping[int, Path]], space: tuple[int, int], layout: str
+) -> bool:
     """Whether numbered files are channels of one case; ``space`` holds the space axes and the model's channels, see :func:`inputs`.
 
     Files that cannot be read have no say: they fail on their own later.
@@ -547,7 +720,10 @@ def _are_channels(folder: Path, groups: Mapping[str, Mapping[int, Path]], space:
         return False
     if not wanted:
         return True
-    counts = {name: [_channels(path, dims) for path in numbers.values()] for name, numbers in groups.items()}
+    counts = {
+        name: [_channels(path, dims) for path in numbers.values()]
+        for name, numbers in groups.items()
+    }
     counts = {name: found for name, found in counts.items() if all(found)}
     wrong = next((name for name, found in counts.items() if sum(found) != wanted), None)
     if wrong is None:

@@ -34,8 +34,12 @@ def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Chan
     Raises UserError where the shapes differ.
     """
     if image.shape != target.shape:
-        raise UserError(f"a mask of change needs two images of one shape, got {image.shape} and {target.shape}. Export both at one size.")
-    changed = difference(image, target, settings.by) > settings.threshold / settings.magnifier + ROUNDING
+        raise UserError(
+            f"a mask of change needs two images of one shape, got {image.shape} and {target.shape}. Export both at one size."
+        )
+    changed = (
+        difference(image, target, settings.by) > settings.threshold / settings.magnifier + ROUNDING
+    )
     if settings.opening:
         changed = opening(changed, settings.opening)
     if settings.dilation:
@@ -51,7 +55,9 @@ def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:
     if by == "value":
         return np.abs(_levels(image.max(axis=0)) - _levels(target.max(axis=0)))
     # Channel by channel: all of a large photograph at once is half a gigabyte of floats.
-    return functools.reduce(np.maximum, (np.abs(_levels(a) - _levels(b)) for a, b in zip(image, target, strict=True)))
+    return functools.reduce(
+        np.maximum, (np.abs(_levels(a) - _levels(b)) for a, b in zip(image, target, strict=True))
+    )
 
 
 def _levels(array: np.ndarray) -> np.ndarray:

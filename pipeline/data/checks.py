@@ -13,11 +13,16 @@ from pipeline.data.targets import EMPTY_VIEW, label_problem, target_rules
 from pipeline.records import Case, Fault
 
 
-def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], settings: config.Config) -> list[Fault]:
+def faults(
+    properties: Sequence[CaseProperties], cases: Sequence[Case], settings: config.Config
+) -> list[Fault]:
     """Everything that is wrong with the cases' content, each with path and cure; ``properties`` come from ``examine(cases, ...)``."""
     found = []
     for case, entry in zip(cases, properties, strict=True):
-        found += [Fault(path=Path(path), problem=problem, suggestion=suggestion) for path, problem, suggestion in entry.problems]
+        found += [
+            Fault(path=Path(path), problem=problem, suggestion=suggestion)
+            for path, problem, suggestion in entry.problems
+        ]
         found += [*_image_faults(case, entry), *_number_faults(case, entry)]
         for role in (r for r in case.targets if r in entry.shapes):
             found += _target_faults(case, entry, role, settings)
@@ -26,13 +31,24 @@ def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], settings
 
 def _image_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
     found = [(case.image[int(number)], count) for number, count in entry.nonfinite_files.items()]
-    found += [(case.targets[role], count) for role, count in entry.nonfinite.items() if role not in ("image", *entry.label_values)]
+    found += [
+        (case.targets[role], count)
+        for role, count in entry.nonfinite.items()
+        if role not in ("image", *entry.label_values)
+    ]
     for path, count in found:
         yield Fault(path=path, problem=nonfinite_problem(count), suggestion=NONFINITE)
     if entry.constant:
-        suggestion = "It teaches nothing and is often a failed export: replace it or take the case away"
+        suggestion = (
+            "It teaches nothing and is often a failed export: replace it or take the case away"
+        )
         severity = "error" if case.targets else "warning"
-        yield Fault(path=case.image[0], problem="is constant: every voxel has the same value", suggestion=suggestion, severity=severity)
+        yield Fault(
+            path=case.image[0],
+            problem="is constant: every voxel has the same value",
+            suggestion=suggestion,
+            severity=severity,
+        )
 
 
 def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
@@ -42,43 +58,58 @@ def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
         yield Fault(path=paths[role], problem=problem, suggestion=suggestion)
     for role, notes in entry.notes.items():
         for note in notes:
-            yield Fault(path=paths[role], problem=note, suggestion="Check that this is meant; else save the file again", severity="warning")
+            yield Fault(
+                path=paths[role],
+                problem=note,
+                suggestion="Check that this is meant; else save the file again",
+                severity="warning",
+            )
     for note in entry.scale_notes:
         suggestion = "Check the image; data.normalise can set other percentiles, or range with limits of its own"
         yield Fault(path=paths["image"], problem=note, suggestion=suggestion, severity="warning")
 
 
-def _target_faults(case: Case, entry: CaseProperties, role: str, settings: config.Config) -> Iterator[Fault]:
+def _target_faults(
+    case: Case, entry: CaseProperties, role: str, settings: config.Config
+) -> Iterator[Fault]:
     path, image, target = case.targets[role], entry.shapes.get("image"), entry.shapes[role]
     if image and image[1:] != target[1:]:
-        problem = f"has shape {_by(target[1:])}, its image {case.image[0].name} has {_by(image[1:])}"
+        problem = (
+            f"has shape {_by(target[1:])}, its image {case.image[0].name} has {_by(image[1:])}"
+        )
         suggestion = "Check that the two belong together; resample one to the other's grid"
         if image[1:] == target[:0:-1]:
-            suggestion += (
-                ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
-            )
+            suggestion += ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
         yield Fault(path=path, problem=problem, suggestion=suggestion)
     types = entry.dtypes.get("image"), entry.dtypes.get(role)
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
         yield Fault(
-            path=path, problem=problem, suggestion="Save both with the same number type, so that equal values mean equal brightness"
+            path=path,
+            problem=problem,
+            suggestion="Save both with the same number type, so that equal values mean equal brightness",
         )
     if not same_affine(entry.affines.get("image"), entry.affines.get(role)):
         problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
         yield Fault(
-            path=path, problem=problem, suggestion="Resample it to the image's grid, or copy the image's affine if only the header is wrong"
+            path=path,
+            problem=problem,
+            suggestion="Resample it to the image's grid, or copy the image's affine if only the header is wrong",
         )
     if role in entry.label_values:
         kind = settings.roles[role]
-        yield from _label_faults(path, entry.label_values[role], target_rules(settings.data, kind), kind)
+        yield from _label_faults(
+            path, entry.label_values[role], target_rules(settings.data, kind), kind
+        )
 
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _label_faults(path: Path, values: Mapping[str, int], data: config.Data, kind: str) -> Iterator[Fault]:
+def _label_faults(
+    path: Path, values: Mapping[str, int], data: config.Data, kind: str
+) -> Iterator[Fault]:
     problem = label_problem(values, data)
     if problem:
         yield Fault(path=path, problem=problem[0], suggestion=problem[1])
@@ -86,12 +117,21 @@ def _label_faults(path: Path, values: Mapping[str, int], data: config.Data, kind
         if set(values) <= {"0"}:
             yield Fault(path=path, problem=EMPTY_VIEW[0], suggestion=EMPTY_VIEW[1])
     elif set(values) == {str(data.ignore_label)}:
-        yield Fault(path=path, problem="is ignored everywhere", suggestion="The case teaches nothing and has no score", severity="warning")
+        yield Fault(
+            path=path,
+            problem="is ignored everywhere",
+            suggestion="The case teaches nothing and has no score",
+            severity="warning",
+        )
     elif set(values) <= {"0", str(data.ignore_label)}:
         suggestion = "Check that this is meant" + (
-            "" if data.binarise is None else f"; no value lies above data.binarise: {data.binarise:g}"
+            ""
+            if data.binarise is None
+            else f"; no value lies above data.binarise: {data.binarise:g}"
         )
-        yield Fault(path=path, problem="has no foreground", suggestion=suggestion, severity="warning")
+        yield Fault(
+            path=path, problem="has no foreground", suggestion=suggestion, severity="warning"
+        )
 
 
 def _channel_faults(properties: Sequence[CaseProperties], cases: Sequence[Case]) -> Iterator[Fault]:
@@ -110,7 +150,9 @@ def _channel_faults(properties: Sequence[CaseProperties], cases: Sequence[Case])
                 )
 
 
-def _duplicate_faults(properties: Sequence[CaseProperties], cases: Sequence[Case]) -> Iterator[Fault]:
+def _duplicate_faults(
+    properties: Sequence[CaseProperties], cases: Sequence[Case]
+) -> Iterator[Fault]:
     """Images that occur under several ids."""
     same: dict[str, list[Case]] = defaultdict(list)
     for case, entry in zip(cases, properties, strict=True):
@@ -120,5 +162,8 @@ def _duplicate_faults(properties: Sequence[CaseProperties], cases: Sequence[Case
         names = ", ".join(case.id for case in group)
         suggestion = "They stay on one side of every fold; remove the copies if they are not meant"
         yield Fault(
-            path=group[0].image[0], problem=f"holds the same image as other cases: {names}", suggestion=suggestion, severity="warning"
+            path=group[0].image[0],
+            problem=f"holds the same image as other cases: {names}",
+            suggestion=suggestion,
+            severity="warning",
         )

@@ -60,7 +60,9 @@ def distance(mask: np.ndarray, *, reach: float = REACH) -> np.ndarray:
     The surface runs between voxels, hence -0.5 and 0.5 at the voxels on either side of a flat one. Beyond the array lies no
     surface. An empty mask has ``reach`` everywhere, a full one ``-reach``.
     """
-    outside, inside = (edt.edt(np.ascontiguousarray(part), black_border=False) for part in (~mask, mask))
+    outside, inside = (
+        edt.edt(np.ascontiguousarray(part), black_border=False) for part in (~mask, mask)
+    )
     return np.where(mask, 0.5 - inside, outside - 0.5).clip(-reach, reach).astype(np.float16)
 
 
@@ -119,12 +121,16 @@ class Map:
     @property
     def key(self) -> str:
         """Its name in samples and batches: ``label:skeleton``; with other options than usual ``label:skeleton,radius=3``."""
-        return ",".join([f"{self.target}:{self.name}", *(f"{k}={v:g}" for k, v in self._unusual().items())])
+        return ",".join(
+            [f"{self.target}:{self.name}", *(f"{k}={v:g}" for k, v in self._unusual().items())]
+        )
 
     @property
     def file(self) -> str:
         """Its part of a file name: ``label.skeleton-radius3``."""
-        return "-".join([f"{self.target}.{self.name}", *(f"{k}{v:g}" for k, v in self._unusual().items())])
+        return "-".join(
+            [f"{self.target}.{self.name}", *(f"{k}{v:g}" for k, v in self._unusual().items())]
+        )
 
     @property
     def is_mask(self) -> bool:
@@ -155,7 +161,11 @@ class ChangeMask:
 
 
 def _defaults(name: str) -> dict[str, float]:
-    return {n: p.default for n, p in inspect.signature(DERIVED[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return {
+        n: p.default
+        for n, p in inspect.signature(DERIVED[name]).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
 
 
 Wish = Map | ChangeMask
@@ -166,7 +176,11 @@ def of_term(name: str, term: LossTerm) -> Wish:
     """The map that a loss term reads: ``MASK`` or an entry of DERIVED, with those options of the term that are the map's, too."""
     if name == MASK:
         return ChangeMask(target=term.target)
-    return Map(target=term.target, name=name, options={k: term.options.get(k, v) for k, v in _defaults(name).items()})
+    return Map(
+        target=term.target,
+        name=name,
+        options={k: term.options.get(k, v) for k, v in _defaults(name).items()},
+    )
 
 
 def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
@@ -195,13 +209,21 @@ def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
 
     Ignored voxels are taken as background: a sheet is cut where its label ends.
     """
-    known = label[0] if data.ignore_label is None else np.where(label[0] == data.ignore_label, 0, label[0])
+    known = (
+        label[0]
+        if data.ignore_label is None
+        else np.where(label[0] == data.ignore_label, 0, label[0])
+    )
     masks = [known > 0] if data.classes == 2 else [known == k for k in range(1, data.classes)]
     return np.stack([DERIVED[wish.name](mask, **wish.options) for mask in masks])
 
 
 def attach(
-    cases: Sequence[CachedCase], settings: Config, folder: Path, reads: Iterable[Wish] = (), progress: Progress | None = None
+    cases: Sequence[CachedCase],
+    settings: Config,
+    folder: Path,
+    reads: Iterable[Wish] = (),
+    progress: Progress | None = None,
 ) -> list[CachedCase]:
     """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there and still fits is used again.
 
@@ -245,7 +267,9 @@ def _kept(case: CachedCase, wish: Map, data: Data, folder: Path) -> Volume:
     return volumes["map"]
 
 
-def _kept_change(case: CachedCase, target: str, settings: Change, folder: Path) -> dict[str, Volume]:
+def _kept_change(
+    case: CachedCase, target: str, settings: Change, folder: Path
+) -> dict[str, Volume]:
     """Mask of change, float16 ``(1, Y, X)``, and its index. Unusual settings are part of the file's name, for runs may share a store."""
     options = dataclasses.asdict(settings)
     key = {
@@ -272,7 +296,11 @@ def _kept_change(case: CachedCase, target: str, settings: Change, folder: Path) 
 
 def _changed(case: CachedCase, target: str, settings: Change) -> np.ndarray:
     try:
-        mask = change.difference_mask(np.asarray(case.image.array), np.asarray(case.targets[target].array), settings)
+        mask = change.difference_mask(
+            np.asarray(case.image.array), np.asarray(case.targets[target].array), settings
+        )
     except UserError as error:
-        raise UserError(f"{case.case.targets[target]} and {case.case.image[0].name}: {error}") from None
+        raise UserError(
+            f"{case.case.targets[target]} and {case.case.image[0].name}: {error}"
+        ) from None
     return mask.astype(np.float16)

@@ -24,13 +24,18 @@ class Split:
     val: tuple[str, ...]
 
 
-def split(cases: Sequence[Case], contents: Mapping[str, str], folds: config.Folds, seed: int) -> list[Split]:
+def split(
+    cases: Sequence[Case], contents: Mapping[str, str], folds: config.Folds, seed: int
+) -> list[Split]:
     """Folds over the sorted ids; ``contents`` maps an id to the hash of its image, and equal hashes stay on one side.
 
     ``by: case`` without equal images is exactly ``sklearn.model_selection.KFold(count, shuffle=True, random_state=seed)`` over
     the sorted ids; ``by: group`` is its ``GroupKFold`` with shuffled groups. Raises UserError where there is too little to split.
     """
-    from sklearn.model_selection import GroupKFold, KFold  # takes 1 to 2 s to import, and only this needs it
+    from sklearn.model_selection import (
+        GroupKFold,
+        KFold,
+    )  # takes 1 to 2 s to import, and only this needs it
 
     ids = sorted(case.id for case in cases)
     units = _units(ids, contents, _groups(cases) if folds.by == "group" else {})
@@ -39,7 +44,10 @@ def split(cases: Sequence[Case], contents: Mapping[str, str], folds: config.Fold
         parts = KFold(folds.count, shuffle=True, random_state=seed).split(ids)
     else:
         parts = GroupKFold(folds.count, shuffle=True, random_state=seed).split(ids, groups=units)
-    return [Split(train=tuple(ids[i] for i in train), val=tuple(ids[i] for i in val)) for train, val in parts]
+    return [
+        Split(train=tuple(ids[i] for i in train), val=tuple(ids[i] for i in val))
+        for train, val in parts
+    ]
 
 
 def _groups(cases: Sequence[Case]) -> dict[str, str]:
@@ -61,8 +69,12 @@ def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str,
             if tie[1]:
                 pairs.append((first.setdefault(tie, index), index))
     rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
-    graph = scipy.sparse.coo_array(([1] * len(pairs), (list(rows), list(columns))), shape=(len(ids), len(ids)))
-    return [int(label) for label in scipy.sparse.csgraph.connected_components(graph, directed=False)[1]]
+    graph = scipy.sparse.coo_array(
+        ([1] * len(pairs), (list(rows), list(columns))), shape=(len(ids), len(ids))
+    )
+    return [
+        int(label) for label in scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    ]
 
 
 def _require_enough(ids: Sequence[str], units: Sequence[int], folds: config.Folds) -> None:
@@ -77,7 +89,12 @@ def _require_enough(ids: Sequence[str], units: Sequence[int], folds: config.Fold
     )
 
 
-def load_or_make(path: Path, make: Callable[[], list[Split]], ids: Iterable[str], about: Mapping[str, Any] | None = None) -> list[Split]:
+def load_or_make(
+    path: Path,
+    make: Callable[[], list[Split]],
+    ids: Iterable[str],
+    about: Mapping[str, Any] | None = None,
+) -> list[Split]:
     """Splits of ``path``, or those of ``make`` written there. ``about`` (seed, by, count) is kept beside them and compared too.
 
     Raises UserError where the file was made for other cases or by other rules, and FileError where it cannot be read.
@@ -89,27 +106,48 @@ def load_or_make(path: Path, make: Callable[[], list[Split]], ids: Iterable[str]
     return splits
 
 
-def load_or_plan(path: Path, make: Callable[[], list[Split]], ids: Iterable[str], about: Mapping[str, Any] | None = None) -> list[Split]:
+def load_or_plan(
+    path: Path,
+    make: Callable[[], list[Split]],
+    ids: Iterable[str],
+    about: Mapping[str, Any] | None = None,
+) -> list[Split]:
     """As :func:`load_or_make`, and nothing is written."""
     return _checked(path, set(ids), dict(about or {})) if path.exists() else make()
 
 
 def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Split]:
-    document = files.read_document(path, documents.Splits, "Remove it; it is made again", "holds no folds")
-    splits = [Split(train=tuple(fold["train"]), val=tuple(fold["val"])) for fold in document["folds"]]
+    document = files.read_document(
+        path, documents.Splits, "Remove it; it is made again", "holds no folds"
+    )
+    splits = [
+        Split(train=tuple(fold["train"]), val=tuple(fold["val"])) for fold in document["folds"]
+    ]
     known = {name for fold in splits for name in (*fold.train, *fold.val)}
     changes = [
         f"{len(names)} {word} since: {', '.join(sorted(names)[:10])}"
         for word, names in (("added", present - known), ("removed", known - present))
         if names
     ]
-    odd = [n for n, fold in enumerate(splits) if not fold.train or not fold.val or set(fold.train) & set(fold.val)]
+    odd = [
+        n
+        for n, fold in enumerate(splits)
+        if not fold.train or not fold.val or set(fold.train) & set(fold.val)
+    ]
     if odd:
         problem = f"puts a case on both sides of fold {odd[0]}, or none on one of them"
         raise files.FileError(path, problem, "Correct it, or remove it; it is made again")
     if len(splits) != about.get("count", len(splits)):
-        raise files.FileError(path, f"holds {len(splits)} folds, not {about['count']}", "Remove it; it is made again")
-    changes += [f"{key} was {document.get(key)}, is {value}" for key, value in about.items() if document.get(key) != value]
+        raise files.FileError(
+            path, f"holds {len(splits)} folds, not {about['count']}", "Remove it; it is made again"
+        )
+    changes += [
+        f"{key} was {document.get(key)}, is {value}"
+        for key, value in about.items()
+        if document.get(key) != value
+    ]
     if changes:
-        raise UserError(f"{path} was made for other data: {'; '.join(changes)}. Run with --fresh, or choose another --out.")
+        raise UserError(
+            f"{path} was made for other data: {'; '.join(changes)}. Run with --fresh, or choose another --out."
+        )
     return splits

@@ -43,7 +43,9 @@ def class_numbers(
     wrong |= fraction
     if wrong.any():  # the one point where a GPU is waited for
         most = "on" if classes is None else f"to {classes - 1}"
-        raise ValueError(f"{role} holds {labels[wrong][0].item():g}, must hold whole class numbers from 0 {most}. {suggestion}".rstrip())
+        raise ValueError(
+            f"{role} holds {labels[wrong][0].item():g}, must hold whole class numbers from 0 {most}. {suggestion}".rstrip()
+        )
     return numbers
 
 

@@ -46,7 +46,9 @@ def occurring(array: np.ndarray) -> dict[int | float, int]:
 
 def white_of(values: Collection[float], ignore: int | None) -> int | None:
     """The value that stands for class 1 where these are the values of a black and white picture, else None."""
-    return next((w for w in WHITE if w in values and w != ignore and set(values) <= {0, w, ignore}), None)
+    return next(
+        (w for w in WHITE if w in values and w != ignore and set(values) <= {0, w, ignore}), None
+    )
 
 
 def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> np.ndarray:
@@ -61,14 +63,23 @@ def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> n
     if problem:
         way_out = "Give class numbers, or say with --binarise X from which value on a voxel is foreground (e.g. 0.5 of probabilities, 127 of greys)"
         raise FileError(
-            path, problem, way_out + (f", or --ignore-label={VOID} if that is void" if problem.endswith(f"below 0: {VOID}") else "")
+            path,
+            problem,
+            way_out
+            + (
+                f", or --ignore-label={VOID} if that is void"
+                if problem.endswith(f"below 0: {VOID}")
+                else ""
+            ),
         )
     labels = array.astype(np.int64) if array.dtype.kind == "f" else array
     white = white_of(values, ignore)
     return labels if white is None else np.where(labels == white, 1, labels)
 
 
-def _problem(path: Path, dtype: np.dtype, values: dict[int | float, int], ignore: int | None) -> str | None:
+def _problem(
+    path: Path, dtype: np.dtype, values: dict[int | float, int], ignore: int | None
+) -> str | None:
     known = [v for v in values if v != ignore]
     odd = (
         [v for v in known if not math.isfinite(v) or v < 0 or v != int(v) or abs(v) > 2**53]
@@ -76,13 +87,27 @@ def _problem(path: Path, dtype: np.dtype, values: dict[int | float, int], ignore
         else [v for v in known if v < 0]
     )
     if odd:
-        kind = "below 0" if all(math.isfinite(v) and v == int(v) for v in odd) else "that are no class numbers"
+        kind = (
+            "below 0"
+            if all(math.isfinite(v) and v == int(v) for v in odd)
+            else "that are no class numbers"
+        )
         return f"holds {sum(values[v] for v in odd)} values {kind}: {_some(odd)}"
     if suffix(path) in LOSSY and not (set(known) <= {0, 1} or white_of(known, None) is not None):
         return f"is a JPEG, which blurs labels: it holds {len(known)} values, {_some(known)}"
-    if dtype == np.uint8 and {0, 255} <= set(known) and len([v for v in known if DARK <= v < LIGHT]) >= 3:
+    if (
+        dtype == np.uint8
+        and {0, 255} <= set(known)
+        and len([v for v in known if DARK <= v < LIGHT]) >= 3
+    ):
         return f"holds greys between 0 and 255 as of a mask that was resized or smoothed: {_some(known)}"
-    if dtype == np.uint8 and len(known) == 2 and min(known) > 0 and max(known) > 2 and suffix(path) not in (".nii", ".nii.gz"):
+    if (
+        dtype == np.uint8
+        and len(known) == 2
+        and min(known) > 0
+        and max(known) > 2
+        and suffix(path) not in (".nii", ".nii.gz")
+    ):
         return f"holds two greys and no background: {_some(known)}"
     return None
 

@@ -43,20 +43,37 @@ class PatchDataset(Dataset):
     the maps that the losses read. Raises KeyError for a case without the maps that the config needs.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], config: Config, fold: int, training: bool, reads: Collection[Wish] = ()) -> None:
-        self.plugins = plugins.carried()  # first: a worker that is started anew needs them for what follows
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        config: Config,
+        fold: int,
+        training: bool,
+        reads: Collection[Wish] = (),
+    ) -> None:
+        self.plugins = (
+            plugins.carried()
+        )  # first: a worker that is started anew needs them for what follows
         for name in derived.wanted(config, reads):
             bare = [c.case.id for c in cases if name not in c.maps]
             if bare:
-                raise KeyError(f"cases {', '.join(bare[:8])} lack the map {name}: derived.attach() makes it.")
+                raise KeyError(
+                    f"cases {', '.join(bare[:8])} lack the map {name}: derived.attach() makes it."
+                )
         self.words = (config.seed, fold)
         self.cases, self.size = cases, config.data.patch.size
         self.chain = training_chain(config, reads) if training else validation_chain(config, reads)
         self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
         grid = config.data.patch.grid if training else None
-        self.places = None if grid is None else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
+        self.places = (
+            None
+            if grid is None
+            else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
+        )
         with plain_tensors():
-            self.cache = CacheDataset([{"stored": c} for c in cases], self.chain, progress=False, num_workers=None)
+            self.cache = CacheDataset(
+                [{"stored": c} for c in cases], self.chain, progress=False, num_workers=None
+            )
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -65,15 +82,24 @@ class PatchDataset(Dataset):
         """Ends of the keys of an epoch: every case ``per_case`` times, or with a grid every slice of every case once."""
         if self.places is None:
             return [(case,) for _ in range(per_case) for case in range(len(self))]
-        return [(case, n) for case, places in enumerate(self.places) for n in range(math.prod(map(len, places)))]
+        return [
+            (case, n)
+            for case, places in enumerate(self.places)
+            for n in range(math.prod(map(len, places)))
+        ]
 
     def changed(self, samples: Sequence[tuple[int, ...]]) -> list[bool]:
         """Whether the slice at the end of each key, sorted by case, holds some of its case's mask of change."""
         found: list[bool] = []
         for case, ends in itertools.groupby(samples, key=lambda end: end[0]):
             # Open for one case at a time: every memory map holds a file descriptor.
-            mask, blocks = (self.cases[case].maps[name].array for name in (derived.MASK, derived.BLOCKS))
-            found += [holds_change(mask, blocks, self._place(case, number), self.size) for _, number in ends]
+            mask, blocks = (
+                self.cases[case].maps[name].array for name in (derived.MASK, derived.BLOCKS)
+            )
+            found += [
+                holds_change(mask, blocks, self._place(case, number), self.size)
+                for _, number in ends
+            ]
         return found
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
@@ -153,7 +179,11 @@ class EpochBatches(Sampler[list[Key]]):
         samples = self.samples
         if self.words is not None:
             random = np.random.default_rng(seed_of(*self.words, epoch))
-            drawn = random.choice(len(self.others), self.count, replace=False).tolist() if self.count else []
+            drawn = (
+                random.choice(len(self.others), self.count, replace=False).tolist()
+                if self.count
+                else []
+            )
             samples = [*samples, *(self.others[n] for n in drawn)]
             samples = [samples[n] for n in random.permutation(len(samples)).tolist()]
         return [(epoch, position, *sample) for position, sample in enumerate(samples)]
@@ -191,8 +221,14 @@ class Loader:
         self.dataset = PatchDataset(cases, config, fold, training, reads)
         samples = self.dataset.samples(per_case)
         share = data.patch.changed if training and data.patch.grid is not None else None
-        parts = (samples, [], 0) if share is None else _parted(samples, self.dataset.changed(samples), share)
-        self.batches = EpochBatches(parts[0], data.patch.batch, (config.seed, fold) if training else None, *parts[1:])
+        parts = (
+            (samples, [], 0)
+            if share is None
+            else _parted(samples, self.dataset.changed(samples), share)
+        )
+        self.batches = EpochBatches(
+            parts[0], data.patch.batch, (config.seed, fold) if training else None, *parts[1:]
+        )
         self.batches.rank, self.batches.size, self.batches.dealt = *ranks, not training
         self.ranks = ranks
         self.loader = DataLoader(
@@ -244,9 +280,13 @@ def _guarded(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from batches
     except Exception:
         for worker in getattr(batches, "_workers", ()):
-            with contextlib.suppress(RuntimeError):  # by which torch tells of a worker's death, here a wanted one
+            with contextlib.suppress(
+                RuntimeError
+            ):  # by which torch tells of a worker's death, here a wanted one
                 worker.kill()
-                worker.join(5)  # not without limit: one that waits for a dead network share outlives even this
+                worker.join(
+                    5
+                )  # not without limit: one that waits for a dead network share outlives even this
         raise
 
 

@@ -83,7 +83,11 @@ def _mapped(array: LazyArray, way: Alignment, shape: tuple[int, ...], scratch: P
     with files.whole(scratch, int(np.prod(shape)) * dtype.itemsize) as temp:
         out = npy.room(temp, shape, dtype)
         for first, end in slabs(array):
-            low, high = (shape[place] - end, shape[place] - first) if place - 1 in way.flips else (first, end)
+            low, high = (
+                (shape[place] - end, shape[place] - first)
+                if place - 1 in way.flips
+                else (first, end)
+            )
             out[(slice(None),) * place + (slice(low, high),)] = way.apply(array[:, first:end])
         out.flush()
         del out
@@ -107,7 +111,9 @@ class ModelSpace:
     @property
     def needs_scratch(self) -> bool:
         """Whether rows become columns, so that what is read as it is sliced goes by way of a file."""
-        return any(isinstance(step, Reorient) and step.alignment.axes[0] != 0 for step in self.steps)
+        return any(
+            isinstance(step, Reorient) and step.alignment.axes[0] != 0 for step in self.steps
+        )
 
     def size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The file's ``(*S)`` in model space."""
@@ -134,10 +140,14 @@ class ModelSpace:
 
 
 def _numbered(scratch: Path | None, number: int) -> Path | None:
-    return None if scratch is None else scratch.with_name(f"{scratch.stem}.{number}{scratch.suffix}")
+    return (
+        None if scratch is None else scratch.with_name(f"{scratch.stem}.{number}{scratch.suffix}")
+    )
 
 
-def model_space(case: Case, geometry: Geometry, dims: int, trained_on: Mapping[str, Any]) -> ModelSpace:
+def model_space(
+    case: Case, geometry: Geometry, dims: int, trained_on: Mapping[str, Any]
+) -> ModelSpace:
     """How a case of this geometry goes to the axes of training; as it is where the model file says nothing of them.
 
     Raises FileError for a file of another family than those trained on, and for axes that no order and no flip makes those.
@@ -158,7 +168,9 @@ def space_of(path: Path, here: Grid, trained_on: Mapping[str, Any]) -> ModelSpac
     notes = _spacing_note(here, alignment, trained_on)
     if alignment is None or alignment.identity:
         return ModelSpace(notes=notes)
-    return ModelSpace(steps=(Reorient(alignment),), codes=(str(here.codes), str(codes)), notes=notes)
+    return ModelSpace(
+        steps=(Reorient(alignment),), codes=(str(here.codes), str(codes)), notes=notes
+    )
 
 
 def _alignment(path: Path, codes: str | None, wanted: str | None) -> Alignment | None:
@@ -168,11 +180,17 @@ def _alignment(path: Path, codes: str | None, wanted: str | None) -> Alignment |
     found = reorientation(codes, wanted)
     if found is None:
         problem = f"has axes {codes}, the model was trained on {wanted}: other planes of the body"
-        raise FileError(path, problem, f"Give images whose axes are {wanted} in any order and direction, or train on such as this")
+        raise FileError(
+            path,
+            problem,
+            f"Give images whose axes are {wanted} in any order and direction, or train on such as this",
+        )
     return found
 
 
-def _spacing_note(here: Grid, alignment: Alignment | None, trained_on: Mapping[str, Any]) -> tuple[str, ...]:
+def _spacing_note(
+    here: Grid, alignment: Alignment | None, trained_on: Mapping[str, Any]
+) -> tuple[str, ...]:
     """A sentence where voxels are more than a tenth larger or smaller than those of training along an axis."""
     given, wanted = here.spacing, trained_on.get("spacing")
     if given is None or not wanted or len(wanted) != len(given):

@@ -52,7 +52,13 @@ class IntensityScale:
             if not high > low:
                 out[channel] = start
                 continue
-            np.subtract(array[channel], np.float32(low), out=out[channel], dtype=np.float32, casting="unsafe")
+            np.subtract(
+                array[channel],
+                np.float32(low),
+                out=out[channel],
+                dtype=np.float32,
+                casting="unsafe",
+            )
             out[channel] *= np.float32(span / (high - low))
             out[channel] += np.float32(start)
         if array.dtype.kind == "f":
@@ -64,13 +70,17 @@ class IntensityScale:
         out = np.empty(array.shape, np.float32)
         span = self.to[1] - self.to[0]
         for channel, (low, high) in enumerate(self._limits(len(array))):
-            out[channel] = (array[channel] - np.float32(self.to[0])) * np.float32(max(high - low, 0) / span) + np.float32(low)
+            out[channel] = (array[channel] - np.float32(self.to[0])) * np.float32(
+                max(high - low, 0) / span
+            ) + np.float32(low)
         return out
 
     def _limits(self, channels: int) -> Sequence[tuple[float, float]]:
         limits = list(zip(self.low, self.high, strict=True))
         if len(limits) not in (1, channels):
-            raise ValueError(f"a scale of {len(limits)} channels cannot be used for an array of {channels}")
+            raise ValueError(
+                f"a scale of {len(limits)} channels cannot be used for an array of {channels}"
+            )
         return limits * (channels if len(limits) == 1 else 1)
 
 
@@ -94,13 +104,17 @@ class NormalisationEntry:
     bounded: bool = True
 
 
-def percentile(array: LazyArray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)) -> Fitted:
+def percentile(
+    array: LazyArray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)
+) -> Fitted:
     """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
 
     A channel whose two percentiles are equal although it is not constant is scaled from its minimum to its maximum.
     """
     if not 0 <= low < high <= 100:
-        raise ConfigError(f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <= 100.")
+        raise ConfigError(
+            f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <= 100."
+        )
     span, ends = _pair(to), list[tuple[float, ...]]()
 
     def ends_of(channel: int) -> tuple[float, ...]:
@@ -109,11 +123,15 @@ def percentile(array: LazyArray, low: float = 0.5, high: float = 99.5, to: Seque
         return ends[channel]
 
     limits, notes = widened(percentiles(array, (low, high)), (low, high), ends_of)
-    return IntensityScale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span), notes
+    return IntensityScale(
+        low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span
+    ), notes
 
 
 def widened(
-    limits: Sequence[tuple[float, ...]], at: tuple[float, float], ends_of: Callable[[int], tuple[float, ...]]
+    limits: Sequence[tuple[float, ...]],
+    at: tuple[float, float],
+    ends_of: Callable[[int], tuple[float, ...]],
 ) -> tuple[list[tuple[float, ...]], tuple[str, ...]]:
     """Limits of channels, those that are equal replaced by ``ends_of(channel)`` (minimum, maximum) where these differ, and what to tell.
 
@@ -148,13 +166,17 @@ def fixed_range(
     cut off most of a scan raises it.
     """
     if not 0 <= max_outside <= 1:
-        raise ConfigError(f"data.normalise: range max_outside={max_outside} must be a share, 0 to 1.")
+        raise ConfigError(
+            f"data.normalise: range max_outside={max_outside} must be a share, 0 to 1."
+        )
     span, channels = _pair(to), len(array)
     least, most = _range_limits(array.dtype, low, high)
     return IntensityScale(low=(least,) * channels, high=(most,) * channels, to=span), ()
 
 
-def _range_limits(dtype: Any, low: float | None = 0, high: float | None = 255, **_: Any) -> tuple[float, float]:
+def _range_limits(
+    dtype: Any, low: float | None = 0, high: float | None = 255, **_: Any
+) -> tuple[float, float]:
     least, most = ends(dtype)
     low, high = least if low is None else low, most if high is None else high
     if not low < high:
@@ -184,7 +206,9 @@ def zscore(array: LazyArray) -> Fitted:
         pairs = [(m.mean, m.deviation) for m in moments]
     else:
         pairs = [_mean_and_deviation(channel) for channel in array[:]]
-    return IntensityScale(low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False), ()
+    return IntensityScale(
+        low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False
+    ), ()
 
 
 def _mean_and_deviation(channel: np.ndarray) -> tuple[float, float]:
@@ -256,11 +280,18 @@ class Outside:
             part = part[np.isfinite(part)] if part.dtype.kind == "f" else part
             if part.size:
                 self.finite += part.size
-                self.outside += int(np.count_nonzero((part < low - margin) | (part > high + margin)))
-                self.least, self.most = min(self.least, float(part.min())), max(self.most, float(part.max()))
+                self.outside += int(
+                    np.count_nonzero((part < low - margin) | (part > high + margin))
+                )
+                self.least, self.most = (
+                    min(self.least, float(part.min())),
+                    max(self.most, float(part.max())),
+                )
 
 
-def _verdict(part: NamedOptions, counts: Sequence[Outside], frame: tuple[float, float]) -> tuple[str, str] | None:
+def _verdict(
+    part: NamedOptions, counts: Sequence[Outside], frame: tuple[float, float]
+) -> tuple[str, str] | None:
     """The problem of the worst channel and the way out; None where none has more than its share outside the range."""
     allowed = part.options.get("max_outside", MAX_OUTSIDE)
     shares = [c.outside / c.finite if c.finite else 0.0 for c in counts]
@@ -304,7 +335,9 @@ def percentiles(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]
 
     Those of ``np.percentile``. Slab by slab they are exact for numbers of up to 32 bits; of 64 bits, their float32 values are counted.
     """
-    return _counted(array, at) if _by_slabs(array) else [_sorted(channel, at) for channel in array[:]]
+    return (
+        _counted(array, at) if _by_slabs(array) else [_sorted(channel, at) for channel in array[:]]
+    )
 
 
 def _sorted(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
@@ -320,7 +353,10 @@ def _sorted(values: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
 
 def _from_ranks(rank: np.ndarray, position: float) -> float:
     """Value at a fractional position of the sorted sample whose cumulative histogram is ``rank``."""
-    pair = {n: float(np.searchsorted(rank, min(n, int(rank[-1]) - 1), side="right")) for n in (int(position), int(position) + 1)}
+    pair = {
+        n: float(np.searchsorted(rank, min(n, int(rank[-1]) - 1), side="right"))
+        for n in (int(position), int(position) + 1)
+    }
     return _between(pair, position)
 
 
@@ -348,7 +384,10 @@ class _Moments:
             return
         mean = float(values.mean(dtype=np.float64))
         count, step = self.count + values.size, mean - self.mean
-        self.squares += float(values.var(dtype=np.float64)) * values.size + step**2 * self.count * values.size / count
+        self.squares += (
+            float(values.var(dtype=np.float64)) * values.size
+            + step**2 * self.count * values.size / count
+        )
         self.mean += step * values.size / count
         self.count = count
 
@@ -365,9 +404,15 @@ def _counted(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
             counts += _counts(_keys(channel) >> 16)
     totals = upper.sum(1)
     ranks = [[q / 100 * (int(n) - 1) for q in at] if n else [] for n in totals]
-    places = [sorted({min(int(r) + more, int(n) - 1) for r in rs for more in (0, 1)}) for rs, n in zip(ranks, totals, strict=True)]
+    places = [
+        sorted({min(int(r) + more, int(n) - 1) for r in rs for more in (0, 1)})
+        for rs, n in zip(ranks, totals, strict=True)
+    ]
     values = _order_statistics(array, upper, places)
-    return [tuple(_between(found, r) for r in rs) if rs else (0.0,) * len(at) for rs, found in zip(ranks, values, strict=True)]
+    return [
+        tuple(_between(found, r) for r in rs) if rs else (0.0,) * len(at)
+        for rs, found in zip(ranks, values, strict=True)
+    ]
 
 
 def _between(found: dict[int, float], rank: float) -> float:
@@ -379,10 +424,14 @@ def _between(found: dict[int, float], rank: float) -> float:
     return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
 
 
-def _order_statistics(array: LazyArray, upper: np.ndarray, places: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+def _order_statistics(
+    array: LazyArray, upper: np.ndarray, places: Sequence[Sequence[int]]
+) -> list[dict[int, float]]:
     """Values at some places of each sorted channel, given how often each upper half occurs."""
     sums = np.cumsum(upper, axis=1)
-    halves = [[int(np.searchsorted(sums[c], p, side="right")) for p in ps] for c, ps in enumerate(places)]
+    halves = [
+        [int(np.searchsorted(sums[c], p, side="right")) for p in ps] for c, ps in enumerate(places)
+    ]
     lower = [{half: np.zeros(2**16, np.int64) for half in hs} for hs in halves]
     for first, end in slabs(array):
         for counts, channel in zip(lower, array[:, first:end], strict=True):
@@ -427,5 +476,7 @@ def _value(key: int, dtype: np.dtype) -> float:
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:
     if len(values) != 2 or values[0] == values[1]:
-        raise ConfigError(f"data.normalise: to={list(values)} must be two different numbers, e.g. [0, 1].")
+        raise ConfigError(
+            f"data.normalise: to={list(values)} must be two different numbers, e.g. [0, 1]."
+        )
     return float(values[0]), float(values[1])

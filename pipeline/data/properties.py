@@ -97,10 +97,14 @@ def examine(
 
     ``write`` keeps new properties in the cache. Never raises for a bad file: what is wrong stands in ``CaseProperties.problems``.
     """
-    return parallel(lambda case: _properties_of(case, settings, cache, write), cases, progress, workers)
+    return parallel(
+        lambda case: _properties_of(case, settings, cache, write), cases, progress, workers
+    )
 
 
-def parallel(work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None) -> list[R]:
+def parallel(
+    work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None
+) -> list[R]:
     """Map over threads, one per core unless said: codecs and numpy release the GIL, and no more cases than threads are in memory."""
     results = []
     with ThreadPoolExecutor(max_workers=max(1, workers or min(cores(), 16))) as pool:
@@ -115,7 +119,9 @@ def parallel(work: Callable[[T], R], items: Sequence[T], progress: Progress | No
     return results
 
 
-def _properties_of(case: Case, settings: config.Config, cache: Path | None, write: bool) -> CaseProperties:
+def _properties_of(
+    case: Case, settings: config.Config, cache: Path | None, write: bool
+) -> CaseProperties:
     key = _key(case, settings)
     path = cache / "facts" / f"{file_name(case.id)}.json" if cache else None
     known = _known_properties(path, key, case) if path else None
@@ -140,7 +146,11 @@ def unless_read_only() -> Iterator[None]:
 
 def _grid_entry(geometry: Geometry, dims: int) -> dict[str, Any]:
     found = grid.grid_of(geometry, dims)
-    return {"family": found.family, "codes": found.codes, "spacing": found.spacing and list(found.spacing)}
+    return {
+        "family": found.family,
+        "codes": found.codes,
+        "spacing": found.spacing and list(found.spacing),
+    }
 
 
 def _key(case: Case, settings: config.Config) -> dict[str, Any]:
@@ -152,7 +162,10 @@ def _key(case: Case, settings: config.Config) -> dict[str, Any]:
         "normalise": {"name": normal.name, "options": dict(normal.options)},
         "targets": {role: settings.roles.get(role, "image") for role in case.targets},
         "binarise": binarise_rule(settings.data),
-        "files": {role: [file_stamp(path) for path in paths] for role, paths in files_by_role(case).items()},
+        "files": {
+            role: [file_stamp(path) for path in paths]
+            for role, paths in files_by_role(case).items()
+        },
     }
 
 
@@ -172,7 +185,10 @@ def file_stamp(path: Path) -> dict[str, Any]:
         return {"name": path.name, "size": -1, "mtime_ns": -1}
     if path.is_dir():  # Zarr: what changes inside does not change the folder
         inside = [p.stat() for p in path.rglob("*") if p.is_file()]
-        size, newest = sum(s.st_size for s in inside), max((s.st_mtime_ns for s in inside), default=0)
+        size, newest = (
+            sum(s.st_size for s in inside),
+            max((s.st_mtime_ns for s in inside), default=0),
+        )
         return {"name": path.name, "size": size, "mtime_ns": newest, "files": len(inside)}
     return {"name": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
@@ -206,14 +222,24 @@ def _properties_from(document: Mapping[str, Any]) -> CaseProperties:
             "problems": tuple((a, b, c) for a, b, c in document["problems"]),
             "notes": {role: tuple(notes) for role, notes in document["notes"].items()},
             "scale_notes": tuple(document["scale_notes"]),
-            "outside": {role: (problem, suggestion) for role, (problem, suggestion) in document["outside"].items()},
+            "outside": {
+                role: (problem, suggestion)
+                for role, (problem, suggestion) in document["outside"].items()
+            },
             "scale": scale
-            and normalise.IntensityScale(low=tuple(scale["low"]), high=tuple(scale["high"]), to=tuple(scale["to"]), clip=scale["clip"]),
+            and normalise.IntensityScale(
+                low=tuple(scale["low"]),
+                high=tuple(scale["high"]),
+                to=tuple(scale["to"]),
+                clip=scale["clip"],
+            ),
         }
     )
 
 
-def _examine_case(case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]) -> CaseProperties:
+def _examine_case(
+    case: Case, settings: config.Config, stamps: Mapping[str, list[dict[str, Any]]]
+) -> CaseProperties:
     """Decode every file of a case and note what it holds."""
     found, normal = _Findings(), settings.data.normalise
     image = found.attempt(lambda: load_image(case, settings.data.dims))
@@ -222,7 +248,9 @@ def _examine_case(case: Case, settings: config.Config, stamps: Mapping[str, list
         found.judge("image", normal, image[0])
         scale, notes = normalise.fit_with_notes(normal, image[0])
         found.rest = {
-            "nonfinite_files": {str(number): count for number, count in nonfinite_files(case, image[0]).items()},
+            "nonfinite_files": {
+                str(number): count for number, count in nonfinite_files(case, image[0]).items()
+            },
             "constant": _is_constant(image[0]),
             "content": content_hash(image[0]),
             "scale": scale,
@@ -231,7 +259,11 @@ def _examine_case(case: Case, settings: config.Config, stamps: Mapping[str, list
     for role, path in case.targets.items():
         kind = settings.roles.get(role, "image")
         rules = target_rules(settings.data, kind)
-        target = found.attempt(lambda path=path, rules=rules, kind=kind: load_target(path, rules, labels=kind in MASKED))
+        target = found.attempt(
+            lambda path=path, rules=rules, kind=kind: load_target(
+                path, rules, labels=kind in MASKED
+            )
+        )
         if target is not None:
             found.note(role, *target)
             found.contents[role] = content_hash(target[0])
@@ -240,7 +272,9 @@ def _examine_case(case: Case, settings: config.Config, stamps: Mapping[str, list
             else:
                 found.judge(role, normal, target[0])
     named = {
-        role: [{**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)]
+        role: [
+            {**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)
+        ]
         for role, paths in files_by_role(case).items()
     }
     return CaseProperties(
@@ -320,4 +354,8 @@ def content_hash(array: np.ndarray) -> str:
 def file_name(case_id: str) -> str:
     """File name for an id; a very long one is shortened and made unique again by its hash."""
     raw = os.fsencode(case_id)
-    return case_id if len(raw) <= 200 else raw[:150].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:16]
+    return (
+        case_id
+        if len(raw) <= 200
+        else raw[:150].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:16]
+    )

@@ -22,7 +22,9 @@ NONFINITE = "Replace them, e.g. by the mean of their neighbours"
 
 
 @contextlib.contextmanager
-def opened(case: Case, dims: int, *, whole: bool = False, finite: bool = True) -> Iterator[tuple[LazyArray, Geometry]]:
+def opened(
+    case: Case, dims: int, *, whole: bool = False, finite: bool = True
+) -> Iterator[tuple[LazyArray, Geometry]]:
     """All channels of a case ``(C, *S)``, float64 as float32 (:func:`single`), and the geometry of its first file.
 
     Args:
@@ -37,7 +39,9 @@ def opened(case: Case, dims: int, *, whole: bool = False, finite: bool = True) -
     with contextlib.ExitStack() as stack:
         found: list[tuple[LazyArray, Geometry]] = []
         for path in case.image:
-            array, place = files.read(path, dims) if whole else stack.enter_context(files.view(path, dims))
+            array, place = (
+                files.read(path, dims) if whole else stack.enter_context(files.view(path, dims))
+            )
             _require_fit(path, (array, place), found[:1], case)
             found.append((_single(path, array, finite), place))
         image = _joined([array for array, _ in found])
@@ -53,7 +57,11 @@ def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
 def _noted(case: Case, places: Sequence[Geometry]) -> Geometry:
     """The geometry of the first file, with the notes of all."""
     pairs = zip(case.image, places, strict=True)
-    notes = [f"(file {path.name}) {note}" if n else note for n, (path, place) in enumerate(pairs) for note in place.notes]
+    notes = [
+        f"(file {path.name}) {note}" if n else note
+        for n, (path, place) in enumerate(pairs)
+        for note in place.notes
+    ]
     return dataclasses.replace(places[0], notes=tuple(notes))
 
 
@@ -66,7 +74,11 @@ def _joined(arrays: Sequence[LazyArray]) -> LazyArray:
     if all(isinstance(array, np.ndarray) for array in arrays):
         return np.concatenate([array[:] for array in arrays]).astype(dtype, copy=False)
     shape = (sum(array.shape[0] for array in arrays), *arrays[0].shape[1:])
-    return Rows(shape, dtype, lambda first, end: np.concatenate([array[:, first:end] for array in arrays]).astype(dtype))
+    return Rows(
+        shape,
+        dtype,
+        lambda first, end: np.concatenate([array[:, first:end] for array in arrays]).astype(dtype),
+    )
 
 
 def _lazy(array: LazyArray) -> LazyArray:
@@ -76,21 +88,36 @@ def _lazy(array: LazyArray) -> LazyArray:
     return Rows(array.shape, array.dtype, lambda first, end: array[:, first:end])
 
 
-def _require_fit(path: Path, own: tuple[LazyArray, Geometry], first: Sequence[tuple[LazyArray, Geometry]], case: Case) -> None:
+def _require_fit(
+    path: Path,
+    own: tuple[LazyArray, Geometry],
+    first: Sequence[tuple[LazyArray, Geometry]],
+    case: Case,
+) -> None:
     """Raise FileError where a file is on another grid than the first one of its case."""
     for array, place in first:
         if (place.format == "nifti") != (own[1].format == "nifti"):
             problem = f"is {_order(own[1])}, the first channel {case.image[0].name} is {_order(place)}: nothing says which axis is which"
             raise FileError(path, problem, "Save all channels in one format, the axes in one order")
         if own[0].shape[1:] != array.shape[1:]:
-            problem = f"has shape {tuple(own[0].shape[1:])}, the first channel {tuple(array.shape[1:])}"
+            problem = (
+                f"has shape {tuple(own[0].shape[1:])}, the first channel {tuple(array.shape[1:])}"
+            )
             raise FileError(path, problem, "Resample the channels to one grid")
         if not same_affine(place.meta.get("affine"), own[1].meta.get("affine")):
-            raise FileError(path, "lies elsewhere in the world than the first channel (affine)", "Resample the channels to one grid")
+            raise FileError(
+                path,
+                "lies elsewhere in the world than the first channel (affine)",
+                "Resample the channels to one grid",
+            )
 
 
 def _order(geometry: Geometry) -> str:
-    return "NIfTI with axes (X, Y, Z)" if geometry.format == "nifti" else "no NIfTI, its axes are (Z, Y, X)"
+    return (
+        "NIfTI with axes (X, Y, Z)"
+        if geometry.format == "nifti"
+        else "no NIfTI, its axes are (Z, Y, X)"
+    )
 
 
 def same_affine(one: Any, other: Any) -> bool:
@@ -106,10 +133,12 @@ def single(path: Path, array: np.ndarray) -> np.ndarray:
         out = array.astype(np.float32)
     beyond = nonfinite(out) - nonfinite(array) if nonfinite(out) else 0
     if beyond:
-        problem = (
-            f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32 bits, with which images are computed"
+        problem = f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32 bits, with which images are computed"
+        raise FileError(
+            path,
+            problem,
+            "Divide its values by a power of ten, or replace those that are no measurements",
         )
-        raise FileError(path, problem, "Divide its values by a power of ten, or replace those that are no measurements")
     return out
 
 
@@ -133,7 +162,9 @@ def _single(path: Path, array: LazyArray, finite: bool) -> LazyArray:
             require_finite(path, found, f" among its rows {first} to {end - 1}")
         return found
 
-    return Rows(array.shape, np.dtype(np.float32) if array.dtype == np.float64 else array.dtype, checked)
+    return Rows(
+        array.shape, np.dtype(np.float32) if array.dtype == np.float64 else array.dtype, checked
+    )
 
 
 def require_finite(path: Path, array: np.ndarray, where: str = "") -> None:
@@ -146,7 +177,9 @@ def nonfinite(array: np.ndarray) -> int:
     """How many values are NaN or infinite; for integers nothing is looked at."""
     if array.dtype.kind != "f":
         return 0
-    return array.size - sum(int(np.count_nonzero(np.isfinite(array[:, first:end]))) for first, end in files.slabs(array))
+    return array.size - sum(
+        int(np.count_nonzero(np.isfinite(array[:, first:end]))) for first, end in files.slabs(array)
+    )
 
 
 def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:

@@ -53,7 +53,9 @@ def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> li
     return [grid_starts(n, t, overlap) for n, t in zip(space, size, strict=True)]
 
 
-def holds_change(mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], size: Sequence[int]) -> bool:
+def holds_change(
+    mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], size: Sequence[int]
+) -> bool:
     """Whether the box at ``start`` (may be negative) of ``size`` holds a place of a difference_mask of change ``(1, *S)`` given with its index.
 
     Exact, though of the mask itself only blocks that the border of the box cuts are read, until one settles it.
@@ -62,12 +64,17 @@ def holds_change(mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], siz
     high = [min(s + t, n) for s, t, n in zip(start, size, mask.shape[1:], strict=True)]
     if any(a >= b for a, b in zip(low, high, strict=True)):
         return False  # wholly outside: a stop before the first pixel would count from the far end
-    if blocks[(0, *(slice(-(-a // REDUCED), b // REDUCED) for a, b in zip(low, high, strict=True)))].any():
+    if blocks[
+        (0, *(slice(-(-a // REDUCED), b // REDUCED) for a, b in zip(low, high, strict=True)))
+    ].any():
         return True
     first = [a // REDUCED for a in low]
     around = blocks[(0, *(slice(f, -(-b // REDUCED)) for f, b in zip(first, high, strict=True)))]
     for block in (np.argwhere(around) + first) * REDUCED:
-        box = tuple(slice(max(a, k), min(b, k + REDUCED)) for a, b, k in zip(low, high, block.tolist(), strict=True))
+        box = tuple(
+            slice(max(a, k), min(b, k + REDUCED))
+            for a, b, k in zip(low, high, block.tolist(), strict=True)
+        )
         if (mask[(0, *box)] >= LEVEL).any():
             return True
     return False
@@ -91,7 +98,11 @@ class RandBalancedCropd(Randomizable, MapTransform):
     place: Sequence[int] | None = None
 
     def __init__(
-        self, targets: Mapping[str, str], patch: Patch, ignore: int | None, maps: Mapping[str, float] = MappingProxyType({})
+        self,
+        targets: Mapping[str, str],
+        patch: Patch,
+        ignore: int | None,
+        maps: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         MapTransform.__init__(self, ["image", *targets, *maps])
         self.targets, self.patch, self.ignore, self.maps = dict(targets), patch, ignore, dict(maps)
@@ -109,7 +120,10 @@ class RandBalancedCropd(Randomizable, MapTransform):
         wanted = self.patch.foreground if array is not None else None
         best: tuple[float, list[int], float] | None = None
         for _ in range(self.patch.tries if wanted else 1):
-            start = [int(self.R.randint(0, n - t + 1)) if n > t else -((t - n) // 2) for n, t in zip(size, self.patch.size, strict=True)]
+            start = [
+                int(self.R.randint(0, n - t + 1)) if n > t else -((t - n) // 2)
+                for n, t in zip(size, self.patch.size, strict=True)
+            ]
             share = self._share(array, start)
             miss = _distance(share, wanted) if wanted else 0.0
             if best is None or miss < best[0]:
@@ -129,7 +143,10 @@ class RandBalancedCropd(Randomizable, MapTransform):
         if self.patch.changed is None or chances[0] >= self.patch.changed or not len(held):
             return None
         corner = held[int(chances[1] * len(held))] * REDUCED
-        pixels = np.argwhere(mask.array[(0, *(slice(a, a + REDUCED) for a in corner.tolist()))] >= LEVEL) + corner
+        pixels = (
+            np.argwhere(mask.array[(0, *(slice(a, a + REDUCED) for a in corner.tolist()))] >= LEVEL)
+            + corner
+        )
         pixel = pixels[int(chances[2] * len(pixels))].tolist()
         axes = zip(pixel, mask.shape[1:], self.patch.size, chances[3:].tolist(), strict=True)
         return [_start_around(*axis) for axis in axes]
@@ -137,7 +154,9 @@ class RandBalancedCropd(Randomizable, MapTransform):
     def _share(self, array: np.ndarray | None, start: Sequence[int]) -> float:
         if array is None:
             return float("nan")
-        box = tuple(slice(max(s, 0), max(s + t, 0)) for s, t in zip(start, self.patch.size, strict=True))
+        box = tuple(
+            slice(max(s, 0), max(s + t, 0)) for s, t in zip(start, self.patch.size, strict=True)
+        )
         return foreground_share(np.ascontiguousarray(array[(0, *box)]), self.ignore)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +168,9 @@ class RandBalancedCropd(Randomizable, MapTransform):
             if kind == "image":
                 out[name] = self._cut_image(data[name].array, start, scale)
             else:
-                out[name] = self._cut(data[name].array, start, 0 if self.ignore is None else self.ignore)
+                out[name] = self._cut(
+                    data[name].array, start, 0 if self.ignore is None else self.ignore
+                )
         for name, fill in self.maps.items():
             part = self._cut(data[name].array, start, fill)
             out[name] = part.astype(np.float32) if part.dtype == np.float16 else part
@@ -176,13 +197,21 @@ def _start_around(pixel: int, length: int, size: int, chance: float) -> int:
     return low + int(chance * (high - low + 1))
 
 
-def crop_scaled(array: np.ndarray, start: Sequence[int], size: Sequence[int], scale: Any) -> np.ndarray:
+def crop_scaled(
+    array: np.ndarray, start: Sequence[int], size: Sequence[int], scale: Any
+) -> np.ndarray:
     """Box of ``array`` ``(C, *S)``, normalised by ``scale``, float32, zero outside the volume."""
     space = array.shape[1:]
     low = [max(s, 0) for s in start]
     inside = [max(0, min(s + t, n) - a) for s, t, n, a in zip(start, size, space, low, strict=True)]
-    part = scale.apply(array[(slice(None), *(slice(a, a + n) for a, n in zip(low, inside, strict=True)))])
-    return part if tuple(inside) == tuple(size) else crop(part, [s - a for s, a in zip(start, low, strict=True)], size)
+    part = scale.apply(
+        array[(slice(None), *(slice(a, a + n) for a, n in zip(low, inside, strict=True)))]
+    )
+    return (
+        part
+        if tuple(inside) == tuple(size)
+        else crop(part, [s - a for s, a in zip(start, low, strict=True)], size)
+    )
 
 
 def crop_mirrored(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:

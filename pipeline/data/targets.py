@@ -35,14 +35,18 @@ def load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray
     array = array if data.binarise is None else _binarised(path, array, data)
     if len(array) > 1 and (array != array[:1]).any():
         suggestion = "Save labels with one channel that holds the class numbers"
-        raise files.FileError(path, f"has {len(array)} different channels where labels are needed", suggestion)
+        raise files.FileError(
+            path, f"has {len(array)} different channels where labels are needed", suggestion
+        )
     return array[:1], geometry  # several where a grey mask is saved in colour
 
 
 def _binarised(path: Path, array: np.ndarray, data: config.Data) -> np.ndarray:
     """1 where a value lies above ``data.binarise``, the ignored label where it is that, 0 elsewhere."""
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise files.FileError(path, f"holds {np.isnan(array).sum()} values that are NaN", "Replace them by numbers")
+        raise files.FileError(
+            path, f"holds {np.isnan(array).sum()} values that are NaN", "Replace them by numbers"
+        )
     mask = (array > data.binarise).astype(label_dtype(data))
     if data.ignore_label is not None:
         mask[array == data.ignore_label] = data.ignore_label
@@ -81,14 +85,22 @@ def read_mask(path: Path, data: config.Data) -> np.ndarray:
     return mask
 
 
-EMPTY_VIEW = ("holds no field of view: nothing would be counted", "Give a mask whose foreground is the part of the image that counts")
+EMPTY_VIEW = (
+    "holds no field of view: nothing would be counted",
+    "Give a mask whose foreground is the part of the image that counts",
+)
 
 
 def label_dtype(data: config.Data) -> np.dtype:
     """Smallest integer type for the classes and the ignored label; uint8 wherever possible."""
     ends = (min(0, data.ignore_label or 0), max(data.classes - 1, data.ignore_label or 0))
     kinds = (np.uint8, np.int8, np.uint16, np.int16, np.int32)
-    return np.dtype(next((k for k in kinds if np.iinfo(k).min <= ends[0] and ends[1] <= np.iinfo(k).max), np.int64))
+    return np.dtype(
+        next(
+            (k for k in kinds if np.iinfo(k).min <= ends[0] and ends[1] <= np.iinfo(k).max),
+            np.int64,
+        )
+    )
 
 
 def label_values(array: np.ndarray) -> dict[str, int]:
@@ -98,7 +110,10 @@ def label_values(array: np.ndarray) -> dict[str, int]:
         values, counts = np.flatnonzero(counts), counts[counts > 0]
     else:
         values, counts = np.unique(array, return_counts=True)
-    pairs = [(_text(value), int(count)) for value, count in zip(values[:LISTED], counts[:LISTED], strict=True)]
+    pairs = [
+        (_text(value), int(count))
+        for value, count in zip(values[:LISTED], counts[:LISTED], strict=True)
+    ]
     return dict(pairs) | ({"others": int(counts[LISTED:].sum())} if len(values) > LISTED else {})
 
 
@@ -108,11 +123,17 @@ def _text(value: Any) -> str:
 
 def label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, str] | None:
     """What is wrong with these label values, and the cure; None where they are classes or the ignored label."""
-    wrong = {} if _white(values, data) else {value: count for value, count in values.items() if value not in _allowed(data)}
+    wrong = (
+        {}
+        if _white(values, data)
+        else {value: count for value, count in values.items() if value not in _allowed(data)}
+    )
     if not wrong:
         return None
     shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(wrong.items())[:8])
-    known = f"0 to {data.classes - 1}" + ("" if data.ignore_label is None else f" and {data.ignore_label}, which is ignored")
+    known = f"0 to {data.classes - 1}" + (
+        "" if data.ignore_label is None else f" and {data.ignore_label}, which is ignored"
+    )
     suggestion = "Correct the file, or data.classes or data.ignore_label"
     if data.classes == 2 and _looks_smeared(values):
         suggestion += "; if it is a black and white mask that was kept as JPEG or resized, set data.binarise: 127"
@@ -125,15 +146,28 @@ def _looks_smeared(values: Mapping[str, int]) -> bool:
         return False
     numbers = [float(v) for v in values]
     greys = [v for v in numbers if 1 < v < 255]
-    return bool(greys) and max(numbers) > 127 and (len(numbers) > 8 or (min(numbers) <= 40 and max(numbers) >= 215))
+    return (
+        bool(greys)
+        and max(numbers) > 127
+        and (len(numbers) > 8 or (min(numbers) <= 40 and max(numbers) >= 215))
+    )
 
 
 def _allowed(data: config.Data) -> set[str]:
-    return {str(value) for value in range(data.classes)} | ({str(data.ignore_label)} if data.ignore_label is not None else set())
+    return {str(value) for value in range(data.classes)} | (
+        {str(data.ignore_label)} if data.ignore_label is not None else set()
+    )
 
 
 def _white(values: Mapping[str, int], data: config.Data) -> str | None:
     """The value that stands for class 1 where these are the values of a black and white picture, else None."""
     allowed = _allowed(data)
-    found = (w for w in WHITE if data.classes == 2 and w in values and w not in allowed and set(values) <= (allowed - {"1"}) | {w})
+    found = (
+        w
+        for w in WHITE
+        if data.classes == 2
+        and w in values
+        and w not in allowed
+        and set(values) <= (allowed - {"1"}) | {w}
+    )
     return next(found, None)

@@ -86,14 +86,20 @@ def _chosen(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
     if not isinstance(both, bool):
         raise ConfigError(f"augment {entry}: both is {both!r}, must be true or false.")
     if both and len(keys.pair) < 2:
-        raise ConfigError(f"augment {entry}: both is true, but no target is an image. Leave it out.")
+        raise ConfigError(
+            f"augment {entry}: both is true, but no target is an image. Leave it out."
+        )
     return keys.pair if both else keys.image
 
 
-def _alike(keys: Keys, entry: str, both: bool, make: Callable[[tuple[str, ...]], Transform]) -> list[Transform]:
+def _alike(
+    keys: Keys, entry: str, both: bool, make: Callable[[tuple[str, ...]], Transform]
+) -> list[Transform]:
     """``make(image)``, or with ``both`` one change of image and target: the same random numbers, and statistics of the two together."""
     chosen = _chosen(keys, entry, both)
-    return [ConcatItemsd(chosen, JOINED), make((JOINED,)), Partd(chosen)] if both else [make(chosen)]
+    return (
+        [ConcatItemsd(chosen, JOINED), make((JOINED,)), Partd(chosen)] if both else [make(chosen)]
+    )
 
 
 def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> list[Transform]:
@@ -101,21 +107,31 @@ def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> l
     if axes == "random":
         return [RandAxisFlipd(keys.every, prob=p)]
     if isinstance(axes, str) and axes != "each":
-        raise ConfigError(f"augment flip: axes is {axes!r}, must be random, each, or a list of axes.")
+        raise ConfigError(
+            f"augment flip: axes is {axes!r}, must be random, each, or a list of axes."
+        )
     chosen = range(len(keys.size)) if isinstance(axes, str) else axes
     flips: list[Transform] = [RandFlipd(keys.every, prob=p, spatial_axis=axis) for axis in chosen]
     return flips
 
 
-def _rotate90(keys: Keys, p: float = 0.5, planes: Sequence[Sequence[int]] | None = None) -> list[Transform]:
+def _rotate90(
+    keys: Keys, p: float = 0.5, planes: Sequence[Sequence[int]] | None = None
+) -> list[Transform]:
     """By 90, 180 or 270 degrees in a plane drawn at random among those whose two sides are equally long."""
-    planes = [tuple(x) for x in planes] if planes is not None else list(itertools.combinations(range(len(keys.size)), 2))
+    planes = (
+        [tuple(x) for x in planes]
+        if planes is not None
+        else list(itertools.combinations(range(len(keys.size)), 2))
+    )
     square = [(a, b) for a, b in planes if keys.size[a] == keys.size[b]]
     if not square:
         raise ConfigError(
             f"augment rotate90: patch size {list(keys.size)} has no plane with equal sides. Make two sides equal or remove rotate90."
         )
-    return [OneOf([RandRotate90d(keys.every, prob=p, max_k=3, spatial_axes=plane) for plane in square])]
+    return [
+        OneOf([RandRotate90d(keys.every, prob=p, max_k=3, spatial_axes=plane) for plane in square])
+    ]
 
 
 def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
@@ -123,17 +139,31 @@ def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
-def _brightness(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002 - the YAML's word
+def _brightness(
+    keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
+) -> list[Transform]:  # noqa: A002 - the YAML's word
     """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("brightness", "range", range)
-    return _alike(keys, "brightness", both, lambda k: RandScaleIntensityd(k, prob=p, factors=(low - 1, high - 1)))
+    return _alike(
+        keys,
+        "brightness",
+        both,
+        lambda k: RandScaleIntensityd(k, prob=p, factors=(low - 1, high - 1)),
+    )
 
 
-def _contrast(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False) -> list[Transform]:  # noqa: A002
+def _contrast(
+    keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
+) -> list[Transform]:  # noqa: A002
     """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("contrast", "range", range)
     factors = low - 1, high - 1
-    return _alike(keys, "contrast", both, lambda k: RandScaleIntensityFixedMeand(k, prob=p, factors=factors, preserve_range=False))
+    return _alike(
+        keys,
+        "contrast",
+        both,
+        lambda k: RandScaleIntensityFixedMeand(k, prob=p, factors=factors, preserve_range=False),
+    )
 
 
 def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) -> list[Transform]:
@@ -141,7 +171,9 @@ def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) 
     return _alike(keys, "shift", both, lambda k: RandShiftIntensityd(k, prob=p, offsets=offset))
 
 
-def _gamma(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), both: bool = False) -> list[Transform]:  # noqa: A002
+def _gamma(
+    keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), both: bool = False
+) -> list[Transform]:  # noqa: A002
     """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is drawn from ``range``.
 
     Minimum, maximum and exponent are those of all channels together: one rising curve, so grey stays grey and the order of a
@@ -149,7 +181,9 @@ def _gamma(keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), 
     """
     low, high = _pair("gamma", "range", range)
     if min(low, high) <= 0:
-        raise ConfigError(f"augment gamma: range is [{low}, {high}], both must be above 0, e.g. [0.7, 1.5].")
+        raise ConfigError(
+            f"augment gamma: range is [{low}, {high}], both must be above 0, e.g. [0.7, 1.5]."
+        )
     return _alike(keys, "gamma", both, lambda k: RandAdjustContrastd(k, prob=p, gamma=(low, high)))
 
 
@@ -157,12 +191,19 @@ def _blur(keys: Keys, p: float = 0.5, sigma: tuple[float, float] = (0.5, 1.0)) -
     """Gaussian blur along the space axes, the same for all channels; ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border."""
     bounds = _pair("blur", "sigma", sigma)
     if min(bounds) <= 0:
-        raise ConfigError(f"augment blur: sigma is {list(bounds)} voxels, both must be above 0, e.g. [0.5, 1.0].")
+        raise ConfigError(
+            f"augment blur: sigma is {list(bounds)} voxels, both must be above 0, e.g. [0.5, 1.0]."
+        )
     return [RandMirroredSmoothd(keys.image, bounds, bounds, bounds, prob=p)]
 
 
 def _affine(
-    keys: Keys, p: float = 0.5, degrees: float = 15.0, scale: float = 0.1, translate: float = 0.0, shear: float = 0.0
+    keys: Keys,
+    p: float = 0.5,
+    degrees: float = 15.0,
+    scale: float = 0.1,
+    translate: float = 0.0,
+    shear: float = 0.0,
 ) -> list[Transform]:
     """Rotation about every axis, zoom of every axis, shift and shear, each drawn from ``[-x, x]``; slow on CPU (0.4 s for a pair of 128³).
 
@@ -184,10 +225,19 @@ def _rotate(keys: Keys, p: float = 0.5, degrees: float = 180.0) -> list[Transfor
 
 def _resampling(keys: Keys, p: float, degrees: float, **ranges: Any) -> Transform:
     angles = (degrees * math.pi / 180,) * (3 if len(keys.size) == 3 else 1)
-    return RandTypedAffined(keys.every, prob=p, rotate_range=angles, mode=keys.modes, padding_mode="reflection", **ranges)
+    return RandTypedAffined(
+        keys.every,
+        prob=p,
+        rotate_range=angles,
+        mode=keys.modes,
+        padding_mode="reflection",
+        **ranges,
+    )
 
 
-def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float = 8.0) -> list[Transform]:
+def _elastic(
+    keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float = 8.0
+) -> list[Transform]:
     """Smooth deformation that moves no voxel by more than ``magnitude`` voxels along an axis (in 2D a quarter of it is typical).
 
     ``spacing``: voxels between the points that are moved. Magnitudes at which the patch could fold over itself are refused: inside
@@ -196,7 +246,9 @@ def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float
     """
     dims = len(keys.size)
     if not spacing > 0:
-        raise ConfigError(f"augment elastic: spacing is {spacing} voxels, must be above 0, e.g. 32.")
+        raise ConfigError(
+            f"augment elastic: spacing is {spacing} voxels, must be above 0, e.g. 32."
+        )
     most = UNFOLDED[dims] * spacing
     if not 0 <= magnitude <= most:
         raise ConfigError(
@@ -207,7 +259,12 @@ def _elastic(keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float
 
 
 def _colour(
-    keys: Keys, p: float = 0.5, hue: float = 10.0, saturation: tuple[float, float] = (0.8, 1.2), gain: float = 0.05, both: bool = False
+    keys: Keys,
+    p: float = 0.5,
+    hue: float = 10.0,
+    saturation: tuple[float, float] = (0.8, 1.2),
+    gain: float = 0.05,
+    both: bool = False,
 ) -> list[Transform]:
     """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
 
@@ -222,7 +279,9 @@ def _colour(
     return [RandColourd(_chosen(keys, "colour", both), p, hue, (low, high), gain)]
 
 
-def _clahe(keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02), tiles: int = 4) -> list[Transform]:
+def _clahe(
+    keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02), tiles: int = 4
+) -> list[Transform]:
     """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of 2D patches; limit drawn from ``clip``.
 
     ``tiles`` along each axis of the patch. A limit of c raises local contrast by a factor of at most about 256 c: 1.3 to 5 by
@@ -230,10 +289,18 @@ def _clahe(keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02)
     """
     low, high = _pair("clahe", "clip", clip)
     if len(keys.size) != 2:
-        raise ConfigError("augment clahe: is for images (data.dims: 2); for volumes use gamma or contrast.")
+        raise ConfigError(
+            "augment clahe: is for images (data.dims: 2); for volumes use gamma or contrast."
+        )
     if not 0 < min(low, high) <= max(low, high) <= 1:
-        raise ConfigError(f"augment clahe: clip is [{low}, {high}], both must be above 0 and at most 1, e.g. [0.005, 0.02].")
-    if isinstance(tiles, bool) or not isinstance(tiles, int) or not 1 <= tiles <= min(keys.size) // TILE:
+        raise ConfigError(
+            f"augment clahe: clip is [{low}, {high}], both must be above 0 and at most 1, e.g. [0.005, 0.02]."
+        )
+    if (
+        isinstance(tiles, bool)
+        or not isinstance(tiles, int)
+        or not 1 <= tiles <= min(keys.size) // TILE
+    ):
         raise ConfigError(
             f"augment clahe: tiles is {tiles!r} for a patch of {list(keys.size)}, must be a whole number from 1 to "
             f"{min(keys.size) // TILE}, so that a tile has at least {TILE} pixels a side. Lower tiles or enlarge data.patch.size."
@@ -243,9 +310,15 @@ def _clahe(keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02)
 
 def _pair(entry: str, option: str, values: Sequence[float]) -> tuple[float, float]:
     """``values`` as two numbers. Raises ConfigError for anything else."""
-    good = isinstance(values, list | tuple) and len(values) == 2 and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    good = (
+        isinstance(values, list | tuple)
+        and len(values) == 2
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    )
     if not good:
-        raise ConfigError(f"augment {entry}: {option} is {values!r}, must be two numbers, e.g. {option}: [0.8, 1.2].")
+        raise ConfigError(
+            f"augment {entry}: {option} is {values!r}, must be two numbers, e.g. {option}: [0.8, 1.2]."
+        )
     return values[0], values[1]
 
 
@@ -313,7 +386,9 @@ def augmentation(config: Config, n: int, reads: Collection[Wish] = ()) -> list[T
 def _keys(config: Config, reads: Collection[Wish]) -> Keys:
     kinds, maps = config.targets, derived.wanted(config, reads)
     every = ("image", *kinds, *maps)
-    classes = {k for k, kind in kinds.items() if kind == "labels"} | {k for k, m in maps.items() if m.is_mask}
+    classes = {k for k, kind in kinds.items() if kind == "labels"} | {
+        k for k, m in maps.items() if m.is_mask
+    }
     modes = tuple("nearest" if k in classes else "bilinear" for k in every)
     pair = ("image", *(k for k, kind in kinds.items() if kind == "image"))
     return Keys(image=("image",), every=every, modes=modes, size=config.data.patch.size, pair=pair)
@@ -333,7 +408,13 @@ class OpenStored(Transform):
         cached: CachedCase = data["stored"]
         maps = {name: cached.maps[name] for name in self.maps}
         targets = {name: cached.targets[name] for name in self.targets}
-        return {"image": cached.image, **targets, **maps, "scale": cached.scale, "id": cached.case.id}
+        return {
+            "image": cached.image,
+            **targets,
+            **maps,
+            "scale": cached.scale,
+            "id": cached.case.id,
+        }
 
 
 def training_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
@@ -363,9 +444,14 @@ def cropper(config: Config, reads: Collection[Wish] = ()) -> RandBalancedCropd:
 class RandTypedAffined(RandAffined):
     """MONAI's RandAffined, except that every entry keeps its type: MONAI returns labels as float32, even where it does nothing."""
 
-    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+    def __call__(
+        self, data: Mapping[Hashable, Any], lazy: bool | None = None
+    ) -> dict[Hashable, Any]:
         out = super().__call__(data, lazy)
-        return {**out, **{key: convert_to_dst_type(out[key], data[key])[0] for key in self.key_iterator(out)}}
+        return {
+            **out,
+            **{key: convert_to_dst_type(out[key], data[key])[0] for key in self.key_iterator(out)},
+        }
 
 
 class Partd(MapTransform):
@@ -432,7 +518,11 @@ class RandElasticd(RandomizableTransform, MapTransform):
         self.randomize()
         if not self._do_transform:
             return out
-        grid = torch.as_tensor(create_grid([len(w) for w in self.weights], dtype=np.float32, backend=TransformBackends.TORCH))
+        grid = torch.as_tensor(
+            create_grid(
+                [len(w) for w in self.weights], dtype=np.float32, backend=TransformBackends.TORCH
+            )
+        )
         grid[:-1] += torch.as_tensor(self.field(), dtype=torch.float32)
         for key, mode in self.key_iterator(out, self.modes):
             out[key] = convert_to_dst_type(self.resample(out[key], grid, mode=mode), data[key])[0]
@@ -456,7 +546,14 @@ class RandColourd(RandomizableTransform, MapTransform):
     the normalised range a little. Where the channels were normalised one by one, hues are those of the normalised image.
     """
 
-    def __init__(self, keys: Sequence[str], prob: float, hue: float, saturation: tuple[float, float], gain: float) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        prob: float,
+        hue: float,
+        saturation: tuple[float, float],
+        gain: float,
+    ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.hue, self.saturation, self.gain = math.radians(hue), saturation, gain
@@ -476,7 +573,9 @@ class RandColourd(RandomizableTransform, MapTransform):
         for key in self.key_iterator(out) if self._do_transform else ():
             if len(out[key]) == 3:
                 image = convert_to_numpy(out[key])
-                out[key] = convert_to_dst_type(np.tensordot(self.matrix.astype(np.float32), image, axes=1), out[key])[0]
+                out[key] = convert_to_dst_type(
+                    np.tensordot(self.matrix.astype(np.float32), image, axes=1), out[key]
+                )[0]
         return out
 
 
@@ -494,7 +593,9 @@ class RandClahed(RandomizableTransform, MapTransform):
     is. The result has at most 256 grey levels between tiles' curves, which are blended linearly.
     """
 
-    def __init__(self, keys: Sequence[str], prob: float, clip: tuple[float, float], tile: tuple[int, ...]) -> None:
+    def __init__(
+        self, keys: Sequence[str], prob: float, clip: tuple[float, float], tile: tuple[int, ...]
+    ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.range, self.tile, self.clip = clip, tile, clip[0]
@@ -509,7 +610,11 @@ class RandClahed(RandomizableTransform, MapTransform):
         self.randomize()
         for key in self.key_iterator(out) if self._do_transform else ():
             image = convert_to_numpy(out[key])
-            changed = self._value(image) if len(image) == 3 else np.stack([self._equalise(channel) for channel in image])
+            changed = (
+                self._value(image)
+                if len(image) == 3
+                else np.stack([self._equalise(channel) for channel in image])
+            )
             out[key] = convert_to_dst_type(changed, out[key])[0]
         return out
 
@@ -526,4 +631,6 @@ class RandClahed(RandomizableTransform, MapTransform):
         low, span = plane.min(), np.ptp(plane)
         if not span > 0:
             return plane
-        return low + span * equalize_adapthist((plane - low) / span, self.tile, self.clip).astype(plane.dtype)
+        return low + span * equalize_adapthist((plane - low) / span, self.tile, self.clip).astype(
+            plane.dtype
+        )

@@ -12,14 +12,19 @@ from pipeline import grid
 from pipeline.data.properties import CaseProperties
 from pipeline.records import Case, Fault
 
-ORDER = {"nifti": "NIfTI, whose axes are (X, Y, Z)", "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)"}
+ORDER = {
+    "nifti": "NIfTI, whose axes are (X, Y, Z)",
+    "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)",
+}
 """Families of files and the order of their axes."""
 
 NAMED = 3
 """Cases named as examples."""
 
 
-def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], root: Path, continues: bool = False) -> list[Fault]:
+def faults(
+    properties: Sequence[CaseProperties], cases: Sequence[Case], root: Path, continues: bool = False
+) -> list[Fault]:
     """What does not go together. ``continues``: the data of a run that began before anybody looked; errors are then warnings."""
     severity = "warning" if continues else "error"
     found = [
@@ -29,7 +34,9 @@ def faults(properties: Sequence[CaseProperties], cases: Sequence[Case], root: Pa
     ]
     mixed = _mixed_cases(properties)
     if mixed:
-        suggestion = "Bring all files to one (nibabel.as_closest_canonical gives RAS), or train them apart"
+        suggestion = (
+            "Bring all files to one (nibabel.as_closest_canonical gives RAS), or train them apart"
+        )
         found.append(Fault(path=root, problem=mixed, suggestion=suggestion, severity=severity))
     uneven = _uneven_spacing(properties)
     if uneven:
@@ -61,7 +68,10 @@ def _mixed_cases(properties: Sequence[CaseProperties]) -> str:
     plain = {kind for kind in kinds if kind != _kind({"family": "nifti"})}
     if len(plain) + ("NIfTI" in kinds and not any(k.startswith("NIfTI ") for k in kinds)) < 2:
         return ""
-    shown = [f"{len(ids)} {kind} ({', '.join(ids[:NAMED])}{', ...' if len(ids) > NAMED else ''})" for kind, ids in kinds.items()]
+    shown = [
+        f"{len(ids)} {kind} ({', '.join(ids[:NAMED])}{', ...' if len(ids) > NAMED else ''})"
+        for kind, ids in kinds.items()
+    ]
     return f"holds images whose axes lie differently: {'; '.join(shown)}"
 
 
@@ -72,16 +82,25 @@ def _kind(entry: Mapping[str, Any]) -> str:
 
 
 def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
-    known = {f.id: f.grids["image"]["spacing"] for f in properties if f.grids.get("image", {}).get("spacing")}
+    known = {
+        f.id: f.grids["image"]["spacing"]
+        for f in properties
+        if f.grids.get("image", {}).get("spacing")
+    }
     spacings = list(known.values())
     if len({len(s) for s in spacings}) != 1 or grid.spread(spacings) <= grid.SPREAD:
         return ""
-    axis = max(range(len(spacings[0])), key=lambda a: max(s[a] for s in spacings) / min(s[a] for s in spacings))
+    axis = max(
+        range(len(spacings[0])),
+        key=lambda a: max(s[a] for s in spacings) / min(s[a] for s in spacings),
+    )
     small, large = (pick(known, key=lambda i: known[i][axis]) for pick in (min, max))
     return f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has {grid.by_mm(known[large])}"
 
 
-def trained_on(layout: str, properties: Sequence[CaseProperties], names: Mapping[int, str]) -> dict[str, Any]:
+def trained_on(
+    layout: str, properties: Sequence[CaseProperties], names: Mapping[int, str]
+) -> dict[str, Any]:
     """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all cases, None where they differ.
 
     ``names`` are those of the classes.
@@ -93,7 +112,9 @@ def trained_on(layout: str, properties: Sequence[CaseProperties], names: Mapping
         "layout": layout,
         "family": _common(g["family"] for g in grids),
         "codes": _common(g.get("codes") for g in grids),
-        "spacing": [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None,
+        "spacing": [statistics.median(axis) for axis in zip(*spacings, strict=True)]
+        if even
+        else None,
         "class_names": {str(value): name for value, name in names.items()},
     }
 

@@ -49,7 +49,9 @@ def read_document(path: Path, schema: Any, suggestion: str, what: str = "") -> A
     try:
         document = read_json(path)
     except FileError as error:
-        raise FileError(path, error.problem, suggestion if path.is_file() else error.suggestion) from None
+        raise FileError(
+            path, error.problem, suggestion if path.is_file() else error.suggestion
+        ) from None
     found = problem(document, schema)
     if found is not None:
         raise FileError(path, f"{found}: it {what}" if what else found, suggestion)
@@ -67,9 +69,15 @@ def checked(path: Path, document: Any, schema: Any, suggestion: str) -> Any:
 def _content(path: Path) -> bytes:
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
-        raise FileError(path, "is a folder" if path.is_dir() else "is no regular file", "Name a file")
+        raise FileError(
+            path, "is a folder" if path.is_dir() else "is no regular file", "Name a file"
+        )
     if facts.st_size > LARGEST:
-        raise FileError(path, f"has {facts.st_size:,} bytes; documents have at most {LARGEST:,}", "Look at what it holds")
+        raise FileError(
+            path,
+            f"has {facts.st_size:,} bytes; documents have at most {LARGEST:,}",
+            "Look at what it holds",
+        )
     return path.read_bytes()
 
 
@@ -77,7 +85,9 @@ def _parsed(path: Path, content: bytes) -> Any:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileError(path, f"is no UTF-8 text (byte {error.start})", "Save it as UTF-8, or make it again") from None
+        raise FileError(
+            path, f"is no UTF-8 text (byte {error.start})", "Save it as UTF-8, or make it again"
+        ) from None
     return parse(text)
 
 
@@ -152,7 +162,9 @@ def _of_items(value: Any, kind: type, inner: Any, key: str) -> Iterator[str]:
         return
     for name, item in value.items() if kind is dict else enumerate(value):
         if not _is_plainly(item, inner):
-            yield from _problems(item, inner, f"{key}.{str(name)[:SHOWN]}" if key else str(name)[:SHOWN])
+            yield from _problems(
+                item, inner, f"{key}.{str(name)[:SHOWN]}" if key else str(name)[:SHOWN]
+            )
         if kind is dict and not _is_text(name):
             yield f"{key or 'the document'} has a key that is no text: {shown(name)}"
 
@@ -201,7 +213,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < HUGE
+    return (
+        math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < HUGE
+    )
 
 
 FITS: dict[Any, Callable[[Any], bool]] = {
@@ -233,7 +247,9 @@ def in_words(kind: Any) -> str:
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
         plain, *rules = typing.get_args(kind)
-        return " ".join([*([] if plain is Any else [in_words(plain)]), *(rule.words for rule in rules)])
+        return " ".join(
+            [*([] if plain is Any else [in_words(plain)]), *(rule.words for rule in rules)]
+        )
     if origin is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if origin in (types.UnionType, typing.Union):

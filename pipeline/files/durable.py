@@ -45,7 +45,9 @@ def whole(path: Path, need: int = 0) -> Iterator[Path]:
     may not be written, with the bytes that are ``need``ed (0: not known), and UserError where something else than a file would be replaced.
     """
     ending = suffix(path) or path.suffix
-    temp = path.with_name(f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{ending if len(ending) < LONGEST_ENDING else ''}")
+    temp = path.with_name(
+        f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{ending if len(ending) < LONGEST_ENDING else ''}"
+    )
     _open_temps.add(temp.name)
     try:
         with named(path, need, temp):
@@ -56,7 +58,9 @@ def whole(path: Path, need: int = 0) -> Iterator[Path]:
             _replace(temp, path)
             _sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # on a disk that fails nothing can be taken away; sweep does it later
+        with contextlib.suppress(
+            OSError
+        ):  # on a disk that fails nothing can be taken away; sweep does it later
             _remove(temp)
         _open_temps.discard(temp.name)
 
@@ -88,8 +92,13 @@ def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]
     except DiskError:
         raise
     except OSError as error:
-        where = {os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes)}
-        if where and not any(w in own or (temp is not None and w.startswith(f"{temp}{os.sep}")) or _above(w, path) for w in where):
+        where = {
+            os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes)
+        }
+        if where and not any(
+            w in own or (temp is not None and w.startswith(f"{temp}{os.sep}")) or _above(w, path)
+            for w in where
+        ):
             raise
         raise _in_words(path, error, need, temp) from None
 
@@ -106,7 +115,10 @@ def _in_words(path: Path, error: OSError, need: int, temp: Path | None) -> DiskE
     free = free_bytes(path)
     bytes_free = "" if free is None else f", {free} are free"
     left = "; the file was not changed" if temp is not None else ""
-    return DiskError(number, f"{path}: {reason} after {done} bytes{bytes_needed}{bytes_free}{left}. {_way_out(path, number)}.")
+    return DiskError(
+        number,
+        f"{path}: {reason} after {done} bytes{bytes_needed}{bytes_free}{left}. {_way_out(path, number)}.",
+    )
 
 
 def _way_out(path: Path, number: int) -> str:
@@ -177,7 +189,11 @@ def keeps_every_byte(path: Path) -> bool:
     except OSError:
         return False
     halves = [line.partition(b" - ") for line in lines]
-    return any(mount.split()[2].decode() == wanted and kind.split()[0].decode() in PLAIN for mount, _, kind in halves if kind)
+    return any(
+        mount.split()[2].decode() == wanted and kind.split()[0].decode() in PLAIN
+        for mount, _, kind in halves
+        if kind
+    )
 
 
 def nearest(path: Path) -> Path:
@@ -189,7 +205,9 @@ def require_writable(option: str, folder: Path) -> None:
     """Raise UserError where nothing can be made in ``folder``, which need not be there yet."""
     if reason := refused(folder):
         shown = f"{option} {folder}" if option else str(folder)
-        raise UserError(f"{shown} may not be written ({reason}). Choose another folder, or make it writable.")
+        raise UserError(
+            f"{shown} may not be written ({reason}). Choose another folder, or make it writable."
+        )
 
 
 def refused(path: Path) -> str:
@@ -208,7 +226,9 @@ def refused(path: Path) -> str:
             return f"a path that leaves no room for the files in it; {limits[1]} bytes are the most"
         entry = next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), there)
         if not os.path.isdir(entry):
-            return f"{entry} is {'a file' if os.path.exists(entry) else 'a link that leads nowhere'}"
+            return (
+                f"{entry} is {'a file' if os.path.exists(entry) else 'a link that leads nowhere'}"
+            )
         with tempfile.TemporaryFile(dir=there):  # on Linux it never has a name
             pass
     except OSError as error:
@@ -231,9 +251,13 @@ def _require_replaceable(path: Path) -> None:
     except (OSError, ValueError):
         return
     if stat.S_ISDIR(mode) and suffix(path) not in FOLDERS:
-        raise UserError(f"{path} is a folder where a file is to be written. Move it away, or choose another place.")
+        raise UserError(
+            f"{path} is a folder where a file is to be written. Move it away, or choose another place."
+        )
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-        raise UserError(f"{path} is no file but a pipe, a socket or a device. Move it away, or choose another place.")
+        raise UserError(
+            f"{path} is no file but a pipe, a socket or a device. Move it away, or choose another place."
+        )
 
 
 def _sync_all(path: Path) -> None:

@@ -41,7 +41,11 @@ def guarded(path: Path, action: Callable[[], T]) -> T:
     except FileError:
         raise
     except MemoryError:
-        raise FileError(path, "announces more pixels than fit into memory", "Check its header, or cut it into smaller pieces") from None
+        raise FileError(
+            path,
+            "announces more pixels than fit into memory",
+            "Check its header, or cut it into smaller pieces",
+        ) from None
     except RecursionError:
         raise FileError(path, "cannot be decoded: its description is nested too deeply") from None
     except OSError as error:
@@ -69,7 +73,9 @@ def check_kind(path: Path) -> None:
             raise FileError(path, "is a folder", "Name a file")
     elif is_folder(path):
         raise FileError(
-            path, "is a file, where a Zarr is a folder", "Unpack it, or name the folder that holds zarr.json, .zgroup or .zarray"
+            path,
+            "is a file, where a Zarr is a folder",
+            "Unpack it, or name the folder that holds zarr.json, .zgroup or .zarray",
         )
     elif found.st_size == 0:
         raise FileError(path, "is empty (0 bytes)")
@@ -80,7 +86,9 @@ def check_regular(path: Path) -> os.stat_result:
     found = path.stat()
     kind = next((name for test, name in _OTHER_KINDS if test(found.st_mode)), None)
     if kind is not None:
-        raise FileError(path, f"is {kind}, no regular file", "Save it as a regular file, or remove it")
+        raise FileError(
+            path, f"is {kind}, no regular file", "Save it as a regular file, or remove it"
+        )
     return found
 
 
@@ -93,7 +101,9 @@ def silence(*modules: str) -> None:
 def _words(error: Exception) -> str:
     """What a library says, in one printable line, with its own name for the fault; Python's names only where nothing else is said."""
     name, text = type(error).__name__, _line(str(error))
-    if isinstance(error, TypeError | AttributeError | LookupError | AssertionError | ArithmeticError):
+    if isinstance(
+        error, TypeError | AttributeError | LookupError | AssertionError | ArithmeticError
+    ):
         return f"its header or description holds what does not belong there ({text or name})"
     return (text if type(error).__module__ == "builtins" else f"{name}: {text}") if text else name
 
@@ -116,7 +126,10 @@ def absence(path: Path) -> str:
 
 def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
     if isinstance(error, FileNotFoundError) and path.is_symlink():
-        return f"is a symbolic link to {os.readlink(path)}, which does not exist", "Mend or remove the link"
+        return (
+            f"is a symbolic link to {os.readlink(path)}, which does not exist",
+            "Mend or remove the link",
+        )
     if isinstance(error, FileNotFoundError):
         return "does not exist", "Check the path"
     if error.errno == errno.ELOOP:
@@ -124,7 +137,10 @@ def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
     if isinstance(error, PermissionError):
         return "may not be read", "Give this user the right to read it"
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return "cannot be opened: too many files are open at a time", "Raise that limit, e.g. with ulimit -n 4096"
+        return (
+            "cannot be opened: too many files are open at a time",
+            "Raise that limit, e.g. with ulimit -n 4096",
+        )
     if isinstance(error, IsADirectoryError):
         return "is a folder", "Name a file"
     return f"cannot be read to its end: {_line(str(error))}", AGAIN
@@ -133,7 +149,11 @@ def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
 def wrong_axes(path: Path, shape: tuple[int, ...], dims: int) -> FileError:
     found, wanted = ("an image", "a volume") if dims == 3 else ("a volume or a series", "an image")
     size = "x".join(map(str, shape))
-    return FileError(path, f"is {found} ({size}) where {wanted} is needed", f"Set data.dims, or give {wanted} with {dims} space axes")
+    return FileError(
+        path,
+        f"is {found} ({size}) where {wanted} is needed",
+        f"Set data.dims, or give {wanted} with {dims} space axes",
+    )
 
 
 def require_text(option: str, path: Path) -> None:
@@ -143,4 +163,6 @@ def require_text(option: str, path: Path) -> None:
     except UnicodeEncodeError:
         shown = f"{option} {path}".strip()
         advice = "Rename that folder, or name a link to it"
-        raise UserError(f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it. {advice}.") from None
+        raise UserError(
+            f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it. {advice}."
+        ) from None

@@ -75,7 +75,9 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "uif":
-        raise FileError(path, f"holds {array.dtype} values", "Convert it to an integer or real number type")
+        raise FileError(
+            path, f"holds {array.dtype} values", "Convert it to an integer or real number type"
+        )
     if array.size == 0:
         raise FileError(path, f"holds no pixel, shape {array.shape}")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")), geometry
@@ -97,7 +99,9 @@ def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
         if 0 in pixels.shape:
             raise FileError(path, f"holds no pixel, shape {pixels.shape}")
         if pixels.dtype.kind not in "uifb":
-            raise FileError(path, f"holds {pixels.dtype} values", "Convert it to an integer or real number type")
+            raise FileError(
+                path, f"holds {pixels.dtype} values", "Convert it to an integer or real number type"
+            )
         yield _guarded_rows(path, pixels), place
 
 
@@ -107,7 +111,9 @@ def _guarded_rows(path: Path, pixels: LazyArray) -> LazyArray:
         return np.asarray(pixels)
     dtype = np.dtype(np.uint8) if pixels.dtype == bool else pixels.dtype
     make = pixels.make
-    return replace(pixels, dtype=dtype, make=lambda first, end: guarded(path, lambda: make(first, end)))
+    return replace(
+        pixels, dtype=dtype, make=lambda first, end: guarded(path, lambda: make(first, end))
+    )
 
 
 def geometry(path: Path, dims: int) -> Geometry:
@@ -127,7 +133,11 @@ def dims_of(path: Path) -> int:
 def _format(path: Path) -> ModuleType:
     known = suffix(path)
     if not known:
-        raise FileError(path, f"has a suffix that no reader knows ({path.suffix or 'none'})", f"Known are {', '.join(SUFFIXES)}")
+        raise FileError(
+            path,
+            f"has a suffix that no reader knows ({path.suffix or 'none'})",
+            f"Known are {', '.join(SUFFIXES)}",
+        )
     if known in FOLDERS:
         from pipeline.files import zarr  # takes 0.3 s to import, and few data sets hold any
 
@@ -135,7 +145,9 @@ def _format(path: Path) -> ModuleType:
     return _FORMATS[known]
 
 
-def write(path: Path, array: LazyArray, geometry: Geometry | None = None, dims: int | None = None) -> None:
+def write(
+    path: Path, array: LazyArray, geometry: Geometry | None = None, dims: int | None = None
+) -> None:
     """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry`` describes, whole or not at all.
 
     ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else pictures such as PNG are 2D and other
@@ -152,14 +164,20 @@ def write(path: Path, array: LazyArray, geometry: Geometry | None = None, dims: 
     flat = array.ndim == 2 or _FORMATS.get(suffix(path)) is pictures
     space: int = dims or geometry.meta.get("dims") or (2 if flat else 3)
     if array.ndim not in (space, space + 1):
-        raise UserError(f"{path}: an array of shape {array.shape} is not (*S) or (C, *S) with {space} space axes.")
+        raise UserError(
+            f"{path}: an array of shape {array.shape} is not (*S) or (C, *S) with {space} space axes."
+        )
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "uif":
-        raise UserError(f"{path}: values of type {array.dtype} cannot be written. Convert them to an integer or real number type.")
+        raise UserError(
+            f"{path}: values of type {array.dtype} cannot be written. Convert them to an integer or real number type."
+        )
     form = _format(path)
     with whole(path, array.nbytes) as temp:
-        form.write(temp, array if form is npy else array.reshape(-1, *array.shape[-space:]), geometry)
+        form.write(
+            temp, array if form is npy else array.reshape(-1, *array.shape[-space:]), geometry
+        )
 
 
 def stored(array: Rows, path: Path) -> Rows:

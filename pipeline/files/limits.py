@@ -33,7 +33,9 @@ def available_memory() -> int:
 def _system() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration, ValueError):
         return None
 
@@ -41,9 +43,15 @@ def _system() -> int | None:
 def _group() -> int | None:
     """What is left of the limit of the control group (version 2) that this process is in."""
     try:
-        path = next(line[3:].strip() for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        path = next(
+            line[3:].strip()
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
         folder = Path("/sys/fs/cgroup") / path.lstrip("/")
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (
+            (folder / name).read_text().strip() for name in ("memory.max", "memory.current")
+        )
         return None if limit == "max" else max(0, int(limit) - int(used))
     except (OSError, StopIteration, ValueError):
         return None
@@ -57,15 +65,21 @@ def check_values(path: Path, shape: Sequence[int], dtype: Any) -> None:
     """Raise FileError for values that are no numbers of pixels, and for axes without one or of a negative length."""
     known = np.dtype(dtype)
     if known.hasobject:
-        raise FileError(path, "holds Python objects", "Convert it to an integer or real number type")
+        raise FileError(
+            path, "holds Python objects", "Convert it to an integer or real number type"
+        )
     if known.kind not in "uifb":
-        raise FileError(path, f"holds {known.name} values"[:100], "Convert it to an integer or real number type")
+        raise FileError(
+            path, f"holds {known.name} values"[:100], "Convert it to an integer or real number type"
+        )
     if any(n < 0 for n in shape):
         raise FileError(path, f"announces a negative size, shape {tuple(shape)}")
     if 0 in shape:
         raise FileError(path, f"holds no pixel, shape {tuple(shape)}")
     if len(shape) > AXES:
-        raise FileError(path, f"has {len(shape)} axes; {AXES} are the most", "Check how it was written")
+        raise FileError(
+            path, f"has {len(shape)} axes; {AXES} are the most", "Check how it was written"
+        )
 
 
 def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an array") -> None:
@@ -77,7 +91,11 @@ def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an a
     if need > free:
         size = "x".join(map(str, shape))
         problem = f"announces {what} of {size} {np.dtype(dtype).name}, which needs {_gib(need)}, {_gib(free)} are free"
-        raise FileError(path, problem, "Check its header, cut it into smaller pieces, or use a machine with more memory")
+        raise FileError(
+            path,
+            problem,
+            "Check its header, cut it into smaller pieces, or use a machine with more memory",
+        )
 
 
 def check_ratio(path: Path, need: int, stored: int, most: int) -> None:

@@ -63,7 +63,9 @@ class BusyError(UserError):
 
     def __init__(self, path: Path, owner: Owner | None) -> None:
         who = "another process" if owner is None else str(owner)
-        super().__init__(f"{path.parent} belongs to {who}. Wait until it is done, or stop it first.")
+        super().__init__(
+            f"{path.parent} belongs to {who}. Wait until it is done, or stop it first."
+        )
         self.path, self.owner = path, owner
 
 
@@ -125,7 +127,9 @@ def _acquire(path: Path, wait: Wait | None) -> int:
     began = time.monotonic()
     while True:
         if os.path.lexists(path) and not os.path.isfile(path):
-            raise UserError(f"{path} should be the lock of {path.parent}, and is no file. Move it away, or choose another folder.")
+            raise UserError(
+                f"{path} should be the lock of {path.parent}, and is no file. Move it away, or choose another folder."
+            )
         with named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -189,7 +193,12 @@ def _gone(owner: Owner) -> bool:
 
 def _write(handle: int) -> None:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    owner = Owner(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"), command=command)
+    owner = Owner(
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        command=command,
+    )
     os.ftruncate(handle, 0)
     data, done = json.dumps(asdict(owner)).encode(), 0
     while done < len(data):  # a full disk takes a part of it
@@ -202,7 +211,11 @@ def _read(handle: int) -> Owner | None:
         owner = Owner(**json.loads(os.pread(handle, 1 << 16, 0)))
     except (ValueError, TypeError, RecursionError):  # empty, or just being written
         return None
-    sound = type(owner.pid) is int and 0 < owner.pid < 2**31 and all(isinstance(t, str) for t in (owner.host, owner.since, owner.command))
+    sound = (
+        type(owner.pid) is int
+        and 0 < owner.pid < 2**31
+        and all(isinstance(t, str) for t in (owner.host, owner.since, owner.command))
+    )
     return owner if sound else None
 
 

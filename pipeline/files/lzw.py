@@ -80,7 +80,9 @@ def _breaks(data: np.ndarray, most: int) -> bool:  # noqa: C901
     end = data.size * 8
     if data.size < 2:
         return False
-    old = data[0] == 0 and data[1] & 1  # of before 1988: bits the other way round, codes longer one code later
+    old = (
+        data[0] == 0 and data[1] & 1
+    )  # of before 1988: bits the other way round, codes longer one code later
     early = 0 if old else 1
     lengths = np.ones(4100, np.int64)
     place, width, strings, made = 0, 9, STRINGS, 0

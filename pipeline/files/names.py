@@ -8,7 +8,20 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = (".ome.zarr", ".zarr", ".nii.gz", ".nii", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".npy", ".gif", ".bmp")
+SUFFIXES = (
+    ".ome.zarr",
+    ".zarr",
+    ".nii.gz",
+    ".nii",
+    ".tiff",
+    ".tif",
+    ".png",
+    ".jpeg",
+    ".jpg",
+    ".npy",
+    ".gif",
+    ".bmp",
+)
 """Formats that can be read; a longer suffix comes before one that it ends with."""
 
 FOLDERS = (".ome.zarr", ".zarr")

@@ -58,7 +58,9 @@ def _read_on(path: Path, stream: gzip.GzipFile) -> None:
         rest += len(part)
         if rest > BEHIND:
             problem = f"goes on for more than {BEHIND >> 20} MiB behind the pixels that its header announces"
-            raise FileError(path, problem, "Its header and its pixels do not belong together: export it again")
+            raise FileError(
+                path, problem, "Its header and its pixels do not belong together: export it again"
+            )
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -68,7 +70,9 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         stream: Any = stack.enter_context(path.open("wb"))
         if suffix(path) == ".nii.gz":
             # No name and no time in the gzip header: equal arrays give equal files.
-            stream = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0))
+            stream = stack.enter_context(
+                gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0)
+            )
         image.to_stream(stream)
 
 
@@ -90,11 +94,17 @@ def _load(path: Path) -> nibabel.Nifti1Image:
     try:
         image = nibabel.load(path)
     except ImageFileError:
-        raise FileError(path, "is no NIfTI file, or its header is damaged", "Copy it again, or convert it to .nii.gz") from None
+        raise FileError(
+            path,
+            "is no NIfTI file, or its header is damaged",
+            "Copy it again, or convert it to .nii.gz",
+        ) from None
     except HeaderDataError as error:
         raise FileError(path, f"has a damaged header ({str(error)[:200]})") from None
     if not isinstance(image, nibabel.Nifti1Image):
-        raise FileError(path, f"is {type(image).__name__}, no single-file NIfTI", "Convert it to .nii.gz")
+        raise FileError(
+            path, f"is {type(image).__name__}, no single-file NIfTI", "Convert it to .nii.gz"
+        )
     return image
 
 
@@ -113,14 +123,20 @@ def _check_header(path: Path) -> None:
     if len(head) < length:
         raise FileError(path, "is truncated inside its header")
     # As nibabel guesses it: from the number of axes.
-    order = "<" if 1 <= int.from_bytes(head[40:42] if single else head[16:24], "little") <= 7 else ">"
+    order = (
+        "<" if 1 <= int.from_bytes(head[40:42] if single else head[16:24], "little") <= 7 else ">"
+    )
     (start,) = struct.unpack_from(order + ("f" if single else "q"), head, 108 if single else 168)
     if not math.isfinite(start) or start < 0 or start > BEFORE:
         problem = f"has pixels that begin at byte {start:g} (vox_offset); {BEFORE} is the most"
         raise FileError(path, problem, "Mend its header, or export it again")
     if any(head[length : length + 1]):
         if start < length + 4 or b"ni" in (head[344:346], head[4:6]):
-            raise FileError(path, "is the header of a pair of files, or damaged: its extensions have no end", "Convert it to .nii.gz")
+            raise FileError(
+                path,
+                "is the header of a pair of files, or damaged: its extensions have no end",
+                "Convert it to .nii.gz",
+            )
         with gzip.open(path) if packed else path.open("rb") as stream:
             stream.seek(length + 4)
             _check_extensions(path, stream.read(int(start) - length - 4), order)
@@ -133,7 +149,10 @@ def _check_extensions(path: Path, data: bytes, order: str) -> None:
             return
         (size,) = struct.unpack_from(order + "i", data, place)
         if size < 8 or place + size > len(data):
-            raise FileError(path, f"has a header extension of {size} bytes where {len(data) - place} are left before the pixels")
+            raise FileError(
+                path,
+                f"has a header extension of {size} bytes where {len(data) - place} are left before the pixels",
+            )
         place += size
     raise FileError(path, f"has more than {EXTENSIONS} header extensions", "Export it again")
 
@@ -142,7 +161,9 @@ def _unpacked(path: Path, head: bytes) -> bytes:
     """The first 544 bytes of a stream of gzip, or as many as there are; it may consist of several streams."""
     if head[:2] != b"\x1f\x8b" or len(head) < 18:
         suggestion = "Rename it to .nii if it is not compressed, else copy or export it again"
-        raise FileError(path, "cannot be unpacked: it is not compressed with gzip, or is cut off", suggestion)
+        raise FileError(
+            path, "cannot be unpacked: it is not compressed with gzip, or is cut off", suggestion
+        )
     data = _first_bytes(head)
     if len(data) >= 544:
         return data
@@ -175,7 +196,9 @@ def _described(path: Path, image: nibabel.Nifti1Image, dims: int) -> tuple[tuple
     check_values(path, shape, dtype)
     need, size = proxy.offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if suffix(path) == ".nii" and size < need:
-        raise FileError(path, f"is truncated: its header announces {need} bytes, the file has {size}")
+        raise FileError(
+            path, f"is truncated: its header announces {need} bytes, the file has {size}"
+        )
     if suffix(path) == ".nii.gz":
         check_ratio(path, need, size, DEFLATE)
     further = [n for n in shape[3:] if n != 1]
@@ -203,7 +226,11 @@ def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
     if geometry.format != "nifti":
         return nibabel.Nifti1Image(data, np.eye(4), dtype=data.dtype)
     block = base64.b64decode(geometry.meta["header"])
-    kind = nibabel.Nifti1Image if len(block) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Image
+    kind = (
+        nibabel.Nifti1Image
+        if len(block) == nibabel.Nifti1Header.sizeof_hdr
+        else nibabel.Nifti2Image
+    )
     header = kind.header_class(block, endianness=geometry.meta["endian"], check=False)
     header.set_data_shape(data.shape)
     header.set_data_dtype(data.dtype)

@@ -26,7 +26,9 @@ def _load(path: Path, dims: int) -> np.ndarray:
     check_values(path, shape, dtype)
     need, size = start + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if need > size:
-        raise FileError(path, f"is truncated: its header announces {need} bytes, the file has {size}")
+        raise FileError(
+            path, f"is truncated: its header announces {need} bytes, the file has {size}"
+        )
     if len(shape) not in (dims, dims + 1):
         raise wrong_axes(path, shape, dims)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -38,16 +40,30 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     with path.open("rb") as stream:
         head = stream.read(12)
         if not head.startswith(_MAGIC) or len(head) < 12 or head[6] not in (1, 2, 3):
-            raise FileError(path, "is no .npy file of NumPy, or its header is damaged", "Write it again with numpy.save")
+            raise FileError(
+                path,
+                "is no .npy file of NumPy, or its header is damaged",
+                "Write it again with numpy.save",
+            )
         length = int.from_bytes(head[8:10] if head[6] == 1 else head[8:12], "little")
         if length > LONGEST:
-            raise FileError(path, f"has a header of {length} bytes; {LONGEST} are the most", "Write it again with numpy.save")
+            raise FileError(
+                path,
+                f"has a header of {length} bytes; {LONGEST} are the most",
+                "Write it again with numpy.save",
+            )
         stream.seek(8)
-        reader = np.lib.format.read_array_header_1_0 if head[6] == 1 else np.lib.format.read_array_header_2_0
+        reader = (
+            np.lib.format.read_array_header_1_0
+            if head[6] == 1
+            else np.lib.format.read_array_header_2_0
+        )
         try:
             shape, _, dtype = reader(stream, LONGEST)
         except ValueError as error:
-            raise FileError(path, f"has a damaged header ({str(error)[:200]})", "Write it again with numpy.save") from None
+            raise FileError(
+                path, f"has a damaged header ({str(error)[:200]})", "Write it again with numpy.save"
+            ) from None
         return tuple(int(n) for n in shape), dtype, stream.tell()
 
 
@@ -80,7 +96,9 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
         check_memory(path, rows.shape, rows.dtype, "rows")
         return np.array(rows)
 
-    return Rows(array.shape, array.dtype.newbyteorder("="), make), Geometry(format="none", meta={"dims": dims})
+    return Rows(array.shape, array.dtype.newbyteorder("="), make), Geometry(
+        format="none", meta={"dims": dims}
+    )
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
@@ -94,7 +112,9 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
             return
         whole = np.asarray(array[:])
         if whole.flags.c_contiguous and not whole.dtype.hasobject:
-            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
+            np.lib.format.write_array_header_1_0(
+                stream, np.lib.format.header_data_from_array_1_0(whole)
+            )
             _write_all(stream, whole)
         else:
             np.lib.format.write_array(_Plain(stream), whole, allow_pickle=False)
@@ -114,16 +134,26 @@ def rows(path: Path) -> Rows:
 def room(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     """A new file mapped for writing anywhere in it. The disk gives all its bytes first: one that is full kills a process that maps."""
     with path.open("wb", buffering=0) as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": tuple(shape),
+        }
         np.lib.format.write_array_header_1_0(stream, header)
-        os.posix_fallocate(stream.fileno(), 0, stream.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
+        os.posix_fallocate(
+            stream.fileno(), 0, stream.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+        )
     return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _write_rows(stream: BinaryIO, array: Rows) -> None:
     """Written where they belong: channels lie one behind the other in the file."""
     dtype = np.dtype(array.dtype)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(array.shape)}
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": tuple(array.shape),
+    }
     np.lib.format.write_array_header_1_0(stream, header)
     offset, row = stream.tell(), math.prod(array.shape[2:]) * dtype.itemsize
     for first, end in slabs(array):

@@ -34,7 +34,9 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
         image = Image.open(path, formats=("PNG", "JPEG", "GIF", "BMP"))
     except UnidentifiedImageError:
         suggestion = "Copy or export it again; a picture of another format needs converting, not only another name"
-        raise FileError(path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", suggestion) from None
+        raise FileError(
+            path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", suggestion
+        ) from None
     with image:
         # In a JPEG (MPO) the further pictures are previews and second views; GIF was counted, without being decoded.
         frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
@@ -46,7 +48,11 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
 
 
 def _animated(path: Path, frames: int) -> FileError:
-    return FileError(path, f"is animated: {frames} frames where one image is needed", "Save each frame as a file of its own")
+    return FileError(
+        path,
+        f"is animated: {frames} frames where one image is needed",
+        "Save each frame as a file of its own",
+    )
 
 
 _RATIOS = {"PNG": DEFLATE, "GIF": LZW, "BMP": LZW, "JPEG": 2**11, "MPO": 2**11}
@@ -60,7 +66,12 @@ def _check_size(path: Path, image: Image.Image, head: bytes) -> None:
     bits = 8
     if image.format == "PNG":
         bits = head[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(head[25], 1)
-    check_ratio(path, (image.width * bits + 7) // 8 * image.height, path.stat().st_size, _RATIOS[str(image.format)])
+    check_ratio(
+        path,
+        (image.width * bits + 7) // 8 * image.height,
+        path.stat().st_size,
+        _RATIOS[str(image.format)],
+    )
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
@@ -73,10 +84,16 @@ def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
 
 
 def _described(image: Image.Image, head: bytes) -> tuple[tuple[int, int, int], str]:
-    height, width = (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
+    height, width = (
+        (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
+    )
     if _is_deep_png(head):  # Pillow calls grey with alpha a colour
         return (3 if head[25] & 2 else 1, height, width), "uint16"
-    bands = 3 if image.mode in ("P", "CMYK", "YCbCr") else len([b for b in image.getbands() if b not in "Aa"])
+    bands = (
+        3
+        if image.mode in ("P", "CMYK", "YCbCr")
+        else len([b for b in image.getbands() if b not in "Aa"])
+    )
     return (bands, height, width), "uint8"
 
 
@@ -152,7 +169,11 @@ def _check_gif(path: Path, stream: BinaryIO) -> None:
             raise FileError(path, f"has more blocks of data than {width}x{height} pixels can need")
     else:
         if stray < FEWEST // 2:
-            raise FileError(path, f"consists of more than {FEWEST} blocks", "Save it again, each frame as a file of its own")
+            raise FileError(
+                path,
+                f"consists of more than {FEWEST} blocks",
+                "Save it again, each frame as a file of its own",
+            )
     if frames > 1:
         raise _animated(path, frames)
 
@@ -208,9 +229,16 @@ def _check_exif(path: Path, exif: bytes) -> None:
     (count,) = struct.unpack_from(order + "H", body, start)
     entries = body[start + 2 : start + 2 + count * 12]
     entries = entries[: len(entries) // 12 * 12]
-    total = sum(min(len(body), n * _EXIF_BYTES.get(kind, 1)) for _, kind, n, _ in struct.iter_unpack(order + "HHII", entries))
+    total = sum(
+        min(len(body), n * _EXIF_BYTES.get(kind, 1))
+        for _, kind, n, _ in struct.iter_unpack(order + "HHII", entries)
+    )
     if total > 4 * len(body) + SLACK:
-        raise FileError(path, f"has EXIF data of {len(body)} bytes that announce {total} bytes of values", "Save it again without EXIF")
+        raise FileError(
+            path,
+            f"has EXIF data of {len(body)} bytes that announce {total} bytes of values",
+            "Save it again without EXIF",
+        )
 
 
 def _check_scans(path: Path) -> None:
@@ -221,7 +249,11 @@ def _check_scans(path: Path) -> None:
             scans += (last + part).count(b"\xff\xda")
             last = part[-1:]
     if scans > SCANS:
-        raise FileError(path, f"has {scans} scans; {SCANS} are the most, and progressive pictures have about ten", "Save it again as PNG")
+        raise FileError(
+            path,
+            f"has {scans} scans; {SCANS} are the most, and progressive pictures have about ten",
+            "Save it again as PNG",
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -231,7 +263,9 @@ def _orientation(image: Image.Image) -> int:
     """
     value = 1
     if "exif" in image.info:
-        with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
+        with contextlib.suppress(
+            SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error
+        ):
             value = int(image.getexif().get(0x0112, 1))
     return value if 1 <= value <= 8 else 1
 
@@ -258,12 +292,16 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         check_memory(path, (bands, *space), dtype)
         if image.format in ("JPEG", "MPO"):
             _check_scans(path)
-        orientation = _orientation(image)  # before the pixels: what stands behind them is not looked for
+        orientation = _orientation(
+            image
+        )  # before the pixels: what stands behind them is not looked for
         array = _pixels(path, image, head, labels)
     array = array[..., None] if array.ndim == 2 else array
     if labels and _hidden_in_alpha(array):
         suggestion = "Flatten it onto black, or save the alpha channel as the mask"
-        raise FileError(path, "has one colour everywhere and keeps its shape in the alpha channel", suggestion)
+        raise FileError(
+            path, "has one colour everywhere and keeps its shape in the alpha channel", suggestion
+        )
     array = upright(array[..., : 1 if array.shape[-1] == 1 else bands], orientation)
     return np.moveaxis(array, -1, 0).astype(dtype), Geometry(format="image", meta={"dims": 2})
 
@@ -280,7 +318,9 @@ def _pixels(path: Path, image: Image.Image, head: bytes, labels: bool) -> np.nda
         given = image.getpalette() or []
         colours.ravel()[: len(given)] = given
         return palette_labels(indices, colours) if labels else colours[indices]
-    pixels = np.asarray(image if image.mode in ("1", "L", "LA", "RGB", "RGBA") else image.convert("RGB"))
+    pixels = np.asarray(
+        image if image.mode in ("1", "L", "LA", "RGB", "RGBA") else image.convert("RGB")
+    )
     if pixels.dtype == bool:
         return pixels if labels else as_seen(pixels.astype(np.uint8), 1)
     if labels and image.mode == "L" and head.startswith(b"\x89PNG") and head[24] < 8:
@@ -326,12 +366,16 @@ def _hidden_in_alpha(pixels: np.ndarray) -> bool:
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write ``(1, Y, X)`` as grey and ``(3, Y, X)`` as colour: uint8, PNG also uint16. Raises UserError for other arrays and formats."""
     if suffix(path) in READ_ONLY:
-        raise UserError(f"{path.suffix} files are only read. Write .png instead; all that can be written: {', '.join(WRITABLE)}.")
+        raise UserError(
+            f"{path.suffix} files are only read. Write .png instead; all that can be written: {', '.join(WRITABLE)}."
+        )
     png = path.suffix.lower() == ".png"
     kinds = ("uint8", "uint16") if png else ("uint8",)
     if array.ndim != 3 or array.shape[0] not in (1, 3) or str(array.dtype) not in kinds:
         wanted = f"1 or 3 channels of {' or '.join(kinds)}, (C, Y, X)"
-        raise UserError(f"a {path.suffix} file holds {wanted}; got {array.dtype} of shape {array.shape}. Write .tif or .npy instead.")
+        raise UserError(
+            f"a {path.suffix} file holds {wanted}; got {array.dtype} of shape {array.shape}. Write .tif or .npy instead."
+        )
     pixels = array[0].copy() if array.shape[0] == 1 else array.transpose(1, 2, 0).copy()
     if png:  # Pillow knows no colours of 16 bits
         path.write_bytes(imagecodecs.png_encode(pixels))

@@ -36,18 +36,26 @@ def read_table(path: Path, known: Sequence[str]) -> tuple[tuple[str, ...], list[
 
 def _text(path: Path) -> str:
     if path.stat().st_size > LARGEST:
-        raise FileError(path, f"has {path.stat().st_size:,} bytes; a table has at most {LARGEST:,}", "Is it another file?")
+        raise FileError(
+            path,
+            f"has {path.stat().st_size:,} bytes; a table has at most {LARGEST:,}",
+            "Is it another file?",
+        )
     content = path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise FileError(path, "is UTF-16 text", SUGGESTION)
     if b"\0" in content:
         line = content[: content.index(b"\0")].count(b"\n") + 1
-        raise FileError(path, f"holds a zero byte in line {line}: it is UTF-16 text, or damaged", SUGGESTION)
+        raise FileError(
+            path, f"holds a zero byte in line {line}: it is UTF-16 text, or damaged", SUGGESTION
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise FileError(path, f"is no UTF-8 text: byte {content[error.start]:#x} in line {line}", SUGGESTION) from None
+        raise FileError(
+            path, f"is no UTF-8 text: byte {content[error.start]:#x} in line {line}", SUGGESTION
+        ) from None
 
 
 def _table(path: Path, text: str, known: Sequence[str]) -> tuple[tuple[str, ...], list[Row]]:
@@ -59,10 +67,15 @@ def _table(path: Path, text: str, known: Sequence[str]) -> tuple[tuple[str, ...]
     twice = [name for name in known if header.count(name) > 1]
     if twice:
         raise FileError(path, f"has the column {twice[0]!r} twice", "Remove one of the two")
-    other = next((word for sign, word in SEPARATORS.items() if len(header) == 1 and sign in header[0]), None)
+    other = next(
+        (word for sign, word in SEPARATORS.items() if len(header) == 1 and sign in header[0]), None
+    )
     if other is not None:
         raise FileError(path, f"has {other} between its columns", SUGGESTION)
-    return header, [Row(line, dict(zip(header, values, strict=True))) for line, values in _even(path, header, rows)]
+    return header, [
+        Row(line, dict(zip(header, values, strict=True)))
+        for line, values in _even(path, header, rows)
+    ]
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -75,12 +88,22 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
                 yield line, [field.strip() for field in fields]
             line = reader.line_num + 1
     except csv.Error as error:
-        raise FileError(path, f"is damaged from line {line} on ({error})", "Look for a quote that is not closed in that line") from None
+        raise FileError(
+            path,
+            f"is damaged from line {line} on ({error})",
+            "Look for a quote that is not closed in that line",
+        ) from None
 
 
-def _even(path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+def _even(
+    path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]
+) -> Iterator[tuple[int, list[str]]]:
     """The rows at the header's length; empty fields beyond it, which spreadsheets leave, are dropped."""
     for line, fields in rows:
         if len(fields) < len(header) or any(fields[len(header) :]):
-            raise FileError(path, f"has {len(fields)} values in line {line}, but {len(header)} columns", "Correct that line")
+            raise FileError(
+                path,
+                f"has {len(fields)} values in line {line}, but {len(header)} columns",
+                "Correct that line",
+            )
         yield line, fields[: len(header)]

@@ -67,10 +67,17 @@ def _text_problem(tif: tifffile.TiffFile) -> str | None:
     for element in root.iter():
         name, given = element.tag.rsplit("}", 1)[-1], element.attrib
         if name.endswith("Pixels"):
-            if math.prod(_whole(given.get(f"Size{axis}", "1")) for axis in "ZCT") > tiff_pages.PAGES:
+            if (
+                math.prod(_whole(given.get(f"Size{axis}", "1")) for axis in "ZCT")
+                > tiff_pages.PAGES
+            ):
                 return f"announces more than {tiff_pages.PAGES} planes in its OME description"
         elif name.endswith("TiffData"):
-            planes += _whole(given.get("PlaneCount") or given.get("NumPlanes") or ("1" if "IFD" in given else str(pages)))
+            planes += _whole(
+                given.get("PlaneCount")
+                or given.get("NumPlanes")
+                or ("1" if "IFD" in given else str(pages))
+            )
         elif "Along" in name and "Start" in given and _steps(given) > tiff_pages.PAGES:
             return f"announces more than {tiff_pages.PAGES} steps of an axis in its OME description"
     if planes > 10 * pages + PICTURE:
@@ -105,7 +112,11 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
     if count == 1 < announced and first.is_contiguous and not tif.is_ome:
         # ImageJ and 'truncate' write one directory for a whole uncompressed stack.
         need = first.dataoffsets[0] + announced * first.nbytes
-        return None if need <= size else f"is truncated: {announced} pages need {need} bytes, the file has {size}"
+        return (
+            None
+            if need <= size
+            else f"is truncated: {announced} pages need {need} bytes, the file has {size}"
+        )
     if count < announced:
         return f"is truncated: it announces {announced} pages and holds {count}"
     if 0 < announced < count:
@@ -129,7 +140,10 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
 def _segment_problem(page: Any, size: int) -> str | None:
     if page.dtype is None or not page.shape or 0 in page.shape:
         return "its directory is incomplete"
-    if not all(isinstance(value, int) for value in (page.photometric, page.compression, page.samplesperpixel)):
+    if not all(
+        isinstance(value, int)
+        for value in (page.photometric, page.compression, page.samplesperpixel)
+    ):
         return "its colours, its compression or its number of samples (tags 262, 259, 277) are no numbers"
     if (opaque := _opaque(page)) is not None and opaque < 1:
         return f"it announces {len(page.extrasamples)} samples beside the colours (tag 338) of {page.samplesperpixel} in all"
@@ -147,7 +161,15 @@ def _segment_problem(page: Any, size: int) -> str | None:
     return _size_problem(page, wanted) or _stored_problem(page, sum(counts))
 
 
-_RATIOS = {5: LZW, 8: DEFLATE, 32946: DEFLATE, 32773: RUNS, 50000: ZSTD, 34926: ZSTD, 50013: DEFLATE}
+_RATIOS = {
+    5: LZW,
+    8: DEFLATE,
+    32946: DEFLATE,
+    32773: RUNS,
+    50000: ZSTD,
+    34926: ZSTD,
+    50013: DEFLATE,
+}
 """Compressions of which it is known how many bytes one byte can give at most."""
 
 TILE = 2**28
@@ -166,7 +188,10 @@ def _size_problem(page: Any, wanted: int) -> str | None:
 
 def _stored_problem(page: Any, stored: int) -> str | None:
     """Compare the pixels of a page with the bytes that it has for them."""
-    need, ratio = page.nbytes * page.bitspersample // (8 * page.dtype.itemsize), _RATIOS.get(int(page.compression))
+    need, ratio = (
+        page.nbytes * page.bitspersample // (8 * page.dtype.itemsize),
+        _RATIOS.get(int(page.compression)),
+    )
     if page.compression == 1 and stored < need:
         return f"{stored} bytes of pixels are there"
     if ratio is not None and need > ratio * stored + SLACK:
@@ -183,11 +208,17 @@ def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
         return total // max(first.samplesperpixel, 1)
     if tif.is_imagej:
         found: Mapping[str, Any] = tif.imagej_metadata or {}
-        return max(int(found.get("images", 0)), int(found.get("slices", 1)) * int(found.get("frames", 1)) if "images" in found else 0)
+        return max(
+            int(found.get("images", 0)),
+            int(found.get("slices", 1)) * int(found.get("frames", 1)) if "images" in found else 0,
+        )
     shapes = [entry.get("shape", ()) for entry in tif.shaped_metadata or ()]
     if not shapes and first.shaped_description:
         # tifffile passes over a description that does not fit; that of one page among others says nothing of those.
-        whole, single = math.prod(_described_shape(first.shaped_description)), math.prod(first.shape)
+        whole, single = (
+            math.prod(_described_shape(first.shaped_description)),
+            math.prod(first.shape),
+        )
         return whole // single if whole > single else 0
     return sum(math.prod(shape) for shape in shapes) // math.prod(first.shape)
 
@@ -205,8 +236,16 @@ def _series_problem(tif: tifffile.TiffFile) -> str | None:
     held = max(_announced_pages(tif, first), 1) if count == 1 and first.is_contiguous else count
     if planes != held:
         return f"announces {planes} slices and holds {held} pages"
-    missing = sum(series.pages[n] is None for n in range(planes)) if series.kind == "ome" and series.dataoffset is None else 0
-    return f"announces {planes} slices and says where {planes - missing} of them are" if missing else None
+    missing = (
+        sum(series.pages[n] is None for n in range(planes))
+        if series.kind == "ome" and series.dataoffset is None
+        else 0
+    )
+    return (
+        f"announces {planes} slices and says where {planes - missing} of them are"
+        if missing
+        else None
+    )
 
 
 def _orientation(page: Any) -> int:
@@ -218,7 +257,9 @@ def _orientation(page: Any) -> int:
 def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], tuple[int, ...]]:
     """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order, as it is stored."""
     if len(tif.series) != 1:
-        raise FileError(path, f"holds {len(tif.series)} separate images", "Save one image or volume per file")
+        raise FileError(
+            path, f"holds {len(tif.series)} separate images", "Save one image or volume per file"
+        )
     problem = _series_problem(tif)
     if problem:
         raise FileError(path, problem)
@@ -234,7 +275,11 @@ def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], t
         raise wrong_axes(path, tif.series[0].shape, dims)
     if dims == 3 and _orientation(tif.pages.first) != 1:
         problem = f"is a volume whose pages have the orientation {_orientation(tif.pages.first)} (tag 274) and so are not seen as they lie"
-        raise FileError(path, problem, "Save it upright, without that tag, and check that it lies as its labels do")
+        raise FileError(
+            path,
+            problem,
+            "Save it upright, without that tag, and check that it lies as its labels do",
+        )
     flat = [i for i in others if i not in depth]
     size = math.prod(shape[i] for i in channel)
     return flat + channel + depth + plane, (size, *(shape[i] for i in depth + plane))
@@ -252,7 +297,10 @@ def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
         shape = _turned(_layout(path, tif, dims)[1], page)
         if _is_palette(page, dims):
             return (3, *shape[1:]), "uint8"
-        return (len(range(shape[0])[: _opaque(page)]), *shape[1:]), "uint8" if page.dtype == bool else page.dtype.name
+        return (
+            len(range(shape[0])[: _opaque(page)]),
+            *shape[1:],
+        ), "uint8" if page.dtype == bool else page.dtype.name
 
 
 def geometry(path: Path, dims: int) -> Geometry:
@@ -269,12 +317,23 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         series, page = tif.series[0], tif.pages.first
         check_memory(path, shape, series.dtype)
         _check_lzw(path, series.pages)
-        array = series.asarray().reshape(series.get_shape(squeeze=False)).transpose(order).reshape(shape)
+        array = (
+            series.asarray()
+            .reshape(series.get_shape(squeeze=False))
+            .transpose(order)
+            .reshape(shape)
+        )
         if _is_palette(page, dims):
             colours, indices = (page.colormap.T >> 8).astype("uint8"), _numbers(array[0])  # type: ignore[union-attr]
-            array = palette_labels(indices, colours)[None] if labels else colours[indices].transpose(2, 0, 1)
+            array = (
+                palette_labels(indices, colours)[None]
+                if labels
+                else colours[indices].transpose(2, 0, 1)
+            )
         else:
-            array = (_numbers(array) if dims == 3 or labels else _seen(array, page))[: _opaque(page)]
+            array = (_numbers(array) if dims == 3 or labels else _seen(array, page))[
+                : _opaque(page)
+            ]
         if _orientation(page) != 1:
             array = upright(array.transpose(1, 2, 0), _orientation(page)).transpose(2, 0, 1)
         return array, _geometry(tif, dims, labels)
@@ -303,7 +362,10 @@ def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
     with ThreadPoolExecutor(2) as pool:
         for number, broken in enumerate(pool.map(breaks, found), 1):
             if broken:
-                raise FileError(path, f"is damaged: the LZW codes of a strip or tile of page {number} of {len(found)} make no sense")
+                raise FileError(
+                    path,
+                    f"is damaged: the LZW codes of a strip or tile of page {number} of {len(found)} make no sense",
+                )
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:
@@ -314,7 +376,11 @@ def _numbers(array: np.ndarray) -> np.ndarray:
 def _seen(array: np.ndarray, page: Any) -> np.ndarray:
     """Greys of a picture. With more than one bit ImageJ means the numbers of MINISWHITE and not their look; scanners write ink as 1."""
     array = _numbers(~array if _is_ink(page) else array)
-    return as_seen(array, page.bitspersample) if page.bitspersample in (1, 2, 4) and page.photometric in (0, 1) else array
+    return (
+        as_seen(array, page.bitspersample)
+        if page.bitspersample in (1, 2, 4) and page.photometric in (0, 1)
+        else array
+    )
 
 
 def _is_ink(page: Any) -> bool:
@@ -333,10 +399,14 @@ def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
     """What to say where the numbers were taken although the tag says that they are seen otherwise."""
     colours = _COLOURS.get(int(page.photometric))
     if colours and not (colours == "YCbCr" and page.compression in _JPEG):
-        return (f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned into RGB",)
+        return (
+            f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned into RGB",
+        )
     if page.photometric != 0 or (_is_ink(page) and dims == 2 and not labels):
         return ()
-    return ("is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they are, not turned round",)
+    return (
+        "is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they are, not turned round",
+    )
 
 
 def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray, Geometry]:
@@ -353,7 +423,11 @@ def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray,
     source, opaque = _Pages(path, series, order[-dims]), _opaque(page)
 
     def make(first: int, end: int) -> np.ndarray:
-        part = source.rows(first, end).transpose(order).reshape(shape[0], end - first, *shape[2:])[:opaque]
+        part = (
+            source.rows(first, end)
+            .transpose(order)
+            .reshape(shape[0], end - first, *shape[2:])[:opaque]
+        )
         return _numbers(part) if dims == 3 else _seen(part, page)
 
     channels, stored = len(range(shape[0])[:opaque]), np.dtype(series.dtype)
@@ -372,13 +446,27 @@ class _Pages:
             self.lead -= 1
 
     def rows(self, first: int, end: int) -> np.ndarray:
-        box = tuple(slice(first, end) if i == self.axis else slice(None) for i in range(len(self.shape)))
+        box = tuple(
+            slice(first, end) if i == self.axis else slice(None) for i in range(len(self.shape))
+        )
         if self.series.dataoffset is not None:
             # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
             stored = self.series.dtype.newbyteorder(self.series.parent.byteorder)
-            check_memory(self.path, [end - first, math.prod(self.shape) // self.shape[self.axis]], stored, "rows")
-            return np.array(np.memmap(self.path, stored, "r", self.series.dataoffset, self.shape)[box])
-        check_memory(self.path, [end - first, math.prod(self.shape) // self.shape[self.axis]], self.series.dtype, "rows")
+            check_memory(
+                self.path,
+                [end - first, math.prod(self.shape) // self.shape[self.axis]],
+                stored,
+                "rows",
+            )
+            return np.array(
+                np.memmap(self.path, stored, "r", self.series.dataoffset, self.shape)[box]
+            )
+        check_memory(
+            self.path,
+            [end - first, math.prod(self.shape) // self.shape[self.axis]],
+            self.series.dtype,
+            "rows",
+        )
         check_memory(self.path, self.shape[self.lead :], self.series.dtype, "pages")
         numbers = np.arange(math.prod(self.shape[: self.lead])).reshape(self.shape[: self.lead])
         wanted = numbers[box[: self.lead]]
@@ -420,13 +508,24 @@ def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
     """
     tags: Any = tif.pages.first.tags
     meta: dict[str, Any] = {}
-    resolution = [_ratio(tags.valueof(name)) for name in ("XResolution", "YResolution") if name in tags]
+    resolution = [
+        _ratio(tags.valueof(name)) for name in ("XResolution", "YResolution") if name in tags
+    ]
     unit = tags.valueof("ResolutionUnit", 2)
-    if len(resolution) == 2 and None not in resolution and resolution != [[1, 1], [1, 1]] and isinstance(unit, int):
+    if (
+        len(resolution) == 2
+        and None not in resolution
+        and resolution != [[1, 1], [1, 1]]
+        and isinstance(unit, int)
+    ):
         meta = {"resolution": resolution, "resolution_unit": int(unit)}
-    described: Mapping[str, Any] = (tif.imagej_metadata if tif.is_imagej else (tif.shaped_metadata or ({},))[0]) or {}
+    described: Mapping[str, Any] = (
+        tif.imagej_metadata if tif.is_imagej else (tif.shaped_metadata or ({},))[0]
+    ) or {}
     kinds = {"spacing": int | float, "unit": str}
-    meta |= {key: described[key] for key, kind in kinds.items() if isinstance(described.get(key), kind)}
+    meta |= {
+        key: described[key] for key, kind in kinds.items() if isinstance(described.get(key), kind)
+    }
     return meta | {"imagej": True} if tif.is_imagej else meta | _ome_scale(tif)
 
 
@@ -439,13 +538,25 @@ def _ratio(value: Any) -> list[int] | None:
 def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Sizes in the unit of the first axis: OME gives each axis its own."""
     text = (tif.ome_metadata if tif.is_ome else None) or ""
-    sizes = {axis: _positive(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)}
-    units = dict.fromkeys("XYZ", "\u00b5m") | dict(re.findall(r'\bPhysicalSize([XYZ])Unit="([^"]+)"', text))
-    sizes = {axis: known for axis, size in sizes.items() if size and (known := _in_unit(size, units[axis], units["X"]))}
+    sizes = {
+        axis: _positive(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)
+    }
+    units = dict.fromkeys("XYZ", "\u00b5m") | dict(
+        re.findall(r'\bPhysicalSize([XYZ])Unit="([^"]+)"', text)
+    )
+    sizes = {
+        axis: known
+        for axis, size in sizes.items()
+        if size and (known := _in_unit(size, units[axis], units["X"]))
+    }
     meta: dict[str, Any] = {}
     if "X" in sizes and "Y" in sizes:
         resolution = [Fraction(1 / sizes[axis]).limit_denominator(10**6) for axis in "XY"]
-        meta = {"imagej": True, "resolution": [list(r.as_integer_ratio()) for r in resolution], "resolution_unit": 1}
+        meta = {
+            "imagej": True,
+            "resolution": [list(r.as_integer_ratio()) for r in resolution],
+            "resolution_unit": 1,
+        }
         meta["unit"] = units["X"]
     if "Z" in sizes:
         meta["spacing"] = sizes["Z"]
@@ -477,7 +588,11 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
     meta = geometry.meta if geometry.format == "tiff" else {}
     # ImageJ knows these types only; others keep the scale in the description that tifffile and this package read.
     dtype, nbytes = np.dtype(array.dtype), math.prod(array.shape) * array.dtype.itemsize
-    imagej = bool(meta.get("imagej")) and dtype in (np.uint8, np.uint16, np.float32) and nbytes < 2**32 - 2**25
+    imagej = (
+        bool(meta.get("imagej"))
+        and dtype in (np.uint8, np.uint16, np.float32)
+        and nbytes < 2**32 - 2**25
+    )
     described = {key: _ascii(meta[key]) for key in ("spacing", "unit") if key in meta}
     data, axes, given = _pages(array, imagej)
     tifffile.imwrite(
@@ -489,7 +604,9 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
         ome=False,
         photometric="rgb" if axes == "YXS" else "minisblack",
         compression="zlib",
-        compressionargs={"level": 1 if dtype.kind == "f" else 6},  # real numbers hardly shrink, whatever the effort
+        compressionargs={
+            "level": 1 if dtype.kind == "f" else 6
+        },  # real numbers hardly shrink, whatever the effort
         metadata={"axes": axes, **described},
         resolution=tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None,  # type: ignore[arg-type]
         resolutionunit=meta.get("resolution_unit"),
@@ -504,11 +621,22 @@ def _pages(array: LazyArray, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
         return data, axes, {}
     channels, *space = array.shape
     if channels == 1:
-        return (page for first, end in slabs(array) for page in array[0, first:end]), "ZYX", {"shape": tuple(space), "dtype": array.dtype}
+        return (
+            (page for first, end in slabs(array) for page in array[0, first:end]),
+            "ZYX",
+            {"shape": tuple(space), "dtype": array.dtype},
+        )
     if imagej:
-        pages = (page for first, end in slabs(array) for row in array[:, first:end].swapaxes(0, 1) for page in row)
+        pages = (
+            page
+            for first, end in slabs(array)
+            for row in array[:, first:end].swapaxes(0, 1)
+            for page in row
+        )
         return pages, "ZCYX", {"shape": (space[0], channels, *space[1:]), "dtype": array.dtype}
-    pages = (page for c in range(channels) for first, end in slabs(array) for page in array[c, first:end])
+    pages = (
+        page for c in range(channels) for first, end in slabs(array) for page in array[c, first:end]
+    )
     return pages, "CZYX", {"shape": tuple(array.shape), "dtype": array.dtype}
 
 
@@ -526,4 +654,8 @@ def _axes(array: np.ndarray, imagej: bool) -> tuple[np.ndarray, str]:
 
 def _ascii(value: Any) -> Any:
     """Text as ImageJ stores it: ASCII with escapes such as backslash-u00B5 for the micro sign."""
-    return "".join(c if ord(c) < 128 else f"\\u{ord(c):04X}" for c in value) if isinstance(value, str) else value
+    return (
+        "".join(c if ord(c) < 128 else f"\\u{ord(c):04X}" for c in value)
+        if isinstance(value, str)
+        else value
+    )

@@ -34,14 +34,54 @@ SHARED = 2**24
 TEXT = 2**27
 """Bytes of a description: OME-XML of 100,000 planes has 20 MiB."""
 
-KINDS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+KINDS = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 """Bytes of one value of each type."""
 
 _CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 OFFSETS, COUNTS = (273, 324), (279, 325)
 
-_KIND = frozenset((254, 255, 256, 257, 258, 259, 262, 266, 274, 277, 278, 284, 292, 317, 322, 323, 338, 339, 32997, 32998))
+_KIND = frozenset(
+    (
+        254,
+        255,
+        256,
+        257,
+        258,
+        259,
+        262,
+        266,
+        274,
+        277,
+        278,
+        284,
+        292,
+        317,
+        322,
+        323,
+        338,
+        339,
+        32997,
+        32998,
+    )
+)
 """Tags that say of what shape, type and colour a page is, and how it is stored."""
 
 _DIRECTORIES = frozenset((330, 34665, 34853, 40965))
@@ -160,7 +200,9 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
         if tag < 32768 and length > inline and offset + length > state.size:
             raise Damage(f"is truncated: the description of page {number} lies beyond its end")
         if tag in (270, 700) and length > TEXT:
-            raise Damage(f"has a description of {length} bytes at page {number}; {TEXT} are the most")
+            raise Damage(
+                f"has a description of {length} bytes at page {number}; {TEXT} are the most"
+            )
         _add_values(state, min(length, state.size) if length > inline else 0, number)
         if tag == 270 and length > inline:
             text = offset
@@ -177,7 +219,11 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
                 value = state.stream.read(length)
             page.kind[tag] = (kind, count, value)
         if tag in _DIRECTORIES:
-            _inner(state, _numbers(state, kind, count, offset if length > inline else None, raw) or (), number)
+            _inner(
+                state,
+                _numbers(state, kind, count, offset if length > inline else None, raw) or (),
+                number,
+            )
     _check_segments(state, page, number)
     if text:
         _check_text(state, page, text, number)
@@ -187,16 +233,24 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
 def _check_text(state: _Walk, page: Page, offset: int, number: int) -> None:
     """Bound the planes that tifffile's own description announces: it makes a list of as many."""
     state.stream.seek(offset)
-    found = re.match(rb"[^\[(]{0,200}shape\"?\s*[:=]\s*[\[(]([\d, ]{1,200})", state.stream.read(512))
+    found = re.match(
+        rb"[^\[(]{0,200}shape\"?\s*[:=]\s*[\[(]([\d, ]{1,200})", state.stream.read(512)
+    )
     if found is None:
         return
     width, height = (_one(state, page.kind.get(tag)) for tag in (256, 257))
-    state.planes += math.prod(int(n) for n in re.findall(rb"\d+", found[1])) // max(1, width * height)
+    state.planes += math.prod(int(n) for n in re.findall(rb"\d+", found[1])) // max(
+        1, width * height
+    )
     if state.planes > 2 * PAGES:
-        raise Damage(f"announces {state.planes} planes in its descriptions up to page {number}; {PAGES} are the most")
+        raise Damage(
+            f"announces {state.planes} planes in its descriptions up to page {number}; {PAGES} are the most"
+        )
 
 
-def _entries(state: _Walk, entries: bytes, start: int) -> Iterator[tuple[int, int, int, int, bytes]]:
+def _entries(
+    state: _Walk, entries: bytes, start: int
+) -> Iterator[tuple[int, int, int, int, bytes]]:
     step = struct.calcsize(state.entry)
     for place, (tag, kind, count, offset) in enumerate(struct.iter_unpack(state.entry, entries)):
         yield tag, kind, count, offset, entries[place * step + start : (place + 1) * step]
@@ -205,11 +259,15 @@ def _entries(state: _Walk, entries: bytes, start: int) -> Iterator[tuple[int, in
 def _add_values(state: _Walk, length: int, number: int) -> None:
     state.values += length
     if state.values > 2 * state.size + SHARED:
-        problem = f"has directories that announce {state.values} bytes of values up to page {number}"
+        problem = (
+            f"has directories that announce {state.values} bytes of values up to page {number}"
+        )
         raise Damage(f"{problem}; the file has {state.size}")
 
 
-def _numbers(state: _Walk, kind: int, count: int, offset: int | None, raw: bytes) -> tuple[int, ...] | None:
+def _numbers(
+    state: _Walk, kind: int, count: int, offset: int | None, raw: bytes
+) -> tuple[int, ...] | None:
     """The numbers of an entry; None where they are of no known type or lie beyond the file."""
     code = _CODES.get(kind)
     if code is None:
@@ -237,7 +295,9 @@ def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
         inline = struct.calcsize(state.link)
         for tag, kind, count, _ in struct.iter_unpack(state.entry, entries):
             if tag == 330:  # readers follow it down, for ever where it leads back
-                raise Damage(f"has directories inside the directories of page {number}, which must not have any")
+                raise Damage(
+                    f"has directories inside the directories of page {number}, which must not have any"
+                )
             length = count * KINDS.get(kind, 1)
             _add_values(state, min(length, state.size) if length > inline else 0, number)
 
@@ -250,7 +310,9 @@ def _check_segments(state: _Walk, page: Page, number: int) -> None:
     state.pixels += (width or 0) * (height or 0)
     state.segments += max(len(page.offsets or ()), len(page.counts or ()))
     if state.segments > SEGMENTS and state.pixels < TINY * state.segments:
-        problem = f"has {state.segments} strips or tiles for {state.pixels} pixels up to page {number}"
+        problem = (
+            f"has {state.segments} strips or tiles for {state.pixels} pixels up to page {number}"
+        )
         raise Damage(f"{problem}; more than {SEGMENTS} must have {TINY} pixels each")
 
 
@@ -263,11 +325,21 @@ def _one(state: _Walk, entry: tuple[int, int, bytes] | None) -> int:
 def _like(page: Page, first: Page, size: int) -> bool:
     """Whether a page has the kind of the first, and its strips lie in the file."""
     offsets, counts = page.offsets, page.counts
-    if page.kind != first.kind or not offsets or not counts or not first.offsets or not len(offsets) == len(counts) == len(first.offsets):
+    if (
+        page.kind != first.kind
+        or not offsets
+        or not counts
+        or not first.offsets
+        or not len(offsets) == len(counts) == len(first.offsets)
+    ):
         return False
     if len(offsets) == 1:
         return offsets[0] > 0 and counts[0] > 0 and offsets[0] + counts[0] <= size
-    return min(offsets) > 0 and min(counts) > 0 and max(map(sum, zip(offsets, counts, strict=True))) <= size
+    return (
+        min(offsets) > 0
+        and min(counts) > 0
+        and max(map(sum, zip(offsets, counts, strict=True))) <= size
+    )
 
 
 _FLAVOURS = ("lsm", "stk", "ndpi", "vista", "philips", "indica", "eer", "nih", "mdgel")

@@ -39,7 +39,11 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
         raise
     except (ValueError, KeyError, TypeError, FileNotFoundError, RecursionError) as error:
         suggestion = "Name the folder that holds zarr.json, .zgroup or .zarray"
-        raise FileError(path, f"is no Zarr that can be opened ({type(error).__name__}: {error})"[:300], suggestion) from None
+        raise FileError(
+            path,
+            f"is no Zarr that can be opened ({type(error).__name__}: {error})"[:300],
+            suggestion,
+        ) from None
     if isinstance(node, zarr.Array):
         check_array(path, node, store)
         return node, {}, ""
@@ -49,9 +53,13 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
     try:
         level = node[place]
     except (KeyError, ValueError, TypeError) as error:
-        raise FileError(path, f"has no array at {place!r}, which its description names ({error})"[:300]) from None
+        raise FileError(
+            path, f"has no array at {place!r}, which its description names ({error})"[:300]
+        ) from None
     if not isinstance(level, zarr.Array):
-        raise FileError(path, f"has no array at {place!r}, which its description names as the finest level")
+        raise FileError(
+            path, f"has no array at {place!r}, which its description names as the finest level"
+        )
     check_array(path, level, store)
     _check_steps(path, entry, len(level.shape))
     return level, entry, version
@@ -63,22 +71,42 @@ def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str,
     scales = inner.get("multiscales") if isinstance(inner, Mapping) else None
     if not scales:
         raise FileError(
-            path, "is a Zarr group without 'multiscales'", "Name the folder of one image: OME-Zarr 0.4 or 0.5, or a plain array"
+            path,
+            "is a Zarr group without 'multiscales'",
+            "Name the folder of one image: OME-Zarr 0.4 or 0.5, or a plain array",
         )
     entry = scales[0] if isinstance(scales, list) else None
     if not isinstance(entry, Mapping):
         raise FileError(path, "has 'multiscales' that are no list of objects", _SPECIFIED)
     axes, datasets = entry.get("axes") or [None], entry.get("datasets")
-    described = [axis for axis in axes if isinstance(axis, Mapping)] if isinstance(axes, list) else []
+    described = (
+        [axis for axis in axes if isinstance(axis, Mapping)] if isinstance(axes, list) else []
+    )
     if not described or len(described) < len(axes):
-        raise FileError(path, "has no description of its axes, as OME-Zarr before 0.4", "Convert it to version 0.4 or 0.5")
-    if not all(isinstance(axis.get("name"), str) and isinstance(axis.get("unit") or "", str) for axis in described):
+        raise FileError(
+            path,
+            "has no description of its axes, as OME-Zarr before 0.4",
+            "Convert it to version 0.4 or 0.5",
+        )
+    if not all(
+        isinstance(axis.get("name"), str) and isinstance(axis.get("unit") or "", str)
+        for axis in described
+    ):
         raise FileError(path, "has axes without a name, or with a unit that is no text", _SPECIFIED)
     if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
         raise FileError(path, "has 'datasets' that are no list of objects", _SPECIFIED)
     place = datasets[0].get("path")
-    if not isinstance(place, str) or place.startswith(("/", "\\")) or ".." in place.replace("\\", "/").split("/") or "\0" in place:
-        raise FileError(path, f"names {place!r}"[:100] + " as its finest level, which is no path inside it", _SPECIFIED)
+    if (
+        not isinstance(place, str)
+        or place.startswith(("/", "\\"))
+        or ".." in place.replace("\\", "/").split("/")
+        or "\0" in place
+    ):
+        raise FileError(
+            path,
+            f"names {place!r}"[:100] + " as its finest level, which is no path inside it",
+            _SPECIFIED,
+        )
     return entry, str(inner.get("version") or entry.get("version") or VERSION)
 
 
@@ -89,18 +117,34 @@ def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
     """Raise FileError for coordinate transformations that are no lists of one finite number an axis."""
     for owner in (entry["datasets"][0], entry):
         steps = owner.get("coordinateTransformations", ())
-        if not isinstance(steps, list | tuple) or not all(isinstance(step, Mapping) for step in steps):
-            raise FileError(path, "has coordinate transformations that are no list of objects", _SPECIFIED)
-        for values in (step[key] for step in steps for key in ("scale", "translation") if key in step):
-            if not isinstance(values, list) or len(values) != axes or not all(_is_number(v) for v in values):
-                raise FileError(path, f"has a scale or translation of {str(values)[:80]} where {axes} numbers are needed", _SPECIFIED)
+        if not isinstance(steps, list | tuple) or not all(
+            isinstance(step, Mapping) for step in steps
+        ):
+            raise FileError(
+                path, "has coordinate transformations that are no list of objects", _SPECIFIED
+            )
+        for values in (
+            step[key] for step in steps for key in ("scale", "translation") if key in step
+        ):
+            if (
+                not isinstance(values, list)
+                or len(values) != axes
+                or not all(_is_number(v) for v in values)
+            ):
+                raise FileError(
+                    path,
+                    f"has a scale or translation of {str(values)[:80]} where {axes} numbers are needed",
+                    _SPECIFIED,
+                )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _layout(path: Path, array: Any, entry: Mapping[str, Any], dims: int) -> tuple[list[int], tuple[int, ...], list[str]]:
+def _layout(
+    path: Path, array: Any, entry: Mapping[str, Any], dims: int
+) -> tuple[list[int], tuple[int, ...], list[str]]:
     """Order of the stored axes that gives ``(rest, C, *S)``, the shape ``(C, *S)``, and the names of the stored axes."""
     shape = tuple(int(n) for n in array.shape)
     if not entry:
@@ -111,11 +155,19 @@ def _layout(path: Path, array: Any, entry: Mapping[str, Any], dims: int) -> tupl
         names = [str(axis["name"]).lower() for axis in entry["axes"]]
     space = ["z", "y", "x"][-dims:]
     flat = [i for i, name in enumerate(names) if name not in (*space, "c")]
-    if len(names) != len(shape) or any(name not in names for name in space) or any(shape[i] != 1 for i in flat):
+    if (
+        len(names) != len(shape)
+        or any(name not in names for name in space)
+        or any(shape[i] != 1 for i in flat)
+    ):
         raise wrong_axes(path, shape, dims)
     channel = [i for i, name in enumerate(names) if name == "c"]
     order = flat + channel + [names.index(name) for name in space]
-    return order, (math.prod(shape[i] for i in channel), *(shape[names.index(name)] for name in space)), names
+    return (
+        order,
+        (math.prod(shape[i] for i in channel), *(shape[names.index(name)] for name in space)),
+        names,
+    )
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
@@ -145,7 +197,9 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
 
     def make(first: int, end: int) -> np.ndarray:
         check_memory(path, (shape[0], end - first, *shape[2:]), array.dtype, "rows")
-        part = np.asarray(array[tuple(slice(first, end) if i == axis else slice(None) for i in range(len(names)))])
+        part = np.asarray(
+            array[tuple(slice(first, end) if i == axis else slice(None) for i in range(len(names)))]
+        )
         return part.transpose(order).reshape(shape[0], end - first, *shape[2:])
 
     return Rows(shape, array.dtype.newbyteorder("="), make), _geometry(entry, version, names, dims)
@@ -158,7 +212,10 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
         return Geometry(format="zarr", meta=meta)
     where = [i for i, name in enumerate(names) if name in "zyx"[3 - dims :]]
     scale, shift = [1.0] * len(names), [0.0] * len(names)
-    for step in [*entry["datasets"][0].get("coordinateTransformations", ()), *entry.get("coordinateTransformations", ())]:
+    for step in [
+        *entry["datasets"][0].get("coordinateTransformations", ()),
+        *entry.get("coordinateTransformations", ()),
+    ]:
         if "scale" in step:
             scale = [a * b for a, b in zip(scale, step["scale"], strict=True)]
             shift = [a * b for a, b in zip(shift, step["scale"], strict=True)]
@@ -166,8 +223,15 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
             shift = [a + b for a, b in zip(shift, step["translation"], strict=True)]
     space = {names[i]: i for i in where}
     ordered = [space[name] for name in "zyx"[3 - dims :]]
-    meta |= {"version": version, "scale": [scale[i] for i in ordered], "units": [entry["axes"][i].get("unit") for i in ordered]}
-    return Geometry(format="zarr", meta=meta | ({"translation": [shift[i] for i in ordered]} if any(shift) else {}))
+    meta |= {
+        "version": version,
+        "scale": [scale[i] for i in ordered],
+        "units": [entry["axes"][i].get("unit") for i in ordered],
+    }
+    return Geometry(
+        format="zarr",
+        meta=meta | ({"translation": [shift[i] for i in ordered]} if any(shift) else {}),
+    )
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
@@ -189,18 +253,36 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
     )
     for first, end in slabs(array, chunk[0]):
         part = array[:, first:end]
-        level[(slice(None), slice(first, end)) if many else slice(first, end)] = part if many else part[0]
+        level[(slice(None), slice(first, end)) if many else slice(first, end)] = (
+            part if many else part[0]
+        )
     entry = _entry(meta, version, dims, many, path)
-    group.attrs.update({"ome": {"version": version, "multiscales": [entry]}} if new else {"multiscales": [entry | {"version": version}]})
+    group.attrs.update(
+        {"ome": {"version": version, "multiscales": [entry]}}
+        if new
+        else {"multiscales": [entry | {"version": version}]}
+    )
 
 
-def _entry(meta: Mapping[str, Any], version: str, dims: int, many: bool, path: Path) -> dict[str, Any]:
+def _entry(
+    meta: Mapping[str, Any], version: str, dims: int, many: bool, path: Path
+) -> dict[str, Any]:
     """The multiscales entry of one level."""
     units = meta.get("units") or [None] * dims
     axes = [{"name": "c", "type": "channel"}] if many else []
-    axes += [{"name": n, "type": "space", **({"unit": u} if u else {})} for n, u in zip("zyx"[3 - dims :], units, strict=True)]
+    axes += [
+        {"name": n, "type": "space", **({"unit": u} if u else {})}
+        for n, u in zip("zyx"[3 - dims :], units, strict=True)
+    ]
     lead = [1.0] if many else []
-    steps: list[dict[str, Any]] = [{"type": "scale", "scale": lead + list(meta.get("scale") or [1.0] * dims)}]
+    steps: list[dict[str, Any]] = [
+        {"type": "scale", "scale": lead + list(meta.get("scale") or [1.0] * dims)}
+    ]
     if "translation" in meta:
-        steps.append({"type": "translation", "translation": ([0.0] if many else []) + list(meta["translation"])})
+        steps.append(
+            {
+                "type": "translation",
+                "translation": ([0.0] if many else []) + list(meta["translation"]),
+            }
+        )
     return {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}

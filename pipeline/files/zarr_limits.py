@@ -28,8 +28,32 @@ FEWEST = 100_000
 SMALLEST = 512
 """Beyond that so many voxels (8x8x8) must be in a chunk: each costs a file and a task."""
 
-_V2 = ("zlib", "gzip", "bz2", "lzma", "blosc", "zstd", "lz4", "delta", "fixedscaleoffset", "shuffle", "packbits", "astype")
-_MORE = ("quantize", "bitround", "crc32", "crc32c", "base64", "adler32", "fletcher32", "jenkins_lookup3", "pcodec", "zfpy")
+_V2 = (
+    "zlib",
+    "gzip",
+    "bz2",
+    "lzma",
+    "blosc",
+    "zstd",
+    "lz4",
+    "delta",
+    "fixedscaleoffset",
+    "shuffle",
+    "packbits",
+    "astype",
+)
+_MORE = (
+    "quantize",
+    "bitround",
+    "crc32",
+    "crc32c",
+    "base64",
+    "adler32",
+    "fletcher32",
+    "jenkins_lookup3",
+    "pcodec",
+    "zfpy",
+)
 CODECS = frozenset((*_V2, *_MORE, "bytes", "endian", "transpose", "sharding_indexed"))
 """Codecs of numbers. Others make Python objects, and one of them (pickle) runs code."""
 
@@ -46,9 +70,16 @@ def check_metadata(path: Path, place: str = "") -> None:
             continue
         size = found.st_size
         if not stat.S_ISREG(found.st_mode):
-            raise FileError(path, f"holds {os.path.join(place, name)}, which is no regular file", "Copy it again")
+            raise FileError(
+                path,
+                f"holds {os.path.join(place, name)}, which is no regular file",
+                "Copy it again",
+            )
         if size > LARGEST:
-            raise FileError(path, f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are the most")
+            raise FileError(
+                path,
+                f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are the most",
+            )
 
 
 def check_array(path: Path, array: Any, store: Folder) -> None:
@@ -67,14 +98,23 @@ def check_array(path: Path, array: Any, store: Folder) -> None:
     for edges in parts:
         check_memory(path, edges, array.dtype, "chunks")
     itemsize = array.dtype.itemsize
-    store.most = 2 * math.prod(parts[0]) * itemsize + 32 * math.prod(-(-a // b) for a, b in zip(parts[0], parts[-1], strict=True)) + SLACK
-    _bound(array.async_array.codec_pipeline, [2 * math.prod(edges) * itemsize + SLACK for edges in parts])
+    store.most = (
+        2 * math.prod(parts[0]) * itemsize
+        + 32 * math.prod(-(-a // b) for a, b in zip(parts[0], parts[-1], strict=True))
+        + SLACK
+    )
+    _bound(
+        array.async_array.codec_pipeline,
+        [2 * math.prod(edges) * itemsize + SLACK for edges in parts],
+    )
 
 
 def _dtype(path: Path, array: Any) -> Any:
     dtype = array.dtype
     if not hasattr(dtype, "kind"):
-        raise FileError(path, f"holds {dtype} values"[:100], "Convert it to an integer or real number type")
+        raise FileError(
+            path, f"holds {dtype} values"[:100], "Convert it to an integer or real number type"
+        )
     return dtype
 
 
@@ -82,11 +122,21 @@ def _parts(path: Path, array: Any) -> Iterator[Sequence[int]]:
     """Shapes of what lies in one file, and of the chunks in shards, the smallest last. Refuses codecs that are not known."""
     metadata = array.metadata
     if array.metadata.zarr_format == 2:
-        for codec in (*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else ())):
+        for codec in (
+            *(metadata.filters or ()),
+            *([metadata.compressor] if metadata.compressor else ()),
+        ):
             _check_codec(path, str(getattr(codec, "codec_id", "?")))
-            types = [getattr(codec, name, None) for name in ("dtype", "astype", "encode_dtype", "decode_dtype")]
+            types = [
+                getattr(codec, name, None)
+                for name in ("dtype", "astype", "encode_dtype", "decode_dtype")
+            ]
             if any(getattr(t, "itemsize", 1) > 16 for t in types):
-                raise FileError(path, f"has a filter {codec.codec_id!r} of values that are no numbers", "Write it again without filters")
+                raise FileError(
+                    path,
+                    f"has a filter {codec.codec_id!r} of values that are no numbers",
+                    "Write it again without filters",
+                )
         yield tuple(int(n) for n in metadata.chunks)
         return
     yield tuple(int(n) for n in metadata.chunk_grid.chunk_shape)
@@ -100,12 +150,16 @@ def _parts(path: Path, array: Any) -> Iterator[Sequence[int]]:
             return
         yield tuple(int(n) for n in inner.chunk_shape)
         codecs = inner.codecs
-    raise FileError(path, "has shards in shards, more than 8 deep", "Write it again with one level of shards")
+    raise FileError(
+        path, "has shards in shards, more than 8 deep", "Write it again with one level of shards"
+    )
 
 
 def _check_codec(path: Path, name: str) -> None:
     if name.removeprefix("numcodecs.") not in CODECS:
-        problem = f"is encoded with {name!r}"[:80] + ", which is no codec of numbers that is known here"
+        problem = (
+            f"is encoded with {name!r}"[:80] + ", which is no codec of numbers that is known here"
+        )
         raise FileError(path, problem, "Write it again, compressed with zstd, blosc or gzip")
 
 
@@ -118,12 +172,19 @@ def _check_file(path: Path, key: str, most: int, part: Any) -> None:
     if stat.S_ISDIR(found.st_mode):
         return
     if not stat.S_ISREG(found.st_mode):
-        raise FileError(path, f"has a chunk or description {key} that is no regular file", "Copy it again")
+        raise FileError(
+            path, f"has a chunk or description {key} that is no regular file", "Copy it again"
+        )
     start, end = getattr(part, "start", 0), getattr(part, "end", 0)
     if not 0 <= start <= end <= found.st_size:
-        raise FileError(path, f"has a shard {key} of {found.st_size} bytes, whose index leads to byte {end}")
+        raise FileError(
+            path, f"has a shard {key} of {found.st_size} bytes, whose index leads to byte {end}"
+        )
     if found.st_size > max(most, LARGEST):
-        raise FileError(path, f"has a chunk {key} of {found.st_size} bytes, where {most} are the most for its size")
+        raise FileError(
+            path,
+            f"has a chunk {key} of {found.st_size} bytes, where {most} are the most for its size",
+        )
 
 
 class Folder(LocalStore):
@@ -154,8 +215,13 @@ def _bound(pipeline: Any, most: Sequence[int]) -> None:
     codecs = list(pipeline) if hasattr(pipeline, "__iter__") else []
     for codec in codecs:
         if hasattr(codec, "index_codecs") and len(most) > 1:
-            _bound(codec.codec_pipeline if hasattr(codec, "codec_pipeline") else codec.codecs, most[1:])
-        for inner in (getattr(codec, name, None) for name in ("compressor", "_gzip_codec", "_zstd_codec", "_blosc_codec", "_codec")):
+            _bound(
+                codec.codec_pipeline if hasattr(codec, "codec_pipeline") else codec.codecs, most[1:]
+            )
+        for inner in (
+            getattr(codec, name, None)
+            for name in ("compressor", "_gzip_codec", "_zstd_codec", "_blosc_codec", "_codec")
+        ):
             if inner is not None and hasattr(inner, "codec_id"):
                 _bound_codec(inner, most[0])
 
@@ -174,7 +240,9 @@ def _bound_codec(codec: Any, most: int) -> None:
             if announced is None:  # a zstd frame of unknown length
                 return imagecodecs.zstd_decode(bytes(buf), out=most)
             if announced > most:
-                raise ValueError(f"a chunk announces {announced} bytes, where {most} are the most for its size")
+                raise ValueError(
+                    f"a chunk announces {announced} bytes, where {most} are the most for its size"
+                )
             return given(buf, out)
 
         codec.decode = decode
@@ -187,14 +255,18 @@ def _check_blosc(data: memoryview) -> None:
     """
     announced = int.from_bytes(data[12:16], "little") if len(data) >= 16 else 16
     if announced > len(data) or announced < 16:
-        raise ValueError(f"a chunk has {len(data)} bytes, of which its header announces {announced}")
+        raise ValueError(
+            f"a chunk has {len(data)} bytes, of which its header announces {announced}"
+        )
 
 
 _STREAMS: Mapping[str, Callable[[Any], Any]] = {
     "zlib": lambda codec: zlib.decompressobj(),
     "gzip": lambda codec: zlib.decompressobj(31),
     "bz2": lambda codec: bz2.BZ2Decompressor(),
-    "lzma": lambda codec: lzma.LZMADecompressor(codec.format, filters=codec.filters if codec.format == lzma.FORMAT_RAW else None),
+    "lzma": lambda codec: lzma.LZMADecompressor(
+        codec.format, filters=codec.filters if codec.format == lzma.FORMAT_RAW else None
+    ),
 }
 
 MEMBERS, MEMBER = 10_000, 2**12
@@ -216,12 +288,16 @@ def _decoded(codec: Any, buf: Any, most: int) -> bytes:
             parts.append(decoder.decompress(piece, most - total + 1))
             total += len(parts[-1])
             if total > most:
-                raise ValueError(f"a chunk holds more than the {most} bytes that are the most for its size")
+                raise ValueError(
+                    f"a chunk holds more than the {most} bytes that are the most for its size"
+                )
             place += len(piece) - len(decoder.unused_data)
         place = len(data) if codec.codec_id == "zlib" else _behind_zeros(data, place)
         if place == len(data):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-    raise ValueError(f"a chunk of at most {most} bytes consists of more than {MEMBERS + most // MEMBER} compressed streams")
+    raise ValueError(
+        f"a chunk of at most {most} bytes consists of more than {MEMBERS + most // MEMBER} compressed streams"
+    )
 
 
 def _behind_zeros(data: memoryview, place: int) -> int:

@@ -92,9 +92,13 @@ def check(backend: str, device: str, norms: str = "tile") -> None:
     if backend == "torch":
         return
     if backend not in BACKENDS:
-        raise BackendError(f"--backend is {backend!r}, must be one of: torch, {', '.join(BACKENDS)}.")
+        raise BackendError(
+            f"--backend is {backend!r}, must be one of: torch, {', '.join(BACKENDS)}."
+        )
     if device != "cpu":
-        raise BackendError(f"--backend {backend} computes on the CPU, not on {device}. Use --device cpu, or --backend torch.")
+        raise BackendError(
+            f"--backend {backend} computes on the CPU, not on {device}. Use --device cpu, or --backend torch."
+        )
     if norms != "tile":
         raise BackendError(
             f"--backend {backend} cannot fix the statistics of single layers, as predict.norms: {norms} asks. Use --backend torch, or norms: tile."
@@ -114,7 +118,9 @@ def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
         return network
     check(backend, "cpu")
     if not isinstance(network, HeadedNet):
-        raise BackendError(f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use --backend torch.")
+        raise BackendError(
+            f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use --backend torch."
+        )
     kept, channels = cache(path), load_facts(path).channels[0]
     if kept.is_file():
         try:
@@ -130,8 +136,16 @@ def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
 def cache(path: Path) -> Path:
     """Where the export of a model file is kept; the name follows from the file's bytes and from the versions that made the export."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai")]
-    facts = [files.sha256(path), f"pipeline {pipeline.__version__}", *versions, f"opset {OPSET}", *SPOKEN]
-    return path.with_name(f"{path.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.onnx")
+    facts = [
+        files.sha256(path),
+        f"pipeline {pipeline.__version__}",
+        *versions,
+        f"opset {OPSET}",
+        *SPOKEN,
+    ]
+    return path.with_name(
+        f"{path.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.onnx"
+    )
 
 
 def _keep(kept: Path, content: bytes) -> None:
@@ -143,7 +157,9 @@ def _keep(kept: Path, content: bytes) -> None:
             if old != kept and re.fullmatch(re.escape(stem) + "-[0-9a-f]{16}", old.stem):
                 old.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning(f"{kept} was not kept, so the next start exports again: {error.strerror or error}")
+        logger.warning(
+            f"{kept} was not kept, so the next start exports again: {error.strerror or error}"
+        )
 
 
 def export(network: HeadedNet, channels: int) -> bytes:
@@ -156,7 +172,9 @@ def export(network: HeadedNet, channels: int) -> bytes:
     network.eval()
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the tracer, about branches on the size: see proved()
+            warnings.simplefilter(
+                "ignore"
+            )  # of the tracer, about branches on the size: see proved()
             torch.onnx.export(
                 _Traced(network).eval(),
                 (example,),
@@ -175,11 +193,19 @@ def export(network: HeadedNet, channels: int) -> bytes:
 def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> Exported:
     """An export as a network. Raises BackendError unless it says what ``network`` says, at another size and batch than it was traced with."""
     exported = Exported(BACKENDS[backend].open(content, torch.get_num_threads()), network).eval()
-    x = _noise(2, channels, [2 * d + 1 if n == 0 else 2 * d if n == 1 else d for n, d in enumerate(network.divisor)])
+    x = _noise(
+        2,
+        channels,
+        [2 * d + 1 if n == 0 else 2 * d if n == 1 else d for n, d in enumerate(network.divisor)],
+    )
     with torch.inference_mode():
         wanted, found = network.eval()(x), exported(x)
     for head, right in ((head, wanted[head].float()) for head in exported.heads):
-        error = float((right - found[head]).abs().max()) if right.shape == found[head].shape else float("inf")
+        error = (
+            float((right - found[head]).abs().max())
+            if right.shape == found[head].shape
+            else float("inf")
+        )
         limit = TOLERANCE * max(1.0, float(right.abs().max()))
         if not error <= limit:
             raise BackendError(
@@ -212,7 +238,11 @@ def _onnx(content: bytes, threads: int) -> Session:
 
 def _openvino(content: bytes, threads: int) -> Session:
     core = _package("openvino", "openvino").Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     compiled = core.compile_model(core.read_model(content), "CPU", settings)
     own = threading.local()  # a request serves one thread at a time
 
@@ -238,5 +268,8 @@ class Backend:
     open: Callable[[bytes, int], Session]
 
 
-BACKENDS: Mapping[str, Backend] = {"onnx": Backend(("onnxruntime",), _onnx), "openvino": Backend(("openvino",), _openvino)}
+BACKENDS: Mapping[str, Backend] = {
+    "onnx": Backend(("onnxruntime",), _onnx),
+    "openvino": Backend(("openvino",), _openvino),
+}
 """All that there are: the commands offer them by name."""

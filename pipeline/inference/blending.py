@@ -82,7 +82,9 @@ class Blend:
         _check(names, outputs, len(spots), len(self.frame.size))
         if not self.bands:
             self.names, self.start = names, spots[0][0][0]
-            self.bands = [Band(self.frame, o.shape[1:], self.frame.dtype or o.dtype) for o in outputs]
+            self.bands = [
+                Band(self.frame, o.shape[1:], self.frame.dtype or o.dtype) for o in outputs
+            ]
         shapes, before = [tuple(o.shape[1:]) for o in outputs], [b.shape for b in self.bands]
         if names != self.names or shapes != before:
             raise ValueError(
@@ -140,7 +142,9 @@ class Band:
         self.frame, self.dtype = frame, dtype
         self.shape, self.tile = tuple(shape), tuple(shape[1:])
         tiles, axes = frame.tiles, range(len(self.tile))
-        on_voxels = all(p * self.tile[a] % tiles.tile[a] == 0 for a in axes for p in tiles.starts(a))
+        on_voxels = all(
+            p * self.tile[a] % tiles.tile[a] == 0 for a in axes for p in tiles.starts(a)
+        )
         if tiles.halo and not on_voxels:
             raise ValueError(
                 f"a halo of {tiles.halo} needs tiles that start on whole voxels of every output, but "

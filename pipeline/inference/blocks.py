@@ -106,11 +106,18 @@ class Blocks:
 
         ``channels``: of the main head; blocks of before heads had names hold a further one behind it.
         """
-        return {name: self._head(name, count, channels) for name, count in self._found(0, task, channels).items()}
+        return {
+            name: self._head(name, count, channels)
+            for name, count in self._found(0, task, channels).items()
+        }
 
     def _found(self, number: int, task: Task, channels: int) -> dict[str, int]:
         """Heads of a block, and K of each."""
-        more = {h: 1 for h in task.further if self._place(number, h).is_file() or len(_mapped(self.path(number))) > channels}
+        more = {
+            h: 1
+            for h in task.further
+            if self._place(number, h).is_file() or len(_mapped(self.path(number))) > channels
+        }
         return {MAIN: channels, **more}
 
     def _head(self, head: str, count: int, channels: int) -> Rows:
@@ -144,23 +151,41 @@ def key(models: Mapping[str, str], config: Config, case: Case, backend: str = "t
     record = {
         "format": FORMAT,
         "models": list(models.values()),
-        "config": [settings["task"], settings["predict"], settings["data"]["normalise"], settings["data"]["patch"]["size"]],
+        "config": [
+            settings["task"],
+            settings["predict"],
+            settings["data"]["normalise"],
+            settings["data"]["patch"]["size"],
+        ],
         "files": [stamp(path) for path in case.image],
-        **({} if backend == "torch" else {"backend": backend}),  # so that blocks of before it was recorded are still good
+        **(
+            {} if backend == "torch" else {"backend": backend}
+        ),  # so that blocks of before it was recorded are still good
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def stamp(path: Path) -> list[Any]:
     """Name, bytes and time of change; of a folder those of all its files together."""
-    inside = [p.stat() for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()]
-    return [path.name, len(inside), sum(s.st_size for s in inside), max((s.st_mtime_ns for s in inside), default=0)]
+    inside = [
+        p.stat() for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()
+    ]
+    return [
+        path.name,
+        len(inside),
+        sum(s.st_size for s in inside),
+        max((s.st_mtime_ns for s in inside), default=0),
+    ]
 
 
 def folders(output: Path, case_id: str) -> list[Path]:
     """Folders of blocks of a case, whatever their key."""
     inside = (output / FOLDER).iterdir() if (output / FOLDER).is_dir() else ()
-    return [p for p in inside if re.fullmatch(re.escape(case_id) + r"\.[0-9a-f]{12}", p.name) and p.is_dir()]
+    return [
+        p
+        for p in inside
+        if re.fullmatch(re.escape(case_id) + r"\.[0-9a-f]{12}", p.name) and p.is_dir()
+    ]
 
 
 def remove(output: Path, case_id: str) -> None:

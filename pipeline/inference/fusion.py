@@ -18,8 +18,14 @@ SLAB = 32
 
 def require_weights(weights: Sequence[float]) -> None:
     """Raise UserError for weights that make no mean."""
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0 or not math.isfinite(sum(weights)):
-        raise UserError(f"member weights {list(weights)} must be finite numbers that are not negative, and one must be positive.")
+    if (
+        not all(math.isfinite(w) and w >= 0 for w in weights)
+        or not sum(weights) > 0
+        or not math.isfinite(sum(weights))
+    ):
+        raise UserError(
+            f"member weights {list(weights)} must be finite numbers that are not negative, and one must be positive."
+        )
 
 
 def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Rows:
@@ -30,7 +36,9 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
     require_weights(weights)
     shapes = {tuple(int(n) for n in a.shape) for a in arrays}
     if len(shapes) > 1:
-        raise UserError(f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs.")
+        raise UserError(
+            f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs."
+        )
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
     way, (shape,) = FUSIONS[fusion], shapes
 
@@ -87,5 +95,9 @@ class Fusion:
     probabilities: bool = True
 
 
-FUSIONS: Mapping[str, Fusion] = {"mean": Fusion(probabilities=False), "logit": Fusion(_logit, _unlogit), "vote": Fusion(_decision)}
+FUSIONS: Mapping[str, Fusion] = {
+    "mean": Fusion(probabilities=False),
+    "logit": Fusion(_logit, _unlogit),
+    "vote": Fusion(_decision),
+}
 """All that there are: the commands offer them by name."""

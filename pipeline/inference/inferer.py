@@ -129,7 +129,9 @@ class SlidingWindowInferer(Inferer):
             all(r is None or isinstance(r, Integral) for r in _each(roi_size)),
             f"roi_size is {roi_size}, but it counts voxels: whole numbers",
         )
-        _require(sw_batch_size >= 1, f"sw_batch_size is {sw_batch_size}, but a batch has at least 1 tile")
+        _require(
+            sw_batch_size >= 1, f"sw_batch_size is {sw_batch_size}, but a batch has at least 1 tile"
+        )
         _require(
             all(0 <= o < 1 for o in _each(overlap)),
             f"overlap is {overlap}, but it is a share of a tile: from 0 to below 1",
@@ -235,7 +237,9 @@ class SlidingWindowInferer(Inferer):
         kwargs: Mapping[str, Any],
     ) -> Iterator[Slab]:
         kwargs = dict(kwargs)
-        _refuse({name: kwargs.pop(name) for name in ("buffer_steps", "buffer_dim") if name in kwargs})
+        _refuse(
+            {name: kwargs.pop(name) for name in ("buffer_steps", "buffer_dim") if name in kwargs}
+        )
         frame = self._frame(inputs, network)
         cutter = _Cutter(frame=frame, padding=self.padding_mode, fill=self.cval)
         device = torch.device(kwargs.pop("device", None) or self.device or inputs.device)
@@ -287,7 +291,9 @@ class SlidingWindowInferer(Inferer):
             one_sided=self.one_sided,
             halo=self.halo,
             multiple=stride,
-            steps=tuple(int((t - 2 * self.halo) * (1 - o)) for t, o in zip(tile, overlap, strict=True)),
+            steps=tuple(
+                int((t - 2 * self.halo) * (1 - o)) for t, o in zip(tile, overlap, strict=True)
+            ),
             sigma_scale=_per_axis("sigma_scale", self.sigma_scale, dims),
         )
         device = torch.device(self.sw_device or inputs.device)
@@ -349,7 +355,9 @@ def _each(value: Any) -> tuple:
 def _per_axis(name: str, value: Any, dims: int) -> tuple:
     values = _each(value)
     if isinstance(value, Iterable) and len(values) != dims:
-        raise ValueError(f"{name} is {value}, but inputs have {dims} space axes; give one value for each, or one for all")
+        raise ValueError(
+            f"{name} is {value}, but inputs have {dims} space axes; give one value for each, or one for all"
+        )
     return values if isinstance(value, Iterable) else values * dims
 
 

@@ -51,10 +51,18 @@ def open_member(folder: Path, fusion: str) -> Reader:
     if found:
         load = functools.partial(softs.load, place)
         look = functools.partial(_look_at_soft, place)
-        return Reader(folder=place, ids=tuple(found), load=load, look=look, path=functools.partial(softs.array_path, place))
+        return Reader(
+            folder=place,
+            ids=tuple(found),
+            load=load,
+            look=look,
+            path=functools.partial(softs.array_path, place),
+        )
     answers = answer_files(folder)
     if fusion != "vote":
-        suggestion = "Run pipeline.predict with --save-soft" + (", or fuse the answers with --fusion vote." if answers else ".")
+        suggestion = "Run pipeline.predict with --save-soft" + (
+            ", or fuse the answers with --fusion vote." if answers else "."
+        )
         raise UserError(f"{folder}: holds no soft predictions. {suggestion}")
     return Reader(
         folder=folder,
@@ -70,7 +78,9 @@ def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
     lost = [key for key in soft.meta.rules.needed if getattr(soft.meta, key) is None]
     if lost:
         path = softs.array_path(folder, case_id).with_suffix(".json")
-        raise UserError(f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it with pipeline.predict.")
+        raise UserError(
+            f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it with pipeline.predict."
+        )
     return soft
 
 
@@ -83,7 +93,9 @@ def _mask(path: Path) -> tuple[np.ndarray, Geometry]:
     except files.FileError as error:
         problem = error.problem
     if problem is not None:
-        raise UserError(f"{path}: {problem}. A vote over answer files takes 0/1 masks; save soft predictions instead.")
+        raise UserError(
+            f"{path}: {problem}. A vote over answer files takes 0/1 masks; save soft predictions instead."
+        )
     return array, geometry
 
 
@@ -99,7 +111,9 @@ def _look_at_answer(case_id: str, path: Path) -> SoftPrediction:
     return _answer(case_id, path, unread, files.geometry(path, dims))
 
 
-def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, list[Alignment]], dict[str, str]]:
+def looked_at(
+    ids: Sequence[str], readers: Sequence[Reader]
+) -> tuple[dict[str, list[Alignment]], dict[str, str]]:
     """How each member's array is laid onto the first member's grid, by case: flips and axis order, exactly.
 
     Also the cases of which a file cannot be used, with what is wrong. Raises UserError, with all that is wrong, where members do not fit
@@ -121,14 +135,18 @@ def looked_at(ids: Sequence[str], readers: Sequence[Reader]) -> tuple[dict[str, 
         except UserError as error:
             faults[case_id] = str(error)
             continue
-        moved.update(r.folder for r, way in zip(readers, ways[case_id], strict=True) if not way.identity)
+        moved.update(
+            r.folder for r, way in zip(readers, ways[case_id], strict=True) if not way.identity
+        )
     if faults or not ways:
         faults |= damaged
         more = f"\n  ... {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         shown = [f"case {case_id}: {error}" for case_id, error in list(faults.items())[:SHOWN]]
         raise UserError("members cannot be fused:\n  " + "\n  ".join(shown) + more)
     for folder, count in moved.items():
-        logger.info(f"{folder}: {count} cases have other axes than the first member's; they are brought to those exactly")
+        logger.info(
+            f"{folder}: {count} cases have other axes than the first member's; they are brought to those exactly"
+        )
     return ways, damaged
 
 
@@ -142,14 +160,22 @@ def _laid_onto(first: Located, other: Located) -> Alignment:
     if mine.meta.task != theirs.meta.task or mine.channels != theirs.channels:
         raise UserError(f"{pair} hold other things: {_what(mine)} and {_what(theirs)}.")
     if "scale" in mine.meta.rules.needed and not _same_scale(mine.meta.scale, theirs.meta.scale):
-        raise UserError(f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were trained alike.")
+        raise UserError(
+            f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were trained alike."
+        )
     shape, size = mine.main.shape[1:], theirs.main.shape[1:]
     here, there = grid_of(mine.geometry, len(size)), grid_of(theirs.geometry, len(size))
     if here.family != there.family:
-        raise UserError(f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in different orders. {FROM_ONE}")
+        raise UserError(
+            f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in different orders. {FROM_ONE}"
+        )
     way = alignment(here, shape, there, size) if len(shape) == len(size) else None
     if way is None:
-        what = "lie in different places of the world" if sorted(shape) == sorted(size) else "disagree in shape"
+        what = (
+            "lie in different places of the world"
+            if sorted(shape) == sorted(size)
+            else "disagree in shape"
+        )
         raise UserError(f"{pair} {what} ({_size(shape)} and {_size(size)} voxels). {FROM_ONE}")
     return way
 
@@ -174,7 +200,9 @@ def _same_scale(one: IntensityScale | None, other: IntensityScale | None) -> boo
     return all(len(a) == len(b) and np.allclose(a, b, rtol=1e-3) for a, b in pairs)
 
 
-def common_ids(readers: Sequence[Reader], folders: Sequence[Path], failed: Collection[str] = ()) -> list[str]:
+def common_ids(
+    readers: Sequence[Reader], folders: Sequence[Path], failed: Collection[str] = ()
+) -> list[str]:
     """The ids that all members hold, without the ``failed`` ones. Raises UserError naming every member that lacks or adds another one."""
     union = set().union(*(r.ids for r in readers)) - set(failed)
     faults = [

@@ -102,7 +102,10 @@ def load_shapes(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path}: holds numbers of a type that no network here has: {', '.join(odd[:5])}. Convert them to float32, or train it again."
         )
-    return {name: torch.empty(shape, dtype=KINDS[kind], device="meta") for name, (shape, kind) in kinds.items()}
+    return {
+        name: torch.empty(shape, dtype=KINDS[kind], device="meta")
+        for name, (shape, kind) in kinds.items()
+    }
 
 
 def _require_own(path: Path, model: Checkpoint) -> None:
@@ -116,7 +119,9 @@ def _require_own(path: Path, model: Checkpoint) -> None:
         wanted = TASKS[config.task].channels(config, model.channels[0])
         outline = outlines.bounded(config.network, *model.channels, config.data.dims)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: its header describes no model: {error} Take another model of the run, or train it again.") from None
+        raise CheckpointError(
+            f"{path}: its header describes no model: {error} Take another model of the run, or train it again."
+        ) from None
     if wanted != model.channels[1]:
         raise CheckpointError(
             f"{path}: its header says channels {list(model.channels)}, but its config gives {wanted} output channels. "
@@ -127,7 +132,11 @@ def _require_own(path: Path, model: Checkpoint) -> None:
 
 def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
     """How many values of which tensors are NaN or infinite; None where all are finite."""
-    bad = {name: int((~torch.isfinite(w)).sum()) for name, w in weights.items() if not torch.isfinite(w).all()}
+    bad = {
+        name: int((~torch.isfinite(w)).sum())
+        for name, w in weights.items()
+        if not torch.isfinite(w).all()
+    }
     if not bad:
         return None
     named = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:5])
@@ -139,7 +148,9 @@ def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
     """A model's header as a record, without weights. Raises CheckpointError where it is none."""
     found = documents_problem(header, documents.ModelHeader)
     if found is not None:
-        raise CheckpointError(f"{path}: this is not a model file of this package: its header: {found}. Take another, or train it again.")
+        raise CheckpointError(
+            f"{path}: this is not a model file of this package: its header: {found}. Take another, or train it again."
+        )
     if (count := _entries(header["config"])) > ENTRIES:
         raise CheckpointError(
             f"{path}: its header describes no model: its config has {count:,} entries, must have at most {ENTRIES:,}. "
@@ -148,14 +159,18 @@ def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
     facts: dict[str, Any] = {name: header[name] for name in FACTS}
     facts["channels"] = tuple(facts["channels"])
     made_with = tuple(header.get(PLUGINS, ()))
-    return Checkpoint(weights={}, trained_on=header.get(TRAINED_ON) or {}, plugins=made_with, **facts)
+    return Checkpoint(
+        weights={}, trained_on=header.get(TRAINED_ON) or {}, plugins=made_with, **facts
+    )
 
 
 def _entries(value: Any) -> int:
     """Entries of all lists and mappings in a value."""
     if not isinstance(value, list | Mapping):
         return 0
-    return len(value) + sum(_entries(item) for item in (value.values() if isinstance(value, Mapping) else value))
+    return len(value) + sum(
+        _entries(item) for item in (value.values() if isinstance(value, Mapping) else value)
+    )
 
 
 def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
@@ -168,13 +183,22 @@ def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> by
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file, of which nothing but the header is read yet. Raises CheckpointError for whatever cannot be read of it."""
     if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors.")
+        raise CheckpointError(
+            f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors."
+        )
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code. Convert it first.")
+        raise CheckpointError(
+            f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code. Convert it first."
+        )
     try:
         with files.as_text(path) as name, safe_open(name, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last is torch's, of its own mapping
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # the last is torch's, of its own mapping
         if os.strerror(errno.EMFILE) in str(error):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from None
         raise _damaged(path, error) from None
@@ -182,7 +206,9 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     words = str(error)[:SHOWN]
-    return CheckpointError(f"{path}: damaged or not a safetensors file ({words}). Copy it again, or train the fold again.")
+    return CheckpointError(
+        f"{path}: damaged or not a safetensors file ({words}). Copy it again, or train the fold again."
+    )
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -194,7 +220,9 @@ def _header(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path, error) from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: holds weights but no {HEADER!r} header; this package did not write it.")
+        raise CheckpointError(
+            f"{path}: holds weights but no {HEADER!r} header; this package did not write it."
+        )
     return header
 
 
@@ -209,9 +237,13 @@ def decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return _tensors(path), _header(path)
 
 
-def require_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], where: str) -> None:
+def require_fit(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], where: str
+) -> None:
     """Raise CheckpointError, with a list, for every missing, unexpected or misshapen weight; only names, shapes and types are read."""
-    faults = [f"missing: {k}" for k in own if k not in weights] + [f"unexpected: {k}" for k in weights if k not in own]
+    faults = [f"missing: {k}" for k in own if k not in weights] + [
+        f"unexpected: {k}" for k in weights if k not in own
+    ]
     faults += [
         f"shape: {k} is {tuple(weights[k].shape)}, the network wants {tuple(own[k].shape)}"
         for k in own
@@ -225,7 +257,10 @@ def require_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Ten
     if faults:
         more = f"\n  ... {len(faults) - 10} more" if len(faults) > 10 else ""
         raise CheckpointError(
-            f"{where}: weights do not fit the network:\n  " + "\n  ".join(faults[:10]) + more + "\nUse the config that trained them."
+            f"{where}: weights do not fit the network:\n  "
+            + "\n  ".join(faults[:10])
+            + more
+            + "\nUse the config that trained them."
         )
 
 
@@ -265,9 +300,13 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
     if os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
-        raise UserError(f"--checkpoint {path}: is no file but a pipe, a socket or a device. Give a run folder or a .safetensors file.")
+        raise UserError(
+            f"--checkpoint {path}: is no file but a pipe, a socket or a device. Give a run folder or a .safetensors file."
+        )
     if not os.access(path, os.R_OK | os.X_OK):
-        raise UserError(f"--checkpoint {path}: the folder may not be read. Give this user the right to read it.")
+        raise UserError(
+            f"--checkpoint {path}: the folder may not be read. Give this user the right to read it."
+        )
     run = RunFolder(path)
     folds = run.fold_folders()
     if not folds:
@@ -289,16 +328,31 @@ def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
     networks_, configs, facts = [], [], []
     for path in paths:
         model = load_model(path)
-        with torch.random.fork_rng([]):  # a network is born with random weights, which a caller's own numbers should not notice
+        with torch.random.fork_rng(
+            []
+        ):  # a network is born with random weights, which a caller's own numbers should not notice
             network, config = build(model, str(path))
-        facts.append({"channels": list(model.channels), **{k: model.trained_on.get(k) for k in ("family", "codes")}})
+        facts.append(
+            {
+                "channels": list(model.channels),
+                **{k: model.trained_on.get(k) for k in ("family", "codes")},
+            }
+        )
         about = f"Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}: {model.score}"
         logger.info(f"Loaded model from {path}\n  {about}")
         networks_.append(network)
         configs.append(config)
     for path, config, own in zip(paths, configs, facts, strict=True):
-        changes = [c for c in difference(to_dict(configs[0]), to_dict(config)) if c.startswith(ALIKE)]
-        changes += [f"{k}: {facts[0][k]} -> {v}" for k, v in own.items() if None not in (v, facts[0][k]) and v != facts[0][k]]
+        changes = [
+            c for c in difference(to_dict(configs[0]), to_dict(config)) if c.startswith(ALIKE)
+        ]
+        changes += [
+            f"{k}: {facts[0][k]} -> {v}"
+            for k, v in own.items()
+            if None not in (v, facts[0][k]) and v != facts[0][k]
+        ]
         if changes:
-            raise UserError(f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes))
+            raise UserError(
+                f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes)
+            )
     return networks_, configs[0]

@@ -56,7 +56,9 @@ class Space:
 
 
 @contextmanager
-def holding(network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Moments]) -> Iterator[None]:
+def holding(
+    network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Moments]
+) -> Iterator[None]:
     """Within, during one pass, layers with statistics take them from ``moments(number of the call, layer, input)``."""
     layers = [layer for layer in network.modules() if receptive.has_statistics(layer)]
     calls = itertools.count()
@@ -73,7 +75,9 @@ def holding(network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Mome
             vars(layer).pop("forward", None)
 
 
-def with_moments(network: nn.Module, tiles: Tensor, known: Sequence[Moments]) -> Mapping[str, Tensor]:
+def with_moments(
+    network: nn.Module, tiles: Tensor, known: Sequence[Moments]
+) -> Mapping[str, Tensor]:
     """Heads of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own; none known: their own."""
     if not known:
         return network(tiles)
@@ -109,7 +113,9 @@ class _Sums:
         mean, square = self.first / self.count, self.second / self.count
         if isinstance(layer, nn.GroupNorm):
             each = len(mean) // layer.num_groups
-            mean, square = (v.view(-1, each).mean(1).repeat_interleave(each) for v in (mean, square))
+            mean, square = (
+                v.view(-1, each).mean(1).repeat_interleave(each) for v in (mean, square)
+            )
         return Moments(mean=mean, variance=(square - mean.square()).clamp(min=0))
 
 
@@ -142,7 +148,11 @@ def reduced(space: Space, largest: int | None = None) -> Tensor:
     for start in range(0, space.size[0], edge):
         rows = min(edge, space.size[0] - start)
         band = space.read([start] + [0] * (dims - 1), [rows, *space.size[1:]])
-        bands.append(functional.interpolate(band, [1, *(ceil(n / edge) for n in space.size[1:])], mode="area"))
+        bands.append(
+            functional.interpolate(
+                band, [1, *(ceil(n / edge) for n in space.size[1:])], mode="area"
+            )
+        )
     return torch.cat(bands, 2)
 
 
@@ -151,7 +161,9 @@ class _Reached(Exception):  # noqa: N818 - ends a pass, no error
 
 
 @torch.inference_mode()
-def exact(network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequence[Sequence[int]]) -> tuple[Moments, ...]:
+def exact(
+    network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequence[Sequence[int]]
+) -> tuple[Moments, ...]:
     """Statistics that one pass over the whole image would have, found tile by tile, layer after layer.
 
     For every call of such a layer, tiles with the halo that the layer needs run up to it, with the statistics of the layers
@@ -165,9 +177,17 @@ def exact(network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequen
     return tuple(known)
 
 
-def layouts(size: Sequence[int], tile: Sequence[int], multiple: Sequence[int], spreads: Sequence[Sequence[int]]) -> list[list[list[_Box]]]:
+def layouts(
+    size: Sequence[int],
+    tile: Sequence[int],
+    multiple: Sequence[int],
+    spreads: Sequence[Sequence[int]],
+) -> list[list[list[_Box]]]:
     """For each call of a normalisation the boxes along each axis. Raises UserError where ``tile`` leaves nothing between the halos."""
-    return [[_boxes(*axis) for axis in zip(size, tile, spread, multiple, strict=True)] for spread in spreads]
+    return [
+        [_boxes(*axis) for axis in zip(size, tile, spread, multiple, strict=True)]
+        for spread in spreads
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +214,15 @@ def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
     boxes = []
     for place in range(0, size, core):
         start, end = max(0, place - halo), min(size, place + core + halo)
-        boxes.append(_Box(start=start, length=end - start, skip=place - start, core=min(core, size - place)))
+        boxes.append(
+            _Box(start=start, length=end - start, skip=place - start, core=min(core, size - place))
+        )
     return boxes
 
 
-def _next(network: nn.Module, space: Space, known: Sequence[Moments], boxes: Sequence[Sequence[_Box]]) -> Moments:
+def _next(
+    network: nn.Module, space: Space, known: Sequence[Moments], boxes: Sequence[Sequence[_Box]]
+) -> Moments:
     """Statistics of the first call whose statistics are not known."""
     sums, layers = _Sums(), []
     for box in itertools.product(*boxes):
@@ -224,4 +248,7 @@ def _core(network: nn.Module, box: Sequence[_Box], shape: Sequence[int]) -> tupl
     lengths = [b.length for b in box]
     lengths = network.padded_size(lengths) if isinstance(network, HeadedNet) else lengths
     cells = [n // m for n, m in zip(lengths, shape, strict=True)]
-    return (..., *(slice(b.skip // c, (b.skip + b.core) // c) for b, c in zip(box, cells, strict=True)))
+    return (
+        ...,
+        *(slice(b.skip // c, (b.skip + b.core) // c) for b, c in zip(box, cells, strict=True)),
+    )

@@ -36,17 +36,26 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
 
     An input lies where its name is, where the file is that a link leads to, and at every link on the way.
     """
-    own, inner = _identity(output), {i: output / name for name in below if (i := _identity(output / name)) is not None}
+    own, inner = (
+        _identity(output),
+        {i: output / name for name in below if (i := _identity(output / name)) is not None},
+    )
     above = set(_chain(output))
     chains: dict[Path, list[Identity]] = {}
     for path in inputs:
         if os.path.isdir(path) and _identity(path) in above:
-            raise UserError(f"--output {output} lies inside the input {path}, which would be changed. Choose another folder.")
+            raise UserError(
+                f"--output {output} lies inside the input {path}, which would be changed. Choose another folder."
+            )
         for place in _hops(path):
             if place.parent not in chains:
                 chains[place.parent] = _chain(place.parent)
             chain = chains[place.parent]
-            folder = output if chain[:1] == [own] else next((inner[i] for i in chain if i in inner), None)
+            folder = (
+                output
+                if chain[:1] == [own]
+                else next((inner[i] for i in chain if i in inner), None)
+            )
             if folder is not None:
                 raise UserError(
                     f"--output {output}: the input {path} lies in {folder}, which is written to: it could be overwritten. "
@@ -58,7 +67,11 @@ def require_folder(output: Path) -> None:
     """Raise UserError where ``output`` cannot be a folder with a lock in it, or nothing may be written in it or below it."""
     found = next((p for p in (output, *output.parents) if os.path.lexists(p)), None)
     if found is not None and not os.path.isdir(found):
-        what = "a link that leads nowhere" if os.path.islink(found) and not os.path.exists(found) else "a file"
+        what = (
+            "a link that leads nowhere"
+            if os.path.islink(found) and not os.path.exists(found)
+            else "a file"
+        )
         raise UserError(f"--output {output}: {found} is {what}, no folder. Choose another folder.")
     if lock.is_foreign(output / lock.NAME):
         raise UserError(
@@ -73,9 +86,16 @@ def too_long(output: Path, names: Iterable[str]) -> str | None:
     there = files.nearest(output)
     most, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
     for name in names:
-        own, path = len(os.fsencode(Path(name).name)), len(os.fsencode(os.path.abspath(output / name)))
+        own, path = (
+            len(os.fsencode(Path(name).name)),
+            len(os.fsencode(os.path.abspath(output / name))),
+        )
         if own > most or path >= whole:
-            size = f"{own} bytes, and {most} are the most here" if own > most else f"{path} bytes of path, and {whole - 1} are the most"
+            size = (
+                f"{own} bytes, and {most} are the most here"
+                if own > most
+                else f"{path} bytes of path, and {whole - 1} are the most"
+            )
             return f"its answer would be called {name}, which has {size}"
     return None
 
@@ -147,7 +167,11 @@ def is_prediction(folder: Path) -> bool:
         summary: Any = files.read_json(folder / SUMMARY)
     except files.FileError:
         return False
-    return isinstance(summary, dict) and isinstance(summary.get("files"), list) and bool({"models", "members"} & set(summary))
+    return (
+        isinstance(summary, dict)
+        and isinstance(summary.get("files"), list)
+        and bool({"models", "members"} & set(summary))
+    )
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -159,11 +183,17 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         found = files.read_document(path, documents.Predictions, suggestion)
     except files.FileError as error:
-        raise files.FileError(path, f"is no summary of predictions ({error.problem})", suggestion) from None
+        raise files.FileError(
+            path, f"is no summary of predictions ({error.problem})", suggestion
+        ) from None
     for n, step in enumerate(found.get("postprocess", ())):
         if unknown := sorted(set(step) - {"name", "options"}):
             problem = f"postprocess.{n} has the key {files.shown(unknown[0])}"
-            raise files.FileError(path, f"is no summary of predictions ({problem}, which means nothing here)", suggestion)
+            raise files.FileError(
+                path,
+                f"is no summary of predictions ({problem}, which means nothing here)",
+                suggestion,
+            )
     return found
 
 
@@ -175,7 +205,9 @@ def answer_files(folder: Path) -> dict[str, Path]:
         if is_companion(name):
             continue
         if name in found:
-            raise UserError(f"{folder}: {found[name].name} and {path.name} are both called {name}. Keep one file per id.")
+            raise UserError(
+                f"{folder}: {found[name].name} and {path.name} are both called {name}. Keep one file per id."
+            )
         found[name] = path
     return found
 
@@ -208,10 +240,14 @@ def require_finished(folder: Path, ids: Collection[str]) -> None:
             "Predict them again, or remove what is there of them."
         )
     if failed:
-        logger.warning(f"{folder} lacks cases that could not be predicted ({SUMMARY} says why): {_listed(failed)}")
+        logger.warning(
+            f"{folder} lacks cases that could not be predicted ({SUMMARY} says why): {_listed(failed)}"
+        )
     unlisted = [i for i in ids if i not in rows]
     if unlisted:
-        logger.warning(f"{folder} holds answers that its last prediction did not write ({SUMMARY}): {_listed(unlisted)}")
+        logger.warning(
+            f"{folder} holds answers that its last prediction did not write ({SUMMARY}): {_listed(unlisted)}"
+        )
 
 
 def _listed(ids: Sequence[str]) -> str:
@@ -221,7 +257,11 @@ def _listed(ids: Sequence[str]) -> str:
 def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
     """Files, relative to the output folder, that the answer to a case may be written to; ``suffix`` is that of its input."""
     rules = TASKS[task]
-    soft = [f"soft/{case_id}.npy", f"soft/{case_id}.json", *(f"soft/{head}/{case_id}.npy" for head in rules.further)]
+    soft = [
+        f"soft/{case_id}.npy",
+        f"soft/{case_id}.json",
+        *(f"soft/{head}/{case_id}.npy" for head in rules.further),
+    ]
     return rules.names(case_id, suffix) + (soft if save_soft else [])
 
 
@@ -238,7 +278,9 @@ def owned(output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if mine is not None and _identity(path) == mine:  # the folder may have been moved, and another made in its place
+            if (
+                mine is not None and _identity(path) == mine
+            ):  # the folder may have been moved, and another made in its place
                 path.unlink()
             with contextlib.suppress(OSError):
                 if new:

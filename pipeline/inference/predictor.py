@@ -97,7 +97,11 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         place = self.checkpoint
-        object.__setattr__(self, "checkpoint", place.path if isinstance(place, RunFolder | FoldFolder) else Path(place))
+        object.__setattr__(
+            self,
+            "checkpoint",
+            place.path if isinstance(place, RunFolder | FoldFolder) else Path(place),
+        )
         if isinstance(self.scales, int | float):
             object.__setattr__(self, "scales", (float(self.scales),))
 
@@ -105,7 +109,9 @@ class ModelOptions:
         """The model's config with these options laid over it."""
         changes: dict[str, Any] = {}
         if self.patch_size is not None:
-            size = (self.patch_size,) if isinstance(self.patch_size, int) else tuple(self.patch_size)
+            size = (
+                (self.patch_size,) if isinstance(self.patch_size, int) else tuple(self.patch_size)
+            )
             changes["patch"] = size * (config.data.dims if len(size) == 1 else 1)
         if self.whole:
             changes["patch"] = "whole"
@@ -126,7 +132,11 @@ class ModelOptions:
                 kernel_size=self.kernel_size,
                 separate_instances=self.separate_instances,
             )
-        predict = structure({**plain(config.predict), **changes}, Predict, "how to predict") if changes else config.predict
+        predict = (
+            structure({**plain(config.predict), **changes}, Predict, "how to predict")
+            if changes
+            else config.predict
+        )
         return dataclasses.replace(config, predict=predict, postprocess=steps)
 
 
@@ -192,19 +202,29 @@ class Predictor:
             pipeline.records.UserError: --checkpoint nowhere: ...
         """
         if isinstance(folds, str) and folds == "all":
-            raise UserError('folds="all" means the one model that was trained on all cases, which no run holds yet. Use folds=None.')
+            raise UserError(
+                'folds="all" means the one model that was trained on all cases, which no run holds yet. Use folds=None.'
+            )
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise UserError(f"threads is {threads}; at least 1 thread is needed, or None.")
         numbers = None if folds is None else whole_numbers(folds, "folds")
         if numbers == ():
-            raise UserError("folds: none is named. Name some, or leave it out to take every finished one.")
+            raise UserError(
+                "folds: none is named. Name some, or leave it out to take every finished one."
+            )
         names = ",".join(map(str, device)) if isinstance(device, list | tuple) else str(device)
         if "tta" in options:
-            raise TypeError("Predictor.load takes flips, not tta: flips=True averages over all flips.")
+            raise TypeError(
+                "Predictor.load takes flips, not tta: flips=True averages over all flips."
+            )
         known = {f.name for f in dataclasses.fields(ModelOptions)} - {"checkpoint", "device", "tta"}
         if unknown := sorted(set(options) - known):
-            raise TypeError(f"Predictor.load takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}.")
-        wanted = ModelOptions(**{"allow_missing_folds": True, **options}, checkpoint=path, device=names, tta=flips)
+            raise TypeError(
+                f"Predictor.load takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}."
+            )
+        wanted = ModelOptions(
+            **{"allow_missing_folds": True, **options}, checkpoint=path, device=names, tta=flips
+        )
         run, kind = RunFolder(wanted.checkpoint), wanted.model or "auto"  # type: ignore[arg-type] - a path by now
         paths = None if numbers is None else [run.fold(n).model(kind) for n in numbers]
         return dataclasses.replace(prepare(wanted, paths), threads=threads, progress=progress)
@@ -284,7 +304,9 @@ class Predictor:
         """
         image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
         heads = self._soft(image).heads
-        return {name: image.as_given(image.restored(np.asarray(head))) for name, head in heads.items()}
+        return {
+            name: image.as_given(image.restored(np.asarray(head))) for name, head in heads.items()
+        }
 
     def _soft(self, image: _Image) -> SoftPrediction:
         """Soft answer on the axes of the image's array."""
@@ -295,9 +317,18 @@ class Predictor:
         for note in (*space.notes, *notes):
             self.warn_once(f"{image.name}: {note}.")
         count = self.tiles(source.array.shape[1:]).count()
-        with _threads(self.threads), bars_shown(self.progress), progress_steps("Predicting", count) as advance:
+        with (
+            _threads(self.threads),
+            bars_shown(self.progress),
+            progress_steps("Predicting", count) as advance,
+        ):
             heads = self.heads_of(source, advance)
-        meta = SoftMeta(task=self.config.task, scale=source.scale, dtype=str(image.array.dtype), channels=len(image.array))
+        meta = SoftMeta(
+            task=self.config.task,
+            scale=source.scale,
+            dtype=str(image.array.dtype),
+            channels=len(image.array),
+        )
         restored = {name: space.to_file(head) for name, head in heads.items()}
         return SoftPrediction(case_id=image.name.name, heads=restored, meta=meta)
 
@@ -321,7 +352,9 @@ class Predictor:
         tiles = self.tiles(source.array.shape[1:])
         self.warn_of_tiles(source, tiles)
         predict_tile = with_fixed_norms(self.predict_tile, source, tiles)
-        return sliding_window(source, predict_tile, tiles, self.config.predict.batch, self.device, advance)
+        return sliding_window(
+            source, predict_tile, tiles, self.config.predict.batch, self.device, advance
+        )
 
     # --- what an input has to be ---
 
@@ -329,14 +362,24 @@ class Predictor:
         """Raise FileError for an image of another number of channels than the networks take."""
         wanted = self.channels
         if wanted and have != wanted:
-            together = "; of files ID_0000, ID_0001, ... give their folder, so that they are taken together" if wanted > have else ""
+            together = (
+                "; of files ID_0000, ID_0001, ... give their folder, so that they are taken together"
+                if wanted > have
+                else ""
+            )
             problem = f"has {have} channels, the model takes {wanted}"
             raise FileError(name, problem, f"Give an image of {wanted} channels{together}")
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
         """Once: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
-        predict_tile = self.predict_tile.ensembles[0] if isinstance(self.predict_tile, Replicas) else self.predict_tile
-        if "norms" not in self.warned and (text := warning(predict_tile, source, tiles, self.backend)):
+        predict_tile = (
+            self.predict_tile.ensembles[0]
+            if isinstance(self.predict_tile, Replicas)
+            else self.predict_tile
+        )
+        if "norms" not in self.warned and (
+            text := warning(predict_tile, source, tiles, self.backend)
+        ):
             self.warned.add("norms")
             logger.warning(text)
 
@@ -373,9 +416,15 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     if options.halo == "auto":
         config, text = with_halo(config, networks[0], facts.channels[0])
         logger.info(text)
-    networks = [backends.accelerate(n.to(places[0]), p, options.backend) for n, p in zip(networks, paths, strict=True)]
+    networks = [
+        backends.accelerate(n.to(places[0]), p, options.backend)
+        for n, p in zip(networks, paths, strict=True)
+    ]
     ensembles = [network_ensemble(networks, config, places[0])]
-    ensembles += [network_ensemble([copy.deepcopy(n).to(place) for n in networks], config, place) for place in places[1:]]
+    ensembles += [
+        network_ensemble([copy.deepcopy(n).to(place) for n in networks], config, place)
+        for place in places[1:]
+    ]
     return Predictor(
         config=config,
         predict_tile=ensembles[0] if len(ensembles) == 1 else Replicas(ensembles),
@@ -435,7 +484,9 @@ def _opened(
     same = tuple(range(dims))
     if isinstance(volume, str | Path):
         if affine is not None or spacing is not None or axes is not None:
-            raise UserError(f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes out.")
+            raise UserError(
+                f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes out."
+            )
         path = Path(volume)
         array, geometry = reading.load_image(Case(id=path.name, image=(path,)), dims)
         for note in geometry.notes:
@@ -470,7 +521,9 @@ def _placed_by(
     same = tuple(range(dims))
     if affine is not None:
         if spacing is not None or axes is not None:
-            raise UserError("an affine says how far voxels lie apart and which axis is which: leave spacing and axes out.")
+            raise UserError(
+                "an affine says how far voxels lie apart and which axis is which: leave spacing and axes out."
+            )
         return affine_grid(affine, dims), same
     if predictor.trained_on.get("family") == "nifti":
         codes = predictor.trained_on.get("codes")
@@ -481,11 +534,15 @@ def _placed_by(
     natural = "zyx"[-dims:]
     given = "".join(axes or natural).lower()
     if sorted(given) != sorted(natural):
-        raise UserError(f"axes is {axes!r}, must be the letters {natural!r} in the order of the array, without channels.")
+        raise UserError(
+            f"axes is {axes!r}, must be the letters {natural!r} in the order of the array, without channels."
+        )
     order = tuple(given.index(letter) for letter in natural)
     if spacing is not None:
         spacing = [float(spacing)] * dims if isinstance(spacing, int | float) else spacing
         if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
-            raise UserError(f"spacing is {list(spacing)}; give {dims} positive numbers, millimetres along each axis of the array.")
+            raise UserError(
+                f"spacing is {list(spacing)}; give {dims} positive numbers, millimetres along each axis of the array."
+            )
         spacing = tuple(float(spacing[a]) for a in order)
     return Grid(family="array", spacing=spacing), order

@@ -58,7 +58,9 @@ class NetworkEnsemble:
     shares: Sequence[float]
     config: Config
     device: str
-    fixed: Mapping[tuple[int, FlipAxes, float], Sequence[norms.Moments]] = field(default_factory=dict)
+    fixed: Mapping[tuple[int, FlipAxes, float], Sequence[norms.Moments]] = field(
+        default_factory=dict
+    )
 
     @property
     def multiple(self) -> tuple[int, ...]:
@@ -85,7 +87,9 @@ class NetworkEnsemble:
             flipped = torch.flip(self._on_grid(tiles), axes) if axes else tiles
             for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
                 with torch.autocast(devices.kind(self.device), amp, enabled=amp is not None):
-                    outputs = norms.with_moments(network, flipped, self.fixed.get((n, axes, scale), ()))
+                    outputs = norms.with_moments(
+                        network, flipped, self.fixed.get((n, axes, scale), ())
+                    )
                 heads = task.heads(outputs)
                 if axes:
                     heads = {name: torch.flip(head, axes)[inside] for name, head in heads.items()}
@@ -95,11 +99,19 @@ class NetworkEnsemble:
     def _on_grid(self, tiles: torch.Tensor) -> torch.Tensor:
         """Padded before it is flipped, so that a flipped image is pooled as its flipped tiles are."""
         margin = [up(n, g) - n for n, g in zip(tiles.shape[2:], self.multiple, strict=True)]
-        return functional.pad(tiles, [p for m in reversed(margin) for p in (0, m)], mode="replicate") if any(margin) else tiles
+        return (
+            functional.pad(tiles, [p for m in reversed(margin) for p in (0, m)], mode="replicate")
+            if any(margin)
+            else tiles
+        )
 
     def _amp(self) -> torch.dtype | None:
         cuda = devices.kind(self.device) == "cuda"
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.amp) if cuda else None
+        return (
+            {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.amp)
+            if cuda
+            else None
+        )
 
 
 def _add(total: Heads, heads: Heads) -> None:
@@ -109,14 +121,19 @@ def _add(total: Heads, heads: Heads) -> None:
 
 
 def network_ensemble(
-    networks: Sequence[torch.nn.Module], config: Config, device: str, weights: Sequence[float] | None = None
+    networks: Sequence[torch.nn.Module],
+    config: Config,
+    device: str,
+    weights: Sequence[float] | None = None,
 ) -> NetworkEnsemble:
     """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it; equal weights unless given."""
     require_weights(weights if weights is not None else [1.0])
     shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
     flips = 2**config.data.dims if config.predict.flips else 1
     shares = shares / shares.sum() / flips / len(config.predict.scales)
-    return NetworkEnsemble(networks=tuple(networks), shares=tuple(shares), config=config, device=device)
+    return NetworkEnsemble(
+        networks=tuple(networks), shares=tuple(shares), config=config, device=device
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +155,9 @@ class Replicas:
 
     def predictions(self, stacks: Iterator[torch.Tensor]) -> Iterator[Heads]:
         """Soft answers to batches of tiles on the CPU, each on the device that computed it; one batch waits for each device."""
-        pools = [ThreadPoolExecutor(1, thread_name_prefix=ensemble.device) for ensemble in self.ensembles]
+        pools = [
+            ThreadPoolExecutor(1, thread_name_prefix=ensemble.device) for ensemble in self.ensembles
+        ]
         pending: deque[Future[Heads]] = deque()
         try:
             for n, stack in enumerate(stacks):
@@ -166,8 +185,14 @@ def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling)
     resampled tiles are no part of a resampled image.
     """
     if isinstance(predict_tile, Replicas):
-        return Replicas([with_fixed_norms(ensemble, source, tiles) for ensemble in predict_tile.ensembles])  # type: ignore[list-item] - each is a NetworkEnsemble
-    if not isinstance(predict_tile, NetworkEnsemble) or predict_tile.config.predict.norms == "tile" or tiles.count() == 1:
+        return Replicas(
+            [with_fixed_norms(ensemble, source, tiles) for ensemble in predict_tile.ensembles]
+        )  # type: ignore[list-item] - each is a NetworkEnsemble
+    if (
+        not isinstance(predict_tile, NetworkEnsemble)
+        or predict_tile.config.predict.norms == "tile"
+        or tiles.count() == 1
+    ):
         return predict_tile
     way, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
     for network in predict_tile.networks[:1]:
@@ -179,7 +204,9 @@ def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling)
                 "tile's size. Predict whole images (--whole), or in tiles of the training size with --norms tile."
             )
     if way == "exact" and tuple(scales) != (1,):
-        raise UserError(f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out, or take --norms frozen.")
+        raise UserError(
+            f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out, or take --norms frozen."
+        )
     return replace(predict_tile, fixed=_statistics(predict_tile, source, tiles))
 
 
@@ -187,11 +214,20 @@ Key = tuple[int, FlipAxes, float]
 """Number of a network, axes that are flipped, scale."""
 
 
-def _statistics(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> dict[Key, Sequence[norms.Moments]]:
+def _statistics(
+    predict_tile: NetworkEnsemble, source: Source, tiles: Tiling
+) -> dict[Key, Sequence[norms.Moments]]:
     """Statistics of the norms of each network, flip and scale over a whole case."""
     way, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
-    space = norms.Space(size=tiles.padded, read=lambda start, size: _tensor(source, start, size, predict_tile.device))
-    spreads = receptive.reach(predict_tile.networks[0], len(source.array), len(tiles.size)).norms if way == "exact" else ()
+    space = norms.Space(
+        size=tiles.padded,
+        read=lambda start, size: _tensor(source, start, size, predict_tile.device),
+    )
+    spreads = (
+        receptive.reach(predict_tile.networks[0], len(source.array), len(tiles.size)).norms
+        if way == "exact"
+        else ()
+    )
     fixed: dict[Key, Sequence[norms.Moments]] = {}
     for axes in predict_tile.flips:
         flipped = space.flipped(axes)
@@ -202,7 +238,9 @@ def _statistics(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) ->
                 if image is None:
                     fixed[key] = norms.exact(network, flipped, tiles.tile, spreads)
                 else:
-                    fixed[key] = norms.frozen(network, resampled(image, scaled(image.shape[2:], scale)))
+                    fixed[key] = norms.frozen(
+                        network, resampled(image, scaled(image.shape[2:], scale))
+                    )
     return fixed
 
 
@@ -227,10 +265,18 @@ def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if tuple(batch.shape[2:]) == tuple(size):
         return batch
     flat = len(size) == 2
-    return functional.interpolate(batch, tuple(size), mode="bilinear" if flat else "trilinear", align_corners=False, antialias=flat)
+    return functional.interpolate(
+        batch,
+        tuple(size),
+        mode="bilinear" if flat else "trilinear",
+        align_corners=False,
+        antialias=flat,
+    )
 
 
-def tiling(config: Config, size: Sequence[int], predict_tile: TilePredictor | None = None) -> Tiling:
+def tiling(
+    config: Config, size: Sequence[int], predict_tile: TilePredictor | None = None
+) -> Tiling:
     """The tiling that ``predict`` asks for, on the stride of the networks of ``predict_tile`` where it has any.
 
     An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where halos leave nothing of a tile.
@@ -249,7 +295,9 @@ def tiling(config: Config, size: Sequence[int], predict_tile: TilePredictor | No
             multiple=() if whole or predict_tile is None else getattr(predict_tile, "multiple", ()),
         )
     except ValueError as error:
-        raise UserError(f"predict: {error} (--patch-size), or lower predict.halo (--halo).") from None
+        raise UserError(
+            f"predict: {error} (--patch-size), or lower predict.halo (--halo)."
+        ) from None
 
 
 SlabWriter = Callable[[int, Mapping[str, np.ndarray]], None]
@@ -263,7 +311,12 @@ Advance = Callable[[int], object]
 
 
 def sliding_window(
-    source: Source, predict_tile: TilePredictor, tiles: Tiling, batch: int = 1, device: str = "cpu", advance: Advance | None = None
+    source: Source,
+    predict_tile: TilePredictor,
+    tiles: Tiling,
+    batch: int = 1,
+    device: str = "cpu",
+    advance: Advance | None = None,
 ) -> dict[str, np.ndarray]:
     """Soft answers ``(K, *S)`` float32 by head for a whole case.
 
@@ -301,11 +354,16 @@ def stream(
     wanted = rows or (0, tiles.size[0])
     blend = Blend(Frame(tiles=tiles, size=tiles.size, device=device))
     try:
-        for origins, needed, heads in _predicted_batches(source, predict_tile, tiles, (batch, device), wanted):
+        for origins, needed, heads in _predicted_batches(
+            source, predict_tile, tiles, (batch, device), wanted
+        ):
             if advance is not None:
                 advance(len(origins))
             spots = [(origin, 0) for origin, use in zip(origins, needed, strict=True) if use]
-            used = {name: (head if all(needed) else head[needed]).to(device) for name, head in heads.items()}
+            used = {
+                name: (head if all(needed) else head[needed]).to(device)
+                for name, head in heads.items()
+            }
             for slab in blend.add(spots, used):
                 _write_wanted(slab, writer, wanted)
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -321,11 +379,17 @@ def stream(
 
 def _write_wanted(slab: Slab, writer: SlabWriter, wanted: tuple[int, int]) -> None:
     """Those rows of a slab that are wanted."""
-    heads = {str(name): rows[0].cpu().numpy() for name, rows in zip(slab.names or (), slab.rows, strict=True)}
+    heads = {
+        str(name): rows[0].cpu().numpy()
+        for name, rows in zip(slab.names or (), slab.rows, strict=True)
+    }
     count = next(iter(heads.values())).shape[1]
     low, high = max(slab.start, wanted[0]), min(slab.start + count, wanted[1])
     if low < high:
-        writer(low, {name: rows[:, low - slab.start : high - slab.start] for name, rows in heads.items()})
+        writer(
+            low,
+            {name: rows[:, low - slab.start : high - slab.start] for name, rows in heads.items()},
+        )
 
 
 PredictedBatch = tuple[list[tuple[int, ...]], list[bool], Heads]
@@ -333,7 +397,11 @@ PredictedBatch = tuple[list[tuple[int, ...]], list[bool], Heads]
 
 
 def _predicted_batches(
-    source: Source, predict_tile: TilePredictor, tiles: Tiling, how: tuple[int, str], rows: tuple[int, int]
+    source: Source,
+    predict_tile: TilePredictor,
+    tiles: Tiling,
+    how: tuple[int, str],
+    rows: tuple[int, int],
 ) -> Iterator[PredictedBatch]:
     """Batches with a tile that reaches ``rows``, in order. ``how``: tiles in a batch, and the device of one ensemble."""
     batch, device = how
@@ -345,16 +413,24 @@ def _predicted_batches(
             if any(needed):
                 waiting.append((origins, needed))
                 # Tiles that share a batch are computed together even where some are not needed: its size may change the last bits.
-                yield torch.from_numpy(np.stack([cut(source, origin, tiles.tile) for origin in origins]))
+                yield torch.from_numpy(
+                    np.stack([cut(source, origin, tiles.tile) for origin in origins])
+                )
 
     several = isinstance(predict_tile, Replicas)
-    for heads in predict_tile.predictions(stacks()) if several else (predict_tile(stack.to(device)) for stack in stacks()):
+    for heads in (
+        predict_tile.predictions(stacks())
+        if several
+        else (predict_tile(stack.to(device)) for stack in stacks())
+    ):
         yield *waiting.popleft(), heads
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether this is how torch or numpy says so; torch has no class of its own for the memory of a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
+        error
+    )
 
 
 def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
@@ -371,7 +447,13 @@ def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
 def cut(source: Source, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """Box of a case, normalised, float32 ``(C, *size)``; it may leave the space at the far ends, where the border is repeated."""
     space = source.array.shape[1:]
-    first = [min(s, n - 1) for s, n in zip(start, space, strict=True)]  # a box beyond the end holds the last voxel alone
-    part = source.scale.apply(source.array[(slice(None), *(slice(a, s + t) for a, s, t in zip(first, start, size, strict=True)))])
+    first = [
+        min(s, n - 1) for s, n in zip(start, space, strict=True)
+    ]  # a box beyond the end holds the last voxel alone
+    part = source.scale.apply(
+        source.array[
+            (slice(None), *(slice(a, s + t) for a, s, t in zip(first, start, size, strict=True)))
+        ]
+    )
     margin = [(0, t - n) for t, n in zip(size, part.shape[1:], strict=True)]
     return np.pad(part, [(0, 0), *margin], mode="edge") if part.shape[1:] != tuple(size) else part

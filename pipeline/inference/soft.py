@@ -22,7 +22,20 @@ from pipeline.grid import grid_of
 from pipeline.records import Geometry, UserError
 from pipeline.tasks import TASKS, Task
 
-NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
+NUMBERS = (
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "bool",
+)
 """Types of numbers that an input, and so its answer, may have."""
 
 TOLERANCE = 1e-3
@@ -166,10 +179,15 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
         if names is None:
             heads = split(array, channels if meta.channels is None else meta.channels, meta.task)
         else:
-            heads = {MAIN: array, **{n: _mapped(array_path(folder / n, case_id)) for n in names if n != MAIN}}
+            heads = {
+                MAIN: array,
+                **{n: _mapped(array_path(folder / n, case_id)) for n in names if n != MAIN},
+            }
         _require_usable(heads, meta)
     except (ValueError, files.FileError) as error:
-        words = str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
+        words = (
+            str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
+        )
         raise UserError(
             f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft again for this case."
         ) from None
@@ -193,7 +211,12 @@ def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
     given = found.get("scale") or {}
     scale = None
     if set(given) >= {"low", "high", "to", "clip"}:  # of labels it is not needed, and not checked
-        scale = IntensityScale(low=tuple(given["low"]), high=tuple(given["high"]), to=tuple(given["to"]), clip=given["clip"])
+        scale = IntensityScale(
+            low=tuple(given["low"]),
+            high=tuple(given["high"]),
+            to=tuple(given["to"]),
+            clip=given["clip"],
+        )
     known = {key: found[key] for key in ("task", "suffix", "dtype", "channels") if key in found}
     return SoftMeta(**known, scale=scale, image=tuple(found.get("image", ())))
 
@@ -203,7 +226,9 @@ def _placed(path: Path, found: Mapping[str, Any], dims: int) -> Geometry:
     meta = documents.PLACES.get(found["format"])
     if meta is not None:
         files.checked(path, {"geometry": {"meta": found["meta"]}}, meta, AGAIN)
-    place = Geometry(format=found["format"], meta=found["meta"], notes=tuple(found.get("notes", ())))
+    place = Geometry(
+        format=found["format"], meta=found["meta"], notes=tuple(found.get("notes", ()))
+    )
     files.guarded(path, lambda: grid_of(place, dims))
     return place
 
@@ -213,7 +238,9 @@ def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
     array = heads[MAIN]
     for head in heads.values():
         if head.ndim not in (3, 4) or 0 in head.shape:
-            raise ValueError(f"shape {head.shape} where channels and 2 or 3 axes of space are needed")
+            raise ValueError(
+                f"shape {head.shape} where channels and 2 or 3 axes of space are needed"
+            )
         if head.shape[1:] != array.shape[1:]:
             raise ValueError(f"heads of {head.shape[1:]} and {array.shape[1:]} voxels")
     if meta.suffix is not None and meta.suffix not in files.SUFFIXES:
@@ -228,7 +255,9 @@ def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
     if meta.channels not in (None, channels):
         raise ValueError(f"channels is {meta.channels}, but the array has {channels}")
     if scale is not None and not {len(scale.low), len(scale.high)} <= {1, channels}:
-        raise ValueError(f"scale has limits for {len(scale.low)} and {len(scale.high)} channels, not {channels}")
+        raise ValueError(
+            f"scale has limits for {len(scale.low)} and {len(scale.high)} channels, not {channels}"
+        )
 
 
 def load_sound(folder: Path, case_id: str) -> SoftPrediction:
@@ -238,7 +267,10 @@ def load_sound(folder: Path, case_id: str) -> SoftPrediction:
         UserError: also for values that are not finite and, of labels, no probabilities from 0 to 1.
     """
     soft = load(folder, case_id)
-    found = (_unsound(np.asarray(head), soft.meta.rules.decides or name != MAIN) for name, head in soft.heads.items())
+    found = (
+        _unsound(np.asarray(head), soft.meta.rules.decides or name != MAIN)
+        for name, head in soft.heads.items()
+    )
     problem = next((p for p in found if p is not None), None)
     if problem is not None:
         raise UserError(
@@ -271,4 +303,6 @@ def _unsound(array: np.ndarray, probabilities: bool) -> str | None:
 
 def _in_range(part: np.ndarray) -> bool:
     """Whether all of a float16 array lies in 0..1, by its bits: those of NaN, infinity and negative numbers are greater."""
-    return part.dtype == np.float16 and int(part.view(np.uint16).max(initial=0)) <= int(np.float16(1).view(np.uint16))
+    return part.dtype == np.float16 and int(part.view(np.uint16).max(initial=0)) <= int(
+        np.float16(1).view(np.uint16)
+    )

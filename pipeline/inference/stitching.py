@@ -42,17 +42,36 @@ def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mi
     along = max(a for a, (n, t) in enumerate(zip(space, tile, strict=True)) if n > t)
     size[along] = min(space[along], up(tile[along] * 3 // 2, multiple[along]))
     start = [(n - m) // 2 for n, m in zip(space, size, strict=True)]
-    sample = replace(source, array=source.array[(slice(None), *(slice(s, s + m) for s, m in zip(start, size, strict=True)))])
-    plain = replace(predict_tile.config, predict=replace(predict_tile.config.predict, flips=False, scales=(1.0,)))
+    sample = replace(
+        source,
+        array=source.array[
+            (slice(None), *(slice(s, s + m) for s, m in zip(start, size, strict=True)))
+        ],
+    )
+    plain = replace(
+        predict_tile.config,
+        predict=replace(predict_tile.config.predict, flips=False, scales=(1.0,)),
+    )
     alone = replace(predict_tile, networks=predict_tile.networks[:1], shares=(1.0,), config=plain)
-    pieces = replace(tiles, size=tuple(size), tile=tuple(tile), halo=min(tiles.halo, (tile[along] - multiple[along]) // 2))
-    whole = sliding_window(sample, alone, replace(pieces, tile=tuple(size)), device=predict_tile.device)
+    pieces = replace(
+        tiles,
+        size=tuple(size),
+        tile=tuple(tile),
+        halo=min(tiles.halo, (tile[along] - multiple[along]) // 2),
+    )
+    whole = sliding_window(
+        sample, alone, replace(pieces, tile=tuple(size)), device=predict_tile.device
+    )
     tiled = sliding_window(sample, alone, pieces, device=predict_tile.device)
     error = np.concatenate([np.abs(tiled[name] - whole[name]) for name in whole])
-    return Mismatch(size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean()))
+    return Mismatch(
+        size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean())
+    )
 
 
-def warning(predict_tile: TilePredictor, source: Source, tiles: Tiling, backend: str = "torch") -> str | None:
+def warning(
+    predict_tile: TilePredictor, source: Source, tiles: Tiling, backend: str = "torch"
+) -> str | None:
     """What to tell about a case whose tiles cannot equal the whole image whatever their halo: the measured difference, and what helps.
 
     ``None``, and nothing is measured, where there is nothing to tell: one tile, statistics already those of the whole, no such layer,
@@ -69,7 +88,9 @@ def warning(predict_tile: TilePredictor, source: Source, tiles: Tiling, backend:
     if not layers:
         return None
     found = mismatch(predict_tile, source, tiles)
-    ways = "; ".join(f"({n}) {way}" for n, way in enumerate(_ways_out(predict_tile, source, tiles, backend), 1))
+    ways = "; ".join(
+        f"({n}) {way}" for n, way in enumerate(_ways_out(predict_tile, source, tiles, backend), 1)
+    )
     return (
         f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from whole ones, by {found.most:.2g} at most and "
         f"{found.mean:.2g} on average in a sample of {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {ways}."
@@ -82,7 +103,9 @@ def _as_trained(config: Config, tiles: Tiling) -> bool:
     return tiles.tile == tuple(min(up(n, g), whole) for n, g, whole in sizes)
 
 
-def _ways_out(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling, backend: str) -> list[str]:
+def _ways_out(
+    predict_tile: NetworkEnsemble, source: Source, tiles: Tiling, backend: str
+) -> list[str]:
     """What can be done, of that which can be done here."""
     trained, predict = predict_tile.config.data.patch.size, predict_tile.config.predict
     room = "" if all(n > 2 * tiles.halo for n in trained) else " and a smaller --halo"
@@ -90,11 +113,15 @@ def _ways_out(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling, back
         f"tiles of the training size, {_edges(trained)} (--patch-size {' '.join(map(str, trained))}{room}), so that the network sees "
         "what it learned from"
     ]
-    if not receptive.beyond_statistics(predict_tile.networks[0]):  # enlargement and pooling of whole maps cannot be mended by statistics
+    if not receptive.beyond_statistics(
+        predict_tile.networks[0]
+    ):  # enlargement and pooling of whole maps cannot be mended by statistics
         other = "" if backend == "torch" else "--backend torch "
         ways.append(f"{other}--norms frozen, statistics of one pass over the (reduced) whole image")
         if tuple(predict.scales) == (1,):
-            ways.append(f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal to it")
+            ways.append(
+                f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal to it"
+            )
     if prod(source.array.shape) <= normalise.WHOLE:
         ways.append("whole images (--whole)")
     return ways
@@ -110,7 +137,9 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
         return config, "Halo: none, each image is predicted in one piece."
     radius, multiple = receptive.radius(network, channels, dims), receptive.stride(network, dims)
     halo = receptive.halo(network, channels, dims)
-    tile = [up(t, g) for t, g in zip(predict.patch or config.data.patch.size, multiple, strict=True)]
+    tile = [
+        up(t, g) for t, g in zip(predict.patch or config.data.patch.size, multiple, strict=True)
+    ]
     core = [t - 2 * halo for t in tile]
     least = [up(2 * halo + g, g) for g in multiple]
     if any(c < g for c, g in zip(core, multiple, strict=True)):
@@ -123,7 +152,9 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
         f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is {_edges(multiple)}. Of an inner tile of "
         f"{_edges(tile)}, {_edges(core)} are used: {wasted:.0%} of its work goes into the halo"
     )
-    more = " Larger tiles (--patch-size) lose less; overlap adds nothing to exact tiles (--overlap 0)."
+    more = (
+        " Larger tiles (--patch-size) lose less; overlap adds nothing to exact tiles (--overlap 0)."
+    )
     return replace(config, predict=replace(predict, halo=halo)), told + "." + more
 
 

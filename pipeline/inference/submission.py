@@ -59,8 +59,13 @@ def write(out: Path, answers: Sequence[Answer], format: str) -> None:  # noqa: A
 def require_replaceable(out: Path) -> None:
     """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif as they are written here, or a table id,rle."""
     special = os.path.exists(out) and not os.path.isfile(out)  # a pipe would wait for ever
-    if special or (os.path.lexists(out) and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out))):
-        raise UserError(f"--out {out} is there and no submission, which could be replaced. Name another file, or move it away.")
+    if special or (
+        os.path.lexists(out)
+        and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out))
+    ):
+        raise UserError(
+            f"--out {out} is there and no submission, which could be replaced. Name another file, or move it away."
+        )
 
 
 def _is_flat_zip(path: Path) -> bool:
@@ -69,7 +74,10 @@ def _is_flat_zip(path: Path) -> bool:
             members = archive.infolist()
     except (OSError, zipfile.BadZipFile):
         return False
-    flat = all(m.filename.endswith(".tif") and "/" not in m.filename and "\\" not in m.filename for m in members)
+    flat = all(
+        m.filename.endswith(".tif") and "/" not in m.filename and "\\" not in m.filename
+        for m in members
+    )
     return bool(members) and flat and all(m.date_time == TIME for m in members)
 
 
@@ -102,13 +110,17 @@ def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.nd
         stop.raise_if_stopped()
         mask = files.read(answer.path, len(answer.shape), labels=True)[0][0]
         if mask.shape != answer.shape or digest_of(mask) != answer.digest:
-            raise UserError(f"{answer.path} changed while the submission was written. Let the prediction finish, then run again.")
+            raise UserError(
+                f"{answer.path} changed while the submission was written. Let the prediction finish, then run again."
+            )
         yield answer, mask
 
 
 def _member(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(f"{name}.tif", date_time=TIME)
-    info.create_system = 3  # Unix, whatever this machine is: else the same answers give other bytes on Windows
+    info.create_system = (
+        3  # Unix, whatever this machine is: else the same answers give other bytes on Windows
+    )
     info.external_attr = 0o100644 << 16
     return info
 
@@ -119,7 +131,14 @@ def encode_tiff(mask: np.ndarray) -> bytes:
     # Written page by page: as one array, three columns would pass for colours.
     with tifffile.TiffWriter(buffer) as tif:
         for page in mask.reshape(-1, *mask.shape[-2:]):
-            tif.write(page, photometric="minisblack", compression="lzw", rowsperstrip=page.shape[0], metadata=None, software=False)
+            tif.write(
+                page,
+                photometric="minisblack",
+                compression="lzw",
+                rowsperstrip=page.shape[0],
+                metadata=None,
+                software=False,
+            )
     return buffer.getvalue()
 
 
@@ -137,7 +156,11 @@ def _verify_zip(path: Path, answers: Sequence[Answer]) -> None:
         for answer in answers if good else ():
             stop.raise_if_stopped()
             # Reading a member compares its CRC.
-            good = good and digest_of(decode_tiff(archive.read(f"{answer.id}.tif"), answer.shape)) == answer.digest
+            good = (
+                good
+                and digest_of(decode_tiff(archive.read(f"{answer.id}.tif"), answer.shape))
+                == answer.digest
+            )
     if not good:
         raise UserError(READ_BACK)
 
@@ -168,13 +191,19 @@ def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
     [[0, 1, 1], [1, 0, 1]]
     """
     words = text.split()
-    if len(words) % 2 or not all(word.isascii() and word.isdigit() and len(word) < 19 for word in words):
+    if len(words) % 2 or not all(
+        word.isascii() and word.isdigit() and len(word) < 19 for word in words
+    ):
         raise UserError(f"run lengths {text[:40]!r} are not pairs of whole numbers 'start length'.")
     starts, lengths = np.array([int(word) for word in words], np.int64).reshape(-1, 2).T
     ends = starts + lengths
     size = math.prod(shape)
-    if len(starts) and (starts[0] < 1 or lengths.min() < 1 or ends[-1] > size + 1 or (starts[1:] <= ends[:-1]).any()):
-        raise UserError(f"run lengths {text[:40]!r} overlap, are not ascending, or leave the {size} voxels of shape {shape}.")
+    if len(starts) and (
+        starts[0] < 1 or lengths.min() < 1 or ends[-1] > size + 1 or (starts[1:] <= ends[:-1]).any()
+    ):
+        raise UserError(
+            f"run lengths {text[:40]!r} overlap, are not ascending, or leave the {size} voxels of shape {shape}."
+        )
     steps = np.zeros(size + 1, np.int8)
     steps[starts - 1] += 1
     steps[ends - 1] -= 1
@@ -198,7 +227,11 @@ def _verify_rle(path: Path, answers: Sequence[Answer]) -> None:
         good = next(table) == ["id", "rle"]
         for answer, row in zip(answers, table, strict=True):
             stop.raise_if_stopped()
-            good = good and row[0] == answer.id and digest_of(decode_rle(row[1], answer.shape)) == answer.digest
+            good = (
+                good
+                and row[0] == answer.id
+                and digest_of(decode_rle(row[1], answer.shape)) == answer.digest
+            )
     if not good:
         raise UserError(READ_BACK)
 

@@ -51,7 +51,9 @@ def suffix_of(soft: SoftPrediction) -> str:
     return soft.meta.suffix or (".nii.gz" if soft.geometry.format == "nifti" else ".tif")
 
 
-def decided(soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path | None = None) -> LazyArray:
+def decided(
+    soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path | None = None
+) -> LazyArray:
     """The answer of a soft prediction.
 
     Args:
@@ -68,7 +70,9 @@ def decided(soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path
     return _changed(soft.main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
 
 
-def _changed(array: LazyArray, dtype: Any, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | Rows:
+def _changed(
+    array: LazyArray, dtype: Any, change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray | Rows:
     """The array with every voxel changed, as it is sliced where the array is."""
     if isinstance(array, np.ndarray):
         return change(array)
@@ -87,7 +91,9 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
     rows = labels[None] if isinstance(labels, np.ndarray) else labels
     files.write(path, labels, soft.geometry)
     factor = 255 / max(1, max(int(rows[:, first:end].max()) for first, end in slabs(rows)))
-    grey = _changed(labels, np.uint8, lambda part: (part.astype(np.float32) * factor).astype(np.uint8))
+    grey = _changed(
+        labels, np.uint8, lambda part: (part.astype(np.float32) * factor).astype(np.uint8)
+    )
     files.write(visualisation, grey, soft.geometry)
     if target.image is not None and isinstance(labels, np.ndarray) and labels.ndim == 2:
         _write_overlay(overlay, target.image, labels, len(soft.main))
@@ -117,4 +123,7 @@ def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) ->
     return {"mask_share": round(inside / int(np.prod(mask.shape)), 6)}
 
 
-WRITERS: dict[str, Callable[[SoftPrediction, Target, Sequence[Path]], dict[str, Any]]] = {"labels": _write_labels, "image": _write_image}
+WRITERS: dict[str, Callable[[SoftPrediction, Target, Sequence[Path]], dict[str, Any]]] = {
+    "labels": _write_labels,
+    "image": _write_image,
+}

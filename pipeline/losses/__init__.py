@@ -4,4 +4,16 @@ from pipeline.losses.entry import Kind, LossEntry
 from pipeline.losses.table import LOSSES, for_target, make, maps, reads
 from pipeline.losses.weighted_sum import WeightedSum, check, faults, with_deep
 
-__all__ = ["LOSSES", "Kind", "LossEntry", "WeightedSum", "check", "faults", "for_target", "make", "maps", "reads", "with_deep"]
+__all__ = [
+    "LOSSES",
+    "Kind",
+    "LossEntry",
+    "WeightedSum",
+    "check",
+    "faults",
+    "for_target",
+    "make",
+    "maps",
+    "reads",
+    "with_deep",
+]

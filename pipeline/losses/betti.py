@@ -33,7 +33,9 @@ class _Bars:
     missing: float
 
 
-def betti_matching(*, dims: Sequence[int] | None = None, patch: int | None = 32, unmatched: float = 1.0) -> Loss:
+def betti_matching(
+    *, dims: Sequence[int] | None = None, patch: int | None = 32, unmatched: float = 1.0
+) -> Loss:
     """Betti-matching loss (Stucki et al., ICML 2023, arXiv 2211.15272; for volumes arXiv 2407.04683).
 
     Probability p and binary label y are filtered from 1 down. A feature is born at b and dies at d, both values of single voxels;
@@ -54,20 +56,29 @@ def betti_matching(*, dims: Sequence[int] | None = None, patch: int | None = 32,
     """
     chosen = None if dims is None else _dims(dims)
     if patch is not None and (not isinstance(patch, int) or isinstance(patch, bool) or patch < 2):
-        raise ConfigError(f"loss 'betti_matching': patch is {patch!r}, must be a whole number of at least 2, or null for no blocks.")
+        raise ConfigError(
+            f"loss 'betti_matching': patch is {patch!r}, must be a whole number of at least 2, or null for no blocks."
+        )
     unmatched = number(unmatched, "'betti_matching': unmatched")
 
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         axes = logits.ndim - 2
         if chosen and max(chosen) >= axes:
-            raise ConfigError(f"loss 'betti_matching': dims is {list(chosen)}, but an image of {axes} axes has only dimensions 0 and 1.")
+            raise ConfigError(
+                f"loss 'betti_matching': dims is {list(chosen)}, but an image of {axes} axes has only dimensions 0 and 1."
+            )
         first = 1 if logits.shape[1] > 1 else 0
         p, y = ((x * valid)[:, first:] for x in (probabilities(logits), one_hot(target, logits)))
-        arrays = [*(x.detach().cpu().numpy() for x in (p, y)), np.arange(p.numel()).reshape(p.shape)]
+        arrays = [
+            *(x.detach().cpu().numpy() for x in (p, y)),
+            np.arange(p.numel()).reshape(p.shape),
+        ]
         blocks = list(_blocks(valid[:, 0].cpu().numpy() > 0, p.shape[1], patch))
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            bars = list(pool.map(lambda block: _bars(arrays, block[0], chosen or range(axes)), blocks))
+            bars = list(
+                pool.map(lambda block: _bars(arrays, block[0], chosen or range(axes)), blocks)
+            )
         # The first term is 0, or NaN where p is: it ties the value to p where no bar does.
         return 0 * p.sum() + _cost(p.flatten(), bars, [weight for _, weight in blocks], unmatched)
 
@@ -75,17 +86,29 @@ def betti_matching(*, dims: Sequence[int] | None = None, patch: int | None = 32,
 
 
 def _dims(dims: Sequence[int]) -> tuple[int, ...]:
-    known = isinstance(dims, list | tuple) and dims and all(type(d) is int and d in (0, 1, 2) for d in dims)
+    known = (
+        isinstance(dims, list | tuple)
+        and dims
+        and all(type(d) is int and d in (0, 1, 2) for d in dims)
+    )
     if not known or len(set(dims)) < len(dims):
-        raise ConfigError(f"loss 'betti_matching': dims is {dims!r}, must list some of 0, 1 and 2, each once, or be null for all.")
+        raise ConfigError(
+            f"loss 'betti_matching': dims is {dims!r}, must list some of 0, 1 and 2, each once, or be null for all."
+        )
     return tuple(dims)
 
 
 def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tuple[_Block, float]]:
     """Blocks with a voxel of ``valid`` ``(B, *S)``, and the weights with which their sum is the mean over blocks, classes, samples."""
     edges = [patch or n for n in valid.shape[1:]]
-    starts = list(itertools.product(*(range(0, n, edge) for n, edge in zip(valid.shape[1:], edges, strict=True))))
-    cuts = [tuple(slice(a, a + edge) for a, edge in zip(start, edges, strict=True)) for start in starts]
+    starts = list(
+        itertools.product(
+            *(range(0, n, edge) for n, edge in zip(valid.shape[1:], edges, strict=True))
+        )
+    )
+    cuts = [
+        tuple(slice(a, a + edge) for a, edge in zip(start, edges, strict=True)) for start in starts
+    ]
     samples = max(1, int(valid.any(tuple(range(1, valid.ndim))).sum()))
     for sample, mask in enumerate(valid):
         here = [cut for cut in cuts if mask[cut].any()]
@@ -95,7 +118,9 @@ def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tupl
 
 def _bars(arrays: Sequence[np.ndarray], block: _Block, dims: Sequence[int]) -> _Bars:
     """``arrays`` ``(B, C, *S)``: p, y and the numbers of the voxels."""
-    from pipeline.morphology.matching import match  # numba takes 0.3 s to import, and only this loss needs it
+    from pipeline.morphology.matching import (
+        match,
+    )  # numba takes 0.3 s to import, and only this loss needs it
 
     p, y, voxels = (x[block] for x in arrays)
     # Only the order of values counts, and -x is exact where 1 - x would round small probabilities together.
@@ -103,17 +128,25 @@ def _bars(arrays: Sequence[np.ndarray], block: _Block, dims: Sequence[int]) -> _
     pairs, label, voxels = [found[d] for d in dims], y.ravel(), voxels.ravel()
     ours = np.concatenate([np.append(x.matched[:, :2], x.essential[:, 0]) for x in pairs])
     theirs = np.concatenate([np.append(x.matched[:, 2:], x.essential[:, 1]) for x in pairs])
-    loose, lacking = (np.concatenate([getattr(x, side) for x in pairs]) for side in ("first", "second"))
+    loose, lacking = (
+        np.concatenate([getattr(x, side) for x in pairs]) for side in ("first", "second")
+    )
     missing = np.square(np.diff(label[lacking])).sum()
-    return _Bars(ends=voxels[ours], goals=label[theirs], loose=voxels[loose], missing=float(missing))
+    return _Bars(
+        ends=voxels[ours], goals=label[theirs], loose=voxels[loose], missing=float(missing)
+    )
 
 
 def _cost(p: Tensor, bars: Sequence[_Bars], weights: Sequence[float], unmatched: float) -> Tensor:
     """Weighted sum over blocks, with the gradient to ``p`` ``(voxels,)``; 0 for no blocks."""
     if not bars:
         return p.new_zeros(())
-    ends, goals, loose = (np.concatenate([getattr(x, name) for x in bars]) for name in ("ends", "goals", "loose"))
-    on_ends, on_loose = (np.repeat(weights, [len(getattr(x, name)) for x in bars]) for name in ("ends", "loose"))
+    ends, goals, loose = (
+        np.concatenate([getattr(x, name) for x in bars]) for name in ("ends", "goals", "loose")
+    )
+    on_ends, on_loose = (
+        np.repeat(weights, [len(getattr(x, name)) for x in bars]) for name in ("ends", "loose")
+    )
     missing = sum(weight * x.missing for weight, x in zip(weights, bars, strict=True))
     misfit = (p[_like(ends, p)] - _like(goals, p, p.dtype)).square() * _like(on_ends, p, p.dtype)
     length = p[_like(loose, p)].diff(dim=1)[:, 0].square() * _like(on_loose, p, p.dtype)

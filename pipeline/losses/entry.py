@@ -56,7 +56,9 @@ class LossEntry:
 
     def __post_init__(self) -> None:
         if not self.targets or not set(self.targets) <= {"labels", "image", "soft"}:
-            raise ValueError(f"targets is {self.targets!r}, must be a tuple of 'labels', 'image', 'soft'.")
+            raise ValueError(
+                f"targets is {self.targets!r}, must be a tuple of 'labels', 'image', 'soft'."
+            )
         if self.map not in (None, derived.MASK, *derived.DERIVED):
             known = ", ".join([*derived.DERIVED, derived.MASK])
             raise ValueError(f"map is {self.map!r}, must be one of {known}, or None.")

@@ -65,7 +65,9 @@ def ms_ssim(*, levels: int = 5, range: Sequence[float] = (-1.0, 1.0)) -> Loss:  
     A sample without a valid window on the coarsest scale does not count. Raises ConfigError for images that are too small.
     """
     if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= len(SCALES):
-        raise ConfigError(f"loss 'ms_ssim': levels is {levels!r}, must be a whole number from 1 to {len(SCALES)}.")
+        raise ConfigError(
+            f"loss 'ms_ssim': levels is {levels!r}, must be a whole number from 1 to {len(SCALES)}."
+        )
     to_unit = unit(range, "'ms_ssim': range")
     powers = [power / sum(SCALES[:levels]) for power in SCALES[:levels]]
 
@@ -84,10 +86,14 @@ def ms_ssim(*, levels: int = 5, range: Sequence[float] = (-1.0, 1.0)) -> Loss:  
     return loss
 
 
-def _similarity(x: Tensor, y: Tensor, valid: Tensor, with_brightness: bool) -> tuple[Tensor, Tensor]:
+def _similarity(
+    x: Tensor, y: Tensor, valid: Tensor, with_brightness: bool
+) -> tuple[Tensor, Tensor]:
     """Mean over windows of contrast and structure, times brightness if wanted, ``(B, K)``; and which windows count, ``(B, 1, *S)``."""
     windows = (_blurred(1 - valid) == 0).to(x.dtype)  # exact: sums of positive numbers
-    mean_x, mean_y, xx, yy, xy = _blurred(torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)).unflatten(0, (5, -1))
+    mean_x, mean_y, xx, yy, xy = _blurred(
+        torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)
+    ).unflatten(0, (5, -1))
     spread = xx - mean_x.square() + yy - mean_y.square()
     terms = (2 * (xy - mean_x * mean_y) + C2) / (spread + C2)
     if with_brightness:
@@ -104,14 +110,20 @@ def _blurred(x: Tensor) -> Tensor:
     y = x.flatten(0, 1)[None]
     count = y.shape[1]
     for axis in range(dims):
-        kernel = bell.reshape([EDGE if a == axis else 1 for a in range(dims)]).expand(count, 1, *[-1] * dims)
+        kernel = bell.reshape([EDGE if a == axis else 1 for a in range(dims)]).expand(
+            count, 1, *[-1] * dims
+        )
         y = (functional.conv2d if dims == 2 else functional.conv3d)(y, kernel, groups=count)
     return y[0].unflatten(0, x.shape[:2])
 
 
 def _halved(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Means of blocks of two along each axis; a block with an invalid voxel is invalid. An odd last row is left out."""
-    mean, most = (functional.avg_pool2d, functional.max_pool2d) if x.ndim == 4 else (functional.avg_pool3d, functional.max_pool3d)
+    mean, most = (
+        (functional.avg_pool2d, functional.max_pool2d)
+        if x.ndim == 4
+        else (functional.avg_pool3d, functional.max_pool3d)
+    )
     return mean(x, 2), mean(y, 2), 1 - most(1 - valid, 2)
 
 
@@ -128,14 +140,20 @@ def _large_enough(size: Sequence[int], levels: int) -> None:
 def same_images(output: Tensor, target: Tensor) -> None:
     """Raise ValueError unless both have one shape: broadcasting would compare other images than were meant."""
     if output.shape != target.shape:
-        raise ValueError(f"output {tuple(output.shape)} and image target {tuple(target.shape)} must have the same shape.")
+        raise ValueError(
+            f"output {tuple(output.shape)} and image target {tuple(target.shape)} must have the same shape."
+        )
 
 
 def unit(limits: Any, where: str) -> Callable[[Tensor], Tensor]:
     """The linear map that brings ``[low, high]`` to ``[0, 1]``; ConfigError unless these are two rising finite numbers."""
     good = isinstance(limits, list | tuple) and len(limits) == 2
-    good = good and all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in limits)
+    good = good and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in limits
+    )
     if not good or not limits[0] < limits[1]:
-        raise ConfigError(f"loss {where} is {limits!r}, must be two rising numbers, those of data.normalise, e.g. [-1, 1].")
+        raise ConfigError(
+            f"loss {where} is {limits!r}, must be two rising numbers, those of data.normalise, e.g. [-1, 1]."
+        )
     low, high = limits
     return lambda x: (x - low) / (high - low)

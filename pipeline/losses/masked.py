@@ -32,14 +32,19 @@ def masked(loss: Loss) -> Loss:
             wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             out = valid == 0
             extra = [m.to(wide.dtype).masked_fill(out, 0) for m in maps]
-            return loss(wide.masked_fill(out, 0), target.masked_fill(out, 0), valid.to(wide.dtype), *extra)
+            return loss(
+                wide.masked_fill(out, 0), target.masked_fill(out, 0), valid.to(wide.dtype), *extra
+            )
 
     return run
 
 
 def _same_space(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> None:
     space, batch = logits.shape[2:], len(logits)
-    good = all(len(x) == batch and x.shape[2:] == space for x in (target, valid, *maps)) and valid.shape[1] == 1
+    good = (
+        all(len(x) == batch and x.shape[2:] == space for x in (target, valid, *maps))
+        and valid.shape[1] == 1
+    )
     if not good:
         further = "".join(f", map {tuple(m.shape)}" for m in maps)
         raise ValueError(
@@ -61,7 +66,12 @@ def sample_mean(values: Tensor, valid: Tensor) -> Tensor:
 
 def number(value: Any, where: str, least: float = 0.0, most: float = math.inf) -> float:
     """``value`` as a finite float with ``least <= value <= most``; else ConfigError."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most or math.isinf(value):
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not least <= value <= most
+        or math.isinf(value)
+    ):
         limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
         raise ConfigError(f"loss {where} is {value!r}, must be a number {limit}.")
     return float(value)

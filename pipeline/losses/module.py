@@ -69,7 +69,9 @@ class Loss(_Loss):
     pipeline.config.ConfigError: Loss: 'cldcie' is unknown. Did you mean 'cldice'? Known: ...
     """
 
-    def __init__(self, name: str, /, *, ignore_label: int | None = None, soft: bool = False, **options: Any) -> None:
+    def __init__(
+        self, name: str, /, *, ignore_label: int | None = None, soft: bool = False, **options: Any
+    ) -> None:
         super().__init__()
         _require_settings(name, ignore_label, soft)
         _require_options(name, options)
@@ -137,7 +139,9 @@ class Loss(_Loss):
         for name in given:
             if name not in known:
                 reads = nearest(name, known) if known else "It reads none."
-                raise ValueError(f"loss {self.name!r} got a map {name!r}, which it does not read. {reads}")
+                raise ValueError(
+                    f"loss {self.name!r} got a map {name!r}, which it does not read. {reads}"
+                )
         wish = self._wish
         if wish is None:
             return []
@@ -184,7 +188,11 @@ class Loss(_Loss):
 def takes_range(name: str) -> bool:
     """Whether the module has an option ``range`` for a loss that reads the mask of change and has none itself."""
     entry = LOSSES.get(name)
-    return entry is not None and entry.reads({}) == derived.MASK and "range" not in inspect.signature(entry.make).parameters
+    return (
+        entry is not None
+        and entry.reads({}) == derived.MASK
+        and "range" not in inspect.signature(entry.make).parameters
+    )
 
 
 def _numbers(target: Tensor, channels: int, ignore_label: int | None) -> Tensor:
@@ -217,7 +225,9 @@ def _everywhere(logits: Tensor) -> Tensor:
 def _soft(target: Tensor) -> Tensor:
     target = target if target.is_floating_point() else target.float()
     if not ((target >= 0) & (target <= 1)).all():
-        raise ValueError("a soft target holds wanted probabilities and must lie in 0..1; divide a mask of 0..255 by 255.")
+        raise ValueError(
+            "a soft target holds wanted probabilities and must lie in 0..1; divide a mask of 0..255 by 255."
+        )
     return target
 
 
@@ -234,17 +244,23 @@ def _require_layout(name: str, logits: Tensor, target: Tensor) -> None:
 
 def _require_settings(name: str, ignore_label: Any, soft: Any) -> None:
     if ignore_label is not None and type(ignore_label) is not int:
-        raise ConfigError(f"Loss: ignore_label is {ignore_label!r}, must be a whole number, e.g. 255, or None.")
+        raise ConfigError(
+            f"Loss: ignore_label is {ignore_label!r}, must be a whole number, e.g. 255, or None."
+        )
     if name not in LOSSES:
         return
     targets = LOSSES[name].targets
     if ignore_label is not None and "labels" not in targets:
-        raise ConfigError(f"Loss: {name!r} compares images, which have no labels to ignore. Leave ignore_label out.")
+        raise ConfigError(
+            f"Loss: {name!r} compares images, which have no labels to ignore. Leave ignore_label out."
+        )
     if soft and "soft" not in targets:
         fitting = ", ".join(sorted(for_target("soft")))
         raise ConfigError(f"Loss: {name!r} takes no soft target. Those that do: {fitting}.")
     if soft and ignore_label is not None:
-        raise ConfigError("Loss: a soft target has no label to ignore. Leave ignore_label out, or soft.")
+        raise ConfigError(
+            "Loss: a soft target has no label to ignore. Leave ignore_label out, or soft."
+        )
 
 
 def _require_options(name: str, options: Mapping[str, Any]) -> None:

@@ -36,7 +36,9 @@ def probabilities(logits: Tensor) -> Tensor:
 def foreground(target: Tensor) -> Tensor:
     """Where class indices ``(B, 1, *S)`` are above 0, as booleans."""
     if target.shape[1] != 1:
-        raise ValueError(f"label target has shape {tuple(target.shape)}, must hold class indices in one channel: (B, 1, *S).")
+        raise ValueError(
+            f"label target has shape {tuple(target.shape)}, must hold class indices in one channel: (B, 1, *S)."
+        )
     return target > 0
 
 
@@ -74,7 +76,14 @@ def dice(*, smooth: float = 1e-5, batch: bool = False, background: bool = False)
     return _overlap((hard, _semimetric(0.5, 0.5, smooth / 2, batch)), batch, background)
 
 
-def tversky(*, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1e-5, batch: bool = False, background: bool = False) -> Loss:
+def tversky(
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1e-5,
+    batch: bool = False,
+    background: bool = False,
+) -> Loss:
     """Tversky index, ``1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)`` (Salehi et al., MLMI 2017).
 
     ``alpha`` weights false positives and ``beta`` false negatives (some papers swap them): raise ``beta`` for recall.
@@ -83,9 +92,16 @@ def tversky(*, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1e-5, batc
     smooth = number(smooth, "'tversky': smooth", SMALLEST)
     alpha, beta = number(alpha, "'tversky': alpha"), number(beta, "'tversky': beta")
     if alpha == beta == 0:
-        raise ConfigError("loss 'tversky': alpha and beta are both 0, so that the loss is 0 for every answer. Raise one of them.")
-    batch, background = switch(batch, "'tversky': batch"), switch(background, "'tversky': background")
-    hard = TverskyLoss(reduction="none", alpha=alpha, beta=beta, batch=batch, smooth_nr=smooth, smooth_dr=smooth)
+        raise ConfigError(
+            "loss 'tversky': alpha and beta are both 0, so that the loss is 0 for every answer. Raise one of them."
+        )
+    batch, background = (
+        switch(batch, "'tversky': batch"),
+        switch(background, "'tversky': background"),
+    )
+    hard = TverskyLoss(
+        reduction="none", alpha=alpha, beta=beta, batch=batch, smooth_nr=smooth, smooth_dr=smooth
+    )
     return _overlap((hard, _semimetric(alpha, beta, smooth, batch)), batch, background)
 
 
@@ -98,7 +114,10 @@ def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measu
 
     def measure(p: Tensor, t: Tensor) -> Tensor:
         axes = [axis for axis in range(p.ndim) if axis > 1 or (batch and axis == 0)]
-        both, over, under = (x.sum(axes) for x in (torch.minimum(p, t), functional.relu(p - t), functional.relu(t - p)))
+        both, over, under = (
+            x.sum(axes)
+            for x in (torch.minimum(p, t), functional.relu(p - t), functional.relu(t - p))
+        )
         return 1 - (both + smooth) / (both + alpha * over + beta * under + smooth)
 
     return measure
@@ -153,7 +172,9 @@ def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
     """
     gamma = number(gamma, "'focal': gamma")
     if 0 < gamma < 1:
-        raise ConfigError(f"loss 'focal': gamma is {gamma:g}, must be 0 or at least 1: between, the gradient is infinite. Use 2.")
+        raise ConfigError(
+            f"loss 'focal': gamma is {gamma:g}, must be 0 or at least 1: between, the gradient is infinite. Use 2."
+        )
     alpha = None if alpha is None else number(alpha, "'focal': alpha", most=1)
 
     @masked

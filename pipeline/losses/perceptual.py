@@ -44,13 +44,24 @@ def perceptual(
     where = "'perceptual'"
     chosen, to_unit = _layers(layers, where), unit(range, f"{where}: range")
     least = 2 ** (len(vgg.blocks(vgg.deepest(chosen))) - 1)
-    _require(size is None or _is_side(size, least), f"{where}: size is {size!r}, must be a whole number of at least {least}, or null.")
-    _require(reduce in REDUCE, f"{where}: reduce is {reduce!r}, must be one of: {', '.join(REDUCE)}.")
-    _require(reduce != "mask" or size is not None, f"{where}: reduce: mask needs size, the side of the window around it, e.g. size: 512.")
+    _require(
+        size is None or _is_side(size, least),
+        f"{where}: size is {size!r}, must be a whole number of at least {least}, or null.",
+    )
+    _require(
+        reduce in REDUCE, f"{where}: reduce is {reduce!r}, must be one of: {', '.join(REDUCE)}."
+    )
+    _require(
+        reduce != "mask" or size is not None,
+        f"{where}: reduce: mask needs size, the side of the window around it, e.g. size: 512.",
+    )
     twice, held = switch(checkpoint, f"{where}: checkpoint"), _Weights(weights, vgg.deepest(chosen))
 
     def seen(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
-        mean, std = (torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None] for values in (vgg.MEAN, vgg.STD))
+        mean, std = (
+            torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
+            for values in (vgg.MEAN, vgg.STD)
+        )
         colours = (to_unit(x).expand(-1, 3, -1, -1) - mean) / std
         return vgg.features(colours, held.like(x), list(chosen), save_memory)
 
@@ -63,7 +74,11 @@ def perceptual(
             wanted = seen(y, False)
         have = seen(x, twice)
         terms = [
-            weight * masked_mean((have[name] - wanted[name]).abs(), functional.adaptive_max_pool2d(counts.ceil(), have[name].shape[2:]))
+            weight
+            * masked_mean(
+                (have[name] - wanted[name]).abs(),
+                functional.adaptive_max_pool2d(counts.ceil(), have[name].shape[2:]),
+            )
             for name, weight in chosen.items()
         ]
         return torch.stack(terms).sum()
@@ -87,8 +102,12 @@ class _Weights:
         """The weights in the type and on the device of ``x``."""
         first = next(iter(self.tensors.values()), None)
         if first is None or (first.dtype, first.device) != (x.dtype, x.device):
-            with torch.inference_mode(False):  # made by a first use in validation, they could not be used in training
-                raw = self.tensors or (vgg.random_weights(self.last) if self.random else vgg.load(self.path, self.last))
+            with torch.inference_mode(
+                False
+            ):  # made by a first use in validation, they could not be used in training
+                raw = self.tensors or (
+                    vgg.random_weights(self.last) if self.random else vgg.load(self.path, self.last)
+                )
                 self.tensors = {name: value.to(x) for name, value in raw.items()}
         return self.tensors
 
@@ -109,10 +128,19 @@ def missing(options: Mapping[str, Any]) -> str | None:
 def _layers(value: Any, where: str) -> dict[str, float]:
     """Weight of each layer, from names or from a map."""
     good = isinstance(value, list | tuple | Mapping) and len(value) > 0
-    _require(good, f"{where}: layers is {value!r}, must be a list of names, or a map from names to weights, e.g. [relu2_2, relu3_3].")
+    _require(
+        good,
+        f"{where}: layers is {value!r}, must be a list of names, or a map from names to weights, e.g. [relu2_2, relu3_3].",
+    )
     for name in value:
-        _require(name in vgg.LAYERS, f"{where}: layer {name!r} is unknown. {nearest(str(name), vgg.LAYERS)}")
-    _require(len(set(value)) == len(value), f"{where}: layers {list(value)} names one twice. For more of a layer give it a weight.")
+        _require(
+            name in vgg.LAYERS,
+            f"{where}: layer {name!r} is unknown. {nearest(str(name), vgg.LAYERS)}",
+        )
+    _require(
+        len(set(value)) == len(value),
+        f"{where}: layers {list(value)} names one twice. For more of a layer give it a weight.",
+    )
     pairs = value.items() if isinstance(value, Mapping) else [(name, 1.0) for name in value]
     return {name: number(weight, f"{where}: weight of layer {name}") for name, weight in pairs}
 
@@ -127,12 +155,23 @@ def _require(good: bool, message: str) -> None:
 
 
 def _require_picture(x: Tensor, least: int) -> None:
-    _require(x.ndim == 4, f"'perceptual' got {tuple(x.shape)}; it compares images (B, C, Y, X) and not volumes. Take l1 or ms_ssim.")
-    _require(x.shape[1] in (1, 3), f"'perceptual' got {x.shape[1]} channels; it compares grey images (1) and RGB (3). Take l1 or ms_ssim.")
-    _require(min(x.shape[2:]) >= least, f"'perceptual' got images of {tuple(x.shape[2:])}; these layers need sides of at least {least}.")
+    _require(
+        x.ndim == 4,
+        f"'perceptual' got {tuple(x.shape)}; it compares images (B, C, Y, X) and not volumes. Take l1 or ms_ssim.",
+    )
+    _require(
+        x.shape[1] in (1, 3),
+        f"'perceptual' got {x.shape[1]} channels; it compares grey images (1) and RGB (3). Take l1 or ms_ssim.",
+    )
+    _require(
+        min(x.shape[2:]) >= least,
+        f"'perceptual' got images of {tuple(x.shape[2:])}; these layers need sides of at least {least}.",
+    )
 
 
-def _smaller(images: Sequence[Tensor], size: int | None, how: str, mask: Tensor | None = None) -> Sequence[Tensor]:
+def _smaller(
+    images: Sequence[Tensor], size: int | None, how: str, mask: Tensor | None = None
+) -> Sequence[Tensor]:
     """Images ``(B, C, Y, X)`` with sides of at most ``size``: all by means of areas, in proportion, or a window of each sample."""
     height, width = images[0].shape[-2:]
     if size is None or images[0].ndim != 4 or max(height, width) <= size:
@@ -143,12 +182,19 @@ def _smaller(images: Sequence[Tensor], size: int | None, how: str, mask: Tensor 
         return [functional.interpolate(x, size=smaller, mode="area") for x in images]
     middle = [(max(height - size, 0) // 2, max(width - size, 0) // 2)] * len(images[0])
     corners = middle if how == "centre" else _around(_given(mask), size, middle)
-    return [torch.stack([one[:, y : y + size, x : x + size] for one, (y, x) in zip(t, corners, strict=True)]) for t in images]
+    return [
+        torch.stack(
+            [one[:, y : y + size, x : x + size] for one, (y, x) in zip(t, corners, strict=True)]
+        )
+        for t in images
+    ]
 
 
 def _given(mask: Tensor | None) -> Tensor:
     if mask is None:
-        raise ValueError("loss 'perceptual' with reduce: mask needs the mask as its fourth argument.")
+        raise ValueError(
+            "loss 'perceptual' with reduce: mask needs the mask as its fourth argument."
+        )
     return mask
 
 
@@ -166,8 +212,13 @@ def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[t
         near = functional.avg_pool2d(near, reach, stride=1, padding=reach // 2)
     across = near.shape[3]
     corners = []
-    for place, most, other in zip(near.flatten(1).argmax(1).tolist(), near.flatten(1).amax(1).tolist(), empty, strict=True):
+    for place, most, other in zip(
+        near.flatten(1).argmax(1).tolist(), near.flatten(1).amax(1).tolist(), empty, strict=True
+    ):
         middle = [cell * index + cell // 2 for index in divmod(place, across)]
-        corner = [min(max(m - size // 2, 0), max(n - size, 0)) for m, n in zip(middle, (height, width), strict=True)]
+        corner = [
+            min(max(m - size // 2, 0), max(n - size, 0))
+            for m, n in zip(middle, (height, width), strict=True)
+        ]
         corners.append((corner[0], corner[1]) if most > 0 else other)
     return corners

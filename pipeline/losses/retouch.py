@@ -75,8 +75,12 @@ def _filtered(name: str, strength: Callable[[Tensor], Tensor]) -> Loss:
     def loss(output: Tensor, target: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
         same_images(output, target)
         if output.ndim != 4:
-            raise ConfigError(f"loss {name!r} got {tuple(output.shape)}; it compares images (B, C, Y, X) and not volumes. Take masked_l1.")
-        whole = 1 - functional.max_pool2d(1 - valid, 3, stride=1, padding=1)  # what lies beyond the image is not invalid
+            raise ConfigError(
+                f"loss {name!r} got {tuple(output.shape)}; it compares images (B, C, Y, X) and not volumes. Take masked_l1."
+            )
+        whole = 1 - functional.max_pool2d(
+            1 - valid, 3, stride=1, padding=1
+        )  # what lies beyond the image is not invalid
         return _inside(strength(output - target), mask * whole)
 
     return loss

@@ -13,7 +13,14 @@ from pipeline.losses.masked import Loss
 from pipeline.losses.overlap import ce, dice, focal, tversky, variance
 from pipeline.losses.perceptual import missing, perceptual, trial
 from pipeline.losses.retouch import masked_l1, masked_laplacian, masked_sobel, total_variation
-from pipeline.losses.topology import boundary, cldice, connectivity, few, skeleton_recall, surface_recall
+from pipeline.losses.topology import (
+    boundary,
+    cldice,
+    connectivity,
+    few,
+    skeleton_recall,
+    surface_recall,
+)
 from pipeline.records import LossTerm
 from pipeline.registry import Registry
 
@@ -44,7 +51,14 @@ LOSSES: Registry[LossEntry] = Registry(
         "mse": LossEntry(mse, _IMAGES),
         "charbonnier": LossEntry(charbonnier, _IMAGES),
         "ms_ssim": LossEntry(ms_ssim, _IMAGES, repeats={"levels": 16}),
-        "perceptual": LossEntry(perceptual, _IMAGES, map=derived.MASK, map_if={"reduce": "mask"}, trial=trial, warning=missing),
+        "perceptual": LossEntry(
+            perceptual,
+            _IMAGES,
+            map=derived.MASK,
+            map_if={"reduce": "mask"},
+            trial=trial,
+            warning=missing,
+        ),
         "masked_l1": LossEntry(masked_l1, _IMAGES, map=derived.MASK),
         "masked_sobel": LossEntry(masked_sobel, _IMAGES, map=derived.MASK),
         "masked_laplacian": LossEntry(masked_laplacian, _IMAGES, map=derived.MASK),

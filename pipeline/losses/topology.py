@@ -37,7 +37,10 @@ def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
     fields for the backward pass, where its inner steps are computed again. An empty target costs what the prediction's
     skeleton does; both empty cost 0. A structure that survives all erosions has no soft skeleton and is not felt.
     """
-    iterations, smooth = _whole(iterations, "'cldice': iterations", 0), number(smooth, "'cldice': smooth", SMALLEST)
+    iterations, smooth = (
+        _whole(iterations, "'cldice': iterations", 0),
+        number(smooth, "'cldice': smooth", SMALLEST),
+    )
 
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -140,7 +143,9 @@ def connectivity(*, reach: Sequence[int] = (1,), smooth: float = 1e-5) -> Loss:
     sheets and lines are joined. False links are in the denominator: bridges cost too. Axes no longer than r have no such links.
     """
     if not isinstance(reach, list | tuple) or not reach:
-        raise ConfigError(f"loss 'connectivity': reach is {reach!r}, must be a list of whole numbers of at least 1, e.g. [1, 4].")
+        raise ConfigError(
+            f"loss 'connectivity': reach is {reach!r}, must be a list of whole numbers of at least 1, e.g. [1, 4]."
+        )
     steps = [_whole(r, "'connectivity': reach", 1) for r in reach]
     smooth = number(smooth, "'connectivity': smooth", SMALLEST)
 
@@ -148,7 +153,12 @@ def connectivity(*, reach: Sequence[int] = (1,), smooth: float = 1e-5) -> Loss:
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         # Outside `valid` both are 0, hence so is every link that touches it.
         p, y = _classes(logits, target, valid)
-        values = [_dice(_links(p, axis, r), _links(y, axis, r), smooth) for axis in range(2, p.ndim) for r in steps if r < p.shape[axis]]
+        values = [
+            _dice(_links(p, axis, r), _links(y, axis, r), smooth)
+            for axis in range(2, p.ndim)
+            for r in steps
+            if r < p.shape[axis]
+        ]
         return sample_mean(torch.stack(values, -1).flatten(1), valid) if values else p.sum() * 0
 
     return loss

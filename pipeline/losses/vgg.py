@@ -48,15 +48,27 @@ class Convolution:
     outside: int
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {f"{self.key}.weight": (self.outside, self.inside, 3, 3), f"{self.key}.bias": (self.outside,)}
+        return {
+            f"{self.key}.weight": (self.outside, self.inside, 3, 3),
+            f"{self.key}.bias": (self.outside,),
+        }
 
 
 def _convolutions() -> Iterator[Convolution]:
     index, inside = 0, 3
     for block, (width, count) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
         for n in range(1, count + 1):
-            yield Convolution(layer=f"relu{block}_{n}", block=block, key=f"features.{index}", inside=inside, outside=width)
-            index, inside = index + 2, width  # a ReLU takes a number of its own, and so does a pooling
+            yield Convolution(
+                layer=f"relu{block}_{n}",
+                block=block,
+                key=f"features.{index}",
+                inside=inside,
+                outside=width,
+            )
+            index, inside = (
+                index + 2,
+                width,
+            )  # a ReLU takes a number of its own, and so does a pooling
         index += 1
 
 
@@ -78,10 +90,14 @@ def blocks(last: str) -> list[list[Convolution]]:
 
 def shapes(last: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight up to layer ``last``."""
-    return {name: shape for block in blocks(last) for c in block for name, shape in c.shapes().items()}
+    return {
+        name: shape for block in blocks(last) for c in block for name, shape in c.shapes().items()
+    }
 
 
-def features(x: Tensor, weights: Mapping[str, Tensor], layers: Collection[str], save_memory: bool = False) -> dict[str, Tensor]:
+def features(
+    x: Tensor, weights: Mapping[str, Tensor], layers: Collection[str], save_memory: bool = False
+) -> dict[str, Tensor]:
     """Outputs of ``layers`` for images ``(B, 3, Y, X)`` that are already brought to mean 0 and deviation 1.
 
     Block b halves both sides b - 1 times; sides must be at least 2^(b - 1). With ``save_memory`` only what enters each block is
@@ -90,18 +106,31 @@ def features(x: Tensor, weights: Mapping[str, Tensor], layers: Collection[str], 
     found: dict[str, Tensor] = {}
     parts = blocks(deepest(layers))
     for n, part in enumerate(parts):
-        step = functools.partial(_block, part=part, weights=weights, layers=layers, pool=n < len(parts) - 1)
-        x, maps = checkpoint(step, x, use_reentrant=False, preserve_rng_state=False) if save_memory else step(x)
+        step = functools.partial(
+            _block, part=part, weights=weights, layers=layers, pool=n < len(parts) - 1
+        )
+        x, maps = (
+            checkpoint(step, x, use_reentrant=False, preserve_rng_state=False)
+            if save_memory
+            else step(x)
+        )
         found |= maps
     return found
 
 
 def _block(
-    x: Tensor, part: Sequence[Convolution], weights: Mapping[str, Tensor], layers: Collection[str], pool: bool
+    x: Tensor,
+    part: Sequence[Convolution],
+    weights: Mapping[str, Tensor],
+    layers: Collection[str],
+    pool: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     maps: dict[str, Tensor] = {}
     for c in part:
-        x = functional.relu(functional.conv2d(x, weights[f"{c.key}.weight"], weights[f"{c.key}.bias"], padding=1), inplace=True)
+        x = functional.relu(
+            functional.conv2d(x, weights[f"{c.key}.weight"], weights[f"{c.key}.bias"], padding=1),
+            inplace=True,
+        )
         if c.layer in layers:
             maps[c.layer] = x
     return (functional.max_pool2d(x, 2) if pool else x), maps
@@ -113,7 +142,11 @@ def random_weights(last: str) -> dict[str, Tensor]:
     fresh = {}
     for name, shape in shapes(last).items():
         fan = 9 * shape[1] if name.endswith("weight") else 1
-        fresh[name] = torch.randn(shape, generator=make) * (2 / fan) ** 0.5 if name.endswith("weight") else torch.zeros(shape)
+        fresh[name] = (
+            torch.randn(shape, generator=make) * (2 / fan) ** 0.5
+            if name.endswith("weight")
+            else torch.zeros(shape)
+        )
     return fresh
 
 
@@ -137,7 +170,9 @@ def check(path: Path, last: str) -> None:
         _compare(path, have, last)
         _finite(path, read_slim(path, last))
     elif path.suffix not in PICKLED:
-        raise WeightsError(f"VGG16 weights {path}: must be a .safetensors file made by data_prep/slim_vgg.py, or {NAME}. {_ways(last)}")
+        raise WeightsError(
+            f"VGG16 weights {path}: must be a .safetensors file made by data_prep/slim_vgg.py, or {NAME}. {_ways(last)}"
+        )
 
 
 def load(path: Path | None, last: str) -> dict[str, Tensor]:
@@ -147,7 +182,9 @@ def load(path: Path | None, last: str) -> dict[str, Tensor]:
     """
     if path is not None:
         check(path, last)
-        return read_slim(path, last) if path.suffix == ".safetensors" else read_pickled(path, last)[0]
+        return (
+            read_slim(path, last) if path.suffix == ".safetensors" else read_pickled(path, last)[0]
+        )
     slim = slim_path(last)
     if slim.is_file():
         check(slim, last)
@@ -157,7 +194,9 @@ def load(path: Path | None, last: str) -> dict[str, Tensor]:
     if not full.is_file():
         _download(full, last)
     weights, digest = read_pickled(full, deepest([last, USUAL]))
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time at the next start, nothing else
+    with contextlib.suppress(
+        OSError
+    ):  # a cache that cannot be written costs time at the next start, nothing else
         write_slim(slim, weights, digest)
     return {name: weights[name] for name in shapes(last)}
 
@@ -166,8 +205,13 @@ def _download(full: Path, last: str) -> None:
     try:
         full.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(full), hash_prefix=HASH)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError is torch's word for a wrong hash
-        raise WeightsError(f"VGG16 weights: not in {cache()}, and {URL} could not be fetched ({error}). {_ways(last)}") from None
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # URLError is an OSError; RuntimeError is torch's word for a wrong hash
+        raise WeightsError(
+            f"VGG16 weights: not in {cache()}, and {URL} could not be fetched ({error}). {_ways(last)}"
+        ) from None
 
 
 def _ways(last: str) -> str:
@@ -188,7 +232,15 @@ def write_slim(path: Path, weights: Mapping[str, Tensor], digest: str) -> None:
     """Write a slim file whose header holds the SHA-256 of the file that the weights come from."""
     plain = {name: weight.contiguous() for name, weight in weights.items()}
     files.write_bytes(
-        path, save(plain, metadata={"format": "pt", "source": NAME if digest.startswith(HASH) else "other", "sha256": digest})
+        path,
+        save(
+            plain,
+            metadata={
+                "format": "pt",
+                "source": NAME if digest.startswith(HASH) else "other",
+                "sha256": digest,
+            },
+        ),
     )
 
 
@@ -197,10 +249,14 @@ def _require_published(path: Path) -> None:
     with _opened(path) as file:
         digest = (file.metadata() or {}).get("sha256", "")
     if not digest.startswith(HASH):
-        raise WeightsError(f"{path}: made from another file than {NAME}. Delete it, or name it in the option weights if it is meant.")
+        raise WeightsError(
+            f"{path}: made from another file than {NAME}. Delete it, or name it in the option weights if it is meant."
+        )
 
 
-def read_pickled(path: Path, last: str, accept_other: bool = False) -> tuple[dict[str, Tensor], str]:
+def read_pickled(
+    path: Path, last: str, accept_other: bool = False
+) -> tuple[dict[str, Tensor], str]:
     """Weights up to ``last`` as float32, and the file's SHA-256, from a file as torch saves them.
 
     Raises WeightsError for a damaged file, and unless ``accept_other`` for any but the published one.
@@ -216,7 +272,9 @@ def read_pickled(path: Path, last: str, accept_other: bool = False) -> tuple[dic
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # unpickling fails in many ways, and there is no telling which
-        raise WeightsError(f"{path}: not readable as weights that torch saved ({error}). Fetch {URL} again.") from None
+        raise WeightsError(
+            f"{path}: not readable as weights that torch saved ({error}). Fetch {URL} again."
+        ) from None
     _compare(path, {name: tuple(value.shape) for name, value in state.items()}, last)
     return _finite(path, {name: state[name].float() for name in shapes(last)}), digest
 
@@ -239,7 +297,9 @@ def _opened(path: Path) -> Iterator:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: damaged or not a safetensors file ({error}). Delete it and make it again.") from None
+        raise WeightsError(
+            f"{path}: damaged or not a safetensors file ({error}). Delete it and make it again."
+        ) from None
 
 
 def _compare(path: Path, have: Mapping[str, tuple[int, ...]], last: str) -> None:

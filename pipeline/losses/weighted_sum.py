@@ -28,10 +28,20 @@ class WeightedSum:
     of the wrong kind, a mask that is not there, or a weight that is negative or not finite.
     """
 
-    def __init__(self, terms: Sequence[LossTerm], kinds: Mapping[str, str], ignore_label: int | None = None) -> None:
-        _refuse([fault for i, term in enumerate(terms) for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)])
+    def __init__(
+        self, terms: Sequence[LossTerm], kinds: Mapping[str, str], ignore_label: int | None = None
+    ) -> None:
+        _refuse(
+            [
+                fault
+                for i, term in enumerate(terms)
+                for fault in _faults(f"losses.{i}: {term.name!r}", term, kinds)
+            ]
+        )
         self.terms = dict(zip(_keys(terms), terms, strict=True))
-        self.losses = {key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())}
+        self.losses = {
+            key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())
+        }
         self.maps = {key: wish.key for key, term in self.terms.items() for wish in reads([term])}
         self.kinds = dict(kinds)
         self.ignore_label = ignore_label
@@ -50,14 +60,21 @@ class WeightedSum:
             if not training and _is_deep(term.head) and term.head not in outputs:
                 continue
             if term.target not in targets:
-                targets[term.target] = self._clean(_pick(batch, term.target, key, "the batch", "target"), term.target)
-            head, (target, valid) = _pick(outputs, term.head, key, "the network's output", "head"), targets[term.target]
+                targets[term.target] = self._clean(
+                    _pick(batch, term.target, key, "the batch", "target"), term.target
+                )
+            head, (target, valid) = (
+                _pick(outputs, term.head, key, "the network's output", "head"),
+                targets[term.target],
+            )
             if self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
                 target, valid = _brought_down(target, valid, head.shape[2:])
             maps = [self._map(batch, key)] if key in self.maps else []
             values[key] = self.losses[key](head, target, valid, *maps)
         if not values:
-            raise KeyError(f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}.")
+            raise KeyError(
+                f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}."
+            )
         total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()
         return total, {key: value.detach() for key, value in values.items()}
 
@@ -83,9 +100,15 @@ def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[T
     """
     full = target.shape[2:]
     block = [math.ceil(n / m) for n, m in zip(full, size, strict=True)]
-    if max(block) == 1 or any(math.ceil(n / b) != m for n, b, m in zip(full, block, size, strict=True)):
+    if max(block) == 1 or any(
+        math.ceil(n / b) != m for n, b, m in zip(full, block, size, strict=True)
+    ):
         return target, valid
-    mean, most = (functional.avg_pool2d, functional.max_pool2d) if len(full) == 2 else (functional.avg_pool3d, functional.max_pool3d)
+    mean, most = (
+        (functional.avg_pool2d, functional.max_pool2d)
+        if len(full) == 2
+        else (functional.avg_pool3d, functional.max_pool3d)
+    )
     return mean(target.float(), block, ceil_mode=True), 1 - most(1 - valid, block, ceil_mode=True)
 
 
@@ -94,7 +117,9 @@ def _keys(terms: Sequence[LossTerm]) -> list[str]:
     keys: list[str] = []
     for term in terms:
         plain = term.name if term.head == "main" else f"{term.name}@{term.head}"
-        candidates = itertools.chain([plain, f"{plain}:{term.target}"], (f"{plain}:{i}" for i in itertools.count(2)))
+        candidates = itertools.chain(
+            [plain, f"{plain}:{term.target}"], (f"{plain}:{i}" for i in itertools.count(2))
+        )
         keys.append(next(key for key in candidates if key not in keys))
     return keys
 
@@ -102,7 +127,12 @@ def _keys(terms: Sequence[LossTerm]) -> list[str]:
 def _is_coarse(term: LossTerm, head: Tensor, target: Tensor) -> bool:
     """Whether a mask drawn as labels meets coarser logits of a further head, such as those of ``abpn``: it is then compared softly."""
     coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
-    return term.head != "main" and "soft" in LOSSES[term.name].targets and head.shape[1] == 1 and coarser
+    return (
+        term.head != "main"
+        and "soft" in LOSSES[term.name].targets
+        and head.shape[1] == 1
+        and coarser
+    )
 
 
 def _is_deep(head: str) -> bool:
@@ -111,7 +141,9 @@ def _is_deep(head: str) -> bool:
 
 def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: str) -> Tensor:
     if name not in tensors:
-        raise KeyError(f"loss term {key!r} reads {role} {name!r}, which {where} lacks; it has: {', '.join(sorted(tensors)) or 'nothing'}.")
+        raise KeyError(
+            f"loss term {key!r} reads {role} {name!r}, which {where} lacks; it has: {', '.join(sorted(tensors)) or 'nothing'}."
+        )
     return tensors[name]
 
 
@@ -124,7 +156,14 @@ def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTe
     if any(_is_deep(term.head) for term in terms):
         return tuple(terms)
     main = [term for term in terms if term.head == "main"]
-    return (*terms, *(replace(t, head=head, weight=t.weight * 0.5 ** int(head[4:])) for head in deep for t in main))
+    return (
+        *terms,
+        *(
+            replace(t, head=head, weight=t.weight * 0.5 ** int(head[4:]))
+            for head in deep
+            for t in main
+        ),
+    )
 
 
 def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> None:
@@ -135,7 +174,9 @@ def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[st
     _refuse(faults(terms, heads, targets))
 
 
-def faults(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> list[str]:
+def faults(
+    terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]
+) -> list[str]:
     """What is wrong with the terms; ``heads`` are those of the network, none where they are not known.
 
     ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``.
@@ -145,7 +186,9 @@ def faults(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[s
         where = f"losses.{i}: {term.name!r}"
         found += _faults(where, term, targets)
         if heads and term.head not in heads:
-            found.append(f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}")
+            found.append(
+                f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}"
+            )
     if all(_is_deep(term.head) for term in terms):
         found.append(
             "losses: no term reads a head that validation has (deep-supervision heads exist in training only). Add one for head main."

@@ -33,8 +33,16 @@ class Counts:
         return self.foreground + self.tn
 
     def __add__(self, other: Counts) -> Counts:
-        both = self.tally + other.tally if self.tally is not None and other.tally is not None else None
-        return Counts(tp=self.tp + other.tp, fp=self.fp + other.fp, fn=self.fn + other.fn, tn=self.tn + other.tn, tally=both)
+        both = (
+            self.tally + other.tally if self.tally is not None and other.tally is not None else None
+        )
+        return Counts(
+            tp=self.tp + other.tp,
+            fp=self.fp + other.fp,
+            fn=self.fn + other.fn,
+            tn=self.tn + other.tn,
+            tally=both,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,11 @@ class Pooling:
 
     def known(self, counts: Counts) -> float:
         """The value; NaN where there is nothing that it counts."""
-        return self.value(counts) if (counts.total if self.background else counts.foreground) else math.nan
+        return (
+            self.value(counts)
+            if (counts.total if self.background else counts.foreground)
+            else math.nan
+        )
 
 
 def _share(part: int, whole: int, empty: float) -> float:

@@ -42,34 +42,50 @@ def evaluate(
         old = entry.version_1 if context.version < 2 else None
         known = () if old else entry.given
         options = {name: value for name, value in further.items() if name in known}
-        scores |= (old or metric)(soft if "probabilities" in entry.needs else prediction, target, valid, **options)
+        scores |= (old or metric)(
+            soft if "probabilities" in entry.needs else prediction, target, valid, **options
+        )
     if context.version >= 2 and valid is not None and not valid.any():
-        return {key: value if isinstance(value, Mapping) else math.nan for key, value in scores.items()}
+        return {
+            key: value if isinstance(value, Mapping) else math.nan for key, value in scores.items()
+        }
     return scores
 
 
-def _require_given(parts: Sequence[NamedOptions], soft: np.ndarray | None, change: Retouched | None) -> None:
+def _require_given(
+    parts: Sequence[NamedOptions], soft: np.ndarray | None, change: Retouched | None
+) -> None:
     """Raise ConfigError where a metric lacks what it needs."""
     if soft is None and (lacking := needing(parts, "probabilities")):
         way_out = "predict with --save-soft, or leave it out."
-        raise ConfigError(f"{', '.join(lacking)}: needs foreground probabilities of two classes; {way_out}")
+        raise ConfigError(
+            f"{', '.join(lacking)}: needs foreground probabilities of two classes; {way_out}"
+        )
     if change is None and (lacking := needing(parts, "change")):
-        way_out = "set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out."
+        way_out = (
+            "set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out."
+        )
         what = "needs the input and a mask of what was to change; it is a metric of whole cases:"
         raise ConfigError(f"{', '.join(lacking)}: {what} {way_out}")
 
 
-def evaluate_frames(parts: Sequence[NamedOptions], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Any]:
+def evaluate_frames(
+    parts: Sequence[NamedOptions], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None
+) -> dict[str, Any]:
     """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth (see ``frames``)."""
     scores: dict[str, Any] = {}
     for view in views(truth):
         seen = None if soft is None else view.of(soft)
-        found = evaluate(parts, view.of(answer), view.label, view.valid, seen, context=truth.context)
+        found = evaluate(
+            parts, view.of(answer), view.label, view.valid, seen, context=truth.context
+        )
         scores |= {name + view.suffix: value for name, value in found.items()}
     return scores
 
 
-def pool(cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION) -> dict[str, float]:
+def pool(
+    cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION
+) -> dict[str, float]:
     """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame; empty without a case.
 
     ``cases`` are counts by suffix. NaN in a frame without any voxel that counts (metrics version 1: as for an empty image).

@@ -53,15 +53,25 @@ class View:
 def views(truth: Truth) -> Iterator[View]:
     """The frames of a truth. Raises UserError where the field of view has another size than the label or is empty."""
     known = None if truth.ignore is None else truth.label != truth.ignore
-    label = truth.label if known is None else np.where(known, truth.label, 0).astype(truth.label.dtype, copy=False)
+    label = (
+        truth.label
+        if known is None
+        else np.where(known, truth.label, 0).astype(truth.label.dtype, copy=False)
+    )
     none = (0,) * label.ndim
     if truth.fov is None:
         yield View(suffix="", label=label, valid=known, margin=none)
         return
     fov = truth.fov != 0
     if fov.shape != label.shape or not fov.any():
-        problem = f"has the shape {fov.shape}, the label {label.shape}" if fov.any() else "is empty, so that nothing would be counted"
-        raise UserError(f"The field of view {problem}. Correct its file, or take data.frames.fov (--fov) away.")
+        problem = (
+            f"has the shape {fov.shape}, the label {label.shape}"
+            if fov.any()
+            else "is empty, so that nothing would be counted"
+        )
+        raise UserError(
+            f"The field of view {problem}. Correct its file, or take data.frames.fov (--fov) away."
+        )
     yield View(suffix="_fov", label=label, valid=fov if known is None else fov & known, margin=none)
     yield View(suffix="_full", label=label, valid=known, margin=none)
     if truth.padded is not None:
@@ -85,17 +95,26 @@ def count(answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> d
 def _count(view: View, answer: np.ndarray, soft: np.ndarray | None) -> Counts:
     said, true = view.of(answer) != 0, view.label != 0
     valid = np.ones(said.shape, bool) if view.valid is None else view.valid
-    numbers = {name: int(np.count_nonzero(a & b & valid)) for name, a, b in (("tp", said, true), ("fp", said, ~true), ("fn", ~said, true))}
+    numbers = {
+        name: int(np.count_nonzero(a & b & valid))
+        for name, a, b in (("tp", said, true), ("fp", said, ~true), ("fn", ~said, true))
+    }
     return Counts(
         **numbers,
         tn=int(np.count_nonzero(valid)) - sum(numbers.values()),
-        tally=None if soft is None else probability.tally_halves(view.of(soft), view.label, view.valid),
+        tally=None
+        if soft is None
+        else probability.tally_halves(view.of(soft), view.label, view.valid),
     )
 
 
-def count_classes(answer: np.ndarray, label: np.ndarray, valid: np.ndarray | None, classes: Sequence[int]) -> dict[int, Counts]:
+def count_classes(
+    answer: np.ndarray, label: np.ndarray, valid: np.ndarray | None, classes: Sequence[int]
+) -> dict[int, Counts]:
     """Counts of each foreground class in one patch ``(*S)``; of one class alone foreground is ``!= 0``."""
     view = View(suffix="", label=label, valid=valid, margin=())
     if len(classes) == 1:
         return {classes[0]: _count(view, answer, None)}
-    return {c: _count(dataclasses.replace(view, label=label == c), answer == c, None) for c in classes}
+    return {
+        c: _count(dataclasses.replace(view, label=label == c), answer == c, None) for c in classes
+    }

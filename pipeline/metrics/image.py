@@ -30,15 +30,23 @@ WINDOW = 2 * _RADIUS + 1
 
 def intensities(array: np.ndarray) -> np.ndarray:
     """An image as its file has it on 0..1: integers divided by the largest value of their type, as float32; floats as they are."""
-    return array if array.dtype.kind == "f" else np.divide(array, ends(array.dtype)[1], dtype=np.float32)
+    return (
+        array
+        if array.dtype.kind == "f"
+        else np.divide(array, ends(array.dtype)[1], dtype=np.float32)
+    )
 
 
-def mae(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def mae(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, float]:
     """Mean absolute error over channels and space."""
     return {"mae": _mean(np.abs(_error(prediction, target, valid)))}
 
 
-def psnr(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, peak: float = 1.0) -> dict[str, float]:
+def psnr(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, peak: float = 1.0
+) -> dict[str, float]:
     """Peak signal-to-noise ratio ``10 log10(peak^2 / mse)`` in decibels, mse over channels and space; at most 100."""
     _require_peak(peak)
     mse = _mean(_error(prediction, target, valid) ** 2)
@@ -63,21 +71,32 @@ def ssim(
     _require_peak(peak)
     _error(prediction, target, valid)
     if kernel not in ("channel", "3d"):
-        raise UserError(f"ssim: kernel is {kernel!r}; it is 'channel' (each channel by itself) or '3d' (over channels, too).")
+        raise UserError(
+            f"ssim: kernel is {kernel!r}; it is 'channel' (each channel by itself) or '3d' (over channels, too)."
+        )
     valid = np.ones(target.shape[1:], dtype=bool) if valid is None else valid
-    images = np.where(valid, prediction, 0).astype(np.float64), np.where(valid, target, 0).astype(np.float64)
-    similarity, inside = _over_channels(*images, peak) if kernel == "3d" else each_channel(*images, peak)
+    images = (
+        np.where(valid, prediction, 0).astype(np.float64),
+        np.where(valid, target, 0).astype(np.float64),
+    )
+    similarity, inside = (
+        _over_channels(*images, peak) if kernel == "3d" else each_channel(*images, peak)
+    )
     counted = np.broadcast_to(valid, target.shape)[inside]
     return {"ssim": float(similarity[inside][counted].mean()) if counted.any() else 1.0}
 
 
-def each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
+def each_channel(
+    prediction: np.ndarray, target: np.ndarray, peak: float
+) -> tuple[np.ndarray, tuple[slice, ...]]:
     """Similarity ``(C, *S)`` of :func:`ssim`, each channel by itself, and the part of it whose windows lie inside the image.
 
     Raises UserError when a side is shorter than ``WINDOW``.
     """
     if min(target.shape[1:]) < WINDOW:
-        raise UserError(f"ssim: the image has the shape {target.shape}; every side must be at least {WINDOW}. Use psnr or mae.")
+        raise UserError(
+            f"ssim: the image has the shape {target.shape}; every side must be at least {WINDOW}. Use psnr or mae."
+        )
     similarity = skimage.metrics.structural_similarity(
         prediction, target,
         data_range=peak, channel_axis=0, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False, full=True,
@@ -85,10 +104,14 @@ def each_channel(prediction: np.ndarray, target: np.ndarray, peak: float) -> tup
     return similarity, np.s_[:, *(slice(_RADIUS, -_RADIUS),) * (target.ndim - 1)]
 
 
-def _over_channels(prediction: np.ndarray, target: np.ndarray, peak: float) -> tuple[np.ndarray, tuple[slice, ...]]:
+def _over_channels(
+    prediction: np.ndarray, target: np.ndarray, peak: float
+) -> tuple[np.ndarray, tuple[slice, ...]]:
     """Similarity ``(C, Y, X)`` by windows that reach over channels, and all of it."""
     if target.ndim != 3:
-        raise UserError(f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the option out.")
+        raise UserError(
+            f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the option out."
+        )
 
     def mean(values: np.ndarray) -> np.ndarray:
         return scipy.ndimage.gaussian_filter(values, _SIGMA, mode="nearest", radius=_RADIUS)
@@ -97,7 +120,9 @@ def _over_channels(prediction: np.ndarray, target: np.ndarray, peak: float) -> t
     luminance = (2 * x * y + (0.01 * peak) ** 2) / (x**2 + y**2 + (0.01 * peak) ** 2)
     variances = mean(prediction**2) - x**2 + mean(target**2) - y**2
     covariance = mean(prediction * target) - x * y
-    return luminance * (2 * covariance + (0.03 * peak) ** 2) / (variances + (0.03 * peak) ** 2), np.s_[:, :, :]
+    return luminance * (2 * covariance + (0.03 * peak) ** 2) / (
+        variances + (0.03 * peak) ** 2
+    ), np.s_[:, :, :]
 
 
 def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
@@ -106,7 +131,9 @@ def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None)
     error = error if valid is None else error[np.broadcast_to(valid, error.shape)]
     bad = error.size - np.count_nonzero(np.isfinite(error))
     if bad:
-        raise ValueError(f"{bad} of {error.size} pixels are NaN or infinite in the answer or the target: there is no score")
+        raise ValueError(
+            f"{bad} of {error.size} pixels are NaN or infinite in the answer or the target: there is no score"
+        )
     return error
 
 
@@ -116,4 +143,6 @@ def _mean(values: np.ndarray) -> float:
 
 def _require_peak(peak: float) -> None:
     if not 0 < peak < math.inf:
-        raise UserError(f"peak is {peak!r}; it is the largest intensity of an image, 1 for 0..1, and must be positive.")
+        raise UserError(
+            f"peak is {peak!r}; it is the largest intensity of an image, 1 for 0..1, and must be positive."
+        )

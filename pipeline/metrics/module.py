@@ -162,7 +162,9 @@ class Metric(CumulativeIterationMetric):
     def _table(self) -> Tensor:
         table = self.get_buffer()
         if not isinstance(table, Tensor):
-            raise ValueError(f"metric {self.name!r} has nothing to aggregate: call it with y_pred and y first.")
+            raise ValueError(
+                f"metric {self.name!r} has nothing to aggregate: call it with y_pred and y first."
+            )
         return table
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -201,7 +203,9 @@ class Metric(CumulativeIterationMetric):
         for key, value in kwargs.items():
             each = _spacings(value, count) if key == "spacing" else value
             if value is not None and len(each) != count:
-                raise ValueError(f"metric {self.name!r} got {len(each)} of {key} for {count} items.")
+                raise ValueError(
+                    f"metric {self.name!r} got {len(each)} of {key} for {count} items."
+                )
             for item, one in zip(items, each if value is not None else (), strict=False):
                 item[key] = one
         return items
@@ -221,7 +225,9 @@ class Metric(CumulativeIterationMetric):
         numbers = {key: value for key, value in scores.items() if not isinstance(value, Mapping)}
         names = self._names = self._names or tuple(numbers)
         if tuple(numbers) != names:
-            raise ValueError(f"metric {self.name!r} gave {', '.join(numbers)} after {', '.join(names)}. Call reset() between data sets.")
+            raise ValueError(
+                f"metric {self.name!r} gave {', '.join(numbers)} after {', '.join(names)}. Call reset() between data sets."
+            )
         return torch.tensor(list(numbers.values()), dtype=torch.float64)
 
     def _of_images(self, y_pred: Tensor, y: Tensor, **images: Tensor) -> dict[str, Any]:
@@ -261,7 +267,9 @@ class Metric(CumulativeIterationMetric):
         return 2 if self._ranks or by_class else None
 
 
-def _labels(x: Tensor, role: str, classes: int | None, ignore_label: int | None = None) -> np.ndarray:
+def _labels(
+    x: Tensor, role: str, classes: int | None, ignore_label: int | None = None
+) -> np.ndarray:
     """Class numbers ``(*S)`` of one item, checked."""
     numbers = class_numbers(x[None], classes, ignore_label, role, SUGGESTION)
     return _small(numbers[0, 0].cpu().numpy())
@@ -289,9 +297,15 @@ def _retouched(
     predicted: Tensor | None = None,
 ) -> Retouched:
     if source is None:
-        raise ValueError("metric 'retouch' needs the images before the change: metric(y_pred=..., y=..., source=images).")
+        raise ValueError(
+            "metric 'retouch' needs the images before the change: metric(y_pred=..., y=..., source=images)."
+        )
     before = _array(_plain(source))
-    soft = change.difference_mask(before, target, Change())[0] if mask is None else _array(_plain(mask))[0]
+    soft = (
+        change.difference_mask(before, target, Change())[0]
+        if mask is None
+        else _array(_plain(mask))[0]
+    )
     share = None if predicted is None else _array(_plain(predicted))[0]
     return Retouched(source=before, mask=soft >= change.LEVEL, predicted=share)
 
@@ -314,13 +328,17 @@ def _spacings(value: Any, count: int, axes: int | None = None) -> list[Any]:
         return [None] * count
     array = np.asarray(value, dtype=float)
     if array.ndim > 2 or not array.size or not (np.isfinite(array) & (array > 0)).all():
-        raise ValueError(f"spacing is {value!r}; it holds millimetres between voxels along each space axis, which are above 0.")
+        raise ValueError(
+            f"spacing is {value!r}; it holds millimetres between voxels along each space axis, which are above 0."
+        )
     rows = list(array) if array.ndim == 2 else [array] * count
     if axes is None:
         return [row.tolist() for row in rows]
     wide = [np.broadcast_to(row, (axes,)) if row.size == 1 else row for row in rows]
     if any(len(row) != axes for row in wide):
-        raise ValueError(f"spacing is {value!r}, but the images have {axes} space axes. Give one number for each, or one for all.")
+        raise ValueError(
+            f"spacing is {value!r}, but the images have {axes} space axes. Give one number for each, or one for all."
+        )
     return [tuple(row.tolist()) for row in wide]
 
 
@@ -357,6 +375,10 @@ def _require_settings(name: str, num_classes: Any, ignore_label: Any, spacing: A
         if value is not None and (type(value) is not int or value < least.get(key, value)):
             raise ConfigError(f"Metric: {key} is {value!r}, must be {rules[key]}, or None.")
         if value is not None and METRICS[name].task == "image":
-            raise ConfigError(f"Metric: {name!r} compares images, which have no classes. Leave {key} out.")
+            raise ConfigError(
+                f"Metric: {name!r} compares images, which have no classes. Leave {key} out."
+            )
     if spacing is not None and "spacing" not in METRICS[name].given:
-        raise ConfigError(f"Metric: {name!r} does not depend on how far voxels lie apart. Leave spacing out.")
+        raise ConfigError(
+            f"Metric: {name!r} does not depend on how far voxels lie apart. Leave spacing out."
+        )

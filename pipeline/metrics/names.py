@@ -14,7 +14,9 @@ from pipeline.records import NamedOptions
 _OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'.join(SUFFIXES)})?")
 
 
-def display(key: str, names: Mapping[int, str], units: Mapping[str, str] = MappingProxyType({})) -> str:
+def display(
+    key: str, names: Mapping[int, str], units: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """The key of a metric with the name of its class in place of its number; other keys, and classes without a name, as they are.
 
     >>> names = {1: "Anterior", 2: "Posterior"}
@@ -28,7 +30,9 @@ def display(key: str, names: Mapping[int, str], units: Mapping[str, str] = Mappi
     >>> display("hd95_1", names, {"hd95": "mm"}), display("hd95", {}, {"hd95": "voxels"})
     ('hd95 Anterior [mm]', 'hd95 [voxels]')
     """
-    unit = next((f" [{u}]" for name, u in units.items() if key == name or key.startswith(f"{name}_")), "")
+    unit = next(
+        (f" [{u}]" for name, u in units.items() if key == name or key.startswith(f"{name}_")), ""
+    )
     found = of_class(key)
     return (f"{found[0]} {names[found[1]]}" if found and found[1] in names else key) + unit
 
@@ -51,7 +55,11 @@ def from_json(names: object) -> dict[int, str]:
     """
     if not isinstance(names, Mapping):
         return {}
-    return {int(k): v for k, v in names.items() if re.fullmatch(r"[1-9]\d{0,8}", str(k)) and isinstance(v, str)}
+    return {
+        int(k): v
+        for k, v in names.items()
+        if re.fullmatch(r"[1-9]\d{0,8}", str(k)) and isinstance(v, str)
+    }
 
 
 def read_metric(text: str) -> NamedOptions:

@@ -43,7 +43,9 @@ def tally_halves(soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None 
     return Tally(*(np.bincount(index[side], minlength=HALVES) for side in (~truth, truth)))
 
 
-def _chosen(soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(
+    soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     same_shape(soft, target, valid)
     where = np.ones(target.shape, bool) if valid is None else valid
     return soft[where], target[where] != 0
@@ -69,15 +71,21 @@ def area_pr(counts: Tally) -> float:
     p = int(counts.foreground.sum())
     if not p:
         return math.nan
-    true, false = (np.cumsum(side[::-1], dtype=np.float64) for side in (counts.foreground, counts.background))
+    true, false = (
+        np.cumsum(side[::-1], dtype=np.float64) for side in (counts.foreground, counts.background)
+    )
     return float((counts.foreground[::-1] * true / np.maximum(true + false, 1)).sum() / p)
 
 
-def roc_auc(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def roc_auc(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, float]:
     """Area under the ROC curve of probabilities. Nan where there is no foreground or no background."""
     return {"roc_auc": area_roc(tally(prediction, target, valid))}
 
 
-def pr_auc(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def pr_auc(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, float]:
     """Area under the precision-recall curve of probabilities, as average precision. Nan where there is no foreground."""
     return {"pr_auc": area_pr(tally(prediction, target, valid))}

@@ -34,7 +34,13 @@ class Retouched:
     predicted: np.ndarray | None = None
 
 
-def retouch(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, *, change: Retouched) -> dict[str, float]:
+def retouch(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    *,
+    change: Retouched,
+) -> dict[str, float]:
     """Scores inside and outside the mask of change; pixels where ``valid`` is False count nowhere.
 
     - ``psnr_in``, ``psnr_out``: PSNR of the pixels inside and outside, in decibels, at most 100;
@@ -55,7 +61,11 @@ def retouch(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None
         "psnr_in": psnr(prediction, target, inside)["psnr"] if inside.any() else math.nan,
         "psnr_out": psnr(prediction, target, outside)["psnr"] if outside.any() else math.nan,
     }
-    scores |= zip(("ssim_in", "ssim_out"), _similarity(prediction, target, counted, (inside, outside)), strict=True)
+    scores |= zip(
+        ("ssim_in", "ssim_out"),
+        _similarity(prediction, target, counted, (inside, outside)),
+        strict=True,
+    )
     scores["leak"] = mae(prediction, change.source, outside)["mae"] if outside.any() else math.nan
     if change.predicted is not None:
         scores["mask_dice"] = dice(change.predicted >= PREDICTED, change.mask, valid)["dice"]
@@ -72,10 +82,17 @@ def _require_shapes(target: np.ndarray, change: Retouched) -> None:
         ("predicted mask", space if change.predicted is None else change.predicted.shape, space),
     ):
         if shape != wanted:
-            raise UserError(f"retouch: the {what} has the shape {shape}, the target asks for {wanted}. They must be of the same case.")
+            raise UserError(
+                f"retouch: the {what} has the shape {shape}, the target asks for {wanted}. They must be of the same case."
+            )
 
 
-def _similarity(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray, sides: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+def _similarity(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray,
+    sides: tuple[np.ndarray, np.ndarray],
+) -> tuple[float, float]:
     """Mean similarity over the window centres of each side; a channel at a time, for the sake of memory."""
     if min(valid.shape) < WINDOW:
         return math.nan, math.nan
@@ -102,4 +119,10 @@ def note(cases: Iterable[Mapping[str, Any]]) -> list[str]:
     (['1 of 2 cases have an empty mask: psnr_in and ssim_in leave them out'], [])
     """
     found = empty_masks(cases)
-    return [] if found is None else [f"{found[0]} of {found[1]} cases have an empty mask: psnr_in and ssim_in leave them out"]
+    return (
+        []
+        if found is None
+        else [
+            f"{found[0]} of {found[1]} cases have an empty mask: psnr_in and ssim_in leave them out"
+        ]
+    )

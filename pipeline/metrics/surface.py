@@ -51,10 +51,14 @@ def surface_dice(
         UserError: for a negative tolerance, for both at once, and for millimetres without spacing.
     """
     if tolerance is not None and tolerance_mm is not None:
-        raise UserError(f"surface_dice: tolerance is {tolerance!r} voxels and tolerance_mm {tolerance_mm!r} mm. Give one of them.")
+        raise UserError(
+            f"surface_dice: tolerance is {tolerance!r} voxels and tolerance_mm {tolerance_mm!r} mm. Give one of them."
+        )
     if tolerance_mm is None:
         limit = TOLERANCE if tolerance is None else tolerance
-        measure = functools.partial(_surface_dice, tolerance=_distance("tolerance", limit, "voxels"))
+        measure = functools.partial(
+            _surface_dice, tolerance=_distance("tolerance", limit, "voxels")
+        )
     else:
         if spacing is None:
             raise UserError(
@@ -68,11 +72,18 @@ def surface_dice(
 
 def _distance(name: str, value: float, unit: str) -> float:
     if not value >= 0:
-        raise UserError(f"{name} is {value!r}; it is a distance in {unit} and must not be negative.")
+        raise UserError(
+            f"{name} is {value!r}; it is a distance in {unit} and must not be negative."
+        )
     return value
 
 
-def _surface_dice(prediction: np.ndarray, target: np.ndarray, tolerance: float, spacing: tuple[float, ...] | None = None) -> float:
+def _surface_dice(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    tolerance: float,
+    spacing: tuple[float, ...] | None = None,
+) -> float:
     """The share for two masks; tolerance, distances and areas in voxels, or with a ``spacing`` in the world."""
     box = _box(prediction, target)
     if box is None:
@@ -97,7 +108,9 @@ def _within(surface: np.ndarray, tolerance: float, spacing: tuple[float, ...] | 
 
 
 def _area(codes: np.ndarray, where: np.ndarray, sizes: np.ndarray) -> float:
-    return float(np.bincount(codes[where], minlength=len(sizes)) @ sizes)  # counts first: exact, whatever the order of voxels
+    return float(
+        np.bincount(codes[where], minlength=len(sizes)) @ sizes
+    )  # counts first: exact, whatever the order of voxels
 
 
 def _box(prediction: np.ndarray, target: np.ndarray) -> tuple[slice, ...] | None:
@@ -127,8 +140,30 @@ _AREAS = "099393is9i3s3ss293isisrSiccDcDBs9i3siccDirsScBDs3ss2cDBscBDs6cc39iic3s
 def _element_sizes(dims: int) -> np.ndarray:
     """Float64 area (2D: length) of the surface element of each neighbourhood code, at spacing 1."""
     if dims == 2:
-        one, straight = math.sqrt(2) / 2, 1.0  # a corner cut off; a line along an axis; two corners that are cut off
-        return np.array([0, one, one, straight, one, straight, 2 * one, one, one, 2 * one, straight, one, straight, one, one, 0])
+        one, straight = (
+            math.sqrt(2) / 2,
+            1.0,
+        )  # a corner cut off; a line along an axis; two corners that are cut off
+        return np.array(
+            [
+                0,
+                one,
+                one,
+                straight,
+                one,
+                straight,
+                2 * one,
+                one,
+                one,
+                2 * one,
+                straight,
+                one,
+                straight,
+                one,
+                one,
+                0,
+            ]
+        )
     digits = np.array([int(c, 36) if c.islower() or c.isdigit() else ord(c) - 29 for c in _AREAS])
     areas = digits // 9 * math.sqrt(3) / 8 + digits // 3 % 3 * math.sqrt(2) / 2 + digits % 3 / 2
     return np.concatenate((areas, areas[::-1]))
@@ -144,7 +179,9 @@ def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
     if len(spacing) == 2:
         y, x = spacing
         cut = math.hypot(y, x) / 2
-        return np.array([0, cut, cut, x, cut, y, 2 * cut, cut, cut, 2 * cut, y, cut, x, cut, cut, 0])
+        return np.array(
+            [0, cut, cut, x, cut, y, 2 * cut, cut, cut, 2 * cut, y, cut, x, cut, cut, 0]
+        )
     own = _element_sizes(3)
     return np.array([_mesh_area(code, own[code], spacing) for code in range(256)])
 
@@ -221,14 +258,24 @@ def _assd(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float
 def _worst(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
     if prediction.any() == target.any():
         return 0.0
-    return math.hypot(*((n - 1) * s for n, s in zip(target.shape, spacing or (1.0,) * target.ndim, strict=True)))
+    return math.hypot(
+        *((n - 1) * s for n, s in zip(target.shape, spacing or (1.0,) * target.ndim, strict=True))
+    )
 
 
-def _surface_distances(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> list[np.ndarray]:
+def _surface_distances(
+    prediction: np.ndarray, target: np.ndarray, spacing: Spacing
+) -> list[np.ndarray]:
     """Distances of the prediction's surface voxels to the target's and the other way round; empty when either mask is."""
     box = _box(prediction, target)
     if box is None:
         return []
-    edges = [mask[box] & np.logical_not(scipy.ndimage.binary_erosion(mask[box])) for mask in (prediction, target)]
+    edges = [
+        mask[box] & np.logical_not(scipy.ndimage.binary_erosion(mask[box]))
+        for mask in (prediction, target)
+    ]
     apart = None if spacing is None else tuple(spacing)
-    return [edt.edt(~edges[1], anisotropy=apart)[edges[0]], edt.edt(~edges[0], anisotropy=apart)[edges[1]]]
+    return [
+        edt.edt(~edges[1], anisotropy=apart)[edges[0]],
+        edt.edt(~edges[0], anisotropy=apart)[edges[1]],
+    ]

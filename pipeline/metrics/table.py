@@ -11,7 +11,16 @@ import re
 from collections.abc import Sequence
 
 from pipeline.config import ConfigError, bind, nearest
-from pipeline.metrics import competition, counts, image, overlap, probability, retouch, surface, topology
+from pipeline.metrics import (
+    competition,
+    counts,
+    image,
+    overlap,
+    probability,
+    retouch,
+    surface,
+    topology,
+)
 from pipeline.metrics.counts import Pooling
 from pipeline.metrics.entry import Better, Compute, MetricEntry, Need
 from pipeline.metrics.frames import SUFFIXES
@@ -31,15 +40,29 @@ METRICS: Registry[MetricEntry] = Registry(
             compares_numbers=False,
             bytes_per_voxel=16,
         ),
-        "dice": MetricEntry(overlap.dice, better="higher", pooled=Pooling(counts.dice), bytes_per_voxel=6),
-        "iou": MetricEntry(overlap.iou, better="higher", pooled=Pooling(counts.iou), bytes_per_voxel=6),
-        "precision": MetricEntry(overlap.precision, better="higher", pooled=Pooling(counts.precision), bytes_per_voxel=6),
-        "recall": MetricEntry(overlap.recall, better="higher", pooled=Pooling(counts.recall), bytes_per_voxel=6),
+        "dice": MetricEntry(
+            overlap.dice, better="higher", pooled=Pooling(counts.dice), bytes_per_voxel=6
+        ),
+        "iou": MetricEntry(
+            overlap.iou, better="higher", pooled=Pooling(counts.iou), bytes_per_voxel=6
+        ),
+        "precision": MetricEntry(
+            overlap.precision, better="higher", pooled=Pooling(counts.precision), bytes_per_voxel=6
+        ),
+        "recall": MetricEntry(
+            overlap.recall, better="higher", pooled=Pooling(counts.recall), bytes_per_voxel=6
+        ),
         "specificity": MetricEntry(
-            overlap.specificity, better="higher", pooled=Pooling(counts.specificity, background=True), bytes_per_voxel=7
+            overlap.specificity,
+            better="higher",
+            pooled=Pooling(counts.specificity, background=True),
+            bytes_per_voxel=7,
         ),
         "accuracy": MetricEntry(
-            overlap.accuracy, better="higher", pooled=Pooling(counts.accuracy, background=True, any_class=True), bytes_per_voxel=2
+            overlap.accuracy,
+            better="higher",
+            pooled=Pooling(counts.accuracy, background=True, any_class=True),
+            bytes_per_voxel=2,
         ),
         "roc_auc": MetricEntry(
             probability.roc_auc,
@@ -58,19 +81,35 @@ METRICS: Registry[MetricEntry] = Registry(
             bytes_per_voxel=42,
         ),
         "components": MetricEntry(overlap.components, compares_numbers=False, bytes_per_voxel=8),
-        "betti_error": MetricEntry(overlap.betti_error, better="lower", compares_numbers=False, bytes_per_voxel=9),
-        "betti_matching_error": MetricEntry(topology.betti_matching_error, better="lower", bytes_per_voxel=48),
+        "betti_error": MetricEntry(
+            overlap.betti_error, better="lower", compares_numbers=False, bytes_per_voxel=9
+        ),
+        "betti_matching_error": MetricEntry(
+            topology.betti_matching_error, better="lower", bytes_per_voxel=48
+        ),
         "cldice": MetricEntry(topology.cldice, better="higher", bytes_per_voxel=48),
-        "voi": MetricEntry(topology.voi, better="lower", compares_numbers=False, version_1=topology.voi_by_class, bytes_per_voxel=16),
+        "voi": MetricEntry(
+            topology.voi,
+            better="lower",
+            compares_numbers=False,
+            version_1=topology.voi_by_class,
+            bytes_per_voxel=16,
+        ),
         "adapted_rand": MetricEntry(
-            topology.adapted_rand, better="lower", compares_numbers=False, version_1=topology.adapted_rand_by_class, bytes_per_voxel=16
+            topology.adapted_rand,
+            better="lower",
+            compares_numbers=False,
+            version_1=topology.adapted_rand_by_class,
+            bytes_per_voxel=16,
         ),
         "surface_dice": MetricEntry(surface.surface_dice, better="higher", bytes_per_voxel=12),
         "hd95": MetricEntry(surface.hd95, better="lower", length=True, bytes_per_voxel=13),
         "assd": MetricEntry(surface.assd, better="lower", length=True, bytes_per_voxel=13),
         "mae": MetricEntry(image.mae, better="lower", task="image", bytes_per_voxel=17),
         "psnr": MetricEntry(image.psnr, better="higher", task="image", bytes_per_voxel=9),
-        "ssim": MetricEntry(image.ssim, better="higher", task="image", bytes_per_voxel=30, bytes_per_pixel=104),
+        "ssim": MetricEntry(
+            image.ssim, better="higher", task="image", bytes_per_voxel=30, bytes_per_pixel=104
+        ),
         "retouch": MetricEntry(
             retouch.retouch,
             task="image",
@@ -123,18 +162,27 @@ def better(name: str) -> Better:
     base = re.sub(r"_\d+$", "", base)
     known = directions()
     if base not in known:
-        raise ConfigError(f"{name!r} is no value that has a better and a worse direction. {nearest(base, known)}")
+        raise ConfigError(
+            f"{name!r} is no value that has a better and a worse direction. {nearest(base, known)}"
+        )
     return known[base]
 
 
 def bound(part: NamedOptions, where: str) -> Compute:
     """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
-    return bind(METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ())
+    return bind(
+        METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ()
+    )
 
 
 def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
     """Options among these metrics' that are lengths in the world, such as ``tolerance_mm``."""
-    return [key for part in parts for key, value in part.options.items() if key.endswith("_mm") and value is not None]
+    return [
+        key
+        for part in parts
+        for key, value in part.options.items()
+        if key.endswith("_mm") and value is not None
+    ]
 
 
 def in_millimetres(parts: Sequence[NamedOptions]) -> bool:

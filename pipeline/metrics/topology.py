@@ -26,7 +26,9 @@ Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 _AT_ONCE = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
 
 
-def _in_parts(name: str, maps: tuple[np.ndarray, np.ndarray], measure: Measure, classes: Classes = None) -> dict[str, float]:
+def _in_parts(
+    name: str, maps: tuple[np.ndarray, np.ndarray], measure: Measure, classes: Classes = None
+) -> dict[str, float]:
     """:func:`over_classes` for a measure of several numbers, which are shown for a single foreground class only."""
     parts: dict[str, float] = {}
 
@@ -38,7 +40,12 @@ def _in_parts(name: str, maps: tuple[np.ndarray, np.ndarray], measure: Measure, 
     return parts if len(scores) == 1 else scores
 
 
-def cldice(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
+def cldice(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    classes: Classes = None,
+) -> dict[str, float]:
     """Centreline Dice (Shit et al., CVPR 2021): harmonic mean of topology precision and sensitivity, which are further keys.
 
     ``cldice_precision`` is the share of the prediction's skeleton that lies in the target, ``cldice_sensitivity`` the share of
@@ -73,7 +80,12 @@ def _skeleton(mask: np.ndarray) -> np.ndarray:
     return skeleton
 
 
-def voi(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
+def voi(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    classes: Classes = None,
+) -> dict[str, float]:
     """Variation of information (Meila 2007) of two labelings, in bits: ``voi = voi_split + voi_merge``.
 
     Where a label above 1 occurs (or ``classes`` holds one), every number of a map is a segment, 0 the background; of two masks the
@@ -90,7 +102,9 @@ def _voi(maps: tuple[np.ndarray, np.ndarray], where: np.ndarray) -> dict[str, fl
     return {"voi": split + merge, "voi_split": split, "voi_merge": merge}
 
 
-def _labelings(maps: tuple[np.ndarray, np.ndarray], classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+def _labelings(
+    maps: tuple[np.ndarray, np.ndarray], classes: Classes
+) -> tuple[np.ndarray, np.ndarray]:
     """Segment numbers ``(*S)``, 0 the background: the numbers of two label maps, or the components of two masks."""
     first, second = maps
     if several(classes) or max(first.max(initial=0), second.max(initial=0)) > 1:
@@ -106,14 +120,24 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
     return np.where(labels == 0, 0, np.searchsorted(values[values != 0], labels) + 1)
 
 
-def voi_by_class(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def voi_by_class(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, float]:
     """``voi`` of metrics version 1: of several classes the mean over them, each with its components as segments."""
-    return _in_parts("voi", confined(prediction, target, valid), lambda p, t: _voi(_components(p, t), p | t))
+    return _in_parts(
+        "voi", confined(prediction, target, valid), lambda p, t: _voi(_components(p, t), p | t)
+    )
 
 
-def adapted_rand_by_class(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def adapted_rand_by_class(
+    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, float]:
     """``adapted_rand`` of metrics version 1, like :func:`voi_by_class`."""
-    return _in_parts("adapted_rand", confined(prediction, target, valid), lambda p, t: _adapted_rand(_components(p, t)))
+    return _in_parts(
+        "adapted_rand",
+        confined(prediction, target, valid),
+        lambda p, t: _adapted_rand(_components(p, t)),
+    )
 
 
 def _components(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +185,9 @@ def _overlaps(prediction: np.ndarray, target: np.ndarray, where: np.ndarray) -> 
         keys.append(key)
         counts.append(count)
     key, number = np.unique(np.concatenate(keys), return_inverse=True)
-    return _Overlaps(np.stack(np.divmod(key, width)), np.bincount(number, np.concatenate(counts), len(key)))
+    return _Overlaps(
+        np.stack(np.divmod(key, width)), np.bincount(number, np.concatenate(counts), len(key))
+    )
 
 
 def _tally(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +198,12 @@ def _tally(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return key, np.bincount(number, lengths, len(key))
 
 
-def adapted_rand(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None) -> dict[str, float]:
+def adapted_rand(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    classes: Classes = None,
+) -> dict[str, float]:
     """Adapted Rand error (Arganda-Carreras et al. 2015) of two labelings, as SNEMI3D counts it. Segments as in :func:`voi`.
 
     Over pairs of voxels of the target: ``adapted_rand_precision`` is the share of the pairs in one predicted segment that are
@@ -188,9 +219,15 @@ def _adapted_rand(maps: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
     prediction, target = maps
     if not (prediction.any() and target.any()):
         agree = float(prediction.any() == target.any())
-        return {"adapted_rand": 1 - agree, "adapted_rand_precision": agree, "adapted_rand_recall": agree}
+        return {
+            "adapted_rand": 1 - agree,
+            "adapted_rand_precision": agree,
+            "adapted_rand_recall": agree,
+        }
     overlaps = _overlaps(prediction, target, target != 0)
-    predicted, true = (_pairs_of_voxels(np.bincount(side, overlaps.voxels)) for side in overlaps.pairs)
+    predicted, true = (
+        _pairs_of_voxels(np.bincount(side, overlaps.voxels)) for side in overlaps.pairs
+    )
     both = _pairs_of_voxels(overlaps.voxels)
     return {
         "adapted_rand": 1 - _ratio(2 * both, predicted + true),
@@ -209,7 +246,10 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def betti_matching_error(
-    prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, classes: Classes = None
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid: np.ndarray | None = None,
+    classes: Classes = None,
 ) -> dict[str, float]:
     """Features of both masks without a partner in the other, by Betti matching (Stucki et al., ICML 2023).
 
@@ -218,11 +258,15 @@ def betti_matching_error(
     keys: ``betti_matching_error_b0`` and so on for each dimension. The first components of both masks are partners. Both
     empty: 0. One empty: the sum of the other's Betti numbers.
     """
-    return _in_parts("betti_matching_error", confined(prediction, target, valid), _betti_matching_error, classes)
+    return _in_parts(
+        "betti_matching_error", confined(prediction, target, valid), _betti_matching_error, classes
+    )
 
 
 def _betti_matching_error(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
     unmatched = [float(p + g - 2 * m) for m, p, g in matching_counts(prediction, target)]
-    unmatched[0] += float(prediction.any() != target.any())  # matching leaves out each mask's first component
+    unmatched[0] += float(
+        prediction.any() != target.any()
+    )  # matching leaves out each mask's first component
     name = "betti_matching_error"
     return {name: sum(unmatched)} | {f"{name}_b{k}": value for k, value in enumerate(unmatched)}

@@ -7,7 +7,13 @@ leaves its argument alone. Connectivity is named as in 3D: 6 (faces), 18 (and ed
 from pipeline.morphology.betti import betti_numbers, euler_number
 from pipeline.morphology.boundaries import watershed_boundaries
 from pipeline.morphology.dilation import closing, dilate, erode, opening
-from pipeline.morphology.labelling import component_sizes, components, fill_holes, hysteresis, remove_small_components
+from pipeline.morphology.labelling import (
+    component_sizes,
+    components,
+    fill_holes,
+    hysteresis,
+    remove_small_components,
+)
 from pipeline.morphology.slabs import SlabArray
 
 __all__ = [

@@ -131,7 +131,11 @@ def resize(labels, axes, steps, missing, rounds):
                 layer[owner] += 1
             nearer = layer < 2 * np.abs(missing)
             for voxel, owner in zip(voxels, owners):  # noqa: B905 (numba knows no strict=)
-                if nearer[owner] and _simple(labels, voxel, steps, owner) and _around(labels, voxel, steps, owner) >= 0:
+                if (
+                    nearer[owner]
+                    and _simple(labels, voxel, steps, owner)
+                    and _around(labels, voxel, steps, owner) >= 0
+                ):
                     grows = labels[voxel] == 0
                     labels[voxel] = owner if grows else 0
                     missing[owner] -= 1 if grows else -1
@@ -184,7 +188,12 @@ def _each_one_piece(one, other):
     reached, wider = 0, faces & -faces
     while wider != reached:
         reached = wider
-        wider |= (reached << 1 & _NOT_LEFT) | (reached >> 1 & _NOT_RIGHT) | (reached << 3 & _NOT_UPPER) | (reached >> 3 & _NOT_LOWER)
+        wider |= (
+            (reached << 1 & _NOT_LEFT)
+            | (reached >> 1 & _NOT_RIGHT)
+            | (reached << 3 & _NOT_UPPER)
+            | (reached >> 3 & _NOT_LOWER)
+        )
         wider = (wider | reached << 9 | reached >> 9) & one & _FACES_AND_EDGES
     if reached & faces != faces:
         return False

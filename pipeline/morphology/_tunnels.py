@@ -25,7 +25,10 @@ def _class(code):
 @njit(cache=True)
 def _classes(codes, steps):
     """Class of every edge and of every square; MISSING where there is none."""
-    edges, squares = np.full(3 * codes.size, MISSING, np.uint8), np.full(3 * codes.size, MISSING, np.uint8)
+    edges, squares = (
+        np.full(3 * codes.size, MISSING, np.uint8),
+        np.full(3 * codes.size, MISSING, np.uint8),
+    )
     for i in range(codes.size - steps[0] - steps[1]):
         if codes[i]:
             for t in range(3):
@@ -56,7 +59,9 @@ def _spanning_edges(codes, uniform, edges, steps):
             tree[3 * (i - steps[0])] = True
         elif codes[i]:
             best, best_edge = MISSING, -1
-            for t in range(3):  # in the order of their positions, so that the first of a class is the first of all
+            for t in range(
+                3
+            ):  # in the order of their positions, so that the first of a class is the first of all
                 edge = 3 * (i - steps[t]) + t
                 if edges[edge] < best:
                     best, best_edge = edges[edge], edge
@@ -159,7 +164,13 @@ def _sort_out(codes, uniform, edges, squares, steps, state, owner):
                         owner[edge] = square
                     else:
                         state[square] = OTHER + squares[square]
-    return np.concatenate((np.flatnonzero(state == OTHER), np.flatnonzero(state == OTHER + 1), np.flatnonzero(state == OTHER + 2)))
+    return np.concatenate(
+        (
+            np.flatnonzero(state == OTHER),
+            np.flatnonzero(state == OTHER + 1),
+            np.flatnonzero(state == OTHER + 2),
+        )
+    )
 
 
 @njit(cache=True, inline="always")
@@ -251,12 +262,16 @@ def closing_squares(codes, uniform, steps):
     there every cell is paired with its neighbour along the first axis, without looking.
     """
     state = np.zeros(3 * codes.size, np.uint8)
-    owner = np.full(3 * codes.size, -1, np.int32)  # of an edge: the apparent square, or -2 - k for the k-th stored column
+    owner = np.full(
+        3 * codes.size, -1, np.int32
+    )  # of an edge: the apparent square, or -2 - k for the k-th stored column
     edges, squares = _classes(codes, steps)
     tree = _spanning_edges(codes, uniform, edges, steps)
     parent, exists = _last_faces(codes, uniform, squares, steps, state)
     rest = _sort_out(codes, uniform, edges, squares, steps, state, owner)
-    for n in range(len(rest) - 1, -1, -1):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
+    for n in range(
+        len(rest) - 1, -1, -1
+    ):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
         if _join(parent, rest[n], steps, exists):
             state[rest[n]] = JOINED
     bits = np.zeros((9 * codes.size >> 6) + 1, np.uint64)

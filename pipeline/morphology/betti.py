@@ -31,7 +31,9 @@ def _alternating_count(mask: np.ndarray, join: Callable[..., np.ndarray], axis: 
         return int(np.count_nonzero(mask))
     first = mask[(slice(None),) * axis + (slice(None, -1),)]
     second = mask[(slice(None),) * axis + (slice(1, None),)]
-    return _alternating_count(mask, join, axis + 1) - _alternating_count(join(first, second), join, axis + 1)
+    return _alternating_count(mask, join, axis + 1) - _alternating_count(
+        join(first, second), join, axis + 1
+    )
 
 
 def betti_numbers(mask: np.ndarray, connectivity: int = 6) -> tuple[int, ...]:
@@ -46,11 +48,15 @@ def betti_numbers(mask: np.ndarray, connectivity: int = 6) -> tuple[int, ...]:
     euler = euler_number(mask, connectivity)
     if mask.ndim == 2:
         return b0, b0 - euler
-    outside_and_cavities = components(np.pad(~mask, 1, constant_values=True), _DUAL[connectivity])[1]
+    outside_and_cavities = components(np.pad(~mask, 1, constant_values=True), _DUAL[connectivity])[
+        1
+    ]
     b2 = outside_and_cavities - 1
     return b0, b0 + b2 - euler, b2
 
 
 def _require_dual(connectivity: int) -> None:
     if connectivity not in _DUAL:
-        raise UserError(f"connectivity is {connectivity!r}; it must be 6 (background 26) or 26 (background 6) to have Betti numbers.")
+        raise UserError(
+            f"connectivity is {connectivity!r}; it must be 6 (background 26) or 26 (background 6) to have Betti numbers."
+        )

@@ -9,7 +9,9 @@ import skimage
 from pipeline.morphology.labelling import components, remove_small_components
 
 
-def watershed_boundaries(soft: np.ndarray, low: float, depth: float, least: int = 30, merge: float = 0.0) -> np.ndarray:
+def watershed_boundaries(
+    soft: np.ndarray, low: float, depth: float, least: int = 30, merge: float = 0.0
+) -> np.ndarray:
     """The surfaces between bodies: voxels with a 6-neighbour (2D: 4-) in another body. bool ``(*S)``, two voxels thick.
 
     Bodies grow by a watershed over ``soft`` ``(*S)``, the probability of a surface, from seeds: the 6-connected parts of at least

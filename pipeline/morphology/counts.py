@@ -29,7 +29,9 @@ def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
     Raises UserError for masks of different shape and for more than 238 million voxels.
     """
     if prediction.shape != target.shape or prediction.ndim not in (2, 3):
-        raise UserError(f"Betti matching takes two masks (Y, X) or (Z, Y, X) of one shape, got {prediction.shape} and {target.shape}.")
+        raise UserError(
+            f"Betti matching takes two masks (Y, X) or (Z, Y, X) of one shape, got {prediction.shape} and {target.shape}."
+        )
     shape = (1,) * (3 - prediction.ndim) + prediction.shape
     p, g = (np.ascontiguousarray(mask != 0).reshape(shape) for mask in (prediction, target))
     found, true = _features(p), _features(g)
@@ -95,7 +97,13 @@ def _cavities(p: np.ndarray, g: np.ndarray) -> int:
     picks = []
     for mask in (p, g):
         own = _outside_and_cavities(mask)[0].ravel()[last]
-        picks.append({cavity: place for cavity, place in zip(own.tolist(), last.tolist(), strict=True) if cavity > 1})
+        picks.append(
+            {
+                cavity: place
+                for cavity, place in zip(own.tolist(), last.tolist(), strict=True)
+                if cavity > 1
+            }
+        )
     return len(set(picks[0].values()) & set(picks[1].values()))
 
 
@@ -110,11 +118,18 @@ def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
     A tunnel of a mask lives on in the union that grows over the outside, square by square; the square that ends it there is its image
     pair. In the two-valued filtration every such pair is a feature of all three, so that counting common squares is all.
     """
-    from pipeline.morphology._tunnels import EXISTS, OWN, UNION, closing_squares  # numba takes 0.3 s to import
+    from pipeline.morphology._tunnels import (
+        EXISTS,
+        OWN,
+        UNION,
+        closing_squares,
+    )  # numba takes 0.3 s to import
 
     union = np.pad((p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
     if union.size > MOST_VOXELS:
-        raise UserError(f"Betti matching takes at most {MOST_VOXELS:,} voxels, these masks have the shape {p.shape}. Match them in parts.")
+        raise UserError(
+            f"Betti matching takes at most {MOST_VOXELS:,} voxels, these masks have the shape {p.shape}. Match them in parts."
+        )
     steps = np.array([union.shape[1] * union.shape[2], union.shape[2], 1])
     ends = []
     for mask in (p, g):
@@ -127,7 +142,9 @@ def _uniform(codes: np.ndarray) -> np.ndarray:
     """Voxels whose neighbours, one step around and two ahead along the first axis, all have their code; the array's margin is none."""
     same = codes != 0
     for axis, ahead in ((2, 1), (1, 1), (0, 2)):
-        before, after = (np.s_[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
+        before, after = (
+            np.s_[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None))
+        )
         link = same[before] & same[after] & (codes[before] == codes[after])
         same = np.zeros_like(same)
         inner = np.s_[(slice(None),) * axis + (slice(1, codes.shape[axis] - ahead),)]

@@ -39,7 +39,9 @@ def _dilate_by_rows(mask: np.ndarray, square: float) -> np.ndarray:
         for offset in itertools.product(range(-reach, reach + 1), repeat=mask.ndim - 1):
             rest = square - sum(d * d for d in offset)
             if rest >= 0 and math.isqrt(int(rest)) == half:
-                out[_shifted(mask.shape, offset)] |= rows[_shifted(mask.shape, [-d for d in offset])]
+                out[_shifted(mask.shape, offset)] |= rows[
+                    _shifted(mask.shape, [-d for d in offset])
+                ]
     return out
 
 
@@ -80,4 +82,6 @@ def closing(mask: np.ndarray, radius: float) -> np.ndarray:
 
 def _require_distance(radius: float) -> None:
     if not 0 <= radius < math.inf:
-        raise UserError(f"radius is {radius!r}; it is a distance in voxels: finite and not negative.")
+        raise UserError(
+            f"radius is {radius!r}; it is a distance in voxels: finite and not negative."
+        )

@@ -19,7 +19,10 @@ import scipy
 from pipeline.morphology.slabs import SlabArray
 from pipeline.records import UserError
 
-_NEIGHBOURS: dict[int, dict[int, Literal[4, 6, 8, 18, 26]]] = {2: {6: 4, 18: 8, 26: 8}, 3: {6: 6, 18: 18, 26: 26}}
+_NEIGHBOURS: dict[int, dict[int, Literal[4, 6, 8, 18, 26]]] = {
+    2: {6: 4, 18: 8, 26: 8},
+    3: {6: 6, 18: 18, 26: 26},
+}
 
 Mask = TypeVar("Mask", np.ndarray, SlabArray)
 """A mask ``(Z, Y, X)`` or ``(Y, X)``, in memory or slab by slab."""
@@ -32,7 +35,9 @@ over the parts of a component; entry 0, the background, has no meaning."""
 def as_mask(mask: np.ndarray) -> np.ndarray:
     """The mask as contiguous bool. Raises UserError for anything but two or three axes."""
     if mask.ndim not in _NEIGHBOURS:
-        raise UserError(f"A mask has 2 or 3 axes, this one has the shape {mask.shape}. Give (Y, X) or (Z, Y, X).")
+        raise UserError(
+            f"A mask has 2 or 3 axes, this one has the shape {mask.shape}. Give (Y, X) or (Z, Y, X)."
+        )
     return np.ascontiguousarray(mask, dtype=bool)
 
 
@@ -46,9 +51,13 @@ def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, in
     mask = as_mask(mask)
     known = _NEIGHBOURS[mask.ndim]
     if connectivity not in known:
-        raise UserError(f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in 2D 6 means 4, 26 means 8).")
+        raise UserError(
+            f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in 2D 6 means 4, 26 means 8)."
+        )
     # As integers: for bool arrays cc3d 4.1.1 reserves too few labels and fails on, or mislabels, some images and thin volumes.
-    labels, count = cc3d.connected_components(mask.view(np.uint8), connectivity=known[connectivity], return_N=True)
+    labels, count = cc3d.connected_components(
+        mask.view(np.uint8), connectivity=known[connectivity], return_N=True
+    )
     return labels, int(count)
 
 
@@ -101,18 +110,24 @@ def fill_holes(mask: Mask, max_size: int | None = None, per_slice: int | None = 
 
     def sizes(labels: np.ndarray, count: int, number: int) -> np.ndarray:
         """Voxels, infinitely many of what touches the border; 0 where any hole is filled."""
-        found = np.zeros(count + 1) if max_size is None else _sizes(labels, count).astype(np.float64)
+        found = (
+            np.zeros(count + 1) if max_size is None else _sizes(labels, count).astype(np.float64)
+        )
         for face in _border(labels, number == numbers[0], number == numbers[-1]):
             found[face] = np.inf
         return found
 
-    filled: Any = mask | _select(~mask, 6, sizes, lambda found: found <= (0 if max_size is None else max_size))
+    filled: Any = mask | _select(
+        ~mask, 6, sizes, lambda found: found <= (0 if max_size is None else max_size)
+    )
     return filled
 
 
 def _fill_slices(mask: np.ndarray, max_size: int | None, axis: int) -> np.ndarray:
     if mask.ndim != 3 or axis not in range(-3, 3):
-        raise UserError(f"per_slice is {axis!r} for a mask of shape {mask.shape}; it names an axis of a volume: 0, 1 or 2.")
+        raise UserError(
+            f"per_slice is {axis!r} for a mask of shape {mask.shape}; it names an axis of a volume: 0, 1 or 2."
+        )
     out = np.empty_like(mask)
     for before, after in zip(np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0), strict=True):
         after[...] = fill_holes(before, max_size)
@@ -126,7 +141,9 @@ def _sizes(labels: np.ndarray, count: int, _: int = 0) -> np.ndarray:
     """
     flat, step = labels.reshape(-1), max(2**20, 16 * count)
     pieces = (flat[i : i + step] for i in range(0, labels.size, step))
-    return sum((np.bincount(p[p > 0], minlength=count + 1) for p in pieces), np.zeros(count + 1, np.int64))
+    return sum(
+        (np.bincount(p[p > 0], minlength=count + 1) for p in pieces), np.zeros(count + 1, np.int64)
+    )
 
 
 def _border(labels: np.ndarray, first: bool, last: bool) -> Iterator[np.ndarray]:
@@ -140,7 +157,9 @@ def _border(labels: np.ndarray, first: bool, last: bool) -> Iterator[np.ndarray]
         yield labels.take(-1, axis)
 
 
-def _select(mask: Mask, connectivity: int, measure: Measure, wanted: Callable[[np.ndarray], np.ndarray]) -> Mask:
+def _select(
+    mask: Mask, connectivity: int, measure: Measure, wanted: Callable[[np.ndarray], np.ndarray]
+) -> Mask:
     """The components of the mask whose measure is ``wanted``."""
 
     def of_one_slab(rows: np.ndarray, number: int = 0) -> np.ndarray:
@@ -219,8 +238,16 @@ def _contacts(before: np.ndarray, after: np.ndarray, connectivity: int) -> np.nd
     for offset in itertools.product((-1, 0, 1), repeat=before.ndim):
         if sum(map(abs, offset)) > steps:
             continue
-        one = before[tuple(slice(max(d, 0), n + min(d, 0)) for d, n in zip(offset, before.shape, strict=True))]
-        two = after[tuple(slice(max(-d, 0), n + min(-d, 0)) for d, n in zip(offset, before.shape, strict=True))]
+        one = before[
+            tuple(
+                slice(max(d, 0), n + min(d, 0)) for d, n in zip(offset, before.shape, strict=True)
+            )
+        ]
+        two = after[
+            tuple(
+                slice(max(-d, 0), n + min(-d, 0)) for d, n in zip(offset, before.shape, strict=True)
+            )
+        ]
         touching = (one > 0) & (two > 0)
         # As one number each, which sorts many times faster than rows do; SciPy's graphs end at 2^31 nodes anyway.
         found.append(np.unique(one[touching] << 32 | two[touching]))
@@ -231,6 +258,8 @@ def _contacts(before: np.ndarray, after: np.ndarray, connectivity: int) -> np.nd
 def _names(count: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
     """The component of each label, numbered from 1; 0 stays 0."""
     joined = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
-    graph = scipy.sparse.coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(count + 1, count + 1))
+    graph = scipy.sparse.coo_array(
+        (np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(count + 1, count + 1)
+    )
     # The background is a node without edges, and as the first node it gets the number 0.
     return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]

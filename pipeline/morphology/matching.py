@@ -56,7 +56,9 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[Pairs, ...]:
         )
     # An axis of length 1 holds no cells: without it the order of the cells is the same, and a flat volume is an image.
     grid = _grid([n for n in first.shape if n > 1])
-    ranks = np.unique(np.concatenate([first.ravel(), second.ravel()]), return_inverse=True)[1].astype(np.int64)
+    ranks = np.unique(np.concatenate([first.ravel(), second.ravel()]), return_inverse=True)[
+        1
+    ].astype(np.int64)
     arrays = [_filtration(grid, x) for x in (ranks[: first.size], ranks[first.size :])]
     union = _filtration(grid, np.minimum(*(x.ranks for x in arrays)))
     found = [_components(grid, arrays, union)]
@@ -114,9 +116,17 @@ def _cells(shape: tuple[int, ...], steps: np.ndarray, kinds: Sequence[tuple[int,
     """``kinds``: the axes along which the cells of each type extend."""
     fits = np.zeros((*shape, len(kinds)), bool)
     for number, axes in enumerate(kinds):
-        fits[(*(slice(n - 1) if axis in axes else slice(None) for axis, n in enumerate(shape)), number)] = True
+        fits[
+            (
+                *(slice(n - 1) if axis in axes else slice(None) for axis, n in enumerate(shape)),
+                number,
+            )
+        ] = True
     corner, types = np.divmod(np.flatnonzero(fits), len(kinds))
-    offsets = [sorted(sum(on) for on in itertools.product(*((0, int(steps[axis])) for axis in axes))) for axes in kinds]
+    offsets = [
+        sorted(sum(on) for on in itertools.product(*((0, int(steps[axis])) for axis in axes)))
+        for axes in kinds
+    ]
     return _Cells(corner=corner, type=types, vertices=corner[:, None] + np.array(offsets)[types])
 
 
@@ -150,12 +160,23 @@ def _filtration(grid: _Grid, ranks: np.ndarray) -> _Filtration:
     edges, walls, rooms = (ranks[x.vertices].max(1) for x in (grid.edges, grid.walls, grid.rooms))
     bridges, drowned = _forest(grid.edges.vertices, _order(edges), _age(ranks))
     dams, flooded = _forest(grid.beside, _order(walls)[::-1], _youth(rooms))
-    return _Filtration(ranks=ranks, edges=edges, walls=walls, rooms=rooms, bridges=bridges, drowned=drowned, dams=dams, flooded=flooded)
+    return _Filtration(
+        ranks=ranks,
+        edges=edges,
+        walls=walls,
+        rooms=rooms,
+        bridges=bridges,
+        drowned=drowned,
+        dams=dams,
+        flooded=flooded,
+    )
 
 
 def _order(values: np.ndarray) -> np.ndarray:
     # numpy sorts 16 bits in linear time.
-    return np.argsort(values.astype(np.uint16) if values.max(initial=0) < 1 << 16 else values, kind="stable")
+    return np.argsort(
+        values.astype(np.uint16) if values.max(initial=0) < 1 << 16 else values, kind="stable"
+    )
 
 
 def _age(ranks: np.ndarray) -> np.ndarray:
@@ -198,7 +219,9 @@ def _unite(ends, age):
 # ---------------------------------------------------------------- features
 
 
-def _pairs(features: Sequence[np.ndarray], hits: np.ndarray, essential: np.ndarray | None = None) -> Pairs:
+def _pairs(
+    features: Sequence[np.ndarray], hits: np.ndarray, essential: np.ndarray | None = None
+) -> Pairs:
     """``features``: ``(F, 2)`` of either array; ``hits`` ``(2, n)``: which of them meet in a feature of the union, -1 for none."""
     a, b = hits[:, (hits >= 0).all(0)]
     return Pairs(
@@ -262,7 +285,10 @@ def _tunnels(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> 
         return _pairs(features, np.empty((2, 0), np.int64))
     squares, edges = _reduced(grid, union, union)
     met = union.edges[edges] != union.walls[squares]
-    hits = [_number(b, len(x.edges))[_reduced(grid, union, x)[1][met]] for b, x in zip(births, arrays, strict=True)]
+    hits = [
+        _number(b, len(x.edges))[_reduced(grid, union, x)[1][met]]
+        for b, x in zip(births, arrays, strict=True)
+    ]
     return _pairs(features, np.stack(hits))
 
 
@@ -319,12 +345,17 @@ def _reduce(columns):
     size = len(columns)
     pivots, owner, begin = np.full(size, -1), np.full(size, -1), np.zeros(size + 1, np.int64)
     store, used = np.empty(4 * size, np.int64), 0
-    words, busy = np.zeros((size >> _BITS) + 1, np.int64), np.zeros((size >> 2 * _BITS) + 1, np.int64)
+    words, busy = (
+        np.zeros((size >> _BITS) + 1, np.int64),
+        np.zeros((size >> 2 * _BITS) + 1, np.int64),
+    )
     for column in range(size):
         if used + size > len(store):
             store = np.append(store, np.empty_like(store))
         pivot = columns[column].max()
-        alone = owner[pivot] < 0  # so are most: then there is nothing to add, and the column is kept as it is
+        alone = (
+            owner[pivot] < 0
+        )  # so are most: then there is nothing to add, and the column is kept as it is
         for row in columns[column]:
             if row >= 0 and alone:
                 store[used] = row

@@ -21,7 +21,9 @@ from pipeline.records import UserError
 _GRAPH = 0.75  # a component is a height map where this part of its columns holds one run
 
 
-def close_sheets(mask: np.ndarray, radius: float = 2.5, free: np.ndarray | None = None) -> np.ndarray:
+def close_sheets(
+    mask: np.ndarray, radius: float = 2.5, free: np.ndarray | None = None
+) -> np.ndarray:
     """:func:`pipeline.morphology.closing` of each sheet on its own.
 
     Voxels that two sheets would fill, or that would touch (by face, edge or corner) another sheet or what it would fill, are left
@@ -38,7 +40,9 @@ def close_sheets(mask: np.ndarray, radius: float = 2.5, free: np.ndarray | None 
             added = morphology.closing(own, radius) & (labels[box] == 0)
             view[added] = np.where(view[added] == 0, number, -1)
     grown = (labels > 0) | _undisputed(labels, claims, free)
-    return morphology.hysteresis(grown, labels > 0)  # without what lost its sheet when voxels were left out
+    return morphology.hysteresis(
+        grown, labels > 0
+    )  # without what lost its sheet when voxels were left out
 
 
 def _ball_size(radius: float, ndim: int) -> int:
@@ -94,13 +98,17 @@ def contact_table() -> np.ndarray:
         for other in range(one):
             inside = code >> one & 1
             if inside == code >> other & 1:
-                between = [k for k in range(8) if k not in (one, other) and (k ^ one) & (k ^ other) == 0]
+                between = [
+                    k for k in range(8) if k not in (one, other) and (k ^ one) & (k ^ other) == 0
+                ]
                 if len(between) > 1 and all(code >> k & 1 != inside for k in between):
                     table[code] |= sum(1 << k for k in (between if inside else (one, other)))
     return table
 
 
-def patch_sheets(mask: np.ndarray, largest: int = 200, free: np.ndarray | None = None) -> np.ndarray:
+def patch_sheets(
+    mask: np.ndarray, largest: int = 200, free: np.ndarray | None = None
+) -> np.ndarray:
     """Fill holes through sheets with a piece of height map.
 
     Each component is seen along the axis on which its projection is largest. A hole is an 8-connected region of at most ``largest``
@@ -114,7 +122,9 @@ def patch_sheets(mask: np.ndarray, largest: int = 200, free: np.ndarray | None =
     Raises UserError for images: a line that has a hole is two lines.
     """
     if mask.ndim != 3:
-        raise UserError(f"patch_sheets mends sheets in volumes, this mask has the shape {mask.shape}. Leave the step out.")
+        raise UserError(
+            f"patch_sheets mends sheets in volumes, this mask has the shape {mask.shape}. Leave the step out."
+        )
     out = _numbered(mask)
     if _nothing_to_do(out):
         return out > 0
@@ -166,9 +176,15 @@ def _interpolated(sides: np.ndarray, filled: np.ndarray, single: np.ndarray) -> 
         before = np.maximum.accumulate(np.where(filled, position, 0), axis)
         after = np.where(filled, position, filled.shape[axis] - 1)
         after = np.flip(np.minimum.accumulate(np.flip(after, axis), axis), axis)
-        usable = ~filled & np.take_along_axis(single, before, axis) & np.take_along_axis(single, after, axis)
+        usable = (
+            ~filled
+            & np.take_along_axis(single, before, axis)
+            & np.take_along_axis(single, after, axis)
+        )
         back, ahead = np.maximum(position - before, 1), np.maximum(after - position, 1)
-        first, last = (np.stack([np.take_along_axis(side, i, axis) for side in sides]) for i in (before, after))
+        first, last = (
+            np.stack([np.take_along_axis(side, i, axis) for side in sides]) for i in (before, after)
+        )
         weight = usable * (1 / back + 1 / ahead)
         total += weight * (first * ahead + last * back) / (back + ahead)
         weights += weight
@@ -183,7 +199,9 @@ def _joined(low: np.ndarray, high: np.ndarray, known: np.ndarray, single: np.nda
     bottoms = np.where(single, low, -1)
     lower, higher = low.copy(), high.copy()
     for axis, move in itertools.product((0, 1), (-1, 1)):
-        lower = np.minimum(lower, np.roll(tops, move, axis))  # no hole is at the border, where roll would mislead
+        lower = np.minimum(
+            lower, np.roll(tops, move, axis)
+        )  # no hole is at the border, where roll would mislead
         higher = np.maximum(higher, np.roll(bottoms, move, axis))
     return np.stack([np.where(known, lower, 1), np.where(known, higher, 0)])
 
@@ -195,7 +213,9 @@ def _fill_hole(labels: np.ndarray, number: int, hole: np.ndarray, runs: np.ndarr
     near = labels[morphology.dilate(patch, math.sqrt(3))]
     if not patch.any(0)[hole].all() or labels[patch].any() or ((near > 0) & (near != number)).any():
         return
-    flat, steps = _flat(np.where(patch, number, labels), morphology.dilate(hole, math.sqrt(2))[None])
+    flat, steps = _flat(
+        np.where(patch, number, labels), morphology.dilate(hole, math.sqrt(2))[None]
+    )
     _compiled().fill_contacts(flat, steps, contact_table())
     after = _unflat(flat, labels.shape) == number
     was, now = (morphology.betti_numbers(m, connectivity=6) for m in (labels == number, after))
@@ -218,7 +238,9 @@ def mean_thickness(mask: np.ndarray) -> float:
     return float(2 * volume / area) if area else (math.inf if volume else 0.0)
 
 
-def set_thickness(mask: np.ndarray, target: float = 3.0, per: str = "component", free: np.ndarray | None = None) -> np.ndarray:
+def set_thickness(
+    mask: np.ndarray, target: float = 3.0, per: str = "component", free: np.ndarray | None = None
+) -> np.ndarray:
     """Grow or shrink sheets so that their mean thickness comes nearest to ``target`` voxels, without a change of topology.
 
     The thickness is that of :func:`mean_thickness`, of each component (``per`` "component"; those of fewer than 10 ``target``^2
@@ -232,7 +254,9 @@ def set_thickness(mask: np.ndarray, target: float = 3.0, per: str = "component",
     Raises UserError for a target that is not positive and for an unknown ``per``.
     """
     if not 0 < target < math.inf:
-        raise UserError(f"thickness: target is {target!r}; it is a number of voxels, finite and positive, e.g. 3.0.")
+        raise UserError(
+            f"thickness: target is {target!r}; it is a number of voxels, finite and positive, e.g. 3.0."
+        )
     if per not in ("component", "class"):
         raise UserError(f"thickness: per is {per!r}; it must be 'component' or 'class'.")
     labels = _numbered(mask)
@@ -253,17 +277,27 @@ def _plan(labels: np.ndarray, target: float, per: str) -> tuple[np.ndarray, np.n
     if per == "class":
         now = np.full(len(volumes), 2 * volumes.sum() / surface.sum())
     else:
-        now = np.where(volumes >= 10 * target ** (labels.ndim - 1), 2 * volumes / np.maximum(surface, 1e-9), target)
+        now = np.where(
+            volumes >= 10 * target ** (labels.ndim - 1),
+            2 * volumes / np.maximum(surface, 1e-9),
+            target,
+        )
     missing = np.rint(volumes * (target / now - 1)).astype(np.int64)
     # A round adds two layers, each of which measures at least 1 / sqrt(3) across the sheet.
-    return missing, np.where(missing, np.ceil(abs(target - now) * math.sqrt(3) / 2), 0).astype(np.int64)
+    return missing, np.where(missing, np.ceil(abs(target - now) * math.sqrt(3) / 2), 0).astype(
+        np.int64
+    )
 
 
 def _areas(labels: np.ndarray) -> np.ndarray:
     """Area (2D: length) of the surface of each component; float64 ``(number of components + 1,)``, entry 0 is 0."""
     if _nothing_to_do(labels):
         return np.zeros(int(labels.max(initial=0)) + 1)
-    offsets = [o for o in itertools.product((-1, 0, 1), repeat=3) if o > (0, 0, 0) and (labels.ndim == 3 or o[0] == 0)]
+    offsets = [
+        o
+        for o in itertools.product((-1, 0, 1), repeat=3)
+        if o > (0, 0, 0) and (labels.ndim == 3 or o[0] == 0)
+    ]
     by_length = {3: _WEIGHTS_3D, 2: _WEIGHTS_2D}[labels.ndim]
     weights = np.array([by_length[np.count_nonzero(o) - 1] for o in offsets])
     widened = np.pad(labels.reshape(-1, *labels.shape[-2:]), 1, mode="edge")
@@ -271,7 +305,11 @@ def _areas(labels: np.ndarray) -> np.ndarray:
 
 
 _WEIGHTS_2D = (math.sqrt(2) - 1, 1 - math.sqrt(1 / 2))
-_WEIGHTS_3D = (2 / math.sqrt(3) - 1, math.sqrt(1 / 2) - math.sqrt(1 / 3), (1 + math.sqrt(1 / 3)) / 2 - math.sqrt(1 / 2))
+_WEIGHTS_3D = (
+    2 / math.sqrt(3) - 1,
+    math.sqrt(1 / 2) - math.sqrt(1 / 3),
+    (1 + math.sqrt(1 / 3)) / 2 - math.sqrt(1 / 2),
+)
 """For steps along an axis, a face diagonal, a space diagonal: solves "area 1" for planes perpendicular to each of these."""
 
 
@@ -290,7 +328,9 @@ def opening_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray
 
 def _with_radii(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
     if len(radii) != mask.ndim or not all(0 <= r < math.inf for r in radii):
-        raise UserError(f"radii are {list(radii)} for a mask of shape {mask.shape}; give one for each axis, finite and not negative.")
+        raise UserError(
+            f"radii are {list(radii)} for a mask of shape {mask.shape}; give one for each axis, finite and not negative."
+        )
     return np.ascontiguousarray(mask, dtype=bool)
 
 
@@ -338,7 +378,9 @@ def _compiled() -> ModuleType:
     return _sheets
 
 
-def _flat(labels: np.ndarray, free: np.ndarray | None = None, margin: int = -1) -> tuple[np.ndarray, np.ndarray]:
+def _flat(
+    labels: np.ndarray, free: np.ndarray | None = None, margin: int = -1
+) -> tuple[np.ndarray, np.ndarray]:
     """The volume of a volume or image, background that is not ``free`` as -1, a margin around; flattened, and its strides in voxels."""
     if free is not None:
         labels = np.where((labels == 0) & ~free, np.int32(-1), labels)

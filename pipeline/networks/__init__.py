@@ -56,7 +56,9 @@ def build(part: NamedOptions, in_channels: int, out_channels: int, dims: int) ->
     try:
         factory = bind(NETWORKS, part, "network", given=tuple(given))
     except OptionTypeError as error:
-        raise error.in_own_words(lambda: NETWORKS[part.name].build(**given, **part.options)) from None
+        raise error.in_own_words(
+            lambda: NETWORKS[part.name].build(**given, **part.options)
+        ) from None
     return factory(**given)
 
 

@@ -16,7 +16,16 @@ from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.networks.base import HeadedNet, Spec, are_whole, choice, fraction, is_whole, norm_layer, require
+from pipeline.networks.base import (
+    HeadedNet,
+    Spec,
+    are_whole,
+    choice,
+    fraction,
+    is_whole,
+    norm_layer,
+    require,
+)
 
 SLOPE = 0.2
 """Of the leaky ReLU on its negative side, everywhere."""
@@ -62,7 +71,11 @@ class Blend(nn.Module):
         super().__init__()
         self.form, self.epsilon = form, epsilon
         soft_light = form == "soft_light"
-        raw = [0.0, 2.0, -2.0] if soft_light else [math.log(math.expm1(b - FLOOR)) for b in (0.2, 1.0, 0.2)]
+        raw = (
+            [0.0, 2.0, -2.0]
+            if soft_light
+            else [math.log(math.expm1(b - FLOOR)) for b in (0.2, 1.0, 0.2)]
+        )
         self.register_buffer("start", torch.tensor([[0.0, 1.0, 0.0], raw]), persistent=False)
         self.offset = nn.Parameter(torch.zeros(2, 3), requires_grad=learn)
 
@@ -102,7 +115,9 @@ class Blend(nn.Module):
             image, result = _wide(image), _wide(result)
             answer, slope = self._scalars()
             divisor = _quadratic(slope, image)
-            return 0.5 + (result - _quadratic(answer, image)) * divisor / divisor.square().clamp(min=self.epsilon**2)
+            return 0.5 + (result - _quadratic(answer, image)) * divisor / divisor.square().clamp(
+                min=self.epsilon**2
+            )
 
 
 def _quadratic(scalars: Tensor, x: Tensor) -> Tensor:
@@ -116,7 +131,11 @@ def _wide(x: Tensor) -> Tensor:
 def _exact(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off on the device of ``x``, where that has autocast at all."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return (
+        torch.autocast(kind, enabled=False)
+        if torch.amp.is_autocast_available(kind)
+        else nullcontext()
+    )
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------------
@@ -151,7 +170,9 @@ def in_bands(step: Step, fine: Sequence[Tensor], coarse: Sequence[Tensor], wides
     whole: Tensor | None = None
     for start in range(0, high, rows):
         top, bottom = max(0, start - HALO), min(high, start + rows + HALO)
-        part = step([m[:, :, top:bottom] for m in fine], [m[:, :, top // 2 : bottom // 2] for m in coarse])
+        part = step(
+            [m[:, :, top:bottom] for m in fine], [m[:, :, top // 2 : bottom // 2] for m in coarse]
+        )
         part = part[:, :, start - top :][:, :, :rows]
         if whole is None:
             whole = part.new_empty((*part.shape[:2], high, wide))
@@ -168,7 +189,9 @@ def _leaky(x: Tensor) -> Tensor:
 
 
 def _normalise(norm: Spec | None, channels: int) -> nn.Module:
-    return nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims=2, channels=channels)
+    return (
+        nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims=2, channels=channels)
+    )
 
 
 def _started(conv: nn.Conv2d, faint: slice = slice(0)) -> nn.Conv2d:
@@ -184,7 +207,14 @@ def _started(conv: nn.Conv2d, faint: slice = slice(0)) -> nn.Conv2d:
 class Plain(nn.Module):
     """Convolution of kernel 3, norm, leaky ReLU; the ``last`` of a decoder is the convolution alone."""
 
-    def __init__(self, inside: int, outside: int, norm: Spec | None = None, stride: int = 1, last: bool = False) -> None:
+    def __init__(
+        self,
+        inside: int,
+        outside: int,
+        norm: Spec | None = None,
+        stride: int = 1,
+        last: bool = False,
+    ) -> None:
         super().__init__()
         self.last = last
         self.conv = _started(nn.Conv2d(inside, outside, 3, stride, padding=1, bias=norm is None))
@@ -199,10 +229,14 @@ class Gated(nn.Module):
     """Gated convolution ``phi(W_f x) * sigmoid(W_g x)`` of kernel 3 (Yu et al., ICCV 2019); the ``last`` has no phi, for it has to
     darken as well as lighten, and starts almost at zero. One convolution computes both, features before gates."""
 
-    def __init__(self, inside: int, outside: int, norm: Spec | None = None, last: bool = False) -> None:
+    def __init__(
+        self, inside: int, outside: int, norm: Spec | None = None, last: bool = False
+    ) -> None:
         super().__init__()
         self.last = last
-        self.conv = _started(nn.Conv2d(inside, 2 * outside, 3, padding=1), slice(outside if last else 0))
+        self.conv = _started(
+            nn.Conv2d(inside, 2 * outside, 3, padding=1), slice(outside if last else 0)
+        )
         self.norm = _normalise(norm, outside)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,12 +254,15 @@ class LowResolution(nn.Module):
     With ``confine`` it also multiplies the change.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], norm: Spec | None, confine: bool = False) -> None:
+    def __init__(
+        self, channels: int, widths: Sequence[int], norm: Spec | None, confine: bool = False
+    ) -> None:
         super().__init__()
         self.confine = confine
         before = [channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
-            Plain(a, b, norm if n else None, stride=2) for n, (a, b) in enumerate(zip(before, widths, strict=True))
+            Plain(a, b, norm if n else None, stride=2)
+            for n, (a, b) in enumerate(zip(before, widths, strict=True))
         )
         self.mask, self.retouch = nn.ModuleList(), nn.ModuleList()
         below = widths[-1]
@@ -245,7 +282,9 @@ class LowResolution(nn.Module):
         probability = [logits.sigmoid()]
         for _ in skips[1:]:
             probability.append(halved(probability[-1]))
-        change = _decoded(self.retouch, [[s, m] for s, m in zip(skips, probability, strict=True)], bottom)
+        change = _decoded(
+            self.retouch, [[s, m] for s, m in zip(skips, probability, strict=True)], bottom
+        )
         return image + (change * probability[0] if self.confine else change), logits
 
 
@@ -260,7 +299,11 @@ def _decoded(stages: nn.ModuleList, sides: Sequence[Sequence[Tensor]], bottom: T
 
 def _joined(stage: nn.Module, side: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
     first, *others = side
-    return stage(torch.cat([first, functional.interpolate(below[0], scale_factor=2.0, mode="nearest"), *others], 1))
+    return stage(
+        torch.cat(
+            [first, functional.interpolate(below[0], scale_factor=2.0, mode="nearest"), *others], 1
+        )
+    )
 
 
 class Refinement(nn.Module):
@@ -289,15 +332,29 @@ class ABPN(HeadedNet):
     ``(B, C, Y, X)``; 1/2 changes nothing.
     """
 
-    def __init__(self, low: LowResolution, refine: Sequence[Refinement], blend: Blend, blend_head: bool, normed: bool) -> None:
-        super().__init__(("main", "mask", *(["blend"] if blend_head else [])), (2 ** (len(refine) + len(low.encoder)),) * 2)
+    def __init__(
+        self,
+        low: LowResolution,
+        refine: Sequence[Refinement],
+        blend: Blend,
+        blend_head: bool,
+        normed: bool,
+    ) -> None:
+        super().__init__(
+            ("main", "mask", *(["blend"] if blend_head else [])),
+            (2 ** (len(refine) + len(low.encoder)),) * 2,
+        )
         self.low, self.blend, self.normed = low, blend, normed
         self.refine = nn.ModuleList(refine)
         self.widest = max(max(r.first.in_channels, r.first.out_channels) for r in refine)
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """As other networks have it, but a bottom of one pixel is doubled only where a norm would refuse it."""
-        return super().padded_size(size) if self.normed else [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
+        return (
+            super().padded_size(size)
+            if self.normed
+            else [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
+        )
 
     def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
         """As other networks have it, the mask at half of ``size``, rounded up."""
@@ -317,9 +374,15 @@ class ABPN(HeadedNet):
         if "blend" not in self.heads:
             return {"main": self._refined(0, images, layer, finish=True), "mask": mask}
         layer = self._refined(0, images, layer)
-        return {"main": in_bands(lambda fine, _: self.blend(*fine), [x, layer], [], layer.shape[1]), "mask": mask, "blend": layer}
+        return {
+            "main": in_bands(lambda fine, _: self.blend(*fine), [x, layer], [], layer.shape[1]),
+            "mask": mask,
+            "blend": layer,
+        }
 
-    def _refined(self, level: int, images: Sequence[Tensor], layer: Tensor, finish: bool = False) -> Tensor:
+    def _refined(
+        self, level: int, images: Sequence[Tensor], layer: Tensor, finish: bool = False
+    ) -> Tensor:
         """The blend layer of ``level`` from that of the level below; with ``finish`` laid on the image at once, and never whole."""
         refine = self.refine[level]
 
@@ -358,25 +421,35 @@ def abpn(
     channels. (Doubling is not bitwise reproducible on CUDA.)
     """
     where = "network 'abpn'"
-    require(dims == 2, f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.")
+    require(
+        dims == 2,
+        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.",
+    )
     require(
         in_channels == out_channels,
         f"{where} lays a layer of blending on its input, so both have as many channels, but they are {in_channels} and {out_channels}. "
         "Bring input and target to one number, or take the network 'image_unet'.",
     )
     require(
-        is_whole(levels), f"{where}: levels is {levels!r}, must be a whole number of at least 1, e.g. 3 for photographs of 24 megapixels."
+        is_whole(levels),
+        f"{where}: levels is {levels!r}, must be a whole number of at least 1, e.g. 3 for photographs of 24 megapixels.",
     )
     require(
         are_whole(widths),
         f"{where}: widths is {widths!r}, must be whole numbers of at least 1, one for each halving, e.g. [64, 128, 256, 512, 512, 512].",
     )
-    require(is_whole(refine), f"{where}: refine is {refine!r}, must be a whole number of at least 1, e.g. 16.")
+    require(
+        is_whole(refine),
+        f"{where}: refine is {refine!r}, must be a whole number of at least 1, e.g. 16.",
+    )
     choice(form, FORMS, f"{where}: form")
     for name, value in (("learn", learn), ("blend_head", blend_head), ("confine", confine)):
         require(isinstance(value, bool), f"{where}: {name} is {value!r}, must be true or false.")
     epsilon = fraction(epsilon, f"{where}: epsilon")
-    require(epsilon > 0, f"{where}: epsilon is 0, so the blend would divide by nothing at black and white. Set e.g. 0.01.")
+    require(
+        epsilon > 0,
+        f"{where}: epsilon is 0, so the blend would divide by nothing at black and white. Set e.g. 0.01.",
+    )
     spec = None if norm == "none" else norm_layer(norm, widths, f"{where}: norm (besides 'none')")
     return ABPN(
         LowResolution(in_channels, widths, spec, confine),

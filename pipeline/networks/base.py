@@ -32,7 +32,9 @@ class HeadedNet(nn.Module):
         """Pad at the far ends by repeating the border, run, and cut every head back to the size of ``x``."""
         dims = len(self.divisor)
         if x.ndim != dims + 2:
-            raise ValueError(f"input has shape {tuple(x.shape)}; a network of {dims} space axes takes (B, C, *S), {dims + 2} axes.")
+            raise ValueError(
+                f"input has shape {tuple(x.shape)}; a network of {dims} space axes takes (B, C, *S), {dims + 2} axes."
+            )
         size = x.shape[2:]
         margin = [m - n for m, n in zip(self.padded_size(size), size, strict=True)]
         if any(margin):
@@ -48,7 +50,9 @@ class HeadedNet(nn.Module):
         """The size that an input of ``size`` is computed at: the next multiples of ``divisor``."""
         padded = [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
         if padded == list(self.divisor):
-            padded[-1] *= 2  # one voxel at the bottom has no variance: instance and batch norm would refuse it
+            padded[-1] *= (
+                2  # one voxel at the bottom has no variance: instance and batch norm would refuse it
+            )
         return padded
 
 
@@ -65,7 +69,11 @@ def is_whole(value: Any, least: int = 1) -> bool:
 
 def are_whole(values: Any, least: int = 1) -> bool:
     """Whether ``values`` is a non-empty list of ints of at least ``least``."""
-    return isinstance(values, list | tuple) and len(values) > 0 and all(is_whole(v, least) for v in values)
+    return (
+        isinstance(values, list | tuple)
+        and len(values) > 0
+        and all(is_whole(v, least) for v in values)
+    )
 
 
 def choice(value: Any, known: Sequence[str], where: str) -> str:
@@ -86,7 +94,9 @@ Spec = tuple[str, dict[str, Any]]
 
 
 def _instance(*, affine: bool = True) -> Spec:
-    require(isinstance(affine, bool), f"norm 'instance': affine is {affine!r}, must be true or false.")
+    require(
+        isinstance(affine, bool), f"norm 'instance': affine is {affine!r}, must be true or false."
+    )
     return "instance", {"affine": affine}
 
 
@@ -95,12 +105,18 @@ def _batch() -> Spec:
 
 
 def _group(*, num_groups: int = 8) -> Spec:
-    require(is_whole(num_groups), f"norm 'group': num_groups is {num_groups!r}, must be a whole number of at least 1.")
+    require(
+        is_whole(num_groups),
+        f"norm 'group': num_groups is {num_groups!r}, must be a whole number of at least 1.",
+    )
     return "group", {"num_groups": num_groups}
 
 
 def _leaky_relu(*, negative_slope: float = 0.01) -> Spec:
-    return "leakyrelu", {"negative_slope": fraction(negative_slope, "activation 'leaky_relu': negative_slope"), "inplace": True}
+    return "leakyrelu", {
+        "negative_slope": fraction(negative_slope, "activation 'leaky_relu': negative_slope"),
+        "inplace": True,
+    }
 
 
 NORMS: dict[str, Callable[..., Spec]] = {"instance": _instance, "batch": _batch, "group": _group}
@@ -133,7 +149,14 @@ def activation_layer(value: str | Mapping[str, Any], where: str) -> Spec:
 
 def _layer(table: Mapping[str, Callable[..., Spec]], value: Any, where: str) -> Spec:
     part: Any = {"name": value} if isinstance(value, str) else value
-    good = isinstance(part, Mapping) and set(part) <= {"name", "options"} and isinstance(part.get("name"), str)
+    good = (
+        isinstance(part, Mapping)
+        and set(part) <= {"name", "options"}
+        and isinstance(part.get("name"), str)
+    )
     good = good and isinstance(part.get("options", {}), Mapping)
-    require(good, f"{where} is {value!r}, must be a name or {{name: ..., options: {{...}}}}. Known: {', '.join(sorted(table))}.")
+    require(
+        good,
+        f"{where} is {value!r}, must be a name or {{name: ..., options: {{...}}}}. Known: {', '.join(sorted(table))}.",
+    )
     return bind(table, NamedOptions(name=part["name"], options=part.get("options", {})), where)()

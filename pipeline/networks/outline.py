@@ -25,7 +25,15 @@ ENTRIES = 32
 WEIGHTS = 2**31
 """Weights of a network that are too many: 8 GiB, and four times that in training."""
 
-UNUSABLE = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
+UNUSABLE = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    AttributeError,
+    MemoryError,
+)
 """What a network raises, here or in the library that it is made with, for options that cannot be used."""
 
 
@@ -41,7 +49,9 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def vast(part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = LARGEST) -> Iterator[str]:
+def vast(
+    part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = LARGEST
+) -> Iterator[str]:
     """Options so large that an entry would take memory or hours to be tried, each with its rule; ``most_of`` has rules by name."""
     for option, value in part.options.items():
         most = most_of.get(option, largest)
@@ -70,24 +80,37 @@ def _longest(value: Any) -> int:
     """Entries of the longest list or mapping anywhere in a value."""
     if not isinstance(value, list | tuple | Mapping):
         return 0
-    return max([len(value), *(_longest(item) for item in (value.values() if isinstance(value, Mapping) else value))])
+    return max(
+        [
+            len(value),
+            *(_longest(item) for item in (value.values() if isinstance(value, Mapping) else value)),
+        ]
+    )
 
 
-def outline(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
+def outline(
+    part: NamedOptions, in_channels: int, out_channels: int, dims: int
+) -> networks.HeadedNet:
     """The network that ``part`` names, on torch's meta device. Raises what the network raises for options that cannot be used."""
     with warnings.catch_warnings(), torch.device("meta"), _NoDraws():
         warnings.simplefilter("ignore")
         return networks.build(part, in_channels, out_channels, dims)
 
 
-def bounded(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> networks.HeadedNet:
+def bounded(
+    part: NamedOptions, in_channels: int, out_channels: int, dims: int
+) -> networks.HeadedNet:
     """As :func:`outline`, for options that nobody looked at yet. Raises ConfigError for all that cannot be used, or is too large."""
     for text in vast(part, repeats(part)):
         raise ConfigError(f"network: {part.name!r}: {text}.")
     try:
         made = outline(part, in_channels, out_channels, dims)
     except UNUSABLE as error:
-        raise ConfigError(f"network: {part.name!r} cannot be built: {str(error)[:300] or type(error).__name__}.") from None
+        raise ConfigError(
+            f"network: {part.name!r} cannot be built: {str(error)[:300] or type(error).__name__}."
+        ) from None
     if (count := networks.parameters(made)) > WEIGHTS:
-        raise ConfigError(f"network: {part.name!r} has {count:,} weights, must be at most {WEIGHTS:,}.")
+        raise ConfigError(
+            f"network: {part.name!r} has {count:,} weights, must be at most {WEIGHTS:,}."
+        )
     return made

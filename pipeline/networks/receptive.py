@@ -51,12 +51,20 @@ def tile_dependent(network: nn.Module) -> tuple[str, ...]:
     ``align_corners``, whose step depends on the size of the map. Layer norm over channels alone is not among them. Only modules
     are found, not calls of functions.
     """
-    return tuple(f"{name} ({type(layer).__name__})" for name, layer in network.named_modules() if has_statistics(layer) or _spans(layer))
+    return tuple(
+        f"{name} ({type(layer).__name__})"
+        for name, layer in network.named_modules()
+        if has_statistics(layer) or _spans(layer)
+    )
 
 
 def beyond_statistics(network: nn.Module) -> tuple[str, ...]:
     """Those of :func:`tile_dependent` that fixed statistics cannot mend either."""
-    return tuple(f"{name} ({type(layer).__name__})" for name, layer in network.named_modules() if _spans(layer))
+    return tuple(
+        f"{name} ({type(layer).__name__})"
+        for name, layer in network.named_modules()
+        if _spans(layer)
+    )
 
 
 def _spans(layer: nn.Module) -> bool:
@@ -101,14 +109,22 @@ def _probe(network: nn.Module, log: list[Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda x: twin(x)["main"]
 
 
-def _along(probe: Callable[[Tensor], Tensor], log: list[Tensor], channels: int, axis: int, multiple: Sequence[int]) -> list[int]:
+def _along(
+    probe: Callable[[Tensor], Tensor],
+    log: list[Tensor],
+    channels: int,
+    axis: int,
+    multiple: Sequence[int],
+) -> list[int]:
     """Radius along one axis: of the answer, then of each normalisation."""
     length = up(max(64, 8 * multiple[axis]), 2 * multiple[axis])
     while length <= max(LONGEST, 16 * multiple[axis]):
         edge = up(length // 2, multiple[axis])
         sides = []
         for side in (slice(edge, None), slice(None, edge)):
-            x = torch.zeros(1, channels, *multiple).repeat_interleave(length // multiple[axis], 2 + axis)
+            x = torch.zeros(1, channels, *multiple).repeat_interleave(
+                length // multiple[axis], 2 + axis
+            )
             x.transpose(0, 2 + axis)[side] = torch.nan
             log.clear()
             with torch.inference_mode():
@@ -128,9 +144,13 @@ def _along(probe: Callable[[Tensor], Tensor], log: list[Tensor], channels: int, 
 def _spread(found: Tensor, axis: int, edge: int, length: int, before: bool) -> int:
     """How far NaN has come over the edge, in voxels of the input; ``before``: it was put in front of the edge, else behind."""
     other = [a for a in range(found.ndim) if a != 2 + axis]
-    marked = found.isnan().any(dim=other[0]) if len(other) == 1 else found.isnan().sum(dim=other) > 0
+    marked = (
+        found.isnan().any(dim=other[0]) if len(other) == 1 else found.isnan().sum(dim=other) > 0
+    )
     places = marked.nonzero()
     cell = length // len(marked)
     if not len(places):
         return 0
-    return max(0, (int(places.max()) + 1) * cell - edge if before else edge - int(places.min()) * cell)
+    return max(
+        0, (int(places.max()) + 1) * cell - edge if before else edge - int(places.min()) * cell
+    )

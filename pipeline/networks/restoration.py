@@ -35,7 +35,9 @@ class _Parts:
 class ImageUNet(HeadedNet):
     """Encoder, bottom and decoder of doubling ``widths``, one convolution of kernel 1, and with ``residual`` the input added."""
 
-    def __init__(self, widths: Sequence[int], ends: tuple[int, int], parts: _Parts, residual: bool = False) -> None:
+    def __init__(
+        self, widths: Sequence[int], ends: tuple[int, int], parts: _Parts, residual: bool = False
+    ) -> None:
         *levels, bottom = widths
         super().__init__(("main",), (2 ** len(levels),) * 2)
         self.residual, self.skip_first = residual, parts.skip_first
@@ -82,7 +84,9 @@ def _stretched(_inside: int, _outside: int, *, align_corners: bool) -> nn.Module
 
 
 def _stretched_and_mixed(inside: int, outside: int) -> nn.Module:
-    return nn.Sequential(_stretched(inside, outside, align_corners=False), nn.Conv2d(inside, outside, 3, padding=1))
+    return nn.Sequential(
+        _stretched(inside, outside, align_corners=False), nn.Conv2d(inside, outside, 3, padding=1)
+    )
 
 
 def image_unet(
@@ -106,9 +110,17 @@ def image_unet(
     """
     where = "network 'image_unet'"
     _require_image(dims, where)
-    require(is_whole(base), f"{where}: base is {base!r}, must be a whole number of at least 1, e.g. 64.")
-    require(is_whole(depth), f"{where}: depth is {depth!r}, must be a whole number of at least 1, e.g. 4 halvings.")
-    require(isinstance(align_corners, bool), f"{where}: align_corners is {align_corners!r}, must be true or false.")
+    require(
+        is_whole(base), f"{where}: base is {base!r}, must be a whole number of at least 1, e.g. 64."
+    )
+    require(
+        is_whole(depth),
+        f"{where}: depth is {depth!r}, must be a whole number of at least 1, e.g. 4 halvings.",
+    )
+    require(
+        isinstance(align_corners, bool),
+        f"{where}: align_corners is {align_corners!r}, must be true or false.",
+    )
     widths = [base * 2**i for i in range(depth + 1)]
     spec = _norm(norm, widths, f"{where}: norm (besides 'none')")
     parts = _Parts(
@@ -140,18 +152,32 @@ def deblur_unet(
     """
     where = "network 'deblur_unet'"
     _require_image(dims, where)
-    require(is_whole(base), f"{where}: base is {base!r}, must be a whole number of at least 1, e.g. 32.")
-    require(is_whole(groups), f"{where}: groups is {groups!r}, must be a whole number of at least 1, e.g. 8.")
-    require(isinstance(residual, bool), f"{where}: residual is {residual!r}, must be true or false.")
+    require(
+        is_whole(base), f"{where}: base is {base!r}, must be a whole number of at least 1, e.g. 32."
+    )
+    require(
+        is_whole(groups),
+        f"{where}: groups is {groups!r}, must be a whole number of at least 1, e.g. 8.",
+    )
+    require(
+        isinstance(residual, bool), f"{where}: residual is {residual!r}, must be true or false."
+    )
     require(
         not residual or in_channels == out_channels,
         f"{where}: residual adds the input of {in_channels} channels to an output of {out_channels}. Set residual: false, or bring both to one number.",
     )
     widths = [base * 2**i for i in range(5)]
     spec = _norm(
-        {"name": "group", "options": {"num_groups": groups}} if norm == "group" else norm, widths, f"{where}: norm (besides 'none')"
+        {"name": "group", "options": {"num_groups": groups}} if norm == "group" else norm,
+        widths,
+        f"{where}: norm (besides 'none')",
     )
-    parts = _Parts(block=partial(_double, norm=spec, bias=True), enlarge=_stretched_and_mixed, keeps_width=False, skip_first=False)
+    parts = _Parts(
+        block=partial(_double, norm=spec, bias=True),
+        enlarge=_stretched_and_mixed,
+        keeps_width=False,
+        skip_first=False,
+    )
     return ImageUNet(widths, (in_channels, out_channels), parts, residual)
 
 
@@ -160,4 +186,7 @@ def _norm(value: Norm, widths: Sequence[int], where: str) -> Spec | None:
 
 
 def _require_image(dims: int, where: str) -> None:
-    require(dims == 2, f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.")
+    require(
+        dims == 2,
+        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.",
+    )

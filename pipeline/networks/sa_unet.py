@@ -44,13 +44,21 @@ class Doubling(nn.Module):
 class SAUNet(HeadedNet):
     """Encoder, bottom with attention, decoder and one convolution of kernel 1; ``layer`` makes one block of given widths."""
 
-    def __init__(self, channels: Sequence[int], ends: tuple[int, int], layer: Layer, kernel: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], ends: tuple[int, int], layer: Layer, kernel: int
+    ) -> None:
         *widths, bottom = channels
         super().__init__(("main",), (2 ** len(widths),) * 2)
         before = [ends[0], *widths]
-        self.down = nn.ModuleList(nn.Sequential(layer(a, b), layer(b, b)) for a, b in zip(before, widths, strict=False))
-        self.bottom = nn.Sequential(layer(before[-1], bottom), SpatialAttention(kernel), layer(bottom, bottom))
-        pairs = list(zip([*widths[1:], bottom], widths, strict=True))[::-1]  # (width below, width), coarsest first
+        self.down = nn.ModuleList(
+            nn.Sequential(layer(a, b), layer(b, b)) for a, b in zip(before, widths, strict=False)
+        )
+        self.bottom = nn.Sequential(
+            layer(before[-1], bottom), SpatialAttention(kernel), layer(bottom, bottom)
+        )
+        pairs = list(zip([*widths[1:], bottom], widths, strict=True))[
+            ::-1
+        ]  # (width below, width), coarsest first
         self.enlarge = nn.ModuleList(Doubling(a, b) for a, b in pairs)
         self.up = nn.ModuleList(nn.Sequential(layer(2 * b, b), layer(b, b)) for _, b in pairs)
         self.head_main = nn.Conv2d(widths[0], ends[1], 1)
@@ -67,10 +75,14 @@ class SAUNet(HeadedNet):
         return {"main": self.head_main(x)}
 
 
-def _block(inside: int, outside: int, *, drop: Callable[[], DropBlock], momentum: float) -> nn.Module:
+def _block(
+    inside: int, outside: int, *, drop: Callable[[], DropBlock], momentum: float
+) -> nn.Module:
     """Convolution, DropBlock, batch norm, ReLU. The norm comes after DropBlock, so it sees the maps with their holes."""
     norm = nn.BatchNorm2d(outside, eps=1e-3, momentum=momentum)
-    return nn.Sequential(nn.Conv2d(inside, outside, 3, padding=1), drop(), norm, nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, padding=1), drop(), norm, nn.ReLU(inplace=True)
+    )
 
 
 def _initialise(module: nn.Module) -> None:
@@ -104,18 +116,35 @@ def sa_unet(
     The default has 537,299 weights for three channels in and one out (and 1,408 running statistics, which are not trained).
     """
     where = "network 'sa_unet'"
-    require(dims == 2, f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.")
+    require(
+        dims == 2,
+        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.",
+    )
     require(
         are_whole(channels) and len(channels) >= 2,
         f"{where}: channels is {channels!r}, must be at least two whole numbers, one for each level, e.g. [16, 32, 64, 128].",
     )
-    require(_is_share(keep), f"{where}: keep is {keep!r}, must be a number above 0 and at most 1, e.g. 0.9; 1 drops nothing.")
-    require(is_whole(block), f"{where}: block is {block!r}, must be a whole number of at least 1, e.g. 7.")
+    require(
+        _is_share(keep),
+        f"{where}: keep is {keep!r}, must be a number above 0 and at most 1, e.g. 0.9; 1 drops nothing.",
+    )
+    require(
+        is_whole(block),
+        f"{where}: block is {block!r}, must be a whole number of at least 1, e.g. 7.",
+    )
     choice(schedule, SCHEDULES, f"{where}: schedule")
-    require(is_whole(kernel) and kernel % 2 == 1, f"{where}: kernel is {kernel!r}, must be an odd whole number, e.g. 7.")
+    require(
+        is_whole(kernel) and kernel % 2 == 1,
+        f"{where}: kernel is {kernel!r}, must be an odd whole number, e.g. 7.",
+    )
     momentum = fraction(momentum, f"{where}: momentum")
-    require(momentum > 0, f"{where}: momentum is 0, so batch norm would never learn its statistics. Set e.g. 0.01.")
-    layer = partial(_block, drop=partial(DropBlock, float(keep), block, schedule), momentum=momentum)
+    require(
+        momentum > 0,
+        f"{where}: momentum is 0, so batch norm would never learn its statistics. Set e.g. 0.01.",
+    )
+    layer = partial(
+        _block, drop=partial(DropBlock, float(keep), block, schedule), momentum=momentum
+    )
     return SAUNet(channels, (in_channels, out_channels), layer, kernel)
 
 

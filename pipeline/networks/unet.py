@@ -14,7 +14,16 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
-from pipeline.networks.base import HeadedNet, activation_layer, are_whole, choice, fraction, is_whole, norm_layer, require
+from pipeline.networks.base import (
+    HeadedNet,
+    activation_layer,
+    are_whole,
+    choice,
+    fraction,
+    is_whole,
+    norm_layer,
+    require,
+)
 
 UPSAMPLE = ("deconv", "nontrainable", "pixelshuffle")
 Layer = str | Mapping[str, Any]
@@ -64,7 +73,10 @@ def unet(
         f"{where}: channels is {channels!r}, must be five whole numbers of at least 2, e.g. [32, 64, 128, 256, 512]. dynunet takes other depths.",
     )
     last = channels[0] if last is None else last
-    require(is_whole(last), f"{where}: last is {last!r}, must be a whole number of at least 1, or null for the first width.")
+    require(
+        is_whole(last),
+        f"{where}: last is {last!r}, must be a whole number of at least 1, or null for the first width.",
+    )
     further = _further_heads({} if heads is None else heads, where)
     trunk = BasicUNet(
         dims,
@@ -80,11 +92,25 @@ def unet(
 
 
 def _further_heads(heads: Any, where: str) -> Mapping[str, int]:
-    require(isinstance(heads, Mapping), f"{where}: heads is {heads!r}, must map names to channel counts, e.g. {{mask: 1}}.")
+    require(
+        isinstance(heads, Mapping),
+        f"{where}: heads is {heads!r}, must map names to channel counts, e.g. {{mask: 1}}.",
+    )
     for name, channels in heads.items():
-        free = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name) and name != "main" and not re.fullmatch(r"deep\d*", name)
-        require(bool(free), f"{where}: head {name!r} must be a word other than 'main' and 'deep...', which mean something, e.g. mask.")
-        require(is_whole(channels), f"{where}: head {name!r} has {channels!r} channels, must be a whole number of at least 1.")
+        free = (
+            isinstance(name, str)
+            and re.fullmatch(r"[A-Za-z]\w*", name)
+            and name != "main"
+            and not re.fullmatch(r"deep\d*", name)
+        )
+        require(
+            bool(free),
+            f"{where}: head {name!r} must be a word other than 'main' and 'deep...', which mean something, e.g. mask.",
+        )
+        require(
+            is_whole(channels),
+            f"{where}: head {name!r} has {channels!r} channels, must be a whole number of at least 1.",
+        )
     return heads
 
 
@@ -92,10 +118,18 @@ class DeepUNet(HeadedNet):
     """DynUNet whose deep-supervision maps are heads ``deep1`` (finest) ... ``deepN`` at full size, in training mode."""
 
     def __init__(self, trunk: DynUNet, divisor: Sequence[int], deep: int, block: int = 1) -> None:
-        super().__init__(("main", *(f"deep{i}" for i in range(1, deep + 1))), [d * block for d in divisor])
+        super().__init__(
+            ("main", *(f"deep{i}" for i in range(1, deep + 1))), [d * block for d in divisor]
+        )
         self.block = block
         # MONAI registers these blocks a second time inside skip_layers; each weight must have one name to be saved.
-        for twice in ("input_block", "downsamples", "bottleneck", "upsamples", "deep_supervision_heads"):
+        for twice in (
+            "input_block",
+            "downsamples",
+            "bottleneck",
+            "upsamples",
+            "deep_supervision_heads",
+        ):
             if hasattr(trunk, twice):
                 delattr(trunk, twice)
         self.trunk = trunk
@@ -106,7 +140,11 @@ class DeepUNet(HeadedNet):
         self.trunk.heads[:] = [torch.empty(0)] * len(self.trunk.heads)
         stacked = self.training and len(self.heads) > 1
         maps = dict(zip(self.heads, y.unbind(1), strict=True)) if stacked else {"main": y}
-        return {k: pixelshuffle(v, len(self.divisor), self.block) for k, v in maps.items()} if self.block > 1 else maps
+        return (
+            {k: pixelshuffle(v, len(self.divisor), self.block) for k, v in maps.items()}
+            if self.block > 1
+            else maps
+        )
 
 
 def dynunet(
@@ -138,17 +176,32 @@ def dynunet(
         f"{where}: channels is {channels!r}, must be at least three whole numbers, one for each level, e.g. [32, 64, 128].",
     )
     levels = len(channels)
-    kernels = _per_level([kernel] * levels if isinstance(kernel, int) else kernel, levels, dims, f"{where}: kernel")
-    require(all(k % 2 for row in kernels for k in row), f"{where}: kernel is {kernel!r}, must hold odd numbers, e.g. 3.")
-    steps = _per_level([1] + [2] * (levels - 1) if strides is None else strides, levels, dims, f"{where}: strides")
+    kernels = _per_level(
+        [kernel] * levels if isinstance(kernel, int) else kernel, levels, dims, f"{where}: kernel"
+    )
+    require(
+        all(k % 2 for row in kernels for k in row),
+        f"{where}: kernel is {kernel!r}, must hold odd numbers, e.g. 3.",
+    )
+    steps = _per_level(
+        [1] + [2] * (levels - 1) if strides is None else strides, levels, dims, f"{where}: strides"
+    )
     good = all(s in (1, 2) for row in steps for s in row) and set(steps[0]) == {1}
-    require(good, f"{where}: strides is {strides!r}, must hold 1 and 2 only and begin with 1, e.g. {[1] + [2] * (levels - 1)}.")
-    require(isinstance(residual, bool), f"{where}: residual is {residual!r}, must be true or false.")
+    require(
+        good,
+        f"{where}: strides is {strides!r}, must hold 1 and 2 only and begin with 1, e.g. {[1] + [2] * (levels - 1)}.",
+    )
+    require(
+        isinstance(residual, bool), f"{where}: residual is {residual!r}, must be true or false."
+    )
     require(
         is_whole(deep_supervision, 0) and deep_supervision <= levels - 2,
         f"{where}: deep_supervision is {deep_supervision!r}, must be a whole number from 0 to {levels - 2} with {levels} levels.",
     )
-    require(is_whole(block), f"{where}: block is {block!r}, must be a whole number of at least 1; 1 switches it off.")
+    require(
+        is_whole(block),
+        f"{where}: block is {block!r}, must be a whole number of at least 1; 1 switches it off.",
+    )
     trunk = DynUNet(
         dims,
         in_channels * block**dims,
@@ -163,7 +216,9 @@ def dynunet(
         deep_supr_num=max(deep_supervision, 1),
         res_block=residual,
     )
-    return DeepUNet(trunk, [prod(axis) for axis in zip(*steps, strict=True)], deep_supervision, block)
+    return DeepUNet(
+        trunk, [prod(axis) for axis in zip(*steps, strict=True)], deep_supervision, block
+    )
 
 
 def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int, ...]]:
@@ -206,7 +261,10 @@ def segresnet(
     level on the way down (finest first) and up (coarsest first). ``upsample`` as in :func:`unet`.
     """
     where = "network 'segresnet'"
-    require(is_whole(filters), f"{where}: filters is {filters!r}, must be a whole number of at least 1, e.g. 32.")
+    require(
+        is_whole(filters),
+        f"{where}: filters is {filters!r}, must be a whole number of at least 1, e.g. 32.",
+    )
     require(
         are_whole(blocks_down) and len(blocks_down) >= 2,
         f"{where}: blocks_down is {blocks_down!r}, must be at least two whole numbers, one for each level, e.g. [1, 2, 2, 4].",

@@ -24,7 +24,14 @@ from pipeline.postprocess.steps import (
     walls,
     watertight,
 )
-from pipeline.postprocess.table import POSTPROCESS, PostprocessStep, SearchSetting, StepSearch, decides, resolved
+from pipeline.postprocess.table import (
+    POSTPROCESS,
+    PostprocessStep,
+    SearchSetting,
+    StepSearch,
+    decides,
+    resolved,
+)
 
 __all__ = [
     "POSTPROCESS",

@@ -90,7 +90,10 @@ def class_boxes(labels: np.ndarray | SlabArray) -> dict[int, Box]:
             if box is not None:
                 moved = (slice(box[0].start + first, box[0].stop + first), *box[1:])
                 found[value] = _around(found.get(value, moved), moved)
-    grown = ((value, tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)) for value, box in found.items())
+    grown = (
+        (value, tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box))
+        for value, box in found.items()
+    )
     return dict(sorted(grown))
 
 
@@ -104,4 +107,6 @@ def _slabs(labels: np.ndarray | SlabArray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _around(one: Box, other: Box) -> Box:
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+    return tuple(
+        slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
+    )

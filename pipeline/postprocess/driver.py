@@ -51,7 +51,11 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
     labels: Any = array
     for number, (step, call) in enumerate(zip(steps, bound(steps), strict=True)):
         scratch = work and work / f"step_{number}.npy"
-        labels = call(labels) if isinstance(labels, np.ndarray) else _by_slabs(step, call, labels, scratch)
+        labels = (
+            call(labels)
+            if isinstance(labels, np.ndarray)
+            else _by_slabs(step, call, labels, scratch)
+        )
     return labels if isinstance(array, np.ndarray) else _lazy(labels)
 
 
@@ -62,7 +66,9 @@ def _lazy(labels: LazyArray) -> Any:
     return Rows((1, *labels.shape), labels.dtype, lambda first, end: labels[None, first:end])
 
 
-def _by_slabs(step: NamedOptions, call: Callable[..., Any], array: Rows, scratch: Path | None) -> LazyArray:
+def _by_slabs(
+    step: NamedOptions, call: Callable[..., Any], array: Rows, scratch: Path | None
+) -> LazyArray:
     """One step on a lazy array; its labels are in memory where it needs the whole."""
     taken: Any = slice(None) if decides(step) else 0  # all channels, or the labels
     if sees(step) == "whole":
@@ -70,7 +76,9 @@ def _by_slabs(step: NamedOptions, call: Callable[..., Any], array: Rows, scratch
     tiny = np.ones((len(array), *(4,) * (len(array.shape) - 1)), array.dtype)
     dtype = call(tiny[taken]).dtype
     if sees(step) == "local":
-        return Rows((1, *array.shape[1:]), dtype, lambda first, end: call(array[taken, first:end])[None])
+        return Rows(
+            (1, *array.shape[1:]), dtype, lambda first, end: call(array[taken, first:end])[None]
+        )
     if scratch is None:
         raise ValueError(f"{step.name!r} of a lazy array needs work, a folder for a scratch file.")
     return files.stored(_rows(call(_slab_array(array, taken)), dtype), scratch)
@@ -88,7 +96,11 @@ def _rows(labels: SlabArray, dtype: np.dtype) -> Rows:
     """Labels ``(1, *S)`` that are made one slab at a time, as lazy rows."""
 
     def make(first: int, end: int) -> np.ndarray:
-        parts = [(n, max(a, first) - a, min(b, end) - a) for n, (a, b) in labels.ranges.items() if a < end and first < b]
+        parts = [
+            (n, max(a, first) - a, min(b, end) - a)
+            for n, (a, b) in labels.ranges.items()
+            if a < end and first < b
+        ]
         return np.concatenate([labels.make(n)[start:stop] for n, start, stop in parts])[None]
 
     return Rows((1, *labels.shape), dtype, make)
@@ -102,7 +114,9 @@ def statistics(labels: LazyArray) -> dict[str, int]:
     Args:
         labels: ``(*S)``, or lazily ``(1, *S)``.
     """
-    sizes = morphology.component_sizes((labels if isinstance(labels, np.ndarray) else _slab_array(labels, 0)) != 0)
+    sizes = morphology.component_sizes(
+        (labels if isinstance(labels, np.ndarray) else _slab_array(labels, 0)) != 0
+    )
     foreground = int(sizes.sum())
     return {
         "foreground_voxels": foreground,
@@ -112,7 +126,9 @@ def statistics(labels: LazyArray) -> dict[str, int]:
     }
 
 
-def check_memory(steps: Sequence[NamedOptions], channels: int, size: Sequence[int], available: int | None = None) -> None:
+def check_memory(
+    steps: Sequence[NamedOptions], channels: int, size: Sequence[int], available: int | None = None
+) -> None:
     """Raise UserError where a step needs the whole of a lazy array in memory and that does not fit.
 
     Args:
@@ -126,7 +142,9 @@ def check_memory(steps: Sequence[NamedOptions], channels: int, size: Sequence[in
     if first is None:
         return
     step = max(steps[first:], key=lambda step: POSTPROCESS[step.name].bytes_per_voxel)
-    need = math.prod(size) * (POSTPROCESS[step.name].bytes_per_voxel + 4 * channels * decides(steps[first]))
+    need = math.prod(size) * (
+        POSTPROCESS[step.name].bytes_per_voxel + 4 * channels * decides(steps[first])
+    )
     available = processes.available_memory() if available is None else available
     if need <= available:
         return

@@ -38,7 +38,9 @@ def check(steps: Sequence[NamedOptions], channels: int | None = None, dims: int 
         raise ConfigError(fault)
 
 
-def faults(steps: Sequence[NamedOptions], channels: int | None = None, dims: int = 3) -> Iterator[str]:
+def faults(
+    steps: Sequence[NamedOptions], channels: int | None = None, dims: int = 3
+) -> Iterator[str]:
     """What is wrong with the steps: names, options, their values and order.
 
     Each is tried out on a tiny array.
@@ -77,7 +79,9 @@ def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], sof
     array = np.random.default_rng(0).random(shape, dtype=np.float32)
     array = array if soft else (array[:1] > 0.5).astype(np.uint8)
     rows = [array[:, n : n + 1] for n in range(array.shape[1])]
-    return np.array_equal(call(array if soft else array[0]), np.concatenate([call(r if soft else r[0]) for r in rows]))
+    return np.array_equal(
+        call(array if soft else array[0]), np.concatenate([call(r if soft else r[0]) for r in rows])
+    )
 
 
 def decided(steps: Sequence[NamedOptions], channels: int) -> tuple[NamedOptions, ...]:
@@ -111,22 +115,34 @@ def adjust(
     """
     steps = tuple(steps)
     if threshold is not None:
-        steps = (NamedOptions(name="threshold", options={"at": threshold}), *(s for s in steps if not decides(s)))
+        steps = (
+            NamedOptions(name="threshold", options={"at": threshold}),
+            *(s for s in steps if not decides(s)),
+        )
     for name, option, size in (
         ("closing", "size", kernel_size),
         ("dust", "below", min_component_size),
         ("fill_holes", "below", max_hole_size),
     ):
         if size is not None:
-            steps = _resized(steps, name, {option: size}) if size else tuple(s for s in steps if resolved(s).name != name)
+            steps = (
+                _resized(steps, name, {option: size})
+                if size
+                else tuple(s for s in steps if resolved(s).name != name)
+            )
     if separate_instances and all(resolved(step).name != "instances" for step in steps):
         steps = (*steps, NamedOptions(name="instances"))
     return steps
 
 
-def _resized(steps: tuple[NamedOptions, ...], name: str, options: dict[str, Any]) -> tuple[NamedOptions, ...]:
+def _resized(
+    steps: tuple[NamedOptions, ...], name: str, options: dict[str, Any]
+) -> tuple[NamedOptions, ...]:
     if any(resolved(step).name == name for step in steps):
-        return tuple(_with(resolved(step), options) if resolved(step).name == name else step for step in steps)
+        return tuple(
+            _with(resolved(step), options) if resolved(step).name == name else step
+            for step in steps
+        )
     order = list(POSTPROCESS)
     later = order[order.index(name) + 1 :]
     place = next((i for i, step in enumerate(steps) if resolved(step).name in later), len(steps))
@@ -134,5 +150,7 @@ def _resized(steps: tuple[NamedOptions, ...], name: str, options: dict[str, Any]
 
 
 def _with(step: NamedOptions, options: dict[str, Any]) -> NamedOptions:
-    kept = {k: v for k, v in step.options.items() if k != "radius"}  # a kernel's size and its radius exclude each other
+    kept = {
+        k: v for k, v in step.options.items() if k != "radius"
+    }  # a kernel's size and its radius exclude each other
     return NamedOptions(name=step.name, options={**kept, **options})

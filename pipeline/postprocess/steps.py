@@ -33,7 +33,9 @@ def hysteresis(array: Labels, low: float, high: float, connectivity: int = 26) -
     return morphology.hysteresis(soft >= low, soft >= high, connectivity).astype(np.uint8)
 
 
-def walls(array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int = 5, merge: float = 0.5) -> np.ndarray:
+def walls(
+    array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int = 5, merge: float = 0.5
+) -> np.ndarray:
     """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies.
 
     Defined by :func:`pipeline.morphology.watershed_boundaries`. For surfaces that close, such as membranes of
@@ -42,9 +44,9 @@ def walls(array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int =
     soft = _only_channel(array, "walls")
     _size("walls: depth", depth)
     _size("walls: least", least)
-    return morphology.watershed_boundaries(soft, _probability("walls: low", low), depth, least, _probability("walls: merge", merge)).astype(
-        np.uint8
-    )
+    return morphology.watershed_boundaries(
+        soft, _probability("walls: low", low), depth, least, _probability("walls: merge", merge)
+    ).astype(np.uint8)
 
 
 def argmax(array: np.ndarray) -> np.ndarray:
@@ -62,7 +64,9 @@ def argmax(array: np.ndarray) -> np.ndarray:
 def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
     """Removes components of fewer than ``below`` voxels."""
     _size("dust: below", below)
-    return each_class(array, lambda mask: morphology.remove_small_components(mask, below, connectivity))
+    return each_class(
+        array, lambda mask: morphology.remove_small_components(mask, below, connectivity)
+    )
 
 
 def fill_holes(array: Labels, below: int | None = 50, per_slice: int | None = None) -> Labels:
@@ -77,15 +81,28 @@ def fill_holes(array: Labels, below: int | None = 50, per_slice: int | None = No
     return each_class(array, lambda mask: morphology.fill_holes(mask, below, per_slice))
 
 
-def opening(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
+def opening(
+    array: np.ndarray,
+    radius: float | Sequence[float] | None = None,
+    size: int | Sequence[int] | None = None,
+) -> np.ndarray:
     """Removes what a ball or ellipsoid does not fit into.
 
     ``radius`` in voxels, or ``size``, as in :func:`closing`.
     """
-    return _by_reach(array, _reach("opening", radius, size, array.ndim), morphology.opening, sheets.opening_by_ellipsoid)
+    return _by_reach(
+        array,
+        _reach("opening", radius, size, array.ndim),
+        morphology.opening,
+        sheets.opening_by_ellipsoid,
+    )
 
 
-def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, size: int | Sequence[int] | None = None) -> np.ndarray:
+def closing(
+    array: np.ndarray,
+    radius: float | Sequence[float] | None = None,
+    size: int | Sequence[int] | None = None,
+) -> np.ndarray:
     """Fills gaps that a ball does not fit into.
 
     Closing may join neighbouring sheets of one class, which :func:`sheet_closing` never does; it
@@ -100,7 +117,12 @@ def closing(array: np.ndarray, radius: float | Sequence[float] | None = None, si
             edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius
             k + 1/2: 1 changes nothing, 2 and 3 are a voxel and its 18 neighbours.
     """
-    return _by_reach(array, _reach("closing", radius, size, array.ndim), morphology.closing, sheets.closing_by_ellipsoid)
+    return _by_reach(
+        array,
+        _reach("closing", radius, size, array.ndim),
+        morphology.closing,
+        sheets.closing_by_ellipsoid,
+    )
 
 
 def sheet_closing(array: np.ndarray, radius: float = 2.5) -> np.ndarray:
@@ -151,7 +173,9 @@ def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
     Source: Beucher and Lantuéjoul, Use of watersheds in contour detection, 1979.
     """
     if not depth > 0:
-        raise ConfigError(f"instances: depth is {depth!r}; it is a distance in voxels and must be positive.")
+        raise ConfigError(
+            f"instances: depth is {depth!r}; it is a distance in voxels and must be positive."
+        )
     out = np.zeros(array.shape, dtype=np.uint32)
     count = 0
     for _, box, mask in classes(array):
@@ -169,19 +193,25 @@ def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
     levelled = np.pad(lowered, 1, constant_values=-2 * depth)  # no maxima in a constant array
     tops = np.asarray(skimage.morphology.local_maxima(levelled, connectivity=mask.ndim))
     seeds, found = morphology.components(mask & tops[(slice(1, -1),) * mask.ndim])
-    return skimage.segmentation.watershed(-height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask).astype(np.uint32), found
+    return skimage.segmentation.watershed(
+        -height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask
+    ).astype(np.uint32), found
 
 
 def _only_channel(array: np.ndarray | SlabArray, step: str) -> Any:
     channels = array.shape[0]
     if channels != 1:
-        raise ConfigError(f"{step} takes one channel, the prediction has {channels}. For several classes use argmax.")
+        raise ConfigError(
+            f"{step} takes one channel, the prediction has {channels}. For several classes use argmax."
+        )
     return array.channel(0) if isinstance(array, SlabArray) else array[0]
 
 
 def _probability(what: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ConfigError(f"{what} is {value}; it is compared with probabilities and must lie in 0..1.")
+        raise ConfigError(
+            f"{what} is {value}; it is compared with probabilities and must lie in 0..1."
+        )
     return value
 
 
@@ -193,16 +223,25 @@ def _size(what: str, value: float) -> None:
 def _reach(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float, ...]:
     """The radius of a ball or the radii of an ellipsoid, one for each axis."""
     if (radius is None) == (size is None):
-        raise ConfigError(f"{step} takes either radius or size, got radius={radius} and size={size}. Give one, e.g. radius: 1.5.")
+        raise ConfigError(
+            f"{step} takes either radius or size, got radius={radius} and size={size}. Give one, e.g. radius: 1.5."
+        )
     given = radius if size is None else size
     if not isinstance(given, Sequence):
         return given if size is None else _half(step, size)
     if len(given) != dims:
-        raise ConfigError(f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or one for each axis.")
+        raise ConfigError(
+            f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or one for each axis."
+        )
     return tuple(given) if size is None else tuple(0.0 if n == 1 else _half(step, n) for n in given)
 
 
-def _by_reach(array: np.ndarray, reach: Any, ball: Callable[..., np.ndarray], ellipsoid: Callable[..., np.ndarray]) -> np.ndarray:
+def _by_reach(
+    array: np.ndarray,
+    reach: Any,
+    ball: Callable[..., np.ndarray],
+    ellipsoid: Callable[..., np.ndarray],
+) -> np.ndarray:
     """Each class changed by a ball, or where there is a radius for each axis by an ellipsoid."""
     change = ellipsoid if isinstance(reach, tuple) else ball
     return each_class(array, lambda mask: change(mask, reach))

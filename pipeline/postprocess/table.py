@@ -143,7 +143,11 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             bytes_per_voxel=45,
             search=StepSearch(
                 place=0,
-                vary={"low": _multiplied(0.5, 2.0, 5.0), "depth": _added(-0.5, 0.5), "merge": _added(-0.2, -0.1, 0.1, 0.2)},
+                vary={
+                    "low": _multiplied(0.5, 2.0, 5.0),
+                    "depth": _added(-0.5, 0.5),
+                    "merge": _added(-0.2, -0.1, 0.1, 0.2),
+                },
             ),
         ),
         "argmax": PostprocessStep(
@@ -152,12 +156,19 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             sees="local",
             search=StepSearch(place=0, options=lambda setting: () if setting.decided else ({},)),
         ),
-        "opening": PostprocessStep(run=steps.opening, search=StepSearch(place=1, options=_each("radius", (1.0,)))),
-        "closing": PostprocessStep(run=steps.closing, search=StepSearch(place=3, options=_each("radius", (1.5, 2.5, 3.5)))),
+        "opening": PostprocessStep(
+            run=steps.opening, search=StepSearch(place=1, options=_each("radius", (1.0,)))
+        ),
+        "closing": PostprocessStep(
+            run=steps.closing, search=StepSearch(place=3, options=_each("radius", (1.5, 2.5, 3.5)))
+        ),
         "dust": PostprocessStep(
             run=steps.dust,
             sees="components",
-            search=StepSearch(place=2, options=lambda setting: [{"below": n} for n in setting.voxels(20, 100, 500, 2000)]),
+            search=StepSearch(
+                place=2,
+                options=lambda setting: [{"below": n} for n in setting.voxels(20, 100, 500, 2000)],
+            ),
         ),
         "sheet_closing": PostprocessStep(
             run=steps.sheet_closing,
@@ -167,20 +178,28 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
         "patch_sheets": PostprocessStep(
             run=steps.patch_sheets,
             bytes_per_voxel=30,
-            search=StepSearch(place=5, options=lambda setting: [{"largest": n} for n in setting.voxels(100, 500)]),
+            search=StepSearch(
+                place=5, options=lambda setting: [{"largest": n} for n in setting.voxels(100, 500)]
+            ),
         ),
-        "watertight": PostprocessStep(run=steps.watertight, search=StepSearch(place=4, options=lambda _: ({},))),
+        "watertight": PostprocessStep(
+            run=steps.watertight, search=StepSearch(place=4, options=lambda _: ({},))
+        ),
         "fill_holes": PostprocessStep(
             run=steps.fill_holes,
             sees=_holes,
-            search=StepSearch(place=7, options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)]),
+            search=StepSearch(
+                place=7, options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)]
+            ),
         ),
         "thickness": PostprocessStep(
             run=steps.thickness,
             bytes_per_voxel=30,
             search=StepSearch(place=6, options=_each("target", (2.0, 3.0, 4.0))),
         ),
-        "instances": PostprocessStep(run=steps.instances, bytes_per_voxel=60, search=StepSearch(place=8, stays=True)),
+        "instances": PostprocessStep(
+            run=steps.instances, bytes_per_voxel=60, search=StepSearch(place=8, stays=True)
+        ),
     },
     aliases={
         "remove_small_components": Alias("dust", {"min_size": "below"}),

@@ -39,4 +39,6 @@ def build(run: Path) -> str:
         gallery(found),
         sections.origin(found),
     ]
-    return document(f"{found.summary.get('name', run.name)}: report", sections.headline(found) + "\n".join(told))
+    return document(
+        f"{found.summary.get('name', run.name)}: report", sections.headline(found) + "\n".join(told)
+    )

@@ -39,11 +39,18 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
     """
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        values = [float(f"{factor}e{power}") for power in powers for factor in ((1,) if high / low >= 99 else (1, 2, 5))]
+        values = [
+            float(f"{factor}e{power}")
+            for power in powers
+            for factor in ((1,) if high / low >= 99 else (1, 2, 5))
+        ]
         return [v for v in values if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
     step = 10.0 ** math.floor(math.log10((high - low) / 5))
     step = next(s for s in (step, 2 * step, 5 * step, 10 * step) if (high - low) / s <= 5)
-    return [round(n * step, 12) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(n * step, 12)
+        for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def _padded(values: Sequence[float], log: bool) -> tuple[float, float]:
@@ -68,28 +75,53 @@ def axes(x: Scale, y: Scale, whole: str = "") -> str:
 
 
 def svg(body: str, label: str, height: int = HEIGHT) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{body}</svg>'
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{body}</svg>'
+    )
 
 
-def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log: bool = False, mark: float | None = None) -> str:
+def chart(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    log: bool = False,
+    mark: float | None = None,
+) -> str:
     """Lines over epochs as a figure; values that are missing or not finite are passed over. ``mark``: a dashed line at that epoch."""
-    drawn = {name: [(x, y) for x, y in points if finite(y) and (y > 0 or not log)] for name, points in series.items()}
+    drawn = {
+        name: [(x, y) for x, y in points if finite(y) and (y > 0 or not log)]
+        for name, points in series.items()
+    }
     points = [p for line in drawn.values() for p in line]
     if not points:
         return figure(title, "", NOTHING)
     low, high = min(x for x, _ in points), max(x for x, _ in points)
-    x = Scale(low=low - 0.5 * (low == high), high=high + 0.5 * (low == high), start=LEFT, stop=WIDTH - RIGHT)
+    x = Scale(
+        low=low - 0.5 * (low == high),
+        high=high + 0.5 * (low == high),
+        start=LEFT,
+        stop=WIDTH - RIGHT,
+    )
     bottom, top = _padded([y for _, y in points], log)
     y = Scale(low=bottom, high=top, start=HEIGHT - BOTTOM, stop=TOP, log=log)
     body = axes(x, y, whole="x")
     if mark is not None and low <= mark <= high:
-        body += f'<line class="mark" x1="{x(mark)}" x2="{x(mark)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        body += (
+            f'<line class="mark" x1="{x(mark)}" x2="{x(mark)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
     keys = ""
     for n, (name, line) in enumerate(drawn.items()):
         path = " ".join(f"{x(a)},{y(b)}" for a, b in line)
-        dots = "".join(f'<circle class="c{n}" cx="{x(a)}" cy="{y(b)}" r="2.5"/>' for a, b in line) if len(line) < 12 else ""
+        dots = (
+            "".join(f'<circle class="c{n}" cx="{x(a)}" cy="{y(b)}" r="2.5"/>' for a, b in line)
+            if len(line) < 12
+            else ""
+        )
         body += f'<polyline class="c{n}" points="{path}"/>{dots}' if line else ""
-        keys += f'<span class="key c{n}">{escape(name)}</span>' if line else f'<span class="key">{escape(name)}: no values</span>'
+        keys += (
+            f'<span class="key c{n}">{escape(name)}</span>'
+            if line
+            else f'<span class="key">{escape(name)}: no values</span>'
+        )
     return figure(title, keys, svg(body, title))
 
 
@@ -98,7 +130,9 @@ def histogram(title: str, values: Sequence[float], band: tuple[float, float] | N
     if not values:
         return figure(title, "", NOTHING)
     low, high = _padded(values, log=False)
-    counts, edges = np.histogram(values, bins=min(24, max(6, round(2 * math.sqrt(len(values))))), range=(low, high))
+    counts, edges = np.histogram(
+        values, bins=min(24, max(6, round(2 * math.sqrt(len(values))))), range=(low, high)
+    )
     x = Scale(low=low, high=high, start=LEFT, stop=WIDTH - RIGHT)
     y = Scale(low=0, high=float(counts.max()) * 1.05, start=HEIGHT - BOTTOM, stop=TOP)
     body = axes(x, y, whole="y")
@@ -109,7 +143,11 @@ def histogram(title: str, values: Sequence[float], band: tuple[float, float] | N
         bar = f'x="{x(a) + 1:.1f}" y="{y(count)}" width="{max(x(b) - x(a) - 2, 1):.1f}" height="{y(0) - y(count):.1f}"'
         body += f'<rect class="bar" {bar}><title>{label}</title></rect>' if count else ""
     body += _mean_line(x, values, TOP, HEIGHT - BOTTOM)
-    return figure(title, f'<span class="key">{len(values)} cases</span>', svg(body, f"distribution of {title}"))
+    return figure(
+        title,
+        f'<span class="key">{len(values)} cases</span>',
+        svg(body, f"distribution of {title}"),
+    )
 
 
 def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
@@ -119,17 +157,27 @@ def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
         return figure(title, "", NOTHING)
     low, high = _padded(every, log=False)
     x, height = Scale(low=low, high=high, start=90, stop=WIDTH - RIGHT), 24 * len(rows) + 26
-    body = "".join(f'<text x="{x(t)}" y="{height - 6}" text-anchor="middle">{t:.4g}</text>' for t in ticks(low, high))
+    body = "".join(
+        f'<text x="{x(t)}" y="{height - 6}" text-anchor="middle">{t:.4g}</text>'
+        for t in ticks(low, high)
+    )
     for n, (name, values) in enumerate(rows.items()):
         y = 18 + 24 * n
         short = name if len(name) <= NAME else f"{name[: NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
         body += f'<text x="82" y="{y + 4}" text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
         body += f'<line class="grid" x1="90" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-        body += "".join(f'<circle class="dot" cx="{x(v)}" cy="{y}" r="4"><title>{v:.3f}</title></circle>' for v in values)
+        body += "".join(
+            f'<circle class="dot" cx="{x(v)}" cy="{y}" r="4"><title>{v:.3f}</title></circle>'
+            for v in values
+        )
         body += _mean_line(x, values, y - 9, y + 9)
     return figure(title, "", svg(body, title, height))
 
 
 def _mean_line(x: Scale, values: Sequence[float], top: float, bottom: float) -> str:
     mean = x(sum(values) / len(values)) if values else None
-    return "" if mean is None else f'<line class="mean" x1="{mean}" x2="{mean}" y1="{top}" y2="{bottom}"/>'
+    return (
+        ""
+        if mean is None
+        else f'<line class="mean" x1="{mean}" x2="{mean}" y1="{top}" y2="{bottom}"/>'
+    )

@@ -42,7 +42,11 @@ def clock(seconds: Any) -> str:
     ('1 min 01 s', '2 h 01 min')
     """
     whole = round(seconds) if finite(seconds) else 0
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min" if whole >= 3600 else f"{whole // 60} min {whole % 60:02} s"
+    return (
+        f"{whole // 3600} h {whole % 3600 // 60:02} min"
+        if whole >= 3600
+        else f"{whole // 60} min {whole % 60:02} s"
+    )
 
 
 LONG = 40

@@ -14,7 +14,15 @@ from PIL import Image
 from pipeline import colours, files
 from pipeline.records import UserError
 from pipeline.reporting.page import escape, finite, number, section, table
-from pipeline.reporting.runs import Run, class_metrics, class_title, leading_metric, main_metrics, named, option
+from pipeline.reporting.runs import (
+    Run,
+    class_metrics,
+    class_title,
+    leading_metric,
+    main_metrics,
+    named,
+    option,
+)
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -36,14 +44,17 @@ def gallery(run: Run) -> str:
         if option(run, "data", "dims") != 2
         else ""
     )
-    return section("Cases in pictures", _legend(run), *cards, note=f"Ranked by {named(run, lead[0])}.{where}")
+    return section(
+        "Cases in pictures", _legend(run), *cards, note=f"Ranked by {named(run, lead[0])}.{where}"
+    )
 
 
 def rank(run: Run, metric: str, sign: int) -> list[str]:
     """Case ids from worst to best; cases without a finite score are left out."""
     cases = run.scored
     return sorted(
-        (i for i in cases if finite(cases[i].get("metrics", {}).get(metric))), key=lambda i: (sign * cases[i]["metrics"][metric], i)
+        (i for i in cases if finite(cases[i].get("metrics", {}).get(metric))),
+        key=lambda i: (sign * cases[i]["metrics"][metric], i),
     )
 
 
@@ -54,7 +65,9 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
     ([('worst', 'a'), ('best', 'b')], ['worst', '2nd worst', '3rd worst', '4th worst', 'median', 'best'])
     """
     labels: dict[str, str] = {}
-    for name, label in zip(ranked[:-1], ("worst", "2nd worst", "3rd worst", "4th worst"), strict=False):
+    for name, label in zip(
+        ranked[:-1], ("worst", "2nd worst", "3rd worst", "4th worst"), strict=False
+    ):
         labels[name] = label
     labels.setdefault(ranked[len(ranked) // 2], "median")
     labels[ranked[-1]] = "best"
@@ -66,12 +79,25 @@ def _legend(run: Run) -> str:
         return ""
     binary = _classes(run) == 2
     parts = [("truth", colours.GREEN), ("answer", colours.SKY)] if binary else []
-    parts += [(class_title(run, n), colours.CLASSES[(n - 1) % len(colours.CLASSES)]) for n in range(1, _classes(run)) if not binary]
-    parts += [("false positive", colours.FALSE_POSITIVE), ("false negative", colours.FALSE_NEGATIVE)]
+    parts += [
+        (class_title(run, n), colours.CLASSES[(n - 1) % len(colours.CLASSES)])
+        for n in range(1, _classes(run))
+        if not binary
+    ]
+    parts += [
+        ("false positive", colours.FALSE_POSITIVE),
+        ("false negative", colours.FALSE_NEGATIVE),
+    ]
     parts += [] if binary else [("wrong class", colours.WRONG_CLASS)]
     parts += [("found", colours.FOUND)]
-    swatches = "".join(f'<span><i style="background:rgb{c}"></i>{escape(n)}</span>' for n, c in parts)
-    ignored = '<span><i class="hatch"></i>ignored</span>' if option(run, "data", "ignore_label") is not None else ""
+    swatches = "".join(
+        f'<span><i style="background:rgb{c}"></i>{escape(n)}</span>' for n, c in parts
+    )
+    ignored = (
+        '<span><i class="hatch"></i>ignored</span>'
+        if option(run, "data", "ignore_label") is not None
+        else ""
+    )
     return f'<p class="legend">{swatches}{ignored}</p>'
 
 
@@ -81,8 +107,13 @@ def _classes(run: Run) -> int:
 
 def _card(run: Run, label: str, name: str) -> str:
     case, names = run.scored[name], main_metrics(run)
-    facts = [f"fold {case.get('fold')}", *([f"group {case['group']}"] if case.get("group") is not None else [])]
-    facts += [f"{named(run, k)} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names]
+    facts = [
+        f"fold {case.get('fold')}",
+        *([f"group {case['group']}"] if case.get("group") is not None else []),
+    ]
+    facts += [
+        f"{named(run, k)} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names
+    ]
     head = f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3><p>{escape(" · ".join(facts))}</p>{_by_class(run, case)}'
     try:
         arrays = _arrays(run, name)
@@ -91,7 +122,10 @@ def _card(run: Run, label: str, name: str) -> str:
         run.gaps.append(f"no pictures of case {name}: {reason}")
         return f'<article>{head}<p class="none">No pictures: {escape(reason)}</p></article>'
     panels = image_panels if run.summary.get("task") == "image" else label_panels
-    rows = [_strip(where, panels(run, *planes)) for where, planes in slices(arrays, option(run, "data", "ignore_label"))]
+    rows = [
+        _strip(where, panels(run, *planes))
+        for where, planes in slices(arrays, option(run, "data", "ignore_label"))
+    ]
     return f"<article>{head}{''.join(rows)}</article>"
 
 
@@ -99,8 +133,15 @@ def _by_class(run: Run, case: Mapping[str, Any]) -> str:
     """Scores of a case's classes, folded away, where they are too many to stand beside the others."""
     found, scores = class_metrics(run), case.get("metrics", {})
     numbers = sorted({n for keys in found.values() for n in keys})
-    rows = [("", [class_title(run, n), *(number(scores.get(keys.get(n))) for keys in found.values())]) for n in numbers]
-    return f"<details><summary>Classes</summary>{table(['class', *found], rows)}</details>" if rows else ""
+    rows = [
+        ("", [class_title(run, n), *(number(scores.get(keys.get(n))) for keys in found.values())])
+        for n in numbers
+    ]
+    return (
+        f"<details><summary>Classes</summary>{table(['class', *found], rows)}</details>"
+        if rows
+        else ""
+    )
 
 
 def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
@@ -118,17 +159,27 @@ def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
 def _arrays(run: Run, name: str) -> Planes:
     """Image, truth and answer ``(C, *S)``. Raises UserError or KeyError for what is not there or does not fit."""
     entry, fold = run.cases[name], run.scored[name].get("fold")
-    found = [p for p in run.folder.fold(fold).answers.glob("*") if files.is_image(p) and files.case_id(p) == name]
+    found = [
+        p
+        for p in run.folder.fold(fold).answers.glob("*")
+        if files.is_image(p) and files.case_id(p) == name
+    ]
     targets = entry["targets"]
     target = targets.get("label") or targets.get("target") or next(iter(targets.values()), None)
     if not found or target is None:
-        raise UserError("cases.json names no target" if found else f"fold_{fold}/oof holds no answer")
+        raise UserError(
+            "cases.json names no target" if found else f"fold_{fold}/oof holds no answer"
+        )
     labels = run.summary.get("task") != "image"
     dims = option(run, "data", "dims") or files.dims_of(Path(target))
     image = files.read(Path(entry["image"][0]), dims)[0]
     truth, answer = files.read(Path(target), dims, labels)[0], files.read(found[0], dims, labels)[0]
-    if len({a.shape[1:] for a in (image, truth, answer)}) > 1 or (not labels and truth.shape != answer.shape):
-        raise UserError(f"image {image.shape}, truth {truth.shape} and answer {answer.shape} differ in shape")
+    if len({a.shape[1:] for a in (image, truth, answer)}) > 1 or (
+        not labels and truth.shape != answer.shape
+    ):
+        raise UserError(
+            f"image {image.shape}, truth {truth.shape} and answer {answer.shape} differ in shape"
+        )
     return image, truth, answer
 
 
@@ -151,12 +202,16 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
     return planes
 
 
-def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def label_panels(
+    run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
+) -> list[tuple[str, np.ndarray]]:
     """Image, truth over it, answer over it, and the errors, each ``(Y, X, 3)`` in 0 ... 1."""
     # Enlarged before they are coloured, so that the hatching keeps its width.
     shown, truth, answer = (enlarge(a) for a in (colours.stretched(image), truth[0], answer[0]))
     grey = shown.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-    ignored = truth == option(run, "data", "ignore_label")  # false everywhere where there is no such label
+    ignored = truth == option(
+        run, "data", "ignore_label"
+    )  # false everywhere where there is no such label
     binary = _classes(run) == 2
     if binary:
         truth, answer = truth > (option(run, "data", "binarise") or 0), answer != 0
@@ -164,15 +219,26 @@ def label_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndar
     return [
         ("image", shown),
         ("truth", colours.hatch(colours.classes(grey, real), ignored)),
-        ("answer", colours.classes(grey, answer.astype(int), (colours.SKY,) if binary else colours.CLASSES)),
+        (
+            "answer",
+            colours.classes(
+                grey, answer.astype(int), (colours.SKY,) if binary else colours.CLASSES
+            ),
+        ),
         ("errors", colours.hatch(colours.errors(grey, real, said), ignored)),
     ]
 
 
-def image_panels(run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def image_panels(
+    run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
+) -> list[tuple[str, np.ndarray]]:
     """Input, target, prediction, and the absolute difference of the last two on the scale that its title names."""
     full = _full_scale(truth)
-    shown = [colours.rgb(image / _full_scale(image)), colours.rgb(truth / full), colours.rgb(answer / full)]
+    shown = [
+        colours.rgb(image / _full_scale(image)),
+        colours.rgb(truth / full),
+        colours.rgb(answer / full),
+    ]
     error = np.abs(truth.astype(float) - answer).mean(axis=0) / full
     top = max(float(np.quantile(error, 0.995)), 1e-3)
     heat = np.clip(error / top, 0, 1)
@@ -200,8 +266,13 @@ def data_url(picture: np.ndarray, limit: int = LARGE) -> str:
     image = Image.fromarray(colours.to_bytes(picture))
     if max(image.size) > limit:
         scale = limit / max(image.size)
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)
-    kind, options = ("png", {}) if max(image.size) <= LARGE else ("jpeg", {"quality": 85, "subsampling": 0})
+        image = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+            Image.Resampling.BOX,
+        )
+    kind, options = (
+        ("png", {}) if max(image.size) <= LARGE else ("jpeg", {"quality": 85, "subsampling": 0})
+    )
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

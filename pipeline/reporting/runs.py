@@ -61,7 +61,9 @@ def load(folder: Path) -> Run:
     absent = set(range(option(run, "data", "folds", "count") or 0)) - set(run.logs)
     gaps.extend(f"fold {n} has no result yet" for n in sorted(absent))
     gaps.extend(
-        f"fold {f['fold']} {f['status']}: {f.get('error') or 'no reason given'}" for f in folds_of(run) if f["status"] != "completed"
+        f"fold {f['fold']} {f['status']}: {f.get('error') or 'no reason given'}"
+        for f in folds_of(run)
+        if f["status"] != "completed"
     )
     if not run.baselines and summary.get("task") != "image":
         gaps.append("no baseline scores")
@@ -111,7 +113,9 @@ def option(run: Run, *keys: str) -> Any:
 
 def metric_names(run: Run) -> list[str]:
     """Metrics of the first frame; those of further frames stand in a table of their own."""
-    return [name for name in run.summary.get("out_of_fold") or {} if not name.endswith(SUFFIXES[1:])]
+    return [
+        name for name in run.summary.get("out_of_fold") or {} if not name.endswith(SUFFIXES[1:])
+    ]
 
 
 def named(run: Run, key: str) -> str:

@@ -46,14 +46,19 @@ def headline(run: Run) -> str:
 
 
 def _tile(run: Run, metric: str) -> str:
-    rivals = "".join(f"<small>{escape(name)}: {number(row.get(metric))}</small>" for name, row in run.baselines.items())
+    rivals = "".join(
+        f"<small>{escape(name)}: {number(row.get(metric))}</small>"
+        for name, row in run.baselines.items()
+    )
     mean = _with_interval(run.summary["out_of_fold"].get(metric), values_of(run, metric), tag="b")
     return f'<div class="tile"><span>{escape(named(run, metric))}</span>{mean}{rivals}</div>'
 
 
 def _with_interval(mean: Any, values: Sequence[float], tag: str = "span") -> Safe:
     pair = interval(values)
-    return Safe(f"<{tag}>{number(mean)}</{tag}><small>{f'{pair[0]:.3f} … {pair[1]:.3f}' if pair else 'no interval'}</small>")
+    return Safe(
+        f"<{tag}>{number(mean)}</{tag}><small>{f'{pair[0]:.3f} … {pair[1]:.3f}' if pair else 'no interval'}</small>"
+    )
 
 
 def scores(run: Run) -> str:
@@ -62,17 +67,37 @@ def scores(run: Run) -> str:
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
     rows.append(
-        ("mean", ["out of fold: all cases, chosen weights", *blank, *(_with_interval(mean.get(n), values_of(run, n)) for n in names)])
+        (
+            "mean",
+            [
+                "out of fold: all cases, chosen weights",
+                *blank,
+                *(_with_interval(mean.get(n), values_of(run, n)) for n in names),
+            ],
+        )
     )
     if "pooled" in run.summary:
-        rows.append(("other", ["out of fold: all pixels pooled", *blank, *(number(run.summary["pooled"].get(n)) for n in names)]))
+        rows.append(
+            (
+                "other",
+                [
+                    "out of fold: all pixels pooled",
+                    *blank,
+                    *(number(run.summary["pooled"].get(n)) for n in names),
+                ],
+            )
+        )
     for name, row in run.baselines.items():
         rows.append(("rival", [f"baseline: {name}", *blank, *(number(row.get(n)) for n in names)]))
     note = (
         "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 % bootstrap interval over cases. "
         "Cases are resampled, groups are not: with few groups the doubt about a new one is larger. ✓ marks the weights chosen."
     )
-    return section("Scores", table(["", "weights", "best epoch", "time", *(named(run, n) for n in names)], rows), note=note)
+    return section(
+        "Scores",
+        table(["", "weights", "best epoch", "time", *(named(run, n) for n in names)], rows),
+        note=note,
+    )
 
 
 def classes(run: Run) -> str:
@@ -80,16 +105,33 @@ def classes(run: Run) -> str:
     found = class_metrics(run)
     if not found:
         return ""
-    folds = [(f"fold {f['fold']}", (f.get("metrics") or {}).get(f.get("chosen", "best")) or {}) for f in folds_of(run)]
+    folds = [
+        (f"fold {f['fold']}", (f.get("metrics") or {}).get(f.get("chosen", "best")) or {})
+        for f in folds_of(run)
+    ]
     others = folds + [(f"baseline: {name}", row) for name, row in run.baselines.items()]
     means, parts = run.summary.get("out_of_fold") or {}, []
     for metric, keys in found.items():
         rows = [
-            ("", [class_title(run, n), _with_interval(means.get(k), values_of(run, k)), *(number(row.get(k)) for _, row in others)])
+            (
+                "",
+                [
+                    class_title(run, n),
+                    _with_interval(means.get(k), values_of(run, k)),
+                    *(number(row.get(k)) for _, row in others),
+                ],
+            )
             for n, k in sorted(keys.items())
         ]
-        parts += [f"<h3>{escape(named(run, metric))}</h3>", table(["class", "out of fold", *(name for name, _ in others)], rows)]
-    return section("Classes", *parts, note="The chosen weights of each fold. Below a mean: its 95 % bootstrap interval over cases.")
+        parts += [
+            f"<h3>{escape(named(run, metric))}</h3>",
+            table(["class", "out of fold", *(name for name, _ in others)], rows),
+        ]
+    return section(
+        "Classes",
+        *parts,
+        note="The chosen weights of each fold. Below a mean: its 95 % bootstrap interval over cases.",
+    )
 
 
 def frames(run: Run) -> str:
@@ -102,7 +144,10 @@ def frames(run: Run) -> str:
     sources = {"mean of images": means, "all pixels pooled": run.summary.get("pooled") or {}}
     sources |= {f"baseline: {name}": row for name, row in run.baselines.items()}
     rows = [
-        ("rival" if name.startswith("baseline") else "", [name, frame[1:], *(number(row.get(n + frame)) for n in names)])
+        (
+            "rival" if name.startswith("baseline") else "",
+            [name, frame[1:], *(number(row.get(n + frame)) for n in names)],
+        )
         for name, row in sources.items()
         for frame in found
         if row
@@ -117,15 +162,24 @@ def frames(run: Run) -> str:
 def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:
     """One row for each kind of weights of a fold, the chosen ones first; a single row where it left no scores."""
     chosen, metrics = fold.get("chosen", "best"), fold.get("metrics") or {}
-    name = Safe(f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>')
+    name = Safe(
+        f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>'
+    )
     best = fold.get("best_epoch", -1)
-    facts = [f"{best + 1} of {fold.get('epochs')}" if best >= 0 else DASH, clock(fold.get("seconds"))]
+    facts = [
+        f"{best + 1} of {fold.get('epochs')}" if best >= 0 else DASH,
+        clock(fold.get("seconds")),
+    ]
     if not metrics:
         return [("", [name, DASH, *facts, *(DASH for _ in names)])]
     rows: list[tuple[str, Sequence[object]]] = []
     for kind in sorted(metrics, key=lambda k: k != chosen):
         values = [number((metrics[kind] or {}).get(n)) for n in names]
-        rows.append(("", [name, f"{kind} ✓", *facts, *values]) if kind == chosen else ("other", ["", kind, "", "", *values]))
+        rows.append(
+            ("", [name, f"{kind} ✓", *facts, *values])
+            if kind == chosen
+            else ("other", ["", kind, "", "", *values])
+        )
     return rows
 
 
@@ -145,7 +199,11 @@ def tuned(run: Run) -> str:
         "Post-processing of the same out-of-fold probabilities. Nested: each case is answered with the steps that were chosen without its "
         "group (or fold). Gains are paired over cases, with 95 % bootstrap intervals."
     )
-    return section("Post-processing", table(["", metric, *(f"over {r}" for r in references), "steps"], rows), note=note)
+    return section(
+        "Post-processing",
+        table(["", metric, *(f"over {r}" for r in references), "steps"], rows),
+        note=note,
+    )
 
 
 def _tuned_row(row: Mapping[str, Any], metric: str, references: Sequence[str]) -> list[object]:
@@ -154,7 +212,10 @@ def _tuned_row(row: Mapping[str, Any], metric: str, references: Sequence[str]) -
         DASH if row["name"] == r else f"{g['mean']:+.4f} ({g['low']:+.4f} … {g['high']:+.4f})"
         for r, g in zip(references, gains, strict=True)
     ]
-    steps = "; ".join(f"without {part}: {c['text']}" if part != "all" else c["text"] for part, c in row["chosen"].items())
+    steps = "; ".join(
+        f"without {part}: {c['text']}" if part != "all" else c["text"]
+        for part, c in row["chosen"].items()
+    )
     return [row["name"], number(row["mean"].get(metric)), *cells, steps]
 
 
@@ -170,10 +231,21 @@ def curves(run: Run) -> str:
             continue
         best = fold.get("best_epoch", -1)
         mark = best + 1 if best >= 0 else None
-        watched = sorted(dict.fromkeys(k for r in log for k in r if k.startswith("val_") and k != "val_loss"), key=_is_of_class)[:4]
+        watched = sorted(
+            dict.fromkeys(k for r in log for k in r if k.startswith("val_") and k != "val_loss"),
+            key=_is_of_class,
+        )[:4]
         charts = (
-            chart("loss", {"train": _line(log, "train_loss"), "validation": _line(log, "val_loss")}, mark=mark),
-            chart("validation", {named(run, k.removeprefix("val_")): _line(log, k) for k in watched}, mark=mark),
+            chart(
+                "loss",
+                {"train": _line(log, "train_loss"), "validation": _line(log, "val_loss")},
+                mark=mark,
+            ),
+            chart(
+                "validation",
+                {named(run, k.removeprefix("val_")): _line(log, k) for k in watched},
+                mark=mark,
+            ),
             chart("learning rate", {"learning rate": _line(log, "lr")}, log=True, mark=mark),
         )
         rows.append(f'<h3>fold {fold["fold"]}</h3><div class="row">{"".join(charts)}</div>')
@@ -200,8 +272,19 @@ def groups(run: Run) -> str:
         count = sum(str(c.get("group")) == name for c in run.scored.values())
         rows.append(("", [name, count, *(_with_interval(mean_of(v), v) for v in found)]))
     lead = leading_metric(run)
-    picture = dots(f"{named(run, lead[0])} by group", {name: values_of(run, lead[0], name) for name in names}) if lead else ""
-    return section("Groups", table(["group", "cases", *(named(run, m) for m in metrics)], rows), f'<div class="row">{picture}</div>')
+    picture = (
+        dots(
+            f"{named(run, lead[0])} by group",
+            {name: values_of(run, lead[0], name) for name in names},
+        )
+        if lead
+        else ""
+    )
+    return section(
+        "Groups",
+        table(["group", "cases", *(named(run, m) for m in metrics)], rows),
+        f'<div class="row">{picture}</div>',
+    )
 
 
 def distributions(run: Run) -> str:
@@ -212,18 +295,32 @@ def distributions(run: Run) -> str:
         return section("Case scores", note="No case has a score.")
     rest = _histograms(run, [n for n in metric_names(run) if n not in main])
     more = f"<details><summary>Metrics of single classes</summary>{rest}</details>" if rest else ""
-    return section("Case scores", figures, more, note="Held-out cases. Line: mean; band: its 95 % interval.")
+    return section(
+        "Case scores", figures, more, note="Held-out cases. Line: mean; band: its 95 % interval."
+    )
 
 
 def _histograms(run: Run, names: Sequence[str]) -> str:
-    figures = [histogram(named(run, n), values, interval(values)) for n in names for values in [values_of(run, n)]]
+    figures = [
+        histogram(named(run, n), values, interval(values))
+        for n in names
+        for values in [values_of(run, n)]
+    ]
     return f'<div class="row">{"".join(figures)}</div>' if figures else ""
 
 
 def origin(run: Run) -> str:
     """The resolved config and the environment, folded away."""
     parts, folder = [], run.folder
-    for title, path in (("Resolved config", folder.config_file), ("Environment", folder.environment_file), ("Splits", folder.splits_file)):
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "not in the run's folder"
+    for title, path in (
+        ("Resolved config", folder.config_file),
+        ("Environment", folder.environment_file),
+        ("Splits", folder.splits_file),
+    ):
+        text = (
+            path.read_text(encoding="utf-8", errors="replace")
+            if path.is_file()
+            else "not in the run's folder"
+        )
         parts.append(f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>")
     return section("Origin", *parts)

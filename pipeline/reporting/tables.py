@@ -40,7 +40,8 @@ def of_training(summary: Mapping[str, Any]) -> str:
         RULE,
         "TRAINING SUMMARY",
         RULE,
-        f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>9}{monitor:>{wide}}" + _head(columns),
+        f"{'fold':<12}{'status':<11}{'weights':<9}{'epoch':>6}{'time':>9}{monitor:>{wide}}"
+        + _head(columns),
     ]
     for fold in summary["folds"]:
         start = f"{fold['fold']:<12}{fold['status']:<11}"
@@ -52,13 +53,30 @@ def of_training(summary: Mapping[str, Any]) -> str:
         if fold["error"]:
             lines.append(start + fold["error"])
     total = clock(sum(fold["seconds"] for fold in summary["folds"]))
-    lines.append(f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>25}{'':>{wide}}" + _row(summary["out_of_fold"], columns))
+    lines.append(
+        f"{'out of fold':<12}{len(summary['cases']):>4} cases{total:>25}{'':>{wide}}"
+        + _row(summary["out_of_fold"], columns)
+    )
     if "pooled" in summary:
-        lines.append(f"{'out of fold, all pixels pooled':<{margin}}" + _row(summary["pooled"], columns))
-    lines += [f"{name:<{margin}}" + _row(scores, columns) for name, scores in summary.get("baselines", {}).items()]
+        lines.append(
+            f"{'out of fold, all pixels pooled':<{margin}}" + _row(summary["pooled"], columns)
+        )
+    lines += [
+        f"{name:<{margin}}" + _row(scores, columns)
+        for name, scores in summary.get("baselines", {}).items()
+    ]
     decided = [summary["decision"]] if summary.get("decision") else []
     empty = note(c.get("metrics", {}) for c in summary["cases"].values())
-    return "\n".join([*lines, *([] if few else _by_class(summary, names)), *empty, *_frames(summary), *decided, RULE])
+    return "\n".join(
+        [
+            *lines,
+            *([] if few else _by_class(summary, names)),
+            *empty,
+            *_frames(summary),
+            *decided,
+            RULE,
+        ]
+    )
 
 
 def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -87,7 +105,10 @@ def _frames(summary: Mapping[str, Any]) -> list[str]:
         return []
     classes = from_json(summary.get("class_names"))
     units = summary.get("units") or {}
-    columns = {n: display(n, classes, units) for n in (m.removesuffix(found[0]) for m in means if m.endswith(found[0]))}
+    columns = {
+        n: display(n, classes, units)
+        for n in (m.removesuffix(found[0]) for m in means if m.endswith(found[0]))
+    }
     rows = {
         "out of fold, mean of images": means,
         "out of fold, all pixels pooled": summary.get("pooled", {}),
@@ -95,7 +116,12 @@ def _frames(summary: Mapping[str, Any]) -> list[str]:
     }
     lines = ["", f"{'':<47}{'frame':<12}" + _head(columns)]
     for name, scores in rows.items():
-        lines += [f"{name:<47}{frame[1:]:<12}" + _row({n: scores.get(n + frame) for n in columns}, columns) for frame in found if scores]
+        lines += [
+            f"{name:<47}{frame[1:]:<12}"
+            + _row({n: scores.get(n + frame) for n in columns}, columns)
+            for frame in found
+            if scores
+        ]
     return lines
 
 
@@ -131,7 +157,11 @@ def of_evaluation(scores: Mapping[str, Any]) -> str:
     titles = [display(n, classes, scores.get("units", {})) for n in names]
     widths = [max(18, len(title) + 2) for title in titles]
     lines = [f"{'case':<24}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True))]
-    further = [(key.replace("_", " "), scores[key]) for key in ("pooled", "do_nothing", "difference") if key in scores]
+    further = [
+        (key.replace("_", " "), scores[key])
+        for key in ("pooled", "do_nothing", "difference")
+        if key in scores
+    ]
     for case_id, row in [*scores["cases"].items(), ("mean", scores["mean"]), *further]:
         numbers = (f"{_score(row.get(n)):>{w}}" for n, w in zip(names, widths, strict=True))
         lines.append(f"{case_id:<24}" + "".join(numbers))
@@ -156,7 +186,9 @@ def _score(value: Any) -> str:
         return "..."
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.4g}" if 0 < abs(value) < TINY else f"{value:.4f}"  # lengths under a microscope, in millimetres
+    return (
+        f"{value:.4g}" if 0 < abs(value) < TINY else f"{value:.4f}"
+    )  # lengths under a microscope, in millimetres
 
 
 # --- tuning --------------------------------------------------------------------------------------------------------------
@@ -187,12 +219,20 @@ def of_tuning(
     references = list(gains[OWN])
     titles = [f"over {reference}" for reference in references]
     columns = [display(n, {}, units) for n in names]
-    lines = [f"{'':<40}" + "".join(f"{n:>14}" for n in columns) + "".join(f"{t + ' [95 %]':>36}{'+/-':>9}" for t in titles)]
+    lines = [
+        f"{'':<40}"
+        + "".join(f"{n:>14}" for n in columns)
+        + "".join(f"{t + ' [95 %]':>36}{'+/-':>9}" for t in titles)
+    ]
     for name, average in averages.items():
         numbers = "".join(f"{_finite(average.get(n)):>14}" for n in names)
         cells = [("-", "") if name == ref else _gain(gains[name][ref]) for ref in references]
-        lines.append(f"{name:<40}" + numbers + "".join(f"{text:>36}{sides:>9}" for text, sides in cells))
-    lines.append(f"intervals: paired bootstrap over {drawn}, 10,000 draws; +/-: cases that are better / worse")
+        lines.append(
+            f"{name:<40}" + numbers + "".join(f"{text:>36}{sides:>9}" for text, sides in cells)
+        )
+    lines.append(
+        f"intervals: paired bootstrap over {drawn}, 10,000 draws; +/-: cases that are better / worse"
+    )
     return "\n".join(lines)
 
 

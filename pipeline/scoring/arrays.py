@@ -57,14 +57,22 @@ def score(
         bound(part, "metrics")
     images = [p.name for p in parts if METRICS[p.name].task == "image"]
     if images and len(images) < len(parts):
-        raise UserError(f"metrics: {', '.join(images)} are of images, the others of labels. Score twice.")
+        raise UserError(
+            f"metrics: {', '.join(images)} are of images, the others of labels. Score twice."
+        )
     if changed := needing(parts, "change"):
-        raise UserError(f"metrics: {', '.join(changed)} needs inputs beside answers. Use score_folder, or pipeline.evaluate --inputs.")
+        raise UserError(
+            f"metrics: {', '.join(changed)} needs inputs beside answers. Use score_folder, or pipeline.evaluate --inputs."
+        )
     case = CaseArrays(answer=_array(answer), target=_array(truth))
     if case.answer.shape != case.target.shape:
-        raise UserError(f"the answer has shape {case.answer.shape}, the truth {case.target.shape}. Bring both to one grid.")
+        raise UserError(
+            f"the answer has shape {case.answer.shape}, the truth {case.target.shape}. Bring both to one grid."
+        )
     case = dataclasses.replace(case, spacing=_spacing(spacing, case.target.ndim - bool(images)))
-    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int | np.integer)):
+    if ignore_label is not None and (
+        isinstance(ignore_label, bool) or not isinstance(ignore_label, int | np.integer)
+    ):
         raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None.")
     rules = Rules(metrics=tuple(parts), ignore=ignore_label)
     if images:
@@ -73,7 +81,9 @@ def score(
         except ValueError as error:
             raise UserError(f"{error}. Look at both arrays.") from None
     case = _of_labels(case, rules, num_classes)
-    case = dataclasses.replace(case, probabilities=_probabilities(probabilities, rules, case.target.shape))
+    case = dataclasses.replace(
+        case, probabilities=_probabilities(probabilities, rules, case.target.shape)
+    )
     return core.score(case, dataclasses.replace(rules, classes=_classes(case, rules, num_classes)))
 
 
@@ -82,11 +92,16 @@ def _spacing(given: Sequence[float] | float | None, dims: int) -> tuple[float, .
     if given is None:
         return None
     try:
-        found = tuple(float(s) for s in (given if isinstance(given, Sequence | np.ndarray) else [given] * dims))
+        found = tuple(
+            float(s)
+            for s in (given if isinstance(given, Sequence | np.ndarray) else [given] * dims)
+        )
     except (TypeError, ValueError):
         found = ()
     if len(found) != dims or not all(math.isfinite(s) and s > 0 for s in found):
-        raise UserError(f"spacing is {given!r}; give {dims} numbers above 0, millimetres along each axis.")
+        raise UserError(
+            f"spacing is {given!r}; give {dims} numbers above 0, millimetres along each axis."
+        )
     return found
 
 
@@ -97,7 +112,9 @@ def _of_labels(case: CaseArrays, rules: Rules, number: int | None) -> CaseArrays
     counted = True if rules.ignore is None else label != rules.ignore
     largest = max(int(a.max(initial=0, where=counted)) for a in (answer, label))
     if number is not None and largest >= number:
-        raise UserError(f"class {largest} occurs, but num_classes is {number}: classes count from 0, background included.")
+        raise UserError(
+            f"class {largest} occurs, but num_classes is {number}: classes count from 0, background included."
+        )
     return dataclasses.replace(case, answer=blanked(answer, label, rules.ignore), target=label)
 
 
@@ -106,7 +123,9 @@ def _classes(case: CaseArrays, rules: Rules, number: int | None) -> tuple[int, .
     if number is not None:
         return tuple(c for c in range(1, number) if c != rules.ignore)
     counted = ... if rules.ignore is None else case.target != rules.ignore
-    found = tuple(sorted(foreground(case.answer[counted], None) | foreground(case.target[counted], None)))
+    found = tuple(
+        sorted(foreground(case.answer[counted], None) | foreground(case.target[counted], None))
+    )
     return found if several(found) else None
 
 
@@ -118,9 +137,13 @@ def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarr
         return None
     soft = _array(given).astype(np.float32)
     if soft.shape != shape:
-        raise UserError(f"probabilities have shape {soft.shape}, the truth {shape}. Give those of the foreground alone.")
+        raise UserError(
+            f"probabilities have shape {soft.shape}, the truth {shape}. Give those of the foreground alone."
+        )
     if not (np.isfinite(soft).all() and soft.min() >= 0 and soft.max() <= 1):
-        raise UserError("probabilities hold values that are no numbers from 0 to 1. Give the foreground's, after sigmoid or softmax.")
+        raise UserError(
+            "probabilities hold values that are no numbers from 0 to 1. Give the foreground's, after sigmoid or softmax."
+        )
     return soft
 
 
@@ -139,17 +162,27 @@ def _part(metric: Any) -> NamedOptions:
         return metric
     if isinstance(metric, str):
         return read_metric(metric)
-    good = isinstance(metric, Mapping) and isinstance(metric.get("name"), str) and not set(metric) - {"name", "options"}
+    good = (
+        isinstance(metric, Mapping)
+        and isinstance(metric.get("name"), str)
+        and not set(metric) - {"name", "options"}
+    )
     if not good or not isinstance(metric.get("options", {}), Mapping):
-        raise UserError(f"{metric!r} names no metric. Write 'dice', 'surface_dice:tolerance=2' or a mapping with name and options.")
+        raise UserError(
+            f"{metric!r} names no metric. Write 'dice', 'surface_dice:tolerance=2' or a mapping with name and options."
+        )
     return NamedOptions(name=metric["name"], options=dict(metric.get("options", {})))
 
 
 def _array(given: Any) -> np.ndarray:
     if hasattr(given, "detach"):
         given = given.detach().cpu()
-        given = given.float() if str(given.dtype) == "torch.bfloat16" else given  # a type that NumPy lacks
+        given = (
+            given.float() if str(given.dtype) == "torch.bfloat16" else given
+        )  # a type that NumPy lacks
     array = np.asarray(given)
     if isinstance(given, str | Path) or array.dtype.kind not in "buif":
-        raise UserError(f"{str(given)[:80]!r} is no array of numbers. Give arrays, or use score_folder for files.")
+        raise UserError(
+            f"{str(given)[:80]!r} is no array of numbers. Give arrays, or use score_folder for files."
+        )
     return array.astype(np.uint8) if array.dtype == bool else array

@@ -11,20 +11,33 @@ from pipeline.config import Config
 from pipeline.data.cache import CachedCase
 from pipeline.metrics.frames import views
 from pipeline.scoring import core
-from pipeline.scoring.cached import PRESENT, Scoring, image_target, label_case, rules_of, score_image
+from pipeline.scoring.cached import (
+    PRESENT,
+    Scoring,
+    image_target,
+    label_case,
+    rules_of,
+    score_image,
+)
 from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
 
 
-def of_labels(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT, bins: int = 256) -> dict[str, Scores]:
+def of_labels(
+    config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT, bins: int = 256
+) -> dict[str, Scores]:
     """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
 
     The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
     baseline's favour, by the mean Dice of the first frame. Probabilities are then the grey values of that channel.
     """
     rules = rules_of(config, scoring.version)
-    channel, side, cut = _best_cut(np.stack([_histograms(c, _empty(config, c, scoring), rules, bins) for c in cases]))
+    channel, side, cut = _best_cut(
+        np.stack([_histograms(c, _empty(config, c, scoring), rules, bins) for c in cases])
+    )
     single = cases[0].image.shape[0] == 1
-    name = "best global threshold" if single else f"best global threshold (channel {channel}, {side})"
+    name = (
+        "best global threshold" if single else f"best global threshold (channel {channel}, {side})"
+    )
     rows: dict[str, list[Scores]] = {"empty answer": [], name: []}
     for cached in cases:
         nothing = _empty(config, cached, scoring)
@@ -33,21 +46,34 @@ def of_labels(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PR
         answer = (level >= cut) if side == "bright" else (level < cut)
         soft = grey if side == "bright" else 1 - grey
         rows["empty answer"].append(core.score(nothing, rules))
-        rows[name].append(core.score(dataclasses.replace(nothing, answer=answer.astype(np.uint8), probabilities=soft), rules))
+        rows[name].append(
+            core.score(
+                dataclasses.replace(nothing, answer=answer.astype(np.uint8), probabilities=soft),
+                rules,
+            )
+        )
     return {k: mean(v) for k, v in rows.items()}
 
 
 def _empty(config: Config, cached: CachedCase, scoring: Scoring) -> CaseArrays:
     """A case in which nothing was found."""
     nothing = np.zeros(cached.image.shape[1:], np.uint8)
-    return label_case(config, cached, nothing, nothing[None].astype(np.float32), scoring.spacings.get(cached.case.id))
+    return label_case(
+        config,
+        cached,
+        nothing,
+        nothing[None].astype(np.float32),
+        scoring.spacings.get(cached.case.id),
+    )
 
 
 DO_NOTHING = "do nothing (the input)"
 """The row of images that any network has to beat."""
 
 
-def of_images(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT) -> dict[str, Scores]:
+def of_images(
+    config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT
+) -> dict[str, Scores]:
     """The mean scores of the inputs themselves; empty where an input has not its target's shape.
 
     Scored like answers. Raises UserError like them.
@@ -58,7 +84,10 @@ def of_images(config: Config, cases: Sequence[CachedCase], scoring: Scoring = PR
     return {DO_NOTHING: mean(score_image(config, c, np.asarray(c.image.array)) for c in cases)}
 
 
-BASELINES: dict[str, Callable[[Config, Sequence[CachedCase], Scoring], dict[str, Scores]]] = {"labels": of_labels, "image": of_images}
+BASELINES: dict[str, Callable[[Config, Sequence[CachedCase], Scoring], dict[str, Scores]]] = {
+    "labels": of_labels,
+    "image": of_images,
+}
 """By task."""
 
 
@@ -72,7 +101,9 @@ def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
     levels = _levels(cached.scale.apply(np.asarray(cached.image.array)), bins)
     sides = [valid & ((view.label != 0) == side) for side in (False, True)]
-    return np.stack([[np.bincount(level[side], minlength=bins) for side in sides] for level in levels])
+    return np.stack(
+        [[np.bincount(level[side], minlength=bins) for side in sides] for level in levels]
+    )
 
 
 def _best_cut(histograms: np.ndarray) -> tuple[int, str, int]:

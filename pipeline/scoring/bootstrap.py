@@ -23,14 +23,18 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return _between(array[picks].mean(axis=1), ((1 - 0.95) / 2, (1 + 0.95) / 2))
 
 
-def interval_by_units(values: np.ndarray, units: Sequence[Any] | np.ndarray, draws: int = UNIT_DRAWS, seed: int = 0) -> tuple[float, float]:
+def interval_by_units(
+    values: np.ndarray, units: Sequence[Any] | np.ndarray, draws: int = UNIT_DRAWS, seed: int = 0
+) -> tuple[float, float]:
     """95 % interval of the mean of ``values`` ``(cases,)``, at least one, where cases of one unit are drawn as a whole.
 
     ``units`` names that of each case, e.g. its group. One unit has no interval: it is the mean itself.
     """
     _, index = np.unique(np.asarray(list(units)), return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
-    picks = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    picks = np.random.default_rng(seed).multinomial(
+        len(sums), np.full(len(sums), 1 / len(sums)), size=draws
+    )
     return _between((picks @ sums) / (picks @ sizes), (0.025, 0.975))
 
 

@@ -55,13 +55,20 @@ def scoring_of(config: Config, version: int, cases: Sequence[CachedCase]) -> Sco
     """
     if version < 2:
         return Scoring(version=version)
-    metrics, label = (*case_metrics(config), *validation_metrics(config)), next(iter(config.targets))
+    metrics, label = (
+        (*case_metrics(config), *validation_metrics(config)),
+        next(iter(config.targets)),
+    )
     labels = {c.case.id: c.case.targets[label] for c in cases}
     return Scoring(version=version, spacings=worlds.spacings(metrics, labels, config.data.dims))
 
 
 def label_case(
-    config: Config, cached: CachedCase, answer: np.ndarray, soft: np.ndarray | None = None, spacing: tuple[float, ...] | None = None
+    config: Config,
+    cached: CachedCase,
+    answer: np.ndarray,
+    soft: np.ndarray | None = None,
+    spacing: tuple[float, ...] | None = None,
 ) -> CaseArrays:
     """A case of labels.
 
@@ -80,7 +87,9 @@ def label_case(
     )
 
 
-def score_image(config: Config, cached: CachedCase, answer: np.ndarray, predicted: np.ndarray | None = None) -> Scores:
+def score_image(
+    config: Config, cached: CachedCase, answer: np.ndarray, predicted: np.ndarray | None = None
+) -> Scores:
     """Metrics of an image ``(C, *S)`` of the input's number type against the case's target.
 
     ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one. Raises UserError naming the case
@@ -92,8 +101,13 @@ def score_image(config: Config, cached: CachedCase, answer: np.ndarray, predicte
             f"case {cached.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one normalisation cannot serve both. "
             "Save the two in the same number type."
         )
-    source, changed = np.asarray(cached.image.array), changed_of(cached) if rules.need_change else None
-    case = CaseArrays(answer=answer, target=target, source=source, changed=changed, predicted=predicted)
+    source, changed = (
+        np.asarray(cached.image.array),
+        changed_of(cached) if rules.need_change else None,
+    )
+    case = CaseArrays(
+        answer=answer, target=target, source=source, changed=changed, predicted=predicted
+    )
     try:
         return core.score(case, rules)
     except ValueError as error:
@@ -117,7 +131,11 @@ def changed_of(cached: CachedCase) -> np.ndarray | None:
     return None
 
 
-def pooled(config: Config, cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray]], version: int = METRICS_VERSION) -> Scores:
+def pooled(
+    config: Config,
+    cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray]],
+    version: int = METRICS_VERSION,
+) -> Scores:
     """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, activate ``(K, *S)``); empty for more than two classes."""
     rules = rules_of(config, version)
     found: list[dict[str, Counts]] = []

@@ -85,7 +85,9 @@ class CaseArrays:
     def doing_nothing(self) -> CaseArrays:
         """The case of images whose answer is its input as it is."""
         if self.source is None:
-            raise ValueError("a case without its input cannot be scored as one that nothing was done to")
+            raise ValueError(
+                "a case without its input cannot be scored as one that nothing was done to"
+            )
         return dataclasses.replace(self, answer=self.source, predicted=None)
 
 
@@ -103,12 +105,25 @@ def score(case: CaseArrays, rules: Rules) -> Scores:
 def score_in(view: View, case: CaseArrays, rules: Rules) -> Scores:
     """Metrics of a case of labels in one frame of its truth, under names without a suffix: for many answers to one case."""
     soft = None if case.probabilities is None else view.of(case.probabilities)
-    return evaluate(rules.metrics, view.of(case.answer), view.label, view.valid, soft, context=context_of(case, rules))
+    return evaluate(
+        rules.metrics,
+        view.of(case.answer),
+        view.label,
+        view.valid,
+        soft,
+        context=context_of(case, rules),
+    )
 
 
 def truth_of(case: CaseArrays, rules: Rules) -> Truth:
     """What the answer of a case of labels is compared with."""
-    return Truth(label=case.target, ignore=rules.ignore, fov=case.fov, padded=rules.padded, context=context_of(case, rules))
+    return Truth(
+        label=case.target,
+        ignore=rules.ignore,
+        fov=case.fov,
+        padded=rules.padded,
+        context=context_of(case, rules),
+    )
 
 
 def context_of(case: CaseArrays, rules: Rules) -> MetricContext:
@@ -123,15 +138,26 @@ def _of_images(case: CaseArrays, rules: Rules) -> Scores:
         raise ValueError(f"the image has shape {case.answer.shape}, its target {case.target.shape}")
     change = None
     if rules.need_change and case.source is not None and case.changed is not None:
-        change = Retouched(source=intensities(case.source), mask=case.changed, predicted=case.predicted)
-    return evaluate(rules.metrics, intensities(case.answer), intensities(case.target), change=change)
+        change = Retouched(
+            source=intensities(case.source), mask=case.changed, predicted=case.predicted
+        )
+    return evaluate(
+        rules.metrics, intensities(case.answer), intensities(case.target), change=change
+    )
 
 
 def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
     """Voxels of a case of labels in every frame, if it has two classes and a metric can be pooled."""
-    most = max(int(case.answer.max(initial=0)), int(np.max(case.target, initial=0, where=case.target != rules.ignore)))
+    most = max(
+        int(case.answer.max(initial=0)),
+        int(np.max(case.target, initial=0, where=case.target != rules.ignore)),
+    )
     pooled = any(METRICS[m.name].pooled for m in rules.metrics)
-    return count(case.answer, truth_of(case, rules), case.probabilities) if most <= 1 and pooled else None
+    return (
+        count(case.answer, truth_of(case, rules), case.probabilities)
+        if most <= 1 and pooled
+        else None
+    )
 
 
 def blanked(answer: np.ndarray, label: np.ndarray, ignore: int | None) -> np.ndarray:
@@ -145,7 +171,9 @@ def mean(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Mean of each metric over cases, NaN left out; NaN where no case has a value. Tables have no mean."""
     rows = list(scores)
     out = {}
-    for key in dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, Mapping)):
+    for key in dict.fromkeys(
+        k for row in rows for k, v in row.items() if not isinstance(v, Mapping)
+    ):
         values = [row[key] for row in rows if key in row and math.isfinite(row[key])]
         out[key] = float(np.mean(values)) if values else math.nan
     return out

@@ -22,7 +22,11 @@ from pipeline.scoring.core import Scores, mean
 from pipeline.scoring.pairs import Pair, foreground, opened
 
 
-def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def folder(
+    pairs: Sequence[Pair],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``, cases in the given order.
 
     Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be pooled. Images with an ``input`` add
@@ -41,11 +45,19 @@ def folder(pairs: Sequence[Pair], workers: int | None = None, progress: Callable
         rows |= {pair.id: row for pair, row in _rows(_of_one_class(pairs, rows, classes), workers)}
     good = {p.id: row for p in pairs if not isinstance(row := rows[p.id], str)}
     failed = {p.id: row for p in pairs if isinstance(row := rows[p.id], str)}
-    cases = same_columns({i: row.scores for i, row in good.items()}) if several(classes) else {i: row.scores for i, row in good.items()}
+    cases = (
+        same_columns({i: row.scores for i, row in good.items()})
+        if several(classes)
+        else {i: row.scores for i, row in good.items()}
+    )
     found = {"cases": cases, "mean": mean(cases.values()), "failed": failed}
     found |= {"classes": list(classes)} if several(classes) else {}
     counts = [row.counts for row in good.values() if row.counts is not None]
-    pooled = pool(counts, (m.name for p in pairs[:1] for m in p.rules.metrics)) if len(counts) == len(good) else {}
+    pooled = (
+        pool(counts, (m.name for p in pairs[:1] for m in p.rules.metrics))
+        if len(counts) == len(good)
+        else {}
+    )
     idle = mean(row.nothing for row in good.values() if row.nothing is not None)
     empty = empty_masks(found["cases"].values())
     found |= {"pooled": pooled} if pooled else {}
@@ -71,7 +83,9 @@ class Row:
 
 def classes_of(rows: Iterable[Row | str]) -> tuple[int, ...]:
     """Foreground classes of a set: every value that an answer or a label of it holds."""
-    return tuple(sorted(set().union(*(row.answers | row.labels for row in rows if not isinstance(row, str)))))
+    return tuple(
+        sorted(set().union(*(row.answers | row.labels for row in rows if not isinstance(row, str))))
+    )
 
 
 SMALL = 8
@@ -84,8 +98,13 @@ def require_comparable(rows: Iterable[Row | str], metrics: Sequence[NamedOptions
     Where no metric compares equal numbers, numbers are names, and may differ: only two greys are then taken for a mistake.
     """
     good = [row for row in rows if not isinstance(row, str)]
-    answers, truths = (set().union(*(getattr(row, side) for row in good)) for side in ("answers", "labels"))
-    if not any(METRICS[m.name].compares_numbers for m in metrics) and max(len(answers), len(truths)) > 1:
+    answers, truths = (
+        set().union(*(getattr(row, side) for row in good)) for side in ("answers", "labels")
+    )
+    if (
+        not any(METRICS[m.name].compares_numbers for m in metrics)
+        and max(len(answers), len(truths)) > 1
+    ):
         return
     if answers and truths and not answers & truths and max(answers | truths) >= SMALL:
         raise UserError(
@@ -99,10 +118,18 @@ def _listed(values: Iterable[int]) -> str:
     return ", ".join(map(str, known[:6])) + (", ..." if len(known) > 6 else "")
 
 
-def _of_one_class(pairs: Sequence[Pair], rows: Mapping[str, Row | str], classes: tuple[int, ...]) -> list[Pair]:
+def _of_one_class(
+    pairs: Sequence[Pair], rows: Mapping[str, Row | str], classes: tuple[int, ...]
+) -> list[Pair]:
     """Cases that were scored as masks although the set has several classes, with the classes of the set."""
-    masks = [p for p in pairs if not isinstance(row := rows[p.id], str) and max(row.answers | row.labels, default=0) <= 1]
-    return [dataclasses.replace(p, rules=dataclasses.replace(p.rules, classes=classes)) for p in masks]
+    masks = [
+        p
+        for p in pairs
+        if not isinstance(row := rows[p.id], str) and max(row.answers | row.labels, default=0) <= 1
+    ]
+    return [
+        dataclasses.replace(p, rules=dataclasses.replace(p.rules, classes=classes)) for p in masks
+    ]
 
 
 def same_columns(cases: Mapping[str, Scores]) -> dict[str, Scores]:
@@ -123,7 +150,10 @@ def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Ro
                 try:
                     yield futures[future], future.result()
                 except BrokenProcessPool:
-                    yield futures[future], "its process died, probably for want of memory; run with --workers 1"
+                    yield (
+                        futures[future],
+                        "its process died, probably for want of memory; run with --workers 1",
+                    )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -141,7 +171,10 @@ def score(pair: Pair) -> Row | str:
         case = opened(pair)
         scores = core.score(case, rules)
         if rules.images:
-            return Row(scores, nothing=None if case.source is None else core.score(case.doing_nothing(), rules))
+            return Row(
+                scores,
+                nothing=None if case.source is None else core.score(case.doing_nothing(), rules),
+            )
         return Row(
             scores,
             core.counted(case, rules),

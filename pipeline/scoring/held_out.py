@@ -15,7 +15,14 @@ from pipeline.config import Config
 from pipeline.data.cache import CachedCase
 from pipeline.inference import soft as softs
 from pipeline.inference.models import build, load_model
-from pipeline.inference.sliding_window import Source, TilePredictor, network_ensemble, sliding_window, tiling, with_fixed_norms
+from pipeline.inference.sliding_window import (
+    Source,
+    TilePredictor,
+    network_ensemble,
+    sliding_window,
+    tiling,
+    with_fixed_norms,
+)
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import decided
 from pipeline.metrics import better
@@ -44,17 +51,23 @@ def answer_of(config: Config, soft: SoftPrediction) -> np.ndarray:
     return np.asarray(decided(soft, config.postprocess))
 
 
-def score(config: Config, soft: SoftPrediction, cached: CachedCase, scoring: Scoring = PRESENT) -> Scores:
+def score(
+    config: Config, soft: SoftPrediction, cached: CachedCase, scoring: Scoring = PRESENT
+) -> Scores:
     """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
 
     Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
     """
     rules, main = rules_of(config, scoring.version), np.asarray(soft.main)
     if not rules.images:
-        case = label_case(config, cached, answer_of(config, soft), main, scoring.spacings.get(cached.case.id))
+        case = label_case(
+            config, cached, answer_of(config, soft), main, scoring.spacings.get(cached.case.id)
+        )
         return core.score(case, rules)
     if not np.isfinite(main).all():  # rounding to integers would hide it
-        raise UserError(f"case {cached.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip.")
+        raise UserError(
+            f"case {cached.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip."
+        )
     predicted = np.asarray(soft.heads["mask"])[0] if "mask" in soft.heads else None
     return score_image(config, cached, answer_of(config, soft), predicted)
 
@@ -76,18 +89,27 @@ def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
             prediction = predict_stored(cached, config, predict_tile, job.device, advance)
             softs.save(job.folder, dataclasses.replace(prediction, meta=SoftMeta(task=config.task)))
             files.write_json(done, score(config, prediction, cached, job.scoring))
-        found = files.read_document(done, documents.CaseScores, "Remove it: the case is predicted and scored again")
+        found = files.read_document(
+            done, documents.CaseScores, "Remove it: the case is predicted and scored again"
+        )
         scores[cached.case.id] = {k: math.nan if v is None else v for k, v in found.items()}
     advance(0)
     return scores
 
 
 def predict_stored(
-    cached: CachedCase, config: Config, predict_tile: TilePredictor, device: str, progress: Callable[[float], None] | None = None
+    cached: CachedCase,
+    config: Config,
+    predict_tile: TilePredictor,
+    device: str,
+    progress: Callable[[float], None] | None = None,
 ) -> SoftPrediction:
     """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
     array = cached.image.array
-    source, tiles = Source(array=array, scale=cached.scale), tiling(config, array.shape[1:], predict_tile)
+    source, tiles = (
+        Source(array=array, scale=cached.scale),
+        tiling(config, array.shape[1:], predict_tile),
+    )
     fixed, done = with_fixed_norms(predict_tile, source, tiles), 0
 
     def advance(number: int) -> None:
@@ -98,16 +120,29 @@ def predict_stored(
 
     heads = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
     place = files.geometry(cached.case.image[0], config.data.dims)
-    return SoftPrediction(case_id=cached.case.id, heads=heads, geometry=place, meta=meta_of(cached, config))
+    return SoftPrediction(
+        case_id=cached.case.id, heads=heads, geometry=place, meta=meta_of(cached, config)
+    )
 
 
 def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
     """What an answer to a case in the store is made with."""
-    return SoftMeta(task=config.task, scale=cached.scale, dtype=str(cached.image.dtype), channels=cached.image.shape[0])
+    return SoftMeta(
+        task=config.task,
+        scale=cached.scale,
+        dtype=str(cached.image.dtype),
+        channels=cached.image.shape[0],
+    )
 
 
 def choose(means: Mapping[str, Scores]) -> str:
     """``best`` or ``swa``: the better one in the first metric; ``best`` when equal."""
     metric = next(iter(means["best"]))
     sign = 1 if better(metric) == "higher" else -1
-    return max(means, key=lambda kind: (sign * means[kind][metric] if math.isfinite(means[kind][metric]) else -math.inf, kind == "best"))
+    return max(
+        means,
+        key=lambda kind: (
+            sign * means[kind][metric] if math.isfinite(means[kind][metric]) else -math.inf,
+            kind == "best",
+        ),
+    )

@@ -22,8 +22,12 @@ OPENED_IMAGE = 20
 def case_bytes(metrics: Sequence[NamedOptions], shape: Sequence[int]) -> int:
     """Memory that scoring a case ``(C, *S)`` takes: the case, and the metric that takes most, since they come one after another."""
     entries = [METRICS[part.name] for part in metrics]
-    each = (OPENED_IMAGE if of_images(metrics) else OPENED) + max((e.bytes_per_voxel for e in entries), default=0)
-    return math.prod(shape) * each + math.prod(shape[1:]) * max((e.bytes_per_pixel for e in entries), default=0)
+    each = (OPENED_IMAGE if of_images(metrics) else OPENED) + max(
+        (e.bytes_per_voxel for e in entries), default=0
+    )
+    return math.prod(shape) * each + math.prod(shape[1:]) * max(
+        (e.bytes_per_pixel for e in entries), default=0
+    )
 
 
 def workers(bytes_of_a_case: int, asked: int | None = None) -> int:

@@ -97,7 +97,11 @@ class Place:
         found = alignment(own, array.shape[1:], self.grid, self.shape)
         unplaced = own.affine is None or self.grid.affine is None
         if found is None and (unplaced or sorted(array.shape[1:]) != sorted(self.shape)):
-            raise FileError(path, f"has shape {array.shape[1:]}, {self.path} {self.shape}", "They must be of the same case and grid")
+            raise FileError(
+                path,
+                f"has shape {array.shape[1:]}, {self.path} {self.shape}",
+                "They must be of the same case and grid",
+            )
         if found is None:
             raise FileError(
                 path,
@@ -110,17 +114,27 @@ class Place:
 
 def _place(grid: Grid, shape: Sequence[int]) -> str:
     size = " x ".join(map(str, shape))
-    return f"{size}, {grid.codes or 'no codes'}" + (f", {by_mm(grid.spacing)}" if grid.spacing else "")
+    return f"{size}, {grid.codes or 'no codes'}" + (
+        f", {by_mm(grid.spacing)}" if grid.spacing else ""
+    )
 
 
 def _opened_labels(pair: Pair) -> CaseArrays:
     array, geometry = _one_channel(pair.label, pair.reading.dims)
     label = _class_numbers(pair, pair.label, array, pair.rules.ignore)
     _require_declared(pair, label)
-    place = Place(path=pair.label, grid=grid_of(geometry, pair.reading.dims), shape=tuple(label.shape))
+    place = Place(
+        path=pair.label, grid=grid_of(geometry, pair.reading.dims), shape=tuple(label.shape)
+    )
     fov = _fov(pair, place)
     answer = _counted_only(pair, _answer(pair, place), label)
-    return CaseArrays(answer=answer, target=label, probabilities=_probabilities(pair, place), fov=fov, spacing=pair.spacing)
+    return CaseArrays(
+        answer=answer,
+        target=label,
+        probabilities=_probabilities(pair, place),
+        fov=fov,
+        spacing=pair.spacing,
+    )
 
 
 def _class_numbers(pair: Pair, path: Path, array: np.ndarray, ignore: int | None) -> np.ndarray:
@@ -129,7 +143,11 @@ def _class_numbers(pair: Pair, path: Path, array: np.ndarray, ignore: int | None
     if cut is None:
         return labels.class_numbers(path, array, ignore)
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise FileError(path, f"holds {int(np.isnan(array).sum())} values that are NaN", "Replace them by numbers")
+        raise FileError(
+            path,
+            f"holds {int(np.isnan(array).sum())} values that are NaN",
+            "Replace them by numbers",
+        )
     mask = (array > cut).astype(np.int32)
     return mask if ignore is None else np.where(array == ignore, ignore, mask)
 
@@ -146,7 +164,9 @@ def _answer(pair: Pair, place: Place) -> np.ndarray:
     array, geometry = _one_channel(pair.prediction, pair.reading.dims)
     near = labels.rounded(array)
     known = set(labels.occurring(near))
-    if pair.reading.binarise is not None and not (known <= {0, 1} or labels.white_of(known, None) is not None):
+    if pair.reading.binarise is not None and not (
+        known <= {0, 1} or labels.white_of(known, None) is not None
+    ):
         answer = _class_numbers(pair, pair.prediction, array, None)
     else:
         answer = labels.class_numbers(pair.prediction, near, pair.rules.ignore)
@@ -175,7 +195,9 @@ def _one_channel(path: Path, dims: int) -> tuple[np.ndarray, Geometry]:
     array, geometry = files.read(path, dims, labels=True)
     if len(array) > 1 and (array != array[:1]).any():
         raise FileError(
-            path, f"has {len(array)} different channels where labels are needed", "Save labels with one channel of class numbers"
+            path,
+            f"has {len(array)} different channels where labels are needed",
+            "Save labels with one channel of class numbers",
         )
     return array[0], geometry
 
@@ -185,7 +207,11 @@ def _require_declared(pair: Pair, label: np.ndarray) -> None:
     number = pair.reading.declared
     if number is None or pair.reading.binarise is not None:
         return
-    odd = {v: n for v, n in labels.occurring(label).items() if v != pair.rules.ignore and not 0 <= v < number}
+    odd = {
+        v: n
+        for v, n in labels.occurring(label).items()
+        if v != pair.rules.ignore and not 0 <= v < number
+    }
     if odd:
         shown = ", ".join(f"{v} ({n} voxels)" for v, n in list(odd.items())[:6])
         raise FileError(
@@ -216,7 +242,13 @@ def _opened_images(pair: Pair) -> CaseArrays:
     if not pair.rules.need_change:
         return CaseArrays(answer=answer, target=target, source=source)
     changed = changed_mask(source, target, pair.reading.change)
-    return CaseArrays(answer=answer, target=target, source=source, changed=changed, predicted=_predicted(pair, place))
+    return CaseArrays(
+        answer=answer,
+        target=target,
+        source=source,
+        changed=changed,
+        predicted=_predicted(pair, place),
+    )
 
 
 FEW = 3

@@ -38,8 +38,13 @@ def classes_of(data: Data) -> tuple[int, ...]:
 
 def labelled(config: Config, batch: Mapping[str, Any]) -> int:
     """How many samples of a batch hold something to learn or to be measured: those not wholly ignored."""
-    ignore, targets = config.data.ignore_label, [n for n, kind in config.targets.items() if kind == "labels"]
-    if ignore is None or len(targets) < len(config.targets):  # an image beside the labels is never ignored
+    ignore, targets = (
+        config.data.ignore_label,
+        [n for n, kind in config.targets.items() if kind == "labels"],
+    )
+    if ignore is None or len(targets) < len(
+        config.targets
+    ):  # an image beside the labels is never ignored
         return len(batch["id"])
     known = torch.stack([(batch[name].long() != ignore).flatten(1).any(1) for name in targets])
     return int(known.any(0).sum())
@@ -59,7 +64,9 @@ class PatchRules:
 
     def context(self, case_id: str) -> MetricContext:
         classes = classes_of(self.config.data) if self.version >= 2 else None
-        return MetricContext(classes=classes, spacing=self.spacings.get(case_id), version=self.version)
+        return MetricContext(
+            classes=classes, spacing=self.spacings.get(case_id), version=self.version
+        )
 
 
 def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +106,9 @@ Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 """An answer, its target, and where it counts."""
 
 
-def _scores(rules: PatchRules, maps: Maps, soft: np.ndarray | None, case_id: str) -> dict[str, dict[str, float]]:
+def _scores(
+    rules: PatchRules, maps: Maps, soft: np.ndarray | None, case_id: str
+) -> dict[str, dict[str, float]]:
     context = rules.context(case_id)
     numbers = {}
     for n, part in _averaged(rules):
@@ -123,11 +132,16 @@ def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray 
     counts[ALL] = Counts(tp=int(np.count_nonzero(right)), fn=int(np.count_nonzero(~right)))
     for c, found in counts.items():
         old = out["counts"].get(str(c), [0, 0, 0, 0])
-        out["counts"][str(c)] = [a + b for a, b in zip(old, (found.tp, found.fp, found.fn, found.tn), strict=True)]
+        out["counts"][str(c)] = [
+            a + b for a, b in zip(old, (found.tp, found.fp, found.fn, found.tn), strict=True)
+        ]
     if soft is not None and needing(validation_metrics(rules.config), "probabilities"):
         tally = tally_halves(soft, label, valid)
         old = out["tally"] or [0, 0]
-        out["tally"] = [(a + np.asarray(b)).tolist() for a, b in zip((tally.background, tally.foreground), old, strict=True)]
+        out["tally"] = [
+            (a + np.asarray(b)).tolist()
+            for a, b in zip((tally.background, tally.foreground), old, strict=True)
+        ]
 
 
 class PatchScores:
@@ -168,7 +182,9 @@ class PatchScores:
         if pooled.any_class:
             return {name: pooled.known(self.counts[ALL])}
         if needing([NamedOptions(name=name)], "probabilities"):
-            return {name: pooled.known(dataclasses.replace(self.counts[classes[0]], tally=self.tally))}
+            return {
+                name: pooled.known(dataclasses.replace(self.counts[classes[0]], tally=self.tally))
+            }
         each = {c: pooled.known(self.counts[c]) for c in classes}
         if not several(classes):
             return {name: each[classes[0]]}

@@ -31,7 +31,9 @@ def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: 
     return {} if bare else found
 
 
-def common_spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int) -> Spacings:
+def common_spacings(
+    metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int
+) -> Spacings:
     """As :func:`spacings`, for files that somebody else chose: raises UserError where some carry a unit and others do not.
 
     An option in millimetres of files without any unit is left to the metric, which refuses each case.
@@ -65,4 +67,6 @@ def _by_unit(labels: Mapping[str, Path], dims: int) -> tuple[Spacings, list[str]
             found[case_id] = grid_of(files.geometry(path, dims), dims).spacing
         except files.FileError:
             continue
-    return {i: s for i, s in found.items() if s is not None}, [i for i, s in found.items() if s is None]
+    return {i: s for i, s in found.items() if s is not None}, [
+        i for i, s in found.items() if s is None
+    ]

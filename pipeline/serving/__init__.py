@@ -28,4 +28,6 @@ def require_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise UserError(f'pipeline.serve needs the package {name}: pip install "pipeline[serve]".') from None
+            raise UserError(
+                f'pipeline.serve needs the package {name}: pip install "pipeline[serve]".'
+            ) from None

@@ -31,14 +31,25 @@ CHUNK = 64 * 1024
 
 def application(service: Service) -> FastAPI:
     """The two addresses, ``POST /predict`` and ``GET /health``."""
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings of forms that are none are for the client
-    app = FastAPI(title=service.facts["config"], version=service.facts["version"], docs_url=None, redoc_url=None)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # its warnings of forms that are none are for the client
+    app = FastAPI(
+        title=service.facts["config"],
+        version=service.facts["version"],
+        docs_url=None,
+        redoc_url=None,
+    )
 
     async def predict(request: Request) -> Response:
         return await respond(service, request)
 
     types = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in uploads.TYPES}
-    app.post("/predict", response_class=Response, openapi_extra={"requestBody": {"content": types, "required": True}})(predict)
+    app.post(
+        "/predict",
+        response_class=Response,
+        openapi_extra={"requestBody": {"content": types, "required": True}},
+    )(predict)
     app.api_route("/health", methods=["GET", "HEAD"])(service.health)
     return app
 
@@ -52,7 +63,9 @@ async def respond(service: Service, request: Request) -> Response:
     response.headers.update(_headers(service, seconds))
     service.answered += response.status_code != 503
     service.turned_away += response.status_code == 503
-    logger.info(f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes {seconds:.3f} s")
+    logger.info(
+        f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes {seconds:.3f} s"
+    )
     return response
 
 
@@ -78,11 +91,21 @@ async def _outcome(service: Service, request: Request, body: Body) -> Response:
         status, reason, headers = 503, ENDING, {}
     except OSError as error:  # a full disk, say
         logger.error(f"{type(error).__name__}: {error}")
-        status, reason, headers = 503, "the server cannot keep this image at the moment; come back later.", {"Retry-After": "60"}
+        status, reason, headers = (
+            503,
+            "the server cannot keep this image at the moment; come back later.",
+            {"Retry-After": "60"},
+        )
     except Exception:
         logger.exception("a request failed")
-        status, reason, headers = 500, "the image could not be processed; the server's log says why.", {}
-    return Refused(status, reason, headers if body.complete else {**headers, "Connection": "close"}, leave)
+        status, reason, headers = (
+            500,
+            "the image could not be processed; the server's log says why.",
+            {},
+        )
+    return Refused(
+        status, reason, headers if body.complete else {**headers, "Connection": "close"}, leave
+    )
 
 
 def _headers(service: Service, seconds: float) -> dict[str, str]:
@@ -98,12 +121,20 @@ def _headers(service: Service, seconds: float) -> dict[str, str]:
 class Refused(JSONResponse):
     """A reason as JSON, whole before the rest of the upload is read and forgotten."""
 
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str], linger: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        headers: Mapping[str, str],
+        linger: Callable[[], Awaitable[None]],
+    ) -> None:
         super().__init__({"error": reason}, status, headers)
         self.linger = linger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         await self.linger()
         await send({"type": "http.response.body", "body": b""})
@@ -115,7 +146,9 @@ class FileSent(Response):
     def __init__(self, path: Path) -> None:
         self.stream = path.open("rb")
         self.size = os.fstat(self.stream.fileno()).st_size
-        super().__init__(headers={"Content-Length": str(self.size)}, media_type=ANSWERS[path.suffix])
+        super().__init__(
+            headers={"Content-Length": str(self.size)}, media_type=ANSWERS[path.suffix]
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -128,22 +161,37 @@ class FileSent(Response):
 
     async def _send(self, send: Send) -> None:
         for start in range(0, self.size, CHUNK):
-            await send({"type": "http.response.body", "body": self.stream.read(CHUNK), "more_body": start + CHUNK < self.size})
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": self.stream.read(CHUNK),
+                    "more_body": start + CHUNK < self.size,
+                }
+            )
 
 
 async def _answer(service: Service, request: Request, body: Body) -> Response:
     announced = int(request.headers.get("content-length", 0))
     if announced > service.limits.bytes:
-        raise Refusal(413, f"the body has {announced} bytes; at most {service.limits.bytes} are taken.")
+        raise Refusal(
+            413, f"the body has {announced} bytes; at most {service.limits.bytes} are taken."
+        )
     form = uploads.media_type(request.headers.get("content-type")) == "multipart/form-data"
     ending = "" if form else uploads.suffix(request.headers.get("content-type"), None)
     service.require_place()  # before the body comes, and again when it is there
     with service.workspace() as space:
         image = space.path / f"image{ending}"
         async with service.receiving(body):
-            image = await (uploads.from_form(body.request, image) if form else uploads.from_body(body.request, image))
+            image = await (
+                uploads.from_form(body.request, image)
+                if form
+                else uploads.from_body(body.request, image)
+            )
         with service.place():
-            await space.run(service.readers, lambda: uploads.admit(image, service.channels, service.limits.pixels))
+            await space.run(
+                service.readers,
+                lambda: uploads.admit(image, service.channels, service.limits.pixels),
+            )
             async with service.turn:
                 if await request.is_disconnected():
                     raise Refusal(400, "the client has gone.")
@@ -158,4 +206,6 @@ def _predict(service: Service, image: Path) -> Path:
     try:
         return service.predict(image, image.parent / "answer")
     except FileError as error:
-        raise Refusal(400, f"the image {error.problem}. {error.suggestion}.".replace(str(image.parent), "")) from None
+        raise Refusal(
+            400, f"the image {error.problem}. {error.suggestion}.".replace(str(image.parent), "")
+        ) from None

@@ -80,7 +80,9 @@ class Server(uvicorn.Server):
 
     ended_by: int | None = None
 
-    def __init__(self, application: Any, before_end: Callable[[], None], asked: Callable[[], int | None]) -> None:
+    def __init__(
+        self, application: Any, before_end: Callable[[], None], asked: Callable[[], int | None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 application,
@@ -102,7 +104,10 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        before = {
+            n: signal.signal(n, self.handle_exit)
+            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        }
         early = self.asked()
         if early is not None:
             self.handle_exit(early, None)
@@ -129,7 +134,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on the address (port 0: any free one). Raises UserError where none can."""
     listener = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -98,9 +98,13 @@ class Service:
             now = asyncio.get_running_loop().time()
             slow = [b for b in self.uploads if now - b.began > 1]
             if not slow:
-                raise Refusal(503, f"{UPLOADS} images are being received; come back later.", retry=1)
+                raise Refusal(
+                    503, f"{UPLOADS} images are being received; come back later.", retry=1
+                )
             slowest = min(slow, key=lambda b: b.seen / (now - b.began))
-            slowest.give_up(f"{UPLOADS} images are being received, and this one came the slowest; come back later.")
+            slowest.give_up(
+                f"{UPLOADS} images are being received, and this one came the slowest; come back later."
+            )
             self.uploads.discard(slowest)
         self.uploads.add(body)
         try:

@@ -68,9 +68,13 @@ class Body:
             async with asyncio.timeout_at(self.began + SLOW_SECONDS) as self.deadline:
                 yield
         except TimeoutError:
-            slow = f"{self.seen} bytes came in {asyncio.get_running_loop().time() - self.began:.0f} s"
+            slow = (
+                f"{self.seen} bytes came in {asyncio.get_running_loop().time() - self.began:.0f} s"
+            )
             rule = f"{SLOW_SECONDS:.0f} s are given, and one more for every {SLOW_BYTES} bytes"
-            raise self.reason or Refusal(408, f"the body came too slowly: {slow}; {rule}.") from None
+            raise self.reason or Refusal(
+                408, f"the body came too slowly: {slow}; {rule}."
+            ) from None
         finally:
             self.deadline = None
 
@@ -121,10 +125,16 @@ def media_type(content_type: str | None) -> str:
 
 def suffix(content_type: str | None, filename: str | None) -> str:
     """Suffix of an image by its content type, else by its name. Raises Refusal 415 for another kind of file."""
-    kind, named = media_type(content_type), files.suffix(filename or "").replace(".jpeg", ".jpg").replace(".tiff", ".tif")
+    kind, named = (
+        media_type(content_type),
+        files.suffix(filename or "").replace(".jpeg", ".jpg").replace(".tiff", ".tif"),
+    )
     ending = TYPES.get(kind) or (named if named in TYPES.values() else None)
     if ending is None:
-        raise Refusal(415, f"content type {kind or 'unsaid'} is not taken, only {', '.join(TYPES)}, as the body or as the file of a form.")
+        raise Refusal(
+            415,
+            f"content type {kind or 'unsaid'} is not taken, only {', '.join(TYPES)}, as the body or as the file of a form.",
+        )
     return ending
 
 
@@ -141,7 +151,9 @@ def admit(path: Path, channels: int, pixels: int) -> None:
     """
     probe = files.probe(path, 2)
     if probe.problem is not None:
-        raise Refusal(400, f"the image {probe.problem}. {probe.suggestion}.".replace(str(path.parent), ""))
+        raise Refusal(
+            400, f"the image {probe.problem}. {probe.suggestion}.".replace(str(path.parent), "")
+        )
     found, height, width = probe.shape
     if height * width > pixels:
         raise Refusal(413, f"the image has {width} x {height} pixels; at most {pixels} are taken.")

@@ -30,7 +30,12 @@ KEEP = 2
 """Newest states kept; the older one is the way back when the newest is damaged."""
 
 
-def save_state(folder: Path, done: tuple[int, int], tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
+def save_state(
+    folder: Path,
+    done: tuple[int, int],
+    tensors: Mapping[str, torch.Tensor],
+    facts: Mapping[str, Any],
+) -> Path:
     """Add the state after ``done`` (whole epochs, steps of the next one) to ``folder``; of the others only the ``KEEP - 1`` before it stay.
 
     States as far or further were passed over when the run was continued, so they are damaged.
@@ -48,7 +53,9 @@ def save_state(folder: Path, done: tuple[int, int], tensors: Mapping[str, torch.
     return path
 
 
-def load_state(folder: Path, warn: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_state(
+    folder: Path, warn: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """The newest undamaged state, or None where there is none at all.
 
     Raises CheckpointError when states exist but all are damaged: starting over silently would lose the user's hours.
@@ -59,7 +66,9 @@ def load_state(folder: Path, warn: bool = True) -> tuple[dict[str, torch.Tensor]
         if files.sha256(path)[:16] == digest:
             return decode(path)
         if warn:
-            logger.warning(f"{path} is damaged (its bytes do not match its name); trying the state before it")
+            logger.warning(
+                f"{path} is damaged (its bytes do not match its name); trying the state before it"
+            )
     if states:
         raise CheckpointError(
             f"{folder}: all {len(states)} saved states are damaged. Restore one from a backup, or start over with --fresh."
@@ -67,12 +76,16 @@ def load_state(folder: Path, warn: bool = True) -> tuple[dict[str, torch.Tensor]
     return None
 
 
-def load_fold(folder: Path, warn: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_fold(
+    folder: Path, warn: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """As :func:`load_state`, of a fold's training. Raises CheckpointError for what no training wrote, too."""
     loaded = load_state(folder, warn)
     found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)
     if found is not None:
-        raise CheckpointError(f"{folder}: the newest state is none of a fold: its header: {found}. {STATE_SUGGESTION}")
+        raise CheckpointError(
+            f"{folder}: the newest state is none of a fold: its header: {found}. {STATE_SUGGESTION}"
+        )
     return loaded
 
 
@@ -100,7 +113,9 @@ def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor]
     return tensors, {"state": rest, "groups": state["param_groups"]}
 
 
-def restore_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+def restore_optimizer(
+    tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
+) -> dict[str, Any]:
     """Inverse of :func:`flatten_optimizer`."""
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
     for key, value in tensors.items():

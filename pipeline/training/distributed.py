@@ -76,7 +76,9 @@ class DistributedContext:
             dist.all_gather(sizes, torch.tensor([len(text)]), group=self.control)
             longest = int(max(s.item() for s in sizes))
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))), group=self.control)
+            dist.all_gather(
+                texts, torch.nn.functional.pad(text, (0, longest - len(text))), group=self.control
+            )
         return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, sizes, strict=True)]
 
     def wait(self, what: str) -> None:
@@ -117,10 +119,16 @@ class DistributedContext:
         try:
             yield
         except RuntimeError as error:
-            if self.is_single or isinstance(error, DistributedError) or not _is_communication(error):
+            if (
+                self.is_single
+                or isinstance(error, DistributedError)
+                or not _is_communication(error)
+            ):
                 raise
             first = str(error).splitlines()[0]
-            raise DistributedError(f"{what}: {self._silent()}. (rank {self.rank}: {first})") from None
+            raise DistributedError(
+                f"{what}: {self._silent()}. (rank {self.rank}: {first})"
+            ) from None
 
     def _silent(self) -> str:
         """Which ranks have not noticed within a grace period what this one has: those that are dead or hang."""
@@ -136,12 +144,26 @@ class DistributedContext:
         except RuntimeError:  # the store lives in a process that is gone, too
             return "the process that keeps the ranks together is gone"
         verb = "is" if len(names) == 1 else "are"
-        return f"{', '.join(names)} {verb} dead or does not answer" if names else "the connection between ranks broke"
+        return (
+            f"{', '.join(names)} {verb} dead or does not answer"
+            if names
+            else "the connection between ranks broke"
+        )
 
 
 def _is_communication(error: RuntimeError) -> bool:
     """Whether this is how gloo and NCCL say that a peer is gone or late; gloo has no class of its own for it."""
-    words = ("gloo", "Connection", "connection", "Timed out", "timed out", "Timeout", "NCCL", "Broken pipe", "Socket")
+    words = (
+        "gloo",
+        "Connection",
+        "connection",
+        "Timed out",
+        "timed out",
+        "Timeout",
+        "NCCL",
+        "Broken pipe",
+        "Socket",
+    )
     return isinstance(error, dist.DistError) or any(w in str(error) for w in words)
 
 
@@ -172,7 +194,13 @@ def join(device: str, timeout: float) -> DistributedContext:
         store.set_timeout(limit)
         own = dist.PrefixStore("pipeline", store)
         backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit * (SLACK if backend == "nccl" else 1))
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=limit * (SLACK if backend == "nccl" else 1),
+        )
         control = dist.new_group(backend="gloo", timeout=limit)
     except RuntimeError as error:
         raise UserError(
@@ -191,7 +219,9 @@ def leave(context: DistributedContext) -> None:
         dist.destroy_process_group()
 
 
-def parallel(network: torch.nn.Module, context: DistributedContext, unused: bool = False) -> torch.nn.Module:
+def parallel(
+    network: torch.nn.Module, context: DistributedContext, unused: bool = False
+) -> torch.nn.Module:
     """``network`` with gradients averaged over the context in every backward pass outside ``no_sync``.
 
     ``unused``: some parameters may have no part in the loss (a head that no term reads), which has to be looked for in each step.
@@ -200,7 +230,9 @@ def parallel(network: torch.nn.Module, context: DistributedContext, unused: bool
         return network
     devices = [torch.cuda.current_device()] if context.device == "cuda" else None
     with context.named_errors("setting up the network on all ranks"):
-        return torch.nn.parallel.DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
+        return torch.nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, find_unused_parameters=unused
+        )
 
 
 def broadcast_buffers(network: torch.nn.Module, context: DistributedContext) -> None:
@@ -216,7 +248,9 @@ def with_sync_batchnorm(network: torch.nn.Module, context: DistributedContext) -
     if context.is_single:
         return network
     if context.device != "cuda":
-        raise UserError("train.sync_batchnorm needs CUDA: torch has no batch norm over several CPU processes. Set it to false.")
+        raise UserError(
+            "train.sync_batchnorm needs CUDA: torch has no batch norm over several CPU processes. Set it to false."
+        )
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 

@@ -75,10 +75,14 @@ def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
         logger.info(f"Fold {fold} FAILED: {text}{_hint(error)}")
         if run.context.is_main:
             files.write_text(folder.error_file, traceback.format_exc())
-        result = FoldResult(fold=fold, status="failed", error=text, seconds=time.monotonic() - began)
+        result = FoldResult(
+            fold=fold, status="failed", error=text, seconds=time.monotonic() - began
+        )
     else:
         spent = clock(result.seconds)
-        logger.info(f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {spent}")
+        logger.info(
+            f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {spent}"
+        )
     if run.context.is_main:
         folder.write_result(result, scores)
     return result
@@ -105,14 +109,18 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
         state = loop.fit(job)
     if state.best_score is None:
         monitor = run.config.train.stop.monitor
-        raise TrainingError(f"{monitor} was never finite, so no epoch could be the best. See training_log.txt.")
+        raise TrainingError(
+            f"{monitor} was never finite, so no epoch could be the best. See training_log.txt."
+        )
     cases = [run.cached[i] for i in run.splits[fold].val]
     scores = _scored(run, fold, distributed.share(cases, context))
     context.wait("predicting the held-out cases")
     if not context.is_main:
         context.wait("writing the fold's answers")
         return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
-    scores = scores if context.is_single else _scored(run, fold, cases)  # those of the other ranks are there, and read
+    scores = (
+        scores if context.is_single else _scored(run, fold, cases)
+    )  # those of the other ranks are there, and read
     means = {kind: mean(found.values()) for kind, found in scores.items()}
     chosen = held_out.choose(means)
     _keep_answers(run, cases, folder, chosen)
@@ -151,8 +159,22 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         network=network,
         channels=run.channels,
         losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
-        train=Loader([run.cached[i] for i in split.train], config, fold, training=True, ranks=ranks, reads=reads),
-        val=Loader([run.cached[i] for i in split.val], config, fold, training=False, ranks=ranks, reads=reads),
+        train=Loader(
+            [run.cached[i] for i in split.train],
+            config,
+            fold,
+            training=True,
+            ranks=ranks,
+            reads=reads,
+        ),
+        val=Loader(
+            [run.cached[i] for i in split.val],
+            config,
+            fold,
+            training=False,
+            ranks=ranks,
+            reads=reads,
+        ),
         raise_if_stopped=functools.partial(_raise_if_stopped, context),
         progress=progress,
         context=context,
@@ -211,7 +233,9 @@ def _case_progress(what: str) -> Callable[[float, int], None]:
     return advance
 
 
-def _keep_answers(run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFolder, chosen: str) -> None:
+def _keep_answers(
+    run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFolder, chosen: str
+) -> None:
     """Write the chosen model's answers to ``oof/``, rename its activate predictions to ``oof/soft/``; drop the working files.
 
     Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
@@ -222,7 +246,11 @@ def _keep_answers(run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFol
         whole = {name: np.asarray(head, np.float32) for name, head in kept.heads.items()}
         kept = dataclasses.replace(kept, heads=whole, meta=held_out.meta_of(cached, run.config))
         suffix = TASKS[run.config.task].suffix(files.suffix(cached.case.image[0]))
-        files.write(folder.answers / f"{cached.case.id}{suffix}", held_out.answer_of(run.config, kept), kept.geometry)
+        files.write(
+            folder.answers / f"{cached.case.id}{suffix}",
+            held_out.answer_of(run.config, kept),
+            kept.geometry,
+        )
     shutil.rmtree(folder.soft, ignore_errors=True)
     work.rename(folder.soft)
     shutil.rmtree(folder.work)

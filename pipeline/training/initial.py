@@ -20,7 +20,9 @@ def load(network: torch.nn.Module, wanted: InitFrom) -> str:
     return listing
 
 
-def compare(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: InitFrom) -> str:
+def compare(
+    given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: InitFrom
+) -> str:
     """Listing of what of the ``given`` weights fits a network's ``own``, which may have no memory (meta).
 
     Raises CheckpointError for a mismatch that was not allowed.
@@ -32,7 +34,10 @@ def compare(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], 
         [
             f"Initial weights from {wanted.path}: {len(own) - len(missing) - len(shape)} of {len(own)} loaded",
             *(f"  left fresh (not in the file): {k}" for k in missing),
-            *(f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)} here): {k}" for k in shape),
+            *(
+                f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)} here): {k}"
+                for k in shape
+            ),
             *(f"  skipped (not in this network): {k}" for k in unused),
         ]
     )

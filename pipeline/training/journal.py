@@ -44,7 +44,11 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, epochs: int, history: Sequence[Mapping[str, Any]] = (), names: Mapping[int, str] | None = None
+        self,
+        folder: Path,
+        epochs: int,
+        history: Sequence[Mapping[str, Any]] = (),
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self.fold, self.epochs, self.names = FoldFolder(folder), epochs, names or {}
         self.seconds: list[float] = []
@@ -63,7 +67,11 @@ class Journal:
         self.note(line)
         with files.named(self.fold.tensorboard):
             for key, value in record.items():
-                if key not in ("epoch",) and isinstance(value, int | float) and math.isfinite(value):
+                if (
+                    key not in ("epoch",)
+                    and isinstance(value, int | float)
+                    and math.isfinite(value)
+                ):
                     self.board.add_scalar(key, value, record["epoch"])
             self.board.flush()
         return line
@@ -80,8 +88,14 @@ class Journal:
         """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11 left``; called once an epoch, in order."""
         self.seconds.append(record["seconds"])
         parts = [f"Train Loss: {record['train_loss']:.4f}"]
-        parts += [f"{titled(k, self.names)}: {v:.4f}" for k, v in record.items() if k.startswith("val_") and isinstance(v, float)]
-        if isinstance(record.get("foreground_share"), float) and math.isfinite(record["foreground_share"]):
+        parts += [
+            f"{titled(k, self.names)}: {v:.4f}"
+            for k, v in record.items()
+            if k.startswith("val_") and isinstance(v, float)
+        ]
+        if isinstance(record.get("foreground_share"), float) and math.isfinite(
+            record["foreground_share"]
+        ):
             parts.append(f"Foreground: {record['foreground_share']:.1%}")
         parts.append(f"LR: {record['lr']:.2e}, {record['seconds']:.1f} s")
         left = time_left(self.seconds, self.epochs)
@@ -114,5 +128,7 @@ def titled(key: str, names: Mapping[int, str]) -> str:
 
 
 def _json_line(record: Mapping[str, Any]) -> str:
-    plain = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
+    plain = {
+        k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()
+    }
     return json.dumps(plain) + "\n"

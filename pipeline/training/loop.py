@@ -92,7 +92,9 @@ class FoldJob:
 class RunningMeans:
     """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are left out."""
 
-    def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None
+    ) -> None:
         self.sums: dict[str, float] = dict(sums or {})
         self.counts: dict[str, float] = dict(counts or {})
 
@@ -171,7 +173,11 @@ def _follow(job: FoldJob, state: State) -> None:
 def _fit(job: FoldJob, state: State) -> None:
     journal = Journal(job.folder, job.config.train.epochs, state.history, job.class_names)
     tracked = tracking.TrackedRun(
-        name=job.config.name, run=job.folder.parent, fold=job.fold, settings=tracking.flat(to_dict(job.config)), known=None
+        name=job.config.name,
+        run=job.folder.parent,
+        fold=job.fold,
+        settings=tracking.flat(to_dict(job.config)),
+        known=None,
     )
     trackers = tracking.Trackers(job.config.train.track, tracked, job.folder)
     try:
@@ -183,10 +189,17 @@ def _fit(job: FoldJob, state: State) -> None:
             _keep(job, state)
             _save(job, state)
         if state.stale >= job.config.train.stop.patience and state.epoch < job.config.train.epochs:
-            logger.info(_note(journal, f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})"))
+            logger.info(
+                _note(
+                    journal,
+                    f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})",
+                )
+            )
         record = _finish_average(job, state)
         if record:
-            values = [f"{display(k, job.class_names)}: {v:.4f}" for k, v in record.items() if "/" not in k]
+            values = [
+                f"{display(k, job.class_names)}: {v:.4f}" for k, v in record.items() if "/" not in k
+            ]
             logger.info(_note(journal, "SWA: " + ", ".join(values)))
         trackers.model(FoldFolder(job.folder).model_file("best"))
     finally:
@@ -198,7 +211,13 @@ def _keep(job: FoldJob, state: State) -> None:
     """A model file of its own every ``train.keep_every`` epochs; written before the epoch counts as done, so a kill loses none."""
     every = job.config.train.keep_every
     if every and state.epoch % every == 0:
-        model = _model(job, state.network, "epoch", state.epoch - 1, state.history[-1].get(job.config.train.stop.monitor))
+        model = _model(
+            job,
+            state.network,
+            "epoch",
+            state.epoch - 1,
+            state.history[-1].get(job.config.train.stop.monitor),
+        )
         models.save_model(FoldFolder(job.folder).epoch_model(state.epoch), model)
 
 
@@ -218,15 +237,21 @@ def _start(job: FoldJob) -> State:
     average = None
     if train.average is not None:
         decay = train.average.decay
-        average = AveragedModel(network, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
-    idle = isinstance(network, HeadedNet) and bool(set(network.heads) - {term.head for term in job.losses.terms.values()})
+        average = AveragedModel(
+            network, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay)
+        )
+    idle = isinstance(network, HeadedNet) and bool(
+        set(network.heads) - {term.head for term in job.losses.terms.values()}
+    )
     forward = distributed.parallel(network, job.context, unused=idle)
     return State(
         network=network,
         forward=torch.compile(forward) if train.compile else forward,
         optimizer=optimizer,
         schedule=schedule,
-        scaler=torch.amp.GradScaler(job.device, enabled=train.amp == "fp16" and job.device == "cuda"),
+        scaler=torch.amp.GradScaler(
+            job.device, enabled=train.amp == "fp16" and job.device == "cuda"
+        ),
         average=average,
     )
 
@@ -249,7 +274,9 @@ def _epoch(job: FoldJob, state: State) -> dict[str, Any]:
             found = validate(job, state.network)
         record |= found.values
         if found.unlabelled and not any("val_loss" in old for old in state.history):
-            logger.info(f"{found.unlabelled} validation patches hold no labelled voxel; they are left out")
+            logger.info(
+                f"{found.unlabelled} validation patches hold no labelled voxel; they are left out"
+            )
         _judge(job, state, record)
     if _averaging(job.config, state.epoch):
         assert state.average is not None
@@ -273,7 +300,9 @@ def _train(job: FoldJob, state: State) -> None:
     for step, batch in enumerate(job.train.epoch(state.epoch, state.step), state.step):
         _seed_layers(job, state.epoch, step)
         whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
-        with contextlib.nullcontext() if whole or job.context.is_single else state.forward.no_sync():  # type: ignore[attr-defined]
+        with (
+            contextlib.nullcontext() if whole or job.context.is_single else state.forward.no_sync()
+        ):  # type: ignore[attr-defined]
             _backward(job, state, step, batch)
         if whole:
             _step(train.clip, state)
@@ -310,9 +339,13 @@ def _backward(job: FoldJob, state: State, step: int, batch: Mapping[str, Any]) -
     total, terms = job.losses(outputs, _targets(batch, job), training=True)
     del outputs  # not needed by backward: frees the deep heads before the gradients are allocated
     share = job.train.share(step)
-    values = {"train_loss": total.item()} | {f"train/{k}": float(v) for k, v in terms.items()}  # waits for the device
+    values = {"train_loss": total.item()} | {
+        f"train/{k}": float(v) for k, v in terms.items()
+    }  # waits for the device
     shares = {name: batch[name].tolist() for name in ("foreground_share", "changed")}
-    for ids, count, found, places in job.context.all_gather([batch["id"], _weight(job, batch) if share else 0, values, shares]):
+    for ids, count, found, places in job.context.all_gather(
+        [batch["id"], _weight(job, batch) if share else 0, values, shares]
+    ):
         _require_finite(found, ids, state.epoch, step)
         state.means.add(count, found)
         for name, numbers in places.items() if count else ():
@@ -322,7 +355,12 @@ def _backward(job: FoldJob, state: State, step: int, batch: Mapping[str, Any]) -
 
 def _require_finite(values: Mapping[str, float], ids: Iterable[str], epoch: int, step: int) -> None:
     if not math.isfinite(values["train_loss"]):
-        bad = ", ".join(k[6:] for k, v in values.items() if k.startswith("train/") and not math.isfinite(v)) or "their sum"
+        bad = (
+            ", ".join(
+                k[6:] for k, v in values.items() if k.startswith("train/") and not math.isfinite(v)
+            )
+            or "their sum"
+        )
         raise TrainingError(
             f"loss is {values['train_loss']} ({bad}) in epoch {epoch + 1}, step {step + 1}, cases {', '.join(ids)}. Lower train.optimizer lr, set train.clip, or look at these cases."
         )
@@ -350,7 +388,9 @@ def _saved_if_stopped(job: FoldJob, state: State) -> Iterator[None]:
         raise
     except BaseException:
         _save(job, state)
-        logger.info(f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step} of {len(job.train)}")
+        logger.info(
+            f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step} of {len(job.train)}"
+        )
         raise
 
 
@@ -379,7 +419,9 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
     """
     network.eval()
     found = []
-    rules = PatchRules(config=job.config, version=job.version, spacings=job.spacings, fail=_refuse_answer)
+    rules = PatchRules(
+        config=job.config, version=job.version, spacings=job.spacings, fail=_refuse_answer
+    )
     for batch in job.val.epoch(-1):
         if job.context.is_single:  # with others, all have to ask at the same point
             job.raise_if_stopped()
@@ -387,9 +429,13 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
             outputs = network(_image(batch, job))
         total, terms = job.losses(outputs, _targets(batch, job), training=False)
         values = {"val_loss": total.item()} | {f"val/{k}": float(v) for k, v in terms.items()}
-        found.append([_weight(job, batch), len(batch["id"]), values, measure(rules, outputs["main"], batch)])
+        found.append(
+            [_weight(job, batch), len(batch["id"]), values, measure(rules, outputs["main"], batch)]
+        )
     means, patches, unlabelled = RunningMeans(), PatchScores(rules), 0
-    for one in itertools.zip_longest(*job.context.all_gather(found)):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
+    for one in itertools.zip_longest(
+        *job.context.all_gather(found)
+    ):  # as dealt: batch 0 to rank 0, batch 1 to rank 1, ...
         for weight, count, values, scores in (batch for batch in one if batch is not None):
             means.add(weight, values)
             patches.add(scores)
@@ -408,7 +454,9 @@ def _weight(job: FoldJob, batch: Mapping[str, Any]) -> int:
 
 
 def _refuse_answer(case_id: str) -> None:
-    raise TrainingError(f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip.")
+    raise TrainingError(
+        f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip."
+    )
 
 
 def _judge(job: FoldJob, state: State, record: Mapping[str, Any]) -> None:
@@ -416,10 +464,15 @@ def _judge(job: FoldJob, state: State, record: Mapping[str, Any]) -> None:
     monitor = job.config.train.stop.monitor
     score = record[monitor]
     sign = 1 if direction(monitor) == "lower" else -1
-    if math.isfinite(score) and (state.best_score is None or sign * score < sign * state.best_score):
+    if math.isfinite(score) and (
+        state.best_score is None or sign * score < sign * state.best_score
+    ):
         state.best_score, state.best_epoch, state.stale = score, state.epoch, 0
         if job.context.is_main:
-            models.save_model(FoldFolder(job.folder).model_file("best"), _model(job, state.network, "best", state.epoch, score))
+            models.save_model(
+                FoldFolder(job.folder).model_file("best"),
+                _model(job, state.network, "best", state.epoch, score),
+            )
     else:
         state.stale += job.config.train.validate.every
 
@@ -487,7 +540,9 @@ def _note(journal: Journal, line: str) -> str:
     return line
 
 
-def _model(job: FoldJob, network: torch.nn.Module, kind: str, epoch: int, score: float | None) -> Checkpoint:
+def _model(
+    job: FoldJob, network: torch.nn.Module, kind: str, epoch: int, score: float | None
+) -> Checkpoint:
     weights = {k: v.detach() for k, v in network.state_dict().items()}
     return Checkpoint(
         config=to_dict(job.config),
@@ -533,7 +588,11 @@ def _write_state(job: FoldJob, state: State) -> None:
 
 def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's state without what JSON cannot hold; SequentialLR keeps its parts' states in a list."""
-    return {k: [_plain(s) for s in v] if k == "_schedulers" else v for k, v in schedule.items() if not callable(v) and k != "anneal_func"}
+    return {
+        k: [_plain(s) for s in v] if k == "_schedulers" else v
+        for k, v in schedule.items()
+        if not callable(v) and k != "anneal_func"
+    }
 
 
 def _resume(job: FoldJob, state: State) -> tuple[FoldJob, State]:
@@ -543,12 +602,23 @@ def _resume(job: FoldJob, state: State) -> tuple[FoldJob, State]:
     if loaded is None:
         return job, state
     tensors, facts = loaded
-    models.load_weights(state.network, checkpoint.with_prefix("network/", tensors), f"{folder}: network")
+    models.load_weights(
+        state.network, checkpoint.with_prefix("network/", tensors), f"{folder}: network"
+    )
     if state.average is not None:
-        models.load_weights(state.average, checkpoint.with_prefix("average/", tensors), f"{folder}: average")
+        models.load_weights(
+            state.average, checkpoint.with_prefix("average/", tensors), f"{folder}: average"
+        )
     try:
         _resume_rates(state, tensors, facts)
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         words = f"{type(error).__name__}: {error}"[:SHOWN]
         raise models.CheckpointError(
             f"{folder}: optimizer or schedule of the newest state cannot be continued ({words}). {checkpoint.STATE_SUGGESTION}"
@@ -556,21 +626,38 @@ def _resume(job: FoldJob, state: State) -> tuple[FoldJob, State]:
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])
     if facts.get("step"):  # states of before steps were counted stand at the end of an epoch
-        state.step, state.means, state.began = facts["step"], RunningMeans(**facts["means"]), time.monotonic() - facts["seconds"]
+        state.step, state.means, state.began = (
+            facts["step"],
+            RunningMeans(**facts["means"]),
+            time.monotonic() - facts["seconds"],
+        )
     state.spent = sum(record["seconds"] for record in state.history) + facts.get("seconds", 0.0)
-    logger.info(f"Fold {job.fold}: continuing after epoch {state.epoch}" + (f" and step {state.step} of the next" if state.step else ""))
+    logger.info(
+        f"Fold {job.fold}: continuing after epoch {state.epoch}"
+        + (f" and step {state.step} of the next" if state.step else "")
+    )
     return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
 
 
-def _resume_rates(state: State, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def _resume_rates(
+    state: State, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+) -> None:
     """Optimiser, schedule and scaler as they were saved. Raises anything for a state of others."""
     restored = checkpoint.restore_optimizer(tensors, facts["optimizer"])
     shapes = [p.shape for group in state.optimizer.param_groups for p in group["params"]]
     for index, entry in restored["state"].items():
-        wrong = [k for k, v in entry.items() if isinstance(v, torch.Tensor) and v.ndim and v.shape != shapes[index]]
+        wrong = [
+            k
+            for k, v in entry.items()
+            if isinstance(v, torch.Tensor) and v.ndim and v.shape != shapes[index]
+        ]
         if wrong:
-            raise ValueError(f"{wrong[0]} of weight {index} has the shape {list(entry[wrong[0]].shape)}, not {list(shapes[index])}")
-    _require_alike("optimizer", facts["optimizer"]["groups"], state.optimizer.state_dict()["param_groups"])
+            raise ValueError(
+                f"{wrong[0]} of weight {index} has the shape {list(entry[wrong[0]].shape)}, not {list(shapes[index])}"
+            )
+    _require_alike(
+        "optimizer", facts["optimizer"]["groups"], state.optimizer.state_dict()["param_groups"]
+    )
     _require_alike("schedule", facts["schedule"], _plain(state.schedule.state_dict()))
     _require_alike("scaler", facts["scaler"], state.scaler.state_dict())
     state.optimizer.load_state_dict(restored)
@@ -588,7 +675,11 @@ def _require_alike(where: str, saved: Any, present: Any) -> None:
             raise ValueError(f"{where} has {len(saved)} entries, not {len(present)}")
         for n, (one, other) in enumerate(zip(saved, present, strict=False)):
             _require_alike(f"{where}.{n}", one, other)
-    elif None not in (saved, present) and not (_is_number(saved) and _is_number(present)) and type(saved) is not type(present):
+    elif (
+        None not in (saved, present)
+        and not (_is_number(saved) and _is_number(present))
+        and type(saved) is not type(present)
+    ):
         raise ValueError(f"{where} is {type(saved).__name__}, not {type(present).__name__}")
 
 
@@ -616,9 +707,14 @@ def _preview_step(job: FoldJob, state: State, step: int) -> None:
         state.network.train()
     target = batch[next(iter(job.config.targets))].numpy()
     strips = zip(batch["image"].numpy(), answer, target, strict=True)
-    rows = [np.concatenate([colours.rgb(_shown(_middle(p), image)) for p in (image, *rest)], axis=1) for image, *rest in strips]
+    rows = [
+        np.concatenate([colours.rgb(_shown(_middle(p), image)) for p in (image, *rest)], axis=1)
+        for image, *rest in strips
+    ]
     picture = colours.to_bytes(np.concatenate(rows, axis=0))
-    files.write(FoldFolder(job.folder).previews / "training_preview.jpg", np.moveaxis(picture, -1, 0))
+    files.write(
+        FoldFolder(job.folder).previews / "training_preview.jpg", np.moveaxis(picture, -1, 0)
+    )
 
 
 def _fixed_batch(job: FoldJob) -> Mapping[str, Any]:
@@ -640,24 +736,38 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     found = {name: head.cpu().numpy() for name, head in heads.items()}
     name = next(iter(job.config.targets))
     if job.config.task == "image" and "mask" in batch:
-        rows = [_strip(batch, n, found, batch[name][n].numpy()) for n in range(min(PREVIEWED, len(found["main"])))]
+        rows = [
+            _strip(batch, n, found, batch[name][n].numpy())
+            for n in range(min(PREVIEWED, len(found["main"])))
+        ]
         return [np.concatenate(column, axis=0) for column in zip(*rows, strict=True)]
-    image, target, soft = (_middle(a) for a in (batch["image"][0].numpy(), batch[name][0].numpy(), found["main"][0]))
+    image, target, soft = (
+        _middle(a) for a in (batch["image"][0].numpy(), batch[name][0].numpy(), found["main"][0])
+    )
     if job.config.task == "image":
         return [colours.rgb(_shown(plane, image)) for plane in (image, target, soft)]
-    return _label_panels(colours.rgb(_shown(image, image)), target[0], soft, job.config.data.ignore_label)
+    return _label_panels(
+        colours.rgb(_shown(image, image)), target[0], soft, job.config.data.ignore_label
+    )
 
 
-def _strip(batch: Mapping[str, Any], n: int, found: Mapping[str, np.ndarray], target: np.ndarray) -> list[np.ndarray]:
+def _strip(
+    batch: Mapping[str, Any], n: int, found: Mapping[str, np.ndarray], target: np.ndarray
+) -> list[np.ndarray]:
     """Input, output, target, mask and, where the network has that head, predicted mask of one patch, as pictures."""
     image, mask = batch["image"][n].numpy(), batch["mask"][n].numpy()
-    masks = [mask > 0 if mask.dtype.kind in "iu" else mask, *([found["mask"][n]] if "mask" in found else [])]
+    masks = [
+        mask > 0 if mask.dtype.kind in "iu" else mask,
+        *([found["mask"][n]] if "mask" in found else []),
+    ]
     return [colours.rgb(_shown(a, image)) for a in (image, found["main"][n], target)] + [
         np.repeat(np.clip(m[0], 0, 1)[..., None].astype(np.float64), 3, axis=2) for m in masks
     ]
 
 
-def _label_panels(image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None) -> list[np.ndarray]:
+def _label_panels(
+    image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None
+) -> list[np.ndarray]:
     ignored = np.zeros(target.shape, bool) if ignore is None else target == ignore
     truth = np.where(ignored, 0, target)
     answer = TASKS["labels"].decide(soft)
@@ -667,7 +777,12 @@ def _label_panels(image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignor
     else:
         real, said = (colours.classes(black, labels, strength=1) for labels in (truth, answer))
     errors = colours.errors(image, truth, np.where(ignored, 0, answer))
-    return [image, colours.tint(real, ignored, colours.GREY, 1), said, colours.tint(errors, ignored, colours.GREY, 1)]
+    return [
+        image,
+        colours.tint(real, ignored, colours.GREY, 1),
+        said,
+        colours.tint(errors, ignored, colours.GREY, 1),
+    ]
 
 
 def _middle(array: np.ndarray) -> np.ndarray:
@@ -684,7 +799,9 @@ def _shown(panel: np.ndarray, image: np.ndarray) -> np.ndarray:
 def _autocast(job: FoldJob) -> torch.autocast:
     amp = job.config.train.amp
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.bfloat16)
-    return torch.autocast(job.device, dtype, enabled=amp == "bf16" or (amp == "fp16" and job.device == "cuda"))
+    return torch.autocast(
+        job.device, dtype, enabled=amp == "bf16" or (amp == "fp16" and job.device == "cuda")
+    )
 
 
 def _image(batch: Mapping[str, Any], job: FoldJob) -> torch.Tensor:

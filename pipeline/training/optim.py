@@ -20,7 +20,9 @@ def _adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+    return torch.optim.Adam(
+        parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay
+    )
 
 
 def _adamw(
@@ -30,13 +32,25 @@ def _adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay
+    )
 
 
 def _sgd(
-    parameters: Iterable[torch.Tensor], lr: float = 1e-2, momentum: float = 0.99, nesterov: bool = True, weight_decay: float = 3e-5
+    parameters: Iterable[torch.Tensor],
+    lr: float = 1e-2,
+    momentum: float = 0.99,
+    nesterov: bool = True,
+    weight_decay: float = 3e-5,
 ) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov and momentum > 0,
+        weight_decay=weight_decay,
+    )
 
 
 Optimizer: TypeAlias = torch.optim.Optimizer
@@ -60,15 +74,21 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
 )
 
 
-def _cosine_restarts(optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6) -> Schedule:
+def _cosine_restarts(
+    optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6
+) -> Schedule:
     """Cosine from the full rate to ``min_lr`` over ``first`` epochs, then again over ``factor`` times as many, and so on."""
-    return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=factor, eta_min=min_lr)
+    return lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, T_0=first, T_mult=factor, eta_min=min_lr
+    )
 
 
 def _cosine(optimizer: Optimizer, epochs: int, min_lr: float = 0.0, warmup: int = 0) -> Schedule:
     """One cosine to ``min_lr`` at the last epoch, after ``warmup`` epochs of linear rise."""
     if warmup >= epochs:
-        raise ConfigError(f"train.schedule: cosine warmup is {warmup}, must be below train.epochs ({epochs}).")
+        raise ConfigError(
+            f"train.schedule: cosine warmup is {warmup}, must be below train.epochs ({epochs})."
+        )
     cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs - warmup, eta_min=min_lr)
     if not warmup:
         return cosine
@@ -80,9 +100,13 @@ def _step(optimizer: Optimizer, epochs: int, every: int = 30, factor: float = 0.
     return lr_scheduler.StepLR(optimizer, step_size=every, gamma=factor)
 
 
-def _plateau(optimizer: Optimizer, epochs: int, factor: float = 0.5, patience: int = 10, min_lr: float = 0.0) -> Schedule:
+def _plateau(
+    optimizer: Optimizer, epochs: int, factor: float = 0.5, patience: int = 10, min_lr: float = 0.0
+) -> Schedule:
     """Lower the rate when the monitored value has not improved for ``patience`` epochs."""
-    return lr_scheduler.ReduceLROnPlateau(optimizer, mode="min", factor=factor, patience=patience, min_lr=min_lr)
+    return lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="min", factor=factor, patience=patience, min_lr=min_lr
+    )
 
 
 def _poly(optimizer: Optimizer, epochs: int, power: float = 0.9) -> Schedule:
@@ -90,7 +114,9 @@ def _poly(optimizer: Optimizer, epochs: int, power: float = 0.9) -> Schedule:
     return lr_scheduler.PolynomialLR(optimizer, total_iters=epochs, power=power)
 
 
-def _one_cycle(optimizer: Optimizer, epochs: int, rise: float = 0.3, start: float = 0.04, end: float = 1e-4) -> Schedule:
+def _one_cycle(
+    optimizer: Optimizer, epochs: int, rise: float = 0.3, start: float = 0.04, end: float = 1e-4
+) -> Schedule:
     """Rise from ``start`` times the rate over a share ``rise`` of the epochs, then cosine to ``end`` times the rate (Smith 2018)."""
     lr = optimizer.param_groups[0]["lr"]
     return lr_scheduler.OneCycleLR(

@@ -36,8 +36,14 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
             continue
         results.append(asdict(result))
         scores = fold.scores().get(result.chosen, {})
-        cases |= {i: {"fold": number, "group": run.cached[i].case.group, "metrics": s} for i, s in scores.items()}
-    rows = [{k: float("nan") if v is None else v for k, v in c["metrics"].items()} for c in cases.values()]
+        cases |= {
+            i: {"fold": number, "group": run.cached[i].case.group, "metrics": s}
+            for i, s in scores.items()
+        }
+    rows = [
+        {k: float("nan") if v is None else v for k, v in c["metrics"].items()}
+        for c in cases.values()
+    ]
     summary = {
         "name": run.config.name,
         "task": run.config.task,
@@ -67,8 +73,14 @@ def _decision(config: Config) -> str:
     if not TASKS[config.task].decides:
         return ""
     step = next((s for s in config.postprocess if postprocess.decides(s)), None)
-    steps = "the task's default" if step is None else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])
-    return f"answers by {steps}, fixed beforehand in the config; pipeline.tune chooses on other cases"
+    steps = (
+        "the task's default"
+        if step is None
+        else " ".join([step.name, *(f"{k}={v}" for k, v in step.options.items())])
+    )
+    return (
+        f"answers by {steps}, fixed beforehand in the config; pipeline.tune chooses on other cases"
+    )
 
 
 def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -97,7 +109,9 @@ def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
     if (labels and run.config.data.classes != 2) or not every:
         return {}
     if not run.folder.baselines_file.is_file():
-        logger.info("Scoring what any network has to beat" + ("" if labels else ": the inputs themselves"))
+        logger.info(
+            "Scoring what any network has to beat" + ("" if labels else ": the inputs themselves")
+        )
         cases = list(run.cached.values())
         chosen = cases[:: -(-len(cases) // MOST_BASELINE_CASES)] if labels else cases
         share = "" if len(chosen) == len(cases) else f" ({len(chosen)} cases)"

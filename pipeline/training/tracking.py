@@ -54,14 +54,22 @@ class MLflow:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or (Path.cwd() / "mlruns").as_uri())
+        self.client = MlflowClient(
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or (Path.cwd() / "mlruns").as_uri()
+        )
         if tracked.known is not None:
             self.id = tracked.known
             self.client.update_run(self.id, status="RUNNING")
             return
         experiment = self.client.get_experiment_by_name(tracked.name)
-        number = experiment.experiment_id if experiment is not None else self.client.create_experiment(tracked.name)
-        self.id = self.client.create_run(number, run_name=f"{tracked.run.name} fold {tracked.fold}").info.run_id
+        number = (
+            experiment.experiment_id
+            if experiment is not None
+            else self.client.create_experiment(tracked.name)
+        )
+        self.id = self.client.create_run(
+            number, run_name=f"{tracked.run.name} fold {tracked.fold}"
+        ).info.run_id
         for key, value in tracked.settings.items():
             self.client.log_param(self.id, key, str(value)[:LONGEST])
         self.client.set_tag(self.id, "run_folder", str(tracked.run.resolve()))
@@ -113,22 +121,42 @@ class Trackers:
         self.active: dict[str, Tracker] = {}
         known = self._known(FoldFolder(folder).tracking_file)
         for name in names:
-            entry = TrackedRun(name=tracked.name, run=tracked.run, fold=tracked.fold, settings=tracked.settings, known=known.get(name))
-            self._guarded(name, lambda name=name, entry=entry: self.active.__setitem__(name, TRACKERS[name](entry)))
+            entry = TrackedRun(
+                name=tracked.name,
+                run=tracked.run,
+                fold=tracked.fold,
+                settings=tracked.settings,
+                known=known.get(name),
+            )
+            self._guarded(
+                name,
+                lambda name=name, entry=entry: self.active.__setitem__(name, TRACKERS[name](entry)),
+            )
         if self.active:
-            files.write_json(FoldFolder(folder).tracking_file, {**known, **{name: t.id for name, t in self.active.items()}})
+            files.write_json(
+                FoldFolder(folder).tracking_file,
+                {**known, **{name: t.id for name, t in self.active.items()}},
+            )
 
     def _known(self, path: Path) -> Mapping[str, str | None]:
         """Ids by tracker; none where they cannot be read: no training waits for those."""
         try:
-            return files.read_document(path, documents.TrackerIds, "New tracker runs are begun") if path.is_file() else {}
+            return (
+                files.read_document(path, documents.TrackerIds, "New tracker runs are begun")
+                if path.is_file()
+                else {}
+            )
         except files.FileError as error:
             logger.warning(str(error))
             return {}
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """The finite numbers of an epoch's record."""
-        numbers = {k: float(v) for k, v in record.items() if k != "epoch" and isinstance(v, int | float) and math.isfinite(v)}
+        numbers = {
+            k: float(v)
+            for k, v in record.items()
+            if k != "epoch" and isinstance(v, int | float) and math.isfinite(v)
+        }
         self._each(lambda tracker: tracker.metrics(numbers, record["epoch"] + 1))
 
     def model(self, path: Path) -> None:
@@ -148,10 +176,14 @@ class Trackers:
             work()
         except ImportError as error:
             self.active.pop(name, None)
-            logger.warning(f'tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or remove it from train.track')
+            logger.warning(
+                f'tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or remove it from train.track'
+            )
         except Exception as error:
             self.active.pop(name, None)
-            logger.warning(f"tracker {name} failed and is dropped, training goes on: {type(error).__name__}: {error}")
+            logger.warning(
+                f"tracker {name} failed and is dropped, training goes on: {type(error).__name__}: {error}"
+            )
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -162,5 +194,9 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for key, value in settings.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        out |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return out

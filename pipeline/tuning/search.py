@@ -46,12 +46,22 @@ class Candidate:
     @property
     def key(self) -> str:
         """Equal for equal candidates; neighbours in alphabetical order share fusion and first steps."""
-        return json.dumps([self.fusion, self.weights, [[s.name, dict(s.options)] for s in self.steps]], sort_keys=True, default=list)
+        return json.dumps(
+            [self.fusion, self.weights, [[s.name, dict(s.options)] for s in self.steps]],
+            sort_keys=True,
+            default=list,
+        )
 
     def __str__(self) -> str:
         """``hysteresis low=0.3 high=0.85, dust below=100``."""
-        steps = [" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in self.steps] or ["(default decision)"]
-        voices = f"{self.fusion} of {'/'.join(f'{w:g}' for w in self.weights)}: " if len(self.weights) > 1 else ""
+        steps = [
+            " ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in self.steps
+        ] or ["(default decision)"]
+        voices = (
+            f"{self.fusion} of {'/'.join(f'{w:g}' for w in self.weights)}: "
+            if len(self.weights) > 1
+            else ""
+        )
         return voices + ", ".join(steps)
 
 
@@ -86,10 +96,16 @@ class _Node:
 
     @property
     def candidate(self) -> Candidate:
-        return Candidate(steps=tuple(itertools.chain(*self.taken)), weights=self.mixture[0], fusion=self.mixture[1])
+        return Candidate(
+            steps=tuple(itertools.chain(*self.taken)),
+            weights=self.mixture[0],
+            fusion=self.mixture[1],
+        )
 
     def take(self, stage: int, alternative: Steps) -> _Node:
-        return dataclasses.replace(self, taken=(*self.taken[:stage], alternative, *self.taken[stage + 1 :]))
+        return dataclasses.replace(
+            self, taken=(*self.taken[:stage], alternative, *self.taken[stage + 1 :])
+        )
 
 
 class _Seen:
@@ -106,7 +122,9 @@ class _Seen:
             self.candidates |= new
             self.scores |= dict(zip(new, rows, strict=True))
 
-    def best(self, nodes: Iterable[_Node], width: int) -> Generator[list[Candidate], np.ndarray, list[_Node]]:
+    def best(
+        self, nodes: Iterable[_Node], width: int
+    ) -> Generator[list[Candidate], np.ndarray, list[_Node]]:
         """The ``width`` nodes with the highest mean; of equal ones the earlier."""
         nodes = list({n.candidate.key: n for n in nodes}.values())
         yield from self.look(n.candidate for n in nodes)
@@ -120,10 +138,16 @@ def search(plan: SearchPlan) -> Search:
     """
     seen = _Seen()
     yield from seen.look([plan.start, *plan.also.values()])
-    mixtures = yield from seen.best([_Node(m, (plan.start.steps,)) for m in plan.mixtures], plan.width)
-    beam = [_Node(node.mixture, tuple(_neutral(stage) for stage in plan.stages)) for node in mixtures]
+    mixtures = yield from seen.best(
+        [_Node(m, (plan.start.steps,)) for m in plan.mixtures], plan.width
+    )
+    beam = [
+        _Node(node.mixture, tuple(_neutral(stage) for stage in plan.stages)) for node in mixtures
+    ]
     for i, stage in enumerate(plan.stages):
-        beam = yield from seen.best([node.take(i, way) for node in beam for way in stage], plan.width)
+        beam = yield from seen.best(
+            [node.take(i, way) for node in beam for way in stage], plan.width
+        )
     around = [node.take(0, way) for node in beam for way in _around(node.taken[0])]
     around += [dataclasses.replace(beam[0], mixture=m) for m in plan.mixtures]
     yield from seen.best([*beam, *around], plan.width)
@@ -146,7 +170,11 @@ def pick(candidates: Sequence[Candidate], scores: np.ndarray) -> int:
     if not sound:
         return 0
     best = scores[max(sound, key=lambda i: mean(scores[i]))]
-    near = [i for i in sound if (best - scores[i]).mean() <= max(_standard_error(best - scores[i]), TOLERANCE)]
+    near = [
+        i
+        for i in sound
+        if (best - scores[i]).mean() <= max(_standard_error(best - scores[i]), TOLERANCE)
+    ]
     return min(near, key=lambda i: (i > 0, len(candidates[i].steps), -mean(scores[i])))
 
 
@@ -165,8 +193,12 @@ def nested(plan: SearchPlan, parts: Mapping[str, Sequence[str]], ask: Ask) -> di
     ``parts`` maps a part's name to its case ids. The searches go in step: what several ask for is asked once.
     """
     everyone = [case for cases in parts.values() for case in cases]
-    sides = {part: [case for case in everyone if case not in set(cases)] for part, cases in parts.items()}
-    return in_step({name: (search(plan), side) for name, side in {ALL: everyone, **sides}.items()}, ask)
+    sides = {
+        part: [case for case in everyone if case not in set(cases)] for part, cases in parts.items()
+    }
+    return in_step(
+        {name: (search(plan), side) for name, side in {ALL: everyone, **sides}.items()}, ask
+    )
 
 
 def in_step(searches: Mapping[str, tuple[Search, Sequence[str]]], ask: Ask) -> dict[str, Candidate]:
@@ -178,14 +210,24 @@ def in_step(searches: Mapping[str, tuple[Search, Sequence[str]]], ask: Ask) -> d
         for name, candidates in list(wanted.items()):
             hunt, cases = searches[name]
             try:
-                wanted[name] = hunt.send(np.array([[told[case, key] for case in cases] for key in [c.key for c in candidates]], float))
+                wanted[name] = hunt.send(
+                    np.array(
+                        [
+                            [told[case, key] for case in cases]
+                            for key in [c.key for c in candidates]
+                        ],
+                        float,
+                    )
+                )
             except StopIteration as end:
                 chosen[name] = end.value
                 del wanted[name]
     return chosen
 
 
-def _by_case(wanted: Mapping[str, Sequence[Candidate]], cases: Mapping[str, Sequence[str]]) -> dict[str, list[Candidate]]:
+def _by_case(
+    wanted: Mapping[str, Sequence[Candidate]], cases: Mapping[str, Sequence[str]]
+) -> dict[str, list[Candidate]]:
     out: dict[str, dict[str, Candidate]] = {}
     for name, candidates in wanted.items():
         keyed = {c.key: c for c in candidates}
@@ -226,7 +268,9 @@ class Gain:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def gain(differences: np.ndarray, units: Sequence[Any], resamples: int = UNIT_DRAWS, seed: int = 0) -> Gain:
+def gain(
+    differences: np.ndarray, units: Sequence[Any], resamples: int = UNIT_DRAWS, seed: int = 0
+) -> Gain:
     """Mean of ``differences`` ``(cases,)`` and its percentile bootstrap interval.
 
     ``units`` says for each case what is drawn as a whole: its own id, or its group. Cases without a finite difference are left
@@ -281,9 +325,16 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
     present = tuple(step for step in own[:1] if postprocess.decides(step))
     scale = (edge / EDGE) ** (dims - 1)  # specks and holes of sheets grow like areas
     setting = SearchSetting(channels=channels, dims=dims, scale=scale, decided=bool(present))
-    tried = {name: entry.search for name, entry in postprocess.POSTPROCESS.items() if entry.search is not None}
+    tried = {
+        name: entry.search
+        for name, entry in postprocess.POSTPROCESS.items()
+        if entry.search is not None
+    }
     places = sorted({entry.place for entry in tried.values()})
-    lists = [_ways(own, {n: e for n, e in tried.items() if e.place == place}, setting) for place in places]
+    lists = [
+        _ways(own, {n: e for n, e in tried.items() if e.place == place}, setting)
+        for place in places
+    ]
     lists[0] = [*([present, *_around(present)] if present else []), *lists[0]]
     stages = (tuple(steps for steps in ways if _possible(steps, channels, dims)) for ways in lists)
     return tuple(stage for stage in stages if stage not in ((), ((),)))
@@ -293,7 +344,11 @@ def _ways(own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting) -
     """The alternatives of one place, first to leave its steps out unless they decide."""
     if any(entry.stays for entry in tried.values()):
         return [tuple(step for step in own if postprocess.resolved(step).name in tried)]
-    ways = [(part(name, **options),) for name, entry in tried.items() for options in entry.options(setting)]
+    ways = [
+        (part(name, **options),)
+        for name, entry in tried.items()
+        for options in entry.options(setting)
+    ]
     return ways if any(entry.place == 0 for entry in tried.values()) else [(), *ways]
 
 

@@ -60,9 +60,16 @@ class Measure:
     rules: Rules
 
     @classmethod
-    def of(cls, data: Data, metrics: Sequence[NamedOptions], version: int = METRICS_VERSION) -> Measure:
+    def of(
+        cls, data: Data, metrics: Sequence[NamedOptions], version: int = METRICS_VERSION
+    ) -> Measure:
         """Labels of a data set."""
-        rules = Rules(metrics=tuple(metrics), ignore=data.ignore_label, classes=classes_of(data), version=version)
+        rules = Rules(
+            metrics=tuple(metrics),
+            ignore=data.ignore_label,
+            classes=classes_of(data),
+            version=version,
+        )
         return cls(data=data, rules=rules)
 
 
@@ -105,16 +112,31 @@ class _Answers:
     def of(self, candidate: Candidate) -> np.ndarray:
         steps = postprocess.decided(candidate.steps, len(self.members[0]))
         mixture = json.dumps([candidate.fusion, candidate.weights])
-        links = [mixture, *(json.dumps([s.name, dict(s.options)], sort_keys=True, default=list) for s in steps)]
-        same = next((i for i, (a, b) in enumerate(zip(links, self.chain, strict=False)) if a != b[0]), min(len(links), len(self.chain)))
+        links = [
+            mixture,
+            *(json.dumps([s.name, dict(s.options)], sort_keys=True, default=list) for s in steps),
+        ]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(links, self.chain, strict=False)) if a != b[0]),
+            min(len(links), len(self.chain)),
+        )
         del self.chain[same:]
         for link, step in list(zip(links, (None, *steps), strict=True))[same:]:
-            self.chain.append((link, self._fused(candidate) if step is None else postprocess.run((step,), self.chain[-1][1])))
+            self.chain.append(
+                (
+                    link,
+                    self._fused(candidate)
+                    if step is None
+                    else postprocess.run((step,), self.chain[-1][1]),
+                )
+            )
         return self.chain[-1][1]
 
     def _fused(self, candidate: Candidate) -> np.ndarray:
         voices = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
-        return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)[:]
+        return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)[
+            :
+        ]
 
 
 # --- all cases ---------------------------------------------------------------------------------------------------------
@@ -127,7 +149,12 @@ class Trials:
     """
 
     def __init__(
-        self, cases: Sequence[CaseFiles], measure: Measure, kept: Path, workers: int, progress: Callable[[int, int], None]
+        self,
+        cases: Sequence[CaseFiles],
+        measure: Measure,
+        kept: Path,
+        workers: int,
+        progress: Callable[[int, int], None],
     ) -> None:
         self.cases = {case.id: case for case in cases}
         self.measure, self.workers, self.progress = measure, workers, progress
@@ -155,7 +182,11 @@ class Trials:
         tasks = self._split(self._tasks(wanted))
         if tasks:
             (self._in_processes if self.workers > 1 else self._here)(tasks)
-        return {(case, c.key): self.kept.values[self._name(case, c.key)] for case, candidates in wanted.items() for c in candidates}
+        return {
+            (case, c.key): self.kept.values[self._name(case, c.key)]
+            for case, candidates in wanted.items()
+            for c in candidates
+        }
 
     def _name(self, case_id: str, key: str) -> str:
         return hashlib.sha256((self.marks[case_id] + key).encode()).hexdigest()[:32]
@@ -164,7 +195,11 @@ class Trials:
         tasks = []
         for case_id, candidates in wanted.items():
             new = tuple(c for c in candidates if self._name(case_id, c.key) not in self.kept.values)
-            tasks += [Task(case=self.cases[case_id], measure=self.measure, candidates=new)] if new else []
+            tasks += (
+                [Task(case=self.cases[case_id], measure=self.measure, candidates=new)]
+                if new
+                else []
+            )
         return tasks
 
     def _split(self, tasks: Sequence[Task]) -> list[Task]:
@@ -175,7 +210,8 @@ class Trials:
             ordered = sorted(task.candidates, key=lambda c: c.key)
             size = max(LEAST, -(-len(ordered) // pieces))
             out += [
-                Task(case=task.case, measure=task.measure, candidates=tuple(ordered[i : i + size])) for i in range(0, len(ordered), size)
+                Task(case=task.case, measure=task.measure, candidates=tuple(ordered[i : i + size]))
+                for i in range(0, len(ordered), size)
             ]
         return out
 
@@ -257,7 +293,9 @@ class _Kept:
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError, FileError):
                 row = checked(path, parse(line.decode()), documents.KeptScores, "")
-                self.values[row["key"]] = {k: math.nan if v is None else float(v) for k, v in row["scores"].items()}
+                self.values[row["key"]] = {
+                    k: math.nan if v is None else float(v) for k, v in row["scores"].items()
+                }
 
     def open(self) -> None:
         if os.path.lexists(self.path) and not os.path.isfile(self.path):
@@ -300,7 +338,9 @@ def _work(task: Task) -> list[tuple[str, Scores]]:
     return found
 
 
-def workers_for(metrics: Sequence[NamedOptions], shape: Sequence[int], members: int, asked: int | None = None) -> int:
+def workers_for(
+    metrics: Sequence[NamedOptions], shape: Sequence[int], members: int, asked: int | None = None
+) -> int:
     """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft predictions ``(K, *S)`` in each."""
     scoring = memory.case_bytes(metrics, (1, *shape[1:]))
     most = max(step.bytes_per_voxel for step in postprocess.POSTPROCESS.values())

@@ -54,7 +54,10 @@ def ensemble(
         UserError: for members that do not fit each other, or a folder that cannot be used, before anything is fused.
     """
     spec = dataclasses.replace(spec, fusion=fusion or spec.fusion)
-    return fuse(EnsembleJob(spec=spec, output=output, inputs=inputs, device=device, save_soft=save_soft), predict_member)
+    return fuse(
+        EnsembleJob(spec=spec, output=output, inputs=inputs, device=device, save_soft=save_soft),
+        predict_member,
+    )
 
 
 def fuse_predictions(
@@ -86,7 +89,9 @@ def fuse_predictions(
         members = load_spec(Path(members))
     spec = members if isinstance(members, Spec) else of_folders([Path(m) for m in members])
     images = [Path(inputs)] if isinstance(inputs, str | Path) else [Path(p) for p in inputs]
-    return ensemble(spec, Path(output), inputs=images, device=device, fusion=fusion, save_soft=save_soft)
+    return ensemble(
+        spec, Path(output), inputs=images, device=device, fusion=fusion, save_soft=save_soft
+    )
 
 
 def predict_member(member: Member, data: Sequence[Path], folder: Path, device: str) -> list[str]:
@@ -99,7 +104,9 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
     predictor = prepare(ModelOptions(checkpoint=member.run, device=device), paths)
     job = predict.PredictJob(predictor=predictor, output=folder, save_soft=True)
     inputs = predict.find_inputs(data, predictor)
-    if not (folder / MADE_FROM).is_file():  # else it is ours, though the first answer may have been its last
+    if not (
+        folder / MADE_FROM
+    ).is_file():  # else it is ours, though the first answer may have been its last
         predict.require_free(job, inputs)
     record = {
         "models": {str(p): files.sha256(p) for p in paths},
@@ -114,13 +121,19 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
             predict.predict_all(job, todo)
         present = set(softs.ids(folder / "soft"))
     if not present:
-        raise UserError(f"{folder}: no image could be predicted, see above. Mend or remove them, then run again.")
+        raise UserError(
+            f"{folder}: no image could be predicted, see above. Mend or remove them, then run again."
+        )
     return [c.id for c in inputs if c.id not in present]
 
 
 def _stamp(path: Path) -> list[Any]:
     """What changes when an image does. Of one that is a folder all that is in it counts."""
-    return blocks.stamp(path) if path.is_dir() else [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+    return (
+        blocks.stamp(path)
+        if path.is_dir()
+        else [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+    )
 
 
 def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:

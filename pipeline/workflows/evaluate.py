@@ -126,16 +126,23 @@ def score_folder(
     """
     known = {f.name for f in dataclasses.fields(Request)} - {"predictions", "labels", "metrics"}
     if unknown := sorted(set(options) - known):
-        raise TypeError(f"score_folder takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}.")
+        raise TypeError(
+            f"score_folder takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}."
+        )
     parts = parts_of(metrics)
     for name in ("inputs", "masks", "split", "soft", "fov", "out"):
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
     ignored_label = "none" if ignore_label is None else str(ignore_label)
     places = {"predictions": Path(predictions), "labels": Path(labels)}
-    scores = evaluate(Request(**places, metrics=parts, ignore_label=ignored_label, workers=workers, **options))
+    scores = evaluate(
+        Request(**places, metrics=parts, ignore_label=ignored_label, workers=workers, **options)
+    )
     if not scores["cases"]:
-        raise UserError("no case could be scored:\n  " + "\n  ".join(f"{i}: {why}" for i, why in list(scores["failed"].items())[:10]))
+        raise UserError(
+            "no case could be scored:\n  "
+            + "\n  ".join(f"{i}: {why}" for i, why in list(scores["failed"].items())[:10])
+        )
     return scores
 
 
@@ -156,7 +163,10 @@ def evaluate(request: Request) -> dict[str, Any]:
     dims = _dims(pairs)
     if of_images(parts):
         _require_images(known, parts)
-        rules, reading = Rules(metrics=tuple(parts)), Reading(dims=dims, change=read_change(request.change))
+        rules, reading = (
+            Rules(metrics=tuple(parts)),
+            Reading(dims=dims, change=read_change(request.change)),
+        )
         return _finish(request, image_jobs(request, pairs, rules, reading), known)
     ignore = ignored(request.ignore_label, known, "competition" in [m.name for m in parts])
     if ignore is not None:
@@ -164,7 +174,10 @@ def evaluate(request: Request) -> dict[str, Any]:
     rules = Rules(metrics=tuple(parts), ignore=ignore, padded=_padded(request, dims))
     reading = Reading(dims=dims, binarise=request.binarise, declared=_declared(known))
     spacings = worlds.common_spacings(parts, {i: label for i, (_, label) in pairs.items()}, dims)
-    work = [dataclasses.replace(pair, spacing=spacings.get(pair.id)) for pair in jobs(request, pairs, rules, reading)]
+    work = [
+        dataclasses.replace(pair, spacing=spacings.get(pair.id))
+        for pair in jobs(request, pairs, rules, reading)
+    ]
     return _finish(request, work, known)
 
 
@@ -194,8 +207,12 @@ def _require_json(out: Path | None) -> None:
     """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else, or may not be written."""
     if out is None:
         return
-    if out.suffix.lower() != ".json" or (os.path.lexists(out) and not os.path.isfile(out) and not os.path.islink(out)):
-        raise UserError(f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json.")
+    if out.suffix.lower() != ".json" or (
+        os.path.lexists(out) and not os.path.isfile(out) and not os.path.islink(out)
+    ):
+        raise UserError(
+            f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json."
+        )
     files.require_writable("--out", out.parent)
     if problem := outputs.too_long(out.parent, [out.name]):
         raise UserError(f"--out {out}: {problem}. Choose a shorter name.")
@@ -205,12 +222,18 @@ def _require_images(known: Known, parts: Sequence[NamedOptions]) -> None:
     """Raise UserError for metrics of images where the predictions are label maps."""
     if known.summary.get("task") == "labels":
         names = ", ".join(p.name for p in parts)
-        raise UserError(f"--metrics {names}: of images, but these predictions are labels (task in summary.json). Use e.g. --metrics dice.")
+        raise UserError(
+            f"--metrics {names}: of images, but these predictions are labels (task in summary.json). Use e.g. --metrics dice."
+        )
 
 
 def _declared(known: Known) -> int | None:
     """Number of classes of the model that gave the answers; None where it is not known, or instances were numbered."""
-    steps = [step.get("name") for step in known.summary.get("postprocess") or () if isinstance(step, Mapping)]
+    steps = [
+        step.get("name")
+        for step in known.summary.get("postprocess") or ()
+        if isinstance(step, Mapping)
+    ]
     number = known.summary.get("classes")
     return number if isinstance(number, int) and number >= 2 and "instances" not in steps else None
 
@@ -219,8 +242,16 @@ def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, A
     """Score, and write the file."""
     scores = folder(work, request.workers, progress_callback("scoring cases"))
     rules = work[0].rules
-    scores |= {"units": found} if (found := units(rules.metrics, any(pair.spacing for pair in work))) else {}
-    scores |= {"class_names": {str(k): v for k, v in known.names.items()}} if known.names and "classes" in scores else {}
+    scores |= (
+        {"units": found}
+        if (found := units(rules.metrics, any(pair.spacing for pair in work)))
+        else {}
+    )
+    scores |= (
+        {"class_names": {str(k): v for k, v in known.names.items()}}
+        if known.names and "classes" in scores
+        else {}
+    )
     if request.out is not None:
         files.write_json(request.out, scores)
     _warn(scores)
@@ -239,11 +270,17 @@ MANY = 30
 def _warn(scores: Mapping[str, Any]) -> None:
     """Warn of cases in which nothing was counted, of scales, and of numbers of instances taken for classes."""
     void = [
-        i for i, row in scores["cases"].items() if not any(math.isfinite(v) for v in row.values() if not isinstance(v, Mapping)) and row
+        i
+        for i, row in scores["cases"].items()
+        if not any(math.isfinite(v) for v in row.values() if not isinstance(v, Mapping)) and row
     ]
     if void:
-        logger.warning(f"nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}")
-    wide = [i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1]
+        logger.warning(
+            f"nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}"
+        )
+    wide = [
+        i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1
+    ]
     if wide:
         logger.warning(
             f"the error is larger than the full scale in {len(wide)} cases: {', '.join(wide[:10])}. Integers are divided by the "
@@ -262,15 +299,21 @@ def _one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
     """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
     images = [m.name for m in parts if METRICS[m.name].task == "image"]
     if images and len(images) < len(parts):
-        raise UserError(f"--metrics {' '.join(p.name for p in parts)}: {', '.join(images)} are of images, the others of labels. Run twice.")
+        raise UserError(
+            f"--metrics {' '.join(p.name for p in parts)}: {', '.join(images)} are of images, the others of labels. Run twice."
+        )
     if images and request.ignore_label != "auto":
         raise UserError("--ignore-label is for metrics of labels. Leave it out.")
     changed = needing(parts, "change")
     idle = (
-        dict.fromkeys(("fov", "padded", "binarise", "soft"), "labels") if images else {"inputs": f"images: {', '.join(names_of('image'))}"}
+        dict.fromkeys(("fov", "padded", "binarise", "soft"), "labels")
+        if images
+        else {"inputs": f"images: {', '.join(names_of('image'))}"}
     )
     of_change = ", ".join(name for name, entry in METRICS.items() if "change" in entry.needs)
-    idle |= {} if changed else dict.fromkeys(("change", "masks"), f"what was to change: {of_change}")
+    idle |= (
+        {} if changed else dict.fromkeys(("change", "masks"), f"what was to change: {of_change}")
+    )
     for option, what in idle.items():
         if getattr(request, option) is not None:
             raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
@@ -288,12 +331,16 @@ def read_change(words: Change | Sequence[str] | None) -> Change:
     given: dict[str, Any] = {}
     for word in words:
         if "=" not in word:
-            raise UserError(f"--change {word}: give KEY=VALUE, e.g. --change by=colour threshold=8.")
+            raise UserError(
+                f"--change {word}: give KEY=VALUE, e.g. --change by=colour threshold=8."
+            )
         override(given, word)
     return structure(given, Change, "--change")
 
 
-def image_jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading) -> list[Pair]:
+def image_jobs(
+    request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading
+) -> list[Pair]:
     """Cases of images, with their inputs and predicted masks where such folders are given.
 
     Raises UserError where one is missing, and where the mask of change is asked for of volumes.
@@ -307,12 +354,22 @@ def image_jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: 
     inputs = _companions("--inputs", "input", request.inputs, pairs)
     predicted = _companions("--masks", "predicted mask", masks, pairs)
     return [
-        Pair(id=i, prediction=p, label=t, rules=rules, reading=reading, input=inputs.get(i), mask=predicted.get(i))
+        Pair(
+            id=i,
+            prediction=p,
+            label=t,
+            rules=rules,
+            reading=reading,
+            input=inputs.get(i),
+            mask=predicted.get(i),
+        )
         for i, (p, t) in pairs.items()
     ]
 
 
-def _companions(option: str, what: str, folder: Path | None, ids: Collection[str]) -> dict[str, Path]:
+def _companions(
+    option: str, what: str, folder: Path | None, ids: Collection[str]
+) -> dict[str, Path]:
     """Files of a folder by id, none without a folder. Raises UserError unless every id has its file; ``what`` says what they are."""
     if folder is None:
         return {}
@@ -338,9 +395,14 @@ def _padded(request: Request, dims: int) -> tuple[int, ...] | None:
     return size
 
 
-def jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading) -> list[Pair]:
+def jobs(
+    request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading
+) -> list[Pair]:
     """Cases with everything that their metrics read. Raises UserError where probabilities or a field of view is missing."""
-    soft, wanted = request.soft or request.predictions / "soft", sorted(needing(rules.metrics, "probabilities"))
+    soft, wanted = (
+        request.soft or request.predictions / "soft",
+        sorted(needing(rules.metrics, "probabilities")),
+    )
     known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
     if wanted and set(pairs) - known:
         lost = sorted(set(pairs) - known)
@@ -349,15 +411,24 @@ def jobs(request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules,
             "Predict with --save-soft, or name their folder with --soft."
         )
     if request.binarise is not None and not math.isfinite(request.binarise):
-        raise UserError(f"--binarise {request.binarise}: give a finite number; values above it are foreground.")
+        raise UserError(
+            f"--binarise {request.binarise}: give a finite number; values above it are foreground."
+        )
     if request.fov is not None and not os.path.isdir(request.fov):
         raise UserError(f"--fov {request.fov}: no such folder.")
     views = answer_files(request.fov) if request.fov is not None else {}
     blind = sorted(set(pairs) - set(views)) if request.fov is not None else []
     if blind:
-        raise UserError(f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add them, or leave --fov out.")
+        raise UserError(
+            f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add them, or leave --fov out."
+        )
     where = soft if wanted else None
-    return [Pair(id=i, prediction=p, label=t, rules=rules, reading=reading, soft=where, fov=views.get(i)) for i, (p, t) in pairs.items()]
+    return [
+        Pair(
+            id=i, prediction=p, label=t, rules=rules, reading=reading, soft=where, fov=views.get(i)
+        )
+        for i, (p, t) in pairs.items()
+    ]
 
 
 def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
@@ -367,7 +438,9 @@ def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
     suggestion = 'It should read {"train": [ID, ...], "test": [ID, ...]}'
     ids = files.read_document(path, documents.TestSplit, suggestion).get("test")
     if not ids:
-        raise UserError(f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.')
+        raise UserError(
+            f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.'
+        )
     known = answer_files(labels) if os.path.isdir(labels) else {}
     return frozenset(listed_id(entry, known) for entry in ids)
 
@@ -386,11 +459,17 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     """What the config of a run says of the answers of its folds, in the words of a summary.json."""
     config = run.config()
     named = {k: v for k, v in read_summary(run.path).items() if k == "class_names"}
-    known = {"task": config.task, "ignore_label": config.data.ignore_label, "postprocess": to_dict(config)["postprocess"]}
+    known = {
+        "task": config.task,
+        "ignore_label": config.data.ignore_label,
+        "postprocess": to_dict(config)["postprocess"],
+    }
     return known | named | TASKS[config.task].facts(config)
 
 
-def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, partial: bool = False) -> dict[str, tuple[Path, Path]]:
+def pair(
+    predictions: Path, labels: Path, only: Collection[str] | None = None, partial: bool = False
+) -> dict[str, tuple[Path, Path]]:
     """Answers and labels with equal ids, of the ids in ``only`` where that is given.
 
     Raises UserError when a label has no answer, unless ``partial``: a mean over fewer cases would flatter.
@@ -400,7 +479,9 @@ def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, p
             raise UserError(f"{option} {path}: no such folder.")
     answers, truths = answer_files(predictions), answer_files(labels)
     if only is not None:
-        answers, truths = ({i: p for i, p in found.items() if i in only} for found in (answers, truths))
+        answers, truths = (
+            {i: p for i, p in found.items() if i in only} for found in (answers, truths)
+        )
         unknown = sorted(set(only) - set(truths))
         if unknown:
             raise UserError(
@@ -408,18 +489,26 @@ def pair(predictions: Path, labels: Path, only: Collection[str] | None = None, p
             )
     missing = [i for i in truths if i not in answers]
     if partial and missing and len(missing) < len(truths):
-        logger.warning(f"{len(missing)} of {len(truths)} labels have no answer and are not scored: {', '.join(missing[:10])}")
+        logger.warning(
+            f"{len(missing)} of {len(truths)} labels have no answer and are not scored: {', '.join(missing[:10])}"
+        )
         truths = {i: p for i, p in truths.items() if i in answers}
         missing = []
     if not truths or missing:
-        what = f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}" if truths else "no label files"
+        what = (
+            f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}"
+            if truths
+            else "no label files"
+        )
         raise UserError(
             f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to the matching ones, or score those that "
             "are there with --partial."
         )
     extra = [i for i in answers if i not in truths]
     if extra:
-        logger.warning(f"{len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}")
+        logger.warning(
+            f"{len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}"
+        )
     return {i: (answers[i], truths[i]) for i in truths}
 
 

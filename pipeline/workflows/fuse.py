@@ -113,10 +113,16 @@ def _require_apart(job: EnsembleJob) -> None:
     """Raise UserError where an image or a prediction that is read could be replaced by what is written."""
     members, data = job.spec.members, job.inputs
     outputs.require_folder(job.output)
-    images = [p for d in data for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))]
+    images = [
+        p
+        for d in data
+        for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))
+    ]
     outputs.require_apart(images, job.output)
     own = _own_folders(members, job.output) if data else {}
-    given = [f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if os.path.isdir(f)]
+    given = [
+        f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if os.path.isdir(f)
+    ]
     read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
     written = (str(f.relative_to(job.output)) for f in own.values())
     outputs.require_apart(read, job.output, ("soft", "masks", *written))
@@ -130,11 +136,17 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     folders = member_folders(members)
     before = read_summary(folders[0][0])
     plugins.require(before.get("plugins", ()) if spec.postprocess is None else (), folders[0][0])
-    steps = spec.postprocess if spec.postprocess is not None else tuple(NamedOptions(**p) for p in before.get("postprocess", ()))
+    steps = (
+        spec.postprocess
+        if spec.postprocess is not None
+        else tuple(NamedOptions(**p) for p in before.get("postprocess", ()))
+    )
     if TASKS[before.get("task", "labels")].decides:
         postprocess.check(steps)
     elif FUSIONS[spec.fusion].probabilities:
-        raise UserError(f"fusion {spec.fusion!r} is of probabilities, and {folders[0][0]} holds intensities of images. Use mean.")
+        raise UserError(
+            f"fusion {spec.fusion!r} is of probabilities, and {folders[0][0]} holds intensities of images. Use mean."
+        )
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
     for reader, (folder, _) in zip(readers, folders, strict=True):
         if folder not in made:
@@ -151,11 +163,17 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         "fusion": spec.fusion,
         "postprocess": [dataclasses.asdict(s) for s in steps],
         **{k: before[k] for k in ("ignore_label", "classes", "class_names") if k in before},
-        **({"plugins": [p.record for p in used]} if (used := plugins.used_by(tuple(steps))) else {}),
+        **(
+            {"plugins": [p.record for p in used]} if (used := plugins.used_by(tuple(steps))) else {}
+        ),
         "inputs": len(ways) + len(failed),
     }
-    rows: list[dict[str, Any]] = [{"id": i, "status": "failed", "error": error} for i, error in failed.items()]
-    with outputs.Kept(lambda: files.write_json(job.output / "summary.json", {**summary, "files": rows})) as write:
+    rows: list[dict[str, Any]] = [
+        {"id": i, "status": "failed", "error": error} for i, error in failed.items()
+    ]
+    with outputs.Kept(
+        lambda: files.write_json(job.output / "summary.json", {**summary, "files": rows})
+    ) as write:
         write()
         for case_id in progress(list(ways), "cases"):
             stop.raise_if_stopped()
@@ -171,10 +189,16 @@ def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
     """Raise UserError where an answer would replace the image that it was made from, or a file that is no answer."""
     seen = {i: first.look(i) for i in ids}
     outputs.require_apart((Path(p) for soft in seen.values() for p in soft.meta.image), job.output)
-    names = [n for i, soft in seen.items() for n in outputs.names(i, soft.meta.task, suffix_of(soft), job.save_soft)]
+    names = [
+        n
+        for i, soft in seen.items()
+        for n in outputs.names(i, soft.meta.task, suffix_of(soft), job.save_soft)
+    ]
     outputs.require_own(job.output, names)
     if problem := outputs.too_long(job.output, names):
-        raise UserError(f"--output {job.output}: {problem.removeprefix('its ')}. Rename that image and predict it again.")
+        raise UserError(
+            f"--output {job.output}: {problem.removeprefix('its ')}. Rename that image and predict it again."
+        )
 
 
 def load_spec(path: Path) -> Spec:
@@ -187,10 +211,14 @@ def load_spec(path: Path) -> Spec:
 def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
     """Folders of predictions and their weights; a member's weight is shared equally by its folds. Raises UserError for absent ones."""
     check_weights(members)
-    pairs = [(folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)]
+    pairs = [
+        (folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)
+    ]
     absent = [str(f) for f, _ in pairs if not os.path.isdir(f)]
     if absent:
-        raise UserError(f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft.")
+        raise UserError(
+            f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft."
+        )
     return pairs
 
 
@@ -201,14 +229,18 @@ def _folders_of(member: Member) -> list[Path]:
 def check_weights(members: Sequence[Member]) -> None:
     """Raise UserError for weights that make no mean."""
     if not members:
-        raise UserError("the ensemble names no members. Give at least one folder of predictions or run.")
+        raise UserError(
+            "the ensemble names no members. Give at least one folder of predictions or run."
+        )
     require_weights([m.weight for m in members])
 
 
 # --- members that are runs ---------------------------------------------------------------------------------------------
 
 
-def predicted(job: EnsembleJob, predict: PredictMember | None) -> tuple[tuple[Member, ...], dict[str, str]]:
+def predicted(
+    job: EnsembleJob, predict: PredictMember | None
+) -> tuple[tuple[Member, ...], dict[str, str]]:
     """The members, those that are runs replaced by folders of their predictions of ``--input``, made now unless they are there.
 
     Also the ids of images that could not be predicted, with where that is told. Raises UserError for a run without ``--input``.
@@ -216,13 +248,21 @@ def predicted(job: EnsembleJob, predict: PredictMember | None) -> tuple[tuple[Me
     members, data = job.spec.members, job.inputs
     runs = [m for m in members if is_run(m)]
     if runs and not data:
-        raise UserError(f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_suggestion(runs[0])}")
+        raise UserError(
+            f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_suggestion(runs[0])}"
+        )
     own, out = _own_folders(members, job.output), list(members)
     failed: dict[str, str] = {}
     for n, folder in own.items():
-        assert predict is not None, "fuse(job, predict) is given what predicts runs where there are inputs"
+        assert predict is not None, (
+            "fuse(job, predict) is given what predicts runs where there are inputs"
+        )
         lost = predict(members[n], data, folder, job.device)
-        failed |= {i: f"could not be predicted by {members[n].run}, see {folder / 'summary.json'}" for i in lost if i not in failed}
+        failed |= {
+            i: f"could not be predicted by {members[n].run}, see {folder / 'summary.json'}"
+            for i in lost
+            if i not in failed
+        }
         out[n] = Member(run=folder, weight=members[n].weight)
     return tuple(out), failed
 
@@ -241,14 +281,20 @@ def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
 def is_run(member: Member) -> bool:
     """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where they would be looked for."""
     folders = _folders_of(member)
-    return RunFolder(member.run).holds_models and not any(os.path.isdir(f / "soft") for f in folders)
+    return RunFolder(member.run).holds_models and not any(
+        os.path.isdir(f / "soft") for f in folders
+    )
 
 
 def _suggestion(member: Member) -> str:
     where = _folders_of(member)
-    commands = [f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft" for w in where]
-    return "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  " + "\n  ".join(
-        commands
+    commands = [
+        f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft"
+        for w in where
+    ]
+    return (
+        "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  "
+        + "\n  ".join(commands)
     )
 
 
@@ -267,10 +313,16 @@ def _one(
     loaded = [reader.load(case_id) for reader in readers]
     first = loaded[0]
     # Pictures have overlays and .npy answers no channel axis, which need the answer in memory.
-    streams = math.prod(first.main.shape) > WHOLE and len(first.main.shape) == 4 and suffix_of(first) != ".npy"
+    streams = (
+        math.prod(first.main.shape) > WHOLE
+        and len(first.main.shape) == 4
+        and suffix_of(first) != ".npy"
+    )
     heads: dict[str, LazyArray] = {}
     for name in first.heads:
-        arrays = [way.apply(np.asarray(soft.heads[name])) for way, soft in zip(ways, loaded, strict=True)]  # views of mapped files
+        arrays = [
+            way.apply(np.asarray(soft.heads[name])) for way, soft in zip(ways, loaded, strict=True)
+        ]  # views of mapped files
         fused = fused_arrays(arrays, weights, fusion, case_id)
         heads[name] = fused if streams else fused[:]
     soft = dataclasses.replace(first, heads=heads)
@@ -278,7 +330,9 @@ def _one(
         softs.save(job.output / "soft", soft)
     size = tuple(soft.main.shape[1:])
     with files.scratch(job.output) as work:
-        row = write_answer(soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size), work=work))
+        row = write_answer(
+            soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size), work=work)
+        )
     return {"id": case_id, "status": "done", "shape": list(size), **row}
 
 

@@ -112,7 +112,9 @@ def predict_files(
     if blocks not in ("auto", "always", "never"):
         raise UserError(f"blocks is {blocks!r}, must be auto, always or never.")
     if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise UserError(f"shard is {shard}, must be (index, number) with an index from 0 to number - 1, such as (0, 4).")
+        raise UserError(
+            f"shard is {shard}, must be (index, number) with an index from 0 to number - 1, such as (0, 4)."
+        )
     outputs.require_folder(output)  # before a model is loaded or an image looked at
     job = PredictJob(predictor=prepare(options), output=output, save_soft=save_soft, blocks=blocks)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
@@ -132,7 +134,9 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
     """Cases of all files and folders, in the order given. Raises UserError where one answer would be written over another."""
     config, found = predictor.config, dict[str, Case]()
     for path in paths:
-        for case in case_finder.inputs(path, config.data, predictor.channels, predictor.trained_on.get("layout")):
+        for case in case_finder.inputs(
+            path, config.data, predictor.channels, predictor.trained_on.get("layout")
+        ):
             if case.id in found:
                 raise UserError(
                     f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and so would be their answers. "
@@ -174,7 +178,9 @@ def require_room(job: PredictJob, inputs: Sequence[Case]) -> None:
         found = files.probe(case.image[0], dims)
         if found.problem is None:
             names = (job.output / name for name in _names(job, case))
-            need += max(0, _need(job, case, found.shape[1:], found.dtype) - sum(_size(p) for p in names))
+            need += max(
+                0, _need(job, case, found.shape[1:], found.dtype) - sum(_size(p) for p in names)
+            )
     text = files.require_room(job.output, need, f"{FREE_SPACE}.")
     if text is not None:
         logger.warning(text)
@@ -199,7 +205,9 @@ def _admit_names(job: PredictJob, case: Case) -> None:
     """Raise FileError, before any work, where the disk cannot hold a name that is made of the case's."""
     problem = outputs.too_long(job.output, _names(job, case))
     if problem is not None:
-        raise files.FileError(case.image[0], problem, "Rename the input, or choose another --output")
+        raise files.FileError(
+            case.image[0], problem, "Rename the input, or choose another --output"
+        )
 
 
 def _admit_size(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> None:
@@ -225,15 +233,25 @@ def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
 def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: int) -> Predicted:
     """Compute part ``index`` of ``number`` of the blocks of all cases; writes ``blocks/shard_I_of_N.json``."""
     counts = [_count_blocks(job, case) for case in inputs]
-    mine = [(case, which) for case, which in zip(inputs, blocks.share(counts, index, number), strict=True) if which]
-    logger.info(f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)} blocks, in {len(mine)} files")
+    mine = [
+        (case, which)
+        for case, which in zip(inputs, blocks.share(counts, index, number), strict=True)
+        if which
+    ]
+    logger.info(
+        f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)} blocks, in {len(mine)} files"
+    )
     rows, began = [], time.monotonic()
     facts = job.output / blocks.FOLDER / blocks.SHARD.format(index, number)
     with outputs.Kept(lambda: files.write_json(facts, {"files": rows})) as write:
         for case, which in mine:
             stop.raise_if_stopped()
-            logger.info(f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}")
-            rows.append(_guarded(job, case, lambda case=case, which=which: predict_case(job, case, which)))
+            logger.info(
+                f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}"
+            )
+            rows.append(
+                _guarded(job, case, lambda case=case, which=which: predict_case(job, case, which))
+            )
             write()
     return _told(rows, began)
 
@@ -246,7 +264,9 @@ def _count_blocks(job: PredictJob, case: Case) -> int:
         return 1
     size = found.shape[1:]
     try:
-        size = model_space(case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on).size(size)
+        size = model_space(
+            case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on
+        ).size(size)
     except files.FileError:
         return 1
     return -(-size[0] // job.predictor.tiles(size).step)
@@ -300,7 +320,9 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
     by_blocks = which is not None or _by_blocks(job, case)
     with reading.opened(case, job.config.data.dims, whole=not by_blocks) as (given, geometry):
         shape = tuple(given.shape[1:])
-        logger.info(f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else ""))
+        logger.info(
+            f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else "")
+        )
         _admit_size(job, case, shape, str(given.dtype))
         space, notes = _admitted(job, case, given, geometry)
         size = space.size(shape)
@@ -315,25 +337,42 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         array = space.to_model(given, None if work is None else work / "input.npy")
         source, found = job.predictor.source(case.image[0], array)
         notes += _noted(case, found)
-        heads = _predicted(job, source, tiles) if parts is None else _computed(job, source, tiles, (parts, which))
+        heads = (
+            _predicted(job, source, tiles)
+            if parts is None
+            else _computed(job, source, tiles, (parts, which))
+        )
         counts = {} if parts is None else {"blocks": len(parts.wanted(which))}
-        row = {"shape": list(shape), "tiles": tiles.count(), **counts, **({"warnings": notes} if notes else {})}
+        row = {
+            "shape": list(shape),
+            "tiles": tiles.count(),
+            **counts,
+            **({"warnings": notes} if notes else {}),
+        }
         if which is not None:
             return row
         if not streams:
             heads = {name: head[:] for name, head in heads.items()}
-        heads = {name: space.to_file(head, work and work / f"{name}.npy") for name, head in heads.items()}
-        soft = SoftPrediction(case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source))
+        heads = {
+            name: space.to_file(head, work and work / f"{name}.npy") for name, head in heads.items()
+        }
+        soft = SoftPrediction(
+            case_id=case.id, heads=heads, geometry=geometry, meta=_meta(job, case, source)
+        )
         image = None if streams or len(shape) != 2 else np.asarray(given[:])
         if job.save_soft:
             softs.save(job.output / "soft", soft)
-        row |= write_answer(soft, Target(output=job.output, steps=job.config.postprocess, image=image, work=work))
+        row |= write_answer(
+            soft, Target(output=job.output, steps=job.config.postprocess, image=image, work=work)
+        )
     if parts is not None:
         blocks.remove(job.output, case.id)
     return row
 
 
-def _admitted(job: PredictJob, case: Case, array: LazyArray, geometry: Geometry) -> tuple[ModelSpace, list[str]]:
+def _admitted(
+    job: PredictJob, case: Case, array: LazyArray, geometry: Geometry
+) -> tuple[ModelSpace, list[str]]:
     """How the array goes to model space, and what was said of it.
 
     Raises FileError where it cannot be predicted by these networks.
@@ -341,7 +380,9 @@ def _admitted(job: PredictJob, case: Case, array: LazyArray, geometry: Geometry)
     job.predictor.require_channels(case.image[0], len(array))
     space = model_space(case, geometry, job.config.data.dims, job.predictor.trained_on)
     if space.steps:
-        logger.info(f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and its answer back")
+        logger.info(
+            f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and its answer back"
+        )
     return space, _noted(case, [*geometry.notes, *space.notes])
 
 
@@ -403,10 +444,16 @@ def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None, space: Mo
     rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
     back = math.prod(parts.size) if which is None and space.needs_scratch else 0
     need = 4 * _channels(job) * (rows * math.prod(parts.size[1:]) + back)
-    files.require_room(job.output, need, "Blocks lie there until the answer is written. Free space, or choose another --output.")
+    files.require_room(
+        job.output,
+        need,
+        "Blocks lie there until the answer is written. Free space, or choose another --output.",
+    )
 
 
-def _computed(job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]) -> Mapping[str, LazyArray]:
+def _computed(
+    job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]
+) -> Mapping[str, LazyArray]:
     """Compute and write those blocks that are not there; the heads from all of them, or nothing where only some were wanted."""
     parts, which = found
     runs = parts.missing(parts.wanted(which))
@@ -415,5 +462,14 @@ def _computed(job: PredictJob, source: Source, tiles: Tiling, found: tuple[Block
         predict_tile = with_fixed_norms(job.predictor.predict_tile, source, tiles)
         needed = sum(any(tiles.reaches(place, *run) for run in runs) for place in tiles.origins())
         with progress_steps("Predicting", needed) as advance:
-            blocks.compute(source, predict_tile, tiles, parts, runs, job.config.predict.batch, job.predictor.device, advance)
+            blocks.compute(
+                source,
+                predict_tile,
+                tiles,
+                parts,
+                runs,
+                job.config.predict.batch,
+                job.predictor.device,
+                advance,
+            )
     return {} if which is not None else parts.soft(TASKS[job.config.task], _channels(job))

@@ -31,7 +31,9 @@ THREAD_SECONDS = 1.0
 """How long the end waits for an image that is being computed, which stops after the tile that it is at."""
 
 
-def serve(options: ModelOptions, limits: Limits, *, host: str = "127.0.0.1", port: int = 8000) -> signal.Signals | None:
+def serve(
+    options: ModelOptions, limits: Limits, *, host: str = "127.0.0.1", port: int = 8000
+) -> signal.Signals | None:
     """Serve until asked to stop, and the requests that it works on are answered or given up.
 
     Args:
@@ -51,14 +53,18 @@ def serve(options: ModelOptions, limits: Limits, *, host: str = "127.0.0.1", por
         with stop.at_once():
             service = build(options, limits)
     except StopRequested as request:
-        logger.info(f"stopped on request ({request}) before anything was served; the same command serves")
+        logger.info(
+            f"stopped on request ({request}) before anything was served; the same command serves"
+        )
         return signal.Signals[str(request)]
     with listen(host, port) as listener:
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         logger.info(f"Serving {service.facts['config']} on http://{shown}:{number}/predict")
         if not is_local(address):
-            logger.warning("other machines can reach this address; there is neither encryption nor a password.")
+            logger.warning(
+                "other machines can reach this address; there is neither encryption nor a password."
+            )
         made = server(service)
         made.run(sockets=[listener])
     return _ended(service, made.ended_by)
@@ -97,9 +103,13 @@ def build(options: ModelOptions, limits: Limits) -> Service:
     job = PredictJob(predictor=predictor, output=Path())
     config, first = job.config, Path(predictor.models[0])
     if config.data.dims != 2:
-        raise UserError(f"{first} answers volumes; pipeline.serve takes models of images (data.dims: 2). Use pipeline.predict.")
+        raise UserError(
+            f"{first} answers volumes; pipeline.serve takes models of images (data.dims: 2). Use pipeline.predict."
+        )
     if predictor.trained_on.get("family") == "nifti":
-        raise UserError(f"{first} was trained on NIfTI, whose axes lie in another order than those of pictures. Use pipeline.predict.")
+        raise UserError(
+            f"{first} was trained on NIfTI, whose axes lie in another order than those of pictures. Use pipeline.predict."
+        )
     if config.predict.norms != "tile" and limits.concurrent > 1:
         raise UserError(
             f"--concurrent {limits.concurrent} does not go with predict.norms {config.predict.norms}, which sets the network up for one image. Use --concurrent 1."
@@ -113,7 +123,12 @@ def build(options: ModelOptions, limits: Limits) -> Service:
         "backend": options.backend,
         "version": pipeline.__version__,
     }
-    return Service(predict=lambda image, folder: predict_file(job, image, folder), channels=predictor.channels, limits=limits, facts=facts)
+    return Service(
+        predict=lambda image, folder: predict_file(job, image, folder),
+        channels=predictor.channels,
+        limits=limits,
+        facts=facts,
+    )
 
 
 def predict_file(job: PredictJob, image: Path, folder: Path) -> Path:
@@ -130,5 +145,7 @@ def predict_file(job: PredictJob, image: Path, folder: Path) -> Path:
     Raises:
         FileError: for an image that cannot be decoded.
     """
-    row = predict.predict_case(dataclasses.replace(job, output=folder), Case(id="image", image=(image,)))
+    row = predict.predict_case(
+        dataclasses.replace(job, output=folder), Case(id="image", image=(image,))
+    )
     return folder / row["output"]

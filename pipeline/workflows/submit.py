@@ -89,7 +89,9 @@ def require_place(out: Path, format: str) -> None:  # noqa: A002 - the option's 
     if format not in SUFFIX:
         raise UserError(f"format {format!r} is unknown. Choose one of {', '.join(SUFFIX)}.")
     if out.suffix.lower() != SUFFIX[format]:
-        raise UserError(f"--out {out}: a submission of format {format} is a {SUFFIX[format]} file. Change one of the two.")
+        raise UserError(
+            f"--out {out}: a submission of format {format} is a {SUFFIX[format]} file. Change one of the two."
+        )
     if os.path.isdir(out):
         raise UserError(f"--out {out} is a folder. Name a file.")
     files.require_writable("--out", out.parent)
@@ -115,7 +117,9 @@ def _tell(made: Submission) -> None:
     if blank:
         logger.warning(f"no foreground at all in {_listed(blank, 'answers')}")
     share = sum(a.foreground for a in made.answers) / voxels
-    logger.info(f"{made.path}: {len(made.answers)} ids, foreground {share:.4%}, {made.path.stat().st_size} bytes")
+    logger.info(
+        f"{made.path}: {len(made.answers)} ids, foreground {share:.4%}, {made.path.stat().st_size} bytes"
+    )
     logger.info(f"sha256 {made.sha256}")
 
 
@@ -131,8 +135,13 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
     faults: dict[str, list[str]] = defaultdict(list)
     tests = _by_id(test_dir, "--test-dir", faults, "test ids twice")
     if not tests:
-        inside = [p.name for p in sorted(test_dir.iterdir()) if os.path.isdir(p) and "test" in p.name]
-        raise UserError(f"--test-dir {test_dir} holds no images." + (f" Did you mean {test_dir / inside[0]}?" if inside else ""))
+        inside = [
+            p.name for p in sorted(test_dir.iterdir()) if os.path.isdir(p) and "test" in p.name
+        ]
+        raise UserError(
+            f"--test-dir {test_dir} holds no images."
+            + (f" Did you mean {test_dir / inside[0]}?" if inside else "")
+        )
     # An id may well end like a visualisation; then the test image says so.
     found = _by_id(predictions, "--predictions", faults, "ids twice", also=tests)
     outputs.require_finished(predictions, found)
@@ -157,7 +166,11 @@ def _is_unfit(name: str) -> bool:
         size = len(f"{name}.tif".encode())
     except UnicodeEncodeError:
         return True
-    return size > 255 or "\\" in name or any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name)
+    return (
+        size > 255
+        or "\\" in name
+        or any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name)
+    )
 
 
 def _tell_alike(ids: Collection[str]) -> None:
@@ -167,7 +180,9 @@ def _tell_alike(ids: Collection[str]) -> None:
         folded[name.casefold()].append(name)
     alike = [" and ".join(names) for names in folded.values() if len(names) > 1]
     if alike:
-        logger.warning(f"these differ in case only, and are one file where that does not count (Windows, macOS): {_listed(alike)}")
+        logger.warning(
+            f"these differ in case only, and are one file where that does not count (Windows, macOS): {_listed(alike)}"
+        )
 
 
 def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str, Path]:
@@ -179,7 +194,11 @@ def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str
 
 
 def _by_id(
-    folder: Path, option: str, faults: Mapping[str, list[str]], kind: str, also: Mapping[str, Path] | None = None
+    folder: Path,
+    option: str,
+    faults: Mapping[str, list[str]],
+    kind: str,
+    also: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
     """Images directly in ``folder`` by id, sorted; visualisations and overlays are none unless ``also`` names them."""
     if not os.path.isdir(folder):
@@ -207,7 +226,9 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
         faults["unreadable"].append(f"{name} ({got.problem})")
         return None
     if got.shape != (1, *wanted.shape[1:]):
-        faults["wrong shape"].append(f"{name} (is {_size(got.shape)}, test image {_size((1, *wanted.shape[1:]))})")
+        faults["wrong shape"].append(
+            f"{name} (is {_size(got.shape)}, test image {_size((1, *wanted.shape[1:]))})"
+        )
     elif problem := _axes_problem(path, test, dims):
         faults["wrong axes"].append(f"{name} ({problem})")
     if got.dtype != "uint8":
@@ -220,7 +241,13 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
         return None
     if mask.max() > 1:
         faults["wrong values"].append(f"{name} ({_values(mask)})")
-    return Answer(id=name, path=path, shape=mask.shape, foreground=int(mask.sum(dtype="int64")), digest=digest_of(mask))
+    return Answer(
+        id=name,
+        path=path,
+        shape=mask.shape,
+        foreground=int(mask.sum(dtype="int64")),
+        digest=digest_of(mask),
+    )
 
 
 def _axes_problem(path: Path, test: Path, dims: int) -> str | None:
@@ -233,7 +260,11 @@ def _axes_problem(path: Path, test: Path, dims: int) -> str | None:
     if here.family != there.family:
         return f"{path.name} and {test.name} order their axes differently"
     way = alignment(here, size, there, size)
-    return None if way is not None and way.identity else "lies elsewhere in the world than its test image, or otherwise"
+    return (
+        None
+        if way is not None and way.identity
+        else "lies elsewhere in the world than its test image, or otherwise"
+    )
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -243,7 +274,11 @@ def _size(shape: Sequence[int]) -> str:
 def _values(mask: np.ndarray) -> str:
 
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
-    return "holds " + ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+    return (
+        "holds "
+        + ", ".join(map(str, values[:5]))
+        + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+    )
 
 
 def _report(predictions: Path, tests: int, faults: Mapping[str, list[str]]) -> str:
@@ -274,6 +309,13 @@ def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
         return [f"{path} has no rows with a column id; it was not compared"]
     listed = dict.fromkeys(unicodedata.normalize("NFC", row.values["id"]) for row in rows)
     known = set(ids)
-    without_file, without_row = [i for i in listed if i not in known], [i for i in ids if i not in listed]
-    lines = [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
-    return lines + ([f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else [])
+    without_file, without_row = (
+        [i for i in listed if i not in known],
+        [i for i in ids if i not in listed],
+    )
+    lines = (
+        [f"{path} names ids without a test image: {_listed(without_file)}"] if without_file else []
+    )
+    return lines + (
+        [f"{path} lacks ids of test images: {_listed(without_row)}"] if without_row else []
+    )

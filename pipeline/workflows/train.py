@@ -34,7 +34,15 @@ from pipeline.training.distributed import DistributedContext, DistributedError
 from pipeline.training.fold import TrainingRun, train_guarded
 from pipeline.training.summary import class_names, summarise
 from pipeline.workflows import checks
-from pipeline.workflows.checks import DataError, Examined, Request, Start, check_data, check_folds, check_names
+from pipeline.workflows.checks import (
+    DataError,
+    Examined,
+    Request,
+    Start,
+    check_data,
+    check_folds,
+    check_names,
+)
 from pipeline.workflows.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -113,23 +121,36 @@ def train_folds(
         fresh=fresh,
     )
     if not _training.acquire(blocking=False):
-        raise UserError("another thread of this process is training. Train one after the other, or in processes of their own.")
+        raise UserError(
+            "another thread of this process is training. Train one after the other, or in processes of their own."
+        )
     try:  # under the caller's own random state, to which it comes back
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(range(torch.cuda.device_count())),
+        ):
             return _complete(given, request, continue_on_error, progress)
     finally:
         _training.release()
 
 
-def _complete(config: Config, request: Request, continue_on_error: bool, progress: bool) -> RunFolder:
+def _complete(
+    config: Config, request: Request, continue_on_error: bool, progress: bool
+) -> RunFolder:
     """Train; what a command would print of faults and failures becomes an error."""
     try:
         with bars_shown(progress):
             trained = train(config, request, continue_on_error)
     except DataError as error:  # a command has printed them; here they may have gone nowhere
         lines = [*error.faults[:MOST_FAULTS], *(["..."] if len(error.faults) > MOST_FAULTS else [])]
-        raise UserError("\n  ".join([f"{len(error.faults)} faults in the data; nothing was started.", *lines])) from None
-    faults = [f"fold {n} failed: {text}. See {trained.run.fold(n).error_file}" for n, text in trained.failed.items()]
+        raise UserError(
+            "\n  ".join([f"{len(error.faults)} faults in the data; nothing was started.", *lines])
+        ) from None
+    faults = [
+        f"fold {n} failed: {text}. See {trained.run.fold(n).error_file}"
+        for n, text in trained.failed.items()
+    ]
     faults += [f"fold {n} is not complete: {text}" for n, text in trained.busy.items()]
     if faults:
         raise FoldError("\n  ".join([f"{trained.run.path} is not complete:", *faults]))
@@ -174,7 +195,9 @@ def _prepared(config: Config, start: Start, context: DistributedContext) -> Trai
     folder = start.folder
     if not context.is_main:
         data = check_data(config, folder, write=False, fresh=start.fresh)
-        return _opened(config, start.run, data, context, check_names(config, data.properties, start))
+        return _opened(
+            config, start.run, data, context, check_names(config, data.properties, start)
+        )
     with _alone(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
@@ -201,7 +224,9 @@ def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
         stop.raise_if_stopped()
         if seconds > SILENT and not warned:
             warned = True
-            logger.info(f"Waiting: {run.path} is being prepared or summed up by {busy.owner or 'another process'}")
+            logger.info(
+                f"Waiting: {run.path} is being prepared or summed up by {busy.owner or 'another process'}"
+            )
 
     return lock.held(run.lock, wait)
 
@@ -230,13 +255,27 @@ def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
     run.begin(config, listing)
 
 
-def _opened(config: Config, run: RunFolder, data: Examined, context: DistributedContext, channels: tuple[int, int]) -> TrainingRun:
+def _opened(
+    config: Config,
+    run: RunFolder,
+    data: Examined,
+    context: DistributedContext,
+    channels: tuple[int, int],
+) -> TrainingRun:
     """Split, and build the store; what is there already is used as it is."""
     run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
     place = cache.cache_folder(config.data, run.path)
-    cached = cache.build(data.cases, data.properties, config, place, progress=progress_callback("building the store"))
-    cached = derived.attach(cached, config, place, losses.reads(config.losses), progress_callback("making maps and masks"))
+    cached = cache.build(
+        data.cases, data.properties, config, place, progress=progress_callback("building the store")
+    )
+    cached = derived.attach(
+        cached,
+        config,
+        place,
+        losses.reads(config.losses),
+        progress_callback("making maps and masks"),
+    )
     version = run.metrics_version()
     return TrainingRun(
         config=config,
@@ -260,7 +299,9 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
 
     Raises UserError where that is all of them. Where it is some, they count as busy unless they, too, are complete by then.
     """
-    logger.info(f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}")
+    logger.info(
+        f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}"
+    )
     failed: dict[int, str] = {}
     others: dict[int, lock.BusyError] = {}
     for fold in folds:
@@ -280,7 +321,9 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
         with _alone(run.folder):
             logger.info(tables.of_training(summarise(run)))
             _report(run.folder)
-    busy = {fold: str(error) for fold, error in others.items() if not run.folder.fold(fold).completed}
+    busy = {
+        fold: str(error) for fold, error in others.items() if not run.folder.fold(fold).completed
+    }
     for fold, text in busy.items():
         logger.info(f"Fold {fold} is not complete and was not trained here: {text}")
     logger.info(what_next(run.config, run.folder))
@@ -292,7 +335,9 @@ def _settle(run: TrainingRun, fold: int) -> FoldResult:
     folder, context = run.folder.fold(fold), run.context
     with contextlib.ExitStack() as stack:
         own = lock.held(folder.lock)
-        context.main_first(lambda: stack.enter_context(own) if context.is_main else None, f"owning fold {fold}")
+        context.main_first(
+            lambda: stack.enter_context(own) if context.is_main else None, f"owning fold {fold}"
+        )
         result = context.main_first(folder.result, f"reading fold {fold}")
         context.wait("agreeing on the fold")  # before anyone writes a new result
         if result is not None and result.status == "completed":
@@ -308,7 +353,9 @@ def _report(run: RunFolder) -> None:
     try:
         logger.info(f"Report: {write_report(run)}")
     except Exception as error:
-        logger.warning(f"no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {run.path}")
+        logger.warning(
+            f"no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {run.path}"
+        )
 
 
 def what_next(config: Config, run: RunFolder) -> str:

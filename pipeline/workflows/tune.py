@@ -196,7 +196,9 @@ def tune_postprocessing(
 # --- what there is -----------------------------------------------------------------------------------------------------
 
 
-def prepare(runs: Sequence[Path], metric_name: str | None, workers: int | None, data_dir: Path | None) -> Study:
+def prepare(
+    runs: Sequence[Path], metric_name: str | None, workers: int | None, data_dir: Path | None
+) -> Study:
     """Open the runs and check that they can be compared. Raises UserError for everything that cannot be used."""
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: at least 1 process is needed.")
@@ -220,16 +222,22 @@ def prepare(runs: Sequence[Path], metric_name: str | None, workers: int | None, 
 def open_run(run: RunFolder) -> Source:
     """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
     if not os.path.isfile(run.config_file) or not os.path.isfile(run.cases_file):
-        raise UserError(f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote.")
+        raise UserError(
+            f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote."
+        )
     run.require_plugins()
     config = run.config()
     if not TASKS[config.task].decides:
-        raise UserError(f"{run.path}: its task is {config.task!r}; only labels have post-processing to tune.")
+        raise UserError(
+            f"{run.path}: its task is {config.task!r}; only labels have post-processing to tune."
+        )
     fold_of: dict[str, int] = {}
     for fold in run.completed():
         fold_of |= dict.fromkeys(soft.ids(run.fold(fold).soft), fold)
     if not fold_of:
-        raise UserError(f"{run.path}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a fold to its end first.")
+        raise UserError(
+            f"{run.path}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a fold to its end first."
+        )
     listing = run.listing()
     unknown = sorted(set(fold_of) - set(listing))
     if unknown:
@@ -239,8 +247,17 @@ def open_run(run: RunFolder) -> Source:
         )
     folds = tuple(sorted(set(fold_of.values())))
     which = ", ".join(map(str, folds))
-    logger.info(f"{run.path}: {len(fold_of)} of {len(listing)} cases predicted out of fold by folds {which}")
-    return Source(run=run, config=config, folds=folds, fold_of=fold_of, listing=listing, version=run.metrics_version())
+    logger.info(
+        f"{run.path}: {len(fold_of)} of {len(listing)} cases predicted out of fold by folds {which}"
+    )
+    return Source(
+        run=run,
+        config=config,
+        folds=folds,
+        fold_of=fold_of,
+        listing=listing,
+        version=run.metrics_version(),
+    )
 
 
 def check_alike(sources: Sequence[Source]) -> None:
@@ -254,13 +271,20 @@ def check_alike(sources: Sequence[Source]) -> None:
             for key in ("classes", "dims", "ignore_label")
             if getattr(first.config.data, key) != getattr(other.config.data, key)
         ]
-        faults += [f"only one of them predicted {i}" for i in sorted(set(first.fold_of) ^ set(other.fold_of))[:5]]
+        faults += [
+            f"only one of them predicted {i}"
+            for i in sorted(set(first.fold_of) ^ set(other.fold_of))[:5]
+        ]
         name = next(iter(first.config.targets))
         both = sorted(set(first.fold_of) & set(other.fold_of))
         contents = [[s.listing[i]["content"].get(name) for s in (first, other)] for i in both]
-        faults += [f"case {i} has other labels" for i, (a, b) in zip(both, contents, strict=True) if a != b][:5]
+        faults += [
+            f"case {i} has other labels" for i, (a, b) in zip(both, contents, strict=True) if a != b
+        ][:5]
         if faults:
-            raise UserError(f"{first.folder} and {other.folder} cannot be tuned together: {'; '.join(faults)}.")
+            raise UserError(
+                f"{first.folder} and {other.folder} cannot be tuned together: {'; '.join(faults)}."
+            )
 
 
 def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFiles, ...]:
@@ -268,30 +292,50 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
     config, listing = sources[0].config, sources[0].listing
     target = next(iter(config.targets))
     if data_dir is None:
-        places = {i: {role: Path(path) for role, path in listing[i]["targets"].items()} for i in listing}
+        places = {
+            i: {role: Path(path) for role, path in listing[i]["targets"].items()} for i in listing
+        }
     else:
-        places = {c.id: dict(c.targets) for c in case_finder.find(config.data, config.roles, data_dir).train}
+        places = {
+            c.id: dict(c.targets)
+            for c in case_finder.find(config.data, config.roles, data_dir).train
+        }
     ids = sorted(sources[0].fold_of)
     fov = config.data.frames.fov
     needed = [target, *([fov] if fov else [])]
-    lost = [i for i in ids if any(role not in places.get(i, {}) or not os.path.isfile(places[i][role]) for role in needed)]
+    lost = [
+        i
+        for i in ids
+        if any(
+            role not in places.get(i, {}) or not os.path.isfile(places[i][role]) for role in needed
+        )
+    ]
     labels = {i: places[i][target] for i in ids if i not in lost}
     if lost:
-        where = data_dir or next((path.parent for path in places.get(lost[0], {}).values()), "the run's data set")
-        raise UserError(f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with --data-dir where they are now.")
+        where = data_dir or next(
+            (path.parent for path in places.get(lost[0], {}).values()), "the run's data set"
+        )
+        raise UserError(
+            f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with --data-dir where they are now."
+        )
     return tuple(
         CaseFiles(
             id=i,
             soft=tuple(s.run.fold(s.fold_of[i]).soft for s in sources),
             label=labels[i],
-            content=" ".join(listing[i]["content"][role] if data_dir is None else _stamp(places[i][role]) for role in needed),
+            content=" ".join(
+                listing[i]["content"][role] if data_dir is None else _stamp(places[i][role])
+                for role in needed
+            ),
             fov=places[i][fov] if fov else None,
         )
         for i in ids
     )
 
 
-def with_spacings(cases: Sequence[CaseFiles], metric: NamedOptions, config: Config, version: int) -> tuple[CaseFiles, ...]:
+def with_spacings(
+    cases: Sequence[CaseFiles], metric: NamedOptions, config: Config, version: int
+) -> tuple[CaseFiles, ...]:
     """The cases with the distance of their voxels, where the metric measures lengths and all labels carry a unit.
 
     Raises UserError for an option in millimetres without it.
@@ -312,10 +356,20 @@ def choose_metric(name: str | None, config: Config) -> NamedOptions:
     if name is None:
         binary_volumes = config.data.classes == 2 and config.data.dims == 3
         ranking = [n for n, entry in METRICS.items() if "probabilities" in entry.needs]
-        name = "competition" if binary_volumes else next((n for n in given if n not in ranking), "dice")
-    known = [n for n, entry in METRICS.items() if entry.better and entry.task == "labels" and not entry.needs]
+        name = (
+            "competition"
+            if binary_volumes
+            else next((n for n in given if n not in ranking), "dice")
+        )
+    known = [
+        n
+        for n, entry in METRICS.items()
+        if entry.better and entry.task == "labels" and not entry.needs
+    ]
     if name not in known:
-        raise ConfigError(f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}")
+        raise ConfigError(
+            f"--metric {name}: not a metric of label maps with a direction. {nearest(name, known)}"
+        )
     return given.get(name, NamedOptions(name=name))
 
 
@@ -339,12 +393,20 @@ def make_trials(study: Study, workers: int | None) -> Trials:
 def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
     """The study without cases whose score is not finite for the present post-processing: no difference could be told there."""
     found = trials.scores({case.id: [plan.start] for case in study.cases})
-    good = [c for c in study.cases if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))]
+    good = [
+        c
+        for c in study.cases
+        if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))
+    ]
     if len(good) < len(study.cases):
         lost = sorted({c.id for c in study.cases} - {c.id for c in good})
-        logger.warning(f"{study.metric.name} has no value for {len(lost)} cases, which are left out: {', '.join(lost[:10])}")
+        logger.warning(
+            f"{study.metric.name} has no value for {len(lost)} cases, which are left out: {', '.join(lost[:10])}"
+        )
     if len(good) < 2:
-        raise UserError(f"{study.metric.name} has a value for {len(good)} cases; at least 2 are needed. Choose another --metric.")
+        raise UserError(
+            f"{study.metric.name} has a value for {len(good)} cases; at least 2 are needed. Choose another --metric."
+        )
     return dataclasses.replace(study, cases=tuple(good))
 
 
@@ -356,11 +418,19 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
     enough = whole and len(set(groups.values())) >= 2
     kind = by or ("group" if enough else "fold")
     if kind == "group" and not enough:
-        problem = f"there is only the group {next(iter(groups.values()))}" if whole else "some cases have no group"
+        problem = (
+            f"there is only the group {next(iter(groups.values()))}"
+            if whole
+            else "some cases have no group"
+        )
         raise UserError(f"--by group: {problem}. Use --by fold.")
-    by_case = {i: str(groups[i]) if kind == "group" else f"fold {study.sources[0].fold_of[i]}" for i in ids}
+    by_case = {
+        i: str(groups[i]) if kind == "group" else f"fold {study.sources[0].fold_of[i]}" for i in ids
+    }
     if len(set(by_case.values())) < 2:
-        raise UserError("only one fold is finished and there are no two groups, so nothing can be held out. Train another fold first.")
+        raise UserError(
+            "only one fold is finished and there are no two groups, so nothing can be held out. Train another fold first."
+        )
     return search.deal(by_case)
 
 
@@ -372,14 +442,28 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
     channels, *space = study.shape
     edge = math.prod(space) ** (1 / len(space))
     own = study.config.postprocess
-    stages = read_space(file, channels, len(space)) if file else search.space(own, edge, channels, len(space))
-    if left := [s.name for s in own if postprocess.POSTPROCESS[s.name].search is None and file is None]:
-        logger.warning(f"{', '.join(left)}: no search knows this step, so what is tried leaves it out; see search in its PostprocessStep")
+    stages = (
+        read_space(file, channels, len(space))
+        if file
+        else search.space(own, edge, channels, len(space))
+    )
+    if left := [
+        s.name for s in own if postprocess.POSTPROCESS[s.name].search is None and file is None
+    ]:
+        logger.warning(
+            f"{', '.join(left)}: no search knows this step, so what is tried leaves it out; see search in its PostprocessStep"
+        )
     weights = tuple(1.0 for _ in study.sources)
-    also = {name: search.Candidate(steps=s, weights=weights) for name, s in search.BASELINES.items()} if channels == 1 else {}
+    also = (
+        {name: search.Candidate(steps=s, weights=weights) for name, s in search.BASELINES.items()}
+        if channels == 1
+        else {}
+    )
     for n, source in enumerate(study.sources if len(weights) > 1 else ()):
         alone = tuple(float(i == n) for i in range(len(weights)))
-        also[f"{Path(os.path.realpath(source.folder)).name} alone"] = search.Candidate(steps=own, weights=alone)
+        also[f"{Path(os.path.realpath(source.folder)).name} alone"] = search.Candidate(
+            steps=own, weights=alone
+        )
     return search.SearchPlan(
         start=search.Candidate(steps=own, weights=weights),
         stages=stages,
@@ -388,18 +472,24 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
     )
 
 
-def read_space(file: Path, channels: int, dims: int) -> tuple[tuple[tuple[NamedOptions, ...], ...], ...]:
+def read_space(
+    file: Path, channels: int, dims: int
+) -> tuple[tuple[tuple[NamedOptions, ...], ...], ...]:
     """Stages of a ``--space`` file. Raises ConfigError for structure, names, options and deciding steps that come late."""
     if not os.path.isfile(file):
         raise UserError(f"--space {file}: no such file.")
     stages = structure(read_yaml(file), Space, str(file)).stages
     if not stages or not all(stages):
-        raise ConfigError(f"{file}: stages: give at least one stage, and in each stage at least one alternative; [] is no step at all.")
+        raise ConfigError(
+            f"{file}: stages: give at least one stage, and in each stage at least one alternative; [] is no step at all."
+        )
     for i, stage in enumerate(stages):
         for steps in stage:
             postprocess.check(steps, channels, dims)
             if i and steps and postprocess.decides(steps[0]):
-                raise ConfigError(f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the first stage.")
+                raise ConfigError(
+                    f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the first stage."
+                )
     return stages
 
 
@@ -410,7 +500,10 @@ def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
     steps = STEPS.get(members, 2)
     grid = [w for w in itertools.product(range(steps + 1), repeat=members) if sum(w) == steps]
     equal = tuple(1.0 for _ in range(members))
-    weights = [equal, *(w for w in (tuple(n / steps for n in row) for row in grid) if len(set(w)) > 1)]
+    weights = [
+        equal,
+        *(w for w in (tuple(n / steps for n in row) for row in grid) if len(set(w)) > 1),
+    ]
     several = [w for w in weights if sum(n > 0 for n in w) > 1]
     return (*((w, "mean") for w in weights), *((w, "logit") for w in several))
 
@@ -418,26 +511,42 @@ def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
 # --- what it gains -----------------------------------------------------------------------------------------------------
 
 
-def compare(study: Study, plan: SearchPlan, parts: Mapping[str, Sequence[str]], trials: Trials) -> tuple[list[Row], dict[str, Candidate]]:
+def compare(
+    study: Study, plan: SearchPlan, parts: Mapping[str, Sequence[str]], trials: Trials
+) -> tuple[list[Row], dict[str, Candidate]]:
     """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that without it."""
     rounds = itertools.count(1)
 
     def ask(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
         new = trials.missing(wanted)
-        logger.info(f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to compute")
+        logger.info(
+            f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to compute"
+        )
         found = trials.scores(wanted)
-        return {place: study.sign * scores.get(study.metric.name, math.nan) for place, scores in found.items()}
+        return {
+            place: study.sign * scores.get(study.metric.name, math.nan)
+            for place, scores in found.items()
+        }
 
     chosen = search.nested(plan, parts, ask)
     fixed = {OWN: plan.start, **plan.also}
     part_of = {case: part for part, cases in parts.items() for case in cases}
-    wanted = {c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[search.ALL]] for c in study.cases}
+    wanted = {
+        c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[search.ALL]] for c in study.cases
+    }
     found = trials.scores(wanted)
     honest = {name: c for name, c in chosen.items() if name != search.ALL}
-    lines = [(name, {search.ALL: c}, dict.fromkeys(part_of, c)) for name, c in {**fixed, OPTIMISTIC: chosen[search.ALL]}.items()]
+    lines = [
+        (name, {search.ALL: c}, dict.fromkeys(part_of, c))
+        for name, c in {**fixed, OPTIMISTIC: chosen[search.ALL]}.items()
+    ]
     lines.insert(-1, (NESTED, honest, {i: chosen[part] for i, part in part_of.items()}))
     rows = [
-        Row(name=name, candidates=candidates, cases={c.id: found[c.id, used[c.id].key] for c in study.cases})
+        Row(
+            name=name,
+            candidates=candidates,
+            cases={c.id: found[c.id, used[c.id].key] for c in study.cases},
+        )
         for name, candidates, used in lines
     ]
     return rows, chosen
@@ -446,11 +555,18 @@ def compare(study: Study, plan: SearchPlan, parts: Mapping[str, Sequence[str]], 
 def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain]]:
     """Paired gains of every row over the present post-processing and over the first baseline, by row and reference."""
     ids = [c.id for c in study.cases]
-    values = {r.name: np.array([study.sign * r.cases[i].get(study.metric.name, math.nan) for i in ids]) for r in rows}
+    values = {
+        r.name: np.array([study.sign * r.cases[i].get(study.metric.name, math.nan) for i in ids])
+        for r in rows
+    }
     units = bootstrap_units(study)
     references = [name for name in (OWN, next(iter(search.BASELINES))) if name in values]
     return {
-        row.name: {name: search.gain(values[row.name] - values[name], units, seed=study.config.seed) for name in references} for row in rows
+        row.name: {
+            name: search.gain(values[row.name] - values[name], units, seed=study.config.seed)
+            for name in references
+        }
+        for row in rows
     }
 
 
@@ -479,7 +595,12 @@ def means(row: Row) -> dict[str, float]:
 # --- what is written ---------------------------------------------------------------------------------------------------
 
 
-def keep_result(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[str, Gain]], parts: Mapping[str, Sequence[str]]) -> None:
+def keep_result(
+    study: Study,
+    rows: Sequence[Row],
+    gains: Mapping[str, Mapping[str, Gain]],
+    parts: Mapping[str, Sequence[str]],
+) -> None:
     """Write ``RUN/tuning/result.json`` (``result_A+B.json`` for several runs): all rows, scores by case, gains, choices by part."""
     name = "result.json" if len(study.sources) == 1 else f"result_{study.name}.json"
     files.write_json(
@@ -494,7 +615,10 @@ def keep_result(study: Study, rows: Sequence[Row], gains: Mapping[str, Mapping[s
             "rows": [
                 {
                     "name": row.name,
-                    "chosen": {part or "all": {"text": str(c), **dataclasses.asdict(c)} for part, c in row.candidates.items()},
+                    "chosen": {
+                        part or "all": {"text": str(c), **dataclasses.asdict(c)}
+                        for part, c in row.candidates.items()
+                    },
                     "mean": means(row),
                     "gains": gains[row.name],
                     "cases": row.cases,
@@ -511,23 +635,38 @@ MARK = "# Written by pipeline.tune, checksum "
 def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> str:
     """The ensemble as YAML under a comment that says where it comes from and what it gains; the first line guards the rest."""
     members = [
-        {"run": str(s.folder), "folds": list(s.folds), "weight": w} for s, w in zip(study.sources, chosen.weights, strict=True) if w > 0
+        {"run": str(s.folder), "folds": list(s.folds), "weight": w}
+        for s, w in zip(study.sources, chosen.weights, strict=True)
+        if w > 0
     ]
-    content = {"members": members, "fusion": chosen.fusion, "postprocess": json.loads(json.dumps([_plain(s) for s in chosen.steps]))}
+    content = {
+        "members": members,
+        "fusion": chosen.fusion,
+        "postprocess": json.loads(json.dumps([_plain(s) for s in chosen.steps])),
+    }
     honest = gains[NESTED]
     lines = [
         f"{time.strftime('%Y-%m-%d')}   {command(study)}",
         f"Chosen on {len(study.cases)} cases by {study.metric.name}. Honest gain (each case under the choice made without its part), 95 %:",
-        *(f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases" for reference, found in honest.items()),
+        *(
+            f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases"
+            for reference, found in honest.items()
+        ),
     ]
-    lines = [printable(line).replace("\n", "\\n") for line in lines]  # a name must not end the comment
-    body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
+    lines = [
+        printable(line).replace("\n", "\\n") for line in lines
+    ]  # a name must not end the comment
+    body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
+        content, sort_keys=False, default_flow_style=None, width=120
+    )
     return f"{MARK}{_checksum(body)}\n{body}"
 
 
 def command(study: Study) -> str:
     """The command line, as one would type it."""
-    words = sys.argv[1:] if Path(sys.argv[0]).stem == "tune" else [str(s.folder) for s in study.sources]
+    words = (
+        sys.argv[1:] if Path(sys.argv[0]).stem == "tune" else [str(s.folder) for s in study.sources]
+    )
     return shlex.join(["python", "-m", "pipeline.tune", *words])
 
 
@@ -550,9 +689,13 @@ def guard(out: Path, force: bool) -> None:
         return
     first, _, rest = out.read_text(encoding="utf-8", errors="replace").partition("\n")
     if first != MARK + _checksum(rest):
-        raise UserError(f"{out} is there and was written or changed by somebody else. Choose another --out, or replace it with --force.")
+        raise UserError(
+            f"{out} is there and was written or changed by somebody else. Choose another --out, or replace it with --force."
+        )
 
 
-def write_spec(out: Path, study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> None:
+def write_spec(
+    out: Path, study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]
+) -> None:
     """Write the ensemble, whole or not at all."""
     files.write_text(out, spec_text(study, chosen, gains))

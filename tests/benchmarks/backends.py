@@ -25,9 +25,15 @@ LOADED = "torch, loaded only"
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--checkpoint", type=Path, help="model file of a 2D image system; default: fresh weights of --network")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="model file of a 2D image system; default: fresh weights of --network",
+    )
     p.add_argument("--network", default="deblur_unet", help="deblur_unet, image_unet")
-    p.add_argument("--image", type=Path, help="photograph, resized to --size; default: a synthetic one")
+    p.add_argument(
+        "--image", type=Path, help="photograph, resized to --size; default: a synthetic one"
+    )
     p.add_argument("--size", type=int, default=2048)
     p.add_argument("--patch", default="512", help="tile size, or whole")
     p.add_argument("--overlap", type=int, default=32)
@@ -48,7 +54,12 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side in sides:
-            done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--side", side],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
             rows[side].append(json.loads(done.stdout.splitlines()[-1]))
     report(arguments, rows)
 
@@ -61,11 +72,17 @@ def report(arguments: argparse.Namespace, rows: dict[str, list[dict[str, float]]
     print(
         "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max difference to torch |\n|---|---|---|---|---|---|"
     )
-    base = statistics.median(r["seconds"] for r in rows["torch"]) if "torch" in rows else float("nan")
+    base = (
+        statistics.median(r["seconds"] for r in rows["torch"]) if "torch" in rows else float("nan")
+    )
     for side, results in rows.items():
         seconds, peak, start = ([r[k] for r in results] for k in ("seconds", "peak", "start"))
         median = statistics.median(seconds)
-        took = f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {base / median:.2f}" if median else "- | -"
+        took = (
+            f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {base / median:.2f}"
+            if median
+            else "- | -"
+        )
         worst = max(r["difference"] for r in results)
         print(
             f"| {side} | {took} | {statistics.median(start):.1f} | {statistics.median(peak):,.0f} | {f'{worst:.1e}' if median else '-'} |"
@@ -86,10 +103,16 @@ def photograph(path: Path | None, size: int) -> np.ndarray:
     from PIL import Image
 
     if path is not None:
-        return np.asarray(Image.open(path).convert("RGB").resize((size, size))).transpose(2, 0, 1).copy()
+        return (
+            np.asarray(Image.open(path).convert("RGB").resize((size, size)))
+            .transpose(2, 0, 1)
+            .copy()
+        )
     y, x = np.mgrid[:size, :size].astype(np.float32)
     waves = np.stack([np.sin(y / 31 + c) * np.cos(x / (17 + 5 * c)) for c in range(3)])
-    return np.clip(waves * 100 + 128 + np.random.default_rng(0).normal(0, 8, waves.shape), 0, 255).astype(np.uint8)
+    return np.clip(
+        waves * 100 + 128 + np.random.default_rng(0).normal(0, 8, waves.shape), 0, 255
+    ).astype(np.uint8)
 
 
 def fresh(network: str, path: Path) -> Path:
@@ -116,7 +139,17 @@ def fresh(network: str, path: Path) -> Path:
     system = config.from_dict(facts, network)
     torch.manual_seed(0)
     weights = networks.build(system.network, 3, 3, 2).state_dict()
-    save_model(path, Checkpoint(config=config.to_dict(system), channels=(3, 3), fold=0, epoch=0, score=None, weights=weights))
+    save_model(
+        path,
+        Checkpoint(
+            config=config.to_dict(system),
+            channels=(3, 3),
+            fold=0,
+            epoch=0,
+            score=None,
+            weights=weights,
+        ),
+    )
     return path
 
 
@@ -131,7 +164,11 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     began = time.perf_counter()
     backend = "torch" if arguments.side == LOADED else arguments.side
     checkpoint = arguments.checkpoint or arguments.folder / "fresh.safetensors"
-    size = {"whole": True} if arguments.patch == "whole" else {"patch_size": [int(arguments.patch)], "overlap": arguments.overlap}
+    size = (
+        {"whole": True}
+        if arguments.patch == "whole"
+        else {"patch_size": [int(arguments.patch)], "overlap": arguments.overlap}
+    )
     predictor = prepare(ModelOptions(checkpoint=checkpoint, device="cpu", backend=backend, **size))
     start, threads = time.perf_counter() - began, torch.get_num_threads()
     if arguments.side == LOADED:
@@ -140,9 +177,17 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     source = Source(array=array, scale=normalise.fit(predictor.config.data.normalise, array))
     began = time.perf_counter()
     tiles = tiling(predictor.config, array.shape[1:], predictor.predict_tile)
-    soft = sliding_window(source, predictor.predict_tile, tiles, predictor.config.predict.batch, "cpu")
+    soft = sliding_window(
+        source, predictor.predict_tile, tiles, predictor.config.predict.batch, "cpu"
+    )
     seconds, most = time.perf_counter() - began, peak()
-    return {"seconds": seconds, "start": start, "peak": most, "difference": compared(arguments, backend, soft), "threads": threads}
+    return {
+        "seconds": seconds,
+        "start": start,
+        "peak": most,
+        "difference": compared(arguments, backend, soft),
+        "threads": threads,
+    }
 
 
 def compared(arguments: argparse.Namespace, backend: str, soft: np.ndarray) -> float:

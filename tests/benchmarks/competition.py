@@ -30,9 +30,11 @@ def sheets(size: int, tunnels: int) -> np.ndarray:
     z, y, x = np.ogrid[:size, :size, :size]
     volume = np.zeros((size,) * 3, bool)
     for n in range(9):
-        height = ((n + 0.7) * size / 9 + size / 80 * np.sin(x * 19 / size + n) + size / 107 * np.cos(y * 14 / size + 2 * n)).astype(
-            np.float32
-        )
+        height = (
+            (n + 0.7) * size / 9
+            + size / 80 * np.sin(x * 19 / size + n)
+            + size / 107 * np.cos(y * 14 / size + 2 * n)
+        ).astype(np.float32)
         volume |= abs(z.astype(np.float32) - height) < 2
     for _ in range(tunnels):
         a, b, c = rng.integers(10, size - 10, 3)
@@ -44,9 +46,13 @@ def pair(family: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Prediction and label (0, 1 and a rim of 2)."""
     from scipy.ndimage import gaussian_filter
 
-    noise = gaussian_filter(np.random.default_rng(1).standard_normal((size,) * 3, dtype=np.float32), 1.5)
+    noise = gaussian_filter(
+        np.random.default_rng(1).standard_normal((size,) * 3, dtype=np.float32), 1.5
+    )
     if family == "field":
-        other = gaussian_filter(np.random.default_rng(2).standard_normal((size,) * 3, dtype=np.float32), 1.5)
+        other = gaussian_filter(
+            np.random.default_rng(2).standard_normal((size,) * 3, dtype=np.float32), 1.5
+        )
         label, prediction = other > 0, other + noise / 2 > 0
     else:
         label = sheets(size, 40 if family == "pierced" else 0)
@@ -62,8 +68,18 @@ def reference(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, float
         if "official_seconds_twice" in facts:
             with np.load(folder / f"{name}.npz") as arrays:
                 shape = tuple(arrays[f"{name}.shape"])
-                bits = {k: np.unpackbits(arrays[f"{name}.{k}"], count=int(np.prod(shape))).reshape(shape) for k in ("pred", "fg", "ignore")}
-            yield name, bits["pred"], np.where(bits["ignore"], np.uint8(2), bits["fg"]), facts["official_seconds_twice"] / 2
+                bits = {
+                    k: np.unpackbits(arrays[f"{name}.{k}"], count=int(np.prod(shape))).reshape(
+                        shape
+                    )
+                    for k in ("pred", "fg", "ignore")
+                }
+            yield (
+                name,
+                bits["pred"],
+                np.where(bits["ignore"], np.uint8(2), bits["fg"]),
+                facts["official_seconds_twice"] / 2,
+            )
 
 
 def cases(folder: Path | None) -> Iterator[tuple[str, int, np.ndarray, np.ndarray, float | None]]:
@@ -81,17 +97,37 @@ def one(path: Path) -> None:
     with np.load(path) as arrays:
         prediction, label = arrays["prediction"], arrays["label"]
     rng = np.random.default_rng(0)
-    competition_score(*rng.integers(0, 2, (2, 12, 12, 12), dtype=np.uint8))  # loads the compiled code
+    competition_score(
+        *rng.integers(0, 2, (2, 12, 12, 12), dtype=np.uint8)
+    )  # loads the compiled code
     began = time.process_time()
     found = competition_score(prediction, label)
     seconds = time.process_time() - began
     # Not getrusage: its peak is at least that of the parent, which holds the volumes.
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak, "score": found.score, "counts": {k: list(v) for k, v in found.counts.items()}}))
+    peak = (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        / 1024
+    )
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "peak": peak,
+                "score": found.score,
+                "counts": {k: list(v) for k, v in found.counts.items()},
+            }
+        )
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("/tmp/pipeline_benchmark"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reference", type=Path)
@@ -108,10 +144,18 @@ def main() -> None:
         path = arguments.folder / f"{name}_{size}.npz"
         np.savez(path, prediction=prediction, label=label)
         command = [sys.executable, __file__, "--one", str(path)]
-        rows = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(arguments.rounds)]
+        rows = [
+            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            for _ in range(arguments.rounds)
+        ]
         seconds, peak = (statistics.median(r[k] for r in rows) for k in ("seconds", "peak"))
-        theirs = f"{official:>12.1f}{official / seconds:>7.0f}" if official else f"{'-':>12}{'-':>7}"
-        print(f"{name:<16}{size:>5}{seconds:>8.2f}{peak:>7.0f}{theirs}   {rows[0]['score']:.4f} {rows[0]['counts']}", flush=True)
+        theirs = (
+            f"{official:>12.1f}{official / seconds:>7.0f}" if official else f"{'-':>12}{'-':>7}"
+        )
+        print(
+            f"{name:<16}{size:>5}{seconds:>8.2f}{peak:>7.0f}{theirs}   {rows[0]['score']:.4f} {rows[0]['counts']}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -47,22 +47,40 @@ class Candidate:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--train", type=int, default=6, help="training pairs that parameters are chosen on, spread over the list")
-    p.add_argument("--part", type=int, default=192, help="edge of the middle part that they are chosen on")
+    p.add_argument(
+        "--train",
+        type=int,
+        default=6,
+        help="training pairs that parameters are chosen on, spread over the list",
+    )
+    p.add_argument(
+        "--part", type=int, default=192, help="edge of the middle part that they are chosen on"
+    )
     p.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     arguments = p.parse_args()
     split = files.read_json(arguments.data / "split.json")
     some = split["train"][:: max(1, math.ceil(len(split["train"]) / arguments.train))]
-    training = [tuple(middle(image, arguments.part) for image in pair(arguments.data, i)) for i in some]
-    rows: dict[str, dict] = {"do nothing": {"cases": {i: image_scores(*pair(arguments.data, i)) for i in split["test"]}}}
+    training = [
+        tuple(middle(image, arguments.part) for image in pair(arguments.data, i)) for i in some
+    ]
+    rows: dict[str, dict] = {
+        "do nothing": {"cases": {i: image_scores(*pair(arguments.data, i)) for i in split["test"]}}
+    }
     for name, candidates in itertools.groupby(all_candidates(), key=lambda c: c.name):
         best = choose(list(candidates), training)
         began = time.monotonic()
         cases = {i: scored(best, *pair(arguments.data, i)) for i in split["test"]}
         seconds = (time.monotonic() - began) / max(1, len(cases))
-        rows[name] = {"chosen": best.words, "chosen on": some, "seconds an image": seconds, "cases": cases}
+        rows[name] = {
+            "chosen": best.words,
+            "chosen on": some,
+            "seconds an image": seconds,
+            "cases": cases,
+        }
     for row in rows.values():
         row["mean"] = mean(row["cases"].values())
     print(table(rows, len(split["test"])))
@@ -72,7 +90,10 @@ def main() -> None:
 
 def pair(root: Path, case_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Blurred and sharp image of an id."""
-    found = [next(p for p in (root / side).iterdir() if files.is_image(p) and files.stem(p) == case_id) for side in ("src", "dst")]
+    found = [
+        next(p for p in (root / side).iterdir() if files.is_image(p) and files.stem(p) == case_id)
+        for side in ("src", "dst")
+    ]
     return files.read(found[0], 2)[0], files.read(found[1], 2)[0]
 
 
@@ -89,8 +110,17 @@ def all_candidates() -> list[Candidate]:
         wiener = functools.partial(restored, method=unsupervised_wiener, kernel=kernel, gamma=gamma)
         found.append(Candidate(name="unsupervised Wiener", words=where, restore=wiener))
         for times in ITERATIONS:
-            lucy = functools.partial(restored, method=functools.partial(richardson_lucy, times=times), kernel=kernel, gamma=gamma)
-            found.append(Candidate(name="Richardson-Lucy", words=f"{where}, {times} iterations", restore=lucy))
+            lucy = functools.partial(
+                restored,
+                method=functools.partial(richardson_lucy, times=times),
+                kernel=kernel,
+                gamma=gamma,
+            )
+            found.append(
+                Candidate(
+                    name="Richardson-Lucy", words=f"{where}, {times} iterations", restore=lucy
+                )
+            )
     return sorted(found, key=lambda c: c.name)
 
 
@@ -103,15 +133,27 @@ def kernels() -> dict[str, np.ndarray]:
     for length, angle in itertools.product(LENGTHS, ANGLES):
         kernel = np.zeros((21, 21))
         for t in np.linspace(-(length - 1) / 2, (length - 1) / 2, 16 * length):
-            kernel[round(10 + t * math.sin(math.radians(angle))), round(10 + t * math.cos(math.radians(angle)))] += 1
+            kernel[
+                round(10 + t * math.sin(math.radians(angle))),
+                round(10 + t * math.cos(math.radians(angle))),
+            ] += 1
         found[f"motion of {length} pixels at {angle} degrees"] = kernel
     return {words: kernel / kernel.sum() for words, kernel in found.items()}
 
 
-def restored(image: np.ndarray, method: Callable[[np.ndarray, np.ndarray], np.ndarray], kernel: np.ndarray, gamma: float) -> np.ndarray:
+def restored(
+    image: np.ndarray,
+    method: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    kernel: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
     """A blurred image ``(C, Y, X)`` as its file has it, restored, as uint8."""
     rim = 2 * (len(kernel) // 2)
-    wide = np.pad(intensities(image).astype(np.float64) ** gamma, ((0, 0), (rim, rim), (rim, rim)), mode="symmetric")
+    wide = np.pad(
+        intensities(image).astype(np.float64) ** gamma,
+        ((0, 0), (rim, rim), (rim, rim)),
+        mode="symmetric",
+    )
     light = np.stack([method(channel, kernel) for channel in wide])[:, rim:-rim, rim:-rim]
     return np.rint(np.clip(light, 0, 1) ** (1 / gamma) * 255).astype(np.uint8)
 
@@ -133,7 +175,14 @@ def choose(candidates: Sequence[Candidate], pairs: Sequence[tuple[np.ndarray, ..
     """The candidate of the highest mean PSNR."""
 
     def quality(candidate: Candidate) -> float:
-        return float(np.mean([image_scores(candidate.restore(src), dst, METRICS[:1])["psnr"] for src, dst in pairs]))
+        return float(
+            np.mean(
+                [
+                    image_scores(candidate.restore(src), dst, METRICS[:1])["psnr"]
+                    for src, dst in pairs
+                ]
+            )
+        )
 
     return max(candidates, key=quality)
 
@@ -142,16 +191,23 @@ def scored(candidate: Candidate, src: np.ndarray, dst: np.ndarray) -> Scores:
     return image_scores(candidate.restore(src), dst)
 
 
-def image_scores(image: np.ndarray, target: np.ndarray, metrics: tuple[NamedOptions, ...] = METRICS) -> Scores:
+def image_scores(
+    image: np.ndarray, target: np.ndarray, metrics: tuple[NamedOptions, ...] = METRICS
+) -> Scores:
     return score_case(CaseArrays(answer=image, target=target), Rules(metrics=metrics))
 
 
 def table(rows: dict[str, dict], count: int) -> str:
     names = [m.name for m in METRICS]
-    lines = [f"| {count} held-out images | " + " | ".join(names) + " | chosen on training pairs |", "|---" * (len(names) + 2) + "|"]
+    lines = [
+        f"| {count} held-out images | " + " | ".join(names) + " | chosen on training pairs |",
+        "|---" * (len(names) + 2) + "|",
+    ]
     for name, row in rows.items():
         numbers = " | ".join(f"{row['mean'][n]:.4f}" for n in names)
-        lines.append(f"| {name} | {numbers} | {json.dumps(row['chosen'])[1:-1] if 'chosen' in row else ''} |")
+        lines.append(
+            f"| {name} | {numbers} | {json.dumps(row['chosen'])[1:-1] if 'chosen' in row else ''} |"
+        )
     return "\n".join(lines)
 
 

@@ -19,7 +19,12 @@ TILE, OVERLAP = 64, 16
 CONFIG = {
     "name": "depth",
     "task": "labels",
-    "data": {"dims": 3, "layout": "folders", "patch": {"size": [TILE] * 3}, "normalise": "percentile"},
+    "data": {
+        "dims": 3,
+        "layout": "folders",
+        "patch": {"size": [TILE] * 3},
+        "normalise": "percentile",
+    },
     "network": {"name": "dynunet", "options": {"channels": [2, 4, 4], "block": 2, "norm": "batch"}},
     "losses": ["dice"],
     "predict": {"overlap": OVERLAP},
@@ -42,18 +47,38 @@ def prepare(folder: Path, depths: list[int], edge: int) -> None:
     weights = networks.build(config.network, 1, 1, 3).state_dict()
     save_model(
         folder / "model.safetensors",
-        Checkpoint(config=configs.to_dict(config), channels=(1, 1), fold=0, epoch=0, score=None, weights=weights),
+        Checkpoint(
+            config=configs.to_dict(config),
+            channels=(1, 1),
+            fold=0,
+            epoch=0,
+            score=None,
+            weights=weights,
+        ),
     )
     for depth in depths:
         path = folder / f"{depth}.tif"
         if not path.is_file():
-            tifffile.memmap(path, shape=(depth, edge, edge), dtype="uint8", bigtiff=True, photometric="minisblack")
+            tifffile.memmap(
+                path,
+                shape=(depth, edge, edge),
+                dtype="uint8",
+                bigtiff=True,
+                photometric="minisblack",
+            )
 
 
 def ours(folder: Path, depth: int) -> None:
     from pipeline import predict
 
-    words = ["--checkpoint", str(folder / "model.safetensors"), "--input", str(folder / f"{depth}.tif"), "--output", str(folder / "ours")]
+    words = [
+        "--checkpoint",
+        str(folder / "model.safetensors"),
+        "--input",
+        str(folder / f"{depth}.tif"),
+        "--output",
+        str(folder / "ours"),
+    ]
     assert predict.main([*words, "--blocks", "always", "--device", "cpu"]) == 0
 
 
@@ -70,7 +95,9 @@ def monai(folder: Path, depth: int) -> None:
     (network,), config = load_models([folder / "model.safetensors"])
     array = tifffile.imread(folder / f"{depth}.tif")[None]
     image = torch.from_numpy(normalise.fit(config.data.normalise, array).apply(array))[None]
-    inferer = SlidingWindowInferer((TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian")
+    inferer = SlidingWindowInferer(
+        (TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian"
+    )
     with torch.inference_mode():
         soft = inferer(image, lambda x: network(x.clone())["main"].sigmoid())[0, 0].numpy()  # type: ignore[index]
     answer = morphology.remove_small_components(soft >= 0.5, 20).astype(np.uint8)
@@ -87,7 +114,9 @@ def peak() -> float:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--depths", type=int, nargs="+", default=[128, 512, 2048])
     p.add_argument("--edge", type=int, default=256)
     p.add_argument("--folder", type=Path, default=Path("/tmp/pipeline_benchmark_depth"))
@@ -103,12 +132,24 @@ def main() -> None:
     for name in SIDES:
         peaks = []
         for depth in arguments.depths:
-            words = [sys.executable, __file__, "--folder", str(arguments.folder), "--edge", str(arguments.edge), "--side", name, str(depth)]
+            words = [
+                sys.executable,
+                __file__,
+                "--folder",
+                str(arguments.folder),
+                "--edge",
+                str(arguments.edge),
+                "--side",
+                name,
+                str(depth),
+            ]
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             peaks.append(float(done.stdout.split("peak ")[-1]))
             print(f"{name:<28}{depth:>7} slices {peaks[-1]:>10,.0f} MiB", flush=True)
         if len(peaks) > 1:
-            print(f"{name:<28}{np.polyfit(arguments.depths, peaks, 1)[0] * 1000:>10,.1f} MiB per 1,000 slices")
+            print(
+                f"{name:<28}{np.polyfit(arguments.depths, peaks, 1)[0] * 1000:>10,.1f} MiB per 1,000 slices"
+            )
 
 
 if __name__ == "__main__":

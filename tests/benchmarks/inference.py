@@ -46,7 +46,12 @@ def ours(folder: Path) -> float:
     began = time.perf_counter()
     array = np.load(folder / "volume.npy", mmap_mode="r")
     tiles = Tiling(size=array.shape[1:], tile=(TILE,) * 3, overlap=OVERLAP, one_sided=False)
-    soft = sliding_window(Source(array=array, scale=percentile(array)), lambda x: net(x)["main"].sigmoid(), tiles, batch=1)
+    soft = sliding_window(
+        Source(array=array, scale=percentile(array)),
+        lambda x: net(x)["main"].sigmoid(),
+        tiles,
+        batch=1,
+    )
     seconds = time.perf_counter() - began
     if (folder / "monai.npy").is_file():
         other = np.load(folder / "monai.npy", mmap_mode="r")
@@ -61,8 +66,12 @@ def monai(folder: Path) -> float:
     net = network()
     began = time.perf_counter()
     array = np.load(folder / "volume.npy").astype(np.float32)
-    x = torch.as_tensor(np.asarray(ScaleIntensityRangePercentiles(0.5, 99.5, 0, 1, clip=True)(array)))[None]
-    inferer = SlidingWindowInferer((TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian")
+    x = torch.as_tensor(
+        np.asarray(ScaleIntensityRangePercentiles(0.5, 99.5, 0, 1, clip=True)(array))
+    )[None]
+    inferer = SlidingWindowInferer(
+        (TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian"
+    )
     with torch.inference_mode():
         # sw_batch_size 1 hands the network a view of the input; a network with in-place layers must not write into it.
         soft = inferer(x, lambda t: net(t.clone())["main"].sigmoid())[0].numpy()
@@ -72,4 +81,6 @@ def monai(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    measure(__file__, {"ours": ours, "MONAI SlidingWindowInferer": monai}, prepare, "s", sys.argv[1:])
+    measure(
+        __file__, {"ours": ours, "MONAI SlidingWindowInferer": monai}, prepare, "s", sys.argv[1:]
+    )

@@ -58,7 +58,10 @@ def slabs(folder: Path) -> float:
 
     net, image = network(), torch.from_numpy(np.load(folder / "inferer.npy"))
     began = time.process_time()
-    rows = sum(slab.shape[2] for _, slab in SlidingWindowInferer(**OPTIONS, one_sided=False).slabs(image, net))
+    rows = sum(
+        slab.shape[2]
+        for _, slab in SlidingWindowInferer(**OPTIONS, one_sided=False).slabs(image, net)
+    )
     assert rows == SIZE[0]
     return time.process_time() - began
 
@@ -76,4 +79,10 @@ def monai(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    measure(__file__, {"ours": ours, "ours, slabs": slabs, "MONAI SlidingWindowInferer": monai}, prepare, "s", sys.argv[1:])
+    measure(
+        __file__,
+        {"ours": ours, "ours, slabs": slabs, "MONAI SlidingWindowInferer": monai},
+        prepare,
+        "s",
+        sys.argv[1:],
+    )

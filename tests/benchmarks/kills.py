@@ -154,9 +154,42 @@ def chain(place: Place) -> int:
     """The three commands, one after the other, as a shell script would call them."""
     out, test = str(place.out), str(place.data / "test_images")
     commands = [
-        (train.main, ["--config", str(place.data / "config.yaml"), "--data-dir", str(place.data), "--out", f"{out}/run", "--fold", "-1"]),
-        (predict.main, ["--checkpoint", f"{out}/run", "--input", test, "--output", f"{out}/answers", "--save-soft"]),
-        (submit.main, ["--predictions", f"{out}/answers", "--test-dir", test, "--out", f"{out}/submission.zip"]),
+        (
+            train.main,
+            [
+                "--config",
+                str(place.data / "config.yaml"),
+                "--data-dir",
+                str(place.data),
+                "--out",
+                f"{out}/run",
+                "--fold",
+                "-1",
+            ],
+        ),
+        (
+            predict.main,
+            [
+                "--checkpoint",
+                f"{out}/run",
+                "--input",
+                test,
+                "--output",
+                f"{out}/answers",
+                "--save-soft",
+            ],
+        ),
+        (
+            submit.main,
+            [
+                "--predictions",
+                f"{out}/answers",
+                "--test-dir",
+                test,
+                "--out",
+                f"{out}/submission.zip",
+            ],
+        ),
     ]
     for command, arguments in commands:
         code = command(arguments)
@@ -245,7 +278,9 @@ def watched(place: Place) -> tuple[int, list[tuple[str, float]]]:
             at = len(seen) - 1
         time.sleep(POLL)
     ends = [*(moment for _, moment in seen[1:]), time.monotonic()]
-    return finish(child), [(phase, end - began) for (phase, began), end in zip(seen, ends, strict=True)]
+    return finish(child), [
+        (phase, end - began) for (phase, began), end in zip(seen, ends, strict=True)
+    ]
 
 
 def moments(how: str, spans: list[tuple[str, float]], draw: random.Random) -> Iterator[Moment]:
@@ -255,7 +290,9 @@ def moments(how: str, spans: list[tuple[str, float]], draw: random.Random) -> It
             yield Moment(change=0, wait=draw.uniform(0, sum(seconds for _, seconds in spans)))
     phases = sorted({phase for phase, seconds in spans if seconds})
     for phase in itertools.cycle(phases):
-        (change,) = draw.choices(range(len(spans)), [seconds if name == phase else 0 for name, seconds in spans])
+        (change,) = draw.choices(
+            range(len(spans)), [seconds if name == phase else 0 for name, seconds in spans]
+        )
         yield Moment(change=change, wait=draw.uniform(0, spans[change][1]))
 
 
@@ -282,12 +319,17 @@ def fingerprint(out: Path) -> dict[str, str]:
     found = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if path.suffix in (".safetensors", ".tif", ".npy", ".zip") and "checkpoint_latest" not in name:
+        if (
+            path.suffix in (".safetensors", ".tif", ".npy", ".zip")
+            and "checkpoint_latest" not in name
+        ):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name in ("result.json", "splits.json") or name == "run/summary.json":
             found[name] = json.dumps(_timeless(json.loads(path.read_text())))
         elif path.name == "log.jsonl":
-            found[name] = json.dumps([_timeless(json.loads(line)) for line in path.read_text().splitlines()])
+            found[name] = json.dumps(
+                [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+            )
         elif path.name.startswith(".tmp-"):
             found[name] = "left behind"
     return found
@@ -300,13 +342,19 @@ def _timeless(found: Any) -> Any:
 
 
 def memory() -> mmap.mmap:
-    return mmap.mmap(-1, mmap.PAGESIZE)  # anonymous and shared: a killed child's last words stay readable
+    return mmap.mmap(
+        -1, mmap.PAGESIZE
+    )  # anonymous and shared: a killed child's last words stay readable
 
 
-def round_of(place: Place, moment: Moment, number: int, calm: tuple[dict[str, str], int]) -> tuple[str, int, int, bool]:
+def round_of(
+    place: Place, moment: Moment, number: int, calm: tuple[dict[str, str], int]
+) -> tuple[str, int, int, bool]:
     """Interrupt, run on to the end, compare; returns phase, code of the interrupted process, steps done twice, equal or not."""
     phase, code = interrupt(place, moment, number)
-    while code == 0 and phase == "start" and moment.wait > 0.01:  # it was faster than the undisturbed run
+    while (
+        code == 0 and phase == "start" and moment.wait > 0.01
+    ):  # it was faster than the undisturbed run
         shutil.rmtree(place.out)
         place.told[:] = bytes(len(place.told))
         moment = replace(moment, wait=moment.wait / 2)
@@ -316,7 +364,9 @@ def round_of(place: Place, moment: Moment, number: int, calm: tuple[dict[str, st
     found = fingerprint(place.out)
     if last or found != calm[0]:
         differing = [k for k in {**found, **calm[0]} if found.get(k) != calm[0].get(k)]
-        print(f"exit code {last}; differing: {', '.join(differing) or 'nothing'}; kept in {place.out}")
+        print(
+            f"exit code {last}; differing: {', '.join(differing) or 'nothing'}; kept in {place.out}"
+        )
         return phase, code, place.steps - calm[1], False
     shutil.rmtree(place.out)
     return phase, code, place.steps - calm[1], True
@@ -326,7 +376,13 @@ def main() -> int:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--kills", type=int, default=50)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--signals", nargs="+", default=["KILL"], choices=["KILL", "USR1", "TERM", "INT"], help="one is drawn for each round")
+    p.add_argument(
+        "--signals",
+        nargs="+",
+        default=["KILL"],
+        choices=["KILL", "USR1", "TERM", "INT"],
+        help="one is drawn for each round",
+    )
     p.add_argument("--moments", choices=["time", "phase"], default="time")
     p.add_argument("--save-steps", type=int, default=2, help="train.save_steps")
     p.add_argument("--workers", type=int, default=0, help="data.workers")
@@ -336,9 +392,13 @@ def main() -> int:
         importlib.import_module(module)
     work = Path(tempfile.mkdtemp(prefix="kills-"))
     data = work / "data"
-    if importlib.import_module("synthetic_scroll").main([str(data), "--size", "24", "--train", "4", "--test", "2", "--scrolls", "2"]):
+    if importlib.import_module("synthetic_scroll").main(
+        [str(data), "--size", "24", "--train", "4", "--test", "2", "--scrolls", "2"]
+    ):
         return 1
-    (data / "config.yaml").write_text(CONFIG.format(workers=arguments.workers, save_steps=arguments.save_steps))
+    (data / "config.yaml").write_text(
+        CONFIG.format(workers=arguments.workers, save_steps=arguments.save_steps)
+    )
     place = Place(data, work / "calm", memory())
     for _ in range(2):  # the first one fills the caches of compiled code
         shutil.rmtree(place.out, ignore_errors=True)
@@ -351,7 +411,9 @@ def main() -> int:
     print(
         f"undisturbed: {sum(seconds for _, seconds in spans):.1f} s, {calm[1]} optimiser steps, {len(calm[0])} files and results compared"
     )
-    print(f"{'round':>5} {'signal':<6} {'moment':>13}  {'phase':<16} {'code':>4} {'steps lost':>10}  equal")
+    print(
+        f"{'round':>5} {'signal':<6} {'moment':>13}  {'phase':<16} {'code':>4} {'steps lost':>10}  equal"
+    )
     draw = random.Random(arguments.seed)
     phases, lost, equal = Counter[str](), [], 0
     drawn = moments(arguments.moments, spans, draw)
@@ -369,7 +431,9 @@ def main() -> int:
     print("phases hit: " + ", ".join(f"{k} {v}" for k, v in phases.most_common()))
     for name in dict.fromkeys(arguments.signals):
         these = [again for kind, again in lost if kind == name]
-        print(f"steps lost by {name}: {sum(these)} in {len(these)} rounds, at most {max(these, default=0)}")
+        print(
+            f"steps lost by {name}: {sum(these)} in {len(these)} rounds, at most {max(these, default=0)}"
+        )
     if equal == arguments.kills:
         shutil.rmtree(work)
     print(f"{equal} of {arguments.kills} equal")

@@ -27,7 +27,11 @@ def prepare(folder: Path) -> None:
     grid = np.arange(SIZE, dtype=np.float32)
     for n in range(CASES):
         rng = np.random.default_rng(n)
-        wave = grid[:, None, None] + 6 * np.sin(grid[None, :, None] / 25 + n) + 5 * np.cos(grid[None, None, :] / 31)
+        wave = (
+            grid[:, None, None]
+            + 6 * np.sin(grid[None, :, None] / 25 + n)
+            + 5 * np.cos(grid[None, None, :] / 31)
+        )
         label = (wave % 40 < 2.5).astype(np.uint8)
         image = (90 + 70 * label + rng.normal(0, 20, label.shape)).clip(0, 255).astype(np.uint8)
         label[[0, -1]] = 2
@@ -41,7 +45,13 @@ def ours(folder: Path) -> float:
     from pipeline.data import cache, cases, properties
     from pipeline.data.loaders import Loader
 
-    patch = {"size": [PATCH] * 3, "foreground": [0.3, 0.7], "tries": 10, "batch": 2, "per_case": PATCHES // CASES}
+    patch = {
+        "size": [PATCH] * 3,
+        "foreground": [0.3, 0.7],
+        "tries": 10,
+        "batch": 2,
+        "per_case": PATCHES // CASES,
+    }
     config = from_dict(
         {
             "name": "b",
@@ -82,14 +92,27 @@ def monai(folder: Path) -> float:
             ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0, 1, clip=True),
             RandCropByPosNegLabeld(both, "label", (PATCH,) * 3, pos=1, neg=1, num_samples=1),
             RandAxisFlipd(both, prob=0.5),
-            OneOf([RandRotate90d(both, prob=0.5, spatial_axes=axes) for axes in ((0, 1), (0, 2), (1, 2))]),
+            OneOf(
+                [
+                    RandRotate90d(both, prob=0.5, spatial_axes=axes)
+                    for axes in ((0, 1), (0, 2), (1, 2))
+                ]
+            ),
             RandGaussianNoised("image", prob=0.5, std=0.01, sample_std=False),
             RandScaleIntensityd("image", factors=0.2, prob=0.5),
         ]
     )
-    records = [{"image": folder / f"images/{n}.nii", "label": folder / f"masks/{n}.nii"} for n in range(CASES)]
+    records = [
+        {"image": folder / f"images/{n}.nii", "label": folder / f"masks/{n}.nii"}
+        for n in range(CASES)
+    ]
     cache = CacheDataset(records, chain, num_workers=1, progress=False)
-    loader = DataLoader(cache, batch_size=2, shuffle=True, collate_fn=lambda rows: torch.stack([r[0]["image"].as_tensor() for r in rows]))
+    loader = DataLoader(
+        cache,
+        batch_size=2,
+        shuffle=True,
+        collate_fn=lambda rows: torch.stack([r[0]["image"].as_tensor() for r in rows]),
+    )
     began = time.perf_counter()
     count = sum(len(batch) for _ in range(PATCHES // CASES) for batch in loader)
     return count / (time.perf_counter() - began)

@@ -35,18 +35,30 @@ METRICS = ("competition", "dice", "surface_dice")
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--config", type=Path, default=Path("configs/surface_cpu.yaml"))
     p.add_argument("--out", type=Path, default=Path("runs/losses"))
     p.add_argument("--epochs", type=int, default=8)
-    p.add_argument("--set", nargs="+", default=["network.options.channels=[16,32,64]"], metavar="KEY=VALUE", help="further overrides")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=["network.options.channels=[16,32,64]"],
+        metavar="KEY=VALUE",
+        help="further overrides",
+    )
     p.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    p.add_argument("--jobs", type=int, default=2, help="variants trained at a time, one thread each")
+    p.add_argument(
+        "--jobs", type=int, default=2, help="variants trained at a time, one thread each"
+    )
     p.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     arguments = p.parse_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda name: train(arguments, name), reversed(arguments.only)))  # the slowest first
+        list(
+            pool.map(lambda name: train(arguments, name), reversed(arguments.only))
+        )  # the slowest first
     report({name: score(arguments.out / name) for name in arguments.only})
 
 
@@ -60,14 +72,30 @@ def train(arguments: argparse.Namespace, name: str) -> None:
         'metrics=["dice"]',
         *arguments.set,
     ]
-    command = [sys.executable, "-m", "pipeline.train", "--config", arguments.config, "--data-dir", arguments.data]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.train",
+        "--config",
+        arguments.config,
+        "--data-dir",
+        arguments.data,
+    ]
     command += ["--out", arguments.out / name, "--set", *settings]
     with (arguments.out.parent / f"{arguments.out.name}_{name}.log").open("a") as log:
         for fold in arguments.folds:
             words = [str(word) for word in (*command, "--fold", fold)]
-            done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+            done = subprocess.run(
+                words,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                check=False,
+            )
             if done.returncode:
-                raise SystemExit(f"{name}, fold {fold}: training ended with {done.returncode}; see {log.name}")
+                raise SystemExit(
+                    f"{name}, fold {fold}: training ended with {done.returncode}; see {log.name}"
+                )
     print(f"trained {name}", flush=True)
 
 
@@ -84,12 +112,17 @@ def score(run: Path) -> dict[str, dict[str, dict[str, float]]]:
     cases = json.loads((run / "cases.json").read_text())
     softs = {path.stem: path.parent for path in run.glob("fold_*/oof/soft/*.npy")}
     with processes.pool(processes.cores()) as pool:
-        jobs = {i: pool.submit(one, i, softs[i], Path(cases[i]["targets"]["label"]), measure, steps) for i in sorted(softs)}
+        jobs = {
+            i: pool.submit(one, i, softs[i], Path(cases[i]["targets"]["label"]), measure, steps)
+            for i in sorted(softs)
+        }
         rows = {i: job.result() for i, job in jobs.items()}
     return {name: {i: row[name] for i, row in rows.items()} for name in steps}
 
 
-def one(case_id: str, folder: Path, label: Path, measure, steps: Mapping) -> dict[str, dict[str, float]]:
+def one(
+    case_id: str, folder: Path, label: Path, measure, steps: Mapping
+) -> dict[str, dict[str, float]]:
     from pipeline import postprocess
     from pipeline.data.targets import read_labels
     from pipeline.inference import soft
@@ -98,7 +131,10 @@ def one(case_id: str, folder: Path, label: Path, measure, steps: Mapping) -> dic
     probability = np.asarray(soft.load(folder, case_id).main, np.float32)
     target = read_labels(label, measure.data)[0]
     answers = {name: postprocess.apply(parts, probability) for name, parts in steps.items()}
-    return {name: score(CaseArrays(answer=answer, target=target), measure.rules) for name, answer in answers.items()}
+    return {
+        name: score(CaseArrays(answer=answer, target=target), measure.rules)
+        for name, answer in answers.items()
+    }
 
 
 def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> None:
@@ -109,19 +145,31 @@ def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
     first = next(iter(scores))
     for steps in scores[first]:
         cases = sorted(scores[first][steps])
-        values = {v: {m: np.array([scores[v][steps][i][m] for i in cases]) for m in (*METRICS, "toposcore", "voi_score")} for v in scores}
+        values = {
+            v: {
+                m: np.array([scores[v][steps][i][m] for i in cases])
+                for m in (*METRICS, "toposcore", "voi_score")
+            }
+            for v in scores
+        }
         print(
             f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score minus {first}           Dice minus {first}"
         )
         for name, found in values.items():
-            means = "".join(f"{found[m].mean():>8.4f}" for m in ("competition", "dice", "surface_dice", "toposcore", "voi_score"))
+            means = "".join(
+                f"{found[m].mean():>8.4f}"
+                for m in ("competition", "dice", "surface_dice", "toposcore", "voi_score")
+            )
             gains = [str(gain(found[m] - values[first][m], cases)) for m in ("competition", "dice")]
             print(f"{name:<28}{means}   {gains[0]}   {gains[1]}")
         print("rank correlation (Spearman) of Dice and score:", end=" ")
         means = [[v[m].mean() for v in values.values()] for m in ("dice", "competition")]
         print(f"over variants {spearmanr(*means).statistic:.2f},", end=" ")
         within = [spearmanr(v["dice"], v["competition"]).statistic for v in values.values()]
-        print(f"over the cases of a variant {np.mean(within):.2f} ({min(within):.2f} to {max(within):.2f})", flush=True)
+        print(
+            f"over the cases of a variant {np.mean(within):.2f} ({min(within):.2f} to {max(within):.2f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

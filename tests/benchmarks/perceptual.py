@@ -27,7 +27,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--size", type=int, default=2048, help="side of the image in pixels")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -42,9 +44,13 @@ def main() -> None:
             command = [sys.executable, __file__, "--size", str(arguments.size), "--side", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"one image of {arguments.size} x {arguments.size}, medians of {arguments.rounds} rounds in turn")
+    print(
+        f"one image of {arguments.size} x {arguments.size}, medians of {arguments.rounds} rounds in turn"
+    )
     for name, found in rows.items():
-        peak, seconds = (statistics.median(row[key] for row in found) for key in ("peak", "seconds"))
+        peak, seconds = (
+            statistics.median(row[key] for row in found) for key in ("peak", "seconds")
+        )
         print(f"{name:<28}peak {peak:>8,.0f} MiB{seconds:>9.2f} s")
 
 
@@ -61,7 +67,12 @@ def one(options: dict[str, Any], size: int) -> dict[str, float]:
         mask = torch.zeros(1, 1, side, side)
         mask[..., side // 4 : side // 4 + 32, side // 3 : side // 3 + 32] = 1
         began = time.perf_counter()
-        loss(x.requires_grad_(), y, torch.ones_like(mask), *([mask] if options.get("reduce") == "mask" else [])).backward()
+        loss(
+            x.requires_grad_(),
+            y,
+            torch.ones_like(mask),
+            *([mask] if options.get("reduce") == "mask" else []),
+        ).backward()
         return time.perf_counter() - began
 
     step(64)

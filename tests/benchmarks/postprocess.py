@@ -27,7 +27,11 @@ import numpy as np
 CHAINS = {
     "one": [("threshold", {}), ("dust", {"below": 30}), ("fill_holes", {"below": 20})],
     "several": [("argmax", {}), ("dust", {"below": 30}), ("fill_holes", {"below": 20})],
-    "joined": [("hysteresis", {"low": 0.4, "high": 0.7}), ("dust", {"below": 100}), ("fill_holes", {"below": 50})],
+    "joined": [
+        ("hysteresis", {"low": 0.4, "high": 0.7}),
+        ("dust", {"below": 100}),
+        ("fill_holes", {"below": 50}),
+    ],
 }
 
 
@@ -48,12 +52,19 @@ def soft(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def prepare(folder: Path) -> None:
-    shapes = {"pictures1": (1, 200, 256, 256), "pictures4": (4, 200, 256, 256), "volume": (1, 320, 320, 320), "slabs": (1, 1024, 256, 256)}
+    shapes = {
+        "pictures1": (1, 200, 256, 256),
+        "pictures4": (4, 200, 256, 256),
+        "volume": (1, 320, 320, 320),
+        "slabs": (1, 1024, 256, 256),
+    }
     for number, (name, shape) in enumerate(shapes.items()):
         path = folder / f"{name}.npy"
         if not path.is_file():
             if name.startswith("pictures"):
-                np.save(path, np.stack([soft((shape[0], *shape[2:]), seed) for seed in range(shape[1])]))
+                np.save(
+                    path, np.stack([soft((shape[0], *shape[2:]), seed) for seed in range(shape[1])])
+                )
             else:
                 np.save(path, soft(shape, number))
 
@@ -92,7 +103,10 @@ def slabs(folder: Path) -> tuple[float, bytes]:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         begin = time.process_time()
         if hasattr(postprocess, "check_memory"):
-            labels, measure = postprocess.apply(steps("joined"), array, Path(work)), postprocess.statistics
+            labels, measure = (
+                postprocess.apply(steps("joined"), array, Path(work)),
+                postprocess.statistics,
+            )
         else:  # before there was one driver
             from pipeline.inference import blocks
 
@@ -116,12 +130,23 @@ def one(task: str, folder: Path) -> None:
 
     seconds, answer = TASKS[task](folder)
     # Not getrusage: its peak is at least that of the parent, which made the input.
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak, "answer": hashlib.sha256(answer).hexdigest()}))
+    peak = (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        / 1024
+    )
+    print(
+        json.dumps({"seconds": seconds, "peak": peak, "answer": hashlib.sha256(answer).hexdigest()})
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("trees", type=Path, nargs="*", help="OLD and NEW")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/pipeline_benchmark"))
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,18 +158,35 @@ def main() -> None:
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     prepare(arguments.folder)
-    print(f"{'task':<22}{'old CPU s':>10}{'new CPU s':>10}{'ratio':>7}{'old MiB':>9}{'new MiB':>9}{'ratio':>7}   answers")
+    print(
+        f"{'task':<22}{'old CPU s':>10}{'new CPU s':>10}{'ratio':>7}{'old MiB':>9}{'new MiB':>9}{'ratio':>7}   answers"
+    )
     for task in [arguments.only] if arguments.only else TASKS:
         rows: list[list[dict[str, Any]]] = [[], []]
         for turn in range(2 * arguments.rounds):
             side = (turn + turn // 2) % 2  # old new, new old, ...
             command = [sys.executable, __file__, "--one", task, "--folder", str(arguments.folder)]
-            setting = {**os.environ, "PYTHONPATH": str(arguments.trees[side]), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=setting, cwd=arguments.folder)
+            setting = {
+                **os.environ,
+                "PYTHONPATH": str(arguments.trees[side]),
+                "OMP_NUM_THREADS": "1",
+            }
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=True,
+                env=setting,
+                cwd=arguments.folder,
+            )
             rows[side].append(json.loads(done.stdout.splitlines()[-1]))
-        old, new = ({k: statistics.median(r[k] for r in side) for k in ("seconds", "peak")} for side in rows)
+        old, new = (
+            {k: statistics.median(r[k] for r in side) for k in ("seconds", "peak")} for side in rows
+        )
         same = len({r["answer"] for side in rows for r in side}) == 1
-        seconds = f"{old['seconds']:>10.3f}{new['seconds']:>10.3f}{new['seconds'] / old['seconds']:>7.2f}"
+        seconds = (
+            f"{old['seconds']:>10.3f}{new['seconds']:>10.3f}{new['seconds'] / old['seconds']:>7.2f}"
+        )
         memory = f"{old['peak']:>9.0f}{new['peak']:>9.0f}{new['peak'] / old['peak']:>7.2f}"
         print(f"{task:<22}{seconds}{memory}   {'equal' if same else 'DIFFERENT'}", flush=True)
 

@@ -25,10 +25,14 @@ COUNTS = {"volume": 1, "picture": 1, "pictures": 200}
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("old", type=Path, help="source tree")
     p.add_argument("new", type=Path, help="source tree")
-    p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "pipeline_predicting")
+    p.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "pipeline_predicting"
+    )
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--only", choices=sorted(SHAPES))
     p.add_argument("--blocks", choices=("never", "always"), default="never")
@@ -52,13 +56,22 @@ def prepare(folder: Path, shape: tuple[int, ...], count: int) -> None:
     if len(list((folder / "images").iterdir())) == count:
         return
     tile = [96] * 3 if len(shape) == 3 else [512] * 2
-    steps = [{"name": "threshold", "options": {"at": 0.5}}, {"name": "dust", "options": {"below": 50}}, "fill_holes"]
+    steps = [
+        {"name": "threshold", "options": {"at": 0.5}},
+        {"name": "dust", "options": {"below": 50}},
+        "fill_holes",
+    ]
     data = {"dims": len(shape), "patch": {"size": tile}, "normalise": "percentile"}
     model_file(folder, dims=len(shape), data=data, postprocess=steps)
     for n in range(count):
         array = np.random.default_rng(n).integers(0, 255, shape, dtype=np.uint8)
         if len(shape) == 3:
-            tifffile.imwrite(folder / "images" / f"case{n}.tif", array, photometric="minisblack", compression="zlib")
+            tifffile.imwrite(
+                folder / "images" / f"case{n}.tif",
+                array,
+                photometric="minisblack",
+                compression="zlib",
+            )
         else:
             Image.fromarray(array).save(folder / "images" / f"case{n:03}.png")
 
@@ -66,7 +79,16 @@ def prepare(folder: Path, shape: tuple[int, ...], count: int) -> None:
 def predict(tree: Path, folder: Path, blocks: str) -> Side:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    words = ["--checkpoint", folder / "best_model.safetensors", "--input", folder / "images", "--output", out, "--device", "cpu"]
+    words = [
+        "--checkpoint",
+        folder / "best_model.safetensors",
+        "--input",
+        folder / "images",
+        "--output",
+        out,
+        "--device",
+        "cpu",
+    ]
     return run(tree, "predict", [*words, "--save-soft", "--blocks", blocks], lambda: digest(out))
 
 

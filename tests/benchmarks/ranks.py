@@ -47,7 +47,11 @@ def epoch_seconds(folder: Path, ranks: int) -> float:
     """Median seconds of an epoch of fold 0 with so many ranks."""
     run = folder / f"run_{ranks}"
     shutil.rmtree(run, ignore_errors=True)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        if ranks > 1
+        else []
+    )
     words = [
         "-m",
         "pipeline.train",
@@ -61,14 +65,23 @@ def epoch_seconds(folder: Path, ranks: int) -> float:
         "0",
     ]
     words += ["--set", f"data.patch.batch={2 // ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    subprocess.run([sys.executable, *start, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    subprocess.run(
+        [sys.executable, *start, *words], env=environment, check=True, stdout=subprocess.DEVNULL
+    )
     lines = [json.loads(line) for line in (run / "fold_0" / "log.jsonl").read_text().splitlines()]
     return statistics.median(line["seconds"] for line in lines[1:])
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--epochs", type=int, default=4)
     p.add_argument("--patch", type=int, default=48)
@@ -83,7 +96,9 @@ def main() -> None:
                 seconds.append(epoch_seconds(folder, ranks))
         samples = 4 * 4  # cases to train on, patches of each
         for ranks, seconds in found.items():
-            print(f"{ranks} rank{'s' * (ranks > 1)}: {samples / statistics.median(seconds):.2f} patches/s (median of {len(seconds)} runs)")
+            print(
+                f"{ranks} rank{'s' * (ranks > 1)}: {samples / statistics.median(seconds):.2f} patches/s (median of {len(seconds)} runs)"
+            )
         ratio = statistics.median(found[1]) / statistics.median(found[2])
         print(
             f"two ranks are {ratio:.2f} times as fast; largest process {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MiB"

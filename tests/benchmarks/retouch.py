@@ -54,13 +54,19 @@ def gmac(size: Sequence[int], name: str, part: str = "Global", **options: object
 def table() -> None:
     from pipeline.networks import parameters
 
-    print(f"{'levels':>6}{'weights':>14}{'I_l at 2048²':>14}{'GMAC at 2048²':>15}{'of it at I_l':>14}{'GMAC at 4000 x 6000':>21}")
+    print(
+        f"{'levels':>6}{'weights':>14}{'I_l at 2048²':>14}{'GMAC at 2048²':>15}{'of it at I_l':>14}{'GMAC at 4000 x 6000':>21}"
+    )
     for levels in (1, 2, 3, 4):
         with torch.device("meta"):
             weights = parameters(network("abpn", levels=levels))
-        square, low = (gmac((2048, 2048), "abpn", part, levels=levels) for part in ("Global", "ABPN.low"))
+        square, low = (
+            gmac((2048, 2048), "abpn", part, levels=levels) for part in ("Global", "ABPN.low")
+        )
         photograph = gmac((4000, 6000), "abpn", levels=levels)
-        print(f"{levels:>6}{weights:>14,}{f'{2048 >> levels}²':>14}{square:>15.1f}{low:>14.1f}{photograph:>21.1f}")
+        print(
+            f"{levels:>6}{weights:>14,}{f'{2048 >> levels}²':>14}{square:>15.1f}{low:>14.1f}{photograph:>21.1f}"
+        )
 
 
 def prepare(folder: Path) -> None:
@@ -70,7 +76,12 @@ def prepare(folder: Path) -> None:
     rng = np.random.default_rng(0)
     y, x = np.arange(high)[:, None] / 140, np.arange(wide) / 155
     waves = 128 + 140 * np.sin(y) * np.cos(x)
-    image = np.stack([(waves + rng.integers(-20, 20, waves.shape)).clip(0, 255).astype(np.uint8) for _ in range(3)])
+    image = np.stack(
+        [
+            (waves + rng.integers(-20, 20, waves.shape)).clip(0, 255).astype(np.uint8)
+            for _ in range(3)
+        ]
+    )
     np.save(folder / "image.npy", image)
 
 
@@ -88,7 +99,9 @@ def whole(folder: Path) -> float:
     asked = json.loads((folder / "settings.json").read_text())
     net = network("abpn", levels=asked["levels"])
     began = time.perf_counter()
-    soft = sliding_window(_source(folder), lambda x: net(x)["main"], tiling(asked["size"], tiled=False))
+    soft = sliding_window(
+        _source(folder), lambda x: net(x)["main"], tiling(asked["size"], tiled=False)
+    )
     seconds = time.perf_counter() - began
     assert np.isfinite(soft[:, ::97]).all()
     return seconds
@@ -119,7 +132,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, nargs=2, default=(4000, 6000), metavar=("HIGH", "WIDE"))
     parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--tiles", type=int, default=12, help="tiles of the U-Net that are computed")
+    parser.add_argument(
+        "--tiles", type=int, default=12, help="tiles of the U-Net that are computed"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args(argv)
@@ -127,12 +142,19 @@ def main(argv: Sequence[str]) -> None:
         table()
         return
     tiles = tiling(asked.size, tiled=True)
-    ours, other = gmac(asked.size, "abpn", levels=asked.levels), gmac(tiles.tile, "image_unet") * tiles.count()
-    print(f"{asked.size[0]} x {asked.size[1]}; ABPN of {asked.levels} levels whole: {ours:,.1f} GMAC")
+    ours, other = (
+        gmac(asked.size, "abpn", levels=asked.levels),
+        gmac(tiles.tile, "image_unet") * tiles.count(),
+    )
+    print(
+        f"{asked.size[0]} x {asked.size[1]}; ABPN of {asked.levels} levels whole: {ours:,.1f} GMAC"
+    )
     print(
         f"U-Net of base 64 in {tiles.count()} tiles of {tiles.tile[0]} x {tiles.tile[1]}: {other:,.1f} GMAC, {other / ours:.0f} times as many"
     )
-    print(f"Time of the U-Net: from {min(asked.tiles, tiles.count())} of its tiles, scaled to {tiles.count()}")
+    print(
+        f"Time of the U-Net: from {min(asked.tiles, tiles.count())} of its tiles, scaled to {tiles.count()}"
+    )
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "settings.json").write_text(json.dumps(vars(asked)))
     measure(__file__, SIDES, prepare, "s", [str(FOLDER), str(asked.rounds)])

@@ -17,14 +17,19 @@ import scipy
 import tifffile
 from trees import Side, report, run
 
-METRICS = {"cubes": ("dice", "surface_dice", "competition"), "pictures": ("dice", "surface_dice", "hd95")}
+METRICS = {
+    "cubes": ("dice", "surface_dice", "competition"),
+    "pictures": ("dice", "surface_dice", "hd95"),
+}
 SHAPES = {"cubes": (160,) * 3, "pictures": (512,) * 2}
 COUNTS = {"cubes": 22, "pictures": 40}
 RUNS = (("cubes", 1), ("cubes", 2), ("pictures", 1), ("pictures", 2))
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("old", type=Path, help="source tree")
     p.add_argument("new", type=Path, help="source tree")
     p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "pipeline_scoring")
@@ -38,7 +43,11 @@ def main() -> None:
         sides: dict[str, list[Side]] = {"old": [], "new": []}
         for _ in range(arguments.rounds):
             for name, found in sides.items():
-                found.append(evaluate(getattr(arguments, name), arguments.folder / kind, METRICS[kind], workers))
+                found.append(
+                    evaluate(
+                        getattr(arguments, name), arguments.folder / kind, METRICS[kind], workers
+                    )
+                )
         report(f"{COUNTS[kind]} {kind}, {workers} worker{'s' if workers > 1 else ''}", sides)
 
 
@@ -47,12 +56,16 @@ def prepare(folder: Path, shape: tuple[int, ...], count: int) -> None:
     for name in ("labels", "answers"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for n in range(count):
-        label_file, answer_file = (folder / name / f"case{n:02}.tif" for name in ("labels", "answers"))
+        label_file, answer_file = (
+            folder / name / f"case{n:02}.tif" for name in ("labels", "answers")
+        )
         if answer_file.is_file():
             continue
         rng = np.random.default_rng(n)
         coarse = rng.random([s // 16 for s in shape])
-        grey = scipy.ndimage.zoom(coarse, [s / c for s, c in zip(shape, coarse.shape, strict=True)], order=1)
+        grey = scipy.ndimage.zoom(
+            coarse, [s / c for s, c in zip(shape, coarse.shape, strict=True)], order=1
+        )
         label = (grey > 0.5).astype(np.uint8)
         label[..., :4] = 2
         answer = ((grey > 0.49) ^ (rng.random(shape) < 1e-5)).astype(np.uint8)

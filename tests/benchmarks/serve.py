@@ -32,15 +32,25 @@ from PIL import Image
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--checkpoint", type=Path, help="model file of a 2D image system; default: fresh weights of --network")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="model file of a 2D image system; default: fresh weights of --network",
+    )
     p.add_argument("--network", default="deblur_unet")
-    p.add_argument("--image", type=Path, help="photograph, resized to --size; default: a synthetic one")
+    p.add_argument(
+        "--image", type=Path, help="photograph, resized to --size; default: a synthetic one"
+    )
     p.add_argument("--size", type=int, default=512)
     p.add_argument("--requests", type=int, default=20, help="at each number of clients")
     p.add_argument("--clients", type=int, nargs="+", default=[1, 2])
-    p.add_argument("--half-sent", type=int, default=0, help="connections that hang in the middle of a request")
+    p.add_argument(
+        "--half-sent", type=int, default=0, help="connections that hang in the middle of a request"
+    )
     p.add_argument("--folder", type=Path, default=Path("/tmp/pipeline_serve"))
-    p.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further options of pipeline.serve")
+    p.add_argument(
+        "--server", nargs=argparse.REMAINDER, default=[], help="further options of pipeline.serve"
+    )
     return p
 
 
@@ -48,13 +58,30 @@ def main() -> None:
     arguments = parser().parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "photograph.jpg"
-    Image.fromarray(photograph(arguments.image, arguments.size).transpose(1, 2, 0)).save(path, quality=95)
-    checkpoint = arguments.checkpoint or fresh(arguments.network, arguments.folder / "fresh.safetensors")
-    command = [sys.executable, "-m", "pipeline.serve", "--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *arguments.server]
+    Image.fromarray(photograph(arguments.image, arguments.size).transpose(1, 2, 0)).save(
+        path, quality=95
+    )
+    checkpoint = arguments.checkpoint or fresh(
+        arguments.network, arguments.folder / "fresh.safetensors"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.serve",
+        "--checkpoint",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+        *arguments.server,
+    ]
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        found = next(filter(None, (re.search(r"http://\S+/predict", line) for line in process.stdout)))
+        found = next(
+            filter(None, (re.search(r"http://\S+/predict", line) for line in process.stdout))
+        )
         ready = time.perf_counter() - began
         with ThreadPoolExecutor(1) as reader:  # a full pipe would hold the server up
             reader.submit(process.stdout.read)
@@ -67,12 +94,16 @@ def main() -> None:
             print(f"ended {time.perf_counter() - began:.1f} s after Ctrl-C")
 
 
-def measured(arguments: argparse.Namespace, url: str, content: bytes, ready: float, pid: int) -> None:
+def measured(
+    arguments: argparse.Namespace, url: str, content: bytes, ready: float, pid: int
+) -> None:
     first = ask(url, content)
     print(
         f"{arguments.size} x {arguments.size}, options {' '.join(arguments.server) or 'none'}; ready after {ready:.1f} s, first answer {first:.2f} s"
     )
-    print("| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB |\n|---|---|---|---|---|---|")
+    print(
+        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB |\n|---|---|---|---|---|---|"
+    )
     for clients in arguments.clients:
         for hung in (0, arguments.half_sent) if arguments.half_sent else (0,):
             row(arguments.requests, clients, hung, (url, content, pid))

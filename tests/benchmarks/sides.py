@@ -14,19 +14,37 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
-def measure(script: str, sides: Mapping[str, Callable[[Path], float]], prepare: Callable[[Path], None], unit: str, argv: list[str]) -> None:
+def measure(
+    script: str,
+    sides: Mapping[str, Callable[[Path], float]],
+    prepare: Callable[[Path], None],
+    unit: str,
+    argv: list[str],
+) -> None:
     """``script --side NAME FOLDER`` runs one side and prints JSON; without arguments, prepare and run all sides in turn."""
     if argv[:1] == ["--side"]:
         value = sides[argv[1]](Path(argv[2]))
-        print(json.dumps({"value": value, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        print(
+            json.dumps(
+                {"value": value, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+            )
+        )
         return
-    folder, rounds = Path(argv[0] if argv else "/tmp/pipeline_benchmark"), int(argv[1]) if len(argv) > 1 else 3
+    folder, rounds = (
+        Path(argv[0] if argv else "/tmp/pipeline_benchmark"),
+        int(argv[1]) if len(argv) > 1 else 3,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name in sides:
-            done = subprocess.run([sys.executable, script, "--side", name, str(folder)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, script, "--side", name, str(folder)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             rows[name].append(json.loads(done.stdout.splitlines()[-1]))
     first, *others = sides
     for name, results in rows.items():
@@ -36,6 +54,10 @@ def measure(script: str, sides: Mapping[str, Callable[[Path], float]], prepare: 
         )
     for name in others:
         value, peak = (
-            statistics.median(r[k] for r in rows[first]) / statistics.median(r[k] for r in rows[name]) for k in ("value", "peak")
+            statistics.median(r[k] for r in rows[first])
+            / statistics.median(r[k] for r in rows[name])
+            for k in ("value", "peak")
         )
-        print(f"{first} / {name}: {value:.2f} in {unit}, {peak:.2f} in peak memory ({rounds} rounds in turn)")
+        print(
+            f"{first} / {name}: {value:.2f} in {unit}, {peak:.2f} in peak memory ({rounds} rounds in turn)"
+        )

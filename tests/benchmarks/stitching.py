@@ -53,29 +53,51 @@ def unit(array: np.ndarray) -> torch.Tensor:
 # --- seams ---------------------------------------------------------------------------------------------------------------
 
 
-def ours_tiled(net: torch.nn.Module, array: np.ndarray, window: str, halo: int) -> tuple[np.ndarray, list[int]]:
+def ours_tiled(
+    net: torch.nn.Module, array: np.ndarray, window: str, halo: int
+) -> tuple[np.ndarray, list[int]]:
     from pipeline.data.normalise import IntensityScale
     from pipeline.geometry import Tiling
     from pipeline.inference.sliding_window import Source, sliding_window
     from pipeline.networks.receptive import stride
 
-    tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, window=window, halo=halo, multiple=stride(net, 2))
+    tiles = Tiling(
+        size=array.shape[1:],
+        tile=(TILE, TILE),
+        overlap=OVERLAP,
+        window=window,
+        halo=halo,
+        multiple=stride(net, 2),
+    )
     source = Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3))
     starts = tiles.starts(1)
     lines = [s + halo for s in starts[1:]] + [s + TILE - halo for s in starts[:-1]]
     return sliding_window(source, lambda x: net(x)["main"], tiles), lines
 
 
-def monai_tiled(net: torch.nn.Module, array: np.ndarray, window: str) -> tuple[np.ndarray, list[int]]:
+def monai_tiled(
+    net: torch.nn.Module, array: np.ndarray, window: str
+) -> tuple[np.ndarray, list[int]]:
     from monai.data.utils import dense_patch_slices
     from monai.inferers.inferer import SlidingWindowInferer
 
-    inferer = SlidingWindowInferer((TILE, TILE), overlap=OVERLAP / TILE, mode="gaussian" if window == "gaussian" else "constant")
+    inferer = SlidingWindowInferer(
+        (TILE, TILE),
+        overlap=OVERLAP / TILE,
+        mode="gaussian" if window == "gaussian" else "constant",
+    )
     if window == "hann":
-        inferer.roi_weight_map = torch.outer(*[torch.hann_window(TILE, periodic=False)] * 2)[None, None]
+        inferer.roi_weight_map = torch.outer(*[torch.hann_window(TILE, periodic=False)] * 2)[
+            None, None
+        ]
     with torch.inference_mode():
         soft = inferer(unit(array), lambda t: net(t.clone())["main"])[0].numpy()
-    starts = sorted({s[1].start for s in dense_patch_slices(array.shape[1:], (TILE, TILE), (TILE - OVERLAP,) * 2)})
+    starts = sorted(
+        {
+            s[1].start
+            for s in dense_patch_slices(array.shape[1:], (TILE, TILE), (TILE - OVERLAP,) * 2)
+        }
+    )
     return soft, starts[1:] + [s + TILE for s in starts[:-1]]
 
 
@@ -103,7 +125,9 @@ def table(size: int) -> None:
     print(f"{'':<28}{'largest error':>16}{'seam index':>14}")
     for name, soft, lines in rows:
         error = (soft - whole) / whole.std()
-        lost = f"  ({int(np.isnan(error).any(0).sum())} pixels nan)" if np.isnan(error).any() else ""
+        lost = (
+            f"  ({int(np.isnan(error).any(0).sum())} pixels nan)" if np.isnan(error).any() else ""
+        )
         print(f"{name:<28}{np.nanmax(np.abs(error)):>16.1e}{seam_index(error, lines):>14.2f}{lost}")
 
 
@@ -119,7 +143,11 @@ def ours(folder: Path) -> float:
     began = time.perf_counter()
     array = np.load(folder / "image.npy", mmap_mode="r")
     tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, multiple=(4, 4))
-    sliding_window(Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3)), lambda x: net(x)["main"], tiles)
+    sliding_window(
+        Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3)),
+        lambda x: net(x)["main"],
+        tiles,
+    )
     return time.perf_counter() - began
 
 

@@ -181,7 +181,9 @@ def rows(tree: Path) -> dict[str, str]:
         "longest chain of imports": f"{longest}",
         "modules on a cycle": f"{cyclic}",
         "public fn": f"{len(form.public):,}",
-        **{f"  with {k} or no need of it": share([p[k] for p in form.public]) for k in parts(_NONE)},
+        **{
+            f"  with {k} or no need of it": share([p[k] for p in form.public]) for k in parts(_NONE)
+        },
         "test lines by code line": f"{tests / max(sum(form.lines), 1):.2f}",
     }
 

@@ -29,7 +29,9 @@ def run(tree: Path, command: str, words: Sequence[object], result: Callable[[], 
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
     line = [sys.executable, "-m", f"pipeline.{command}", *map(str, words)]
-    process = subprocess.Popen(line, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        line, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{tree}: {process.stderr.read().decode() if process.stderr else status}")
@@ -42,10 +44,18 @@ def report(what: str, sides: Mapping[str, Sequence[Side]]) -> None:
     if len({json.dumps(side.result) for found in sides.values() for side in found}) > 1:
         raise SystemExit(f"{what}: the two trees give other results.")
     medians = {
-        name: [statistics.median(getattr(s, what) for s in found) for what in ("clock", "processors", "memory")]
+        name: [
+            statistics.median(getattr(s, what) for s in found)
+            for what in ("clock", "processors", "memory")
+        ]
         for name, found in sides.items()
     }
     for name, (clock, processors, memory) in medians.items():
-        print(f"{what:<30}{name:<6}{clock:>8.2f} s, {processors:>8.2f} s of processors, peak {memory:,.0f} MiB")
+        print(
+            f"{what:<30}{name:<6}{clock:>8.2f} s, {processors:>8.2f} s of processors, peak {memory:,.0f} MiB"
+        )
     ratios = [new / old for new, old in zip(medians["new"], medians["old"], strict=True)]
-    print(f"{what:<30}new / old: {ratios[0]:.2f} in time, {ratios[1]:.2f} of processors, {ratios[2]:.2f} in peak memory", flush=True)
+    print(
+        f"{what:<30}new / old: {ratios[0]:.2f} in time, {ratios[1]:.2f} of processors, {ratios[2]:.2f} in peak memory",
+        flush=True,
+    )

@@ -24,9 +24,13 @@ def talk(context: distributed.DistributedContext, folder: Path) -> None:
     first = folder / "first.txt"
     answers = {
         "agree": context.any_rank(context.rank == 1, False, True),
-        "gather": context.all_gather({"rank": context.rank, "numbers": odd, "text": "é" * (1 + 9 * context.rank)}),
+        "gather": context.all_gather(
+            {"rank": context.rank, "numbers": odd, "text": "é" * (1 + 9 * context.rank)}
+        ),
         "share": distributed.share(list(range(5)), context),
-        "first": context.main_first(lambda: (_once(first), first.read_text())[1], "writing the first file"),
+        "first": context.main_first(
+            lambda: (_once(first), first.read_text())[1], "writing the first file"
+        ),
         "gradients": gradients(context),
     }
     try:
@@ -49,7 +53,9 @@ def _refuse(context: distributed.DistributedContext) -> None:
 def gradients(context: distributed.DistributedContext) -> list[list[float]]:
     """Of two steps whose second one is accumulated over two batches of one sample a rank: those of all samples together."""
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1)
+    )
     samples = torch.randn(6, 1, 4, 4)
     twin = distributed.parallel(network, context)
     found = []
@@ -59,7 +65,11 @@ def gradients(context: distributed.DistributedContext) -> list[list[float]]:
             x = samples[2 * n + context.rank : 2 * n + context.rank + 1]
             with twin.no_sync() if n != batches[-1] else _nothing():  # type: ignore[operator]
                 (twin(x).square().mean() / len(batches)).backward()
-        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).tolist())
+        found.append(
+            torch.cat(
+                [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+            ).tolist()
+        )
     return found
 
 
@@ -80,7 +90,9 @@ def vanish(context: distributed.DistributedContext, folder: Path) -> None:
         (folder / "0.json").write_text(json.dumps([str(error), time.monotonic() - began]))
         print(f"error: {error}", file=sys.stderr, flush=True)
         if sys.argv[1] == "stop" and (silent := re.search(r"process (\d+)", str(error))):
-            os.kill(int(silent[1]), signal.SIGKILL)  # or torchrun would wait 30 s for it to heed a signal
+            os.kill(
+                int(silent[1]), signal.SIGKILL
+            )  # or torchrun would wait 30 s for it to heed a signal
         os._exit(1)
 
 

@@ -87,8 +87,17 @@ class Cluster:
     def run(self, *command: object, **variables: object) -> str:
         """Standard output of a client command; ``variables`` are laid over the environment. Raises CalledProcessError with what it said."""
         environment = self.environment | {k: str(v) for k, v in variables.items()}
-        done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        done = subprocess.run(
+            [str(c) for c in command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (
+            f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done.stdout.strip()
 
     def facts(self, job: str) -> dict[str, str]:
@@ -101,7 +110,9 @@ class Cluster:
 
     def queue(self) -> str:
         """One line a job and array task that is known, ended ones included."""
-        return self.run("squeue", "--array", "--states=all", "--sort=i", "--format=%.10i %.12j %.12T %.20r %E")
+        return self.run(
+            "squeue", "--array", "--states=all", "--sort=i", "--format=%.10i %.12j %.12T %.20r %E"
+        )
 
     def processes(self, *words: str) -> list[int]:
         """Process ids of what jobs run whose command line holds all ``words``."""
@@ -122,17 +133,37 @@ class Cluster:
 @contextmanager
 def running() -> Iterator[Cluster]:
     """A cluster with both nodes idle; everything that it started has ended when this is left, whatever happened inside."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # not below pytest's folder: a socket's path has at most 107 bytes
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
-    environment = {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(("SLURM_", "SBATCH_"))}
+    folder = Path(
+        tempfile.mkdtemp(prefix="slurm-")
+    )  # not below pytest's folder: a socket's path has at most 107 bytes
+    environment = os.environ | {
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
+    }
+    environment = {
+        k: v
+        for k, v in environment.items()
+        if k == "SLURM_CONF" or not k.startswith(("SLURM_", "SBATCH_"))
+    }
     try:
         with ExitStack() as stack:
             stack.callback(_end_strays, folder)
             _write_files(folder)
             socket_path, key = folder / "munge.sock", folder / "munge.key"
             files = [f"--{n}-file={folder}/munged.{n}" for n in ("pid", "log", "seed")]
-            munged = ["munged", "--foreground", "--force", f"--socket={socket_path}", f"--key-file={key}", *files]
-            for program in (munged, ["slurmctld", "-D"], *(["slurmd", "-D", "-N", n] for n in NODES)):
+            munged = [
+                "munged",
+                "--foreground",
+                "--force",
+                f"--socket={socket_path}",
+                f"--key-file={key}",
+                *files,
+            ]
+            for program in (
+                munged,
+                ["slurmctld", "-D"],
+                *(["slurmd", "-D", "-N", n] for n in NODES),
+            ):
                 stack.callback(_end, _start(program, folder, environment))
             cluster = Cluster(folder, environment)
             stack.callback(_cancel_all, cluster)
@@ -155,11 +186,19 @@ def _write_files(folder: Path) -> None:
     (folder / "slurm.conf").write_text(CONF.format(host=host, ports=_free_ports(3), folder=folder))
 
 
-def _start(command: Sequence[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], folder: Path, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
     """Start a daemon that does not outlive this process; what it says goes to a file in ``folder``."""
-    with (folder / f"{'-'.join([command[0], *(w for w in command if w in NODES)])}.out").open("wb") as said:
+    with (folder / f"{'-'.join([command[0], *(w for w in command if w in NODES)])}.out").open(
+        "wb"
+    ) as said:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", *command], env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            ["setpriv", "--pdeathsig", "TERM", *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
         )
 
 
@@ -175,9 +214,19 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
 def _cancel_all(cluster: Cluster) -> None:
     """Cancel what is left in the queue, so that no job outlives its slurmd."""
     subprocess.run(
-        ["scancel", "--signal=KILL", "--full", "--user=root"], env=cluster.environment, capture_output=True, timeout=20, check=False
+        ["scancel", "--signal=KILL", "--full", "--user=root"],
+        env=cluster.environment,
+        capture_output=True,
+        timeout=20,
+        check=False,
     )
-    subprocess.run(["scancel", "--user=root"], env=cluster.environment, capture_output=True, timeout=20, check=False)
+    subprocess.run(
+        ["scancel", "--user=root"],
+        env=cluster.environment,
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
     end = time.monotonic() + 15
     while time.monotonic() < end and _of_cluster(cluster.folder, {"slurmstepd"}):
         time.sleep(0.1)
@@ -217,9 +266,19 @@ def _wait_for_nodes(cluster: Cluster, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     command = ["sinfo", "--noheader", "--Node", "--format=%N %t"]
     while time.monotonic() < end:
-        done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            command,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
         if done.returncode == 0 and done.stdout.split() == [w for n in NODES for w in (n, "idle")]:
             return
         time.sleep(0.2)
-    said = "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in sorted(cluster.folder.glob("*.[lo][ou][gt]")))
+    said = "\n".join(
+        f"== {p.name}\n{p.read_text(errors='replace')[-2000:]}"
+        for p in sorted(cluster.folder.glob("*.[lo][ou][gt]"))
+    )
     raise RuntimeError(f"the nodes were not idle within {seconds} s\n{said}")

@@ -40,7 +40,13 @@ def test_bash_can_read_it(path: Path) -> None:
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing() -> None:
     names = [p.relative_to(ROOT) for p in SCRIPTS]
-    done = subprocess.run(["shellcheck", "--external-sources", *names], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert not done.returncode, done.stdout
 
 
@@ -122,7 +128,9 @@ def site(tmp_path: Path) -> dict[str, str]:
 
 def submit(cluster: Cluster, site: dict[str, str], *words: object) -> str:
     output = Path(site["ACTIVATE"]).with_name("%x_%A_%a.log")
-    return cluster.run("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={output}", *words, **site)
+    return cluster.run(
+        "sbatch", "--parsable", f"--chdir={ROOT}", f"--output={output}", *words, **site
+    )
 
 
 def log(site: dict[str, str]) -> str:
@@ -131,11 +139,17 @@ def log(site: dict[str, str]) -> str:
 
 @pytest.mark.slow
 @on_slurm
-def test_usr1_saves_requeues_and_holds_back_what_depends_on_it(cluster: Cluster, site: dict[str, str]) -> None:
+def test_usr1_saves_requeues_and_holds_back_what_depends_on_it(
+    cluster: Cluster, site: dict[str, str]
+) -> None:
     fold = Path(site["RUN"]) / "fold_0"
-    job = submit(cluster, site | {"TRAIN_OPTIONS": "--plan wait"}, "--array=0", FOLDER / "train_folds.sbatch")
+    job = submit(
+        cluster, site | {"TRAIN_OPTIONS": "--plan wait"}, "--array=0", FOLDER / "train_folds.sbatch"
+    )
     after = fold / "seen_by_the_next"
-    next_job = submit(cluster, site, f"--dependency=afterany:{job}", f"--wrap=cp {fold}/result.json {after}")
+    next_job = submit(
+        cluster, site, f"--dependency=afterany:{job}", f"--wrap=cp {fold}/result.json {after}"
+    )
     cluster.wait((fold / "starts").exists, "the task starts")
     cluster.run("scancel", "--signal=USR1", "--batch", f"{job}_0")
     cluster.wait((fold / "saving").exists, "the task is asked to save")
@@ -153,7 +167,9 @@ def test_usr1_saves_requeues_and_holds_back_what_depends_on_it(cluster: Cluster,
 @on_slurm
 def test_a_cancelled_task_saves_and_stays_cancelled(cluster: Cluster, site: dict[str, str]) -> None:
     fold = Path(site["RUN"]) / "fold_0"
-    job = submit(cluster, site | {"TRAIN_OPTIONS": "--plan wait"}, "--array=0", FOLDER / "train_folds.sbatch")
+    job = submit(
+        cluster, site | {"TRAIN_OPTIONS": "--plan wait"}, "--array=0", FOLDER / "train_folds.sbatch"
+    )
     cluster.wait((fold / "starts").exists, "the task starts")
     cluster.run("scancel", job)
     cluster.wait(lambda: cluster.ended(job), "the task ends")
@@ -163,8 +179,12 @@ def test_a_cancelled_task_saves_and_stays_cancelled(cluster: Cluster, site: dict
 
 
 @on_slurm
-def test_other_exit_codes_are_passed_on_and_not_tried_again(cluster: Cluster, site: dict[str, str]) -> None:
-    job = submit(cluster, site | {"TRAIN_OPTIONS": "--plan fail"}, "--array=0", FOLDER / "train_folds.sbatch")
+def test_other_exit_codes_are_passed_on_and_not_tried_again(
+    cluster: Cluster, site: dict[str, str]
+) -> None:
+    job = submit(
+        cluster, site | {"TRAIN_OPTIONS": "--plan fail"}, "--array=0", FOLDER / "train_folds.sbatch"
+    )
     cluster.wait(lambda: cluster.ended(job), "the task ends")
     facts = cluster.facts(f"{job}_0")
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "1:0", "0")
@@ -184,7 +204,9 @@ def run_without(site: dict[str, str], *missing: int) -> None:
 
 
 @on_slurm
-def test_the_ensemble_refuses_and_says_what_to_submit(cluster: Cluster, site: dict[str, str]) -> None:
+def test_the_ensemble_refuses_and_says_what_to_submit(
+    cluster: Cluster, site: dict[str, str]
+) -> None:
     run_without(site, 1, 3)
     job = submit(cluster, site, FOLDER / "ensemble.sbatch")
     cluster.wait(lambda: cluster.ended(job), "the ensemble ends")
@@ -195,16 +217,22 @@ def test_the_ensemble_refuses_and_says_what_to_submit(cluster: Cluster, site: di
 
 @pytest.mark.slow
 @on_slurm
-def test_the_ensemble_waits_for_folds_that_are_in_the_queue_again(cluster: Cluster, site: dict[str, str]) -> None:
+def test_the_ensemble_waits_for_folds_that_are_in_the_queue_again(
+    cluster: Cluster, site: dict[str, str]
+) -> None:
     """As after a node's failure or an administrator's requeue, when what depends on the array may have been released already."""
     run_without(site, 1)
     training = submit(cluster, site, "--hold", "--array=1", FOLDER / "train_folds.sbatch")
     job = submit(cluster, site | {"TRAIN_JOB": training}, FOLDER / "ensemble.sbatch")
-    cluster.wait(lambda: cluster.facts(job)["Restarts"] == "1", "the ensemble goes back into the queue")
+    cluster.wait(
+        lambda: cluster.facts(job)["Restarts"] == "1", "the ensemble goes back into the queue"
+    )
     assert not cluster.ended(job)
     cluster.run("scancel", training)
     cluster.wait(lambda: cluster.ended(training, job), "the ensemble ends")
-    assert cluster.facts(job)["ExitCode"] == "2:0", "nothing is in the queue that could complete fold 1"
+    assert cluster.facts(job)["ExitCode"] == "2:0", (
+        "nothing is in the queue that could complete fold 1"
+    )
 
 
 # --- the real thing ------------------------------------------------------------------------------------------------------
@@ -222,7 +250,14 @@ def scrolls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(*words: object) -> str:
     """Output of one of the package's commands, run as a user does. Raises AssertionError with what it said."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -231,15 +266,44 @@ def undisturbed(data: Path, out: Path) -> bytes:
     """The submission of the same configuration, trained by one process that nobody disturbs."""
     run, tests = out / "run", data / "test_images"
     where = ("--data-dir", data, "--out", run)
-    python("-m", "pipeline.train", "--config", "configs/demo.yaml", *where, "--fold", -1, *OPTIONS.split())
-    python("-m", "pipeline.predict", "--checkpoint", run, "--input", tests, "--output", out / "predictions")
-    python("-m", "pipeline.submit", "--predictions", out / "predictions", "--test-dir", tests, "--out", out / "submission.zip")
+    python(
+        "-m",
+        "pipeline.train",
+        "--config",
+        "configs/demo.yaml",
+        *where,
+        "--fold",
+        -1,
+        *OPTIONS.split(),
+    )
+    python(
+        "-m",
+        "pipeline.predict",
+        "--checkpoint",
+        run,
+        "--input",
+        tests,
+        "--output",
+        out / "predictions",
+    )
+    python(
+        "-m",
+        "pipeline.submit",
+        "--predictions",
+        out / "predictions",
+        "--test-dir",
+        tests,
+        "--out",
+        out / "submission.zip",
+    )
     return (out / "submission.zip").read_bytes()
 
 
 def real_site(data: Path, folder: Path) -> dict[str, str]:
     activate = folder / "activate"
-    activate.write_text(f"PATH={Path(sys.executable).parent}:$PATH\nexport PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n")
+    activate.write_text(
+        f"PATH={Path(sys.executable).parent}:$PATH\nexport PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n"
+    )
     return {
         "ACTIVATE": str(activate),
         "CONFIG": "configs/demo.yaml",
@@ -271,7 +335,11 @@ def preempt(cluster: Cluster, site: dict[str, str], task: str) -> None:
     in the end to the task's next start; so it is ended when the signal has arrived.
     """
     path = Path(site["RUN"]) / "slurm" / f"train_folds_{task}.log"
-    scancel = subprocess.Popen(["scancel", "--signal=USR1", "--batch", task], env=cluster.environment, stderr=subprocess.DEVNULL)
+    scancel = subprocess.Popen(
+        ["scancel", "--signal=USR1", "--batch", task],
+        env=cluster.environment,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         cluster.wait(lambda: "received USR1" in path.read_text(), f"task {task} receives USR1")
     finally:
@@ -280,12 +348,17 @@ def preempt(cluster: Cluster, site: dict[str, str], task: str) -> None:
 
 
 def everything(site: dict[str, str]) -> str:
-    return "\n".join(f"== {p.name}\n{p.read_text()[-3000:]}" for p in sorted(Path(site["RUN"]).glob("slurm/*.log")))
+    return "\n".join(
+        f"== {p.name}\n{p.read_text()[-3000:]}"
+        for p in sorted(Path(site["RUN"]).glob("slurm/*.log"))
+    )
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(cluster: Cluster, scrolls: Path, tmp_path: Path) -> None:
+def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(
+    cluster: Cluster, scrolls: Path, tmp_path: Path
+) -> None:
     site = real_site(scrolls, tmp_path)
     jobs = submit_all(cluster, site)
     train = jobs["train"]
@@ -295,7 +368,9 @@ def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(cluster
     cluster.wait(lambda: in_training(site, 3) or cluster.ended(train), "fold 3 trains")
     assert not cluster.ended(train), everything(site)
     (pid,) = cluster.processes("pipeline.train", "--fold", "3")
-    print(f"task {train}_1 was sent USR1; killing process {pid} of task {train}_3\n{cluster.queue()}")
+    print(
+        f"task {train}_1 was sent USR1; killing process {pid} of task {train}_3\n{cluster.queue()}"
+    )
     os.kill(pid, signal.SIGKILL)
     cluster.wait(lambda: cluster.ended(*jobs.values()), "the chain ends", 600)
     print(f"{cluster.queue()}\n{everything(site)}")
@@ -312,7 +387,10 @@ def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(cluster
     assert cluster.state(jobs["submission"]) == "COMPLETED", everything(site)
     print(f"{cluster.queue()}\n{everything(site)}")
     (tmp_path / "quiet").mkdir()
-    quiet, ours = undisturbed(scrolls, tmp_path / "quiet"), (tmp_path / "run" / "submission.zip").read_bytes()
+    quiet, ours = (
+        undisturbed(scrolls, tmp_path / "quiet"),
+        (tmp_path / "run" / "submission.zip").read_bytes(),
+    )
     print(
         f"sha256 of submission.zip\n  undisturbed  {hashlib.sha256(quiet).hexdigest()}\n  on Slurm     {hashlib.sha256(ours).hexdigest()}"
     )
@@ -320,8 +398,13 @@ def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(cluster
 
 
 def trains_distributed() -> bool:
-    named = (ROOT / "pipeline" / "train.py").read_text() + (ROOT / "pipeline" / "training" / "loop.py").read_text()
-    return importlib.util.find_spec("pipeline.training.distributed") is not None and "distributed" in named
+    named = (ROOT / "pipeline" / "train.py").read_text() + (
+        ROOT / "pipeline" / "training" / "loop.py"
+    ).read_text()
+    return (
+        importlib.util.find_spec("pipeline.training.distributed") is not None
+        and "distributed" in named
+    )
 
 
 @on_slurm

@@ -57,7 +57,11 @@ def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
     reading, report = examine(path, overrides), _Report(path)
     report(reading.problems)
     if reading.config is None:
-        raise UserError(count_errors(report.errors, "the config, which has to be mended before the rest can be checked"))
+        raise UserError(
+            count_errors(
+                report.errors, "the config, which has to be mended before the rest can be checked"
+            )
+        )
     config = request.on_data(reading.config)
     report(_problems_of(lambda: load_named_plugins(path, config)), reading)
     try:
@@ -102,7 +106,12 @@ def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -
     noted = [key for key in NOTED if reading.relies_on(key)]
     if noted:
         report(
-            [Problem(f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.", severity="warning")]
+            [
+                Problem(
+                    f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.",
+                    severity="warning",
+                )
+            ]
         )
     found, faults = examine_data(entries.readable(config), start, write=False)
     report.errors += log_faults(faults)
@@ -111,7 +120,12 @@ def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -
     channels = {f.shapes["image"][0] for f in found.properties if "image" in f.shapes}
     if len(channels) == 1:
         number = channels.pop()
-        report(() if entries.is_guessed(config, number) else as_warnings_if_old(entries.problems(config, number), start), reading)
+        report(
+            ()
+            if entries.is_guessed(config, number)
+            else as_warnings_if_old(entries.problems(config, number), start),
+            reading,
+        )
         report(as_warnings_if_old(entries.for_cases(config, found.properties), start), reading)
     return len(found.cases)
 

@@ -47,7 +47,9 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
     ]
     yield from vast
     if not vast:
-        for text in postprocess.faults(config.postprocess, TASKS[config.task].channels(config, channels), config.data.dims):
+        for text in postprocess.faults(
+            config.postprocess, TASKS[config.task].channels(config, channels), config.data.dims
+        ):
             yield Problem(text, (text.partition(":")[0],))
 
 
@@ -55,7 +57,9 @@ def readable(config: Config) -> Config:
     """The config, with the usual normalisation where its own cannot be used: the rest of the data can then be looked at."""
     if not list(trials.normalisation(config, 1)):
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, normalise=Data().normalise))
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, normalise=Data().normalise)
+    )
 
 
 def is_guessed(config: Config, channels: int) -> bool:
@@ -66,19 +70,32 @@ def is_guessed(config: Config, channels: int) -> bool:
 def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:
     ends = channels, TASKS[config.task].channels(config, channels)
     network, found = trials.network(config, ends)
-    if found and guessed and network is None:  # a network for images of another kind is none of the user's faults
-        ends = (1 if channels == 3 else 3), TASKS[config.task].channels(config, 1 if channels == 3 else 3)
+    if (
+        found and guessed and network is None
+    ):  # a network for images of another kind is none of the user's faults
+        ends = (
+            (1 if channels == 3 else 3),
+            TASKS[config.task].channels(config, 1 if channels == 3 else 3),
+        )
         other, _ = trials.network(config, ends)
         network, found = (other, []) if other is not None else (network, found)
     yield from found
     heads: Mapping[str, tuple[int, Sequence[float]]] = {}
     yield from (
-        Problem(text, (_key(text),)) for text in losses.faults(config.losses, () if network is None else network.heads, config.kinds)
+        Problem(text, (_key(text),))
+        for text in losses.faults(
+            config.losses, () if network is None else network.heads, config.kinds
+        )
     )
     if all(term.weight == 0 for term in config.losses):
-        yield Problem("losses: every weight is 0, so nothing would be learned. Give one term a weight above 0.", ("losses",))
+        yield Problem(
+            "losses: every weight is 0, so nothing would be learned. Give one term a weight above 0.",
+            ("losses",),
+        )
     if network is None:  # what else is wrong can be seen at the head that every network has
-        yield from trials.loss_terms(config, {"main": (ends[1], (1.0,) * config.data.dims)}, ends[0])
+        yield from trials.loss_terms(
+            config, {"main": (ends[1], (1.0,) * config.data.dims)}, ends[0]
+        )
         return
     try:
         heads = trials.head_shapes(config, network, ends)
@@ -109,14 +126,19 @@ def _tiles(config: Config) -> Iterator[Problem]:
 
 
 def _metrics(config: Config) -> Iterator[Problem]:
-    lists = {"metrics": case_metrics(config), "train.validate.metrics": patches.validation_metrics(config)}
+    lists = {
+        "metrics": case_metrics(config),
+        "train.validate.metrics": patches.validation_metrics(config),
+    }
     for key, parts in lists.items():
         for n, part in enumerate(parts):
             where = f"{key}.{n}"
             yield from _metric(config, part, where)
     first = lists["metrics"][0]
     if first.name in METRICS:
-        yield from _caught("metrics.0", lambda: better(first.name))  # it chooses between best and averaged weights
+        yield from _caught(
+            "metrics.0", lambda: better(first.name)
+        )  # it chooses between best and averaged weights
     names = ["val_loss", *(f"val_{p.name}" for p in lists["train.validate.metrics"])]
     monitor = config.train.stop.monitor
     if monitor not in names:
@@ -150,12 +172,17 @@ def _of_its_kind(config: Config, part: NamedOptions, where: str) -> Iterator[Pro
             f"{where}: {part.name!r} is a metric of {holds}, but task is {config.task!r}. Take one of: {', '.join(own)}.",
             (where,),
         )
-    elif "change" in entry.needs and (where.startswith("train.") or (config.data.change is None and "mask" not in config.targets)):
+    elif "change" in entry.needs and (
+        where.startswith("train.") or (config.data.change is None and "mask" not in config.targets)
+    ):
         yield Problem(
-            f"{where}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it.", (where,)
+            f"{where}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it.",
+            (where,),
         )
     elif "probabilities" in entry.needs and config.data.classes != 2:
-        yield Problem(f"{where}: {part.name!r} is for task labels with data.classes: 2. Remove it.", (where,))
+        yield Problem(
+            f"{where}: {part.name!r} is for task labels with data.classes: 2. Remove it.", (where,)
+        )
 
 
 # --- with the images known ------------------------------------------------------------------------------------------------
@@ -182,7 +209,9 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
         try:
             uncovered = list(_halos(config, shapes)) if config.predict.halo else []
             yield from uncovered
-            yield from _norms(config, shapes) if config.predict.norms != "tile" and not uncovered else ()
+            yield from (
+                _norms(config, shapes) if config.predict.norms != "tile" and not uncovered else ()
+            )
         except trials.EXPECTED:
             return  # the network cannot be built, which is said elsewhere
 
@@ -191,12 +220,22 @@ def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
     """Tiles lie on multiples of the network's stride: between two halos one of those has to be left."""
     channels = shapes[0][0]
     network = trials.outline(config, (channels, TASKS[config.task].channels(config, channels)))
-    patch = config.predict.patch if isinstance(config.predict.patch, tuple) else config.data.patch.size
+    patch = (
+        config.predict.patch if isinstance(config.predict.patch, tuple) else config.data.patch.size
+    )
     for size in sorted({s[1:] for s in shapes}):
         try:
-            Tiling(size=size, tile=patch, halo=config.predict.halo, multiple=receptive.stride(network, config.data.dims))
+            Tiling(
+                size=size,
+                tile=patch,
+                halo=config.predict.halo,
+                multiple=receptive.stride(network, config.data.dims),
+            )
         except ValueError as error:
-            yield Problem(f"predict.halo is {config.predict.halo}: {error}, or lower predict.halo.", ("predict.halo",))
+            yield Problem(
+                f"predict.halo is {config.predict.halo}: {error}, or lower predict.halo.",
+                ("predict.halo",),
+            )
             return
 
 
@@ -218,11 +257,15 @@ def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
         yield from _exact(config, network, (channels, tiles.tile, tiles.padded))
 
 
-def _exact(config: Config, outline: HeadedNet, sizes: tuple[tuple[int, int], Sequence[int], Sequence[int]]) -> Iterator[Problem]:
+def _exact(
+    config: Config, outline: HeadedNet, sizes: tuple[tuple[int, int], Sequence[int], Sequence[int]]
+) -> Iterator[Problem]:
     channels, tile, padded = sizes
     grid = receptive.stride(outline, config.data.dims)
     try:
         real = build_network(config.network, *channels, config.data.dims)
-        norms.layouts(padded, tile, grid, receptive.reach(real, channels[0], config.data.dims).norms)
+        norms.layouts(
+            padded, tile, grid, receptive.reach(real, channels[0], config.data.dims).norms
+        )
     except UserError as error:
         yield Problem(str(error), ("predict.norms",))

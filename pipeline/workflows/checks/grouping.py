@@ -36,7 +36,9 @@ def grouped(faults: Sequence[Fault], cases: Sequence[Case]) -> list[Fault]:
     for fault in faults:
         group = same[_template(fault, owners.get(fault.path, ""))]
         whose = {owners.get(f.path, str(f.path)) for f in group}
-        shared = len(whose) >= max(len(cases), FEW) and (not cases or all(f.path in owners for f in group))
+        shared = len(whose) >= max(len(cases), FEW) and (
+            not cases or all(f.path in owners for f in group)
+        )
         if not shared:
             out.append(fault)
         elif fault is group[0]:
@@ -48,7 +50,10 @@ def _template(fault: Fault, case_id: str) -> tuple[str, ...]:
     """What the fault says without names and numbers of its own case."""
     names = {n for n in (case_id, fault.path.name, files.stem(fault.path)) if n}
     pattern = "|".join(rf"\S*{re.escape(n)}\S*" for n in sorted(names, key=len, reverse=True))
-    texts = (NUMBER.sub("#", re.sub(pattern, "*", t) if pattern else t) for t in (fault.problem, fault.suggestion))
+    texts = (
+        NUMBER.sub("#", re.sub(pattern, "*", t) if pattern else t)
+        for t in (fault.problem, fault.suggestion)
+    )
     return (fault.severity, *texts)
 
 

@@ -60,7 +60,9 @@ class Request:
         if self.data_dir is None:
             return config
         require_text("--data-dir", self.data_dir)
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(self.data_dir)))
+        return dataclasses.replace(
+            config, data=dataclasses.replace(config.data, root=str(self.data_dir))
+        )
 
     def start(self, config: Config) -> Start:
         """Where and on what it would work. Raises UserError for a fold that is not there."""
@@ -69,9 +71,16 @@ class Request:
             raise UserError("folds: none is named. Name some, or leave it out to train them all.")
         for fold in self.folds or ():
             if not 0 <= fold < count:
-                raise UserError(f"--fold {fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all.")
+                raise UserError(
+                    f"--fold {fold}: there are {count} folds, 0 to {count - 1}; -1 trains them all."
+                )
         folds = range(count) if self.folds is None else self.folds
-        return Start(folder=self.out or Path("runs") / config.name, folds=folds, device=self.device, fresh=self.fresh)
+        return Start(
+            folder=self.out or Path("runs") / config.name,
+            folds=folds,
+            device=self.device,
+            fresh=self.fresh,
+        )
 
 
 def problems(config: Config, start: Start) -> Iterator[Problem]:
@@ -79,12 +88,21 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
     yield from _names(config)
     for what, path in (("the run folder", start.folder), *_store(config)):
         if (file := _file_on_the_way(path)) is not None:
-            advice = "Choose another --out." if what == "the run folder" else "Set data.store to a folder, or to null."
-            yield Problem(f"{what} {path} cannot be made: {file} is a file. {advice}", ("data.store",) if what == "data.store" else ())
+            advice = (
+                "Choose another --out."
+                if what == "the run folder"
+                else "Set data.store to a folder, or to null."
+            )
+            yield Problem(
+                f"{what} {path} cannot be made: {file} is a file. {advice}",
+                ("data.store",) if what == "data.store" else (),
+            )
     if not start.fresh:
         for path in (start.run.store, *start.run.fold_paths()):
             if path.exists() and not path.is_dir():
-                yield Problem(f"{path} is a file where the run needs a folder. Move it away, or choose another --out.")
+                yield Problem(
+                    f"{path} is a file where the run needs a folder. Move it away, or choose another --out."
+                )
     if start.folder.is_dir():
         yield from _of_others(start, Path(config.data.root))
 
@@ -95,16 +113,28 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
     ours = start.run.exists or start.run.environment_file.is_file()
     here, data = _real(folder), _real(root)
     if here == data and not start.continues:
-        yield Problem(f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}.")
+        yield Problem(
+            f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}."
+        )
     elif start.fresh and here in data.parents:
-        yield Problem(f"--fresh would put aside {folder} with the data set {root} in it. Choose another --out.")
+        yield Problem(
+            f"--fresh would put aside {folder} with the data set {root} in it. Choose another --out."
+        )
     elif not ours:
         names = sorted(p.name for p in folder.iterdir() if p.name not in BESIDE)
-        replaced = [n for n in names if n in WRITTEN or (re.fullmatch(r"fold_\d+", n) and _holds_files(folder / n))]
+        replaced = [
+            n
+            for n in names
+            if n in WRITTEN or (re.fullmatch(r"fold_\d+", n) and _holds_files(folder / n))
+        ]
         if replaced:
-            yield Problem(f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another --out.")
+            yield Problem(
+                f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another --out."
+            )
         elif start.fresh and names:
-            yield Problem(f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run. Choose another --out.")
+            yield Problem(
+                f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run. Choose another --out."
+            )
 
 
 def _real(path: Path) -> Path:
@@ -127,8 +157,16 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
     """
     for what, path in (("the run folder", start.folder), *_inside(start), *_store(config)):
         there = nearest(path)
-        if _file_on_the_way(path) is None and (reason := refused(path)) and not (what == "data.store" and there == path):
-            advice = "Set data.store to another folder." if what == "data.store" else "Choose another --out."
+        if (
+            _file_on_the_way(path) is None
+            and (reason := refused(path))
+            and not (what == "data.store" and there == path)
+        ):
+            advice = (
+                "Set data.store to another folder."
+                if what == "data.store"
+                else "Choose another --out."
+            )
             yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
 
 
@@ -136,7 +174,9 @@ def _inside(start: Start) -> Iterator[tuple[str, Path]]:
     """Folders of a run that would go on, below which is written."""
     names = [path.name for path in start.run.fold_paths()] if start.continues else []
     for number in present(start.folds, names):
-        yield from (("the folder", path) for path in start.run.fold(number).written if os.path.isdir(path))
+        yield from (
+            ("the folder", path) for path in start.run.fold(number).written if os.path.isdir(path)
+        )
 
 
 def taken(start: Start) -> Iterator[Problem]:
@@ -147,26 +187,46 @@ def taken(start: Start) -> Iterator[Problem]:
     busy = {fold.path: owner for fold in asked if (owner := lock.owner(fold.lock)) is not None}
     barred = start.fresh or len(busy) == len(start.folds)
     for fold, owner in busy.items():
-        advice = "Wait until it is done, or stop it first." if barred else "That fold would be left to it."
-        yield Problem(f"{fold} belongs to {owner}. {advice}", severity="error" if barred else "warning")
+        advice = (
+            "Wait until it is done, or stop it first."
+            if barred
+            else "That fold would be left to it."
+        )
+        yield Problem(
+            f"{fold} belongs to {owner}. {advice}", severity="error" if barred else "warning"
+        )
     owner = lock.owner(start.run.lock)
     if owner is not None:
-        yield Problem(f"{start.folder} is being prepared or summed up by {owner}; a start would wait for it.", severity="warning")
+        yield Problem(
+            f"{start.folder} is being prepared or summed up by {owner}; a start would wait for it.",
+            severity="warning",
+        )
 
 
 def _names(config: Config) -> Iterator[Problem]:
     """The names in a config that become part of a path: the run's, and those of the targets, which name files of the store."""
     rule = "must hold something else than dots, and at most 200 bytes"
     if not config.name.strip(".") or len(config.name.encode()) > LONGEST:
-        yield Problem(f"name is {config.name!r}; it becomes a folder and {rule}. Choose another, e.g. surface.", ("name",))
-    for key, value in (("name", config.name), ("data.root", config.data.root), ("data.store", config.data.store or "")):
+        yield Problem(
+            f"name is {config.name!r}; it becomes a folder and {rule}. Choose another, e.g. surface.",
+            ("name",),
+        )
+    for key, value in (
+        ("name", config.name),
+        ("data.root", config.data.root),
+        ("data.store", config.data.store or ""),
+    ):
         if "\0" in value:
             yield Problem(f"{key} is {value!r}: no path holds a zero byte. Choose another.", (key,))
     for role in config.roles:
         good = re.fullmatch(r"\w[\w.-]*", role) is not None and len(role.encode()) <= LONGEST // 2
         if not good or role == "image":
-            taken = "image is the input" if role == "image" else "use letters, digits, '.', '_' and '-'"
-            yield Problem(f"data: the target {role!r} cannot be called that, for its name becomes part of file names: {taken}.")
+            taken = (
+                "image is the input" if role == "image" else "use letters, digits, '.', '_' and '-'"
+            )
+            yield Problem(
+                f"data: the target {role!r} cannot be called that, for its name becomes part of file names: {taken}."
+            )
 
 
 def _store(config: Config) -> Iterator[tuple[str, Path]]:

@@ -30,7 +30,16 @@ from pipeline.workflows.checks.places import Start
 logger = logging.getLogger(__name__)
 
 
-NOTED = ("task", "data.dims", "data.classes", "data.targets", "data.folders", "data.ignore_label", "data.binarise", "data.frames")
+NOTED = (
+    "task",
+    "data.dims",
+    "data.classes",
+    "data.targets",
+    "data.folders",
+    "data.ignore_label",
+    "data.binarise",
+    "data.frames",
+)
 """Keys by which data are judged."""
 
 
@@ -58,7 +67,9 @@ def refuse(config: Config, start: Start, source: str) -> None:
     errors = [p for p in found if p.severity == "error"]
     if os.environ.get("RANK", "0") == "0":
         for problem in found:
-            if problem.severity == "warning" or "\n" in problem.text:  # long listings do not belong into the error itself
+            if (
+                problem.severity == "warning" or "\n" in problem.text
+            ):  # long listings do not belong into the error itself
                 log_fault(problem.severity, f"{source}: {problem.text}")
     if errors:
         raise ConfigError(f"{source}:\n  " + "\n  ".join(p.text.splitlines()[-1] for p in errors))
@@ -68,7 +79,9 @@ def name_problems(config: Config, start: Start) -> Iterator[Problem]:
     """Everything that is known without data, cheap things first. What a run began with before it was refused is a warning."""
     if start.continues:
         yield from start.run.damaged()
-    yield from as_warnings_if_old((*limits.problems(config), *places.problems(config, start)), start)
+    yield from as_warnings_if_old(
+        (*limits.problems(config), *places.problems(config, start)), start
+    )
     yield from places.device(start.device)
     yield from as_warnings_if_old(entries.problems(limits.clipped(config), None), start)
 
@@ -87,16 +100,23 @@ def _is_old(start: Start) -> bool:
         return False  # said by RunFolder.damaged
 
 
-def check_names(config: Config, properties: Sequence[CaseProperties], start: Start | None = None) -> tuple[int, int]:
+def check_names(
+    config: Config, properties: Sequence[CaseProperties], start: Start | None = None
+) -> tuple[int, int]:
     """Check every name and option once the images' channels are known, and return input and output channels. Raises ConfigError.
 
     Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
     """
     channels = sorted({f.shapes["image"][0] for f in properties})
     if len(channels) != 1:
-        raise UserError(f"images have different numbers of channels: {channels}. Bring them to the same number.")
+        raise UserError(
+            f"images have different numbers of channels: {channels}. Bring them to the same number."
+        )
     known = start is not None and entries.is_guessed(config, channels[0])
-    found = [*(() if known else entries.problems(config, channels[0])), *entries.for_cases(config, properties)]
+    found = [
+        *(() if known else entries.problems(config, channels[0])),
+        *entries.for_cases(config, properties),
+    ]
     errors = [p.text for p in found if p.severity == "error"]
     if errors and not (start is not None and _is_old(start)):
         raise ConfigError("\n  ".join(errors))
@@ -108,7 +128,9 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
     found, faults = examine_data(config, Start(folder=run, folds=(), fresh=fresh), write)
     errors = log_faults(faults)
     if errors:
-        raise DataError(count_errors(errors, "the data"), [str(f) for f in faults if f.severity == "error"])
+        raise DataError(
+            count_errors(errors, "the data"), [str(f) for f in faults if f.severity == "error"]
+        )
     log_found(config, found)
     return found
 
@@ -116,7 +138,9 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
 def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
     root, place = Path(config.data.root), cache.cache_folder(config.data, start.folder)
     found = case_finder.find(config.data, config.roles, root)
-    properties = case_properties.examine(found.train, config, place, write=write, progress=progress_callback("checking cases"))
+    properties = case_properties.examine(
+        found.train, config, place, write=write, progress=progress_callback("checking cases")
+    )
     faults = [
         *found.faults,
         *checks.faults(properties, found.train, config),
@@ -124,21 +148,38 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
         *_large_patch(config, properties, root),
         *_other_classes(config, root),
     ]
-    return Examined(found.train, properties, found.layout, len(found.test)), grouped(faults, found.train)
+    return Examined(found.train, properties, found.layout, len(found.test)), grouped(
+        faults, found.train
+    )
 
 
 def log_found(config: Config, found: Examined) -> None:
-    logger.info(f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images")
+    logger.info(
+        f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images"
+    )
 
 
-def _large_patch(config: Config, properties: Sequence[CaseProperties], root: Path) -> Iterator[Fault]:
+def _large_patch(
+    config: Config, properties: Sequence[CaseProperties], root: Path
+) -> Iterator[Fault]:
     """A patch of which most would be padding in every case."""
     sizes = [f.shapes["image"][1:] for f in properties if "image" in f.shapes]
-    largest = [max(axis) for axis in zip(*sizes, strict=True)] if len({len(s) for s in sizes}) == 1 else []
-    if any(wanted > 2 * have for wanted, have in zip(config.data.patch.size, largest, strict=False)):
+    largest = (
+        [max(axis) for axis in zip(*sizes, strict=True)]
+        if len({len(s) for s in sizes}) == 1
+        else []
+    )
+    if any(
+        wanted > 2 * have for wanted, have in zip(config.data.patch.size, largest, strict=False)
+    ):
         by = "x".join(map(str, largest))
         problem = f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is more than twice as long"
-        yield Fault(path=root, problem=problem, suggestion="Most of a patch would be padding: lower data.patch.size", severity="warning")
+        yield Fault(
+            path=root,
+            problem=problem,
+            suggestion="Most of a patch would be padding: lower data.patch.size",
+            severity="warning",
+        )
 
 
 def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
@@ -153,12 +194,19 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
 
     if data.ignore_label in names:
         problem = f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is {data.ignore_label}: it is not learned"
-        yield fault(problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}")
+        yield fault(
+            problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}"
+        )
     if void is not None and data.ignore_label != void and void < data.classes:
         problem = f"calls {void} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned as a class"
-        yield fault(problem, f"To ignore it set data.ignore_label={void} data.classes={max(names) + 1}")
+        yield fault(
+            problem, f"To ignore it set data.ignore_label={void} data.classes={max(names) + 1}"
+        )
     elif data.classes > max(names) + 1:
-        yield fault(f"names classes up to {max(names)}, but data.classes is {data.classes}", f"Set data.classes={max(names) + 1}")
+        yield fault(
+            f"names classes up to {max(names)}, but data.classes is {data.classes}",
+            f"Set data.classes={max(names) + 1}",
+        )
 
 
 def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:
@@ -166,7 +214,9 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
     rules = config.data.folds
     return (folds.load_or_make if write else folds.load_or_plan)(
         RunFolder(run).splits_file,
-        lambda: folds.split(data.cases, {f.id: f.content for f in data.properties}, rules, config.seed),
+        lambda: folds.split(
+            data.cases, {f.id: f.content for f in data.properties}, rules, config.seed
+        ),
         [c.id for c in data.cases],
         {"seed": config.seed, "by": rules.by, "count": rules.count},
     )
@@ -174,7 +224,9 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
 
 def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
     try:
-        changes = start.run.changed_cases(case_properties.case_listing(found.cases, found.properties))
+        changes = start.run.changed_cases(
+            case_properties.case_listing(found.cases, found.properties)
+        )
     except UserError as error:
         yield Problem(str(error))
         return
@@ -185,14 +237,18 @@ def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
 def check_folds(config: Config, found: Examined, start: Start) -> None:
     """Raise UserError where the cases are not those of a run that goes on, cannot be split, or leave a fold nothing to learn from."""
     changed = list(run_problems(start, found)) if start.continues else []
-    problems = [p.text for p in changed or fold_problems(config, start, found) if p.severity == "error"]
+    problems = [
+        p.text for p in changed or fold_problems(config, start, found) if p.severity == "error"
+    ]
     if problems:
         raise UserError("\n  ".join(problems))
 
 
 def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
     try:
-        plan = planned_folds(config, Path(os.devnull) if start.fresh else start.folder, found, write=False)
+        plan = planned_folds(
+            config, Path(os.devnull) if start.fresh else start.folder, found, write=False
+        )
     except UserError as error:
         yield Problem(str(error), ("data.folds.count", "data.folds.by"))
         return
@@ -202,11 +258,18 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
             if set(ids) <= void:
                 text = f"fold {fold} has nothing to {side}: all voxels of its cases are ignored ({', '.join(ids[:5])})."
                 severity = "warning" if _is_old(start) else "error"
-                yield Problem(f"{text} Label some, look at data.ignore_label, or train other folds.", ("data.ignore_label",), severity)
+                yield Problem(
+                    f"{text} Label some, look at data.ignore_label, or train other folds.",
+                    ("data.ignore_label",),
+                    severity,
+                )
 
 
 def _is_void(config: Config, properties: CaseProperties) -> bool:
     """Whether every label of a case is ignored; an image beside the labels never is."""
     if config.data.ignore_label is None or "image" in config.targets.values():
         return False
-    return all(set(properties.label_values.get(name, ("",))) == {str(config.data.ignore_label)} for name in config.targets)
+    return all(
+        set(properties.label_values.get(name, ("",))) == {str(config.data.ignore_label)}
+        for name in config.targets
+    )

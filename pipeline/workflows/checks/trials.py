@@ -26,7 +26,16 @@ from pipeline.networks import outline as outlines
 from pipeline.records import LossTerm, NamedOptions, UserError
 from pipeline.training import initial, optim
 
-EXPECTED = (UserError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError)
+EXPECTED = (
+    UserError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    AttributeError,
+    MemoryError,
+)
 """What an option that cannot be used raises, here or in the library that gets it."""
 
 EDGE = {2: 32, 3: 16}
@@ -43,7 +52,10 @@ STEPS = 200
 
 
 def proportions(
-    where: str, part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = outlines.LARGEST
+    where: str,
+    part: NamedOptions | LossTerm,
+    most_of: Mapping[str, float],
+    largest: float = outlines.LARGEST,
 ) -> Iterator[Problem]:
     """Numbers so large that an entry would take memory or hours to be tried; ``most_of`` has rules by option."""
     for text in outlines.vast(part, most_of, largest):
@@ -63,7 +75,9 @@ def tried(where: str, part: NamedOptions | LossTerm, work: Callable[[], Any]) ->
         with _quiet():
             work()
     except EXPECTED as error:
-        text = (str(error) or type(error).__name__).removeprefix("train.optimizer or train.schedule: ")
+        text = (str(error) or type(error).__name__).removeprefix(
+            "train.optimizer or train.schedule: "
+        )
         if not text.startswith(where):
             text = f"{where}: {part.name!r} with {dict(part.options)}: {text}"
         yield Problem(text if text.endswith(".") else f"{text}. Correct its options.", (where,))
@@ -88,7 +102,10 @@ def normalisation(config: Config, channels: int) -> Iterator[Problem]:
 
     def work() -> None:
         found = normalise.fit(part, image).apply(image)
-        _require(bool(np.isfinite(found).all()), f"data.normalise: {part.name!r} makes values that are not finite.")
+        _require(
+            bool(np.isfinite(found).all()),
+            f"data.normalise: {part.name!r} makes values that are not finite.",
+        )
 
     yield from tried("data.normalise", part, work)
 
@@ -102,7 +119,9 @@ def augmentations(config: Config, channels: int) -> Iterator[Problem]:
         return
     for n, part in enumerate(config.data.augment):
         where = f"data.augment.{n}"
-        found = list(proportions(where, part, {})) or list(tried(where, part, lambda n=n: transforms.augmentation(config, n)))
+        found = list(proportions(where, part, {})) or list(
+            tried(where, part, lambda n=n: transforms.augmentation(config, n))
+        )
         yield from found or tried(where, part, lambda n=n: _augment(config, n, channels))
 
 
@@ -111,10 +130,14 @@ def _augment(config: Config, n: int, channels: int) -> None:
     part = config.data.augment[n]
     always = NamedOptions(name=part.name, options={**part.options, "p": 1.0})
     small = dataclasses.replace(
-        config.data, patch=dataclasses.replace(config.data.patch, size=size), augment=(*config.data.augment[:n], always)
+        config.data,
+        patch=dataclasses.replace(config.data.patch, size=size),
+        augment=(*config.data.augment[:n], always),
     )
     try:
-        chain = transforms.augmentation(dataclasses.replace(config, data=small), n, losses.reads(config.losses))
+        chain = transforms.augmentation(
+            dataclasses.replace(config, data=small), n, losses.reads(config.losses)
+        )
     except ConfigError:
         return  # good for the patches that are asked for, not for small ones
     sample = _sample(config, channels, size)
@@ -123,7 +146,10 @@ def _augment(config: Config, n: int, channels: int) -> None:
             transform.set_random_state(0)
         with transforms.plain_tensors():
             sample = transform(sample)
-    _require(bool(np.isfinite(np.asarray(sample["image"])).all()), f"data.augment.{n}: {part.name!r} makes values that are not finite.")
+    _require(
+        bool(np.isfinite(np.asarray(sample["image"])).all()),
+        f"data.augment.{n}: {part.name!r} makes values that are not finite.",
+    )
 
 
 def _sample(config: Config, channels: int, size: Sequence[int]) -> dict[Any, Any]:
@@ -154,15 +180,22 @@ def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None
     """Its outline, None where it cannot be built, and what is wrong with it."""
     made: list[HeadedNet] = []
     found = list(proportions("network", config.network, outlines.repeats(config.network)))
-    found = found or list(tried("network", config.network, lambda: made.append(outline(config, channels))))
+    found = found or list(
+        tried("network", config.network, lambda: made.append(outline(config, channels)))
+    )
     if made and (count := networks.parameters(made[0])) > outlines.WEIGHTS:
         found.append(
-            Problem(f"network: {config.network.name!r} has {count:,} weights, must be at most {outlines.WEIGHTS:,}.", ("network",))
+            Problem(
+                f"network: {config.network.name!r} has {count:,} weights, must be at most {outlines.WEIGHTS:,}.",
+                ("network",),
+            )
         )
     return (made[0] if made and not found else None), found
 
 
-def head_shapes(config: Config, made: HeadedNet, channels: tuple[int, int]) -> dict[str, tuple[int, Sequence[float]]]:
+def head_shapes(
+    config: Config, made: HeadedNet, channels: tuple[int, int]
+) -> dict[str, tuple[int, Sequence[float]]]:
     """Channels of every head and its size as a share of the input's, from a run on a small patch; heavy networks give main alone.
 
     Raises ConfigError, or what torch raises, where the network cannot be run.
@@ -176,15 +209,23 @@ def head_shapes(config: Config, made: HeadedNet, channels: tuple[int, int]) -> d
         for tensor in (*twin.parameters(), *twin.buffers()):
             tensor.fill_(1 if tensor.dtype.is_floating_point else 0)
         heads = twin(torch.zeros(2, channels[0], *size))
-    return {name: (y.shape[1], [a / b for a, b in zip(y.shape[2:], size, strict=True)]) for name, y in heads.items()}
+    return {
+        name: (y.shape[1], [a / b for a, b in zip(y.shape[2:], size, strict=True)])
+        for name, y in heads.items()
+    }
 
 
-def initial_weights(wanted: InitFrom, config: Config, channels: tuple[int, int] | None) -> Iterator[Problem]:
+def initial_weights(
+    wanted: InitFrom, config: Config, channels: tuple[int, int] | None
+) -> Iterator[Problem]:
     """The model file of ``train.init_from`` against the network; without ``channels``, the one for the file's own images."""
     key = "train.init_from"
     try:
         model = models.load_model(Path(wanted.path), own=False)
-        ends = channels or (model.channels[0], tasks.TASKS[config.task].channels(config, model.channels[0]))
+        ends = channels or (
+            model.channels[0],
+            tasks.TASKS[config.task].channels(config, model.channels[0]),
+        )
         initial.compare(model.weights, outline(config, ends).state_dict(), wanted)
     except UserError as error:
         text = str(error)
@@ -196,7 +237,9 @@ def initial_weights(wanted: InitFrom, config: Config, channels: tuple[int, int] 
 # --- losses ---------------------------------------------------------------------------------------------------------------
 
 
-def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]], channels: int) -> Iterator[Problem]:
+def loss_terms(
+    config: Config, heads: Mapping[str, tuple[int, Sequence[float]]], channels: int
+) -> Iterator[Problem]:
     """Each term, made and computed once for random logits; ``heads`` as :func:`head_shapes` gives them."""
     for i, term in enumerate(config.losses):
         where = f"losses.{i}"
@@ -204,8 +247,12 @@ def loss_terms(config: Config, heads: Mapping[str, tuple[int, Sequence[float]]],
             continue  # said already
         entry = losses.LOSSES[term.name]
         found = list(proportions(where, term, entry.repeats))
-        found = found or list(tried(where, term, lambda term=term, where=where: losses.make(_cheap(term), where)))
-        yield from found or tried(where, term, lambda term=term: _compute(config, term, heads[term.head], channels))
+        found = found or list(
+            tried(where, term, lambda term=term, where=where: losses.make(_cheap(term), where))
+        )
+        yield from found or tried(
+            where, term, lambda term=term: _compute(config, term, heads[term.head], channels)
+        )
         if (text := entry.warning(term.options)) is not None:
             yield Problem(f"{where}: {text}", severity="warning")
 
@@ -215,7 +262,9 @@ def _cheap(term: LossTerm) -> LossTerm:
     return dataclasses.replace(term, options=losses.LOSSES[term.name].trial(term.options))
 
 
-def _compute(config: Config, term: LossTerm, head: tuple[int, Sequence[float]], channels: int) -> None:
+def _compute(
+    config: Config, term: LossTerm, head: tuple[int, Sequence[float]], channels: int
+) -> None:
     """The term's value; images that are too small for it are shown at the size that is asked for, without memory."""
     size = tuple(min(n, WIDE[config.data.dims]) for n in config.data.patch.size)
     try:
@@ -231,7 +280,13 @@ def _compute(config: Config, term: LossTerm, head: tuple[int, Sequence[float]], 
             return  # meta tensors have no values to look at: nothing is known
 
 
-def _value(config: Config, term: LossTerm, shape: tuple[tuple[int, Sequence[float]], int], size: Sequence[int], device: str) -> None:
+def _value(
+    config: Config,
+    term: LossTerm,
+    shape: tuple[tuple[int, Sequence[float]], int],
+    size: Sequence[int],
+    device: str,
+) -> None:
     (many, share), channels = shape
     where = [max(1, math.ceil(n * s)) for n, s in zip(size, share, strict=True)]
     logits = torch.full((1, many, *where), 0.25, device=device)
@@ -244,8 +299,13 @@ def _value(config: Config, term: LossTerm, shape: tuple[tuple[int, Sequence[floa
         batch[name] = half if kind != "labels" else _labels(size, config, term).to(device)
     for name in losses.maps(config):
         batch[name] = torch.zeros((1, _map_channels(config, name), *size), device=device)
-    total, _ = losses.WeightedSum([_cheap(term)], config.kinds, config.data.ignore_label)({term.head: logits}, batch)
-    _require(device != "cpu" or bool(torch.isfinite(total)), f"loss {term.name!r} is {float(total):g} for an ordinary patch.")
+    total, _ = losses.WeightedSum([_cheap(term)], config.kinds, config.data.ignore_label)(
+        {term.head: logits}, batch
+    )
+    _require(
+        device != "cpu" or bool(torch.isfinite(total)),
+        f"loss {term.name!r} is {float(total):g} for an ordinary patch.",
+    )
 
 
 def _labels(size: Sequence[int], config: Config, term: LossTerm) -> torch.Tensor:
@@ -266,7 +326,9 @@ def optimizer(config: Config) -> Iterator[Problem]:
     module, train = torch.nn.Linear(1, 1), config.train
     alone = dataclasses.replace(train, schedule=NamedOptions(name="constant"))
     found = list(proportions("train.optimizer", train.optimizer, {}))
-    found = found or list(tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer")))
+    found = found or list(
+        tried("train.optimizer", train.optimizer, lambda: _run(alone, module, "train.optimizer"))
+    )
     yield from found
     both = dataclasses.replace(train, optimizer=NamedOptions(name="adam")) if found else train
     yield from tried("train.schedule", train.schedule, lambda: _run(both, module, "train.schedule"))
@@ -281,13 +343,18 @@ def _run(train: Any, module: torch.nn.Module, key: str) -> None:
         rates.append(made.param_groups[0]["lr"])
         made.step()
         optim.step(schedule, 1.0)
-    _require(all(0 <= r < math.inf for r in rates), f"{key}: the learning rate becomes {next((r for r in rates if not r >= 0), 0)}.")
+    _require(
+        all(0 <= r < math.inf for r in rates),
+        f"{key}: the learning rate becomes {next((r for r in rates if not r >= 0), 0)}.",
+    )
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------------
 
 
-def metric(config: Config, part: NamedOptions, where: str, sides: tuple[int, Sequence[int]]) -> Iterator[Problem]:
+def metric(
+    config: Config, part: NamedOptions, where: str, sides: tuple[int, Sequence[int]]
+) -> Iterator[Problem]:
     """A metric of the right kind, computed once; ``sides`` are the channels and the size of the smallest image it will see."""
     rng, entry = np.random.default_rng(0), METRICS[part.name]
     channels, size = sides
@@ -297,12 +364,23 @@ def metric(config: Config, part: NamedOptions, where: str, sides: tuple[int, Seq
             image, target = rng.random((2, channels, *size))
             mask = np.zeros(tuple(size), bool)
             mask[tuple(slice(0, max(1, n // 2)) for n in size)] = True
-            change = Retouched(source=image, mask=mask, predicted=None) if "change" in entry.needs else None
+            change = (
+                Retouched(source=image, mask=mask, predicted=None)
+                if "change" in entry.needs
+                else None
+            )
             evaluate([part], image, target, None, None, change)
             return
         answer = np.zeros(tuple(size), np.uint8)
         answer[tuple(slice(n // 4, max(1, n // 2)) for n in size)] = 1
         soft = answer * 0.5 + 0.25 if "probabilities" in entry.needs else None
-        evaluate([part], answer, np.roll(answer, 1, 0), None, soft, context=MetricContext(spacing=(1.0,) * len(size)))
+        evaluate(
+            [part],
+            answer,
+            np.roll(answer, 1, 0),
+            None,
+            soft,
+            context=MetricContext(spacing=(1.0,) * len(size)),
+        )
 
     yield from tried(where, part, work)
