@@ -1,7 +1,9 @@
-"""Blemishes as a retoucher removes them, drawn onto a photograph: stains, spots, hairs and scratches, dust (make_pairs.py --kind blemish).
+"""Blemishes as a retoucher removes them, drawn onto a photograph: stains, spots, hairs and
+scratches, dust (make_pairs.py --kind blemish).
 
-Each is a thin film over a small box of the photograph. What lies beneath shows through it, so texture stays:
-``out = (1 - cover (1 - gain)) image + cover light`` with a ``cover`` of 0..1 for each pixel and a ``gain`` and a ``light`` for each colour.
+Each is a thin film over a small box of the photograph. What lies beneath shows through it, so
+texture stays: ``out = (1 - cover (1 - gain)) image + cover light`` with a ``cover`` of 0..1 for
+each pixel and a ``gain`` and a ``light`` for each colour.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ import numpy as np
 from scipy.spatial import KDTree
 
 SKIN_GAINS = ((0.48, 0.34, 0.25), (0.86, 0.52, 0.46), (0.78, 0.60, 0.44), (0.33, 0.28, 0.25))
-"""What light of each colour a mole, a pimple, a freckle and a dark speck let through where they are thickest."""
+"""What light of each colour a mole, a pimple, a freckle and a dark speck let through where they are
+thickest.
+"""
 
 VISIBLE = 5 / 255
-"""Least change of the value (the greatest of R, G and B), on the mean of a blemish's core, for it to count as one."""
+"""Least change of the value (the greatest of R, G and B), on the mean of a blemish's core, for it
+to count as one.
+"""
 
 TRIES = 10
 """Blemishes drawn, each at another place, before one is given up: nothing dark shows on black."""
@@ -25,7 +31,9 @@ TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Film:
-    """One blemish wherever it may lie: ``cover`` ``(y, x)``, both odd and centred, ``gain`` and ``light`` ``(3,)``."""
+    """One blemish wherever it may lie: ``cover`` ``(y, x)``, both odd and centred, ``gain`` and
+    ``light`` ``(3,)``.
+    """
 
     cover: np.ndarray
     gain: np.ndarray
@@ -39,10 +47,11 @@ def add(
     scale: float = 1.0,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
-    """Draw ``count`` blemishes, ``scale`` times as large as usual, onto ``(3, Y, X)`` on 0..1, which is changed.
+    """Draw ``count`` blemishes, ``scale`` times as large as usual, onto ``(3, Y, X)`` on 0..1,
+    which is changed.
 
-    ``only``: of these kinds; all where it is empty. Returns how many there are of each kind, fewer than ``count`` in all where the
-    photograph hides them.
+    ``only``: of these kinds; all where it is empty. Returns how many there are of each kind, fewer
+    than ``count`` in all where the photograph hides them.
     """
     among = set(only) or set(KINDS)
     shares = np.array([share if kind in among else 0 for kind, (share, _) in KINDS.items()])
@@ -134,7 +143,9 @@ KINDS: Mapping[str, tuple[float, Callable[[np.random.Generator, float], Film]]] 
     "line": (0.2, line),
     "dust": (0.24, dust),
 }
-"""Share of each kind and what draws it, in the order in which they lie over each other: dust lies on skin."""
+"""Share of each kind and what draws it, in the order in which they lie over each other: dust lies
+on skin.
+"""
 
 
 def film(cover: np.ndarray, gain: np.ndarray, light: np.ndarray) -> Film:
@@ -149,7 +160,9 @@ def between(draw: np.random.Generator, low: float, high: float) -> float:
 
 
 def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) -> np.ndarray:
-    """Cover of an ellipse with an uneven outline; its edge fades over ``soft`` of its radius, ``bumps`` is the greatest unevenness."""
+    """Cover of an ellipse with an uneven outline; its edge fades over ``soft`` of its radius,
+    ``bumps`` is the greatest unevenness.
+    """
     bends = draw.uniform(-bumps, bumps, 3) / [2, 3, 4]
     reach = math.ceil(radius * (1 + soft / 2) * (1 + np.abs(bends).sum())) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] - draw.uniform(-0.5, 0.5, (2, 1, 1))
@@ -168,7 +181,9 @@ def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) ->
 
 
 def stroke(draw: np.random.Generator, length: float, width: float) -> np.ndarray:
-    """Cover of a smoothly bent line with a Gaussian profile of this width at half its strength; thinner towards its ends."""
+    """Cover of a smoothly bent line with a Gaussian profile of this width at half its strength;
+    thinner towards its ends.
+    """
     at = np.linspace(0, 1, 2 * math.ceil(length) + 1)
     heading = (
         draw.uniform(0, 2 * math.pi)

@@ -3,10 +3,11 @@
     python data_prep/change_masks.py SRC DST OUT --config configs/retouch.yaml
     python data_prep/change_masks.py SRC DST OUT --by colour --threshold 4
 
-SRC and DST are folders of images before and after, paired by equal names. OUT gets ID.png, the mask from 0 to 255, and ID_overlay.jpg, the
-image before with the mask tinted; files of these names that are there already are written anew. The settings are those of data.change in the
-config, else its defaults; an option replaces one of them. A file without its counterpart, a damaged one or a pair of two sizes is listed and
-refused before anything is written. Nothing in SRC or DST is changed.
+SRC and DST are folders of images before and after, paired by equal names. OUT gets ID.png, the mask
+from 0 to 255, and ID_overlay.jpg, the image before with the mask tinted; files of these names that
+are there already are written anew. The settings are those of data.change in the config, else its
+defaults; an option replaces one of them. A file without its counterpart, a damaged one or a pair of
+two sizes is listed and refused before anything is written. Nothing in SRC or DST is changed.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_masks(arguments: argparse.Namespace) -> int:
-    """Write all masks and say how much of each pair they cover. Raises UserError with every file that cannot be used."""
+    """Write all masks and say how much of each pair they cover.
+
+    Raises UserError with every file that cannot be used.
+    """
     settings = settings_of(arguments)
     pairs = pairs_of(arguments.src, arguments.dst, arguments.out)
     logger.info(", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings).items()))
@@ -77,7 +81,10 @@ def write_masks(arguments: argparse.Namespace) -> int:
 
 
 def settings_of(arguments: argparse.Namespace) -> config.Change:
-    """``data.change`` of the config, else the defaults, with what options replace. Raises UserError where the config makes no mask."""
+    """``data.change`` of the config, else the defaults, with what options replace.
+
+    Raises UserError where the config makes no mask.
+    """
     settings: config.Change | None = config.Change()
     if arguments.config is not None:
         settings = config.load(arguments.config).data.change
@@ -94,7 +101,10 @@ def settings_of(arguments: argparse.Namespace) -> config.Change:
 
 
 def pairs_of(src: Path, dst: Path, out: Path) -> list[prepare_gopro.Pair]:
-    """Pairs by equal name, checked by their headers. Raises UserError with all faults, and where ``out`` is a folder of inputs."""
+    """Pairs by equal name, checked by their headers.
+
+    Raises UserError with all faults, and where ``out`` is a folder of inputs.
+    """
     if out.resolve() in (src.resolve(), dst.resolve()):
         raise UserError(
             f"{out}: is a folder of inputs, which masks of the same names would overwrite. Give another one."
@@ -120,7 +130,9 @@ def pairs_of(src: Path, dst: Path, out: Path) -> list[prepare_gopro.Pair]:
 
 
 def write_mask(pair: prepare_gopro.Pair, settings: config.Change, out: Path) -> float:
-    """Write mask and overlay of a pair; returns the share of pixels that count as changed (a mask of ``change.LEVEL`` or more)."""
+    """Write mask and overlay of a pair; returns the share of pixels that count as changed (a mask
+    of ``change.LEVEL`` or more).
+    """
     from pipeline import colours, files
     from pipeline.data import change
 
@@ -132,7 +144,9 @@ def write_mask(pair: prepare_gopro.Pair, settings: config.Change, out: Path) -> 
 
 
 def overlay(image: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """An image ``(C, Y, X)`` as its file has it, tinted by a difference_mask ``(1, Y, X)``: uint8 RGB ``(3, Y, X)``."""
+    """An image ``(C, Y, X)`` as its file has it, tinted by a difference_mask ``(1, Y, X)``: uint8
+    RGB ``(3, Y, X)``.
+    """
     import numpy as np
 
     from pipeline import colours

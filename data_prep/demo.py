@@ -1,8 +1,10 @@
-"""The whole way in a few minutes on a CPU: synthetic scrolls, five folds, tuned post-processing, ensemble, submission, report.
+"""The whole way in a few minutes on a CPU: synthetic scrolls, five folds, tuned post-processing,
+ensemble, submission, report.
 
     python data_prep/demo.py [--out demo]
 
-Each step is one of the package's commands, printed before it runs; run again, it continues where it stopped.
+Each step is one of the package's commands, printed before it runs; run again, it continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ METRICS = ("competition", "dice", "components")
 
 
 def command(*words: object) -> None:
-    """Print and run one command from the repository root; a failure ends the demo with its exit code."""
+    """Print and run one command from the repository root; a failure ends the demo with its exit
+    code.
+    """
     text = [str(w) for w in words]
     print(f"\n$ python {' '.join(text)}", flush=True)
     code = subprocess.run([sys.executable, *text], cwd=ROOT, check=False).returncode

@@ -1,22 +1,28 @@
-"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur), image_to_image.yaml (tone) and retouch.yaml (blemish).
+"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur), image_to_image.yaml (tone)
+and retouch.yaml (blemish).
 
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blur --variants 8 --crop 384
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind tone --held-out chelsea coffee
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blemish --scale 4          # 24 megapixels
 
-PHOTOGRAPHS are files or folders. OUT gets src/NAME_00.png and dst/NAME_00.png (8 bits, RGB), split.json with the held-out photographs under
-"test" (no photograph is on both sides) and pairs.json with what was done to each pair.
+PHOTOGRAPHS are files or folders. OUT gets src/NAME_00.png and dst/NAME_00.png (8 bits, RGB),
+split.json with the held-out photographs under "test" (no photograph is on both sides) and
+pairs.json with what was done to each pair.
 
-blur: src is the mean of frames that a camera takes on a smooth random path, after the GoPro set (Nah et al., CVPR 2017): averaged in linear
-light (gamma 2.2), with shifts of parts of a pixel. dst is the photograph, which lies at the mean of the path: the set takes the frame in the
-middle of it, and how far that is from the mean (8 % of the path here) nothing in the blurred image tells. The rim that a path reaches
-beyond is cut off, so that nothing is invented at borders. tone: dst is one fixed change of colour and tone, the same for every photograph, so that it can be learned.
-blemish: dst is the photograph, src the same with stains, spots, hairs, scratches and dust, as a retoucher removes them; --clean of the pairs
-have none, for a clean photograph is to be left alone. With the usual settings of data.change they make up about 0.5 to 6 % of the pixels.
-What a pair looks like depends on (seed, name of the photograph, variant) alone.
+blur: src is the mean of frames that a camera takes on a smooth random path, after the GoPro set
+(Nah et al., CVPR 2017): averaged in linear light (gamma 2.2), with shifts of parts of a pixel. dst
+is the photograph, which lies at the mean of the path: the set takes the frame in the middle of it,
+and how far that is from the mean (8 % of the path here) nothing in the blurred image tells. The rim
+that a path reaches beyond is cut off, so that nothing is invented at borders. tone: dst is one
+fixed change of colour and tone, the same for every photograph, so that it can be learned.
+blemish: dst is the photograph, src the same with stains, spots, hairs, scratches and dust, as a
+retoucher removes them; --clean of the pairs have none, for a clean photograph is to be left alone.
+With the usual settings of data.change they make up about 0.5 to 6 % of the pixels. What a pair
+looks like depends on (seed, name of the photograph, variant) alone.
 
---vary makes few photographs stand for more: each variant of one that is not held out is zoomed, turned, mirrored and recoloured before
-it is degraded. Unlike an augmentation of the pair this leaves the degradation as it is, so that a brown spot stays one.
+--vary makes few photographs stand for more: each variant of one that is not held out is zoomed,
+turned, mirrored and recoloured before it is degraded. Unlike an augmentation of the pair this
+leaves the degradation as it is, so that a brown spot stays one.
 """
 
 from __future__ import annotations
@@ -60,14 +66,19 @@ HUE, LOCAL_CONTRAST, LOCAL_SIGMA = 25.0, 0.6, 6.0
 """What tone does: degrees of hue, gain of detail, and the size in pixels of what counts as detail."""
 
 ZOOM, GAMMAS, SATURATION, GAIN = (0.5, 1.5), (0.6, 1.7), (0.2, 1.4), (0.75, 1.0)
-"""What --vary draws from: enlargement, exponent of the values, factor of the saturation and of each channel; the hue is any."""
+"""What --vary draws from: enlargement, exponent of the values, factor of the saturation and of each
+channel; the hue is any.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What every pair is made by. ``length``: pixels of a camera path, drawn between these; ``crop`` None: whole photographs.
+    """What every pair is made by.
 
-    ``blemishes``: per megapixel, drawn between these (at ``scale`` 1: larger ones are fewer); ``clean``: share of pairs without any.
+    ``length``: pixels of a camera path, drawn between these; ``crop`` None: whole photographs.
+
+    ``blemishes``: per megapixel, drawn between these (at ``scale`` 1: larger ones are fewer);
+    ``clean``: share of pairs without any.
     """
 
     kind: str
@@ -160,7 +171,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Write all pairs and say what was made. Raises UserError where an option or a photograph cannot be used."""
+    """Write all pairs and say what was made.
+
+    Raises UserError where an option or a photograph cannot be used.
+    """
     from pipeline import files
 
     recipe = recipe_of(arguments)
@@ -239,7 +253,10 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 
 
 def find(paths: Sequence[Path]) -> dict[str, Path]:
-    """Photographs by name in natural order. Raises UserError for a missing path, two of one name, or none at all."""
+    """Photographs by name in natural order.
+
+    Raises UserError for a missing path, two of one name, or none at all.
+    """
     from pipeline import files
     from pipeline.data.cases import natural
 
@@ -271,7 +288,9 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def choose(names: Sequence[str], held_out: Sequence[str] | None, seed: int) -> frozenset[str]:
-    """Photographs to hold out: those named, else a fifth (at least one, and never the last that is left)."""
+    """Photographs to hold out: those named, else a fifth (at least one, and never the last that is
+    left).
+    """
     import numpy as np
 
     if held_out is None:
@@ -329,7 +348,10 @@ def degraded(
 
 
 def photograph_of(path: Path) -> np.ndarray:
-    """A photograph as ``(3, Y, X)`` on 0..1, grey in three equal channels. Raises UserError for other numbers of channels."""
+    """A photograph as ``(3, Y, X)`` on 0..1, grey in three equal channels.
+
+    Raises UserError for other numbers of channels.
+    """
     import numpy as np
 
     from pipeline import files
@@ -342,7 +364,9 @@ def photograph_of(path: Path) -> np.ndarray:
 
 
 def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.ndarray:
-    """A random part of ``(3, Y, X)`` on 0..1, turned by quarters, mirrored, zoomed to the size of a crop and its rim, and recoloured."""
+    """A random part of ``(3, Y, X)`` on 0..1, turned by quarters, mirrored, zoomed to the size of a
+    crop and its rim, and recoloured.
+    """
     import numpy as np
     from skimage.transform import resize
 
@@ -377,7 +401,9 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
 def place(
     draw: np.random.Generator, space: Sequence[int], recipe: Recipe
 ) -> tuple[slice, slice, slice]:
-    """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the rim is cut off."""
+    """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the
+    rim is cut off.
+    """
     return part_of(
         draw, space, space if recipe.crop is None else [c + 2 * recipe.margin for c in recipe.crop]
     )
@@ -405,7 +431,9 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
 def blemished(
     part: np.ndarray, draw: np.random.Generator, recipe: Recipe
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not to stay clean is to have one at least."""
+    """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not
+    to stay clean is to have one at least.
+    """
     from data_prep import blemishes
 
     if draw.random() < recipe.clean:
@@ -416,7 +444,9 @@ def blemished(
 
 
 def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.ndarray:
-    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc length; their mean is 0."""
+    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc
+    length; their mean is 0.
+    """
     import numpy as np
     from scipy.interpolate import CubicSpline
 
@@ -431,9 +461,11 @@ def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.nda
 
 
 def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """Mean of the shifted frames of ``(C, Y, X)`` on 0..1, taken in linear light; true where no frame reaches beyond the border.
+    """Mean of the shifted frames of ``(C, Y, X)`` on 0..1, taken in linear light; true where no
+    frame reaches beyond the border.
 
-    A shift by a cubic spline is a convolution of the spline's coefficients, and so is the mean of many: one kernel does them all.
+    A shift by a cubic spline is a convolution of the spline's coefficients, and so is the mean of
+    many: one kernel does them all.
     """
     import numpy as np
     from scipy.ndimage import spline_filter
@@ -448,7 +480,9 @@ def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def spline_kernel(path: np.ndarray) -> np.ndarray:
-    """The kernel ``(2 r + 1, 2 r + 1)``, centred, that turns cubic spline coefficients into the mean of frames shifted along ``path``."""
+    """The kernel ``(2 r + 1, 2 r + 1)``, centred, that turns cubic spline coefficients into the
+    mean of frames shifted along ``path``.
+    """
     import numpy as np
     from scipy.interpolate import BSpline
 
@@ -460,9 +494,11 @@ def spline_kernel(path: np.ndarray) -> np.ndarray:
 
 
 def toned(image: np.ndarray) -> np.ndarray:
-    """A fixed change of colour and tone of ``(3, Y, X)`` on 0..1: a filmic curve, hues turned, detail raised.
+    """A fixed change of colour and tone of ``(3, Y, X)`` on 0..1: a filmic curve, hues turned,
+    detail raised.
 
-    The curve is K. Narkowicz's fit of ACES (2015), in linear light. Detail is what a Gaussian of ``LOCAL_SIGMA`` pixels takes away.
+    The curve is K. Narkowicz's fit of ACES (2015), in linear light. Detail is what a Gaussian of
+    ``LOCAL_SIGMA`` pixels takes away.
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter

@@ -1,9 +1,11 @@
-"""Check the unpacked download of the Kaggle competition "Vesuvius Challenge - Surface Detection" and build its store.
+"""Check the unpacked download of the Kaggle competition "Vesuvius Challenge - Surface Detection"
+and build its store.
 
     python data_prep/prepare_competition.py data/vesuvius-challenge-surface-detection
 
-Prints every fault with its path and cure. Exit code 2: something must be mended first; 0: DIR/store is ready, and training
-with data.root=DIR uses it. Running it again costs nothing but a look at names and dates; an interrupted run continues.
+Prints every fault with its path and cure. Exit code 2: something must be mended first; 0: DIR/store
+is ready, and training with data.root=DIR uses it. Running it again costs nothing but a look at
+names and dates; an interrupted run continues.
 """
 
 from __future__ import annotations

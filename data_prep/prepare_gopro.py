@@ -1,10 +1,13 @@
-r"""Lay out the GoPro set (Nah et al., CVPR 2017), or any two folders of images, as pairs for configs/deblur.yaml and image_to_image.yaml.
+r"""Lay out the GoPro set (Nah et al., CVPR 2017), or any two folders of images, as pairs for
+configs/deblur.yaml and image_to_image.yaml.
 
-    python data_prep/prepare_gopro.py DOWNLOAD OUT                 # train/GOPR0372_07_00/{blur,blur_gamma,sharp}/000047.png, test/...
-    python data_prep/prepare_gopro.py --src DIR --dst DIR OUT      # pairs by equal names
+    python data_prep/prepare_gopro.py DOWNLOAD OUT                 #
+    train/GOPR0372_07_00/{blur,blur_gamma,sharp}/000047.png, test/... python
+    data_prep/prepare_gopro.py --src DIR --dst DIR OUT      # pairs by equal names
 
-OUT gets src/ID.png (blurred) and dst/ID.png (sharp), hard links where the file system can, else copies, and split.json. Ids of GoPro are
-SCENE_FRAME; folds that keep a scene together: data.folds.by=group data.folds.pattern='^(.+)_\d+$'. A file without its counterpart, a damaged one
+OUT gets src/ID.png (blurred) and dst/ID.png (sharp), hard links where the file system can, else
+copies, and split.json. Ids of GoPro are SCENE_FRAME; folds that keep a scene together:
+data.folds.by=group data.folds.pattern='^(.+)_\d+$'. A file without its counterpart, a damaged one
 or a pair of two sizes is listed and refused. Nothing in DOWNLOAD is changed.
 """
 
@@ -72,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Link or copy all pairs and say what there is. Raises UserError with every file that cannot be paired, before anything is written."""
+    """Link or copy all pairs and say what there is.
+
+    Raises UserError with every file that cannot be paired, before anything is written.
+    """
     from pipeline import files
 
     pairs, faults = _asked(arguments)
@@ -112,7 +118,10 @@ def _asked(arguments: argparse.Namespace) -> tuple[list[Pair], list[str]]:
 
 
 def gopro(root: Path, blur: str) -> tuple[list[Pair], list[str]]:
-    """Pairs of the download and its unpaired files; the official split. Raises UserError where the folder is not that set."""
+    """Pairs of the download and its unpaired files; the official split.
+
+    Raises UserError where the folder is not that set.
+    """
     inner = root / "GOPRO_Large"
     root = inner if inner.is_dir() else root
     pairs, faults = [], []
@@ -139,7 +148,9 @@ def gopro(root: Path, blur: str) -> tuple[list[Pair], list[str]]:
 def matched(
     src: Path, dst: Path, prefix: str = "", test: bool = False
 ) -> tuple[list[Pair], list[str]]:
-    """Pairs of two folders by equal name, in natural order, and a line for every file that has no counterpart or not exactly one."""
+    """Pairs of two folders by equal name, in natural order, and a line for every file that has no
+    counterpart or not exactly one.
+    """
     from pipeline.data.cases import natural
 
     (one, faults), (other, more) = listed(src), listed(dst)

@@ -2,9 +2,11 @@
 
     python data_prep/prepare_vessels.py DOWNLOAD OUT
 
-DOWNLOAD is the unpacked folder: DRIVE holds training/ and test/ with images/, 1st_manual/ and mask/; CHASE_DB1 holds Image_01L.jpg,
-Image_01L_1stHO.png and so on. OUT gets images/ masks/ fov/ under equal names, second/ with the second observer's masks where there are any
-(the row to beat: pipeline.evaluate --predictions OUT/second --labels OUT/masks --fov OUT/fov), and split.json. CHASE_DB1 has no masks of
+DOWNLOAD is the unpacked folder: DRIVE holds training/ and test/ with images/, 1st_manual/ and
+mask/; CHASE_DB1 holds Image_01L.jpg, Image_01L_1stHO.png and so on. OUT gets images/ masks/ fov/
+under equal names, second/ with the second observer's masks where there are any (the row to beat:
+pipeline.evaluate --predictions OUT/second --labels OUT/masks --fov OUT/fov), and split.json.
+CHASE_DB1 has no masks of
 the field of view: they are found in the red channel. Nothing in DOWNLOAD is changed.
 """
 
@@ -35,7 +37,9 @@ RED = 20
 """Red values up to this are the dark frame around the field of view of CHASE_DB1 (uint8)."""
 
 CHASE_TRAIN = 20
-"""Of CHASE_DB1's 28 images in order of name, these many first ones train and the rest test, as most papers have it; no child is in both."""
+"""Of CHASE_DB1's 28 images in order of name, these many first ones train and the rest test, as most
+papers have it; no child is in both.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(download: Path, out: Path) -> int:
-    """Write the layout and say what it holds. Raises UserError where the folder is neither data set or a file is missing."""
+    """Write the layout and say what it holds.
+
+    Raises UserError where the folder is neither data set or a file is missing.
+    """
     from pipeline import files
 
     eyes = list(drive(download) if (download / "training").is_dir() else chase(download))
@@ -92,7 +99,9 @@ def prepare(download: Path, out: Path) -> int:
 
 
 def drive(root: Path) -> Iterator[Eye]:
-    """``21_training.tif`` with ``21_manual1.gif`` and ``21_training_mask.gif``; some packings lack the masks of the test images."""
+    """``21_training.tif`` with ``21_manual1.gif`` and ``21_training_mask.gif``; some packings lack
+    the masks of the test images.
+    """
     for part in ("training", "test"):
         for image in sorted((root / part / "images").glob("*.tif")):
             number = image.stem.partition("_")[0]
@@ -148,8 +157,8 @@ def write(eye: Eye, out: Path) -> None:
 def field_of_view(image: np.ndarray) -> np.ndarray:
     """The lit disc of a fundus photograph ``(3, Y, X)``, uint8, as bool ``(Y, X)``.
 
-    The largest region whose smoothed red channel exceeds RED, without holes and without protrusions under three pixels.
-    Raises UserError where nothing is lit.
+    The largest region whose smoothed red channel exceeds RED, without holes and without protrusions
+    under three pixels. Raises UserError where nothing is lit.
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter

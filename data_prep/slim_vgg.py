@@ -1,10 +1,12 @@
-"""Take the first layers of VGG16 out of vgg16-397923af.pth, for the loss 'perceptual': 528 MB become 7.
+"""Take the first layers of VGG16 out of vgg16-397923af.pth, for the loss 'perceptual': 528 MB
+become 7.
 
     python data_prep/slim_vgg.py vgg16-397923af.pth [OUT.safetensors]
 
-The file is https://download.pytorch.org/models/vgg16-397923af.pth; its hash is checked. Without OUT the result goes to torch's cache,
-where the loss finds it by itself; with OUT, name it in the config: losses: - {name: perceptual, options: {weights: OUT.safetensors}}.
-The SHA-256 of the source is kept in the result's header.
+The file is https://download.pytorch.org/models/vgg16-397923af.pth; its hash is checked. Without OUT
+the result goes to torch's cache, where the loss finds it by itself; with OUT, name it in the
+config: losses: - {name: perceptual, options: {weights: OUT.safetensors}}. The SHA-256 of the source
+is kept in the result's header.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def slim(source: Path, out: Path | None, deepest: str, accept_other: bool) -> int:
-    """Write the slim file and say what it holds. Raises UserError for a wrong layer, name or source."""
+    """Write the slim file and say what it holds.
+
+    Raises UserError for a wrong layer, name or source.
+    """
     from pipeline.config import nearest
     from pipeline.losses import vgg
 

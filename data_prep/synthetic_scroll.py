@@ -1,11 +1,14 @@
-"""Write a synthetic data set of rolled papyrus in the layout of the surface detection competition, for demos and tests.
+"""Write a synthetic data set of rolled papyrus in the layout of the surface detection competition,
+for demos and tests.
 
-    python data_prep/synthetic_scroll.py OUT [--size 64] [--train 15] [--test 3] [--scrolls 3] [--seed 42]
+    python data_prep/synthetic_scroll.py OUT [--size 64] [--train 15] [--test 3] [--scrolls 3]
+    [--seed 42]
 
-Each scroll is one deformed Archimedean spiral with its own sheet spacing, thickness, contrast and noise; each volume is a
-chunk cut at a random place of it. ``train_images/ID.tif`` and ``train_labels/ID.tif`` are LZW multi-page uint8 as in the
-competition (labels: 0 background, 1 sheet, 2 unlabelled); ``test_labels/`` is extra, for one's own evaluation.
-The same options give the same bytes.
+Each scroll is one deformed Archimedean spiral with its own sheet spacing, thickness, contrast and
+noise; each volume is a chunk cut at a random place of it. ``train_images/ID.tif`` and
+``train_labels/ID.tif`` are LZW multi-page uint8 as in the competition (labels: 0 background, 1
+sheet, 2 unlabelled); ``test_labels/`` is extra, for one's own evaluation. The same options give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ TEXTURE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to write. ``size``: edge of each cubic volume in voxels; ``train``, ``test``: volumes; ``scrolls``: groups."""
+    """What to write. ``size``: edge of each cubic volume in voxels; ``train``, ``test``: volumes;
+    ``scrolls``: groups.
+    """
 
     size: int = 64
     train: int = 15
@@ -76,7 +81,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A smooth random function of the scroll's own coordinates: a periodic cubic B-spline, mean 0, variance about 1."""
+    """A smooth random function of the scroll's own coordinates: a periodic cubic B-spline, mean 0,
+    variance about 1.
+    """
 
     coefficients: np.ndarray
     pitch: float
@@ -96,7 +103,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scroll:
-    """One scroll: geometry (voxels), look (grey levels, 0 black to 1 white) and the fields that deform it everywhere alike."""
+    """One scroll: geometry (voxels), look (grey levels, 0 black to 1 white) and the fields that
+    deform it everywhere alike.
+    """
 
     id: str
     spacing: float
@@ -110,7 +119,9 @@ class Scroll:
 
 
 def spline_basis(positions: np.ndarray, count: int) -> np.ndarray:
-    """Weights ``(len(positions), count)`` float32 of a periodic uniform cubic B-spline; each row adds up to 1."""
+    """Weights ``(len(positions), count)`` float32 of a periodic uniform cubic B-spline; each row
+    adds up to 1.
+    """
     import numpy as np
 
     cell = np.floor(positions).astype(int)
@@ -169,7 +180,9 @@ def make_scroll(seed: int, number: int) -> Scroll:
 
 
 def _fibres(rng: np.random.Generator) -> np.ndarray:
-    """Two periodic textures ``(2, TEXTURE, TEXTURE)`` over (along the winding, along the axis): papyrus has crossed layers."""
+    """Two periodic textures ``(2, TEXTURE, TEXTURE)`` over (along the winding, along the axis):
+    papyrus has crossed layers.
+    """
     import numpy as np
     from scipy import ndimage
 
@@ -211,7 +224,10 @@ def make_volume(
 
 
 def _place(size: int, rng: np.random.Generator) -> Axes:
-    """Coordinates of a chunk's voxels. The scroll's axis, y = x = 0, stays outside, where windings would be too tight."""
+    """Coordinates of a chunk's voxels.
+
+    The scroll's axis, y = x = 0, stays outside, where windings would be too tight.
+    """
     import numpy as np
 
     radius = 0.71 * size + rng.uniform(30, 140)
@@ -229,7 +245,8 @@ def _unroll(scroll: Scroll, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
     x = axes[2] + 6.5 * scroll.fields["shift_x"](axes)
     radius = np.hypot(y, x)
     middle = math.atan2(float(axes[1].mean()), float(axes[2].mean()))
-    # Angles are taken from the chunk's middle: their jump of a full turn then lies behind the scroll's axis, never in the chunk.
+    # Angles are taken from the chunk's middle: their jump of a full turn then lies behind the
+    # scroll's axis, never in the chunk.
     angle = np.arctan2(
         y * math.cos(middle) - x * math.sin(middle), y * math.sin(middle) + x * math.cos(middle)
     )
@@ -250,7 +267,9 @@ def _slope(values: np.ndarray) -> np.ndarray:
 
 
 def _press(scroll: Scroll, axes: Axes, winding: np.ndarray) -> np.ndarray:
-    """How far even and odd windings are pushed towards each other, in windings; at most until two sheets touch."""
+    """How far even and odd windings are pushed towards each other, in windings; at most until two
+    sheets touch.
+    """
     import numpy as np
 
     nearest = max(scroll.thickness, 2 * LABEL_HALF + 2.0)
@@ -259,7 +278,9 @@ def _press(scroll: Scroll, axes: Axes, winding: np.ndarray) -> np.ndarray:
 
 
 def _tear(scroll: Scroll, axes: Axes, family: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the sheets of a family exist: softly with ragged edges (float32 in 0 ... 1), and the smooth outline (bool)."""
+    """Where the sheets of a family exist: softly with ragged edges (float32 in 0 ... 1), and the
+    smooth outline (bool).
+    """
     import numpy as np
 
     field = 1.55 - scroll.fields[f"hole_{family}"](axes)
@@ -268,7 +289,9 @@ def _tear(scroll: Scroll, axes: Axes, family: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _profile(scroll: Scroll, axes: Axes, depth: np.ndarray) -> np.ndarray:
-    """Density across a sheet, 0 ... 1: a slab with soft edges, whose outer third comes off as a flake in places."""
+    """Density across a sheet, 0 ... 1: a slab with soft edges, whose outer third comes off as a
+    flake in places.
+    """
     import numpy as np
 
     half = scroll.thickness / 2
@@ -280,7 +303,9 @@ def _profile(scroll: Scroll, axes: Axes, depth: np.ndarray) -> np.ndarray:
 
 
 def _texture(scroll: Scroll, depth: np.ndarray, along: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Factor around 1 of the papyrus fibres: along the winding on the inner face of a sheet, along the axis on the outer."""
+    """Factor around 1 of the papyrus fibres: along the winding on the inner face of a sheet, along
+    the axis on the outer.
+    """
     import numpy as np
 
     column = along.astype(np.int32) % TEXTURE
@@ -289,7 +314,9 @@ def _texture(scroll: Scroll, depth: np.ndarray, along: np.ndarray, z: np.ndarray
 
 
 def _scan(scroll: Scroll, axes: Axes, density: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The scanner's picture, uint8: debris and specks between the sheets, uneven background, blur, noise and faint rings."""
+    """The scanner's picture, uint8: debris and specks between the sheets, uneven background, blur,
+    noise and faint rings.
+    """
     import numpy as np
     from scipy import ndimage
 
@@ -307,7 +334,9 @@ def _scan(scroll: Scroll, axes: Axes, density: np.ndarray, rng: np.random.Genera
 
 
 def _rings(axes: Axes, rng: np.random.Generator) -> np.ndarray:
-    """Ring artefacts ``(1, Y, X)``: faint circles around the scanner's own axis, the same in every slice."""
+    """Ring artefacts ``(1, Y, X)``: faint circles around the scanner's own axis, the same in every
+    slice.
+    """
     import numpy as np
 
     centre = rng.uniform(-200, 200, 2)
@@ -317,7 +346,9 @@ def _rings(axes: Axes, rng: np.random.Generator) -> np.ndarray:
 
 
 def _annotate(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels from the true surfaces: 2 on a rim of 2 to 4 voxels and on smooth patches of 10 to 25 % of the volume."""
+    """Labels from the true surfaces: 2 on a rim of 2 to 4 voxels and on smooth patches of 10 to 25
+    % of the volume.
+    """
     import numpy as np
 
     size = len(surface)
@@ -333,7 +364,9 @@ def _annotate(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def plan(options: Options) -> list[tuple[str, str, str, int, int]]:
-    """One row a volume: part (``train``, ``test``), id, scroll id, number of the scroll, number of the chunk; scrolls take turns."""
+    """One row a volume: part (``train``, ``test``), id, scroll id, number of the scroll, number of
+    the chunk; scrolls take turns.
+    """
     rows = []
     for part, first, count in (("train", 0, options.train), ("test", FIRST_TEST, options.test)):
         for index in range(count):
@@ -349,7 +382,8 @@ def scroll_id(number: int) -> str:
 def volumes(options: Options) -> Iterator[tuple[str, str, str, np.ndarray, np.ndarray]]:
     """Each volume as (part, id, scroll id, image, label), in the order of :func:`plan`.
 
-    A volume depends on the seed, its scroll, its chunk and the size only: more volumes leave the others as they are.
+    A volume depends on the seed, its scroll, its chunk and the size only: more volumes leave the
+    others as they are.
     """
     import numpy as np
 
@@ -360,7 +394,9 @@ def volumes(options: Options) -> Iterator[tuple[str, str, str, np.ndarray, np.nd
 
 
 def write(out: Path, options: Options) -> bool:
-    """Write the data set to ``out``, whole or not at all. False: it is there already, from the same options.
+    """Write the data set to ``out``, whole or not at all.
+
+    False: it is there already, from the same options.
 
     Raises UserError where ``out`` holds anything else.
     """
@@ -420,7 +456,10 @@ def _finish(folder: Path, options: Options) -> None:
 
 
 def _is_there(out: Path, options: Options) -> bool:
-    """Whether ``out`` holds this very data set. False: it is absent or empty. Raises UserError for anything else."""
+    """Whether ``out`` holds this very data set.
+
+    False: it is absent or empty. Raises UserError for anything else.
+    """
     from pipeline import files
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

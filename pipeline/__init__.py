@@ -1,6 +1,8 @@
-"""From volumes and images to checked answers: cross-validated training, tiled prediction, ensembling, topology repair, submission.
+"""From volumes and images to checked answers: cross-validated training, tiled prediction,
+ensembling, topology repair, submission.
 
-What can be called is listed in ``__all__`` and loaded when it is first used; nothing is printed unless it is asked for::
+What can be called is listed in ``__all__`` and loaded when it is first used; nothing is printed
+unless it is asked for::
 
     import pipeline as pl
 

@@ -1,4 +1,7 @@
-"""``python -m pipeline``: which commands there are. ``python -m pipeline train ...`` is ``python -m pipeline.train ...``."""
+"""``python -m pipeline``: which commands there are.
+
+``python -m pipeline train ...`` is ``python -m pipeline.train ...``.
+"""
 
 from __future__ import annotations
 

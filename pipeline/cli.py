@@ -17,7 +17,9 @@ from pipeline.stopping import StopRequested, stop
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help texts with the default of each option, where it is a value: "(default: None)" or "[]" would say nothing."""
+    """Help texts with the default of each option, where it is a value: "(default: None)" or "[]"
+    would say nothing.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         empty = action.default is None or action.default is False or action.default in ("", [], ())
@@ -38,7 +40,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Argument parser of ``python -m pipeline.<command>`` with exact option names (no abbreviations).
+    """Argument parser of ``python -m pipeline.<command>`` with exact option names (no
+    abbreviations).
 
     ``--plugin``, which every command has, is followed by :func:`run`.
     """
@@ -54,7 +57,8 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def dashes(arguments: Sequence[str]) -> list[str]:
-    """``--data_dir=a_b`` -> ``--data-dir=a_b``: both spellings of an option are accepted, values stay as they are.
+    """``--data_dir=a_b`` -> ``--data-dir=a_b``: both spellings of an option are accepted, values
+    stay as they are.
 
     >>> dashes(["--data_dir=a_b", "c_d"])
     ['--data-dir=a_b', 'c_d']
@@ -67,7 +71,10 @@ def dashes(arguments: Sequence[str]) -> list[str]:
 
 
 Work = Callable[..., int]
-"""What a command does: takes its options by name and returns the exit code. It imports what it needs, after the options were parsed."""
+"""What a command does: takes its options by name and returns the exit code.
+
+It imports what it needs, after the options were parsed.
+"""
 
 
 def run(options: argparse.ArgumentParser, work: Work, argv: Sequence[str] | None = None) -> int:
@@ -102,7 +109,8 @@ def _answered(work: Callable[[], int]) -> int:
         return _told(
             f"stopped on request ({request}); run the same command again to continue", AGAIN
         )
-    except OSError as error:  # a full disk, a folder that may not be written: nothing is half written, see files.whole
+    # a full disk, a folder that may not be written: nothing is half written, see files.whole
+    except OSError as error:
         return _told(f"error: {_disk_words(error)}", FAILED)
     except MemoryError:
         return _told(
@@ -118,7 +126,9 @@ def _told(text: str, code: int) -> int:
 
 
 def _disk_words(error: OSError) -> str:
-    """An error of the system with its path first; where this process holds too many files open, with the way out."""
+    """An error of the system with its path first; where this process holds too many files open,
+    with the way out.
+    """
     words = (
         f"{error.filename}: {error.strerror}"
         if error.filename is not None and error.strerror
@@ -129,11 +139,13 @@ def _disk_words(error: OSError) -> str:
     return words
 
 
-# --- standard output and error -----------------------------------------------------------------------------------------
+# --- standard output and error --------------------------------------------------------------------
 
 
 def _open_standard_files() -> None:
-    """Give closed standard files (``>&-``) a place that takes everything: the next file that is opened would get their number."""
+    """Give closed standard files (``>&-``) a place that takes everything: the next file that is
+    opened would get their number.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -155,9 +167,11 @@ def printing() -> Iterator[None]:
 
 
 class _Output:
-    """A standard stream that may be missing, closed by its reader or full, and whose encoding may know few letters.
+    """A standard stream that may be missing, closed by its reader or full, and whose encoding may
+    know few letters.
 
-    A reader that has gone does not end the work, whose result lies in files. Other failures are told once, on the other stream.
+    A reader that has gone does not end the work, whose result lies in files. Other failures are
+    told once, on the other stream.
     """
 
     def __init__(self, stream: TextIO | None) -> None:

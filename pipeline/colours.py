@@ -1,6 +1,8 @@
-"""Label maps as colours that colour-blind readers can tell apart: laid over an image, or as errors against a truth.
+"""Label maps as colours that colour-blind readers can tell apart: laid over an image, or as errors
+against a truth.
 
-Pictures are ``(Y, X, 3)`` floats from 0 to 1, label maps ``(Y, X)`` integers with 0 as background; every function returns a new array.
+Pictures are ``(Y, X, 3)`` floats from 0 to 1, label maps ``(Y, X)`` integers with 0 as background;
+every function returns a new array.
 """
 
 from __future__ import annotations
@@ -28,14 +30,18 @@ FOUND, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = WHITE, ORANGE, BLUE, PURPLE
 
 
 def rgb(plane: np.ndarray) -> np.ndarray:
-    """``(C, Y, X)`` as ``(Y, X, 3)``: three channels as colours, of any other number the first as grey."""
+    """``(C, Y, X)`` as ``(Y, X, 3)``: three channels as colours, of any other number the first as
+    grey.
+    """
     return np.moveaxis(plane if len(plane) == 3 else np.repeat(plane[:1], 3, axis=0), 0, -1)
 
 
 def stretched(plane: np.ndarray) -> np.ndarray:
-    """An image ``(C, Y, X)`` of any number type as a picture, black at its 0.5 and white at its 99.5 percentile.
+    """An image ``(C, Y, X)`` of any number type as a picture, black at its 0.5 and white at its
+    99.5 percentile.
 
-    All channels share their limits, so colours keep their hue. NaN is black; a constant image is black as well.
+    All channels share their limits, so colours keep their hue. NaN is black; a constant image is
+    black as well.
     """
     values = rgb(plane).astype(np.float32)
     finite = np.isfinite(values)
@@ -67,13 +73,17 @@ def classes(
 
 
 def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """``picture`` greyed under diagonal lines, eight pixels apart, in the difference_mask ``where``."""
+    """``picture`` greyed under diagonal lines, eight pixels apart, in the difference_mask
+    ``where``.
+    """
     lines = where & (np.indices(where.shape).sum(axis=0) % 8 < 2)
     return tint(tint(picture, where, (110, 110, 110), 0.55), lines, (190, 190, 190), 0.6)
 
 
 def errors(picture: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """What an answer found, invented, missed and confused, in the colours named above, over ``picture`` dimmed and without its colours."""
+    """What an answer found, invented, missed and confused, in the colours named above, over
+    ``picture`` dimmed and without its colours.
+    """
     shown = 0.5 * picture.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     real, said = truth > 0, answer > 0
     for where, colour in (
@@ -89,7 +99,8 @@ def errors(picture: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> np.nda
 def overlay(
     image: np.ndarray, labels: np.ndarray, colours: Sequence[Colour] = CLASSES
 ) -> np.ndarray:
-    """An image ``(C, Y, X)`` of any number type, :func:`stretched`, under its tinted labels ``(Y, X)``: uint8 RGB ``(Y, X, 3)``.
+    """An image ``(C, Y, X)`` of any number type, :func:`stretched`, under its tinted labels ``(Y,
+    X)``: uint8 RGB ``(Y, X, 3)``.
 
     Raises ValueError where the two differ in size.
     """

@@ -1,7 +1,8 @@
-"""What stands in the documents that commands leave for each other, as schemas of :func:`pipeline.files.read_document`.
+"""What stands in the documents that commands leave for each other, as schemas of
+:func:`pipeline.files.read_document`.
 
-Keys that are not named here may be there and are kept. ``NotRequired`` keys came later than the oldest files that are read, or stand
-only in some of them. Numbers that were NaN are null in JSON.
+Keys that are not named here may be there and are kept. ``NotRequired`` keys came later than the
+oldest files that are read, or stand only in some of them. Numbers that were NaN are null in JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be beside its kind; ``words`` follow those of the kind: ``a whole number from 0``."""
+    """What a value has to be beside its kind; ``words`` follow those of the kind: ``a whole number
+    from 0``.
+    """
 
     holds: Callable[[Any], bool]
     words: str
@@ -37,11 +40,13 @@ CaseScores = dict[str, float | dict[str, list[int]] | None]
 """Of one case; ``counts`` of the competition's score maps a dimension to numbers of features."""
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 class Result(TypedDict):
-    """``fold_N/result.json``: the fields of :class:`pipeline.records.FoldResult`, and the scores by model and case."""
+    """``fold_N/result.json``: the fields of :class:`pipeline.records.FoldResult`, and the scores by
+    model and case.
+    """
 
     fold: Index
     status: Literal["completed", "failed", "stopped"]
@@ -182,7 +187,7 @@ class Epoch(TypedDict):
     epoch: Size
 
 
-# --- predictions ----------------------------------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 class PredictedFile(TypedDict):
@@ -313,7 +318,7 @@ class SoftFacts(TypedDict):
     geometry: Place
 
 
-# --- models ---------------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 Word = Annotated[str, Rule(lambda value: len(value) <= 100, "of at most 100 letters")]
@@ -401,7 +406,7 @@ class StateHeader(TypedDict):
     metrics_version: NotRequired[int]
 
 
-# --- data sets and the store ----------------------------------------------------------------------------------------------
+# --- data sets and the store ----------------------------------------------------------------------
 
 
 class DatasetJson(TypedDict):

@@ -1,7 +1,8 @@
 """Fuse the soft predictions of several folds or runs, case by case, and decide.
 
-    python -m pipeline.ensemble --fold-dirs predictions/fold_0 predictions/fold_1 --output predictions/ensemble
-    python -m pipeline.ensemble --spec ensembles/NAME.yaml --input DIR --output predictions/ensemble
+    python -m pipeline.ensemble --fold-dirs predictions/fold_0 predictions/fold_1 --output
+    predictions/ensemble python -m pipeline.ensemble --spec ensembles/NAME.yaml --input DIR --output
+    predictions/ensemble
 
 Members are memory-mapped and summed slab by slab: memory does not depend on their number.
 """

@@ -1,10 +1,13 @@
-"""Score a folder of answers against a folder of labels, or of images against the images that they should be.
+"""Score a folder of answers against a folder of labels, or of images against the images that they
+should be.
 
-    python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out scores.json
-    python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim --inputs SRC --out scores.json
-    python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim retouch --inputs SRC --change by=colour threshold=8
+    python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out
+    scores.json python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim
+    --inputs SRC --out scores.json python -m pipeline.evaluate --predictions DIR --labels DST
+    --metrics psnr ssim retouch --inputs SRC --change by=colour threshold=8
 
-Images are scored as their files have them, each divided by the largest value of its integer type (floats: as they are).
+Images are scored as their files have them, each divided by the largest value of its integer type
+(floats: as they are).
 """
 
 from __future__ import annotations

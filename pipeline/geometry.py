@@ -1,4 +1,6 @@
-"""Tiles, blending windows, padding and flips for any number of space axes: the arithmetic of tiled prediction, without a network."""
+"""Tiles, blending windows, padding and flips for any number of space axes: the arithmetic of tiled
+prediction, without a network.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,18 @@ FLOOR = 1e-3
 class Tiling:
     """How a space of ``size`` voxels is covered by equal tiles.
 
-    ``multiple`` is the stride of the network (1 along each axis unless given). Every tile starts and ends on it, so that a tile is pooled
-    as the whole space would be: the tile is rounded up to it, the steps between tiles are rounded down to it, and the space is
-    padded at its far ends to the next multiple, where the last tile ends. Neighbours share ``overlap`` voxels (at most half of what
-    remains of a tile between its halos), or what ``multiple`` makes of that. A space smaller than the tile shrinks the tile to the
-    padded space: along that axis it is computed in one piece, as it would be without tiles.
-    ``halo`` voxels at the inner faces of a tile are computed but not used.
-    ``steps``, one for each axis, sets the distance of neighbouring tiles itself (rounded down to ``multiple``, at least once that),
-    whatever ``overlap`` says. ``sigma_scale``, one for each axis, is the Gaussian's standard deviation as a share of the tile.
-    ``tile`` and ``multiple`` read as they came out of this, not as they were given. Raises ValueError where no such tiling exists.
+    ``multiple`` is the stride of the network (1 along each axis unless given). Every tile starts
+    and ends on it, so that a tile is pooled as the whole space would be: the tile is rounded up to
+    it, the steps between tiles are rounded down to it, and the space is padded at its far ends to
+    the next multiple, where the last tile ends. Neighbours share ``overlap`` voxels (at most half
+    of what remains of a tile between its halos), or what ``multiple`` makes of that. A space
+    smaller than the tile shrinks the tile to the padded space: along that axis it is computed in
+    one piece, as it would be without tiles. ``halo`` voxels at the inner faces of a tile are
+    computed but not used. ``steps``, one for each axis, sets the distance of neighbouring tiles
+    itself (rounded down to ``multiple``, at least once that), whatever ``overlap`` says.
+    ``sigma_scale``, one for each axis, is the Gaussian's standard deviation as a share of the tile.
+    ``tile`` and ``multiple`` read as they came out of this, not as they were given. Raises
+    ValueError where no such tiling exists.
     """
 
     size: tuple[int, ...]
@@ -95,7 +100,9 @@ class Tiling:
         return max(1, (core - min(self.overlap, core // 2)) // multiple) * multiple
 
     def origins(self) -> Iterator[tuple[int, ...]]:
-        """First voxel of every tile in C order: all tiles of one start along the first axis come together."""
+        """First voxel of every tile in C order: all tiles of one start along the first axis come
+        together.
+        """
         return itertools.product(*(self.starts(a) for a in range(len(self.size))))
 
     def count(self) -> int:
@@ -103,7 +110,8 @@ class Tiling:
         return int(np.prod([len(self.starts(a)) for a in range(len(self.size))]))
 
     def reaches(self, origin: Sequence[int], first: int, end: int) -> bool:
-        """Whether the tile at ``origin`` has a weight in any of the rows ``first`` to ``end`` along the first axis.
+        """Whether the tile at ``origin`` has a weight in any of the rows ``first`` to ``end`` along
+        the first axis.
 
         >>> [Tiling(size=(100,), tile=(64,), halo=8, multiple=(4,)).reaches((start,), 0, 44) for start in (0, 36)]
         [True, False]
@@ -122,7 +130,9 @@ class Tiling:
         return self._stride(0) if self.padded[0] > self.tile[0] else self.padded[0]
 
     def weights(self, origin: Sequence[int]) -> np.ndarray:
-        """Blending weight of the tile at ``origin``: float32, shape ``tile``; at least ``FLOOR`` outside the halo, 0 inside it."""
+        """Blending weight of the tile at ``origin``: float32, shape ``tile``; at least ``FLOOR``
+        outside the halo, 0 inside it.
+        """
         profiles, inside = [], []
         for axis, start in enumerate(origin):
             first, last = start == 0, start == self.padded[axis] - self.tile[axis]
@@ -163,13 +173,17 @@ def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _gaussian(n: int, overlap: int, sigma_scale: float = 1 / 8) -> np.ndarray:
-    """Standard deviation n / 8 about the tile's centre, as in MONAI and nnU-Net, unless told otherwise."""
+    """Standard deviation n / 8 about the tile's centre, as in MONAI and nnU-Net, unless told
+    otherwise.
+    """
     x = np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2)
     return np.exp(-(x**2) / np.float32(2 * (n * sigma_scale) ** 2))
 
 
 def _hann(n: int, overlap: int) -> np.ndarray:
-    """Raised cosine whose zeros lie one step outside the tile: the plain window is zero on the outermost voxels."""
+    """Raised cosine whose zeros lie one step outside the tile: the plain window is zero on the
+    outermost voxels.
+    """
     return (np.sin(np.pi * np.arange(1, n + 1) / (n + 1)) ** 2).astype(np.float32)
 
 
@@ -189,7 +203,8 @@ WINDOWS = {"gaussian": _gaussian, "hann": _hann, "feather": _feather, "constant"
 def crop(
     array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float = 0
 ) -> np.ndarray:
-    """Copy of the box at ``start`` (may be negative) of ``size`` from the last axes of ``array``; outside is ``fill``.
+    """Copy of the box at ``start`` (may be negative) of ``size`` from the last axes of ``array``;
+    outside is ``fill``.
 
     >>> crop(np.arange(4), [-1], [3]).tolist()
     [0, 0, 1]
@@ -208,7 +223,8 @@ def crop(
 
 
 def flips(dims: int) -> list[tuple[int, ...]]:
-    """Every set of space axes to flip, the identity first; axes count from the end, so that they fit any leading axes.
+    """Every set of space axes to flip, the identity first; axes count from the end, so that they
+    fit any leading axes.
 
     >>> flips(2)
     [(), (-2,), (-1,), (-2, -1)]

@@ -1,9 +1,11 @@
-"""World grids: in which order an array's axes lie, how far its voxels are apart, and how one grid becomes another by flips and axis order.
+"""World grids: in which order an array's axes lie, how far its voxels are apart, and how one grid
+becomes another by flips and axis order.
 
-Two families of files order their axes differently. NIfTI arrays are ``(X, Y, Z)`` with an affine that says where they lie; TIFF,
-Zarr, NumPy arrays and pictures are ``(Z, Y, X)`` without one. Between the two nothing says which axis is which, so files of
-different families are never compared voxel by voxel. Within NIfTI, grids that are equal up to flips and axis order are brought to
-one another exactly; nothing is resampled here.
+Two families of files order their axes differently. NIfTI arrays are ``(X, Y, Z)`` with an affine
+that says where they lie; TIFF, Zarr, NumPy arrays and pictures are ``(Z, Y, X)`` without one.
+Between the two nothing says which axis is which, so files of different families are never compared
+voxel by voxel. Within NIfTI, grids that are equal up to flips and axis order are brought to one
+another exactly; nothing is resampled here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import numpy as np
 from pipeline.records import MILLIMETRES, Geometry, UserError
 
 TOLERANCE = 1e-3
-"""Largest difference between entries of two affines that are called equal, in millimetres, of voxels that are not tiny."""
+"""Largest difference between entries of two affines that are called equal, in millimetres, of
+voxels that are not tiny.
+"""
 
 SHARE = 0.01
 """The same as a share of the smallest side of a voxel: what counts for voxels of micrometres."""
@@ -38,9 +42,12 @@ class Grid:
     """How the space axes of an array lie in the world, as far as its file says.
 
     Args:
-        family: ``nifti`` for ``(X, Y, Z)`` with an affine, ``array`` for ``(Z, Y, X)`` (in 2D ``(Y, X)``) without.
-        spacing: millimetres between voxels along each space axis of the array; None where the file carries no unit.
-        codes: nearest anatomical direction of each axis, such as ``RAS``; None where the file says nothing.
+        family: ``nifti`` for ``(X, Y, Z)`` with an affine, ``array`` for ``(Z, Y, X)`` (in 2D ``(Y,
+            X)``) without.
+        spacing: millimetres between voxels along each space axis of the array; None where the file
+            carries no unit.
+        codes: nearest anatomical direction of each axis, such as ``RAS``; None where the file says
+            nothing.
         affine: voxel to world in millimetres, 4 x 4; None where there is none.
     """
 
@@ -52,7 +59,9 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
-    """How an array is laid onto another grid: ``axes[i]`` is the source axis that becomes axis i, ``flips`` the new axes to turn round."""
+    """How an array is laid onto another grid: ``axes[i]`` is the source axis that becomes axis i,
+    ``flips`` the new axes to turn round.
+    """
 
     axes: tuple[int, ...]
     flips: tuple[int, ...]
@@ -62,7 +71,9 @@ class Alignment:
         return self.axes == tuple(range(len(self.axes))) and not self.flips
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """``(C, *S)`` of the source grid on the other grid; a view where nothing or only views change."""
+        """``(C, *S)`` of the source grid on the other grid; a view where nothing or only views
+        change.
+        """
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         return np.flip(moved, tuple(a + 1 for a in self.flips)) if self.flips else moved
 
@@ -137,7 +148,9 @@ def affine_grid(affine: Any, dims: int) -> Grid:
 
 
 def _nifti_header(meta: Mapping[str, Any]) -> tuple[float, bool, tuple[float, ...]]:
-    """Millimetres in a unit, whether a form places the array in the world, and the zooms, of a header kept as base64."""
+    """Millimetres in a unit, whether a form places the array in the world, and the zooms, of a
+    header kept as base64.
+    """
     block = base64.b64decode(meta["header"])
     kind = (
         nibabel.Nifti1Header
@@ -162,7 +175,10 @@ def _zarr_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | Non
 
 
 def _tiff_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
-    """Of ImageJ, OME and this package's own description. The dots per inch of a picture are no spacing."""
+    """Of ImageJ, OME and this package's own description.
+
+    The dots per inch of a picture are no spacing.
+    """
     unit = MILLIMETRES.get(_plain(str(meta.get("unit", ""))).lower())
     resolution = meta.get(
         "resolution", [[1, 1], [1, 1]]
@@ -181,7 +197,8 @@ def _plain(text: str) -> str:
 
 
 def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
-    """Whether two affines are equal but for rounding: an origin is kept in single precision, which matters beside tiny voxels.
+    """Whether two affines are equal but for rounding: an origin is kept in single precision, which
+    matters beside tiny voxels.
 
     NaN, for which JSON has None, is equal to itself.
     """
@@ -197,9 +214,11 @@ def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
 def alignment(
     source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]
 ) -> Alignment | None:
-    """The flips and axis order that lay an array of ``shape`` on the target grid of ``size``; None where those alone do not.
+    """The flips and axis order that lay an array of ``shape`` on the target grid of ``size``; None
+    where those alone do not.
 
-    Both grids are NIfTI's; two grids of which one has no affine are taken as they are where their shapes agree.
+    Both grids are NIfTI's; two grids of which one has no affine are taken as they are where their
+    shapes agree.
     """
     dims = len(shape)
     if source.affine is None or target.affine is None:
@@ -222,7 +241,8 @@ def alignment(
 
 
 def reorientation(codes: str, wanted: str) -> Alignment | None:
-    """The axis order and flips that bring an array of these axis codes to the wanted ones; None where they name other axes.
+    """The axis order and flips that bring an array of these axis codes to the wanted ones; None
+    where they name other axes.
 
     >>> reorientation("LPS", "RAS")
     Alignment(axes=(0, 1, 2), flips=(0, 1))

@@ -1,4 +1,6 @@
-"""Limits that no sensible run reaches: whatever lies beyond would take memory or hours before it failed in words of another library."""
+"""Limits that no sensible run reaches: whatever lies beyond would take memory or hours before it
+failed in words of another library.
+"""
 
 from __future__ import annotations
 
@@ -208,7 +210,9 @@ def _reals(config: Config) -> Iterator[Problem]:
 
 
 def of_prediction(config: Config, model: Path) -> None:
-    """Raise ConfigError for what a prediction with the config of ``model`` could not hold: tiles, batches, scales and steps."""
+    """Raise ConfigError for what a prediction with the config of ``model`` could not hold: tiles,
+    batches, scales and steps.
+    """
     concerned = ("predict.", "postprocess")
     found = [
         p.text

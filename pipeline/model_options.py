@@ -1,4 +1,6 @@
-"""Options of the command line that say which networks answer and how; :class:`pipeline.inference.predictor.ModelOptions` by the same names."""
+"""Options of the command line that say which networks answer and how;
+:class:`pipeline.inference.predictor.ModelOptions` by the same names.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ def register(name: str, entry: Any) -> None:
 
 
 def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
-    """Run files of Python that :func:`register` entries; one that is loaded already is left as it is.
+    """Run files of Python that :func:`register` entries; one that is loaded already is left as it
+    is.
 
     Args:
         paths: a file or several, below the working folder unless absolute.
@@ -137,7 +138,9 @@ def _read(path: Path) -> Plugin:
 
 
 class _Source(importlib.abc.ExecutionLoader):
-    """Loads a plugin from the bytes that were read, which may be others than those on the disk by now."""
+    """Loads a plugin from the bytes that were read, which may be others than those on the disk by
+    now.
+    """
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -208,7 +211,7 @@ def _fault(plugin: Plugin, error: BaseException) -> str:
     return f"plugin {plugin.path}{'' if line is None else f', line {line}'}: {text}"
 
 
-# --- what a config needs ---------------------------------------------------------------------------
+# --- what a config needs --------------------------------------------------------------------------
 
 
 def used_by(config: Any) -> list[Plugin]:
@@ -266,7 +269,7 @@ def _lack(record: Mapping[str, str]) -> str:
     return f"{wanted}, but {known.path} has SHA-256 {known.sha256[:SHOWN]}...: it was changed"
 
 
-# --- other processes -------------------------------------------------------------------------------
+# --- other processes ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

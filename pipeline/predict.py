@@ -2,13 +2,16 @@
 
     python -m pipeline.predict --checkpoint runs/surface --input DIR --output predictions
 
-Each volume is read once, whatever the number of folds. One bad file does not stop the others (exit code 3).
+Each volume is read once, whatever the number of folds. One bad file does not stop the others (exit
+code 3).
 
-Inputs of more than 2^27 numbers are read and written by blocks, so that memory follows a tile and a slab and not the volume. Several
-tasks may share the work: each runs the same command with ``--shard I/N`` and computes its part of the blocks of all inputs into
-``OUTPUT/blocks``; when they have ended, the same command without ``--shard`` computes what is still missing, decides, writes the
-answers and takes the blocks away. Only that last command writes answers, so no two processes ever write one file. Blocks that are
-there are not computed again, whoever was killed. The answers equal those of one process to the last bit.
+Inputs of more than 2^27 numbers are read and written by blocks, so that memory follows a tile and a
+slab and not the volume. Several tasks may share the work: each runs the same command with ``--shard
+I/N`` and computes its part of the blocks of all inputs into ``OUTPUT/blocks``; when they have
+ended, the same command without ``--shard`` computes what is still missing, decides, writes the
+answers and takes the blocks away. Only that last command writes answers, so no two processes ever
+write one file. Blocks that are there are not computed again, whoever was killed. The answers equal
+those of one process to the last bit.
 """
 
 from __future__ import annotations

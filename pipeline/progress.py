@@ -1,8 +1,10 @@
-"""What long work tells while it runs: log records by the standard library, and bars on a terminal where somebody asked for them.
+"""What long work tells while it runs: log records by the standard library, and bars on a terminal
+where somebody asked for them.
 
-Every module logs to ``logging.getLogger(__name__)``, below the logger ``pipeline``. In a program or a notebook that has not
-configured logging, warnings appear on standard error and nothing else does; ``logging.getLogger("pipeline")`` silences, captures or
-forwards all of it. Commands print the records of level INFO and above.
+Every module logs to ``logging.getLogger(__name__)``, below the logger ``pipeline``. In a program or
+a notebook that has not configured logging, warnings appear on standard error and nothing else does;
+``logging.getLogger("pipeline")`` silences, captures or forwards all of it. Commands print the
+records of level INFO and above.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ QUIET = 300.0
 _TRACEBACK = logging.Formatter()
 
 
-# --- log records ---------------------------------------------------------------------------------------------------------
+# --- log records ----------------------------------------------------------------------------------
 
 
 def line_of(record: logging.LogRecord) -> str:
@@ -48,7 +50,9 @@ def line_of(record: logging.LogRecord) -> str:
 
 
 class Console(logging.Handler):
-    """Prints records to standard output, above a bar where one is shown, and keeps the last of them for a log file."""
+    """Prints records to standard output, above a bar where one is shown, and keeps the last of them
+    for a log file.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -63,7 +67,9 @@ class Console(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_console() -> Iterator[None]:
-    """While open, records of the package and warnings of other libraries are printed, and bars are shown on a terminal: for commands."""
+    """While open, records of the package and warnings of other libraries are printed, and bars are
+    shown on a terminal: for commands.
+    """
     console, level, propagates = Console(), ROOT.level, ROOT.propagate
     ROOT.addHandler(console)
     ROOT.setLevel(logging.INFO)
@@ -78,14 +84,19 @@ def log_to_console() -> Iterator[None]:
 
 
 class _Upwards(logging.Handler):
-    """Hands records to the handlers above, as if the level of ``pipeline`` had not been lowered for a log file."""
+    """Hands records to the handlers above, as if the level of ``pipeline`` had not been lowered for
+    a log file.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         logging.getLogger().callHandlers(record)
 
 
 class _File(logging.Handler):
-    """Records as lines of a log file. A file that cannot be written any more is not worth hours of work."""
+    """Records as lines of a log file.
+
+    A file that cannot be written any more is not worth hours of work.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.INFO)
@@ -113,9 +124,11 @@ class _File(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_file(folder: Path, command: str) -> Iterator[Path]:
-    """While open, every record also goes to ``folder/<command>_DATE_TIME.log``, after what this command has printed before.
+    """While open, every record also goes to ``folder/<command>_DATE_TIME.log``, after what this
+    command has printed before.
 
-    Checks speak before the run folder, and so its log, exists. Warnings of other libraries (``warnings.warn``) are kept, too.
+    Checks speak before the run folder, and so its log, exists. Warnings of other libraries
+    (``warnings.warn``) are kept, too.
     """
     path = folder / f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     file = _File(path)
@@ -169,7 +182,10 @@ def _warnings_in(file: _File) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced(when: bool = True) -> Iterator[None]:
-    """While open, this process logs nothing and shows no bar: it is not the first of its team. Errors are still raised."""
+    """While open, this process logs nothing and shows no bar: it is not the first of its team.
+
+    Errors are still raised.
+    """
     if not when:
         yield
         return
@@ -182,7 +198,7 @@ def silenced(when: bool = True) -> Iterator[None]:
         ROOT.setLevel(level)
 
 
-# --- bars ----------------------------------------------------------------------------------------------------------------
+# --- bars -----------------------------------------------------------------------------------------
 
 _wanted = False
 
@@ -203,9 +219,11 @@ def bars_shown(on: bool = True) -> Iterator[None]:
 
 
 class Progress:
-    """How far a piece of work is: on a terminal a bar that lines are printed above, else a log record at most every five minutes.
+    """How far a piece of work is: on a terminal a bar that lines are printed above, else a log
+    record at most every five minutes.
 
-    A context, at whose end the bar is gone. Only one bar is shown at a time, and only within :func:`bars_shown`.
+    A context, at whose end the bar is gone. Only one bar is shown at a time, and only within
+    :func:`bars_shown`.
     """
 
     shown: Progress | None = None
@@ -215,7 +233,10 @@ class Progress:
         self.bar: tqdm | None = None
 
     def __call__(self, done: float, total: float | None, text: str = "") -> None:
-        """``done`` of ``total`` (None: unknown). ``text`` stands in place of the counts, where they do not say enough."""
+        """``done`` of ``total`` (None: unknown).
+
+        ``text`` stands in place of the counts, where they do not say enough.
+        """
         if _wanted and sys.stderr.isatty():
             self._draw(done, total, text)
         elif time.monotonic() - self.last > QUIET:
@@ -259,7 +280,9 @@ class Progress:
 
 
 def _width() -> dict[str, Any]:
-    """How wide a bar is: as the terminal, 80 where that does not say (0 columns, in which tqdm would show nothing)."""
+    """How wide a bar is: as the terminal, 80 where that does not say (0 columns, in which tqdm
+    would show nothing).
+    """
     try:
         unknown = os.get_terminal_size(sys.stderr.fileno()).columns == 0
     except (OSError, ValueError):
@@ -287,7 +310,9 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 def progress_callback(what: str) -> Callable[[int, int], None]:
-    """A callback ``(done, total)`` with :class:`Progress` of work that runs elsewhere; stops that work on request."""
+    """A callback ``(done, total)`` with :class:`Progress` of work that runs elsewhere; stops that
+    work on request.
+    """
     bar = Progress(what)
 
     def advance(done: int, total: int) -> None:
@@ -301,7 +326,9 @@ def progress_callback(what: str) -> Callable[[int, int], None]:
 
 @contextlib.contextmanager
 def progress_steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A callback that is told how many more steps are done, with :class:`Progress`; it stops the work on request."""
+    """A callback that is told how many more steps are done, with :class:`Progress`; it stops the
+    work on request.
+    """
     done = 0
     with Progress(what) as bar:
 

@@ -1,8 +1,10 @@
-"""What passes between the floors: frozen records, and the letters that every shape in this package is written in.
+"""What passes between the floors: frozen records, and the letters that every shape in this package
+is written in.
 
-Shapes: B batch, C input channels, K output channels (classes), S the space axes: ``Z Y X`` for volumes, ``Y X`` for images.
-A spatial array without channels is ``(*S)``, with channels ``(C, *S)``, in a batch ``(B, C, *S)``.
-NIfTI arrays keep the axis order of their file; nothing in this package assumes an orientation.
+Shapes: B batch, C input channels, K output channels (classes), S the space axes: ``Z Y X`` for
+volumes, ``Y X`` for images. A spatial array without channels is ``(*S)``, with channels ``(C,
+*S)``, in a batch ``(B, C, *S)``. NIfTI arrays keep the axis order of their file; nothing in this
+package assumes an orientation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 DONE, FAILED, WRONG, PARTIAL, AGAIN = 0, 1, 2, 3, 75
-"""Exit codes of every command: done; something failed; command, config or data wrong; some files failed; run me again."""
+"""Exit codes of every command: done; something failed; command, config or data wrong; some files
+failed; run me again.
+"""
 
 
 MILLIMETRES = {
@@ -34,18 +38,22 @@ MILLIMETRES = {
 """Millimetres in a unit of length, by its names in OME-XML, OME-Zarr and ImageJ, in lower case."""
 
 METRICS_VERSION = 2
-"""Raised when a score changes its meaning. Runs, states and tuning journals carry theirs and finish by it; what has none is version 1.
+"""Raised when a score changes its meaning.
 
-2: validation pooled over the patches of an epoch, classes of the whole data set, nothing to count is NaN, distances in millimetres
-where the files carry a unit, ``voi`` and ``adapted_rand`` of whole labelings.
+Runs, states and tuning journals carry theirs and finish by it; what has none is version 1.
+
+2: validation pooled over the patches of an epoch, classes of the whole data set, nothing to count
+is NaN, distances in millimetres where the files carry a unit, ``voi`` and ``adapted_rand`` of whole
+labelings.
 """
 
 
 _CONTROL = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
-"""What must not reach a terminal or a log as it is: control characters but tab and line feed, other ends of a line, reversals of the
-direction of text, and bytes of a file name that are no text."""
+"""What must not reach a terminal or a log as it is: control characters but tab and line feed, other
+ends of a line, reversals of the direction of text, and bytes of a file name that are no text.
+"""
 
 MOST_NAMES = 10_000
 """Names with a line feed that are kept in mind: nobody makes more of them but to do harm."""
@@ -54,13 +62,16 @@ _two_lines: set[str] = set()
 
 
 def remember(name: str) -> None:
-    """Keep in mind a name from the disk or the command line that holds a line feed, so that :func:`printable` knows it again."""
+    """Keep in mind a name from the disk or the command line that holds a line feed, so that
+    :func:`printable` knows it again.
+    """
     if "\n" in name and not name.isspace() and len(_two_lines) < MOST_NAMES:
         _two_lines.add(name)
 
 
 def printable(text: str) -> str:
-    """Text for a terminal or a log: no name in it can end a line, move the cursor or hide what follows.
+    """Text for a terminal or a log: no name in it can end a line, move the cursor or hide what
+    follows.
 
     >>> printable("a\\x1b[2J\\udcff.tif")
     'a\\\\x1b[2J\\\\udcff.tif'
@@ -72,7 +83,10 @@ def printable(text: str) -> str:
 
 
 class UserError(Exception):
-    """Something that the user can mend: wrong command, config or data. Commands print it without a traceback and exit 2."""
+    """Something that the user can mend: wrong command, config or data.
+
+    Commands print it without a traceback and exit 2.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +110,10 @@ class LossTerm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One sample on disk: paths, never pixels. ``image`` holds one path per file of channels (nnU-Net ``_0000``, ``_0001``)."""
+    """One sample on disk: paths, never pixels.
+
+    ``image`` holds one path per file of channels (nnU-Net ``_0000``, ``_0001``).
+    """
 
     id: str
     image: tuple[Path, ...]
@@ -106,7 +123,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One finding of the data check. ``suggestion`` says what to do; a warning does not stop a run."""
+    """One finding of the data check.
+
+    ``suggestion`` says what to do; a warning does not stop a run.
+    """
 
     path: Path
     problem: str
@@ -119,20 +139,27 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """Where an array lies in the world, as far as its file says: enough to write another array in the same place.
+    """Where an array lies in the world, as far as its file says: enough to write another array in
+    the same place.
 
-    ``format`` is ``"nifti"``, ``"tiff"``, ``"image"`` (PNG, JPEG) or ``"none"``; ``meta`` is JSON-able and private to ``files``.
+    ``format`` is ``"nifti"``, ``"tiff"``, ``"image"`` (PNG, JPEG) or ``"none"``; ``meta`` is
+    JSON-able and private to ``files``.
     """
 
     format: str = "none"
     meta: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What a reader of this file should be told: where its numbers may mean something else than they seem to."""
+    """What a reader of this file should be told: where its numbers may mean something else than
+    they seem to.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldResult:
-    """What one fold left behind. ``metrics`` holds the mean out-of-fold metrics of each model: ``{"best": {...}, "swa": {...}}``."""
+    """What one fold left behind.
+
+    ``metrics`` holds the mean out-of-fold metrics of each model: ``{"best": {...}, "swa": {...}}``.
+    """
 
     fold: int
     status: Literal["completed", "failed", "stopped"]
@@ -148,7 +175,9 @@ class FoldResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One voice of an ensemble: a run directory (or a folder of soft predictions), the folds that speak, and its weight."""
+    """One voice of an ensemble: a run directory (or a folder of soft predictions), the folds that
+    speak, and its weight.
+    """
 
     run: Path
     folds: tuple[int, ...] = ()
@@ -157,7 +186,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A model file: the resolved config as nested dicts, and weights by name. It rebuilds its own network."""
+    """A model file: the resolved config as nested dicts, and weights by name.
+
+    It rebuilds its own network.
+    """
 
     config: Mapping[str, Any]
     channels: tuple[int, int]
@@ -168,7 +200,9 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     kind: str = "best"
     trained_on: Mapping[str, Any] = field(default_factory=dict)
-    """What the training data looked like, for the checks of prediction: ``layout``, ``family`` (of grids), ``codes``, ``spacing`` (median,
-    mm), ``class_names``. Files of before version 2 have none of it."""
+    """What the training data looked like, for the checks of prediction: ``layout``, ``family`` (of
+    grids), ``codes``, ``spacing`` (median, mm), ``class_names``. Files of before version 2 have
+    none of it.
+    """
     plugins: tuple[Mapping[str, str], ...] = ()
     """``name`` and ``sha256`` of the plugins that the config needs."""

@@ -1,8 +1,10 @@
-"""Turn a run into one self-contained page, report.html: scores with intervals, curves, and the cases that went worst as pictures.
+"""Turn a run into one self-contained page, report.html: scores with intervals, curves, and the
+cases that went worst as pictures.
 
 python -m pipeline.report RUN
 
-The page needs no network and no script. What a run lacks (a failed fold, missing answers) is stated, never an error.
+The page needs no network and no script. What a run lacks (a failed fold, missing answers) is
+stated, never an error.
 """
 
 from __future__ import annotations

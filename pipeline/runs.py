@@ -1,8 +1,8 @@
 """How a run lies on the disk. Nobody else composes a path of a run or reads its JSON.
 
-RUN/  environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json  report.html  store/  tuning/
-    fold_N/  best_model.safetensors  swa_model.safetensors  checkpoint_latest/  result.json  error.txt  log.jsonl
-        oof/ID.tif  oof/soft/ID.npy  oof/work/
+RUN/  environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json
+    report.html  store/  tuning/ fold_N/  best_model.safetensors  swa_model.safetensors
+    checkpoint_latest/  result.json  error.txt  log.jsonl oof/ID.tif  oof/soft/ID.npy  oof/work/
     plugins/  plugins.json  NAME.py
 """
 
@@ -36,7 +36,9 @@ HARMLESS = (
     "train.timeout",
     "predict.batch",
 )
-"""Keys that may change between a run and its continuation: they change where things lie or how fast they go, not the result."""
+"""Keys that may change between a run and its continuation: they change where things lie or how fast
+they go, not the result.
+"""
 
 WRITTEN = (
     "environment.json",
@@ -193,15 +195,18 @@ class FoldFolder:
         )
 
     def scores(self) -> dict[str, Any]:
-        """Scores of the held-out cases by model and case; empty where there are none. Raises FileError as :meth:`result`."""
+        """Scores of the held-out cases by model and case; empty where there are none.
+
+        Raises FileError as :meth:`result`.
+        """
         return (self._result() or {}).get("cases", {})
 
     def epochs(self) -> tuple[list[dict[str, Any]], int]:
         """What the log holds.
 
         Returns:
-            Its lines by epoch (of two for one epoch the later), and how many lines cannot be read: a kill
-            cuts the last.
+            Its lines by epoch (of two for one epoch the later), and how many lines cannot be read:
+            a kill cuts the last.
         """
         found: dict[int, dict[str, Any]] = {}
         torn = 0
@@ -248,7 +253,9 @@ class FoldFolder:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run: the folder that training writes. Nothing is read before it is asked for, and nothing in it is trusted.
+    """A run: the folder that training writes.
+
+    Nothing is read before it is asked for, and nothing in it is trusted.
 
     Example:
         >>> run = RunFolder(Path("runs/surface"))
@@ -372,11 +379,17 @@ class RunFolder:
         )
 
     def config(self) -> Config:
-        """The config, with the defaults of keys that are newer than the run. Raises ConfigError where it cannot be read."""
+        """The config, with the defaults of keys that are newer than the run.
+
+        Raises ConfigError where it cannot be read.
+        """
         return load(self.config_file)
 
     def require_plugins(self) -> None:
-        """Raise UserError unless the plugins of the run are loaded, with the same bytes. Its copies are never run."""
+        """Raise UserError unless the plugins of the run are loaded, with the same bytes.
+
+        Its copies are never run.
+        """
         if self.plugins_file.is_file():
             records = files.read_document(
                 self.plugins_file,
@@ -390,7 +403,9 @@ class RunFolder:
         return self.config().data.folds.count if self.exists else 0
 
     def metrics_version(self) -> int:
-        """The metrics version that it began with, 1 from before there were any, the present one of a new run."""
+        """The metrics version that it began with, 1 from before there were any, the present one of
+        a new run.
+        """
         if not self.exists:
             return METRICS_VERSION
         path = self.environment_file
@@ -409,7 +424,8 @@ class RunFolder:
         return [n for n in range(self.fold_count()) if self.fold(n).completed]
 
     def listing(self) -> dict[str, Any]:
-        """``cases.json``: ``{id: {"image": [paths], "targets": {name: path}, "group": ..., "content": hashes}}``.
+        """``cases.json``: ``{id: {"image": [paths], "targets": {name: path}, "group": ...,
+        "content": hashes}}``.
 
         Raises FileError where it is none.
         """
@@ -424,18 +440,24 @@ class RunFolder:
         return files.read_document(self.splits_file, documents.Splits, suggestion)["folds"]
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """What any network has to beat, e.g. ``{"empty answer": {"dice": 0.0}}``. Raises FileError where the file is none."""
+        """What any network has to beat, e.g. ``{"empty answer": {"dice": 0.0}}``. Raises FileError
+        where the file is none.
+        """
         return files.read_document(
             self.baselines_file, documents.Baselines, "Remove it: it is made again"
         )
 
     def summary(self) -> dict[str, Any]:
-        """Scores of the folds and of all held-out cases. Raises FileError where the file is none."""
+        """Scores of the folds and of all held-out cases.
+
+        Raises FileError where the file is none.
+        """
         suggestion = "Run the command that trained it again: a finished fold is not trained twice, and the file is made anew"
         return files.read_document(self.summary_file, documents.RunSummary, suggestion)
 
     def reported_config(self) -> dict[str, Any]:
-        """The config as it stands in its file, without defaults, checked as far as a report reads it.
+        """The config as it stands in its file, without defaults, checked as far as a report reads
+        it.
 
         Raises:
             UserError: where it is missing, no YAML, or holds other kinds of values.
@@ -470,7 +492,9 @@ class RunFolder:
     # --- going on ---
 
     def changed_settings(self, config: Config) -> list[str]:
-        """Lines ``key: old -> new`` for what differs from the run's config in a way that matters; none where there is no run."""
+        """Lines ``key: old -> new`` for what differs from the run's config in a way that matters;
+        none where there is no run.
+        """
         if not self.exists:
             return []
         changes = difference(to_dict(self.config()), to_dict(config))
@@ -543,7 +567,10 @@ def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config
 
 
 def load_named_plugins(path: Path, config: Config) -> None:
-    """Load the plugins of a config that was read from ``path``. Raises UserError where that lies in a run, and names some."""
+    """Load the plugins of a config that was read from ``path``.
+
+    Raises UserError where that lies in a run, and names some.
+    """
     run = RunFolder(path.parent)
     in_a_run = any(
         os.path.lexists(p)
@@ -569,7 +596,8 @@ def fold_of(answers: Path) -> tuple[RunFolder, int] | None:
 
 
 def present(folds: Container[int], names: Iterable[str]) -> list[int]:
-    """Those of ``folds`` (of which a mistyped count may ask for millions) that have a folder ``fold_N`` among ``names``.
+    """Those of ``folds`` (of which a mistyped count may ask for millions) that have a folder
+    ``fold_N`` among ``names``.
 
     >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
     [2, 10]

@@ -1,15 +1,16 @@
-"""Serve one model over HTTP: POST an image, get the very file that ``pipeline.predict`` would write for it.
+"""Serve one model over HTTP: POST an image, get the very file that ``pipeline.predict`` would write
+for it.
 
-    python -m pipeline.serve --checkpoint runs/deblur
-    curl --data-binary @blurred.jpg -H 'Content-Type: image/jpeg' -o sharp.jpg http://127.0.0.1:8000/predict
+    python -m pipeline.serve --checkpoint runs/deblur curl --data-binary @blurred.jpg -H
+    'Content-Type: image/jpeg' -o sharp.jpg http://127.0.0.1:8000/predict
 
-The model is loaded once and nothing is kept between requests. There is neither encryption nor a password: beyond this machine
-(``--host``) it belongs behind a proxy that has both.
+The model is loaded once and nothing is kept between requests. There is neither encryption nor a
+password: beyond this machine (``--host``) it belongs behind a proxy that has both.
 
-A client that sends or reads too slowly is given up and holds nobody up. The head of a request has to
-come within 10 s, its body and its answer within 20 s and a second more for every 32 KiB. A request waits
-for the network only when its body is complete. Bodies and answers lie on disk: memory follows
-``--concurrent``, not the number of clients.
+A client that sends or reads too slowly is given up and holds nobody up. The head of a request has
+to come within 10 s, its body and its answer within 20 s and a second more for every 32 KiB. A
+request waits for the network only when its body is complete. Bodies and answers lie on disk: memory
+follows ``--concurrent``, not the number of clients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Stopping on request: a flag that signals set, and that work asks at every point where nothing is half done."""
+"""Stopping on request: a flag that signals set, and that work asks at every point where nothing is
+half done.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,16 @@ class Stop:
         self.signal = number
         if (
             number == signal.SIGINT
-        ):  # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save short
+            # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save
+            # short
+        ):
             signal.signal(number, signal.SIG_DFL)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, a signal raises StopRequested wherever it comes: for work that writes nothing, such as loading a model."""
+        """Within, a signal raises StopRequested wherever it comes: for work that writes nothing,
+        such as loading a model.
+        """
 
         def raise_now(number: int, _frame: object) -> None:
             raise StopRequested(signal.Signals(number).name)

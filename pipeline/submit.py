@@ -1,9 +1,12 @@
-"""Pack a folder of answers into a checked submission: a flat zip of ``ID.tif``, or a table of run lengths.
+"""Pack a folder of answers into a checked submission: a flat zip of ``ID.tif``, or a table of run
+lengths.
 
-python -m pipeline.submit --predictions DIR --test-dir DIR --out submission.zip
-python -m pipeline.submit --spec ensembles/NAME.yaml --test-dir DIR --out submission.zip     # predict and fuse first
+python -m pipeline.submit --predictions DIR --test-dir DIR --out submission.zip python -m
+pipeline.submit --spec ensembles/NAME.yaml --test-dir DIR --out submission.zip     # predict and
+fuse first
 
-Nothing is written unless every test volume has exactly one sound answer. Equal answers give equal bytes.
+Nothing is written unless every test volume has exactly one sound answer. Equal answers give equal
+bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two kinds of answer: LABELS (a class for each voxel) and IMAGE (an intensity for each voxel).
 
-A task says how many channels the network returns, how its outputs become heads that can be averaged (``heads``), how those
-become an answer (``decide``), and which files an answer has.
+A task says how many channels the network returns, how its outputs become heads that can be averaged
+(``heads``), how those become an answer (``decide``), and which files an answer has.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def is_companion(name: str) -> bool:
 class Task(Protocol):
     """What differs between the kinds of answer.
 
-    ``soft_type`` is the number type of activate files: probabilities keep three decimals in 16 bits, images need 32. ``further`` are heads
-    beside ``main``, of one channel each, that are predicted where a network has them. ``companions`` are endings of pictures beside
-    an answer.
+    ``soft_type`` is the number type of activate files: probabilities keep three decimals in 16
+    bits, images need 32. ``further`` are heads beside ``main``, of one channel each, that are
+    predicted where a network has them. ``companions`` are endings of pictures beside an answer.
     """
 
     soft_type: type[np.floating]
@@ -45,7 +45,9 @@ class Task(Protocol):
     default_metric: str
     """What answers are measured by where a config names no metric."""
     needed: tuple[str, ...]
-    """What must be known of an input, so that an answer can be written from its soft prediction alone."""
+    """What must be known of an input, so that an answer can be written from its soft prediction
+    alone.
+    """
     decides: bool
     """Whether post-processing makes the answer from the soft prediction."""
 
@@ -54,7 +56,9 @@ class Task(Protocol):
         ...
 
     def bytes_per_voxel(self, channels: int, dtype: str) -> int:
-        """Bytes of an answer, with what lies beside it, where files are not compressed; ``dtype`` is the input's."""
+        """Bytes of an answer, with what lies beside it, where files are not compressed; ``dtype``
+        is the input's.
+        """
         ...
 
     def channels(self, config: Config, image_channels: int) -> int:
@@ -62,11 +66,15 @@ class Task(Protocol):
         ...
 
     def activate(self, logits: torch.Tensor) -> torch.Tensor:
-        """``(B, K, *S)`` of any float type -> float32 ``(B, K, *S)`` that may be averaged over tiles, flips and folds."""
+        """``(B, K, *S)`` of any float type -> float32 ``(B, K, *S)`` that may be averaged over
+        tiles, flips and folds.
+        """
         ...
 
     def heads(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is predicted, by head: ``{"main": (B, K, *S)}`` float32, and of ``further`` what the network gives."""
+        """What is predicted, by head: ``{"main": (B, K, *S)}`` float32, and of ``further`` what the
+        network gives.
+        """
         ...
 
     def decide(
@@ -76,11 +84,15 @@ class Task(Protocol):
         ...
 
     def suffix(self, given: str) -> str:
-        """Format of the answer to an input of the format ``given``: the same where that can hold it."""
+        """Format of the answer to an input of the format ``given``: the same where that can hold
+        it.
+        """
         ...
 
     def names(self, case_id: str, given: str) -> list[str]:
-        """Files that the answer may be written to, relative to the output folder, the answer itself first."""
+        """Files that the answer may be written to, relative to the output folder, the answer itself
+        first.
+        """
         ...
 
 
@@ -129,9 +141,11 @@ class Labels:
 
 
 class Image:
-    """Intensities on the scale of the (normalised) target; ``decide`` returns to the input's scale and type, with rounding.
+    """Intensities on the scale of the (normalised) target; ``decide`` returns to the input's scale
+    and type, with rounding.
 
-    A network with a head ``mask`` also says where it changed something: a probability by a sigmoid, perhaps at a coarser resolution.
+    A network with a head ``mask`` also says where it changed something: a probability by a sigmoid,
+    perhaps at a coarser resolution.
     """
 
     soft_type: type[np.floating] = np.float32

@@ -1,14 +1,17 @@
-"""Train the folds of a system: check everything, split once, train each fold to its end, score it on its held-out cases.
+"""Train the folds of a system: check everything, split once, train each fold to its end, score it
+on its held-out cases.
 
     python -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold -1
 
-Running the same command again continues where it stopped; a finished fold is not trained again. Several such commands may work on
-one run at the same time, on one host or many, each on its own folds: a fold belongs to the process that trains it, and the run
-folder to one process at a time while it is prepared and summed up.
+Running the same command again continues where it stopped; a finished fold is not trained again.
+Several such commands may work on one run at the same time, on one host or many, each on its own
+folds: a fold belongs to the process that trains it, and the run folder to one process at a time
+while it is prepared and summed up.
 
 Under torchrun the ranks train one fold together; the first of them prepares, writes and speaks:
 
-    torchrun --standalone --nproc-per-node 4 -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold 0
+    torchrun --standalone --nproc-per-node 4 -m pipeline.train --config configs/surface.yaml
+    --data-dir DIR --fold 0
 """
 
 from __future__ import annotations

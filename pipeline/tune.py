@@ -3,7 +3,8 @@
     python -m pipeline.tune runs/surface
     python -m pipeline.tune runs/surface runs/other        # weights and fusion of several runs too
 
-Chosen on some groups, scored on the others; the answer is an ensembles/*.yaml. The same command again continues where it stopped.
+Chosen on some groups, scored on the others; the answer is an ensembles/*.yaml. The same command
+again continues where it stopped.
 """
 
 from __future__ import annotations

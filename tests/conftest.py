@@ -11,18 +11,22 @@ import tifffile
 import torch
 from hypothesis import settings
 
-# Small tensors spend their time waiting for the second thread. The variable is for processes that tests start; torch is loaded already.
+# Small tensors spend their time waiting for the second thread. The variable is for processes that
+# tests start; torch is loaded already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-# Whether `make test` passes must not depend on the day, nor on what an earlier run left behind; `make slow` and `make fuzz` draw others.
+# Whether `make test` passes must not depend on the day, nor on what an earlier run left behind;
+# `make slow` and `make fuzz` draw others.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.register_profile("fresh", derandomize=False, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
 
 
 def examples(count: int) -> int:
-    """Examples of a target that is fuzzed: so many in `make test`, eight times as many in each round of `make slow` and `make fuzz`."""
+    """Examples of a target that is fuzzed: so many in `make test`, eight times as many in each
+    round of `make slow` and `make fuzz`.
+    """
     return count if settings.default is not None and settings.default.derandomize else 8 * count
 
 
@@ -31,7 +35,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Random weights that are the same in every run: a network of two channels can be born with every ReLU dead."""
+    """Random weights that are the same in every run: a network of two channels can be born with
+    every ReLU dead.
+    """
     torch.manual_seed(0)
 
 
@@ -44,7 +50,9 @@ def shared_data() -> Path:
 
 
 def sheets(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy image of wavy bright sheets and its label (0, 1, and 2 on a rim): a task that a small network learns in seconds."""
+    """A noisy image of wavy bright sheets and its label (0, 1, and 2 on a rim): a task that a small
+    network learns in seconds.
+    """
     rng = np.random.default_rng(seed)
     grid = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
     wave = grid[0] + 1.5 * np.sin(grid[-1] / 5 + rng.uniform(0, 6))
@@ -118,7 +126,9 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def do_nothing_model(path: Path, channels: int = 1, **data: object) -> Path:
-    """A model file for images that answers with its input, to the last bit: what differs was changed by reading or writing."""
+    """A model file for images that answers with its input, to the last bit: what differs was
+    changed by reading or writing.
+    """
     from pipeline import config as configs
     from pipeline import networks
     from pipeline.inference.models import save_model

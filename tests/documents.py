@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_blocks(page: Path, names: dict[str, Any]) -> dict[str, Any]:
-    """Run the ```python blocks of a page in order, in one namespace that begins with ``names``; returns it."""
+    """Run the ```python blocks of a page in order, in one namespace that begins with ``names``;
+    returns it.
+    """
     blocks = re.findall(
         r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )

@@ -1,4 +1,6 @@
-"""Small sound files of every format that is read, and ways to damage them: at any byte, and where their structure says something."""
+"""Small sound files of every format that is read, and ways to damage them: at any byte, and where
+their structure says something.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +224,9 @@ Damage = Callable[[random.Random, bytes], bytes]
 
 
 def damage_bytes(rng: random.Random, data: bytes) -> bytes:
-    """One to four changes at any place: a bit, a number of 1 to 8 bytes, a cut, a piece put in, moved or repeated."""
+    """One to four changes at any place: a bit, a number of 1 to 8 bytes, a cut, a piece put in,
+    moved or repeated.
+    """
     out = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(out) + 1)
@@ -376,7 +380,9 @@ def damage_packed(rng: random.Random, data: bytes) -> bytes:
 
 
 def damage_png(rng: random.Random, data: bytes) -> bytes:
-    """Other lengths, kinds and contents of chunks, with the checksums that fit them; chunks left out and repeated."""
+    """Other lengths, kinds and contents of chunks, with the checksums that fit them; chunks left
+    out and repeated.
+    """
     chunks, at = [], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)

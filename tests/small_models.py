@@ -1,4 +1,6 @@
-"""Model files of small networks with random weights, and images for them: what commands do with files needs no training."""
+"""Model files of small networks with random weights, and images for them: what commands do with
+files needs no training.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def model_file(
     trained_on: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """``folder/best_model.safetensors`` of a network for images of ``channels``; ``more`` are keys of its config."""
+    """``folder/best_model.safetensors`` of a network for images of ``channels``; ``more`` are keys
+    of its config.
+    """
     task = more.get("task", "labels")
     config = configs.from_dict(
         {
@@ -74,7 +78,9 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def nifti(
     path: Path, array: np.ndarray, affine: np.ndarray | None = None, codes: str = "RAS"
 ) -> Path:
-    """Save ``(X, Y, Z)``, which lies as ``affine`` says, with its axes in the order and direction of ``codes``."""
+    """Save ``(X, Y, Z)``, which lies as ``affine`` says, with its axes in the order and direction
+    of ``codes``.
+    """
     image = nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine)
     wanted = nibabel.orientations.axcodes2ornt(codes)
     turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted)

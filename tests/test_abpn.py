@@ -1,4 +1,6 @@
-"""ABPN: a blend that can be undone, an untrained network that changes nothing, any size, and bands that leave no trace."""
+"""ABPN: a blend that can be undone, an untrained network that changes nothing, any size, and bands
+that leave no trace.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(-10 * torch.log10((a - b).square().mean()))
 
 
-# --- blend and inverse ----------------------------------------------------------------------------------------------------
+# --- blend and inverse ----------------------------------------------------------------------------
 
 
 def blend_of(j: list[float], **options: Any) -> Blend:
@@ -148,7 +150,10 @@ def test_the_blends_tried_have_every_sign() -> None:
 def test_inverse_is_continuous_bounded_and_of_the_right_sign_where_the_divisor_crosses_zero(
     j: list[float],
 ) -> None:
-    """The divisor is +-(I - 0.3). Slope of the inverse at most 0.2 / 0.01^2 = 2000; an unguarded quotient jumps by thousands."""
+    """The divisor is +-(I - 0.3).
+
+    Slope of the inverse at most 0.2 / 0.01^2 = 2000; an unguarded quotient jumps by thousands.
+    """
     blend = blend_of(j).double()
     image = torch.arange(0.28, 0.32, 1e-6, dtype=torch.float64)
     with torch.no_grad():
@@ -209,7 +214,7 @@ def test_scalars_can_be_kept_from_learning(form: str) -> None:
     assert fixed.state_dict().keys() == free.state_dict().keys()
 
 
-# --- the untrained network ------------------------------------------------------------------------------------------------
+# --- the untrained network ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["soft_light", "positive"])
@@ -242,7 +247,9 @@ def test_the_default_network_untrained_returns_its_input() -> None:
     ],
 )
 def test_one_pass_takes_gradient_to_every_weight(options: dict[str, Any]) -> None:
-    """From the image alone: the mask's decoder is reached through the gates that read the mask, but for what the norm after it takes."""
+    """From the image alone: the mask's decoder is reached through the gates that read the mask, but
+    for what the norm after it takes.
+    """
     network = small(**options).train()
     x = torch.rand(2, 3, 64, 96)
     (network(x)["main"] - x.roll(3, 2)).square().mean().backward()
@@ -270,11 +277,13 @@ def test_learns_a_tone_curve(form: str) -> None:
     assert error < 0.1 * float((x - y).square().mean())
 
 
-# --- structure ------------------------------------------------------------------------------------------------------------
+# --- structure ------------------------------------------------------------------------------------
 
 
 def weights_by_hand(channels: int, widths: list[int], levels: int, refine: int) -> int:
-    """Convolutions of kernel 3 with a bias: encoder, mask decoder, gated decoder (two convolutions, one more input), refinement."""
+    """Convolutions of kernel 3 with a bias: encoder, mask decoder, gated decoder (two convolutions,
+    one more input), refinement.
+    """
 
     def conv(a: int, b: int) -> int:
         return 9 * a * b + b
@@ -306,7 +315,9 @@ def test_weights_add_up_by_hand() -> None:
 
 
 def gmac(size: int, **options: Any) -> tuple[float, float]:
-    """Multiply-accumulates in 1e9 of one image: all, and those of the low-resolution layer; counted without computing."""
+    """Multiply-accumulates in 1e9 of one image: all, and those of the low-resolution layer; counted
+    without computing.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         net(**options)(torch.zeros(1, 3, size, size))
     flops = counter.get_flop_counts()
@@ -314,7 +325,9 @@ def gmac(size: int, **options: Any) -> tuple[float, float]:
 
 
 def gmac_by_hand(size: int, levels: int) -> tuple[float, float, float]:
-    """All, those of the low-resolution layer, and those that the mask's channel into the gated stages causes."""
+    """All, those of the low-resolution layer, and those that the mask's channel into the gated
+    stages causes.
+    """
     at = [(size >> (levels + n)) ** 2 * 9 / 1e9 for n in range(7)]
     w = [3, 64, 128, 256, 512, 512, 512]
     encoder = sum(at[n + 1] * w[n] * w[n + 1] for n in range(6))
@@ -336,8 +349,9 @@ def gmac_by_hand(size: int, levels: int) -> tuple[float, float, float]:
 def test_cost_by_level(levels: int, whole: float, low: float) -> None:
     """At 2048 squared; each level quarters the low-resolution layer.
 
-    Counts from the published widths give 95.8 and 89.0 for two levels. The 0.1 more is the mask as a channel of both convolutions
-    of every gated stage, which costs 0.16; without it the layer would take 88.95.
+    Counts from the published widths give 95.8 and 89.0 for two levels. The 0.1 more is the mask as
+    a channel of both convolutions of every gated stage, which costs 0.16; without it the layer
+    would take 88.95.
     """
     found, by_hand = gmac(2048, levels=levels), gmac_by_hand(2048, levels)
     assert found == pytest.approx((whole, low), abs=0.06)
@@ -455,7 +469,7 @@ def test_a_spot_of_one_pixel_reaches_the_last_stage_of_the_retouch() -> None:
         assert torch.equal(skip, functional.avg_pool2d(x, 2))
 
 
-# --- any size, any use ----------------------------------------------------------------------------------------------------
+# --- any size, any use ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -491,7 +505,9 @@ def test_random_sizes_and_channels_come_back_whole(
 
 
 def test_the_mask_lies_where_the_image_does() -> None:
-    """At one level it is the decoder's own; at two it is that enlarged by interpolation between pixel centres."""
+    """At one level it is the decoder's own; at two it is that enlarged by interpolation between
+    pixel centres.
+    """
     for levels in (1, 2):
         network = small(levels=levels)
         x = torch.rand(1, 3, 30, 61)
@@ -559,7 +575,7 @@ def test_tiles_are_exact_without_norms() -> None:
     assert receptive.tile_dependent(net(widths=(2, 3), norm="instance")) != ()
 
 
-# --- bands ----------------------------------------------------------------------------------------------------------------
+# --- bands ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -593,7 +609,7 @@ def test_bands_with_too_few_rows_around_them_would_show(monkeypatch: pytest.Monk
         assert (network(x)["main"] - whole).abs().max() > 1e-4
 
 
-# --- export ---------------------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{"levels": 2}, {"form": "positive", "blend_head": True}])
@@ -617,7 +633,7 @@ def test_an_export_says_the_same_at_any_size(
             torch.testing.assert_close(exported(x)["main"], network(x)["main"], rtol=0, atol=1e-4)
 
 
-# --- wrong options --------------------------------------------------------------------------------------------------------
+# --- wrong options --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

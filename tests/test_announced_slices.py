@@ -1,4 +1,6 @@
-"""TIFF whose description announces more or fewer slices than there are pages is refused with both numbers; sound files stay."""
+"""TIFF whose description announces more or fewer slices than there are pages is refused with both
+numbers; sound files stay.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def python(code: str) -> str:
     return done.stdout
 
 
-# --- the names -----------------------------------------------------------------------------------------------------------
+# --- the names ------------------------------------------------------------------------------------
 
 
 def test_importing_loads_nothing() -> None:
@@ -65,7 +65,7 @@ def test_types_are_known_to_checkers() -> None:
         assert f"    from pipeline.{home} import {name} as {name}\n" in text
 
 
-# --- a notebook ----------------------------------------------------------------------------------------------------------
+# --- a notebook -----------------------------------------------------------------------------------
 
 
 def test_the_page_runs_as_it_stands(
@@ -130,7 +130,7 @@ def test_folds_that_are_not_there(
     assert not (tmp_path / "run").exists()
 
 
-# --- a predictor ---------------------------------------------------------------------------------------------------------
+# --- a predictor ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_a_tensor_of_monai_says_how_it_lies(tmp_path: Path) -> None:
     assert repr(predictor).startswith("Predictor('small', 1 models, 1 channels, device 'c")
 
 
-# --- the process of a user -----------------------------------------------------------------------------------------------
+# --- the process of a user ------------------------------------------------------------------------
 
 
 def test_training_leaves_monai_as_it_was(surfaces: Path, tiny: Path, tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_half_precision_is_taken(case: tuple[Path, np.ndarray, Path]) -> None:
     )
 
 
-# --- scores --------------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 METRICS = ["dice", "surface_dice:tolerance=2", "hd95", "components", "voi"]
 

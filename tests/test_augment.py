@@ -1,4 +1,6 @@
-"""Augmentation: one field for image and targets, labels that stay labels, colours that only `colour` changes, seeds that hold."""
+"""Augmentation: one field for image and targets, labels that stay labels, colours that only
+`colour` changes, seeds that hold.
+"""
 
 from __future__ import annotations
 
@@ -108,18 +110,22 @@ def hue(image: np.ndarray) -> np.ndarray:
 
 
 def turn(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """By how much hues were turned, in degrees from -180 to 180, where there is a colour worth the name."""
+    """By how much hues were turned, in degrees from -180 to 180, where there is a colour worth the
+    name.
+    """
     vivid = np.ptp(before, axis=0) > 0.1
     return np.degrees(np.angle(np.exp(1j * (hue(after) - hue(before)))))[vivid]
 
 
-# --- geometry -----------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [FLAT, SOLID])
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_image_and_targets_move_by_the_same_field(name: str, size: tuple[int, ...]) -> None:
-    """Each voxel carries its place: as input, as target image, and as the label that numbers the voxels."""
+    """Each voxel carries its place: as input, as target image, and as the label that numbers the
+    voxels.
+    """
     targets = {"label": "labels", "twin": "image"}
     setting = config(size, part(name, **GEOMETRY[name]), targets=targets)
     places = coordinates(size)
@@ -206,7 +212,10 @@ def test_rotation_keeps_distances_and_turns_far(name: str, rigid: bool) -> None:
 
 
 def test_shear_and_translation_do_what_they_say() -> None:
-    """Only translated: every voxel by the same shift, within bounds. Only sheared: squares lose their right angle, not their middle."""
+    """Only translated: every voxel by the same shift, within bounds.
+
+    Only sheared: squares lose their right angle, not their middle.
+    """
     places = coordinates(FLAT)
     inner = (slice(None), slice(10, 22), slice(10, 22))
     for seed in range(4):
@@ -221,7 +230,7 @@ def test_shear_and_translation_do_what_they_say() -> None:
         assert abs(down @ along) > 1
 
 
-# --- elastic ------------------------------------------------------------------------------------------------------------
+# --- elastic --------------------------------------------------------------------------------------
 
 
 def elastic(size: tuple[int, ...], spacing: float, magnitude: float, seed: int = 0) -> RandElasticd:
@@ -265,7 +274,9 @@ def determinant(field: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(40, 40), (30, 30, 30)])
 def test_elastic_never_folds_at_the_largest_magnitude(size: tuple[int, ...]) -> None:
-    """Control points pushed to their limit, each to a random side or all against each other: orientation is kept everywhere."""
+    """Control points pushed to their limit, each to a random side or all against each other:
+    orientation is kept everywhere.
+    """
     spacing, most = 10.0, UNFOLDED[len(size)] * 10.0
     transform = elastic(size, spacing, most)
     least = []
@@ -299,7 +310,7 @@ def test_elastic_of_no_magnitude_is_identity() -> None:
     )
 
 
-# --- every entry --------------------------------------------------------------------------------------------------------
+# --- every entry ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -367,7 +378,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
 
 @pytest.mark.parametrize("name", AUGMENT)
 def test_a_sample_depends_on_its_key_alone(name: str, cases: list[CachedCase]) -> None:
-    """Transforms inside transforms draw from the shared state too: other samples drawn before change nothing."""
+    """Transforms inside transforms draw from the shared state too: other samples drawn before
+    change nothing.
+    """
     setting = config(FLAT, part(name), part("noise", 0.5))
     key = (4, 5, 1)
     first = PatchDataset(cases, setting, 0, training=True)
@@ -383,7 +396,7 @@ def test_a_sample_depends_on_its_key_alone(name: str, cases: list[CachedCase]) -
     assert type(a["image"]) is type(a["label"]) is torch.Tensor
 
 
-# --- colour -------------------------------------------------------------------------------------------------------------
+# --- colour ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -487,7 +500,9 @@ def test_one_factor_for_all_channels_keeps_hues(name: str, options: dict) -> Non
 
 @pytest.mark.parametrize("low", [0.0, -2.0])
 def test_gamma_is_one_rising_curve_for_all_channels(low: float) -> None:
-    """Grey stays grey, the order of channels stays, minimum and maximum stay; negative values are no trap."""
+    """Grey stays grey, the order of channels stays, minimum and maximum stay; negative values are
+    no trap.
+    """
     image = picture(3) * np.array([1, 0.5, 0.2], np.float32)[:, None, None] + low
     image[:, :4] = image[:1, :4]
     for seed in range(4):
@@ -513,7 +528,7 @@ def test_blur_darkens_no_border() -> None:
     assert np.ptp(after) < 0.9
 
 
-# --- CLAHE --------------------------------------------------------------------------------------------------------------
+# --- CLAHE ----------------------------------------------------------------------------------------
 
 
 def faint(channels: int = 1) -> np.ndarray:
@@ -552,7 +567,9 @@ def test_clahe_limit_bounds_the_contrast() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_clahe_is_scikit_images(channels: int) -> None:
-    """On a patch that fills [0, 1] nothing is left to our scaling; RGB goes by the HSV value there too."""
+    """On a patch that fills [0, 1] nothing is left to our scaling; RGB goes by the HSV value there
+    too.
+    """
     image = picture(channels, (64, 64)) ** 2
     image[:, 0, 0], image[:, 0, 1] = 0, 1
     expected = equalize_adapthist(
@@ -581,7 +598,9 @@ def test_clahe_keeps_hues() -> None:
 def test_clahe_is_safe_on_any_range(
     scale: float, offset: float, levels: int, channels: int, seed: int
 ) -> None:
-    """Few grey levels down to one, pure colours, z-scores: finite, inside the patch's range, and the same picture at any scale."""
+    """Few grey levels down to one, pure colours, z-scores: finite, inside the patch's range, and
+    the same picture at any scale.
+    """
     image = np.random.default_rng(seed).integers(0, levels, (channels, 17, 16)).astype(np.float32)
     scaled = (scale * image + offset).astype(np.float32)
     entry = part("clahe", tiles=2)
@@ -596,7 +615,7 @@ def test_clahe_is_safe_on_any_range(
     )
 
 
-# --- wrong settings -----------------------------------------------------------------------------------------------------
+# --- wrong settings -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -627,7 +646,7 @@ def test_wrong_settings_say_what_to_do(size: tuple[int, ...], augment: object, w
         augmentations(config(size, augment))
 
 
-# --- the same change for input and target ---------------------------------------------------------------------------------
+# --- the same change for input and target ---------------------------------------------------------
 
 BOTH = {
     "brightness": {"range": [0.3, 3.0]},
@@ -672,7 +691,8 @@ def test_both_changes_input_and_target_by_one_rule(name: str, seed: int) -> None
     )  # what was equal stays equal, to the bit
     assert np.abs(after["image"] - before["image"]).max() > 0.01
     assert all(after[k].dtype == np.float32 and after[k].shape == before[k].shape for k in after)
-    # One affine map of the channels (or, for gamma, one rising curve) takes every pixel of both, so a fit on the input predicts the target.
+    # One affine map of the channels (or, for gamma, one rising curve) takes every pixel of both, so
+    # a fit on the input predicts the target.
     if name != "gamma":
         flat = {
             k: np.moveaxis(v, 0, -1).reshape(-1, 3).astype(np.float64)

@@ -1,4 +1,6 @@
-"""ONNX Runtime and OpenVINO beside torch: the same numbers at every size, exports that are kept and proved, refusals that help."""
+"""ONNX Runtime and OpenVINO beside torch: the same numbers at every size, exports that are kept and
+proved, refusals that help.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +108,10 @@ def network(name: str) -> HeadedNet:
 
 
 def noise(*shape: int) -> torch.Tensor:
-    """Not a flat image: where a group norm of one channel meets a constant map, it divides rounding errors by sqrt(eps), layer after
-    layer, and torch itself is far from what it computes in float64."""
+    """Not a flat image: where a group norm of one channel meets a constant map, it divides rounding
+    errors by sqrt(eps), layer after layer, and torch itself is far from what it computes in
+    float64.
+    """
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 

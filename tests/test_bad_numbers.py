@@ -1,4 +1,6 @@
-"""NaN and infinity, wherever they come in: images, weights, soft predictions and weights of members are refused by name."""
+"""NaN and infinity, wherever they come in: images, weights, soft predictions and weights of members
+are refused by name.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_file(tmp_path_factory.mktemp("model"))
 
 
-# --- images -------------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def spoiled(
@@ -107,7 +109,7 @@ def test_served_images_get_400(tmp_path: Path) -> None:
         built(on_nifti)
 
 
-# --- weights ------------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 def with_weights(path: Path, out: Path, value: float) -> list[str]:
@@ -177,7 +179,7 @@ def test_a_vgg_file_of_nan_is_refused_when_it_is_named(tmp_path: Path) -> None:
         vgg.check(path, "relu2_2")
 
 
-# --- ensembles ----------------------------------------------------------------------------------------------------------
+# --- ensembles ------------------------------------------------------------------------------------
 
 
 def member(folder: Path, array: np.ndarray, **meta: Any) -> Path:
@@ -328,7 +330,7 @@ def test_a_torn_soft_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     shutil.rmtree(one)
 
 
-# --- values beyond 32 bits ----------------------------------------------------------------------------------------------
+# --- values beyond 32 bits ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".nii.gz", ".npy", ".zarr"])

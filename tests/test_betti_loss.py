@@ -1,4 +1,6 @@
-"""Betti-matching loss: values by hand, gradients by finite differences, blocks, ignored voxels, and gaps that it mends."""
+"""Betti-matching loss: values by hand, gradients by finite differences, blocks, ignored voxels, and
+gaps that it mends.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,7 @@ def test_equal_topology_in_another_place_costs() -> None:
     assert value(functional.pad(RING, (5, 0)).double(), label, dims=[1]) == 2
 
 
-# ---------------------------------------------------------------- classes, samples, blocks, ignored voxels
+# ---------------------------------------------------------------- classes, samples, blocks, ignored
 
 
 def test_two_classes_are_one_channel() -> None:
@@ -194,7 +196,9 @@ def test_a_nan_is_not_hidden() -> None:
 @pytest.mark.parametrize("space", [(4, 5), (2, 4, 3)], ids=["2D", "3D"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gradients(space: tuple[int, ...], channels: int) -> None:
-    """Random logits have no ties: within a small step nothing is matched anew, and the loss is smooth."""
+    """Random logits have no ties: within a small step nothing is matched anew, and the loss is
+    smooth.
+    """
     logits, target, valid = scene(*space, channels=channels)
     loss = betti_matching(patch=3, unmatched=0.7)
     assert torch.autograd.gradcheck(lambda x: loss(x, target, valid), logits.requires_grad_())
@@ -248,11 +252,13 @@ def test_an_image_has_no_cavities() -> None:
         betti_matching(dims=[0, 2])(*scene(4, 5))
 
 
-# ---------------------------------------------------------------- it drives an answer to the right topology
+# ---------------------------------------------------------------- it drives an answer to the right
 
 
 def broken_ring() -> tuple[Tensor, Tensor]:
-    """A ring as label, and evidence for it that is weak in a gap of two voxels' width: 0.8 inside, 0.15 outside, 0.35 in the gap."""
+    """A ring as label, and evidence for it that is weak in a gap of two voxels' width: 0.8 inside,
+    0.15 outside, 0.35 in the gap.
+    """
     y, x = torch.meshgrid(*[torch.arange(16) - 7.5] * 2, indexing="ij")
     radius = torch.hypot(y, x)
     label = ((radius > 3.5) & (radius < 6)).long()
@@ -262,7 +268,9 @@ def broken_ring() -> tuple[Tensor, Tensor]:
 
 
 def pierced_plate() -> tuple[Tensor, Tensor]:
-    """A plate of three voxels as label, and evidence for it that falls to 0.3 in a hole of 2 x 2 voxels right through."""
+    """A plate of three voxels as label, and evidence for it that falls to 0.3 in a hole of 2 x 2
+    voxels right through.
+    """
     label = torch.zeros(9, 12, 12, dtype=torch.long)
     label[3:6] = 1
     evidence = paint(label, 0.8, 0.15)
@@ -271,9 +279,11 @@ def pierced_plate() -> tuple[Tensor, Tensor]:
 
 
 def train(evidence: Tensor, label: Tensor, weight: float) -> tuple[int, ...]:
-    """Betti numbers of the logits that fit the evidence (cross-entropy) and, by ``weight``, the topology of the label.
+    """Betti numbers of the logits that fit the evidence (cross-entropy) and, by ``weight``, the
+    topology of the label.
 
-    The evidence stands for what a network can see. It is the minimum of its own term, so that alone leaves the fault for ever.
+    The evidence stands for what a network can see. It is the minimum of its own term, so that alone
+    leaves the fault for ever.
     """
     noise = 0.02 * torch.rand(evidence.shape, generator=torch.Generator().manual_seed(0))
     seen, target = (evidence + noise)[None, None], label[None, None]

@@ -1,4 +1,6 @@
-"""Pictures of few bits, TIFF of bool values tagged MINISWHITE, TIFF in other colours than RGB: what is seen and which numbers are taken."""
+"""Pictures of few bits, TIFF of bool values tagged MINISWHITE, TIFF in other colours than RGB: what
+is seen and which numbers are taken.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +171,7 @@ def test_classes_in_a_png_of_four_bits_train(
     assert "holds labels outside 0 to 3: 4 (" in capsys.readouterr().out
 
 
-# --- bool volumes as tifffile writes them -------------------------------------------------------------------------------
+# --- bool volumes as tifffile writes them ---------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Volumes larger than memory: shards join to the bits of one process, nothing is computed twice, slabs give what the whole gives."""
+"""Volumes larger than memory: shards join to the bits of one process, nothing is computed twice,
+slabs give what the whole gives.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ UNIT = IntensityScale(low=(0.0,), high=(1.0,), clip=False)
 def model(
     folder: Path, dims: int = 3, task: str = "labels", norm: str = "batch", **more: Any
 ) -> Path:
-    """A small model with random weights; its tiles are small, so that small volumes have many blocks."""
+    """A small model with random weights; its tiles are small, so that small volumes have many
+    blocks.
+    """
     size = [16] * dims
     config = configs.from_dict(
         {
@@ -124,7 +128,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {**found, "summary.json": json.dumps(summary).encode()}
 
 
-# --- tiles -------------------------------------------------------------------------------------------------------------
+# --- tiles ----------------------------------------------------------------------------------------
 
 
 @quick
@@ -213,7 +217,7 @@ def test_shares_are_disjoint_and_complete(counts: list[int], number: int) -> Non
     assert max(sizes) - min(sizes) <= 1
 
 
-# --- the command -------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
@@ -319,7 +323,9 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> 
 def test_what_is_there_is_not_computed_again(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped at a tile, a process leaves whole blocks; the next one computes the tiles of the others only."""
+    """Stopped at a tile, a process leaves whole blocks; the next one computes the tiles of the
+    others only.
+    """
     data, out = volume(tmp_path / "in" / "a.tif", (65, 16, 16)), tmp_path / "out"
     assert go(tiny, data, tmp_path / "one") == 0
     tiles = Tiling(size=(65, 16, 16), tile=(16, 16, 16), overlap=4, multiple=(8, 8, 8))
@@ -364,7 +370,9 @@ def test_stale_blocks_are_not_taken(change: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_shard_continues(tiny: Path, tmp_path: Path) -> None:
-    """A process that is killed while it computes, in the way of a scheduler: SIGKILL, at whatever it does."""
+    """A process that is killed while it computes, in the way of a scheduler: SIGKILL, at whatever
+    it does.
+    """
     data, out = volume(tmp_path / "in" / "a.tif", (160, 16, 20)), tmp_path / "out"
     words = [
         "--checkpoint",
@@ -434,7 +442,7 @@ def test_channels_in_several_files(tmp_path: Path) -> None:
         pass
 
 
-# --- memory ------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_a_step_that_needs_too_much_is_named_beforehand() -> None:
@@ -464,7 +472,7 @@ def test_the_refusal_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.M
     assert "'closing'" in row["error"]
 
 
-# --- components --------------------------------------------------------------------------------------------------------
+# --- components -----------------------------------------------------------------------------------
 
 MASKS = st.tuples(
     st.one_of(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 14)] * 2)),
@@ -648,7 +656,7 @@ def test_a_lazy_array_needs_a_folder_for_steps_on_components() -> None:
         postprocess.apply([NamedOptions(name="dust")], lazy)
 
 
-# --- limits of intensities ---------------------------------------------------------------------------------------------
+# --- limits of intensities ------------------------------------------------------------------------
 
 
 def lazy(array: np.ndarray) -> Rows:

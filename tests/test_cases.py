@@ -1,4 +1,6 @@
-"""Finding cases: every layout, natural order, and every way in which files can be missing, double or foreign."""
+"""Finding cases: every layout, natural order, and every way in which files can be missing, double
+or foreign.
+"""
 
 from __future__ import annotations
 
@@ -313,7 +315,7 @@ def test_real_data_sets(shared_data: Path) -> None:
     assert found.train[0].id == "hippocampus_001"
 
 
-# --- split.json and groups by name --------------------------------------------------------------------------------------
+# --- split.json and groups by name ----------------------------------------------------------------
 
 
 def folders(root: Path, ids: str = "abcd", split: object = None, masks: str | None = None) -> None:

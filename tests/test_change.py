@@ -1,4 +1,6 @@
-"""The mask of what was retouched: every step by counting pixels, and one mask for one picture whatever its number type."""
+"""The mask of what was retouched: every step by counting pixels, and one mask for one picture
+whatever its number type.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def with_pixels(places: list[tuple[int, int]], by: int = 50) -> np.ndarray:
 
 
 def random_pair(seed: int, shape: tuple[int, ...] = (3, 17, 19)) -> tuple[np.ndarray, np.ndarray]:
-    """Two pictures of 8 bits that differ by up to six levels, so that many differences lie at a threshold of 3."""
+    """Two pictures of 8 bits that differ by up to six levels, so that many differences lie at a
+    threshold of 3.
+    """
     draw = np.random.default_rng(seed)
     one = draw.integers(6, 250, shape)
     return one.astype(np.uint8), (one + draw.integers(-6, 7, shape)).astype(np.uint8)
@@ -39,7 +43,7 @@ def sixteen(image: np.ndarray) -> np.ndarray:
     return image.astype(np.uint16) * 257
 
 
-# --- what is compared ------------------------------------------------------------------------------------------------------
+# --- what is compared -----------------------------------------------------------------------------
 
 
 def test_value_is_blind_to_hue_and_saturation_and_colour_is_not() -> None:
@@ -76,7 +80,9 @@ def test_difference_is_that_of_the_greatest_channel_or_the_greatest_of_all() -> 
 def test_one_picture_has_one_mask_whatever_its_number_type(
     seed: int, threshold: int, magnifier: float, by: str
 ) -> None:
-    """Counted in whole levels, where the edge is exact: a difference equal to the threshold is not above it."""
+    """Counted in whole levels, where the edge is exact: a difference equal to the threshold is not
+    above it.
+    """
     image, target = random_pair(seed)
     one, other = image.astype(int), target.astype(int)
     exact = (
@@ -141,7 +147,7 @@ def test_grey_images_have_the_masks_of_their_colour_copies() -> None:
         )
 
 
-# --- what is made of it ----------------------------------------------------------------------------------------------------
+# --- what is made of it ---------------------------------------------------------------------------
 
 
 def test_equal_images_give_zeros() -> None:
@@ -235,7 +241,7 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict) -> None:
         Change(**wrong)
 
 
-# --- where it is -----------------------------------------------------------------------------------------------------------
+# --- where it is ----------------------------------------------------------------------------------
 
 
 @quick

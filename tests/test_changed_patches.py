@@ -1,4 +1,6 @@
-"""The mask of change beside the store and in samples, and patches chosen by it: shares, places, grids, mirrored borders."""
+"""The mask of change beside the store and in samples, and patches chosen by it: shares, places,
+grids, mirrored borders.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ class Held:
 
 
 def sample_of(mask: np.ndarray) -> dict[str, Any]:
-    """What the crop is given: an image of the numbers of its pixels, a mask ``(Y, X)`` and its index."""
+    """What the crop is given: an image of the numbers of its pixels, a mask ``(Y, X)`` and its
+    index.
+    """
     soft = mask[None].astype(np.float16)
     numbers = np.arange(mask.size, dtype=np.float32).reshape(1, *mask.shape)
     handles = {"image": Held(numbers), MASK: Held(soft), BLOCKS: Held(change.blocks(soft))}
@@ -237,7 +241,9 @@ def test_a_pair_that_cannot_be_compared_is_named(pairs: list[CachedCase], tmp_pa
 
 
 def test_the_share_is_reached() -> None:
-    """A patch holds the mask where the coin says so, else by the chance that a uniform place has: counted over all places."""
+    """A patch holds the mask where the coin says so, else by the chance that a uniform place has:
+    counted over all places.
+    """
     mask = np.zeros((90, 110))
     mask[50, 70] = mask[3, 100] = 1
     size, count = 20, 600
@@ -266,7 +272,9 @@ def test_the_share_is_reached() -> None:
 def test_every_aimed_patch_holds_the_mask_and_stays_inside(
     space: tuple[int, int], size: tuple[int, int], corner: tuple[float, float], seed: int
 ) -> None:
-    """Even of a single pixel in a corner of a block, next to a smear below the level that is no change."""
+    """Even of a single pixel in a corner of a block, next to a smear below the level that is no
+    change.
+    """
     mask = np.full(space, 0.49)
     mask[tuple(round(c * (n - 1)) for c, n in zip(corner, space, strict=True))] = LEVEL
     data = sample_of(mask)
@@ -327,7 +335,9 @@ def test_clean_cases_are_cut_where_they_were_and_use_up_the_same_numbers() -> No
 
 
 def test_only_the_patch_and_one_block_are_read() -> None:
-    """The map of a photograph of 24 megapixels is 48 MB; a sample touches a block of it and its own place."""
+    """The map of a photograph of 24 megapixels is 48 MB; a sample touches a block of it and its own
+    place.
+    """
     mask = np.zeros((400, 500))
     mask[333, 444] = 1
     spy = Spy(mask[None])
@@ -405,7 +415,9 @@ def test_a_flip_flips_the_mask_and_intensities_leave_it(pairs: list[CachedCase])
 
 
 def test_the_mask_is_moved_like_an_image_and_stays_in_its_range(pairs: list[CachedCase]) -> None:
-    """With the mask as image and target, the three stay equal under every geometry, and never leave [0, 1]."""
+    """With the mask as image and target, the three stay equal under every geometry, and never leave
+    [0, 1].
+    """
     twins = [
         dataclasses.replace(
             c,

@@ -1,4 +1,6 @@
-"""Colours: they mean what they are named for, nothing outside a mask changes, and any number type becomes a picture."""
+"""Colours: they mean what they are named for, nothing outside a mask changes, and any number type
+becomes a picture.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_background_stays_and_labels_are_mixed(labels: np.ndarray, strength: flo
 @settings(deadline=None, max_examples=25)
 @given(LABELS, LABELS)
 def test_errors_name_every_pixel(truth: np.ndarray, answer: np.ndarray) -> None:
-    """On black each pixel has exactly the colour of its kind; exchanging truth and answer exchanges the two kinds of error."""
+    """On black each pixel has exactly the colour of its kind; exchanging truth and answer exchanges
+    the two kinds of error.
+    """
     black = np.zeros((*truth.shape, 3))
     shown, turned = colours.errors(black, truth, answer), colours.errors(black, answer, truth)
     for y, x in np.ndindex(truth.shape):
@@ -169,7 +173,7 @@ def test_hatching_stays_inside_its_mask() -> None:
     assert len(np.unique(shown[:, 10:])) == 2
 
 
-# --- previews ----------------------------------------------------------------------------------------------------------
+# --- previews -------------------------------------------------------------------------------------
 
 
 class Fixed(torch.nn.Module):

@@ -1,4 +1,6 @@
-"""The competition's score: equal to the organisers' answers, and right on shapes whose answer is plain."""
+"""The competition's score: equal to the organisers' answers, and right on shapes whose answer is
+plain.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +189,9 @@ def test_counts_of_any_two_masks(pair):
 @settings(deadline=None, max_examples=60)
 @given(masks)
 def test_counts_agree_with_the_matcher_of_grey_values(pair):
-    """Two programs: labelled arrays and a sparse reduction here, the whole procedure cell by cell there."""
+    """Two programs: labelled arrays and a sparse reduction here, the whole procedure cell by cell
+    there.
+    """
     from pipeline.morphology.matching import match
 
     p, g = pair
@@ -210,11 +214,14 @@ def test_tunnels_are_matched_where_they_end_together():
 
 
 def test_order_decides_which_components_match():
-    """What a count of common components cannot see: the union's parts are joined in the order of a sweep."""
+    """What a count of common components cannot see: the union's parts are joined in the order of a
+    sweep.
+    """
     p, g = np.zeros((2, 1, 1, 7), bool)
     p[..., [0, 2, 6]] = True
     g[..., [2, 4, 6]] = True
-    # The sweep starts in p's own part; the common parts that come later meet both masks, but at the first joining g has none yet.
+    # The sweep starts in p's own part; the common parts that come later meet both masks, but at the
+    # first joining g has none yet.
     assert matching_counts(p, g)[0] == (1, 2, 2)
 
 

@@ -1,4 +1,6 @@
-"""A network with deep-supervision heads that no term names: the losses count there, too, by half, a quarter ..., and it is said."""
+"""A network with deep-supervision heads that no term names: the losses count there, too, by half, a
+quarter ..., and it is said.
+"""
 
 from __future__ import annotations
 

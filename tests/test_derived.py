@@ -1,4 +1,6 @@
-"""Maps made from labels: right on shapes of known skeleton and distance, kept once, cut and turned with their label."""
+"""Maps made from labels: right on shapes of known skeleton and distance, kept once, cut and turned
+with their label.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,8 @@ def test_medial_surface_of_a_slab_is_its_middle_plane_whatever_its_axis(axis: in
     assert not thin[:6].any()
     assert not thin[9:].any()
     assert medial_surface(mask)[mask].mean() > 0.97
-    # One axis is not enough: slices along the sheet see a full rectangle, whose skeleton is a few diagonals.
+    # One axis is not enough: slices along the sheet see a full rectangle, whose skeleton is a few
+    # diagonals.
     lines = skeleton(mask, radius=0).astype(bool)
     assert lines.sum() < 0.2 * thin[7].sum()
 
@@ -325,7 +328,9 @@ def test_image_and_label_are_the_same_bits_with_and_without_maps(
 
 
 def test_maps_are_cut_and_turned_with_their_label(stored: list[CachedCase]) -> None:
-    """With the label itself in the place of each map, they stay equal; noise and contrast do not reach them."""
+    """With the label itself in the place of each map, they stay equal; noise and contrast do not
+    reach them.
+    """
     case = stored[0]
     twin = dataclasses.replace(case, maps=dict.fromkeys(case.maps, case.targets["label"]))
     dataset = PatchDataset(

@@ -1,4 +1,6 @@
-"""Disks that are full, read-only or fail: path and bytes are named, nothing is half written, places are looked at before work."""
+"""Disks that are full, read-only or fail: path and bytes are named, nothing is half written, places
+are looked at before work.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ def left(folder: Path) -> set[str]:
     return {p.name for p in folder.rglob("*")}
 
 
-# --- every writer -------------------------------------------------------------------------------------------------------
+# --- every writer ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -186,7 +188,7 @@ def test_logs_and_locks_name_their_path(tmp_path: Path) -> None:
         pass
 
 
-# --- commands on a full disk --------------------------------------------------------------------------------------------
+# --- commands on a full disk ----------------------------------------------------------------------
 
 
 def test_predictions_that_do_not_fit_are_refused_before_work(
@@ -361,14 +363,16 @@ def test_few_open_files(model: Path, tmp_path: Path, capsys: Output) -> None:
     assert not [name for name in left(tmp_path) if name.startswith(".tmp-")]
 
 
-# --- read-only places ---------------------------------------------------------------------------------------------------
+# --- read-only places -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def readonly(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Path], Path]:
-    """A function that makes a folder read-only, whoever runs the tests: the error comes from the system call."""
+    """A function that makes a folder read-only, whoever runs the tests: the error comes from the
+    system call.
+    """
     closed: list[Path] = []
     original = os.open
 
@@ -512,7 +516,7 @@ def test_a_disk_that_is_read_only(
         files.write_json(place / "a.json", {})
 
 
-# --- nothing is left ----------------------------------------------------------------------------------------------------
+# --- nothing is left ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

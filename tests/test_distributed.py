@@ -1,4 +1,6 @@
-"""Two gloo ranks on this machine: they agree, gather and average exactly, and name the one that is dead or hangs."""
+"""Two gloo ranks on this machine: they agree, gather and average exactly, and name the one that is
+dead or hangs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A dry run promises what a start would do: all faults of config and data in one list, names before data, nothing started."""
+"""A dry run promises what a start would do: all faults of config and data in one list, names before
+data, nothing started.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,9 @@ def test_a_start_refuses_the_same(
 def test_all_faults_are_one_list_names_before_data(
     tiny: Path, tmp_path: Path, capsys: Output
 ) -> None:
-    """Structure, names, limits, places and files at once; a key that cannot be read is taken at its default."""
+    """Structure, names, limits, places and files at once; a key that cannot be read is taken at its
+    default.
+    """
     data = competition_folder(tmp_path / "data", cases=5)
     tifffile.imwrite(data / "train_labels" / "103.tif", np.full((20, 24, 24), 7, np.uint8))
     wrong = [
@@ -222,7 +226,9 @@ def test_all_faults_are_one_list_names_before_data(
 def test_nothing_is_listed_that_only_follows(
     override: str, count: int, tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output
 ) -> None:
-    """What is wrong behind a faulty key is looked for with something ordinary in its place, not without all that lies around it."""
+    """What is wrong behind a faulty key is looked for with something ordinary in its place, not
+    without all that lies around it.
+    """
     code, lines = listed(tiny, surfaces, tmp_path / "run", capsys, "--set", override)
     errors = [line for line in lines if line.startswith("error: ")]
     assert code == 2
@@ -712,7 +718,9 @@ def test_competition_metric_of_images_is_listed(
 def test_good_settings_of_every_kind_pass(
     tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output
 ) -> None:
-    """What is tried out must not refuse what trains: every augmentation, schedule, optimiser, loss and metric with its defaults."""
+    """What is tried out must not refuse what trains: every augmentation, schedule, optimiser, loss
+    and metric with its defaults.
+    """
     from pipeline.data.transforms import AUGMENT
     from pipeline.losses import for_target
     from pipeline.metrics import METRICS

@@ -1,4 +1,6 @@
-"""Files: many ways to store one array read alike, damage is always found, writing is whole, repeatable and keeps the geometry."""
+"""Files: many ways to store one array read alike, damage is always found, writing is whole,
+repeatable and keeps the geometry.
+"""
 
 from __future__ import annotations
 
@@ -272,7 +274,7 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
         files.write(tmp_path / "b.tif", STACK + 1j)
 
 
-# --- damage ------------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def sample(name: str, folder: Path) -> tuple[Path, int, np.ndarray]:
@@ -335,7 +337,9 @@ def test_flipped_bytes_never_surprise(name: str, data: st.DataObject, tmp_path: 
 
 
 def pages_of(path: Path) -> list[tuple[int, int]]:
-    """Offset of each page's directory, and of the link to the next one (classic little-endian TIFF)."""
+    """Offset of each page's directory, and of the link to the next one (classic little-endian
+    TIFF).
+    """
     data, found = path.read_bytes(), []
     (offset,) = struct.unpack_from("<I", data, 4)
     while offset:
@@ -438,7 +442,7 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(files.read(tmp_path / "link.tif", dims)[0], expected)
 
 
-# --- names -------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def test_names() -> None:
@@ -456,7 +460,7 @@ def test_names() -> None:
     )
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 @quick
@@ -604,7 +608,7 @@ def test_ome_sizes_become_imagej_scale(tmp_path: Path) -> None:
         assert tif.pages.first.resolution == (4.0, 2.0)
 
 
-# --- whole or not at all -----------------------------------------------------------------------------------------------
+# --- whole or not at all --------------------------------------------------------------------------
 
 
 def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Folders of answers that are not those of one finished prediction are no members, no submission and have no score."""
+"""Folders of answers that are not those of one finished prediction are no members, no submission
+and have no score.
+"""
 
 from __future__ import annotations
 
@@ -207,7 +209,7 @@ def test_a_zarr_that_changed_inside_is_predicted_again(model: Path, tmp_path: Pa
     assert np.array_equal(own, direct)
 
 
-# --- folders that cannot be written to ----------------------------------------------------------------------------------
+# --- folders that cannot be written to ------------------------------------------------------------
 
 
 def a_file(out: Path) -> None:
@@ -271,7 +273,7 @@ def test_files_of_others_among_the_blocks_stay(
     assert [p.name for p in (out / "blocks").iterdir()] == ["notes.txt"]
 
 
-# --- soft predictions and summaries that are none -----------------------------------------------------------------------
+# --- soft predictions and summaries that are none -------------------------------------------------
 
 
 def damaged(key: str, value: object) -> Callable[[Path], None]:

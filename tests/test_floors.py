@@ -1,4 +1,6 @@
-"""Imports point down the floors and never in a circle; --help of every command is quick and loads nothing heavy."""
+"""Imports point down the floors and never in a circle; --help of every command is quick and loads
+nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ LAZY = {
     "pipeline.morphology._tunnels": "numba, for Betti matching of masks that both have tunnels",
     "pipeline.morphology.matching": "numba, for the Betti loss",
 }
-"""What functions may import, a package or a module of this one, and why. Times are those after numpy and torch."""
+"""What functions may import, a package or a module of this one, and why.
+
+Times are those after numpy and torch.
+"""
 
 
 def modules() -> dict[str, Path]:
@@ -155,7 +160,9 @@ def test_no_cycles() -> None:
 
 
 def test_imports_stand_at_the_top() -> None:
-    """Libraries that load their parts at first use, as scipy and skimage do, are imported whole: ``scipy.ndimage.label(x)``."""
+    """Libraries that load their parts at first use, as scipy and skimage do, are imported whole:
+    ``scipy.ndimage.label(x)``.
+    """
     known = modules()
     faults, needed = [], set()
     for module, path in known.items():
@@ -170,7 +177,9 @@ def test_imports_stand_at_the_top() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses_first(command: str) -> None:
-    """At its top it imports what parses; one function, which gets the options by name, imports what works."""
+    """At its top it imports what parses; one function, which gets the options by name, imports what
+    works.
+    """
     known = modules()
     tree = _parsed(known[f"pipeline.{command}"])
     top = {m for node in tree.body for m in _imported(node, known)} - {"pipeline"}
@@ -233,7 +242,9 @@ def test_only_runs_knows_how_a_run_lies_on_disk() -> None:
 
 
 def test_nobody_below_a_command_prints() -> None:
-    """But for the console that prints what was logged, and the last words of a rank that ends at once."""
+    """But for the console that prints what was logged, and the last words of a rank that ends at
+    once.
+    """
     faults = []
     for module, path in modules().items():
         if module in ("pipeline", "pipeline.progress") or floor(module) >= 10:
@@ -292,7 +303,8 @@ def test_nothing_unsafe_is_called() -> None:
                     k.arg == "allow_pickle" and ast.unparse(k.value) != "False"
                     for k in node.keywords
                 )
-                # The published VGG16 file is a pickle; torch's restricted reader takes tensors out of it and runs nothing.
+                # The published VGG16 file is a pickle; torch's restricted reader takes tensors out
+                # of it and runs nothing.
                 tensors_only = any(
                     k.arg == "weights_only" and ast.unparse(k.value) == "True"
                     for k in node.keywords

@@ -1,4 +1,6 @@
-"""Folds: the source's split to the letter, nobody on both sides, nobody lost, equal images together, one file for ever."""
+"""Folds: the source's split to the letter, nobody on both sides, nobody lost, equal images
+together, one file for ever.
+"""
 
 from __future__ import annotations
 

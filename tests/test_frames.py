@@ -1,4 +1,6 @@
-"""Areas under curves against scikit-learn, frames whose counts can be written down, and pooling against the concatenation of cases."""
+"""Areas under curves against scikit-learn, frames whose counts can be written down, and pooling
+against the concatenation of cases.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,7 @@ def test_specificity_by_hand_and_without_background() -> None:
     }
 
 
-# --- frames ------------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------
 
 
 def test_one_frame_without_a_field_of_view_has_no_suffix() -> None:
@@ -105,7 +107,9 @@ def test_one_frame_without_a_field_of_view_has_no_suffix() -> None:
 
 
 def test_three_frames_of_a_drawn_case() -> None:
-    """6 x 10 pixels, field of view 4 x 5: in it 6 found, 2 missed, 1 too many; outside 3 too many; the frame padded to 10 x 10."""
+    """6 x 10 pixels, field of view 4 x 5: in it 6 found, 2 missed, 1 too many; outside 3 too many;
+    the frame padded to 10 x 10.
+    """
     label, answer, fov = (np.zeros((6, 10), np.uint8) for _ in range(3))
     fov[:4, :5] = 1
     label[0, :4] = label[1, :4] = 1
@@ -191,7 +195,7 @@ def test_directions_of_framed_names(name: str) -> None:
     assert better("hd95_2_fov") == "lower"
 
 
-# --- pooled ------------------------------------------------------------------------------------------------------------
+# --- pooled ---------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=4))

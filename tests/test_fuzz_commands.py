@@ -1,4 +1,6 @@
-"""Every option of every command with values that nobody means: an answer in words and one of the exit codes, never a traceback."""
+"""Every option of every command with values that nobody means: an answer in words and one of the
+exit codes, never a traceback.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +188,9 @@ def folder() -> Iterator[Path]:
 
 
 def changed(command: ModuleType, option: str, value: str | None) -> list[str]:
-    """The command's ordinary arguments with one option replaced or added; "" is the first positional one."""
+    """The command's ordinary arguments with one option replaced or added; "" is the first
+    positional one.
+    """
     words = list(BASES[command])
     if not option:
         return [str(value), *words[1:]]

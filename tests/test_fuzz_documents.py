@@ -1,6 +1,8 @@
-"""Properties of everything that reads a document: whatever stands in it, the reader works or raises UserError, and nothing else.
+"""Properties of everything that reads a document: whatever stands in it, the reader works or raises
+UserError, and nothing else.
 
-Documents are mutated from real ones: leaves and branches are replaced by odd values, bytes are cut, changed and repeated.
+Documents are mutated from real ones: leaves and branches are replaced by odd values, bytes are cut,
+changed and repeated.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ def works_or_user_error(work: Callable[[], object], *named: str) -> None:
         assert all(name in text for name in named), text
 
 
-# --- YAML -----------------------------------------------------------------------------------------------------------------
+# --- YAML -----------------------------------------------------------------------------------------
 
 
 @MANY
@@ -160,7 +162,7 @@ def test_overrides(text: str) -> None:
     works_or_user_error(lambda: config.override(data, text), "--set")
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +294,7 @@ def test_states(run: Path, data: st.DataObject) -> None:
     works_or_user_error(lambda: checkpoint.load_fold(folder, lambda text: None), str(folder))
 
 
-# --- tables and schemas ---------------------------------------------------------------------------------------------------
+# --- tables and schemas ---------------------------------------------------------------------------
 
 
 @MANY
@@ -322,7 +324,9 @@ def test_schemas_answer_for_anything(value: Any, schema: Any) -> None:
 
 
 def test_seeds_of_torch_stay() -> None:
-    """Outlines of models draw no random number: what is trained afterwards does not depend on who looked."""
+    """Outlines of models draw no random number: what is trained afterwards does not depend on who
+    looked.
+    """
     torch.manual_seed(3)
     before = torch.get_rng_state()
     bounded(NamedOptions(name="unet", options={"channels": [4, 4, 8, 8, 8]}), 1, 1, 3)

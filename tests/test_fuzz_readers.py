@@ -1,4 +1,6 @@
-"""Any bytes give an array or a FileError: every reader, damaged at any byte and where its structure says something."""
+"""Any bytes give an array or a FileError: every reader, damaged at any byte and where its structure
+says something.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tiling is exact: identity through every window at awkward sizes, positive weights, one-sided borders, flips undone."""
+"""Tiling is exact: identity through every window at awkward sizes, positive weights, one-sided
+borders, flips undone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Named heads from the network to the disk: a mask beside the image, in memory, by blocks, shared, fused, and from older files."""
+"""Named heads from the network to the disk: a mask beside the image, in memory, by blocks, shared,
+fused, and from older files.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def test_heads_lie_beside_each_other_whatever_the_way(
 
 
 def test_heads_are_fused_head_by_head(retouch: Path, photographs: Path, tmp_path: Path) -> None:
-    """A prediction with itself is itself; one in the form of before heads had names is the same prediction."""
+    """A prediction with itself is itself; one in the form of before heads had names is the same
+    prediction.
+    """
     assert small_models.run_predict(retouch, photographs, tmp_path / "new", "--save-soft") == 0
     as_before(tmp_path / "new", tmp_path / "old")
     for name, members in {

@@ -1,4 +1,6 @@
-"""Documents that a user or an earlier command can have written: each refusal names path, key, rule and way out, through commands."""
+"""Documents that a user or an earlier command can have written: each refusal names path, key, rule
+and way out, through commands.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def dry(root: Path, *more: str) -> int:
     return train.main([*map(str, words), *more])
 
 
-# --- YAML -----------------------------------------------------------------------------------------------------------------
+# --- YAML -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_a_pattern_that_never_ends_is_stopped(
     assert "repetition inside a repetition" in said.out + said.err
 
 
-# --- CSV ------------------------------------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------
 
 HEAD = b"id,scroll_id\n100,a\n"
 
@@ -209,7 +211,9 @@ def test_a_table_of_groups_that_is_none_names_its_line(
 
 
 def test_tables_of_spreadsheets_are_read(own: Path) -> None:
-    """A byte order mark, blanks, Windows line ends, empty lines and empty cells behind the last column."""
+    """A byte order mark, blanks, Windows line ends, empty lines and empty cells behind the last
+    column.
+    """
     rows = "".join(f"{100 + n} , {'ab'[n % 2]} ,,\r\n" for n in range(6))
     (own / "data" / "train.csv").write_bytes(
         ("\ufeffid,scroll_id\r\n" + rows + "\r\n,,,\r\n").encode()
@@ -238,7 +242,7 @@ def test_a_test_table_that_is_none_is_said(
     assert "it was not compared" in said.out + said.err
 
 
-# --- JSON -----------------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 DAMAGE: dict[str, Callable[[str], bytes]] = {
     "cut": lambda text: text[: len(text) // 2].encode(),
@@ -443,7 +447,7 @@ def test_a_report_goes_on_without_what_is_damaged(own: Path) -> None:
     assert "rows.0.name is 3" in page
 
 
-# --- model files ----------------------------------------------------------------------------------------------------------
+# --- model files ----------------------------------------------------------------------------------
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

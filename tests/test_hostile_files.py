@@ -1,4 +1,6 @@
-"""Files that announce what they cannot hold, beside good ones: the good ones are done, the others have words."""
+"""Files that announce what they cannot hold, beside good ones: the good ones are done, the others
+have words.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def test_good_images_are_predicted_beside_hostile_ones(tmp_path: Path) -> None:
 
 
 def test_odd_but_good_nifti_are_predicted(tmp_path: Path) -> None:
-    """A gzip file may begin with an empty stream or consist of many short ones, and a header may end in padding after its extensions."""
+    """A gzip file may begin with an empty stream or consist of many short ones, and a header may
+    end in padding after its extensions.
+    """
     image = nibabel.Nifti1Image(small_models.noise((16, 16, 16)), np.eye(4))
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"a comment"))
     data = image.to_bytes()

@@ -1,4 +1,6 @@
-"""Volumes that announce more than they hold, and things that are no files, beside good ones: through predict and the dry run."""
+"""Volumes that announce more than they hold, and things that are no files, beside good ones:
+through predict and the dry run.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +180,9 @@ def test_long_stacks_are_real(tmp_path: Path, compression: str | None, pages: in
 def test_blosc_chunks_shorter_than_they_say_are_refused_every_time(
     tmp_path: Path, announced: int
 ) -> None:
-    """The decoder reads as far as the header says: what lay behind in memory was taken for the end of the chunk."""
+    """The decoder reads as far as the header says: what lay behind in memory was taken for the end
+    of the chunk.
+    """
     path, volume = tmp_path / "a.zarr", np.arange(2880, dtype=np.uint16).reshape(6, 20, 24)
     zarr.create_array(
         path, data=volume, chunks=volume.shape, zarr_format=2, compressors=numcodecs.Blosc()

@@ -1,4 +1,6 @@
-"""Scores of images: of the answer as it is saved, on 0..1, the same in training and in pipeline.evaluate, beside "do nothing"."""
+"""Scores of images: of the answer as it is saved, on 0..1, the same in training and in
+pipeline.evaluate, beside "do nothing".
+"""
 
 from __future__ import annotations
 
@@ -173,7 +175,7 @@ def test_do_nothing_needs_an_input_of_the_targets_shape(tmp_path: Path) -> None:
     assert baselines.of_images(setting(), []) == {}
 
 
-# --- pipeline.evaluate ------------------------------------------------------------------------------------------------------
+# --- pipeline.evaluate ----------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""The image systems from pairs to scores: what a run leaves beside its models, and that none of it changes the training."""
+"""The image systems from pairs to scores: what a run leaves beside its models, and that none of it
+changes the training.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ predict: {overlap: 8, window: feather}
 
 
 def pair(seed: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """A dim picture and the bright one that it should be, ``(3, Y, X)`` over the whole range of their type."""
+    """A dim picture and the bright one that it should be, ``(3, Y, X)`` over the whole range of
+    their type.
+    """
     draw = np.random.default_rng(seed)
     coarse = np.kron(draw.random((3, 11, 13)), np.ones((4, 4)))[:, : SHAPE[0], : SHAPE[1]]
     most = np.iinfo(dtype).max
@@ -124,7 +128,9 @@ def test_saved_answers_reproduce_their_scores(run: Path, pairs: Path) -> None:
 
 
 def test_patches_are_scored_on_the_scale_from_0_to_1(run: Path) -> None:
-    """On [-1, 1] with a peak of 1 the same error would read 6 dB worse; whole images and patches agree within a few."""
+    """On [-1, 1] with a peak of 1 the same error would read 6 dB worse; whole images and patches
+    agree within a few.
+    """
     log = [
         line
         for line in (run / "fold_0" / "training_log.txt").read_text().splitlines()

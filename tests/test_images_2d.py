@@ -1,4 +1,6 @@
-"""2D data as it comes: palettes, alpha, bits, turned photographs, greys in masks, damage; the right answer or a clear fault."""
+"""2D data as it comes: palettes, alpha, bits, turned photographs, greys in masks, damage; the right
+answer or a clear fault.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def labels(path: Path) -> np.ndarray:
     return files.read(path, 2, labels=True)[0][0]
 
 
-# --- formats -----------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 def agree(path: Path, expected: np.ndarray) -> None:
@@ -235,7 +237,7 @@ def test_a_cut_picture_is_found(suffix: str, share: float, tmp_path: Path) -> No
         files.read(path, 2)
 
 
-# --- palettes of masks -------------------------------------------------------------------------------------------------
+# --- palettes of masks ----------------------------------------------------------------------------
 
 BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
 GREYS = [(g, g, g) for g in range(256)]
@@ -281,7 +283,7 @@ def test_a_palette_says_classes_or_black_and_white(
     np.testing.assert_array_equal(found, expected)
 
 
-# --- what the check of a data set says ----------------------------------------------------------------------------------
+# --- what the check of a data set says ------------------------------------------------------------
 
 
 def system(root: Path, **data) -> config.Config:
@@ -403,7 +405,7 @@ def test_the_white_of_sixteen_bits(top: int, whole: bool, tmp_path: Path) -> Non
     assert (check(tmp_path)[2] == []) == whole
 
 
-# --- greys in masks ----------------------------------------------------------------------------------------------------
+# --- greys in masks -------------------------------------------------------------------------------
 
 BIG = np.kron(MASK, np.ones((7, 7), np.uint8))
 
@@ -487,7 +489,7 @@ def test_a_threshold_above_everything_and_values_that_are_none(tmp_path: Path) -
     assert "values that are NaN" in only(check(tmp_path, binarise=127)[2]).problem
 
 
-# --- field of view -----------------------------------------------------------------------------------------------------
+# --- field of view --------------------------------------------------------------------------------
 
 FOLDERS = {"image": "images", "label": "masks", "fov": "fov"}
 WITH_VIEW: dict[str, Any] = {"folders": FOLDERS, "frames": {"fov": "fov"}}
@@ -560,7 +562,7 @@ def test_other_layouts_have_no_field_of_view(layout: str, tmp_path: Path) -> Non
     assert "data.layout: folders" in fault.suggestion
 
 
-# --- real data ---------------------------------------------------------------------------------------------------------
+# --- real data ------------------------------------------------------------------------------------
 
 
 def test_chase_db1(shared_data: Path, tmp_path: Path) -> None:

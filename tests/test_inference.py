@@ -1,4 +1,6 @@
-"""Tiled prediction: equal to MONAI's sliding window on its settings, the identity for an identity network, exact in any batch."""
+"""Tiled prediction: equal to MONAI's sliding window on its settings, the identity for an identity
+network, exact in any batch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def source(shape: tuple[int, ...]) -> Source:
 
 
 class Blur(torch.nn.Module):
-    """One fixed 3x3(x3) convolution, two output channels: its answer at a tile's rim depends on the tile."""
+    """One fixed 3x3(x3) convolution, two output channels: its answer at a tile's rim depends on the
+    tile.
+    """
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -54,14 +58,16 @@ def test_equals_monai_in_3d(shape: tuple[int, ...]) -> None:
     network, given = Blur(3), source(shape)
     tiles = Tiling(size=shape, tile=(16, 16, 16), overlap=4, one_sided=False)
     ours = tiled(given, lambda x: network(x)["main"], tiles, batch=3)
-    # MONAI pads a short axis with zeros to the tile and blends the middle of it; ours shortens the tile, so give MONAI that tile.
+    # MONAI pads a short axis with zeros to the tile and blends the middle of it; ours shortens the
+    # tile, so give MONAI that tile.
     np.testing.assert_allclose(ours, monai(given.array, tiles.tile, 0.25, network), atol=1e-5)
 
 
 def test_equals_monai_in_2d() -> None:
     network, given = Blur(2), source((70, 45))
     tiles = Tiling(size=(70, 45), tile=(32, 16), overlap=8, one_sided=False)
-    # MONAI takes a share of each axis: 8 of 32 and 4 of 16 would differ from ours, so compare where both share a quarter.
+    # MONAI takes a share of each axis: 8 of 32 and 4 of 16 would differ from ours, so compare where
+    # both share a quarter.
     square = Tiling(size=(70, 45), tile=(32, 32), overlap=8, one_sided=False)
     np.testing.assert_allclose(
         tiled(given, lambda x: network(x)["main"], square),
@@ -123,7 +129,9 @@ def config(
 
 
 def test_flips_are_undone() -> None:
-    """An equivariant network answers the same with and without test-time flips; a position-dependent one does not."""
+    """An equivariant network answers the same with and without test-time flips; a
+    position-dependent one does not.
+    """
 
     class Pointwise(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -162,7 +170,7 @@ def test_several_networks_are_averaged_by_weight() -> None:
     torch.testing.assert_close(weighted, torch.full_like(x, 0.3))
 
 
-# --- whole images ------------------------------------------------------------------------------------------------------
+# --- whole images ---------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=20)
@@ -173,7 +181,9 @@ def test_whole_is_one_tile_of_any_size(size: list[int], halo: int) -> None:
 
 
 def test_whole_equals_tiled_with_a_batch_norm_network() -> None:
-    """A U-Net whose norms stand still; tiles of even size and stride keep its pooling grid, and the halo covers what a voxel sees."""
+    """A U-Net whose norms stand still; tiles of even size and stride keep its pooling grid, and the
+    halo covers what a voxel sees.
+    """
     torch.manual_seed(0)
     network = build(
         NamedOptions(name="unet", options={"channels": [2] * 5, "norm": "batch"}), 3, 1, 2
@@ -226,7 +236,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         tiled(source((16, 16)), predict_tile, tiling(config(dims=2), (16, 16)))
 
 
-# --- scales ------------------------------------------------------------------------------------------------------------
+# --- scales ---------------------------------------------------------------------------------------
 
 
 class Identity(torch.nn.Module):
@@ -247,7 +257,9 @@ SCALES = st.lists(st.sampled_from([0.1, 0.5, 0.75, 1.0, 1.25, 2.0]), min_size=1,
 @settings(deadline=None, max_examples=15)
 @given(SCALES, st.sampled_from([2, 3]), st.booleans(), st.integers(1, 9))
 def test_constant_fields_stay(scales: list[float], dims: int, flips: bool, size: int) -> None:
-    """Also a tile of one voxel, whatever the scale; and each network is asked once a scale and flip."""
+    """Also a tile of one voxel, whatever the scale; and each network is asked once a scale and
+    flip.
+    """
     asked: list[tuple[int, ...]] = []
 
     class Count(torch.nn.Module):
@@ -300,7 +312,9 @@ def test_scales_average_what_each_says_alone(dims: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 2])
 def test_a_smooth_image_comes_back_in_its_place(scale: float) -> None:
-    """Identity network: a slow wave returns within the error of interpolation; half a voxel of shift would cost 0.1."""
+    """Identity network: a slow wave returns within the error of interpolation; half a voxel of
+    shift would cost 0.1.
+    """
     y, x = np.mgrid[:48, :64]
     image = torch.from_numpy(np.sin(y / 5) * np.cos(x / 5)).float()[None, None]
     back = network_ensemble([Identity()], config(dims=2, task="image", scales=[scale]), "cpu")(

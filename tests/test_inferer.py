@@ -1,4 +1,6 @@
-"""Our MONAI inferer equals MONAI's on MONAI's settings, keeps what goes in, and holds one band of tiles."""
+"""Our MONAI inferer equals MONAI's on MONAI's settings, keeps what goes in, and holds one band of
+tiles.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def scans(
 
 
 def edges(tiles: torch.Tensor) -> torch.Tensor:
-    """Depends on where a voxel lies in its tile, and has another number of channels: no tiling can go unnoticed."""
+    """Depends on where a voxel lies in its tile, and has another number of channels: no tiling can
+    go unnoticed.
+    """
     where = sum(
         torch.arange(n).reshape(-1, *[1] * k) / n for k, n in enumerate(reversed(tiles.shape[2:]))
     )
@@ -354,7 +358,9 @@ class Recorder(torch.overrides.TorchFunctionMode):
 
 @pytest.mark.parametrize("rows", [40, 400])
 def test_memory_is_a_band_and_not_the_volume(rows: int) -> None:
-    """Slabs of a volume ten times as high are made of tensors of the same sizes; the network's answer has two channels."""
+    """Slabs of a volume ten times as high are made of tensors of the same sizes; the network's
+    answer has two channels.
+    """
     image = torch.rand(1, 1, rows, 24, 12)
     whole = image.untyped_storage().nbytes()
     with Recorder() as recorder:
@@ -402,7 +408,9 @@ class Pooled(torch.nn.Module):
 
 @pytest.mark.parametrize("size", [(40, 32), (44, 36), (8, 60)])
 def test_tiles_lie_on_the_stride_of_the_network(size: tuple[int, ...]) -> None:
-    """Tiles then answer as the whole image does; given by the module, or by hand for what is no module."""
+    """Tiles then answer as the whole image does; given by the module, or by hand for what is no
+    module.
+    """
     image, network = torch.rand(2, 1, *size), Pooled()
     whole = network(image)
     options = {"roi_size": (18, 10), "overlap": 0.5}
@@ -441,7 +449,9 @@ def test_a_smaller_output_with_a_halo_needs_whole_voxels() -> None:
 
 
 def test_one_sided_windows_trust_the_border() -> None:
-    """At the border only one tile speaks: its weight there must not be small beside what overlaps it further in."""
+    """At the border only one tile speaks: its weight there must not be small beside what overlaps
+    it further in.
+    """
     image = torch.rand(1, 1, 20)
     both = [
         SlidingWindowInferer(16, overlap=0.5, one_sided=side)(

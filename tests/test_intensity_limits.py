@@ -1,4 +1,6 @@
-"""Normalisations that do not fit an image: equal percentiles of an image that is not constant, a range that cuts off most values."""
+"""Normalisations that do not fit an image: equal percentiles of an image that is not constant, a
+range that cuts off most values.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,7 @@ def test_a_share_is_between_0_and_1() -> None:
         )
 
 
-# --- at the door of training --------------------------------------------------------------------------------------------
+# --- at the door of training ----------------------------------------------------------------------
 
 
 def go(config: Path, data: Path, out: Path, *settings: str) -> int:

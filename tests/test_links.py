@@ -1,4 +1,6 @@
-"""Links, loops, pipes, sockets, devices and folders in the place of files: each is answered, none is waited for, the others are done."""
+"""Links, loops, pipes, sockets, devices and folders in the place of files: each is answered, none
+is waited for, the others are done.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +222,9 @@ def test_places_of_every_command(kind: object, model: Path, tmp_path: Path, caps
 def test_what_is_no_file_is_not_replaced(
     kind: object, model: Path, tmp_path: Path, capsys: Output
 ) -> None:
-    """Where an answer, a table or a submission is to be written, also in a folder that is a prediction's."""
+    """Where an answer, a table or a submission is to be written, also in a folder that is a
+    prediction's.
+    """
     data = picture(tmp_path / "in" / "a.png", np.eye(16, dtype=np.uint8)).parent
     assert run_predict(model, data, tmp_path / "out") == 0
     (tmp_path / "out" / "a.png").unlink()
@@ -319,7 +323,9 @@ def test_odd_entries_in_a_data_set(
 
 
 def test_odd_entries_in_a_run(tiny: Path, surfaces: Path, tmp_path: Path, capsys: Output) -> None:
-    """A run whose documents became pipes and folders is refused or made whole, and never waited for."""
+    """A run whose documents became pipes and folders is refused or made whole, and never waited
+    for.
+    """
     run = tmp_path / "run"
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--out", str(run)]
     words += ["--set", "train.epochs=1", "train.average=null"]
@@ -380,7 +386,7 @@ def test_a_zero_byte_in_a_path_of_a_document(
     assert "Traceback" not in told.out + told.err
 
 
-# --- rights -------------------------------------------------------------------------------------------------------------
+# --- rights ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -400,7 +406,9 @@ def test_unreadable_files_and_folders(model: Path, tmp_path: Path, capsys: Outpu
 def test_an_entry_that_may_not_be_looked_at(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As for a user who is not root: the error comes from the system call. (No name of hexadecimal digits: temporary files have such.)"""
+    """As for a user who is not root: the error comes from the system call. (No name of hexadecimal
+    digits: temporary files have such.)
+    """
     data = tmp_path / "in"
     for name in ("good", "hidden"):
         picture(data / f"{name}.png")
@@ -448,7 +456,7 @@ def test_a_folder_that_may_not_be_listed(
     assert capsys.readouterr().err.count("cannot be listed: Permission denied") == 4
 
 
-# --- many ---------------------------------------------------------------------------------------------------------------
+# --- many -----------------------------------------------------------------------------------------
 
 
 def test_many_entries(model: Path, tmp_path: Path) -> None:

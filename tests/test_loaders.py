@@ -1,4 +1,6 @@
-"""Patches: balanced, padded, cut without decoding; every sample a function of (seed, fold, epoch, sample) alone."""
+"""Patches: balanced, padded, cut without decoding; every sample a function of (seed, fold, epoch,
+sample) alone.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def test_workers_change_nothing(stored: list[CachedCase], workers: int) -> None:
 def test_a_worker_that_hangs_is_given_up_and_killed(
     stored: list[CachedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where torch gives up, the worker must be gone, too: a process waits for its workers when it ends."""
+    """Where torch gives up, the worker must be gone, too: a process waits for its workers when it
+    ends.
+    """
     original = PatchDataset.__getitem__
 
     def hang(dataset: PatchDataset, key: Key) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def test_an_epoch_takes_every_case_equally_often() -> None:
     )
 
 
-# --- slices of a grid -----------------------------------------------------------------------------------------------------
+# --- slices of a grid -----------------------------------------------------------------------------
 
 
 @settings(max_examples=150, deadline=None)
@@ -195,7 +199,9 @@ SIZES = {"a": (20, 8), "b": (8, 23), "c": (5, 6)}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs of three sizes, one smaller than a slice, whose 16 bit values tell their place: channels y, x, case; the target is the same."""
+    """Pairs of three sizes, one smaller than a slice, whose 16 bit values tell their place:
+    channels y, x, case; the target is the same.
+    """
     root = tmp_path_factory.mktemp("pictures")
     for n, (name, (height, width)) in enumerate(SIZES.items()):
         y, x = np.mgrid[:height, :width]
@@ -350,7 +356,9 @@ GEOMETRY = (
 def test_image_and_target_get_one_geometry(
     pairs: list[CachedCase], augment: list, grid: float | None
 ) -> None:
-    """Coordinates in both roles stay equal to the bit, for they are moved by the same field and interpolated alike."""
+    """Coordinates in both roles stay equal to the bit, for they are moved by the same field and
+    interpolated alike.
+    """
     setting = images_2d(patch={"grid": grid}, augment=augment)
     dataset, plain = (
         PatchDataset(pairs, s, 0, training=True) for s in (setting, images_2d(patch={"grid": grid}))
@@ -378,7 +386,9 @@ def cropper(**patch: object) -> RandBalancedCropd:
 
 
 def test_balanced_sampling_finds_the_rare_half(tmp_path: Path) -> None:
-    """Foreground only in one corner: uniform positions rarely see it, ten tries mostly do, and the share is that of the patch."""
+    """Foreground only in one corner: uniform positions rarely see it, ten tries mostly do, and the
+    share is that of the patch.
+    """
     label = np.zeros((40, 40, 40), np.uint8)
     label[:14, :, :] = 1
     data = {**volumes(tmp_path, label), "scale": IntensityScale(low=(0.0,), high=(2.0,))}
@@ -398,7 +408,9 @@ def test_balanced_sampling_finds_the_rare_half(tmp_path: Path) -> None:
 
 
 def test_unreachable_share_takes_the_nearest(tmp_path: Path) -> None:
-    """A sheet of one voxel never fills 30 %: the best of the tries is the one that holds most of it."""
+    """A sheet of one voxel never fills 30 %: the best of the tries is the one that holds most of
+    it.
+    """
     label = np.zeros((40, 16, 16), np.uint8)
     label[20] = 1
     crop = cropper(size=(8, 16, 16), foreground=(0.3, 0.7), tries=50)
@@ -463,7 +475,9 @@ def test_handles_travel_light(stored: list[CachedCase]) -> None:
 
 
 def test_augmentation_keeps_image_and_label_together(stored: list[CachedCase]) -> None:
-    """Geometry hits both alike: with the label as image, the two stay equal under flips and rotations."""
+    """Geometry hits both alike: with the label as image, the two stay equal under flips and
+    rotations.
+    """
     setting = config(augment=[{"name": "flip", "options": {"axes": "each"}}, "rotate90"])
     case = stored[0]
     twin = CachedCase(

@@ -1,4 +1,6 @@
-"""One owner of a folder: told, waited for, taken over when dead; and training commands that share a run."""
+"""One owner of a folder: told, waited for, taken over when dead; and training commands that share a
+run.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +177,9 @@ def test_what_ends_the_waiting_is_raised(tmp_path: Path) -> None:
 def test_without_locks_the_facts_decide(
     host: str, alive: bool, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a file system that has no flock: a living owner or one of another host is respected, a dead one of this host replaced."""
+    """On a file system that has no flock: a living owner or one of another host is respected, a
+    dead one of this host replaced.
+    """
 
     def missing(handle: int, how: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -204,7 +208,7 @@ def test_an_unreadable_owner_is_another_process(tmp_path: Path) -> None:
             pass
 
 
-# --- training ------------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def words(config: Path, data: Path, out: Path, *more: str) -> list[str]:
@@ -225,7 +229,10 @@ def words(config: Path, data: Path, out: Path, *more: str) -> list[str]:
 def test_a_fold_in_work_is_left_to_its_owner(
     tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asked for that fold alone: 2 at once. Asked for all: the others are trained, the code is 1, and it is said whose the fold is."""
+    """Asked for that fold alone: 2 at once.
+
+    Asked for all: the others are trained, the code is 1, and it is said whose the fold is.
+    """
     out = tmp_path / "run"
     with holder(out / "fold_1" / ".lock") as other:
         owner = f"process {other.pid} on {socket.gethostname()}"
@@ -289,7 +296,9 @@ raise SystemExit(train.main())
 
 @pytest.mark.slow
 def test_tasks_of_one_run_start_together(tiny: Path, tmp_path: Path) -> None:
-    """Two array tasks and a third one on the same fold, in the same moment: each case is stored once, both folds end, the third is refused."""
+    """Two array tasks and a third one on the same fold, in the same moment: each case is stored
+    once, both folds end, the third is refused.
+    """
     data, out, log = (
         competition_folder(tmp_path / "data", cases=4),
         tmp_path / "run",
@@ -320,7 +329,9 @@ def test_tasks_of_one_run_start_together(tiny: Path, tmp_path: Path) -> None:
 def test_sweeping_spares_the_temporary_files_of_the_living(
     tiny: Path, surfaces: Path, tmp_path: Path
 ) -> None:
-    """What another process is writing into the run stays; what a dead one left goes, when the run is prepared."""
+    """What another process is writing into the run stays; what a dead one left goes, when the run
+    is prepared.
+    """
     from pipeline.files import durable
 
     out = tmp_path / "run"

@@ -1,4 +1,6 @@
-"""What the package tells goes through the standard library's logging: silent in a notebook, printed by commands, kept with a run."""
+"""What the package tells goes through the standard library's logging: silent in a notebook, printed
+by commands, kept with a run.
+"""
 
 from __future__ import annotations
 

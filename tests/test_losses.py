@@ -1,4 +1,6 @@
-"""Losses: hand-made values, gradients against finite differences, ignored voxels that cannot be felt, sums that do not overflow."""
+"""Losses: hand-made values, gradients against finite differences, ignored voxels that cannot be
+felt, sums that do not overflow.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ BY_MAP_OR_SHAPE = {
     "perceptual",
 }
 BY_MAP_OR_SHAPE |= {"masked_l1", "masked_sobel", "masked_laplacian", "total_variation"}
-"""Tested in files of their own: they read maps, or look at shapes and windows that small random fields do not have."""
+"""Tested in files of their own: they read maps, or look at shapes and windows that small random
+fields do not have.
+"""
 VOXELWISE = [name for name in for_target("labels") if name not in BY_MAP_OR_SHAPE]
 EVERY = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]
@@ -56,7 +60,9 @@ CHANNELS = pytest.mark.parametrize("channels", [1, 3])
 def scene(
     name: str, channels: int, space: tuple[int, ...], seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random float64 logits, a target of the loss's kind, and a mask that ignores about a third; both classes stay valid."""
+    """Random float64 logits, a target of the loss's kind, and a mask that ignores about a third;
+    both classes stay valid.
+    """
     make = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, channels, *space, generator=make, dtype=torch.float64)
     valid = (torch.rand(2, 1, *space, generator=make) > 0.3).float()
@@ -211,7 +217,9 @@ def test_ce_agrees_with_torch() -> None:
 @given(seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=10)
 def test_ignoring_voxels_is_leaving_them_out(seed: int) -> None:
-    """Every loss is blind to position, so ignoring voxels must equal a smaller picture without them."""
+    """Every loss is blind to position, so ignoring voxels must equal a smaller picture without
+    them.
+    """
     for (name, options), channels in itertools.product(VARIANTS, (1, 3)):
         x, y, valid = (t[:1] for t in scene(name, channels, (4, 5), seed))
         keep = valid[0, 0] > 0
@@ -309,7 +317,9 @@ def test_uniform_labels_and_saturated_logits_stay_finite(
 def test_half_inputs_are_summed_in_single_precision(
     name: str, options: dict[str, Any], kind: torch.dtype
 ) -> None:
-    """90,000 voxels near 1 overflow a float16 sum (65,504); bfloat16 would round the sum to two digits."""
+    """90,000 voxels near 1 overflow a float16 sum (65,504); bfloat16 would round the sum to two
+    digits.
+    """
     x = torch.linspace(0.5, 4, 90_000).reshape(1, 1, 300, 300).to(kind)
     y = (torch.arange(90_000) % 2).reshape(1, 1, 300, 300)
     y = y.to(kind) if "image" in LOSSES[name].targets else y
@@ -380,7 +390,9 @@ def test_variance_of_a_uniform_label_is_zero_and_counts_as_a_sample() -> None:
 
 @CHANNELS
 def test_variance_pulls_an_almost_uniform_answer_apart(channels: int) -> None:
-    """One small step raises the spread, and the gradient there is as strong as for an answer that is well spread."""
+    """One small step raises the spread, and the gradient there is as strong as for an answer that
+    is well spread.
+    """
     y = (torch.arange(64) < 10).long().reshape(1, 1, 8, 8)
     noise = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     loss, strength, spread = LOSSES["variance"].make(), [], []

@@ -1,4 +1,6 @@
-"""Betti matching: known barcodes, Betti numbers at every threshold, the definition by plain matrices, the official scorer's answers."""
+"""Betti matching: known barcodes, Betti numbers at every threshold, the definition by plain
+matrices, the official scorer's answers.
+"""
 
 from __future__ import annotations
 
@@ -212,7 +214,7 @@ def test_a_flat_volume_is_an_image(couple: tuple[np.ndarray, np.ndarray], axis: 
     assert counts(volume)[2] == [0, 0, 0]
 
 
-# ---------------------------------------------------------------- the definition, by matrices over all cells
+# ---------------------------------------------------------------- the definition, by matrices over
 
 Cell = tuple[tuple[int, ...], tuple[int, ...]]
 """Smallest corner, and the axes along which the cell extends."""

@@ -1,4 +1,6 @@
-"""Metrics worked out on paper, against scikit-image and MONAI, and against the competition's own answers."""
+"""Metrics worked out on paper, against scikit-image and MONAI, and against the competition's own
+answers.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +185,9 @@ def test_components_and_betti_numbers_of_both():
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("distance", [1, 2, 3, 5])
 def test_surface_dice_of_parallel_planes(dims, distance):
-    """Planes from face to face, ``distance`` apart: away from their rims every element lies exactly that far from the other."""
+    """Planes from face to face, ``distance`` apart: away from their rims every element lies exactly
+    that far from the other.
+    """
     a, b = plane(10, dims=dims), plane(10 + distance, dims=dims)
     reach = distance - 0.01
     if distance == 1:
@@ -202,7 +206,9 @@ def test_surface_dice_of_parallel_planes(dims, distance):
     [((3, 0, 0), 2), ((3, 3, 0), math.sqrt(8)), ((3, 3, 3), math.sqrt(12)), ((0, 4, 0), 3)],
 )
 def test_surface_dice_of_two_single_voxels(offset, tolerance):
-    """A voxel has 8 elements, at its corners; those that face the other voxel lie one edge nearer along every axis between them."""
+    """A voxel has 8 elements, at its corners; those that face the other voxel lie one edge nearer
+    along every axis between them.
+    """
     a, b = np.zeros((2, 9, 9, 9), dtype=np.uint8)
     a[2, 2, 2] = 1
     b[tuple(2 + d for d in offset)] = 1
@@ -221,7 +227,9 @@ def test_the_inside_of_a_body_is_no_surface(dims):
 
 
 def test_surface_dice_weighs_elements_by_area():
-    """A block beside a far voxel of its own: 8 corners of sqrt(3) / 8 each are missed, in 2D 4 of sqrt(1/2)."""
+    """A block beside a far voxel of its own: 8 corners of sqrt(3) / 8 each are missed, in 2D 4 of
+    sqrt(1/2).
+    """
     for dims, corner, count in ((3, math.sqrt(3) / 8, 8), (2, math.sqrt(0.5), 4)):
         target = np.zeros((30,) * dims, dtype=np.uint8)
         target[(slice(2, 6),) * dims] = 1
@@ -234,7 +242,9 @@ def test_surface_dice_weighs_elements_by_area():
 
 
 def _surface_of_a_block(n: int, dims: int) -> float:
-    """n voxels on an edge, on the dual grid: (n - 1)^2 a face, n - 1 bevelled pieces an edge, a bevelled triangle a corner."""
+    """n voxels on an edge, on the dual grid: (n - 1)^2 a face, n - 1 bevelled pieces an edge, a
+    bevelled triangle a corner.
+    """
     if dims == 2:
         return 4 * (n - 1) + 4 * math.sqrt(0.5)
     return 6 * (n - 1) ** 2 + 12 * (n - 1) * math.sqrt(0.5) + 8 * math.sqrt(3) / 8
@@ -292,7 +302,8 @@ def test_distances_are_those_of_monai(maps):
     ours = [torch.from_numpy(m)[None, None] for m in (prediction, target)]
     hausdorff = compute_hausdorff_distance(*ours, include_background=True, percentile=95)
     average = compute_average_surface_distance(*ours, include_background=True, symmetric=True)
-    # MONAI finds a percentile's place among the distances in float32, so a value near 0 is off by more than its own rounding.
+    # MONAI finds a percentile's place among the distances in float32, so a value near 0 is off by
+    # more than its own rounding.
     assert score("hd95", prediction, target) == pytest.approx(hausdorff.item(), rel=1e-5, abs=1e-5)
     assert score("assd", prediction, target) == pytest.approx(average.item(), rel=1e-5)
 

@@ -71,7 +71,9 @@ def test_a_run_without_a_version_stays_at_the_first(
 def test_a_state_finishes_by_its_own_version(
     tiny: Path, surfaces: Path, tmp_path: Path, versions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A state of before versions, in a run that has one: what is left of its fold is validated as it began."""
+    """A state of before versions, in a run that has one: what is left of its fold is validated as
+    it began.
+    """
     out = tmp_path / "run"
     original = checkpoint.save_state
 

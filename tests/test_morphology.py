@@ -1,4 +1,6 @@
-"""Morphology against shapes whose topology is known, against scipy and scikit-image, and against its own algebra."""
+"""Morphology against shapes whose topology is known, against scipy and scikit-image, and against
+its own algebra.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def test_euler_number_is_that_of_scikit_image_and_of_the_complement(mask):
 @FEW
 @given(MASKS)
 def test_betti_numbers_obey_alexander_duality(mask):
-    """The background sees components as cavities (2D: holes) and tunnels as tunnels; it has one component more, the outside."""
+    """The background sees components as cavities (2D: holes) and tunnels as tunnels; it has one
+    component more, the outside.
+    """
     outside = np.pad(~mask, 1, constant_values=True)
     framed = np.pad(
         outside, 1
@@ -319,7 +323,9 @@ def test_what_cannot_be_done_is_refused_by_name(call, word):
 
 
 def foam(seed: int, size: int = 40, cells: int = 9) -> tuple[np.ndarray, np.ndarray]:
-    """Voronoi cells, and the voxels with a 6-neighbour in another cell: the surfaces as FIB-SEM labels define them."""
+    """Voronoi cells, and the voxels with a 6-neighbour in another cell: the surfaces as FIB-SEM
+    labels define them.
+    """
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, size, (cells, 3))
     grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
@@ -374,7 +380,9 @@ def test_walls_of_nothing_are_nothing() -> None:
 
 
 def test_weak_boundaries_are_dissolved() -> None:
-    """Three slabs, the first boundary strong (0.9), the second weak (0.3): merging at 0.5 keeps the first alone."""
+    """Three slabs, the first boundary strong (0.9), the second weak (0.3): merging at 0.5 keeps the
+    first alone.
+    """
     soft = np.full((30, 10, 10), 0.02, np.float32)
     soft[9:11], soft[19:21] = 0.9, 0.3
     both = morphology.watershed_boundaries(soft, 0.1, 1.0)

@@ -1,4 +1,6 @@
-"""File names of any bytes: what is printed forges nothing and never raises, JSON reads back to the same paths."""
+"""File names of any bytes: what is printed forges nothing and never raises, JSON reads back to the
+same paths.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def is_clean(text: str) -> bool:
     return not FORBIDDEN.search(text) and not re.search("^error: forged", text, re.MULTILINE)
 
 
-# --- through the commands ----------------------------------------------------------------------------------------------
+# --- through the commands -------------------------------------------------------------------------
 
 
 def test_every_command_takes_odd_names(
@@ -208,7 +210,7 @@ def test_a_submission_warns_of_ids_that_differ_in_case(tmp_path: Path, capsys: O
     }
 
 
-# --- long names ---------------------------------------------------------------------------------------------------------
+# --- long names -----------------------------------------------------------------------------------
 
 
 def test_a_name_without_room_for_its_answer_fails_before_work(
@@ -281,7 +283,7 @@ def test_places_with_names_that_no_disk_holds_are_refused(
     assert "255 are the most" in capsys.readouterr().err
 
 
-# --- what is printed ----------------------------------------------------------------------------------------------------
+# --- what is printed ------------------------------------------------------------------------------
 
 
 def shell(line: str, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
@@ -373,7 +375,7 @@ def test_text_of_two_lines_stays(capsys: Output) -> None:
     assert printable("one\ntwo\tthree ü \U0001f600") == "one\ntwo\tthree ü \U0001f600"
 
 
-# --- any bytes ----------------------------------------------------------------------------------------------------------
+# --- any bytes ------------------------------------------------------------------------------------
 
 NAMES = st.binary(min_size=1, max_size=60).map(
     lambda b: b.replace(b"/", b"_").replace(b"\0", b"\n")
@@ -387,7 +389,9 @@ def test_names_of_any_bytes(names: list[bytes], tmp_path_factory: pytest.TempPat
 
 
 def check_names(names: list[bytes], folder: Path) -> None:
-    """Predict, list, summarise and score files of these names: all are done, and everything that is kept is the same name."""
+    """Predict, list, summarise and score files of these names: all are done, and everything that is
+    kept is the same name.
+    """
     paths = [os.fsencode(folder / "in") + b"/a" + name + b".npy" for name in names]
     (folder / "in").mkdir()
     for path in paths:

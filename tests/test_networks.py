@@ -1,4 +1,6 @@
-"""Networks: every size in is the size out, every weight is reached, counts are the published ones, wrong options are refused."""
+"""Networks: every size in is the size out, every weight is reached, counts are the published ones,
+wrong options are refused.
+"""
 
 from __future__ import annotations
 
@@ -284,7 +286,9 @@ def test_wrong_options_are_refused_with_value_and_cure(
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_folding_blocks_into_channels_moves_no_voxel(dims: int) -> None:
-    """With the trunk replaced by the identity, folding and unfolding give the input back; sizes need not be multiples."""
+    """With the trunk replaced by the identity, folding and unfolding give the input back; sizes
+    need not be multiples.
+    """
     network = build(
         NamedOptions(name="dynunet", options={"channels": [4, 4, 4], "block": 2}), 1, 1, dims
     )

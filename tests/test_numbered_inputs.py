@@ -1,4 +1,6 @@
-"""Folders of ``ID_0000, ID_0001, ...``: channels of one case, or frames of their own; the model and its training data decide."""
+"""Folders of ``ID_0000, ID_0001, ...``: channels of one case, or frames of their own; the model and
+its training data decide.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""TIFF's orientation tag: pictures are read and answered upright, as JPEG and PNG are; volumes with such a tag are refused."""
+"""TIFF's orientation tag: pictures are read and answered upright, as JPEG and PNG are; volumes with
+such a tag are refused.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def tagged(path: Path, array: np.ndarray, orientation: int, **options: Any) -> P
 
 
 def seen(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels ``(Y, X, ...)`` as Pillow turns a picture of this orientation, an implementation of its own."""
+    """Pixels ``(Y, X, ...)`` as Pillow turns a picture of this orientation, an implementation of
+    its own.
+    """
     image = Image.fromarray(pixels)
     image.getexif()[0x0112] = orientation
     return np.asarray(ImageOps.exif_transpose(image))

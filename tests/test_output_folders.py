@@ -1,4 +1,6 @@
-"""Folders of answers: no input and no file of others is replaced, and two commands do not write into one at a time."""
+"""Folders of answers: no input and no file of others is replaced, and two commands do not write
+into one at a time.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-# --- inputs -------------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def links(tmp_path: Path) -> tuple[Path, Path, Path]:
@@ -172,7 +174,7 @@ def test_answers_beside_a_folder_of_inputs_are_fine(model: Path, tmp_path: Path)
     assert (tmp_path / "a.tif").is_file()
 
 
-# --- files of others ----------------------------------------------------------------------------------------------------
+# --- files of others ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a_visualization.tif", "soft/a.npy", "summary.json"])
@@ -230,7 +232,7 @@ def test_a_killed_prediction_can_be_run_again(
     assert rows(out)[0]["status"] == "done"
 
 
-# --- two at a time ------------------------------------------------------------------------------------------------------
+# --- two at a time --------------------------------------------------------------------------------
 
 
 def test_a_second_command_is_told_who_has_the_folder(
@@ -277,7 +279,7 @@ def test_what_is_refused_leaves_no_folder(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# --- the submission -----------------------------------------------------------------------------------------------------
+# --- the submission -------------------------------------------------------------------------------
 
 
 def submit_to(tmp_path: Path, out: Path, *more: str) -> int:

@@ -1,4 +1,6 @@
-"""Pairs made of photographs, and the layout of GoPro: what is written is what was said, and nothing is paired by accident."""
+"""Pairs made of photographs, and the layout of GoPro: what is written is what was said, and nothing
+is paired by accident.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def listing(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
-# --- made pairs -----------------------------------------------------------------------------------------------------------
+# --- made pairs -----------------------------------------------------------------------------------
 
 
 def test_blur_is_the_mean_of_shifted_frames_in_linear_light(
@@ -90,7 +92,8 @@ def test_blur_is_the_mean_of_shifted_frames_in_linear_light(
         )
         assert source.shape == target.shape == (3, 40, 50)
         assert source.dtype == target.dtype == np.uint8
-        # 0.5 is rounding; the rest is the spline's far reach, which a part of the photograph cuts off.
+        # 0.5 is rounding; the rest is the spline's far reach, which a part of the photograph cuts
+        # off.
         assert np.abs(source - expected).max() < 0.75
         np.testing.assert_array_equal(
             target, np.rint(whole[inner] * 255)
@@ -238,7 +241,7 @@ def test_two_photographs_of_one_name_are_refused(
     assert "same name" in capsys.readouterr().err
 
 
-# --- blemishes -------------------------------------------------------------------------------------------------------------
+# --- blemishes ------------------------------------------------------------------------------------
 
 
 def skin(shape: tuple[int, int] = (300, 320)) -> np.ndarray:
@@ -416,7 +419,9 @@ def test_larger_blemishes_are_fewer_and_cover_as_much() -> None:
 
 @pytest.mark.parametrize("kind", list(blemishes.KINDS))
 def test_a_blemish_fades_out_inside_its_box_and_is_of_the_size_said(kind: str) -> None:
-    """Across, at half of the greatest cover: from the area of round ones, and for lines from area over width."""
+    """Across, at half of the greatest cover: from the area of round ones, and for lines from area
+    over width.
+    """
     low, high = {"stain": (8, 32), "spot": (1.4, 12.5), "dust": (0.6, 3), "line": (10, 130)}[kind]
     for seed in range(40):
         film = blemishes.KINDS[kind][1](np.random.default_rng(seed), 1.0)
@@ -448,7 +453,9 @@ def test_an_even_blob_has_the_area_of_its_ellipse_and_half_cover_on_its_outline(
 
 @pytest.mark.parametrize("width", [1.5, 3.0, 6.0])
 def test_a_stroke_has_its_width_at_half_its_strength(width: float) -> None:
-    """The integral of a Gaussian line is length times width times sqrt(pi / (4 ln 2)); its ends are thinner."""
+    """The integral of a Gaussian line is length times width times sqrt(pi / (4 ln 2)); its ends are
+    thinner.
+    """
     for seed in range(5):
         cover = blemishes.stroke(np.random.default_rng(seed), 200.0, width)
         assert cover.max() == pytest.approx(1, abs=0.15)
@@ -459,7 +466,9 @@ def test_a_stroke_has_its_width_at_half_its_strength(width: float) -> None:
 
 
 def test_texture_shows_through_every_blemish() -> None:
-    """The same blemish on two grounds: what remains of their difference is what the film lets through."""
+    """The same blemish on two grounds: what remains of their difference is what the film lets
+    through.
+    """
     flat = np.full((3, 80, 80), 0.6, np.float32)
     texture = np.where(np.indices((80, 80)).sum(axis=0) % 2, 0.02, -0.02).astype(np.float32)
     for kind, (_, shape) in blemishes.KINDS.items():
@@ -491,7 +500,9 @@ def test_what_would_not_show_is_not_drawn() -> None:
 
 
 def test_every_blemish_counted_is_in_the_mask_of_change() -> None:
-    """One at a time on a plain ground: at least its core of a few pixels is above the default threshold."""
+    """One at a time on a plain ground: at least its core of a few pixels is above the default
+    threshold.
+    """
     for kind, (_, shape) in blemishes.KINDS.items():
         for seed in range(15):
             image = np.full((3, 90, 90), 0.6, np.float32)
@@ -525,7 +536,7 @@ def test_blemishes_on_a_real_photograph_stay_few(shared_data: Path, tmp_path: Pa
         assert 0.001 < share < 0.1
 
 
-# --- GoPro and other folders -----------------------------------------------------------------------------------------------
+# --- GoPro and other folders ----------------------------------------------------------------------
 
 SCENES = {"train/GOPR0372_07_00": 3, "train/GOPR0372_07_01": 2, "test/GOPR0384_11_00": 2}
 

@@ -1,4 +1,6 @@
-"""MS-SSIM and the VGG16 loss: values by hand and against scikit-image, gradients, weights that are found or refused but never made up."""
+"""MS-SSIM and the VGG16 loss: values by hand and against scikit-image, gradients, weights that are
+found or refused but never made up.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def slope(loss: Loss, x: Tensor, y: Tensor, valid: Tensor | None = None) -> tupl
 
 
 def reference(x: np.ndarray, y: np.ndarray, powers: list[float]) -> float:
-    """MS-SSIM of one channel in 0..1 by scikit-image; an enormous K1 makes its brightness term 1 and leaves contrast and structure."""
+    """MS-SSIM of one channel in 0..1 by scikit-image; an enormous K1 makes its brightness term 1
+    and leaves contrast and structure.
+    """
     result = 1.0
     for level, power in enumerate(powers):
         if level:
@@ -165,7 +169,7 @@ def test_blur_costs_more_the_stronger_it_is(seed: int, blur: float) -> None:
     assert 0 < costs[0] < costs[1] <= 1
 
 
-# ------------------------------------------------------------------ MS-SSIM: gradient, ignored voxels, use
+# ------------------------------------------------------------------ MS-SSIM: gradient, ignored voxe
 
 
 @pytest.mark.parametrize(
@@ -646,7 +650,9 @@ def test_torchvision_is_not_needed(monkeypatch: pytest.MonkeyPatch, published: P
 
 @pytest.fixture(scope="module")
 def pickled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file like the published one, in the old format of that time: deeper and further weights are there and must be left out."""
+    """A file like the published one, in the old format of that time: deeper and further weights are
+    there and must be left out.
+    """
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
     state = OrderedDict(vgg.random_weights("relu3_3")) | {
         "classifier.6.weight": torch.ones(3),

@@ -63,7 +63,9 @@ def halved(optimizer, epochs, every: int = 1):
 pl.register("halved", pl.ScheduleEntry(halved))
 """,
 }
-"""What the plugin of these tests adds to each table beside that of the page, whose pieces are the first five."""
+"""What the plugin of these tests adds to each table beside that of the page, whose pieces are the
+first five.
+"""
 
 for _name in pl.__all__:
     getattr(pl, _name)  # loads every table
@@ -113,7 +115,9 @@ print(json.dumps(told))
 
 
 def commands(*lines: list[object]) -> list[str]:
-    """Commands, one after the other in one such process; returns what each prints behind its exit code, ``0 ...``."""
+    """Commands, one after the other in one such process; returns what each prints behind its exit
+    code, ``0 ...``.
+    """
     told = json.loads(
         python(
             ONE_BY_ONE, json.dumps([[str(word) for word in line] for line in lines])
@@ -151,7 +155,7 @@ def written(path: Path, text: str) -> Path:
 SIMPLE = "pl.register({0!r}, pl.LossEntry(lambda: None, targets=('labels',)))\n"
 
 
-# --- a whole run ---------------------------------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +184,9 @@ def train(folder: Path, surfaces: Path) -> list[object]:
 
 
 def test_every_table_that_is_open_has_a_piece() -> None:
-    """A table that is opened to plugins later belongs into ``PIECES``, into ``SETTINGS`` and on the page."""
+    """A table that is opened to plugins later belongs into ``PIECES``, into ``SETTINGS`` and on the
+    page.
+    """
     assert set(TABLES) == set(PIECES)
     for record in TABLES.values():
         assert f"pl.{record.__name__}(" in PAGE.read_text()
@@ -267,7 +273,9 @@ def test_a_changed_file_is_another_plugin(
 def test_with_the_file_everything_goes_on(
     trained: Path, surfaces: Path, mine: Path, tmp_path: Path
 ) -> None:
-    """A fold that is complete, another one, prediction, two processes of a search, a report; the copy in the run is as good as the file."""
+    """A fold that is complete, another one, prediction, two processes of a search, a report; the
+    copy in the run is as good as the file.
+    """
     copy = trained / "run/plugins/mine.py"
     lines = users(trained, surfaces, tmp_path)
     told = commands(
@@ -354,7 +362,7 @@ def test_the_page_runs(
     assert capsys.readouterr().out.endswith("['mine.py', 'plugins.json']\n")
 
 
-# --- nothing in a run or a model file is run -----------------------------------------------------------------------------
+# --- nothing in a run or a model file is run ------------------------------------------------------
 
 HARMFUL = "import pathlib\npathlib.Path({!r}).write_text('run')\n"
 
@@ -493,7 +501,7 @@ def test_a_config_keeps_no_paths_of_plugins(tiny: Path) -> None:
     )  # data, which nobody runs
 
 
-# --- loading -------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("empty")
@@ -589,7 +597,7 @@ def test_only_plugins_that_a_config_names_are_kept(tmp_path: Path, tiny: Path) -
     assert [p.name for p in plugins.used_by(load(tiny, "losses=[used]"))] == ["used.py"]
 
 
-# --- other processes -----------------------------------------------------------------------------------------------------
+# --- other processes ------------------------------------------------------------------------------
 
 
 def _known(name: str) -> bool:
@@ -624,7 +632,7 @@ def test_loader_workers_that_are_started_anew_know_them(
     assert float(python(code)) == float(dataset[0, 0, 0]["image"].sum())
 
 
-# --- the tables ----------------------------------------------------------------------------------------------------------
+# --- the tables -----------------------------------------------------------------------------------
 
 
 def test_a_table_is_read_like_a_dict_and_never_loses_an_entry() -> None:

@@ -1,4 +1,6 @@
-"""Post-processing on shapes of known topology, class by class, and the lists of steps: checked, adjusted, run."""
+"""Post-processing on shapes of known topology, class by class, and the lists of steps: checked,
+adjusted, run.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def betti(labels: np.ndarray) -> tuple[int, ...]:
 
 
 def scroll() -> np.ndarray:
-    """Two sheets from face to face: the first with two pinholes, the second with a cavity; and two specks between them."""
+    """Two sheets from face to face: the first with two pinholes, the second with a cavity; and two
+    specks between them.
+    """
     labels = np.zeros((20, 24, 24), dtype=np.uint8)
     labels[2:4] = 1
     labels[12:16] = 1

@@ -1,4 +1,6 @@
-"""The table of post-processing steps: a step is added in one place, an alias is the entry it stands for, tuning tries what it did."""
+"""The table of post-processing steps: a step is added in one place, an alias is the entry it stands
+for, tuning tries what it did.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def part(name: str, **options: Any) -> NamedOptions:
     return NamedOptions(name=name, options=options)
 
 
-# --- a step that somebody adds -----------------------------------------------------------------------------------------
+# --- a step that somebody adds --------------------------------------------------------------------
 
 
 def foreground(array: np.ndarray, at: float = 0.5) -> np.ndarray:
@@ -191,7 +193,7 @@ def test_an_added_step_is_searched() -> None:
     assert all(s[0].name != "foreground" for s in search.space((), 160, channels=1, dims=3)[0])
 
 
-# --- names that stand for others ---------------------------------------------------------------------------------------
+# --- names that stand for others ------------------------------------------------------------------
 
 ALIAS = part("remove_small_components", min_size=4, connectivity=6)
 
@@ -222,7 +224,7 @@ def test_the_command_line_finds_a_step_under_its_alias() -> None:
     assert postprocess.adjust(steps, kernel_size=3) == (steps[0], part("closing", size=3), ALIAS)
 
 
-# --- what tuning tries -------------------------------------------------------------------------------------------------
+# --- what tuning tries ----------------------------------------------------------------------------
 
 
 def words(steps: tuple[NamedOptions, ...]) -> str:

@@ -1,4 +1,6 @@
-"""Prediction, ensembles and scores as commands: options laid over the config, one bad file contained, members that agree."""
+"""Prediction, ensembles and scores as commands: options laid over the config, one bad file
+contained, members that agree.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_answers_visualisations_and_statistics(run: Path, surfaces: Path, tmp_pa
 def test_folds_are_averaged_as_if_predicted_one_by_one(
     run: Path, surfaces: Path, tmp_path: Path
 ) -> None:
-    """RUN reads each volume once for both folds; FOLD by FOLD and pipeline.ensemble must give the same."""
+    """RUN reads each volume once for both folds; FOLD by FOLD and pipeline.ensemble must give the
+    same.
+    """
     tests = surfaces / "test_images"
     assert go(run, tests, tmp_path / "both", "--save-soft") == 0
     for fold in (0, 1):
@@ -266,7 +270,7 @@ def test_missing_folds_are_refused_unless_allowed(
     assert go(partial, surfaces / "test_images", tmp_path / "b", "--allow-missing-folds") == 0
 
 
-# --- images ------------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def flat_model(folder: Path, **more: object) -> Path:
@@ -511,7 +515,7 @@ def test_images_keep_a_format_that_can_be_written(
     assert files.probe(tmp_path / "out" / f"a.{written}", 2).shape == (3, 40, 40)
 
 
-# --- model files -------------------------------------------------------------------------------------------------------
+# --- model files ----------------------------------------------------------------------------------
 
 
 def test_model_files_are_byte_reproducible_and_complete(run: Path, tmp_path: Path) -> None:
@@ -557,7 +561,7 @@ def test_architecture_mismatch_lists_the_weights(
     assert "the network wants" in told
 
 
-# --- ensembles ---------------------------------------------------------------------------------------------------------
+# --- ensembles ------------------------------------------------------------------------------------
 
 
 def member(folder: Path, softs_by_id: dict[str, np.ndarray]) -> Path:
@@ -668,7 +672,7 @@ def test_answers_alone_can_vote(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert tifffile.imread(tmp_path / "o" / "x.tif").all()
 
 
-# --- scores ------------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def test_evaluate_writes_the_contract(surfaces: Path, tmp_path: Path) -> None:
@@ -706,7 +710,9 @@ def test_evaluate_writes_the_contract(surfaces: Path, tmp_path: Path) -> None:
 def test_the_ignored_label_travels_with_predictions(
     run: Path, surfaces: Path, tmp_path: Path
 ) -> None:
-    """From the model's config through predict and ensemble to evaluate: value 2 is no class there, whatever the answers hold."""
+    """From the model's config through predict and ensemble to evaluate: value 2 is no class there,
+    whatever the answers hold.
+    """
     inputs, labels = surfaces / "train_images", surfaces / "train_labels"
     assert go(run, inputs, tmp_path / "p", "--save-soft") == 0
     assert ensemble.main(["--fold-dirs", str(tmp_path / "p"), "--output", str(tmp_path / "e")]) == 0

@@ -1,4 +1,6 @@
-"""Files whose axes are not those of training: brought to them exactly and back, or refused; other voxel sizes are told."""
+"""Files whose axes are not those of training: brought to them exactly and back, or refused; other
+voxel sizes are told.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def trained_in_ras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_file(tmp_path_factory.mktemp("ras"), trained_on=RAS)
 
 
-# --- prediction ---------------------------------------------------------------------------------------------------------
+# --- prediction -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codes", CODES)
@@ -112,7 +114,9 @@ def test_by_blocks_rows_may_become_columns(
 def test_shards_that_change_the_first_axis_agree_on_the_blocks(
     trained_in_ras: Path, tmp_path: Path
 ) -> None:
-    """Small files are finished in memory, so any order of axes can be shared; how many blocks there are follows the axes of training."""
+    """Small files are finished in memory, so any order of axes can be shared; how many blocks there
+    are follows the axes of training.
+    """
     path = nifti(tmp_path / "in" / "a.nii.gz", noise((40, 17, 9)), codes="SAR")
     assert run_predict(trained_in_ras, path, tmp_path / "memory", "--save-soft") == 0
     for n in (0, 1, 2):
@@ -260,7 +264,7 @@ def test_the_summary_names_the_classes(trained_in_ras: Path, tmp_path: Path) -> 
         assert summary["class_names"] == {"1": "Anterior"}
 
 
-# --- ensembles ----------------------------------------------------------------------------------------------------------
+# --- ensembles ------------------------------------------------------------------------------------
 
 
 def soft_member(folder: Path, image: Path, soft: np.ndarray) -> Path:
@@ -280,7 +284,9 @@ def fuse(out: Path, *members: Path) -> int:
 
 @pytest.mark.parametrize("codes", CODES)
 def test_members_of_other_axes_are_fused_in_the_world(codes: str, tmp_path: Path) -> None:
-    """The mean of a prediction with itself, stored in other axes, is that prediction, on the first member's grid."""
+    """The mean of a prediction with itself, stored in other axes, is that prediction, on the first
+    member's grid.
+    """
     soft = np.random.default_rng(0).random((1, *SHAPE)).astype(np.float16).astype(np.float32)
     first = nifti(tmp_path / "first.nii.gz", noise(SHAPE))
     turn = nibabel.orientations.ornt_transform(

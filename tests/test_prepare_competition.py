@@ -1,4 +1,6 @@
-"""Preparing the competition's download: what is wrong is printed and stops it, what is right is stored once."""
+"""Preparing the competition's download: what is wrong is printed and stops it, what is right is
+stored once.
+"""
 
 from __future__ import annotations
 

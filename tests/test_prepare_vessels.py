@@ -1,4 +1,6 @@
-"""The layouts of DRIVE and CHASE_DB1 as their publishers pack them, drawn small, and what the training command makes of the result."""
+"""The layouts of DRIVE and CHASE_DB1 as their publishers pack them, drawn small, and what the
+training command makes of the result.
+"""
 
 from __future__ import annotations
 

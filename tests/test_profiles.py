@@ -1,4 +1,6 @@
-"""Which examples the properties of this suite are tried with: the same in every `make test`, new ones in every `make fuzz`."""
+"""Which examples the properties of this suite are tried with: the same in every `make test`, new
+ones in every `make fuzz`.
+"""
 
 from __future__ import annotations
 

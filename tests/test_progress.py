@@ -1,4 +1,6 @@
-"""Progress: one bar with the time left on a terminal, plain lines in a file, and what training says when it ends."""
+"""Progress: one bar with the time left on a terminal, plain lines in a file, and what training says
+when it ends.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_terminal(words: Sequence[str], columns: int = 80) -> str:
-    """Everything that a command writes to a terminal; one of 0 columns does not know how wide it is."""
+    """Everything that a command writes to a terminal; one of 0 columns does not know how wide it
+    is.
+    """
     import fcntl
     import struct
     import termios
@@ -44,7 +48,9 @@ def on_terminal(words: Sequence[str], columns: int = 80) -> str:
 
 
 def screen(raw: str) -> tuple[list[str], list[str]]:
-    """Lines that stay on a terminal, and all that its current line showed in between; carriage returns are all that moves there."""
+    """Lines that stay on a terminal, and all that its current line showed in between; carriage
+    returns are all that moves there.
+    """
     assert not re.findall(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", raw)
     lines, seen = [""], []
     for piece in re.split(r"(\r\n|\r|\n)", raw):
@@ -137,7 +143,9 @@ def test_training_on_a_terminal(tiny: Path, surfaces: Path, tmp_path: Path) -> N
 
 
 def test_a_terminal_of_unknown_width_has_a_bar() -> None:
-    """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows nothing."""
+    """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows
+    nothing.
+    """
     code = "from pipeline.progress import progress, bars_shown\nwith bars_shown():\n    for n in progress(range(3), 'work'): pass"
     _, seen = screen(on_terminal(["-c", code], columns=0))
     assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), (

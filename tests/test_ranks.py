@@ -1,4 +1,6 @@
-"""Two gloo ranks train as one process does: the same samples, the same weights to float tolerance, the same end after a stop or a death."""
+"""Two gloo ranks train as one process does: the same samples, the same weights to float tolerance,
+the same end after a stop or a death.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """Process numbers of the ranks, in their order: torchrun's children, each in a session of its own."""
+    """Process numbers of the ranks, in their order: torchrun's children, each in a session of its
+    own.
+    """
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

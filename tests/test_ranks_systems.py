@@ -1,4 +1,6 @@
-"""Two gloo ranks on the systems of images: the same weights as one process where a loss is a mean of samples, and no rank left waiting."""
+"""Two gloo ranks on the systems of images: the same weights as one process where a loss is a mean
+of samples, and no rank left waiting.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_two_ranks_with_one_sample_are_one_rank_with_two(name: str, tmp_path: Pa
 
 
 def test_a_rank_without_any_mask_takes_every_step(tmp_path: Path) -> None:
-    """Batches of one: a rank has the photograph that needs no retouch, hence no masked term, while the other may have one that does."""
+    """Batches of one: a rank has the photograph that needs no retouch, hence no masked term, while
+    the other may have one that does.
+    """
     system = written("retouch", SYSTEMS["retouch"]["losses"], tmp_path)
     code, out = end(
         start(

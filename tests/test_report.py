@@ -1,4 +1,6 @@
-"""The report: right numbers, one sound self-contained page, pictures whose colours mean what they say, and no crash over gaps."""
+"""The report: right numbers, one sound self-contained page, pictures whose colours mean what they
+say, and no crash over gaps.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,10 @@ def decoded(text: str) -> list[np.ndarray]:
 
 
 def volume(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, label with an ignored rim, answer; 12 x 14 x 16 voxels. The answer's sheet is shifted by one voxel."""
+    """Image, label with an ignored rim, answer; 12 x 14 x 16 voxels.
+
+    The answer's sheet is shifted by one voxel.
+    """
     image = np.random.default_rng(n).integers(0, 255, (12, 14, 16)).astype(np.uint8)
     label = np.full(image.shape, 2, np.uint8)
     label[2:-2, 2:-2, 2:-2] = 0
@@ -173,7 +178,7 @@ def change(run: Path, **more: Any) -> None:
     files.write_json(run / "summary.json", {**files.read_json(run / "summary.json"), **more})
 
 
-# --- the page as a whole -----------------------------------------------------------------------------------------------
+# --- the page as a whole --------------------------------------------------------------------------
 
 
 def test_complete_run_gives_a_sound_page(original: Path) -> None:
@@ -349,7 +354,7 @@ def test_shapes_that_differ_are_stated(run: Path) -> None:
     )
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_interval_agrees_with_scipy() -> None:
@@ -399,7 +404,7 @@ def test_pick_shows_each_case_once_and_always_the_extremes(count: int) -> None:
     assert count < 8 or ("median", ranked[count // 2]) in chosen
 
 
-# --- charts ------------------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -460,7 +465,7 @@ def test_short_rows_span_the_missing_columns() -> None:
     assert '<th scope="row" colspan="2">wide</th><td><b>2</b></td>' in text
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_error_colours_mean_what_the_legend_says(original: Path) -> None:

@@ -1,4 +1,6 @@
-"""Tables of the report: nothing is cut at the width of a phone or of a screen, measured in a browser where there is one."""
+"""Tables of the report: nothing is cut at the width of a phone or of a screen, measured in a
+browser where there is one.
+"""
 
 from __future__ import annotations
 

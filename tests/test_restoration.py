@@ -1,4 +1,6 @@
-"""The two image-to-image U-Nets: published sizes, layers in order, any size in is the size out, and what a tile can know of the whole."""
+"""The two image-to-image U-Nets: published sizes, layers in order, any size in is the size out, and
+what a tile can know of the whole.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def tiny(which: str) -> HeadedNet:
     return net(name, 2, **options)
 
 
-# --- sizes as published ---------------------------------------------------------------------------------------------------
+# --- sizes as published ---------------------------------------------------------------------------
 
 
 def gmac(name: str, size: int, **options: Any) -> float:
@@ -76,7 +78,9 @@ def double(inside: int, outside: int, bias: bool) -> int:
 
 
 def test_weights_add_up_by_hand() -> None:
-    """The decoder of image_unet takes the width below as it is; that of deblur_unet brings it to its own by a convolution."""
+    """The decoder of image_unet takes the width below as it is; that of deblur_unet brings it to
+    its own by a convolution.
+    """
     w = [3, 6, 12, 24, 48]
     down = [(2, 3), *itertools.pairwise(w)]
     image = sum(double(a, b, False) for a, b in down) + sum(
@@ -90,7 +94,7 @@ def test_weights_add_up_by_hand() -> None:
     )
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def trace(network: nn.Module, x: Tensor) -> list[str]:
@@ -181,7 +185,7 @@ def test_residual_is_the_sum_of_input_and_network() -> None:
     torch.testing.assert_close(residual(x)["main"], x + plain(x)["main"])
 
 
-# --- any size, any use ----------------------------------------------------------------------------------------------------
+# --- any size, any use ----------------------------------------------------------------------------
 
 
 @EVERY
@@ -259,11 +263,13 @@ def test_learns_a_tone_curve(name: str, options: dict[str, Any]) -> None:
     assert error < 0.1 * float((x - y).square().mean())
 
 
-# --- what a tile can know -------------------------------------------------------------------------------------------------
+# --- what a tile can know -------------------------------------------------------------------------
 
 
 def tile_error(network: HeadedNet, halo: int, size: int) -> float:
-    """Largest difference between a whole image and its left tile of ``size`` columns, ``halo`` and more from the cut."""
+    """Largest difference between a whole image and its left tile of ``size`` columns, ``halo`` and
+    more from the cut.
+    """
     network = network.double().eval()
     x = torch.rand(1, 3, 64, size + 2 * halo, dtype=torch.float64)
     with torch.no_grad():
@@ -275,7 +281,9 @@ def tile_error(network: HeadedNet, halo: int, size: int) -> float:
 def test_tiles_are_exact_without_aligned_corners_and_without_statistics_of_the_tile(
     norm: str,
 ) -> None:
-    """Radius of four halvings: at most 137 for image_unet, 152 for deblur_unet; the halo is the next multiple of the stride."""
+    """Radius of four halvings: at most 137 for image_unet, 152 for deblur_unet; the halo is the
+    next multiple of the stride.
+    """
     torch.manual_seed(1)
     assert tile_error(net("image_unet", base=2, norm=norm, align_corners=False), 144, 192) < 1e-12
     assert tile_error(net("deblur_unet", base=2, norm=norm), 160, 192) < 1e-12
@@ -294,7 +302,7 @@ def test_no_halo_helps_otherwise(name: str, options: dict[str, Any]) -> None:
     assert tile_error(net(name, base=2, **options), 160, 192) > 1e-6
 
 
-# --- wrong options --------------------------------------------------------------------------------------------------------
+# --- wrong options --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Stopped in the middle of an epoch, or killed, and started again: the same bits, and no step done twice but those since the last save."""
+"""Stopped in the middle of an epoch, or killed, and started again: the same bits, and no step done
+twice but those since the last save.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ Calm = tuple[dict[str, str], dict[str, int], Path]
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """Everything that must not depend on interruptions: models, answers, every number that is no time."""
+    """Everything that must not depend on interruptions: models, answers, every number that is no
+    time.
+    """
     out = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
@@ -131,7 +135,9 @@ def events() -> Iterator[Events]:
 
 
 class Events:
-    """Counts optimiser steps, validated patches and predicted cases; asks the process to stop at one of them, as its signal handler does."""
+    """Counts optimiser steps, validated patches and predicted cases; asks the process to stop at
+    one of them, as its signal handler does.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.done: dict[str, int] = {}
@@ -164,7 +170,9 @@ class Events:
 
 @pytest.fixture(scope="module")
 def calm(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Calm]:
-    """What the undisturbed run of a system leaves, how often it did what, and its folder; made once each."""
+    """What the undisturbed run of a system leaves, how often it did what, and its folder; made once
+    each.
+    """
     made: dict[str, Calm] = {}
 
     def of(name: str) -> Calm:
@@ -202,7 +210,9 @@ PLACES = {
 def test_a_stopped_run_goes_on_at_the_next_step(
     place: str, calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events
 ) -> None:
-    """Exit 75 each time, then the same files to the bit; every optimiser step and every predicted case was done exactly once."""
+    """Exit 75 each time, then the same files to the bit; every optimiser step and every predicted
+    case was done exactly once.
+    """
     name, stops = PLACES[place]
     expected, counted, _ = calm(name)
     events.done.clear()  # the calm run may have been made just now
@@ -269,7 +279,9 @@ def test_records_of_a_stopped_epoch_are_written_once(
 def test_seconds_add_up_over_stops(
     discs: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that counts optimiser steps: an epoch of six steps takes six, in however many processes."""
+    """By a clock that counts optimiser steps: an epoch of six steps takes six, in however many
+    processes.
+    """
     clock = SimpleNamespace(
         monotonic=lambda: float(events.done.get("step", 0)), strftime=time.strftime
     )
@@ -289,7 +301,7 @@ def test_seconds_add_up_over_stops(
     assert result.seconds == 3 * STEPS
 
 
-# --- real processes and signals ------------------------------------------------------------------------------------------
+# --- real processes and signals -------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys
@@ -317,7 +329,9 @@ raise SystemExit(train.main())
 def killed(
     arguments: list[str], number: int, at: int, log: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process group of its own, which gets a signal after the process's step ``at``, workers and all."""
+    """Train in a process group of its own, which gets a signal after the process's step ``at``,
+    workers and all.
+    """
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, str(int(number)), str(at), str(log), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -367,7 +381,9 @@ def _weights(run: Path, kind: str) -> str:
 def test_a_kill_loses_no_more_than_the_steps_since_the_last_save(
     discs: Path, tmp_path: Path, events: Events, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL twice with ``save_steps: 2``: no kill costs more than two steps, and the end is that of a calm run."""
+    """SIGKILL twice with ``save_steps: 2``: no kill costs more than two steps, and the end is that
+    of a calm run.
+    """
     config = config_file(tmp_path, "averaged", save_steps=2)
     assert events.run(words(config, discs, tmp_path / "calm")) == 0
     events.done.clear()
@@ -389,7 +405,7 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_save(
     assert len(log.read_text().splitlines()) + events.done["step"] == 3 * STEPS + 3
 
 
-# --- parts ---------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def test_an_epoch_begins_at_any_batch() -> None:
@@ -404,7 +420,9 @@ def test_an_epoch_begins_at_any_batch() -> None:
 def test_states_are_ordered_by_what_is_done(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Newest by (epoch, step), not by name or clock; a state that a later one overtakes from behind is a damaged one and goes."""
+    """Newest by (epoch, step), not by name or clock; a state that a later one overtakes from behind
+    is a damaged one and goes.
+    """
     for done in ((9, 0), (9, 12), (10, 0), (10, 3)):
         checkpoint.save_state(
             tmp_path,
@@ -436,7 +454,9 @@ def test_file_times_do_not_matter(
     events: Events,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The older state claims to be of the year 2100: the newer one is continued, and the end is the same."""
+    """The older state claims to be of the year 2100: the newer one is continued, and the end is the
+    same.
+    """
     expected = calm("averaged")[0]
     events.done.clear()
     arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")

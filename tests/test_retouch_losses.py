@@ -1,4 +1,6 @@
-"""Losses of retouching: values by hand inside and outside a mask, edges and detail by geometry, soft targets, heads of half the size."""
+"""Losses of retouching: values by hand inside and outside a mask, edges and detail by geometry,
+soft targets, heads of half the size.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def ones(x: Tensor) -> Tensor:
 
 
 def scene(channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random float64 output and target ``(2, C, 6, 7)``, a mask that ignores a tenth, and a soft mask."""
+    """Random float64 output and target ``(2, C, 6, 7)``, a mask that ignores a tenth, and a soft
+    mask.
+    """
     make = torch.Generator().manual_seed(seed)
     x, y = (torch.rand(2, channels, 6, 7, generator=make, dtype=torch.float64) for _ in range(2))
     return (
@@ -203,7 +207,7 @@ def test_total_variation_of_a_single_row_has_no_neighbours_across() -> None:
     assert float(LOSSES["total_variation"].make()(x, x, ones(x))) == pytest.approx(1)
 
 
-# ---------------------------------------------------------------- gradient, invalid pixels, precision
+# ---------------------------------------------------------------- gradient, invalid pixels, precisi
 
 
 @EVERY
@@ -230,7 +234,9 @@ def test_invalid_pixels_reach_neither_value_nor_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["masked_sobel", "masked_laplacian", "total_variation"])
 def test_an_invalid_pixel_makes_no_edge(name: str) -> None:
-    """Images that differ by a constant have no edge between them; a hole in both must not become one."""
+    """Images that differ by a constant have no edge between them; a hole in both must not become
+    one.
+    """
     x = torch.full((1, 1, 8, 8), 0.9)
     valid = ones(x)
     valid[..., 4, 4] = 0

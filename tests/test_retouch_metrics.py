@@ -1,4 +1,6 @@
-"""Scores of retouching: inside and outside the mask of change each by itself, the leak, the predicted mask, and pipeline.evaluate."""
+"""Scores of retouching: inside and outside the mask of change each by itself, the leak, the
+predicted mask, and pipeline.evaluate.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def retouched(**options: Any) -> Retouched:
     return Retouched(**{"source": picture(), "mask": spot(), **options})
 
 
-# --- values on paper ----------------------------------------------------------------------------------------------------
+# --- values on paper ------------------------------------------------------------------------------
 
 
 def test_an_error_inside_alone_is_seen_inside_alone() -> None:
@@ -73,7 +75,9 @@ def test_an_error_outside_alone_is_seen_outside_alone() -> None:
 
 
 def test_leak_is_measured_against_the_input_and_not_against_the_target() -> None:
-    """Where input and target differ below the threshold, a faithful copy of the input leaks nothing."""
+    """Where input and target differ below the threshold, a faithful copy of the input leaks
+    nothing.
+    """
     target = picture()
     source = target + np.float32(0.004)
     assert retouch(source, target, change=retouched(source=source))["leak"] == 0
@@ -83,7 +87,9 @@ def test_leak_is_measured_against_the_input_and_not_against_the_target() -> None
 
 
 def test_ssim_is_the_map_of_the_whole_images_read_on_each_side() -> None:
-    """Not the similarity of images multiplied by the mask, whose black surroundings agree and flatter."""
+    """Not the similarity of images multiplied by the mask, whose black surroundings agree and
+    flatter.
+    """
     target, mask = picture(), spot()
     prediction = np.clip(target + np.random.default_rng(3).normal(0, 0.1, SHAPE) * mask, 0, 1)
     options = {
@@ -180,7 +186,7 @@ def test_dice_of_the_predicted_mask(
     )
 
 
-# --- properties ---------------------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -231,7 +237,7 @@ def test_without_a_valid_pixel_nothing_has_a_score() -> None:
     assert all(math.isnan(v) for k, v in scores.items() if k != "empty_mask")
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -277,7 +283,7 @@ def test_it_needs_input_and_mask_and_takes_no_options() -> None:
         bound(NamedOptions(name="retuch"), "train.validate.metrics.0")
 
 
-# --- the table ----------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def test_it_stands_beside_other_metrics_and_every_share_but_the_masks_own_has_a_direction() -> None:
@@ -313,7 +319,7 @@ def test_means_leave_empty_masks_out_and_a_note_tells_how_many() -> None:
     assert note([{"empty_mask": None}]) == []
 
 
-# --- held-out cases of a run ---------------------------------------------------------------------------------------------
+# --- held-out cases of a run ----------------------------------------------------------------------
 
 
 def setting(**data: Any) -> Config:
@@ -354,7 +360,9 @@ def blemished(dtype: str = "uint8", strength: float = 0.2) -> tuple[np.ndarray, 
 
 
 def stored(root: Path, settings: Config, strength: float = 0.2) -> CachedCase:
-    """One case in the store with its mask: of ``data.change``, or the user's own, which is the upper half."""
+    """One case in the store with its mask: of ``data.change``, or the user's own, which is the
+    upper half.
+    """
     target, source = blemished(strength=strength)
     half = np.zeros(SHAPE[1:], np.uint8)
     half[:12] = 1
@@ -427,12 +435,14 @@ def test_other_metrics_ask_for_no_mask(tmp_path: Path) -> None:
         held_out.score(setting(), soft_of(setting(), soft, case), case)
 
 
-# --- pipeline.evaluate --------------------------------------------------------------------------------------------------
+# --- pipeline.evaluate ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Two photographs with a spot, of 8 and 16 bits, and a clean one; answers take away half of the spot; a predicted mask each."""
+    """Two photographs with a spot, of 8 and 16 bits, and a clean one; answers take away half of the
+    spot; a predicted mask each.
+    """
     for name, dtype, strength in (("a", "uint8", 0.2), ("b", "uint16", 0.2), ("c", "uint8", 0)):
         target, source = blemished(dtype, strength)
         answer = ((target.astype(float) + source) / 2).astype(dtype)

@@ -1,4 +1,6 @@
-"""Scores that are right or refused, through pipeline.evaluate and files: worlds and units, what labels may hold, classes, instances."""
+"""Scores that are right or refused, through pipeline.evaluate and files: worlds and units, what
+labels may hold, classes, instances.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def write(folder: Path, answer: np.ndarray, label: np.ndarray, name: str = "a.ti
         files.write(folder / kind / name, array, dims=array.ndim)
 
 
-# --- worlds ------------------------------------------------------------------------------------------------------------
+# --- worlds ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codes", ["LAS", "LPS", "PIR", "SAL", "AIL"])
@@ -123,7 +125,7 @@ def test_tiff_zarr_and_npy_share_their_order(tmp_path: Path) -> None:
     assert score(tmp_path, "--metrics", "dice")["mean"] == {"dice": 1}
 
 
-# --- units -------------------------------------------------------------------------------------------------------------
+# --- units ----------------------------------------------------------------------------------------
 
 
 def test_a_shift_of_two_slices_of_three_millimetres_is_six(
@@ -239,7 +241,9 @@ def test_tolerances_in_voxels_and_in_millimetres(
 
 
 def test_surfaces_weigh_their_area_in_the_world(tmp_path: Path) -> None:
-    """A slab of which one face is right and the other is not: with voxels of 4 x 1 x 1 mm the sides weigh more."""
+    """A slab of which one face is right and the other is not: with voxels of 4 x 1 x 1 mm the sides
+    weigh more.
+    """
     truth, longer = np.zeros((2, 14, 20, 20), np.uint8)
     truth[2:6, 5:15, 5:15] = longer[2:10, 5:15, 5:15] = 1
     nifti(tmp_path / "labels/a.nii.gz", truth, (4, 1, 1))
@@ -251,7 +255,7 @@ def test_surfaces_weigh_their_area_in_the_world(tmp_path: Path) -> None:
     ] == pytest.approx(expected, abs=0.06)
 
 
-# --- what labels may hold ----------------------------------------------------------------------------------------------
+# --- what labels may hold -------------------------------------------------------------------------
 
 
 def test_labels_that_are_nearly_whole_numbers_are_rounded(tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ def test_values_that_the_answers_model_does_not_know_are_refused(tmp_path: Path)
     )
 
 
-# --- classes, ignored voxels -------------------------------------------------------------------------------------------
+# --- classes, ignored voxels ----------------------------------------------------------------------
 
 
 def test_classes_are_those_of_the_set(tmp_path: Path) -> None:
@@ -417,7 +421,7 @@ def test_a_wholly_ignored_case_has_no_score(
     )
 
 
-# --- instances, other kinds --------------------------------------------------------------------------------------------
+# --- instances, other kinds -----------------------------------------------------------------------
 
 
 def cells(count: int, seed: int) -> np.ndarray:
@@ -480,7 +484,7 @@ def test_metrics_of_images_are_refused_for_labels(
     assert "psnr, ssim: of images, but these predictions are labels" in capsys.readouterr().err
 
 
-# --- which cases -------------------------------------------------------------------------------------------------------
+# --- which cases ----------------------------------------------------------------------------------
 
 
 def test_a_part_of_the_labels_is_scored_on_request(

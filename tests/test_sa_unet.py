@@ -1,4 +1,6 @@
-"""SA-UNet and DropBlock: equal to slow literal references, drawn as published, the published size, the same bits after a stop."""
+"""SA-UNet and DropBlock: equal to slow literal references, drawn as published, the published size,
+the same bits after a stop.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,13 @@ def draw(keep: float, shape: tuple[int, ...], block: int = 7, seed: int = 0) -> 
     return DropBlock(keep, block).train()(torch.ones(shape))
 
 
-# --- DropBlock -----------------------------------------------------------------------------------------------------------
+# --- DropBlock ------------------------------------------------------------------------------------
 
 
 def literal_dropblock(x: np.ndarray, draws: np.ndarray, keep: float, block: int) -> np.ndarray:
-    """Ghiasi et al. with the exact gamma, unit by unit: a seed at the centre of an odd block, only where the block fits."""
+    """Ghiasi et al. with the exact gamma, unit by unit: a seed at the centre of an odd block, only
+    where the block fits.
+    """
     batch, channels, height, width = x.shape
     gamma = (1 - keep) / block**2 * (height * width) / ((height - block + 1) * (width - block + 1))
     half, mask = block // 2, np.ones_like(x)
@@ -77,7 +81,9 @@ def test_dropblock_is_the_literal_one(size: tuple[int, int], block: int, keep: f
     seed=st.integers(0, 99),
 )
 def test_blocks_are_max_pooling_of_seeds(size: list[int], block: int, seed: int) -> None:
-    """The textbook form: seeds at the centres, max pooling of the block's edge with its whole reach of padding; 2D and 3D."""
+    """The textbook form: seeds at the centres, max pooling of the block's edge with its whole reach
+    of padding; 2D and 3D.
+    """
     assume(min(size) >= block)
     places = [n - block + 1 for n in size]
     seeds = torch.from_numpy(np.random.default_rng(seed).random((2, 2, *places)) < 0.1)
@@ -91,7 +97,9 @@ def test_blocks_are_max_pooling_of_seeds(size: list[int], block: int, seed: int)
 @settings(deadline=None, max_examples=25)
 @given(height=st.integers(7, 40), width=st.integers(7, 40), seed=st.integers(0, 999))
 def test_blocks_are_whole_and_never_cut_by_the_border(height: int, width: int, seed: int) -> None:
-    """A union of whole squares is its own opening by that square; a square that the border cuts would be opened away."""
+    """A union of whole squares is its own opening by that square; a square that the border cuts
+    would be opened away.
+    """
     holes = (draw(0.7, (1, 4, height, width), seed=seed) == 0).numpy()[0]
     for hole in holes:
         np.testing.assert_array_equal(ndimage.binary_opening(hole, np.ones((7, 7))), hole)
@@ -105,7 +113,9 @@ def test_a_lone_seed_drops_49_units() -> None:
 
 @pytest.mark.parametrize("keep", [0.9, 0.6])
 def test_the_kept_share_is_that_of_independent_seeds(keep: float) -> None:
-    """A unit stays if none of the seeds that reach it fires: (1 - gamma)^n, n of them, counted by convolution."""
+    """A unit stays if none of the seeds that reach it fires: (1 - gamma)^n, n of them, counted by
+    convolution.
+    """
     size = (24, 31)
     gamma = (1 - keep) / 49 * np.prod(size) / np.prod([n - 6 for n in size])
     reach = [np.convolve(np.ones(n - 6), np.ones(7)) for n in size]
@@ -193,7 +203,7 @@ def test_volumes_drop_cubes() -> None:
         np.testing.assert_array_equal(ndimage.binary_opening(hole, np.ones((3, 3, 3))), hole)
 
 
-# --- the schedule --------------------------------------------------------------------------------------------------------
+# --- the schedule ---------------------------------------------------------------------------------
 
 
 def test_the_schedule_is_linear_and_ends_exactly() -> None:
@@ -235,11 +245,13 @@ def test_the_loop_tells_every_part(epochs: int, wanted: list[float]) -> None:
         assert [p.now for p in parts] == pytest.approx([keep] * 6)
 
 
-# --- the network ---------------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 def test_it_has_the_published_size() -> None:
-    """0.537 M weights; Keras' own count of 538,707 adds the two running statistics of each normalised channel."""
+    """0.537 M weights; Keras' own count of 538,707 adds the two running statistics of each
+    normalised channel.
+    """
     net = sa_unet()
     assert parameters(net) == 537_299
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -275,7 +287,9 @@ def test_the_order_of_a_block() -> None:
 
 
 def test_the_norm_sees_the_holes() -> None:
-    """Behind the norm each channel has mean 0 and variance 1, and its holes hold one value that is not 0."""
+    """Behind the norm each channel has mean 0 and variance 1, and its holes hold one value that is
+    not 0.
+    """
     net, seen = sa_unet(keep=0.6).train(), {}
     block = net.get_submodule("down.0.0")
     block.get_submodule("1").register_forward_hook(
@@ -332,7 +346,9 @@ def test_attention_multiplies_without_residual_and_only_at_the_bottom() -> None:
 
 
 def test_doubling_reaches_forward() -> None:
-    """A lone 1 at place i reaches 2i, 2i + 1 and 2i + 2, the last cut at the far end: Keras' ``same``."""
+    """A lone 1 at place i reaches 2i, 2i + 1 and 2i + 2, the last cut at the far end: Keras'
+    ``same``.
+    """
     layer = Doubling(1, 1)
     nn.init.ones_(layer.conv.weight)
     nn.init.zeros_(layer.conv.bias)  # pyright: ignore[reportArgumentType] - there is one
@@ -457,7 +473,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], told: str) -> None:
         sa_unet(**options)
 
 
-# --- training ------------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 SYSTEM: dict[str, Any] = {
@@ -509,7 +525,9 @@ def models(run: Path) -> dict[str, str]:
 def test_an_interrupted_run_ends_with_the_same_bits(
     bars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after the second epoch, and again after the last but before the averaged weights are finished."""
+    """Stopped after the second epoch, and again after the last but before the averaged weights are
+    finished.
+    """
     assert train.main([*bars, "--out", str(tmp_path / "calm")]) == 0
     save = loop._save
 

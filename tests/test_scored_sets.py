@@ -1,4 +1,6 @@
-"""Scores of unusual files: voxels of micrometres, ids of instances that differ, what stands under an ignored label, units by axis."""
+"""Scores of unusual files: voxels of micrometres, ids of instances that differ, what stands under
+an ignored label, units by axis.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     )
 
 
-# --- places ------------------------------------------------------------------------------------------------------------
+# --- places ---------------------------------------------------------------------------------------
 
 ANSWER, LABEL = box((1, 3, 2), (5, 7, 4)), box((2, 2, 2), (6, 5, 6))
 
@@ -118,7 +120,7 @@ def test_training_sees_where_tiny_voxels_lie(
     assert "c1.nii.gz: lies elsewhere" not in said.out + said.err
 
 
-# --- lengths -----------------------------------------------------------------------------------------------------------
+# --- lengths --------------------------------------------------------------------------------------
 
 
 def surface_distance(one: np.ndarray, other: np.ndarray, spacing: tuple[float, ...]) -> float:
@@ -192,7 +194,7 @@ def test_one_metric_with_two_options_is_refused(
     assert "names surface_dice twice" in capsys.readouterr().err
 
 
-# --- values ------------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def cells(seed: int, count: int) -> np.ndarray:
@@ -314,7 +316,7 @@ def test_masks_of_black_and_white_can_vote(white: Any, tmp_path: Path) -> None:
     )
 
 
-# --- tuning ------------------------------------------------------------------------------------------------------------
+# --- tuning ---------------------------------------------------------------------------------------
 
 
 def test_tuning_names_the_unit_of_a_length(

@@ -1,4 +1,6 @@
-"""One case has one score, whichever door it came in by: files, the store, candidates of tuning, arrays."""
+"""One case has one score, whichever door it came in by: files, the store, candidates of tuning,
+arrays.
+"""
 
 from __future__ import annotations
 
@@ -235,7 +237,9 @@ def test_a_case_of_labels_has_one_score(drawn: Drawn, spaced: bool) -> None:
 
 
 def _agrees_with_scikit_learn(scores: Scores, drawn: Drawn) -> None:
-    """Dice of each class is its F1; one that neither map holds is NaN, but for a set of one class, where two empty masks agree."""
+    """Dice of each class is its F1; one that neither map holds is NaN, but for a set of one class,
+    where two empty masks agree.
+    """
     counted = np.ones(SIZE, bool) if drawn.ignore is None else drawn.target != drawn.ignore
     counted &= drawn.fov != 0 if drawn.fov is not None else True
     if not counted.any():
@@ -321,12 +325,14 @@ def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) 
     )
 
 
-# --- a metric of one's own ---------------------------------------------------------------------------------------------
+# --- a metric of one's own ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a metric of labels that is added for one test: the error rate of foreground, with an option."""
+    """The name of a metric of labels that is added for one test: the error rate of foreground, with
+    an option.
+    """
 
     def miss(
         prediction: np.ndarray,
@@ -425,7 +431,7 @@ def test_a_name_is_taken_once(own: str) -> None:
         METRICS.add("my-dice", METRICS["dice"])
 
 
-# --- rules, units, memory ------------------------------------------------------------------------------------------------
+# --- rules, units, memory -------------------------------------------------------------------------
 
 
 def test_version_1_knows_neither_the_set_nor_the_world() -> None:

@@ -1,4 +1,6 @@
-"""The server, driven by a real HTTP client: its answers are predict's files; what it refuses, and how it stops."""
+"""The server, driven by a real HTTP client: its answers are predict's files; what it refuses, and
+how it stops.
+"""
 
 from __future__ import annotations
 
@@ -273,7 +275,9 @@ def test_nothing_is_left_behind(url: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_a_signal_lets_the_request_finish(sharper: Path, tmp_path: Path) -> None:
-    """The command as it is typed: its address is this machine's alone, SIGTERM ends it with 75 after the answer is out."""
+    """The command as it is typed: its address is this machine's alone, SIGTERM ends it with 75
+    after the answer is out.
+    """
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,6 @@
-"""A server that nobody holds up: half-sent and slow requests, clients that do not read, and an end within seconds."""
+"""A server that nobody holds up: half-sent and slow requests, clients that do not read, and an end
+within seconds.
+"""
 
 from __future__ import annotations
 
@@ -268,7 +270,7 @@ def test_pages_are_counted_before_anything_is_decoded(sharper: Path, tmp_path: P
         assert "page" in refusal(post(url, tmp_path / "pages.tif"), 400)
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -310,7 +312,9 @@ def command(checkpoint: Path, temporary: Path) -> Iterator[tuple[subprocess.Pope
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_whatever_clients_do(sharper: Path, tmp_path: Path) -> None:
-    """Beside half-sent heads and bodies, and an image that takes minutes: 4,000 x 4,000 pixels in tiles of 32."""
+    """Beside half-sent heads and bodies, and an image that takes minutes: 4,000 x 4,000 pixels in
+    tiles of 32.
+    """
     Image.new("RGB", (4000, 4000)).save(tmp_path / "large.png")
     with (
         command(sharper, tmp_path / "temporary") as (process, url),

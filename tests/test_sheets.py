@@ -1,4 +1,6 @@
-"""Repairs of sheets on shapes of known topology: what they mend, and that they never join, break or leave a face of the array."""
+"""Repairs of sheets on shapes of known topology: what they mend, and that they never join, break or
+leave a face of the array.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def torn(mask: np.ndarray, radii: tuple[float, ...] = (0.5, 1, 2, 3, 4)) -> np.n
 
 
 def oblique(a: float, b: float, shift: float = 0.0) -> np.ndarray:
-    """One voxel in each column: 26-connected when no slope is above 1, in pieces for 6-connectivity."""
+    """One voxel in each column: 26-connected when no slope is above 1, in pieces for
+    6-connectivity.
+    """
     z, y, x = np.ogrid[-20:21, -8:9, -8:9]
     return z == np.round(a * x + b * y + shift)
 

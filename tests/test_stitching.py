@@ -1,4 +1,6 @@
-"""Stitching, proved: tiles with a halo as wide as the network sees equal the whole image, and what must fail does fail."""
+"""Stitching, proved: tiles with a halo as wide as the network sees equal the whole image, and what
+must fail does fail.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ IMAGE_NET: dict[str, Any] = {"base": 4, "depth": 2, "align_corners": False}
 
 
 def network(name: str, dims: int, inputs: int = 1, **options: Any) -> HeadedNet:
-    """Evaluation mode, after some steps of training mode, so that running statistics are not 0 and 1."""
+    """Evaluation mode, after some steps of training mode, so that running statistics are not 0 and
+    1.
+    """
     torch.manual_seed(0)
     net = build(NamedOptions(name=name, options=options), inputs, 1, dims)
     net.train()(torch.rand(2, inputs, *[2 * d for d in net.divisor]))
@@ -78,7 +82,7 @@ def answer(net: nn.Module, image: Source, **asked: Any) -> np.ndarray:
     return tiled(image, with_fixed_norms(predict_tile, image, tiles), tiles)
 
 
-# --- T1, T2, T4: any network --------------------------------------------------------------------------------------------
+# --- T1, T2, T4: any network ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -136,7 +140,7 @@ def test_order_and_batch_change_nothing() -> None:
         )
 
 
-# --- how far a network sees ---------------------------------------------------------------------------------------------
+# --- how far a network sees -----------------------------------------------------------------------
 
 
 KINDS = [
@@ -156,7 +160,9 @@ KINDS = [
 def test_radius_is_what_a_change_beyond_an_edge_reaches(
     name: str, dims: int, options: dict[str, Any], expected: int | None
 ) -> None:
-    """An independent count: change everything beyond an edge on the stride and look where the answer moves, norms standing still."""
+    """An independent count: change everything beyond an edge on the stride and look where the
+    answer moves, norms standing still.
+    """
     net = network(name, dims, **options)
     radius = receptive.radius(net, 1, dims)
     assert expected is None or radius == (expected,) * dims
@@ -184,7 +190,9 @@ def test_radius_is_what_a_change_beyond_an_edge_reaches(
 
 
 def test_radius_is_tight() -> None:
-    """Positive weights pass every change on: the outermost pixel within the radius moves, on one side of the edge at least."""
+    """Positive weights pass every change on: the outermost pixel within the radius moves, on one
+    side of the edge at least.
+    """
     net = network("image_unet", 2, base=2, depth=2, norm="none", align_corners=False).double()
     for weights in net.parameters():
         weights.data.abs_()
@@ -253,7 +261,7 @@ def test_layers_that_see_the_whole_tile_are_found(
     assert bool(receptive.beyond_statistics(net)) == (not mendable)
 
 
-# --- T3: equal to the whole image ---------------------------------------------------------------------------------------
+# --- T3: equal to the whole image -----------------------------------------------------------------
 
 
 TILE_2D = 48
@@ -307,18 +315,22 @@ def test_systems_equal_the_whole_image(name: str, options: dict[str, Any], patch
 
 
 def test_flips_of_odd_sizes_equal_those_of_the_whole_image() -> None:
-    """The stride is counted from one end; a flipped image is padded before it is flipped, as its tiles are."""
+    """The stride is counted from one end; a flipped image is padded before it is flipped, as its
+    tiles are.
+    """
     net, image = network("image_unet", 2, **IMAGE_NET), source(83, 101)
     halo = receptive.halo(net, 1, 2)
     tiled = answer(net, image, patch=[64] * 2, halo=halo, flips=True)
     np.testing.assert_allclose(tiled, answer(net, image, patch="whole", flips=True), atol=1e-5)
 
 
-# --- T5: what must fail -------------------------------------------------------------------------------------------------
+# --- T5: what must fail ---------------------------------------------------------------------------
 
 
 def blend(image: np.ndarray, tiles: Tiling, profile: Any, net: Any = lambda x: x) -> np.ndarray:
-    """A plain stitcher as they are commonly written: one profile in all tiles, sums divided by the weights, which are clamped."""
+    """A plain stitcher as they are commonly written: one profile in all tiles, sums divided by the
+    weights, which are clamped.
+    """
     total, weight = np.zeros(tiles.padded), np.zeros(tiles.padded)
     window = np.multiply.outer(profile, profile)
     for y, x in tiles.origins():
@@ -352,7 +364,9 @@ def unsharp(x: np.ndarray) -> np.ndarray:
 
 
 def seam_index(error: np.ndarray, lines: list[int], overlap: int) -> float:
-    """Mean gradient of the error across the tiles' edges over that elsewhere, along the last axis; 1 where both are nought."""
+    """Mean gradient of the error across the tiles' edges over that elsewhere, along the last axis;
+    1 where both are nought.
+    """
     jump = np.abs(np.diff(error, axis=-1)).mean(0)
     edges = np.zeros(len(jump), bool)
     edges[[line - 1 for start in lines for line in (start, start + overlap)]] = True
@@ -403,7 +417,7 @@ def test_tiles_off_the_stride_are_not_the_whole_image() -> None:
     assert off > 1e-3
 
 
-# --- T6: networks whose layers see the whole tile ------------------------------------------------------------------------
+# --- T6: networks whose layers see the whole tile -------------------------------------------------
 
 
 NORMED = [
@@ -653,7 +667,7 @@ def test_aligned_corners_are_told_without_statistics_as_a_cure() -> None:
     assert "--norms" not in text
 
 
-# --- the command --------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -733,7 +747,7 @@ def test_command_refuses_tiles_without_room_for_the_halo(
     assert "--patch-size 80 80" in "".join(capsys.readouterr())
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_sums_are_as_high_as_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:

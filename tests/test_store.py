@@ -1,4 +1,6 @@
-"""The store: every fault of the data is found and named, every file is decoded once, arrays on disk are the files' own."""
+"""The store: every fault of the data is found and named, every file is decoded once, arrays on disk
+are the files' own.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def only(faults: Sequence[Fault]) -> Fault:
     return fault
 
 
-# --- faults ------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def test_sound_data_has_no_faults(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_bad_intensities_never_spoil_the_scale(bad: str, tmp_path: Path) -> None
     assert np.isfinite(facts.scale.apply(np.nan_to_num(image[None], posinf=np.inf))).all()
 
 
-# --- facts on disk -----------------------------------------------------------------------------------------------------
+# --- facts on disk --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -358,7 +360,7 @@ def test_progress_may_stop_the_work(tmp_path: Path) -> None:
         )
 
 
-# --- arrays on disk ----------------------------------------------------------------------------------------------------
+# --- arrays on disk -------------------------------------------------------------------------------
 
 
 def build(root: Path, folder: Path, **data) -> list[cache.CachedCase]:
@@ -490,7 +492,7 @@ def test_the_place_of_the_store(tmp_path: Path) -> None:
     ) == Path("elsewhere")
 
 
-# --- normalise ---------------------------------------------------------------------------------------------------------
+# --- normalise ------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=150)
@@ -580,7 +582,7 @@ def test_a_scale_of_other_channels_is_refused() -> None:
         normalise.IntensityScale(low=(0, 0), high=(1, 1)).apply(np.zeros((3, 4, 4)))
 
 
-# --- real data ---------------------------------------------------------------------------------------------------------
+# --- real data ------------------------------------------------------------------------------------
 
 
 def test_fib25_surfaces(shared_data: Path, tmp_path: Path) -> None:

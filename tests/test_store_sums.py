@@ -1,4 +1,6 @@
-"""Arrays of the store carry sums: a damaged one is made again and it is said once; stores of before have none and are taken."""
+"""Arrays of the store carry sums: a damaged one is made again and it is said once; stores of before
+have none and are taken.
+"""
 
 from __future__ import annotations
 

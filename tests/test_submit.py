@@ -1,4 +1,6 @@
-"""Submissions: every fault is found and told at once, the bytes depend on the masks alone, and a file is whole or absent."""
+"""Submissions: every fault is found and told at once, the bytes depend on the masks alone, and a
+file is whole or absent.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +196,9 @@ def test_table_is_compared_but_the_files_decide(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the ensemble was asked for, in whose stead ``a`` and ``c`` are answered and ``a-b`` fails."""
+    """What the ensemble was asked for, in whose stead ``a`` and ``c`` are answered and ``a-b``
+    fails.
+    """
     found: dict[str, Any] = {}
 
     def answer(

@@ -1,4 +1,6 @@
-"""Whatever can be predicted can be submitted: Zarr, numbered channels, names in decomposed Unicode; and answers that lie as their images."""
+"""Whatever can be predicted can be submitted: Zarr, numbered channels, names in decomposed Unicode;
+and answers that lie as their images.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def mask(seed: int) -> np.ndarray:
     return (noise(SHAPE, seed) > 120).astype(np.uint8)
 
 
-# --- every kind of input ------------------------------------------------------------------------------------------------
+# --- every kind of input --------------------------------------------------------------------------
 
 
 def test_zarr_volumes_beside_tiff_are_in_the_zip(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_frames_are_submitted_under_their_own_names(tmp_path: Path) -> None:
     assert list(contents(tmp_path / "s.zip")) == ["f_0000.tif", "f_0001.tif", "f_0002.tif"]
 
 
-# --- the world ----------------------------------------------------------------------------------------------------------
+# --- the world ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("other", ["LPS", "moved", "tiff"])
@@ -158,7 +160,7 @@ def test_answers_that_lie_otherwise_than_their_image_are_refused(
     assert "wrong axes: 1: a (" in capsys.readouterr().err
 
 
-# --- names --------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 NAMES = ["Zürich", "café 2", "n"]
 
@@ -171,7 +173,9 @@ def decomposed(name: str) -> str:
 
 @pytest.mark.parametrize("ending", [".tif", ".zarr"])
 def test_decomposed_names_work_like_composed_ones(ending: str, tmp_path: Path) -> None:
-    """As macOS writes them: predict, ensemble, evaluate and submit read the same ids, whichever file has which spelling."""
+    """As macOS writes them: predict, ensemble, evaluate and submit read the same ids, whichever
+    file has which spelling.
+    """
     for n, name in enumerate(NAMES):
         files.write(tmp_path / "tests" / f"{decomposed(name)}{ending}", noise(SHAPE, n))
         files.write(tmp_path / "labels" / f"{decomposed(name)}{ending}", mask(n))

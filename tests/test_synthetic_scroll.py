@@ -1,4 +1,6 @@
-"""The synthetic scrolls: same bytes from same options, sheets that are thin, apart and hard to find by a threshold."""
+"""The synthetic scrolls: same bytes from same options, sheets that are thin, apart and hard to find
+by a threshold.
+"""
 
 from __future__ import annotations
 
@@ -193,7 +195,8 @@ def test_labels_have_a_rim_and_patches_of_ignore(six: list) -> None:
 def test_sheets_are_thin_several_and_apart(six: list) -> None:
     for _, _, label in six:
         sheet = label == 1
-        # Largest distance to another value: half the thickness, and never more than two voxels and a corner.
+        # Largest distance to another value: half the thickness, and never more than two voxels and
+        # a corner.
         assert 1 <= np.median(edt.edt(sheet, black_border=False)[sheet]) <= 2
         assert (edt.edt(sheet, black_border=False) > 2.5).sum() < 0.01 * sheet.sum()
         parts = np.bincount(cc3d.connected_components(sheet, connectivity=26).ravel())[1:]

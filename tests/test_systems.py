@@ -1,7 +1,9 @@
-"""One loop for every system: small stand-ins for the five train, resume, predict and score through the same commands.
+"""One loop for every system: small stand-ins for the five train, resume, predict and score through
+the same commands.
 
-A stand-in differs from another in its YAML and its files, never in code: volumes and images, label maps and intensities, one head
-or several. Each YAML in configs/ is loaded and its network, losses and steps are looked up.
+A stand-in differs from another in its YAML and its files, never in code: volumes and images, label
+maps and intensities, one head or several. Each YAML in configs/ is loaded and its network, losses
+and steps are looked up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Losses that look at connection: values by hand, gradients, ignored voxels, and that each mends what Dice alone leaves broken."""
+"""Losses that look at connection: values by hand, gradients, ignored voxels, and that each mends
+what Dice alone leaves broken.
+"""
 
 from __future__ import annotations
 
@@ -231,7 +233,9 @@ def test_cldice_is_monais_for_one_channel(seed: int, iterations: int, dims: int)
 
 
 def test_recalls_by_hand() -> None:
-    """A bar of 3 x 8 in 9 x 10 voxels, found with p = 0.25 in it and p = 0.5 elsewhere; the ignored rest would change both."""
+    """A bar of 3 x 8 in 9 x 10 voxels, found with p = 0.25 in it and p = 0.5 elsewhere; the ignored
+    rest would change both.
+    """
     y = torch.zeros(1, 1, 9, 10, dtype=torch.long)
     y[..., 3:6, 1:9] = 1
     p = torch.where(y > 0, 0.25, 0.5)
@@ -273,7 +277,9 @@ def test_surface_recall_sees_a_hole_in_a_sheet_of_any_direction_and_skeleton_rec
 
 @pytest.mark.parametrize("shift", [1, 2, 4])
 def test_boundary_weighs_an_error_by_its_distance(shift: int) -> None:
-    """A half-space answered `shift` voxels too far: layers at 0.5, 1.5, ... of 12, each at most the reach."""
+    """A half-space answered `shift` voxels too far: layers at 0.5, 1.5, ... of 12, each at most the
+    reach.
+    """
     y = torch.zeros(1, 1, 12, 3, 4, dtype=torch.long)
     y[:, :, :5] = 1
     x = torch.full((1, 1, 12, 3, 4), -40.0)
@@ -405,10 +411,12 @@ def test_maps_that_do_not_fit_are_refused() -> None:
 
 @dataclass(frozen=True)
 class Trap:
-    """A label, and a prediction in which voxels that look alike share one logit: what a network cannot tell apart it answers alike.
+    """A label, and a prediction in which voxels that look alike share one logit: what a network
+    cannot tell apart it answers alike.
 
-    ``look`` numbers the kinds of voxels, ``start`` holds their logits before training. Plain gradient descent: Adam would
-    scale a vanishing gradient up again, which is half of what is at stake here.
+    ``look`` numbers the kinds of voxels, ``start`` holds their logits before training. Plain
+    gradient descent: Adam would scale a vanishing gradient up again, which is half of what is at
+    stake here.
     """
 
     label: np.ndarray
@@ -427,11 +435,14 @@ class Trap:
 
 
 def _traps() -> dict[str, Trap]:
-    """Kinds 0, 1, 2: background, doubtful, object. Of the doubtful voxels a majority by count is what Dice follows.
+    """Kinds 0, 1, 2: background, doubtful, object.
 
-    ``cut``: a bar's missing column (3) looks like voxels on its side (4). ``beads``: the same, these lie apart. ``pinhole``: the
-    same in a sheet. ``bridge``: voxels between two sheets look like a few more of a sheet's face. ``sure_...``: every voxel has
-    its own logit, and those of the defect are wrong and certain of it.
+    Of the doubtful voxels a majority by count is what Dice follows.
+
+    ``cut``: a bar's missing column (3) looks like voxels on its side (4). ``beads``: the same,
+    these lie apart. ``pinhole``: the same in a sheet. ``bridge``: voxels between two sheets look
+    like a few more of a sheet's face. ``sure_...``: every voxel has its own logit, and those of the
+    defect are wrong and certain of it.
     """
     bar = np.zeros((12, 32), np.uint8)
     bar[5:8, 3:29] = 1
@@ -470,7 +481,9 @@ MENDS = [
         "cldice",
         "cut",
         1.0,
-    ),  # the gap is a small share of the bar, a larger one of its skeleton; a wider bar keeps its skeleton
+        # the gap is a small share of the bar, a larger one of its skeleton; a wider bar keeps its
+        # skeleton
+    ),
     ("cldice", "pinhole", 1.0),
     ("cldice", "bridge", 1.0),  # all of the bridge is skeleton that lies outside the label
     ("skeleton_recall", "cut", 1.0),  # gaps in lines; false voxels beside them are not felt
@@ -517,7 +530,9 @@ def added(name: str, trap: Trap, weight: float) -> Callable[[Tensor, Tensor], Te
 def test_each_loss_drives_an_answer_to_the_topology_that_dice_misses(
     name: str, trap: str, weight: float
 ) -> None:
-    """Same start, steps and rate; the control has Dice in the term's place, so the same sum of weights."""
+    """Same start, steps and rate; the control has Dice in the term's place, so the same sum of
+    weights.
+    """
     truth = betti_numbers(TRAPS[trap].label)
     assert control(trap, weight) != truth
     assert TRAPS[trap].train(added(name, TRAPS[trap], weight)) == truth
@@ -542,5 +557,7 @@ def test_every_label_loss_that_can_mend_topology_is_shown_to() -> None:
     [("skeleton_recall", "pinhole"), ("tversky", "sure_pinhole"), ("surface_recall", "bridge")],
 )
 def test_no_loss_mends_everything(name: str, trap: str) -> None:
-    """The limits that the docstrings state: lines see no hole in a sheet, overlap no certain error, recall no bridge."""
+    """The limits that the docstrings state: lines see no hole in a sheet, overlap no certain error,
+    recall no bridge.
+    """
     assert TRAPS[trap].train(added(name, TRAPS[trap], 1.0)) != betti_numbers(TRAPS[trap].label)

@@ -1,4 +1,6 @@
-"""Topology metrics worked out on paper in 2D and 3D, against scikit-image, the competition's answers and published Betti numbers."""
+"""Topology metrics worked out on paper in 2D and 3D, against scikit-image, the competition's
+answers and published Betti numbers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def line(voxels: str, dims: int) -> np.ndarray:
 
 
 def ring(at: int, dims: int, size: int = 14) -> np.ndarray:
-    """A square of 4 voxels an edge with a hole of 2x2 (in 3D it lies in one slice), its corner at ``at`` along every axis."""
+    """A square of 4 voxels an edge with a hole of 2x2 (in 3D it lies in one slice), its corner at
+    ``at`` along every axis.
+    """
     labels = np.zeros((size,) * dims, dtype=np.uint8)
     image = labels if dims == 2 else labels[at]
     image[at : at + 4, at : at + 4] = 1
@@ -54,7 +58,9 @@ def shell(at: int, size: int = 14) -> np.ndarray:
 
 @BOTH_DIMENSIONS
 def test_cldice_of_two_lines(dims):
-    """A line one voxel thick is its own skeleton: 6 of 8 predicted voxels are true, 6 of 10 true ones are found."""
+    """A line one voxel thick is its own skeleton: 6 of 8 predicted voxels are true, 6 of 10 true
+    ones are found.
+    """
     prediction, target = line("111111110000", dims), line("001111111111", dims)
     scores = METRICS["cldice"].compute(prediction, target)
     assert scores == pytest.approx(
@@ -107,7 +113,8 @@ def test_voi_and_adapted_rand_of_a_bridged_gap(dims):
         "adapted_rand_recall": 1,
     }
     assert METRICS["adapted_rand"].compute(whole, cut) == pytest.approx(merged)
-    # of 9 true voxels: 72 belong together, of which 2 * 12 were predicted together; the missed voxel is alone
+    # of 9 true voxels: 72 belong together, of which 2 * 12 were predicted together; the missed
+    # voxel is alone
     split = {
         "adapted_rand": 1 - 48 / 96,
         "adapted_rand_precision": 1,
@@ -162,7 +169,9 @@ def test_a_cavity_in_another_place_is_an_error_of_matching_only():
 
 @BOTH_DIMENSIONS
 def test_surface_metrics_of_two_points(dims):
-    """3 voxels apart: the facing half of each point's corners lies 2 from the other point's corners, the other half 3."""
+    """3 voxels apart: the facing half of each point's corners lies 2 from the other point's
+    corners, the other half 3.
+    """
     a, b = (np.zeros((8,) * dims, dtype=np.uint8) for _ in range(2))
     a[(2,) * dims] = b[(5, *(2,) * (dims - 1))] = 1
     shares = [
@@ -175,7 +184,9 @@ def test_surface_metrics_of_two_points(dims):
 
 @BOTH_DIMENSIONS
 def test_distances_of_a_line_with_a_stray_point(dims):
-    """9 of 10 predicted voxels lie on the target's line, one 4 beside it; of the true voxels all are found."""
+    """9 of 10 predicted voxels lie on the target's line, one 4 beside it; of the true voxels all
+    are found.
+    """
     target = np.zeros((9,) * dims, dtype=np.uint8)
     target[(2,) * (dims - 1)] = 1
     prediction = target.copy()
@@ -258,7 +269,9 @@ def test_several_classes_are_averaged(name):
     st.randoms(),
 )
 def test_numbers_of_instances_are_names(maps, random):
-    """Any renumbering of either labeling leaves voi and adapted_rand as they are; scikit-image counts the same."""
+    """Any renumbering of either labeling leaves voi and adapted_rand as they are; scikit-image
+    counts the same.
+    """
     prediction, target = maps
     names = [np.array([0, *random.sample(range(1, 60000), 6)]) for _ in range(2)]
     renamed = [name[labels] for name, labels in zip(names, maps, strict=True)]
@@ -296,7 +309,8 @@ def test_voi_and_adapted_rand_are_those_of_scikit_image(masks):
     split, merge = variation_of_information(*(side[union].astype(int) for side in labels))
     assert voi_of(prediction, target) == pytest.approx((split, merge), abs=1e-12)
     if np.count_nonzero(target) > 1 and prediction.any():
-        # Its pairs within predicted segments and within true ones are interchanged, and 0 / 0 is nan.
+        # Its pairs within predicted segments and within true ones are interchanged, and 0 / 0 is
+        # nan.
         with np.errstate(invalid="ignore", divide="ignore"):
             error, recall, precision = adapted_rand_error(*(side.astype(int) for side in labels))
         scores = METRICS["adapted_rand"].compute(prediction, target)
@@ -341,7 +355,9 @@ def test_voi_is_the_competition_s(shared_data, family):
 @FEW
 @given(MASKS)
 def test_betti_matching_error_lies_between_betti_error_and_the_sum_of_all_features(masks):
-    """A match takes one feature from each side, so no fewer than the difference of the numbers can be left over."""
+    """A match takes one feature from each side, so no fewer than the difference of the numbers can
+    be left over.
+    """
     prediction, target = masks
     least = METRICS["betti_error"].compute(prediction, target)["betti_error"]
     most = sum(map(sum, (morphology.betti_numbers(mask) for mask in masks)))

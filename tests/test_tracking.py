@@ -1,4 +1,6 @@
-"""Trackers get what an epoch's record holds, survive a continued fold, and never stop a training, whatever they raise."""
+"""Trackers get what an epoch's record holds, survive a continued fold, and never stop a training,
+whatever they raise.
+"""
 
 from __future__ import annotations
 

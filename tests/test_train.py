@@ -34,7 +34,9 @@ def run(config: Path, data: Path, out: Path, *more: str) -> int:
 
 
 def fingerprint(run_folder: Path) -> dict[str, str]:
-    """Hashes of everything that must not depend on interruptions: weights, answers, metrics without times."""
+    """Hashes of everything that must not depend on interruptions: weights, answers, metrics without
+    times.
+    """
     out = {}
     for path in sorted(run_folder.rglob("*")):
         name = str(path.relative_to(run_folder))
@@ -154,7 +156,9 @@ def command(config: Path, data: Path, out: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tiny: Path, surfaces: Path, tmp_path: Path) -> None:
-    """SIGKILL in the first epoch, between epochs, while scoring, and SIGTERM: the rerun ends as the undisturbed run does."""
+    """SIGKILL in the first epoch, between epochs, while scoring, and SIGTERM: the rerun ends as the
+    undisturbed run does.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert run(tiny, surfaces, tmp_path / "calm") == 0
     out = tmp_path / "rough"
@@ -200,7 +204,9 @@ def _interrupt(
 def test_a_damaged_newest_state_falls_back(
     tiny: Path, surfaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One flipped byte in the newest state: said aloud, and the state before it leads to the same end."""
+    """One flipped byte in the newest state: said aloud, and the state before it leads to the same
+    end.
+    """
     assert run(tiny, surfaces, tmp_path / "calm", "--fold", "0") == 0
     assert run(tiny, surfaces, tmp_path / "rough", "--fold", "0") == 0
     folder = tmp_path / "rough" / "fold_0"
@@ -411,7 +417,9 @@ def test_nan_in_a_later_epoch_leaves_what_was_good(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The best model and the state of epoch 1 stay, and the rerun without the poison ends as a run that never saw it."""
+    """The best model and the state of epoch 1 stay, and the rerun without the poison ends as a run
+    that never saw it.
+    """
     original = loop._backward
 
     def poison(job: loop.FoldJob, state: loop.State, step: int, batch: dict) -> None:
@@ -461,7 +469,9 @@ def test_a_dead_loader_worker_fails_the_fold(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The worker ends without a word, as one that the kernel kills for its memory; the next start trains the fold."""
+    """The worker ends without a word, as one that the kernel kills for its memory; the next start
+    trains the fold.
+    """
     original = PatchDataset.__getitem__
 
     def die(dataset: PatchDataset, key: Key) -> dict:

@@ -1,4 +1,6 @@
-"""From training to the answer: a model that was trained on an nnU-Net folder knows its axes, voxels and numbered channels."""
+"""From training to the answer: a model that was trained on an nnU-Net folder knows its axes, voxels
+and numbered channels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Training on files of different origin: what does not lie alike is refused, by path, rule and way out; what it saw stands in its models."""
+"""Training on files of different origin: what does not lie alike is refused, by path, rule and way
+out; what it saw stands in its models.
+"""
 
 from __future__ import annotations
 

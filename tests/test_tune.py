@@ -1,4 +1,7 @@
-"""pipeline.tune on runs written by hand: probabilities are blurred labels with noise. And ensembles whose members are runs."""
+"""pipeline.tune on runs written by hand: probabilities are blurred labels with noise.
+
+And ensembles whose members are runs.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ def _scores(metrics: list[NamedOptions], answer, truth) -> dict[str, float]:
 
 
 def make_run(folder: Path, soft=faint, seed: int = 0, groups: str = "aabbcc") -> Path:
-    """A run of two folds, one case for each letter, as pipeline.train leaves it; labels lie beside it."""
+    """A run of two folds, one case for each letter, as pipeline.train leaves it; labels lie beside
+    it.
+    """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(TINY)
@@ -128,7 +133,7 @@ def row(run: Path, name: str) -> dict:
     return next(r for r in result(run)["rows"] if r["name"] == name)
 
 
-# --- the command -------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_a_gain_that_is_there_is_found_and_written(
@@ -300,7 +305,7 @@ def test_a_foreign_ensemble_is_not_overwritten(
     assert "a note" not in out.read_text()
 
 
-# --- scores are computed once ------------------------------------------------------------------------------------------
+# --- scores are computed once ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -445,7 +450,7 @@ def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
     assert go(run) == 0
 
 
-# --- parts -------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def test_mixtures_lie_on_the_simplex() -> None:
@@ -482,7 +487,7 @@ def test_cases_without_a_value_are_left_out(
     ), "no gain, no change"
 
 
-# --- ensembles of runs -------------------------------------------------------------------------------------------------
+# --- ensembles of runs ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

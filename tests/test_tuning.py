@@ -1,4 +1,6 @@
-"""The search for post-processing on made-up scores: it finds what was planted, never looks at what is held out, and gains nothing from noise."""
+"""The search for post-processing on made-up scores: it finds what was planted, never looks at what
+is held out, and gains nothing from noise.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def options(candidate: Candidate) -> dict[str, float]:
 
 
 def planted(case: str, candidate: Candidate) -> float:
-    """Best at threshold 0.3 with dust below 100 and no other step; cases differ in level, hardly in taste."""
+    """Best at threshold 0.3 with dust below 100 and no other step; cases differ in level, hardly in
+    taste.
+    """
     have = options(candidate)
     loss = (
         abs(have["threshold"] - 0.3)
@@ -105,7 +109,9 @@ def test_member_weights_are_searched() -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), held=st.sampled_from(sorted(PARTS)))
 def test_a_choice_does_not_depend_on_what_it_is_scored_on(seed: int, held: str) -> None:
-    """Whatever the held-out cases' scores are, the choice made without them is the same; the choice on all cases is not."""
+    """Whatever the held-out cases' scores are, the choice made without them is the same; the choice
+    on all cases is not.
+    """
 
     def other(case: str, candidate: Candidate) -> float:
         return (
@@ -134,7 +140,9 @@ def test_what_is_best_on_one_group_alone_is_not_chosen_for_it() -> None:
 
 
 def test_noise_gains_nothing_out_of_sample() -> None:
-    """Scores without any truth in them: the choice on all cases seems to gain, the nested one does not."""
+    """Scores without any truth in them: the choice on all cases seems to gain, the nested one does
+    not.
+    """
     nested, optimistic = [], []
     for seed in range(25):
 
@@ -151,7 +159,7 @@ def test_noise_gains_nothing_out_of_sample() -> None:
     assert np.mean(optimistic) > 0.3
 
 
-# --- the rule of choice ------------------------------------------------------------------------------------------------
+# --- the rule of choice ---------------------------------------------------------------------------
 
 
 def of_length(*lengths: int) -> list[Candidate]:
@@ -190,7 +198,7 @@ def test_scores_that_are_not_finite_are_out() -> None:
     assert search.pick(of_length(2, 1), np.array([[0.1], [0.2]])) == 1  # one case has no spread
 
 
-# --- intervals ---------------------------------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
 
 
 def test_interval_agrees_with_scipy() -> None:
@@ -231,7 +239,7 @@ def test_same_seed_same_interval_and_signs_are_counted() -> None:
     assert same.low == same.high == same.mean == 0.25
 
 
-# --- parts and the space -----------------------------------------------------------------------------------------------
+# --- parts and the space --------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,4 +1,6 @@
-"""Validation over an epoch: voxels are counted, not scores averaged; nothing to count is NaN; old runs keep their rule."""
+"""Validation over an epoch: voxels are counted, not scores averaged; nothing to count is NaN; old
+runs keep their rule.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def fail(case_id: str) -> None:
 def scored(
     rules: PatchRules, answers: np.ndarray, labels: np.ndarray, batch: int = 2
 ) -> dict[str, float]:
-    """Values of patches whose network answers ``answers``, in batches, by way of JSON as between ranks."""
+    """Values of patches whose network answers ``answers``, in batches, by way of JSON as between
+    ranks.
+    """
     channels = 1 if rules.config.data.classes == 2 else rules.config.data.classes
     total = PatchScores(rules)
     for first in range(0, len(answers), batch):
@@ -88,7 +92,9 @@ def scored(
 def test_an_epoch_is_one_large_patch(
     maps: tuple[np.ndarray, np.ndarray], binary: bool, batch: int
 ) -> None:
-    """Of counted metrics, whatever the batches: Dice of several classes is that of all voxels together, class by class."""
+    """Of counted metrics, whatever the batches: Dice of several classes is that of all voxels
+    together, class by class.
+    """
     top = 1 if binary else 2
     answers, labels = np.minimum(maps[0], top), np.where(maps[1] == 3, 3, np.minimum(maps[1], top))
     rules = PatchRules(config=config(top + 1), version=2, fail=fail)
@@ -152,7 +158,7 @@ def test_probabilities_of_an_epoch_are_ranked_together() -> None:
     assert total.result() == {"val_roc_auc": 0.75}
 
 
-# --- through the command -----------------------------------------------------------------------------------------------
+# --- through the command --------------------------------------------------------------------------
 
 THREE = """
 name: three
@@ -168,7 +174,9 @@ predict: {overlap: 4}
 def data_set(
     root: Path, ignored: tuple[int, ...] = (), spacing: tuple[float, ...] = (1, 1, 3)
 ) -> Path:
-    """Four NIfTI cases of two classes, of which half lack class 2; those of ``ignored`` are not labelled at all."""
+    """Four NIfTI cases of two classes, of which half lack class 2; those of ``ignored`` are not
+    labelled at all.
+    """
     for n in range(4):
         image, label = sheets((20, 20, 20), n)
         label[label == 2] = 0
@@ -217,7 +225,9 @@ def test_a_run_has_the_same_columns_in_every_epoch_and_lengths_in_millimetres(
 def test_the_answers_of_a_fold_score_as_they_did_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its cases are known without an option: the other labels are not missing. (Kept answers come from probabilities in half precision.)"""
+    """Its cases are known without an option: the other labels are not missing. (Kept answers come
+    from probabilities in half precision.)
+    """
     data_set(tmp_path / "data")
     run(tmp_path, "--fold", "-1")
     for fold in (0, 1):

@@ -1,4 +1,6 @@
-"""The 2D system from folders to scores: colour images with a field of view, SA-UNet, frames, pooling, tuning inside the field of view."""
+"""The 2D system from folders to scores: colour images with a field of view, SA-UNet, frames,
+pooling, tuning inside the field of view.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,11 @@ postprocess: [threshold]
 
 
 def eye(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image ``(3, Y, X)``, vessels and field of view ``(Y, X)``: wavy dark green lines on a bright disc in a black frame.
+    """Image ``(3, Y, X)``, vessels and field of view ``(Y, X)``: wavy dark green lines on a bright
+    disc in a black frame.
 
-    Four annotated pixels lie in a corner outside the disc, where nothing can be seen (CHASE_DB1 has such).
+    Four annotated pixels lie in a corner outside the disc, where nothing can be seen (CHASE_DB1 has
+    such).
     """
     draw = np.random.default_rng(seed)
     y, x = np.indices(SHAPE)

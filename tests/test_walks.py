@@ -1,4 +1,6 @@
-"""The walks of docs/architecture.md: each module that is named is imported by the one above it, and lies no higher."""
+"""The walks of docs/architecture.md: each module that is named is imported by the one above it, and
+lies no higher.
+"""
 
 from __future__ import annotations
 

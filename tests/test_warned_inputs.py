@@ -1,4 +1,6 @@
-"""What prediction says of an image that its normalisation or its file makes doubtful, in memory and by blocks."""
+"""What prediction says of an image that its normalisation or its file makes doubtful, in memory and
+by blocks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""OME-Zarr and arrays that stay in their file: what is sliced is what is read, round trips keep scale and axes, folders are whole or absent."""
+"""OME-Zarr and arrays that stay in their file: what is sliced is what is read, round trips keep
+scale and axes, folders are whole or absent.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +222,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.zarr"]
 
 
-# --- arrays that stay in their file ------------------------------------------------------------------------------------
+# --- arrays that stay in their file ---------------------------------------------------------------
 
 STACK = RNG.integers(0, 200, (11, 8, 10)).astype(np.uint8)
 VIEWED = {

@@ -1,4 +1,6 @@
-"""Tiled prediction of one head, for tests whose networks are plain functions; soft predictions from one array."""
+"""Tiled prediction of one head, for tests whose networks are plain functions; soft predictions from
+one array.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def tiled(
 
 
 def soft_of(config: Config, soft: np.ndarray, cached: CachedCase) -> SoftPrediction:
-    """The soft prediction of a case in the store; the channel of an image behind its own is the mask."""
+    """The soft prediction of a case in the store; the channel of an image behind its own is the
+    mask.
+    """
     meta = held_out.meta_of(cached, config)
     return SoftPrediction(
         case_id=cached.case.id, heads=split(soft, meta.channels, meta.task), meta=meta

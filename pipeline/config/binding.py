@@ -18,14 +18,18 @@ from pipeline.records import LossTerm, NamedOptions
 from pipeline.registry import Registry, function_of
 
 OPTION = 2**63
-"""Whole numbers below this, by amount, can be options of a table's entries: other libraries take no more."""
+"""Whole numbers below this, by amount, can be options of a table's entries: other libraries take no
+more.
+"""
 
 
 class OptionTypeError(ConfigError):
     """An option of a table's entry whose value is not of the annotated type."""
 
     def in_own_words(self, call: Callable[[], object]) -> ConfigError:
-        """What the entry itself says when it is called with that option, which names the rule better; else this error."""
+        """What the entry itself says when it is called with that option, which names the rule
+        better; else this error.
+        """
         try:
             call()
         except ConfigError as own:
@@ -48,11 +52,12 @@ def bind(
     where: str,
     given: typing.Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """``table[part.name]`` (of a record its :func:`pipeline.registry.function_of`) with the part's options bound as keywords.
+    """``table[part.name]`` (of a record its :func:`pipeline.registry.function_of`) with the part's
+    options bound as keywords.
 
-    ``given`` names the arguments that the caller will add; options may not name those. Raises ConfigError for an unknown
-    name, an unknown option, a value that is not what the function's annotation says, or an argument that neither the options nor
-    the caller provide.
+    ``given`` names the arguments that the caller will add; options may not name those. Raises
+    ConfigError for an unknown name, an unknown option, a value that is not what the function's
+    annotation says, or an argument that neither the options nor the caller provide.
     """
     if part.name not in table:
         raise ConfigError(f"{where}: {part.name[:SHOWN]!r} is unknown. {nearest(part.name, table)}")
@@ -99,7 +104,10 @@ def _annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether an option from YAML is of an annotated type. A list is a sequence, a whole number is also a float; NaN is no number."""
+    """Whether an option from YAML is of an annotated type.
+
+    A list is a sequence, a whole number is also a float; NaN is no number.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, k) for k in arguments)

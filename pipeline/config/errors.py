@@ -1,4 +1,6 @@
-"""What is wrong with a config, in words: errors, and problems that are noted while a whole config is read."""
+"""What is wrong with a config, in words: errors, and problems that are noted while a whole config
+is read.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,17 @@ def shown(value: Any) -> str:
 
 
 class ConfigError(UserError):
-    """A YAML file, an override or an option of a table's entry that cannot be used. The message names key, value, rule and cure."""
+    """A YAML file, an override or an option of a table's entry that cannot be used.
+
+    The message names key, value, rule and cure.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a config: the sentence to show, and the keys without which it would not be wrong."""
+    """One thing that is wrong with a config: the sentence to show, and the keys without which it
+    would not be wrong.
+    """
 
     text: str
     keys: tuple[str, ...] = ()
@@ -33,11 +40,16 @@ class Problem:
 noted_problems: contextvars.ContextVar[list[Problem] | None] = contextvars.ContextVar(
     "_found", default=None
 )
-"""Where the checks of a config's dataclasses put what they find while one is read; None where each raises at once."""
+"""Where the checks of a config's dataclasses put what they find while one is read; None where each
+raises at once.
+"""
 
 
 def require(good: bool, message: str, *keys: str) -> None:
-    """Raise ConfigError unless ``good``, or only take note while a whole config is read. ``keys`` would mend it if they were left out."""
+    """Raise ConfigError unless ``good``, or only take note while a whole config is read.
+
+    ``keys`` would mend it if they were left out.
+    """
     if good:
         return
     found = noted_problems.get()

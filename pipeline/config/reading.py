@@ -1,4 +1,6 @@
-"""From a YAML file and overrides to a :class:`~pipeline.config.schema.Config`, and back to plain values."""
+"""From a YAML file and overrides to a :class:`~pipeline.config.schema.Config`, and back to plain
+values.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ MOST_SHOWN = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What reading a config found. Where there are problems, ``config`` has the keys in ``replaced`` at their defaults.
+    """What reading a config found.
+
+    Where there are problems, ``config`` has the keys in ``replaced`` at their defaults.
 
     It is None where even that gives no config.
     """
@@ -38,12 +42,15 @@ class Reading:
     replaced: tuple[str, ...] = ()
 
     def relies_on(self, key: str) -> bool:
-        """Whether a key, or one that holds it, was replaced: what is said about it would not be about the user's file."""
+        """Whether a key, or one that holds it, was replaced: what is said about it would not be
+        about the user's file.
+        """
         return any(key == r or key.startswith(f"{r}.") for r in self.replaced)
 
 
 def load(path: Path | str, overrides: typing.Sequence[str] | str = ()) -> Config:
-    """Read a system's YAML, apply ``KEY=VALUE`` overrides (dotted keys, YAML values) and check everything.
+    """Read a system's YAML, apply ``KEY=VALUE`` overrides (dotted keys, YAML values) and check
+    everything.
 
     Raises ConfigError listing every fault found.
     """
@@ -57,7 +64,8 @@ def load(path: Path | str, overrides: typing.Sequence[str] | str = ()) -> Config
 
 
 def examine(path: Path, overrides: typing.Sequence[str] = ()) -> Reading:
-    """As :func:`load`, but with the problems in a list, so that what else there is can be checked, too.
+    """As :func:`load`, but with the problems in a list, so that what else there is can be checked,
+    too.
 
     Raises ConfigError only where the file is missing or no YAML.
     """
@@ -69,7 +77,9 @@ def examine(path: Path, overrides: typing.Sequence[str] = ()) -> Reading:
 def _read_with(
     path: Path, overrides: typing.Sequence[str], problems: list[Problem]
 ) -> dict[str, Any]:
-    """The YAML file with the overrides; those that cannot be applied are left out and become problems."""
+    """The YAML file with the overrides; those that cannot be applied are left out and become
+    problems.
+    """
     if not path.is_file():
         have = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -86,7 +96,9 @@ def _read_with(
 
 
 def override(data: dict[str, Any], text: str) -> None:
-    """Apply one ``a.b.c=value`` to nested dicts in place; the value is read as YAML, ``a.0.b`` reaches into lists."""
+    """Apply one ``a.b.c=value`` to nested dicts in place; the value is read as YAML, ``a.0.b``
+    reaches into lists.
+    """
     key, equals, value = text.partition("=")
     option = f"--set {text[:SHOWN]!r}"
     *parents, last = key.strip().split(".")
@@ -120,12 +132,18 @@ def _index(node: list, name: str, option: str) -> int:
 
 
 def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
-    """Config from nested dicts (a YAML file, the header of a model file). Raises ConfigError with every structural fault."""
+    """Config from nested dicts (a YAML file, the header of a model file).
+
+    Raises ConfigError with every structural fault.
+    """
     return structure(data, Config, where)
 
 
 def structure(data: Mapping[str, Any], kind: type[T], where: str) -> T:
-    """Nested dicts as the frozen dataclass ``kind``. Raises ConfigError with every structural fault."""
+    """Nested dicts as the frozen dataclass ``kind``.
+
+    Raises ConfigError with every structural fault.
+    """
     reading = _read(data, kind)
     if reading.problems:
         raise ConfigError(f"{where}:\n  " + _listed(reading.problems))
@@ -138,11 +156,15 @@ def _listed(problems: typing.Sequence[Problem]) -> str:
 
 
 ROUNDS = 50
-"""Times that a config is read, each time without the keys that were wrong before; a file has no more faults in a row than that."""
+"""Times that a config is read, each time without the keys that were wrong before; a file has no
+more faults in a row than that.
+"""
 
 
 def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
-    """Read ``kind`` from nested dicts; what stands behind a fault is found by reading again with the faulty key at its default."""
+    """Read ``kind`` from nested dicts; what stands behind a fault is found by reading again with
+    the faulty key at its default.
+    """
     unknown: list[str] = []
     full = _expand(dict(data), kind, "", unknown)
     problems, replaced = [Problem(text) for text in unknown], list[str]()
@@ -171,7 +193,9 @@ def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
 
 
 def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
-    """Dotted keys of NaN, which any rule of the form "not below" lets pass; options of entries are looked at by :func:`bind`."""
+    """Dotted keys of NaN, which any rule of the form "not below" lets pass; options of entries are
+    looked at by :func:`bind`.
+    """
     if isinstance(value, float) and math.isnan(value):
         yield key.removeprefix(".")
     items = (
@@ -226,11 +250,15 @@ STAND_INS = {
     r"data\.augment\.\d+": {"name": "flip"},
     r"data\.folders\.image": "images",
 }
-"""What stands where a faulty key has no default, so that the others can be checked; nothing is said about these themselves."""
+"""What stands where a faulty key has no default, so that the others can be checked; nothing is said
+about these themselves.
+"""
 
 
 def _take_away(full: Any, key: str) -> str | None:
-    """Remove the entry at a dotted key, or the nearest one around it, so that its default counts; returns which, None for none."""
+    """Remove the entry at a dotted key, or the nearest one around it, so that its default counts;
+    returns which, None for none.
+    """
     parts = key.split(".")
     while parts:
         where, at = ".".join(parts), _at(full, parts[:-1])
@@ -274,7 +302,9 @@ def _at(full: Any, parts: typing.Sequence[str]) -> Any:
 
 
 def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
-    """Spell out the shorthand ``flip`` -> ``{name: flip}`` and collect unknown keys with the nearest right one."""
+    """Spell out the shorthand ``flip`` -> ``{name: flip}`` and collect unknown keys with the
+    nearest right one.
+    """
     kind = (
         next((k for k in typing.get_args(kind) if k is not type(None)), kind)
         if isinstance(kind, types.UnionType)
@@ -304,7 +334,10 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dicts, complete: every default written out. Paths of plugins are no part of what a run or a model file keeps."""
+    """Nested plain dicts, complete: every default written out.
+
+    Paths of plugins are no part of what a run or a model file keeps.
+    """
     settings = plain(config)
     del settings["plugins"]
     return settings

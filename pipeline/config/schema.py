@@ -17,7 +17,9 @@ from pipeline.records import LossTerm, NamedOptions
 STRICT = {"extra": "forbid"}
 
 MOST_FOLDS = 1000
-"""Folds of a run; each is trained by itself, and every command that reads a run looks for all of them."""
+"""Folds of a run; each is trained by itself, and every command that reads a run looks for all of
+them.
+"""
 
 
 LONGEST_PATTERN = 1000
@@ -40,9 +42,14 @@ class Folds:
     count: int = 5
     """Number of folds."""
     by: Literal["case", "group"] = "case"
-    """``case``: plain shuffled KFold over cases. ``group``: cases of one group (scroll, patient) stay on one side."""
+    """``case``: plain shuffled KFold over cases.
+
+    ``group``: cases of one group (scroll, patient) stay on one side.
+    """
     pattern: str | None = None
-    """Regular expression whose first bracket finds the group in a case's id: ``'_(\\d+)[LR]$'``. ``null``: groups stand in ``train.csv``."""
+    """Regular expression whose first bracket finds the group in a case's id: ``'_(\\d+)[LR]$'``.
+    ``null``: groups stand in ``train.csv``.
+    """
 
     def __post_init__(self) -> None:
         require(
@@ -69,19 +76,33 @@ class Patch:
     size: tuple[int, ...] = (128, 128, 128)
     """Voxels along each space axis of a training sample."""
     foreground: tuple[float, float] | None = (0.3, 0.7)
-    """Wanted share of foreground among the labelled voxels of a patch. ``null``: positions are drawn uniformly."""
+    """Wanted share of foreground among the labelled voxels of a patch.
+
+    ``null``: positions are drawn uniformly.
+    """
     tries: int = 10
-    """Positions drawn before the one nearest to the wanted share is taken. Thin sheets may never reach 30 %; the share achieved is logged."""
+    """Positions drawn before the one nearest to the wanted share is taken.
+
+    Thin sheets may never reach 30 %; the share achieved is logged.
+    """
     batch: int = 2
     """Samples per step."""
     per_case: int = 1
     """Patches drawn from each training case in an epoch."""
     grid: float | None = None
-    """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the border."""
+    """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of
+    ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the
+    border.
+    """
     changed: float | None = None
-    """With ``data.change``: least share of patches that hold some of that difference_mask, e.g. 0.5. Random patches are then drawn around places of the difference_mask; of a grid, slices without any are left out of an epoch, others every time. ``null``: as it comes."""
+    """With ``data.change``: least share of patches that hold some of that difference_mask, e.g.
+    0.5. Random patches are then drawn around places of the difference_mask; of a grid, slices
+    without any are left out of an epoch, others every time. ``null``: as it comes.
+    """
     border: Literal["zero", "mirror"] = "zero"
-    """What fills a patch where the image is smaller: 0 after normalisation (in labels the ignored value), or the image mirrored at its border."""
+    """What fills a patch where the image is smaller: 0 after normalisation (in labels the ignored
+    value), or the image mirrored at its border.
+    """
 
     def __post_init__(self) -> None:
         require(
@@ -115,9 +136,15 @@ class Patch:
 class Frames:
     __pydantic_config__ = STRICT
     fov: str | None = None
-    """Role (a folder of ``data.folders``) of masks of the field of view. Every metric of labels is then given twice: ``NAME_fov`` inside it, ``NAME_full`` over the whole image; it is no target, and training sees whole images."""
+    """Role (a folder of ``data.folders``) of masks of the field of view.
+
+    Every metric of labels is then given twice: ``NAME_fov`` inside it, ``NAME_full`` over the whole
+    image; it is no target, and training sees whole images.
+    """
     padded: tuple[int, ...] | None = None
-    """With ``fov``: also ``NAME_padded``, over the image with background added up to this size, as some published scores were counted."""
+    """With ``fov``: also ``NAME_padded``, over the image with background added up to this size, as
+    some published scores were counted.
+    """
 
     def __post_init__(self) -> None:
         require(
@@ -136,7 +163,9 @@ class Frames:
 class Change:
     __pydantic_config__ = STRICT
     by: Literal["value", "colour"] = "value"
-    """What is compared, in levels of 0..255: ``value`` of HSV (the greatest of R, G and B), which does not see a pure change of hue; ``colour``: the greatest difference of any channel."""
+    """What is compared, in levels of 0..255: ``value`` of HSV (the greatest of R, G and B), which
+    does not see a pure change of hue; ``colour``: the greatest difference of any channel.
+    """
     magnifier: float = 1.0
     """Factor of the difference."""
     threshold: float = 3.0
@@ -170,27 +199,44 @@ class Data:
     root: str = "data"
     """Folder of the data set; ``--data-dir`` replaces it."""
     layout: Literal["auto", "competition", "nnunet", "folders"] = "auto"
-    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``, ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``. ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them, ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there."""
+    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``,
+    ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``.
+    ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them,
+    ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there.
+    """
     folders: Mapping[str, str] = field(
         default_factory=lambda: {"image": "images", "label": "masks"}
     )
-    """Layout ``folders`` only: role to folder. ``image`` is the input, every other role is a target of the same name."""
+    """Layout ``folders`` only: role to folder.
+
+    ``image`` is the input, every other role is a target of the same name.
+    """
     test: str = "test_images"
     """Layout ``folders`` only: folder of images without targets; may be absent."""
     dims: Literal[2, 3] = 3
     """Space axes of a sample: 3 for volumes, 2 for images."""
     targets: Mapping[str, Literal["labels", "image"]] = field(default_factory=dict)
-    """What each target is. Default: ``{label: labels}`` for task labels, ``{target: image}`` for task image."""
+    """What each target is.
+
+    Default: ``{label: labels}`` for task labels, ``{target: image}`` for task image.
+    """
     classes: int = 2
-    """Label values including background. 2: one output channel and a sigmoid; more: one channel per class and a softmax."""
+    """Label values including background. 2: one output channel and a sigmoid; more: one channel per
+    class and a softmax.
+    """
     ignore_label: int | None = None
     """Label value that no loss and no metric counts."""
     binarise: float | None = None
-    """Two classes only: label values above this are foreground, all others background; for masks kept as JPEG or resized with interpolation. ``null``: every value must be a class."""
+    """Two classes only: label values above this are foreground, all others background; for masks
+    kept as JPEG or resized with interpolation. ``null``: every value must be a class.
+    """
     frames: Frames = field(default_factory=Frames)
     """Parts of an image that metrics count in."""
     change: Change | None = None
-    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such mask."""
+    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for
+    losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such
+    mask.
+    """
     folds: Folds = field(default_factory=Folds)
     normalise: NamedOptions = field(
         default_factory=lambda: NamedOptions(name="percentile", options={"low": 0.5, "high": 99.5})
@@ -198,9 +244,14 @@ class Data:
     """Entry of NORMALISE, the same in training and prediction."""
     patch: Patch = field(default_factory=Patch)
     augment: tuple[NamedOptions, ...] = ()
-    """Entries of AUGMENT, applied in this order, each with its own probability (``p``, 0.5 unless stated)."""
+    """Entries of AUGMENT, applied in this order, each with its own probability (``p``, 0.5 unless
+    stated).
+    """
     store: str | None = None
-    """Folder of the memory-mapped store. Default: ``<root>/store`` where data_prep made one, else ``<run>/store``."""
+    """Folder of the memory-mapped store.
+
+    Default: ``<root>/store`` where data_prep made one, else ``<run>/store``.
+    """
     workers: int = 0
     """Loader processes. 0 loads in the main process. Results do not depend on it."""
 
@@ -242,7 +293,9 @@ class Average:
     lr: float | None = 5e-5
     """Constant learning rate from that epoch on; ``null`` keeps the schedule."""
     decay: float | None = 0.9
-    """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch; ``null``: equal average of all epochs."""
+    """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch; ``null``:
+    equal average of all epochs.
+    """
 
     def __post_init__(self) -> None:
         require_at_least(0, "train.average", start=self.start)
@@ -257,7 +310,9 @@ class Average:
 class Stop:
     __pydantic_config__ = STRICT
     monitor: str = "val_loss"
-    """Value that chooses the best epoch and ends training: ``val_loss`` or ``val_<metric>`` for any metric of ``train.validate``."""
+    """Value that chooses the best epoch and ends training: ``val_loss`` or ``val_<metric>`` for any
+    metric of ``train.validate``.
+    """
     patience: int = 50
     """Epochs without improvement before the fold ends."""
 
@@ -269,11 +324,16 @@ class Stop:
 class Validate:
     __pydantic_config__ = STRICT
     every: int = 1
-    """Epochs between validations on fixed patches of the held-out cases. The last epoch is always validated."""
+    """Epochs between validations on fixed patches of the held-out cases.
+
+    The last epoch is always validated.
+    """
     per_case: int = 1
     """Fixed patches per held-out case."""
     metrics: tuple[NamedOptions, ...] = ()
-    """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr`` for images."""
+    """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr``
+    for images.
+    """
 
     def __post_init__(self) -> None:
         require_at_least(1, "train.validate", every=self.every, per_case=self.per_case)
@@ -301,7 +361,9 @@ class Train:
     )
     """Entry of OPTIMIZERS: adam, adamw, sgd, with the options of torch.optim."""
     schedule: NamedOptions = field(default_factory=lambda: NamedOptions(name="constant"))
-    """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly, one_cycle, constant."""
+    """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly,
+    one_cycle, constant.
+    """
     average: Average | None = None
     """Stochastic weight averaging; ``null`` switches it off."""
     stop: Stop = field(default_factory=Stop)
@@ -311,7 +373,9 @@ class Train:
     clip: float | None = None
     """Largest norm of the gradient; ``null``: not clipped."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Automatic mixed precision on CUDA; on CPU only ``bf16`` has an effect, and it is slower on most machines."""
+    """Automatic mixed precision on CUDA; on CPU only ``bf16`` has an effect, and it is slower on
+    most machines.
+    """
     compile: bool = False
     """``torch.compile`` the network."""
     channels_last: bool = False
@@ -320,7 +384,9 @@ class Train:
     preview_every: int = 10
     """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
     preview_steps: int = 0
-    """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction, target), task image; 0: none."""
+    """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction,
+    target), task image; 0: none.
+    """
     keep_every: int = 0
     """Epochs between model files ``epoch_NNNN.safetensors`` that stay beside the best; 0: none."""
     sync_batchnorm: bool = False
@@ -330,7 +396,10 @@ class Train:
     save_steps: int = 0
     """Steps after which the state is saved within an epoch, too; 0: only at its end."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
-    """Trackers that also get parameters, metrics and the model (extra ``tracking``). One that fails is dropped with a warning."""
+    """Trackers that also get parameters, metrics and the model (extra ``tracking``).
+
+    One that fails is dropped with a warning.
+    """
 
     def __post_init__(self) -> None:
         require_at_least(1, "train", epochs=self.epochs, accumulate=self.accumulate)
@@ -367,7 +436,9 @@ class Predict:
     patch: tuple[int, ...] | Literal["whole"] | None = None
     """Tile size; ``whole``: each image in one piece; ``null``: the training patch size."""
     overlap: int = 32
-    """Voxels that neighbouring tiles share along each axis; tiles shorter than twice this share half."""
+    """Voxels that neighbouring tiles share along each axis; tiles shorter than twice this share
+    half.
+    """
     window: Literal["gaussian", "hann", "feather", "constant"] = "gaussian"
     """Blending weight inside a tile. All are positive up to the last voxel."""
     one_sided: bool = True
@@ -375,7 +446,12 @@ class Predict:
     halo: int = 0
     """Voxels at inner tile faces that are computed and thrown away."""
     norms: Literal["tile", "frozen", "exact"] = "tile"
-    """Statistics of layers that depend on the whole tile (group and instance norm). ``tile``: of each tile by itself, with a warning that measures the difference; ``frozen``: of one pass over the whole image, reduced where it is large; ``exact``: of the whole image, found tile by tile, one pass for each such layer."""
+    """Statistics of layers that depend on the whole tile (group and instance norm).
+
+    ``tile``: of each tile by itself, with a warning that measures the difference; ``frozen``: of
+    one pass over the whole image, reduced where it is large; ``exact``: of the whole image, found
+    tile by tile, one pass for each such layer.
+    """
     batch: int = 1
     """Tiles per forward pass."""
     flips: bool = False
@@ -418,10 +494,15 @@ class Config:
     train: Train = field(default_factory=Train)
     predict: Predict = field(default_factory=Predict)
     postprocess: tuple[NamedOptions, ...] = ()
-    """Steps from soft prediction to answer, in this order. Without a deciding step (threshold, hysteresis, argmax) the task decides."""
+    """Steps from soft prediction to answer, in this order.
+
+    Without a deciding step (threshold, hysteresis, argmax) the task decides.
+    """
     plugins: tuple[str, ...] = ()
-    """Files of Python that add entries to the tables, below the working folder unless absolute (docs/extending.md). They run because this
-    file is the user's own; a run and a model file keep names and hashes instead of paths, and nothing that stands there is run."""
+    """Files of Python that add entries to the tables, below the working folder unless absolute
+    (docs/extending.md). They run because this file is the user's own; a run and a model file keep
+    names and hashes instead of paths, and nothing that stands there is run.
+    """
 
     def __post_init__(self) -> None:
         require(
@@ -482,11 +563,15 @@ class Config:
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the difference_mask of ``data.change``."""
+        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the
+        difference_mask of ``data.change``.
+        """
         return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of view."""
+        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of
+        view.
+        """
         fov = self.data.frames.fov
         return self.targets if fov is None else {**self.targets, fov: "mask"}

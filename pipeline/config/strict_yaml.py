@@ -1,4 +1,6 @@
-"""YAML of a config, of which only the plain part is taken: no tags, no anchors that grow, no double keys."""
+"""YAML of a config, of which only the plain part is taken: no tags, no anchors that grow, no double
+keys.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from typing import Any
 from pipeline.config.errors import SHOWN, ConfigError
 
 LARGEST_FILE = 2**18
-"""Bytes of a YAML file: a hundred times a shipped config. Larger ones take a minute to read and are something else."""
+"""Bytes of a YAML file: a hundred times a shipped config.
+
+Larger ones take a minute to read and are something else.
+"""
 
 
 DEEPEST = 32
@@ -52,7 +57,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain data: text, numbers, true and false, null, lists, and mappings from text. Raises ConfigError for all else."""
+    """YAML as plain data: text, numbers, true and false, null, lists, and mappings from text.
+
+    Raises ConfigError for all else.
+    """
     import yaml
 
     try:
@@ -161,7 +169,9 @@ def _require_keys(keys: typing.Sequence[Any]) -> None:
 
 
 def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
-    """Raise ConfigError for a scalar that no key takes, and for one that YAML 1.1 reads as another number than people do."""
+    """Raise ConfigError for a scalar that no key takes, and for one that YAML 1.1 reads as another
+    number than people do.
+    """
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
             raise ConfigError(

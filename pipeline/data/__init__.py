@@ -1,1 +1,3 @@
-"""From folders on disk to batches: find cases, check them, store them, split them, normalise them, draw patches."""
+"""From folders on disk to batches: find cases, check them, store them, split them, normalise them,
+draw patches.
+"""

@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Handle of an ``.npy`` array ``(C, *S)``: a path, opened where it is used. Copies and pickles carry the path, never pixels."""
+    """Handle of an ``.npy`` array ``(C, *S)``: a path, opened where it is used.
+
+    Copies and pickles carry the path, never pixels.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -60,7 +63,9 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedCase:
-    """A case whose arrays lie in the store: image ``(C, *S)`` as its file has it, labels ``(1, *S)`` in the smallest integer type."""
+    """A case whose arrays lie in the store: image ``(C, *S)`` as its file has it, labels ``(1,
+    *S)`` in the smallest integer type.
+    """
 
     case: Case
     image: Volume
@@ -68,11 +73,15 @@ class CachedCase:
     scale: normalise.IntensityScale
     properties: CaseProperties
     maps: Mapping[str, Volume] = field(default_factory=dict)
-    """Maps made from labels or from a pair (:mod:`pipeline.data.derived`), by their name in a sample."""
+    """Maps made from labels or from a pair (:mod:`pipeline.data.derived`), by their name in a
+    sample.
+    """
 
 
 def cache_folder(data: config.Data, run: Path) -> Path:
-    """Folder of the store: the configured one, else ``<root>/store`` where data_prep made it, else ``<run>/store``."""
+    """Folder of the store: the configured one, else ``<root>/store`` where data_prep made it, else
+    ``<run>/store``.
+    """
     if data.store is not None:
         return Path(data.store)
     beside = Path(data.root) / "store"
@@ -87,9 +96,11 @@ def build(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> list[CachedCase]:
-    """Arrays of every case below ``<folder>/arrays``, in order; what is there already and still fits its files is not decoded again.
+    """Arrays of every case below ``<folder>/arrays``, in order; what is there already and still
+    fits its files is not decoded again.
 
-    ``properties`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError where a file changed since then or the folder is read-only.
+    ``properties`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError
+    where a file changed since then or the folder is read-only.
     """
     pairs = list(zip(cases, properties, strict=True))
     with writable(folder):
@@ -107,7 +118,9 @@ def require_room(
     settings: config.Config,
     folder: Path,
 ) -> str | None:
-    """A warning where the disk of a store has fewer bytes free than its arrays take; DiskError where they certainly cannot fit."""
+    """A warning where the disk of a store has fewer bytes free than its arrays take; DiskError
+    where they certainly cannot fit.
+    """
     need = 0
     for case, entry in zip(cases, properties, strict=True):
         for role, shape in entry.shapes.items():
@@ -211,7 +224,9 @@ def missing_cases(
 
 
 def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:
-    """Write down what the arrays beside ``manifest`` were made from, and their sums, for :func:`known_volumes`."""
+    """Write down what the arrays beside ``manifest`` were made from, and their sums, for
+    :func:`known_volumes`.
+    """
     arrays = {
         role: {
             **dataclasses.asdict(v),
@@ -225,9 +240,11 @@ def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str,
 
 
 def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] | None:
-    """Arrays that the manifest describes, if they were made from what ``key`` says and none is missing, torn or damaged; else None.
+    """Arrays that the manifest describes, if they were made from what ``key`` says and none is
+    missing, torn or damaged; else None.
 
-    Damage is said, since whatever was trained on it is in doubt. Older manifests hold no sums: their arrays are taken as they are.
+    Damage is said, since whatever was trained on it is in doubt. Older manifests hold no sums:
+    their arrays are taken as they are.
     """
     try:
         document = files.read_document(manifest, documents.Manifest, "")
@@ -271,7 +288,9 @@ def _without_sums(manifest: Path) -> bool:
 def _still_right(
     case: Case, entry: CaseProperties, settings: config.Config, volumes: Mapping[str, Volume]
 ) -> bool:
-    """Whether arrays hold what is read from the case's files today: older ones were made before some files were read as they are now."""
+    """Whether arrays hold what is read from the case's files today: older ones were made before
+    some files were read as they are now.
+    """
     try:
         if content_hash(np.asarray(volumes["image"].array)) != entry.content:
             return False

@@ -1,7 +1,9 @@
-"""Find the cases of a data set: which files belong together, which are missing, which are too many. No pixel is read.
+"""Find the cases of a data set: which files belong together, which are missing, which are too many.
 
-Layouts are documented in :class:`pipeline.config.Data`. Files pair by stem; ids are compared in Unicode's composed form (NFC),
-because some file systems store ``é`` as two characters.
+No pixel is read.
+
+Layouts are documented in :class:`pipeline.config.Data`. Files pair by stem; ids are compared in
+Unicode's composed form (NFC), because some file systems store ``é`` as two characters.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Found:
 
 @dataclass(slots=True)
 class _Search:
-    """One walk through a data set: where it is, which file endings count, whether a split.json does, and the faults met so far."""
+    """One walk through a data set: where it is, which file endings count, whether a split.json
+    does, and the faults met so far.
+    """
 
     root: Path
     ending: str = ""
@@ -75,10 +79,12 @@ class _Search:
 
 
 def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
-    """Cases below ``root`` in the layout of ``data``; ``targets`` maps each role beside the image to its kind (``Config.roles``).
+    """Cases below ``root`` in the layout of ``data``; ``targets`` maps each role beside the image
+    to its kind (``Config.roles``).
 
-    ``split.json`` of the layout ``folders`` moves images to the test cases, which need no targets but keep those that exist.
-    Never raises for bad data: ``faults`` lists all of it. Rows of train.csv without files are a warning.
+    ``split.json`` of the layout ``folders`` moves images to the test cases, which need no targets
+    but keep those that exist. Never raises for bad data: ``faults`` lists all of it. Rows of
+    train.csv without files are a warning.
     """
     layout = _layout(data, root)
     if layout is None:
@@ -113,7 +119,9 @@ def _report_long(search: _Search, cases: Sequence[Case]) -> None:
 
 
 def _layout(data: config.Data, root: Path) -> str | None:
-    """The layout that the settings name or, for ``auto``, the first whose image folder exists; None where that is missing."""
+    """The layout that the settings name or, for ``auto``, the first whose image folder exists; None
+    where that is missing.
+    """
     marks = {"competition": "train_images", "nnunet": "imagesTr", "folders": data.folders["image"]}
     wanted = marks if data.layout == "auto" else {data.layout: marks[data.layout]}
     return next((name for name, folder in wanted.items() if os.path.isdir(root / folder)), None)
@@ -153,7 +161,9 @@ def _no_folder(path: Path) -> str:
 
 
 def _below(data: config.Data, root: Path) -> Path | None:
-    """The first folder in ``root`` that is a data set itself, as in nnU-Net's ``nnUNet_raw/Dataset001_NAME``."""
+    """The first folder in ``root`` that is a data set itself, as in nnU-Net's
+    ``nnUNet_raw/Dataset001_NAME``.
+    """
     folders = sorted(p for p in _entries(root) if os.path.isdir(p))
     named = dataclasses.replace(data, layout="auto", folders={"image": "imagesTr"})
     return next((p for p in folders if _layout(named, p) is not None), None)
@@ -197,7 +207,8 @@ def _find_folders(
 def _split(
     search: _Search, images: Mapping[str, Path], others: Mapping[str, Path]
 ) -> frozenset[str]:
-    """Ids that ``split.json`` holds out of training; none where there is no such file or it cannot be used, which is a fault.
+    """Ids that ``split.json`` holds out of training; none where there is no such file or it cannot
+    be used, which is a fault.
 
     ``others`` are the images of the folder of test images, which may not bear the same ids.
     """
@@ -294,7 +305,9 @@ def listed_id(entry: str, images: Collection[str]) -> str:
 def _target_files(
     search: _Search, role: str, folders: Mapping[str, str], kind: str
 ) -> dict[str, Path] | None:
-    """Files of one target by id; None where it has no folder, which is one fault and not one for each case."""
+    """Files of one target by id; None where it has no folder, which is one fault and not one for
+    each case.
+    """
     what = f"field of view {role!r}" if kind == "mask" else f"target {role!r}"
     if role not in folders:
         suggestion = f"Use data.layout: folders and name it, data.folders: {{{role}: FOLDER}}"
@@ -355,7 +368,9 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
 
 
 def _dataset_json(search: _Search) -> int:
-    """Number of channels that dataset.json announces, 0 where it does not; its file ending is kept in the search."""
+    """Number of channels that dataset.json announces, 0 where it does not; its file ending is kept
+    in the search.
+    """
     path = search.root / "dataset.json"
     if not os.path.lexists(path):
         return 0
@@ -371,7 +386,9 @@ def _dataset_json(search: _Search) -> int:
 
 
 def ignore_label(root: Path) -> int | None:
-    """The label that an nnU-Net ``dataset.json`` in ``root`` calls ``ignore``; None where it names none or cannot be read."""
+    """The label that an nnU-Net ``dataset.json`` in ``root`` calls ``ignore``; None where it names
+    none or cannot be read.
+    """
     path = root / "dataset.json"
     try:
         labels = files.read_json(path)["labels"] if os.path.isfile(path) else {}
@@ -382,11 +399,13 @@ def ignore_label(root: Path) -> int | None:
 
 
 def class_names(root: Path) -> dict[int, str]:
-    """Names of the foreground classes in an nnU-Net ``dataset.json`` by label value, in the order of the values.
+    """Names of the foreground classes in an nnU-Net ``dataset.json`` by label value, in the order
+    of the values.
 
-    Both versions are read: ``{"background": 0, "Anterior": 1}`` and ``{"0": "background", "1": "Anterior"}``. Regions (lists of
-    values) and ``ignore`` are no classes; a name that two classes bear gains its value. Empty where there is no usable file: only
-    reports read these names, so that a damaged one is not worth an error here.
+    Both versions are read: ``{"background": 0, "Anterior": 1}`` and ``{"0": "background", "1":
+    "Anterior"}``. Regions (lists of values) and ``ignore`` are no classes; a name that two classes
+    bear gains its value. Empty where there is no usable file: only reports read these names, so
+    that a damaged one is not worth an error here.
     """
     try:
         document = files.read_json(root / "dataset.json")
@@ -400,7 +419,9 @@ def class_names(root: Path) -> dict[int, str]:
 
 
 def _named_class(key: str, value: object) -> tuple[int, str] | None:
-    """Value and name of one entry of ``labels``; None for background, regions, ``ignore`` and what is no entry at all."""
+    """Value and name of one entry of ``labels``; None for background, regions, ``ignore`` and what
+    is no entry at all.
+    """
     if isinstance(value, str) and _LABEL.fullmatch(key):
         key, value = value, int(key)
     elif isinstance(value, str) and _LABEL.fullmatch(value):
@@ -418,11 +439,15 @@ def _named_class(key: str, value: object) -> tuple[int, str] | None:
 
 
 ODD_CHANNELS = 8
-"""Channels that a case lacks or has too many of which are named; a description can announce any number of them."""
+"""Channels that a case lacks or has too many of which are named; a description can announce any
+number of them.
+"""
 
 
 def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
-    """Files ``ID_0000, ID_0001, ...`` by id, channels in order; ``channels`` is their number, 0 for the most that any id has."""
+    """Files ``ID_0000, ID_0001, ...`` by id, channels in order; ``channels`` is their number, 0 for
+    the most that any id has.
+    """
     table: dict[str, dict[int, Path]] = defaultdict(dict)
     for name, path in _by_id(search, folder).items():
         match = _CHANNEL.fullmatch(name)
@@ -450,7 +475,9 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
 
 
 def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
-    """Image files of a folder by id in natural order; a missing folder is empty, a second file of one id is a fault."""
+    """Image files of a folder by id in natural order; a missing folder is empty, a second file of
+    one id is a fault.
+    """
     try:
         paths, strangers = _listing(folder, search.odd)
     except files.FileError as error:
@@ -477,9 +504,12 @@ def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
 
 
 def _listing(folder: Path, odd: bool = False) -> tuple[list[Path], list[Path]]:
-    """Images and other files of a folder, each in natural order, without junk and sub-folders. A broken link counts as a file.
+    """Images and other files of a folder, each in natural order, without junk and sub-folders.
 
-    With ``odd`` a folder that is called like an image file does, too. Raises FileError where the folder may not be listed.
+    A broken link counts as a file.
+
+    With ``odd`` a folder that is called like an image file does, too. Raises FileError where the
+    folder may not be listed.
     """
     if not os.path.isdir(folder):
         return [], []
@@ -505,7 +535,9 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _remember(path: Path) -> None:
-    """A name with a line feed, and the id that is made of it, will be known again where they are printed."""
+    """A name with a line feed, and the id that is made of it, will be known again where they are
+    printed.
+    """
     if "\n" in path.name:
         remember(path.name)
         remember(files.case_id(path))
@@ -517,7 +549,9 @@ def _is_entry(path: Path, odd: bool) -> bool:
 
 
 def natural(path: Path | str) -> tuple:
-    """Sort key in which ``case2`` comes before ``case10``; equal numbers written differently keep a fixed order."""
+    """Sort key in which ``case2`` comes before ``case10``; equal numbers written differently keep a
+    fixed order.
+    """
     name = unicodedata.normalize("NFC", Path(path).name)
     return [
         (0, int(part), "") if part.isdecimal() else (1, 0, part)
@@ -527,7 +561,9 @@ def natural(path: Path | str) -> tuple:
 
 
 def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[Case]:
-    """The cases with the group that the first bracket of ``pattern`` (``data.folds.pattern``) finds in their ids."""
+    """The cases with the group that the first bracket of ``pattern`` (``data.folds.pattern``) finds
+    in their ids.
+    """
     try:
         groups = dict(
             zip(
@@ -555,7 +591,8 @@ def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[
 def _grouped(
     search: _Search, cases: Sequence[Case], tests: Sequence[str], optional: bool
 ) -> list[Case]:
-    """The cases with their group from train.csv, where there is one; ``optional``: the layout does not know that file.
+    """The cases with their group from train.csv, where there is one; ``optional``: the layout does
+    not know that file.
 
     Rows of ``tests``, the ids of test cases, are nothing to warn of.
     """
@@ -594,7 +631,9 @@ def _report_rows(
 
 
 def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
-    """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is a fault."""
+    """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is
+    a fault.
+    """
     try:
         header, rows = (
             files.read_table(path, ("id", "scroll_id", "group"))
@@ -639,12 +678,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def images(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order: files, and folders that are one image (Zarr)."""
+    """The images directly in a folder, in natural order: files, and folders that are one image
+    (Zarr).
+    """
     return _listing(folder)[0]
 
 
 def channel_groups(found: Mapping[str, Path]) -> dict[str, dict[int, Path]] | None:
-    """Files by id ``ID_0000, ID_0001, ...`` as ``{ID: {number: path}}``; None unless all are called so and every ID has its ``_0000``."""
+    """Files by id ``ID_0000, ID_0001, ...`` as ``{ID: {number: path}}``; None unless all are called
+    so and every ID has its ``_0000``.
+    """
     matches = [(match, path) for name, path in found.items() if (match := _CHANNEL.fullmatch(name))]
     table: dict[str, dict[int, Path]] = defaultdict(dict)
     for match, path in matches:
@@ -658,12 +701,14 @@ def inputs(
 ) -> tuple[Case, ...]:
     """Cases to predict: one file, or the images of one folder, in natural order.
 
-    Files ``ID_0000, ID_0001`` of a folder may be channels of one case, or cases of their own, such as the frames of a film. The layout
-    that the model was trained with and its number of input channels decide:
+    Files ``ID_0000, ID_0001`` of a folder may be channels of one case, or cases of their own, such
+    as the frames of a film. The layout that the model was trained with and its number of input
+    channels decide:
 
     - another layout than ``nnunet``: every file is a case;
     - ``nnunet``: they are channels, and every id must have as many as the model takes;
-    - ``auto`` (not known): they are channels where they then make the model's number, else cases where each has that number alone.
+    - ``auto`` (not known): they are channels where they then make the model's number, else cases
+      where each has that number alone.
 
     Args:
         path: a file, a Zarr folder, or a folder of images.
@@ -671,7 +716,8 @@ def inputs(
         channels: input channels of the model; 0: not known, then names alone decide.
         layout: layout of the data that the model was trained on; None: as ``data`` says.
 
-    Raises UserError where nothing is there, two files would give one answer, or channels cannot be made to fit.
+    Raises UserError where nothing is there, two files would give one answer, or channels cannot be
+    made to fit.
     """
     if _is_one(path):
         _remember(path)
@@ -698,7 +744,10 @@ def inputs(
 
 
 def _is_one(path: Path) -> bool:
-    """Whether a path is one input: whatever is there but a folder of images. What cannot be read fails on its own later."""
+    """Whether a path is one input: whatever is there but a folder of images.
+
+    What cannot be read fails on its own later.
+    """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -711,7 +760,8 @@ def _is_one(path: Path) -> bool:
 def _are_channels(
     folder: Path, groups: Mapping[str, Mapping[int, Path]], space: tuple[int, int], layout: str
 ) -> bool:
-    """Whether numbered files are channels of one case; ``space`` holds the space axes and the model's channels, see :func:`inputs`.
+    """Whether numbered files are channels of one case; ``space`` holds the space axes and the
+    model's channels, see :func:`inputs`.
 
     Files that cannot be read have no say: they fail on their own later.
     """

@@ -1,7 +1,9 @@
-"""Where a pair of images differs: the mask of what was retouched, made from the pair itself because nobody ever draws it.
+"""Where a pair of images differs: the mask of what was retouched, made from the pair itself because
+nobody ever draws it.
 
-The recipe is that of the project "ABPN patch-wise training": difference of brightness, threshold, opening, dilation, blur. It finds
-what was changed by more than the threshold, so compression noise and global grading must stay below that.
+The recipe is that of the project "ABPN patch-wise training": difference of brightness, threshold,
+opening, dilation, blur. It finds what was changed by more than the threshold, so compression noise
+and global grading must stay below that.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ LEVEL = 0.5
 """Value from which a pixel of a soft mask counts as changed."""
 
 ROUNDING = 1e-3
-"""Levels by which a difference must exceed the threshold: those of 16 bits (0.004 apart) and of floats are rounded."""
+"""Levels by which a difference must exceed the threshold: those of 16 bits (0.004 apart) and of
+floats are rounded.
+"""
 
 
 def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.ndarray:
-    """Soft mask ``(1, Y, X)``, float32 in 0..1, of what differs between two images ``(C, Y, X)`` as their files have them.
+    """Soft mask ``(1, Y, X)``, float32 in 0..1, of what differs between two images ``(C, Y, X)`` as
+    their files have them.
 
-    Each is brought to levels of 0..255 by its own number type (floats are taken as 0..1). With ``opening: 0, dilation: 0, blur: 0``
-    it is 1 exactly where the magnified difference is above the threshold; one picture with 8 and 16 bits gives one mask.
-    Raises UserError where the shapes differ.
+    Each is brought to levels of 0..255 by its own number type (floats are taken as 0..1). With
+    ``opening: 0, dilation: 0, blur: 0`` it is 1 exactly where the magnified difference is above the
+    threshold; one picture with 8 and 16 bits gives one mask. Raises UserError where the shapes
+    differ.
     """
     if image.shape != target.shape:
         raise UserError(
@@ -51,7 +57,9 @@ def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Chan
 
 
 def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:
-    """Difference ``(Y, X)`` in levels of 0..255: of the value of HSV (``value``), or the greatest of all channels (``colour``)."""
+    """Difference ``(Y, X)`` in levels of 0..255: of the value of HSV (``value``), or the greatest
+    of all channels (``colour``).
+    """
     if by == "value":
         return np.abs(_levels(image.max(axis=0)) - _levels(target.max(axis=0)))
     # Channel by channel: all of a large photograph at once is half a gigabyte of floats.
@@ -66,7 +74,9 @@ def _levels(array: np.ndarray) -> np.ndarray:
 
 
 def blocks(soft: np.ndarray) -> np.ndarray:
-    """Which blocks of ``REDUCED`` pixels hold a part of a difference_mask ``(1, Y, X)``: uint8 0/1 ``(1, ceil(Y / 32), ceil(X / 32))``."""
+    """Which blocks of ``REDUCED`` pixels hold a part of a difference_mask ``(1, Y, X)``: uint8 0/1
+    ``(1, ceil(Y / 32), ceil(X / 32))``.
+    """
     high, wide = soft.shape[1:]
     y, x = (np.arange(0, n, REDUCED) for n in (high, wide))
     held = np.maximum.reduceat(np.maximum.reduceat(soft[0] >= LEVEL, y, axis=0), x, axis=1)

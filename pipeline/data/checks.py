@@ -16,7 +16,9 @@ from pipeline.records import Case, Fault
 def faults(
     properties: Sequence[CaseProperties], cases: Sequence[Case], settings: config.Config
 ) -> list[Fault]:
-    """Everything that is wrong with the cases' content, each with path and cure; ``properties`` come from ``examine(cases, ...)``."""
+    """Everything that is wrong with the cases' content, each with path and cure; ``properties``
+    come from ``examine(cases, ...)``.
+    """
     found = []
     for case, entry in zip(cases, properties, strict=True):
         found += [
@@ -52,7 +54,9 @@ def _image_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
 
 
 def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
-    """Files whose numbers may mean something else than they seem to, or that the normalisation does not fit."""
+    """Files whose numbers may mean something else than they seem to, or that the normalisation does
+    not fit.
+    """
     paths = {role: paths[0] for role, paths in files_by_role(case).items()}
     for role, (problem, suggestion) in entry.outside.items():
         yield Fault(path=paths[role], problem=problem, suggestion=suggestion)

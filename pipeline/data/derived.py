@@ -1,8 +1,10 @@
-"""Maps that follow from a case's files alone: made once per case, kept beside the store, cut and moved like labels.
+"""Maps that follow from a case's files alone: made once per case, kept beside the store, cut and
+moved like labels.
 
-Skeleton, medial surface and distance follow from a label, the mask of change from a pair of images. A loss that reads one gets it
-as a further argument, already cropped. Which maps of labels a system needs follows from its loss terms (:func:`pipeline.losses.reads`),
-whose options that shape a map are part of its name and of the key under which it is kept; the mask of change is made wherever
+Skeleton, medial surface and distance follow from a label, the mask of change from a pair of images.
+A loss that reads one gets it as a further argument, already cropped. Which maps of labels a system
+needs follows from its loss terms (:func:`pipeline.losses.reads`), whose options that shape a map
+are part of its name and of the key under which it is kept; the mask of change is made wherever
 ``data.change`` is set.
 """
 
@@ -37,28 +39,33 @@ REACH = 5.0
 
 
 def skeleton(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Centre lines of ``mask`` ``(*S)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1, empty for an empty mask.
+    """Centre lines of ``mask`` ``(*S)``, grown by the ball of ``radius`` and kept inside it: uint8
+    0/1, empty for an empty mask.
 
-    Thinning is that of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D. Of a sheet in 3D it leaves *lines*,
-    which say nothing of the rest of the sheet: there :func:`medial_surface` is the map to use.
+    Thinning is that of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D. Of a
+    sheet in 3D it leaves *lines*, which say nothing of the rest of the sheet: there
+    :func:`medial_surface` is the map to use.
     """
     return _tube(mask, skimage.morphology.skeletonize, radius)
 
 
 def medial_surface(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Middle of the sheets of ``mask`` ``(Z, Y, X)``, grown by the ball of ``radius`` and kept inside it: uint8 0/1.
+    """Middle of the sheets of ``mask`` ``(Z, Y, X)``, grown by the ball of ``radius`` and kept
+    inside it: uint8 0/1.
 
-    The union of the 2D skeletons of all slices across all three axes: the slices along one axis alone miss a sheet that lies
-    parallel to them, where a skeleton is a few diagonals. Of an image ``(Y, X)`` it is the skeleton.
+    The union of the 2D skeletons of all slices across all three axes: the slices along one axis
+    alone miss a sheet that lies parallel to them, where a skeleton is a few diagonals. Of an image
+    ``(Y, X)`` it is the skeleton.
     """
     return _tube(mask, _thin_slices, radius)
 
 
 def distance(mask: np.ndarray, *, reach: float = REACH) -> np.ndarray:
-    """Signed Euclidean distance of voxel centres to the surface of ``mask`` ``(*S)``, cut off at ``reach``: float16, negative inside.
+    """Signed Euclidean distance of voxel centres to the surface of ``mask`` ``(*S)``, cut off at
+    ``reach``: float16, negative inside.
 
-    The surface runs between voxels, hence -0.5 and 0.5 at the voxels on either side of a flat one. Beyond the array lies no
-    surface. An empty mask has ``reach`` everywhere, a full one ``-reach``.
+    The surface runs between voxels, hence -0.5 and 0.5 at the voxels on either side of a flat one.
+    Beyond the array lies no surface. An empty mask has ``reach`` everywhere, a full one ``-reach``.
     """
     outside, inside = (
         edt.edt(np.ascontiguousarray(part), black_border=False) for part in (~mask, mask)
@@ -76,11 +83,15 @@ MASK = "mask"
 """Name of the mask of change in samples and batches."""
 
 BLOCKS = "mask:blocks"
-"""Name in ``CachedCase.maps`` of the small index that says where the difference_mask of change is (:func:`pipeline.data.change.blocks`)."""
+"""Name in ``CachedCase.maps`` of the small index that says where the difference_mask of change is
+(:func:`pipeline.data.change.blocks`).
+"""
 
 
 def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
-    """``thin(mask)`` grown by ``radius`` inside ``mask``; only the box that holds foreground is worked on."""
+    """``thin(mask)`` grown by ``radius`` inside ``mask``; only the box that holds foreground is
+    worked on.
+    """
     out = np.zeros(mask.shape, np.uint8)
     if mask.any():
         box = tuple(_span(mask, axis) for axis in range(mask.ndim))
@@ -107,7 +118,7 @@ def _thin_slices(mask: np.ndarray) -> np.ndarray:
     return out
 
 
-# --- which maps ---------------------------------------------------------------------------------------------------------
+# --- which maps -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +131,9 @@ class Map:
 
     @property
     def key(self) -> str:
-        """Its name in samples and batches: ``label:skeleton``; with other options than usual ``label:skeleton,radius=3``."""
+        """Its name in samples and batches: ``label:skeleton``; with other options than usual
+        ``label:skeleton,radius=3``.
+        """
         return ",".join(
             [f"{self.target}:{self.name}", *(f"{k}={v:g}" for k, v in self._unusual().items())]
         )
@@ -149,9 +162,11 @@ class Map:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeMask:
-    """The soft mask of what differs between a case's image and ``target`` (:func:`pipeline.data.change.mask`).
+    """The soft mask of what differs between a case's image and ``target``
+    (:func:`pipeline.data.change.mask`).
 
-    Its settings are those of ``data.change``. It is interpolated like an image, and outside the image nothing has changed.
+    Its settings are those of ``data.change``. It is interpolated like an image, and outside the
+    image nothing has changed.
     """
 
     target: str
@@ -173,7 +188,9 @@ Wish = Map | ChangeMask
 
 
 def of_term(name: str, term: LossTerm) -> Wish:
-    """The map that a loss term reads: ``MASK`` or an entry of DERIVED, with those options of the term that are the map's, too."""
+    """The map that a loss term reads: ``MASK`` or an entry of DERIVED, with those options of the
+    term that are the map's, too.
+    """
     if name == MASK:
         return ChangeMask(target=term.target)
     return Map(
@@ -184,11 +201,13 @@ def of_term(name: str, term: LossTerm) -> Wish:
 
 
 def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
-    """All maps that a config needs, by their name in a sample: those of labels that its losses read, and the mask of ``data.change``.
+    """All maps that a config needs, by their name in a sample: those of labels that its losses
+    read, and the mask of ``data.change``.
 
-    That mask is wanted whether a loss reads it or not, for metrics and the choice of patches do, too. Without ``data.change`` a
-    loss of a mask reads a target of that name, and nothing is made. ``reads`` are the maps that the losses read
-    (:func:`pipeline.losses.reads`). Raises ConfigError where no target is an image to compare with.
+    That mask is wanted whether a loss reads it or not, for metrics and the choice of patches do,
+    too. Without ``data.change`` a loss of a mask reads a target of that name, and nothing is made.
+    ``reads`` are the maps that the losses read (:func:`pipeline.losses.reads`). Raises ConfigError
+    where no target is an image to compare with.
     """
     maps: dict[str, Wish] = {m.key: m for m in reads if isinstance(m, Map)}
     if settings.data.change is not None:
@@ -201,11 +220,12 @@ def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
     return maps
 
 
-# --- make and keep ------------------------------------------------------------------------------------------------------
+# --- make and keep --------------------------------------------------------------------------------
 
 
 def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
-    """The map of a label ``(1, *S)``: ``(1, *S)`` for two classes, else ``(classes - 1, *S)``, a channel for each but background.
+    """The map of a label ``(1, *S)``: ``(1, *S)`` for two classes, else ``(classes - 1, *S)``, a
+    channel for each but background.
 
     Ignored voxels are taken as background: a sheet is cut where its label ends.
     """
@@ -225,11 +245,13 @@ def attach(
     reads: Iterable[Wish] = (),
     progress: Progress | None = None,
 ) -> list[CachedCase]:
-    """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there and still fits is used again.
+    """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there
+    and still fits is used again.
 
-    ``folder`` is that of the store. Where no map is wanted the cases come back as they are and nothing is written. With the mask of
-    change comes its index, under ``BLOCKS``; a case without the target has neither. Raises UserError where the folder is read-only
-    or the images of a pair cannot be compared.
+    ``folder`` is that of the store. Where no map is wanted the cases come back as they are and
+    nothing is written. With the mask of change comes its index, under ``BLOCKS``; a case without
+    the target has neither. Raises UserError where the folder is read-only or the images of a pair
+    cannot be compared.
     """
     wishes = wanted(settings, reads)
     if not wishes:
@@ -270,7 +292,10 @@ def _kept(case: CachedCase, wish: Map, data: Data, folder: Path) -> Volume:
 def _kept_change(
     case: CachedCase, target: str, settings: Change, folder: Path
 ) -> dict[str, Volume]:
-    """Mask of change, float16 ``(1, Y, X)``, and its index. Unusual settings are part of the file's name, for runs may share a store."""
+    """Mask of change, float16 ``(1, Y, X)``, and its index.
+
+    Unusual settings are part of the file's name, for runs may share a store.
+    """
     options = dataclasses.asdict(settings)
     key = {
         "format": FORMAT,

@@ -1,6 +1,8 @@
-"""Split cases into folds: plain or by group, equal images always on one side, the same on every machine.
+"""Split cases into folds: plain or by group, equal images always on one side, the same on every
+machine.
 
-The split of a run is written once (``splits.json``) and read ever after, so that a resumed fold sees the cases it began with.
+The split of a run is written once (``splits.json``) and read ever after, so that a resumed fold
+sees the cases it began with.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ class Split:
 def split(
     cases: Sequence[Case], contents: Mapping[str, str], folds: config.Folds, seed: int
 ) -> list[Split]:
-    """Folds over the sorted ids; ``contents`` maps an id to the hash of its image, and equal hashes stay on one side.
+    """Folds over the sorted ids; ``contents`` maps an id to the hash of its image, and equal hashes
+    stay on one side.
 
-    ``by: case`` without equal images is exactly ``sklearn.model_selection.KFold(count, shuffle=True, random_state=seed)`` over
-    the sorted ids; ``by: group`` is its ``GroupKFold`` with shuffled groups. Raises UserError where there is too little to split.
+    ``by: case`` without equal images is exactly ``sklearn.model_selection.KFold(count,
+    shuffle=True, random_state=seed)`` over the sorted ids; ``by: group`` is its ``GroupKFold`` with
+    shuffled groups. Raises UserError where there is too little to split.
     """
     from sklearn.model_selection import (
         GroupKFold,
@@ -61,7 +65,9 @@ def _groups(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str, str]) -> list[int]:
-    """Number of the inseparable set that each id belongs to: connected through an equal image or a common group."""
+    """Number of the inseparable set that each id belongs to: connected through an equal image or a
+    common group.
+    """
     first: dict[tuple[str, str], int] = {}
     pairs = []
     for index, name in enumerate(ids):
@@ -95,9 +101,12 @@ def load_or_make(
     ids: Iterable[str],
     about: Mapping[str, Any] | None = None,
 ) -> list[Split]:
-    """Splits of ``path``, or those of ``make`` written there. ``about`` (seed, by, count) is kept beside them and compared too.
+    """Splits of ``path``, or those of ``make`` written there.
 
-    Raises UserError where the file was made for other cases or by other rules, and FileError where it cannot be read.
+    ``about`` (seed, by, count) is kept beside them and compared too.
+
+    Raises UserError where the file was made for other cases or by other rules, and FileError where
+    it cannot be read.
     """
     there = path.exists()
     splits = load_or_plan(path, make, ids, about)

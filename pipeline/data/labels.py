@@ -12,7 +12,9 @@ from pipeline.data.normalise import histogram
 from pipeline.files import FileError, suffix
 
 CLOSE = 1e-3
-"""Distance from a whole number within which a value is that number: files that scale integers give 1.00000006."""
+"""Distance from a whole number within which a value is that number: files that scale integers give
+1.00000006.
+"""
 
 WHITE = (255, 65535)
 """Values that stand for class 1 in a black and white picture of 8 or 16 bits."""
@@ -23,11 +25,15 @@ VOID = -1
 LOSSY = (".jpg", ".jpeg")
 
 DARK, LIGHT = 34, 254
-"""Greys between these are no class numbers where 0 and 255 occur, too: classes of pictures count from 0, and 255 is void."""
+"""Greys between these are no class numbers where 0 and 255 occur, too: classes of pictures count
+from 0, and 255 is void.
+"""
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
-    """The array with every value that is nearly a whole number made one; as it is where another value occurs, and of integers."""
+    """The array with every value that is nearly a whole number made one; as it is where another
+    value occurs, and of integers.
+    """
     if array.dtype.kind != "f":
         return array
     near = np.rint(array)
@@ -45,17 +51,21 @@ def occurring(array: np.ndarray) -> dict[int | float, int]:
 
 
 def white_of(values: Collection[float], ignore: int | None) -> int | None:
-    """The value that stands for class 1 where these are the values of a black and white picture, else None."""
+    """The value that stands for class 1 where these are the values of a black and white picture,
+    else None.
+    """
     return next(
         (w for w in WHITE if w in values and w != ignore and set(values) <= {0, w, ignore}), None
     )
 
 
 def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> np.ndarray:
-    """Labels ``(*S)`` of a file whose classes nobody declared, as integers from 0 on, and ``ignore``.
+    """Labels ``(*S)`` of a file whose classes nobody declared, as integers from 0 on, and
+    ``ignore``.
 
-    A picture of 0 and 255 (65535) becomes 0 and 1. Raises FileError, which names ``--binarise``, for everything that is no set of
-    class numbers: probabilities, numbers below 0, pictures kept as JPEG, greys.
+    A picture of 0 and 255 (65535) becomes 0 and 1. Raises FileError, which names ``--binarise``,
+    for everything that is no set of class numbers: probabilities, numbers below 0, pictures kept as
+    JPEG, greys.
     """
     array = rounded(array)
     values = occurring(array)

@@ -1,6 +1,8 @@
-"""Batches for training and validation: a MONAI CacheDataset of memory-mapped cases, cut and augmented by a seed for each sample.
+"""Batches for training and validation: a MONAI CacheDataset of memory-mapped cases, cut and
+augmented by a seed for each sample.
 
-What a sample looks like depends on (seed, fold, epoch, sample) alone: not on the number of workers, not on what was drawn before.
+What a sample looks like depends on (seed, fold, epoch, sample) alone: not on the number of workers,
+not on what was drawn before.
 """
 
 from __future__ import annotations
@@ -30,17 +32,23 @@ VALIDATION = -1
 """The epoch of which every validation patch is drawn."""
 
 TIMEOUT = 600.0
-"""Seconds for which a batch may be waited for before its worker counts as hung: far more than a slow disk or a network share takes."""
+"""Seconds for which a batch may be waited for before its worker counts as hung: far more than a
+slow disk or a network share takes.
+"""
 
 Key = tuple[int, ...]
-"""(epoch, position in the epoch, case), and with ``data.patch.grid`` a fourth number, the slice of that case's grid."""
+"""(epoch, position in the epoch, case), and with ``data.patch.grid`` a fourth number, the slice of
+that case's grid.
+"""
 
 
 class PatchDataset(Dataset):
-    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"``, ``"foreground_share"``, ``"changed"``.
+    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``,
+    ``"id"``, ``"foreground_share"``, ``"changed"``.
 
-    ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in :func:`grid_places`. ``reads`` are
-    the maps that the losses read. Raises KeyError for a case without the maps that the config needs.
+    ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in
+    :func:`grid_places`. ``reads`` are the maps that the losses read. Raises KeyError for a case
+    without the maps that the config needs.
     """
 
     def __init__(
@@ -79,7 +87,9 @@ class PatchDataset(Dataset):
         return len(self.cache)
 
     def samples(self, per_case: int) -> list[tuple[int, ...]]:
-        """Ends of the keys of an epoch: every case ``per_case`` times, or with a grid every slice of every case once."""
+        """Ends of the keys of an epoch: every case ``per_case`` times, or with a grid every slice
+        of every case once.
+        """
         if self.places is None:
             return [(case,) for _ in range(per_case) for case in range(len(self))]
         return [
@@ -89,7 +99,9 @@ class PatchDataset(Dataset):
         ]
 
     def changed(self, samples: Sequence[tuple[int, ...]]) -> list[bool]:
-        """Whether the slice at the end of each key, sorted by case, holds some of its case's mask of change."""
+        """Whether the slice at the end of each key, sorted by case, holds some of its case's mask
+        of change.
+        """
         found: list[bool] = []
         for case, ends in itertools.groupby(samples, key=lambda end: end[0]):
             # Open for one case at a time: every memory map holds a file descriptor.
@@ -118,7 +130,9 @@ class PatchDataset(Dataset):
 
 
 def _share(transform: Any, state: np.random.RandomState) -> None:
-    """Let every random transform below draw from one state: MONAI's own way makes a generator for each, 0.2 ms apiece."""
+    """Let every random transform below draw from one state: MONAI's own way makes a generator for
+    each, 0.2 ms apiece.
+    """
     if isinstance(transform, Compose):
         transform.R = state
         for part in transform.transforms:
@@ -135,13 +149,15 @@ def _tensor(value: Any) -> Any:
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by (seed, fold, epoch) when ``words`` say so.
+    """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by
+    (seed, fold, epoch) when ``words`` say so.
 
     ``count`` of the ``others`` join them, drawn by the same words anew for each epoch, none twice.
 
-    With several ranks a batch of all is ``size`` times as large, and each rank yields its part of it: two ranks with batches of one
-    see what one rank with batches of two sees. A rank for which the last batch leaves nothing yields its first sample, with no
-    :meth:`share`, since every rank has to take every step. With ``dealt`` whole batches go round instead, none to two ranks.
+    With several ranks a batch of all is ``size`` times as large, and each rank yields its part of
+    it: two ranks with batches of one see what one rank with batches of two sees. A rank for which
+    the last batch leaves nothing yields its first sample, with no :meth:`share`, since every rank
+    has to take every step. With ``dealt`` whole batches go round instead, none to two ranks.
     """
 
     def __init__(
@@ -168,7 +184,9 @@ class EpochBatches(Sampler[list[Key]]):
         return -(-self.total // (self.batch * self.size))
 
     def share(self, step: int) -> float:
-        """Weight of this rank's part of batch ``step`` in the mean over ranks: 1 where all have equally many samples."""
+        """Weight of this rank's part of batch ``step`` in the mean over ranks: 1 where all have
+        equally many samples.
+        """
         wide = self.batch * self.size
         there = min(wide, self.total - step * wide)
         own = min(max(there - self.rank * self.batch, 0), self.batch)
@@ -202,8 +220,8 @@ class EpochBatches(Sampler[list[Key]]):
 class Loader:
     """Iterate over the batches of one epoch: ``for batch in loader.epoch(7)``.
 
-    ``ranks`` is (rank, number of ranks): training batches are shared by all of them, validation batches are dealt out. ``reads`` are
-    the maps that the losses read.
+    ``ranks`` is (rank, number of ranks): training batches are shared by all of them, validation
+    batches are dealt out. ``reads`` are the maps that the losses read.
     """
 
     def __init__(
@@ -245,7 +263,10 @@ class Loader:
         return len(self.batches)
 
     def epoch(self, epoch: int, first: int = 0, whole: bool = False) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch from number ``first`` on; those before are not drawn. ``whole``: as if there were no other ranks."""
+        """The batches of an epoch from number ``first`` on; those before are not drawn.
+
+        ``whole``: as if there were no other ranks.
+        """
         self.batches.epoch, self.batches.first = epoch, first
         self.batches.rank, self.batches.size = (0, 1) if whole else self.ranks
         return _guarded(iter(self.loader))
@@ -255,7 +276,9 @@ class Loader:
         return self.batches.share(step)
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """The first ``count`` samples of epoch 0 (fewer where it has fewer), read beside the epoch that is under way, which does not notice."""
+        """The first ``count`` samples of epoch 0 (fewer where it has fewer), read beside the epoch
+        that is under way, which does not notice.
+        """
         return [self.dataset[key] for key in self.batches.keys(0)[:count]]
 
 
@@ -263,9 +286,11 @@ Ends = list[tuple[int, ...]]
 
 
 def _parted(samples: Ends, changed: Sequence[bool], share: float) -> tuple[Ends, Ends, int]:
-    """Samples of every epoch, those of which each epoch draws some, and how many: so many that ``share`` of an epoch has changed.
+    """Samples of every epoch, those of which each epoch draws some, and how many: so many that
+    ``share`` of an epoch has changed.
 
-    Where that takes more than there are, all are drawn and the share is higher; where nothing has changed, all are of every epoch.
+    Where that takes more than there are, all are drawn and the share is higher; where nothing has
+    changed, all are of every epoch.
     """
     if not any(changed):
         return samples, [], 0
@@ -275,7 +300,9 @@ def _parted(samples: Ends, changed: Sequence[bool], share: float) -> tuple[Ends,
 
 
 def _guarded(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The batches; where one fails, the workers are killed: they ignore the signal by which torch ends them, and one that hangs would keep this process from ending, too."""
+    """The batches; where one fails, the workers are killed: they ignore the signal by which torch
+    ends them, and one that hangs would keep this process from ending, too.
+    """
     try:
         yield from batches
     except Exception:

@@ -1,7 +1,9 @@
-"""The space in which a model sees images: how a file's array goes there and the answer back, exactly.
+"""The space in which a model sees images: how a file's array goes there and the answer back,
+exactly.
 
-Today axes are put into another order and turned round; nothing is cropped or resampled. What cannot be made equal is refused, and
-what may matter is said. Where nothing is to be done, the array itself is handed through.
+Today axes are put into another order and turned round; nothing is cropped or resampled. What cannot
+be made equal is refused, and what may matter is said. Where nothing is to be done, the array itself
+is handed through.
 """
 
 from __future__ import annotations
@@ -29,14 +31,19 @@ ROUNDING = 1e-6
 
 
 class Step(Protocol):
-    """A part of the way to model space that can be gone back exactly. Arrays are ``(C, *S)`` in memory, or read as they are sliced."""
+    """A part of the way to model space that can be gone back exactly.
+
+    Arrays are ``(C, *S)`` in memory, or read as they are sliced.
+    """
 
     def size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The file's ``(*S)`` after this step."""
         ...
 
     def forward(self, array: LazyArray, scratch: Path | None) -> LazyArray:
-        """The array after this step; ``scratch`` is a file for what can neither be held nor read as it is sliced."""
+        """The array after this step; ``scratch`` is a file for what can neither be held nor read as
+        it is sliced.
+        """
         ...
 
     def back(self, array: LazyArray, scratch: Path | None) -> LazyArray:
@@ -61,7 +68,9 @@ class Reorient:
 
 
 def _moved(array: LazyArray, way: Alignment, scratch: Path | None) -> LazyArray:
-    """In memory a copy; read as it is sliced where rows remain rows; else mapped from the file ``scratch``, which is written slab by slab."""
+    """In memory a copy; read as it is sliced where rows remain rows; else mapped from the file
+    ``scratch``, which is written slab by slab.
+    """
     if isinstance(array, np.ndarray) or scratch is None:
         return np.ascontiguousarray(way.apply(array[:]))
     shape, dtype = (array.shape[0], *way.size(array.shape[1:])), np.dtype(array.dtype)
@@ -96,7 +105,8 @@ def _mapped(array: LazyArray, way: Alignment, shape: tuple[int, ...], scratch: P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpace:
-    """How the array ``(C, *S)`` of a file goes to the space in which networks see it, and answers back.
+    """How the array ``(C, *S)`` of a file goes to the space in which networks see it, and answers
+    back.
 
     Args:
         steps: in the order in which the file's array takes them; none where it is taken as it is.
@@ -126,7 +136,8 @@ class ModelSpace:
 
         Args:
             array: ``(C, *S)``.
-            scratch: where a lazy array whose rows become columns may lie, as ``NAME.N.npy``: a file of this array alone, used again.
+            scratch: where a lazy array whose rows become columns may lie, as ``NAME.N.npy``: a file
+                of this array alone, used again.
         """
         for number, step in enumerate(self.steps):
             array = step.forward(array, _numbered(scratch, number))
@@ -148,9 +159,11 @@ def _numbered(scratch: Path | None, number: int) -> Path | None:
 def model_space(
     case: Case, geometry: Geometry, dims: int, trained_on: Mapping[str, Any]
 ) -> ModelSpace:
-    """How a case of this geometry goes to the axes of training; as it is where the model file says nothing of them.
+    """How a case of this geometry goes to the axes of training; as it is where the model file says
+    nothing of them.
 
-    Raises FileError for a file of another family than those trained on, and for axes that no order and no flip makes those.
+    Raises FileError for a file of another family than those trained on, and for axes that no order
+    and no flip makes those.
     """
     return space_of(case.image[0], grid_of(geometry, dims), trained_on)
 
@@ -191,7 +204,9 @@ def _alignment(path: Path, codes: str | None, wanted: str | None) -> Alignment |
 def _spacing_note(
     here: Grid, alignment: Alignment | None, trained_on: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """A sentence where voxels are more than a tenth larger or smaller than those of training along an axis."""
+    """A sentence where voxels are more than a tenth larger or smaller than those of training along
+    an axis.
+    """
     given, wanted = here.spacing, trained_on.get("spacing")
     if given is None or not wanted or len(wanted) != len(given):
         return ()

@@ -1,12 +1,15 @@
-"""Map intensities to a common range, with limits read from the array itself: the same in training and in prediction.
+"""Map intensities to a common range, with limits read from the array itself: the same in training
+and in prediction.
 
-A constant array maps to the lower end of the range. Values that are not finite take no part in finding the limits.
-What a user should be told about an array's limits is found here, too: :func:`fit_with_notes` (warnings), :func:`problem_of` (an error).
+A constant array maps to the lower end of the range. Values that are not finite take no part in
+finding the limits. What a user should be told about an array's limits is found here, too:
+:func:`fit_with_notes` (warnings), :func:`problem_of` (an error).
 
-Arrays of more than ``WHOLE`` numbers that are read as they are sliced get their limits slab by slab. Percentiles are exact for every
-number type of up to 32 bits: numbers are mapped to unsigned integers in the same order, and their upper and then their lower 16 bits are
-counted, in two passes. Mean and deviation are merged from slabs in float64 (Chan, Golub, LeVeque 1983), so that they differ from
-those of the array in memory by rounding only.
+Arrays of more than ``WHOLE`` numbers that are read as they are sliced get their limits slab by
+slab. Percentiles are exact for every number type of up to 32 bits: numbers are mapped to unsigned
+integers in the same order, and their upper and then their lower 16 bits are counted, in two passes.
+Mean and deviation are merged from slabs in float64 (Chan, Golub, LeVeque 1983), so that they differ
+from those of the array in memory by rounding only.
 """
 
 from __future__ import annotations
@@ -23,21 +26,31 @@ from pipeline.records import NamedOptions
 from pipeline.registry import Registry
 
 WHOLE = 2**27
-"""Arrays of up to this many numbers are read at once, and get the very limits that they get in training."""
+"""Arrays of up to this many numbers are read at once, and get the very limits that they get in
+training.
+"""
 
 CHUNK = 2**20
-"""Voxels counted at a time: ``np.bincount`` turns its input into int64, eight times the size of uint8."""
+"""Voxels counted at a time: ``np.bincount`` turns its input into int64, eight times the size of
+uint8.
+"""
 
 MAX_OUTSIDE = 0.5
-"""Largest share of the values of a channel that ``range`` may clip before it is an error, unless its options say otherwise."""
+"""Largest share of the values of a channel that ``range`` may clip before it is an error, unless
+its options say otherwise.
+"""
 
 MARGIN = 0.01
-"""Share of the range by which a value may lie outside it and is not counted: resampling leaves a background of -1e-7."""
+"""Share of the range by which a value may lie outside it and is not counted: resampling leaves a
+background of -1e-7.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntensityScale:
-    """A linear map for each channel: ``low`` goes to ``to[0]`` and ``high`` to ``to[1]``; with ``clip`` nothing leaves that range."""
+    """A linear map for each channel: ``low`` goes to ``to[0]`` and ``high`` to ``to[1]``; with
+    ``clip`` nothing leaves that range.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -45,7 +58,10 @@ class IntensityScale:
     clip: bool = True
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """``(C, *S)`` of any number type to float32 of the same shape. Constant channels and NaN become ``to[0]``."""
+        """``(C, *S)`` of any number type to float32 of the same shape.
+
+        Constant channels and NaN become ``to[0]``.
+        """
         out = np.empty(array.shape, np.float32)
         start, span = self.to[0], self.to[1] - self.to[0]
         for channel, (low, high) in enumerate(self._limits(len(array))):
@@ -66,7 +82,9 @@ class IntensityScale:
         return np.clip(out, min(self.to), max(self.to), out=out) if self.clip else out
 
     def invert(self, array: np.ndarray) -> np.ndarray:
-        """The opposite of :meth:`apply` for ``(C, *S)``, float32; what was clipped stays clipped, constant channels give their value."""
+        """The opposite of :meth:`apply` for ``(C, *S)``, float32; what was clipped stays clipped,
+        constant channels give their value.
+        """
         out = np.empty(array.shape, np.float32)
         span = self.to[1] - self.to[0]
         for channel, (low, high) in enumerate(self._limits(len(array))):
@@ -93,8 +111,10 @@ class NormalisationEntry:
     """An entry of NORMALISE.
 
     Args:
-        fit: ``fit(array, **options)`` with ``(C, *S)`` in memory, or read as it is sliced, gives its scale and notes.
-        limits: ``limits(dtype, **options)``: fixed limits (low, high) that values of the array may lie beyond; None where they follow it.
+        fit: ``fit(array, **options)`` with ``(C, *S)`` in memory, or read as it is sliced, gives
+            its scale and notes.
+        limits: ``limits(dtype, **options)``: fixed limits (low, high) that values of the array may
+            lie beyond; None where they follow it.
         bounded: whether what comes out lies in the range of the option ``to``.
     """
 
@@ -107,9 +127,11 @@ class NormalisationEntry:
 def percentile(
     array: LazyArray, low: float = 0.5, high: float = 99.5, to: Sequence[float] = (0.0, 1.0)
 ) -> Fitted:
-    """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
+    """Limits at two percentiles of each channel of ``(C, *S)``, clipped; the result of
+    ``np.percentile`` (linear), from a histogram for 8 and 16 bits.
 
-    A channel whose two percentiles are equal although it is not constant is scaled from its minimum to its maximum.
+    A channel whose two percentiles are equal although it is not constant is scaled from its minimum
+    to its maximum.
     """
     if not 0 <= low < high <= 100:
         raise ConfigError(
@@ -133,9 +155,11 @@ def widened(
     at: tuple[float, float],
     ends_of: Callable[[int], tuple[float, ...]],
 ) -> tuple[list[tuple[float, ...]], tuple[str, ...]]:
-    """Limits of channels, those that are equal replaced by ``ends_of(channel)`` (minimum, maximum) where these differ, and what to tell.
+    """Limits of channels, those that are equal replaced by ``ends_of(channel)`` (minimum, maximum)
+    where these differ, and what to tell.
 
-    Most voxels of a few bright spots on an empty ground are equal: both percentiles are, and the spots would be lost.
+    Most voxels of a few bright spots on an empty ground are equal: both percentiles are, and the
+    spots would be lost.
     """
     out, notes = list(limits), []
     for channel, (low, high) in enumerate(limits):
@@ -159,11 +183,13 @@ def fixed_range(
     to: Sequence[float] = (0.0, 1.0),
     max_outside: float = MAX_OUTSIDE,
 ) -> Fitted:
-    """The same limits for every array, clipped: for images whose brightness has a meaning. No value of the array is read.
+    """The same limits for every array, clipped: for images whose brightness has a meaning.
 
-    ``None`` is the end of the array's own number type (:func:`ends`), so that one setting serves 8 bits, 16 bits and floats.
-    Where more than ``max_outside`` of an array's values lie outside the limits, :func:`problem_of` says so; a window that is meant to
-    cut off most of a scan raises it.
+    No value of the array is read.
+
+    ``None`` is the end of the array's own number type (:func:`ends`), so that one setting serves 8
+    bits, 16 bits and floats. Where more than ``max_outside`` of an array's values lie outside the
+    limits, :func:`problem_of` says so; a window that is meant to cut off most of a scan raises it.
     """
     if not 0 <= max_outside <= 1:
         raise ConfigError(
@@ -235,7 +261,10 @@ def check(part: NamedOptions) -> None:
 
 
 def fit(part: NamedOptions, array: LazyArray) -> IntensityScale:
-    """IntensityScale of one array ``(C, *S)`` by an entry of NORMALISE. Raises ConfigError for an unknown name or option."""
+    """IntensityScale of one array ``(C, *S)`` by an entry of NORMALISE.
+
+    Raises ConfigError for an unknown name or option.
+    """
     return fit_with_notes(part, array)[0]
 
 
@@ -245,7 +274,8 @@ def fit_with_notes(part: NamedOptions, array: LazyArray) -> Fitted:
 
 
 def problem_of(part: NamedOptions, array: LazyArray) -> tuple[str, str] | None:
-    """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: fixed limits would clip most of its finite values.
+    """What is wrong with an array ``(C, *S)`` for this normalisation, and the way out: fixed limits
+    would clip most of its finite values.
 
     Nothing is read where no number of the array's type lies outside the limits.
     """
@@ -265,7 +295,9 @@ def problem_of(part: NamedOptions, array: LazyArray) -> tuple[str, str] | None:
 
 @dataclass(slots=True)
 class Outside:
-    """How many finite values of a channel there are, how many lie outside a range, and where they begin and end."""
+    """How many finite values of a channel there are, how many lie outside a range, and where they
+    begin and end.
+    """
 
     finite: int = 0
     outside: int = 0
@@ -292,7 +324,9 @@ class Outside:
 def _verdict(
     part: NamedOptions, counts: Sequence[Outside], frame: tuple[float, float]
 ) -> tuple[str, str] | None:
-    """The problem of the worst channel and the way out; None where none has more than its share outside the range."""
+    """The problem of the worst channel and the way out; None where none has more than its share
+    outside the range.
+    """
     allowed = part.options.get("max_outside", MAX_OUTSIDE)
     shares = [c.outside / c.finite if c.finite else 0.0 for c in counts]
     worst = int(np.argmax(shares)) if shares else 0
@@ -311,7 +345,8 @@ def _verdict(
 
 
 def unit(part: NamedOptions, array: np.ndarray) -> np.ndarray:
-    """A normalised array of any shape on 0..1, float32, ``to[0]`` at 0 and ``to[1]`` at 1, for metrics with a peak of 1.
+    """A normalised array of any shape on 0..1, float32, ``to[0]`` at 0 and ``to[1]`` at 1, for
+    metrics with a peak of 1.
 
     Clipped, as normalised images are. What has no range (``zscore``) comes back as it is.
     """
@@ -322,7 +357,7 @@ def unit(part: NamedOptions, array: np.ndarray) -> np.ndarray:
     return np.clip((array - np.float32(start)) / np.float32(end - start), 0, 1)
 
 
-# --- percentiles and moments -------------------------------------------------------------------------------------------
+# --- percentiles and moments ----------------------------------------------------------------------
 
 
 def _by_slabs(array: LazyArray) -> bool:
@@ -331,9 +366,11 @@ def _by_slabs(array: LazyArray) -> bool:
 
 
 def percentiles(array: LazyArray, at: Sequence[float]) -> list[tuple[float, ...]]:
-    """Percentiles ``at`` (0 to 100) of the finite values of each channel, linear between the two nearest; zeros where there is none.
+    """Percentiles ``at`` (0 to 100) of the finite values of each channel, linear between the two
+    nearest; zeros where there is none.
 
-    Those of ``np.percentile``. Slab by slab they are exact for numbers of up to 32 bits; of 64 bits, their float32 values are counted.
+    Those of ``np.percentile``. Slab by slab they are exact for numbers of up to 32 bits; of 64
+    bits, their float32 values are counted.
     """
     return (
         _counted(array, at) if _by_slabs(array) else [_sorted(channel, at) for channel in array[:]]

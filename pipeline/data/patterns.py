@@ -1,6 +1,7 @@
 """Regular expressions that a user writes, matched in a bounded time.
 
-``(a+)+$`` takes years on an id of forty letters, and nothing inside a process can stop it. A process of its own can be ended.
+``(a+)+$`` takes years on an id of forty letters, and nothing inside a process can stop it. A
+process of its own can be ended.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ json.dump([match[1] if (match := found.search(text)) else None for text in texts
 
 
 def first_groups(pattern: str, texts: Sequence[str], seconds: float = SECONDS) -> list[str | None]:
-    """What the first bracket of ``pattern`` finds in each text, None where nothing fits. Raises TimeoutError beyond ``seconds``."""
+    """What the first bracket of ``pattern`` finds in each text, None where nothing fits.
+
+    Raises TimeoutError beyond ``seconds``.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", WORK],

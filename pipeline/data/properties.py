@@ -1,4 +1,5 @@
-"""What one look at each case finds: shapes, types, intensities, label values, grids; kept as JSON while the files stay as they are.
+"""What one look at each case finds: shapes, types, intensities, label values, grids; kept as JSON
+while the files stay as they are.
 
 The walk: cases -> properties -> checks (what is wrong) -> cache (arrays).
 """
@@ -32,7 +33,9 @@ FACTS = 4
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)`` after each case, in the calling thread; what it raises stops the work."""
+"""Called as ``progress(done, total)`` after each case, in the calling thread; what it raises stops
+the work.
+"""
 
 T = TypeVar("T")
 
@@ -41,11 +44,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseProperties:
-    """What one look at a case's pixels found; JSON-able by ``dataclasses.asdict``. Roles are ``image`` and the targets' names.
+    """What one look at a case's pixels found; JSON-able by ``dataclasses.asdict``. Roles are
+    ``image`` and the targets' names.
 
-    ``files`` holds one entry per file (the image may have several). ``problems`` are (path, problem, cure) of files that cannot
-    be used; other fields then tell what could be read. ``content`` is the SHA-256 of the decoded image with its shape and type,
-    ``target_contents`` those of the targets.
+    ``files`` holds one entry per file (the image may have several). ``problems`` are (path,
+    problem, cure) of files that cannot be used; other fields then tell what could be read.
+    ``content`` is the SHA-256 of the decoded image with its shape and type, ``target_contents``
+    those of the targets.
     """
 
     id: str
@@ -63,13 +68,21 @@ class CaseProperties:
     target_contents: Mapping[str, str] = field(default_factory=dict)
     scale: normalise.IntensityScale | None = None
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of each role, what a reader of its file should be told (:attr:`pipeline.records.Geometry.notes`)."""
+    """Of each role, what a reader of its file should be told
+    (:attr:`pipeline.records.Geometry.notes`).
+    """
     scale_notes: tuple[str, ...] = ()
-    """What should be told about the scale of the image (:func:`pipeline.data.normalise.fit_with_notes`)."""
+    """What should be told about the scale of the image
+    (:func:`pipeline.data.normalise.fit_with_notes`).
+    """
     outside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Of each image that the normalisation would mostly clip, problem and cure (:func:`pipeline.data.normalise.problem_of`)."""
+    """Of each image that the normalisation would mostly clip, problem and cure
+    (:func:`pipeline.data.normalise.problem_of`).
+    """
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """For each role that can be read ``family``, ``codes`` and ``spacing`` in mm (:class:`pipeline.grid.Grid`), of the image's first file."""
+    """For each role that can be read ``family``, ``codes`` and ``spacing`` in mm
+    (:class:`pipeline.grid.Grid`), of the image's first file.
+    """
 
 
 def case_listing(cases: Sequence[Case], properties: Sequence[CaseProperties]) -> dict[str, Any]:
@@ -93,9 +106,12 @@ def examine(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> list[CaseProperties]:
-    """Properties of every case, in order. Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it.
+    """Properties of every case, in order.
 
-    ``write`` keeps new properties in the cache. Never raises for a bad file: what is wrong stands in ``CaseProperties.problems``.
+    Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it.
+
+    ``write`` keeps new properties in the cache. Never raises for a bad file: what is wrong stands
+    in ``CaseProperties.problems``.
     """
     return parallel(
         lambda case: _properties_of(case, settings, cache, write), cases, progress, workers
@@ -105,7 +121,9 @@ def examine(
 def parallel(
     work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None
 ) -> list[R]:
-    """Map over threads, one per core unless said: codecs and numpy release the GIL, and no more cases than threads are in memory."""
+    """Map over threads, one per core unless said: codecs and numpy release the GIL, and no more
+    cases than threads are in memory.
+    """
     results = []
     with ThreadPoolExecutor(max_workers=max(1, workers or min(cores(), 16))) as pool:
         try:
@@ -194,7 +212,9 @@ def file_stamp(path: Path) -> dict[str, Any]:
 
 
 def _known_properties(path: Path, key: Mapping[str, Any], case: Case) -> CaseProperties | None:
-    """Properties on disk, or None where there are none, they are damaged, or they belong to other files."""
+    """Properties on disk, or None where there are none, they are damaged, or they belong to other
+    files.
+    """
     try:
         document = files.read_document(path, documents.KnownFacts, "")
         if document["key"] != jsonable(key) or document["facts"]["id"] != case.id:
@@ -345,7 +365,9 @@ def _is_constant(image: np.ndarray) -> bool:
 
 
 def content_hash(array: np.ndarray) -> str:
-    """SHA-256 of an array's type, shape and values: equal for equal images, whatever files they come from."""
+    """SHA-256 of an array's type, shape and values: equal for equal images, whatever files they
+    come from.
+    """
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -25,12 +25,13 @@ NONFINITE = "Replace them, e.g. by the mean of their neighbours"
 def opened(
     case: Case, dims: int, *, whole: bool = False, finite: bool = True
 ) -> Iterator[tuple[LazyArray, Geometry]]:
-    """All channels of a case ``(C, *S)``, float64 as float32 (:func:`single`), and the geometry of its first file.
+    """All channels of a case ``(C, *S)``, float64 as float32 (:func:`single`), and the geometry of
+    its first file.
 
     Args:
         dims: space axes.
-        whole: read it into memory; else rows are read as they are sliced, until the context is left, and what the format can give
-            only whole is treated alike where it is large.
+        whole: read it into memory; else rows are read as they are sliced, until the context is
+            left, and what the format can give only whole is treated alike where it is large.
         finite: refuse NaN and infinity, where the rows that hold them are read.
 
     Raises:
@@ -49,7 +50,9 @@ def opened(
 
 
 def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
-    """All channels of a case in memory, as :func:`opened` gives them; NaN and infinity are left to the caller."""
+    """All channels of a case in memory, as :func:`opened` gives them; NaN and infinity are left to
+    the caller.
+    """
     with opened(case, dims, whole=True, finite=False) as (image, geometry):
         return np.asarray(image), geometry
 
@@ -66,7 +69,9 @@ def _noted(case: Case, places: Sequence[Geometry]) -> Geometry:
 
 
 def _joined(arrays: Sequence[LazyArray]) -> LazyArray:
-    """The channels of all files, in one number type; float64, which whole numbers beside float32 make, as float32."""
+    """The channels of all files, in one number type; float64, which whole numbers beside float32
+    make, as float32.
+    """
     common = np.result_type(*(array.dtype for array in arrays))
     dtype = np.dtype(np.float32) if common == np.float64 else common
     if len(arrays) == 1:
@@ -126,7 +131,10 @@ def same_affine(one: Any, other: Any) -> bool:
 
 
 def single(path: Path, array: np.ndarray) -> np.ndarray:
-    """Values as they are computed with: float64 as float32, other types as they are. Raises FileError where that makes them infinite."""
+    """Values as they are computed with: float64 as float32, other types as they are.
+
+    Raises FileError where that makes them infinite.
+    """
     if array.dtype != np.float64:
         return array
     with np.errstate(over="ignore"):
@@ -142,7 +150,7 @@ def single(path: Path, array: np.ndarray) -> np.ndarray:
     return out
 
 
-# --- values that are no numbers ----------------------------------------------------------------------------------------
+# --- values that are no numbers -------------------------------------------------------------------
 
 
 def _single(path: Path, array: LazyArray, finite: bool) -> LazyArray:
@@ -183,7 +191,9 @@ def nonfinite(array: np.ndarray) -> int:
 
 
 def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:
-    """How many values are NaN or infinite in each file of a case's image, by the file's number; those without any are left out."""
+    """How many values are NaN or infinite in each file of a case's image, by the file's number;
+    those without any are left out.
+    """
     if not nonfinite(image):
         return {}
     channels = [files.probe(path, image.ndim - 1).shape[0] for path in case.image]

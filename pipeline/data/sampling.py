@@ -1,4 +1,6 @@
-"""Where training patches are cut: positions whose share of foreground or of change is wanted, and a seed for every sample of every epoch."""
+"""Where training patches are cut: positions whose share of foreground or of change is wanted, and a
+seed for every sample of every epoch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from pipeline.geometry import crop
 
 
 def seed_of(*words: int) -> int:
-    """One 32-bit seed from (seed, fold, epoch, sample, ...): the same words give the same seed on every machine.
+    """One 32-bit seed from (seed, fold, epoch, sample, ...): the same words give the same seed on
+    every machine.
 
     >>> seed_of(42, 0, 1, 2) == seed_of(42, 0, 1, 2) != seed_of(42, 0, 1, 3)
     True
@@ -36,7 +39,8 @@ def foreground_share(label: np.ndarray, ignore: int | None) -> float:
 
 
 def grid_starts(length: int, size: int, overlap: float) -> list[int]:
-    """First voxels of the slices along one axis: every ``size * (1 - overlap)`` voxels (rounded, at least 1), the last one at the border.
+    """First voxels of the slices along one axis: every ``size * (1 - overlap)`` voxels (rounded, at
+    least 1), the last one at the border.
 
     An axis no longer than a slice has one, centred: a negative start means padding.
 
@@ -49,16 +53,20 @@ def grid_starts(length: int, size: int, overlap: float) -> list[int]:
 
 
 def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> list[list[int]]:
-    """:func:`grid_starts` for each axis; the slices of a space are their product, the last axis counting fastest."""
+    """:func:`grid_starts` for each axis; the slices of a space are their product, the last axis
+    counting fastest.
+    """
     return [grid_starts(n, t, overlap) for n, t in zip(space, size, strict=True)]
 
 
 def holds_change(
     mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], size: Sequence[int]
 ) -> bool:
-    """Whether the box at ``start`` (may be negative) of ``size`` holds a place of a difference_mask of change ``(1, *S)`` given with its index.
+    """Whether the box at ``start`` (may be negative) of ``size`` holds a place of a difference_mask
+    of change ``(1, *S)`` given with its index.
 
-    Exact, though of the mask itself only blocks that the border of the box cuts are read, until one settles it.
+    Exact, though of the mask itself only blocks that the border of the box cuts are read, until one
+    settles it.
     """
     low = [max(s, 0) for s in start]
     high = [min(s + t, n) for s, t, n in zip(start, size, mask.shape[1:], strict=True)]
@@ -81,18 +89,21 @@ def holds_change(
 
 
 class RandBalancedCropd(Randomizable, MapTransform):
-    """Cut one patch of ``patch.size`` out of memory-mapped volumes, balanced by the share of foreground.
+    """Cut one patch of ``patch.size`` out of memory-mapped volumes, balanced by the share of
+    foreground.
 
-    Up to ``patch.tries`` positions are drawn uniformly; the first whose share lies in ``patch.foreground`` is taken, else the
-    one nearest to that range. Only the patch is ever read. Volumes smaller than the patch are padded, half on each side, with
-    zeros in the image and ``ignore`` (0 without one) in labels, or with ``patch.border: mirror`` mirrored like the image. The image
-    is normalised after cutting, so padding is 0.
-    ``maps`` are cut at the same place, as they are (halves become float32) and with the value named for each outside the volume.
-    Where the index of a mask of change is given, under ``BLOCKS``, that place is replaced with probability ``patch.changed``: a
-    block that holds some of the mask is drawn uniformly, in it a pixel of at least ``LEVEL``, and a place of the patch among those
-    that hold the pixel. The index itself is not passed on.
-    Adds ``"foreground_share"`` (nan where nothing is labelled or there are no labels) and ``"changed"``, 1 where the patch holds
-    some of the mask, else 0 (nan without a mask). Where ``place`` is set, the patch starts there and nothing is drawn.
+    Up to ``patch.tries`` positions are drawn uniformly; the first whose share lies in
+    ``patch.foreground`` is taken, else the one nearest to that range. Only the patch is ever read.
+    Volumes smaller than the patch are padded, half on each side, with zeros in the image and
+    ``ignore`` (0 without one) in labels, or with ``patch.border: mirror`` mirrored like the image.
+    The image is normalised after cutting, so padding is 0. ``maps`` are cut at the same place, as
+    they are (halves become float32) and with the value named for each outside the volume. Where the
+    index of a mask of change is given, under ``BLOCKS``, that place is replaced with probability
+    ``patch.changed``: a block that holds some of the mask is drawn uniformly, in it a pixel of at
+    least ``LEVEL``, and a place of the patch among those that hold the pixel. The index itself is
+    not passed on. Adds ``"foreground_share"`` (nan where nothing is labelled or there are no
+    labels) and ``"changed"``, 1 where the patch holds some of the mask, else 0 (nan without a
+    mask). Where ``place`` is set, the patch starts there and nothing is drawn.
     """
 
     place: Sequence[int] | None = None
@@ -134,7 +145,8 @@ class RandBalancedCropd(Randomizable, MapTransform):
         return best[1], best[2]
 
     def _aimed(self, mask: Volume, blocks: Volume) -> list[int] | None:
-        """Start of a patch that holds some of the mask; None where chance or a clean case leaves the patch where it is.
+        """Start of a patch that holds some of the mask; None where chance or a clean case leaves
+        the patch where it is.
 
         Uses up the same random numbers in all cases.
         """
@@ -190,7 +202,9 @@ class RandBalancedCropd(Randomizable, MapTransform):
 
 
 def _start_around(pixel: int, length: int, size: int, chance: float) -> int:
-    """Start, along one axis, of a patch that holds ``pixel`` and stays inside: ``chance`` in [0, 1) picks one of those that do."""
+    """Start, along one axis, of a patch that holds ``pixel`` and stays inside: ``chance`` in [0, 1)
+    picks one of those that do.
+    """
     if length <= size:
         return -((size - length) // 2)
     low, high = max(0, pixel - size + 1), min(pixel, length - size)
@@ -215,9 +229,11 @@ def crop_scaled(
 
 
 def crop_mirrored(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Box of ``array`` ``(C, *S)``; beyond a border the array goes on mirrored, border voxel included, to and fro as often as needed.
+    """Box of ``array`` ``(C, *S)``; beyond a border the array goes on mirrored, border voxel
+    included, to and fro as often as needed.
 
-    NumPy's ``symmetric``, OpenCV's ``BORDER_REFLECT``. Only the part that is needed is read from a memory-mapped array.
+    NumPy's ``symmetric``, OpenCV's ``BORDER_REFLECT``. Only the part that is needed is read from a
+    memory-mapped array.
     """
     places = [_reflected(s, t, n) for s, t, n in zip(start, size, array.shape[1:], strict=True)]
     out = np.array(array[(slice(None), *(slice(p.min(), p.max() + 1) for p in places))])
@@ -228,7 +244,9 @@ def crop_mirrored(array: np.ndarray, start: Sequence[int], size: Sequence[int]) 
 
 
 def _reflected(start: int, size: int, length: int) -> np.ndarray:
-    """Where along an axis of ``length`` voxels the ``size`` voxels from ``start`` on are found if it goes on mirrored."""
+    """Where along an axis of ``length`` voxels the ``size`` voxels from ``start`` on are found if
+    it goes on mirrored.
+    """
     place = np.arange(start, start + size) % (2 * length)
     return np.minimum(place, 2 * length - 1 - place)
 

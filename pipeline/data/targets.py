@@ -1,4 +1,6 @@
-"""Targets as they are read from their files: class numbers, fields of view, images, and what is wrong with label values."""
+"""Targets as they are read from their files: class numbers, fields of view, images, and what is
+wrong with label values.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ LISTED = 256
 
 
 def load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)`` and geometry of a target; labels have one channel, and two values where ``data.binarise`` is set."""
+    """Array ``(C, *S)`` and geometry of a target; labels have one channel, and two values where
+    ``data.binarise`` is set.
+    """
     array, geometry = files.read(path, data.dims, labels=labels)
     if not labels:
         return single(path, array), geometry
@@ -42,7 +46,9 @@ def load_target(path: Path, data: config.Data, labels: bool) -> tuple[np.ndarray
 
 
 def _binarised(path: Path, array: np.ndarray, data: config.Data) -> np.ndarray:
-    """1 where a value lies above ``data.binarise``, the ignored label where it is that, 0 elsewhere."""
+    """1 where a value lies above ``data.binarise``, the ignored label where it is that, 0
+    elsewhere.
+    """
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise files.FileError(
             path, f"holds {np.isnan(array).sum()} values that are NaN", "Replace them by numbers"
@@ -54,15 +60,18 @@ def _binarised(path: Path, array: np.ndarray, data: config.Data) -> np.ndarray:
 
 
 def target_rules(data: config.Data, kind: str) -> config.Data:
-    """How a role of this kind is read: a field of view always has two classes and nothing to ignore."""
+    """How a role of this kind is read: a field of view always has two classes and nothing to
+    ignore.
+    """
     return dataclasses.replace(data, classes=2, ignore_label=None) if kind == "mask" else data
 
 
 def read_labels(path: Path, data: config.Data) -> np.ndarray:
-    """Labels ``(1, *S)`` of one file in the smallest integer type that holds every class, checked as ``faults`` checks them.
+    """Labels ``(1, *S)`` of one file in the smallest integer type that holds every class, checked
+    as ``faults`` checks them.
 
-    In a two-class mask of 0 and 255 (16 bits: 0 and 65535) the larger becomes 1; with ``data.binarise`` every value above it.
-    Raises FileError for values outside the classes.
+    In a two-class mask of 0 and 255 (16 bits: 0 and 65535) the larger becomes 1; with
+    ``data.binarise`` every value above it. Raises FileError for values outside the classes.
     """
     array, _ = load_target(path, data, labels=True)
     values = label_values(array)
@@ -74,10 +83,11 @@ def read_labels(path: Path, data: config.Data) -> np.ndarray:
 
 
 def read_mask(path: Path, data: config.Data) -> np.ndarray:
-    """Field of view ``(1, *S)``, uint8 0/1, of one file that holds 0/1, 0/255 or, with ``data.binarise``, any greys.
+    """Field of view ``(1, *S)``, uint8 0/1, of one file that holds 0/1, 0/255 or, with
+    ``data.binarise``, any greys.
 
-    ``data.classes`` and ``data.ignore_label`` are those of labels and say nothing here. Raises FileError for other values and where
-    nothing lies inside.
+    ``data.classes`` and ``data.ignore_label`` are those of labels and say nothing here. Raises
+    FileError for other values and where nothing lies inside.
     """
     mask = read_labels(path, target_rules(data, "mask"))
     if not mask.any():
@@ -104,7 +114,9 @@ def label_dtype(data: config.Data) -> np.dtype:
 
 
 def label_values(array: np.ndarray) -> dict[str, int]:
-    """How often each value occurs, by its text (``"2"``, ``"0.5"``, ``"nan"``); beyond 256 values the rest is summed under ``"others"``."""
+    """How often each value occurs, by its text (``"2"``, ``"0.5"``, ``"nan"``); beyond 256 values
+    the rest is summed under ``"others"``.
+    """
     if array.dtype in (np.uint8, np.uint16):
         counts = normalise.histogram(array)
         values, counts = np.flatnonzero(counts), counts[counts > 0]
@@ -122,7 +134,9 @@ def _text(value: Any) -> str:
 
 
 def label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, str] | None:
-    """What is wrong with these label values, and the cure; None where they are classes or the ignored label."""
+    """What is wrong with these label values, and the cure; None where they are classes or the
+    ignored label.
+    """
     wrong = (
         {}
         if _white(values, data)
@@ -141,7 +155,9 @@ def label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, st
 
 
 def _looks_smeared(values: Mapping[str, int]) -> bool:
-    """Whether these may be the values of a picture of 0 and 255 after a lossy step: greys near both ends, or many greys."""
+    """Whether these may be the values of a picture of 0 and 255 after a lossy step: greys near both
+    ends, or many greys.
+    """
     if "others" in values or any(not 0 <= float(v) <= 255 for v in values):
         return False
     numbers = [float(v) for v in values]
@@ -160,7 +176,9 @@ def _allowed(data: config.Data) -> set[str]:
 
 
 def _white(values: Mapping[str, int], data: config.Data) -> str | None:
-    """The value that stands for class 1 where these are the values of a black and white picture, else None."""
+    """The value that stands for class 1 where these are the values of a black and white picture,
+    else None.
+    """
     allowed = _allowed(data)
     found = (
         w

@@ -1,9 +1,11 @@
-"""The table of augmentations, MONAI's and some in its manner, and the chain from a stored case to a training sample.
+"""The table of augmentations, MONAI's and some in its manner, and the chain from a stored case to a
+training sample.
 
-Geometry moves the image and every target by the same field: images, distances and soft masks are interpolated linearly, labels take the
-nearest voxel and keep their values, the ignored one included. Intensities change in the image alone, for a label does not depend
-on them; where the target is an image, ``both: true`` of an entry gives it the same change as the input. What each entry does to
-colours stands in its docstring; ``colour`` is the only one that means to change them.
+Geometry moves the image and every target by the same field: images, distances and soft masks are
+interpolated linearly, labels take the nearest voxel and keep their values, the ignored one
+included. Intensities change in the image alone, for a label does not depend on them; where the
+target is an image, ``both: true`` of an entry gives it the same change as the input. What each
+entry does to colours stands in its docstring; ``colour`` is the only one that means to change them.
 """
 
 from __future__ import annotations
@@ -52,9 +54,11 @@ from pipeline.registry import Registry
 
 @contextlib.contextmanager
 def plain_tensors() -> Iterator[None]:
-    """While open, MONAI's transforms give plain tensors, which cost a seventh of a MetaTensor in every small operation.
+    """While open, MONAI's transforms give plain tensors, which cost a seventh of a MetaTensor in
+    every small operation.
 
-    Nothing here reads metadata; the switch is the whole process's, so it is put back for a user's own MONAI code.
+    Nothing here reads metadata; the switch is the whole process's, so it is put back for a user's
+    own MONAI code.
     """
     before = get_track_meta()
     set_track_meta(False)
@@ -66,7 +70,8 @@ def plain_tensors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """Which entries of a sample a transform touches: ``every`` for geometry, ``image`` for intensities; ``modes`` per entry of ``every``.
+    """Which entries of a sample a transform touches: ``every`` for geometry, ``image`` for
+    intensities; ``modes`` per entry of ``every``.
 
     ``pair``: the image and the targets that are images, for entries with ``both``.
     """
@@ -79,7 +84,9 @@ class Keys:
 
 
 JOINED = "image and target"
-"""Entry of a sample that holds both, one behind the other along the channels, while an augmentation of ``both`` runs."""
+"""Entry of a sample that holds both, one behind the other along the channels, while an augmentation
+of ``both`` runs.
+"""
 
 
 def _chosen(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
@@ -95,7 +102,9 @@ def _chosen(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
 def _alike(
     keys: Keys, entry: str, both: bool, make: Callable[[tuple[str, ...]], Transform]
 ) -> list[Transform]:
-    """``make(image)``, or with ``both`` one change of image and target: the same random numbers, and statistics of the two together."""
+    """``make(image)``, or with ``both`` one change of image and target: the same random numbers,
+    and statistics of the two together.
+    """
     chosen = _chosen(keys, entry, both)
     return (
         [ConcatItemsd(chosen, JOINED), make((JOINED,)), Partd(chosen)] if both else [make(chosen)]
@@ -103,7 +112,9 @@ def _alike(
 
 
 def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> list[Transform]:
-    """``axes: random``: one axis drawn at random; ``each``: every axis on its own; or a list of axes."""
+    """``axes: random``: one axis drawn at random; ``each``: every axis on its own; or a list of
+    axes.
+    """
     if axes == "random":
         return [RandAxisFlipd(keys.every, prob=p)]
     if isinstance(axes, str) and axes != "each":
@@ -118,7 +129,9 @@ def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> l
 def _rotate90(
     keys: Keys, p: float = 0.5, planes: Sequence[Sequence[int]] | None = None
 ) -> list[Transform]:
-    """By 90, 180 or 270 degrees in a plane drawn at random among those whose two sides are equally long."""
+    """By 90, 180 or 270 degrees in a plane drawn at random among those whose two sides are equally
+    long.
+    """
     planes = (
         [tuple(x) for x in planes]
         if planes is not None
@@ -135,7 +148,9 @@ def _rotate90(
 
 
 def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
-    """Gaussian noise of exactly this standard deviation, drawn for each voxel and channel: coloured grain in RGB."""
+    """Gaussian noise of exactly this standard deviation, drawn for each voxel and channel: coloured
+    grain in RGB.
+    """
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
@@ -155,7 +170,9 @@ def _brightness(
 def _contrast(
     keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
 ) -> list[Transform]:  # noqa: A002
-    """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all channels: hues stay."""
+    """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all
+    channels: hues stay.
+    """
     low, high = _pair("contrast", "range", range)
     factors = low - 1, high - 1
     return _alike(
@@ -174,10 +191,12 @@ def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) 
 def _gamma(
     keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), both: bool = False
 ) -> list[Transform]:  # noqa: A002
-    """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is drawn from ``range``.
+    """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is
+    drawn from ``range``.
 
-    Minimum, maximum and exponent are those of all channels together: one rising curve, so grey stays grey and the order of a
-    voxel's channels is kept. Hues move a little between them, as in any gamma of a photograph.
+    Minimum, maximum and exponent are those of all channels together: one rising curve, so grey
+    stays grey and the order of a voxel's channels is kept. Hues move a little between them, as in
+    any gamma of a photograph.
     """
     low, high = _pair("gamma", "range", range)
     if min(low, high) <= 0:
@@ -188,7 +207,9 @@ def _gamma(
 
 
 def _blur(keys: Keys, p: float = 0.5, sigma: tuple[float, float] = (0.5, 1.0)) -> list[Transform]:
-    """Gaussian blur along the space axes, the same for all channels; ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border."""
+    """Gaussian blur along the space axes, the same for all channels; ``sigma`` in voxels, drawn for
+    each axis. The patch is mirrored at its border.
+    """
     bounds = _pair("blur", "sigma", sigma)
     if min(bounds) <= 0:
         raise ConfigError(
@@ -205,12 +226,15 @@ def _affine(
     translate: float = 0.0,
     shear: float = 0.0,
 ) -> list[Transform]:
-    """Rotation about every axis, zoom of every axis, shift and shear, each drawn from ``[-x, x]``; slow on CPU (0.4 s for a pair of 128³).
+    """Rotation about every axis, zoom of every axis, shift and shear, each drawn from ``[-x, x]``;
+    slow on CPU (0.4 s for a pair of 128³).
 
-    ``translate`` in voxels; ``shear`` as the tangent of the angle. The patch is mirrored at its border.
+    ``translate`` in voxels; ``shear`` as the tangent of the angle. The patch is mirrored at its
+    border.
     """
     dims = len(keys.size)
-    # A range of zero would take numbers from the shared state, and thereby change what a seed gives in configs without it.
+    # A range of zero would take numbers from the shared state, and thereby change what a seed gives
+    # in configs without it.
     moves = {
         "translate_range": (translate,) * dims if translate else None,
         "shear_range": (shear,) * (dims * (dims - 1)) if shear else None,
@@ -219,7 +243,9 @@ def _affine(
 
 
 def _rotate(keys: Keys, p: float = 0.5, degrees: float = 180.0) -> list[Transform]:
-    """Rotation about every axis by angles drawn from ``[-degrees, degrees]``, without zoom: widths stay. The patch is mirrored at its border."""
+    """Rotation about every axis by angles drawn from ``[-degrees, degrees]``, without zoom: widths
+    stay. The patch is mirrored at its border.
+    """
     return [_resampling(keys, p, degrees)]
 
 
@@ -238,11 +264,12 @@ def _resampling(keys: Keys, p: float, degrees: float, **ranges: Any) -> Transfor
 def _elastic(
     keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float = 8.0
 ) -> list[Transform]:
-    """Smooth deformation that moves no voxel by more than ``magnitude`` voxels along an axis (in 2D a quarter of it is typical).
+    """Smooth deformation that moves no voxel by more than ``magnitude`` voxels along an axis (in 2D
+    a quarter of it is typical).
 
-    ``spacing``: voxels between the points that are moved. Magnitudes at which the patch could fold over itself are refused: inside
-    the patch nothing is torn or doubled, though a thing one voxel thin may break, as in any resampling. The patch is mirrored at
-    its border.
+    ``spacing``: voxels between the points that are moved. Magnitudes at which the patch could fold
+    over itself are refused: inside the patch nothing is torn or doubled, though a thing one voxel
+    thin may break, as in any resampling. The patch is mirrored at its border.
     """
     dims = len(keys.size)
     if not spacing > 0:
@@ -266,10 +293,11 @@ def _colour(
     gain: float = 0.05,
     both: bool = False,
 ) -> list[Transform]:
-    """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from ``saturation``, and each channel by 1 ± ``gain``.
+    """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from
+    ``saturation``, and each channel by 1 ± ``gain``.
 
-    For images of three channels, taken as red, green and blue; images with any other number are left as they are, and the same
-    random numbers are used up. Details: :class:`RandColourd`.
+    For images of three channels, taken as red, green and blue; images with any other number are
+    left as they are, and the same random numbers are used up. Details: :class:`RandColourd`.
     """
     low, high = _pair("colour", "saturation", saturation)
     if min(low, high) < 0 or not 0 <= gain < 1 or hue < 0:
@@ -282,10 +310,12 @@ def _colour(
 def _clahe(
     keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02), tiles: int = 4
 ) -> list[Transform]:
-    """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of 2D patches; limit drawn from ``clip``.
+    """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of 2D
+    patches; limit drawn from ``clip``.
 
-    ``tiles`` along each axis of the patch. A limit of c raises local contrast by a factor of at most about 256 c: 1.3 to 5 by
-    default. RGB: the HSV value alone is equalised, hue and saturation stay; other images: each channel on its own.
+    ``tiles`` along each axis of the patch. A limit of c raises local contrast by a factor of at
+    most about 256 c: 1.3 to 5 by default. RGB: the HSV value alone is equalised, hue and saturation
+    stay; other images: each channel on its own.
     """
     low, high = _pair("clahe", "clip", clip)
     if len(keys.size) != 2:
@@ -356,14 +386,18 @@ AUGMENT: Registry[AugmentationEntry] = Registry(
 )
 
 UNFOLDED = {2: 0.48, 3: 0.40}
-"""Largest shift of control points, in units of their spacing, at which no cubic B-spline deformation folds (Choi & Lee, Graph. Models 62:411, 2000), rounded down."""
+"""Largest shift of control points, in units of their spacing, at which no cubic B-spline
+deformation folds (Choi & Lee, Graph. Models 62:411, 2000), rounded down.
+"""
 
 TILE = 8
 """Pixels along the side of the smallest tile whose histogram says anything."""
 
 
 def augmentations(config: Config, reads: Collection[Wish] = ()) -> list[Transform]:
-    """MONAI transforms of ``data.augment``. ``reads`` are the maps that losses read (:func:`pipeline.losses.reads`), here and below.
+    """MONAI transforms of ``data.augment``.
+
+    ``reads`` are the maps that losses read (:func:`pipeline.losses.reads`), here and below.
 
     Raises ConfigError for unknown names, options, or impossible settings.
     """
@@ -371,7 +405,10 @@ def augmentations(config: Config, reads: Collection[Wish] = ()) -> list[Transfor
 
 
 def augmentation(config: Config, n: int, reads: Collection[Wish] = ()) -> list[Transform]:
-    """MONAI transforms of entry ``n`` of ``data.augment``. Raises ConfigError as :func:`augmentations` does."""
+    """MONAI transforms of entry ``n`` of ``data.augment``.
+
+    Raises ConfigError as :func:`augmentations` does.
+    """
     keys, part, where = _keys(config, reads), config.data.augment[n], f"data.augment.{n}"
     made = bind(AUGMENT, part, where, ("keys",))
     p = part.options.get("p", 0.5)
@@ -395,10 +432,11 @@ def _keys(config: Config, reads: Collection[Wish]) -> Keys:
 
 
 class OpenStored(Transform):
-    """Deterministic head of the chain, the part that CacheDataset keeps: handles of the memory-mapped volumes and their statistics.
+    """Deterministic head of the chain, the part that CacheDataset keeps: handles of the
+    memory-mapped volumes and their statistics.
 
-    ``targets`` names the targets, for a case may have further roles that only scores look at; ``maps`` the maps to be cut, and what
-    the choice of patches looks at.
+    ``targets`` names the targets, for a case may have further roles that only scores look at;
+    ``maps`` the maps to be cut, and what the choice of patches looks at.
     """
 
     def __init__(self, targets: Iterable[str], maps: Iterable[str] = ()) -> None:
@@ -438,11 +476,13 @@ def cropper(config: Config, reads: Collection[Wish] = ()) -> RandBalancedCropd:
     return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps)
 
 
-# --- what MONAI's transforms lack ----------------------------------------------------------------------------------------
+# --- what MONAI's transforms lack -----------------------------------------------------------------
 
 
 class RandTypedAffined(RandAffined):
-    """MONAI's RandAffined, except that every entry keeps its type: MONAI returns labels as float32, even where it does nothing."""
+    """MONAI's RandAffined, except that every entry keeps its type: MONAI returns labels as float32,
+    even where it does nothing.
+    """
 
     def __call__(
         self, data: Mapping[Hashable, Any], lazy: bool | None = None
@@ -468,7 +508,9 @@ class Partd(MapTransform):
 
 
 class RandMirroredSmoothd(RandGaussianSmoothd):
-    """MONAI's RandGaussianSmoothd on a mirrored margin: MONAI takes zeros outside, which darkens every patch's border by up to a half."""
+    """MONAI's RandGaussianSmoothd on a mirrored margin: MONAI takes zeros outside, which darkens
+    every patch's border by up to a half.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         margin = math.ceil(4 * max(self.rand_smooth.sigma_x))  # where MONAI cuts its kernel off
@@ -484,12 +526,14 @@ def _mirrored(image: Any, margin: int) -> np.ndarray:
 
 
 class RandElasticd(RandomizableTransform, MapTransform):
-    """Free-form deformation by a cubic B-spline (Rueckert et al., IEEE TMI 18:712, 1999), the same for all of ``keys.every``.
+    """Free-form deformation by a cubic B-spline (Rueckert et al., IEEE TMI 18:712, 1999), the same
+    for all of ``keys.every``.
 
-    Control points ``spacing`` voxels apart are shifted by up to ``magnitude`` voxels along each axis; the weights of a B-spline
-    are positive and sum to 1, so no voxel moves further. Of MONAI's own, Rand2DElasticd moves voxels at the border even for
-    magnitude 0 (by 1.5 at spacing 32), Rand3DElasticd's magnitude has no unit and its 128³ take seconds, and
-    RandGridDistortiond warps each axis alone.
+    Control points ``spacing`` voxels apart are shifted by up to ``magnitude`` voxels along each
+    axis; the weights of a B-spline are positive and sum to 1, so no voxel moves further. Of MONAI's
+    own, Rand2DElasticd moves voxels at the border even for magnitude 0 (by 1.5 at spacing 32),
+    Rand3DElasticd's magnitude has no unit and its 128³ take seconds, and RandGridDistortiond warps
+    each axis alone.
     """
 
     def __init__(self, keys: Keys, prob: float, spacing: float, magnitude: float) -> None:
@@ -507,7 +551,9 @@ class RandElasticd(RandomizableTransform, MapTransform):
             self.shifts = self.R.uniform(-self.magnitude, self.magnitude, points)
 
     def field(self) -> np.ndarray:
-        """Shift of every voxel in voxels, ``(axes, *S)``: the output at x is the input at x + shift."""
+        """Shift of every voxel in voxels, ``(axes, *S)``: the output at x is the input at x +
+        shift.
+        """
         out = self.shifts
         for axis, weights in enumerate(self.weights, start=1):
             out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
@@ -530,20 +576,25 @@ class RandElasticd(RandomizableTransform, MapTransform):
 
 
 def _spline(size: int, spacing: float) -> np.ndarray:
-    """Weights ``(size, points)`` of the control points of a uniform cubic B-spline at the voxels of one axis; rows sum to 1."""
+    """Weights ``(size, points)`` of the control points of a uniform cubic B-spline at the voxels of
+    one axis; rows sum to 1.
+    """
     places = np.arange(size) / spacing
     knots = np.arange(-3.0, np.floor(places[-1]) + 5)
     return BSpline.design_matrix(places, knots, 3).toarray()
 
 
 class RandColourd(RandomizableTransform, MapTransform):
-    """Linear change of colour of ``(3, *S)``: rotation about the grey axis, scaling of the distance from it, a gain for each channel.
+    """Linear change of colour of ``(3, *S)``: rotation about the grey axis, scaling of the distance
+    from it, a gain for each channel.
 
-    Hue and saturation are changed as one 3×3 matrix (Haeberli, Matrix Operations for Image Processing, 1993): a turn by 120
-    degrees takes red to green, the mean of the three channels stays, and grey stays grey until ``gain`` tints it. Both commute
-    with a common scale and offset of the channels, hence need no range: they mean the same on [0, 1], on [-1, 1] and on
-    z-scores. ``gain`` multiplies the values as they are, as ``brightness`` does. Nothing is clipped; vivid colours may leave
-    the normalised range a little. Where the channels were normalised one by one, hues are those of the normalised image.
+    Hue and saturation are changed as one 3×3 matrix (Haeberli, Matrix Operations for Image
+    Processing, 1993): a turn by 120 degrees takes red to green, the mean of the three channels
+    stays, and grey stays grey until ``gain`` tints it. Both commute with a common scale and offset
+    of the channels, hence need no range: they mean the same on [0, 1], on [-1, 1] and on z-scores.
+    ``gain`` multiplies the values as they are, as ``brightness`` does. Nothing is clipped; vivid
+    colours may leave the normalised range a little. Where the channels were normalised one by one,
+    hues are those of the normalised image.
     """
 
     def __init__(
@@ -568,7 +619,8 @@ class RandColourd(RandomizableTransform, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
-        # Drawn before channels are counted: entries after this one then do the same to grey images and to colour.
+        # Drawn before channels are counted: entries after this one then do the same to grey images
+        # and to colour.
         self.randomize()
         for key in self.key_iterator(out) if self._do_transform else ():
             if len(out[key]) == 3:
@@ -580,7 +632,9 @@ class RandColourd(RandomizableTransform, MapTransform):
 
 
 def colour_matrix(turn: float, saturation: float) -> np.ndarray:
-    """3×3 matrix that turns hues by ``turn`` radians (red towards green) and multiplies the distance from grey by ``saturation``."""
+    """3×3 matrix that turns hues by ``turn`` radians (red towards green) and multiplies the
+    distance from grey by ``saturation``.
+    """
     grey = np.full((3, 3), 1 / 3)
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     return grey + saturation * (math.cos(turn) * (np.eye(3) - grey) + math.sin(turn) * across)
@@ -589,8 +643,9 @@ def colour_matrix(turn: float, saturation: float) -> np.ndarray:
 class RandClahed(RandomizableTransform, MapTransform):
     """scikit-image's ``equalize_adapthist`` on a normalised patch ``(C, Y, X)`` of any range.
 
-    What is equalised (the HSV value of RGB, else each channel) keeps its least and its greatest value; a constant stays as it
-    is. The result has at most 256 grey levels between tiles' curves, which are blended linearly.
+    What is equalised (the HSV value of RGB, else each channel) keeps its least and its greatest
+    value; a constant stays as it is. The result has at most 256 grey levels between tiles' curves,
+    which are blended linearly.
     """
 
     def __init__(
@@ -619,7 +674,9 @@ class RandClahed(RandomizableTransform, MapTransform):
         return out
 
     def _value(self, image: np.ndarray) -> np.ndarray:
-        """RGB by its HSV value, the greatest of the three channels: all are multiplied by one factor, counted from the patch's minimum."""
+        """RGB by its HSV value, the greatest of the three channels: all are multiplied by one
+        factor, counted from the patch's minimum.
+        """
         low = image.min()
         above = image - low
         value = above.max(axis=0)

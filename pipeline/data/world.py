@@ -1,4 +1,6 @@
-"""Where the cases of a data set lie in the world, as far as their files say: what does not go together, and what training saw."""
+"""Where the cases of a data set lie in the world, as far as their files say: what does not go
+together, and what training saw.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ NAMED = 3
 def faults(
     properties: Sequence[CaseProperties], cases: Sequence[Case], root: Path, continues: bool = False
 ) -> list[Fault]:
-    """What does not go together. ``continues``: the data of a run that began before anybody looked; errors are then warnings."""
+    """What does not go together.
+
+    ``continues``: the data of a run that began before anybody looked; errors are then warnings.
+    """
     severity = "warning" if continues else "error"
     found = [
         Fault(path=path, problem=problem, suggestion=suggestion, severity=severity)
@@ -101,7 +106,8 @@ def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
 def trained_on(
     layout: str, properties: Sequence[CaseProperties], names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all cases, None where they differ.
+    """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all
+    cases, None where they differ.
 
     ``names`` are those of the classes.
     """

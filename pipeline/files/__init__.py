@@ -1,4 +1,5 @@
-"""Read and write TIFF, OME-Zarr, NIfTI, PNG, JPEG and npy arrays, read GIF and BMP, with their geometry.
+"""Read and write TIFF, OME-Zarr, NIfTI, PNG, JPEG and npy arrays, read GIF and BMP, with their
+geometry.
 
 Every file is written whole or not at all. Arrays larger than memory are opened by :func:`view` and
 written from :class:`Rows`, slab by slab.

@@ -1,8 +1,10 @@
-"""Documents that other commands or people wrote: JSON of bounded size, checked against a schema before anything is done with it.
+"""Documents that other commands or people wrote: JSON of bounded size, checked against a schema
+before anything is done with it.
 
-A schema is an annotation: a ``TypedDict`` (keys that it does not name are kept as they are), ``dict``, ``list``, ``Literal``,
-``float``, ... as in :mod:`pipeline.documents`. It is not pydantic that checks them: that refuses every text with a byte of a file
-name that is no UTF-8 (a surrogate in Python, ``\\udcff`` in JSON), and such names are taken through all commands.
+A schema is an annotation: a ``TypedDict`` (keys that it does not name are kept as they are),
+``dict``, ``list``, ``Literal``, ``float``, ... as in :mod:`pipeline.documents`. It is not pydantic
+that checks them: that refuses every text with a byte of a file name that is no UTF-8 (a surrogate
+in Python, ``\\udcff`` in JSON), and such names are taken through all commands.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from typing import Any, Literal
 from pipeline.files.errors import FileError, guarded
 
 LARGEST = 2**28
-"""Bytes of a document. Listings of 300,000 cases take about 200 MB; beyond that a file is no document but data."""
+"""Bytes of a document.
+
+Listings of 300,000 cases take about 200 MB; beyond that a file is no document but data.
+"""
 
 WIDEST = 2**63
 """Whole numbers below this, by amount, are what other libraries take."""
@@ -36,15 +41,18 @@ SHOWN = 80
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; FileError where it is missing, no regular file, larger than LARGEST, not JSON, or has a key twice."""
+    """Content of a JSON file; FileError where it is missing, no regular file, larger than LARGEST,
+    not JSON, or has a key twice.
+    """
     return guarded(path, lambda: _parsed(path, _content(path)))
 
 
 def read_document(path: Path, schema: Any, suggestion: str, what: str = "") -> Any:
     """Content of a JSON file that follows ``schema``.
 
-    Raises FileError with the key, its value, the rule, ``what`` that makes of the file (``is no result of a fold``), and ``suggestion``, what
-    the user can do, where it does not, and as :func:`read_json`.
+    Raises FileError with the key, its value, the rule, ``what`` that makes of the file (``is no
+    result of a fold``), and ``suggestion``, what the user can do, where it does not, and as
+    :func:`read_json`.
     """
     try:
         document = read_json(path)
@@ -59,7 +67,10 @@ def read_document(path: Path, schema: Any, suggestion: str, what: str = "") -> A
 
 
 def checked(path: Path, document: Any, schema: Any, suggestion: str) -> Any:
-    """``document``, of which a part of the file ``path`` consists. Raises FileError where it does not follow ``schema``."""
+    """``document``, of which a part of the file ``path`` consists.
+
+    Raises FileError where it does not follow ``schema``.
+    """
     found = problem(document, schema)
     if found is not None:
         raise FileError(path, found, suggestion)
@@ -92,7 +103,10 @@ def _parsed(path: Path, content: bytes) -> Any:
 
 
 def parse(text: str) -> Any:
-    """JSON text as plain data. Raises ValueError for what is no JSON, has a key twice, or nests too deep."""
+    """JSON text as plain data.
+
+    Raises ValueError for what is no JSON, has a key twice, or nests too deep.
+    """
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -118,11 +132,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
-# --- schemas --------------------------------------------------------------------------------------------------------------
+# --- schemas --------------------------------------------------------------------------------------
 
 
 def problem(value: Any, schema: Any, key: str = "") -> str | None:
-    """What is wrong with ``value``: ``folds.0.train is 3, must be a list``; None where it follows the schema."""
+    """What is wrong with ``value``: ``folds.0.train is 3, must be a list``; None where it follows
+    the schema.
+    """
     return next(_problems(value, schema, key), None)
 
 
@@ -208,7 +224,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Text that can be a path: no zero, and no surrogate but those that stand for bytes of a file name that are no UTF-8."""
+    """Text that can be a path: no zero, and no surrogate but those that stand for bytes of a file
+    name that are no UTF-8.
+    """
     return isinstance(value, str) and "\0" not in value and _NO_NAME.search(value) is None
 
 

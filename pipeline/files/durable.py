@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, renamed; and JSON on top of that."""
+"""Files that are whole or absent: written beside their place, flushed to the disk, renamed; and
+JSON on top of that.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ _open_temps: set[str] = set()
 
 
 class DiskError(OSError):
-    """A file that could not be written, in words: its path, why, bytes needed and free, what is left, the way out."""
+    """A file that could not be written, in words: its path, why, bytes needed and free, what is
+    left, the way out.
+    """
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -39,10 +43,14 @@ class DiskError(OSError):
 
 @contextlib.contextmanager
 def whole(path: Path, need: int = 0) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; afterwards ``path`` is the complete new file, or untouched after an error.
+    """Give a temporary path beside ``path`` to write to; afterwards ``path`` is the complete new
+    file, or untouched after an error.
 
-    What is made there may also be a folder; a folder that ``path`` was is moved aside first, so that ``path`` is whole or absent. The bytes reach the disk before the name does (fsync of file, rename, fsync of folder). Raises DiskError where the disk is full or
-    may not be written, with the bytes that are ``need``ed (0: not known), and UserError where something else than a file would be replaced.
+    What is made there may also be a folder; a folder that ``path`` was is moved aside first, so
+    that ``path`` is whole or absent. The bytes reach the disk before the name does (fsync of file,
+    rename, fsync of folder). Raises DiskError where the disk is full or may not be written, with
+    the bytes that are ``need``ed (0: not known), and UserError where something else than a file
+    would be replaced.
     """
     ending = suffix(path) or path.suffix
     temp = path.with_name(
@@ -67,7 +75,9 @@ def whole(path: Path, need: int = 0) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in ``folder`` for files of this process; gone afterwards, or where the process is killed by the next :func:`sweep`."""
+    """A new folder in ``folder`` for files of this process; gone afterwards, or where the process
+    is killed by the next :func:`sweep`.
+    """
     path = folder / f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     _open_temps.add(path.name)
     try:
@@ -85,7 +95,9 @@ LONGEST_ENDING = 32
 
 @contextlib.contextmanager
 def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]:
-    """Turn an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of other files stay as they are."""
+    """Turn an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of
+    other files stay as they are.
+    """
     own = {os.fspath(p) for p in (path, path.parent, temp) if p is not None}
     try:
         yield
@@ -139,7 +151,9 @@ def _way_out(path: Path, number: int) -> str:
 
 
 def _real_reason(temp: Path) -> int:
-    """Why nothing can be added to a file: numpy and libraries on it tell of a short write without its reason. 0 where something can."""
+    """Why nothing can be added to a file: numpy and libraries on it tell of a short write without
+    its reason. 0 where something can.
+    """
     try:
         with open(temp / ".room" if temp.is_dir() else temp, "ab", buffering=0) as stream:
             for _ in range(2):  # the first may fill the last bytes
@@ -157,7 +171,9 @@ def _bytes_of(temp: Path) -> int:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes that this user can still write where ``path`` is or would be; None where the disk does not say."""
+    """Bytes that this user can still write where ``path`` is or would be; None where the disk does
+    not say.
+    """
     try:
         found = os.statvfs(nearest(path))
     except (OSError, ValueError):
@@ -166,7 +182,9 @@ def free_bytes(path: Path) -> int | None:
 
 
 def require_room(folder: Path, need: int, advice: str) -> str | None:
-    """A warning where fewer bytes are free than files will take; DiskError where the disk certainly cannot hold them."""
+    """A warning where fewer bytes are free than files will take; DiskError where the disk certainly
+    cannot hold them.
+    """
     free = free_bytes(folder)
     if free is None or need <= free:
         return None
@@ -177,11 +195,15 @@ def require_room(folder: Path, need: int, advice: str) -> str | None:
 
 
 PLAIN = frozenset({"ext2", "ext3", "ext4", "xfs", "jfs", "tmpfs", "ramfs", "vfat", "exfat"})
-"""File systems on which a byte takes a byte: others compress, or are a server's of which nothing is known."""
+"""File systems on which a byte takes a byte: others compress, or are a server's of which nothing is
+known.
+"""
 
 
 def keeps_every_byte(path: Path) -> bool:
-    """Whether what lies at ``path`` takes as much of its disk as it has bytes; False where that is not known."""
+    """Whether what lies at ``path`` takes as much of its disk as it has bytes; False where that is
+    not known.
+    """
     try:
         device = os.stat(nearest(path)).st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"
@@ -211,7 +233,8 @@ def require_writable(option: str, folder: Path) -> None:
 
 
 def refused(path: Path) -> str:
-    """Why nothing can be made in the folder ``path``, which need not be there yet; empty where something can.
+    """Why nothing can be made in the folder ``path``, which need not be there yet; empty where
+    something can.
 
     Found by making a file without a name, of which nothing stays.
     """
@@ -245,7 +268,9 @@ ROOM = 300
 
 
 def _require_replaceable(path: Path) -> None:
-    """Raise UserError where ``path`` is a folder that is no image, or a pipe, a socket or a device: none of them was made here."""
+    """Raise UserError where ``path`` is a folder that is no image, or a pipe, a socket or a device:
+    none of them was made here.
+    """
     try:
         mode = os.lstat(path).st_mode
     except (OSError, ValueError):
@@ -299,14 +324,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with line ends as they are, whole or not at all; bytes of a file name that are no text as ``\\udcXX``."""
+    """Write ``text`` as UTF-8 with line ends as they are, whole or not at all; bytes of a file name
+    that are no text as ``\\udcXX``.
+    """
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write ``obj`` as JSON, whole or not at all; NaN and infinity become null, numpy numbers, paths and dataclasses what they look like.
+    """Write ``obj`` as JSON, whole or not at all; NaN and infinity become null, numpy numbers,
+    paths and dataclasses what they look like.
 
-    A file name that is no text holds its bytes as ``\\udcXX``, which is an escape of JSON: it is read back as the same path.
+    A file name that is no text holds its bytes as ``\\udcXX``, which is an escape of JSON: it is
+    read back as the same path.
     """
     write_text(path, json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -326,9 +355,12 @@ def _plain(obj: Any) -> Any:
 
 
 def remove_stale_temps(folder: Path, deep: bool = True) -> list[Path]:
-    """Remove what a killed writer left anywhere below ``folder``, and return it. Files that a live process is writing stay.
+    """Remove what a killed writer left anywhere below ``folder``, and return it.
 
-    With ``deep`` off only in ``folder`` itself. A temporary file of another machine is taken as left behind after a day.
+    Files that a live process is writing stay.
+
+    With ``deep`` off only in ``folder`` itself. A temporary file of another machine is taken as
+    left behind after a day.
     """
     removed = []
     for temp in sorted((folder.rglob if deep else folder.glob)(f"{_PREFIX}*")):
@@ -370,11 +402,15 @@ WHOLE = 2**24
 """Bytes up to which :func:`checksum` takes in a whole file."""
 
 SAMPLES, SAMPLE = 128, 2**16
-"""Of a larger file: so many blocks of so many bytes, the first and the last among them, evenly spread."""
+"""Of a larger file: so many blocks of so many bytes, the first and the last among them, evenly
+spread.
+"""
 
 
 def checksum(path: Path) -> str:
-    """A sum by which damage shows: of all bytes of a file of up to 16 MiB, else of its length and of 8 MiB that are spread over it."""
+    """A sum by which damage shows: of all bytes of a file of up to 16 MiB, else of its length and
+    of 8 MiB that are spread over it.
+    """
     size = check_regular(path).st_size
     with path.open("rb") as stream:
         if size <= WHOLE:

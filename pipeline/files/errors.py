@@ -20,7 +20,9 @@ AGAIN = "The file is incomplete or damaged: copy, download or export it again"
 
 
 class FileError(UserError):
-    """A file that cannot be used, with what is wrong and what to do: the parts of a :class:`pipeline.records.Fault`."""
+    """A file that cannot be used, with what is wrong and what to do: the parts of a
+    :class:`pipeline.records.Fault`.
+    """
 
     def __init__(self, path: Path, problem: str, suggestion: str = AGAIN) -> None:
         super().__init__(f"{path}: {problem}. {suggestion}.")
@@ -31,9 +33,11 @@ class FileError(UserError):
 
 
 def guarded(path: Path, action: Callable[[], T]) -> T:
-    """Run a decoder; whatever it raises becomes a FileError, because codecs raise anything for a damaged file.
+    """Run a decoder; whatever it raises becomes a FileError, because codecs raise anything for a
+    damaged file.
 
-    What is no regular file is refused before it is opened: a pipe would block for ever, a device has no end.
+    What is no regular file is refused before it is opened: a pipe would block for ever, a device
+    has no end.
     """
     try:
         check_kind(path)
@@ -63,7 +67,8 @@ _OTHER_KINDS = (
 
 
 def check_kind(path: Path) -> None:
-    """Raise FileError for pipes, sockets, devices, empty files, and a folder where a file belongs or the reverse.
+    """Raise FileError for pipes, sockets, devices, empty files, and a folder where a file belongs
+    or the reverse.
 
     Raises OSError where there is nothing at ``path``.
     """
@@ -82,7 +87,10 @@ def check_kind(path: Path) -> None:
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """What is at ``path``. Raises FileError for pipes, sockets and devices, OSError where there is nothing."""
+    """What is at ``path``.
+
+    Raises FileError for pipes, sockets and devices, OSError where there is nothing.
+    """
     found = path.stat()
     kind = next((name for test, name in _OTHER_KINDS if test(found.st_mode)), None)
     if kind is not None:
@@ -93,13 +101,17 @@ def check_regular(path: Path) -> os.stat_result:
 
 
 def silence(*modules: str) -> None:
-    """Keep warnings of libraries off the terminal: what is wrong with a file is raised, with its path."""
+    """Keep warnings of libraries off the terminal: what is wrong with a file is raised, with its
+    path.
+    """
     for module in modules:
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
 
 
 def _words(error: Exception) -> str:
-    """What a library says, in one printable line, with its own name for the fault; Python's names only where nothing else is said."""
+    """What a library says, in one printable line, with its own name for the fault; Python's names
+    only where nothing else is said.
+    """
     name, text = type(error).__name__, _line(str(error))
     if isinstance(
         error, TypeError | AttributeError | LookupError | AssertionError | ArithmeticError

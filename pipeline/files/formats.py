@@ -37,12 +37,17 @@ _FORMATS = {
     ".bmp": pictures,
     ".npy": npy,
 }
-"""Each format of single files is a module with probe, geometry, read and write; some also have view."""
+"""Each format of single files is a module with probe, geometry, read and write; some also have
+view.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a file says about itself without its pixels being decoded. ``problem`` is None for a sound file; then shape and dtype hold."""
+    """What a file says about itself without its pixels being decoded.
+
+    ``problem`` is None for a sound file; then shape and dtype hold.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -51,9 +56,11 @@ class Probe:
 
 
 def probe(path: Path, dims: int) -> Probe:
-    """Check a file's structure without decoding pixels: missing, empty, truncated, wrong number of axes, unknown format.
+    """Check a file's structure without decoding pixels: missing, empty, truncated, wrong number of
+    axes, unknown format.
 
-    Truncation inside a compressed stream (``.nii.gz``, a JPEG) shows only in :func:`read`. Never raises for a bad file.
+    Truncation inside a compressed stream (``.nii.gz``, a JPEG) shows only in :func:`read`. Never
+    raises for a bad file.
     """
     try:
         shape, dtype = guarded(path, lambda: _format(path).probe(path, dims))
@@ -63,13 +70,16 @@ def probe(path: Path, dims: int) -> Probe:
 
 
 def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)`` in the file's own number type (native byte order, C-contiguous) and its geometry.
+    """Array ``(C, *S)`` in the file's own number type (native byte order, C-contiguous) and its
+    geometry.
 
-    ``dims`` is the number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``, the file's order, from NIfTI;
-    2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and in volumes) their indices, or 0 and 255 where an image is black and
-    white; alpha is dropped, bool becomes uint8, a picture is turned as its EXIF or TIFF orientation says. Greys of 1, 2 or 4 bits are
-    0 to 255 as they are seen, with ``labels`` (and in volumes) the numbers that are stored. ``Geometry.notes`` says what else to know.
-    Raises FileError for whatever cannot be read to the last pixel or does not have ``dims`` space axes.
+    ``dims`` is the number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``,
+    the file's order, from NIfTI; 2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and
+    in volumes) their indices, or 0 and 255 where an image is black and white; alpha is dropped,
+    bool becomes uint8, a picture is turned as its EXIF or TIFF orientation says. Greys of 1, 2 or 4
+    bits are 0 to 255 as they are seen, with ``labels`` (and in volumes) the numbers that are
+    stored. ``Geometry.notes`` says what else to know. Raises FileError for whatever cannot be read
+    to the last pixel or does not have ``dims`` space axes.
     """
     array, geometry = guarded(path, lambda: _format(path).read(path, dims, labels))
     if array.dtype == bool:
@@ -85,9 +95,11 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
 
 @contextlib.contextmanager
 def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
-    """The array of :func:`read` and its geometry, of which rows are read as they are sliced: TIFF, Zarr and npy. Others are read whole.
+    """The array of :func:`read` and its geometry, of which rows are read as they are sliced: TIFF,
+    Zarr and npy. Others are read whole.
 
-    The array can be used until the context is left. Raises FileError as :func:`read` does, also from a slice that cannot be read.
+    The array can be used until the context is left. Raises FileError as :func:`read` does, also
+    from a slice that cannot be read.
     """
     form = _format(path)
     with contextlib.ExitStack() as stack:
@@ -117,12 +129,18 @@ def _guarded_rows(path: Path, pixels: LazyArray) -> LazyArray:
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """The geometry that :func:`read` would give, from the header alone. Raises FileError like it."""
+    """The geometry that :func:`read` would give, from the header alone.
+
+    Raises FileError like it.
+    """
     return guarded(path, lambda: _format(path).geometry(path, dims))
 
 
 def dims_of(path: Path) -> int:
-    """Number of space axes of a file, 3 where it can be read as a volume, else 2. Raises FileError where it is neither."""
+    """Number of space axes of a file, 3 where it can be read as a volume, else 2.
+
+    Raises FileError where it is neither.
+    """
     for dims in (3, 2):
         found = probe(path, dims)
         if found.problem is None:
@@ -148,11 +166,14 @@ def _format(path: Path) -> ModuleType:
 def write(
     path: Path, array: LazyArray, geometry: Geometry | None = None, dims: int | None = None
 ) -> None:
-    """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry`` describes, whole or not at all.
+    """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry``
+    describes, whole or not at all.
 
-    ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else pictures such as PNG are 2D and other
-    arrays of three axes or more are volumes. Equal arrays give equal bytes. Raises UserError where the format cannot hold the array.
-    :class:`Rows` ``(C, *S)`` are written slab by slab as TIFF volumes, Zarr and npy; in other formats they are held in memory.
+    ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else
+    pictures such as PNG are 2D and other arrays of three axes or more are volumes. Equal arrays
+    give equal bytes. Raises UserError where the format cannot hold the array. :class:`Rows` ``(C,
+    *S)`` are written slab by slab as TIFF volumes, Zarr and npy; in other formats they are held in
+    memory.
     """
     geometry = geometry or Geometry()
     if isinstance(array, Rows):
@@ -181,6 +202,8 @@ def write(
 
 
 def stored(array: Rows, path: Path) -> Rows:
-    """The same ``(C, *S)`` from the new file ``path`` (``.npy``), so that what it is made from is made once."""
+    """The same ``(C, *S)`` from the new file ``path`` (``.npy``), so that what it is made from is
+    made once.
+    """
     write(path, array)
     return npy.rows(path)

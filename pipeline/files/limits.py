@@ -25,7 +25,9 @@ SLACK = 2**16
 
 
 def available_memory() -> int:
-    """Bytes that processes may still take, by the system and the control group (a Slurm job's share); 4 GiB where neither says."""
+    """Bytes that processes may still take, by the system and the control group (a Slurm job's
+    share); 4 GiB where neither says.
+    """
     known = [n for n in (_system(), _group()) if n is not None]
     return min(known) if known else 4 << 30
 
@@ -62,7 +64,9 @@ AXES = 32
 
 
 def check_values(path: Path, shape: Sequence[int], dtype: Any) -> None:
-    """Raise FileError for values that are no numbers of pixels, and for axes without one or of a negative length."""
+    """Raise FileError for values that are no numbers of pixels, and for axes without one or of a
+    negative length.
+    """
     known = np.dtype(dtype)
     if known.hasobject:
         raise FileError(
@@ -99,7 +103,9 @@ def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an a
 
 
 def check_ratio(path: Path, need: int, stored: int, most: int) -> None:
-    """Raise FileError where ``stored`` compressed bytes cannot hold ``need``: ``most`` is the codec's ratio."""
+    """Raise FileError where ``stored`` compressed bytes cannot hold ``need``: ``most`` is the
+    codec's ratio.
+    """
     if need > stored * most + SLACK:
         problem = f"announces {need} bytes of pixels, of which its {stored} compressed bytes can hold {stored * most} at most"
         raise FileError(path, problem)

@@ -1,14 +1,16 @@
 """One owner for a folder: a lock that ends with its process, and says who holds it.
 
-The lock is ``flock`` on a small file, in which the owner's process, host, start and command stand for others to read. The kernel
-gives it up when the process ends, however it ends; worker processes that were forked meanwhile do not keep it. A file with an
-owner's facts that nobody holds is what a killed process left: it is taken over, and said.
+The lock is ``flock`` on a small file, in which the owner's process, host, start and command stand
+for others to read. The kernel gives it up when the process ends, however it ends; worker processes
+that were forked meanwhile do not keep it. A file with an owner's facts that nobody holds is what a
+killed process left: it is taken over, and said.
 
-On NFS, Linux makes ``flock`` a lock of the server, which all hosts see (kernel 2.6.12 and later, version 4 or a running lock
-manager); a share mounted with ``local_lock=flock`` or ``local_lock=all`` keeps apart only the processes of one host. When a host
-dies, an NFS server frees its locks after the lease of about 90 seconds. Where the file system has no locks at all (some Lustre
-mounts), the facts alone decide: an owner on another host counts as alive, and two processes that start within the same moment are
-not kept apart.
+On NFS, Linux makes ``flock`` a lock of the server, which all hosts see (kernel 2.6.12 and later,
+version 4 or a running lock manager); a share mounted with ``local_lock=flock`` or
+``local_lock=all`` keeps apart only the processes of one host. When a host dies, an NFS server frees
+its locks after the lease of about 90 seconds. Where the file system has no locks at all (some
+Lustre mounts), the facts alone decide: an owner on another host counts as alive, and two processes
+that start within the same moment are not kept apart.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ _held: set[int] = set()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The process that holds a lock: its number, its host, its start in local time, and its command line."""
+    """The process that holds a lock: its number, its host, its start in local time, and its command
+    line.
+    """
 
     pid: int
     host: str
@@ -59,7 +63,10 @@ class Owner:
 
 
 class BusyError(UserError):
-    """Another process holds the lock. ``owner`` is None in the moment before it has written who it is."""
+    """Another process holds the lock.
+
+    ``owner`` is None in the moment before it has written who it is.
+    """
 
     def __init__(self, path: Path, owner: Owner | None) -> None:
         who = "another process" if owner is None else str(owner)
@@ -70,12 +77,17 @@ class BusyError(UserError):
 
 
 Wait = Callable[[BusyError, float], None]
-"""Called between two tries with who is in the way and the seconds waited so far; what it raises ends the waiting."""
+"""Called between two tries with who is in the way and the seconds waited so far; what it raises
+ends the waiting.
+"""
 
 
 @contextlib.contextmanager
 def held(path: Path, wait: Wait | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` (made with its folder where missing, never removed). Raises BusyError where another has it and nobody waits."""
+    """Hold the lock file ``path`` (made with its folder where missing, never removed).
+
+    Raises BusyError where another has it and nobody waits.
+    """
     handle = _acquire(path, wait)
     _held.add(handle)
     try:
@@ -87,7 +99,9 @@ def held(path: Path, wait: Wait | None = None) -> Iterator[None]:
 
 
 def owner(path: Path) -> str | None:
-    """Who holds the lock file ``path``, in words; None where nobody does. Nothing is made or changed."""
+    """Who holds the lock file ``path``, in words; None where nobody does. Nothing is made or
+    changed.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     except (OSError, ValueError):  # not there, or not ours to see
@@ -112,7 +126,9 @@ def owner(path: Path) -> str | None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether something lies at ``path`` that no lock of this package is: neither empty nor an owner's facts."""
+    """Whether something lies at ``path`` that no lock of this package is: neither empty nor an
+    owner's facts.
+    """
     if not os.path.isfile(path):
         return os.path.lexists(path)
     try:
@@ -152,7 +168,9 @@ def _acquire(path: Path, wait: Wait | None) -> int:
 
 
 def _take(handle: int, path: Path) -> bool:
-    """Lock the open file and write the owner into it; False where another has it, or where the folder was renamed meanwhile."""
+    """Lock the open file and write the owner into it; False where another has it, or where the
+    folder was renamed meanwhile.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         left = _read(handle)

@@ -1,8 +1,8 @@
 """A look at LZW streams before they are decoded (TIFF 6.0 section 13).
 
-imagecodecs takes the first code after a Clear code for a byte without a look at it. In a damaged stream
-it may be a string, of which there is none yet: the decoder then reads and writes anywhere, and
-the process is gone. Here such streams are found; everything else the decoder reports itself.
+imagecodecs takes the first code after a Clear code for a byte without a look at it. In a damaged
+stream it may be a string, of which there is none yet: the decoder then reads and writes anywhere,
+and the process is gone. Here such streams are found; everything else the decoder reports itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ CLEAR, END, STRINGS = 256, 257, 258
 
 @njit(cache=True, nogil=True)
 def breaks(data: np.ndarray, most: int) -> bool:
-    """Whether a Clear code is followed by a string before ``most`` bytes have been made of ``data`` (uint8)."""
+    """Whether a Clear code is followed by a string before ``most`` bytes have been made of ``data``
+    (uint8).
+    """
     return _may_break(data) and _breaks(data, most)
 
 

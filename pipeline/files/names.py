@@ -56,9 +56,11 @@ def stem(path: Path | str) -> str:
 
 
 def case_id(path: Path | str) -> str:
-    """Id of the case that a file belongs to: its stem in composed Unicode (NFC), the only place where ids are made.
+    """Id of the case that a file belongs to: its stem in composed Unicode (NFC), the only place
+    where ids are made.
 
-    Some file systems and archives keep ``é`` as two characters; the same file then has two spellings.
+    Some file systems and archives keep ``é`` as two characters; the same file then has two
+    spellings.
 
     >>> case_id("a/Zu\u0308rich.tif") == "Z\u00fcrich"
     True
@@ -92,5 +94,7 @@ def is_folder(path: Path | str) -> bool:
 
 
 def is_image(path: Path | str) -> bool:
-    """Whether the name is one of an image: a known suffix, neither a dotfile nor the ``._x`` that macOS leaves behind."""
+    """Whether the name is one of an image: a known suffix, neither a dotfile nor the ``._x`` that
+    macOS leaves behind.
+    """
     return bool(suffix(path)) and not Path(path).name.startswith(".")

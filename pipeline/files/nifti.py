@@ -24,7 +24,9 @@ from pipeline.records import Geometry
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type from the header; an uncompressed file is compared with the size that it announces."""
+    """Shape ``(C, *S)`` and number type from the header; an uncompressed file is compared with the
+    size that it announces.
+    """
     return _described(path, _load(path), dims)
 
 
@@ -40,7 +42,8 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
     image = _load(path)
     (channels, *space), dtype = _described(path, image, dims)
     check_memory(path, (channels, *space), dtype)
-    # Scaling may overflow; what comes of it is looked at where arrays are checked for NaN and infinity.
+    # Scaling may overflow; what comes of it is looked at where arrays are checked for NaN and
+    # infinity.
     with np.errstate(all="ignore"):
         if suffix(path) == ".nii.gz":
             with gzip.open(path) as stream:
@@ -52,7 +55,9 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 
 def _read_on(path: Path, stream: gzip.GzipFile) -> None:
-    """Read to the end, because gzip compares its checksum only there; not for ever, because little can stand there."""
+    """Read to the end, because gzip compares its checksum only there; not for ever, because little
+    can stand there.
+    """
     rest = 0
     while part := stream.read(2**20):
         rest += len(part)
@@ -64,7 +69,9 @@ def _read_on(path: Path, stream: gzip.GzipFile) -> None:
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write ``(C, *S)``, several channels as a fourth axis, in the place that a NIfTI's geometry describes."""
+    """Write ``(C, *S)``, several channels as a fourth axis, in the place that a NIfTI's geometry
+    describes.
+    """
     image = _image(array, geometry)
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(path.open("wb"))
@@ -80,7 +87,10 @@ BEHIND = 2**26
 """Bytes that may follow the pixels of a .nii.gz: some writers pad their files."""
 
 BEFORE = 2**26
-"""Bytes of extensions before the pixels. The longest known are DICOM headers and XML of connectomes, of a few MiB."""
+"""Bytes of extensions before the pixels.
+
+The longest known are DICOM headers and XML of connectomes, of a few MiB.
+"""
 
 EXTENSIONS = 10_000
 """Extensions of a header: files have one or two."""
@@ -109,7 +119,9 @@ def _load(path: Path) -> nibabel.Nifti1Image:
 
 
 def _check_header(path: Path) -> None:
-    """Raise FileError for what would make nibabel read for ever: extensions without an end, names without an end in gzip's header."""
+    """Raise FileError for what would make nibabel read for ever: extensions without an end, names
+    without an end in gzip's header.
+    """
     packed = suffix(path) == ".nii.gz"
     with path.open("rb") as stream:
         head = stream.read(2048)
@@ -158,7 +170,9 @@ def _check_extensions(path: Path, data: bytes, order: str) -> None:
 
 
 def _unpacked(path: Path, head: bytes) -> bytes:
-    """The first 544 bytes of a stream of gzip, or as many as there are; it may consist of several streams."""
+    """The first 544 bytes of a stream of gzip, or as many as there are; it may consist of several
+    streams.
+    """
     if head[:2] != b"\x1f\x8b" or len(head) < 18:
         suggestion = "Rename it to .nii if it is not compressed, else copy or export it again"
         raise FileError(
@@ -186,11 +200,15 @@ def _first_bytes(packed: bytes) -> bytes:
 
 
 NAME = 2**18
-"""Bytes in which the data of a gzip stream must begin; before them are a name, a comment and an extra field of 64 KiB."""
+"""Bytes in which the data of a gzip stream must begin; before them are a name, a comment and an
+extra field of 64 KiB.
+"""
 
 
 def _described(path: Path, image: nibabel.Nifti1Image, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type of NIfTI axes ``(X, Y, Z, T, C, ...)``: three of space, one other may be longer than one."""
+    """Shape ``(C, *S)`` and number type of NIfTI axes ``(X, Y, Z, T, C, ...)``: three of space, one
+    other may be longer than one.
+    """
     proxy: Any = image.dataobj
     shape, dtype = tuple(int(n) for n in proxy.shape), proxy.dtype
     check_values(path, shape, dtype)
@@ -221,7 +239,9 @@ def _geometry(image: nibabel.Nifti1Image, dims: int) -> Geometry:
 
 
 def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
-    """``(C, *S)`` as an image whose header is the geometry's, byte for byte, but for shape, number type, scaling and display range."""
+    """``(C, *S)`` as an image whose header is the geometry's, byte for byte, but for shape, number
+    type, scaling and display range.
+    """
     data = _axes(array.astype(np.float32) if array.dtype == np.float16 else array, geometry)
     if geometry.format != "nifti":
         return nibabel.Nifti1Image(data, np.eye(4), dtype=data.dtype)
@@ -241,7 +261,9 @@ def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
 
 
 def _axes(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """``(C, X, Y, Z)`` or ``(C, X, Y)`` in NIfTI's order; an image has a third axis of one, unless its source has none."""
+    """``(C, X, Y, Z)`` or ``(C, X, Y)`` in NIfTI's order; an image has a third axis of one, unless
+    its source has none.
+    """
     data = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and (len(array) > 1 or len(geometry.meta.get("shape", ())) != 2):
         data = data[:, :, None]

@@ -1,4 +1,6 @@
-"""NumPy's own format: any array ``(*S)`` or ``(C, *S)``, without geometry, never with pickled objects."""
+"""NumPy's own format: any array ``(*S)`` or ``(C, *S)``, without geometry, never with pickled
+objects.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from pipeline.records import Geometry
 _MAGIC = b"\x93NUMPY"
 
 LONGEST = 10_000
-"""Bytes of a header. NumPy's own limit: it is Python source, and parsing more could take for ever."""
+"""Bytes of a header.
+
+NumPy's own limit: it is Python source, and parsing more could take for ever.
+"""
 
 
 def _load(path: Path, dims: int) -> np.ndarray:
@@ -91,7 +96,8 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
     array = _load(path, dims)
 
     def make(first: int, end: int) -> np.ndarray:
-        # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
+        # Mapped anew for each slab: pages of a mapping count as memory of this process until it is
+        # closed.
         rows = _load(path, dims)[:, first:end]
         check_memory(path, rows.shape, rows.dtype, "rows")
         return np.array(rows)
@@ -102,9 +108,11 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
-    """Write the array as it is; :class:`Rows` slab by slab, several channels or not, in the order of their file.
+    """Write the array as it is; :class:`Rows` slab by slab, several channels or not, in the order
+    of their file.
 
-    By plain writes, never through a mapping: a full disk answers those with an error, but kills a process that maps.
+    By plain writes, never through a mapping: a full disk answers those with an error, but kills a
+    process that maps.
     """
     with path.open("wb", buffering=0) as stream:
         if isinstance(array, Rows):
@@ -125,14 +133,18 @@ def rows(path: Path) -> Rows:
     found = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def make(first: int, end: int) -> np.ndarray:
-        # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
+        # Mapped anew for each slab: pages of a mapping count as memory of this process until it is
+        # closed.
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[:, first:end])
 
     return Rows(tuple(found.shape), found.dtype, make)
 
 
 def room(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-    """A new file mapped for writing anywhere in it. The disk gives all its bytes first: one that is full kills a process that maps."""
+    """A new file mapped for writing anywhere in it.
+
+    The disk gives all its bytes first: one that is full kills a process that maps.
+    """
     with path.open("wb", buffering=0) as stream:
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
@@ -171,7 +183,9 @@ def _write_all(stream: BinaryIO, array: np.ndarray) -> None:
 
 
 class _Plain:
-    """A stream that numpy takes for no file, so that it writes by ``write``, whose errors have a reason."""
+    """A stream that numpy takes for no file, so that it writes by ``write``, whose errors have a
+    reason.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream

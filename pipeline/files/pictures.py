@@ -1,8 +1,8 @@
 """PNG, JPEG, GIF and BMP: one image, grey or in colour, of 8 or 16 bits; GIF and BMP are only read.
 
-Pictures are read upright: the orientation that a camera notes in EXIF is carried out, so that an image and a mask drawn over it
-agree. Answers are written upright and without EXIF. Greys of fewer than 8 bits are read as they are seen, 0 to 255; as labels they
-are the numbers that are stored.
+Pictures are read upright: the orientation that a camera notes in EXIF is carried out, so that an
+image and a mask drawn over it agree. Answers are written upright and without EXIF. Greys of fewer
+than 8 bits are read as they are seen, 0 to 255; as labels they are the numbers that are stored.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from pipeline.records import Geometry, UserError
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
-    """The one picture of a file, its header read, and the first bytes. Raises FileError for other formats and for several frames."""
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's guard of web servers; here a large image is a slide, and memory has its own error
+    """The one picture of a file, its header read, and the first bytes.
+
+    Raises FileError for other formats and for several frames.
+    """
+    # Pillow's guard of web servers; here a large image is a slide, and memory has its own error
+    Image.MAX_IMAGE_PIXELS = None
     silence("PIL")
     head = _check_blocks(path)
     try:
@@ -38,7 +42,8 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
             path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", suggestion
         ) from None
     with image:
-        # In a JPEG (MPO) the further pictures are previews and second views; GIF was counted, without being decoded.
+        # In a JPEG (MPO) the further pictures are previews and second views; GIF was counted,
+        # without being decoded.
         frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
         if frames > 1:
             raise _animated(path, frames)
@@ -56,7 +61,10 @@ def _animated(path: Path, frames: int) -> FileError:
 
 
 _RATIOS = {"PNG": DEFLATE, "GIF": LZW, "BMP": LZW, "JPEG": 2**11, "MPO": 2**11}
-"""Most pixels of one byte. A JPEG spends a bit or more on each block of 64 pixels; a run of a BMP may skip 255 rows."""
+"""Most pixels of one byte.
+
+A JPEG spends a bit or more on each block of 64 pixels; a run of a BMP may skip 255 rows.
+"""
 
 
 def _check_size(path: Path, image: Image.Image, head: bytes) -> None:
@@ -75,7 +83,9 @@ def _check_size(path: Path, image: Image.Image, head: bytes) -> None:
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, Y, X)`` and number type from the header; a palette counts as three channels, alpha as none."""
+    """Shape ``(C, Y, X)`` and number type from the header; a palette counts as three channels,
+    alpha as none.
+    """
     with _open(path) as (image, head):
         shape, dtype = _described(image, head)
     if dims != 2:
@@ -112,9 +122,11 @@ SCANS = 500
 
 
 def _check_blocks(path: Path) -> bytes:
-    """The first bytes, padded: in a PNG 24 is the depth and 25 the kind of colour, in a BMP 14 the header's length and 28 the depth.
+    """The first bytes, padded: in a PNG 24 is the depth and 25 the kind of colour, in a BMP 14 the
+    header's length and 28 the depth.
 
-    Raises FileError where a PNG ends before its last chunk, a picture consists of countless small parts, or a GIF is animated.
+    Raises FileError where a PNG ends before its last chunk, a picture consists of countless small
+    parts, or a GIF is animated.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -218,7 +230,9 @@ _EXIF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
 def _check_exif(path: Path, exif: bytes) -> None:
-    """Raise FileError where values of EXIF lie over each other so often that they are many times as long as all of it."""
+    """Raise FileError where values of EXIF lie over each other so often that they are many times as
+    long as all of it.
+    """
     body = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
     if order is None or len(body) < 8:
@@ -257,9 +271,11 @@ def _check_scans(path: Path) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation (CIPA DC-008, tag 0x0112), 1 to 8; 1 is upright, and stands for none and for a damaged one.
+    """EXIF orientation (CIPA DC-008, tag 0x0112), 1 to 8; 1 is upright, and stands for none and for
+    a damaged one.
 
-    A PNG may carry it behind its pixels, where it is not looked for: a header is all that :func:`probe` reads.
+    A PNG may carry it behind its pixels, where it is not looked for: a header is all that
+    :func:`probe` reads.
     """
     value = 1
     if "exif" in image.info:
@@ -284,7 +300,9 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, Y, X)``, upright, without alpha; with ``labels`` a palette image gives what :func:`palette_labels` says."""
+    """Array ``(C, Y, X)``, upright, without alpha; with ``labels`` a palette image gives what
+    :func:`palette_labels` says.
+    """
     with _open(path) as (image, head):
         (bands, *space), dtype = _described(image, head)
         if dims != 2:
@@ -307,7 +325,9 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 
 def _pixels(path: Path, image: Image.Image, head: bytes, labels: bool) -> np.ndarray:
-    """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last; greys of images on 0..255."""
+    """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last;
+    greys of images on 0..255.
+    """
     if _is_deep_png(head):  # Pillow reduces colours of 16 bits to 8
         return imagecodecs.png_decode(path.read_bytes())
     if image.format == "BMP" and image.mode == "1" and head[14] >= 40 and head[28] > 1:
@@ -339,11 +359,12 @@ def as_seen(numbers: np.ndarray, bits: int) -> np.ndarray:
 
 
 def palette_labels(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Labels of a palette picture: its indices ``(Y, X)``, which are classes, or for a black and white picture 0 and 255 as seen.
+    """Labels of a palette picture: its indices ``(Y, X)``, which are classes, or for a black and
+    white picture 0 and 255 as seen.
 
-    ``colours`` is ``(N, 3)``. A picture is black and white where it uses no other colour, none of the two twice, and its palette
-    is not one that colours classes: it holds nothing but greys, black and white among them; or both are used and black is not
-    index 0, the background.
+    ``colours`` is ``(N, 3)``. A picture is black and white where it uses no other colour, none of
+    the two twice, and its palette is not one that colours classes: it holds nothing but greys,
+    black and white among them; or both are used and black is not index 0, the background.
     """
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=len(colours)))
     black, white = (colours == 0).all(1), (colours == 255).all(1)
@@ -364,7 +385,10 @@ def _hidden_in_alpha(pixels: np.ndarray) -> bool:
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write ``(1, Y, X)`` as grey and ``(3, Y, X)`` as colour: uint8, PNG also uint16. Raises UserError for other arrays and formats."""
+    """Write ``(1, Y, X)`` as grey and ``(3, Y, X)`` as colour: uint8, PNG also uint16.
+
+    Raises UserError for other arrays and formats.
+    """
     if suffix(path) in READ_ONLY:
         raise UserError(
             f"{path.suffix} files are only read. Write .png instead; all that can be written: {', '.join(WRITABLE)}."

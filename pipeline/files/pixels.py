@@ -1,4 +1,6 @@
-"""Arrays that stay in their file: what is sliced out of them is read, and one slab of rows at a time is kept."""
+"""Arrays that stay in their file: what is sliced out of them is read, and one slab of rows at a
+time is kept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 SLAB = 2**22
-"""Bytes of a slab that a pass over a whole array reads at a time, if that are at least ``ROWS`` rows."""
+"""Bytes of a slab that a pass over a whole array reads at a time, if that are at least ``ROWS``
+rows.
+"""
 
 ROWS = 16
 """Fewest rows of such a slab: components of thinner ones would mostly be parts of others."""
@@ -32,9 +36,11 @@ class LazyArray(Protocol):
 
 @dataclass(slots=True)
 class Rows:
-    """Array ``(C, *S)`` made by ``make(first, end)``: all channels of those rows along the first space axis, ``(C, end - first, ...)``.
+    """Array ``(C, *S)`` made by ``make(first, end)``: all channels of those rows along the first
+    space axis, ``(C, end - first, ...)``.
 
-    Slices must have step 1. The rows asked for last are kept, since neighbouring tiles want the same ones: memory follows one slab.
+    Slices must have step 1. The rows asked for last are kept, since neighbouring tiles want the
+    same ones: memory follows one slab.
     """
 
     shape: tuple[int, ...]
@@ -73,7 +79,9 @@ class Rows:
 
 
 def slabs(array: LazyArray, rows: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges of rows (first, end) that cover the first space axis; unless ``rows`` says how many each holds, as many as make ``SLAB`` bytes, at least ``ROWS``."""
+    """Ranges of rows (first, end) that cover the first space axis; unless ``rows`` says how many
+    each holds, as many as make ``SLAB`` bytes, at least ``ROWS``.
+    """
     high = array.shape[1]
     rows = rows or max(ROWS, SLAB // max(1, row_bytes(array.shape, array.dtype)))
     return ((first, min(first + rows, high)) for first in range(0, high, rows))

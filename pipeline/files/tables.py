@@ -26,10 +26,13 @@ class Row:
 
 
 def read_table(path: Path, known: Sequence[str]) -> tuple[tuple[str, ...], list[Row]]:
-    """The header and the rows of a CSV file; empty lines are skipped. ``known`` columns are those that the caller reads.
+    """The header and the rows of a CSV file; empty lines are skipped.
 
-    Raises FileError, with the line, for what is no such table: another encoding or separator, a row of another length than the header's,
-    quotes that never close, a field of more than 131,072 letters, a known column that stands twice.
+    ``known`` columns are those that the caller reads.
+
+    Raises FileError, with the line, for what is no such table: another encoding or separator, a row
+    of another length than the header's, quotes that never close, a field of more than 131,072
+    letters, a known column that stands twice.
     """
     return guarded(path, lambda: _table(path, _text(path), known))
 
@@ -98,7 +101,9 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 def _even(
     path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows at the header's length; empty fields beyond it, which spreadsheets leave, are dropped."""
+    """The rows at the header's length; empty fields beyond it, which spreadsheets leave, are
+    dropped.
+    """
     for line, fields in rows:
         if len(fields) < len(header) or any(fields[len(header) :]):
             raise FileError(

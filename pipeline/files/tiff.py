@@ -1,7 +1,9 @@
-"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ, OME; checked page by page, because tifffile only logs what is missing.
+"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ, OME; checked page by page, because tifffile
+only logs what is missing.
 
-A picture is read as it is seen: turned as its orientation says, black and white of one bit as 0 and 255. The numbers of labels and of
-volumes are taken as they are, and :attr:`Geometry.notes` says where that differs.
+A picture is read as it is seen: turned as its orientation says, black and white of one bit as 0 and
+255. The numbers of labels and of volumes are taken as they are, and :attr:`Geometry.notes` says
+where that differs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from pipeline.records import MILLIMETRES, Geometry
 
 @contextlib.contextmanager
 def _open(path: Path, dims: int) -> Iterator[tifffile.TiffFile]:
-    """Open a TIFF whose chain of pages, strips and announced size have been checked against the file."""
+    """Open a TIFF whose chain of pages, strips and announced size have been checked against the
+    file.
+    """
     # What tifffile would say to its log about a damaged file is raised here instead.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     silence("tifffile", "imagecodecs")
@@ -56,7 +60,9 @@ PICTURE = 10_000
 
 
 def _text_problem(tif: tifffile.TiffFile) -> str | None:
-    """What an OME description announces that its file cannot hold: tifffile makes a list of as many planes."""
+    """What an OME description announces that its file cannot hold: tifffile makes a list of as many
+    planes.
+    """
     if not tif.is_ome:
         return None
     try:
@@ -102,7 +108,9 @@ def _steps(given: Mapping[str, str]) -> float:
 
 
 def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None:
-    """Check every page's strips or tiles against the file's size, and all pages against the first and the announced number."""
+    """Check every page's strips or tiles against the file's size, and all pages against the first
+    and the announced number.
+    """
     first: Any = tif.pages.get(0)
     count, size = len(tif.pages), tif.filehandle.size
     problem = _segment_problem(first, size)
@@ -173,7 +181,9 @@ _RATIOS = {
 """Compressions of which it is known how many bytes one byte can give at most."""
 
 TILE = 2**28
-"""Bytes of a tile that a small picture may lie in; of a large one it may have four times as many as the picture."""
+"""Bytes of a tile that a small picture may lie in; of a large one it may have four times as many as
+the picture.
+"""
 
 
 def _size_problem(page: Any, wanted: int) -> str | None:
@@ -214,7 +224,8 @@ def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
         )
     shapes = [entry.get("shape", ()) for entry in tif.shaped_metadata or ()]
     if not shapes and first.shaped_description:
-        # tifffile passes over a description that does not fit; that of one page among others says nothing of those.
+        # tifffile passes over a description that does not fit; that of one page among others says
+        # nothing of those.
         whole, single = (
             math.prod(_described_shape(first.shaped_description)),
             math.prod(first.shape),
@@ -230,7 +241,9 @@ def _described_shape(description: str) -> tuple[int, ...]:
 
 
 def _series_problem(tif: tifffile.TiffFile) -> str | None:
-    """Whether the one series takes in every page, and no page that is not there: tifffile leaves out some and fills others with 0."""
+    """Whether the one series takes in every page, and no page that is not there: tifffile leaves
+    out some and fills others with 0.
+    """
     series, first, count = tif.series[0], tif.pages.first, len(tif.pages)
     planes = math.prod(series.get_shape(squeeze=False)) // math.prod(first.shape)
     held = max(_announced_pages(tif, first), 1) if count == 1 and first.is_contiguous else count
@@ -255,7 +268,9 @@ def _orientation(page: Any) -> int:
 
 
 def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], tuple[int, ...]]:
-    """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order, as it is stored."""
+    """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order,
+    as it is stored.
+    """
     if len(tif.series) != 1:
         raise FileError(
             path, f"holds {len(tif.series)} separate images", "Save one image or volume per file"
@@ -286,12 +301,17 @@ def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], t
 
 
 def _turned(shape: tuple[int, ...], page: Any) -> tuple[int, ...]:
-    """The shape ``(C, *S)`` of the upright picture. That of a volume stays, for its orientation is 1."""
+    """The shape ``(C, *S)`` of the upright picture.
+
+    That of a volume stays, for its orientation is 1.
+    """
     return (*shape[:-2], shape[-1], shape[-2]) if _orientation(page) > 4 else shape
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type, after the file's structure has been checked; a palette image counts as colour."""
+    """Shape ``(C, *S)`` and number type, after the file's structure has been checked; a palette
+    image counts as colour.
+    """
     with _open(path, dims) as tif:
         page: Any = tif.pages.first
         shape = _turned(_layout(path, tif, dims)[1], page)
@@ -311,7 +331,9 @@ def geometry(path: Path, dims: int) -> Geometry:
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)``, upright: palettes of images become RGB, or with ``labels`` what :func:`palette_labels` says; alpha is dropped."""
+    """Array ``(C, *S)``, upright: palettes of images become RGB, or with ``labels`` what
+    :func:`palette_labels` says; alpha is dropped.
+    """
     with _open(path, dims) as tif:
         order, shape = _layout(path, tif, dims)
         series, page = tif.series[0], tif.pages.first
@@ -374,7 +396,11 @@ def _numbers(array: np.ndarray) -> np.ndarray:
 
 
 def _seen(array: np.ndarray, page: Any) -> np.ndarray:
-    """Greys of a picture. With more than one bit ImageJ means the numbers of MINISWHITE and not their look; scanners write ink as 1."""
+    """Greys of a picture.
+
+    With more than one bit ImageJ means the numbers of MINISWHITE and not their look; scanners write
+    ink as 1.
+    """
     array = _numbers(~array if _is_ink(page) else array)
     return (
         as_seen(array, page.bitspersample)
@@ -410,10 +436,12 @@ def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
 
 
 def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray, Geometry]:
-    """The array of :func:`read`, of which rows are read as they are sliced, and its geometry; ``stack`` closes the file.
+    """The array of :func:`read`, of which rows are read as they are sliced, and its geometry;
+    ``stack`` closes the file.
 
-    Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded once for each slab that it
-    lies in. A compressed image (one page) is decoded whole, one with a palette or to be turned is read whole.
+    Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded
+    once for each slab that it lies in. A compressed image (one page) is decoded whole, one with a
+    palette or to be turned is read whole.
     """
     tif = stack.enter_context(_open(path, dims))
     order, shape = _layout(path, tif, dims)
@@ -450,7 +478,8 @@ class _Pages:
             slice(first, end) if i == self.axis else slice(None) for i in range(len(self.shape))
         )
         if self.series.dataoffset is not None:
-            # Mapped anew for each slab: pages of a mapping count as memory of this process until it is closed.
+            # Mapped anew for each slab: pages of a mapping count as memory of this process until it
+            # is closed.
             stored = self.series.dtype.newbyteorder(self.series.parent.byteorder)
             check_memory(
                 self.path,
@@ -483,7 +512,10 @@ class _Pages:
 
 
 def _is_palette(page: Any, dims: int) -> bool:
-    """Whether numbers stand for colours. In a volume they are taken as numbers: ImageJ saves label stacks with a palette."""
+    """Whether numbers stand for colours.
+
+    In a volume they are taken as numbers: ImageJ saves label stacks with a palette.
+    """
     return page.photometric == 3 and page.colormap is not None and dims == 2
 
 
@@ -502,7 +534,8 @@ def _geometry(tif: tifffile.TiffFile, dims: int, labels: bool = False) -> Geomet
 
 
 def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this package's own description.
+    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this
+    package's own description.
 
     What is no number there says nothing: pixels can be read without it.
     """
@@ -581,12 +614,14 @@ def _in_unit(size: float, unit: str, wanted: str) -> float | None:
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
-    """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry; for ImageJ where the source was one.
+    """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry;
+    for ImageJ where the source was one.
 
     Volumes that are :class:`Rows` are written slab by slab: the bytes are those of the array.
     """
     meta = geometry.meta if geometry.format == "tiff" else {}
-    # ImageJ knows these types only; others keep the scale in the description that tifffile and this package read.
+    # ImageJ knows these types only; others keep the scale in the description that tifffile and this
+    # package read.
     dtype, nbytes = np.dtype(array.dtype), math.prod(array.shape) * array.dtype.itemsize
     imagej = (
         bool(meta.get("imagej"))
@@ -615,7 +650,9 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
 
 
 def _pages(array: LazyArray, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
-    """What tifffile is to write, the letters of its axes, and of pages that come one by one their shape and type."""
+    """What tifffile is to write, the letters of its axes, and of pages that come one by one their
+    shape and type.
+    """
     if not isinstance(array, Rows) or len(array.shape) == 3:
         data, axes = _axes(array[:], imagej)
         return data, axes, {}

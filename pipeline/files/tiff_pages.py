@@ -103,7 +103,9 @@ class Page:
 
 @dataclass(slots=True)
 class Chain:
-    """The pages of a file: their number, those unlike the first (from 1), and the fewest bytes of those like it."""
+    """The pages of a file: their number, those unlike the first (from 1), and the fewest bytes of
+    those like it.
+    """
 
     first: Page
     pages: int = 0
@@ -196,7 +198,8 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
     start = struct.calcsize(state.entry) - inline
     for tag, kind, count, offset, raw in _entries(state, entries, start):
         length = count * KINDS.get(kind, 1)
-        # Private tags (32768 and above) may be broken: some writers do that, and readers pass over them.
+        # Private tags (32768 and above) may be broken: some writers do that, and readers pass over
+        # them.
         if tag < 32768 and length > inline and offset + length > state.size:
             raise Damage(f"is truncated: the description of page {number} lies beyond its end")
         if tag in (270, 700) and length > TEXT:
@@ -281,7 +284,10 @@ def _numbers(
 
 
 def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
-    """Directories inside a page: reduced copies of the picture, camera data. What they hold counts, too."""
+    """Directories inside a page: reduced copies of the picture, camera data.
+
+    What they hold counts, too.
+    """
     state.inner += len(offsets)
     if state.inner > INNER:
         raise Damage(f"has more than {INNER} directories inside its pages")
@@ -346,7 +352,9 @@ _FLAVOURS = ("lsm", "stk", "ndpi", "vista", "philips", "indica", "eer", "nih", "
 
 
 def is_plain(tif: Any, chain: Chain) -> bool:
-    """Whether pages of one kind are of one shape: no flavour of TIFF that corrects tags page by page, none that lacks some."""
+    """Whether pages of one kind are of one shape: no flavour of TIFF that corrects tags page by
+    page, none that lacks some.
+    """
     odd = any(getattr(tif, f"is_{name}", False) for name in _FLAVOURS)
     first: Any = tif.pages.first
     whole = (first.dataoffsets, first.databytecounts) == (chain.first.offsets, chain.first.counts)

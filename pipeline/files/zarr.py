@@ -1,8 +1,11 @@
-"""OME-Zarr: a folder of chunks, as image pyramids are kept by microscopes and scanners. The finest level is read; one level is written.
+"""OME-Zarr: a folder of chunks, as image pyramids are kept by microscopes and scanners.
 
-Versions 0.4 (on Zarr format 2) and 0.5 (format 3) are read, as are plain arrays of either format. An answer is written in the version
-of its input, and as 0.4 where there is none: that is what Fiji, QuPath, napari, neuroglancer and OMERO all open today, while
-0.5 is known to the newest releases of some. Specification: ngff.openmicroscopy.org.
+The finest level is read; one level is written.
+
+Versions 0.4 (on Zarr format 2) and 0.5 (format 3) are read, as are plain arrays of either format.
+An answer is written in the version of its input, and as 0.4 where there is none: that is what Fiji,
+QuPath, napari, neuroglancer and OMERO all open today, while 0.5 is known to the newest releases of
+some. Specification: ngff.openmicroscopy.org.
 """
 
 from __future__ import annotations
@@ -66,7 +69,9 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
 
 
 def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The first multiscale entry, of which axes and datasets have the types that the specification wants, and the version."""
+    """The first multiscale entry, of which axes and datasets have the types that the specification
+    wants, and the version.
+    """
     inner = attributes.get("ome", attributes)
     scales = inner.get("multiscales") if isinstance(inner, Mapping) else None
     if not scales:
@@ -114,7 +119,9 @@ _SPECIFIED = "Write it as OME-Zarr 0.4 or 0.5 describes (ngff.openmicroscopy.org
 
 
 def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
-    """Raise FileError for coordinate transformations that are no lists of one finite number an axis."""
+    """Raise FileError for coordinate transformations that are no lists of one finite number an
+    axis.
+    """
     for owner in (entry["datasets"][0], entry):
         steps = owner.get("coordinateTransformations", ())
         if not isinstance(steps, list | tuple) or not all(
@@ -145,7 +152,9 @@ def _is_number(value: Any) -> bool:
 def _layout(
     path: Path, array: Any, entry: Mapping[str, Any], dims: int
 ) -> tuple[list[int], tuple[int, ...], list[str]]:
-    """Order of the stored axes that gives ``(rest, C, *S)``, the shape ``(C, *S)``, and the names of the stored axes."""
+    """Order of the stored axes that gives ``(rest, C, *S)``, the shape ``(C, *S)``, and the names
+    of the stored axes.
+    """
     shape = tuple(int(n) for n in array.shape)
     if not entry:
         if len(shape) not in (dims, dims + 1):
@@ -171,7 +180,10 @@ def _layout(
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type from the metadata. Chunks that were never written are background, so none can be missed."""
+    """Shape ``(C, *S)`` and number type from the metadata.
+
+    Chunks that were never written are background, so none can be missed.
+    """
     array, entry, _ = _open(path)
     return _layout(path, array, entry, dims)[1], array.dtype.name
 
@@ -206,7 +218,9 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
 
 
 def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims: int) -> Geometry:
-    """Scale and translation of the space axes, those of the level and of the whole pyramid taken together."""
+    """Scale and translation of the space axes, those of the level and of the whole pyramid taken
+    together.
+    """
     meta: dict[str, Any] = {"dims": dims}
     if not entry:
         return Geometry(format="zarr", meta=meta)
@@ -235,7 +249,9 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
-    """Write ``(C, *S)`` into the new folder ``path``, slab by slab, as one level with the scale of a Zarr's geometry."""
+    """Write ``(C, *S)`` into the new folder ``path``, slab by slab, as one level with the scale of
+    a Zarr's geometry.
+    """
     meta = geometry.meta if geometry.format == "zarr" else {}
     version, dims = meta.get("version") or VERSION, len(array.shape) - 1
     new = version.startswith("0.5")

@@ -83,7 +83,9 @@ def check_metadata(path: Path, place: str = "") -> None:
 
 
 def check_array(path: Path, array: Any, store: Folder) -> None:
-    """Raise FileError for an array that cannot be read in bounded time and memory; then bound its decoders and ``store``."""
+    """Raise FileError for an array that cannot be read in bounded time and memory; then bound its
+    decoders and ``store``.
+    """
     shape = tuple(int(n) for n in array.shape)
     check_values(path, shape, _dtype(path, array))
     parts = list(_parts(path, array))
@@ -119,7 +121,10 @@ def _dtype(path: Path, array: Any) -> Any:
 
 
 def _parts(path: Path, array: Any) -> Iterator[Sequence[int]]:
-    """Shapes of what lies in one file, and of the chunks in shards, the smallest last. Refuses codecs that are not known."""
+    """Shapes of what lies in one file, and of the chunks in shards, the smallest last.
+
+    Refuses codecs that are not known.
+    """
     metadata = array.metadata
     if array.metadata.zarr_format == 2:
         for codec in (
@@ -164,7 +169,9 @@ def _check_codec(path: Path, name: str) -> None:
 
 
 def _check_file(path: Path, key: str, most: int, part: Any) -> None:
-    """Raise FileError where a file inside is none, is larger than ``most`` allows, or where ``part`` of it is not there."""
+    """Raise FileError where a file inside is none, is larger than ``most`` allows, or where
+    ``part`` of it is not there.
+    """
     try:
         found = os.stat(os.path.join(path, key))
     except (FileNotFoundError, NotADirectoryError):
@@ -188,7 +195,9 @@ def _check_file(path: Path, key: str, most: int, part: Any) -> None:
 
 
 class Folder(LocalStore):
-    """The store of a folder, which reads regular files only, and of chunks only as many bytes as they may have."""
+    """The store of a folder, which reads regular files only, and of chunks only as many bytes as
+    they may have.
+    """
 
     most: int = LARGEST
 
@@ -211,7 +220,9 @@ class Folder(LocalStore):
 
 
 def _bound(pipeline: Any, most: Sequence[int]) -> None:
-    """Give the decoders of a pipeline the number of bytes that they may make, those of its shards included."""
+    """Give the decoders of a pipeline the number of bytes that they may make, those of its shards
+    included.
+    """
     codecs = list(pipeline) if hasattr(pipeline, "__iter__") else []
     for codec in codecs:
         if hasattr(codec, "index_codecs") and len(most) > 1:
@@ -249,9 +260,11 @@ def _bound_codec(codec: Any, most: int) -> None:
 
 
 def _check_blosc(data: memoryview) -> None:
-    """Raise ValueError for less data than its header announces: the decoder trusts the header and reads what lies behind in memory.
+    """Raise ValueError for less data than its header announces: the decoder trusts the header and
+    reads what lies behind in memory.
 
-    Source: c-blosc 1.21, README_CHUNK_FORMAT.rst (16 bytes: versions, flags, typesize, nbytes, blocksize, cbytes).
+    Source: c-blosc 1.21, README_CHUNK_FORMAT.rst (16 bytes: versions, flags, typesize, nbytes,
+    blocksize, cbytes).
     """
     announced = int.from_bytes(data[12:16], "little") if len(data) >= 16 else 16
     if announced > len(data) or announced < 16:
@@ -270,7 +283,9 @@ _STREAMS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 MEMBERS, MEMBER = 10_000, 2**12
-"""Streams one behind the other in a chunk, and bytes of it that let it have one more: bgzip makes one of each 64 KiB."""
+"""Streams one behind the other in a chunk, and bytes of it that let it have one more: bgzip makes
+one of each 64 KiB.
+"""
 
 PIECE = 2**17
 """Bytes that a decoder is given at a time, because it copies what it leaves over."""

@@ -1,1 +1,3 @@
-"""Whole cases from networks: tiles, norms, blending, fusion, blocks, soft files, answers; and the model files that networks come from."""
+"""Whole cases from networks: tiles, norms, blending, fusion, blocks, soft files, answers; and the
+model files that networks come from.
+"""

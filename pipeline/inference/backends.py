@@ -1,9 +1,12 @@
-"""Networks computed on a CPU by ONNX Runtime or OpenVINO in place of torch: exported once, kept beside the model file, proved before use.
+"""Networks computed on a CPU by ONNX Runtime or OpenVINO in place of torch: exported once, kept
+beside the model file, proved before use.
 
-The export is torch's by tracing (``dynamo=False``). Measured with torch 2.13: tracing takes about a second, needs no package but
-``onnx``, and follows every network here at any size; the newer exporter takes 12 to 26 seconds for each, needs ``onnxscript`` and
-refuses :class:`~pipeline.networks.unet.DeepUNet`, which sets an attribute while it runs. What tracing may get wrong, a branch
-that depends on the size, cannot go unnoticed: an export is compared with its network before it speaks.
+The export is torch's by tracing (``dynamo=False``). Measured with torch 2.13: tracing takes about a
+second, needs no package but ``onnx``, and follows every network here at any size; the newer
+exporter takes 12 to 26 seconds for each, needs ``onnxscript`` and refuses
+:class:`~pipeline.networks.unet.DeepUNet`, which sets an attribute while it runs. What tracing may
+get wrong, a branch that depends on the size, cannot go unnoticed: an export is compared with its
+network before it speaks.
 """
 
 from __future__ import annotations
@@ -35,14 +38,18 @@ from pipeline.records import UserError
 logger = logging.getLogger(__name__)
 
 Session = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits ``(B, K, *S)`` float32 of each head."""
+"""Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits
+``(B, K, *S)`` float32 of each head.
+"""
 
 SPOKEN = ("main", "mask")
 """Heads that a prediction reads, in the order in which an export gives those that its network has."""
 
 OPSET = 17
 TOLERANCE = 1e-3
-"""Largest difference that an export may show on noise, times the largest logit where that exceeds 1. Rounding stays below 1e-4."""
+"""Largest difference that an export may show on noise, times the largest logit where that exceeds
+1. Rounding stays below 1e-4.
+"""
 
 
 class BackendError(UserError):
@@ -50,9 +57,11 @@ class BackendError(UserError):
 
 
 class Exported(HeadedNet):
-    """A session in a network's clothes: pads and cuts as its network does, and returns those of its heads that are ``SPOKEN``.
+    """A session in a network's clothes: pads and cuts as its network does, and returns those of its
+    heads that are ``SPOKEN``.
 
-    ``layers`` are those of the network without their weights, for whoever asks which of them see a whole tile.
+    ``layers`` are those of the network without their weights, for whoever asks which of them see a
+    whole tile.
     """
 
     def __init__(self, session: Session, network: HeadedNet) -> None:
@@ -88,7 +97,9 @@ def _spoken(network: HeadedNet) -> tuple[str, ...]:
 
 
 def check(backend: str, device: str, norms: str = "tile") -> None:
-    """Raise BackendError where ``backend`` is unknown or not installed, or cannot work on ``device`` or with ``predict.norms``."""
+    """Raise BackendError where ``backend`` is unknown or not installed, or cannot work on
+    ``device`` or with ``predict.norms``.
+    """
     if backend == "torch":
         return
     if backend not in BACKENDS:
@@ -108,11 +119,13 @@ def check(backend: str, device: str, norms: str = "tile") -> None:
 
 
 def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
-    """``network``, read from the model file ``path``, computed by ``backend`` on as many threads as torch would take.
+    """``network``, read from the model file ``path``, computed by ``backend`` on as many threads as
+    torch would take.
 
-    ``torch`` gives the network itself. The export for ``onnx`` and ``openvino`` is kept beside the model file, as
-    ``STEM-KEY.onnx``, and used again as long as model and versions are the same; where that folder cannot be written, it is made
-    in memory at each start. Raises BackendError where a package is missing or the export computes something else.
+    ``torch`` gives the network itself. The export for ``onnx`` and ``openvino`` is kept beside the
+    model file, as ``STEM-KEY.onnx``, and used again as long as model and versions are the same;
+    where that folder cannot be written, it is made in memory at each start. Raises BackendError
+    where a package is missing or the export computes something else.
     """
     if backend == "torch":
         return network
@@ -134,7 +147,9 @@ def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
 
 
 def cache(path: Path) -> Path:
-    """Where the export of a model file is kept; the name follows from the file's bytes and from the versions that made the export."""
+    """Where the export of a model file is kept; the name follows from the file's bytes and from the
+    versions that made the export.
+    """
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai")]
     facts = [
         files.sha256(path),
@@ -149,7 +164,9 @@ def cache(path: Path) -> Path:
 
 
 def _keep(kept: Path, content: bytes) -> None:
-    """Write an export and remove those of former weights or versions; a folder that may not be written is no fault."""
+    """Write an export and remove those of former weights or versions; a folder that may not be
+    written is no fault.
+    """
     stem = kept.stem.rpartition("-")[0]
     try:
         files.write_bytes(kept, content)
@@ -163,7 +180,9 @@ def _keep(kept: Path, content: bytes) -> None:
 
 
 def export(network: HeadedNet, channels: int) -> bytes:
-    """ONNX of :meth:`HeadedNet.run` in evaluation mode, ``image`` -> its heads that are ``SPOKEN``, batch and space axes of any size."""
+    """ONNX of :meth:`HeadedNet.run` in evaluation mode, ``image`` -> its heads that are ``SPOKEN``,
+    batch and space axes of any size.
+    """
     _package("onnx", "onnx")
     axes = {0: "batch", **{2 + n: f"axis{n}" for n in range(len(network.divisor))}}
     heads = _spoken(network)
@@ -191,7 +210,11 @@ def export(network: HeadedNet, channels: int) -> bytes:
 
 
 def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> Exported:
-    """An export as a network. Raises BackendError unless it says what ``network`` says, at another size and batch than it was traced with."""
+    """An export as a network.
+
+    Raises BackendError unless it says what ``network`` says, at another size and batch than it was
+    traced with.
+    """
     exported = Exported(BACKENDS[backend].open(content, torch.get_num_threads()), network).eval()
     x = _noise(
         2,

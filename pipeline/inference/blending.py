@@ -1,4 +1,5 @@
-"""Tiles become the whole: weighted sums in one band of tiles, whose rows are handed on as soon as no later tile reaches them.
+"""Tiles become the whole: weighted sums in one band of tiles, whose rows are handed on as soon as
+no later tile reaches them.
 
 Both doors to tiled prediction use it: :mod:`pipeline.inference.sliding_window` (the commands) and
 :mod:`pipeline.inference.inferer` (people's own MONAI code).
@@ -25,9 +26,11 @@ Spot = tuple[tuple[int, ...], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Images of ``size`` in the middle of the space that ``tiles`` cover, which is as large, or larger where tiles are.
+    """Images of ``size`` in the middle of the space that ``tiles`` cover, which is as large, or
+    larger where tiles are.
 
-    ``items`` is the number of images; sums are kept on ``device``, in the outputs' type where ``dtype`` is None.
+    ``items`` is the number of images; sums are kept on ``device``, in the outputs' type where
+    ``dtype`` is None.
     """
 
     tiles: Tiling
@@ -47,7 +50,8 @@ class Frame:
 class Slab:
     """Finished rows of every output, good until the next slab is asked for.
 
-    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole outputs.
+    ``start`` counts rows of the inputs, ``first`` rows of each output; ``whole``: sizes of whole
+    outputs.
     """
 
     start: int

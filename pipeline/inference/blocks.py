@@ -1,9 +1,12 @@
-"""Cases larger than memory: soft answers kept in blocks on disk, computed by one process or shared by many.
+"""Cases larger than memory: soft answers kept in blocks on disk, computed by one process or shared
+by many.
 
-A block is some rows along the first space axis, one float32 file ``OUTPUT/blocks/ID.KEY/ROW.npy``, whole or absent: the file is its own
-marker, and no two processes write one; further heads lie beside it, ``ROW.HEAD.npy``. ``KEY`` is a hash of all that the answer depends on, so blocks of other models, settings or
-inputs are never taken for these. Every block has the bits that it has in the answer of one process
-(:func:`pipeline.inference.sliding_window.stream`), on machines that compute alike.
+A block is some rows along the first space axis, one float32 file ``OUTPUT/blocks/ID.KEY/ROW.npy``,
+whole or absent: the file is its own marker, and no two processes write one; further heads lie
+beside it, ``ROW.HEAD.npy``. ``KEY`` is a hash of all that the answer depends on, so blocks of other
+models, settings or inputs are never taken for these. Every block has the bits that it has in the
+answer of one process (:func:`pipeline.inference.sliding_window.stream`), on machines that compute
+alike.
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ class Blocks:
         return runs
 
     def writer(self) -> SlabWriter:
-        """A sink that writes each block as soon as its last row has come; it must be given whole blocks."""
+        """A sink that writes each block as soon as its last row has come; it must be given whole
+        blocks.
+        """
         held: dict[str, np.ndarray] = {}
 
         def take(first: int, heads: Mapping[str, np.ndarray]) -> None:
@@ -102,9 +107,12 @@ class Blocks:
         return path if head == MAIN else path.with_name(f"{path.stem}.{head}.npy")
 
     def soft(self, task: Task, channels: int) -> dict[str, Rows]:
-        """The soft answer ``(K, *S)`` float32 by head, read as it is sliced. All blocks must be there.
+        """The soft answer ``(K, *S)`` float32 by head, read as it is sliced.
 
-        ``channels``: of the main head; blocks of before heads had names hold a further one behind it.
+        All blocks must be there.
+
+        ``channels``: of the main head; blocks of before heads had names hold a further one behind
+        it.
         """
         return {
             name: self._head(name, count, channels)
@@ -189,7 +197,9 @@ def folders(output: Path, case_id: str) -> list[Path]:
 
 
 def remove(output: Path, case_id: str) -> None:
-    """Take away a case's blocks, current and stale, and the folder of blocks when no other case has any."""
+    """Take away a case's blocks, current and stale, and the folder of blocks when no other case has
+    any.
+    """
     for folder in folders(output, case_id):
         shutil.rmtree(folder, ignore_errors=True)
     home = output / FOLDER
@@ -201,9 +211,11 @@ def remove(output: Path, case_id: str) -> None:
 
 
 def share(counts: Sequence[int], index: int, number: int) -> list[range]:
-    """The blocks of each case that task ``index`` of ``number`` computes, given how many blocks each case has.
+    """The blocks of each case that task ``index`` of ``number`` computes, given how many blocks
+    each case has.
 
-    The blocks of all cases in a row are cut into ``number`` runs of equal length (to one block): neighbours need the same tiles.
+    The blocks of all cases in a row are cut into ``number`` runs of equal length (to one block):
+    neighbours need the same tiles.
 
     >>> share([4, 1], 0, 2), share([4, 1], 1, 2)
     ([range(0, 2), range(0, 0)], [range(2, 4), range(0, 1)])

@@ -11,7 +11,8 @@ def resolve(name: str) -> str:
     """A device that is there.
 
     Args:
-        name: ``auto`` (CUDA where there is one, else the CPU), or a name of torch's: ``cpu``, ``cuda``, ``cuda:1``.
+        name: ``auto`` (CUDA where there is one, else the CPU), or a name of torch's: ``cpu``,
+            ``cuda``, ``cuda:1``.
 
     Returns:
         The name, ``auto`` resolved.

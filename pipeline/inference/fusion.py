@@ -1,4 +1,6 @@
-"""Weighted fusion of several soft predictions of one case: mean of probabilities, mean of logits, or a vote."""
+"""Weighted fusion of several soft predictions of one case: mean of probabilities, mean of logits,
+or a vote.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
 
 
 def _logit(p: Any) -> Any:
-    # float16 files hold exact 0 and 1; half a step away from them the logit is finite and no vote is absolute.
+    # float16 files hold exact 0 and 1; half a step away from them the logit is finite and no vote
+    # is absolute.
     p = np.clip(p, 2.0**-12, 1 - 2.0**-12)
     return np.log(p / (1 - p)) if len(p) == 1 else np.log(p)
 

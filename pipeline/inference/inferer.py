@@ -1,4 +1,5 @@
-"""Tiled prediction behind MONAI's own interface: any callable, tensors in and out, streamed in bands.
+"""Tiled prediction behind MONAI's own interface: any callable, tensors in and out, streamed in
+bands.
 
 It only tiles: no config, no normalisation, no flips. :mod:`pipeline.inference.sliding_window` is
 what the commands use.
@@ -45,9 +46,10 @@ class SlidingWindowInferer(Inferer):
 
     Equals ``monai.inferers.SlidingWindowInferer`` to 1e-5 with ``one_sided=False``, ``halo=0`` and
     a stride of 1 (or one that divides the tile, its step, the image and the padding): the same
-    tiles, weights, padding and structure of the answer. It differs from MONAI where MONAI loses something: sums are
-    float32 for half-precision inputs, the network gets copies and so cannot write into the input,
-    every output keeps the metadata of a MetaTensor, and whole-number images are taken.
+    tiles, weights, padding and structure of the answer. It differs from MONAI where MONAI loses
+    something: sums are float32 for half-precision inputs, the network gets copies and so cannot
+    write into the input, every output keeps the metadata of a MetaTensor, and whole-number images
+    are taken.
 
     It is free of autograd: the network is called under ``torch.no_grad()``, and the answer is an
     ordinary tensor without a graph, to be changed in place or put into a loss. MONAI's would carry

@@ -1,4 +1,6 @@
-"""Members of an ensemble: folders of soft predictions or answers, looked at and laid onto one grid before they are fused."""
+"""Members of an ensemble: folders of soft predictions or answers, looked at and laid onto one grid
+before they are fused.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ SHOWN = 10
 class Reader:
     """Cases of one member: ids, and what gives one of them.
 
-    ``load`` gives a activate prediction, of an answer file one with the difference_mask as its main head. ``look`` gives the same without the values
-    of answer files; those of soft predictions are checked. It raises UserError where they cannot be used.
+    ``load`` gives a activate prediction, of an answer file one with the difference_mask as its main
+    head. ``look`` gives the same without the values of answer files; those of soft predictions are
+    checked. It raises UserError where they cannot be used.
     """
 
     folder: Path
@@ -114,10 +117,11 @@ def _look_at_answer(case_id: str, path: Path) -> SoftPrediction:
 def looked_at(
     ids: Sequence[str], readers: Sequence[Reader]
 ) -> tuple[dict[str, list[Alignment]], dict[str, str]]:
-    """How each member's array is laid onto the first member's grid, by case: flips and axis order, exactly.
+    """How each member's array is laid onto the first member's grid, by case: flips and axis order,
+    exactly.
 
-    Also the cases of which a file cannot be used, with what is wrong. Raises UserError, with all that is wrong, where members do not fit
-    each other, and where no case is left.
+    Also the cases of which a file cannot be used, with what is wrong. Raises UserError, with all
+    that is wrong, where members do not fit each other, and where no case is left.
     """
     ways: dict[str, list[Alignment]] = {}
     damaged: dict[str, str] = {}
@@ -155,7 +159,10 @@ Located = tuple[Path, SoftPrediction]
 
 
 def _laid_onto(first: Located, other: Located) -> Alignment:
-    """The flips and axis order from one member's grid to the first one's. Raises UserError, naming both files, where there are none."""
+    """The flips and axis order from one member's grid to the first one's.
+
+    Raises UserError, naming both files, where there are none.
+    """
     pair, (mine, theirs) = f"{other[0]} and {first[0]}", (other[1], first[1])
     if mine.meta.task != theirs.meta.task or mine.channels != theirs.channels:
         raise UserError(f"{pair} hold other things: {_what(mine)} and {_what(theirs)}.")
@@ -203,7 +210,10 @@ def _same_scale(one: IntensityScale | None, other: IntensityScale | None) -> boo
 def common_ids(
     readers: Sequence[Reader], folders: Sequence[Path], failed: Collection[str] = ()
 ) -> list[str]:
-    """The ids that all members hold, without the ``failed`` ones. Raises UserError naming every member that lacks or adds another one."""
+    """The ids that all members hold, without the ``failed`` ones.
+
+    Raises UserError naming every member that lacks or adds another one.
+    """
     union = set().union(*(r.ids for r in readers)) - set(failed)
     faults = [
         f"{folder}: lacks {', '.join(sorted(union - set(r.ids))[:10])}"

@@ -1,4 +1,6 @@
-"""Model files: safetensors with a JSON header that rebuilds their network, whole or absent, never pickle; where a run keeps them."""
+"""Model files: safetensors with a JSON header that rebuilds their network, whole or absent, never
+pickle; where a run keeps them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ SHOWN = 300
 """Letters of another library's words that a message shows."""
 
 ENTRIES = 2**14
-"""Entries of the config in a model's header, all levels together; one that training takes has some hundreds, and each costs time."""
+"""Entries of the config in a model's header, all levels together; one that training takes has some
+hundreds, and each costs time.
+"""
 
 KINDS = {
     "F64": torch.float64,
@@ -68,10 +72,13 @@ def save_model(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_model(path: Path, own: bool = True) -> Checkpoint:
-    """Read a model file. Raises CheckpointError for a missing, foreign or damaged file, and for weights that are no finite numbers.
+    """Read a model file.
 
-    ``own``: weights are read only if they are those of the network that the header describes. Off, they are for another network,
-    with which the caller has compared :func:`load_shapes`.
+    Raises CheckpointError for a missing, foreign or damaged file, and for weights that are no
+    finite numbers.
+
+    ``own``: weights are read only if they are those of the network that the header describes. Off,
+    they are for another network, with which the caller has compared :func:`load_shapes`.
     """
     model = load_facts(path)
     if own:
@@ -88,12 +95,17 @@ def load_model(path: Path, own: bool = True) -> Checkpoint:
 
 
 def load_facts(path: Path) -> Checkpoint:
-    """The header of a model file, without its weights. Raises CheckpointError like :func:`load_model`, but for what is wrong with weights."""
+    """The header of a model file, without its weights.
+
+    Raises CheckpointError like :func:`load_model`, but for what is wrong with weights.
+    """
     return _checkpoint(path, _header(path))
 
 
 def load_shapes(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of a model file or a state without their values, on torch's meta device; nothing of them is read."""
+    """The weights of a model file or a state without their values, on torch's meta device; nothing
+    of them is read.
+    """
     with _opened(path) as file:
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         kinds = {name: (part.get_shape(), part.get_dtype()) for name, part in found.items()}
@@ -109,7 +121,9 @@ def load_shapes(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _require_own(path: Path, model: Checkpoint) -> None:
-    """Raise UserError unless the file holds the weights of the network that its header describes, which is not built for that."""
+    """Raise UserError unless the file holds the weights of the network that its header describes,
+    which is not built for that.
+    """
     run = RunFolder(path.parent.parent)
     plugins.require(model.plugins, path, run.plugins if run.plugins_file.is_file() else None)
     config = from_dict(model.config, str(path))
@@ -181,7 +195,10 @@ def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> by
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which nothing but the header is read yet. Raises CheckpointError for whatever cannot be read of it."""
+    """A safetensors file, of which nothing but the header is read yet.
+
+    Raises CheckpointError for whatever cannot be read of it.
+    """
     if not os.path.isfile(path):
         raise CheckpointError(
             f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors."
@@ -240,7 +257,9 @@ def decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def require_fit(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    """Raise CheckpointError, with a list, for every missing, unexpected or misshapen weight; only names, shapes and types are read."""
+    """Raise CheckpointError, with a list, for every missing, unexpected or misshapen weight; only
+    names, shapes and types are read.
+    """
     faults = [f"missing: {k}" for k in own if k not in weights] + [
         f"unexpected: {k}" for k in weights if k not in own
     ]
@@ -278,7 +297,7 @@ def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
     return network.eval(), config
 
 
-# --- the models of a run ---------------------------------------------------------------------------------------------------
+# --- the models of a run --------------------------------------------------------------------------
 
 ALIKE = ("data.normalise", "data.classes", "data.dims", "task", "network")
 """Keys in which networks that answer together agree."""
@@ -288,7 +307,8 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
     """Model files behind a run folder, a fold folder or a file.
 
     Args:
-        kind: ``best``, ``swa``; ``auto`` or None: of each fold the one that was better on its held-out cases.
+        kind: ``best``, ``swa``; ``auto`` or None: of each fold the one that was better on its
+            held-out cases.
         allow_missing: take a run of which some folds are not complete.
 
     Raises:
@@ -324,7 +344,11 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
 
 
 def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
-    """Rebuild every network. Raises UserError when the models were trained under different configs, or on other kinds of files."""
+    """Rebuild every network.
+
+    Raises UserError when the models were trained under different configs, or on other kinds of
+    files.
+    """
     networks_, configs, facts = [], [], []
     for path in paths:
         model = load_model(path)

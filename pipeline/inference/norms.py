@@ -1,7 +1,8 @@
-"""Group and instance norm in tiles: statistics of the whole image, measured once, are given to every tile.
+"""Group and instance norm in tiles: statistics of the whole image, measured once, are given to
+every tile.
 
-A network is changed only inside :func:`holding`, and restored however that is left. One thread at a time may use a network
-whose statistics are held.
+A network is changed only inside :func:`holding`, and restored however that is left. One thread at a
+time may use a network whose statistics are held.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from pipeline.networks import HeadedNet, receptive
 from pipeline.records import UserError
 
 LARGEST = {2: 2**20, 3: 2**21}
-"""Voxels of the image that :func:`frozen` statistics are measured on, by number of space axes; larger ones are reduced."""
+"""Voxels of the image that :func:`frozen` statistics are measured on, by number of space axes;
+larger ones are reduced.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Mean and (biased) variance of one layer's input for each channel ``(C,)``, float64; channels of one group share theirs."""
+    """Mean and (biased) variance of one layer's input for each channel ``(C,)``, float64; channels
+    of one group share theirs.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -36,7 +41,9 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """A normalised image of ``size``, a multiple of the network's stride: ``read(start, size)`` gives ``(1, C, *size)`` of it."""
+    """A normalised image of ``size``, a multiple of the network's stride: ``read(start, size)``
+    gives ``(1, C, *size)`` of it.
+    """
 
     size: tuple[int, ...]
     read: Callable[[Sequence[int], Sequence[int]], Tensor]
@@ -59,7 +66,9 @@ class Space:
 def holding(
     network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Moments]
 ) -> Iterator[None]:
-    """Within, during one pass, layers with statistics take them from ``moments(number of the call, layer, input)``."""
+    """Within, during one pass, layers with statistics take them from ``moments(number of the call,
+    layer, input)``.
+    """
     layers = [layer for layer in network.modules() if receptive.has_statistics(layer)]
     calls = itertools.count()
 
@@ -78,7 +87,9 @@ def holding(
 def with_moments(
     network: nn.Module, tiles: Tensor, known: Sequence[Moments]
 ) -> Mapping[str, Tensor]:
-    """Heads of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own; none known: their own."""
+    """Heads of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own;
+    none known: their own.
+    """
     if not known:
         return network(tiles)
     with holding(network, lambda n, layer, x: known[n]):
@@ -86,7 +97,9 @@ def with_moments(
 
 
 def _normalise(layer: Any, x: Tensor, moments: Moments) -> Tensor:
-    """What the layer does, with given statistics: ``(x - mean) / sqrt(variance + eps) * weight + bias``, float32."""
+    """What the layer does, with given statistics: ``(x - mean) / sqrt(variance + eps) * weight +
+    bias``, float32.
+    """
     scale = torch.rsqrt(moments.variance + layer.eps)
     if layer.weight is not None:
         scale = scale * layer.weight.double()
@@ -136,7 +149,8 @@ def frozen(network: nn.Module, image: Tensor) -> tuple[Moments, ...]:
 
 
 def reduced(space: Space, largest: int | None = None) -> Tensor:
-    """The image ``(1, C, *S)``, reduced by a whole factor by area interpolation to about ``largest`` voxels (default: ``LARGEST``).
+    """The image ``(1, C, *S)``, reduced by a whole factor by area interpolation to about
+    ``largest`` voxels (default: ``LARGEST``).
 
     Read in bands, so that a large image is never in memory.
     """
@@ -164,12 +178,15 @@ class _Reached(Exception):  # noqa: N818 - ends a pass, no error
 def exact(
     network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequence[Sequence[int]]
 ) -> tuple[Moments, ...]:
-    """Statistics that one pass over the whole image would have, found tile by tile, layer after layer.
+    """Statistics that one pass over the whole image would have, found tile by tile, layer after
+    layer.
 
-    For every call of such a layer, tiles with the halo that the layer needs run up to it, with the statistics of the layers
-    before; their cores partition the layer's map. ``spreads`` are those of :class:`~pipeline.networks.receptive.Reach`, ``norms``. So L layers cost L partial passes, about L / 2 times a whole pass over the
-    image, times the share of the halos, ``(tile / (tile - 2 radius)) ** dims`` at the end of the network and little at its
-    beginning. Raises UserError where ``tile`` leaves nothing between the halos.
+    For every call of such a layer, tiles with the halo that the layer needs run up to it, with the
+    statistics of the layers before; their cores partition the layer's map. ``spreads`` are those of
+    :class:`~pipeline.networks.receptive.Reach`, ``norms``. So L layers cost L partial passes, about
+    L / 2 times a whole pass over the image, times the share of the halos, ``(tile / (tile - 2
+    radius)) ** dims`` at the end of the network and little at its beginning. Raises UserError where
+    ``tile`` leaves nothing between the halos.
     """
     known: list[Moments] = []
     for boxes in layouts(space.size, tile, receptive.stride(network, len(space.size)), spreads):
@@ -183,7 +200,10 @@ def layouts(
     multiple: Sequence[int],
     spreads: Sequence[Sequence[int]],
 ) -> list[list[list[_Box]]]:
-    """For each call of a normalisation the boxes along each axis. Raises UserError where ``tile`` leaves nothing between the halos."""
+    """For each call of a normalisation the boxes along each axis.
+
+    Raises UserError where ``tile`` leaves nothing between the halos.
+    """
     return [
         [_boxes(*axis) for axis in zip(size, tile, spread, multiple, strict=True)]
         for spread in spreads
@@ -201,7 +221,9 @@ class _Box:
 
 
 def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
-    """Tiles along one axis whose cores partition it, each with a halo of at least ``spread`` inside; all edges on the grid."""
+    """Tiles along one axis whose cores partition it, each with a halo of at least ``spread``
+    inside; all edges on the grid.
+    """
     tile, halo = up(tile, multiple), up(spread, multiple)
     if size <= tile:
         return [_Box(start=0, length=size, skip=0, core=size)]

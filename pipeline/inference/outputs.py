@@ -1,4 +1,6 @@
-"""Folders that commands write answers into: never onto inputs, never over files of others, one command at a time."""
+"""Folders that commands write answers into: never onto inputs, never over files of others, one
+command at a time.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ BELOW = ("soft", "masks", "blocks", "members")
 
 
 def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = BELOW) -> None:
-    """Raise UserError where an input could be replaced by what is written into ``output`` or anywhere in its sub-folders ``below``.
+    """Raise UserError where an input could be replaced by what is written into ``output`` or
+    anywhere in its sub-folders ``below``.
 
-    An input lies where its name is, where the file is that a link leads to, and at every link on the way.
+    An input lies where its name is, where the file is that a link leads to, and at every link on
+    the way.
     """
     own, inner = (
         _identity(output),
@@ -64,7 +68,9 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
 
 
 def require_folder(output: Path) -> None:
-    """Raise UserError where ``output`` cannot be a folder with a lock in it, or nothing may be written in it or below it."""
+    """Raise UserError where ``output`` cannot be a folder with a lock in it, or nothing may be
+    written in it or below it.
+    """
     found = next((p for p in (output, *output.parents) if os.path.lexists(p)), None)
     if found is not None and not os.path.isdir(found):
         what = (
@@ -82,7 +88,9 @@ def require_folder(output: Path) -> None:
 
 
 def too_long(output: Path, names: Iterable[str]) -> str | None:
-    """What is wrong with the first of the files ``names`` whose name the disk of ``output`` cannot hold; None where it can."""
+    """What is wrong with the first of the files ``names`` whose name the disk of ``output`` cannot
+    hold; None where it can.
+    """
     there = files.nearest(output)
     most, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
     for name in names:
@@ -101,10 +109,14 @@ def too_long(output: Path, names: Iterable[str]) -> str | None:
 
 
 class Kept:
-    """Writing down a list that grows: often enough to be of use, seldom enough to take a small part of the time, and at the end."""
+    """Writing down a list that grows: often enough to be of use, seldom enough to take a small part
+    of the time, and at the end.
+    """
 
     SHARE = 20
-    """Between two writes so many times the time of the last one goes by: a list of 100,000 is not written 100,000 times."""
+    """Between two writes so many times the time of the last one goes by: a list of 100,000 is not
+    written 100,000 times.
+    """
 
     def __init__(self, write: Callable[[], None]) -> None:
         self.write, self.next, self.pending = write, 0.0, False
@@ -136,7 +148,9 @@ def _hops(path: Path) -> Iterator[Path]:
 
 
 def _chain(folder: Path) -> list[Identity]:
-    """A folder and all that it lies in, from the inside; of a folder that is not there yet, what is there of its path."""
+    """A folder and all that it lies in, from the inside; of a folder that is not there yet, what is
+    there of its path.
+    """
     real = Path(os.path.realpath(folder))
     return [i for p in (real, *real.parents) if (i := _identity(p)) is not None]
 
@@ -150,7 +164,9 @@ def _identity(path: Path) -> Identity | None:
 
 
 def require_own(output: Path, names: Iterable[str]) -> None:
-    """Raise UserError where ``output`` holds one of the files ``names`` and no prediction or ensemble of this package wrote there."""
+    """Raise UserError where ``output`` holds one of the files ``names`` and no prediction or
+    ensemble of this package wrote there.
+    """
     if is_prediction(output):
         return
     found = next((name for name in (SUMMARY, *names) if os.path.lexists(output / name)), None)
@@ -175,7 +191,10 @@ def is_prediction(folder: Path) -> bool:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a prediction folder, or nothing. Raises UserError for one that no command of this package writes."""
+    """summary.json of a prediction folder, or nothing.
+
+    Raises UserError for one that no command of this package writes.
+    """
     path = folder / SUMMARY
     if not path.is_file():
         return {}
@@ -198,7 +217,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def answer_files(folder: Path) -> dict[str, Path]:
-    """Answers in a prediction folder by id, visualisations and overlays left out. Raises UserError where two have one id."""
+    """Answers in a prediction folder by id, visualisations and overlays left out.
+
+    Raises UserError where two have one id.
+    """
     found: dict[str, Path] = {}
     for path in sorted(cases.images(folder)):
         name = files.case_id(path)
@@ -213,10 +235,12 @@ def answer_files(folder: Path) -> dict[str, Path]:
 
 
 def require_finished(folder: Path, ids: Collection[str]) -> None:
-    """Raise UserError where the answers ``ids`` in ``folder`` are not those of one prediction that has ended.
+    """Raise UserError where the answers ``ids`` in ``folder`` are not those of one prediction that
+    has ended.
 
-    Another command may be writing there, the last one may have been killed, or have failed for a case whose older answer is still
-    there. Cases that it failed for, and answers that it did not write, are said. Folders without a summary of ours are taken as they are.
+    Another command may be writing there, the last one may have been killed, or have failed for a
+    case whose older answer is still there. Cases that it failed for, and answers that it did not
+    write, are said. Folders without a summary of ours are taken as they are.
     """
     owner = lock.owner(folder / lock.NAME)
     if owner is not None:
@@ -255,7 +279,9 @@ def _listed(ids: Sequence[str]) -> str:
 
 
 def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
-    """Files, relative to the output folder, that the answer to a case may be written to; ``suffix`` is that of its input."""
+    """Files, relative to the output folder, that the answer to a case may be written to; ``suffix``
+    is that of its input.
+    """
     rules = TASKS[task]
     soft = [
         f"soft/{case_id}.npy",
@@ -267,10 +293,12 @@ def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
 
 @contextlib.contextmanager
 def owned(output: Path) -> Iterator[None]:
-    """Hold the lock of an output folder, which is made. Raises lock.BusyError, which names the owner, where another command has it.
+    """Hold the lock of an output folder, which is made.
 
-    Nothing is left of it afterwards: the file is taken away while it is held, so whoever opened it meanwhile finds that its name
-    is gone and makes a new one (see :mod:`pipeline.files.lock`).
+    Raises lock.BusyError, which names the owner, where another command has it.
+
+    Nothing is left of it afterwards: the file is taken away while it is held, so whoever opened it
+    meanwhile finds that its name is gone and makes a new one (see :mod:`pipeline.files.lock`).
     """
     path, new = output / lock.NAME, not output.exists()
     with lock.held(path):

@@ -1,7 +1,7 @@
 """Trained networks, ready to answer: what a command and a Python user hold in common.
 
-The walk of an array: model space (model_space) -> its own intensity limits (normalise) -> tiles -> every network, flip and
-scale (sliding_window) -> back to its own axes -> deciding (writing).
+The walk of an array: model space (model_space) -> its own intensity limits (normalise) -> tiles ->
+every network, flip and scale (sliding_window) -> back to its own axes -> deciding (writing).
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ class ModelOptions:
 
     Args:
         checkpoint: run folder (all its folds), fold folder or model file.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several separated by commas share the tiles.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several separated by commas share the
+            tiles.
         backend: what computes: ``torch``, ``onnx``, ``openvino``.
         patch_size: voxels along each axis of a tile; one number for all axes.
         whole: each image in one piece, whatever its size.
         overlap: voxels that neighbouring tiles share.
         halo: voxels at inner tile faces that are thrown away; ``auto``: as far as the network sees.
-        norms: statistics of group and instance norm: of each ``tile``, or of the whole image (``frozen``, ``exact``).
+        norms: statistics of group and instance norm: of each ``tile``, or of the whole image
+            (``frozen``, ``exact``).
         batch: tiles per forward pass.
         threshold: probability from which a voxel is foreground.
         min_component_size: voxels below which a component is removed; 0 keeps all.
@@ -145,12 +147,14 @@ class Predictor:
     """Trained networks, ready to answer. Made by :meth:`load`.
 
     Args:
-        config: that of the models, with the options of loading laid over it; ``config.predict`` says how tiles are made.
+        config: that of the models, with the options of loading laid over it; ``config.predict``
+            says how tiles are made.
         speak: the networks as one callable.
         models: the model files.
         device: where tiles are added up; the first of several devices.
         channels: input channels of the networks; 0: not known.
-        trained_on: what the model file says of its training data (:class:`pipeline.records.Checkpoint`); empty for older ones.
+        trained_on: what the model file says of its training data
+            (:class:`pipeline.records.Checkpoint`); empty for older ones.
         backend: what computes the networks.
         threads: threads of torch on the CPU while it predicts; None: as they are.
         progress: whether a bar is shown on a terminal.
@@ -184,13 +188,15 @@ class Predictor:
 
         Args:
             path: run folder, fold folder or model file.
-            folds: which folds of a run; None: every finished one. ``"all"`` means the one model trained on all cases.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several of them share the tiles of each volume, and the answer has the
-                bits of one of them where they compute alike.
+            folds: which folds of a run; None: every finished one. ``"all"`` means the one model
+                trained on all cases.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several of them share the tiles of each
+                volume, and the answer has the bits of one of them where they compute alike.
             flips: average over all flips; None: as the model's config says.
             threads: threads of torch on the CPU while it predicts; None: as they are.
             progress: show a bar on a terminal.
-            **options: further fields of :class:`ModelOptions`, such as ``patch_size``, ``overlap``, ``threshold``, ``model``.
+            **options: further fields of :class:`ModelOptions`, such as ``patch_size``, ``overlap``,
+                ``threshold``, ``model``.
 
         Raises:
             UserError: where there is no such model, or an option cannot be followed.
@@ -266,15 +272,18 @@ class Predictor:
         """The answer to one image or volume, post-processed, on its own grid.
 
         Args:
-            volume: path of an image file, or an array ``(*S)`` or ``(C, *S)`` of any number type, with the intensities of the files
-                that the model was trained on (not normalised).
-            affine: 4 x 4 from voxels to millimetres (RAS+), for arrays as nibabel gives them, ``(X, Y, Z)``.
+            volume: path of an image file, or an array ``(*S)`` or ``(C, *S)`` of any number type,
+                with the intensities of the files that the model was trained on (not normalised).
+            affine: 4 x 4 from voxels to millimetres (RAS+), for arrays as nibabel gives them, ``(X,
+                Y, Z)``.
             spacing: millimetres between voxels along each axis of the array, instead of an affine.
-            axes: order of the array's space axes, ``zyx`` (the default) or another, such as ``xyz``.
+            axes: order of the array's space axes, ``zyx`` (the default) or another, such as
+                ``xyz``.
 
         Returns:
-            Labels ``(*S)`` of unsigned integers, the smallest type that holds them; of a system of images ``(C, *S)`` in the input's type and scale. A tensor where a tensor was
-            given, on its device.
+            Labels ``(*S)`` of unsigned integers, the smallest type that holds them; of a system of
+            images ``(C, *S)`` in the input's type and scale. A tensor where a tensor was given, on
+            its device.
 
         Raises:
             UserError: for an array that the model cannot answer.
@@ -291,13 +300,15 @@ class Predictor:
         spacing: Sequence[float] | None = None,
         axes: str | None = None,
     ) -> dict[str, Any]:
-        """Probabilities (of images: intensities on the scale of training) by head, on the array's own grid.
+        """Probabilities (of images: intensities on the scale of training) by head, on the array's
+        own grid.
 
         Args:
             volume: as :meth:`predict` takes it, like the other arguments.
 
         Returns:
-            ``{"main": (K, *S)}`` float32, where K = 1 is the foreground (``pl.score`` takes ``heads["main"][0]``), and ``"mask"`` ``(1, *S)`` of networks with a mask head.
+            ``{"main": (K, *S)}`` float32, where K = 1 is the foreground (``pl.score`` takes
+            ``heads["main"][0]``), and ``"mask"`` ``(1, *S)`` of networks with a mask head.
 
         Raises:
             UserError: as :meth:`predict`.
@@ -333,9 +344,11 @@ class Predictor:
         return SoftPrediction(case_id=image.name.name, heads=restored, meta=meta)
 
     def source(self, name: Path, array: LazyArray) -> tuple[Source, tuple[str, ...]]:
-        """An array ``(C, *S)`` in model space with its own intensity limits, and what is to be said of them.
+        """An array ``(C, *S)`` in model space with its own intensity limits, and what is to be said
+        of them.
 
-        Raises FileError, which calls it ``name``, where the normalisation would cut off most of the image.
+        Raises FileError, which calls it ``name``, where the normalisation would cut off most of the
+        image.
         """
         part = self.config.data.normalise
         if problem := normalise.problem_of(part, array):
@@ -348,7 +361,9 @@ class Predictor:
         return tiling(self.config, size, self.predict_tile)
 
     def heads_of(self, source: Source, advance: Advance | None = None) -> dict[str, np.ndarray]:
-        """Soft answers ``(K, *S)`` float32 by head of a case in model space; ``advance`` is told of every batch of tiles."""
+        """Soft answers ``(K, *S)`` float32 by head of a case in model space; ``advance`` is told of
+        every batch of tiles.
+        """
         tiles = self.tiles(source.array.shape[1:])
         self.warn_of_tiles(source, tiles)
         predict_tile = with_fixed_norms(self.predict_tile, source, tiles)
@@ -371,7 +386,9 @@ class Predictor:
             raise FileError(name, problem, f"Give an image of {wanted} channels{together}")
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
-        """Once: tiles of this network cannot equal the whole image, by how much they do not, and what to do."""
+        """Once: tiles of this network cannot equal the whole image, by how much they do not, and
+        what to do.
+        """
         predict_tile = (
             self.predict_tile.ensembles[0]
             if isinstance(self.predict_tile, Replicas)
@@ -447,12 +464,14 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# --- arrays of users -------------------------------------------------------------------------------------------------------
+# --- arrays of users ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Image:
-    """An image as it was given: its array ``(C, *S)`` in the order of its family, and how an answer goes back."""
+    """An image as it was given: its array ``(C, *S)`` in the order of its family, and how an answer
+    goes back.
+    """
 
     name: Path
     array: np.ndarray
@@ -479,7 +498,10 @@ def _opened(
     spacing: Sequence[float] | None = None,
     axes: str | None = None,
 ) -> _Image:
-    """Read a file, or take an array as it lies. Raises UserError for what cannot be an image of this model."""
+    """Read a file, or take an array as it lies.
+
+    Raises UserError for what cannot be an image of this model.
+    """
     dims = predictor.config.data.dims
     same = tuple(range(dims))
     if isinstance(volume, str | Path):

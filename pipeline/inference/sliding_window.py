@@ -1,7 +1,9 @@
-"""Whole cases from tiles: one pass over the volume, every network, flip and scale on each tile, blended in float32, streamed in bands.
+"""Whole cases from tiles: one pass over the volume, every network, flip and scale on each tile,
+blended in float32, streamed in bands.
 
-Memory follows one tile-high band of the volume, plus the output where it is kept: :func:`stream` hands finished rows on instead.
-The input may be memory-mapped, or read piece by piece (:class:`pipeline.files.LazyArray`).
+Memory follows one tile-high band of the volume, plus the output where it is kept: :func:`stream`
+hands finished rows on instead. The input may be memory-mapped, or read piece by piece
+(:class:`pipeline.files.LazyArray`).
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ TilePredictor = Callable[[torch.Tensor], Heads]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A case to predict: ``array`` ``(C, *S)`` of any number type, in memory or read as it is sliced, and how it is normalised."""
+    """A case to predict: ``array`` ``(C, *S)`` of any number type, in memory or read as it is
+    sliced, and how it is normalised.
+    """
 
     array: LazyArray
     scale: IntensityScale
@@ -47,11 +51,13 @@ FlipAxes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkEnsemble:
-    """A :data:`TilePredictor` of networks: the mean of their soft answers by ``shares``, over ``predict.scales`` and, with ``predict.flips``, all flips.
+    """A :data:`TilePredictor` of networks: the mean of their soft answers by ``shares``, over
+    ``predict.scales`` and, with ``predict.flips``, all flips.
 
-    At a scale other than 1 the tile is resampled, and its soft answer is brought back to the tile's size before it is averaged.
-    Linear resampling has weights that sum to 1, so probabilities still do.
-    ``fixed`` holds statistics of group and instance norm by (network, flip, scale); what is missing there is measured in each tile.
+    At a scale other than 1 the tile is resampled, and its soft answer is brought back to the tile's
+    size before it is averaged. Linear resampling has weights that sum to 1, so probabilities still
+    do. ``fixed`` holds statistics of group and instance norm by (network, flip, scale); what is
+    missing there is measured in each tile.
     """
 
     networks: Sequence[torch.nn.Module]
@@ -126,7 +132,9 @@ def network_ensemble(
     device: str,
     weights: Sequence[float] | None = None,
 ) -> NetworkEnsemble:
-    """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it; equal weights unless given."""
+    """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it;
+    equal weights unless given.
+    """
     require_weights(weights if weights is not None else [1.0])
     shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
     flips = 2**config.data.dims if config.predict.flips else 1
@@ -138,7 +146,8 @@ def network_ensemble(
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """A :data:`TilePredictor` whose networks lie on several devices: batches of tiles go to them in turn, and come back in their order.
+    """A :data:`TilePredictor` whose networks lie on several devices: batches of tiles go to them in
+    turn, and come back in their order.
 
     Where the devices compute alike, the answer has the bits of one device.
     """
@@ -154,7 +163,9 @@ class Replicas:
         return self.ensembles[0](tiles)
 
     def predictions(self, stacks: Iterator[torch.Tensor]) -> Iterator[Heads]:
-        """Soft answers to batches of tiles on the CPU, each on the device that computed it; one batch waits for each device."""
+        """Soft answers to batches of tiles on the CPU, each on the device that computed it; one
+        batch waits for each device.
+        """
         pools = [
             ThreadPoolExecutor(1, thread_name_prefix=ensemble.device) for ensemble in self.ensembles
         ]
@@ -178,11 +189,13 @@ def _predict_batch(ensemble: NetworkEnsemble, stack: torch.Tensor) -> Heads:
 
 
 def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling) -> TilePredictor:
-    """The predictor of tiles for one case: with ``predict.norms`` frozen or exact, its norms have the statistics of that case, for each network, flip and scale.
+    """The predictor of tiles for one case: with ``predict.norms`` frozen or exact, its norms have
+    the statistics of that case, for each network, flip and scale.
 
-    The same one where nothing is to be fixed: one tile, networks without such layers, ``predict.norms: tile``, a predictor that is
-    no :class:`NetworkEnsemble`. Raises UserError for layers that no statistics can mend, and for exact statistics at scales other than 1:
-    resampled tiles are no part of a resampled image.
+    The same one where nothing is to be fixed: one tile, networks without such layers,
+    ``predict.norms: tile``, a predictor that is no :class:`NetworkEnsemble`. Raises UserError for
+    layers that no statistics can mend, and for exact statistics at scales other than 1: resampled
+    tiles are no part of a resampled image.
     """
     if isinstance(predict_tile, Replicas):
         return Replicas(
@@ -258,9 +271,11 @@ def scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
 
 
 def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """``(B, C, *S)`` at another size, by linear interpolation between voxel centres; the very same tensor where nothing changes.
+    """``(B, C, *S)`` at another size, by linear interpolation between voxel centres; the very same
+    tensor where nothing changes.
 
-    Images are smoothed before they shrink; volumes are not, since torch has no such filter for three axes.
+    Images are smoothed before they shrink; volumes are not, since torch has no such filter for
+    three axes.
     """
     if tuple(batch.shape[2:]) == tuple(size):
         return batch
@@ -277,9 +292,11 @@ def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def tiling(
     config: Config, size: Sequence[int], predict_tile: TilePredictor | None = None
 ) -> Tiling:
-    """The tiling that ``predict`` asks for, on the stride of the networks of ``predict_tile`` where it has any.
+    """The tiling that ``predict`` asks for, on the stride of the networks of ``predict_tile`` where
+    it has any.
 
-    An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where halos leave nothing of a tile.
+    An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where
+    halos leave nothing of a tile.
     """
     predict = config.predict
     whole = predict.patch == "whole"
@@ -301,9 +318,11 @@ def tiling(
 
 
 SlabWriter = Callable[[int, Mapping[str, np.ndarray]], None]
-"""Takes finished rows: the first one's number along the first space axis, and by head their soft answer ``(K, n, ...)`` float32.
+"""Takes finished rows: the first one's number along the first space axis, and by head their soft
+answer ``(K, n, ...)`` float32.
 
-The arrays are good until the writer returns."""
+The arrays are good until the writer returns.
+"""
 
 
 Advance = Callable[[int], object]
@@ -320,8 +339,8 @@ def sliding_window(
 ) -> dict[str, np.ndarray]:
     """Soft answers ``(K, *S)`` float32 by head for a whole case.
 
-    Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when ``one_sided`` is off. Raises UserError when
-    the device runs out of memory.
+    Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when
+    ``one_sided`` is off. Raises UserError when the device runs out of memory.
     """
     out: dict[str, np.ndarray] = {}
 
@@ -348,8 +367,9 @@ def stream(
 ) -> None:
     """Soft answers as they are finished: rows along the first space axis, in order, without gaps.
 
-    ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole answer: every tile that
-    reaches them is computed, in the same batches, and summed in the same order. Raises UserError as :func:`sliding_window` does.
+    ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole
+    answer: every tile that reaches them is computed, in the same batches, and summed in the same
+    order. Raises UserError as :func:`sliding_window` does.
     """
     wanted = rows or (0, tiles.size[0])
     blend = Blend(Frame(tiles=tiles, size=tiles.size, device=device))
@@ -403,7 +423,10 @@ def _predicted_batches(
     how: tuple[int, str],
     rows: tuple[int, int],
 ) -> Iterator[PredictedBatch]:
-    """Batches with a tile that reaches ``rows``, in order. ``how``: tiles in a batch, and the device of one ensemble."""
+    """Batches with a tile that reaches ``rows``, in order.
+
+    ``how``: tiles in a batch, and the device of one ensemble.
+    """
     batch, device = how
     waiting: deque[tuple[list[tuple[int, ...]], list[bool]]] = deque()
 
@@ -412,7 +435,8 @@ def _predicted_batches(
             needed = [tiles.reaches(origin, *rows) for origin in origins]
             if any(needed):
                 waiting.append((origins, needed))
-                # Tiles that share a batch are computed together even where some are not needed: its size may change the last bits.
+                # Tiles that share a batch are computed together even where some are not needed: its
+                # size may change the last bits.
                 yield torch.from_numpy(
                     np.stack([cut(source, origin, tiles.tile) for origin in origins])
                 )
@@ -427,7 +451,9 @@ def _predicted_batches(
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether this is how torch or numpy says so; torch has no class of its own for the memory of a CPU."""
+    """Whether this is how torch or numpy says so; torch has no class of its own for the memory of a
+    CPU.
+    """
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
         error
     )
@@ -445,7 +471,9 @@ def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
 
 
 def cut(source: Source, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Box of a case, normalised, float32 ``(C, *size)``; it may leave the space at the far ends, where the border is repeated."""
+    """Box of a case, normalised, float32 ``(C, *size)``; it may leave the space at the far ends,
+    where the border is repeated.
+    """
     space = source.array.shape[1:]
     first = [
         min(s, n - 1) for s, n in zip(start, space, strict=True)

@@ -1,8 +1,9 @@
-"""Soft predictions on disk, the seam between accelerators and everything after them: ``soft/ID.npy`` and ``soft/ID.json``.
+"""Soft predictions on disk, the seam between accelerators and everything after them:
+``soft/ID.npy`` and ``soft/ID.json``.
 
-``ID.npy`` is the main head; further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are stored as float16: they keep three
-decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab. Images are stored as float32, from which 16-bit answers
-come out to the last bit.
+``ID.npy`` is the main head; further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are
+stored as float16: they keep three decimals, and a 320³ volume takes 66 MB that can be memory-mapped
+slab by slab. Images are stored as float32, from which 16-bit answers come out to the last bit.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class SoftMeta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftPrediction:
-    """Soft answer for one case, by head ``(K, *S)``: probabilities for labels, intensities for images, in memory or read as sliced."""
+    """Soft answer for one case, by head ``(K, *S)``: probabilities for labels, intensities for
+    images, in memory or read as sliced.
+    """
 
     case_id: str
     heads: Mapping[str, LazyArray]
@@ -95,7 +98,8 @@ class SoftPrediction:
 
 
 def split(array: np.ndarray, channels: int | None, task: str) -> dict[str, np.ndarray]:
-    """Heads of an array of before heads had names: what lies behind the ``channels`` of the main head is the task's first further one.
+    """Heads of an array of before heads had names: what lies behind the ``channels`` of the main
+    head is the task's first further one.
 
     Args:
         array: ``(K, *S)``.
@@ -113,7 +117,9 @@ def split(array: np.ndarray, channels: int | None, task: str) -> dict[str, np.nd
 
 
 def save(folder: Path, soft: SoftPrediction) -> None:
-    """Write ``folder/ID.json``, further heads, and ``folder/ID.npy``: the main head last, so that it is never without the others."""
+    """Write ``folder/ID.json``, further heads, and ``folder/ID.npy``: the main head last, so that
+    it is never without the others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     given = {name: value for name, value in asdict(soft.meta).items() if value not in (None, ())}
     record = {**given, "heads": list(soft.heads), "geometry": asdict(soft.geometry)}
@@ -148,7 +154,9 @@ def ids(folder: Path) -> list[str]:
 
 
 def array_path(folder: Path, case_id: str) -> Path:
-    """The file of a case's array, also where its name was decomposed on the way through another file system."""
+    """The file of a case's array, also where its name was decomposed on the way through another
+    file system.
+    """
     path = folder / f"{case_id}.npy"
     if path.is_file():
         return path
@@ -163,7 +171,8 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
     """A memory-mapped soft prediction.
 
     Args:
-        channels: of the main head, for files of before heads had names that do not say it themselves.
+        channels: of the main head, for files of before heads had names that do not say it
+            themselves.
 
     Raises:
         UserError: for files that are missing, torn or no soft prediction.
@@ -281,7 +290,9 @@ def load_sound(folder: Path, case_id: str) -> SoftPrediction:
 
 
 def _unsound(array: np.ndarray, probabilities: bool) -> str | None:
-    """What is wrong with the values of ``(K, *S)``, read a slab at a time; None where they are sound."""
+    """What is wrong with the values of ``(K, *S)``, read a slab at a time; None where they are
+    sound.
+    """
     if array.dtype.kind not in "uif":
         return f"holds values of type {array.dtype}, not numbers"
     low, high = (-TOLERANCE, 1 + TOLERANCE) if probabilities else (-np.inf, np.inf)
@@ -302,7 +313,9 @@ def _unsound(array: np.ndarray, probabilities: bool) -> str | None:
 
 
 def _in_range(part: np.ndarray) -> bool:
-    """Whether all of a float16 array lies in 0..1, by its bits: those of NaN, infinity and negative numbers are greater."""
+    """Whether all of a float16 array lies in 0..1, by its bits: those of NaN, infinity and negative
+    numbers are greater.
+    """
     return part.dtype == np.float16 and int(part.view(np.uint16).max(initial=0)) <= int(
         np.float16(1).view(np.uint16)
     )

@@ -1,4 +1,6 @@
-"""What tiles cost and what they change: the halo that makes them exact, and the measured difference where none does."""
+"""What tiles cost and what they change: the halo that makes them exact, and the measured difference
+where none does.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ from pipeline.networks import receptive
 from pipeline.records import UserError
 
 SAMPLE = {2: 512, 3: 64}
-"""Longest edge of a tile that :func:`mismatch` measures with, by number of space axes: the measurement is to take seconds."""
+"""Longest edge of a tile that :func:`mismatch` measures with, by number of space axes: the
+measurement is to take seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
-    """``|tiled - whole|`` of soft answers on a sample of a case: its size, the tile, the largest and the mean difference."""
+    """``|tiled - whole|`` of soft answers on a sample of a case: its size, the tile, the largest
+    and the mean difference.
+    """
 
     size: tuple[int, ...]
     tile: tuple[int, ...]
@@ -31,10 +37,12 @@ class Mismatch:
 
 
 def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mismatch:
-    """Predict a crop from the middle of a case whole and in tiles, with the first network, without flips and scales.
+    """Predict a crop from the middle of a case whole and in tiles, with the first network, without
+    flips and scales.
 
-    The crop is a tile and a half long along the last axis that has several tiles, one tile along the others. Tiles longer than
-    ``SAMPLE`` are cut to that, and halos that do not fit into them as well.
+    The crop is a tile and a half long along the last axis that has several tiles, one tile along
+    the others. Tiles longer than ``SAMPLE`` are cut to that, and halos that do not fit into them as
+    well.
     """
     multiple, space = tiles.multiple, source.array.shape[1:]
     tile = [min(t, up(SAMPLE[len(space)], g)) for t, g in zip(tiles.tile, multiple, strict=True)]
@@ -72,10 +80,12 @@ def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mi
 def warning(
     predict_tile: TilePredictor, source: Source, tiles: Tiling, backend: str = "torch"
 ) -> str | None:
-    """What to tell about a case whose tiles cannot equal the whole image whatever their halo: the measured difference, and what helps.
+    """What to tell about a case whose tiles cannot equal the whole image whatever their halo: the
+    measured difference, and what helps.
 
-    ``None``, and nothing is measured, where there is nothing to tell: one tile, statistics already those of the whole, no such layer,
-    no :class:`NetworkEnsemble`, and tiles of the training size, in which the network sees what it learned from.
+    ``None``, and nothing is measured, where there is nothing to tell: one tile, statistics already
+    those of the whole, no such layer, no :class:`NetworkEnsemble`, and tiles of the training size,
+    in which the network sees what it learned from.
     """
     if (
         not isinstance(predict_tile, NetworkEnsemble)
@@ -98,7 +108,9 @@ def warning(
 
 
 def _as_trained(config: Config, tiles: Tiling) -> bool:
-    """Whether the network gets tiles of the size of its training patches, which are shorter where the whole space is."""
+    """Whether the network gets tiles of the size of its training patches, which are shorter where
+    the whole space is.
+    """
     sizes = zip(config.data.patch.size, tiles.multiple, tiles.padded, strict=True)
     return tiles.tile == tuple(min(up(n, g), whole) for n, g, whole in sizes)
 
@@ -128,7 +140,8 @@ def _ways_out(
 
 
 def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[Config, str]:
-    """The config with the least halo that covers what the network sees, and a sentence that tells what it costs.
+    """The config with the least halo that covers what the network sees, and a sentence that tells
+    what it costs.
 
     Raises UserError where tiles have no room for it. An image predicted whole needs none.
     """

@@ -30,14 +30,18 @@ SUFFIX = {"tiff-zip": ".zip", "rle-csv": ".csv"}
 """Suffix of a submission by its format."""
 
 TIME = (1980, 1, 1, 0, 0, 0)
-"""Of every member of a zip, so that its bytes depend on nothing else; it also tells a submission from a user's archive of images."""
+"""Of every member of a zip, so that its bytes depend on nothing else; it also tells a submission
+from a user's archive of images.
+"""
 
 READ_BACK = "what was written reads back differently; no submission was kept. Check disk and memory of this machine, then run again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One checked answer: its file, the shape ``(*S)`` of its mask, how many voxels are 1, and the SHA-256 of the mask's bytes."""
+    """One checked answer: its file, the shape ``(*S)`` of its mask, how many voxels are 1, and the
+    SHA-256 of the mask's bytes.
+    """
 
     id: str
     path: Path
@@ -57,7 +61,9 @@ def write(out: Path, answers: Sequence[Answer], format: str) -> None:  # noqa: A
 
 
 def require_replaceable(out: Path) -> None:
-    """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif as they are written here, or a table id,rle."""
+    """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif as they are
+    written here, or a table id,rle.
+    """
     special = os.path.exists(out) and not os.path.isfile(out)  # a pipe would wait for ever
     if special or (
         os.path.lexists(out)
@@ -89,13 +95,15 @@ def _is_table(path: Path) -> bool:
         return False
 
 
-# --- the zip -----------------------------------------------------------------------------------------------------------
+# --- the zip --------------------------------------------------------------------------------------
 
 
 def write_zip(out: Path, answers: Sequence[Answer]) -> None:
-    """Write a flat zip of ``ID.tif``, sorted by id, whole or not at all; it takes its name only after it has been read back.
+    """Write a flat zip of ``ID.tif``, sorted by id, whole or not at all; it takes its name only
+    after it has been read back.
 
-    Members are re-encoded from the masks and stored with one fixed time and mode, so that the bytes depend on nothing else.
+    Members are re-encoded from the masks and stored with one fixed time and mode, so that the bytes
+    depend on nothing else.
     """
     with files.whole(out) as temp:
         with zipfile.ZipFile(temp, "w") as archive:
@@ -105,7 +113,10 @@ def write_zip(out: Path, answers: Sequence[Answer]) -> None:
 
 
 def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.ndarray]]:
-    """Each answer with its mask ``(*S)``, one in memory at a time. Raises UserError for a file that changed since the check."""
+    """Each answer with its mask ``(*S)``, one in memory at a time.
+
+    Raises UserError for a file that changed since the check.
+    """
     for answer in progress(sorted(answers, key=lambda a: a.id), what, len(answers)):
         stop.raise_if_stopped()
         mask = files.read(answer.path, len(answer.shape), labels=True)[0][0]
@@ -126,7 +137,9 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 def encode_tiff(mask: np.ndarray) -> bytes:
-    """A uint8 array ``(Z, Y, X)`` or ``(Y, X)`` as TIFF, one LZW page per slice as in the competition's own masks."""
+    """A uint8 array ``(Z, Y, X)`` or ``(Y, X)`` as TIFF, one LZW page per slice as in the
+    competition's own masks.
+    """
     buffer = io.BytesIO()
     # Written page by page: as one array, three columns would pass for colours.
     with tifffile.TiffWriter(buffer) as tif:
@@ -165,14 +178,14 @@ def _verify_zip(path: Path, answers: Sequence[Answer]) -> None:
         raise UserError(READ_BACK)
 
 
-# --- run lengths -------------------------------------------------------------------------------------------------------
+# --- run lengths ----------------------------------------------------------------------------------
 
 
 def encode_rle(mask: np.ndarray) -> str:
     """``start length`` pairs of the runs of non-zero voxels, separated by single spaces.
 
-    Voxels are counted from 1 through the flat array in C order: the last axis (X) runs fastest, then Y, then Z.
-    Runs are ascending and as long as possible. An empty mask is an empty string.
+    Voxels are counted from 1 through the flat array in C order: the last axis (X) runs fastest,
+    then Y, then Z. Runs are ascending and as long as possible. An empty mask is an empty string.
 
     >>> import numpy as np
     >>> encode_rle(np.array([[0, 1, 1], [1, 0, 1]]))
@@ -185,7 +198,9 @@ def encode_rle(mask: np.ndarray) -> str:
 
 
 def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The uint8 mask ``shape`` that :func:`encode_rle` was given. Raises UserError for text that is no such list.
+    """The uint8 mask ``shape`` that :func:`encode_rle` was given.
+
+    Raises UserError for text that is no such list.
 
     >>> decode_rle("2 3 6 1", (2, 3)).tolist()
     [[0, 1, 1], [1, 0, 1]]
@@ -211,7 +226,9 @@ def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_rle(out: Path, answers: Sequence[Answer]) -> None:
-    """Write a table ``id,rle`` sorted by id, see :func:`encode_rle`; whole or not at all, and read back before it takes its name."""
+    """Write a table ``id,rle`` sorted by id, see :func:`encode_rle`; whole or not at all, and read
+    back before it takes its name.
+    """
     with files.whole(out) as temp:
         with temp.open("w", newline="", encoding="utf-8") as stream:
             table = csv.writer(stream, lineterminator="\n")

@@ -1,6 +1,8 @@
-"""The last step of a prediction: decide, post-process, and write the answer with the pictures and masks beside it.
+"""The last step of a prediction: decide, post-process, and write the answer with the pictures and
+masks beside it.
 
-Everything here takes a soft prediction in memory or one that is read as it is sliced: a volume in memory is the case of one slab.
+Everything here takes a soft prediction in memory or one that is read as it is sliced: a volume in
+memory is the case of one slab.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Target:
     Args:
         output: folder of the answers.
         steps: post-processing of labels.
-        image: the input ``(C, *S)``; labels of a 2D one are also written over it, as ``ID_overlay.png``.
+        image: the input ``(C, *S)``; labels of a 2D one are also written over it, as
+            ``ID_overlay.png``.
         work: folder for scratch files of what is read as it is sliced.
     """
 
@@ -47,7 +50,9 @@ def write_answer(soft: SoftPrediction, target: Target) -> dict[str, Any]:
 
 
 def suffix_of(soft: SoftPrediction) -> str:
-    """Format of the input; of what training predicted, which does not say it, the usual one of its geometry."""
+    """Format of the input; of what training predicted, which does not say it, the usual one of its
+    geometry.
+    """
     return soft.meta.suffix or (".nii.gz" if soft.geometry.format == "nifti" else ".tif")
 
 
@@ -61,8 +66,8 @@ def decided(
         work: folder for scratch files of what is read as it is sliced.
 
     Returns:
-        Labels ``(*S)`` where the activate prediction is in memory, else ``(1, *S)`` as they are sliced; images ``(C, *S)`` in the
-        input's number type.
+        Labels ``(*S)`` where the activate prediction is in memory, else ``(1, *S)`` as they are
+        sliced; images ``(C, *S)`` in the input's number type.
     """
     task, dtype = soft.meta.rules, str(soft.meta.dtype)
     if task.decides:
@@ -79,11 +84,13 @@ def _changed(
     return Rows(array.shape, np.dtype(dtype), lambda first, end: change(array[:, first:end]))
 
 
-# --- one writer a task ---------------------------------------------------------------------------------------------------
+# --- one writer a task ----------------------------------------------------------------------------
 
 
 def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
-    """Also a visualisation: labels spread over 0..255, for viewers that show 0 and 1 as black; and the overlay."""
+    """Also a visualisation: labels spread over 0..255, for viewers that show 0 and 1 as black; and
+    the overlay.
+    """
     path, visualisation, overlay = paths
     labels = decided(soft, target.steps, target.work)
     if isinstance(labels, Rows) and target.work is not None:  # it is gone through four times
@@ -103,14 +110,18 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
 
 
 def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: int) -> None:
-    """The answer over its image; the foreground of a mask in one colour, classes and instances in one each."""
+    """The answer over its image; the foreground of a mask in one colour, classes and instances in
+    one each.
+    """
     binary = channels == 1 and answer.max() <= 1
     picture = colours.overlay(image, answer, (colours.SKY,) if binary else colours.CLASSES)
     files.write(path, picture.transpose(2, 0, 1), dims=2)
 
 
 def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
-    """Also the head ``mask``, where there is one, as grey picture 0..255 (of a volume: a TIFF); returns its share of the image."""
+    """Also the head ``mask``, where there is one, as grey picture 0..255 (of a volume: a TIFF);
+    returns its share of the image.
+    """
     path, *pictures = paths
     files.write(path, decided(soft), soft.geometry)
     if "mask" not in soft.heads:

@@ -1,4 +1,6 @@
-"""The Betti-matching loss: a prediction pays for each component, tunnel or cavity that the label has not, and for each it lacks."""
+"""The Betti-matching loss: a prediction pays for each component, tunnel or cavity that the label
+has not, and for each it lacks.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ _Block = tuple[int | slice, ...]
 class _Bars:
     """What one block says: voxels of p are numbered through the whole batch in C order.
 
-    p at ``ends`` ``(n,)`` should be ``goals`` ``(n,)``; p should not differ between the two of ``loose`` ``(m, 2)``; ``missing``
-    is the sum of the squared lengths of the unmatched features of the label.
+    p at ``ends`` ``(n,)`` should be ``goals`` ``(n,)``; p should not differ between the two of
+    ``loose`` ``(m, 2)``; ``missing`` is the sum of the squared lengths of the unmatched features of
+    the label.
     """
 
     ends: np.ndarray
@@ -36,23 +39,29 @@ class _Bars:
 def betti_matching(
     *, dims: Sequence[int] | None = None, patch: int | None = 32, unmatched: float = 1.0
 ) -> Loss:
-    """Betti-matching loss (Stucki et al., ICML 2023, arXiv 2211.15272; for volumes arXiv 2407.04683).
+    """Betti-matching loss (Stucki et al., ICML 2023, arXiv 2211.15272; for volumes arXiv
+    2407.04683).
 
-    Probability p and binary label y are filtered from 1 down. A feature is born at b and dies at d, both values of single voxels;
-    features of p and y are matched where they are one feature of ``max(p, y)``. A block of the image then costs
+    Probability p and binary label y are filtered from 1 down. A feature is born at b and dies at d,
+    both values of single voxels; features of p and y are matched where they are one feature of
+    ``max(p, y)``. A block of the image then costs
 
-    ``sum over matched (b_p - b_y)^2 + (d_p - d_y)^2  +  unmatched * sum over the others, of p and of y, (b - d)^2``
+    ``sum over matched (b_p - b_y)^2 + (d_p - d_y)^2  +  unmatched * sum over the others, of p and
+    of y, (b - d)^2``
 
-    and ``(b_p - b_y)^2`` for the component that never dies, in dimension 0. Unmatched features of y cost a constant: they have
-    no gradient, but with them 0 means that every feature is matched and certain. Foreground is joined by faces.
+    and ``(b_p - b_y)^2`` for the component that never dies, in dimension 0. Unmatched features of y
+    cost a constant: they have no gradient, but with them 0 means that every feature is matched and
+    certain. Foreground is joined by faces.
 
-    ``dims``: dimensions that count (0 components, 1 tunnels or the holes of an image, 2 cavities); null: all. ``patch``: the image
-    is cut into blocks of at most this edge, each matched on its own; null: not cut. ``unmatched``: weight; 0.5 is the squared
-    distance to the diagonal of the persistence diagram. The value is the mean over the blocks with a valid voxel, the classes
-    but background, and the samples. Ignored voxels are background in both.
+    ``dims``: dimensions that count (0 components, 1 tunnels or the holes of an image, 2 cavities);
+    null: all. ``patch``: the image is cut into blocks of at most this edge, each matched on its
+    own; null: not cut. ``unmatched``: weight; 0.5 is the squared distance to the diagonal of the
+    persistence diagram. The value is the mean over the blocks with a valid voxel, the classes but
+    background, and the samples. Ignored voxels are background in both.
 
-    Only voxels where a feature is born or dies get a gradient: a further term beside dice or ce, for a network that already finds
-    the shapes. Matching runs on the CPU in as many threads as torch has; a block of 32 x 32 x 32 takes about 0.2 s.
+    Only voxels where a feature is born or dies get a gradient: a further term beside dice or ce,
+    for a network that already finds the shapes. Matching runs on the CPU in as many threads as
+    torch has; a block of 32 x 32 x 32 takes about 0.2 s.
     """
     chosen = None if dims is None else _dims(dims)
     if patch is not None and (not isinstance(patch, int) or isinstance(patch, bool) or patch < 2):
@@ -99,7 +108,9 @@ def _dims(dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tuple[_Block, float]]:
-    """Blocks with a voxel of ``valid`` ``(B, *S)``, and the weights with which their sum is the mean over blocks, classes, samples."""
+    """Blocks with a voxel of ``valid`` ``(B, *S)``, and the weights with which their sum is the
+    mean over blocks, classes, samples.
+    """
     edges = [patch or n for n in valid.shape[1:]]
     starts = list(
         itertools.product(
@@ -123,7 +134,8 @@ def _bars(arrays: Sequence[np.ndarray], block: _Block, dims: Sequence[int]) -> _
     )  # numba takes 0.3 s to import, and only this loss needs it
 
     p, y, voxels = (x[block] for x in arrays)
-    # Only the order of values counts, and -x is exact where 1 - x would round small probabilities together.
+    # Only the order of values counts, and -x is exact where 1 - x would round small probabilities
+    # together.
     found = match(-p, -y)
     pairs, label, voxels = [found[d] for d in dims], y.ravel(), voxels.ravel()
     ours = np.concatenate([np.append(x.matched[:, :2], x.essential[:, 0]) for x in pairs])

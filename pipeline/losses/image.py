@@ -1,4 +1,5 @@
-"""Losses for image targets: how far ``output`` is from ``target``, voxel by voxel or, in ``ms_ssim``, window by window.
+"""Losses for image targets: how far ``output`` is from ``target``, voxel by voxel or, in
+``ms_ssim``, window by window.
 
 The target ``(B, K, *S)`` has the shape of the output. Without a valid voxel the value is 0.
 """
@@ -37,7 +38,9 @@ def mse() -> Loss:
 
 
 def charbonnier(*, epsilon: float = 1e-3) -> Loss:
-    """``sqrt(d^2 + epsilon^2)``: L1 with a smooth foot (Charbonnier et al., ICIP 1994). ``epsilon`` where the images agree."""
+    """``sqrt(d^2 + epsilon^2)``: L1 with a smooth foot (Charbonnier et al., ICIP 1994). ``epsilon``
+    where the images agree.
+    """
     epsilon = number(epsilon, "'charbonnier': epsilon", 1e-12)
     return _difference(lambda d: (d.square() + epsilon**2).sqrt())
 
@@ -52,17 +55,21 @@ def _difference(function: Callable[[Tensor], Tensor]) -> Loss:
 
 
 def ms_ssim(*, levels: int = 5, range: Sequence[float] = (-1.0, 1.0)) -> Loss:  # noqa: A002 - the YAML's word
-    """``1 - MS-SSIM`` (Wang, Simoncelli & Bovik, Asilomar 2003), mean over samples and channels; 0 for equal images, at most 1.
+    """``1 - MS-SSIM`` (Wang, Simoncelli & Bovik, Asilomar 2003), mean over samples and channels; 0
+    for equal images, at most 1.
 
-    MS-SSIM is the product of the mean contrast-structure terms of all scales but the coarsest, and of the mean SSIM of that one,
-    each to its published power. Gaussian windows of edge 11 and sigma 1.5 that lie wholly inside the image and hold valid voxels
-    only, population variances, 2D or 3D as the images are; each scale is the mean of 2 x 2 (x 2) voxels of the finer one.
+    MS-SSIM is the product of the mean contrast-structure terms of all scales but the coarsest, and
+    of the mean SSIM of that one, each to its published power. Gaussian windows of edge 11 and sigma
+    1.5 that lie wholly inside the image and hold valid voxels only, population variances, 2D or 3D
+    as the images are; each scale is the mean of 2 x 2 (x 2) voxels of the finer one.
 
-    ``levels``: number of scales; with fewer than five the first ones are taken and their powers brought to a sum of 1; 1 is plain
-    SSIM. Each side must have at least ``11 * 2^(levels - 1)`` voxels: 176 for five. ``range``: the intensities that stand for
-    black and white, those of ``data.normalise``: they are mapped to 0..1, where SSIM's constants hold. Values beyond it are
-    allowed. A scale on which the images are unlike or opposite counts as 0.001 similar and gives no gradient.
-    A sample without a valid window on the coarsest scale does not count. Raises ConfigError for images that are too small.
+    ``levels``: number of scales; with fewer than five the first ones are taken and their powers
+    brought to a sum of 1; 1 is plain SSIM. Each side must have at least ``11 * 2^(levels - 1)``
+    voxels: 176 for five. ``range``: the intensities that stand for black and white, those of
+    ``data.normalise``: they are mapped to 0..1, where SSIM's constants hold. Values beyond it are
+    allowed. A scale on which the images are unlike or opposite counts as 0.001 similar and gives no
+    gradient. A sample without a valid window on the coarsest scale does not count. Raises
+    ConfigError for images that are too small.
     """
     if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= len(SCALES):
         raise ConfigError(
@@ -89,7 +96,9 @@ def ms_ssim(*, levels: int = 5, range: Sequence[float] = (-1.0, 1.0)) -> Loss:  
 def _similarity(
     x: Tensor, y: Tensor, valid: Tensor, with_brightness: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean over windows of contrast and structure, times brightness if wanted, ``(B, K)``; and which windows count, ``(B, 1, *S)``."""
+    """Mean over windows of contrast and structure, times brightness if wanted, ``(B, K)``; and
+    which windows count, ``(B, 1, *S)``.
+    """
     windows = (_blurred(1 - valid) == 0).to(x.dtype)  # exact: sums of positive numbers
     mean_x, mean_y, xx, yy, xy = _blurred(
         torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)
@@ -106,7 +115,8 @@ def _blurred(x: Tensor) -> Tensor:
     dims = x.ndim - 2
     bell = torch.exp(-0.5 * ((torch.arange(EDGE, dtype=torch.float64) - EDGE // 2) / SIGMA) ** 2)
     bell = (bell / bell.sum()).to(x)
-    # All maps as channels of one image with a kernel each: on a CPU 25 times faster than as a batch of grey images.
+    # All maps as channels of one image with a kernel each: on a CPU 25 times faster than as a batch
+    # of grey images.
     y = x.flatten(0, 1)[None]
     count = y.shape[1]
     for axis in range(dims):
@@ -118,7 +128,10 @@ def _blurred(x: Tensor) -> Tensor:
 
 
 def _halved(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of blocks of two along each axis; a block with an invalid voxel is invalid. An odd last row is left out."""
+    """Means of blocks of two along each axis; a block with an invalid voxel is invalid.
+
+    An odd last row is left out.
+    """
     mean, most = (
         (functional.avg_pool2d, functional.max_pool2d)
         if x.ndim == 4
@@ -138,7 +151,9 @@ def _large_enough(size: Sequence[int], levels: int) -> None:
 
 
 def same_images(output: Tensor, target: Tensor) -> None:
-    """Raise ValueError unless both have one shape: broadcasting would compare other images than were meant."""
+    """Raise ValueError unless both have one shape: broadcasting would compare other images than
+    were meant.
+    """
     if output.shape != target.shape:
         raise ValueError(
             f"output {tuple(output.shape)} and image target {tuple(target.shape)} must have the same shape."
@@ -146,7 +161,9 @@ def same_images(output: Tensor, target: Tensor) -> None:
 
 
 def unit(limits: Any, where: str) -> Callable[[Tensor], Tensor]:
-    """The linear map that brings ``[low, high]`` to ``[0, 1]``; ConfigError unless these are two rising finite numbers."""
+    """The linear map that brings ``[low, high]`` to ``[0, 1]``; ConfigError unless these are two
+    rising finite numbers.
+    """
     good = isinstance(limits, list | tuple) and len(limits) == 2
     good = good and all(
         isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in limits

@@ -1,4 +1,6 @@
-"""The ground under every loss: full precision whatever the autocast type, and ignored voxels that cannot be felt."""
+"""The ground under every loss: full precision whatever the autocast type, and ignored voxels that
+cannot be felt.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,21 @@ from torch import Tensor
 from pipeline.config import ConfigError
 
 Loss = Callable[..., Tensor]
-"""``loss(logits (B K *S), target, valid (B 1 *S))`` -> scalar. ``valid`` is 1 where a voxel counts and 0 where not.
+"""``loss(logits (B K *S), target, valid (B 1 *S))`` -> scalar.
 
-A loss that reads a map made from the label (``pipeline.data.derived``) takes it as a fourth argument.
+``valid`` is 1 where a voxel counts and 0 where not.
+
+A loss that reads a map made from the label (``pipeline.data.derived``) takes it as a fourth
+argument.
 """
 
 
 def masked(loss: Loss) -> Loss:
-    """Run ``loss`` outside autocast on at least float32, with logits, target and maps set to 0 wherever ``valid`` is 0.
+    """Run ``loss`` outside autocast on at least float32, with logits, target and maps set to 0
+    wherever ``valid`` is 0.
 
-    Replacing beats multiplying: a NaN or a huge logit in an ignored voxel reaches neither the value nor the gradient.
+    Replacing beats multiplying: a NaN or a huge logit in an ignored voxel reaches neither the value
+    nor the gradient.
     """
 
     @functools.wraps(loss)
@@ -59,7 +66,9 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def sample_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of ``values`` ``(B,)`` or ``(B, K)`` over the samples that have a valid voxel; 0 if none has."""
+    """Mean of ``values`` ``(B,)`` or ``(B, K)`` over the samples that have a valid voxel; 0 if none
+    has.
+    """
     counts = valid.flatten(1).amax(1)
     return (values.reshape(len(values), -1).mean(1) * counts).sum() / counts.sum().clamp(min=1)
 

@@ -53,8 +53,8 @@ class Loss(_Loss):
         ConfigError: for an unknown name or option, with the nearest right one, and for a value
             that the loss cannot use.
 
-    Sources: those of the entries, see ``help(pipeline.losses.LOSSES[name].make)``. Calling convention:
-    ``monai.losses`` 1.6.
+    Sources: those of the entries, see ``help(pipeline.losses.LOSSES[name].make)``. Calling
+    convention: ``monai.losses`` 1.6.
 
     >>> import torch
     >>> logits = torch.tensor([[[[2.0, -2.0, 2.0, -2.0]]]])            # (B, 1, Y, X): foreground
@@ -186,7 +186,9 @@ class Loss(_Loss):
 
 
 def takes_range(name: str) -> bool:
-    """Whether the module has an option ``range`` for a loss that reads the mask of change and has none itself."""
+    """Whether the module has an option ``range`` for a loss that reads the mask of change and has
+    none itself.
+    """
     entry = LOSSES.get(name)
     return (
         entry is not None

@@ -1,11 +1,13 @@
-"""Losses for label targets: overlap (dice, tversky), voxel by voxel (ce, focal), and one that punishes uniform answers.
+"""Losses for label targets: overlap (dice, tversky), voxel by voxel (ce, focal), and one that
+punishes uniform answers.
 
-``target`` holds class indices ``(B, 1, *S)``. With one output channel the activation is a sigmoid and every label above 0
-is foreground; with K > 1 channels it is a softmax over classes 0 (background) to K - 1. A batch without a valid voxel gives 0.
+``target`` holds class indices ``(B, 1, *S)``. With one output channel the activation is a sigmoid
+and every label above 0 is foreground; with K > 1 channels it is a softmax over classes 0
+(background) to K - 1. A batch without a valid voxel gives 0.
 
-dice, tversky and ce also take a soft target: floating-point numbers ``(B, 1, *S)`` in 0..1, the wanted probability of the one
-output channel. Each is then least where the answer equals the target, so soft edges stay soft, and of a target of 0 and 1 the
-value is that of labels.
+dice, tversky and ce also take a soft target: floating-point numbers ``(B, 1, *S)`` in 0..1, the
+wanted probability of the one output channel. Each is then least where the answer equals the target,
+so soft edges stay soft, and of a target of 0 and 1 the value is that of labels.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def foreground(target: Tensor) -> Tensor:
 
 
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
-    """Class indices ``(B, 1, *S)`` in the shape and type of the logits ``like``; one channel means foreground."""
+    """Class indices ``(B, 1, *S)`` in the shape and type of the logits ``like``; one channel means
+    foreground.
+    """
     inside, classes = foreground(target), like.shape[1]
     if classes == 1:
         return inside.to(like.dtype)
@@ -52,7 +56,9 @@ def one_hot(target: Tensor, like: Tensor) -> Tensor:
 
 
 def is_soft(target: Tensor, logits: Tensor) -> bool:
-    """Whether ``target`` holds wanted probabilities rather than class indices; ValueError unless both have one channel then."""
+    """Whether ``target`` holds wanted probabilities rather than class indices; ValueError unless
+    both have one channel then.
+    """
     if not target.is_floating_point():
         return False
     if logits.shape[1] != 1 or target.shape[1] != 1:
@@ -64,11 +70,13 @@ def is_soft(target: Tensor, logits: Tensor) -> bool:
 
 
 def dice(*, smooth: float = 1e-5, batch: bool = False, background: bool = False) -> Loss:
-    """Soft Dice, ``1 - (2 TP + smooth) / (2 TP + FP + FN + smooth)`` (Milletari et al., 3DV 2016), mean over samples and classes.
+    """Soft Dice, ``1 - (2 TP + smooth) / (2 TP + FP + FN + smooth)`` (Milletari et al., 3DV 2016),
+    mean over samples and classes.
 
     ``batch``: pool voxels of the whole batch first, steadier where samples hold little foreground.
-    ``background``: let class 0 of several take part. TP of a activate target is ``sum min(p, t)``, the product's value for labels
-    (Wang et al., Dice Semimetric Losses, MICCAI 2023): it is 0 at p = t, where the product would push every p to 0 or 1.
+    ``background``: let class 0 of several take part. TP of a activate target is ``sum min(p, t)``,
+    the product's value for labels (Wang et al., Dice Semimetric Losses, MICCAI 2023): it is 0 at p
+    = t, where the product would push every p to 0 or 1.
     """
     smooth = number(smooth, "'dice': smooth", SMALLEST)
     batch, background = switch(batch, "'dice': batch"), switch(background, "'dice': background")
@@ -84,10 +92,12 @@ def tversky(
     batch: bool = False,
     background: bool = False,
 ) -> Loss:
-    """Tversky index, ``1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)`` (Salehi et al., MLMI 2017).
+    """Tversky index, ``1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)`` (Salehi et al.,
+    MLMI 2017).
 
-    ``alpha`` weights false positives and ``beta`` false negatives (some papers swap them): raise ``beta`` for recall.
-    0.5 and 0.5 is Dice. ``batch``, ``background`` and TP of a activate target as in :func:`dice`.
+    ``alpha`` weights false positives and ``beta`` false negatives (some papers swap them): raise
+    ``beta`` for recall. 0.5 and 0.5 is Dice. ``batch``, ``background`` and TP of a activate target
+    as in :func:`dice`.
     """
     smooth = number(smooth, "'tversky': smooth", SMALLEST)
     alpha, beta = number(alpha, "'tversky': alpha"), number(beta, "'tversky': beta")
@@ -106,10 +116,11 @@ def tversky(
 
 
 def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measure:
-    """Tversky of soft sets: ``TP = sum min(p, t)``, ``FP = sum max(p - t, 0)``, ``FN = sum max(t - p, 0)``; 0 exactly at p = t.
+    """Tversky of soft sets: ``TP = sum min(p, t)``, ``FP = sum max(p - t, 0)``, ``FN = sum max(t -
+    p, 0)``; 0 exactly at p = t.
 
-    MONAI's ``soft_label`` is the same on paper, but finds TP as a difference of sums: in float32 a mask of a hundred pixels drowns
-    in the rounding of a million.
+    MONAI's ``soft_label`` is the same on paper, but finds TP as a difference of sums: in float32 a
+    mask of a hundred pixels drowns in the rounding of a million.
     """
 
     def measure(p: Tensor, t: Tensor) -> Tensor:
@@ -124,7 +135,9 @@ def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measu
 
 
 def _overlap(measures: tuple[_Measure, _Measure], batch: bool, background: bool) -> Loss:
-    """Mean of the measure for labels or soft targets, which gives one value for each sample (unless ``batch``) and class."""
+    """Mean of the measure for labels or soft targets, which gives one value for each sample (unless
+    ``batch``) and class.
+    """
 
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -141,8 +154,9 @@ def _overlap(measures: tuple[_Measure, _Measure], batch: bool, background: bool)
 def ce(*, positive_weight: float = 1.0) -> Loss:
     """Cross-entropy, mean over valid voxels: binary for one channel, softmax for several.
 
-    ``positive_weight`` multiplies the loss of foreground voxels (every class but 0); the mean still divides by the number
-    of valid voxels. A voxel of a soft target t counts ``1 + (positive_weight - 1) t``; at p = t the value is the entropy of t.
+    ``positive_weight`` multiplies the loss of foreground voxels (every class but 0); the mean still
+    divides by the number of valid voxels. A voxel of a soft target t counts ``1 + (positive_weight
+    - 1) t``; at p = t the value is the entropy of t.
     """
     weight = number(positive_weight, "'ce': positive_weight")
 
@@ -164,11 +178,12 @@ def ce(*, positive_weight: float = 1.0) -> Loss:
 
 
 def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
-    """Focal loss ``-(1 - p_t)^gamma log p_t`` (Lin et al., ICCV 2017), mean over valid voxels; gamma 0 is cross-entropy.
+    """Focal loss ``-(1 - p_t)^gamma log p_t`` (Lin et al., ICCV 2017), mean over valid voxels;
+    gamma 0 is cross-entropy.
 
-    ``gamma``: 0, or at least 1 (between, the gradient is infinite at p_t = 1). ``alpha``: weight of foreground in [0, 1],
-    ``1 - alpha`` is that of background; null: both count 1. For K classes the value is K times that of MONAI's mean, which
-    divides by channels too.
+    ``gamma``: 0, or at least 1 (between, the gradient is infinite at p_t = 1). ``alpha``: weight of
+    foreground in [0, 1], ``1 - alpha`` is that of background; null: both count 1. For K classes the
+    value is K times that of MONAI's mean, which divides by channels too.
     """
     gamma = number(gamma, "'focal': gamma")
     if 0 < gamma < 1:
@@ -187,12 +202,14 @@ def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
 
 
 def variance(*, eps: float = 1e-8) -> Loss:
-    """Punish answers that are more uniform than the label: ``max(0, 1 - s_p / s_y)``, mean over samples.
+    """Punish answers that are more uniform than the label: ``max(0, 1 - s_p / s_y)``, mean over
+    samples.
 
-    ``s_p = sqrt(var(p) + eps)`` is the standard deviation of the foreground probability p over the valid voxels of a
-    sample, ``s_y`` that of its binary label. The value is 1 for a uniform answer (less ``sqrt(eps) / s_y``) and 0 for any
-    answer as spread as the label. The standard deviation, not the variance, because the gradient of a variance dies just
-    where it is needed, in an almost uniform answer. A sample whose label is uniform contributes 0.
+    ``s_p = sqrt(var(p) + eps)`` is the standard deviation of the foreground probability p over the
+    valid voxels of a sample, ``s_y`` that of its binary label. The value is 1 for a uniform answer
+    (less ``sqrt(eps) / s_y``) and 0 for any answer as spread as the label. The standard deviation,
+    not the variance, because the gradient of a variance dies just where it is needed, in an almost
+    uniform answer. A sample whose label is uniform contributes 0.
     """
     eps = number(eps, "'variance': eps", SMALLEST)
 

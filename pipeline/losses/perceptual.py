@@ -1,4 +1,6 @@
-"""Perceptual loss: images are compared by what a network that was trained to recognise objects makes of them."""
+"""Perceptual loss: images are compared by what a network that was trained to recognise objects
+makes of them.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,24 @@ def perceptual(
     reduce: str = "area",
     checkpoint: bool = False,
 ) -> Loss:
-    """Sum over ``layers`` of the mean absolute difference of VGG16 features (after Johnson, Alahi & Fei-Fei, ECCV 2016).
+    """Sum over ``layers`` of the mean absolute difference of VGG16 features (after Johnson, Alahi &
+    Fei-Fei, ECCV 2016).
 
-    For images ``(B, 1 or 3, Y, X)``; one channel is used three times. 0 for equal images. VGG16 is fixed: it is no part of the
-    network that is trained. An ignored voxel is the same in both images, and features over ignored voxels only do not count.
+    For images ``(B, 1 or 3, Y, X)``; one channel is used three times. 0 for equal images. VGG16 is
+    fixed: it is no part of the network that is trained. An ignored voxel is the same in both
+    images, and features over ignored voxels only do not count.
 
-    ``layers``: names ``relu1_1`` ... ``relu5_3``, or a map from names to weights. ``weights``: file made by
-    ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); ``null``: torch's cache, then the network; ``random``: fixed random weights,
-    for tests. They are read at the first use. ``range``: the intensities that stand for black and white, those of
-    ``data.normalise``. ``size``: largest side that VGG16 sees, ``null`` for all; larger images are brought down to it by means of
-    areas (``reduce: area``), or cut to their middle (``centre``), or to where most of the difference_mask of what was changed lies (``mask``;
-    of an image without any to their middle). ``checkpoint``: features are computed twice and not kept, which
-    saves memory. For one image of 512 x 512, features up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
-    Raises ConfigError for wrong options, and WeightsError for weights that are missing: a path here, the cache at the first use.
+    ``layers``: names ``relu1_1`` ... ``relu5_3``, or a map from names to weights. ``weights``: file
+    made by ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); ``null``: torch's cache, then the
+    network; ``random``: fixed random weights, for tests. They are read at the first use. ``range``:
+    the intensities that stand for black and white, those of ``data.normalise``. ``size``: largest
+    side that VGG16 sees, ``null`` for all; larger images are brought down to it by means of areas
+    (``reduce: area``), or cut to their middle (``centre``), or to where most of the difference_mask
+    of what was changed lies (``mask``; of an image without any to their middle). ``checkpoint``:
+    features are computed twice and not kept, which saves memory. For one image of 512 x 512,
+    features up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
+    Raises ConfigError for wrong options, and WeightsError for weights that are missing: a path
+    here, the cache at the first use.
     """
     where = "'perceptual'"
     chosen, to_unit = _layers(layers, where), unit(range, f"{where}: range")
@@ -87,7 +94,9 @@ def perceptual(
 
 
 class _Weights:
-    """VGG16's weights, looked for at once where a path is given, read at the first use, and moved to where the images are."""
+    """VGG16's weights, looked for at once where a path is given, read at the first use, and moved
+    to where the images are.
+    """
 
     def __init__(self, source: Any, last: str) -> None:
         good = source is None or (isinstance(source, str) and source != "")
@@ -172,7 +181,9 @@ def _require_picture(x: Tensor, least: int) -> None:
 def _smaller(
     images: Sequence[Tensor], size: int | None, how: str, mask: Tensor | None = None
 ) -> Sequence[Tensor]:
-    """Images ``(B, C, Y, X)`` with sides of at most ``size``: all by means of areas, in proportion, or a window of each sample."""
+    """Images ``(B, C, Y, X)`` with sides of at most ``size``: all by means of areas, in proportion,
+    or a window of each sample.
+    """
     height, width = images[0].shape[-2:]
     if size is None or images[0].ndim != 4 or max(height, width) <= size:
         return images
@@ -199,10 +210,12 @@ def _given(mask: Tensor | None) -> Tensor:
 
 
 def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Corner of the window of ``size`` in each sample of a difference_mask ``(B, 1, Y, X)``; ``empty`` where a sample's mask is.
+    """Corner of the window of ``size`` in each sample of a difference_mask ``(B, 1, Y, X)``;
+    ``empty`` where a sample's mask is.
 
-    The window's middle is the cell, of 16 or more along the window, around which most of the mask lies by a weight that falls
-    linearly to nothing at the window's edge: so a blemish that fits into many windows comes to lie in the middle of one.
+    The window's middle is the cell, of 16 or more along the window, around which most of the mask
+    lies by a weight that falls linearly to nothing at the window's edge: so a blemish that fits
+    into many windows comes to lie in the middle of one.
     """
     height, width = mask.shape[2:]
     cell = max(1, size // 16)

@@ -80,7 +80,9 @@ def reads(terms: Iterable[LossTerm]) -> list[derived.Wish]:
 
 
 def maps(config: Config) -> dict[str, derived.Wish]:
-    """All maps that a config needs, by their name in a sample (:func:`pipeline.data.derived.wanted`)."""
+    """All maps that a config needs, by their name in a sample
+    (:func:`pipeline.data.derived.wanted`).
+    """
     return derived.wanted(config, reads(config.losses))
 
 
@@ -90,7 +92,10 @@ def _read_by(term: LossTerm) -> derived.Wish | None:
 
 
 def make(term: LossTerm, where: str) -> Loss:
-    """The loss of a term. Raises ConfigError, which names ``where``, for an unknown name or a wrong option."""
+    """The loss of a term.
+
+    Raises ConfigError, which names ``where``, for an unknown name or a wrong option.
+    """
     try:
         factory = bind(LOSSES, term, where)
     except OptionTypeError as error:

@@ -1,9 +1,11 @@
-"""Losses for label targets that look at connection rather than volume: centre lines, sheets, distance to the surface, links.
+"""Losses for label targets that look at connection rather than volume: centre lines, sheets,
+distance to the surface, links.
 
-Target, channels and empty cases as in :mod:`pipeline.losses.overlap`; of several channels every class but background takes part,
-and all count the same. Three of the losses read a map that is made from the label once (:mod:`pipeline.data.derived`) and given
-as a fourth argument: one channel for each class that takes part. All of them look at part of the voxels or of the errors, so
-each is meant as a further term beside dice or ce.
+Target, channels and empty cases as in :mod:`pipeline.losses.overlap`; of several channels every
+class but background takes part, and all count the same. Three of the losses read a map that is made
+from the label once (:mod:`pipeline.data.derived`) and given as a fourth argument: one channel for
+each class that takes part. All of them look at part of the voxels or of the errors, so each is
+meant as a further term beside dice or ce.
 """
 
 from __future__ import annotations
@@ -28,14 +30,18 @@ FEW = 3
 
 
 def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
-    """Soft centre-line Dice (Shit et al., CVPR 2021), mean over samples and classes. With soft skeletons S of p and y:
+    """Soft centre-line Dice (Shit et al., CVPR 2021), mean over samples and classes.
 
-    ``1 - 2 T_p T_s / (T_p + T_s)``, where ``T_p = (sum S(p) y + smooth) / (sum S(p) + smooth)`` says how much of the prediction's
-    skeleton lies in the label, and ``T_s`` the same of the label's skeleton in the prediction. Closes gaps and removes bridges.
+    With soft skeletons S of p and y:
 
-    ``iterations``: erosions of the soft skeleton, at least half the width in voxels of the thickest structure. Each keeps two
-    fields for the backward pass, where its inner steps are computed again. An empty target costs what the prediction's
-    skeleton does; both empty cost 0. A structure that survives all erosions has no soft skeleton and is not felt.
+    ``1 - 2 T_p T_s / (T_p + T_s)``, where ``T_p = (sum S(p) y + smooth) / (sum S(p) + smooth)``
+    says how much of the prediction's skeleton lies in the label, and ``T_s`` the same of the
+    label's skeleton in the prediction. Closes gaps and removes bridges.
+
+    ``iterations``: erosions of the soft skeleton, at least half the width in voxels of the thickest
+    structure. Each keeps two fields for the backward pass, where its inner steps are computed
+    again. An empty target costs what the prediction's skeleton does; both empty cost 0. A structure
+    that survives all erosions has no soft skeleton and is not felt.
     """
     iterations, smooth = (
         _whole(iterations, "'cldice': iterations", 0),
@@ -78,10 +84,12 @@ def _thinner(p: Tensor, thin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def skeleton_recall(*, radius: float = RADIUS) -> Loss:
-    """Skeleton recall (Kirchhoff et al., ECCV 2024): ``1 - sum p t / sum t``, mean over samples and classes.
+    """Skeleton recall (Kirchhoff et al., ECCV 2024): ``1 - sum p t / sum t``, mean over samples and
+    classes.
 
-    t is the skeleton of the label, grown by ``radius`` voxels inside it, the map ``skeleton``. Closes gaps in lines. It does not
-    feel what is predicted elsewhere and thickens an answer if nothing holds against it. Without a skeleton the value is 0.
+    t is the skeleton of the label, grown by ``radius`` voxels inside it, the map ``skeleton``.
+    Closes gaps in lines. It does not feel what is predicted elsewhere and thickens an answer if
+    nothing holds against it. Without a skeleton the value is 0.
     """
     number(radius, "'skeleton_recall': radius")
 
@@ -94,12 +102,14 @@ def skeleton_recall(*, radius: float = RADIUS) -> Loss:
 
 
 def surface_recall(*, fp_weight: float = 0.5, radius: float = RADIUS) -> Loss:
-    """Recall on the medial surface, and the false-positive volume: ``1 - sum p t / sum t + fp_weight * sum p (1 - y) / sum (1 - y)``.
+    """Recall on the medial surface, and the false-positive volume: ``1 - sum p t / sum t +
+    fp_weight * sum p (1 - y) / sum (1 - y)``.
 
-    t is the middle of the label's sheets, found across all three axes and grown by ``radius`` voxels inside the label, the map
-    ``medial_surface`` (the recall of Kirchhoff et al., ECCV 2024, for sheets; in 2D it is that of the skeleton). Sums run over
-    the valid voxels of a sample and class, 1 - y is all that is not of the class. Closes holes in sheets. Without a medial
-    surface the first part is 0, without background the second.
+    t is the middle of the label's sheets, found across all three axes and grown by ``radius``
+    voxels inside the label, the map ``medial_surface`` (the recall of Kirchhoff et al., ECCV 2024,
+    for sheets; in 2D it is that of the skeleton). Sums run over the valid voxels of a sample and
+    class, 1 - y is all that is not of the class. Closes holes in sheets. Without a medial surface
+    the first part is 0, without background the second.
     """
     fp_weight = number(fp_weight, "'surface_recall': fp_weight")
     number(radius, "'surface_recall': radius")
@@ -115,13 +125,15 @@ def surface_recall(*, fp_weight: float = 0.5, radius: float = RADIUS) -> Loss:
 
 
 def boundary(*, reach: float = REACH) -> Loss:
-    """Boundary loss (Kervadec et al., MIDL 2019): ``mean (p - y) d / reach`` over valid voxels and classes.
+    """Boundary loss (Kervadec et al., MIDL 2019): ``mean (p - y) d / reach`` over valid voxels and
+    classes.
 
-    d is the signed distance to the label's surface, negative inside, cut off at ``reach`` voxels: the map ``distance``. The
-    published loss is ``mean p d``; the constant taken off changes no gradient and makes the value ``mean |p - y| |d| / reach``,
-    which is 0 for the right answer. An error costs the more the farther it lies from the surface, so bridges over wide gaps and
-    holes in thick bodies weigh more than a shifted edge. It knows no topology, and alone it favours the empty answer where the
-    label is thin: combine it with dice or ce.
+    d is the signed distance to the label's surface, negative inside, cut off at ``reach`` voxels:
+    the map ``distance``. The published loss is ``mean p d``; the constant taken off changes no
+    gradient and makes the value ``mean |p - y| |d| / reach``, which is 0 for the right answer. An
+    error costs the more the farther it lies from the surface, so bridges over wide gaps and holes
+    in thick bodies weigh more than a shifted edge. It knows no topology, and alone it favours the
+    empty answer where the label is thin: combine it with dice or ce.
     """
     reach = number(reach, "'boundary': reach", 1, 1000)
 
@@ -134,13 +146,16 @@ def boundary(*, reach: float = REACH) -> Loss:
 
 
 def connectivity(*, reach: Sequence[int] = (1,), smooth: float = 1e-5) -> Loss:
-    """Soft Dice of links: ``1 - (2 sum a t + smooth) / (sum a + sum t + smooth)``, mean over axes, reaches, samples and classes.
+    """Soft Dice of links: ``1 - (2 sum a t + smooth) / (sum a + sum t + smooth)``, mean over axes,
+    reaches, samples and classes.
 
-    A link joins a voxel with the one r voxels on along an axis, for each r of ``reach``. Its predicted strength a is the least
-    p of the r + 1 voxels along it, its truth t is 1 where all of them belong to the label: the affinities of Turaga et al.
-    (Neural Computation 2010) and Funke et al. (TPAMI 2019), here of the foreground. A link counts where all of its voxels are
-    valid. One weak voxel breaks the links of all axes through it, and the minimum hands their gradient to that voxel alone: cut
-    sheets and lines are joined. False links are in the denominator: bridges cost too. Axes no longer than r have no such links.
+    A link joins a voxel with the one r voxels on along an axis, for each r of ``reach``. Its
+    predicted strength a is the least p of the r + 1 voxels along it, its truth t is 1 where all of
+    them belong to the label: the affinities of Turaga et al. (Neural Computation 2010) and Funke et
+    al. (TPAMI 2019), here of the foreground. A link counts where all of its voxels are valid. One
+    weak voxel breaks the links of all axes through it, and the minimum hands their gradient to that
+    voxel alone: cut sheets and lines are joined. False links are in the denominator: bridges cost
+    too. Axes no longer than r have no such links.
     """
     if not isinstance(reach, list | tuple) or not reach:
         raise ConfigError(
@@ -175,7 +190,9 @@ def _dice(a: Tensor, b: Tensor, smooth: float) -> Tensor:
 
 
 def _classes(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and one-hot label of every class but background, both ``(B, K, *S)`` and 0 where not valid."""
+    """Probability and one-hot label of every class but background, both ``(B, K, *S)`` and 0 where
+    not valid.
+    """
     first = 1 if logits.shape[1] > 1 else 0
     p, y = ((x * valid)[:, first:] for x in (probabilities(logits), one_hot(target, logits)))
     for extra in maps:

@@ -1,8 +1,10 @@
-"""The convolutions of VGG16 as a fixed measure of images: features of named layers, and weights that are found or refused.
+"""The convolutions of VGG16 as a fixed measure of images: features of named layers, and weights
+that are found or refused.
 
-Layers and weights are those of Simonyan & Zisserman (ICLR 2015) as torchvision publishes them, under its names
-``features.N.weight`` and ``features.N.bias``; torchvision itself is not needed. Of its 138 million weights only those up to the
-deepest layer in use are kept: 1.7 million up to ``relu3_3``.
+Layers and weights are those of Simonyan & Zisserman (ICLR 2015) as torchvision publishes them,
+under its names ``features.N.weight`` and ``features.N.bias``; torchvision itself is not needed. Of
+its 138 million weights only those up to the deepest layer in use are kept: 1.7 million up to
+``relu3_3``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from pipeline import files
 from pipeline.records import UserError
 
 NAME, HASH = "vgg16-397923af.pth", "397923af"
-"""The published file and the beginning of its SHA-256. Other VGG16 weights of the same shape expect other inputs."""
+"""The published file and the beginning of its SHA-256.
+
+Other VGG16 weights of the same shape expect other inputs.
+"""
 URL = f"https://download.pytorch.org/models/{NAME}"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's red, green and blue in 0..1: what these weights were trained with."""
@@ -39,7 +44,9 @@ class WeightsError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
-    """One convolution of kernel 3 with the ReLU after it; ``block`` counts from 1, and a max pooling follows each block."""
+    """One convolution of kernel 3 with the ReLU after it; ``block`` counts from 1, and a max
+    pooling follows each block.
+    """
 
     layer: str
     block: int
@@ -98,10 +105,11 @@ def shapes(last: str) -> dict[str, tuple[int, ...]]:
 def features(
     x: Tensor, weights: Mapping[str, Tensor], layers: Collection[str], save_memory: bool = False
 ) -> dict[str, Tensor]:
-    """Outputs of ``layers`` for images ``(B, 3, Y, X)`` that are already brought to mean 0 and deviation 1.
+    """Outputs of ``layers`` for images ``(B, 3, Y, X)`` that are already brought to mean 0 and
+    deviation 1.
 
-    Block b halves both sides b - 1 times; sides must be at least 2^(b - 1). With ``save_memory`` only what enters each block is
-    kept for the backward pass, which computes the rest again.
+    Block b halves both sides b - 1 times; sides must be at least 2^(b - 1). With ``save_memory``
+    only what enters each block is kept for the backward pass, which computes the rest again.
     """
     found: dict[str, Tensor] = {}
     parts = blocks(deepest(layers))
@@ -137,7 +145,9 @@ def _block(
 
 
 def random_weights(last: str) -> dict[str, Tensor]:
-    """He-normal weights without bias, the same at every call and without a draw from torch's global generator."""
+    """He-normal weights without bias, the same at every call and without a draw from torch's global
+    generator.
+    """
     make = torch.Generator().manual_seed(0)
     fresh = {}
     for name, shape in shapes(last).items():
@@ -161,7 +171,9 @@ def slim_path(last: str) -> Path:
 
 
 def check(path: Path, last: str) -> None:
-    """Raise WeightsError unless ``path`` can hold the weights up to ``last``; of a safetensors file, unless they are there and finite."""
+    """Raise WeightsError unless ``path`` can hold the weights up to ``last``; of a safetensors
+    file, unless they are there and finite.
+    """
     if not path.is_file():
         raise WeightsError(f"VGG16 weights {path}: no such file. {_ways(last)}")
     if path.suffix == ".safetensors":
@@ -176,7 +188,8 @@ def check(path: Path, last: str) -> None:
 
 
 def load(path: Path | None, last: str) -> dict[str, Tensor]:
-    """Weights up to layer ``last``, from ``path``, or else from the cache, or else from the network into the cache.
+    """Weights up to layer ``last``, from ``path``, or else from the cache, or else from the network
+    into the cache.
 
     A pickled file must be the published one. Raises WeightsError, never makes weights up.
     """
@@ -245,7 +258,9 @@ def write_slim(path: Path, weights: Mapping[str, Tensor], digest: str) -> None:
 
 
 def _require_published(path: Path) -> None:
-    """The cache answers to nobody's name for a file, so what lies there must be the published weights."""
+    """The cache answers to nobody's name for a file, so what lies there must be the published
+    weights.
+    """
     with _opened(path) as file:
         digest = (file.metadata() or {}).get("sha256", "")
     if not digest.startswith(HASH):
@@ -259,7 +274,8 @@ def read_pickled(
 ) -> tuple[dict[str, Tensor], str]:
     """Weights up to ``last`` as float32, and the file's SHA-256, from a file as torch saves them.
 
-    Raises WeightsError for a damaged file, and unless ``accept_other`` for any but the published one.
+    Raises WeightsError for a damaged file, and unless ``accept_other`` for any but the published
+    one.
     """
     digest = files.sha256(path)
     if not digest.startswith(HASH) and not accept_other:
@@ -268,7 +284,8 @@ def read_pickled(
             f"other inputs. Fetch {URL}, or make a slim file with 'python data_prep/slim_vgg.py --accept-other {path} FILE'."
         )
     try:
-        # The one place where a pickle is read: the weights exist in no other form. weights_only lets nothing but tensors through.
+        # The one place where a pickle is read: the weights exist in no other form. weights_only
+        # lets nothing but tensors through.
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # unpickling fails in many ways, and there is no telling which

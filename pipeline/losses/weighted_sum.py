@@ -1,4 +1,6 @@
-"""The weighted sum of loss terms, each with its head and its target: all that training knows of losses."""
+"""The weighted sum of loss terms, each with its head and its target: all that training knows of
+losses.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from pipeline.records import LossTerm
 class WeightedSum:
     """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
 
-    ``kinds`` says for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"`` mask; voxels of a label target that
-    hold ``ignore_label`` count in no term. A soft mask is brought down to a smaller head by the means of blocks. A loss that reads
-    a map made from its target (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one that reads the
-    mask ``batch["mask"]``; ``maps`` holds these names by term. Raises ConfigError for an unknown loss, option or target, a loss
-    of the wrong kind, a mask that is not there, or a weight that is negative or not finite.
+    ``kinds`` says for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"``
+    mask; voxels of a label target that hold ``ignore_label`` count in no term. A soft mask is
+    brought down to a smaller head by the means of blocks. A loss that reads a map made from its
+    target (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one
+    that reads the mask ``batch["mask"]``; ``maps`` holds these names by term. Raises ConfigError
+    for an unknown loss, option or target, a loss of the wrong kind, a mask that is not there, or a
+    weight that is negative or not finite.
     """
 
     def __init__(
@@ -49,10 +53,12 @@ class WeightedSum:
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice": ..., "dice@mask": ...}``.
+        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice":
+        ..., "dice@mask": ...}``.
 
-        With ``training=False``, deep-supervision terms whose head is absent are left out. Any other absent head, target or map
-        is a KeyError, because a loss that silently loses a term trains another model than the one asked for.
+        With ``training=False``, deep-supervision terms whose head is absent are left out. Any other
+        absent head, target or map is a KeyError, because a loss that silently loses a term trains
+        another model than the one asked for.
         """
         targets: dict[str, tuple[Tensor, Tensor]] = {}
         values: dict[str, Tensor] = {}
@@ -85,18 +91,23 @@ class WeightedSum:
         return self._clean(found, name)[0] if name in self.kinds else found
 
     def _clean(self, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``: 1 where a voxel counts."""
+        """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``: 1 where a voxel
+        counts.
+        """
         if self.kinds[name] != "labels" or self.ignore_label is None:
             return target, torch.ones_like(target[:, :1], dtype=torch.float32)
-        # Compared as int64: against uint8 torch takes the label modulo 256, and 256 would mean background.
+        # Compared as int64: against uint8 torch takes the label modulo 256, and 256 would mean
+        # background.
         ignored = target.long() == self.ignore_label
         return target.masked_fill(ignored, 0), (~ignored).float()
 
 
 def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A target ``(B, C, *S)`` as means of blocks and ``valid`` where a whole block is, if blocks of one size bring S to ``size``.
+    """A target ``(B, C, *S)`` as means of blocks and ``valid`` where a whole block is, if blocks of
+    one size bring S to ``size``.
 
-    The last block may be smaller, as for a head of half the size, rounded up. Anything else is left to the loss to refuse.
+    The last block may be smaller, as for a head of half the size, rounded up. Anything else is left
+    to the loss to refuse.
     """
     full = target.shape[2:]
     block = [math.ceil(n / m) for n, m in zip(full, size, strict=True)]
@@ -113,7 +124,9 @@ def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[T
 
 
 def _keys(terms: Sequence[LossTerm]) -> list[str]:
-    """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then ``dice:2``, ``dice:3`` ..."""
+    """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then
+    ``dice:2``, ``dice:3`` ...
+    """
     keys: list[str] = []
     for term in terms:
         plain = term.name if term.head == "main" else f"{term.name}@{term.head}"
@@ -125,7 +138,9 @@ def _keys(terms: Sequence[LossTerm]) -> list[str]:
 
 
 def _is_coarse(term: LossTerm, head: Tensor, target: Tensor) -> bool:
-    """Whether a mask drawn as labels meets coarser logits of a further head, such as those of ``abpn``: it is then compared softly."""
+    """Whether a mask drawn as labels meets coarser logits of a further head, such as those of
+    ``abpn``: it is then compared softly.
+    """
     coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
     return (
         term.head != "main"
@@ -148,7 +163,8 @@ def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: 
 
 
 def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTerm, ...]:
-    """The terms, and where no term names a deep-supervision head of the network: those of head main again for each head ``deepN``.
+    """The terms, and where no term names a deep-supervision head of the network: those of head main
+    again for each head ``deepN``.
 
     The weight of such a term is that of head main times ``0.5**N``, N from 1 for the finest.
     """
@@ -167,7 +183,8 @@ def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTe
 
 
 def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> None:
-    """Refuse, before any training, terms that read a head or target that does not exist or is of the wrong kind.
+    """Refuse, before any training, terms that read a head or target that does not exist or is of
+    the wrong kind.
 
     One ConfigError lists all that :func:`faults` finds.
     """
@@ -177,7 +194,8 @@ def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[st
 def faults(
     terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]
 ) -> list[str]:
-    """What is wrong with the terms; ``heads`` are those of the network, none where they are not known.
+    """What is wrong with the terms; ``heads`` are those of the network, none where they are not
+    known.
 
     ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``.
     """

@@ -1,4 +1,6 @@
-"""Metrics of whole cases by name: of label maps (``overlap``, ``surface``, ``topology``), of images (``image``)."""
+"""Metrics of whole cases by name: of label maps (``overlap``, ``surface``, ``topology``), of images
+(``image``).
+"""
 
 from pipeline.metrics.entry import MetricEntry
 from pipeline.metrics.evaluation import evaluate, evaluate_frames, pool

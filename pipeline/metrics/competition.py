@@ -1,6 +1,8 @@
-"""The score of Kaggle's "Vesuvius Challenge - Surface Detection", exactly, in seconds instead of minutes.
+"""The score of Kaggle's "Vesuvius Challenge - Surface Detection", exactly, in seconds instead of
+minutes.
 
-``0.30 TopoScore + 0.35 SurfaceDice(2 voxels) + 0.35 VOI score`` of one volume; the leaderboard is the mean over volumes.
+``0.30 TopoScore + 0.35 SurfaceDice(2 voxels) + 0.35 VOI score`` of one volume; the leaderboard is
+the mean over volumes.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ ALPHA = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompetitionScore:
-    """Score of one volume and what it is made of. ``counts``: dimension -> features matched, predicted, true."""
+    """Score of one volume and what it is made of.
+
+    ``counts``: dimension -> features matched, predicted, true.
+    """
 
     score: float
     toposcore: float
@@ -48,13 +53,15 @@ class CompetitionScore:
 def competition_score(
     prediction: np.ndarray, label: np.ndarray, ignore_label: int | None = 2
 ) -> CompetitionScore:
-    """Score a prediction ``(Z, Y, X)`` against a label of the same shape; axes of length 1 are allowed.
+    """Score a prediction ``(Z, Y, X)`` against a label of the same shape; axes of length 1 are
+    allowed.
 
-    Foreground is ``!= 0`` (NaN in the prediction is background); voxels where the label is ``ignore_label`` become background in
-    both. Two empty masks score 1. An empty prediction is no error: it gets what the three terms give it.
+    Foreground is ``!= 0`` (NaN in the prediction is background); voxels where the label is
+    ``ignore_label`` become background in both. Two empty masks score 1. An empty prediction is no
+    error: it gets what the three terms give it.
 
-    The definition is that of the organisers' package ``topometrics`` as their notebook calls it: integers agree, and numbers to
-    rounding. Raises UserError unless both are 3D and of one shape.
+    The definition is that of the organisers' package ``topometrics`` as their notebook calls it:
+    integers agree, and numbers to rounding. Raises UserError unless both are 3D and of one shape.
     """
     if label.ndim != 3 or prediction.shape != label.shape:
         raise UserError(
@@ -70,7 +77,9 @@ def competition_score(
 def competition(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """:func:`competition_score` as a metric: ``competition`` and its parts; ``counts`` maps ``"0"``, ``"1"``, ``"2"`` to [matched, predicted, true]."""
+    """:func:`competition_score` as a metric: ``competition`` and its parts; ``counts`` maps
+    ``"0"``, ``"1"``, ``"2"`` to [matched, predicted, true].
+    """
     masks = [mask != 0 for mask in confined(prediction, target, valid)]
     record = _score(*masks)
     parts = ("toposcore", "surface_dice", "voi_score", "voi_split", "voi_merge")
@@ -108,7 +117,10 @@ def _score(found: np.ndarray, true: np.ndarray) -> CompetitionScore:
 
 
 def octants(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Every axis in two runs, the longer first; an axis of length 1 in one. Up to eight boxes in C order."""
+    """Every axis in two runs, the longer first; an axis of length 1 in one.
+
+    Up to eight boxes in C order.
+    """
     halves = [(n + 1) // 2 for n in shape]
     yield from itertools.product(
         *(
@@ -119,7 +131,8 @@ def octants(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
 
 
 def toposcore(counts: Counts | Sequence[Sequence[int]]) -> float:
-    """Mean of the dimensions' F1 over those that either mask has features of; 1 where neither has any.
+    """Mean of the dimensions' F1 over those that either mask has features of; 1 where neither has
+    any.
 
     F1 is ``2 m / (p + g)``; without true features ``0.5 / (p + 0.5)``.
     """

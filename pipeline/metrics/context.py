@@ -1,4 +1,6 @@
-"""What a metric of labels is told besides the two label maps: the classes of the data set, and how far voxels lie apart."""
+"""What a metric of labels is told besides the two label maps: the classes of the data set, and how
+far voxels lie apart.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ class MetricContext:
     """What holds for every case of a data set that is scored.
 
     Args:
-        classes: foreground classes of the whole set, ascending; None: those that occur in the case at hand. A class of the set that is
-            in neither map of a case has the value NaN there, and is left out of its mean.
+        classes: foreground classes of the whole set, ascending; None: those that occur in the case
+            at hand. A class of the set that is in neither map of a case has the value NaN there,
+            and is left out of its mean.
         spacing: millimetres between voxels along each axis; None: distances are counted in voxels.
         version: see :data:`pipeline.records.METRICS_VERSION`.
     """

@@ -1,4 +1,5 @@
-"""Metrics of many cases together: from the confusion matrix of all their voxels, where a large case weighs more than a small one.
+"""Metrics of many cases together: from the confusion matrix of all their voxels, where a large case
+weighs more than a small one.
 
 Empty cases count as in one image. A formula here is the ``value`` of a :class:`Pooling`.
 """
@@ -14,7 +15,9 @@ from pipeline.metrics.probability import Tally, area_pr, area_roc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Voxels of two classes in one frame, of one case or of many: the confusion matrix, and scores of both classes where they are known."""
+    """Voxels of two classes in one frame, of one case or of many: the confusion matrix, and scores
+    of both classes where they are known.
+    """
 
     tp: int = 0
     fp: int = 0
@@ -51,8 +54,10 @@ class Pooling:
 
     Args:
         value: the metric of the counts.
-        background: whether voxels that are rightly background enter it; else there is nothing to count without foreground.
-        any_class: whether it is one number over all classes, where ``tp`` are the voxels that are right and ``fn`` those that are not.
+        background: whether voxels that are rightly background enter it; else there is nothing to
+            count without foreground.
+        any_class: whether it is one number over all classes, where ``tp`` are the voxels that are
+            right and ``fn`` those that are not.
     """
 
     value: Callable[[Counts], float]

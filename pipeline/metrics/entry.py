@@ -14,8 +14,10 @@ Better = Literal["higher", "lower"]
 """In which direction a value improves."""
 
 Need = Literal["probabilities", "change"]
-"""What a metric may read besides answer and target: foreground probabilities of two classes, in place of the answer; or, of images,
-the input and the mask of what was to change, as ``change`` (:class:`pipeline.metrics.retouch.Retouched`)."""
+"""What a metric may read besides answer and target: foreground probabilities of two classes, in
+place of the answer; or, of images, the input and the mask of what was to change, as ``change``
+(:class:`pipeline.metrics.retouch.Retouched`).
+"""
 
 GIVEN = ("prediction", "target", "valid", "change", "classes", "spacing")
 """Arguments that the package gives to a metric that takes them; no options of a user."""
@@ -28,18 +30,24 @@ class MetricEntry:
     """A metric of whole cases.
 
     Args:
-        compute: ``f(prediction, target, valid=None, **options) -> {name: number}``: label maps or probabilities ``(*S)``, images
-            ``(C, *S)`` on 0..1, ``valid`` bool ``(*S)``. It is also given those of ``GIVEN`` that it takes. The metric's own name is its first key
-            and begins all others, but for those in ``parts``. A value may be a table, which has no mean.
+        compute: ``f(prediction, target, valid=None, **options) -> {name: number}``: label maps or
+            probabilities ``(*S)``, images ``(C, *S)`` on 0..1, ``valid`` bool ``(*S)``. It is also
+            given those of ``GIVEN`` that it takes. The metric's own name is its first key and
+            begins all others, but for those in ``parts``. A value may be a table, which has no
+            mean.
         better: direction of the metric's own value; None: a count, or no value of its own name.
         task: whose answers it compares, a name in ``TASKS``.
         needs: what it reads besides.
         parts: directions of further values that have names of their own.
-        length: whether its value is a distance: in millimetres where the files say how far voxels lie apart, else in voxels.
-        compares_numbers: whether equal numbers in two label maps mean the same class; else they are foreground or segments only.
+        length: whether its value is a distance: in millimetres where the files say how far voxels
+            lie apart, else in voxels.
+        compares_numbers: whether equal numbers in two label maps mean the same class; else they are
+            foreground or segments only.
         pooled: how it is found for the voxels of all cases together, None where it cannot.
-        version_1: what its name meant in metrics version 1, for runs that began with it; None: the same.
-        bytes_per_voxel: peak memory of ``compute`` for each voxel (of images: of each channel), measured.
+        version_1: what its name meant in metrics version 1, for runs that began with it; None: the
+            same.
+        bytes_per_voxel: peak memory of ``compute`` for each voxel (of images: of each channel),
+            measured.
         bytes_per_pixel: of images: peak memory for each position in space beside that.
     """
 

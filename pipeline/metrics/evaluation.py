@@ -28,9 +28,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """All metrics of one case in one dict; where two give the same key the later one stands.
 
-    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input and the mask of an image. Where no
-    voxel is ``valid`` there is nothing to count: every number is NaN. Raises ConfigError for unknown metrics or options, and for one
-    that needs probabilities or ``change`` where there are none, before anything is computed.
+    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input
+    and the mask of an image. Where no voxel is ``valid`` there is nothing to count: every number is
+    NaN. Raises ConfigError for unknown metrics or options, and for one that needs probabilities or
+    ``change`` where there are none, before anything is computed.
     """
     context = context or MetricContext()
     calls = [bound(part, f"metrics.{i}") for i, part in enumerate(parts)]
@@ -72,7 +73,9 @@ def _require_given(
 def evaluate_frames(
     parts: Sequence[NamedOptions], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth (see ``frames``)."""
+    """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth
+    (see ``frames``).
+    """
     scores: dict[str, Any] = {}
     for view in views(truth):
         seen = None if soft is None else view.of(soft)
@@ -86,9 +89,11 @@ def evaluate_frames(
 def pool(
     cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION
 ) -> dict[str, float]:
-    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame; empty without a case.
+    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame;
+    empty without a case.
 
-    ``cases`` are counts by suffix. NaN in a frame without any voxel that counts (metrics version 1: as for an empty image).
+    ``cases`` are counts by suffix. NaN in a frame without any voxel that counts (metrics version 1:
+    as for an empty image).
     """
     total: dict[str, Counts] = {}
     for case in cases:

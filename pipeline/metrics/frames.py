@@ -1,7 +1,9 @@
-"""One answer counted in several frames: inside the field of view, over the full image, over the padded image.
+"""One answer counted in several frames: inside the field of view, over the full image, over the
+padded image.
 
-Where the frame holds background beyond the object, accuracy and specificity rise without any better answer, so that numbers
-of different frames cannot be compared. Without a field of view there is one frame, the whole image, and names carry no suffix.
+Where the frame holds background beyond the object, accuracy and specificity rise without any better
+answer, so that numbers of different frames cannot be compared. Without a field of view there is one
+frame, the whole image, and names carry no suffix.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from pipeline.metrics.counts import Counts
 from pipeline.records import UserError
 
 SUFFIXES = ("_fov", "_full", "_padded")
-"""What names of metrics end with where there is a field of view; the first is the one to compare and to choose by."""
+"""What names of metrics end with where there is a field of view; the first is the one to compare
+and to choose by.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What an answer is compared with: a label map ``(*S)``, its ignored value, the field of view ``(*S)`` and the padded size.
+    """What an answer is compared with: a label map ``(*S)``, its ignored value, the field of view
+    ``(*S)`` and the padded size.
 
     ``context`` is what the metrics are told of the data set.
     """
@@ -38,7 +43,9 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A truth in one frame: ``label`` has background where ``valid`` (None: everywhere) is False; ``margin`` voxels follow at the far ends."""
+    """A truth in one frame: ``label`` has background where ``valid`` (None: everywhere) is False;
+    ``margin`` voxels follow at the far ends.
+    """
 
     suffix: str
     label: np.ndarray
@@ -51,7 +58,10 @@ class View:
 
 
 def views(truth: Truth) -> Iterator[View]:
-    """The frames of a truth. Raises UserError where the field of view has another size than the label or is empty."""
+    """The frames of a truth.
+
+    Raises UserError where the field of view has another size than the label or is empty.
+    """
     known = None if truth.ignore is None else truth.label != truth.ignore
     label = (
         truth.label
@@ -84,11 +94,14 @@ def _widened(array: np.ndarray, margin: Sequence[int], value: Any) -> np.ndarray
     return np.pad(array, [(0, m) for m in margin], constant_values=value) if any(margin) else array
 
 
-# --- voxels counted ----------------------------------------------------------------------------------------------------
+# --- voxels counted -------------------------------------------------------------------------------
 
 
 def count(answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Counts]:
-    """Counts of one case in each frame, by suffix. ``answer`` and ``soft`` are ``(*S)``; foreground is ``!= 0``."""
+    """Counts of one case in each frame, by suffix.
+
+    ``answer`` and ``soft`` are ``(*S)``; foreground is ``!= 0``.
+    """
     return {view.suffix: _count(view, answer, soft) for view in views(truth)}
 
 
@@ -111,7 +124,9 @@ def _count(view: View, answer: np.ndarray, soft: np.ndarray | None) -> Counts:
 def count_classes(
     answer: np.ndarray, label: np.ndarray, valid: np.ndarray | None, classes: Sequence[int]
 ) -> dict[int, Counts]:
-    """Counts of each foreground class in one patch ``(*S)``; of one class alone foreground is ``!= 0``."""
+    """Counts of each foreground class in one patch ``(*S)``; of one class alone foreground is ``!=
+    0``.
+    """
     view = View(suffix="", label=label, valid=valid, margin=())
     if len(classes) == 1:
         return {classes[0]: _count(view, answer, None)}

@@ -1,9 +1,11 @@
-"""How near an image is to the one it should be: ``(C, *S)`` with intensities in ``0..peak``, ``valid`` bool ``(*S)``.
+"""How near an image is to the one it should be: ``(C, *S)`` with intensities in ``0..peak``,
+``valid`` bool ``(*S)``.
 
-The package scores an image as it is saved: clipped and rounded to its number type, then brought to 0..1 by :func:`intensities`,
-against the target as its file has it, brought to 0..1 in the same way; hence the default peak of 1. The functions themselves clip
-nothing. Elements where ``valid`` is False change no result. Without a valid element there is nothing to be wrong about: the
-error is 0. A valid element that is NaN or infinite is an error (ValueError), never left out.
+The package scores an image as it is saved: clipped and rounded to its number type, then brought to
+0..1 by :func:`intensities`, against the target as its file has it, brought to 0..1 in the same way;
+hence the default peak of 1. The functions themselves clip nothing. Elements where ``valid`` is
+False change no result. Without a valid element there is nothing to be wrong about: the error is 0.
+A valid element that is NaN or infinite is an error (ValueError), never left out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from pipeline.metrics.overlap import same_shape
 from pipeline.records import UserError
 
 BEST_PSNR = 100.0
-"""Decibels of an error too small for float32 images to show; identical images get this instead of infinity."""
+"""Decibels of an error too small for float32 images to show; identical images get this instead of
+infinity.
+"""
 
 _RADIUS = 5  # voxels on each side of an SSIM window: 3.5 standard deviations of 1.5, an edge of 11
 _SIGMA = 1.5
@@ -29,7 +33,9 @@ WINDOW = 2 * _RADIUS + 1
 
 
 def intensities(array: np.ndarray) -> np.ndarray:
-    """An image as its file has it on 0..1: integers divided by the largest value of their type, as float32; floats as they are."""
+    """An image as its file has it on 0..1: integers divided by the largest value of their type, as
+    float32; floats as they are.
+    """
     return (
         array
         if array.dtype.kind == "f"
@@ -47,7 +53,9 @@ def mae(
 def psnr(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, peak: float = 1.0
 ) -> dict[str, float]:
-    """Peak signal-to-noise ratio ``10 log10(peak^2 / mse)`` in decibels, mse over channels and space; at most 100."""
+    """Peak signal-to-noise ratio ``10 log10(peak^2 / mse)`` in decibels, mse over channels and
+    space; at most 100.
+    """
     _require_peak(peak)
     mse = _mean(_error(prediction, target, valid) ** 2)
     return {"psnr": min(BEST_PSNR, 10 * math.log10(peak**2 / mse)) if mse else BEST_PSNR}
@@ -60,13 +68,16 @@ def ssim(
     peak: float = 1.0,
     kernel: Literal["channel", "3d"] = "channel",
 ) -> dict[str, float]:
-    """Structural similarity (Wang et al. 2004): Gaussian windows of sigma 1.5 and edge 11, K1 = 0.01, K2 = 0.03, population variances.
+    """Structural similarity (Wang et al. 2004): Gaussian windows of sigma 1.5 and edge 11, K1 =
+    0.01, K2 = 0.03, population variances.
 
-    Papers use two conventions, which differ by 0.02 on the same images. ``kernel: channel``: windows are 2D for images and 3D for
-    volumes, each channel on its own; the mean is over channels and over the windows that lie inside the image and whose centre is
-    valid (none: 1). ``kernel: 3d``, images only, as in the tables of HINet, MIMO-UNet and NAFNet: windows of 11 x 11 x 11 over
-    channels and space, borders (of the channels, too) repeated outwards, the mean over all elements that are valid.
-    Ignored elements enter windows as 0 in both images. Raises UserError when a side is shorter than a 2D window.
+    Papers use two conventions, which differ by 0.02 on the same images. ``kernel: channel``:
+    windows are 2D for images and 3D for volumes, each channel on its own; the mean is over channels
+    and over the windows that lie inside the image and whose centre is valid (none: 1). ``kernel:
+    3d``, images only, as in the tables of HINet, MIMO-UNet and NAFNet: windows of 11 x 11 x 11 over
+    channels and space, borders (of the channels, too) repeated outwards, the mean over all elements
+    that are valid. Ignored elements enter windows as 0 in both images. Raises UserError when a side
+    is shorter than a 2D window.
     """
     _require_peak(peak)
     _error(prediction, target, valid)
@@ -89,7 +100,8 @@ def ssim(
 def each_channel(
     prediction: np.ndarray, target: np.ndarray, peak: float
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Similarity ``(C, *S)`` of :func:`ssim`, each channel by itself, and the part of it whose windows lie inside the image.
+    """Similarity ``(C, *S)`` of :func:`ssim`, each channel by itself, and the part of it whose
+    windows lie inside the image.
 
     Raises UserError when a side is shorter than ``WINDOW``.
     """

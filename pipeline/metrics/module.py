@@ -70,8 +70,8 @@ class Metric(CumulativeIterationMetric):
     weighs surface elements by their area, as MONAI does with ``use_subvoxels=True`` only; ``psnr``
     is at most 100; probabilities where decisions are needed are refused.
 
-    Sources: those of the entries, see ``help(pipeline.metrics.METRICS[name].compute)``. Calling convention:
-    ``monai.metrics`` 1.6.
+    Sources: those of the entries, see ``help(pipeline.metrics.METRICS[name].compute)``. Calling
+    convention: ``monai.metrics`` 1.6.
 
     >>> import torch
     >>> metric = Metric("dice", num_classes=3)
@@ -142,8 +142,8 @@ class Metric(CumulativeIterationMetric):
                 metric was made.
 
         Returns:
-            A float64 tensor; NaN where there is nothing but NaN. With ``get_not_nans`` a pair with the count
-            of items, of one shape.
+            A float64 tensor; NaN where there is nothing but NaN. With ``get_not_nans`` a pair with
+            the count of items, of one shape.
 
         Raises:
             ValueError: before the first call, or for an unknown reduction.

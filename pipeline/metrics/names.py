@@ -1,4 +1,6 @@
-"""Names of metrics as people write and read them: ``dice_1`` is written ``dice Anterior`` where the data set names its classes."""
+"""Names of metrics as people write and read them: ``dice_1`` is written ``dice Anterior`` where the
+data set names its classes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ _OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'
 def display(
     key: str, names: Mapping[int, str], units: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The key of a metric with the name of its class in place of its number; other keys, and classes without a name, as they are.
+    """The key of a metric with the name of its class in place of its number; other keys, and
+    classes without a name, as they are.
 
     >>> names = {1: "Anterior", 2: "Posterior"}
     >>> display("dice_1", names), display("dice_2_fov", names), display("val_dice_1", names)

@@ -1,9 +1,12 @@
-"""How well two label maps agree as sets of voxels, and in the number of their components, tunnels and cavities.
+"""How well two label maps agree as sets of voxels, and in the number of their components, tunnels
+and cavities.
 
-Label maps are integers ``(*S)``, ``valid`` is bool ``(*S)``: voxels where it is False count nowhere. Every metric returns its
-own name first. When a label above 1 occurs the value is the mean over the foreground classes that occur in either map, and each
-such class adds a key ``<name>_<class>``; otherwise foreground is ``!= 0``. ``classes`` are those of a whole data set: each has its key
-then, NaN where neither map holds it, so that the columns of all cases are the same.
+Label maps are integers ``(*S)``, ``valid`` is bool ``(*S)``: voxels where it is False count
+nowhere. Every metric returns its own name first. When a label above 1 occurs the value is the mean
+over the foreground classes that occur in either map, and each such class adds a key
+``<name>_<class>``; otherwise foreground is ``!= 0``. ``classes`` are those of a whole data set:
+each has its key then, NaN where neither map holds it, so that the columns of all cases are the
+same.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from pipeline.records import UserError
 def same_shape(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None, channel_axes: int = 0
 ) -> None:
-    """Raise UserError unless prediction and target have one shape and ``valid`` that of their space axes."""
+    """Raise UserError unless prediction and target have one shape and ``valid`` that of their space
+    axes.
+    """
     if prediction.shape != target.shape:
         raise UserError(
             f"The prediction has the shape {prediction.shape}, the target {target.shape}. They must be of the same case."
@@ -54,7 +59,9 @@ def over_classes(
     measure: Callable[[np.ndarray, np.ndarray], float],
     classes: Classes = None,
 ) -> dict[str, float]:
-    """``measure`` of the two foreground masks, or its mean over classes and one key for each (see the head of this file)."""
+    """``measure`` of the two foreground masks, or its mean over classes and one key for each (see
+    the head of this file).
+    """
     prediction, target = maps
     if not several(classes) and max(prediction.max(initial=0), target.max(initial=0)) <= 1:
         return {name: measure(prediction != 0, target != 0)}
@@ -81,7 +88,9 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 Share = Callable[[int, int, int], float]
-"""Score from the voxels of the intersection, of the prediction and of the target, none of which is 0 but perhaps the first."""
+"""Score from the voxels of the intersection, of the prediction and of the target, none of which is
+0 but perhaps the first.
+"""
 
 
 def _share(
@@ -168,7 +177,10 @@ def specificity(
 def accuracy(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Share of valid voxels with the right label, background included; over all classes at once. No valid voxel: 1."""
+    """Share of valid voxels with the right label, background included; over all classes at once.
+
+    No valid voxel: 1.
+    """
     same_shape(prediction, target, valid)
     right = prediction == target
     if valid is not None:
@@ -179,7 +191,9 @@ def accuracy(
 def components(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Numbers of 26-connected (2D: 8-connected) components of the foreground: ``components`` predicted, ``components_true``."""
+    """Numbers of 26-connected (2D: 8-connected) components of the foreground: ``components``
+    predicted, ``components_true``.
+    """
     found, true = (
         float(morphology.components(m != 0)[1]) for m in confined(prediction, target, valid)
     )
@@ -192,11 +206,14 @@ def betti_error(
     valid: np.ndarray | None = None,
     connectivity: int = 6,
 ) -> dict[str, float]:
-    """Sum of the absolute differences of the Betti numbers of the foreground, and the numbers themselves.
+    """Sum of the absolute differences of the Betti numbers of the foreground, and the numbers
+    themselves.
 
-    ``connectivity`` 6: foreground is 6-connected, background 26-connected; 26: the other way round (in 2D 4 and 8 neighbours).
-    Further keys: ``betti_error_b0`` (predicted), ``betti_error_b0_true`` and so on for tunnels (b1) and cavities (b2); in 2D
-    components (b0) and holes (b1). Both empty: 0, one empty: the sum of the other's numbers.
+    ``connectivity`` 6: foreground is 6-connected, background 26-connected; 26: the other way round
+    (in 2D 4 and 8 neighbours).
+    Further keys: ``betti_error_b0`` (predicted), ``betti_error_b0_true`` and so on for tunnels (b1)
+    and cavities (b2); in 2D components (b0) and holes (b1). Both empty: 0, one empty: the sum of
+    the other's numbers.
     """
     found, true = (
         morphology.betti_numbers(m != 0, connectivity) for m in confined(prediction, target, valid)

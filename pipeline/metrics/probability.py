@@ -1,6 +1,8 @@
-"""How well probabilities rank foreground above background, whatever the threshold: areas under the ROC and precision-recall curves.
+"""How well probabilities rank foreground above background, whatever the threshold: areas under the
+ROC and precision-recall curves.
 
-Probabilities are ``(*S)``, targets label maps of two classes ``(*S)``, ``valid`` is bool ``(*S)``. No probability is rounded.
+Probabilities are ``(*S)``, targets label maps of two classes ``(*S)``, ``valid`` is bool ``(*S)``.
+No probability is rounded.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from pipeline.metrics.overlap import same_shape
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Voxels of background and of foreground at each distinct score, scores ascending: two integer arrays ``(n,)``."""
+    """Voxels of background and of foreground at each distinct score, scores ascending: two integer
+    arrays ``(n,)``.
+    """
 
     background: np.ndarray
     foreground: np.ndarray
@@ -37,7 +41,9 @@ HALVES = 15361
 
 
 def tally_halves(soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> Tally:
-    """Like :func:`tally` for probabilities rounded to half precision, over all its numbers from 0 to 1, so that tallies of cases add up."""
+    """Like :func:`tally` for probabilities rounded to half precision, over all its numbers from 0
+    to 1, so that tallies of cases add up.
+    """
     scores, truth = _chosen(soft, target, valid)
     index = np.clip(scores, 0, 1).astype(np.float16).view(np.uint16)
     return Tally(*(np.bincount(index[side], minlength=HALVES) for side in (~truth, truth)))
@@ -52,7 +58,8 @@ def _chosen(
 
 
 def area_roc(counts: Tally) -> float:
-    """Chance that a foreground voxel scores above a background voxel, ties half (Hanley & McNeil, Radiology 143, 1982).
+    """Chance that a foreground voxel scores above a background voxel, ties half (Hanley & McNeil,
+    Radiology 143, 1982).
 
     Nan where one of the classes has no voxel.
     """
@@ -64,7 +71,8 @@ def area_roc(counts: Tally) -> float:
 
 
 def area_pr(counts: Tally) -> float:
-    """Average precision: precision at each distinct threshold, weighted by the recall that it adds; no interpolation between them.
+    """Average precision: precision at each distinct threshold, weighted by the recall that it adds;
+    no interpolation between them.
 
     Nan where there is no foreground.
     """
@@ -80,12 +88,18 @@ def area_pr(counts: Tally) -> float:
 def roc_auc(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Area under the ROC curve of probabilities. Nan where there is no foreground or no background."""
+    """Area under the ROC curve of probabilities.
+
+    Nan where there is no foreground or no background.
+    """
     return {"roc_auc": area_roc(tally(prediction, target, valid))}
 
 
 def pr_auc(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Area under the precision-recall curve of probabilities, as average precision. Nan where there is no foreground."""
+    """Area under the precision-recall curve of probabilities, as average precision.
+
+    Nan where there is no foreground.
+    """
     return {"pr_auc": area_pr(tally(prediction, target, valid))}

@@ -1,7 +1,9 @@
-"""How well a photograph was retouched: the part that was to change, and apart from it what should have stayed as it was.
+"""How well a photograph was retouched: the part that was to change, and apart from it what should
+have stayed as it was.
 
-Images are ``(C, *S)`` on 0..1, as in ``image``. A retoucher changes a few per cent of the pixels, so that the PSNR of the whole image
-says little but how well the rest was copied; here the two sides of the mask of change are scored each by itself.
+Images are ``(C, *S)`` on 0..1, as in ``image``. A retoucher changes a few per cent of the pixels,
+so that the PSNR of the whole image says little but how well the rest was copied; here the two sides
+of the mask of change are scored each by itself.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ PREDICTED = 0.5
 class Retouched:
     """What a retouched case has beside its answer and its target.
 
-    ``source``: the input ``(C, *S)``; ``mask``: bool ``(*S)``, what was to change; ``predicted``: the probability ``(*S)`` of the mask
-    where the network gives one.
+    ``source``: the input ``(C, *S)``; ``mask``: bool ``(*S)``, what was to change; ``predicted``:
+    the probability ``(*S)`` of the mask where the network gives one.
     """
 
     source: np.ndarray
@@ -44,14 +46,18 @@ def retouch(
     """Scores inside and outside the mask of change; pixels where ``valid`` is False count nowhere.
 
     - ``psnr_in``, ``psnr_out``: PSNR of the pixels inside and outside, in decibels, at most 100;
-    - ``ssim_in``, ``ssim_out``: the map of similarity of the whole images (:func:`pipeline.metrics.image.ssim`, each channel by
-      itself), averaged over the windows that lie in the image and whose centre is inside and outside. NaN where no window fits;
-    - ``leak``: mean absolute difference of the answer from the *input* outside: what was touched although it should not be;
-    - ``mask_dice``, only with a predicted mask: its Dice from a probability of 0.5 on. Both empty: 1, one empty: 0;
-    - ``mask_share``: share of pixels that are inside; ``empty_mask``: 1 where none is, else 0; its mean is the share of such cases.
+    - ``ssim_in``, ``ssim_out``: the map of similarity of the whole images
+      (:func:`pipeline.metrics.image.ssim`, each channel by itself), averaged over the windows that
+      lie in the image and whose centre is inside and outside. NaN where no window fits;
+    - ``leak``: mean absolute difference of the answer from the *input* outside: what was touched
+      although it should not be;
+    - ``mask_dice``, only with a predicted mask: its Dice from a probability of 0.5 on. Both empty:
+      1, one empty: 0;
+    - ``mask_share``: share of pixels that are inside; ``empty_mask``: 1 where none is, else 0; its
+      mean is the share of such cases.
 
-    A side without pixels has no score: NaN, which means over cases leave out. Raises UserError where shapes differ, ValueError where
-    a pixel that counts is NaN or infinite.
+    A side without pixels has no score: NaN, which means over cases leave out. Raises UserError
+    where shapes differ, ValueError where a pixel that counts is NaN or infinite.
     """
     _require_shapes(target, change)
     same_shape(prediction, target, valid, channel_axes=1)
@@ -93,7 +99,9 @@ def _similarity(
     valid: np.ndarray,
     sides: tuple[np.ndarray, np.ndarray],
 ) -> tuple[float, float]:
-    """Mean similarity over the window centres of each side; a channel at a time, for the sake of memory."""
+    """Mean similarity over the window centres of each side; a channel at a time, for the sake of
+    memory.
+    """
     if min(valid.shape) < WINDOW:
         return math.nan, math.nan
     sums, counts = np.zeros(2), np.zeros(2)
@@ -107,13 +115,16 @@ def _similarity(
 
 
 def empty_masks(cases: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """How many of the cases' scores are of an empty mask, and of how many cases that is known; None where it is of none."""
+    """How many of the cases' scores are of an empty mask, and of how many cases that is known; None
+    where it is of none.
+    """
     known = [scores["empty_mask"] for scores in cases if scores.get("empty_mask") is not None]
     return (sum(value == 1 for value in known), len(known)) if known else None
 
 
 def note(cases: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for below a table: how many cases have an empty mask; no line where ``retouch`` was not asked for.
+    """A line for below a table: how many cases have an empty mask; no line where ``retouch`` was
+    not asked for.
 
     >>> note([{"empty_mask": 1.0}, {"empty_mask": 0.0}]), note([{"psnr": 40.0}])
     (['1 of 2 cases have an empty mask: psnr_in and ssim_in leave them out'], [])

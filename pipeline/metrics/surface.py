@@ -1,7 +1,9 @@
-"""How near the surfaces of two label maps lie to each other: in millimetres where ``spacing`` says how far voxels lie apart, else in voxels.
+"""How near the surfaces of two label maps lie to each other: in millimetres where ``spacing`` says
+how far voxels lie apart, else in voxels.
 
-Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become background in both maps first.
-``spacing`` holds millimetres along each axis, None where the files carry no unit; a tolerance in voxels never depends on it.
+Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become
+background in both maps first. ``spacing`` holds millimetres along each axis, None where the files
+carry no unit; a tolerance in voxels never depends on it.
 """
 
 from __future__ import annotations
@@ -36,11 +38,14 @@ def surface_dice(
     classes: Classes = None,
     spacing: Spacing = None,
 ) -> dict[str, float]:
-    """Share of both surfaces that lies within a tolerance of the other one. Both empty: 1, one empty: 0.
+    """Share of both surfaces that lies within a tolerance of the other one.
 
-    A surface element is a 2x2x2 neighbourhood of the zero-padded mask that is neither empty nor full. It weighs the area of
-    its marching-cubes triangles (2D: the length of its contour) and lies at the neighbourhood's centre. Nikolov et al. 2018,
-    arXiv:1809.04430; the numbers are those of the surface-distance package (0.1).
+    Both empty: 1, one empty: 0.
+
+    A surface element is a 2x2x2 neighbourhood of the zero-padded mask that is neither empty nor
+    full. It weighs the area of its marching-cubes triangles (2D: the length of its contour) and
+    lies at the neighbourhood's centre. Nikolov et al. 2018, arXiv:1809.04430; the numbers are those
+    of the surface-distance package (0.1).
 
     Args:
         tolerance: in voxels, whatever the spacing; 2 unless one of the two is given.
@@ -84,7 +89,9 @@ def _surface_dice(
     tolerance: float,
     spacing: tuple[float, ...] | None = None,
 ) -> float:
-    """The share for two masks; tolerance, distances and areas in voxels, or with a ``spacing`` in the world."""
+    """The share for two masks; tolerance, distances and areas in voxels, or with a ``spacing`` in
+    the world.
+    """
     box = _box(prediction, target)
     if box is None:
         return float(prediction.any() == target.any())
@@ -121,7 +128,9 @@ def _box(prediction: np.ndarray, target: np.ndarray) -> tuple[slice, ...] | None
 
 
 def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
-    """``(*S)`` -> uint8 ``(*(S + 1))``: the 2x2x2 (2D: 2x2) neighbourhoods of the zero-padded mask as bits, first corner highest."""
+    """``(*S)`` -> uint8 ``(*(S + 1))``: the 2x2x2 (2D: 2x2) neighbourhoods of the zero-padded mask
+    as bits, first corner highest.
+    """
     padded = np.pad(mask, 1).view(np.uint8)
     codes = np.zeros([n + 1 for n in mask.shape], dtype=np.uint8)
     for corner in itertools.product((0, 1), repeat=mask.ndim):
@@ -131,8 +140,9 @@ def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
 
 
 _AREAS = "099393is9i3s3ss293isisrSiccDcDBs9i3siccDirsScBDs3ss2cDBscBDs6cc39iic3scDircBsSDs3scDs2BscB6cDsc3ircBcB6crABrBrcisSDsDsc3Brcicii9"
-"""Areas of the first 128 neighbourhood codes, those of the others mirrored: base 62, digit ``9 i + 3 j + k`` standing for
-``i sqrt(3) / 8 + j sqrt(2) / 2 + k / 2``. These are the triangles of marching cubes (Lorensen and Cline 1987) through edge midpoints.
+"""Areas of the first 128 neighbourhood codes, those of the others mirrored: base 62, digit ``9 i +
+3 j + k`` standing for ``i sqrt(3) / 8 + j sqrt(2) / 2 + k / 2``. These are the triangles of
+marching cubes (Lorensen and Cline 1987) through edge midpoints.
 """
 
 
@@ -173,8 +183,8 @@ def _element_sizes(dims: int) -> np.ndarray:
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
     """Float64 area (2D: length) of the surface element of each neighbourhood code, in the world.
 
-    An area is no sum of its parts at spacing 1, so the triangles themselves are measured. The numbers are those of the
-    surface-distance package (0.1).
+    An area is no sum of its parts at spacing 1, so the triangles themselves are measured. The
+    numbers are those of the surface-distance package (0.1).
     """
     if len(spacing) == 2:
         y, x = spacing
@@ -190,7 +200,8 @@ def _mesh_area(code: int, own: float, spacing: tuple[float, ...]) -> float:
     """Area at ``spacing`` of a code's element, whose area at spacing 1 is ``own``."""
     if own == 0:
         return 0.0
-    # Where the case is ambiguous, the mesh is that of the complement; it is the one with the right area at spacing 1.
+    # Where the case is ambiguous, the mesh is that of the complement; it is the one with the right
+    # area at spacing 1.
     meshes = (_triangles(side) for side in (code, 255 - code))
     mesh = next(m for m in meshes if abs(_mesh_size(m, (1.0, 1.0, 1.0)) - own) < 1e-6)
     return _mesh_size(mesh, spacing)
@@ -215,12 +226,14 @@ def hd95(
     classes: Classes = None,
     spacing: Spacing = None,
 ) -> dict[str, float]:
-    """95th percentile of the Hausdorff distance: the larger of the two directions' percentiles, over surface voxels.
+    """95th percentile of the Hausdorff distance: the larger of the two directions' percentiles,
+    over surface voxels.
 
     In millimetres with a ``spacing``, else in voxels.
 
-    Surface voxels are foreground with a background voxel, or the outside of the array, across a face. Both empty: 0, one
-    empty: the diagonal of the array, the worst there can be, so that a mean over cases stays a number.
+    Surface voxels are foreground with a background voxel, or the outside of the array, across a
+    face. Both empty: 0, one empty: the diagonal of the array, the worst there can be, so that a
+    mean over cases stays a number.
     """
     measure = functools.partial(_hd95, spacing=spacing)
     return over_classes("hd95", confined(prediction, target, valid), measure, classes)
@@ -233,7 +246,8 @@ def assd(
     classes: Classes = None,
     spacing: Spacing = None,
 ) -> dict[str, float]:
-    """Average symmetric surface distance: the mean over the surface voxels of both masks of the distance to the other surface.
+    """Average symmetric surface distance: the mean over the surface voxels of both masks of the
+    distance to the other surface.
 
     Surface voxels, unit and empty cases as in :func:`hd95`.
     """
@@ -266,7 +280,9 @@ def _worst(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> floa
 def _surface_distances(
     prediction: np.ndarray, target: np.ndarray, spacing: Spacing
 ) -> list[np.ndarray]:
-    """Distances of the prediction's surface voxels to the target's and the other way round; empty when either mask is."""
+    """Distances of the prediction's surface voxels to the target's and the other way round; empty
+    when either mask is.
+    """
     box = _box(prediction, target)
     if box is None:
         return []

@@ -2,7 +2,8 @@
 
 Where a field of view is given (``frames``) every key ends with the frame that it was counted in. A
 metric's own name is its first key and begins all others; ``competition`` is the exception, whose
-parts have names of their own and whose ``counts`` are a table, and ``retouch``, which has parts only.
+parts have names of their own and whose ``counts`` are a table, and ``retouch``, which has parts
+only.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def of_images(parts: Sequence[NamedOptions]) -> bool:
 
 
 def directions() -> dict[str, Better]:
-    """The better direction of every value that has one. Counts, like ``components``, have none and are not here."""
+    """The better direction of every value that has one.
+
+    Counts, like ``components``, have none and are not here.
+    """
     out: dict[str, Better] = {"loss": "lower"}
     for name, entry in METRICS.items():
         out |= entry.parts if entry.better is None else {name: entry.better, **entry.parts}
@@ -154,7 +158,8 @@ def directions() -> dict[str, Better]:
 
 
 def better(name: str) -> Better:
-    """Direction in which a value improves; takes ``dice``, ``val_dice``, ``dice_2`` (of class 2) and ``dice_fov`` (of a frame).
+    """Direction in which a value improves; takes ``dice``, ``val_dice``, ``dice_2`` (of class 2)
+    and ``dice_fov`` (of a frame).
 
     Raises ConfigError for values that cannot be compared, such as counts, and for unknown ones.
     """
@@ -169,7 +174,10 @@ def better(name: str) -> Better:
 
 
 def bound(part: NamedOptions, where: str) -> Compute:
-    """A metric with its options bound. Raises ConfigError, which names ``where``, for an unknown metric or option."""
+    """A metric with its options bound.
+
+    Raises ConfigError, which names ``where``, for an unknown metric or option.
+    """
     return bind(
         METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ()
     )
@@ -186,10 +194,14 @@ def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
 
 
 def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
-    """Whether a metric among these measures in the world where the files say how: a distance, or with an option in millimetres."""
+    """Whether a metric among these measures in the world where the files say how: a distance, or
+    with an option in millimetres.
+    """
     return bool(millimetre_options(parts)) or any(METRICS[part.name].length for part in parts)
 
 
 def units(parts: Sequence[NamedOptions], spacing: bool) -> dict[str, str]:
-    """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart, else ``voxels``."""
+    """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart,
+    else ``voxels``.
+    """
     return {part.name: "mm" if spacing else "voxels" for part in parts if METRICS[part.name].length}

@@ -1,8 +1,10 @@
-"""How well two label maps agree in what is connected to what: skeletons, components as segments, and matched features.
+"""How well two label maps agree in what is connected to what: skeletons, components as segments,
+and matched features.
 
-Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become background in both maps first.
-With one foreground class the parts of a score are further keys; with several, one key for each class. ``voi`` and ``adapted_rand``
-compare whole labelings instead, in which equal numbers mean nothing and every number is a segment.
+Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become
+background in both maps first. With one foreground class the parts of a score are further keys; with
+several, one key for each class. ``voi`` and ``adapted_rand`` compare whole labelings instead, in
+which equal numbers mean nothing and every number is a segment.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _AT_ONCE = 1 << 22  # voxels whose segments are compared at a time, to bound the
 def _in_parts(
     name: str, maps: tuple[np.ndarray, np.ndarray], measure: Measure, classes: Classes = None
 ) -> dict[str, float]:
-    """:func:`over_classes` for a measure of several numbers, which are shown for a single foreground class only."""
+    """:func:`over_classes` for a measure of several numbers, which are shown for a single
+    foreground class only.
+    """
     parts: dict[str, float] = {}
 
     def first(p: np.ndarray, t: np.ndarray) -> float:
@@ -46,11 +50,13 @@ def cldice(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Centreline Dice (Shit et al., CVPR 2021): harmonic mean of topology precision and sensitivity, which are further keys.
+    """Centreline Dice (Shit et al., CVPR 2021): harmonic mean of topology precision and
+    sensitivity, which are further keys.
 
-    ``cldice_precision`` is the share of the prediction's skeleton that lies in the target, ``cldice_sensitivity`` the share of
-    the target's skeleton that lies in the prediction. Skeletons are curves (Zhang & Suen 1984 in 2D, Lee et al. 1994 in 3D):
-    that of a sheet is a few lines in it. Both empty: 1, one empty: 0.
+    ``cldice_precision`` is the share of the prediction's skeleton that lies in the target,
+    ``cldice_sensitivity`` the share of the target's skeleton that lies in the prediction. Skeletons
+    are curves (Zhang & Suen 1984 in 2D, Lee et al. 1994 in 3D): that of a sheet is a few lines in
+    it. Both empty: 1, one empty: 0.
     """
     return _in_parts("cldice", confined(prediction, target, valid), _cldice, classes)
 
@@ -86,11 +92,13 @@ def voi(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Variation of information (Meila 2007) of two labelings, in bits: ``voi = voi_split + voi_merge``.
+    """Variation of information (Meila 2007) of two labelings, in bits: ``voi = voi_split +
+    voi_merge``.
 
-    Where a label above 1 occurs (or ``classes`` holds one), every number of a map is a segment, 0 the background; of two masks the
-    segments are their connected components, see :func:`voi_of`. Voxels that are background in both do not count. Both empty: 0.
-    One empty: the entropy of the sizes of the other's segments, all of it in one part, which is 0 for a single segment.
+    Where a label above 1 occurs (or ``classes`` holds one), every number of a map is a segment, 0
+    the background; of two masks the segments are their connected components, see :func:`voi_of`.
+    Voxels that are background in both do not count. Both empty: 0. One empty: the entropy of the
+    sizes of the other's segments, all of it in one part, which is 0 for a single segment.
     """
     maps = _labelings(confined(prediction, target, valid), classes)
     return _voi(maps, (maps[0] != 0) | (maps[1] != 0))
@@ -105,7 +113,9 @@ def _voi(maps: tuple[np.ndarray, np.ndarray], where: np.ndarray) -> dict[str, fl
 def _labelings(
     maps: tuple[np.ndarray, np.ndarray], classes: Classes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment numbers ``(*S)``, 0 the background: the numbers of two label maps, or the components of two masks."""
+    """Segment numbers ``(*S)``, 0 the background: the numbers of two label maps, or the components
+    of two masks.
+    """
     first, second = maps
     if several(classes) or max(first.max(initial=0), second.max(initial=0)) > 1:
         return _numbered(first), _numbered(second)
@@ -123,7 +133,9 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
 def voi_by_class(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """``voi`` of metrics version 1: of several classes the mean over them, each with its components as segments."""
+    """``voi`` of metrics version 1: of several classes the mean over them, each with its components
+    as segments.
+    """
     return _in_parts(
         "voi", confined(prediction, target, valid), lambda p, t: _voi(_components(p, t), p | t)
     )
@@ -145,11 +157,13 @@ def _components(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 
 
 def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float, float]:
-    """``(split, merge)`` in bits: the conditional entropies H(prediction | target) and H(target | prediction).
+    """``(split, merge)`` in bits: the conditional entropies H(prediction | target) and H(target |
+    prediction).
 
-    Segments are the 26-connected (2D: 8-connected) components of the two masks bool ``(*S)``, and of each its background; they
-    are compared over the union of the masks. Split grows where the prediction cuts or misses true components, merge where it
-    joins or invents them. Both are 0 for two empty masks.
+    Segments are the 26-connected (2D: 8-connected) components of the two masks bool ``(*S)``, and
+    of each its background; they are compared over the union of the masks. Split grows where the
+    prediction cuts or misses true components, merge where it joins or invents them. Both are 0 for
+    two empty masks.
     """
     found = _voi(_components(prediction_mask, target_mask), prediction_mask | target_mask)
     return found["voi_split"], found["voi_merge"]
@@ -157,14 +171,18 @@ def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float,
 
 @dataclass(frozen=True, slots=True)
 class _Overlaps:
-    """Pairs of segments ``(2, N)``, predicted and true, 0 the background, and how many voxels ``(N,)`` each pair shares."""
+    """Pairs of segments ``(2, N)``, predicted and true, 0 the background, and how many voxels
+    ``(N,)`` each pair shares.
+    """
 
     pairs: np.ndarray
     voxels: np.ndarray
 
 
 def _conditional_entropy(overlaps: _Overlaps, given: int) -> float:
-    """Bits that the other segmentation's segment still holds where that of side ``given`` is known; 0 without voxels."""
+    """Bits that the other segmentation's segment still holds where that of side ``given`` is known;
+    0 without voxels.
+    """
     segment, voxels = overlaps.pairs[given], overlaps.voxels
     if not voxels.size:
         return 0.0
@@ -191,7 +209,10 @@ def _overlaps(prediction: np.ndarray, target: np.ndarray, where: np.ndarray) -> 
 
 
 def _tally(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values ``(N,)``, none negative, and how often each occurs. Neighbours are mostly equal: runs are found before sorting."""
+    """Distinct values ``(N,)``, none negative, and how often each occurs.
+
+    Neighbours are mostly equal: runs are found before sorting.
+    """
     starts = np.flatnonzero(np.diff(values, prepend=-1))
     lengths = np.diff(starts, append=values.size)
     key, number = np.unique(values[starts], return_inverse=True)
@@ -204,12 +225,16 @@ def adapted_rand(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Adapted Rand error (Arganda-Carreras et al. 2015) of two labelings, as SNEMI3D counts it. Segments as in :func:`voi`.
+    """Adapted Rand error (Arganda-Carreras et al. 2015) of two labelings, as SNEMI3D counts it.
 
-    Over pairs of voxels of the target: ``adapted_rand_precision`` is the share of the pairs in one predicted segment that are
-    also in one true component, ``adapted_rand_recall`` the share of the pairs in one true component that are also in one
-    predicted segment (1 where there is no such pair), and the error is 1 minus their harmonic mean. Voxels outside the target
-    do not count, and those of it that the prediction misses are one segment together: see ``dice`` for how much is missed.
+    Segments as in :func:`voi`.
+
+    Over pairs of voxels of the target: ``adapted_rand_precision`` is the share of the pairs in one
+    predicted segment that are also in one true component, ``adapted_rand_recall`` the share of the
+    pairs in one true component that are also in one predicted segment (1 where there is no such
+    pair), and the error is 1 minus their harmonic mean. Voxels outside the target
+    do not count, and those of it that the prediction misses are one segment together: see ``dice``
+    for how much is missed.
     Both empty: error 0, one empty: error 1, precision and recall 0.
     """
     return _adapted_rand(_labelings(confined(prediction, target, valid), classes))
@@ -251,12 +276,14 @@ def betti_matching_error(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Features of both masks without a partner in the other, by Betti matching (Stucki et al., ICML 2023).
+    """Features of both masks without a partner in the other, by Betti matching (Stucki et al., ICML
+    2023).
 
-    A component, tunnel or cavity (2D: component, hole) has a partner if both are one feature of the union of the masks, so
-    that equal Betti numbers in different places are errors here. Foreground is 6-connected, background 26-connected. Further
-    keys: ``betti_matching_error_b0`` and so on for each dimension. The first components of both masks are partners. Both
-    empty: 0. One empty: the sum of the other's Betti numbers.
+    A component, tunnel or cavity (2D: component, hole) has a partner if both are one feature of the
+    union of the masks, so that equal Betti numbers in different places are errors here. Foreground
+    is 6-connected, background 26-connected. Further keys: ``betti_matching_error_b0`` and so on for
+    each dimension. The first components of both masks are partners. Both empty: 0. One empty: the
+    sum of the other's Betti numbers.
     """
     return _in_parts(
         "betti_matching_error", confined(prediction, target, valid), _betti_matching_error, classes

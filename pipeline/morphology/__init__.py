@@ -1,7 +1,8 @@
 """Operations on binary masks of two and three axes.
 
-A function takes a mask ``(*S)`` of any number type (non-zero is foreground), returns a new array and
-leaves its argument alone. Connectivity is named as in 3D: 6 (faces), 18 (and edges), 26 (and corners).
+A function takes a mask ``(*S)`` of any number type (non-zero is foreground), returns a new array
+and leaves its argument alone. Connectivity is named as in 3D: 6 (faces), 18 (and edges), 26 (and
+corners).
 """
 
 from pipeline.morphology.betti import betti_numbers, euler_number

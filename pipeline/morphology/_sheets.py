@@ -1,7 +1,9 @@
-"""Voxel by voxel repairs that look at one small neighbourhood at a time: the compiled part of :mod:`pipeline.morphology.sheets`.
+"""Voxel by voxel repairs that look at one small neighbourhood at a time: the compiled part of
+:mod:`pipeline.morphology.sheets`.
 
-Arrays are flat: volumes of int32 component numbers in C order, with a margin of one voxel all around. 0 is background that may be
-filled; -1, which the margin holds throughout, is background that stays. ``steps`` are the strides of the three axes.
+Arrays are flat: volumes of int32 component numbers in C order, with a margin of one voxel all
+around. 0 is background that may be filled; -1, which the margin holds throughout, is background
+that stays. ``steps`` are the strides of the three axes.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# A cube of 3 x 3 x 3 voxels is 27 bits, of which bit 9 (z + 1) + 3 (y + 1) + (x + 1) stands for the offset (z, y, x).
+# A cube of 3 x 3 x 3 voxels is 27 bits, of which bit 9 (z + 1) + 3 (y + 1) + (x + 1) stands for the
+# offset (z, y, x).
 _SPACE = (1 << 27) - 1
 _CENTRE = 1 << 13
 
@@ -26,10 +29,12 @@ _NOT_UPPER, _NOT_LOWER = _bits(lambda z, y, x: y > -1), _bits(lambda z, y, x: y 
 
 @njit(cache=True, nogil=True)
 def fill_contacts(labels, steps, table):
-    """Fill background voxels, one at a time, until no 2 x 2 x 2 block holds a contact by an edge or a corner only.
+    """Fill background voxels, one at a time, until no 2 x 2 x 2 block holds a contact by an edge or
+    a corner only.
 
-    ``table`` ``(256,)`` gives for the code of a block (bit 4 z + 2 y + x) the bits of the voxels that may be filled next. Of these the
-    one with the most foreground around it is taken, the first of equal ones, unless it would touch another component.
+    ``table`` ``(256,)`` gives for the code of a block (bit 4 z + 2 y + x) the bits of the voxels
+    that may be filled next. Of these the one with the most foreground around it is taken, the first
+    of equal ones, unless it would touch another component.
     """
     corners = np.empty(8, np.int64)
     for k in range(8):
@@ -65,7 +70,9 @@ def _next_to_fill(labels, block, corners, steps, table):
 
 @njit(cache=True, inline="always")
 def _around(labels, voxel, steps, own):
-    """Neighbours (26) of a voxel that belong to component ``own``; -1 if another component is among them."""
+    """Neighbours (26) of a voxel that belong to component ``own``; -1 if another component is among
+    them.
+    """
     count = 0
     for z in range(-1, 2):
         for y in range(-1, 2):
@@ -80,7 +87,8 @@ def _around(labels, voxel, steps, own):
 
 @njit(cache=True, nogil=True)
 def areas(labels, offsets, weights, count):
-    """Weighted number of pairs of a voxel and its neighbour at ``offsets`` ``(N, 3)`` of which one is background, for each component.
+    """Weighted number of pairs of a voxel and its neighbour at ``offsets`` ``(N, 3)`` of which one
+    is background, for each component.
 
     ``labels`` is not flat here and repeats the faces of the volume in its margin.
     """
@@ -98,7 +106,9 @@ def areas(labels, offsets, weights, count):
 
 @njit(cache=True, nogil=True)
 def shortest_axes(labels, steps, first):
-    """For every foreground voxel the axis, ``first`` or later, along which the run through it is shortest; the first of equal ones."""
+    """For every foreground voxel the axis, ``first`` or later, along which the run through it is
+    shortest; the first of equal ones.
+    """
     axes = np.zeros(labels.size, np.uint8)
     lengths = np.full(labels.size, labels.size, np.int32)
     for axis in range(first, 3):
@@ -117,10 +127,12 @@ def shortest_axes(labels, steps, first):
 
 @njit(cache=True, nogil=True)
 def resize(labels, axes, steps, missing, rounds):
-    """Add or remove layers one voxel thick along ``axes``, one side after the other, so that every component comes nearest to its volume.
+    """Add or remove layers one voxel thick along ``axes``, one side after the other, so that every
+    component comes nearest to its volume.
 
-    ``missing`` (number of components + 1) voxels are to be added, where negative removed, in at most so many ``rounds``. A voxel
-    changes only when it is simple and, growing, touches no other component.
+    ``missing`` (number of components + 1) voxels are to be added, where negative removed, in at
+    most so many ``rounds``. A voxel changes only when it is simple and, growing, touches no other
+    component.
     """
     for turn in range(rounds.max()):
         before = missing.copy()
@@ -166,7 +178,9 @@ def _layer(labels, axes, moves, missing, active):
 
 @njit(cache=True, inline="always")
 def _simple(labels, voxel, steps, own):
-    """Whether a change of this voxel keeps the topology, with 6-connected and with 26-connected foreground (Bertrand 1994)."""
+    """Whether a change of this voxel keeps the topology, with 6-connected and with 26-connected
+    foreground (Bertrand 1994).
+    """
     inside, k = 0, 0
     for z in range(-1, 2):
         for y in range(-1, 2):
@@ -181,7 +195,9 @@ def _simple(labels, voxel, steps, own):
 
 @njit(cache=True)
 def _each_one_piece(one, other):
-    """Whether the centre has one 6-connected neighbour in the set ``one`` and one 26-connected in ``other``."""
+    """Whether the centre has one 6-connected neighbour in the set ``one`` and one 26-connected in
+    ``other``.
+    """
     faces = one & _FACES
     if faces == 0 or other == 0:
         return False

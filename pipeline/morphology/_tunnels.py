@@ -1,9 +1,11 @@
-"""Which squares close a tunnel of one mask inside the union of two: the compiled part of :mod:`pipeline.morphology.counts`.
+"""Which squares close a tunnel of one mask inside the union of two: the compiled part of
+:mod:`pipeline.morphology.counts`.
 
-A volume is a cubical complex with voxels as vertices. It is given as codes ``(X + 2, Y + 2, Z + 2)`` with a margin of zeros: a voxel
-holds the bit OWN where it lies in the mask, UNION where it lies in either, and EXISTS everywhere. The code of an edge or square is the bitwise and
-of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its smallest corner
-at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at ``i``.
+A volume is a cubical complex with voxels as vertices. It is given as codes ``(X + 2, Y + 2, Z +
+2)`` with a margin of zeros: a voxel holds the bit OWN where it lies in the mask, UNION where it
+lies in either, and EXISTS everywhere. The code of an edge or square is the bitwise and of its
+vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its
+smallest corner at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at ``i``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ JOINED, APPARENT, OTHER = 1, 2, 3
 
 @njit(cache=True, inline="always")
 def _class(code):
-    """0: inside the mask; 1: elsewhere in the union; 2: outside. Cells are ordered by class, then position."""
+    """0: inside the mask; 1: elsewhere in the union; 2: outside.
+
+    Cells are ordered by class, then position.
+    """
     return 0 if code & OWN else (1 if code & UNION else 2)
 
 
@@ -52,7 +57,9 @@ def _faces(square, steps):
 
 @njit(cache=True)
 def _spanning_edges(codes, uniform, edges, steps):
-    """Edges that no cycle ends with: the first edge at each voxel, for it lies in the minimum spanning tree (cut property)."""
+    """Edges that no cycle ends with: the first edge at each voxel, for it lies in the minimum
+    spanning tree (cut property).
+    """
     tree = np.zeros(edges.size, np.bool_)
     for i in range(steps[0], codes.size - steps[0]):
         if uniform[i]:
@@ -99,7 +106,9 @@ def _join(parent, square, steps, exists):
 
 @njit(cache=True)
 def _last_faces(codes, uniform, squares, steps, state):
-    """Join every cube with its neighbour across its last face (which is in the maximum spanning tree) and mark the face."""
+    """Join every cube with its neighbour across its last face (which is in the maximum spanning
+    tree) and mark the face.
+    """
     exists = np.zeros(codes.size, np.bool_)
     parent = np.arange(codes.size).astype(np.int32)
     diagonal = steps[0] + steps[1] + steps[2]
@@ -149,7 +158,9 @@ def _is_first_square(squares, square, edge, steps):
 
 @njit(cache=True)
 def _sort_out(codes, uniform, edges, squares, steps, state, owner):
-    """Mark apparent pairs (an edge that is the last of a square which is the edge's first); returns the other squares in order."""
+    """Mark apparent pairs (an edge that is the last of a square which is the edge's first); returns
+    the other squares in order.
+    """
     for i in range(steps[0], codes.size - steps[0] - steps[1]):
         if uniform[i]:
             for t in (1, 2):
@@ -203,7 +214,9 @@ def _flip(key, column):
 
 @njit(cache=True, inline="always")
 def _top(column, start):
-    """Largest row of the column, -1 if it is empty; ``start`` is an index of its blocks above which nothing is set."""
+    """Largest row of the column, -1 if it is empty; ``start`` is an index of its blocks above which
+    nothing is set.
+    """
     bits, words, blocks = column
     for k in range(start, -1, -1):
         if blocks[k]:
@@ -223,7 +236,9 @@ def _add_boundary(square, edges, steps, tree, column):
 
 @njit(cache=True)
 def _reduce(edges, steps, tree, owner, columns, column):
-    """Add earlier columns to the column until its last row is nobody's; returns that row, or -1 where nothing is left."""
+    """Add earlier columns to the column until its last row is nobody's; returns that row, or -1
+    where nothing is left.
+    """
     starts, stored = columns
     top = _top(column, len(column[2]) - 1)
     while top >= 0:
@@ -241,7 +256,9 @@ def _reduce(edges, steps, tree, owner, columns, column):
 
 @njit(cache=True)
 def _drain(top, stored, used, column):
-    """Move the rows of the column to the end of ``stored``, which may have to grow; returns it and what of it is used."""
+    """Move the rows of the column to the end of ``stored``, which may have to grow; returns it and
+    what of it is used.
+    """
     while top >= 0:
         if used == len(stored):
             stored = np.concatenate((stored, np.empty(used, np.int32)))
@@ -254,12 +271,14 @@ def _drain(top, stored, used, column):
 
 @njit(cache=True, nogil=True)
 def closing_squares(codes, uniform, steps):
-    """Squares outside the union, in their order, that close a class of cycles of the mask within the growing union.
+    """Squares outside the union, in their order, that close a class of cycles of the mask within
+    the growing union.
 
-    Reduces the boundary matrix with the squares of mask, union and outside in this order as columns, and the edges ordered in the same
-    way as rows: a square of the outside whose reduced column lies in the mask is one of those sought. ``codes`` is flat, ``steps``
-    are the distances in it from a voxel to its three next ones, ``uniform`` marks voxels whose surroundings all have their code:
-    there every cell is paired with its neighbour along the first axis, without looking.
+    Reduces the boundary matrix with the squares of mask, union and outside in this order as
+    columns, and the edges ordered in the same way as rows: a square of the outside whose reduced
+    column lies in the mask is one of those sought. ``codes`` is flat, ``steps`` are the distances
+    in it from a voxel to its three next ones, ``uniform`` marks voxels whose surroundings all have
+    their code: there every cell is paired with its neighbour along the first axis, without looking.
     """
     state = np.zeros(3 * codes.size, np.uint8)
     owner = np.full(

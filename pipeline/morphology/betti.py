@@ -13,10 +13,12 @@ _DUAL = {6: 26, 26: 6}
 
 
 def euler_number(mask: np.ndarray, connectivity: int = 6) -> int:
-    """Euler characteristic of the foreground: components - tunnels + cavities (2D: components - holes).
+    """Euler characteristic of the foreground: components - tunnels + cavities (2D: components -
+    holes).
 
-    ``connectivity`` 6: voxels are the vertices of a cubical complex, whose edges, squares and cubes are there when all their
-    vertices are. 26: voxels are closed cubes, whose faces, edges and corners are there when any cube at them is.
+    ``connectivity`` 6: voxels are the vertices of a cubical complex, whose edges, squares and cubes
+    are there when all their vertices are. 26: voxels are closed cubes, whose faces, edges and
+    corners are there when any cube at them is.
     """
     mask = as_mask(mask)
     _require_dual(connectivity)
@@ -26,7 +28,9 @@ def euler_number(mask: np.ndarray, connectivity: int = 6) -> int:
 
 
 def _alternating_count(mask: np.ndarray, join: Callable[..., np.ndarray], axis: int = 0) -> int:
-    """Sum over all sets of axes from ``axis`` on of (-1)^size times the cells made by joining neighbours along the set's axes."""
+    """Sum over all sets of axes from ``axis`` on of (-1)^size times the cells made by joining
+    neighbours along the set's axes.
+    """
     if axis == mask.ndim:
         return int(np.count_nonzero(mask))
     first = mask[(slice(None),) * axis + (slice(None, -1),)]
@@ -37,10 +41,12 @@ def _alternating_count(mask: np.ndarray, join: Callable[..., np.ndarray], axis: 
 
 
 def betti_numbers(mask: np.ndarray, connectivity: int = 6) -> tuple[int, ...]:
-    """``(components, tunnels, cavities)`` of a volume, ``(components, holes)`` of an image; an empty mask has zeros.
+    """``(components, tunnels, cavities)`` of a volume, ``(components, holes)`` of an image; an
+    empty mask has zeros.
 
-    The background has the dual connectivity (26 for a foreground of 6, 6 for one of 26) and continues beyond the array: a
-    tunnel may run from face to face, a dent in a face is no cavity. Tunnels follow from ``b0 - b1 + b2 = Euler number``.
+    The background has the dual connectivity (26 for a foreground of 6, 6 for one of 26) and
+    continues beyond the array: a tunnel may run from face to face, a dent in a face is no cavity.
+    Tunnels follow from ``b0 - b1 + b2 = Euler number``.
     """
     mask = as_mask(mask)
     _require_dual(connectivity)

@@ -12,14 +12,17 @@ from pipeline.morphology.labelling import components, remove_small_components
 def watershed_boundaries(
     soft: np.ndarray, low: float, depth: float, least: int = 30, merge: float = 0.0
 ) -> np.ndarray:
-    """The surfaces between bodies: voxels with a 6-neighbour (2D: 4-) in another body. bool ``(*S)``, two voxels thick.
+    """The surfaces between bodies: voxels with a 6-neighbour (2D: 4-) in another body. bool
+    ``(*S)``, two voxels thick.
 
-    Bodies grow by a watershed over ``soft`` ``(*S)``, the probability of a surface, from seeds: the 6-connected parts of at least
-    ``least`` voxels that lie more than ``depth`` voxels away from every voxel of ``soft >= low``. Then the weakest boundaries are
-    dissolved until the mean probability of each is at least ``merge`` (average linkage, as in the agglomeration of Funke et al.,
-    TPAMI 41, 2019): small seeds find every body, merging mends what they split. A wall between two bodies has no hole, whatever
-    the probability does inside it; a sheet that ends freely inside a body is lost. This is how labels are made from a
-    segmentation into bodies (cells, neurites), backwards. Without two seeds there is no wall.
+    Bodies grow by a watershed over ``soft`` ``(*S)``, the probability of a surface, from seeds: the
+    6-connected parts of at least ``least`` voxels that lie more than ``depth`` voxels away from
+    every voxel of ``soft >= low``. Then the weakest boundaries are dissolved until the mean
+    probability of each is at least ``merge`` (average linkage, as in the agglomeration of Funke et
+    al., TPAMI 41, 2019): small seeds find every body, merging mends what they split. A wall between
+    two bodies has no hole, whatever the probability does inside it; a sheet that ends freely inside
+    a body is lost. This is how labels are made from a segmentation into bodies (cells, neurites),
+    backwards. Without two seeds there is no wall.
     """
     distance = edt.edt(np.ascontiguousarray(soft < low), black_border=False)
     seeds, _ = components(remove_small_components(distance > depth, least, 6), 6)
@@ -37,7 +40,8 @@ def _merged(bodies: np.ndarray, soft: np.ndarray, merge: float) -> np.ndarray:
         weakest = np.full(int(bodies.max()) + 1, np.inf)
         for side in pairs:
             np.minimum.at(weakest, side, means)
-        # Pairs that are each other's weakest may join at once: no join of others could come before theirs.
+        # Pairs that are each other's weakest may join at once: no join of others could come before
+        # theirs.
         mutual = weak & (means <= weakest[pairs[0]]) & (means <= weakest[pairs[1]])
         target = np.arange(len(weakest))
         target[pairs[1][mutual]] = pairs[0][mutual]
@@ -47,7 +51,9 @@ def _merged(bodies: np.ndarray, soft: np.ndarray, merge: float) -> np.ndarray:
 
 
 def _boundaries(bodies: np.ndarray, soft: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Touching pairs ``(2, N)``, smaller number first, and the mean over their common faces of the larger probability of the two voxels."""
+    """Touching pairs ``(2, N)``, smaller number first, and the mean over their common faces of the
+    larger probability of the two voxels.
+    """
     keys, values = [], []
     count = int(bodies.max()) + 1
     for axis in range(bodies.ndim):

@@ -1,8 +1,10 @@
-"""Betti matching of two binary masks: how many components, tunnels and cavities they have, and how many they share.
+"""Betti matching of two binary masks: how many components, tunnels and cavities they have, and how
+many they share.
 
-Stucki et al., ICML 2023 (arXiv:2211.15272) and arXiv:2407.04683: both masks are filtered together with their union, and features
-are matched when the same cell ends them in the union. For masks all features appear and end together, which leaves little to compute:
-components and cavities follow from labelled arrays, and only tunnels that both masks have ask for a matrix reduction.
+Stucki et al., ICML 2023 (arXiv:2211.15272) and arXiv:2407.04683: both masks are filtered together
+with their union, and features are matched when the same cell ends them in the union. For masks all
+features appear and end together, which leaves little to compute: components and cavities follow
+from labelled arrays, and only tunnels that both masks have ask for a matrix reduction.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ MOST_VOXELS = (2**31 - 1) // 9
 
 
 def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
-    """Matched, predicted and true features: components, tunnels, cavities of ``(Z, Y, X)``; components, holes of ``(Y, X)``.
+    """Matched, predicted and true features: components, tunnels, cavities of ``(Z, Y, X)``;
+    components, holes of ``(Y, X)``.
 
-    Masks are bool or non-zero where foreground, which is 6-connected (2D: 4) before a 26-connected (8) background that goes on
-    beyond the array. The first component of a mask never counts: an empty mask and a single component have 0. The counts are
-    those of the published matcher, ties and order of axes included. A volume may have axes of length 1.
+    Masks are bool or non-zero where foreground, which is 6-connected (2D: 4) before a 26-connected
+    (8) background that goes on beyond the array. The first component of a mask never counts: an
+    empty mask and a single component have 0. The counts are those of the published matcher, ties
+    and order of axes included. A volume may have axes of length 1.
 
     Raises UserError for masks of different shape and for more than 238 million voxels.
     """
@@ -50,10 +54,11 @@ def _features(mask: np.ndarray) -> tuple[int, int, int]:
 
 
 def _components(p: np.ndarray, g: np.ndarray) -> int:
-    """Components of the union join, one after the other, the part that has been swept, in the order in which an edge reaches them.
+    """Components of the union join, one after the other, the part that has been swept, in the order
+    in which an edge reaches them.
 
-    The edges outside the union come in the order of their lower ends, and behind that sweep all is joined. A joining is a match
-    when both sides hold voxels of both masks.
+    The edges outside the union come in the order of their lower ends, and behind that sweep all is
+    joined. A joining is a match when both sides hold voxels of both masks.
     """
     labels, count = morphology.components(p | g, connectivity=6)
     in_p, in_g = _present(labels, p, count), _present(labels, g, count)
@@ -70,7 +75,9 @@ def _present(labels: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _arrivals(labels: np.ndarray, count: int) -> np.ndarray:
-    """For each component when the first edge from a smaller voxel ends in it: three times that voxel's index plus the axis."""
+    """For each component when the first edge from a smaller voxel ends in it: three times that
+    voxel's index plus the axis.
+    """
     shape = labels.shape
     plane, row = shape[1] * shape[2], shape[2]
     first = np.full(count + 1, np.iinfo(np.int64).max)
@@ -88,7 +95,9 @@ def _arrivals(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _cavities(p: np.ndarray, g: np.ndarray) -> int:
-    """A cavity of a mask picks the cavity of the union inside it that has the last voxel; a match is picked from both sides."""
+    """A cavity of a mask picks the cavity of the union inside it that has the last voxel; a match
+    is picked from both sides.
+    """
     labels, count = _outside_and_cavities(p | g)
     where = np.flatnonzero(labels > 1)
     last = np.zeros(count + 1, np.int64)
@@ -115,8 +124,9 @@ def _outside_and_cavities(mask: np.ndarray) -> tuple[np.ndarray, int]:
 def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
     """Squares that end a tunnel of both masks inside the union.
 
-    A tunnel of a mask lives on in the union that grows over the outside, square by square; the square that ends it there is its image
-    pair. In the two-valued filtration every such pair is a feature of all three, so that counting common squares is all.
+    A tunnel of a mask lives on in the union that grows over the outside, square by square; the
+    square that ends it there is its image pair. In the two-valued filtration every such pair is a
+    feature of all three, so that counting common squares is all.
     """
     from pipeline.morphology._tunnels import (
         EXISTS,
@@ -139,7 +149,9 @@ def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
 
 
 def _uniform(codes: np.ndarray) -> np.ndarray:
-    """Voxels whose neighbours, one step around and two ahead along the first axis, all have their code; the array's margin is none."""
+    """Voxels whose neighbours, one step around and two ahead along the first axis, all have their
+    code; the array's margin is none.
+    """
     same = codes != 0
     for axis, ahead in ((2, 1), (1, 1), (0, 2)):
         before, after = (

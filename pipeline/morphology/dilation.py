@@ -16,10 +16,12 @@ _SMALL = 10  # up to this radius rows beat the distance transform
 
 
 def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Voxels within ``radius`` (Euclidean, between voxel centres) of the mask; beyond the array lies background.
+    """Voxels within ``radius`` (Euclidean, between voxel centres) of the mask; beyond the array
+    lies background.
 
-    Exact for any radius. Small balls are put together from shifted rows, which is up to ten times faster than the distance
-    transform that makes the cost of large ones independent of their radius.
+    Exact for any radius. Small balls are put together from shifted rows, which is up to ten times
+    faster than the distance transform that makes the cost of large ones independent of their
+    radius.
     """
     _require_distance(radius)
     mask = as_mask(mask)
@@ -28,7 +30,9 @@ def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _dilate_by_rows(mask: np.ndarray, square: float) -> np.ndarray:
-    """Dilation by the ball ``d^2 <= square``, seen as rows along the last axis, one for each offset along the others."""
+    """Dilation by the ball ``d^2 <= square``, seen as rows along the last axis, one for each offset
+    along the others.
+    """
     reach = math.isqrt(int(square))
     out = np.zeros_like(mask)
     rows = mask.copy()  # the mask dilated along the last axis by `half`, which grows
@@ -46,13 +50,16 @@ def _dilate_by_rows(mask: np.ndarray, square: float) -> np.ndarray:
 
 
 def _shifted(shape: tuple[int, ...], offset: Sequence[int]) -> tuple[slice, ...]:
-    """The part of an array that receives voxels when its content moves by ``offset``; by ``-offset``: the part that gives them."""
+    """The part of an array that receives voxels when its content moves by ``offset``; by
+    ``-offset``: the part that gives them.
+    """
     moves = zip(shape, offset, strict=False)
     return tuple(slice(max(d, 0), max(d, 0) + max(n - abs(d), 0)) for n, d in moves)
 
 
 def erode(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Voxels that no background voxel of the array comes within ``radius`` of; beyond the array lies nothing that erodes.
+    """Voxels that no background voxel of the array comes within ``radius`` of; beyond the array
+    lies nothing that erodes.
 
     The exact dual of :func:`dilate`: a sheet that meets a face of the volume keeps its end there.
     """
@@ -60,19 +67,25 @@ def erode(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def opening(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Erosion, then dilation: removes what no ball of this radius fits into. Adds nothing; twice is the same as once.
+    """Erosion, then dilation: removes what no ball of this radius fits into.
 
-    The balls are centred inside the array and only their part inside it counts, so a thick sheet keeps its ends at the faces.
+    Adds nothing; twice is the same as once.
+
+    The balls are centred inside the array and only their part inside it counts, so a thick sheet
+    keeps its ends at the faces.
     """
     return dilate(erode(mask, radius), radius)
 
 
 def closing(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Dilation, then erosion: fills what no ball of this radius can reach from outside. Removes nothing; twice is the same as once.
+    """Dilation, then erosion: fills what no ball of this radius can reach from outside.
 
-    The mask grows beyond the array before it shrinks again. So a sheet that meets a face is neither eaten there (as by
-    ``scipy.ndimage.binary_closing``) nor glued to a face that it only comes near to. Prefer radii of k + 1/2: a ball of radius k
-    has poles one voxel wide, which reach into every pinhole of a flat sheet and keep it open.
+    Removes nothing; twice is the same as once.
+
+    The mask grows beyond the array before it shrinks again. So a sheet that meets a face is neither
+    eaten there (as by ``scipy.ndimage.binary_closing``) nor glued to a face that it only comes near
+    to. Prefer radii of k + 1/2: a ball of radius k has poles one voxel wide, which reach into every
+    pinhole of a flat sheet and keep it open.
     """
     _require_distance(radius)
     margin = math.ceil(radius) + 1

@@ -28,8 +28,9 @@ Mask = TypeVar("Mask", np.ndarray, SlabArray)
 """A mask ``(Z, Y, X)`` or ``(Y, X)``, in memory or slab by slab."""
 
 Measure = Callable[[np.ndarray, int, int], np.ndarray]
-"""``(labels, count, number of the slab)`` -> a number for each label, ``(count + 1,)``, which adds up
-over the parts of a component; entry 0, the background, has no meaning."""
+"""``(labels, count, number of the slab)`` -> a number for each label, ``(count + 1,)``, which adds
+up over the parts of a component; entry 0, the background, has no meaning.
+"""
 
 
 def as_mask(mask: np.ndarray) -> np.ndarray:
@@ -54,7 +55,8 @@ def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, in
         raise UserError(
             f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in 2D 6 means 4, 26 means 8)."
         )
-    # As integers: for bool arrays cc3d 4.1.1 reserves too few labels and fails on, or mislabels, some images and thin volumes.
+    # As integers: for bool arrays cc3d 4.1.1 reserves too few labels and fails on, or mislabels,
+    # some images and thin volumes.
     labels, count = cc3d.connected_components(
         mask.view(np.uint8), connectivity=known[connectivity], return_N=True
     )
@@ -105,7 +107,8 @@ def fill_holes(mask: Mask, max_size: int | None = None, per_slice: int | None = 
         mask = as_mask(mask)
         if per_slice is not None:
             return _fill_slices(mask, max_size, per_slice)
-    # Not by fill_voids: version 2.1.2 fills another set in 2 of 100 small random volumes, and this is as fast.
+    # Not by fill_voids: version 2.1.2 fills another set in 2 of 100 small random volumes, and this
+    # is as fast.
     numbers = list(mask.ranges) if isinstance(mask, SlabArray) else [0]
 
     def sizes(labels: np.ndarray, count: int, number: int) -> np.ndarray:
@@ -180,7 +183,7 @@ def _picked(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return wanted[labels]
 
 
-# --- over several slabs ------------------------------------------------------------------------------------------------
+# --- over several slabs ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +252,8 @@ def _contacts(before: np.ndarray, after: np.ndarray, connectivity: int) -> np.nd
             )
         ]
         touching = (one > 0) & (two > 0)
-        # As one number each, which sorts many times faster than rows do; SciPy's graphs end at 2^31 nodes anyway.
+        # As one number each, which sorts many times faster than rows do; SciPy's graphs end at 2^31
+        # nodes anyway.
         found.append(np.unique(one[touching] << 32 | two[touching]))
     pairs = np.unique(np.concatenate(found))
     return np.stack([pairs >> 32, pairs & 0xFFFFFFFF], 1)

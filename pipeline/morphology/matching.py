@@ -1,13 +1,16 @@
-"""Betti matching: which components, tunnels and cavities of two grey-valued arrays are the same features of their union.
+"""Betti matching: which components, tunnels and cavities of two grey-valued arrays are the same
+features of their union.
 
-Stucki, Paetzold, Shit, Menze, Bauer, "Topologically faithful image segmentation via induced matching of persistence barcodes"
-(ICML 2023, arXiv 2211.15272) and, for volumes, "Efficient Betti matching" (arXiv 2407.04683). Both arrays are filtered by
-sublevels on the vertex construction: voxels are vertices, face neighbours are joined by edges, four edges bound a square, six
-squares a cube, and a cell appears with the last of its vertices. The voxelwise minimum of both arrays, their union, contains
-either; a feature of one array matches a feature of the other if both are mapped to the same feature of the union.
+Stucki, Paetzold, Shit, Menze, Bauer, "Topologically faithful image segmentation via induced
+matching of persistence barcodes" (ICML 2023, arXiv 2211.15272) and, for volumes, "Efficient Betti
+matching" (arXiv 2407.04683). Both arrays are filtered by sublevels on the vertex construction:
+voxels are vertices, face neighbours are joined by edges, four edges bound a square, six squares a
+cube, and a cell appears with the last of its vertices. The voxelwise minimum of both arrays, their
+union, contains either; a feature of one array matches a feature of the other if both are mapped to
+the same feature of the union.
 
-Cells of one kind are counted by their smallest corner in C order, then by type: the direction of an edge, the normal of a
-square. They appear by value, and among equal values in that order.
+Cells of one kind are counted by their smallest corner in C order, then by type: the direction of an
+edge, the normal of a square. They appear by value, and among equal values in that order.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ _LOW = (1 << _BITS) - 1
 class Pairs:
     """The features of one dimension, as flat voxel indices (C order, int64).
 
-    A feature is born with one cell and dies with another; each is named by the voxel that completes it: of the cell's vertices
-    the one of largest value, among equals the last in C order. Features that die at the value of their birth are left out.
+    A feature is born with one cell and dies with another; each is named by the voxel that completes
+    it: of the cell's vertices the one of largest value, among equals the last in C order. Features
+    that die at the value of their birth are left out.
     """
 
     matched: np.ndarray
@@ -40,21 +44,26 @@ class Pairs:
     second: np.ndarray
     """``(K, 2)``: birth and death of the unmatched features of the second array."""
     essential: np.ndarray
-    """``(1, 2)`` in dimension 0, else ``(0, 2)``: births, one in each array, of the component that never dies; in no other field."""
+    """``(1, 2)`` in dimension 0, else ``(0, 2)``: births, one in each array, of the component that
+    never dies; in no other field.
+    """
 
 
 def match(first: np.ndarray, second: np.ndarray) -> tuple[Pairs, ...]:
-    """Match the features of two arrays ``(Y, X)`` or ``(Z, Y, X)`` of one shape: one :class:`Pairs` for each dimension.
+    """Match the features of two arrays ``(Y, X)`` or ``(Z, Y, X)`` of one shape: one :class:`Pairs`
+    for each dimension.
 
-    Dimension 0 holds components, 1 tunnels (holes of an image), 2 cavities of a volume. Binary masks are compared by
-    ``match(~prediction, ~label)``: then foreground is 6-connected, and the features of a mask are its Betti numbers less the one
-    essential component. Only the order of the values counts; a NaN is larger than any number. Raises UserError for other shapes.
+    Dimension 0 holds components, 1 tunnels (holes of an image), 2 cavities of a volume. Binary
+    masks are compared by ``match(~prediction, ~label)``: then foreground is 6-connected, and the
+    features of a mask are its Betti numbers less the one essential component. Only the order of the
+    values counts; a NaN is larger than any number. Raises UserError for other shapes.
     """
     if first.shape != second.shape or first.ndim not in (2, 3) or not first.size:
         raise UserError(
             f"Betti matching got arrays of the shapes {first.shape} and {second.shape}. Give two of one shape, (Y, X) or (Z, Y, X), not empty."
         )
-    # An axis of length 1 holds no cells: without it the order of the cells is the same, and a flat volume is an image.
+    # An axis of length 1 holds no cells: without it the order of the cells is the same, and a flat
+    # volume is an image.
     grid = _grid([n for n in first.shape if n > 1])
     ranks = np.unique(np.concatenate([first.ravel(), second.ravel()]), return_inverse=True)[
         1
@@ -75,7 +84,9 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[Pairs, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cells:
-    """Cells of one kind in their order: smallest corner ``(n,)``, type ``(n,)``, vertices in C order ``(n, 2, 4 or 8)``."""
+    """Cells of one kind in their order: smallest corner ``(n,)``, type ``(n,)``, vertices in C
+    order ``(n, 2, 4 or 8)``.
+    """
 
     corner: np.ndarray
     type: np.ndarray
@@ -84,14 +95,19 @@ class _Cells:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Grid:
-    """The cells that a shape has. Rooms are its largest cells (cubes; squares in 2D), walls part them (squares; edges in 2D)."""
+    """The cells that a shape has.
+
+    Rooms are its largest cells (cubes; squares in 2D), walls part them (squares; edges in 2D).
+    """
 
     depth: int
     edges: _Cells
     walls: _Cells
     rooms: _Cells
     beside: np.ndarray
-    """``(walls, 2)``: the rooms on either side of a wall; the number of rooms stands for the outside."""
+    """``(walls, 2)``: the rooms on either side of a wall; the number of rooms stands for the
+    outside.
+    """
     sides: np.ndarray
     """``(walls, 4)``: the edges of a wall; empty in 2D."""
 
@@ -106,7 +122,8 @@ def _grid(lengths: Sequence[int]) -> _Grid:
     normal = np.array([0, 1, 2] if depth == 3 else [0, 2, 1])
     room = np.full(np.prod(shape), len(rooms.corner))
     room[rooms.corner] = np.arange(len(rooms.corner))
-    # A step back from the first layer lands in the last one, where no room begins: that is the outside, as it should be.
+    # A step back from the first layer lands in the last one, where no room begins: that is the
+    # outside, as it should be.
     beside = np.stack([room[walls.corner], room[walls.corner - steps[normal[walls.type]]]], 1)
     sides = _sides(walls, edges, steps) if depth == 3 else np.empty((0, 4), np.int64)
     return _Grid(depth=depth, edges=edges, walls=walls, rooms=rooms, beside=beside, sides=sides)
@@ -140,10 +157,12 @@ def _sides(squares: _Cells, edges: _Cells, steps: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Filtration:
-    """When the cells of one array appear: ``ranks`` of its voxels and of each cell, and the order of the edges and walls.
+    """When the cells of one array appear: ``ranks`` of its voxels and of each cell, and the order
+    of the edges and walls.
 
-    ``bridges`` are the edges that join two components, by appearance, and ``drowned`` the vertex from which the younger of the
-    two was born. ``dams`` are the watershed_boundaries whose removal joins two rooms, last first, and ``flooded`` the room that thereby ends.
+    ``bridges`` are the edges that join two components, by appearance, and ``drowned`` the vertex
+    from which the younger of the two was born. ``dams`` are the watershed_boundaries whose removal
+    joins two rooms, last first, and ``flooded`` the room that thereby ends.
     """
 
     ranks: np.ndarray
@@ -185,7 +204,9 @@ def _age(ranks: np.ndarray) -> np.ndarray:
 
 
 def _youth(rooms: np.ndarray) -> np.ndarray:
-    """Order, read backwards, in which rooms appear, the outside last of all; of two joined ones that which appears first ends."""
+    """Order, read backwards, in which rooms appear, the outside last of all; of two joined ones
+    that which appears first ends.
+    """
     return np.append(-_age(rooms), np.iinfo(np.int64).min)
 
 
@@ -198,7 +219,9 @@ def _forest(ends: np.ndarray, order: np.ndarray, age: np.ndarray) -> tuple[np.nd
 
 @numba.njit(cache=True, nogil=True)
 def _unite(ends, age):
-    """At each link ``(n, 2)`` of a graph, in turn: which of the two roots it joins is the larger in ``age`` and dies; -1 for none."""
+    """At each link ``(n, 2)`` of a graph, in turn: which of the two roots it joins is the larger in
+    ``age`` and dies; -1 for none.
+    """
     parent = np.arange(len(age))
     died = np.full(len(ends), -1)
     for i in range(len(ends)):
@@ -222,7 +245,9 @@ def _unite(ends, age):
 def _pairs(
     features: Sequence[np.ndarray], hits: np.ndarray, essential: np.ndarray | None = None
 ) -> Pairs:
-    """``features``: ``(F, 2)`` of either array; ``hits`` ``(2, n)``: which of them meet in a feature of the union, -1 for none."""
+    """``features``: ``(F, 2)`` of either array; ``hits`` ``(2, n)``: which of them meet in a
+    feature of the union, -1 for none.
+    """
     a, b = hits[:, (hits >= 0).all(0)]
     return Pairs(
         matched=np.concatenate([features[0][a], features[1][b]], 1),
@@ -246,7 +271,9 @@ def _last(vertices: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 
 def _components(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> Pairs:
-    """Each edge that joins two components of the union joins, in the same turn, two of each array: the dying ones meet."""
+    """Each edge that joins two components of the union joins, in the same turn, two of each array:
+    the dying ones meet.
+    """
     features, hits = [], []
     met = union.ranks[union.drowned] != union.edges[union.bridges]
     for x in arrays:
@@ -259,7 +286,10 @@ def _components(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) 
 
 
 def _cavities(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> Pairs:
-    """By duality: seen backwards, a cavity is a component of the rooms. Each is mapped to the union's room that the same wall floods."""
+    """By duality: seen backwards, a cavity is a component of the rooms.
+
+    Each is mapped to the union's room that the same wall floods.
+    """
     features, hits = [], []
     met = union.walls[union.dams] != union.rooms[union.flooded]
     for x in arrays:
@@ -272,8 +302,11 @@ def _cavities(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) ->
 
 
 def _tunnels(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> Pairs:
-    """By matrix reduction. A feature of the union is mapped back by its square: to the edge with which that is paired when the
-    union's squares are reduced in the order of the array's edges (image persistence)."""
+    """By matrix reduction.
+
+    A feature of the union is mapped back by its square: to the edge with which that is paired when
+    the union's squares are reduced in the order of the array's edges (image persistence).
+    """
     features, births = [], []
     for x in arrays:
         squares, edges = _reduced(grid, x, x)
@@ -293,10 +326,11 @@ def _tunnels(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> 
 
 
 def _reduced(grid: _Grid, columns: _Filtration, rows: _Filtration) -> tuple[np.ndarray, np.ndarray]:
-    """The squares that close a tunnel, in the order of ``columns``, and the edge, by the order of ``rows``, that opened it.
+    """The squares that close a tunnel, in the order of ``columns``, and the edge, by the order of
+    ``rows``, that opened it.
 
-    Edges that join components open no tunnel and squares that seal a cavity close none: they are left out (clearing), and what
-    remains pairs off entirely, because the whole box has no tunnel.
+    Edges that join components open no tunnel and squares that seal a cavity close none: they are
+    left out (clearing), and what remains pairs off entirely, because the whole box has no tunnel.
     """
     order = _order(columns.walls)
     squares = order[~np.isin(order, columns.dams)]
@@ -324,7 +358,9 @@ def _highest(word):
 
 @numba.njit(cache=True)
 def _largest(words, busy, block):
-    """The largest element of the set, -1 if there is none; ``block`` is a word of ``busy`` above which all are 0."""
+    """The largest element of the set, -1 if there is none; ``block`` is a word of ``busy`` above
+    which all are 0.
+    """
     while block >= 0:
         if busy[block] == 0:
             block -= 1
@@ -338,9 +374,11 @@ def _largest(words, busy, block):
 
 @numba.njit(cache=True, nogil=True)
 def _reduce(columns):
-    """The lowest one of each column after left-to-right reduction mod 2 (Edelsbrunner, Letscher, Zomorodian 2002).
+    """The lowest one of each column after left-to-right reduction mod 2 (Edelsbrunner, Letscher,
+    Zomorodian 2002).
 
-    ``columns`` ``(n, 4)``: the rows of their ones, all below n, or -1. The matrix must have full rank: compiled code checks no index.
+    ``columns`` ``(n, 4)``: the rows of their ones, all below n, or -1. The matrix must have full
+    rank: compiled code checks no index.
     """
     size = len(columns)
     pivots, owner, begin = np.full(size, -1), np.full(size, -1), np.zeros(size + 1, np.int64)

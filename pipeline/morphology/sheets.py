@@ -1,8 +1,9 @@
-"""Repairs for thin sheets that lie close together: close, plug, patch and thicken each sheet without ever joining two of them.
+"""Repairs for thin sheets that lie close together: close, plug, patch and thicken each sheet
+without ever joining two of them.
 
-Sheets are 26-connected components. Every repair takes a mask ``(Z, Y, X)`` or ``(Y, X)`` and returns a new one with as many
-26-connected components; ``free`` (bool, same shape) names the voxels that may become foreground, all others stay as they are.
-Nothing is eaten at the faces of the array.
+Sheets are 26-connected components. Every repair takes a mask ``(Z, Y, X)`` or ``(Y, X)`` and
+returns a new one with as many 26-connected components; ``free`` (bool, same shape) names the voxels
+that may become foreground, all others stay as they are. Nothing is eaten at the faces of the array.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def close_sheets(
 ) -> np.ndarray:
     """:func:`pipeline.morphology.closing` of each sheet on its own.
 
-    Voxels that two sheets would fill, or that would touch (by face, edge or corner) another sheet or what it would fill, are left
-    out. Components of fewer voxels than the ball are left as they are. Adds only; equivariant under flips and rotations.
+    Voxels that two sheets would fill, or that would touch (by face, edge or corner) another sheet
+    or what it would fill, are left out. Components of fewer voxels than the ball are left as they
+    are. Adds only; equivariant under flips and rotations.
     """
     labels = _numbered(mask)
     least = _ball_size(radius, mask.ndim)
@@ -68,15 +70,18 @@ def _undisputed(labels: np.ndarray, claims: np.ndarray, free: np.ndarray | None)
 
 
 def watertight(mask: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
-    """Fill until no two voxels of a sheet, and no two of the background, meet by an edge or a corner only.
+    """Fill until no two voxels of a sheet, and no two of the background, meet by an edge or a
+    corner only.
 
-    The result is well-composed (Latecki, Eckhardt and Rosenfeld 1995; repaired as by Siqueira et al., JMIV 30, 2008): in every block
-    of 2 x 2 x 2 voxels (2D: 2 x 2) foreground and background are both 6-connected, and sheets have the same components, tunnels and
-    cavities whichever connectivity one counts with. Diagonal pinholes are plugged, straight ones stay; a cavity that leaked through
-    such a contact is shut in. Every block says which voxels would mend it (:func:`contact_table`), the one with the most foreground
-    around it is filled, until all are mended. Voxels that would touch another sheet or are not ``free`` are never filled, and only
-    where nothing else would do can a contact remain. Adds only, inside the box of each sheet; twice is the same as once. Ties go to
-    the smaller index, so that flips can change single voxels.
+    The result is well-composed (Latecki, Eckhardt and Rosenfeld 1995; repaired as by Siqueira et
+    al., JMIV 30, 2008): in every block of 2 x 2 x 2 voxels (2D: 2 x 2) foreground and background
+    are both 6-connected, and sheets have the same components, tunnels and cavities whichever
+    connectivity one counts with. Diagonal pinholes are plugged, straight ones stay; a cavity that
+    leaked through such a contact is shut in. Every block says which voxels would mend it
+    (:func:`contact_table`), the one with the most foreground around it is filled, until all are
+    mended. Voxels that would touch another sheet or are not ``free`` are never filled, and only
+    where nothing else would do can a contact remain. Adds only, inside the box of each sheet; twice
+    is the same as once. Ties go to the smaller index, so that flips can change single voxels.
     """
     labels = _numbered(mask)
     if _nothing_to_do(labels):
@@ -87,11 +92,12 @@ def watertight(mask: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
 
 
 def contact_table() -> np.ndarray:
-    """For each code of a 2 x 2 x 2 block (bit 4 z + 2 y + x) the bits of the background voxels that can end a contact; uint8 ``(256,)``.
+    """For each code of a 2 x 2 x 2 block (bit 4 z + 2 y + x) the bits of the background voxels that
+    can end a contact; uint8 ``(256,)``.
 
-    0 where foreground and background are both 6-connected. Two voxels that meet by an edge have two voxels between them; where
-    those belong to the other side, the background pair is given. Two that meet by a corner, the other six belonging to the other
-    side, give all background voxels.
+    0 where foreground and background are both 6-connected. Two voxels that meet by an edge have two
+    voxels between them; where those belong to the other side, the background pair is given. Two
+    that meet by a corner, the other six belonging to the other side, give all background voxels.
     """
     table = np.zeros(256, np.uint8)
     for code, one in itertools.product(range(256), range(8)):
@@ -111,13 +117,15 @@ def patch_sheets(
 ) -> np.ndarray:
     """Fill holes through sheets with a piece of height map.
 
-    Each component is seen along the axis on which its projection is largest. A hole is an 8-connected region of at most ``largest``
-    pixels that the projection surrounds; so a ring is a sheet with a hole. The lower and upper side of the patch are interpolated
-    linearly along both axes of the projection, between columns that hold a single run; the two are weighted by the inverse
-    distances to those. Contacts by edges and corners are mended as by :func:`watertight`. A patch is dropped unless it leaves fewer
-    tunnels (6-connected) and no more cavities, if it would touch another component, or if a voxel of it is not ``free``. Components
-    of which less than three quarters of the columns hold a single run, because they fold or close, are left as they are.
-    Adds only. Flips may move a patch by half a voxel.
+    Each component is seen along the axis on which its projection is largest. A hole is an
+    8-connected region of at most ``largest`` pixels that the projection surrounds; so a ring is a
+    sheet with a hole. The lower and upper side of the patch are interpolated linearly along both
+    axes of the projection, between columns that hold a single run; the two are weighted by the
+    inverse distances to those. Contacts by edges and corners are mended as by :func:`watertight`. A
+    patch is dropped unless it leaves fewer tunnels (6-connected) and no more cavities, if it would
+    touch another component, or if a voxel of it is not ``free``. Components of which less than
+    three quarters of the columns hold a single run, because they fold or close, are left as they
+    are. Adds only. Flips may move a patch by half a voxel.
 
     Raises UserError for images: a line that has a hole is two lines.
     """
@@ -166,7 +174,8 @@ def _holes(filled: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _interpolated(sides: np.ndarray, filled: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """First and last voxel of the run that continues the columns around, int ``(2, A, B)``; first = last + 1 where none are near.
+    """First and last voxel of the run that continues the columns around, int ``(2, A, B)``; first =
+    last + 1 where none are near.
 
     Runs reach those of the four neighbours where the sheet is steep.
     """
@@ -194,7 +203,9 @@ def _interpolated(sides: np.ndarray, filled: np.ndarray, single: np.ndarray) -> 
 
 
 def _joined(low: np.ndarray, high: np.ndarray, known: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """Lengthen runs, downwards to all neighbours that lie lower and upwards to those outside the hole that lie higher."""
+    """Lengthen runs, downwards to all neighbours that lie lower and upwards to those outside the
+    hole that lie higher.
+    """
     tops = np.where(known | single, high, np.iinfo(np.int64).max)
     bottoms = np.where(single, low, -1)
     lower, higher = low.copy(), high.copy()
@@ -224,13 +235,15 @@ def _fill_hole(labels: np.ndarray, number: int, hole: np.ndarray, runs: np.ndarr
 
 
 def mean_thickness(mask: np.ndarray) -> float:
-    """Twice the volume over the area of the surface, in voxels (2D: area and length); faces of the array are no surface.
+    """Twice the volume over the area of the surface, in voxels (2D: area and length); faces of the
+    array are no surface.
 
-    The area is the weighted number of pairs of neighbours (in 13 directions; 2D: 4) that the surface parts, a discrete Cauchy-Crofton
-    formula (Schladitz, Ohser and Nagel, DGCI 2006), with weights that make it exact for planes perpendicular to an axis, a face
-    diagonal or a space diagonal. A flat plate of n = 1, 2, ... voxels along an axis has the thickness n without bias; slanting plates
-    come out up to a tenth too thin (a sixth below 3 voxels); the rim of a plate of edge L takes about 2 n / L away. Infinite without
-    any surface, 0 for an empty mask.
+    The area is the weighted number of pairs of neighbours (in 13 directions; 2D: 4) that the
+    surface parts, a discrete Cauchy-Crofton formula (Schladitz, Ohser and Nagel, DGCI 2006), with
+    weights that make it exact for planes perpendicular to an axis, a face diagonal or a space
+    diagonal. A flat plate of n = 1, 2, ... voxels along an axis has the thickness n without bias;
+    slanting plates come out up to a tenth too thin (a sixth below 3 voxels); the rim of a plate of
+    edge L takes about 2 n / L away. Infinite without any surface, 0 for an empty mask.
     """
     labels = _numbered(mask)
     volume = np.count_nonzero(labels)
@@ -241,15 +254,19 @@ def mean_thickness(mask: np.ndarray) -> float:
 def set_thickness(
     mask: np.ndarray, target: float = 3.0, per: str = "component", free: np.ndarray | None = None
 ) -> np.ndarray:
-    """Grow or shrink sheets so that their mean thickness comes nearest to ``target`` voxels, without a change of topology.
+    """Grow or shrink sheets so that their mean thickness comes nearest to ``target`` voxels,
+    without a change of topology.
 
-    The thickness is that of :func:`mean_thickness`, of each component (``per`` "component"; those of fewer than 10 ``target``^2
-    voxels, 2D 10 ``target``, stay as they are) or of all together ("class": one factor for all). One layer of voxels is added to, or
-    removed from, one side of a sheet, then the other, as long as the volume comes nearer to ``target`` / thickness times what it was,
-    and in no more rounds than that should take. The layers lie along the axis in which the sheet is thinnest there, so that rims
-    stay where they are. Voxels change one by one, and only if they are simple for 6- and for 26-connected foreground (Bertrand 1994)
-    and touch no other component: components, tunnels and cavities stay as many. Nothing grows where it is not ``free``, and nothing
-    is removed beside such voxels. Flips can shift the result by one voxel, for the side that comes first does not turn with them.
+    The thickness is that of :func:`mean_thickness`, of each component (``per`` "component"; those
+    of fewer than 10 ``target``^2 voxels, 2D 10 ``target``, stay as they are) or of all together
+    ("class": one factor for all). One layer of voxels is added to, or removed from, one side of a
+    sheet, then the other, as long as the volume comes nearer to ``target`` / thickness times what
+    it was, and in no more rounds than that should take. The layers lie along the axis in which the
+    sheet is thinnest there, so that rims stay where they are. Voxels change one by one, and only if
+    they are simple for 6- and for 26-connected foreground (Bertrand 1994) and touch no other
+    component: components, tunnels and cavities stay as many. Nothing grows where it is not
+    ``free``, and nothing is removed beside such voxels. Flips can shift the result by one voxel,
+    for the side that comes first does not turn with them.
 
     Raises UserError for a target that is not positive and for an unknown ``per``.
     """
@@ -270,7 +287,9 @@ def set_thickness(
 
 
 def _plan(labels: np.ndarray, target: float, per: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each component the voxels to add (negative: to remove) and in how many rounds; both int64, entry 0 is none."""
+    """For each component the voxels to add (negative: to remove) and in how many rounds; both
+    int64, entry 0 is none.
+    """
     volumes = np.bincount(labels.ravel()).astype(np.float64)
     volumes[0] = 0
     surface = _areas(labels)
@@ -290,7 +309,9 @@ def _plan(labels: np.ndarray, target: float, per: str) -> tuple[np.ndarray, np.n
 
 
 def _areas(labels: np.ndarray) -> np.ndarray:
-    """Area (2D: length) of the surface of each component; float64 ``(number of components + 1,)``, entry 0 is 0."""
+    """Area (2D: length) of the surface of each component; float64 ``(number of components + 1,)``,
+    entry 0 is 0.
+    """
     if _nothing_to_do(labels):
         return np.zeros(int(labels.max(initial=0)) + 1)
     offsets = [
@@ -310,11 +331,15 @@ _WEIGHTS_3D = (
     math.sqrt(1 / 2) - math.sqrt(1 / 3),
     (1 + math.sqrt(1 / 3)) / 2 - math.sqrt(1 / 2),
 )
-"""For steps along an axis, a face diagonal, a space diagonal: solves "area 1" for planes perpendicular to each of these."""
+"""For steps along an axis, a face diagonal, a space diagonal: solves "area 1" for planes
+perpendicular to each of these.
+"""
 
 
 def closing_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """:func:`pipeline.morphology.closing` with an ellipsoid of these radii (one for each axis, 0: no reach). May join sheets."""
+    """:func:`pipeline.morphology.closing` with an ellipsoid of these radii (one for each axis, 0:
+    no reach). May join sheets.
+    """
     mask = _with_radii(mask, radii)
     margin = math.ceil(max(radii)) + 1
     wide = ~_dilated(np.pad(mask, margin), radii)
@@ -322,7 +347,9 @@ def closing_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray
 
 
 def opening_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """:func:`pipeline.morphology.opening` with an ellipsoid of these radii (one for each axis, 0: no reach)."""
+    """:func:`pipeline.morphology.opening` with an ellipsoid of these radii (one for each axis, 0:
+    no reach).
+    """
     return _dilated(~_dilated(~_with_radii(mask, radii), radii), radii)
 
 
@@ -357,7 +384,9 @@ def _longer(mask: np.ndarray, half: int) -> np.ndarray:
 
 
 def _moved(offset: Sequence[int]) -> tuple[slice, ...]:
-    """The part of an array that receives voxels when its content moves by ``offset``; by ``-offset``: the part that gives them."""
+    """The part of an array that receives voxels when its content moves by ``offset``; by
+    ``-offset``: the part that gives them.
+    """
     return tuple(slice(max(d, 0), min(d, 0) or None) for d in offset)
 
 
@@ -367,12 +396,17 @@ def _numbered(mask: np.ndarray) -> np.ndarray:
 
 
 def _nothing_to_do(labels: np.ndarray) -> bool:
-    """Whether the array is empty or full. The compiled part, which takes a moment to load, is not needed then."""
+    """Whether the array is empty or full.
+
+    The compiled part, which takes a moment to load, is not needed then.
+    """
     return bool((labels == 0).all() or (labels > 0).all())
 
 
 def _compiled() -> ModuleType:
-    """The loops over single voxels, imported by the first repair that finds something to do: numba takes 0.3 s to import."""
+    """The loops over single voxels, imported by the first repair that finds something to do: numba
+    takes 0.3 s to import.
+    """
     from pipeline.morphology import _sheets
 
     return _sheets
@@ -381,7 +415,9 @@ def _compiled() -> ModuleType:
 def _flat(
     labels: np.ndarray, free: np.ndarray | None = None, margin: int = -1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The volume of a volume or image, background that is not ``free`` as -1, a margin around; flattened, and its strides in voxels."""
+    """The volume of a volume or image, background that is not ``free`` as -1, a margin around;
+    flattened, and its strides in voxels.
+    """
     if free is not None:
         labels = np.where((labels == 0) & ~free, np.int32(-1), labels)
     wide = np.pad(labels.reshape(-1, *labels.shape[-2:]), 1, constant_values=margin)

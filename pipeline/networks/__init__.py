@@ -1,4 +1,7 @@
-"""NETWORKS: what ``network:`` in a YAML may name. A network returns named heads, each as large as its input."""
+"""NETWORKS: what ``network:`` in a YAML may name.
+
+A network returns named heads, each as large as its input.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ NETWORKS: Registry[NetworkEntry] = Registry(
 
 
 def build(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
-    """The network that ``part`` names, with fresh weights from torch's global generator. ConfigError for a wrong name or option."""
+    """The network that ``part`` names, with fresh weights from torch's global generator.
+
+    ConfigError for a wrong name or option.
+    """
     given = {"in_channels": in_channels, "out_channels": out_channels, "dims": dims}
     try:
         factory = bind(NETWORKS, part, "network", given=tuple(given))

@@ -1,7 +1,9 @@
-"""ABPN for retouching photographs of any size: the hard part on a small copy, carried to full resolution as a layer of blending.
+"""ABPN for retouching photographs of any size: the hard part on a small copy, carried to full
+resolution as a layer of blending.
 
-After Lei et al., "ABPN: Adaptive Blend Pyramid Network for Real-Time Local Retouching of Ultra High-Resolution Photos" (CVPR
-2022), whose code was never published; the widths are those of the weights that its authors released. Images are in [0, 1].
+After Lei et al., "ABPN: Adaptive Blend Pyramid Network for Real-Time Local Retouching of Ultra
+High-Resolution Photos" (CVPR 2022), whose code was never published; the widths are those of the
+weights that its authors released. Images are in [0, 1].
 """
 
 from __future__ import annotations
@@ -31,38 +33,47 @@ SLOPE = 0.2
 """Of the leaky ReLU on its negative side, everywhere."""
 
 FAINT = 1e-7
-"""Standard deviation of the weights of last convolutions: the answer begins as the input, yet gradient passes from the first step."""
+"""Standard deviation of the weights of last convolutions: the answer begins as the input, yet
+gradient passes from the first step.
+"""
 
 BAND = 2**22
-"""Values of the widest map that :func:`in_bands` computes at once: 16 MiB in float32, unless that leaves fewer than ``ROWS``."""
+"""Values of the widest map that :func:`in_bands` computes at once: 16 MiB in float32, unless that
+leaves fewer than ``ROWS``.
+"""
 
 ROWS = 32
 """Fewest rows in a band: those around it are computed twice, so that thin ones would cost much."""
 
 HALO = 4
-"""Rows that a band has more at each end: two convolutions of kernel 3 and a bilinear enlargement see less than four."""
+"""Rows that a band has more at each end: two convolutions of kernel 3 and a bilinear enlargement
+see less than four.
+"""
 
 FORMS = ("soft_light", "positive")
 FLOOR = 0.1
 """What the divisor of ``form: positive`` never falls below on [0, 1]."""
 
 
-# --- blending --------------------------------------------------------------------------------------------------------------
+# --- blending -------------------------------------------------------------------------------------
 
 
 class Blend(nn.Module):
-    """Adaptive blend and its inverse: ``R = sum_i (j_i B + k_i) g_i`` with g = (1, I, I²), six scalars for all channels and levels.
+    """Adaptive blend and its inverse: ``R = sum_i (j_i B + k_i) g_i`` with g = (1, I, I²), six
+    scalars for all channels and levels.
 
-    Written about the neutral layer, B = 1/2: ``R = A(I) + (B - 1/2) D(I)`` with ``D = sum j_i g_i`` and
-    ``A = sum (j_i / 2 + k_i) g_i``, which is I at the start. ``form`` says how D is made:
+    Written about the neutral layer, B = 1/2: ``R = A(I) + (B - 1/2) D(I)`` with ``D = sum j_i g_i``
+    and ``A = sum (j_i / 2 + k_i) g_i``, which is I at the start. ``form`` says how D is made:
 
-    - ``soft_light``: j is free and starts as (0, 2, -2), so ``D = 2 I (1 - I)``: soft light (W3C compositing as simplified by
-      Pegtop), which cannot change pure black and pure white.
-    - ``positive``: Bernstein polynomial of degree 2 with coefficients ``0.1 + softplus(.)``, hence ``D >= 0.1`` on [0, 1] however
-      it is trained. They start as (0.2, 1, 0.2): soft light with a fifth of its greatest coefficient at both ends.
+    - ``soft_light``: j is free and starts as (0, 2, -2), so ``D = 2 I (1 - I)``: soft light (W3C
+      compositing as simplified by Pegtop), which cannot change pure black and pure white.
+    - ``positive``: Bernstein polynomial of degree 2 with coefficients ``0.1 + softplus(.)``, hence
+      ``D >= 0.1`` on [0, 1] however it is trained. They start as (0.2, 1, 0.2): soft light with a
+      fifth of its greatest coefficient at both ends.
 
-    What is learned are offsets from these starts, so that weight decay pulls towards them; with ``learn`` off nothing is.
-    Computes in float32 (or float64) with autocast off: a quotient in half precision would be wrong in every digit that counts.
+    What is learned are offsets from these starts, so that weight decay pulls towards them; with
+    ``learn`` off nothing is. Computes in float32 (or float64) with autocast off: a quotient in half
+    precision would be wrong in every digit that counts.
     """
 
     start: Tensor
@@ -99,17 +110,20 @@ class Blend(nn.Module):
         return answer - slope / 2
 
     def forward(self, image: Tensor, blend: Tensor) -> Tensor:
-        """Result ``(B, C, Y, X)`` of laying ``blend`` on ``image``, both of that shape; float32 at least."""
+        """Result ``(B, C, Y, X)`` of laying ``blend`` on ``image``, both of that shape; float32 at
+        least.
+        """
         with _exact(image):
             image, blend = _wide(image), _wide(blend)
             answer, slope = self._scalars()
             return _quadratic(answer, image) + (blend - 0.5) * _quadratic(slope, image)
 
     def inverse(self, image: Tensor, result: Tensor) -> Tensor:
-        """The layer that turns ``image`` into ``result``: ``1/2 + (R - A) / D``, exact up to rounding where ``|D| >= epsilon``.
+        """The layer that turns ``image`` into ``result``: ``1/2 + (R - A) / D``, exact up to
+        rounding where ``|D| >= epsilon``.
 
-        Where D is nearer to zero it is ``1/2 + (R - A) D / epsilon²``: continuous, of the right sign, 1/2 where D is 0, and never
-        further from 1/2 than ``|R - A| / epsilon``.
+        Where D is nearer to zero it is ``1/2 + (R - A) D / epsilon²``: continuous, of the right
+        sign, 1/2 where D is 0, and never further from 1/2 than ``|R - A| / epsilon``.
         """
         with _exact(image):
             image, result = _wide(image), _wide(result)
@@ -138,7 +152,7 @@ def _exact(x: Tensor) -> AbstractContextManager[Any]:
     )
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 def halved(x: Tensor) -> Tensor:
@@ -152,14 +166,17 @@ def doubled(x: Tensor) -> Tensor:
 
 
 Step = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-"""Maps of one size and maps of half that size -> a map of the first size; local: a row depends on fewer than ``HALO`` around it."""
+"""Maps of one size and maps of half that size -> a map of the first size; local: a row depends on
+fewer than ``HALO`` around it.
+"""
 
 
 def in_bands(step: Step, fine: Sequence[Tensor], coarse: Sequence[Tensor], widest: int) -> Tensor:
-    """``step(fine, coarse)``, computed in bands of rows when no gradient is wanted, so that its inner maps are never whole.
+    """``step(fine, coarse)``, computed in bands of rows when no gradient is wanted, so that its
+    inner maps are never whole.
 
-    ``widest``: channels of the widest of these. The bands are as the whole to rounding. Not banded while an export is traced,
-    which would write the number of bands into the export.
+    ``widest``: channels of the widest of these. The bands are as the whole to rounding. Not banded
+    while an export is traced, which would write the number of bands into the export.
     """
     if torch.is_grad_enabled() or torch.jit.is_tracing():
         return step(fine, coarse)
@@ -181,7 +198,7 @@ def in_bands(step: Step, fine: Sequence[Tensor], coarse: Sequence[Tensor], wides
     return whole
 
 
-# --- layers ----------------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -205,7 +222,9 @@ def _started(conv: nn.Conv2d, faint: slice = slice(0)) -> nn.Conv2d:
 
 
 class Plain(nn.Module):
-    """Convolution of kernel 3, norm, leaky ReLU; the ``last`` of a decoder is the convolution alone."""
+    """Convolution of kernel 3, norm, leaky ReLU; the ``last`` of a decoder is the convolution
+    alone.
+    """
 
     def __init__(
         self,
@@ -226,8 +245,10 @@ class Plain(nn.Module):
 
 
 class Gated(nn.Module):
-    """Gated convolution ``phi(W_f x) * sigmoid(W_g x)`` of kernel 3 (Yu et al., ICCV 2019); the ``last`` has no phi, for it has to
-    darken as well as lighten, and starts almost at zero. One convolution computes both, features before gates."""
+    """Gated convolution ``phi(W_f x) * sigmoid(W_g x)`` of kernel 3 (Yu et al., ICCV 2019); the
+    ``last`` has no phi, for it has to darken as well as lighten, and starts almost at zero. One
+    convolution computes both, features before gates.
+    """
 
     def __init__(
         self, inside: int, outside: int, norm: Spec | None = None, last: bool = False
@@ -246,12 +267,14 @@ class Gated(nn.Module):
 
 
 class LowResolution(nn.Module):
-    """Low-resolution layer: one encoder, a decoder for the mask, and one of gated convolutions for the retouch, which sees the mask.
+    """Low-resolution layer: one encoder, a decoder for the mask, and one of gated convolutions for
+    the retouch, which sees the mask.
 
-    ``(B, C, Y, X)``, axes multiples of ``2 ** len(widths)`` -> the retouched image ``(B, C, Y, X)`` and the mask's logits
-    ``(B, 1, Y, X)``. Both decoders enlarge by repeating pixels (as the authors do) and end at the image itself as last skip. The
-    mask enters each gated stage as the mean probability over its pixels; gradient of the retouch reaches the mask through it.
-    With ``confine`` it also multiplies the change.
+    ``(B, C, Y, X)``, axes multiples of ``2 ** len(widths)`` -> the retouched image ``(B, C, Y, X)``
+    and the mask's logits ``(B, 1, Y, X)``. Both decoders enlarge by repeating pixels (as the
+    authors do) and end at the image itself as last skip. The mask enters each gated stage as the
+    mean probability over its pixels; gradient of the retouch reaches the mask through it. With
+    ``confine`` it also multiplies the change.
     """
 
     def __init__(
@@ -289,7 +312,9 @@ class LowResolution(nn.Module):
 
 
 def _decoded(stages: nn.ModuleList, sides: Sequence[Sequence[Tensor]], bottom: Tensor) -> Tensor:
-    """From the bottom up: each stage takes the map below, enlarged, and its ``sides``, which are listed finest first."""
+    """From the bottom up: each stage takes the map below, enlarged, and its ``sides``, which are
+    listed finest first.
+    """
     *inner, last = stages
     for stage, side in zip(inner, reversed(sides), strict=False):
         bottom = _joined(stage, side, [bottom])
@@ -307,7 +332,9 @@ def _joined(stage: nn.Module, side: Sequence[Tensor], below: Sequence[Tensor]) -
 
 
 class Refinement(nn.Module):
-    """A blend layer at twice its resolution: ``u + conv(leaky(conv([u, H])))`` with u the layer enlarged and H the image's detail."""
+    """A blend layer at twice its resolution: ``u + conv(leaky(conv([u, H])))`` with u the layer
+    enlarged and H the image's detail.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -315,21 +342,24 @@ class Refinement(nn.Module):
         self.last = _started(nn.Conv2d(width, channels, 3, padding=1), slice(channels))
 
     def forward(self, image: Tensor, smaller: Tensor, blend: Tensor) -> Tensor:
-        """Layer for ``image`` ``(B, C, Y, X)`` from the image and the layer ``(B, C, Y / 2, X / 2)`` of the level below."""
+        """Layer for ``image`` ``(B, C, Y, X)`` from the image and the layer ``(B, C, Y / 2, X /
+        2)`` of the level below.
+        """
         enlarged = doubled(blend)
         detail = image - doubled(smaller)
         return enlarged + self.last(_leaky(self.first(torch.cat([enlarged, detail], 1))))
 
 
-# --- the network -----------------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 class ABPN(HeadedNet):
-    """Pyramid, low-resolution layer, inverse blend, refinement level by level, blend; heads ``main``, ``mask`` and perhaps ``blend``.
+    """Pyramid, low-resolution layer, inverse blend, refinement level by level, blend; heads
+    ``main``, ``mask`` and perhaps ``blend``.
 
-    ``mask`` has half the input's resolution, ``(B, 1, ceil(Y / 2), ceil(X / 2))``: the retouch is trained on soft masks of that
-    size. It is enlarged from the low-resolution layer where that is smaller still. ``blend`` is the full-resolution layer
-    ``(B, C, Y, X)``; 1/2 changes nothing.
+    ``mask`` has half the input's resolution, ``(B, 1, ceil(Y / 2), ceil(X / 2))``: the retouch is
+    trained on soft masks of that size. It is enlarged from the low-resolution layer where that is
+    smaller still. ``blend`` is the full-resolution layer ``(B, C, Y, X)``; 1/2 changes nothing.
     """
 
     def __init__(
@@ -349,7 +379,9 @@ class ABPN(HeadedNet):
         self.widest = max(max(r.first.in_channels, r.first.out_channels) for r in refine)
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
-        """As other networks have it, but a bottom of one pixel is doubled only where a norm would refuse it."""
+        """As other networks have it, but a bottom of one pixel is doubled only where a norm would
+        refuse it.
+        """
         return (
             super().padded_size(size)
             if self.normed
@@ -383,7 +415,9 @@ class ABPN(HeadedNet):
     def _refined(
         self, level: int, images: Sequence[Tensor], layer: Tensor, finish: bool = False
     ) -> Tensor:
-        """The blend layer of ``level`` from that of the level below; with ``finish`` laid on the image at once, and never whole."""
+        """The blend layer of ``level`` from that of the level below; with ``finish`` laid on the
+        image at once, and never whole.
+        """
         refine = self.refine[level]
 
         def step(fine: Sequence[Tensor], coarse: Sequence[Tensor]) -> Tensor:
@@ -408,17 +442,21 @@ def abpn(
     blend_head: bool = False,
     confine: bool = False,
 ) -> HeadedNet:
-    """Adaptive Blend Pyramid Network (Lei et al., CVPR 2022) with a branch that says where there is something to retouch.
+    """Adaptive Blend Pyramid Network (Lei et al., CVPR 2022) with a branch that says where there is
+    something to retouch.
 
-    ``levels``: halvings between the image and the low-resolution layer, which does most of the work: each more quarters its cost.
-    ``widths``: of its encoder, one for each further halving; both decoders mirror them. ``refine``: width of the refinement of
-    each level. ``norm`` of the low-resolution layer: none, or batch, group, instance (which make a tile depend on all of its
-    pixels); the first block and the ends of the decoders never have one. ``form``, ``learn``, ``epsilon``: see :class:`Blend`.
-    ``blend_head``: also return the full-resolution blend layer, e.g. for a loss of total variation. ``confine``: multiply the change
-    by the mask, so that what the network takes for clean stays as it is; not in the paper.
+    ``levels``: halvings between the image and the low-resolution layer, which does most of the
+    work: each more quarters its cost.
+    ``widths``: of its encoder, one for each further halving; both decoders mirror them. ``refine``:
+    width of the refinement of each level. ``norm`` of the low-resolution layer: none, or batch,
+    group, instance (which make a tile depend on all of its pixels); the first block and the ends of
+    the decoders never have one. ``form``, ``learn``, ``epsilon``: see :class:`Blend`.
+    ``blend_head``: also return the full-resolution blend layer, e.g. for a loss of total variation.
+    ``confine``: multiply the change by the mask, so that what the network takes for clean stays as
+    it is; not in the paper.
 
-    Images are in [0, 1]. Untrained, the network returns its input (to about 1e-6). The default has 41,585,955 weights for three
-    channels. (Doubling is not bitwise reproducible on CUDA.)
+    Images are in [0, 1]. Untrained, the network returns its input (to about 1e-6). The default has
+    41,585,955 weights for three channels. (Doubling is not bitwise reproducible on CUDA.)
     """
     where = "network 'abpn'"
     require(

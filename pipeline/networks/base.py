@@ -1,4 +1,6 @@
-"""What every network here shares: named heads, any input size, and options that are checked before a weight is made."""
+"""What every network here shares: named heads, any input size, and options that are checked before
+a weight is made.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from pipeline.records import NamedOptions
 class HeadedNet(nn.Module):
     """A network that takes ``(B, C, *S)`` of any size and returns ``{head: (B, K, *S)}``, logits.
 
-    ``heads`` names all that it can return: ``main`` always, ``deep1`` ... (deep supervision) in training mode only.
-    Subclasses write :meth:`run`, which may rely on every axis being a multiple of ``divisor``.
+    ``heads`` names all that it can return: ``main`` always, ``deep1`` ... (deep supervision) in
+    training mode only. Subclasses write :meth:`run`, which may rely on every axis being a multiple
+    of ``divisor``.
     """
 
     def __init__(self, heads: Sequence[str], divisor: Sequence[int]) -> None:
@@ -29,7 +32,9 @@ class HeadedNet(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define run().")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Pad at the far ends by repeating the border, run, and cut every head back to the size of ``x``."""
+        """Pad at the far ends by repeating the border, run, and cut every head back to the size of
+        ``x``.
+        """
         dims = len(self.divisor)
         if x.ndim != dims + 2:
             raise ValueError(
@@ -51,7 +56,8 @@ class HeadedNet(nn.Module):
         padded = [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
         if padded == list(self.divisor):
             padded[-1] *= (
-                2  # one voxel at the bottom has no variance: instance and batch norm would refuse it
+                # one voxel at the bottom has no variance: instance and batch norm would refuse it
+                2
             )
         return padded
 
@@ -130,7 +136,9 @@ ACTIVATIONS: dict[str, Callable[..., Spec]] = {
 
 
 def norm_layer(value: str | Mapping[str, Any], widths: Sequence[int], where: str) -> Spec:
-    """Normalisation named by ``group`` or ``{name: group, options: {num_groups: 4}}`` for layers of ``widths`` channels."""
+    """Normalisation named by ``group`` or ``{name: group, options: {num_groups: 4}}`` for layers of
+    ``widths`` channels.
+    """
     kind, options = _layer(NORMS, value, where)
     if kind == "group":
         groups = options["num_groups"]

@@ -1,6 +1,8 @@
-"""A network without memory: its heads and the names and shapes of its weights, to be compared before anything is allocated.
+"""A network without memory: its heads and the names and shapes of its weights, to be compared
+before anything is allocated.
 
-Whatever options say, an outline takes little memory and a bounded time: what would not is refused by its numbers.
+Whatever options say, an outline takes little memory and a bounded time: what would not is refused
+by its numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ LARGEST = 2**16
 """Largest number, by amount, among the options of a network, a loss or an augmentation."""
 
 ENTRIES = 32
-"""Entries of a list among options: a network halves its image at each level, and 2^32 voxels along an axis are no image."""
+"""Entries of a list among options: a network halves its image at each level, and 2^32 voxels along
+an axis are no image.
+"""
 
 WEIGHTS = 2**31
 """Weights of a network that are too many: 8 GiB, and four times that in training."""
@@ -34,11 +38,15 @@ UNUSABLE = (
     AttributeError,
     MemoryError,
 )
-"""What a network raises, here or in the library that it is made with, for options that cannot be used."""
+"""What a network raises, here or in the library that it is made with, for options that cannot be
+used.
+"""
 
 
 class _NoDraws(TorchFunctionMode):
-    """Within: tensors are not filled with random numbers, which for tensors without memory means nothing and loads a compiler."""
+    """Within: tensors are not filled with random numbers, which for tensors without memory means
+    nothing and loads a compiler.
+    """
 
     NAMES = frozenset({"normal_", "uniform_", "trunc_normal_", "log_normal_", "exponential_"})
 
@@ -52,7 +60,9 @@ class _NoDraws(TorchFunctionMode):
 def vast(
     part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = LARGEST
 ) -> Iterator[str]:
-    """Options so large that an entry would take memory or hours to be tried, each with its rule; ``most_of`` has rules by name."""
+    """Options so large that an entry would take memory or hours to be tried, each with its rule;
+    ``most_of`` has rules by name.
+    """
     for option, value in part.options.items():
         most = most_of.get(option, largest)
         text = repr(value)
@@ -91,7 +101,10 @@ def _longest(value: Any) -> int:
 def outline(
     part: NamedOptions, in_channels: int, out_channels: int, dims: int
 ) -> networks.HeadedNet:
-    """The network that ``part`` names, on torch's meta device. Raises what the network raises for options that cannot be used."""
+    """The network that ``part`` names, on torch's meta device.
+
+    Raises what the network raises for options that cannot be used.
+    """
     with warnings.catch_warnings(), torch.device("meta"), _NoDraws():
         warnings.simplefilter("ignore")
         return networks.build(part, in_channels, out_channels, dims)
@@ -100,7 +113,10 @@ def outline(
 def bounded(
     part: NamedOptions, in_channels: int, out_channels: int, dims: int
 ) -> networks.HeadedNet:
-    """As :func:`outline`, for options that nobody looked at yet. Raises ConfigError for all that cannot be used, or is too large."""
+    """As :func:`outline`, for options that nobody looked at yet.
+
+    Raises ConfigError for all that cannot be used, or is too large.
+    """
     for text in vast(part, repeats(part)):
         raise ConfigError(f"network: {part.name!r}: {text}.")
     try:

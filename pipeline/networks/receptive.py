@@ -1,4 +1,6 @@
-"""How far a network sees, and which of its layers see the whole tile: what decides whether tiles can equal the whole image."""
+"""How far a network sees, and which of its layers see the whole tile: what decides whether tiles
+can equal the whole image.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ LONGEST = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How many voxels beyond a place the network sees along each axis, at its output and at each normalisation that it calls, in order.
+    """How many voxels beyond a place the network sees along each axis, at its output and at each
+    normalisation that it calls, in order.
 
-    Counted from edges on the network's stride: a voxel at least ``output`` from an edge of a tile that starts and ends on the
-    stride does not depend on anything beyond it. Normalisations themselves are left out of the count.
+    Counted from edges on the network's stride: a voxel at least ``output`` from an edge of a tile
+    that starts and ends on the stride does not depend on anything beyond it. Normalisations
+    themselves are left out of the count.
     """
 
     output: tuple[int, ...]
@@ -32,24 +36,28 @@ class Reach:
 
 
 def stride(network: nn.Module, dims: int) -> tuple[int, ...]:
-    """Multiple of voxels by which a network may be shifted with its answer, for each axis: ``divisor``, or 1 where it names none."""
+    """Multiple of voxels by which a network may be shifted with its answer, for each axis:
+    ``divisor``, or 1 where it names none.
+    """
     return tuple(getattr(network, "divisor", (1,) * dims))
 
 
 def has_statistics(layer: nn.Module) -> bool:
-    """Whether a layer normalises by the mean and variance of its own input over space: group and instance norm, and batch norm
-    that keeps no running statistics."""
+    """Whether a layer normalises by the mean and variance of its own input over space: group and
+    instance norm, and batch norm that keeps no running statistics.
+    """
     if isinstance(layer, _BatchNorm | _InstanceNorm):
         return layer.running_mean is None
     return isinstance(layer, nn.GroupNorm)
 
 
 def tile_dependent(network: nn.Module) -> tuple[str, ...]:
-    """Layers (in evaluation mode) whose answer at a place depends on the whole tile, as ``"name (Type)"``; no halo can mend them.
+    """Layers (in evaluation mode) whose answer at a place depends on the whole tile, as ``"name
+    (Type)"``; no halo can mend them.
 
-    Beside those of :func:`has_statistics`: layer norm over space, adaptive pooling, and linear enlargement with
-    ``align_corners``, whose step depends on the size of the map. Layer norm over channels alone is not among them. Only modules
-    are found, not calls of functions.
+    Beside those of :func:`has_statistics`: layer norm over space, adaptive pooling, and linear
+    enlargement with ``align_corners``, whose step depends on the size of the map. Layer norm over
+    channels alone is not among them. Only modules are found, not calls of functions.
     """
     return tuple(
         f"{name} ({type(layer).__name__})"
@@ -87,11 +95,13 @@ def halo(network: nn.Module, channels: int, dims: int) -> int:
 
 
 def reach(network: nn.Module, channels: int, dims: int) -> Reach:
-    """Receptive radius of a network of ``channels`` inputs, traced: NaN is put beyond an edge, and the answer read for where it is found.
+    """Receptive radius of a network of ``channels`` inputs, traced: NaN is put beyond an edge, and
+    the answer read for where it is found.
 
-    NaN passes every convolution, pooling and interpolation whatever the weights, so this is the radius of the structure, not of
-    one set of weights. Runs on a copy on the CPU; the network is not touched. Raises UserError where NaN is found everywhere up
-    to a length of ``LONGEST``: such a network sees the whole image.
+    NaN passes every convolution, pooling and interpolation whatever the weights, so this is the
+    radius of the structure, not of one set of weights. Runs on a copy on the CPU; the network is
+    not touched. Raises UserError where NaN is found everywhere up to a length of ``LONGEST``: such
+    a network sees the whole image.
     """
     log: list[Tensor] = []
     probe = _probe(network, log)
@@ -101,7 +111,9 @@ def reach(network: nn.Module, channels: int, dims: int) -> Reach:
 
 
 def _probe(network: nn.Module, log: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """A copy of the network whose statistics are neutral and whose normalisations write what they are given to ``log``."""
+    """A copy of the network whose statistics are neutral and whose normalisations write what they
+    are given to ``log``.
+    """
     twin = copy.deepcopy(network).cpu().float().eval()
     for layer in twin.modules():
         if has_statistics(layer):
@@ -142,7 +154,9 @@ def _along(
 
 
 def _spread(found: Tensor, axis: int, edge: int, length: int, before: bool) -> int:
-    """How far NaN has come over the edge, in voxels of the input; ``before``: it was put in front of the edge, else behind."""
+    """How far NaN has come over the edge, in voxels of the input; ``before``: it was put in front
+    of the edge, else behind.
+    """
     other = [a for a in range(found.ndim) if a != 2 + axis]
     marked = (
         found.isnan().any(dim=other[0]) if len(other) == 1 else found.isnan().sum(dim=other) > 0

@@ -1,4 +1,7 @@
-"""Two U-Nets that turn an image into an image: one for translations by example, one for deblurring. Outputs are not squashed."""
+"""Two U-Nets that turn an image into an image: one for translations by example, one for deblurring.
+
+Outputs are not squashed.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,31 @@ from pipeline.networks.base import HeadedNet, Spec, is_whole, norm_layer, requir
 Norm = str | Mapping[str, Any]
 
 FAINT = 0.01
-"""Of its usual start the last convolution has this much where the input is added: training begins at the input, not at noise on it."""
+"""Of its usual start the last convolution has this much where the input is added: training begins
+at the input, not at noise on it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """What the two networks differ in: ``block(inside, outside)``, ``enlarge(inside)`` and the width that this leaves."""
+    """What the two networks differ in: ``block(inside, outside)``, ``enlarge(inside)`` and the
+    width that this leaves.
+    """
 
     block: Callable[[int, int], nn.Module]
     enlarge: Callable[[int, int], nn.Module]
     keeps_width: bool
-    """Whether ``enlarge`` leaves the width of the level below, rather than bringing it to that of its own level."""
+    """Whether ``enlarge`` leaves the width of the level below, rather than bringing it to that of
+    its own level.
+    """
     skip_first: bool
     """Order in which the skip and the enlarged map are joined."""
 
 
 class ImageUNet(HeadedNet):
-    """Encoder, bottom and decoder of doubling ``widths``, one convolution of kernel 1, and with ``residual`` the input added."""
+    """Encoder, bottom and decoder of doubling ``widths``, one convolution of kernel 1, and with
+    ``residual`` the input added.
+    """
 
     def __init__(
         self, widths: Sequence[int], ends: tuple[int, int], parts: _Parts, residual: bool = False
@@ -99,14 +110,17 @@ def image_unet(
     norm: Norm = "batch",
     align_corners: bool = True,
 ) -> HeadedNet:
-    """U-Net for pairs of images (TUNET, 2025): bilinear enlargement without weights, so that the decoder is light.
+    """U-Net for pairs of images (TUNET, 2025): bilinear enlargement without weights, so that the
+    decoder is light.
 
-    ``base``: width of the finest level, doubled at each of ``depth`` halvings. ``norm``: batch, group, instance or none;
-    group and instance make a tile depend on all of its pixels. Convolutions have a bias only where there is no norm.
-    ``align_corners``: how maps are doubled. ``true``, the original's way, puts corners on corners: the step between samples is
-    (n - 1) / (2n - 1), so every value depends on the size of the map, and tiles cannot equal the whole image however large their
-    halo. ``false`` steps by one half everywhere: with batch norm or none, tiles are then exact. (Doubling is not bitwise
-    reproducible on CUDA.) The default has 31,384,963 weights for three channels in and out.
+    ``base``: width of the finest level, doubled at each of ``depth`` halvings. ``norm``: batch,
+    group, instance or none; group and instance make a tile depend on all of its pixels.
+    Convolutions have a bias only where there is no norm.
+    ``align_corners``: how maps are doubled. ``true``, the original's way, puts corners on corners:
+    the step between samples is (n - 1) / (2n - 1), so every value depends on the size of the map,
+    and tiles cannot equal the whole image however large their halo. ``false`` steps by one half
+    everywhere: with batch norm or none, tiles are then exact. (Doubling is not bitwise reproducible
+    on CUDA.) The default has 31,384,963 weights for three channels in and out.
     """
     where = "network 'image_unet'"
     _require_image(dims, where)
@@ -142,13 +156,15 @@ def deblur_unet(
     norm: Norm = "group",
     residual: bool = False,
 ) -> HeadedNet:
-    """U-Net for deblurring: four halvings, group norm, enlargement by bilinear interpolation and a convolution (no checkerboard).
+    """U-Net for deblurring: four halvings, group norm, enlargement by bilinear interpolation and a
+    convolution (no checkerboard).
 
-    ``base``: width of the finest level, the bottom has 16 times as many. ``groups``: those of ``norm: group``; with ``norm:
-    batch`` or ``none`` it is not used. Group norm reads all pixels of its input, so a tile gives another answer than the same
-    place in the whole image. ``residual``: the network learns what to add to its input, ``x + f(x)``,
-    and starts with next to nothing.
-    (Doubling is not bitwise reproducible on CUDA.) The default has 8,636,451 weights for three channels in and out.
+    ``base``: width of the finest level, the bottom has 16 times as many. ``groups``: those of
+    ``norm: group``; with ``norm: batch`` or ``none`` it is not used. Group norm reads all pixels of
+    its input, so a tile gives another answer than the same place in the whole image. ``residual``:
+    the network learns what to add to its input, ``x + f(x)``, and starts with next to nothing.
+    (Doubling is not bitwise reproducible on CUDA.) The default has 8,636,451 weights for three
+    channels in and out.
     """
     where = "network 'deblur_unet'"
     _require_image(dims, where)

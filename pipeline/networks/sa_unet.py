@@ -1,4 +1,6 @@
-"""SA-UNet for thin things in images: a small U-Net with DropBlock everywhere and spatial attention at its bottom."""
+"""SA-UNet for thin things in images: a small U-Net with DropBlock everywhere and spatial attention
+at its bottom.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Layer = Callable[[int, int], nn.Module]
 
 
 class SpatialAttention(nn.Module):
-    """Weighs every place by what its channels hold: ``x * sigmoid(conv([mean, max over channels]))``, ``(B, C, Y, X)`` in and out."""
+    """Weighs every place by what its channels hold: ``x * sigmoid(conv([mean, max over
+    channels]))``, ``(B, C, Y, X)`` in and out.
+    """
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
@@ -28,9 +32,11 @@ class SpatialAttention(nn.Module):
 
 
 class Doubling(nn.Module):
-    """Transposed convolution of kernel 3 and stride 2 that doubles both axes, aligned as Keras' ``same``.
+    """Transposed convolution of kernel 3 and stride 2 that doubles both axes, aligned as Keras'
+    ``same``.
 
-    Input place i reaches output places 2i, 2i + 1 and 2i + 2; torch's own padding would give 2i - 1, 2i and 2i + 1.
+    Input place i reaches output places 2i, 2i + 1 and 2i + 2; torch's own padding would give 2i -
+    1, 2i and 2i + 1.
     """
 
     def __init__(self, inside: int, outside: int) -> None:
@@ -42,7 +48,9 @@ class Doubling(nn.Module):
 
 
 class SAUNet(HeadedNet):
-    """Encoder, bottom with attention, decoder and one convolution of kernel 1; ``layer`` makes one block of given widths."""
+    """Encoder, bottom with attention, decoder and one convolution of kernel 1; ``layer`` makes one
+    block of given widths.
+    """
 
     def __init__(
         self, channels: Sequence[int], ends: tuple[int, int], layer: Layer, kernel: int
@@ -78,7 +86,10 @@ class SAUNet(HeadedNet):
 def _block(
     inside: int, outside: int, *, drop: Callable[[], DropBlock], momentum: float
 ) -> nn.Module:
-    """Convolution, DropBlock, batch norm, ReLU. The norm comes after DropBlock, so it sees the maps with their holes."""
+    """Convolution, DropBlock, batch norm, ReLU.
+
+    The norm comes after DropBlock, so it sees the maps with their holes.
+    """
     norm = nn.BatchNorm2d(outside, eps=1e-3, momentum=momentum)
     return nn.Sequential(
         nn.Conv2d(inside, outside, 3, padding=1), drop(), norm, nn.ReLU(inplace=True)
@@ -86,7 +97,9 @@ def _block(
 
 
 def _initialise(module: nn.Module) -> None:
-    """Keras' start: Glorot uniform and no bias; the attention alone begins as He et al. (ICCV 2015) have it."""
+    """Keras' start: Glorot uniform and no bias; the attention alone begins as He et al. (ICCV 2015)
+    have it.
+    """
     if isinstance(module, SpatialAttention):
         nn.init.kaiming_normal_(module.conv.weight, nonlinearity="relu")
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
@@ -108,12 +121,14 @@ def sa_unet(
 ) -> HeadedNet:
     """SA-UNet (Guo et al., ICPR 2020), layer by layer as its authors built it, for images only.
 
-    ``channels``: width of each level, finest first, at least two. ``keep``, ``block``, ``schedule``: see
-    :class:`~pipeline.networks.dropblock.DropBlock`; the authors trained DRIVE with ``keep`` 0.82 and CHASE_DB1 with 0.87,
-    constant. Blocks need maps of at least their edge: for a block of 7 at the bottom, patches of 56 and more.
-    ``kernel``: edge of the attention's convolution, odd. ``momentum``: share of the newest batch in the statistics that
-    batch norm keeps for prediction; 0.01 is Keras' default and wants several hundred steps, torch's own is 0.1.
-    The default has 537,299 weights for three channels in and one out (and 1,408 running statistics, which are not trained).
+    ``channels``: width of each level, finest first, at least two. ``keep``, ``block``,
+    ``schedule``: see :class:`~pipeline.networks.dropblock.DropBlock`; the authors trained DRIVE
+    with ``keep`` 0.82 and CHASE_DB1 with 0.87, constant. Blocks need maps of at least their edge:
+    for a block of 7 at the bottom, patches of 56 and more.
+    ``kernel``: edge of the attention's convolution, odd. ``momentum``: share of the newest batch in
+    the statistics that batch norm keeps for prediction; 0.01 is Keras' default and wants several
+    hundred steps, torch's own is 0.1. The default has 537,299 weights for three channels in and one
+    out (and 1,408 running statistics, which are not trained).
     """
     where = "network 'sa_unet'"
     require(

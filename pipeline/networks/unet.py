@@ -1,4 +1,6 @@
-"""U-shaped networks from MONAI under one contract: the plain U-Net with further heads, nnU-Net's DynUNet, and SegResNet."""
+"""U-shaped networks from MONAI under one contract: the plain U-Net with further heads, nnU-Net's
+DynUNet, and SegResNet.
+"""
 
 from __future__ import annotations
 
@@ -60,10 +62,13 @@ def unet(
     upsample: str = "deconv",
     heads: Mapping[str, int] | None = None,
 ) -> HeadedNet:
-    """Five-level U-Net (Falk et al., Nature Methods 16, 2019): two 3-wide convolutions a level, max pooling, skip connections.
+    """Five-level U-Net (Falk et al., Nature Methods 16, 2019): two 3-wide convolutions a level, max
+    pooling, skip connections.
 
-    ``channels``: width of each level, finest first. ``last``: width after the last upsampling (default: the first width).
-    ``upsample``: deconv, nontrainable (linear interpolation; not bitwise reproducible on CUDA) or pixelshuffle.
+    ``channels``: width of each level, finest first. ``last``: width after the last upsampling
+    (default: the first width).
+    ``upsample``: deconv, nontrainable (linear interpolation; not bitwise reproducible on CUDA) or
+    pixelshuffle.
     ``heads``: further outputs on the shared trunk, name to channel count, e.g. ``{mask: 1}``.
     The default has 22,625,281 weights in 3D for one channel in and out.
     """
@@ -115,14 +120,18 @@ def _further_heads(heads: Any, where: str) -> Mapping[str, int]:
 
 
 class DeepUNet(HeadedNet):
-    """DynUNet whose deep-supervision maps are heads ``deep1`` (finest) ... ``deepN`` at full size, in training mode."""
+    """DynUNet whose deep-supervision maps are heads ``deep1`` (finest) ...
+
+    ``deepN`` at full size, in training mode.
+    """
 
     def __init__(self, trunk: DynUNet, divisor: Sequence[int], deep: int, block: int = 1) -> None:
         super().__init__(
             ("main", *(f"deep{i}" for i in range(1, deep + 1))), [d * block for d in divisor]
         )
         self.block = block
-        # MONAI registers these blocks a second time inside skip_layers; each weight must have one name to be saved.
+        # MONAI registers these blocks a second time inside skip_layers; each weight must have one
+        # name to be saved.
         for twice in (
             "input_block",
             "downsamples",
@@ -136,7 +145,8 @@ class DeepUNet(HeadedNet):
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         y = self.trunk(pixelunshuffle(x, len(self.divisor), self.block) if self.block > 1 else x)
-        # MONAI keeps the maps of the last pass in a list, which then holds the graph alive and breaks deepcopy.
+        # MONAI keeps the maps of the last pass in a list, which then holds the graph alive and
+        # breaks deepcopy.
         self.trunk.heads[:] = [torch.empty(0)] * len(self.trunk.heads)
         stacked = self.training and len(self.heads) > 1
         maps = dict(zip(self.heads, y.unbind(1), strict=True)) if stacked else {"main": y}
@@ -161,14 +171,19 @@ def dynunet(
     deep_supervision: int = 0,
     block: int = 1,
 ) -> HeadedNet:
-    """U-Net as nnU-Net builds it (Isensee et al., Nature Methods 18, 2021): strided convolutions, any depth, anisotropic.
+    """U-Net as nnU-Net builds it (Isensee et al., Nature Methods 18, 2021): strided convolutions,
+    any depth, anisotropic.
 
-    ``channels``: width of each level, finest first, at least three levels. ``kernel``: one odd number, or one entry a level.
-    ``strides``: one entry a level, 1 or 2, or one number for each axis; the first is 1 (default: 1, then 2).
-    ``residual``: residual blocks in the encoder. ``deep_supervision``: number of further heads ``deep1`` ..., each from a
-    level at half the size of the one before, enlarged to full size by repetition.
-    ``block``: fold blocks of this edge into channels before the network and unfold its output (sub-pixel convolution, Shi et
-    al., CVPR 2016): with 2, the finest level works on an eighth of the voxels in 3D.
+    ``channels``: width of each level, finest first, at least three levels. ``kernel``: one odd
+    number, or one entry a level.
+    ``strides``: one entry a level, 1 or 2, or one number for each axis; the first is 1 (default: 1,
+    then 2).
+    ``residual``: residual blocks in the encoder. ``deep_supervision``: number of further heads
+    ``deep1`` ..., each from a level at half the size of the one before, enlarged to full size by
+    repetition.
+    ``block``: fold blocks of this edge into channels before the network and unfold its output
+    (sub-pixel convolution, Shi et al., CVPR 2016): with 2, the finest level works on an eighth of
+    the voxels in 3D.
     """
     where = "network 'dynunet'"
     require(
@@ -222,7 +237,9 @@ def dynunet(
 
 
 def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int, ...]]:
-    """One tuple of ``dims`` ints for each level, from a list whose entries are ints or lists of ints."""
+    """One tuple of ``dims`` ints for each level, from a list whose entries are ints or lists of
+    ints.
+    """
     listed = isinstance(value, list | tuple) and len(value) == levels
     rows = [(v,) * dims if isinstance(v, int) else v for v in value] if listed else []
     require(
@@ -255,10 +272,12 @@ def segresnet(
     activation: Layer = "relu",
     upsample: str = "nontrainable",
 ) -> HeadedNet:
-    """Residual encoder with a light decoder (Myronenko, BrainLes 2018, without the autoencoder branch).
+    """Residual encoder with a light decoder (Myronenko, BrainLes 2018, without the autoencoder
+    branch).
 
-    ``filters``: width of the finest level, doubled at each level. ``blocks_down``, ``blocks_up``: residual blocks of each
-    level on the way down (finest first) and up (coarsest first). ``upsample`` as in :func:`unet`.
+    ``filters``: width of the finest level, doubled at each level. ``blocks_down``, ``blocks_up``:
+    residual blocks of each level on the way down (finest first) and up (coarsest first).
+    ``upsample`` as in :func:`unet`.
     """
     where = "network 'segresnet'"
     require(

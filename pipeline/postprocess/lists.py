@@ -75,7 +75,9 @@ def faults(
 
 
 def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], soft: bool) -> bool:
-    """Whether rows along the first space axis of a random array ``(K, *S)`` come out alone as they do together."""
+    """Whether rows along the first space axis of a random array ``(K, *S)`` come out alone as they
+    do together.
+    """
     array = np.random.default_rng(0).random(shape, dtype=np.float32)
     array = array if soft else (array[:1] > 0.5).astype(np.uint8)
     rows = [array[:, n : n + 1] for n in range(array.shape[1])]
@@ -107,8 +109,9 @@ def adjust(
     Args:
         steps: the system's.
         threshold: takes the place of whatever deciding step there is.
-        min_component_size: sets ``below`` of each ``dust``. Of this and the next two: a step that is
-            missing is put in before the first that comes later in POSTPROCESS, and 0 takes it away.
+        min_component_size: sets ``below`` of each ``dust``. Of this and the next two: a step that
+            is missing is put in before the first that comes later in POSTPROCESS, and 0 takes it
+            away.
         max_hole_size: sets ``below`` of each ``fill_holes``.
         kernel_size: sets ``size`` of each ``closing``, instead of a ``radius``.
         separate_instances: adds ``instances`` at the end; not asking for it removes nothing.

@@ -38,8 +38,8 @@ def walls(
 ) -> np.ndarray:
     """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies.
 
-    Defined by :func:`pipeline.morphology.watershed_boundaries`. For surfaces that close, such as membranes of
-    cells; papyrus sheets, which end freely, want threshold or hysteresis.
+    Defined by :func:`pipeline.morphology.watershed_boundaries`. For surfaces that close, such as
+    membranes of cells; papyrus sheets, which end freely, want threshold or hysteresis.
     """
     soft = _only_channel(array, "walls")
     _size("walls: depth", depth)
@@ -187,7 +187,8 @@ def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
 
 def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
     distance = edt.edt(mask)
-    # A mask without any background has distance inf everywhere; a background at -depth keeps components from meeting in it.
+    # A mask without any background has distance inf everywhere; a background at -depth keeps
+    # components from meeting in it.
     height = np.where(mask, np.minimum(distance, max(mask.shape)), -depth).astype(np.float64)
     lowered = skimage.morphology.reconstruction(height - depth, height)
     levelled = np.pad(lowered, 1, constant_values=-2 * depth)  # no maxima in a constant array

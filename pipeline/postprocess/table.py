@@ -76,9 +76,9 @@ class PostprocessStep:
             ``(K, *S)``, to labels ``(*S)``.
         decides: soft predictions of so many channels; ``None``: it takes labels.
         sees: what it has to see, or a function of its options that says so. ``"local"``: it changes
-            each row along the first space axis by itself, wherever it lies (a large array comes some
-            rows at a time, and the step is not told which); ``"components"``: it also takes and
-            gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in memory.
+            each row along the first space axis by itself, wherever it lies (a large array comes
+            some rows at a time, and the step is not told which); ``"components"``: it also takes
+            and gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in memory.
         bytes_per_voxel: memory that it takes on a whole array, without the soft prediction.
         search: what tuning tries; ``None``: nothing, so that a tuned list leaves it out.
     """

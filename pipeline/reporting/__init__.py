@@ -1,7 +1,7 @@
 """A run as one self-contained page: scores with intervals, curves, and the worst cases as pictures.
 
-The page needs no network and no script. What a run lacks (a failed fold, missing answers) is stated,
-never an error.
+The page needs no network and no script. What a run lacks (a failed fold, missing answers) is
+stated, never an error.
 """
 
 from __future__ import annotations

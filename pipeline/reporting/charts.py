@@ -1,4 +1,6 @@
-"""Line charts, histograms and rows of dots as inline SVG, coloured by the page's style in light and dark."""
+"""Line charts, histograms and rows of dots as inline SVG, coloured by the page's style in light and
+dark.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Scale:
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """Two to six round numbers within [low, high]; on a log scale powers of ten, or 1, 2, 5 of them over a short range.
+    """Two to six round numbers within [low, high]; on a log scale powers of ten, or 1, 2, 5 of them
+    over a short range.
 
     >>> ticks(0, 1), ticks(1e-4, 1e-2, log=True)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0001, 0.001, 0.01])
@@ -86,7 +89,10 @@ def chart(
     log: bool = False,
     mark: float | None = None,
 ) -> str:
-    """Lines over epochs as a figure; values that are missing or not finite are passed over. ``mark``: a dashed line at that epoch."""
+    """Lines over epochs as a figure; values that are missing or not finite are passed over.
+
+    ``mark``: a dashed line at that epoch.
+    """
     drawn = {
         name: [(x, y) for x, y in points if finite(y) and (y > 0 or not log)]
         for name, points in series.items()

@@ -1,4 +1,6 @@
-"""Small pieces of HTML: everything that is not marked as HTML already is escaped on its way into the page."""
+"""Small pieces of HTML: everything that is not marked as HTML already is escaped on its way into
+the page.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,12 @@ LONG = 40
 
 
 def table(head: Sequence[object], rows: Sequence[tuple[str, Sequence[object]]]) -> str:
-    """Rows are (CSS class, cells). The first cell names the row, and spans the columns that the row is short of.
+    """Rows are (CSS class, cells).
 
-    A table wider than the page scrolls in its own box, and says so; the names of its rows stay in sight.
+    The first cell names the row, and spans the columns that the row is short of.
+
+    A table wider than the page scrolls in its own box, and says so; the names of its rows stay in
+    sight.
     """
     top = "".join(f'<th scope="col"{_kind(h)}>{escape(h)}</th>' for h in head)
     body = ""
@@ -82,7 +87,10 @@ def figure(title: str, keys: str, body: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """The whole document. Its policy forbids every request and every script, whatever the body holds."""
+    """The whole document.
+
+    Its policy forbids every request and every script, whatever the body holds.
+    """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

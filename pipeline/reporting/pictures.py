@@ -1,4 +1,6 @@
-"""Cases as pictures: image, truth, answer and errors for labels; input, target, prediction and difference for images."""
+"""Cases as pictures: image, truth, answer and errors for labels; input, target, prediction and
+difference for images.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from pipeline.reporting.runs import (
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 SMALL, LARGE, FULL = 240, 420, 1024
-"""Pictures are enlarged to at least about SMALL pixels; planes of a volume are reduced to at most LARGE, images to at most FULL."""
+"""Pictures are enlarged to at least about SMALL pixels; planes of a volume are reduced to at most
+LARGE, images to at most FULL.
+"""
 
 
 def gallery(run: Run) -> str:
@@ -145,7 +149,11 @@ def _by_class(run: Run, case: Mapping[str, Any]) -> str:
 
 
 def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
-    """Four pictures in a row. Images, which unlike planes have no ``where``, get two rows if they are large, and grow when clicked."""
+    """Four pictures in a row.
+
+    Images, which unlike planes have no ``where``, get two rows if they are large, and grow when
+    clicked.
+    """
     large = not where and max(max(array.shape[:2]) for _, array in panels) > LARGE
     limit, more = (FULL, ' tabindex="0" title="click to enlarge"') if large else (LARGE, "")
     cells = "".join(
@@ -157,7 +165,10 @@ def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
 
 
 def _arrays(run: Run, name: str) -> Planes:
-    """Image, truth and answer ``(C, *S)``. Raises UserError or KeyError for what is not there or does not fit."""
+    """Image, truth and answer ``(C, *S)``.
+
+    Raises UserError or KeyError for what is not there or does not fit.
+    """
     entry, fold = run.cases[name], run.scored[name].get("fold")
     found = [
         p
@@ -184,9 +195,11 @@ def _arrays(run: Run, name: str) -> Planes:
 
 
 def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
-    """Planes ``(C, Y, X)`` of image, truth and answer with their place in words: an image as it is, a volume along each axis.
+    """Planes ``(C, Y, X)`` of image, truth and answer with their place in words: an image as it is,
+    a volume along each axis.
 
-    Of the slices with at least 70 % of the most foreground that a slice of the truth has, the one nearest to the middle is taken.
+    Of the slices with at least 70 % of the most foreground that a slice of the truth has, the one
+    nearest to the middle is taken.
     """
     truth = arrays[1]
     if truth.ndim == 3:
@@ -232,7 +245,9 @@ def label_panels(
 def image_panels(
     run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
-    """Input, target, prediction, and the absolute difference of the last two on the scale that its title names."""
+    """Input, target, prediction, and the absolute difference of the last two on the scale that its
+    title names.
+    """
     full = _full_scale(truth)
     shown = [
         colours.rgb(image / _full_scale(image)),

@@ -1,4 +1,6 @@
-"""What a run's folder holds, read without trusting that any of it is there, and the numbers that follow from it."""
+"""What a run's folder holds, read without trusting that any of it is there, and the numbers that
+follow from it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ MOST = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What was found in a run's folder. ``logs``: epochs by fold; ``gaps``: what is not there, in words."""
+    """What was found in a run's folder.
+
+    ``logs``: epochs by fold; ``gaps``: what is not there, in words.
+    """
 
     folder: RunFolder
     summary: Mapping[str, Any]
@@ -124,7 +129,9 @@ def named(run: Run, key: str) -> str:
 
 
 def main_metrics(run: Run) -> list[str]:
-    """The metrics that stand side by side: all where they are few, else those that are of no single class."""
+    """The metrics that stand side by side: all where they are few, else those that are of no single
+    class.
+    """
     names = metric_names(run)
     return names if len(names) <= MOST else [n for n in names if of_class(n) is None]
 
@@ -144,7 +151,9 @@ def class_title(run: Run, number: int) -> str:
 
 
 def leading_metric(run: Run) -> tuple[str, int] | None:
-    """The first metric that can be ranked, and 1 where higher is better, -1 where lower is; None: there is none."""
+    """The first metric that can be ranked, and 1 where higher is better, -1 where lower is; None:
+    there is none.
+    """
     for name in metric_names(run):
         try:
             return name, 1 if better(name) == "higher" else -1

@@ -101,7 +101,9 @@ def scores(run: Run) -> str:
 
 
 def classes(run: Run) -> str:
-    """A table for each metric with a row a class, where the metrics of classes are too many to stand beside the others."""
+    """A table for each metric with a row a class, where the metrics of classes are too many to
+    stand beside the others.
+    """
     found = class_metrics(run)
     if not found:
         return ""
@@ -135,7 +137,9 @@ def classes(run: Run) -> str:
 
 
 def frames(run: Run) -> str:
-    """The same answers counted inside the field of view, over the full image and over the padded image; nothing without a field of view."""
+    """The same answers counted inside the field of view, over the full image and over the padded
+    image; nothing without a field of view.
+    """
     means = run.summary.get("out_of_fold") or {}
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
@@ -160,7 +164,9 @@ def frames(run: Run) -> str:
 
 
 def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:
-    """One row for each kind of weights of a fold, the chosen ones first; a single row where it left no scores."""
+    """One row for each kind of weights of a fold, the chosen ones first; a single row where it left
+    no scores.
+    """
     chosen, metrics = fold.get("chosen", "best"), fold.get("metrics") or {}
     name = Safe(
         f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>'
@@ -184,7 +190,10 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
 
 
 def tuned(run: Run) -> str:
-    """The rows that pipeline.tune compared: mean, paired gains with their intervals, steps. Nothing where it did not run."""
+    """The rows that pipeline.tune compared: mean, paired gains with their intervals, steps.
+
+    Nothing where it did not run.
+    """
     try:
         result = run.folder.tuned()
         if result is None:

@@ -16,17 +16,22 @@ RULE = "=" * 80
 """Around what a log should be searched for."""
 
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
-"""Numbers that stand in the files and the report but not in the table: the competition's score takes them in."""
+"""Numbers that stand in the files and the report but not in the table: the competition's score
+takes them in.
+"""
 
 MOST_COLUMNS = 6
-"""Metrics that the table of a summary holds side by side; of more, those of classes stand in a table of their own."""
+"""Metrics that the table of a summary holds side by side; of more, those of classes stand in a
+table of their own.
+"""
 
 
 def of_training(summary: Mapping[str, Any]) -> str:
     """Per-fold and out-of-fold scores as text; ``*`` marks the weights that speak for a fold.
 
-    Where metrics were counted in several frames (a field of view), the first frame stands here and all of them in a second table; where
-    metrics of classes would make it too wide, they stand in a table of their own.
+    Where metrics were counted in several frames (a field of view), the first frame stands here and
+    all of them in a second table; where metrics of classes would make it too wide, they stand in a
+    table of their own.
     """
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
     classes = from_json(summary.get("class_names"))
@@ -98,7 +103,9 @@ def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _frames(summary: Mapping[str, Any]) -> list[str]:
-    """Out-of-fold scores and what they have to beat, a line for each frame that metrics were counted in."""
+    """Out-of-fold scores and what they have to beat, a line for each frame that metrics were
+    counted in.
+    """
     means = summary["out_of_fold"]
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
@@ -141,14 +148,15 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-# --- folders of answers -----------------------------------------------------------------------------------------------------
+# --- folders of answers ---------------------------------------------------------------------------
 
 TINY = 1e-3
 """Numbers below this are shown with four digits of their own."""
 
 
 def of_evaluation(scores: Mapping[str, Any]) -> str:
-    """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do nothing" and the gain over it.
+    """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do
+    nothing" and the gain over it.
 
     Classes by their names, lengths with their unit. Cases that failed for one reason share a line.
     """
@@ -191,7 +199,7 @@ def _score(value: Any) -> str:
     )  # lengths under a microscope, in millimetres
 
 
-# --- tuning --------------------------------------------------------------------------------------------------------------
+# --- tuning ---------------------------------------------------------------------------------------
 
 OWN = "the run's own"
 """The row of the post-processing that a run has."""

@@ -33,19 +33,25 @@ def score(
     """Metrics of one case whose answer and truth lie in memory on one grid.
 
     Args:
-        answer: class numbers ``(*S)``, a NumPy array or a tensor; for metrics of images intensities ``(C, *S)``.
+        answer: class numbers ``(*S)``, a NumPy array or a tensor; for metrics of images intensities
+            ``(C, *S)``.
         truth: of the same shape.
-        metrics: names, also with options (``"surface_dice:tolerance=3"``), all of labels or all of images.
-        spacing: millimetres between voxels along each axis; distances are then millimetres, without it voxels.
+        metrics: names, also with options (``"surface_dice:tolerance=3"``), all of labels or all of
+            images.
+        spacing: millimetres between voxels along each axis; distances are then millimetres, without
+            it voxels.
         ignore_label: voxels of this value in ``truth`` are not counted.
-        num_classes: classes, background included; without it those that occur. A class that is declared and in neither array is NaN.
+        num_classes: classes, background included; without it those that occur. A class that is
+            declared and in neither array is NaN.
         probabilities: foreground ``(*S)``, for ``roc_auc`` and ``pr_auc``.
 
     Returns:
-        Numbers by name: ``dice``, and of several classes ``dice_1``, ``dice_2`` and so on. NaN where there is nothing to count.
+        Numbers by name: ``dice``, and of several classes ``dice_1``, ``dice_2`` and so on. NaN
+            where there is nothing to count.
 
     Raises:
-        UserError: for arrays that do not fit each other, values that are no class numbers, unknown metrics and options.
+        UserError: for arrays that do not fit each other, values that are no class numbers, unknown
+            metrics and options.
 
     Example:
         >>> import numpy as np
@@ -130,7 +136,10 @@ def _classes(case: CaseArrays, rules: Rules, number: int | None) -> tuple[int, .
 
 
 def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Foreground probabilities as float32. Raises UserError where a metric lacks them, and for what are none."""
+    """Foreground probabilities as float32.
+
+    Raises UserError where a metric lacks them, and for what are none.
+    """
     if given is None:
         if wanting := sorted(needing(rules.metrics, "probabilities")):
             raise UserError(f"metrics: {', '.join(wanting)} need probabilities=, the foreground's.")
@@ -148,7 +157,10 @@ def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarr
 
 
 def parts_of(metrics: Any) -> list[NamedOptions]:
-    """Metrics as people name them. Raises UserError for what names none, and for one that is named twice."""
+    """Metrics as people name them.
+
+    Raises UserError for what names none, and for one that is named twice.
+    """
     several = [metrics] if isinstance(metrics, str | NamedOptions | Mapping) else list(metrics)
     parts = [_part(metric) for metric in several]
     names = [p.name for p in parts]

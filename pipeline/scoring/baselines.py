@@ -25,10 +25,12 @@ from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
 def of_labels(
     config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT, bins: int = 256
 ) -> dict[str, Scores]:
-    """Rows that a network has to beat, binary labels only: an empty answer, and the best global threshold on the normalised image.
+    """Rows that a network has to beat, binary labels only: an empty answer, and the best global
+    threshold on the normalised image.
 
-    The threshold, its side (bright or dark) and the channel are chosen on the very cases that they are scored on, in the
-    baseline's favour, by the mean Dice of the first frame. Probabilities are then the grey values of that channel.
+    The threshold, its side (bright or dark) and the channel are chosen on the very cases that they
+    are scored on, in the baseline's favour, by the mean Dice of the first frame. Probabilities are
+    then the grey values of that channel.
     """
     rules = rules_of(config, scoring.version)
     channel, side, cut = _best_cut(
@@ -96,7 +98,9 @@ def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
-    """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the first frame."""
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the
+    first frame.
+    """
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
     levels = _levels(cached.scale.apply(np.asarray(cached.image.array)), bins)
@@ -107,7 +111,9 @@ def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -
 
 
 def _best_cut(histograms: np.ndarray) -> tuple[int, str, int]:
-    """Channel, side and level with the highest mean Dice; ``histograms`` is ``(cases, C, 2, bins)``."""
+    """Channel, side and level with the highest mean Dice; ``histograms`` is ``(cases, C, 2,
+    bins)``.
+    """
     best = (-1.0, 0, "bright", 0)
     for channel in range(histograms.shape[1]):
         for side in ("bright", "dark"):

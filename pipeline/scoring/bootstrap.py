@@ -1,4 +1,6 @@
-"""How sure a mean over cases is: percentile bootstrap intervals (Efron 1979; Efron and Tibshirani 1993, chapter 13). Seeded."""
+"""How sure a mean over cases is: percentile bootstrap intervals (Efron 1979; Efron and Tibshirani
+1993, chapter 13). Seeded.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 def interval_by_units(
     values: np.ndarray, units: Sequence[Any] | np.ndarray, draws: int = UNIT_DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the mean of ``values`` ``(cases,)``, at least one, where cases of one unit are drawn as a whole.
+    """95 % interval of the mean of ``values`` ``(cases,)``, at least one, where cases of one unit
+    are drawn as a whole.
 
-    ``units`` names that of each case, e.g. its group. One unit has no interval: it is the mean itself.
+    ``units`` names that of each case, e.g. its group. One unit has no interval: it is the mean
+    itself.
     """
     _, index = np.unique(np.asarray(list(units)), return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)

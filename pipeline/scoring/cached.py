@@ -21,8 +21,9 @@ from pipeline.tasks import TASKS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """What a run's config does not say of its scores: their metrics version, and millimetres between voxels by case where distances
-    are lengths."""
+    """What a run's config does not say of its scores: their metrics version, and millimetres
+    between voxels by case where distances are lengths.
+    """
 
     version: int = METRICS_VERSION
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -32,12 +33,16 @@ PRESENT = Scoring()
 
 
 def case_metrics(config: Config) -> tuple[NamedOptions, ...]:
-    """Metrics of whole cases, with the task's default; the first one chooses between best and averaged weights."""
+    """Metrics of whole cases, with the task's default; the first one chooses between best and
+    averaged weights.
+    """
     return config.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
 
 
 def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
-    """By what a run's cases are scored: metrics are told of all its classes, unless instances are numbered."""
+    """By what a run's cases are scored: metrics are told of all its classes, unless instances are
+    numbered.
+    """
     numbered = any(step.name == "instances" for step in config.postprocess)
     return Rules(
         metrics=case_metrics(config),
@@ -49,7 +54,8 @@ def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
 
 
 def scoring_of(config: Config, version: int, cases: Sequence[CachedCase]) -> Scoring:
-    """How a run is scored: lengths are millimetres where a metric measures any and the labels of all cases carry a unit.
+    """How a run is scored: lengths are millimetres where a metric measures any and the labels of
+    all cases carry a unit.
 
     Raises UserError where an option in millimetres is asked for and some labels carry none.
     """
@@ -92,8 +98,9 @@ def score_image(
 ) -> Scores:
     """Metrics of an image ``(C, *S)`` of the input's number type against the case's target.
 
-    ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one. Raises UserError naming the case
-    where it cannot be scored: a NaN in it, or a target of another number type.
+    ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one.
+    Raises UserError naming the case where it cannot be scored: a NaN in it, or a target of another
+    number type.
     """
     rules, target = rules_of(config), np.asarray(cached.targets[image_target(config)].array)
     if target.dtype != answer.dtype:
@@ -136,7 +143,9 @@ def pooled(
     cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray]],
     version: int = METRICS_VERSION,
 ) -> Scores:
-    """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, activate ``(K, *S)``); empty for more than two classes."""
+    """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, activate ``(K,
+    *S)``); empty for more than two classes.
+    """
     rules = rules_of(config, version)
     found: list[dict[str, Counts]] = []
     for cached, answer, soft in cases:

@@ -1,6 +1,7 @@
 """The scoring core: one case in memory, on one grid, and the one function that scores it.
 
-Folders of files, held-out cases of the store, candidates of tuning and arrays of people's own code only differ in how they are opened.
+Folders of files, held-out cases of the store, candidates of tuning and arrays of people's own code
+only differ in how they are opened.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Rules:
         metrics: all of labels or all of images.
         ignore: label value that is not counted.
         classes: foreground classes of the whole set; None: those that occur in the case at hand.
-        padded: where there is a field of view, a further frame: the image with background up to this size, in voxels.
+        padded: where there is a field of view, a further frame: the image with background up to
+            this size, in voxels.
         version: see :data:`pipeline.records.METRICS_VERSION`.
     """
 
@@ -94,8 +96,9 @@ class CaseArrays:
 def score(case: CaseArrays, rules: Rules) -> Scores:
     """Metrics of one case.
 
-    Images are brought to 0..1, each by its own number type. Raises ValueError for images that differ in shape or hold a NaN, and
-    UserError for label maps and fields of view that do not fit each other.
+    Images are brought to 0..1, each by its own number type. Raises ValueError for images that
+    differ in shape or hold a NaN, and UserError for label maps and fields of view that do not fit
+    each other.
     """
     if rules.images:
         return _of_images(case, rules)
@@ -103,7 +106,9 @@ def score(case: CaseArrays, rules: Rules) -> Scores:
 
 
 def score_in(view: View, case: CaseArrays, rules: Rules) -> Scores:
-    """Metrics of a case of labels in one frame of its truth, under names without a suffix: for many answers to one case."""
+    """Metrics of a case of labels in one frame of its truth, under names without a suffix: for many
+    answers to one case.
+    """
     soft = None if case.probabilities is None else view.of(case.probabilities)
     return evaluate(
         rules.metrics,
@@ -161,14 +166,18 @@ def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
 
 
 def blanked(answer: np.ndarray, label: np.ndarray, ignore: int | None) -> np.ndarray:
-    """The answer with background where the label is ignored: what it holds there is no class of the case."""
+    """The answer with background where the label is ignored: what it holds there is no class of the
+    case.
+    """
     if ignore is None or 0 <= int(answer.min(initial=0)) <= int(answer.max(initial=0)) <= 1:
         return answer
     return np.where(label == ignore, np.zeros((), answer.dtype), answer)
 
 
 def mean(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each metric over cases, NaN left out; NaN where no case has a value. Tables have no mean."""
+    """Mean of each metric over cases, NaN left out; NaN where no case has a value. Tables have no
+    mean.
+    """
     rows = list(scores)
     out = {}
     for key in dict.fromkeys(

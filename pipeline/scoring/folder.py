@@ -1,4 +1,6 @@
-"""Scores of a folder of answers, several cases at a time, with no more of them in memory than it holds."""
+"""Scores of a folder of answers, several cases at a time, with no more of them in memory than it
+holds.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,15 @@ def folder(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``, cases in the given order.
+    """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id:
+    reason}}``, cases in the given order.
 
-    Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be pooled. Images with an ``input`` add
-    ``"do_nothing"``, the means of the inputs themselves, and ``"difference"``, what the answers gain over them in every value that has a
-    better direction; with a metric of what was to change also ``"empty_masks"``, the number of cases in which nothing was.
-    ``workers``: processes; None: one a core, fewer where memory is short. What ``progress(done, total)`` raises stops the work.
+    Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be
+    pooled. Images with an ``input`` add ``"do_nothing"``, the means of the inputs themselves, and
+    ``"difference"``, what the answers gain over them in every value that has a better direction;
+    with a metric of what was to change also ``"empty_masks"``, the number of cases in which nothing
+    was. ``workers``: processes; None: one a core, fewer where memory is short. What
+    ``progress(done, total)`` raises stops the work.
     """
     rows: dict[str, Row | str] = {}
     for pair, row in _rows(pairs, workers):
@@ -69,7 +74,8 @@ def folder(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Scores of a case, its voxels' counts where there are two classes, and of images the scores of the input as it is.
+    """Scores of a case, its voxels' counts where there are two classes, and of images the scores of
+    the input as it is.
 
     ``answers`` and ``labels`` are the foreground values that occur in the answer and in the label.
     """
@@ -93,9 +99,11 @@ SMALL = 8
 
 
 def require_comparable(rows: Iterable[Row | str], metrics: Sequence[NamedOptions]) -> None:
-    """Raise UserError where answers and labels of a set have no foreground value in common, so that nothing can ever agree.
+    """Raise UserError where answers and labels of a set have no foreground value in common, so that
+    nothing can ever agree.
 
-    Where no metric compares equal numbers, numbers are names, and may differ: only two greys are then taken for a mistake.
+    Where no metric compares equal numbers, numbers are names, and may differ: only two greys are
+    then taken for a mistake.
     """
     good = [row for row in rows if not isinstance(row, str)]
     answers, truths = (
@@ -121,7 +129,9 @@ def _listed(values: Iterable[int]) -> str:
 def _of_one_class(
     pairs: Sequence[Pair], rows: Mapping[str, Row | str], classes: tuple[int, ...]
 ) -> list[Pair]:
-    """Cases that were scored as masks although the set has several classes, with the classes of the set."""
+    """Cases that were scored as masks although the set has several classes, with the classes of the
+    set.
+    """
     masks = [
         p
         for p in pairs
@@ -133,7 +143,9 @@ def _of_one_class(
 
 
 def same_columns(cases: Mapping[str, Scores]) -> dict[str, Scores]:
-    """The scores of a set with the same keys in every case: a class that neither of a case's maps holds has NaN there."""
+    """The scores of a set with the same keys in every case: a class that neither of a case's maps
+    holds has NaN there.
+    """
     keys = dict.fromkeys(key for scores in cases.values() for key in scores)
     return {i: {key: scores.get(key, math.nan) for key in keys} for i, scores in cases.items()}
 

@@ -36,7 +36,8 @@ from pipeline.scoring.core import Scores
 class FoldEvaluation:
     """Held-out cases of a fold and where their soft answers go.
 
-    ``progress(done, total)`` is called with the number of cases done, in fractions of one while it is predicted; it may stop the work.
+    ``progress(done, total)`` is called with the number of cases done, in fractions of one while it
+    is predicted; it may stop the work.
     """
 
     cases: Sequence[CachedCase]
@@ -54,9 +55,11 @@ def answer_of(config: Config, soft: SoftPrediction) -> np.ndarray:
 def score(
     config: Config, soft: SoftPrediction, cached: CachedCase, scoring: Scoring = PRESENT
 ) -> Scores:
-    """``metrics`` of one case: labels after post-processing; images as they are saved (clipped, rounded to the input's type), on 0..1.
+    """``metrics`` of one case: labels after post-processing; images as they are saved (clipped,
+    rounded to the input's type), on 0..1.
 
-    Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of another number type.
+    Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of
+    another number type.
     """
     rules, main = rules_of(config, scoring.version), np.asarray(soft.main)
     if not rules.images:
@@ -73,7 +76,10 @@ def score(
 
 
 def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
-    """Predict and score the held-out cases with one model. A case that is already done (its ``.json`` is there) is not done again."""
+    """Predict and score the held-out cases with one model.
+
+    A case that is already done (its ``.json`` is there) is not done again.
+    """
     network, config = build(load_model(model_path), str(model_path))
     predict_tile = network_ensemble([network.to(job.device)], config, job.device)
     scores: dict[str, Scores] = {}
@@ -104,7 +110,10 @@ def predict_stored(
     device: str,
     progress: Callable[[float], None] | None = None,
 ) -> SoftPrediction:
-    """Soft answer of a case in the store. ``progress`` is called with the share of the case that is done; scoring it is the last bit."""
+    """Soft answer of a case in the store.
+
+    ``progress`` is called with the share of the case that is done; scoring it is the last bit.
+    """
     array = cached.image.array
     source, tiles = (
         Source(array=array, scale=cached.scale),

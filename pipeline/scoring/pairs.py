@@ -1,4 +1,6 @@
-"""Files of a case opened: answer, label and what else is scored with them, on the grid of the label, in memory."""
+"""Files of a case opened: answer, label and what else is scored with them, on the grid of the
+label, in memory.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Pair:
         fov: file of its field of view.
         input: of images, the file that the answer was made from.
         mask: of images, the picture of the mask of change as the network predicted it.
-        spacing: millimetres between voxels along each axis of the label; None: distances are counted in voxels.
+        spacing: millimetres between voxels along each axis of the label; None: distances are
+            counted in voxels.
     """
 
     id: str
@@ -63,7 +66,10 @@ class Pair:
 
 
 def opened(pair: Pair) -> CaseArrays:
-    """The case in memory. Raises FileError for files that hold something else, or do not lie on one grid."""
+    """The case in memory.
+
+    Raises FileError for files that hold something else, or do not lie on one grid.
+    """
     return _opened_images(pair) if pair.rules.images else _opened_labels(pair)
 
 
@@ -83,8 +89,8 @@ class Place:
     def bring(self, path: Path, array: np.ndarray, geometry: Geometry) -> np.ndarray:
         """``(C, *S)`` of another file of the case on this grid, by flips and axis order alone.
 
-        Raises FileError where that is not possible: another shape, another place in the world, or a format whose order of axes
-        nothing relates to this one's.
+        Raises FileError where that is not possible: another shape, another place in the world, or a
+        format whose order of axes nothing relates to this one's.
         """
         own = grid_of(geometry, len(self.shape))
         if own.family != self.grid.family:
@@ -138,7 +144,9 @@ def _opened_labels(pair: Pair) -> CaseArrays:
 
 
 def _class_numbers(pair: Pair, path: Path, array: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Class numbers of a file; with a ``binarise`` 1 where a value lies above it, ``ignore`` where it is that, and 0 elsewhere."""
+    """Class numbers of a file; with a ``binarise`` 1 where a value lies above it, ``ignore`` where
+    it is that, and 0 elsewhere.
+    """
     cut = pair.reading.binarise
     if cut is None:
         return labels.class_numbers(path, array, ignore)
@@ -176,7 +184,8 @@ def _answer(pair: Pair, place: Place) -> np.ndarray:
 def _counted_only(pair: Pair, answer: np.ndarray, label: np.ndarray) -> np.ndarray:
     """The answer with background where the label is ignored.
 
-    Raises FileError where the ignored value itself, if it is no class number, stands where the label counts.
+    Raises FileError where the ignored value itself, if it is no class number, stands where the
+    label counts.
     """
     ignore = pair.rules.ignore
     seen = blanked(answer, label, ignore)
@@ -222,7 +231,9 @@ def _require_declared(pair: Pair, label: np.ndarray) -> None:
 
 
 def _probabilities(pair: Pair, place: Place) -> np.ndarray | None:
-    """Foreground probabilities ``(*S)`` where a metric asks for them and they are those of two classes."""
+    """Foreground probabilities ``(*S)`` where a metric asks for them and they are those of two
+    classes.
+    """
     if pair.soft is None or not pair.rules.need_probabilities:
         return None
     kept = softs.load_sound(pair.soft, pair.id)
@@ -266,7 +277,9 @@ def _require_image(path: Path, array: np.ndarray) -> None:
 
 
 def changed_mask(source: np.ndarray, target: np.ndarray, change: Change) -> np.ndarray:
-    """What was to change, bool ``(*S)``; in half precision before it is compared, as training keeps its masks."""
+    """What was to change, bool ``(*S)``; in half precision before it is compared, as training keeps
+    its masks.
+    """
     return changes.difference_mask(source, target, change)[0].astype(np.float16) >= changes.LEVEL
 
 

@@ -1,4 +1,6 @@
-"""Scores of the fixed patches by which a fold's training is watched: voxels counted over a whole epoch, other metrics averaged over patches."""
+"""Scores of the fixed patches by which a fold's training is watched: voxels counted over a whole
+epoch, other metrics averaged over patches.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def classes_of(data: Data) -> tuple[int, ...]:
 
 
 def labelled(config: Config, batch: Mapping[str, Any]) -> int:
-    """How many samples of a batch hold something to learn or to be measured: those not wholly ignored."""
+    """How many samples of a batch hold something to learn or to be measured: those not wholly
+    ignored.
+    """
     ignore, targets = (
         config.data.ignore_label,
         [n for n, kind in config.targets.items() if kind == "labels"],
@@ -52,7 +56,9 @@ def labelled(config: Config, batch: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchRules:
-    """How patches are scored. ``spacings`` are millimetres along each axis by case, empty where distances are in voxels.
+    """How patches are scored.
+
+    ``spacings`` are millimetres along each axis by case, empty where distances are in voxels.
 
     ``fail`` raises for an answer that is not finite; it is given the case's id.
     """
@@ -70,14 +76,16 @@ class PatchRules:
 
 
 def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What :class:`PatchScores` adds up, of one batch, as JSON: labels decided by the task, images on the scale from 0 to 1.
+    """What :class:`PatchScores` adds up, of one batch, as JSON: labels decided by the task, images
+    on the scale from 0 to 1.
 
     Args:
         logits: of the main head, ``(B, K, *S)``.
 
     Returns:
-        ``scores``: the numbers of each patch, by the position of their metric in the config; ``counts``: voxels by class, as
-        [tp, fp, fn, tn]; ``tally``: voxels by probability, where a metric ranks them.
+        ``scores``: the numbers of each patch, by the position of their metric in the config;
+        ``counts``: voxels by class, as [tp, fp, fn, tn]; ``tally``: voxels by probability, where a
+        metric ranks them.
     """
     config, task = rules.config, TASKS[rules.config.task]
     soft = task.activate(logits).cpu().numpy()
@@ -145,7 +153,9 @@ def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray 
 
 
 class PatchScores:
-    """Sums of what :func:`measure` found, and the values that follow: ``val_dice``, of several classes also ``val_dice_1`` and so on."""
+    """Sums of what :func:`measure` found, and the values that follow: ``val_dice``, of several
+    classes also ``val_dice_1`` and so on.
+    """
 
     def __init__(self, rules: PatchRules) -> None:
         self.rules = rules
@@ -154,7 +164,9 @@ class PatchScores:
         self.values: dict[int, dict[str, list[float]]] = {}
 
     def add(self, found: Mapping[str, Any]) -> None:
-        """Add a batch; all of them in a fixed order, so that sums have the same bits whoever computed them."""
+        """Add a batch; all of them in a fixed order, so that sums have the same bits whoever
+        computed them.
+        """
         for patch in found["scores"]:
             for n, numbers in patch.items():
                 columns = self.values.setdefault(int(n), {})
@@ -168,7 +180,9 @@ class PatchScores:
             self.tally = tally if self.tally is None else self.tally + tally
 
     def result(self) -> dict[str, float]:
-        """``val_<name>`` of every metric in the config's order: the same columns in every epoch, NaN where nothing was to be counted."""
+        """``val_<name>`` of every metric in the config's order: the same columns in every epoch,
+        NaN where nothing was to be counted.
+        """
         out: dict[str, float] = {}
         for n, part in enumerate(validation_metrics(self.rules.config)):
             if n in self.values:
@@ -192,6 +206,8 @@ class PatchScores:
 
 
 def _mean(values: Sequence[float], version: int) -> float:
-    """Mean over patches; those without a value are left out (in version 1 one of them makes all NaN)."""
+    """Mean over patches; those without a value are left out (in version 1 one of them makes all
+    NaN).
+    """
     known = [v for v in values if version < 2 or math.isfinite(v)]
     return sum(known) / len(known) if known else math.nan

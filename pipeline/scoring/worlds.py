@@ -1,4 +1,6 @@
-"""In which unit distances of a set are counted: millimetres where the labels say how far their voxels lie apart, else voxels."""
+"""In which unit distances of a set are counted: millimetres where the labels say how far their
+voxels lie apart, else voxels.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ Spacings = dict[str, tuple[float, ...]]
 
 
 def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int) -> Spacings:
-    """Spacings where a metric measures lengths and all labels carry a unit: one that does not, and all are counted in voxels.
+    """Spacings where a metric measures lengths and all labels carry a unit: one that does not, and
+    all are counted in voxels.
 
     Args:
         metrics: those of the set.
-        labels: label file by case. One that cannot be read counts neither way: whoever scores it says so.
+        labels: label file by case. One that cannot be read counts neither way: whoever scores it
+            says so.
 
     Raises:
         UserError: where an option in millimetres is asked for and some labels carry no unit.
@@ -34,9 +38,11 @@ def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: 
 def common_spacings(
     metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int
 ) -> Spacings:
-    """As :func:`spacings`, for files that somebody else chose: raises UserError where some carry a unit and others do not.
+    """As :func:`spacings`, for files that somebody else chose: raises UserError where some carry a
+    unit and others do not.
 
-    An option in millimetres of files without any unit is left to the metric, which refuses each case.
+    An option in millimetres of files without any unit is left to the metric, which refuses each
+    case.
     """
     if not in_millimetres(metrics):
         return {}
@@ -50,7 +56,9 @@ def common_spacings(
 
 
 def require_millimetres(metrics: Sequence[NamedOptions], bare: Sequence[str]) -> None:
-    """Raise UserError where an option in millimetres is asked for although the labels of some cases are ``bare`` of a unit."""
+    """Raise UserError where an option in millimetres is asked for although the labels of some cases
+    are ``bare`` of a unit.
+    """
     options = millimetre_options(metrics)
     if options and bare:
         raise UserError(

@@ -55,7 +55,9 @@ def application(service: Service) -> FastAPI:
 
 
 async def respond(service: Service, request: Request) -> Response:
-    """The answer to a request, or why there is none; what went wrong inside is told to the log only."""
+    """The answer to a request, or why there is none; what went wrong inside is told to the log
+    only.
+    """
     began = time.perf_counter()
     body = Body(request, service.limits.bytes)
     response = await _outcome(service, request, body)
@@ -141,7 +143,9 @@ class Refused(JSONResponse):
 
 
 class FileSent(Response):
-    """The content of a file, which may be unlinked meanwhile, sent no faster than the client reads; one that does not is cut off."""
+    """The content of a file, which may be unlinked meanwhile, sent no faster than the client reads;
+    one that does not is cut off.
+    """
 
     def __init__(self, path: Path) -> None:
         self.stream = path.open("rb")
@@ -202,7 +206,10 @@ async def _answer(service: Service, request: Request, body: Body) -> Response:
 
 
 def _predict(service: Service, image: Path) -> Path:
-    """Predict an image file; the answer lies in a folder beside it. Raises Refusal 400 where it cannot be decoded to its end."""
+    """Predict an image file; the answer lies in a folder beside it.
+
+    Raises Refusal 400 where it cannot be decoded to its end.
+    """
     try:
         return service.predict(image, image.parent / "answer")
     except FileError as error:

@@ -1,4 +1,5 @@
-"""An HTTP server that waits for nobody: uvicorn with deadlines for the heads of requests and for its own end, which it lacks.
+"""An HTTP server that waits for nobody: uvicorn with deadlines for the heads of requests and for
+its own end, which it lacks.
 
 The application sees to bodies and answers (:mod:`pipeline.serving.application`); through
 ``scope["state"]["abort"]`` it can cut a connection whose client does not read.
@@ -22,10 +23,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pipeline.records import UserError
 
 HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the end of the answer before, to the end of the next request's head."""
+"""From the opening of a connection, or the end of the answer before, to the end of the next
+request's head.
+"""
 
 CONNECTIONS = 512
-"""Open at a time. For one more, that which has waited longest for the head of a request is closed; all at work: the new one is."""
+"""Open at a time. For one more, that which has waited longest for the head of a request is closed;
+all at work: the new one is.
+"""
 
 INTERRUPT_SECONDS, TERMINATE_SECONDS = 1, 30
 """After Ctrl-C, and after SIGTERM: how long requests that are being worked on may take to end."""
@@ -34,7 +39,8 @@ INTERRUPT_SECONDS, TERMINATE_SECONDS = 1, 30
 class DeadlineProtocol(H11Protocol):
     """One connection, closed where the head of its next request does not come in time.
 
-    uvicorn ends a connection that says nothing after an answer, but neither one that never says anything nor one that drips.
+    uvicorn ends a connection that says nothing after an answer, but neither one that never says
+    anything nor one that drips.
     """
 
     late: asyncio.TimerHandle | None = None
@@ -100,7 +106,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Listen to signals; uvicorn's own way raises them again at its end, where the command has to tidy up."""
+        """Listen to signals; uvicorn's own way raises them again at its end, where the command has
+        to tidy up.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -131,7 +139,10 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on the address (port 0: any free one). Raises UserError where none can."""
+    """A socket that listens on the address (port 0: any free one).
+
+    Raises UserError where none can.
+    """
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -140,7 +151,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # whoever comes between the line that says "Serving" and the first turn of the loop waits
+        # whoever comes between the line that says "Serving" and the first turn of the loop waits
+        listener.listen()
     except (OSError, OverflowError) as error:
         if listener is not None:
             listener.close()

@@ -22,7 +22,10 @@ Raises FileError for an image that cannot be decoded to its end.
 """
 
 UPLOADS = 64
-"""Bodies that are received at a time. For one more, the slowest of those that take more than a second is given up."""
+"""Bodies that are received at a time.
+
+For one more, the slowest of those that take more than a second is given up.
+"""
 
 READERS = 2
 """Threads that look at headers of uploads."""
@@ -91,7 +94,10 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def receiving(self, body: Body) -> AsyncIterator[None]:
-        """Receive ``body`` within, as long as it comes fast enough. Raises Refusal 408 or 503 where it does not."""
+        """Receive ``body`` within, as long as it comes fast enough.
+
+        Raises Refusal 408 or 503 where it does not.
+        """
         if self.closing:
             raise Refusal(503, ENDING)
         if len(self.uploads) >= UPLOADS:
@@ -130,7 +136,10 @@ class Service:
             body.give_up(ENDING)
 
     def abandon(self, seconds: float) -> bool:
-        """Wait for the threads at the end; whether none works any more. Nothing is left on disk either way."""
+        """Wait for the threads at the end; whether none works any more.
+
+        Nothing is left on disk either way.
+        """
         for pool in (self.pool, self.readers):
             pool.shutdown(wait=False, cancel_futures=True)
         jobs = [space.job for space in self.workspaces if space.job is not None]
@@ -156,7 +165,9 @@ class Workspace:
         return await asyncio.wrap_future(self.job)
 
     def close(self, closed: Callable[[], None]) -> None:
-        """Remove the folder: at once, or by the thread that still works in it although nobody waits for that."""
+        """Remove the folder: at once, or by the thread that still works in it although nobody waits
+        for that.
+        """
 
         def remove(_: object = None) -> None:
             shutil.rmtree(self.path, ignore_errors=True)

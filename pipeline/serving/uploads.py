@@ -29,7 +29,9 @@ SLOW_SECONDS, SLOW_BYTES = 20.0, 32 * 1024
 """An upload or an answer may take so many seconds, and one more for so many bytes that have passed."""
 
 LINGER_SECONDS = 2
-"""How long an upload that was refused is still read: a client that is cut off while it sends may never see why."""
+"""How long an upload that was refused is still read: a client that is cut off while it sends may
+never see why.
+"""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer to the client, no fault of the program
@@ -42,7 +44,9 @@ class Refusal(Exception):  # noqa: N818 - an answer to the client, no fault of t
 
 
 class Body:
-    """The body of a request on its way in: counts its bytes, refuses more than ``most``, and what comes too slowly."""
+    """The body of a request on its way in: counts its bytes, refuses more than ``most``, and what
+    comes too slowly.
+    """
 
     def __init__(self, request: Request, most: int) -> None:
         self.source, self.most, self.seen, self.complete = request.receive, most, 0, False
@@ -124,7 +128,10 @@ def media_type(content_type: str | None) -> str:
 
 
 def suffix(content_type: str | None, filename: str | None) -> str:
-    """Suffix of an image by its content type, else by its name. Raises Refusal 415 for another kind of file."""
+    """Suffix of an image by its content type, else by its name.
+
+    Raises Refusal 415 for another kind of file.
+    """
     kind, named = (
         media_type(content_type),
         files.suffix(filename or "").replace(".jpeg", ".jpg").replace(".tiff", ".tif"),

@@ -1,7 +1,8 @@
-"""Resumable states: everything that training needs to go on as if it had never stopped, in files that are whole or absent.
+"""Resumable states: everything that training needs to go on as if it had never stopped, in files
+that are whole or absent.
 
-A state's file name carries the epoch (and within one the step) and the hash of its bytes, so that a damaged one is recognised and
-passed over.
+A state's file name carries the epoch (and within one the step) and the hash of its bytes, so that a
+damaged one is recognised and passed over.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pipeline.inference.models import CheckpointError, decode, encode
 logger = logging.getLogger(__name__)
 
 STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
-"""Name of a state file: whole epochs done, within the next one the steps done, the beginning of the SHA-256 of its bytes."""
+"""Name of a state file: whole epochs done, within the next one the steps done, the beginning of the
+SHA-256 of its bytes.
+"""
 
 STATE_SUGGESTION = "Remove it, so that the one before it is taken, or start over with --fresh."
 
@@ -36,7 +39,8 @@ def save_state(
     tensors: Mapping[str, torch.Tensor],
     facts: Mapping[str, Any],
 ) -> Path:
-    """Add the state after ``done`` (whole epochs, steps of the next one) to ``folder``; of the others only the ``KEEP - 1`` before it stay.
+    """Add the state after ``done`` (whole epochs, steps of the next one) to ``folder``; of the
+    others only the ``KEEP - 1`` before it stay.
 
     States as far or further were passed over when the run was continued, so they are damaged.
     """
@@ -58,7 +62,8 @@ def load_state(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """The newest undamaged state, or None where there is none at all.
 
-    Raises CheckpointError when states exist but all are damaged: starting over silently would lose the user's hours.
+    Raises CheckpointError when states exist but all are damaged: starting over silently would lose
+    the user's hours.
     """
     states = _states(folder)
     for path in states:
@@ -79,7 +84,10 @@ def load_state(
 def load_fold(
     folder: Path, warn: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """As :func:`load_state`, of a fold's training. Raises CheckpointError for what no training wrote, too."""
+    """As :func:`load_state`, of a fold's training.
+
+    Raises CheckpointError for what no training wrote, too.
+    """
     loaded = load_state(folder, warn)
     found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)
     if found is not None:
@@ -90,7 +98,9 @@ def load_fold(
 
 
 def _states(folder: Path) -> dict[Path, tuple[int, int]]:
-    """State files and what each has done, the one that came furthest first; among equals the name decides, never the clock."""
+    """State files and what each has done, the one that came furthest first; among equals the name
+    decides, never the clock.
+    """
     names = [(p, STATE.fullmatch(p.stem)) for p in folder.glob("epoch_*.safetensors")]
     done = [(p, (int(name[1]), int(name[2] or 0))) for p, name in names if name]
     return dict(sorted(done, key=lambda entry: (entry[1], entry[0].name), reverse=True))

@@ -1,9 +1,11 @@
-"""Several processes train one fold together: who they are, what they agree on, and who is named when one of them is gone.
+"""Several processes train one fold together: who they are, what they agree on, and who is named
+when one of them is gone.
 
-Started by ``torchrun`` (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT), each process is a rank of one
-:class:`DistributedContext`; started plainly, a process is a team of its own and nothing here costs anything. Gradients go over NCCL between CUDA
-devices and over gloo between CPUs; everything else that is said (flags, losses, scores) goes over gloo in a group of its own, as
-numbers or JSON, so that it waits for no device.
+Started by ``torchrun`` (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT),
+each process is a rank of one :class:`DistributedContext`; started plainly, a process is a team of
+its own and nothing here costs anything. Gradients go over NCCL between CUDA devices and over gloo
+between CPUs; everything else that is said (flags, losses, scores) goes over gloo in a group of its
+own, as numbers or JSON, so that it waits for no device.
 """
 
 from __future__ import annotations
@@ -26,19 +28,29 @@ from pipeline.records import UserError
 T = TypeVar("T")
 
 GRACE = 5.0
-"""Seconds that a rank which has met an error waits for the others to say that they have met it, too, before it names the silent ones."""
+"""Seconds that a rank which has met an error waits for the others to say that they have met it,
+too, before it names the silent ones.
+"""
 
 SLACK = 1.25
-"""NCCL, which ends a process without a word, gets this much longer than gloo, which lets us say who is missing."""
+"""NCCL, which ends a process without a word, gets this much longer than gloo, which lets us say who
+is missing.
+"""
 
 
 class DistributedError(RuntimeError):
-    """Another rank is dead, hangs or has failed. The message names it. This process can only end: what is saved is whole."""
+    """Another rank is dead, hangs or has failed.
+
+    The message names it. This process can only end: what is saved is whole.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
-    """The processes that train together, as one of them sees it. ``DistributedContext()`` is a process by itself."""
+    """The processes that train together, as one of them sees it.
+
+    ``DistributedContext()`` is a process by itself.
+    """
 
     rank: int = 0
     size: int = 1
@@ -58,7 +70,9 @@ class DistributedContext:
         return self.size == 1
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether any rank has raised it: the same answer on all ranks, at the same point of their work."""
+        """For each flag whether any rank has raised it: the same answer on all ranks, at the same
+        point of their work.
+        """
         if self.is_single:
             return flags
         found = torch.tensor([int(f) for f in flags])
@@ -67,7 +81,10 @@ class DistributedContext:
         return tuple(bool(f) for f in found.tolist())
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in the order of ranks, on every rank. Values are JSON; numbers come back with the same bits."""
+        """What each rank gives, in the order of ranks, on every rank.
+
+        Values are JSON; numbers come back with the same bits.
+        """
         if self.is_single:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -88,9 +105,11 @@ class DistributedContext:
                 dist.all_reduce(torch.zeros(1), group=self.control)
 
     def main_first(self, work: Callable[[], T], what: str) -> T:
-        """``work`` on rank 0, however long it takes, then on the others, which find what it has left.
+        """``work`` on rank 0, however long it takes, then on the others, which find what it has
+        left.
 
-        What rank 0 raises ends the others with a DistributedError. ``what`` must be another one for each use.
+        What rank 0 raises ends the others with a DistributedError. ``what`` must be another one for
+        each use.
         """
         if self.is_single:
             return work()
@@ -106,7 +125,8 @@ class DistributedContext:
         return result
 
     def _await_main(self, what: str) -> None:
-        # No collective: those have a time limit, and rank 0 may prepare a large data set for hours. Were it to die, torchrun ends us.
+        # No collective: those have a time limit, and rank 0 may prepare a large data set for hours.
+        # Were it to die, torchrun ends us.
         key = f"first/{what}"
         while not self.store.check([key]):
             time.sleep(0.1)
@@ -115,7 +135,9 @@ class DistributedContext:
 
     @contextmanager
     def named_errors(self, what: str) -> Iterator[None]:
-        """Within: an error of communication becomes a DistributedError that names the ranks which do not answer."""
+        """Within: an error of communication becomes a DistributedError that names the ranks which
+        do not answer.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -131,7 +153,9 @@ class DistributedContext:
             ) from None
 
     def _silent(self) -> str:
-        """Which ranks have not noticed within a grace period what this one has: those that are dead or hang."""
+        """Which ranks have not noticed within a grace period what this one has: those that are dead
+        or hang.
+        """
         others = [n for n in range(self.size) if n != self.rank]
         try:
             self.store.set(f"noticed/{self.rank}", "yes")
@@ -152,7 +176,9 @@ class DistributedContext:
 
 
 def _is_communication(error: RuntimeError) -> bool:
-    """Whether this is how gloo and NCCL say that a peer is gone or late; gloo has no class of its own for it."""
+    """Whether this is how gloo and NCCL say that a peer is gone or late; gloo has no class of its
+    own for it.
+    """
     words = (
         "gloo",
         "Connection",
@@ -173,10 +199,11 @@ def launched() -> bool:
 
 
 def join(device: str, timeout: float) -> DistributedContext:
-    """The team of this process; ``device`` is ``cpu`` or ``cuda``, ``timeout`` the seconds after which a silent rank is given up.
+    """The team of this process; ``device`` is ``cpu`` or ``cuda``, ``timeout`` the seconds after
+    which a silent rank is given up.
 
-    On CUDA each rank takes the device of its local number. Raises UserError where there are fewer devices than ranks on this
-    machine, or the ranks do not find each other in time.
+    On CUDA each rank takes the device of its local number. Raises UserError where there are fewer
+    devices than ranks on this machine, or the ranks do not find each other in time.
     """
     if not launched():
         return DistributedContext(device=device)
@@ -222,9 +249,11 @@ def leave(context: DistributedContext) -> None:
 def parallel(
     network: torch.nn.Module, context: DistributedContext, unused: bool = False
 ) -> torch.nn.Module:
-    """``network`` with gradients averaged over the context in every backward pass outside ``no_sync``.
+    """``network`` with gradients averaged over the context in every backward pass outside
+    ``no_sync``.
 
-    ``unused``: some parameters may have no part in the loss (a head that no term reads), which has to be looked for in each step.
+    ``unused``: some parameters may have no part in the loss (a head that no term reads), which has
+    to be looked for in each step.
     """
     if context.is_single:
         return network
@@ -236,7 +265,9 @@ def parallel(
 
 
 def broadcast_buffers(network: torch.nn.Module, context: DistributedContext) -> None:
-    """Give all ranks the buffers of rank 0, such as the running statistics of batch norm, which each has updated by its own samples."""
+    """Give all ranks the buffers of rank 0, such as the running statistics of batch norm, which
+    each has updated by its own samples.
+    """
     if not context.is_single:
         with context.named_errors("sharing buffers"):
             for buffer in network.buffers():
@@ -244,7 +275,10 @@ def broadcast_buffers(network: torch.nn.Module, context: DistributedContext) -> 
 
 
 def with_sync_batchnorm(network: torch.nn.Module, context: DistributedContext) -> torch.nn.Module:
-    """``network`` with batch norm over the samples of all ranks. Raises UserError on the CPU, where torch has none."""
+    """``network`` with batch norm over the samples of all ranks.
+
+    Raises UserError on the CPU, where torch has none.
+    """
     if context.is_single:
         return network
     if context.device != "cuda":

@@ -1,4 +1,6 @@
-"""One fold: fit its network, then score the best and the averaged weights on its whole held-out cases."""
+"""One fold: fit its network, then score the best and the averaged weights on its whole held-out
+cases.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRun:
-    """A run after every check has passed: what its folds are trained on, and by which rules they are scored."""
+    """A run after every check has passed: what its folds are trained on, and by which rules they
+    are scored.
+    """
 
     config: Config
     folder: RunFolder
@@ -185,7 +189,9 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
 
 
 def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[LossTerm]:
-    """Terms of the losses; a run of before version 2 has none for deep-supervision heads that its config does not name."""
+    """Terms of the losses; a run of before version 2 has none for deep-supervision heads that its
+    config does not name.
+    """
     written = run.config.losses
     terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
     if deep := sorted({term.head for term in terms[len(written) :]}):
@@ -218,7 +224,9 @@ def _scored(run: TrainingRun, fold: int, cases: Sequence[CachedCase]) -> dict[st
 
 
 def _case_progress(what: str) -> Callable[[float, int], None]:
-    """Progress over held-out cases while they are predicted and scored; stops that work on request, between two cases."""
+    """Progress over held-out cases while they are predicted and scored; stops that work on request,
+    between two cases.
+    """
     bar, began = Progress(what), time.monotonic()
 
     def advance(done: float, total: int) -> None:
@@ -236,9 +244,11 @@ def _case_progress(what: str) -> Callable[[float, int], None]:
 def _keep_answers(
     run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFolder, chosen: str
 ) -> None:
-    """Write the chosen model's answers to ``oof/``, rename its activate predictions to ``oof/soft/``; drop the working files.
+    """Write the chosen model's answers to ``oof/``, rename its activate predictions to
+    ``oof/soft/``; drop the working files.
 
-    Interrupted anywhere, the next run finds either the working files or nothing and does the same again.
+    Interrupted anywhere, the next run finds either the working files or nothing and does the same
+    again.
     """
     work: Path = folder.work / chosen
     for cached in cases:

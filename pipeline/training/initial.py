@@ -12,7 +12,10 @@ from pipeline.inference.models import CheckpointError, load_model
 
 
 def load(network: torch.nn.Module, wanted: InitFrom) -> str:
-    """Copy matching weights into ``network``; returns the listing. Raises CheckpointError for a mismatch that was not allowed."""
+    """Copy matching weights into ``network``; returns the listing.
+
+    Raises CheckpointError for a mismatch that was not allowed.
+    """
     given, own = load_model(Path(wanted.path), own=False).weights, network.state_dict()
     listing = compare(given, own, wanted)
     fitting = {k: given[k] for k in own if k in given and own[k].shape == given[k].shape}
@@ -23,7 +26,8 @@ def load(network: torch.nn.Module, wanted: InitFrom) -> str:
 def compare(
     given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: InitFrom
 ) -> str:
-    """Listing of what of the ``given`` weights fits a network's ``own``, which may have no memory (meta).
+    """Listing of what of the ``given`` weights fits a network's ``own``, which may have no memory
+    (meta).
 
     Raises CheckpointError for a mismatch that was not allowed.
     """

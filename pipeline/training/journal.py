@@ -1,4 +1,6 @@
-"""What a fold tells while it trains: a line an epoch, log.jsonl, TensorBoard, and a picture of a fixed held-out patch."""
+"""What a fold tells while it trains: a line an epoch, log.jsonl, TensorBoard, and a picture of a
+fixed held-out patch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ RECENT = 10
 
 
 def time_left(seconds: Sequence[float], epochs: int) -> float:
-    """Seconds that the rest of ``epochs`` takes after those that took ``seconds`` each, if it is like the last ones.
+    """Seconds that the rest of ``epochs`` takes after those that took ``seconds`` each, if it is
+    like the last ones.
 
     >>> time_left([9.0] + [2.0] * 10, 14)
     6.0
@@ -38,9 +41,12 @@ def time_left(seconds: Sequence[float], epochs: int) -> float:
 
 
 class Journal:
-    """Writer of one fold's records. ``history`` is what a resumed run already knows: the files are laid anew from it.
+    """Writer of one fold's records.
 
-    ``names`` of classes stand in lines that people read; ``log.jsonl`` and TensorBoard keep the keys.
+    ``history`` is what a resumed run already knows: the files are laid anew from it.
+
+    ``names`` of classes stand in lines that people read; ``log.jsonl`` and TensorBoard keep the
+    keys.
     """
 
     def __init__(
@@ -85,7 +91,9 @@ class Journal:
         self._append(self.fold.text_log, line + "\n")
 
     def line(self, record: Mapping[str, Any]) -> str:
-        """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11 left``; called once an epoch, in order."""
+        """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11
+        left``; called once an epoch, in order.
+        """
         self.seconds.append(record["seconds"])
         parts = [f"Train Loss: {record['train_loss']:.4f}"]
         parts += [
@@ -103,7 +111,9 @@ class Journal:
         return f"Epoch {record['epoch'] + 1}/{self.epochs}: " + ", ".join(parts)
 
     def preview(self, epoch: int, panels: Sequence[np.ndarray]) -> None:
-        """Panels ``(Y, X, 3)`` in [0, 1] side by side, enlarged until they are legible, to ``previews/`` and TensorBoard."""
+        """Panels ``(Y, X, 3)`` in [0, 1] side by side, enlarged until they are legible, to
+        ``previews/`` and TensorBoard.
+        """
         times = max(1, LEGIBLE // panels[0].shape[0])
         parts = [colours.to_bytes(p).repeat(times, 0).repeat(times, 1) for p in panels]
         gap = np.full((len(parts[0]), GAP, 3), 255, np.uint8)

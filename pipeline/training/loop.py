@@ -1,8 +1,10 @@
-"""The training loop of every system: named heads, weighted terms, averaged weights, early stopping, exact resumption.
+"""The training loop of every system: named heads, weighted terms, averaged weights, early stopping,
+exact resumption.
 
-A fold is a sequence of epochs, an epoch one of steps. After each epoch, and after any step when the process is asked to stop,
-everything that the rest depends on is saved whole; random draws depend on (seed, fold, epoch, step or sample) only. So a run that
-was stopped or killed and started again ends with the same bits as one that was not.
+A fold is a sequence of epochs, an epoch one of steps. After each epoch, and after any step when the
+process is asked to stop, everything that the rest depends on is saved whole; random draws depend on
+(seed, fold, epoch, step or sample) only. So a run that was stopped or killed and started again ends
+with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from pipeline.training.journal import Journal, clock, time_left
 logger = logging.getLogger(__name__)
 
 DROPOUT = 0
-"""Last word of the seed of a step's random layers, plus the rank: the samples' augmentation has (seed, fold, epoch, position) for itself."""
+"""Last word of the seed of a step's random layers, plus the rank: the samples' augmentation has
+(seed, fold, epoch, position) for itself.
+"""
 
 PREVIEWED = 4
 """Samples in ``training_preview.jpg``, a row each: source, prediction, target."""
@@ -58,10 +62,13 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldJob:
-    """Everything that one fold's training is given. ``progress(done, total, text)`` shows how many steps of all epochs are done.
+    """Everything that one fold's training is given.
 
-    ``raise_if_stopped`` raises when any process of the ``context`` was asked to stop: a BaseException that is no Exception, so that nothing takes it
-    for a fault. All ranks call it at the same points of their work.
+    ``progress(done, total, text)`` shows how many steps of all epochs are done.
+
+    ``raise_if_stopped`` raises when any process of the ``context`` was asked to stop: a
+    BaseException that is no Exception, so that nothing takes it for a fault. All ranks call it at
+    the same points of their work.
     """
 
     config: Config
@@ -79,9 +86,13 @@ class FoldJob:
     version: int = METRICS_VERSION
     """Metrics version by which this fold validates."""
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Millimetres between voxels by held-out case, where a metric of ``train.validate`` measures lengths and all files carry a unit."""
+    """Millimetres between voxels by held-out case, where a metric of ``train.validate`` measures
+    lengths and all files carry a unit.
+    """
     trained_on: Mapping[str, Any] = field(default_factory=dict)
-    """What the training data looked like, for the header of model files (``Checkpoint.trained_on``)."""
+    """What the training data looked like, for the header of model files
+    (``Checkpoint.trained_on``).
+    """
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -90,7 +101,9 @@ class FoldJob:
 
 
 class RunningMeans:
-    """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are left out."""
+    """Running means by name, weighted by the number of samples; NaN values of ``add_valid`` are
+    left out.
+    """
 
     def __init__(
         self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None
@@ -115,7 +128,9 @@ class RunningMeans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Values of one validation by name, and how many patches were left out because they hold no labelled voxel."""
+    """Values of one validation by name, and how many patches were left out because they hold no
+    labelled voxel.
+    """
 
     values: Mapping[str, float]
     unlabelled: int
@@ -125,9 +140,10 @@ class Validation:
 class State:
     """What changes while a fold trains, and nothing else: it is what a checkpoint holds.
 
-    ``epoch`` counts whole epochs, ``step`` the batches of the next one that the weights have seen, always up to an optimiser step;
-    ``means`` are those batches' values. ``began`` is the clock's time at which that epoch would have begun without interruptions,
-    ``spent`` the seconds of earlier processes in all.
+    ``epoch`` counts whole epochs, ``step`` the batches of the next one that the weights have seen,
+    always up to an optimiser step; ``means`` are those batches' values. ``began`` is the clock's
+    time at which that epoch would have begun without interruptions, ``spent`` the seconds of
+    earlier processes in all.
     """
 
     network: torch.nn.Module
@@ -148,7 +164,9 @@ class State:
 
 
 def fit(job: FoldJob) -> State:
-    """Train one fold to its end, from where it stands. Leaves best_model, swa_model (if averaging began) and checkpoint_latest.
+    """Train one fold to its end, from where it stands.
+
+    Leaves best_model, swa_model (if averaging began) and checkpoint_latest.
 
     Of several ranks, which all do the same, the first writes.
     """
@@ -208,7 +226,9 @@ def _fit(job: FoldJob, state: State) -> None:
 
 
 def _keep(job: FoldJob, state: State) -> None:
-    """A model file of its own every ``train.keep_every`` epochs; written before the epoch counts as done, so a kill loses none."""
+    """A model file of its own every ``train.keep_every`` epochs; written before the epoch counts as
+    done, so a kill loses none.
+    """
     every = job.config.train.keep_every
     if every and state.epoch % every == 0:
         model = _model(
@@ -257,9 +277,12 @@ def _start(job: FoldJob) -> State:
 
 
 def _epoch(job: FoldJob, state: State) -> dict[str, Any]:
-    """What is left of the epoch: train, validate, remember the best, step average and schedule. Returns the epoch's record.
+    """What is left of the epoch: train, validate, remember the best, step average and schedule.
 
-    From the last step to the end of validation nothing in ``state`` changes: stopped there, the epoch goes on with its validation.
+    Returns the epoch's record.
+
+    From the last step to the end of validation nothing in ``state`` changes: stopped there, the
+    epoch goes on with its validation.
     """
     if state.step == 0:
         state.began = time.monotonic()
@@ -315,7 +338,9 @@ def _train(job: FoldJob, state: State) -> None:
 
 
 def _show(job: FoldJob, state: State, step: int, doing: str = "") -> None:
-    """How far the fold is after ``step`` steps of an epoch, and about how long the epochs take from here."""
+    """How far the fold is after ``step`` steps of an epoch, and about how long the epochs take from
+    here.
+    """
     epochs, steps = job.config.train.epochs, len(job.train)
     left = _seconds_left(state, epochs, step / steps)
     more = f", about {clock(left)} left" if left >= 0.5 else ""
@@ -324,7 +349,9 @@ def _show(job: FoldJob, state: State, step: int, doing: str = "") -> None:
 
 
 def _seconds_left(state: State, epochs: int, share: float) -> float:
-    """Seconds until the last epoch ends, at a ``share`` of the present one; NaN where nothing is known yet."""
+    """Seconds until the last epoch ends, at a ``share`` of the present one; NaN where nothing is
+    known yet.
+    """
     spent = time.monotonic() - state.began
     if state.history:
         past = time_left([record["seconds"] for record in state.history], epochs)
@@ -333,7 +360,10 @@ def _seconds_left(state: State, epochs: int, share: float) -> float:
 
 
 def _backward(job: FoldJob, state: State, step: int, batch: Mapping[str, Any]) -> None:
-    """Add the gradient of one batch, and note its values. Raises TrainingError, on all ranks, where a loss is not finite on one."""
+    """Add the gradient of one batch, and note its values.
+
+    Raises TrainingError, on all ranks, where a loss is not finite on one.
+    """
     with _autocast(job):
         outputs = state.forward(_image(batch, job))
     total, terms = job.losses(outputs, _targets(batch, job), training=True)
@@ -371,7 +401,9 @@ def _seed_layers(job: FoldJob, epoch: int, step: int) -> None:
 
 
 def _step_done(job: FoldJob, state: State) -> None:
-    """Between two optimiser steps, the only place within an epoch's training where the state is whole: save it when due, or to stop."""
+    """Between two optimiser steps, the only place within an epoch's training where the state is
+    whole: save it when due, or to stop.
+    """
     with _saved_if_stopped(job, state):
         job.raise_if_stopped()
     every, steps = job.config.train.save_steps, -(-state.step // job.config.train.accumulate)
@@ -381,7 +413,9 @@ def _step_done(job: FoldJob, state: State) -> None:
 
 @contextlib.contextmanager
 def _saved_if_stopped(job: FoldJob, state: State) -> Iterator[None]:
-    """Where ``job.raise_if_stopped`` stops the process inside, the state is saved first, in the middle of its epoch."""
+    """Where ``job.raise_if_stopped`` stops the process inside, the state is saved first, in the
+    middle of its epoch.
+    """
     try:
         yield
     except Exception:
@@ -395,7 +429,9 @@ def _saved_if_stopped(job: FoldJob, state: State) -> Iterator[None]:
 
 
 def _tell_progress(network: torch.nn.Module, epoch: int, epochs: int) -> None:
-    """Tell parts with a schedule of their own (DropBlock) the share of the training that is done when ``epoch`` begins, at the last 1."""
+    """Tell parts with a schedule of their own (DropBlock) the share of the training that is done
+    when ``epoch`` begins, at the last 1.
+    """
     for module in network.modules():
         progress = getattr(module, "progress", None)
         if callable(progress):
@@ -413,9 +449,11 @@ def _step(clip: float | None, state: State) -> None:
 
 @torch.no_grad()
 def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
-    """Loss, its terms and the metrics of ``train.validate`` over the fixed patches of the held-out cases.
+    """Loss, its terms and the metrics of ``train.validate`` over the fixed patches of the held-out
+    cases.
 
-    Losses are means over the patches that hold a labelled voxel, metrics are :class:`PatchScores`. Raises TrainingError, on all ranks, where no patch holds a labelled voxel.
+    Losses are means over the patches that hold a labelled voxel, metrics are :class:`PatchScores`.
+    Raises TrainingError, on all ranks, where no patch holds a labelled voxel.
     """
     network.eval()
     found = []
@@ -449,7 +487,9 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
 
 
 def _weight(job: FoldJob, batch: Mapping[str, Any]) -> int:
-    """Samples of a batch that have a say in means: a wholly ignored one has no loss (in metrics version 1 its 0 counts)."""
+    """Samples of a batch that have a say in means: a wholly ignored one has no loss (in metrics
+    version 1 its 0 counts).
+    """
     return len(batch["id"]) if job.version < 2 else labelled(job.config, batch)
 
 
@@ -507,7 +547,9 @@ def _learning_rate(config: Config, state: State) -> float:
 
 
 def _finish_average(job: FoldJob, state: State) -> dict[str, float]:
-    """Recompute BatchNorm statistics where there are any, validate and write swa_model; its values, none where there is no average."""
+    """Recompute BatchNorm statistics where there are any, validate and write swa_model; its values,
+    none where there is no average.
+    """
     path = FoldFolder(job.folder).model_file("swa")
     if state.average is None or int(state.average.n_averaged) == 0:
         return {}
@@ -525,7 +567,8 @@ def _finish_average(job: FoldJob, state: State) -> dict[str, float]:
 
 
 def _images(job: FoldJob, epoch: int) -> Iterator[torch.Tensor]:
-    """Images of a training epoch, each batch with its own draws: a loader that is made anew takes some for itself.
+    """Images of a training epoch, each batch with its own draws: a loader that is made anew takes
+    some for itself.
 
     Every rank sees all of them, so that their statistics are those of one process.
     """
@@ -558,7 +601,9 @@ def _model(
 
 
 def _save(job: FoldJob, state: State) -> None:
-    """The first rank writes the state; the others wait, or their end would be the end of all in the middle of it."""
+    """The first rank writes the state; the others wait, or their end would be the end of all in the
+    middle of it.
+    """
     if job.context.is_main:
         _write_state(job, state)
     job.context.wait("saving the state")
@@ -587,7 +632,9 @@ def _write_state(job: FoldJob, state: State) -> None:
 
 
 def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without what JSON cannot hold; SequentialLR keeps its parts' states in a list."""
+    """A scheduler's state without what JSON cannot hold; SequentialLR keeps its parts' states in a
+    list.
+    """
     return {
         k: [_plain(s) for s in v] if k == "_schedulers" else v
         for k, v in schedule.items()
@@ -596,7 +643,9 @@ def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resume(job: FoldJob, state: State) -> tuple[FoldJob, State]:
-    """The state that was saved, and the job by that state's metrics version; both as they are where nothing was saved."""
+    """The state that was saved, and the job by that state's metrics version; both as they are where
+    nothing was saved.
+    """
     folder = FoldFolder(job.folder).states
     loaded = checkpoint.load_fold(folder)
     if loaded is None:
@@ -666,7 +715,9 @@ def _resume_rates(
 
 
 def _require_alike(where: str, saved: Any, present: Any) -> None:
-    """Raise ValueError where a saved setting is of another kind than the present one; keys may come and go between versions of torch."""
+    """Raise ValueError where a saved setting is of another kind than the present one; keys may come
+    and go between versions of torch.
+    """
     if isinstance(present, Mapping) and isinstance(saved, Mapping):
         for key in set(saved) & set(present):
             _require_alike(f"{where}.{key}", saved[key], present[key])
@@ -694,12 +745,15 @@ def _preview(job: FoldJob, state: State, journal: Journal) -> None:
 
 
 def _preview_step(job: FoldJob, state: State, step: int) -> None:
-    """``previews/training_preview.jpg`` of a fixed training batch every ``train.preview_steps`` steps, counted over all epochs."""
+    """``previews/training_preview.jpg`` of a fixed training batch every ``train.preview_steps``
+    steps, counted over all epochs.
+    """
     every = job.config.train.preview_steps
     done = state.epoch * len(job.train) + step + 1
     if not every or done % every or job.config.task != "image":
         return
-    # Without a gradient, in evaluation mode and by a generator of its own: the training that goes on must not notice.
+    # Without a gradient, in evaluation mode and by a generator of its own: the training that goes
+    # on must not notice.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         batch = _fixed_batch(job)
         state.network.eval()
@@ -727,8 +781,9 @@ def _fixed_batch(job: FoldJob) -> Mapping[str, Any]:
 def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     """The first held-out patch as pictures ``(Y, X, 3)`` in [0, 1], of a volume its middle plane.
 
-    Images: input, target, answer; where there is a mask of change, of up to four patches the input, answer, target, mask and
-    predicted mask. Labels: image, truth, soft answer (of several classes the likeliest), and errors in colours.
+    Images: input, target, answer; where there is a mask of change, of up to four patches the input,
+    answer, target, mask and predicted mask. Labels: image, truth, soft answer (of several classes
+    the likeliest), and errors in colours.
     """
     batch = next(iter(job.val.epoch(-1)))
     network.eval()
@@ -754,7 +809,9 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
 def _strip(
     batch: Mapping[str, Any], n: int, found: Mapping[str, np.ndarray], target: np.ndarray
 ) -> list[np.ndarray]:
-    """Input, output, target, mask and, where the network has that head, predicted mask of one patch, as pictures."""
+    """Input, output, target, mask and, where the network has that head, predicted mask of one
+    patch, as pictures.
+    """
     image, mask = batch["image"][n].numpy(), batch["mask"][n].numpy()
     masks = [
         mask > 0 if mask.dtype.kind in "iu" else mask,

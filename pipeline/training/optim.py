@@ -1,4 +1,6 @@
-"""Optimisers and learning-rate schedules by name; schedules step once an epoch and can be saved as JSON."""
+"""Optimisers and learning-rate schedules by name; schedules step once an epoch and can be saved as
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
 def _cosine_restarts(
     optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6
 ) -> Schedule:
-    """Cosine from the full rate to ``min_lr`` over ``first`` epochs, then again over ``factor`` times as many, and so on."""
+    """Cosine from the full rate to ``min_lr`` over ``first`` epochs, then again over ``factor``
+    times as many, and so on.
+    """
     return lr_scheduler.CosineAnnealingWarmRestarts(
         optimizer, T_0=first, T_mult=factor, eta_min=min_lr
     )
@@ -117,7 +121,9 @@ def _poly(optimizer: Optimizer, epochs: int, power: float = 0.9) -> Schedule:
 def _one_cycle(
     optimizer: Optimizer, epochs: int, rise: float = 0.3, start: float = 0.04, end: float = 1e-4
 ) -> Schedule:
-    """Rise from ``start`` times the rate over a share ``rise`` of the epochs, then cosine to ``end`` times the rate (Smith 2018)."""
+    """Rise from ``start`` times the rate over a share ``rise`` of the epochs, then cosine to
+    ``end`` times the rate (Smith 2018).
+    """
     lr = optimizer.param_groups[0]["lr"]
     return lr_scheduler.OneCycleLR(
         optimizer,
@@ -158,7 +164,10 @@ SCHEDULES: Registry[ScheduleEntry] = Registry(
 
 
 def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
-    """Optimiser and schedule of a config. Raises ConfigError for unknown names and impossible options."""
+    """Optimiser and schedule of a config.
+
+    Raises ConfigError for unknown names and impossible options.
+    """
     optimizer = bind(OPTIMIZERS, train.optimizer, "train.optimizer", ("parameters",))
     schedule = bind(SCHEDULES, train.schedule, "train.schedule", ("optimizer", "epochs"))
     try:

@@ -27,7 +27,9 @@ MOST_BASELINE_CASES = 32
 
 
 def summarise(run: TrainingRun) -> dict[str, Any]:
-    """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean over all held-out cases."""
+    """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean
+    over all held-out cases.
+    """
     results, cases = [], {}
     for number in range(run.config.data.folds.count):
         fold = run.folder.fold(number)
@@ -84,7 +86,9 @@ def _decision(config: Config) -> str:
 
 
 def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Metrics of all held-out pixels together, for binary images: volumes would have to be read a second time for it."""
+    """Metrics of all held-out pixels together, for binary images: volumes would have to be read a
+    second time for it.
+    """
     if not TASKS[run.config.task].decides or run.config.data.dims != 2:
         return {}
 
@@ -102,7 +106,8 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
 def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
     """What any network has to beat, computed once, when all folds are complete.
 
-    Of binary labels an empty answer and the best global threshold, on at most 32 cases; of images the input itself, on all of them.
+    Of binary labels an empty answer and the best global threshold, on at most 32 cases; of images
+    the input itself, on all of them.
     """
     labels = TASKS[run.config.task].decides
     every = all(run.folder.fold(n).completed for n in range(run.config.data.folds.count))

@@ -1,7 +1,8 @@
-"""Experiment trackers beside our own log: MLflow and Weights & Biases get parameters, metrics and the best model of each fold.
+"""Experiment trackers beside our own log: MLflow and Weights & Biases get parameters, metrics and
+the best model of each fold.
 
-Trackers are guests: whatever one of them raises, at its start or hours later, is said once, that tracker is dropped, and training
-goes on. A continued fold continues the same entry of the tracker.
+Trackers are guests: whatever one of them raises, at its start or hours later, is said once, that
+tracker is dropped, and training goes on. A continued fold continues the same entry of the tracker.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ LONGEST = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """What is tracked: the system's name, the run's folder, the fold, every setting by its dotted key, and the tracker's own id of an earlier start."""
+    """What is tracked: the system's name, the run's folder, the fold, every setting by its dotted
+    key, and the tracker's own id of an earlier start.
+    """
 
     name: str
     run: Path
@@ -47,7 +50,9 @@ class Tracker(Protocol):
 
 
 class MLflow:
-    """A run of the experiment ``name`` at ``MLFLOW_TRACKING_URI``, by default the folder ``mlruns`` where the command was started."""
+    """A run of the experiment ``name`` at ``MLFLOW_TRACKING_URI``, by default the folder ``mlruns``
+    where the command was started.
+    """
 
     def __init__(self, tracked: TrackedRun) -> None:
         # MLflow 3 refuses folders unless told; a data base would need its large package.
@@ -86,7 +91,9 @@ class MLflow:
 
 
 class WandB:
-    """A run of the project ``name``; ``WANDB_MODE=offline`` keeps it on disk, below the run's folder."""
+    """A run of the project ``name``; ``WANDB_MODE=offline`` keeps it on disk, below the run's
+    folder.
+    """
 
     def __init__(self, tracked: TrackedRun) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - the extra "tracking"
@@ -115,7 +122,10 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"mlflow": MLflow, "wandb
 
 
 class Trackers:
-    """All trackers of one fold. Their ids are kept in ``<fold>/tracking.json``, by which a continued fold finds them again."""
+    """All trackers of one fold.
+
+    Their ids are kept in ``<fold>/tracking.json``, by which a continued fold finds them again.
+    """
 
     def __init__(self, names: Sequence[str], tracked: TrackedRun, folder: Path) -> None:
         self.active: dict[str, Tracker] = {}

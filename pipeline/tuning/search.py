@@ -1,6 +1,8 @@
-"""Post-processing chosen by its score: a staged search over candidates, run without each part of the cases in turn, and how sure a gain is.
+"""Post-processing chosen by its score: a staged search over candidates, run without each part of
+the cases in turn, and how sure a gain is.
 
-Nothing here reads a file: a search asks for scores of candidates and is told. Scores are "higher is better" throughout.
+Nothing here reads a file: a search asks for scores of candidates and is told. Scores are "higher is
+better" throughout.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Equal for equal candidates; neighbours in alphabetical order share fusion and first steps."""
+        """Equal for equal candidates; neighbours in alphabetical order share fusion and first
+        steps.
+        """
         return json.dumps(
             [self.fusion, self.weights, [[s.name, dict(s.options)] for s in self.steps]],
             sort_keys=True,
@@ -69,8 +73,9 @@ class Candidate:
 class SearchPlan:
     """What a search may try.
 
-    A candidate takes one alternative (a list of steps, maybe none) from each of ``stages`` and one of ``mixtures``. ``start`` is
-    the present post-processing, ``also`` are further candidates, by name, to be looked at in any case; ``width`` ones survive each stage.
+    A candidate takes one alternative (a list of steps, maybe none) from each of ``stages`` and one
+    of ``mixtures``. ``start`` is the present post-processing, ``also`` are further candidates, by
+    name, to be looked at in any case; ``width`` ones survive each stage.
     """
 
     start: Candidate
@@ -84,7 +89,10 @@ Search = Generator[list[Candidate], np.ndarray, Candidate]
 """Yields candidates, is sent their scores ``(candidates, cases)``, returns its choice."""
 
 Ask = Callable[[Mapping[str, Sequence[Candidate]]], Mapping[tuple[str, str], float]]
-"""Candidates wanted by case -> score by (case, key of the candidate). Not finite: the candidate is out."""
+"""Candidates wanted by case -> score by (case, key of the candidate).
+
+Not finite: the candidate is out.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,9 @@ class _Node:
 
 
 class _Seen:
-    """Every candidate that a search has looked at, with its scores ``(cases,)``, in the order of looking."""
+    """Every candidate that a search has looked at, with its scores ``(cases,)``, in the order of
+    looking.
+    """
 
     def __init__(self) -> None:
         self.candidates: dict[str, Candidate] = {}
@@ -132,7 +142,8 @@ class _Seen:
 
 
 def search(plan: SearchPlan) -> Search:
-    """Greedy search: mixtures, then stage by stage with the best few so far, then once around the deciding step's numbers.
+    """Greedy search: mixtures, then stage by stage with the best few so far, then once around the
+    deciding step's numbers.
 
     The choice is made by :func:`pick` among all that was looked at.
     """
@@ -160,11 +171,13 @@ def _neutral(stage: Sequence[Steps]) -> Steps:
 
 
 def pick(candidates: Sequence[Candidate], scores: np.ndarray) -> int:
-    """Index of the simplest candidate that is as good as the best; ``scores`` is ``(candidates, cases)``, the first row the present one.
+    """Index of the simplest candidate that is as good as the best; ``scores`` is ``(candidates,
+    cases)``, the first row the present one.
 
-    As good: its mean difference to the best over the same cases is at most one standard error of that difference (Breiman et al.
-    1984, paired) or TOLERANCE. Simplest: the present one, which changes nothing; then fewest steps; then the highest mean. A
-    candidate with a score that is not finite is out.
+    As good: its mean difference to the best over the same cases is at most one standard error of
+    that difference (Breiman et al. 1984, paired) or TOLERANCE. Simplest: the present one, which
+    changes nothing; then fewest steps; then the highest mean. A candidate with a score that is not
+    finite is out.
     """
     sound = [i for i, row in enumerate(scores) if np.isfinite(row).all()]
     if not sound:
@@ -188,9 +201,11 @@ def mean(scores: np.ndarray) -> float:
 
 
 def nested(plan: SearchPlan, parts: Mapping[str, Sequence[str]], ask: Ask) -> dict[str, Candidate]:
-    """The choice for each part of the cases, made by the same search on all other parts only; and under ``ALL`` that on all cases.
+    """The choice for each part of the cases, made by the same search on all other parts only; and
+    under ``ALL`` that on all cases.
 
-    ``parts`` maps a part's name to its case ids. The searches go in step: what several ask for is asked once.
+    ``parts`` maps a part's name to its case ids. The searches go in step: what several ask for is
+    asked once.
     """
     everyone = [case for cases in parts.values() for case in cases]
     sides = {
@@ -237,7 +252,8 @@ def _by_case(
 
 
 def deal(groups: Mapping[str, str], most: int = 8) -> dict[str, list[str]]:
-    """Parts of the cases that keep groups whole: one part a group, or, with more groups than ``most``, the largest dealt out first.
+    """Parts of the cases that keep groups whole: one part a group, or, with more groups than
+    ``most``, the largest dealt out first.
 
     ``groups`` maps case to group. Deterministic; a part is named after its groups.
     """
@@ -250,12 +266,14 @@ def deal(groups: Mapping[str, str], most: int = 8) -> dict[str, list[str]]:
     return {"+".join(pile): [case for group in pile for case in members[group]] for pile in piles}
 
 
-# --- how sure a gain is ------------------------------------------------------------------------------------------------
+# --- how sure a gain is ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """Mean paired difference, its 95 % interval, and how many cases are better or worse by more than TOLERANCE."""
+    """Mean paired difference, its 95 % interval, and how many cases are better or worse by more
+    than TOLERANCE.
+    """
 
     mean: float
     low: float
@@ -273,8 +291,9 @@ def gain(
 ) -> Gain:
     """Mean of ``differences`` ``(cases,)`` and its percentile bootstrap interval.
 
-    ``units`` says for each case what is drawn as a whole: its own id, or its group. Cases without a finite difference are left
-    out; with none left all numbers are NaN. One unit has no interval: it is the mean itself.
+    ``units`` says for each case what is drawn as a whole: its own id, or its group. Cases without a
+    finite difference are left out; with none left all numbers are NaN. One unit has no interval: it
+    is the mean itself.
     """
     finite = np.isfinite(differences)
     values = np.asarray(differences, float)[finite]
@@ -291,7 +310,7 @@ def gain(
     )
 
 
-# --- what there is to try ----------------------------------------------------------------------------------------------
+# --- what there is to try -------------------------------------------------------------------------
 
 
 def part(name: str, **options: Any) -> NamedOptions:
@@ -353,7 +372,9 @@ def _ways(own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting) -
 
 
 def _around(steps: Steps) -> list[Steps]:
-    """``steps`` with one number of the first one, a deciding step, changed; impossible numbers left out."""
+    """``steps`` with one number of the first one, a deciding step, changed; impossible numbers left
+    out.
+    """
     if not steps or not postprocess.decides(steps[0]):
         return []
     first, entry = postprocess.resolved(steps[0]), postprocess.POSTPROCESS[steps[0].name]

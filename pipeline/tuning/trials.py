@@ -1,4 +1,5 @@
-"""Scores of candidates on out-of-fold predictions, computed once each: by all cores, kept in a file that only grows.
+"""Scores of candidates on out-of-fold predictions, computed once each: by all cores, kept in a file
+that only grows.
 
 A killed command loses what was being computed at that moment and nothing else.
 """
@@ -41,7 +42,9 @@ LEAST = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFiles:
-    """A case: folders with its soft prediction by each member, its label file and field of view, and the hash of what they hold."""
+    """A case: folders with its soft prediction by each member, its label file and field of view,
+    and the hash of what they hold.
+    """
 
     id: str
     soft: tuple[Path, ...]
@@ -82,11 +85,12 @@ class Task:
     candidates: tuple[Candidate, ...]
 
 
-# --- one case ----------------------------------------------------------------------------------------------------------
+# --- one case -------------------------------------------------------------------------------------
 
 
 def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
-    """Key and scores of each candidate, in alphabetical order of the keys; files are read once, common first steps done once.
+    """Key and scores of each candidate, in alphabetical order of the keys; files are read once,
+    common first steps done once.
 
     Where there is a field of view, only what lies inside it counts.
     """
@@ -103,7 +107,9 @@ def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
 
 
 class _Answers:
-    """Answers of candidates that come in alphabetical order; the arrays along the latest one's chain of steps are kept."""
+    """Answers of candidates that come in alphabetical order; the arrays along the latest one's
+    chain of steps are kept.
+    """
 
     def __init__(self, members: Sequence[np.ndarray], case_id: str) -> None:
         self.members, self.case_id = members, case_id
@@ -139,13 +145,15 @@ class _Answers:
         ]
 
 
-# --- all cases ---------------------------------------------------------------------------------------------------------
+# --- all cases ------------------------------------------------------------------------------------
 
 
 class Trials:
-    """Scores by (case, candidate), from the file where they are known, else computed and added to it. Use it as a context.
+    """Scores by (case, candidate), from the file where they are known, else computed and added to
+    it. Use it as a context.
 
-    ``progress`` is called with (done, total) at least every second and may raise to stop; what is done by then is kept.
+    ``progress`` is called with (done, total) at least every second and may raise to stop; what is
+    done by then is kept.
     """
 
     def __init__(
@@ -279,8 +287,12 @@ def _mark(case: CaseFiles, measure: Measure) -> str:
 
 
 MEANING = {1: "4fd375a1be8146b6311af374ec655371f69010363ae93ad44a779b4fb5974fdd"}
-"""What scores mean, by metrics version. Scores are not kept over a change of it: METRICS_VERSION is raised when a step, a fusion or a
-metric gives another number. That of version 1 is what journals of its time hold: a hash of the sources of steps and metrics."""
+"""What scores mean, by metrics version.
+
+Scores are not kept over a change of it: METRICS_VERSION is raised when a step, a fusion or a metric
+gives another number. That of version 1 is what journals of its time hold: a hash of the sources of
+steps and metrics.
+"""
 
 
 class _Kept:
@@ -319,7 +331,7 @@ class _Kept:
             self.stream.close()
 
 
-# --- in a worker -------------------------------------------------------------------------------------------------------
+# --- in a worker ----------------------------------------------------------------------------------
 
 _halt: Any = None
 
@@ -341,7 +353,9 @@ def _work(task: Task) -> list[tuple[str, Scores]]:
 def workers_for(
     metrics: Sequence[NamedOptions], shape: Sequence[int], members: int, asked: int | None = None
 ) -> int:
-    """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft predictions ``(K, *S)`` in each."""
+    """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft
+    predictions ``(K, *S)`` in each.
+    """
     scoring = memory.case_bytes(metrics, (1, *shape[1:]))
     most = max(step.bytes_per_voxel for step in postprocess.POSTPROCESS.values())
     steps = math.prod(shape[1:]) * (most + 4 * members * shape[0])

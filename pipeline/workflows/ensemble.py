@@ -40,9 +40,11 @@ def ensemble(
     """Fuse members case by case, and decide.
 
     Args:
-        spec: members with weights, fusion and post-processing (:func:`load_spec`, :func:`of_folders`).
+        spec: members with weights, fusion and post-processing (:func:`load_spec`,
+            :func:`of_folders`).
         output: folder for the answers; nothing of others in it is replaced.
-        inputs: image files and folders that members which are runs predict first, into ``output/members``.
+        inputs: image files and folders that members which are runs predict first, into
+            ``output/members``.
         device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         fusion: ``mean`` of probabilities, ``logit``: mean of logits, ``vote``; None: the spec's.
         save_soft: also write the fused probabilities to ``output/soft``.
@@ -51,7 +53,8 @@ def ensemble(
         Which cases are done, and which failed.
 
     Raises:
-        UserError: for members that do not fit each other, or a folder that cannot be used, before anything is fused.
+        UserError: for members that do not fit each other, or a folder that cannot be used, before
+            anything is fused.
     """
     spec = dataclasses.replace(spec, fusion=fusion or spec.fusion)
     return fuse(
@@ -72,11 +75,13 @@ def fuse_predictions(
     """Fuse folders of predictions, or the members of an ``ensembles/*.yaml``.
 
     Args:
-        members: folders written with ``save_soft``, an ensemble file, or what :func:`load_spec` read.
+        members: folders written with ``save_soft``, an ensemble file, or what :func:`load_spec`
+            read.
         output: folder for the answers; nothing of others in it is replaced.
         inputs: images and folders of images that members which are runs predict first.
         device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        fusion: ``mean`` of probabilities, ``logit``: mean of logits, ``vote``; None: the file's, else mean.
+        fusion: ``mean`` of probabilities, ``logit``: mean of logits, ``vote``; None: the file's,
+            else mean.
         save_soft: also write the fused probabilities to ``output/soft``.
 
     Returns:
@@ -95,7 +100,8 @@ def fuse_predictions(
 
 
 def predict_member(member: Member, data: Sequence[Path], folder: Path, device: str) -> list[str]:
-    """Predict the images of ``data`` with a run's folds into ``folder``; what is there from the same models and files is kept.
+    """Predict the images of ``data`` with a run's folds into ``folder``; what is there from the
+    same models and files is kept.
 
     Returns the ids of those that could not be predicted. Raises UserError where none could.
     """
@@ -137,7 +143,9 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
-    """Ids of ``folder`` that were predicted from the same models and files; all other predictions are removed and ``record`` is written."""
+    """Ids of ``folder`` that were predicted from the same models and files; all other predictions
+    are removed and ``record`` is written.
+    """
     path = folder / MADE_FROM
     before = _made_from(path) if path.is_file() and (folder / "summary.json").is_file() else {}
     same = before.get("models") == record["models"] and _settings(before, path) == record["predict"]
@@ -150,7 +158,9 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
 
 
 def _settings(before: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
-    """How a folder was predicted, with the defaults of keys that are newer; None where that means nothing here."""
+    """How a folder was predicted, with the defaults of keys that are newer; None where that means
+    nothing here.
+    """
     try:
         return plain(structure(before.get("predict", {}), Predict, str(path)))
     except ConfigError:
@@ -158,7 +168,9 @@ def _settings(before: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
 
 
 def _made_from(path: Path) -> dict[str, Any]:
-    """What is there was made from this; where that cannot be read nothing is known, and all is predicted again."""
+    """What is there was made from this; where that cannot be read nothing is known, and all is
+    predicted again.
+    """
     try:
         return files.read_document(path, documents.MadeFrom, "All is predicted again")
     except files.FileError as error:
@@ -166,4 +178,4 @@ def _made_from(path: Path) -> dict[str, Any]:
         return {}
 
 
-# --- members that are folders of predictions ---------------------------------------------------------------------------
+# --- members that are folders of predictions ------------------------------------------------------

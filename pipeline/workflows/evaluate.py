@@ -1,6 +1,8 @@
-"""Score a folder of answers against a folder of labels, or of images against the images that they should be.
+"""Score a folder of answers against a folder of labels, or of images against the images that they
+should be.
 
-The walk: what lies beside them (summary.json, splits.json, dataset.json) -> pairs of files -> scoring.folder.
+The walk: what lies beside them (summary.json, splits.json, dataset.json) -> pairs of files ->
+scoring.folder.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Request:
         metrics: all of labels or all of images.
         inputs: of images: folder of the inputs, for the row "do nothing" and the gain over it.
         change: how the mask of what was to change is made from input and target.
-        masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where it is there.
+        masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where it is
+            there.
         split: split.json: only the ids under its ``test`` are scored.
         soft: folder of probabilities; None: ``predictions/soft`` where it is there.
         fov: folder of field-of-view masks.
@@ -55,7 +58,8 @@ class Request:
         partial: score the labels that have an answer.
         workers: cases scored at a time; None: one a core, fewer where memory is short.
         out: JSON file for all numbers.
-        ignore_label: label value that is not counted, ``none``, or ``auto``: as the files beside say.
+        ignore_label: label value that is not counted, ``none``, or ``auto``: as the files beside
+            say.
     """
 
     predictions: Path
@@ -106,17 +110,20 @@ def score_folder(
         predictions: folder of answers, ``ID.tif`` and the like.
         labels: folder of labels, or of target images, with the same ids.
         metrics: names, also with options as on the command line (``surface_dice:tolerance=2``).
-        ignore_label: label value that is not counted; None: none; ``"auto"``: as the files beside predictions and labels say.
-        workers: cases scored at a time. More than 1 starts processes, which a script has to allow for with
-            ``if __name__ == "__main__":``; None: one a core.
-        **options: ``inputs``, ``masks``, ``split``, ``soft``, ``fov``, ``out`` (paths), ``change``, ``padded``, ``binarise``,
-            ``partial``, as the options of ``pipeline.evaluate``.
+        ignore_label: label value that is not counted; None: none; ``"auto"``: as the files beside
+            predictions and labels say.
+        workers: cases scored at a time. More than 1 starts processes, which a script has to allow
+            for with ``if __name__ == "__main__":``; None: one a core.
+        **options: ``inputs``, ``masks``, ``split``, ``soft``, ``fov``, ``out`` (paths), ``change``,
+            ``padded``, ``binarise``, ``partial``, as the options of ``pipeline.evaluate``.
 
     Returns:
-        ``cases`` (numbers by id), ``mean``, ``pooled``, ``failed`` (reasons by id) and what else stands in the file of ``out``.
+        ``cases`` (numbers by id), ``mean``, ``pooled``, ``failed`` (reasons by id) and what else
+        stands in the file of ``out``.
 
     Raises:
-        UserError: for folders that do not fit each other, options that mean nothing here, and where no case could be scored.
+        UserError: for folders that do not fit each other, options that mean nothing here, and where
+            no case could be scored.
 
     Example:
         >>> score_folder("nowhere", "labels", "dice")
@@ -182,7 +189,10 @@ def evaluate(request: Request) -> dict[str, Any]:
 
 
 def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
-    """Space axes of the first case whose two files can be read. Raises FileError, that of the first case, where there is none."""
+    """Space axes of the first case whose two files can be read.
+
+    Raises FileError, that of the first case, where there is none.
+    """
     first: files.FileError | None = None
     for pair_of_files in pairs.values():
         try:
@@ -193,7 +203,9 @@ def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
 
 
 def _require_distinct(parts: Sequence[NamedOptions]) -> None:
-    """Raise UserError for a metric that is asked for twice with other options: both would be one column."""
+    """Raise UserError for a metric that is asked for twice with other options: both would be one
+    column.
+    """
     first: dict[str, NamedOptions] = {}
     for part in parts:
         if first.setdefault(part.name, part) != part:
@@ -204,7 +216,9 @@ def _require_distinct(parts: Sequence[NamedOptions]) -> None:
 
 
 def _require_json(out: Path | None) -> None:
-    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of something else, or may not be written."""
+    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of
+    something else, or may not be written.
+    """
     if out is None:
         return
     if out.suffix.lower() != ".json" or (
@@ -228,7 +242,9 @@ def _require_images(known: Known, parts: Sequence[NamedOptions]) -> None:
 
 
 def _declared(known: Known) -> int | None:
-    """Number of classes of the model that gave the answers; None where it is not known, or instances were numbered."""
+    """Number of classes of the model that gave the answers; None where it is not known, or
+    instances were numbered.
+    """
     steps = [
         step.get("name")
         for step in known.summary.get("postprocess") or ()
@@ -268,7 +284,9 @@ MANY = 30
 
 
 def _warn(scores: Mapping[str, Any]) -> None:
-    """Warn of cases in which nothing was counted, of scales, and of numbers of instances taken for classes."""
+    """Warn of cases in which nothing was counted, of scales, and of numbers of instances taken for
+    classes.
+    """
     void = [
         i
         for i, row in scores["cases"].items()
@@ -370,7 +388,10 @@ def image_jobs(
 def _companions(
     option: str, what: str, folder: Path | None, ids: Collection[str]
 ) -> dict[str, Path]:
-    """Files of a folder by id, none without a folder. Raises UserError unless every id has its file; ``what`` says what they are."""
+    """Files of a folder by id, none without a folder.
+
+    Raises UserError unless every id has its file; ``what`` says what they are.
+    """
     if folder is None:
         return {}
     if not os.path.isdir(folder):
@@ -398,7 +419,10 @@ def _padded(request: Request, dims: int) -> tuple[int, ...] | None:
 def jobs(
     request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading
 ) -> list[Pair]:
-    """Cases with everything that their metrics read. Raises UserError where probabilities or a field of view is missing."""
+    """Cases with everything that their metrics read.
+
+    Raises UserError where probabilities or a field of view is missing.
+    """
     soft, wanted = (
         request.soft or request.predictions / "soft",
         sorted(needing(rules.metrics, "probabilities")),
@@ -446,7 +470,9 @@ def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
 
 
 def look_around(predictions: Path, labels: Path) -> Known:
-    """What the files beside answers and labels say: summary.json, a run's splits.json, dataset.json."""
+    """What the files beside answers and labels say: summary.json, a run's splits.json,
+    dataset.json.
+    """
     found = fold_of(predictions)
     held_out = None if found is None else frozenset(found[0].splits()[found[1]]["val"])
     beside = Path(os.path.realpath(labels)).parent
@@ -472,7 +498,8 @@ def pair(
 ) -> dict[str, tuple[Path, Path]]:
     """Answers and labels with equal ids, of the ids in ``only`` where that is given.
 
-    Raises UserError when a label has no answer, unless ``partial``: a mean over fewer cases would flatter.
+    Raises UserError when a label has no answer, unless ``partial``: a mean over fewer cases would
+    flatter.
     """
     for option, path in (("--predictions", predictions), ("--labels", labels)):
         if not os.path.isdir(path):
@@ -513,7 +540,9 @@ def pair(
 
 
 def ignored(option: str, known: Known, competition: bool = False) -> int | None:
-    """The label value that is not counted, see ``--ignore-label``: never one that only the labels themselves suggest."""
+    """The label value that is not counted, see ``--ignore-label``: never one that only the labels
+    themselves suggest.
+    """
     if option == "none":
         return None
     if option != "auto":

@@ -1,7 +1,8 @@
 """Fuse the soft predictions of several folds or runs, case by case, and decide.
 
-The walk: inference.members (looked at, laid onto one grid) -> inference.fusion -> inference.writing. Members that are runs are
-predicted first by :mod:`pipeline.workflows.ensemble`, which needs the networks; fusing what is there does not.
+The walk: inference.members (looked at, laid onto one grid) -> inference.fusion ->
+inference.writing. Members that are runs are predicted first by :mod:`pipeline.workflows.ensemble`,
+which needs the networks; fusing what is there does not.
 """
 
 from __future__ import annotations
@@ -50,20 +51,26 @@ class Spec:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
     members: tuple[Member, ...]
-    """Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``, ``fold_1``, and its weight.
+    """Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``,
+    ``fold_1``, and its weight.
 
-    ``run`` may also be a run folder (or a fold of one); then ``--input`` says which images it shall predict. It speaks with one
-    voice: the mean of its folds' probabilities, as in ``pipeline.predict``.
+    ``run`` may also be a run folder (or a fold of one); then ``--input`` says which images it shall
+    predict. It speaks with one voice: the mean of its folds' probabilities, as in
+    ``pipeline.predict``.
     """
     fusion: str = "mean"
-    """``mean`` of probabilities, ``logit``: mean of logits, ``vote``: weighted majority of the members' own decisions."""
+    """``mean`` of probabilities, ``logit``: mean of logits, ``vote``: weighted majority of the
+    members' own decisions.
+    """
     postprocess: tuple[NamedOptions, ...] | None = None
     """Steps from fused prediction to answer; default: those of the first member's summary.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """What an ensemble leaves: its folder, the ids that are done, and those that failed with the reason."""
+    """What an ensemble leaves: its folder, the ids that are done, and those that failed with the
+    reason.
+    """
 
     output: Path
     done: tuple[str, ...] = ()
@@ -97,7 +104,8 @@ def fuse(job: EnsembleJob, predict: PredictMember | None = None) -> Fused:
         Which cases are done, and which failed.
 
     Raises:
-        UserError: for members that do not fit each other, or a folder that cannot be used, before anything is fused.
+        UserError: for members that do not fit each other, or a folder that cannot be used, before
+            anything is fused.
     """
     if job.spec.fusion not in FUSIONS:
         raise UserError(f"fusion {job.spec.fusion!r} is unknown; known: {', '.join(FUSIONS)}.")
@@ -110,7 +118,9 @@ def fuse(job: EnsembleJob, predict: PredictMember | None = None) -> Fused:
 
 
 def _require_apart(job: EnsembleJob) -> None:
-    """Raise UserError where an image or a prediction that is read could be replaced by what is written."""
+    """Raise UserError where an image or a prediction that is read could be replaced by what is
+    written.
+    """
     members, data = job.spec.members, job.inputs
     outputs.require_folder(job.output)
     images = [
@@ -186,7 +196,9 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
 
 
 def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
-    """Raise UserError where an answer would replace the image that it was made from, or a file that is no answer."""
+    """Raise UserError where an answer would replace the image that it was made from, or a file that
+    is no answer.
+    """
     seen = {i: first.look(i) for i in ids}
     outputs.require_apart((Path(p) for soft in seen.values() for p in soft.meta.image), job.output)
     names = [
@@ -209,7 +221,10 @@ def load_spec(path: Path) -> Spec:
 
 
 def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
-    """Folders of predictions and their weights; a member's weight is shared equally by its folds. Raises UserError for absent ones."""
+    """Folders of predictions and their weights; a member's weight is shared equally by its folds.
+
+    Raises UserError for absent ones.
+    """
     check_weights(members)
     pairs = [
         (folder, m.weight / max(1, len(m.folds))) for m in members for folder in _folders_of(m)
@@ -235,15 +250,17 @@ def check_weights(members: Sequence[Member]) -> None:
     require_weights([m.weight for m in members])
 
 
-# --- members that are runs ---------------------------------------------------------------------------------------------
+# --- members that are runs ------------------------------------------------------------------------
 
 
 def predicted(
     job: EnsembleJob, predict: PredictMember | None
 ) -> tuple[tuple[Member, ...], dict[str, str]]:
-    """The members, those that are runs replaced by folders of their predictions of ``--input``, made now unless they are there.
+    """The members, those that are runs replaced by folders of their predictions of ``--input``,
+    made now unless they are there.
 
-    Also the ids of images that could not be predicted, with where that is told. Raises UserError for a run without ``--input``.
+    Also the ids of images that could not be predicted, with where that is told. Raises UserError
+    for a run without ``--input``.
     """
     members, data = job.spec.members, job.inputs
     runs = [m for m in members if is_run(m)]
@@ -279,7 +296,9 @@ def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
 
 
 def is_run(member: Member) -> bool:
-    """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where they would be looked for."""
+    """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where
+    they would be looked for.
+    """
     folders = _folders_of(member)
     return RunFolder(member.run).holds_models and not any(
         os.path.isdir(f / "soft") for f in folders
@@ -298,7 +317,7 @@ def _suggestion(member: Member) -> str:
     )
 
 
-# --- one case ------------------------------------------------------------------------------------------------------------
+# --- one case -------------------------------------------------------------------------------------
 
 
 def _one(
@@ -337,7 +356,9 @@ def _one(
 
 
 def _image(meta: softs.SoftMeta, size: tuple[int, ...]) -> np.ndarray | None:
-    """The 2D input that an answer is shown over, read again; None where its files are not named, gone or of another size."""
+    """The 2D input that an answer is shown over, read again; None where its files are not named,
+    gone or of another size.
+    """
     paths = tuple(Path(p) for p in meta.image)
     if len(size) != 2 or not meta.rules.companions or not paths:
         return None

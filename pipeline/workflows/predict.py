@@ -1,7 +1,9 @@
-"""Whole images or volumes: find them, predict each in memory or by blocks, decide, write, and say what became of every file.
+"""Whole images or volumes: find them, predict each in memory or by blocks, decide, write, and say
+what became of every file.
 
-The walk: inference.predictor (networks) -> data.cases (inputs) -> for each: data.reading -> data.model_space -> data.normalise ->
-inference.sliding_window, or inference.blocks around it -> back -> inference.writing -> summary.json.
+The walk: inference.predictor (networks) -> data.cases (inputs) -> for each: data.reading ->
+data.model_space -> data.normalise -> inference.sliding_window, or inference.blocks around it ->
+back -> inference.writing -> summary.json.
 """
 
 from __future__ import annotations
@@ -63,8 +65,9 @@ class Predicted:
     """What became of each file.
 
     Args:
-        rows: as in ``summary.json``: ``id``, ``file``, ``status`` (``done`` or ``failed``), ``seconds``; of what is done ``output`` (its
-            name), ``shape`` and statistics, of what failed ``error``.
+        rows: as in ``summary.json``: ``id``, ``file``, ``status`` (``done`` or ``failed``),
+            ``seconds``; of what is done ``output`` (its name), ``shape`` and statistics, of what
+            failed ``error``.
     """
 
     rows: Sequence[dict[str, Any]]
@@ -98,9 +101,10 @@ def predict_files(
         inputs: files and folders.
         output: folder for the answers; nothing of others in it is replaced.
         save_soft: also write probabilities to ``output/soft``, for ensembles.
-        blocks: when inputs are read and written by blocks, in memory that does not grow with the volume: ``auto`` (more than 2^27
-            numbers), ``always``, ``never``.
-        shard: (index, number): compute only that part of the blocks of all inputs and write no answer.
+        blocks: when inputs are read and written by blocks, in memory that does not grow with the
+            volume: ``auto`` (more than 2^27 numbers), ``always``, ``never``.
+        shard: (index, number): compute only that part of the blocks of all inputs and write no
+            answer.
 
     Returns:
         What became of each file. One bad file does not stop the others.
@@ -131,7 +135,10 @@ def predict_files(
 
 
 def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
-    """Cases of all files and folders, in the order given. Raises UserError where one answer would be written over another."""
+    """Cases of all files and folders, in the order given.
+
+    Raises UserError where one answer would be written over another.
+    """
     config, found = predictor.config, dict[str, Case]()
     for path in paths:
         for case in case_finder.inputs(
@@ -154,7 +161,9 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
 
 
 def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
-    """Raise UserError where answers would replace an input, or a file in the output folder that is no answer."""
+    """Raise UserError where answers would replace an input, or a file in the output folder that is
+    no answer.
+    """
     outputs.require_folder(job.output)
     outputs.require_apart((path for case in inputs for path in case.image), job.output)
     outputs.require_own(job.output, (name for case in inputs for name in _names(job, case)))
@@ -166,13 +175,17 @@ def _names(job: PredictJob, case: Case) -> list[str]:
 
 
 LOOKED_AT = 1000
-"""Inputs whose sizes are read before work to tell whether their answers fit; of more, the others come on top."""
+"""Inputs whose sizes are read before work to tell whether their answers fit; of more, the others
+come on top.
+"""
 
 FREE_SPACE = "Free space there, choose another --output, or leave --save-soft out"
 
 
 def require_room(job: PredictJob, inputs: Sequence[Case]) -> None:
-    """Warn where the disk has fewer bytes free than the answers to all inputs take; DiskError where they certainly cannot fit."""
+    """Warn where the disk has fewer bytes free than the answers to all inputs take; DiskError where
+    they certainly cannot fit.
+    """
     dims, need = job.config.data.dims, 0
     for case in inputs[:LOOKED_AT]:
         found = files.probe(case.image[0], dims)
@@ -194,7 +207,9 @@ def _size(path: Path) -> int:
 
 
 def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
-    """Bytes that the answer to a case of ``size`` voxels takes at least: probabilities, and files that are not compressed."""
+    """Bytes that the answer to a case of ``size`` voxels takes at least: probabilities, and files
+    that are not compressed.
+    """
     task, planes, voxels = TASKS[job.config.task], _channels(job), math.prod(size)
     soft = planes * voxels * np.dtype(task.soft_type).itemsize if job.save_soft else 0
     plain = files.suffix(case.image[0]) in (".npy", ".nii")
@@ -202,7 +217,9 @@ def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
 
 
 def _admit_names(job: PredictJob, case: Case) -> None:
-    """Raise FileError, before any work, where the disk cannot hold a name that is made of the case's."""
+    """Raise FileError, before any work, where the disk cannot hold a name that is made of the
+    case's.
+    """
     problem = outputs.too_long(job.output, _names(job, case))
     if problem is not None:
         raise files.FileError(
@@ -211,7 +228,9 @@ def _admit_names(job: PredictJob, case: Case) -> None:
 
 
 def _admit_size(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> None:
-    """Raise DiskError, before any work, where the answer to a case certainly does not fit on the disk."""
+    """Raise DiskError, before any work, where the answer to a case certainly does not fit on the
+    disk.
+    """
     files.require_room(job.output, _need(job, case, size, dtype), f"{FREE_SPACE}.")
 
 
@@ -221,7 +240,9 @@ def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
     files.remove_stale_temps(job.output)
     rows, began = [], time.monotonic()
     with outputs.Kept(lambda: _write_summary(job, rows, len(inputs))) as write:
-        write()  # before any answer: what is killed can be run again, since it is known whose answers these are
+        # before any answer: what is killed can be run again, since it is known whose answers these
+        # are
+        write()
         for n, case in enumerate(inputs):
             stop.raise_if_stopped()
             logger.info(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
@@ -231,7 +252,9 @@ def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
 
 
 def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: int) -> Predicted:
-    """Compute part ``index`` of ``number`` of the blocks of all cases; writes ``blocks/shard_I_of_N.json``."""
+    """Compute part ``index`` of ``number`` of the blocks of all cases; writes
+    ``blocks/shard_I_of_N.json``.
+    """
     counts = [_count_blocks(job, case) for case in inputs]
     mine = [
         (case, which)
@@ -313,7 +336,8 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
 
 
 def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dict[str, Any]:
-    """Read, predict, decide and write one case, in memory or by blocks; returns its facts and statistics.
+    """Read, predict, decide and write one case, in memory or by blocks; returns its facts and
+    statistics.
 
     ``which``: compute those blocks, as far as they are not there yet, and write no answer.
     """
@@ -414,11 +438,13 @@ def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
     )
 
 
-# --- by blocks ---------------------------------------------------------------------------------------------------------
+# --- by blocks ------------------------------------------------------------------------------------
 
 
 def _by_blocks(job: PredictJob, case: Case) -> bool:
-    """Whether a case is read and written by blocks: it is large, that is wanted, or a shard has begun with it."""
+    """Whether a case is read and written by blocks: it is large, that is wanted, or a shard has
+    begun with it.
+    """
     if job.blocks != "auto":
         return job.blocks == "always"
     if blocks.folders(job.output, case.id):
@@ -440,7 +466,9 @@ def _blocks(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -
 
 
 def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace) -> None:
-    """Raise DiskError, before any work, where the blocks that are still to be computed certainly do not fit on the disk."""
+    """Raise DiskError, before any work, where the blocks that are still to be computed certainly do
+    not fit on the disk.
+    """
     rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
     back = math.prod(parts.size) if which is None and space.needs_scratch else 0
     need = 4 * _channels(job) * (rows * math.prod(parts.size[1:]) + back)
@@ -454,7 +482,9 @@ def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None, space: Mo
 def _computed(
     job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]
 ) -> Mapping[str, LazyArray]:
-    """Compute and write those blocks that are not there; the heads from all of them, or nothing where only some were wanted."""
+    """Compute and write those blocks that are not there; the heads from all of them, or nothing
+    where only some were wanted.
+    """
     parts, which = found
     runs = parts.missing(parts.wanted(which))
     if runs:

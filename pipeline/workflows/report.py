@@ -22,7 +22,8 @@ def write_report(run: Path | str | RunFolder) -> Path:
         The page's path.
 
     Raises:
-        UserError: where the folder has no summary.json, without which there is nothing to tell, or may not be written.
+        UserError: where the folder has no summary.json, without which there is nothing to tell, or
+            may not be written.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     folder.require_plugins()

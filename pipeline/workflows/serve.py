@@ -28,7 +28,9 @@ from pipeline.workflows.predict import ModelOptions, PredictJob
 logger = logging.getLogger(__name__)
 
 THREAD_SECONDS = 1.0
-"""How long the end waits for an image that is being computed, which stops after the tile that it is at."""
+"""How long the end waits for an image that is being computed, which stops after the tile that it is
+at.
+"""
 
 
 def serve(
@@ -43,8 +45,8 @@ def serve(
         port: 0: any free one.
 
     Returns:
-        The signal that ended it. The process ends here, with exit code 75, where an image that is being
-        computed would hold it up.
+        The signal that ended it. The process ends here, with exit code 75, where an image that is
+        being computed would hold it up.
 
     Raises:
         UserError: for a model that cannot be served, and an address that cannot be listened on.
@@ -71,7 +73,9 @@ def serve(
 
 
 def server(service: Service) -> Server:
-    """A server that ends on a signal, within a bounded time, after the requests that it works on are answered."""
+    """A server that ends on a signal, within a bounded time, after the requests that it works on
+    are answered.
+    """
     return Server(application(service), service.close, lambda: stop.signal)
 
 
@@ -93,7 +97,8 @@ def _ended(service: Service, number: int | None) -> signal.Signals | None:
 
 
 def build(options: ModelOptions, limits: Limits) -> Service:
-    """The model loaded, ready to answer requests; each of ``limits.concurrent`` gets its share of threads.
+    """The model loaded, ready to answer requests; each of ``limits.concurrent`` gets its share of
+    threads.
 
     Raises:
         UserError: for a model of volumes, and where the options cannot be followed.

@@ -123,11 +123,12 @@ def _tell(made: Submission) -> None:
     logger.info(f"sha256 {made.sha256}")
 
 
-# --- what is there, and whether it is right ----------------------------------------------------------------------------
+# --- what is there, and whether it is right -------------------------------------------------------
 
 
 def check(predictions: Path, test_dir: Path) -> list[Answer]:
-    """Checked answers, sorted by id: one for each image in ``test_dir``, equal in shape, uint8, 0 and 1 only.
+    """Checked answers, sorted by id: one for each image in ``test_dir``, equal in shape, uint8, 0
+    and 1 only.
 
     Reads one volume at a time. Raises UserError with every fault found.
     """
@@ -161,7 +162,9 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
 
 
 def _is_unfit(name: str) -> bool:
-    """Whether a submission cannot hold an id: a zip names its files in UTF-8, and a backslash makes a folder of it for some readers."""
+    """Whether a submission cannot hold an id: a zip names its files in UTF-8, and a backslash makes
+    a folder of it for some readers.
+    """
     try:
         size = len(f"{name}.tif".encode())
     except UnicodeEncodeError:
@@ -186,7 +189,9 @@ def _tell_alike(ids: Collection[str]) -> None:
 
 
 def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str, Path]:
-    """The test images by the ids of their answers: numbered files ``ID_0000, ID_0001`` are one case where answers are called ``ID``."""
+    """The test images by the ids of their answers: numbered files ``ID_0000, ID_0001`` are one case
+    where answers are called ``ID``.
+    """
     groups = cases.channel_groups(tests)
     if groups is None or sum(i in found for i in groups) <= sum(i in found for i in tests):
         return tests
@@ -200,7 +205,9 @@ def _by_id(
     kind: str,
     also: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
-    """Images directly in ``folder`` by id, sorted; visualisations and overlays are none unless ``also`` names them."""
+    """Images directly in ``folder`` by id, sorted; visualisations and overlays are none unless
+    ``also`` names them.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"{option} {folder}: no such folder.")
     found: dict[str, Path] = {}
@@ -215,7 +222,9 @@ def _by_id(
 
 
 def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]]) -> Answer | None:
-    """Check one answer against its test image's header; None, with a line in ``faults``, when something is wrong."""
+    """Check one answer against its test image's header; None, with a line in ``faults``, when
+    something is wrong.
+    """
     try:
         dims = files.dims_of(test)
     except files.FileError as error:
@@ -251,7 +260,9 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
 
 
 def _axes_problem(path: Path, test: Path, dims: int) -> str | None:
-    """What is wrong with how an answer of the right shape lies in the world; None where it lies as its test image does."""
+    """What is wrong with how an answer of the right shape lies in the world; None where it lies as
+    its test image does.
+    """
     try:
         here, there = (grid_of(files.geometry(p, dims), dims) for p in (path, test))
         size = files.probe(test, dims).shape[1:]
@@ -296,7 +307,10 @@ def _listed(names: Sequence[str], what: str = "") -> str:
 
 
 def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
-    """What ``test.csv`` in or beside the folder says otherwise. The files decide: a table may be older than they are."""
+    """What ``test.csv`` in or beside the folder says otherwise.
+
+    The files decide: a table may be older than they are.
+    """
     folders = test_dir, Path(os.path.realpath(test_dir)).parent
     path = next((f / "test.csv" for f in folders if os.path.isfile(f / "test.csv")), None)
     if path is None:

@@ -35,8 +35,8 @@ def submit_ensemble(
         The submission that lies there now.
 
     Raises:
-        UserError: as :func:`write_submission` and the ensemble do; an image that the ensemble failed for
-            is a missing answer.
+        UserError: as :func:`write_submission` and the ensemble do; an image that the ensemble
+            failed for is a missing answer.
     """
     require_place(out, format)
     submission.require_replaceable(out)  # before hours of prediction

@@ -1,6 +1,8 @@
-"""Training: check everything, split once, train each fold to its end, score it on its held-out cases, sum up.
+"""Training: check everything, split once, train each fold to its end, score it on its held-out
+cases, sum up.
 
-The walk: checks -> data (cases, store, folds) -> training.fold (fit, held-out scores) -> training.summary -> reporting.
+The walk: checks -> data (cases, store, folds) -> training.fold (fit, held-out scores) ->
+training.summary -> reporting.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ _training = threading.Lock()
 
 
 class FoldError(RuntimeError):
-    """Folds of a run are not complete: they failed, or another process trains them. The run holds what is done."""
+    """Folds of a run are not complete: they failed, or another process trains them.
+
+    The run holds what is done.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,8 @@ def train_folds(
 ) -> RunFolder:
     """Train folds of a system, and score each on the cases that it was not trained on.
 
-    Called again with the same arguments it continues where it stopped: a finished fold is not trained again.
+    Called again with the same arguments it continues where it stopped: a finished fold is not
+    trained again.
 
     Args:
         config: a config, or the path of its YAML file.
@@ -108,7 +114,8 @@ def train_folds(
         The run: models, out-of-fold answers and scores lie in it.
 
     Raises:
-        UserError: for a config, a data set or a place that cannot be used, before anything is trained.
+        UserError: for a config, a data set or a place that cannot be used, before anything is
+            trained.
         FoldError: where a fold failed, after the others were done or given up.
     """
     given = config if isinstance(config, Config) else load_config(config)
@@ -158,7 +165,10 @@ def _complete(
 
 
 def train(config: Config, request: Request, continue_on_error: bool = False) -> Trained:
-    """Check everything, then train the folds that were asked for. Raises UserError before anything is trained."""
+    """Check everything, then train the folds that were asked for.
+
+    Raises UserError before anything is trained.
+    """
     config = request.on_data(config)
     start = request.start(config)
     if start.continues:
@@ -172,12 +182,15 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
             return _train_all(run, start.folds, continue_on_error)
 
 
-# --- preparing the run -----------------------------------------------------------------------------------------------------
+# --- preparing the run ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _together(config: Config, device: str) -> Iterator[DistributedContext]:
-    """The team of this process. One that has lost a rank ends here, at once: its threads may wait for that rank for ever."""
+    """The team of this process.
+
+    One that has lost a rank ends here, at once: its threads may wait for that rank for ever.
+    """
     context = distributed.join(devices.resolve(device), config.train.timeout)
     with silenced(not context.is_main):
         try:
@@ -208,7 +221,9 @@ def _prepared(config: Config, start: Start, context: DistributedContext) -> Trai
 
 
 def _refuse_taken(start: Start) -> None:
-    """Raise UserError at once, before any waiting and checking, where the one fold asked for is another process's."""
+    """Raise UserError at once, before any waiting and checking, where the one fold asked for is
+    another process's.
+    """
     path = start.run.fold(start.folds[0]).lock
     if len(start.folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
         with lock.held(path):
@@ -216,7 +231,10 @@ def _refuse_taken(start: Start) -> None:
 
 
 def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """The run folder for this process alone, to prepare it or sum it up. Waits for others that do, and stops waiting on request."""
+    """The run folder for this process alone, to prepare it or sum it up.
+
+    Waits for others that do, and stops waiting on request.
+    """
     warned = False
 
     def wait(busy: lock.BusyError, seconds: float) -> None:
@@ -233,7 +251,10 @@ def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _started_over(run: RunFolder) -> Iterator[None]:
-    """Rename a folder that holds a run and own the new one in its place. Raises UserError where a process still trains one of its folds."""
+    """Rename a folder that holds a run and own the new one in its place.
+
+    Raises UserError where a process still trains one of its folds.
+    """
     if not {p.name for p in run.path.iterdir()} - {lock.NAME, run.store.name}:
         yield
         return
@@ -246,7 +267,10 @@ def _started_over(run: RunFolder) -> Iterator[None]:
 
 
 def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
-    """Make or check the run folder. Raises UserError where it belongs to another config or data set, or the cases cannot be split."""
+    """Make or check the run folder.
+
+    Raises UserError where it belongs to another config or data set, or the cases cannot be split.
+    """
     listing = properties.case_listing(data.cases, data.properties)
     changes = [*run.changed_settings(config), *run.changed_cases(listing)]
     if changes:
@@ -291,13 +315,15 @@ def _opened(
     )
 
 
-# --- fold after fold -------------------------------------------------------------------------------------------------------
+# --- fold after fold ------------------------------------------------------------------------------
 
 
 def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) -> Trained:
-    """Train folds in order, keep a result of each, write the summary; folds that another process trains are left to it.
+    """Train folds in order, keep a result of each, write the summary; folds that another process
+    trains are left to it.
 
-    Raises UserError where that is all of them. Where it is some, they count as busy unless they, too, are complete by then.
+    Raises UserError where that is all of them. Where it is some, they count as busy unless they,
+    too, are complete by then.
     """
     logger.info(
         f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}"
@@ -331,7 +357,10 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
 
 
 def _settle(run: TrainingRun, fold: int) -> FoldResult:
-    """The result of a fold, which is trained where it is not complete. Raises lock.BusyError where another process has it."""
+    """The result of a fold, which is trained where it is not complete.
+
+    Raises lock.BusyError where another process has it.
+    """
     folder, context = run.folder.fold(fold), run.context
     with contextlib.ExitStack() as stack:
         own = lock.held(folder.lock)

@@ -1,7 +1,7 @@
 """Choose post-processing on out-of-fold predictions, and say honestly what it gains.
 
-The walk: runs and their out-of-fold predictions -> tuning.search (what is tried) -> tuning.trials (scores, by case) ->
-paired gains -> RUN/tuning/result.json and an ensemble's YAML.
+The walk: runs and their out-of-fold predictions -> tuning.search (what is tried) -> tuning.trials
+(scores, by case) -> paired gains -> RUN/tuning/result.json and an ensemble's YAML.
 """
 
 from __future__ import annotations
@@ -56,12 +56,16 @@ class Space:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
     stages: tuple[tuple[tuple[NamedOptions, ...], ...], ...]
-    """A candidate takes one alternative, a list of steps, from each stage, in this order; the deciding step belongs to the first."""
+    """A candidate takes one alternative, a list of steps, from each stage, in this order; the
+    deciding step belongs to the first.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A run with out-of-fold predictions: its config, its folds that are complete, and the fold of each of their cases."""
+    """A run with out-of-fold predictions: its config, its folds that are complete, and the fold of
+    each of their cases.
+    """
 
     run: RunFolder
     config: Config
@@ -77,7 +81,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What is compared, on which cases, by what: ``parts`` are held out in turn, ``units`` are drawn by the bootstrap."""
+    """What is compared, on which cases, by what: ``parts`` are held out in turn, ``units`` are
+    drawn by the bootstrap.
+    """
 
     sources: tuple[Source, ...]
     cases: tuple[CaseFiles, ...]
@@ -113,7 +119,9 @@ class Study:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A line of the table: all numbers of each case, and what gave them (by part for the nested row)."""
+    """A line of the table: all numbers of each case, and what gave them (by part for the nested
+    row).
+    """
 
     name: str
     candidates: Mapping[str, Candidate]
@@ -122,9 +130,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The ensemble that was written, what was chosen on all cases, and the paired gains of every row by reference.
+    """The ensemble that was written, what was chosen on all cases, and the paired gains of every
+    row by reference.
 
-    ``plugins`` are the options of a command that uses the ensemble, ``--plugin FILE``, where it needs any.
+    ``plugins`` are the options of a command that uses the ensemble, ``--plugin FILE``, where it
+    needs any.
     """
 
     spec: Path
@@ -150,11 +160,12 @@ def tune_postprocessing(
         runs: a run folder with out-of-fold predictions, or several of the same cases.
         metric: what is to be better; None: competition for binary volumes, else the config's first.
         space: YAML file of what is tried; None: built in.
-        by: what is held out from each choice, ``group`` or ``fold``; None: group where there are two or more.
+        by: what is held out from each choice, ``group`` or ``fold``; None: group where there are
+            two or more.
         out: ensemble to write; None: ``ensembles/<run>_tuned.yaml``.
         force: replace ``out`` although somebody else wrote or changed it.
-        workers: processes. More than 1 needs ``if __name__ == "__main__":`` in a script; None: one a core, as far as memory holds the
-            cases.
+        workers: processes. More than 1 needs ``if __name__ == "__main__":`` in a script; None: one
+            a core, as far as memory holds the cases.
         data_dir: data set folder, where the labels have moved since training.
 
     Returns:
@@ -193,13 +204,16 @@ def tune_postprocessing(
     return Tuned(spec=place, chosen=chosen[""], gains=gains, plugins=plugins.words(study.config))
 
 
-# --- what there is -----------------------------------------------------------------------------------------------------
+# --- what there is --------------------------------------------------------------------------------
 
 
 def prepare(
     runs: Sequence[Path], metric_name: str | None, workers: int | None, data_dir: Path | None
 ) -> Study:
-    """Open the runs and check that they can be compared. Raises UserError for everything that cannot be used."""
+    """Open the runs and check that they can be compared.
+
+    Raises UserError for everything that cannot be used.
+    """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: at least 1 process is needed.")
     sources = tuple(open_run(RunFolder(folder)) for folder in runs)
@@ -220,7 +234,10 @@ def prepare(
 
 
 def open_run(run: RunFolder) -> Source:
-    """A run's config, finished folds and out-of-fold cases. Raises UserError where there is nothing to tune on."""
+    """A run's config, finished folds and out-of-fold cases.
+
+    Raises UserError where there is nothing to tune on.
+    """
     if not os.path.isfile(run.config_file) or not os.path.isfile(run.cases_file):
         raise UserError(
             f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote."
@@ -261,7 +278,9 @@ def open_run(run: RunFolder) -> Source:
 
 
 def check_alike(sources: Sequence[Source]) -> None:
-    """Raise UserError unless all runs predicted the same cases, with the same labels and the same meaning of labels."""
+    """Raise UserError unless all runs predicted the same cases, with the same labels and the same
+    meaning of labels.
+    """
     first = sources[0]
     if len({os.path.realpath(s.folder) for s in sources}) < len(sources):
         raise UserError("a run is given twice. Name each run once.")
@@ -288,7 +307,10 @@ def check_alike(sources: Sequence[Source]) -> None:
 
 
 def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFiles, ...]:
-    """Soft predictions and labels of every case, sorted by id. Raises UserError for labels that are not where they were."""
+    """Soft predictions and labels of every case, sorted by id.
+
+    Raises UserError for labels that are not where they were.
+    """
     config, listing = sources[0].config, sources[0].listing
     target = next(iter(config.targets))
     if data_dir is None:
@@ -336,7 +358,8 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
 def with_spacings(
     cases: Sequence[CaseFiles], metric: NamedOptions, config: Config, version: int
 ) -> tuple[CaseFiles, ...]:
-    """The cases with the distance of their voxels, where the metric measures lengths and all labels carry a unit.
+    """The cases with the distance of their voxels, where the metric measures lengths and all labels
+    carry a unit.
 
     Raises UserError for an option in millimetres without it.
     """
@@ -351,7 +374,10 @@ def _stamp(path: Path) -> str:
 
 
 def choose_metric(name: str | None, config: Config) -> NamedOptions:
-    """The metric to tune by, with the config's options where the config has it. Raises ConfigError for one without a direction."""
+    """The metric to tune by, with the config's options where the config has it.
+
+    Raises ConfigError for one without a direction.
+    """
     given = {p.name: p for p in config.metrics}
     if name is None:
         binary_volumes = config.data.classes == 2 and config.data.dims == 3
@@ -374,7 +400,9 @@ def choose_metric(name: str | None, config: Config) -> NamedOptions:
 
 
 def make_trials(study: Study, workers: int | None) -> Trials:
-    """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as cores and memory allow."""
+    """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as
+    cores and memory allow.
+    """
     metrics = (study.metric, *([] if study.metric.name == "dice" else [NamedOptions(name="dice")]))
     number = workers_for(metrics, study.shape, len(study.sources), workers)
     inside = ", inside the field of view" if study.config.data.frames.fov else ""
@@ -391,7 +419,9 @@ def make_trials(study: Study, workers: int | None) -> Trials:
 
 
 def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
-    """The study without cases whose score is not finite for the present post-processing: no difference could be told there."""
+    """The study without cases whose score is not finite for the present post-processing: no
+    difference could be told there.
+    """
     found = trials.scores({case.id: [plan.start] for case in study.cases})
     good = [
         c
@@ -411,7 +441,10 @@ def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
 
 
 def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
-    """Cases that are held out together, by the part's name. Raises UserError where there are fewer than two parts."""
+    """Cases that are held out together, by the part's name.
+
+    Raises UserError where there are fewer than two parts.
+    """
     ids = [c.id for c in study.cases]
     groups = {i: study.groups[i] for i in ids}
     whole = all(g is not None for g in groups.values())
@@ -434,11 +467,13 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
     return search.deal(by_case)
 
 
-# --- what is tried -----------------------------------------------------------------------------------------------------
+# --- what is tried --------------------------------------------------------------------------------
 
 
 def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
-    """The search space: built in, or of ``--space``; with the baselines and, for several runs, their weights and fusions."""
+    """The search space: built in, or of ``--space``; with the baselines and, for several runs,
+    their weights and fusions.
+    """
     channels, *space = study.shape
     edge = math.prod(space) ** (1 / len(space))
     own = study.config.postprocess
@@ -475,7 +510,10 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
 def read_space(
     file: Path, channels: int, dims: int
 ) -> tuple[tuple[tuple[NamedOptions, ...], ...], ...]:
-    """Stages of a ``--space`` file. Raises ConfigError for structure, names, options and deciding steps that come late."""
+    """Stages of a ``--space`` file.
+
+    Raises ConfigError for structure, names, options and deciding steps that come late.
+    """
     if not os.path.isfile(file):
         raise UserError(f"--space {file}: no such file.")
     stages = structure(read_yaml(file), Space, str(file)).stages
@@ -494,7 +532,10 @@ def read_space(
 
 
 def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
-    """Weights on a grid over the simplex with each fusion; equal weights first. A member alone needs no fusion."""
+    """Weights on a grid over the simplex with each fusion; equal weights first.
+
+    A member alone needs no fusion.
+    """
     if members == 1:
         return (((1.0,), "mean"),)
     steps = STEPS.get(members, 2)
@@ -508,13 +549,15 @@ def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
     return (*((w, "mean") for w in weights), *((w, "logit") for w in several))
 
 
-# --- what it gains -----------------------------------------------------------------------------------------------------
+# --- what it gains --------------------------------------------------------------------------------
 
 
 def compare(
     study: Study, plan: SearchPlan, parts: Mapping[str, Sequence[str]], trials: Trials
 ) -> tuple[list[Row], dict[str, Candidate]]:
-    """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that without it."""
+    """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that
+    without it.
+    """
     rounds = itertools.count(1)
 
     def ask(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
@@ -553,7 +596,9 @@ def compare(
 
 
 def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain]]:
-    """Paired gains of every row over the present post-processing and over the first baseline, by row and reference."""
+    """Paired gains of every row over the present post-processing and over the first baseline, by
+    row and reference.
+    """
     ids = [c.id for c in study.cases]
     values = {
         r.name: np.array([study.sign * r.cases[i].get(study.metric.name, math.nan) for i in ids])
@@ -592,7 +637,7 @@ def means(row: Row) -> dict[str, float]:
     return out
 
 
-# --- what is written ---------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 
 def keep_result(
@@ -601,7 +646,9 @@ def keep_result(
     gains: Mapping[str, Mapping[str, Gain]],
     parts: Mapping[str, Sequence[str]],
 ) -> None:
-    """Write ``RUN/tuning/result.json`` (``result_A+B.json`` for several runs): all rows, scores by case, gains, choices by part."""
+    """Write ``RUN/tuning/result.json`` (``result_A+B.json`` for several runs): all rows, scores by
+    case, gains, choices by part.
+    """
     name = "result.json" if len(study.sources) == 1 else f"result_{study.name}.json"
     files.write_json(
         study.folder / name,
@@ -633,7 +680,9 @@ MARK = "# Written by pipeline.tune, checksum "
 
 
 def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> str:
-    """The ensemble as YAML under a comment that says where it comes from and what it gains; the first line guards the rest."""
+    """The ensemble as YAML under a comment that says where it comes from and what it gains; the
+    first line guards the rest.
+    """
     members = [
         {"run": str(s.folder), "folds": list(s.folds), "weight": w}
         for s, w in zip(study.sources, chosen.weights, strict=True)
@@ -679,7 +728,9 @@ def _checksum(text: str) -> str:
 
 
 def guard(out: Path, force: bool) -> None:
-    """Raise UserError where ``out`` holds something that this command did not write, or that was changed since, or may not be written."""
+    """Raise UserError where ``out`` holds something that this command did not write, or that was
+    changed since, or may not be written.
+    """
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: an ensemble is a .yaml file.")
     files.require_writable("--out", out.parent)

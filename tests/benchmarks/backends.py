@@ -1,11 +1,14 @@
-"""A photograph predicted on a CPU by torch, ONNX Runtime and OpenVINO: seconds and peak memory, the same weights on every side.
+"""A photograph predicted on a CPU by torch, ONNX Runtime and OpenVINO: seconds and peak memory, the
+same weights on every side.
 
-    python tests/benchmarks/backends.py [--checkpoint FILE | --network deblur_unet] [--size 2048] [--patch 512] [--overlap 32] [--rounds 3]
-    OMP_NUM_THREADS=2 python tests/benchmarks/backends.py --image photograph.jpg --checkpoint runs/deblur/fold_0/best_model.safetensors
+    python tests/benchmarks/backends.py [--checkpoint FILE | --network deblur_unet] [--size 2048]
+    [--patch 512] [--overlap 32] [--rounds 3] OMP_NUM_THREADS=2 python tests/benchmarks/backends.py
+    --image photograph.jpg --checkpoint runs/deblur/fold_0/best_model.safetensors
 
-Every round of every side is a process of its own; rounds take turns. Seconds are those of tiled prediction, from the image in memory
-to float32 in memory; the start (loading, first export, compilation) stands beside. Peak memory is VmHWM of the process; the first
-row is that of a process that has loaded torch and the model and predicts nothing. Answers are compared with torch's.
+Every round of every side is a process of its own; rounds take turns. Seconds are those of tiled
+prediction, from the image in memory to float32 in memory; the start (loading, first export,
+compilation) stands beside. Peak memory is VmHWM of the process; the first row is that of a process
+that has loaded torch and the model and predicts nothing. Answers are compared with torch's.
 """
 
 from __future__ import annotations
@@ -198,7 +201,9 @@ def compared(arguments: argparse.Namespace, backend: str, soft: np.ndarray) -> f
 
 
 def peak() -> float:
-    """VmHWM of this process in MiB. (ru_maxrss would begin with that of the process that started this one.)"""
+    """VmHWM of this process in MiB. (ru_maxrss would begin with that of the process that started
+    this one.)
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -1,11 +1,14 @@
-"""Time and memory of the competition's score by family and size, each in a process of its own, compilation left out.
+"""Time and memory of the competition's score by family and size, each in a process of its own,
+compilation left out.
 
     python tests/benchmarks/competition.py [--folder DIR] [--rounds 3] [--reference DIR]
 
-Families: ``sheets``, nine wavy sheets without tunnels and a degraded prediction of them; ``pierced``, the same with 40 tunnels in the label
-that the prediction shares; ``field``, thresholded random fields, the worst there is: thousands of tunnels an octant. The organisers' scorer
-needs a C++ build and is not run here; its times are those recorded beside the reference volumes (``--reference``: a folder with
-expected.json, whose ``official_seconds_twice`` are two runs), and 141 s and 5.2 GB for ``sheets`` at 320, as its users measured.
+Families: ``sheets``, nine wavy sheets without tunnels and a degraded prediction of them;
+``pierced``, the same with 40 tunnels in the label that the prediction shares; ``field``,
+thresholded random fields, the worst there is: thousands of tunnels an octant. The organisers'
+scorer needs a C++ build and is not run here; its times are those recorded beside the reference
+volumes (``--reference``: a folder with expected.json, whose ``official_seconds_twice`` are two
+runs), and 141 s and 5.2 GB for ``sheets`` at 320, as its users measured.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Deblurring without training, as the rows to beat: unsupervised Wiener and Richardson-Lucy of scikit-image on the held-out pairs.
+"""Deblurring without training, as the rows to beat: unsupervised Wiener and Richardson-Lucy of
+scikit-image on the held-out pairs.
 
     python tests/benchmarks/deblur_classic.py --data DIR [--train 6] [--part 192] [--out FILE.json]
 
-DIR is a folder of data_prep/make_pairs.py --kind blur or data_prep/prepare_gopro.py: src/, dst/ and split.json. Nobody knows the blur of a
-photograph, so each method gets one guessed kernel for all: the Gaussian or straight motion, the iterations and the space to work in (the
-file's values, or light by gamma 2.2) that score the highest PSNR on the middle of ``--train`` training pairs; the test pairs take no part
-in that choice. Images are mirrored at borders, channels restored one by one, answers clipped and rounded to 8 bits and scored as pipeline.evaluate does.
-Both methods are deterministic here: the sampler of unsupervised Wiener starts from a fixed seed.
+DIR is a folder of data_prep/make_pairs.py --kind blur or data_prep/prepare_gopro.py: src/, dst/ and
+split.json. Nobody knows the blur of a photograph, so each method gets one guessed kernel for all:
+the Gaussian or straight motion, the iterations and the space to work in (the file's values, or
+light by gamma 2.2) that score the highest PSNR on the middle of ``--train`` training pairs; the
+test pairs take no part in that choice. Images are mirrored at borders, channels restored one by
+one, answers clipped and rounded to 8 bits and scored as pipeline.evaluate does. Both methods are
+deterministic here: the sampler of unsupervised Wiener starts from a fixed seed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Peak memory against the depth of a volume: ``pipeline.predict`` by blocks, and MONAI's SlidingWindowInferer on the same network.
+"""Peak memory against the depth of a volume: ``pipeline.predict`` by blocks, and MONAI's
+SlidingWindowInferer on the same network.
 
     python tests/benchmarks/depth.py [--depths 128 512 2048] [--edge 256] [--folder DIR]
 
-The volume is a sparse uint8 BigTIFF of ``edge`` x ``edge`` voxels a slice. Both sides run in a process of their own and end with files: ours
-with the answer, MONAI's side with the same answer from the whole probability in memory. Prints each peak, and the slope in MiB per 1,000 slices.
+The volume is a sparse uint8 BigTIFF of ``edge`` x ``edge`` voxels a slice. Both sides run in a
+process of their own and end with files: ours with the answer, MONAI's side with the same answer
+from the whole probability in memory. Prints each peak, and the slope in MiB per 1,000 slices.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Seconds until ``--help`` of each command has answered, and until ``import pipeline`` is done: medians of seven processes.
+"""Seconds until ``--help`` of each command has answered, and until ``import pipeline`` is done:
+medians of seven processes.
 
 python tests/benchmarks/help.py
 

@@ -1,8 +1,10 @@
-"""Whole-volume prediction beside MONAI's SlidingWindowInferer on the same weights: one 320³ volume, tiles of 128³, overlap 32, gaussian.
+"""Whole-volume prediction beside MONAI's SlidingWindowInferer on the same weights: one 320³ volume,
+tiles of 128³, overlap 32, gaussian.
 
     python tests/benchmarks/inference.py [FOLDER [ROUNDS]]
 
-Both sides start from the uint8 volume on disk and end with float32 probabilities in memory; the answers are compared once.
+Both sides start from the uint8 volume on disk and end with float32 probabilities in memory; the
+answers are compared once.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def monai(folder: Path) -> float:
         (TILE,) * 3, sw_batch_size=1, overlap=OVERLAP / TILE, mode="gaussian"
     )
     with torch.inference_mode():
-        # sw_batch_size 1 hands the network a view of the input; a network with in-place layers must not write into it.
+        # sw_batch_size 1 hands the network a view of the input; a network with in-place layers must
+        # not write into it.
         soft = inferer(x, lambda t: net(t.clone())["main"].sigmoid())[0].numpy()
     seconds = time.perf_counter() - began
     _save(folder, "monai", soft)

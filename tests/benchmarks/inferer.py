@@ -1,10 +1,11 @@
-"""pipeline's SlidingWindowInferer beside MONAI's: 512 x 256 x 256, tiles of 96³, overlap 0.25, gaussian.
+"""pipeline's SlidingWindowInferer beside MONAI's: 512 x 256 x 256, tiles of 96³, overlap 0.25,
+gaussian.
 
     python tests/benchmarks/inferer.py [FOLDER [ROUNDS]]
 
-The network is one convolution to two channels, so that what is measured is the tiling. Ours runs twice: gathered as MONAI gathers,
-and slab by slab, where the answer is never held. Answers are compared. Seconds are those of one CPU thread, so that a busy machine
-changes little.
+The network is one convolution to two channels, so that what is measured is the tiling. Ours runs
+twice: gathered as MONAI gathers, and slab by slab, where the answer is never held. Answers are
+compared. Seconds are those of one CPU thread, so that a busy machine changes little.
 """
 
 from __future__ import annotations

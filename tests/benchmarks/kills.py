@@ -1,12 +1,16 @@
-"""Kill a small run at random moments, start it again, and compare what it ends with to the undisturbed run, to the bit.
+"""Kill a small run at random moments, start it again, and compare what it ends with to the
+undisturbed run, to the bit.
 
-    python tests/benchmarks/kills.py [--kills 50] [--seed 0] [--signals KILL USR1 TERM] [--moments phase] [--save-steps 2] [--workers 0]
+    python tests/benchmarks/kills.py [--kills 50] [--seed 0] [--signals KILL USR1 TERM] [--moments
+    phase] [--save-steps 2] [--workers 0]
 
-The run is the chain train (two folds) → predict --save-soft → submit on synthetic scrolls. Each round starts it in a process group
-of its own, sends the group a signal at a random moment, and starts it again until it ends by itself. ``--moments time`` draws from
-the duration of the undisturbed run, ``phase`` takes its phases (training, saving, zipping …) in turn and draws within them, so that
-the short ones are hit, too. Compared are models, held-out and test answers, probabilities, logs and results without times, and submission.zip.
-Processes are forked from one that has loaded all libraries, so that the moments lie in the work and not in the imports.
+The run is the chain train (two folds) → predict --save-soft → submit on synthetic scrolls. Each
+round starts it in a process group of its own, sends the group a signal at a random moment, and
+starts it again until it ends by itself. ``--moments time`` draws from the duration of the
+undisturbed run, ``phase`` takes its phases (training, saving, zipping …) in turn and draws within
+them, so that the short ones are hit, too. Compared are models, held-out and test answers,
+probabilities, logs and results without times, and submission.zip. Processes are forked from one
+that has loaded all libraries, so that the moments lie in the work and not in the imports.
 """
 
 from __future__ import annotations
@@ -111,7 +115,9 @@ POLL = 0.0005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """``wait`` seconds after the chain's change number ``change`` from phase to phase; 0 is its start."""
+    """``wait`` seconds after the chain's change number ``change`` from phase to phase; 0 is its
+    start.
+    """
 
     change: int
     wait: float
@@ -119,7 +125,9 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chain works, and the memory in which it tells its phase, its optimiser steps and how often the phase changed."""
+    """Where a chain works, and the memory in which it tells its phase, its optimiser steps and how
+    often the phase changed.
+    """
 
     data: Path
     out: Path
@@ -269,7 +277,9 @@ def _living(group: int) -> list[int]:
 
 
 def watched(place: Place) -> tuple[int, list[tuple[str, float]]]:
-    """Run the chain undisturbed; returns its exit code, and of each time between two changes of phase the phase and the seconds."""
+    """Run the chain undisturbed; returns its exit code, and of each time between two changes of
+    phase the phase and the seconds.
+    """
     child, seen, at = start(place), [("start", time.monotonic())], 0
     while not _ended(child):
         if place.changes != at:
@@ -284,7 +294,9 @@ def watched(place: Place) -> tuple[int, list[tuple[str, float]]]:
 
 
 def moments(how: str, spans: list[tuple[str, float]], draw: random.Random) -> Iterator[Moment]:
-    """Endless random moments: evenly over time, or evenly over the phases and within each over its time."""
+    """Endless random moments: evenly over time, or evenly over the phases and within each over its
+    time.
+    """
     if how == "time":
         while True:
             yield Moment(change=0, wait=draw.uniform(0, sum(seconds for _, seconds in spans)))
@@ -297,7 +309,9 @@ def moments(how: str, spans: list[tuple[str, float]], draw: random.Random) -> It
 
 
 def interrupt(place: Place, moment: Moment, number: int) -> tuple[str, int]:
-    """Start the chain and send its group a signal at ``moment``, sooner where it ends by itself before. Returns phase and code."""
+    """Start the chain and send its group a signal at ``moment``, sooner where it ends by itself
+    before. Returns phase and code.
+    """
     child = start(place)
     while place.changes < moment.change and not _ended(child):
         time.sleep(POLL)
@@ -350,7 +364,9 @@ def memory() -> mmap.mmap:
 def round_of(
     place: Place, moment: Moment, number: int, calm: tuple[dict[str, str], int]
 ) -> tuple[str, int, int, bool]:
-    """Interrupt, run on to the end, compare; returns phase, code of the interrupted process, steps done twice, equal or not."""
+    """Interrupt, run on to the end, compare; returns phase, code of the interrupted process, steps
+    done twice, equal or not.
+    """
     phase, code = interrupt(place, moment, number)
     while (
         code == 0 and phase == "start" and moment.wait > 0.01

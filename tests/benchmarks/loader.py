@@ -1,9 +1,11 @@
-"""Patches per second of the training loader beside a plain MONAI chain over CacheDataset: eight volumes of 320³, patches of 128³.
+"""Patches per second of the training loader beside a plain MONAI chain over CacheDataset: eight
+volumes of 320³, patches of 128³.
 
     python tests/benchmarks/loader.py [FOLDER [ROUNDS]]
 
-Both sides load the same NIfTI files, normalise by the same percentiles and apply the same augmentations, in one process without
-workers. Preparing (caching, building the store) is not timed; peak memory is of the whole process, preparation included.
+Both sides load the same NIfTI files, normalise by the same percentiles and apply the same
+augmentations, in one process without workers. Preparing (caching, building the store) is not timed;
+peak memory is of the whole process, preparation included.
 """
 
 from __future__ import annotations

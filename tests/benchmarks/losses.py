@@ -1,11 +1,14 @@
-"""Does a topology loss help? The same network, seed and budget with one more term each, out of fold by the competition's score.
+"""Does a topology loss help? The same network, seed and budget with one more term each, out of fold
+by the competition's score.
 
-    python tests/benchmarks/losses.py --data DIR [--config configs/surface_cpu.yaml] [--out runs/losses] [--epochs 8] [--folds 0 1 2 3 4] [--jobs 2] [--only NAME ...]
+    python tests/benchmarks/losses.py --data DIR [--config configs/surface_cpu.yaml] [--out
+    runs/losses] [--epochs 8] [--folds 0 1 2 3 4] [--jobs 2] [--only NAME ...]
 
-Trains the folds once for each variant through ``pipeline.train`` (finished folds are not trained again), with a
-smaller network than the config's unless ``--set`` says otherwise, then scores the out-of-fold
-probabilities cut at 0.5 and after the config's own post-processing, and prints for each the mean of Dice and competition score,
-the paired difference to Dice + CE with its 95 % interval over cases, and the rank correlation of Dice and score.
+Trains the folds once for each variant through ``pipeline.train`` (finished folds are not trained
+again), with a smaller network than the config's unless ``--set`` says otherwise, then scores the
+out-of-fold probabilities cut at 0.5 and after the config's own post-processing, and prints for each
+the mean of Dice and competition score, the paired difference to Dice + CE with its 95 % interval
+over cases, and the rank correlation of Dice and score.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Peak memory and time of the perceptual loss, forward and backward, for one square RGB image: plain, and with what saves memory.
+"""Peak memory and time of the perceptual loss, forward and backward, for one square RGB image:
+plain, and with what saves memory.
 
     python tests/benchmarks/perceptual.py [--size 2048] [--rounds 3] [--only NAME ...]
 
-VGG16 up to relu3_3 with random weights, features relu1_2, relu2_2 and relu3_3. Each variant runs in a process of its own; its
-peak is what the process holds at most beyond what it held before, after a first step on a small image.
+VGG16 up to relu3_3 with random weights, features relu1_2, relu2_2 and relu3_3. Each variant runs in
+a process of its own; its peak is what the process holds at most beyond what it held before, after a
+first step on a small image.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""CPU time and memory of post-processing by two source trees, in turn, each run in a process of its own on the same input.
+"""CPU time and memory of post-processing by two source trees, in turn, each run in a process of its
+own on the same input.
 
     python tests/benchmarks/postprocess.py OLD NEW [--folder DIR] [--rounds 5] [--only NAME]
 
-``pictures``: 200 pictures of 256^2, one channel and four; ``volume``: 320^3 with hysteresis, dust and
-fill_holes in memory; ``slabs``: 1,024 slices of 256^2 through the lazy path, which ends in a file. A
-tree is a folder that holds the package ``pipeline``. Answers of both trees are compared by a checksum.
+``pictures``: 200 pictures of 256^2, one channel and four; ``volume``: 320^3 with hysteresis, dust
+and fill_holes in memory; ``slabs``: 1,024 slices of 256^2 through the lazy path, which ends in a
+file. A tree is a folder that holds the package ``pipeline``. Answers of both trees are compared by
+a checksum.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Prediction by two source trees in turn: a volume of 320^3, a picture of 4096^2, 200 pictures of 256^2; medians, ratio, peak memory.
+"""Prediction by two source trees in turn: a volume of 320^3, a picture of 4096^2, 200 pictures of
+256^2; medians, ratio, peak memory.
 
-    python tests/benchmarks/predicting.py OLD NEW [--folder DIR] [--rounds 3] [--only volume] [--blocks always]
+    python tests/benchmarks/predicting.py OLD NEW [--folder DIR] [--rounds 3] [--only volume]
+    [--blocks always]
 
-Each run is the command in a process of its own, with a small network, post-processing and soft predictions. Answers and soft arrays
-of both trees have to be equal to the last bit.
+Each run is the command in a process of its own, with a small network, post-processing and soft
+predictions. Answers and soft arrays of both trees have to be equal to the last bit.
 """
 
 from __future__ import annotations

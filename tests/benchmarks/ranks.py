@@ -1,9 +1,10 @@
-"""Throughput of training with one rank and with two on this machine: the same samples, one thread a rank, in turn.
+"""Throughput of training with one rank and with two on this machine: the same samples, one thread a
+rank, in turn.
 
     python tests/benchmarks/ranks.py [--rounds 2] [--epochs 4] [--patch 48]
 
-Two ranks with batches of one see what one rank with batches of two sees. Seconds are those of the epochs after the first, by the run's
-own log; peak memory is that of the largest process.
+Two ranks with batches of one see what one rank with batches of two sees. Seconds are those of the
+epochs after the first, by the run's own log; peak memory is that of the largest process.
 """
 
 from __future__ import annotations

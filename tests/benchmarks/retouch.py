@@ -1,12 +1,15 @@
-"""One photograph of 24 megapixels on the CPU: ABPN whole beside the image-to-image U-Net in tiles of 512, time, peak memory, arithmetic.
+"""One photograph of 24 megapixels on the CPU: ABPN whole beside the image-to-image U-Net in tiles
+of 512, time, peak memory, arithmetic.
 
     python tests/benchmarks/retouch.py [--size 4000 6000] [--levels 3] [--tiles 12] [--rounds 1]
     python tests/benchmarks/retouch.py --table
 
-Both have their default widths and random weights, and answer through ``pipeline.inference.sliding_window.sliding_window``, each in a
-process of its own. ABPN is timed in full. Of the U-Net (base 64, overlap 128) only the first ``--tiles`` tiles are computed; the
-others answer with their input, so that its memory is that of the whole image, and its time is the median of a computed tile times
-the number of tiles, plus what cutting and blending took. ``--table``: weights and arithmetic of ABPN by number of levels.
+Both have their default widths and random weights, and answer through
+``pipeline.inference.sliding_window.sliding_window``, each in a process of its own. ABPN is timed in
+full. Of the U-Net (base 64, overlap 128) only the first ``--tiles`` tiles are computed; the others
+answer with their input, so that its memory is that of the whole image, and its time is the median
+of a computed tile times the number of tiles, plus what cutting and blending took. ``--table``:
+weights and arithmetic of ABPN by number of levels.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ def tiling(size: Sequence[int], tiled: bool):
 
 
 def gmac(size: Sequence[int], name: str, part: str = "Global", **options: object) -> float:
-    """Multiply-accumulates in 1e9 for one image of ``size``, or of one part of the network; nothing is computed."""
+    """Multiply-accumulates in 1e9 for one image of ``size``, or of one part of the network; nothing
+    is computed.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network(name, **options)(torch.zeros(1, 3, *size))
     return sum(counter.get_flop_counts()[part].values()) / 2e9

@@ -1,8 +1,10 @@
-"""Scoring folders of answers by two source trees in turn: 22 cubes and 40 pictures, made here; medians, ratio, peak memory.
+"""Scoring folders of answers by two source trees in turn: 22 cubes and 40 pictures, made here;
+medians, ratio, peak memory.
 
     python tests/benchmarks/scoring.py OLD NEW [--folder DIR] [--rounds 3] [--only cubes]
 
-Each run is the command in a process of its own. Peak memory is that of the largest process. The numbers of both trees have to be equal.
+Each run is the command in a process of its own. Peak memory is that of the largest process. The
+numbers of both trees have to be equal.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def main() -> None:
 
 
 def prepare(folder: Path, shape: tuple[int, ...], count: int) -> None:
-    """Smooth random masks with a border that is ignored, and answers that differ from them a little; made once."""
+    """Smooth random masks with a border that is ignored, and answers that differ from them a
+    little; made once.
+    """
     for name in ("labels", "answers"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for n in range(count):

@@ -1,12 +1,16 @@
-"""Latency and throughput of ``pipeline.serve`` over HTTP on this machine: p50, p95 and images a second, one and two clients at a time.
+"""Latency and throughput of ``pipeline.serve`` over HTTP on this machine: p50, p95 and images a
+second, one and two clients at a time.
 
-    python tests/benchmarks/serve.py [--checkpoint FILE | --network deblur_unet] [--size 512] [--requests 20] [--clients 1 2]
-        [--half-sent 20] [--server --backend onnx --concurrent 2 --patch-size 512]
+    python tests/benchmarks/serve.py [--checkpoint FILE | --network deblur_unet] [--size 512]
+        [--requests 20] [--clients 1 2] [--half-sent 20] [--server --backend onnx --concurrent 2
+        --patch-size 512]
 
-What follows ``--server`` is handed to pipeline.serve, a process of its own. Every client sends its next image when it has the answer
-to the one before. The image is a JPEG; latency is from the client's first byte to the answer's last. One request warms up.
-``--half-sent N`` measures each number of clients twice, in turn: alone, and beside N connections that have sent half of the head or
-half of the body of a request and say no more. At the end a Ctrl-C comes beside as many; the time to the process's end is printed.
+What follows ``--server`` is handed to pipeline.serve, a process of its own. Every client sends its
+next image when it has the answer to the one before. The image is a JPEG; latency is from the
+client's first byte to the answer's last. One request warms up. ``--half-sent N`` measures each
+number of clients twice, in turn: alone, and beside N connections that have sent half of the head or
+half of the body of a request and say no more. At the end a Ctrl-C comes beside as many; the time to
+the process's end is printed.
 """
 
 from __future__ import annotations
@@ -123,7 +127,9 @@ def row(requests: int, clients: int, hung: int, server: tuple[str, bytes, int]) 
 
 @contextlib.contextmanager
 def half_sent(url: str, count: int) -> Iterator[None]:
-    """So many connections that have sent a part of a request: of its head, and of its body, in turn."""
+    """So many connections that have sent a part of a request: of its head, and of its body, in
+    turn.
+    """
     parts = httpx.URL(url)
     head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: 500000\r\n"
     with contextlib.ExitStack() as stack:

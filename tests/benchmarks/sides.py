@@ -1,6 +1,8 @@
-"""Run two sides of a comparison in turn, each in a process of its own, and print medians, ratio and peak memory.
+"""Run two sides of a comparison in turn, each in a process of its own, and print medians, ratio and
+peak memory.
 
-A benchmark module defines ``SIDES``: name -> function that does the work and returns the number to compare.
+A benchmark module defines ``SIDES``: name -> function that does the work and returns the number to
+compare.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def measure(
     unit: str,
     argv: list[str],
 ) -> None:
-    """``script --side NAME FOLDER`` runs one side and prints JSON; without arguments, prepare and run all sides in turn."""
+    """``script --side NAME FOLDER`` runs one side and prints JSON; without arguments, prepare and
+    run all sides in turn.
+    """
     if argv[:1] == ["--side"]:
         value = sides[argv[1]](Path(argv[2]))
         print(

@@ -1,11 +1,14 @@
-"""Seams: tiles beside the whole image, ours and MONAI's SlidingWindowInferer on the same network, and time and memory of both.
+"""Seams: tiles beside the whole image, ours and MONAI's SlidingWindowInferer on the same network,
+and time and memory of both.
 
     python tests/benchmarks/stitching.py [--size 4096] [--rounds 3] [--quick]
 
-A U-Net with batch norm and random weights (three levels) answers a noisy photograph-like image whole and in tiles of 256 that
-share 64. Table: largest ``|tiled - whole|`` in standard deviations of the answer (``nan``: pixels without a value) and seam index, the mean gradient of the error across
-the edges of what is used of the tiles over that elsewhere, along the last axis. Then both sides with gaussian blending on an image
-of ``--size`` squared, each in a process of its own. ``--quick``: smaller images, one round.
+A U-Net with batch norm and random weights (three levels) answers a noisy photograph-like image
+whole and in tiles of 256 that share 64. Table: largest ``|tiled - whole|`` in standard deviations
+of the answer (``nan``: pixels without a value) and seam index, the mean gradient of the error
+across the edges of what is used of the tiles over that elsewhere, along the last axis. Then both
+sides with gaussian blending on an image of ``--size`` squared, each in a process of its own.
+``--quick``: smaller images, one round.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ def network() -> torch.nn.Module:
     net = networks.build(NamedOptions(name="image_unet", options=OPTIONS), 3, 3, 2)
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None  # statistics of the one pass that follows: every layer passes on what it gets at full strength
+            # statistics of the one pass that follows: every layer passes on what it gets at full
+            # strength
+            layer.momentum = None
     net.train()(unit(image(256, 256)))
     return net.eval()
 
@@ -50,7 +55,7 @@ def unit(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32) / np.float32(255))[None]
 
 
-# --- seams ---------------------------------------------------------------------------------------------------------------
+# --- seams ----------------------------------------------------------------------------------------
 
 
 def ours_tiled(
@@ -131,7 +136,7 @@ def table(size: int) -> None:
         print(f"{name:<28}{np.nanmax(np.abs(error)):>16.1e}{seam_index(error, lines):>14.2f}{lost}")
 
 
-# --- time and memory -----------------------------------------------------------------------------------------------------
+# --- time and memory ------------------------------------------------------------------------------
 
 
 def ours(folder: Path) -> float:

@@ -20,7 +20,8 @@ COLUMNS = 100
 NESTED = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# name, files, fn med/p90/max, fn > 50, nested >= 4, args p90/max, typed, chain and cycles, test:code
+# name, files, fn med/p90/max, fn > 50, nested >= 4, args p90/max, typed, chain and cycles,
+# test:code
 ANCHORS = """
 nanoGPT          8    10/25/55     4 %   0.0 %   2/4    0 %   1, none       0
 nanochat        29    10/47/147    9 %   4.9 %   5/10   8 %   6, one of 2   0.16

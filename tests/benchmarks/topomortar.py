@@ -1,10 +1,13 @@
-"""Do topology losses help? CE + Dice, with clDice and with skeleton recall, on the mortar of TopoMortar (Valverde et al., BMVC 2025).
+"""Do topology losses help? CE + Dice, with clDice and with skeleton recall, on the mortar of
+TopoMortar (Valverde et al., BMVC 2025).
 
-    python tests/benchmarks/topomortar.py --data DIR [--seeds 3] [--out runs/topomortar] [--epochs N]
+    python tests/benchmarks/topomortar.py --data DIR [--seeds 3] [--out runs/topomortar] [--epochs
+    N]
 
-Trains fold 0 of configs/topomortar.yaml once for each loss and seed, predicts test/images, and prints Dice and the Betti errors
-in the convention of the published numbers (mortar 8-connected, brick that meets the border is no hole). Runs that are finished
-are not repeated; the same command goes on where it was stopped.
+Trains fold 0 of configs/topomortar.yaml once for each loss and seed, predicts test/images, and
+prints Dice and the Betti errors in the convention of the published numbers (mortar 8-connected,
+brick that meets the border is no hole). Runs that are finished are not repeated; the same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -78,7 +81,10 @@ def read_masks(folder: Path) -> dict[str, np.ndarray]:
 
 
 def published_numbers(path: Path, truth: Mapping[str, np.ndarray]) -> Numbers:
-    """Betti numbers of the test masks from the data set's table. Stops where our count of a mask is another."""
+    """Betti numbers of the test masks from the data set's table.
+
+    Stops where our count of a mask is another.
+    """
     with path.open(newline="") as stream:
         table = {r["ID"]: (int(r["Betti0"]), int(r["Betti1"])) for r in csv.DictReader(stream)}
     for name, mask in truth.items():
@@ -169,7 +175,9 @@ def row(values: np.ndarray) -> str:
 
 
 def report(scores: Mapping[str, np.ndarray]) -> None:
-    """Table of means over images and seeds from scores (seeds, images, columns), and 95 % intervals of the difference to the first."""
+    """Table of means over images and seeds from scores (seeds, images, columns), and 95 % intervals
+    of the difference to the first.
+    """
     seeds, images, _ = scores[FIRST].shape
     print(
         f"\nMean over {images} test images and {seeds} seeds (standard deviation of the seeds' means)"

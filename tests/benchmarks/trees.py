@@ -1,4 +1,6 @@
-"""A command of two source trees in turn, each run in a process of its own: seconds, peak memory, and whether both gave the same."""
+"""A command of two source trees in turn, each run in a process of its own: seconds, peak memory,
+and whether both gave the same.
+"""
 
 from __future__ import annotations
 

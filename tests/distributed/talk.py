@@ -1,4 +1,6 @@
-"""What two ranks say to each other; started by torchrun from test_distributed.py with a task and a folder for the answers."""
+"""What two ranks say to each other; started by torchrun from test_distributed.py with a task and a
+folder for the answers.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _refuse(context: distributed.DistributedContext) -> None:
 
 
 def gradients(context: distributed.DistributedContext) -> list[list[float]]:
-    """Of two steps whose second one is accumulated over two batches of one sample a rank: those of all samples together."""
+    """Of two steps whose second one is accumulated over two batches of one sample a rank: those of
+    all samples together.
+    """
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1)

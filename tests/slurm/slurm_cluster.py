@@ -1,4 +1,6 @@
-"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmds on loopback, everything in one temporary folder."""
+"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmds on loopback,
+everything in one temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=64000
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE
 """
-"""Nodes of eight CPUs, whatever the machine has, so that one job of the batch files fills one; cred_expire: after a requeue Slurm holds a job back for as long (default 120 s)."""
+"""Nodes of eight CPUs, whatever the machine has, so that one job of the batch files fills one;
+cred_expire: after a requeue Slurm holds a job back for as long (default 120 s).
+"""
 
 
 def unavailable() -> str | None:
@@ -85,7 +89,9 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *command: object, **variables: object) -> str:
-        """Standard output of a client command; ``variables`` are laid over the environment. Raises CalledProcessError with what it said."""
+        """Standard output of a client command; ``variables`` are laid over the environment. Raises
+        CalledProcessError with what it said.
+        """
         environment = self.environment | {k: str(v) for k, v in variables.items()}
         done = subprocess.run(
             [str(c) for c in command],
@@ -101,7 +107,9 @@ class Cluster:
         return done.stdout.strip()
 
     def facts(self, job: str) -> dict[str, str]:
-        """``scontrol show job`` of one job or array task, e.g. ``{"JobState": "RUNNING", "Restarts": "0", ...}``."""
+        """``scontrol show job`` of one job or array task, e.g. ``{"JobState": "RUNNING",
+        "Restarts": "0", ...}``.
+        """
         words = self.run("scontrol", "show", "job", "--oneliner", job).splitlines()[0].split()
         return dict(w.split("=", 1) for w in words if "=" in w)
 
@@ -132,7 +140,9 @@ class Cluster:
 
 @contextmanager
 def running() -> Iterator[Cluster]:
-    """A cluster with both nodes idle; everything that it started has ended when this is left, whatever happened inside."""
+    """A cluster with both nodes idle; everything that it started has ended when this is left,
+    whatever happened inside.
+    """
     folder = Path(
         tempfile.mkdtemp(prefix="slurm-")
     )  # not below pytest's folder: a socket's path has at most 107 bytes
@@ -233,7 +243,9 @@ def _cancel_all(cluster: Cluster) -> None:
 
 
 def _end_strays(folder: Path) -> None:
-    """Kill what is left of this cluster: processes that were born with its SLURM_CONF (jobs, their children, daemons)."""
+    """Kill what is left of this cluster: processes that were born with its SLURM_CONF (jobs, their
+    children, daemons).
+    """
     for pid in _of_cluster(folder):
         try:
             os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,8 @@
-"""The batch files of slurm/ on a real Slurm of two emulated nodes: requeue, dependencies, refusal, and the whole way with two accidents.
+"""The batch files of slurm/ on a real Slurm of two emulated nodes: requeue, dependencies, refusal,
+and the whole way with two accidents.
 
-Most tests put a stand-in in the place of pipeline.train, which stops as the real one does; the last ones train.
+Most tests put a stand-in in the place of pipeline.train, which stops as the real one does; the last
+ones train.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ WHY_NOT = slurm_cluster.unavailable()
 on_slurm = pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm on this machine: {WHY_NOT}")
 
 
-# --- the files themselves ----------------------------------------------------------------------------------------------
+# --- the files themselves -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
@@ -69,7 +71,7 @@ def test_settings_that_several_files_name_have_one_default() -> None:
     assert {name: values for name, values in defaults.items() if len(values) > 1} == {}
 
 
-# --- jobs of a stand-in --------------------------------------------------------------------------------------------------
+# --- jobs of a stand-in ---------------------------------------------------------------------------
 
 STAND_IN = """
 import os, sys, time
@@ -220,7 +222,9 @@ def test_the_ensemble_refuses_and_says_what_to_submit(
 def test_the_ensemble_waits_for_folds_that_are_in_the_queue_again(
     cluster: Cluster, site: dict[str, str]
 ) -> None:
-    """As after a node's failure or an administrator's requeue, when what depends on the array may have been released already."""
+    """As after a node's failure or an administrator's requeue, when what depends on the array may
+    have been released already.
+    """
     run_without(site, 1)
     training = submit(cluster, site, "--hold", "--array=1", FOLDER / "train_folds.sbatch")
     job = submit(cluster, site | {"TRAIN_JOB": training}, FOLDER / "ensemble.sbatch")
@@ -235,7 +239,7 @@ def test_the_ensemble_waits_for_folds_that_are_in_the_queue_again(
     )
 
 
-# --- the real thing ------------------------------------------------------------------------------------------------------
+# --- the real thing -------------------------------------------------------------------------------
 
 OPTIONS = "--set train.epochs=5 train.average.start=2 data.patch.per_case=4 network.options.channels=[8,16,32] train.preview_every=0 metrics=[dice]"
 
@@ -248,7 +252,10 @@ def scrolls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(*words: object) -> str:
-    """Output of one of the package's commands, run as a user does. Raises AssertionError with what it said."""
+    """Output of one of the package's commands, run as a user does.
+
+    Raises AssertionError with what it said.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, words)],
@@ -331,8 +338,9 @@ def in_training(site: dict[str, str], fold: int) -> bool:
 def preempt(cluster: Cluster, site: dict[str, str], task: str) -> None:
     """Send USR1 to a task's shell as Slurm does ahead of a preemption.
 
-    While other tasks of the array wait, scancel 22.05 takes the good answer for "try again" and repeats the signal after 5 s, 6 s, ...,
-    in the end to the task's next start; so it is ended when the signal has arrived.
+    While other tasks of the array wait, scancel 22.05 takes the good answer for "try again" and
+    repeats the signal after 5 s, 6 s, ..., in the end to the task's next start; so it is ended when
+    the signal has arrived.
     """
     path = Path(site["RUN"]) / "slurm" / f"train_folds_{task}.log"
     scancel = subprocess.Popen(

@@ -131,7 +131,9 @@ def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -
 
 
 def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
-    """Whether the cases can be split, are those of the run that is there, and are in a store that cannot be written."""
+    """Whether the cases can be split, are those of the run that is there, and are in a store that
+    cannot be written.
+    """
     if not found.cases:
         return
     yield from fold_problems(config, start, found)

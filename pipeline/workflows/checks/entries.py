@@ -1,4 +1,6 @@
-"""Everything that a config says by name: that the names are there, that their options fit, and that they fit each other."""
+"""Everything that a config says by name: that the names are there, that their options fit, and that
+they fit each other.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ GUESS = {2: 3, 3: 1}
 
 
 def problems(config: Config, channels: int | None) -> Iterator[Problem]:
-    """What is wrong with any name or option. ``channels`` are those of the images; None: they are not known yet.
+    """What is wrong with any name or option.
+
+    ``channels`` are those of the images; None: they are not known yet.
 
     Then networks that only some images fit are left for later.
     """
@@ -54,7 +58,9 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
 
 
 def readable(config: Config) -> Config:
-    """The config, with the usual normalisation where its own cannot be used: the rest of the data can then be looked at."""
+    """The config, with the usual normalisation where its own cannot be used: the rest of the data
+    can then be looked at.
+    """
     if not list(trials.normalisation(config, 1)):
         return config
     return dataclasses.replace(
@@ -63,7 +69,9 @@ def readable(config: Config) -> Config:
 
 
 def is_guessed(config: Config, channels: int) -> bool:
-    """Whether nothing new can be said with these channels after :func:`problems` was asked without any."""
+    """Whether nothing new can be said with these channels after :func:`problems` was asked without
+    any.
+    """
     return channels == GUESS[config.data.dims] and config.train.init_from is None
 
 
@@ -185,11 +193,13 @@ def _of_its_kind(config: Config, part: NamedOptions, where: str) -> Iterator[Pro
         )
 
 
-# --- with the images known ------------------------------------------------------------------------------------------------
+# --- with the images known ------------------------------------------------------------------------
 
 
 def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[Problem]:
-    """What depends on the cases: metrics of small images, of millimetres that files do not carry, and norms that tiles cannot have."""
+    """What depends on the cases: metrics of small images, of millimetres that files do not carry,
+    and norms that tiles cannot have.
+    """
     shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
     yield from _for_sizes(config, shapes)
     parts = (*case_metrics(config), *patches.validation_metrics(config))
@@ -217,7 +227,9 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
 
 
 def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
-    """Tiles lie on multiples of the network's stride: between two halos one of those has to be left."""
+    """Tiles lie on multiples of the network's stride: between two halos one of those has to be
+    left.
+    """
     channels = shapes[0][0]
     network = trials.outline(config, (channels, TASKS[config.task].channels(config, channels)))
     patch = (

@@ -24,7 +24,8 @@ NUMBER = re.compile(r"(?<![\w.])\d+(?:[x.,]\d+)*")
 
 
 def grouped(faults: Sequence[Fault], cases: Sequence[Case]) -> list[Fault]:
-    """The faults in their order; one that every case has, whatever names and numbers it holds, stands where it came first.
+    """The faults in their order; one that every case has, whatever names and numbers it holds,
+    stands where it came first.
 
     Where no case could be made of the files, every file that has the fault counts.
     """

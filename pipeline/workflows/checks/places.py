@@ -1,4 +1,6 @@
-"""Where a run would write: its name, its folder and its store, whether they may be written, and whose they are."""
+"""Where a run would write: its name, its folder and its store, whether they may be written, and
+whose they are.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ class Request:
     fresh: bool = False
 
     def on_data(self, config: Config) -> Config:
-        """The config with the data set asked for. Raises UserError for a path that no config can hold."""
+        """The config with the data set asked for.
+
+        Raises UserError for a path that no config can hold.
+        """
         if self.data_dir is None:
             return config
         require_text("--data-dir", self.data_dir)
@@ -108,7 +113,9 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
 
 
 def _of_others(start: Start, root: Path) -> Iterator[Problem]:
-    """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor put aside."""
+    """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor
+    put aside.
+    """
     folder = start.folder
     ours = start.run.exists or start.run.environment_file.is_file()
     here, data = _real(folder), _real(root)
@@ -151,7 +158,8 @@ def _holds_files(fold: Path) -> bool:
 
 
 def unwritable(config: Config, start: Start) -> Iterator[Problem]:
-    """Folders in which nothing can be made; found by making a file without a name, of which nothing stays.
+    """Folders in which nothing can be made; found by making a file without a name, of which nothing
+    stays.
 
     A store that is there may be complete, and is then only read.
     """
@@ -204,7 +212,9 @@ def taken(start: Start) -> Iterator[Problem]:
 
 
 def _names(config: Config) -> Iterator[Problem]:
-    """The names in a config that become part of a path: the run's, and those of the targets, which name files of the store."""
+    """The names in a config that become part of a path: the run's, and those of the targets, which
+    name files of the store.
+    """
     rule = "must hold something else than dots, and at most 200 bytes"
     if not config.name.strip(".") or len(config.name.encode()) > LONGEST:
         yield Problem(

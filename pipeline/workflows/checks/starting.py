@@ -62,7 +62,9 @@ class Examined(NamedTuple):
 
 
 def refuse(config: Config, start: Start, source: str) -> None:
-    """What a start does before it looks at data: warnings are printed, and ConfigError lists all that is wrong with names and places."""
+    """What a start does before it looks at data: warnings are printed, and ConfigError lists all
+    that is wrong with names and places.
+    """
     found = [*name_problems(config, start), *places.unwritable(config, start)]
     errors = [p for p in found if p.severity == "error"]
     if os.environ.get("RANK", "0") == "0":
@@ -76,7 +78,10 @@ def refuse(config: Config, start: Start, source: str) -> None:
 
 
 def name_problems(config: Config, start: Start) -> Iterator[Problem]:
-    """Everything that is known without data, cheap things first. What a run began with before it was refused is a warning."""
+    """Everything that is known without data, cheap things first.
+
+    What a run began with before it was refused is a warning.
+    """
     if start.continues:
         yield from start.run.damaged()
     yield from as_warnings_if_old(
@@ -87,7 +92,9 @@ def name_problems(config: Config, start: Start) -> Iterator[Problem]:
 
 
 def as_warnings_if_old(problems: Iterable[Problem], start: Start) -> Iterator[Problem]:
-    """As warnings where a run that began before such things were looked for goes on by its own rules."""
+    """As warnings where a run that began before such things were looked for goes on by its own
+    rules.
+    """
     old = _is_old(start)
     for problem in problems:
         yield dataclasses.replace(problem, severity="warning") if old else problem
@@ -103,7 +110,8 @@ def _is_old(start: Start) -> bool:
 def check_names(
     config: Config, properties: Sequence[CaseProperties], start: Start | None = None
 ) -> tuple[int, int]:
-    """Check every name and option once the images' channels are known, and return input and output channels. Raises ConfigError.
+    """Check every name and option once the images' channels are known, and return input and output
+    channels. Raises ConfigError.
 
     Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
     """
@@ -124,7 +132,10 @@ def check_names(
 
 
 def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
-    """Find and examine every training case; print every fault. Raises UserError when any is an error."""
+    """Find and examine every training case; print every fault.
+
+    Raises UserError when any is an error.
+    """
     found, faults = examine_data(config, Start(folder=run, folds=(), fresh=fresh), write)
     errors = log_faults(faults)
     if errors:
@@ -183,7 +194,9 @@ def _large_patch(
 
 
 def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
-    """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not show it."""
+    """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not
+    show it.
+    """
     data, path = config.data, root / "dataset.json"
     names, void = case_finder.class_names(root), case_finder.ignore_label(root)
     if not TASKS[config.task].decides or data.binarise is not None or not names:
@@ -210,7 +223,10 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
 
 
 def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:
-    """The folds of the run, those that it has where it is there. Raises UserError where the cases cannot be split so."""
+    """The folds of the run, those that it has where it is there.
+
+    Raises UserError where the cases cannot be split so.
+    """
     rules = config.data.folds
     return (folds.load_or_make if write else folds.load_or_plan)(
         RunFolder(run).splits_file,
@@ -235,7 +251,9 @@ def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
 
 
 def check_folds(config: Config, found: Examined, start: Start) -> None:
-    """Raise UserError where the cases are not those of a run that goes on, cannot be split, or leave a fold nothing to learn from."""
+    """Raise UserError where the cases are not those of a run that goes on, cannot be split, or
+    leave a fold nothing to learn from.
+    """
     changed = list(run_problems(start, found)) if start.continues else []
     problems = [
         p.text for p in changed or fold_problems(config, start, found) if p.severity == "error"

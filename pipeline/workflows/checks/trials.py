@@ -1,4 +1,6 @@
-"""Each entry that a config names, tried once on something tiny of the right kind: what would fail later fails here, by name."""
+"""Each entry that a config names, tried once on something tiny of the right kind: what would fail
+later fails here, by name.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def proportions(
     most_of: Mapping[str, float],
     largest: float = outlines.LARGEST,
 ) -> Iterator[Problem]:
-    """Numbers so large that an entry would take memory or hours to be tried; ``most_of`` has rules by option."""
+    """Numbers so large that an entry would take memory or hours to be tried; ``most_of`` has rules
+    by option.
+    """
     for text in outlines.vast(part, most_of, largest):
         yield Problem(f"{where}: {part.name!r}: {text}.", (where,))
 
@@ -70,7 +74,10 @@ def _quiet() -> Iterator[None]:
 
 
 def tried(where: str, part: NamedOptions | LossTerm, work: Callable[[], Any]) -> Iterator[Problem]:
-    """A problem if ``work`` fails as an entry with wrong options does. A ConfigError of its own names the place."""
+    """A problem if ``work`` fails as an entry with wrong options does.
+
+    A ConfigError of its own names the place.
+    """
     try:
         with _quiet():
             work()
@@ -88,7 +95,7 @@ def _require(good: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-# --- normalisation and augmentation ---------------------------------------------------------------------------------------
+# --- normalisation and augmentation ---------------------------------------------------------------
 
 
 def normalisation(config: Config, channels: int) -> Iterator[Problem]:
@@ -111,7 +118,9 @@ def normalisation(config: Config, channels: int) -> Iterator[Problem]:
 
 
 def augmentations(config: Config, channels: int) -> Iterator[Problem]:
-    """Each entry of ``data.augment``: made for the patch size that is asked for, run on a small one."""
+    """Each entry of ``data.augment``: made for the patch size that is asked for, run on a small
+    one.
+    """
     try:
         losses.maps(config)
     except ConfigError as error:
@@ -168,11 +177,13 @@ def _map_channels(config: Config, name: str) -> int:
     return 1 if name == derived.MASK or config.data.classes == 2 else config.data.classes - 1
 
 
-# --- network --------------------------------------------------------------------------------------------------------------
+# --- network --------------------------------------------------------------------------------------
 
 
 def outline(config: Config, channels: tuple[int, int]) -> HeadedNet:
-    """The network without memory (on torch's meta device): its heads, and the names and shapes of its weights."""
+    """The network without memory (on torch's meta device): its heads, and the names and shapes of
+    its weights.
+    """
     return outlines.outline(config.network, *channels, config.data.dims)
 
 
@@ -196,7 +207,8 @@ def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None
 def head_shapes(
     config: Config, made: HeadedNet, channels: tuple[int, int]
 ) -> dict[str, tuple[int, Sequence[float]]]:
-    """Channels of every head and its size as a share of the input's, from a run on a small patch; heavy networks give main alone.
+    """Channels of every head and its size as a share of the input's, from a run on a small patch;
+    heavy networks give main alone.
 
     Raises ConfigError, or what torch raises, where the network cannot be run.
     """
@@ -218,7 +230,9 @@ def head_shapes(
 def initial_weights(
     wanted: InitFrom, config: Config, channels: tuple[int, int] | None
 ) -> Iterator[Problem]:
-    """The model file of ``train.init_from`` against the network; without ``channels``, the one for the file's own images."""
+    """The model file of ``train.init_from`` against the network; without ``channels``, the one for
+    the file's own images.
+    """
     key = "train.init_from"
     try:
         model = models.load_model(Path(wanted.path), own=False)
@@ -234,13 +248,15 @@ def initial_weights(
         return  # the network itself cannot be built, which is said elsewhere
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def loss_terms(
     config: Config, heads: Mapping[str, tuple[int, Sequence[float]]], channels: int
 ) -> Iterator[Problem]:
-    """Each term, made and computed once for random logits; ``heads`` as :func:`head_shapes` gives them."""
+    """Each term, made and computed once for random logits; ``heads`` as :func:`head_shapes` gives
+    them.
+    """
     for i, term in enumerate(config.losses):
         where = f"losses.{i}"
         if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
@@ -258,14 +274,18 @@ def loss_terms(
 
 
 def _cheap(term: LossTerm) -> LossTerm:
-    """The term as it is tried: without files that are read, or fetched, at its first use, and without many repetitions."""
+    """The term as it is tried: without files that are read, or fetched, at its first use, and
+    without many repetitions.
+    """
     return dataclasses.replace(term, options=losses.LOSSES[term.name].trial(term.options))
 
 
 def _compute(
     config: Config, term: LossTerm, head: tuple[int, Sequence[float]], channels: int
 ) -> None:
-    """The term's value; images that are too small for it are shown at the size that is asked for, without memory."""
+    """The term's value; images that are too small for it are shown at the size that is asked for,
+    without memory.
+    """
     size = tuple(min(n, WIDE[config.data.dims]) for n in config.data.patch.size)
     try:
         _value(config, term, (head, channels), size, "cpu")
@@ -309,7 +329,9 @@ def _value(
 
 
 def _labels(size: Sequence[int], config: Config, term: LossTerm) -> torch.Tensor:
-    """Labels of every class in stripes; all ignored where the loss takes long, which then only looks at its options."""
+    """Labels of every class in stripes; all ignored where the loss takes long, which then only
+    looks at its options.
+    """
     stripes = torch.arange(size[0]) * min(config.data.classes, 8) // size[0]
     labels = stripes.reshape(-1, *[1] * (len(size) - 1)).expand(*size)[None, None].to(torch.int64)
     ignored = config.data.ignore_label
@@ -318,11 +340,13 @@ def _labels(size: Sequence[int], config: Config, term: LossTerm) -> torch.Tensor
     return labels
 
 
-# --- optimiser and schedule -----------------------------------------------------------------------------------------------
+# --- optimiser and schedule -----------------------------------------------------------------------
 
 
 def optimizer(config: Config) -> Iterator[Problem]:
-    """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the same."""
+    """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the
+    same.
+    """
     module, train = torch.nn.Linear(1, 1), config.train
     alone = dataclasses.replace(train, schedule=NamedOptions(name="constant"))
     found = list(proportions("train.optimizer", train.optimizer, {}))
@@ -349,13 +373,15 @@ def _run(train: Any, module: torch.nn.Module, key: str) -> None:
     )
 
 
-# --- metrics --------------------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------
 
 
 def metric(
     config: Config, part: NamedOptions, where: str, sides: tuple[int, Sequence[int]]
 ) -> Iterator[Problem]:
-    """A metric of the right kind, computed once; ``sides`` are the channels and the size of the smallest image it will see."""
+    """A metric of the right kind, computed once; ``sides`` are the channels and the size of the
+    smallest image it will see.
+    """
     rng, entry = np.random.default_rng(0), METRICS[part.name]
     channels, size = sides
 
