@@ -90,7 +90,8 @@ def settings_of(arguments: argparse.Namespace) -> config.Change:
         settings = config.load(arguments.config).data.change
         if settings is None:
             raise UserError(
-                f"{arguments.config}: data.change is null, so training makes no mask. Set it, {{}} for the usual settings."
+                f"{arguments.config}: data.change is null, so training makes no mask. Set it, {{}}"
+                " for the usual settings."
             )
     given = {
         key: getattr(arguments, key)
@@ -107,7 +108,8 @@ def pairs_of(src: Path, dst: Path, out: Path) -> list[prepare_gopro.Pair]:
     """
     if out.resolve() in (src.resolve(), dst.resolve()):
         raise UserError(
-            f"{out}: is a folder of inputs, which masks of the same names would overwrite. Give another one."
+            f"{out}: is a folder of inputs, which masks of the same names would overwrite. Give"
+            " another one."
         )
     pairs, faults = prepare_gopro.matched(src, dst)
     faults += [fault for pair in pairs for fault in prepare_gopro.unequal(pair)]

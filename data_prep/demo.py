@@ -116,10 +116,12 @@ def finish(out: Path, run: Path, seconds: float) -> None:
         )
     over = tuning["tuned (nested)"]["gains"]["the run's own"]
     print(
-        f"gain of tuning, chosen without the group that it is scored on: {over['mean']:+.4f}, 95 % from {over['low']:+.4f} to {over['high']:+.4f}"
+        f"gain of tuning, chosen without the group that it is scored on: {over['mean']:+.4f}, 95 %"
+        f" from {over['low']:+.4f} to {over['high']:+.4f}"
     )
     print(
-        f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:       {seconds / 60:.1f} minutes",
+        f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:      "
+        f" {seconds / 60:.1f} minutes",
         flush=True,
     )
 

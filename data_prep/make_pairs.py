@@ -139,7 +139,10 @@ def parser() -> argparse.ArgumentParser:
         "--scale",
         type=float,
         default=1.0,
-        help="blemish: size, 1 for photographs of about a megapixel; the number falls with its square (1)",
+        help=(
+            "blemish: size, 1 for photographs of about a megapixel; the number falls with its"
+            " square (1)"
+        ),
     )
     p.add_argument(
         "--clean", type=float, default=0.1, help="blemish: share of pairs that have none (0.1)"
@@ -199,10 +202,12 @@ def prepare(arguments: argparse.Namespace) -> int:
     files.write_json(arguments.out / "pairs.json", {"recipe": recipe, "pairs": made})
     files.write_json(arguments.out / "split.json", sides)
     logger.info(
-        f"{arguments.out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test ({', '.join(sorted(held_out)) or 'none'})"
+        f"{arguments.out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test"
+        f" ({', '.join(sorted(held_out)) or 'none'})"
     )
     logger.info(
-        r"Folds that keep a photograph together: --set data.folds.by=group data.folds.pattern='^(.+)_\d+$'"
+        r"Folds that keep a photograph together: --set data.folds.by=group"
+        r" data.folds.pattern='^(.+)_\d+$'"
     )
     return DONE
 
@@ -223,7 +228,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         arguments.variants > 1 and arguments.kind == "tone" and crop is None and not arguments.vary
     ):
         raise UserError(
-            f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop or --vary, or they come out equal."
+            f"--variants {arguments.variants}: at least 1; more than 1 of kind tone needs --crop or"
+            " --vary, or they come out equal."
         )
     if arguments.frames < 3:
         raise UserError(f"--frames {arguments.frames}: at least 3, or there is no path.")
@@ -231,13 +237,15 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         raise UserError(f"--length {low} {high}: must satisfy 0 < LOW <= HIGH.")
     if not 0 < few <= many < math.inf:
         raise UserError(
-            f"--blemishes {few} {many}: must satisfy 0 < LOW <= HIGH. For pairs without any there is --clean."
+            f"--blemishes {few} {many}: must satisfy 0 < LOW <= HIGH. For pairs without any there"
+            " is --clean."
         )
     if not 0 < arguments.scale < math.inf:
         raise UserError(f"--scale {arguments.scale}: must be above 0; 4 suits 24 megapixels.")
     if not 0 <= arguments.clean < 1:
         raise UserError(
-            f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there is nothing to learn."
+            f"--clean {arguments.clean}: a share from 0 to below 1; where all pairs are clean there"
+            " is nothing to learn."
         )
     same = {
         key: getattr(arguments, key)
@@ -245,7 +253,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     }
     if unknown := [kind for kind in arguments.only if kind not in blemishes.KINDS]:
         raise UserError(
-            f"--only {unknown[0]!r}: no such kind of blemish. {nearest(unknown[0], blemishes.KINDS)}"
+            f"--only {unknown[0]!r}: no such kind of blemish."
+            f" {nearest(unknown[0], blemishes.KINDS)}"
         )
     return Recipe(
         crop=crop, only=tuple(arguments.only), length=(low, high), blemishes=(few, many), **same
@@ -282,7 +291,8 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
             found[name] = photograph
     if not found:
         raise UserError(
-            f"{', '.join(map(str, paths))}: no photograph. Give files or folders of {', '.join(files.SUFFIXES)}."
+            f"{', '.join(map(str, paths))}: no photograph. Give files or folders of"
+            f" {', '.join(files.SUFFIXES)}."
         )
     return found
 
@@ -315,7 +325,8 @@ def write(
     light = photograph_of(path)
     if min(light.shape[1:]) <= 2 * recipe.margin:
         raise UserError(
-            f"{path}: {light.shape[1:]} pixels leave nothing inside a rim of {recipe.margin}. Take it away, or lower --length."
+            f"{path}: {light.shape[1:]} pixels leave nothing inside a rim of {recipe.margin}. Take"
+            " it away, or lower --length."
         )
     ideal = toned(light) if recipe.kind == "tone" else light
     for variant in range(recipe.variants):

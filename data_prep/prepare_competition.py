@@ -87,7 +87,8 @@ def prepare(root: Path, workers: int | None = None) -> int:
         logger.info(str(fault))
     if errors:
         logger.info(
-            f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend the errors and run again."
+            f"{errors} errors and {len(faults) - errors} warnings; the store was not built. Mend"
+            " the errors and run again."
         )
         return WRONG
     cache.build(

@@ -100,7 +100,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     }
     files.write_json(out / "split.json", sides)
     logger.info(
-        f"{out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test; {linked} files linked, {2 * len(pairs) - linked} copied"
+        f"{out}: {len(sides['train'])} pairs to train on, {len(sides['test'])} to test; {linked}"
+        f" files linked, {2 * len(pairs) - linked} copied"
     )
     return DONE
 
@@ -136,7 +137,8 @@ def gopro(root: Path, blur: str) -> tuple[list[Pair], list[str]]:
             faults += lost
     if not pairs and not faults:
         raise UserError(
-            f"{root}: no train/SCENE/{blur}/000001.png with train/SCENE/sharp beside it. Give the unpacked GOPRO_Large, or --src and --dst."
+            f"{root}: no train/SCENE/{blur}/000001.png with train/SCENE/sharp beside it. Give the"
+            " unpacked GOPRO_Large, or --src and --dst."
         )
     return pairs, faults + [
         f"{i}: is in train and in test"

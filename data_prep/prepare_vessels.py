@@ -81,19 +81,22 @@ def prepare(download: Path, out: Path) -> int:
     eyes = list(drive(download) if (download / "training").is_dir() else chase(download))
     if not eyes:
         raise UserError(
-            f"{download}: neither DRIVE (training/images/21_training.tif) nor CHASE_DB1 (Image_01L.jpg). Give the unpacked folder."
+            f"{download}: neither DRIVE (training/images/21_training.tif) nor CHASE_DB1"
+            " (Image_01L.jpg). Give the unpacked folder."
         )
     bare = [eye.name for eye in eyes if not eye.test and eye.mask is None]
     if bare:
         raise UserError(
-            f"{download}: no first observer's mask for {', '.join(bare[:10])}. Unpack the download again."
+            f"{download}: no first observer's mask for {', '.join(bare[:10])}. Unpack the download"
+            " again."
         )
     for eye in progress(eyes, "laying out", len(eyes)):
         write(eye, out)
     names = {test: [eye.name for eye in eyes if eye.test == test] for test in (False, True)}
     files.write_json(out / "split.json", {"train": names[False], "test": names[True]})
     logger.info(
-        f"{out}: {len(names[False])} images to train on, {len(names[True])} to test, {sum(e.second is not None for e in eyes)} second masks"
+        f"{out}: {len(names[False])} images to train on, {len(names[True])} to test,"
+        f" {sum(e.second is not None for e in eyes)} second masks"
     )
     return DONE
 
@@ -142,7 +145,8 @@ def write(eye: Eye, out: Path) -> None:
             mask = files.read(path, 2, labels=True)[0][0]
             if mask.shape != image.shape[1:]:
                 raise UserError(
-                    f"{path}: has shape {mask.shape}, its image {image.shape[1:]}. Unpack the download again."
+                    f"{path}: has shape {mask.shape}, its image {image.shape[1:]}. Unpack the"
+                    " download again."
                 )
             files.write(
                 out / folder / f"{eye.name}.png",
@@ -169,7 +173,8 @@ def field_of_view(image: np.ndarray) -> np.ndarray:
     labels, count = morphology.components(lit)
     if not count:
         raise UserError(
-            f"No red value exceeds {RED}: this is no fundus photograph in colour, so its field of view cannot be found."
+            f"No red value exceeds {RED}: this is no fundus photograph in colour, so its field of"
+            " view cannot be found."
         )
     largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
     return morphology.opening(morphology.fill_holes(largest.astype(np.uint8)), 3) != 0

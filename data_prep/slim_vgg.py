@@ -81,12 +81,14 @@ def slim(source: Path, out: Path | None, deepest: str, accept_other: bool) -> in
     )
     if not digest.startswith(vgg.HASH):
         logger.warning(
-            f"{source} is not {vgg.NAME} (SHA-256 {digest[:8]}...); the loss brings images to the range of the latter"
+            f"{source} is not {vgg.NAME} (SHA-256 {digest[:8]}...); the loss brings images to the"
+            " range of the latter"
         )
     out = out or vgg.slim_path(deepest)
     vgg.write_slim(out, weights, digest)
     logger.info(
-        f"{out}: VGG16 up to {deepest}, {sum(w.numel() for w in weights.values()):,} weights, {out.stat().st_size / 1e6:.1f} MB"
+        f"{out}: VGG16 up to {deepest}, {sum(w.numel() for w in weights.values()):,} weights,"
+        f" {out.stat().st_size / 1e6:.1f} MB"
     )
     return DONE
 

@@ -69,11 +69,13 @@ class Options:
     def __post_init__(self) -> None:
         if not 24 <= self.size <= 1024:
             raise UserError(
-                f"size is {self.size}; a volume needs at least 24 voxels along each edge and at most 1024."
+                f"size is {self.size}; a volume needs at least 24 voxels along each edge and at"
+                " most 1024."
             )
         if min(self.train, self.scrolls) < 1 or self.test < 0:
             raise UserError(
-                f"train is {self.train}, test {self.test}, scrolls {self.scrolls}; give at least 1 train volume and 1 scroll."
+                f"train is {self.train}, test {self.test}, scrolls {self.scrolls}; give at least 1"
+                " train volume and 1 scroll."
             )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in 0 ... 2**32 - 1.")
@@ -473,7 +475,8 @@ def _is_there(out: Path, options: Options) -> bool:
     wanted = _facts(options)
     if {key: found.get(key) for key in wanted} != wanted:
         raise UserError(
-            f"{out} holds a data set of other options ({found.get('options')}, not {wanted['options']}). {suggestion}"
+            f"{out} holds a data set of other options ({found.get('options')}, not"
+            f" {wanted['options']}). {suggestion}"
         )
     changed = [
         name
@@ -482,7 +485,8 @@ def _is_there(out: Path, options: Options) -> bool:
     ]
     if changed:
         raise UserError(
-            f"{out}: {len(changed)} files are missing or changed: {', '.join(changed[:10])}. Remove the folder and run again."
+            f"{out}: {len(changed)} files are missing or changed: {', '.join(changed[:10])}. Remove"
+            " the folder and run again."
         )
     return True
 
@@ -512,7 +516,10 @@ def work(arguments: argparse.Namespace) -> int:
     values = vars(arguments)
     options = Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})
     wrote = write(arguments.out, options)
-    what = f"{options.train} training and {options.test} test volumes of {options.size}^3 voxels from {options.scrolls} scrolls"
+    what = (
+        f"{options.train} training and {options.test} test volumes of {options.size}^3 voxels from"
+        f" {options.scrolls} scrolls"
+    )
     logger.info(f"{arguments.out}: {what}" + ("" if wrote else "; they were there already"))
     return DONE
 

@@ -47,7 +47,8 @@ def main() -> int:
             return DONE
         known = nearest(words[0], COMMANDS)
         print(
-            f"error: there is no command {words[0]!r}. {known} python -m pipeline --help lists all.",
+            f"error: there is no command {words[0]!r}. {known} python -m pipeline --help lists"
+            " all.",
             file=sys.stderr,
         )
         return WRONG

@@ -51,7 +51,10 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
-    text = "Python file that adds entries to the tables (docs/extending.md); may be given several times"
+    text = (
+        "Python file that adds entries to the tables (docs/extending.md); may be given several"
+        " times"
+    )
     made.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=text)
     return made
 
@@ -114,7 +117,8 @@ def _answered(work: Callable[[], int]) -> int:
         return _told(f"error: {_disk_words(error)}", FAILED)
     except MemoryError:
         return _told(
-            "error: out of memory. Reduce data.patch.batch or data.patch.size (training), --patch-size (prediction).",
+            "error: out of memory. Reduce data.patch.batch or data.patch.size (training),"
+            " --patch-size (prediction).",
             FAILED,
         )
 
@@ -197,14 +201,18 @@ class _Output:
     def _lose(self, error: OSError) -> None:
         """From now on what is printed here goes nowhere."""
         name = "standard error" if self.stream is sys.__stderr__ else "standard output"
-        self.stream, lost = open(os.devnull, "w", encoding="utf-8"), self.stream  # noqa: SIM115 - for good
+        self.stream, lost = (
+            open(os.devnull, "w", encoding="utf-8"),
+            self.stream,
+        )
         with contextlib.suppress(OSError, ValueError):
             os.dup2(
                 self.stream.fileno(), lost.fileno()
             )  # what is left in its buffer is written when Python ends
         if error.errno != errno.EPIPE and name == "standard output":
             print(
-                f"warning: {name} cannot be written ({error.strerror}); the work goes on without it",
+                f"warning: {name} cannot be written ({error.strerror}); the work goes on"
+                " without it",
                 file=sys.stderr,
             )
 

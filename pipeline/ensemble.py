@@ -37,13 +37,19 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="image files and folders of images that members which are runs predict first, into OUTPUT/members; kept when run again",
+        help=(
+            "image files and folders of images that members which are runs predict first, into"
+            " OUTPUT/members; kept when run again"
+        ),
     )
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="for --input")
     p.add_argument(
         "--fusion",
         choices=["mean", "logit", "vote"],
-        help="weighted mean of probabilities or of logits, or majority vote; default: the spec's, else mean",
+        help=(
+            "weighted mean of probabilities or of logits, or majority vote; default: the spec's,"
+            " else mean"
+        ),
     )
     p.add_argument(
         "--save-soft", action="store_true", help="also write the fused probabilities to soft/"

@@ -39,23 +39,35 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["dice", "surface_dice", "components"],
         metavar="NAME",
-        help="entries of METRICS, all of labels or all of images (psnr, ssim, mae, retouch); options behind a colon: ssim:kernel=3d",
+        help=(
+            "entries of METRICS, all of labels or all of images (psnr, ssim, mae, retouch); options"
+            " behind a colon: ssim:kernel=3d"
+        ),
     )
     p.add_argument(
         "--inputs",
         type=Path,
-        help="images: folder of the inputs with the same ids, for the row 'do nothing' and the gain over it; retouch: also for the mask",
+        help=(
+            "images: folder of the inputs with the same ids, for the row 'do nothing' and the gain"
+            " over it; retouch: also for the mask"
+        ),
     )
     p.add_argument(
         "--change",
         nargs="+",
         metavar="KEY=VALUE",
-        help="retouch: how the mask of what was to change is made from input and target, as under data.change of a config",
+        help=(
+            "retouch: how the mask of what was to change is made from input and target, as under"
+            " data.change of a config"
+        ),
     )
     p.add_argument(
         "--masks",
         type=Path,
-        help="retouch: folder of predicted masks, grey 0..255, for mask_dice; default: PREDICTIONS/masks where it is there",
+        help=(
+            "retouch: folder of predicted masks, grey 0..255, for mask_dice; default:"
+            " PREDICTIONS/masks where it is there"
+        ),
     )
     p.add_argument(
         "--split",
@@ -66,12 +78,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--soft",
         type=Path,
-        help="folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is there",
+        help=(
+            "folder of probabilities, for roc_auc and pr_auc; default: PREDICTIONS/soft where it is"
+            " there"
+        ),
     )
     p.add_argument(
         "--fov",
         type=Path,
-        help="folder of field-of-view masks with the same ids: metrics inside it and over the full image",
+        help=(
+            "folder of field-of-view masks with the same ids: metrics inside it and over the full"
+            " image"
+        ),
     )
     p.add_argument(
         "--padded",
@@ -84,12 +102,18 @@ def parser() -> argparse.ArgumentParser:
         "--binarise",
         type=float,
         metavar="X",
-        help="values above X are foreground: labels kept as JPEG or as greys, answers that are probabilities",
+        help=(
+            "values above X are foreground: labels kept as JPEG or as greys, answers that are"
+            " probabilities"
+        ),
     )
     p.add_argument(
         "--partial",
         action="store_true",
-        help="score the labels that have an answer, and say how many have none; a fold's oof/ needs no option: its cases are known",
+        help=(
+            "score the labels that have an answer, and say how many have none; a fold's oof/ needs"
+            " no option: its cases are known"
+        ),
     )
     p.add_argument(
         "--workers",
@@ -100,8 +124,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--ignore-label",
         default="auto",
-        help="label value that is not counted; none; auto: as the predictions' summary.json or the labels' dataset.json says, else 2 "
-        "with the metric competition, else none",
+        help=(
+            "label value that is not counted; none; auto: as the predictions' summary.json or the"
+            " labels' dataset.json says, else 2 with the metric competition, else none"
+        ),
     )
     return p
 

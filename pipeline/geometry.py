@@ -46,14 +46,16 @@ class Tiling:
         multiple = self.multiple or (1,) * len(self.size)
         if not len(self.size) == len(self.tile) == len(multiple):
             raise ValueError(
-                f"tile {self.tile}, multiple {multiple} and space {self.size} differ in their number of axes"
+                f"tile {self.tile}, multiple {multiple} and space {self.size} differ in their"
+                " number of axes"
             )
         if any(
             per_axis and len(per_axis) != len(self.size)
             for per_axis in (self.steps, self.sigma_scale)
         ):
             raise ValueError(
-                f"steps {self.steps} and sigma_scale {self.sigma_scale} need one value for each of {len(self.size)} axes"
+                f"steps {self.steps} and sigma_scale {self.sigma_scale} need one value for each of"
+                f" {len(self.size)} axes"
             )
         if self.window not in WINDOWS:
             raise ValueError(f"window {self.window!r} is unknown; known: {', '.join(WINDOWS)}")
@@ -69,12 +71,14 @@ class Tiling:
             if n > tile and tile - 2 * self.halo < g:
                 least = up(2 * self.halo + g, g)
                 raise ValueError(
-                    f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge it to at least {least}"
+                    f"tile {self.tile} leaves too little between two halos of {self.halo}; enlarge"
+                    f" it to at least {least}"
                 )
         for tile, step, n in zip(self.tile, self.steps, self.padded, strict=False):
             if n > tile and step > tile - 2 * self.halo:
                 raise ValueError(
-                    f"steps {self.steps} leave gaps: at most {tile - 2 * self.halo} of a tile of {tile} are used"
+                    f"steps {self.steps} leave gaps: at most {tile - 2 * self.halo} of a tile of"
+                    f" {tile} are used"
                 )
 
     @property

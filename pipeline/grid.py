@@ -136,7 +136,8 @@ def affine_grid(affine: Any, dims: int) -> Grid:
     )
     if not good:
         raise UserError(
-            f"affine has shape {matrix.shape}; give 4 x 4 finite numbers whose columns span the space."
+            f"affine has shape {matrix.shape}; give 4 x 4 finite numbers whose columns span the"
+            " space."
         )
     spacing = np.sqrt((matrix[:3, :3] ** 2).sum(0))[:dims]
     return Grid(

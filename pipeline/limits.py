@@ -80,7 +80,8 @@ def problems(config: Config) -> Iterator[Problem]:
     voxels = patch.batch * math.prod(patch.size)
     if patch.batch <= SAMPLES and math.prod(patch.size) <= VOXELS and voxels > STEP:
         yield Problem(
-            f"data.patch.batch is {patch.batch}: with data.patch.size {list(patch.size)} a step has {voxels:,} voxels; must be at most {STEP:,}.",
+            f"data.patch.batch is {patch.batch}: with data.patch.size {list(patch.size)} a step has"
+            f" {voxels:,} voxels; must be at most {STEP:,}.",
             ("data.patch.batch",),
         )
     if not 0 <= config.seed <= SEEDS:
@@ -94,7 +95,8 @@ def problems(config: Config) -> Iterator[Problem]:
         and not 0 < config.train.average.lr < math.inf
     ):
         yield Problem(
-            f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the schedule's.",
+            f"train.average.lr is {config.train.average.lr}, must be above 0, or null for the"
+            " schedule's.",
             ("train.average.lr",),
         )
 
@@ -224,7 +226,8 @@ def of_prediction(config: Config, model: Path) -> None:
             value = step.options.get(option, 0)
             if isinstance(value, int | float) and abs(value) > most:
                 found.append(
-                    f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most {most} by amount."
+                    f"postprocess.{n}: {step.name!r}: option {option} is {value}, must be at most"
+                    f" {most} by amount."
                 )
     if found:
         raise ConfigError(f"{model}, with the options of this command: " + "\n  ".join(found))
@@ -242,7 +245,8 @@ def _classes(config: Config) -> Iterator[Problem]:
     if classes == 2 and ignored in (0, 1):
         what = "foreground" if ignored == 1 else "background"
         yield Problem(
-            f"data.ignore_label is {ignored}, the only class of {what}: nothing is left to tell apart. "
-            "Give the voxels to be ignored a value of their own, e.g. 2 or 255, or set data.ignore_label: null.",
+            f"data.ignore_label is {ignored}, the only class of {what}: nothing is left to tell"
+            " apart. Give the voxels to be ignored a value of their own, e.g. 2 or 255, or set"
+            " data.ignore_label: null.",
             ("data.ignore_label",),
         )

@@ -85,7 +85,8 @@ def register(name: str, entry: Any) -> None:
     if not _loading:
         way = "with --plugin FILE, plugins: [FILE] in a config, or pipeline.load_plugins(FILE)"
         raise UserError(
-            f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that {way}."
+            f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that"
+            f" {way}."
         )
     if not isinstance(name, str):
         raise UserError(f"register({name!r}, ...): a name is a text.")
@@ -95,7 +96,8 @@ def register(name: str, entry: Any) -> None:
     owner = _owners.get((table.kind, name))
     if owner is not None:
         raise UserError(
-            f"{table.kind} {name!r} is registered by {owner.path}, too. Rename it in one of the two."
+            f"{table.kind} {name!r} is registered by {owner.path}, too. Rename it in one of the"
+            " two."
         )
     if any(table is other and name == taken for other, taken, _ in current):
         raise UserError(f"{table.kind} {name!r} is registered twice. Rename one of the two.")
@@ -130,7 +132,8 @@ def _read(path: Path) -> Plugin:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"--plugin {path}: cannot be read: {reason}. Check the path; it is relative to the working folder."
+            f"--plugin {path}: cannot be read: {reason}. Check the path; it is relative to the"
+            " working folder."
         ) from None
     if len(source) > LARGEST:
         raise UserError(f"--plugin {path}: has more than {LARGEST:,} bytes. Is it another file?")
@@ -158,8 +161,9 @@ def _load(plugin: Plugin) -> None:
             return
         if (other := _called(plugin.name)) is not None:
             raise UserError(
-                f"--plugin {plugin.path}: {other.path} is loaded under the same name and holds other bytes. "
-                "Rename one of them; if it is the same file, changed since, begin a new process."
+                f"--plugin {plugin.path}: {other.path} is loaded under the same name and holds"
+                " other bytes. Rename one of them; if it is the same file, changed since, begin a"
+                " new process."
             )
         _run(plugin)
 
@@ -257,7 +261,8 @@ def require(
         raise UserError(
             f"{where} was made with plugins:\n  "
             + "\n  ".join(faults)
-            + f"\n{there}; it is never run by itself. Read it, then name the file: --plugin FILE, or pipeline.load_plugins(FILE)."
+            + f"\n{there}; it is never run by itself. Read it, then name the file: --plugin FILE,"
+            " or pipeline.load_plugins(FILE)."
         )
 
 

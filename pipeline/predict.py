@@ -45,14 +45,19 @@ def parser() -> argparse.ArgumentParser:
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="compute only part I (0 to N-1) of the blocks of all inputs and write no answer; afterwards, the same command without --shard "
-        "writes the answers",
+        help=(
+            "compute only part I (0 to N-1) of the blocks of all inputs and write no answer;"
+            " afterwards, the same command without --shard writes the answers"
+        ),
     )
     p.add_argument(
         "--blocks",
         choices=["auto", "always", "never"],
         default="auto",
-        help="read and write by blocks, in memory that does not grow with the volume; auto: inputs of more than 2^27 numbers",
+        help=(
+            "read and write by blocks, in memory that does not grow with the volume; auto: inputs"
+            " of more than 2^27 numbers"
+        ),
     )
     add_model_options(p)
     return p

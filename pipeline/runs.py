@@ -174,14 +174,16 @@ class FoldFolder:
         present = self.model_files()
         if not present:
             raise UserError(
-                f"{self.path}: holds neither {' nor '.join(MODELS.values())}. Is this a fold folder of a run?"
+                f"{self.path}: holds neither {' nor '.join(MODELS.values())}. Is this a fold folder"
+                " of a run?"
             )
         result = self.result() if kind == "auto" else None
         wanted = kind if kind != "auto" else (result.chosen if result is not None else "best")
         if wanted not in present:
             have = ", ".join(present)
             raise UserError(
-                f"{self.path}: has no {wanted} weights, only {have}. Use --model {next(iter(present))}."
+                f"{self.path}: has no {wanted} weights, only {have}. Use --model"
+                f" {next(iter(present))}."
             )
         return present[wanted]
 
@@ -414,8 +416,14 @@ class RunFolder:
         known = files.read_json(path)
         version = known.get("metrics_version", 1) if isinstance(known, dict) else known
         if type(version) is not int or not 1 <= version <= METRICS_VERSION:
-            problem = f"holds the metrics version {files.shown(version)}; this package knows 1 to {METRICS_VERSION}"
-            advice = "Continue with the version of the package that made the run, restore the file, or use --fresh"
+            problem = (
+                f"holds the metrics version {files.shown(version)}; this package knows 1 to"
+                f" {METRICS_VERSION}"
+            )
+            advice = (
+                "Continue with the version of the package that made the run, restore the file, or"
+                " use --fresh"
+            )
             raise files.FileError(path, problem, advice)
         return version
 
@@ -452,7 +460,10 @@ class RunFolder:
 
         Raises FileError where the file is none.
         """
-        suggestion = "Run the command that trained it again: a finished fold is not trained twice, and the file is made anew"
+        suggestion = (
+            "Run the command that trained it again: a finished fold is not trained twice, and the"
+            " file is made anew"
+        )
         return files.read_document(self.summary_file, documents.RunSummary, suggestion)
 
     def reported_config(self) -> dict[str, Any]:
@@ -522,7 +533,8 @@ class RunFolder:
             f"{self.path} holds a run with another config or other data:\n  "
             + "\n  ".join(changes[:MOST_CHANGES])
             + more
-            + "\nUndo the change, choose another --out, or start over with --fresh (the old run is kept)."
+            + "\nUndo the change, choose another --out, or start over with --fresh (the old run is"
+            " kept)."
         )
 
     def begin(self, config: Config, listing: Mapping[str, Any]) -> None:
@@ -578,8 +590,9 @@ def load_named_plugins(path: Path, config: Config) -> None:
     )
     if config.plugins and in_a_run:
         raise UserError(
-            f"{path}: plugins: a path that stands in a run is never run. Take it away, and name the files with --plugin FILE "
-            "or pipeline.load_plugins(FILE); or copy the config out of the run."
+            f"{path}: plugins: a path that stands in a run is never run. Take it away, and name the"
+            " files with --plugin FILE or pipeline.load_plugins(FILE); or copy the config out of"
+            " the run."
         )
     plugins.load_plugins(config.plugins)
 

@@ -26,7 +26,8 @@ from pipeline.records import AGAIN, DONE
 def parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "serve",
-        "Serve a model of images over HTTP: POST an image to /predict, get the answer; GET /health.",
+        "Serve a model of images over HTTP: POST an image to /predict, get the answer; GET"
+        " /health.",
     )
     model_options.add_model_options(p)
     p.add_argument(

@@ -54,7 +54,10 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=["tiff-zip", "rle-csv"],
         default="tiff-zip",
-        help="tiff-zip: flat <id>.tif; rle-csv: columns id,rle with 'start length' pairs, counted from 1 in C order (last axis fastest)",
+        help=(
+            "tiff-zip: flat <id>.tif; rle-csv: columns id,rle with 'start length' pairs, counted"
+            " from 1 in C order (last axis fastest)"
+        ),
     )
     return p
 

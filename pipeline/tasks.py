@@ -186,7 +186,8 @@ class Image:
         if np.issubdtype(np.dtype(dtype), np.integer):
             if not np.isfinite(array).all():
                 raise ValueError(
-                    f"{np.count_nonzero(~np.isfinite(array))} values of the answer are NaN or infinite; was the network trained well?"
+                    f"{np.count_nonzero(~np.isfinite(array))} values of the answer are NaN or"
+                    " infinite; was the network trained well?"
                 )
             info = np.iinfo(dtype)
             array = np.clip(np.rint(array), info.min, info.max)

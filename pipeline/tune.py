@@ -30,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--metric",
-        help="entry of METRICS with a direction; default: competition for binary volumes, else the config's first",
+        help=(
+            "entry of METRICS with a direction; default: competition for binary volumes, else the"
+            " config's first"
+        ),
     )
     p.add_argument(
         "--space",

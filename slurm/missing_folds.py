@@ -19,7 +19,8 @@ def missing(path: Path) -> list[int]:
     run = RunFolder(path)
     if not run.exists:
         raise UserError(
-            f"{path}: no run is there, for it holds no config.yaml. No training task has begun, or RUN is another folder."
+            f"{path}: no run is there, for it holds no config.yaml. No training task has begun, or"
+            " RUN is another folder."
         )
     return [n for n in range(run.fold_count()) if not run.fold(n).completed]
 

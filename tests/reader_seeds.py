@@ -459,7 +459,10 @@ def damage_npy(rng: random.Random, data: bytes) -> bytes:
             3,
         ]
     )
-    head = f"{{'descr': {kind!r}, 'fortran_order': {rng.choice(['True', 'False', '2'])}, 'shape': {shape}, }}".encode()
+    head = (
+        f"{{'descr': {kind!r}, 'fortran_order': {rng.choice(['True', 'False', '2'])}, 'shape':"
+        f" {shape}, }}".encode()
+    )
     return data[: start - length] + head.ljust(length - 1)[: length - 1] + b"\n" + data[start:]
 
 

@@ -156,7 +156,10 @@ def test_classes_in_a_png_of_four_bits_train(
             tmp_path / "images" / f"{n}.png"
         )
         png(tmp_path / "masks" / f"{n}.png", RNG.integers(0, 5, MASK.shape).astype(np.uint8), 4)
-    text = "{name: t, network: unet, losses: [dice], data: {layout: folders, dims: 2, classes: CLASSES, folds: {count: 2},"
+    text = (
+        "{name: t, network: unet, losses: [dice], data: {layout: folders, dims: 2, classes:"
+        " CLASSES, folds: {count: 2},"
+    )
     (tmp_path / "t.yaml").write_text(text + " patch: {size: [16, 16], foreground: null}}}")
     words = [
         "--config",

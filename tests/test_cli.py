@@ -104,7 +104,10 @@ def test_the_first_interrupt_asks_and_the_second_ends() -> None:
     with pytest.raises(cli.StopRequested, match="SIGINT"):
         cli.stop.raise_if_stopped()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-    twice = "import os, signal; from pipeline import cli; cli.stop.install(); [(os.kill(os.getpid(), signal.SIGINT), print(n)) for n in (1, 2)]"
+    twice = (
+        "import os, signal; from pipeline import cli; cli.stop.install(); [(os.kill(os.getpid(),"
+        " signal.SIGINT), print(n)) for n in (1, 2)]"
+    )
     done = subprocess.run(
         [sys.executable, "-uc", twice], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -405,7 +405,8 @@ def test_a_run_with_maps_trains_resumes_and_makes_them_once(
 ) -> None:
     text = tiny.read_text().replace(
         "losses: [",
-        "losses: [surface_recall, {name: skeleton_recall, weight: 0.5}, {name: boundary, weight: 5}, cldice, connectivity, ",
+        "losses: [surface_recall, {name: skeleton_recall, weight: 0.5}, {name: boundary, weight:"
+        " 5}, cldice, connectivity, ",
     )
     tiny.write_text(text)
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--device", "cpu"]

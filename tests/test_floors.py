@@ -53,7 +53,10 @@ LAZY = {
     "torch": "1.5 s; scoring, fusing and submitting need the tasks without it",
     "mlflow": "an extra",
     "wandb": "an extra",
-    "yaml": "0.02 s, and every command imports config before it knows whether it is asked for --help only",
+    "yaml": (
+        "0.02 s, and every command imports config before it knows whether it is asked for --help"
+        " only"
+    ),
     "pydantic": "0.1 s; like yaml",
     "sklearn": "1 to 2 s, for a new split only",
     "pipeline.files.zarr": "zarr, 0.3 s, for data sets that hold any",
@@ -259,7 +262,10 @@ def test_nobody_below_a_command_prints() -> None:
 
 
 def test_a_planted_late_import_would_be_found() -> None:
-    text = "import json\n\ndef outer():\n    async def inner():\n        if json:\n            from pipeline.files import lzw, read\n    import os.path\n"
+    text = (
+        "import json\n\ndef outer():\n    async def inner():\n        if json:\n            from"
+        " pipeline.files import lzw, read\n    import os.path\n"
+    )
     assert late_imports(ast.parse(text), modules()) == {
         "pipeline.files.lzw": 6,
         "pipeline.files": 6,
@@ -320,14 +326,10 @@ def test_nothing_unsafe_is_called() -> None:
 def test_help_loads_nothing_heavy(command: str) -> None:
     """The figure of 0.3 s is measured by tests/benchmarks; what makes it possible is tested here."""
     code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['{command}', '--help']\n"
-        "try:\n"
-        f"    runpy.run_module('pipeline.{command}', run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0\n"
-        "heavy = {'torch', 'monai', 'numpy', 'scipy', 'tifffile', 'pydantic', 'yaml'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        f"import runpy, sys\nsys.argv = ['{command}', '--help']\ntry:\n   "
+        f" runpy.run_module('pipeline.{command}', run_name='__main__')\nexcept SystemExit as end:\n"
+        "    assert end.code == 0\nheavy = {'torch', 'monai', 'numpy', 'scipy', 'tifffile',"
+        " 'pydantic', 'yaml'} & set(sys.modules)\nassert not heavy, heavy\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
@@ -341,13 +343,21 @@ def test_command_line_is_a_contract() -> None:
     import importlib
 
     wanted = {
-        "train": "--config --data-dir --fold --out --continue-on-error --dry-run --set --device --fresh",
-        "predict": "--checkpoint --input --output --patch-size --whole --overlap --threshold --min-component-size --max-hole-size "
-        "--kernel-size --separate-instances --tta --scales --save-soft --device --backend",
+        "train": (
+            "--config --data-dir --fold --out --continue-on-error --dry-run --set --device --fresh"
+        ),
+        "predict": (
+            "--checkpoint --input --output --patch-size --whole --overlap --threshold"
+            " --min-component-size --max-hole-size --kernel-size --separate-instances --tta"
+            " --scales --save-soft --device --backend"
+        ),
         "ensemble": "--fold-dirs --spec --output --input",
         "evaluate": "--predictions --labels --metrics --out",
         "submit": "--predictions --spec --test-dir --out --format",
-        "serve": "--checkpoint --host --port --max-bytes --max-pixels --concurrent --waiting --backend --device",
+        "serve": (
+            "--checkpoint --host --port --max-bytes --max-pixels --concurrent --waiting --backend"
+            " --device"
+        ),
         "tune": "--metric --space --by --out --force --workers",
     }
     for command, options in wanted.items():

@@ -143,9 +143,13 @@ def test_a_large_ensemble_is_that_of_memory(
             softs.SoftPrediction(case_id="x", heads=heads, meta=softs.SoftMeta(suffix=".tif")),
         )
     spec = tmp_path / "e.yaml"
-    steps = "[{name: hysteresis, options: {low: 0.4, high: 0.7}}, {name: dust, options: {below: 5}}, {name: closing, options: {size: 3}}]"
+    steps = (
+        "[{name: hysteresis, options: {low: 0.4, high: 0.7}}, {name: dust, options: {below: 5}},"
+        " {name: closing, options: {size: 3}}]"
+    )
     spec.write_text(
-        f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight: 2}}]\npostprocess: {steps}\n"
+        f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight:"
+        f" 2}}]\npostprocess: {steps}\n"
     )
     for out, whole in (("memory", 2**27), ("slabs", 10)):
         monkeypatch.setattr("pipeline.workflows.fuse.WHOLE", whole)

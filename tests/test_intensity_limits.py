@@ -174,9 +174,9 @@ def test_training_warns_of_an_image_of_few_bright_voxels(
     assert go(tiny, tmp_path / "data", tmp_path / "run") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "percentile" in line]
     assert lines == [
-        f"warning: {path}: percentiles 0.5 and 99.5 are both 0, though its values reach from 0 to 200: "
-        "it is scaled from its minimum to its maximum instead. "
-        "Check the image; data.normalise can set other percentiles, or range with limits of its own"
+        f"warning: {path}: percentiles 0.5 and 99.5 are both 0, though its values reach from 0 to"
+        " 200: it is scaled from its minimum to its maximum instead. Check the image;"
+        " data.normalise can set other percentiles, or range with limits of its own"
     ]
 
 

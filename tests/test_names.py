@@ -160,7 +160,7 @@ def test_training_keeps_odd_ids(surfaces: Path, tiny: Path, tmp_path: Path, caps
     ]
     assert tune.main([*words, "--space", str(tmp_path / "space.yaml"), "--by", "fold"]) == 0
     assert is_clean(capsys.readouterr().out)
-    (log, *_) = run.glob("train_*.log")
+    log, *_ = run.glob("train_*.log")
     assert is_clean(log.read_text(encoding="utf-8"))
 
 
@@ -334,7 +334,10 @@ def test_any_locale_prints_any_name(env: dict[str, str], tmp_path: Path) -> None
 )
 def test_work_goes_on_when_nobody_reads(where: str, told: bytes, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "a.png", np.eye(16, dtype=np.uint8))
-    line = f"set -o pipefail; $P evaluate --predictions in --labels in --metrics dice --workers 1 --out s.json {where}"
+    line = (
+        "set -o pipefail; $P evaluate --predictions in --labels in --metrics dice --workers 1"
+        f" --out s.json {where}"
+    )
     done = shell(line, tmp_path)
     assert done.returncode == 0
     assert done.stderr.startswith(told)

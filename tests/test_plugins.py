@@ -42,26 +42,32 @@ PIECES = {
     "augmentation": "",
     "metric": "",
     "post-processing step": "",
-    "normalisation": """
+    "normalisation": (
+        """
 from pipeline.data.normalise import IntensityScale
 
 def halves(array, at: float = 255.0):
     return IntensityScale(low=(0.0,) * len(array), high=(at,) * len(array)), ()
 
 pl.register("halves", pl.NormalisationEntry(halves))
-""",
-    "optimizer": """
+"""
+    ),
+    "optimizer": (
+        """
 def plain(parameters, lr: float = 1e-2):
     return torch.optim.SGD(parameters, lr=lr)
 
 pl.register("plain", pl.OptimizerEntry(plain))
-""",
-    "schedule": """
+"""
+    ),
+    "schedule": (
+        """
 def halved(optimizer, epochs, every: int = 1):
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size=every, gamma=0.5)
 
 pl.register("halved", pl.ScheduleEntry(halved))
-""",
+"""
+    ),
 }
 """What the plugin of these tests adds to each table beside that of the page, whose pieces are the
 first five.
@@ -264,8 +270,8 @@ def test_a_changed_file_is_another_plugin(
     ):
         assert told.startswith("2 error: ")
         assert (
-            f", but {changed} has SHA-256 {hashlib.sha256(changed.read_bytes()).hexdigest()[:12]}...: it was changed"
-            in told
+            f", but {changed} has SHA-256"
+            f" {hashlib.sha256(changed.read_bytes()).hexdigest()[:12]}...: it was changed" in told
         )
 
 
@@ -628,7 +634,10 @@ def test_loader_workers_that_are_started_anew_know_them(
     stored = cache.build(found, properties.examine(found, config, tmp_path), config, tmp_path)
     dataset = PatchDataset(stored, config, 0, training=True)
     (tmp_path / "dataset").write_bytes(pickle.dumps(dataset))
-    code = f"import pickle\nd = pickle.load(open({str(tmp_path / 'dataset')!r}, 'rb'))\nprint(float(d[0, 0, 0]['image'].sum()))"
+    code = (
+        f"import pickle\nd = pickle.load(open({str(tmp_path / 'dataset')!r},"
+        " 'rb'))\nprint(float(d[0, 0, 0]['image'].sum()))"
+    )
     assert float(python(code)) == float(dataset[0, 0, 0]["image"].sum())
 
 

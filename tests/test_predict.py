@@ -591,9 +591,11 @@ def test_fusion_equals_the_formula(
         expected = sum(x * a for x, a in zip(w, arrays, strict=True))
     elif fusion == "vote":
         decide = [
-            (a >= 0.5)
-            if channels == 1
-            else (np.arange(channels)[:, None, None, None] == a.argmax(0))
+            (
+                (a >= 0.5)
+                if channels == 1
+                else (np.arange(channels)[:, None, None, None] == a.argmax(0))
+            )
             for a in arrays
         ]
         expected = sum(x * d for x, d in zip(w, decide, strict=True))
@@ -639,12 +641,14 @@ def test_spec_gives_members_weights_and_steps(tmp_path: Path) -> None:
     member(tmp_path / "p" / "fold_1", {"x": high})
     spec = tmp_path / "e.yaml"
     spec.write_text(
-        f"members: [{{run: {tmp_path}/p, folds: [0, 1]}}]\npostprocess: [{{name: threshold, options: {{at: 0.39}}}}]\n"
+        f"members: [{{run: {tmp_path}/p, folds: [0, 1]}}]\npostprocess: [{{name: threshold,"
+        " options: {at: 0.39}}]\n"
     )
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "o")]) == 0
     assert tifffile.imread(tmp_path / "o" / "x.tif").all()
     spec.write_text(
-        f"members: [{{run: {tmp_path}/p/fold_0, weight: 3}}, {{run: {tmp_path}/p/fold_1}}]\nfusion: mean\n"
+        f"members: [{{run: {tmp_path}/p/fold_0, weight: 3}}, {{run: {tmp_path}/p/fold_1}}]\nfusion:"
+        " mean\n"
     )
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "o2")]) == 0
     assert not tifffile.imread(tmp_path / "o2" / "x.tif").any()

@@ -146,7 +146,10 @@ def test_a_terminal_of_unknown_width_has_a_bar() -> None:
     """`script`, `docker run -t` and expect open terminals of 0 columns, on which tqdm shows
     nothing.
     """
-    code = "from pipeline.progress import progress, bars_shown\nwith bars_shown():\n    for n in progress(range(3), 'work'): pass"
+    code = (
+        "from pipeline.progress import progress, bars_shown\nwith bars_shown():\n    for n in"
+        " progress(range(3), 'work'): pass"
+    )
     _, seen = screen(on_terminal(["-c", code], columns=0))
     assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), (
         seen
@@ -286,7 +289,7 @@ def test_the_end_names_what_failed(
     out = capsys.readouterr().out
     assert "0 of 2 folds are complete" in out
     assert (
-        f"Fold 0 failed, see {tmp_path / 'run' / 'fold_0' / 'error.txt'}; the same command with --fold 0 trains it."
-        in out
+        f"Fold 0 failed, see {tmp_path / 'run' / 'fold_0' / 'error.txt'}; the same command with"
+        " --fold 0 trains it." in out
     )
     assert "To predict" not in out

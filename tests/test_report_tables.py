@@ -138,7 +138,8 @@ def test_nothing_is_cut_in_a_browser(crowded: Path, tmp_path: Path, width: int) 
     page = page.replace("</body>", MEASURE)
     outer = tmp_path / "outer.html"
     outer.write_text(
-        f'<title>none</title><iframe width="{width}" height="2000" style="border:0" srcdoc="{html.escape(page)}"></iframe>'
+        f'<title>none</title><iframe width="{width}" height="2000" style="border:0"'
+        f' srcdoc="{html.escape(page)}"></iframe>'
     )
     command = [
         str(BROWSER),

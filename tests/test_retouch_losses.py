@@ -500,7 +500,10 @@ def test_a_mask_that_is_not_there_is_found_before_training() -> None:
         check(spec, ("main",), {"target": "image", "mask": "labels"})
         with pytest.raises(
             ConfigError,
-            match=rf"losses.0: '{name}' reads the mask, .* Set data\.change: \{{\}} .*data\.targets\.$",
+            match=(
+                rf"losses.0: '{name}' reads the mask, .* Set data\.change: \{{\}}"
+                r" .*data\.targets\.$"
+            ),
         ):
             check(spec, ("main",), {"target": "image"})
 
@@ -509,7 +512,10 @@ def test_a_mask_that_is_not_there_is_found_before_training() -> None:
 def test_a_soft_mask_is_read_by_few(name: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"'{name}' cannot read target 'mask', which holds a soft mask\. Losses for it: ce, dice, tversky",
+        match=(
+            rf"'{name}' cannot read target 'mask', which holds a soft mask\. Losses for it: ce,"
+            r" dice, tversky"
+        ),
     ):
         check(terms({"name": name, "target": "mask"}), ("main",), KINDS)
 

@@ -96,10 +96,12 @@ def test_training_sees_where_tiny_voxels_lie(
         nifti(data / f"imagesTr/c{n}_0000.nii.gz", image, micrometres())
         nifti(data / f"labelsTr/c{n}.nii.gz", LABEL, micrometres((5e-4 * (n == 2), 0, 0)))
     (data / "dataset.json").write_text(
-        '{"labels": {"background": 0, "a": 1}, "channel_names": {"0": "x"}, "file_ending": ".nii.gz"}'
+        '{"labels": {"background": 0, "a": 1}, "channel_names": {"0": "x"}, "file_ending":'
+        ' ".nii.gz"}'
     )
     (tmp_path / "c.yaml").write_text(
-        "name: t\ndata: {layout: nnunet, folds: {count: 2}, patch: {size: [16, 16, 16]}}\nnetwork: unet\nlosses: [dice]\n"
+        "name: t\ndata: {layout: nnunet, folds: {count: 2}, patch: {size: [16, 16, 16]}}\nnetwork:"
+        " unet\nlosses: [dice]\n"
     )
     assert (
         train.main(
@@ -224,8 +226,10 @@ def test_ids_of_instances_need_not_meet(dtype: str, most: int, name: str, tmp_pa
             ]
         )
         array = ids.astype(dtype)[numbers]
-        nifti(tmp_path / kind / name, array) if name.endswith(".nii.gz") else files.write(
-            tmp_path / kind / name, array, dims=3
+        (
+            nifti(tmp_path / kind / name, array)
+            if name.endswith(".nii.gz")
+            else files.write(tmp_path / kind / name, array, dims=3)
         )
     found = score(tmp_path, "--metrics", "voi", "adapted_rand")["mean"]
     either = (answer > 0) | (label > 0)

@@ -336,6 +336,9 @@ def test_what_cannot_be_served_is_said(
 
 
 def test_models_of_volumes_are_sent_to_predict(tmp_path: Path) -> None:
-    text = "{name: v, data: {patch: {size: [16, 16, 16]}}, network: {name: unet, options: {channels: [2, 2, 2, 2, 2]}}, losses: [dice]}"
+    text = (
+        "{name: v, data: {patch: {size: [16, 16, 16]}}, network: {name: unet, options: {channels:"
+        " [2, 2, 2, 2, 2]}}, losses: [dice]}"
+    )
     with pytest.raises(UserError, match=r"pipeline\.predict"):
         built(model(tmp_path, text))

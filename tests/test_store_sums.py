@@ -53,8 +53,8 @@ def test_a_damaged_array_is_made_again_and_said_once(
     said = capsys.readouterr().out
     assert said.count("is damaged") == 1
     assert (
-        f"warning: {arrays / name}: is damaged: its content is not what was written. It is made again"
-        in said
+        f"warning: {arrays / name}: is damaged: its content is not what was written. It is made"
+        " again" in said
     )
     assert "is damaged" in max(run.glob("train_fold_0_*.log")).read_text()
     assert (arrays / name).read_bytes() == sound

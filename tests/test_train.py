@@ -313,11 +313,13 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
     [
         MemoryError(),
         RuntimeError(
-            "Caught _ArrayMemoryError in worker 0: Unable to allocate 8.00 TiB for an array with shape (1099511627776,)"
+            "Caught _ArrayMemoryError in worker 0: Unable to allocate 8.00 TiB for an array with"
+            " shape (1099511627776,)"
         ),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes"
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+            " 4398046511104 bytes"
         ),
     ],
 )

@@ -69,9 +69,11 @@ def scored(
         part = slice(first, first + batch)
         logits = (
             np.stack(
-                [answers[part] > 0]
-                if channels == 1
-                else [answers[part] == k for k in range(channels)],
+                (
+                    [answers[part] > 0]
+                    if channels == 1
+                    else [answers[part] == k for k in range(channels)]
+                ),
                 1,
             )
             * 8.0

@@ -76,7 +76,8 @@ def bind(
     for option in part.options:
         if option not in allowed and not open_ended:
             raise ConfigError(
-                f"{where}: {part.name!r} has no option {option[:SHOWN]!r}. {nearest(option, allowed) if allowed else 'It takes no options.'}"
+                f"{where}: {part.name!r} has no option {option[:SHOWN]!r}."
+                f" {nearest(option, allowed) if allowed else 'It takes no options.'}"
             )
     wrong = [
         f"option {n} is {shown(value)}, must be {_in_words(kind)}."

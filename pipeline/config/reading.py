@@ -324,7 +324,8 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
     names = [f.name for f in dataclasses.fields(kind)]
     for unknown in [k for k in value if k not in names]:
         faults.append(
-            f"{key + '.' if key else ''}{str(unknown)[:SHOWN]}: unknown key. {nearest(str(unknown), names)}"
+            f"{key + '.' if key else ''}{str(unknown)[:SHOWN]}: unknown key."
+            f" {nearest(str(unknown), names)}"
         )
     return {
         k: _expand(v, hints[k], f"{key}.{k}" if key else k, faults)

@@ -54,13 +54,14 @@ class Folds:
     def __post_init__(self) -> None:
         require(
             self.pattern is None or _brackets(self.pattern) >= 1,
-            f"data.folds.pattern is {shown(self.pattern)}, must be a regular expression with one bracket, e.g. '_(\\d+)[LR]$', "
-            f"of at most {LONGEST_PATTERN} letters.",
+            f"data.folds.pattern is {shown(self.pattern)}, must be a regular expression with one"
+            f" bracket, e.g. '_(\\d+)[LR]$', of at most {LONGEST_PATTERN} letters.",
             "data.folds.pattern",
         )
         require(
             self.count >= 2,
-            f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0 of 5.",
+            f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0"
+            " of 5.",
             "data.folds.count",
         )
         require(
@@ -258,7 +259,8 @@ class Data:
     def __post_init__(self) -> None:
         require(
             len(self.patch.size) == self.dims,
-            f"data.patch.size {list(self.patch.size)} has {len(self.patch.size)} axes, data.dims is {self.dims}. Give one number per axis.",
+            f"data.patch.size {list(self.patch.size)} has {len(self.patch.size)} axes, data.dims is"
+            f" {self.dims}. Give one number per axis.",
             "data.patch.size",
         )
         require(
@@ -424,8 +426,8 @@ class Train:
         if self.average is not None and self.epochs >= 1:
             require(
                 self.average.start < self.epochs,
-                f"train.average.start is {self.average.start} but train.epochs is {self.epochs}: averaging would never start. "
-                "Lower start or set average: null.",
+                f"train.average.start is {self.average.start} but train.epochs is {self.epochs}:"
+                " averaging would never start. Lower start or set average: null.",
                 "train.average",
             )
 
@@ -470,7 +472,8 @@ class Predict:
         if isinstance(self.patch, tuple):
             require(
                 all(n > 2 * self.halo for n in self.patch),
-                f"predict.patch {list(self.patch)} leaves nothing between two halos of {self.halo}. Enlarge the patch.",
+                f"predict.patch {list(self.patch)} leaves nothing between two halos of {self.halo}."
+                " Enlarge the patch.",
                 "predict.patch",
                 "predict.halo",
             )
@@ -529,7 +532,8 @@ class Config:
         if self.data.change is not None:
             require(
                 self.task == "image",
-                f"data.change compares pairs of images; this system's task is {self.task!r}. Take it away.",
+                f"data.change compares pairs of images; this system's task is {self.task!r}. Take"
+                " it away.",
                 "data.change",
             )
             require(
@@ -539,12 +543,14 @@ class Config:
             )
             require(
                 "mask" not in self.targets,
-                "data.change makes a target called 'mask', and data.targets names files of it, too. Keep one.",
+                "data.change makes a target called 'mask', and data.targets names files of it, too."
+                " Keep one.",
                 "data.change",
             )
         require(
             self.data.patch.changed is None or self.data.change is not None,
-            "data.patch.changed chooses patches by the mask of data.change, which is not set. Add data.change: {}.",
+            "data.patch.changed chooses patches by the mask of data.change, which is not set. Add"
+            " data.change: {}.",
             "data.patch.changed",
         )
         size = self.predict.patch

@@ -38,11 +38,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{path}: not readable as YAML: it is no UTF-8 text (byte {error.start}). Save it as UTF-8."
+            f"{path}: not readable as YAML: it is no UTF-8 text (byte {error.start}). Save it as"
+            " UTF-8."
         ) from None
     if text is None:
         raise ConfigError(
-            f"{path}: has {path.stat().st_size:,} bytes; a YAML file here has at most {LARGEST_FILE:,}. Is it another file?"
+            f"{path}: has {path.stat().st_size:,} bytes; a YAML file here has at most"
+            f" {LARGEST_FILE:,}. Is it another file?"
         )
     try:
         data = parse_yaml(text)
@@ -175,7 +177,8 @@ def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
             raise ConfigError(
-                f"{where}: the text {text!r} holds a character that no file name and no message can hold."
+                f"{where}: the text {text!r} holds a character that no file name and no message can"
+                " hold."
             )
         return
     if type(value) is int and abs(value) >= WIDEST:
@@ -184,9 +187,11 @@ def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
         )
     if type(value) in (int, float) and ":" in text:
         raise ConfigError(
-            f"{where}: {text} is {value} to YAML, a number to base 60. Write that, or put it in quotes."
+            f"{where}: {text} is {value} to YAML, a number to base 60. Write that, or put it in"
+            " quotes."
         )
     if type(value) is int and not quoted and re.fullmatch(r"[-+]?0[0-7_]+", text) and value:
         raise ConfigError(
-            f"{where}: {text} is {value} to YAML, a number to base 8. Write it without the leading 0."
+            f"{where}: {text} is {value} to YAML, a number to base 8. Write it without the"
+            " leading 0."
         )

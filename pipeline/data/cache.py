@@ -159,7 +159,8 @@ def writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in READ_ONLY:
             raise UserError(
-                f"{folder}: the store may not be written here ({error.strerror}). Set data.store to another folder."
+                f"{folder}: the store may not be written here ({error.strerror}). Set data.store to"
+                " another folder."
             ) from None
         raise
 
@@ -167,7 +168,9 @@ def writable(folder: Path) -> Iterator[None]:
 def _cached(case: Case, entry: CaseProperties, settings: config.Config, folder: Path) -> CachedCase:
     if entry.problems or entry.scale is None:
         raise UserError(
-            f"{case.image[0]}: cannot be stored: {entry.problems[0][1] if entry.problems else 'it was not read'}. Mend the file first."
+            f"{case.image[0]}: cannot be stored:"
+            f" {entry.problems[0][1] if entry.problems else 'it was not read'}. Mend the file"
+            " first."
         )
     key = _cache_key(case, entry, settings)
     manifest = folder / f"{file_name(case.id)}.json"
@@ -178,7 +181,8 @@ def _cached(case: Case, entry: CaseProperties, settings: config.Config, folder: 
                 write_manifest(manifest, key, volumes)
         else:
             logger.warning(
-                "%s: its arrays hold other values than its files, as they are read today. They are made again",
+                "%s: its arrays hold other values than its files, as they are read today. They are"
+                " made again",
                 manifest,
             )
             volumes = None

@@ -29,8 +29,12 @@ JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
 """Names, in lower case, that file managers leave behind; skipped without a word like every dotfile."""
 
 TREES = {
-    "competition": "train_images/ID.tif, train_labels/ID.tif, test_images/ID.tif and train.csv (id,scroll_id)",
-    "nnunet": "imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz, imagesTs/ID_0000.nii.gz and dataset.json",
+    "competition": (
+        "train_images/ID.tif, train_labels/ID.tif, test_images/ID.tif and train.csv (id,scroll_id)"
+    ),
+    "nnunet": (
+        "imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz, imagesTs/ID_0000.nii.gz and dataset.json"
+    ),
 }
 
 CALLED = {
@@ -114,7 +118,10 @@ def _report_long(search: _Search, cases: Sequence[Case]) -> None:
     for case in cases:
         size = len(os.fsencode(case.id))
         if size > LONGEST:
-            suggestion = f"Rename image and targets: {LONGEST} bytes are the most, since training makes longer names of it"
+            suggestion = (
+                f"Rename image and targets: {LONGEST} bytes are the most, since training makes"
+                " longer names of it"
+            )
             search.fault(case.image[0], f"has an id of {size} bytes", suggestion)
 
 
@@ -244,7 +251,10 @@ def _split(
         else []
     )
     if unlisted:
-        suggestion = "List them under train or test, or leave the list train away: then all images that are not under test are trained on"
+        suggestion = (
+            "List them under train or test, or leave the list train away: then all images that are"
+            " not under test are trained on"
+        )
         search.fault(
             path,
             f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}",
@@ -268,7 +278,10 @@ def _split(
 
 def _split_lists(search: _Search, path: Path) -> dict[str, list[str]] | None:
     """The lists of split.json; None where it is no such document, which is a fault."""
-    suggestion = 'It should read {"train": [ID, ...], "test": [ID, ...]}, where train may be left out; mend it, or take it away'
+    suggestion = (
+        'It should read {"train": [ID, ...], "test": [ID, ...]}, where train may be left out; mend'
+        " it, or take it away"
+    )
     try:
         document = files.read_json(path)
     except files.FileError as error:
@@ -573,7 +586,10 @@ def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[
             )
         )
     except TimeoutError:
-        problem = f"has ids for which data.folds.pattern {pattern!r} takes more than {patterns.SECONDS:g} s"
+        problem = (
+            f"has ids for which data.folds.pattern {pattern!r} takes more than"
+            f" {patterns.SECONDS:g} s"
+        )
         search.fault(
             search.root, problem, "Write it without a repetition inside a repetition, such as (a+)+"
         )
@@ -782,10 +798,11 @@ def _are_channels(
         return False
     found = counts[wrong]
     raise UserError(
-        f"{folder}: {wrong} has {len(found)} files ({', '.join(p.name for p in list(groups[wrong].values())[:4])}"
-        f"{', ...' if len(found) > 4 else ''}) of {sum(found)} channels together, the model takes {wanted}. Give every id files "
-        f"ID_0000, ID_0001, ... of {wanted} channels together; files that are cases of their own need names without such numbers, "
-        "or are given one by one."
+        f"{folder}: {wrong} has {len(found)} files"
+        f" ({', '.join(p.name for p in list(groups[wrong].values())[:4])}{', ...' if len(found) > 4 else ''})"
+        f" of {sum(found)} channels together, the model takes {wanted}. Give every id files"
+        f" ID_0000, ID_0001, ... of {wanted} channels together; files that are cases of their own"
+        " need names without such numbers, or are given one by one."
     )
 
 

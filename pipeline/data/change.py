@@ -41,7 +41,8 @@ def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Chan
     """
     if image.shape != target.shape:
         raise UserError(
-            f"a mask of change needs two images of one shape, got {image.shape} and {target.shape}. Export both at one size."
+            f"a mask of change needs two images of one shape, got {image.shape} and {target.shape}."
+            " Export both at one size."
         )
     changed = (
         difference(image, target, settings.by) > settings.threshold / settings.magnifier + ROUNDING

@@ -69,7 +69,10 @@ def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
                 severity="warning",
             )
     for note in entry.scale_notes:
-        suggestion = "Check the image; data.normalise can set other percentiles, or range with limits of its own"
+        suggestion = (
+            "Check the image; data.normalise can set other percentiles, or range with limits of"
+            " its own"
+        )
         yield Fault(path=paths["image"], problem=note, suggestion=suggestion, severity="warning")
 
 
@@ -83,7 +86,10 @@ def _target_faults(
         )
         suggestion = "Check that the two belong together; resample one to the other's grid"
         if image[1:] == target[:0:-1]:
-            suggestion += ". A photograph is turned upright by its EXIF orientation: a mask drawn over the unturned pixels must be turned, too"
+            suggestion += (
+                ". A photograph is turned upright by its EXIF orientation: a mask drawn over the"
+                " unturned pixels must be turned, too"
+            )
         yield Fault(path=path, problem=problem, suggestion=suggestion)
     types = entry.dtypes.get("image"), entry.dtypes.get(role)
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
@@ -91,14 +97,22 @@ def _target_faults(
         yield Fault(
             path=path,
             problem=problem,
-            suggestion="Save both with the same number type, so that equal values mean equal brightness",
+            suggestion=(
+                "Save both with the same number type, so that equal values mean equal brightness"
+            ),
         )
     if not same_affine(entry.affines.get("image"), entry.affines.get(role)):
-        problem = f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ by more than {grid.TOLERANCE}"
+        problem = (
+            f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ"
+            f" by more than {grid.TOLERANCE}"
+        )
         yield Fault(
             path=path,
             problem=problem,
-            suggestion="Resample it to the image's grid, or copy the image's affine if only the header is wrong",
+            suggestion=(
+                "Resample it to the image's grid, or copy the image's affine if only the header is"
+                " wrong"
+            ),
         )
     if role in entry.label_values:
         kind = settings.roles[role]

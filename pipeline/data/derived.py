@@ -214,7 +214,8 @@ def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
         images = [name for name, kind in settings.targets.items() if kind == "image"]
         if not images:
             raise ConfigError(
-                f"data.change compares pairs of images, but no target is one: {dict(settings.targets)}. Add one of kind image."
+                "data.change compares pairs of images, but no target is one:"
+                f" {dict(settings.targets)}. Add one of kind image."
             )
         maps[MASK] = ChangeMask(target=images[0])
     return maps

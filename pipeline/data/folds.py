@@ -58,8 +58,9 @@ def _groups(cases: Sequence[Case]) -> dict[str, str]:
     missing = sorted(case.id for case in cases if case.group is None)
     if missing:
         raise UserError(
-            f"data.folds.by is 'group', but {len(missing)} of {len(cases)} cases have no group: {', '.join(missing[:10])}. "
-            "Give train.csv a column scroll_id (or group) with a value for each id, or set data.folds.by=case."
+            f"data.folds.by is 'group', but {len(missing)} of {len(cases)} cases have no group:"
+            f" {', '.join(missing[:10])}. Give train.csv a column scroll_id (or group) with a value"
+            " for each id, or set data.folds.by=case."
         )
     return {case.id: str(case.group) for case in cases}
 
@@ -157,6 +158,7 @@ def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Sp
     ]
     if changes:
         raise UserError(
-            f"{path} was made for other data: {'; '.join(changes)}. Run with --fresh, or choose another --out."
+            f"{path} was made for other data: {'; '.join(changes)}. Run with --fresh, or choose"
+            " another --out."
         )
     return splits

@@ -44,7 +44,8 @@ def class_numbers(
     if wrong.any():  # the one point where a GPU is waited for
         most = "on" if classes is None else f"to {classes - 1}"
         raise ValueError(
-            f"{role} holds {labels[wrong][0].item():g}, must hold whole class numbers from 0 {most}. {suggestion}".rstrip()
+            f"{role} holds {labels[wrong][0].item():g}, must hold whole class numbers from 0"
+            f" {most}. {suggestion}".rstrip()
         )
     return numbers
 
@@ -58,10 +59,10 @@ def _decoded(labels: Tensor, ignore_label: int | None, role: str) -> Tensor:
         wrong |= none
     if wrong.any():
         raise ValueError(
-            f"{role} {tuple(labels.shape)} is not one-hot: in {int(wrong.sum())} voxels not exactly "
-            "one channel is 1. Probabilities need argmax(1, keepdim=True) first; voxels without a "
-            "class an ignore_label; channels that overlap, or have no background, one call for "
-            "each: x[:, k:k + 1]."
+            f"{role} {tuple(labels.shape)} is not one-hot: in {int(wrong.sum())} voxels not exactly"
+            " one channel is 1. Probabilities need argmax(1, keepdim=True) first; voxels without a"
+            " class an ignore_label; channels that overlap, or have no background, one call for"
+            " each: x[:, k:k + 1]."
         )
     numbers = labels.to(torch.uint8).argmax(1, keepdim=True)
     return numbers if ignore_label is None else numbers.masked_fill(none, ignore_label)

@@ -71,7 +71,10 @@ def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> n
     values = occurring(array)
     problem = _problem(path, array.dtype, values, ignore)
     if problem:
-        way_out = "Give class numbers, or say with --binarise X from which value on a voxel is foreground (e.g. 0.5 of probabilities, 127 of greys)"
+        way_out = (
+            "Give class numbers, or say with --binarise X from which value on a voxel is foreground"
+            " (e.g. 0.5 of probabilities, 127 of greys)"
+        )
         raise FileError(
             path,
             problem,
@@ -110,7 +113,10 @@ def _problem(
         and {0, 255} <= set(known)
         and len([v for v in known if DARK <= v < LIGHT]) >= 3
     ):
-        return f"holds greys between 0 and 255 as of a mask that was resized or smoothed: {_some(known)}"
+        return (
+            "holds greys between 0 and 255 as of a mask that was resized or smoothed:"
+            f" {_some(known)}"
+        )
     if (
         dtype == np.uint8
         and len(known) == 2

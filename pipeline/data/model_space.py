@@ -174,8 +174,10 @@ def space_of(path: Path, here: Grid, trained_on: Mapping[str, Any]) -> ModelSpac
     if family is not None and here.family != family:
         raise FileError(
             path,
-            f"is of another kind than the model was trained on: {FAMILIES[here.family]}; trained on {FAMILIES.get(family, family)}",
-            "Nothing says which axis is which. Convert it, axes included, to the kind of the training data, or train on files of its kind",
+            f"is of another kind than the model was trained on: {FAMILIES[here.family]}; trained on"
+            f" {FAMILIES.get(family, family)}",
+            "Nothing says which axis is which. Convert it, axes included, to the kind of the"
+            " training data, or train on files of its kind",
         )
     alignment = _alignment(path, here.codes, codes)
     notes = _spacing_note(here, alignment, trained_on)
@@ -196,7 +198,8 @@ def _alignment(path: Path, codes: str | None, wanted: str | None) -> Alignment |
         raise FileError(
             path,
             problem,
-            f"Give images whose axes are {wanted} in any order and direction, or train on such as this",
+            f"Give images whose axes are {wanted} in any order and direction, or train on such as"
+            " this",
         )
     return found
 
@@ -218,6 +221,9 @@ def _spacing_note(
     if spread(pair) <= SPREAD + ROUNDING:
         return ()
     return (
-        f"its voxels are {by_mm(given)}, those that the model was trained on {by_mm(wanted)}: nothing is resampled here, so structures "
-        "look larger or smaller than those that it learned. Resample the file, or expect worse answers",
+        (
+            f"its voxels are {by_mm(given)}, those that the model was trained on {by_mm(wanted)}:"
+            " nothing is resampled here, so structures look larger or smaller than those that it"
+            " learned. Resample the file, or expect worse answers"
+        ),
     )

@@ -135,7 +135,8 @@ def percentile(
     """
     if not 0 <= low < high <= 100:
         raise ConfigError(
-            f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <= 100."
+            f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <="
+            " 100."
         )
     span, ends = _pair(to), list[tuple[float, ...]]()
 
@@ -145,9 +146,10 @@ def percentile(
         return ends[channel]
 
     limits, notes = widened(percentiles(array, (low, high)), (low, high), ends_of)
-    return IntensityScale(
-        low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span
-    ), notes
+    return (
+        IntensityScale(low=tuple(a for a, _ in limits), high=tuple(b for _, b in limits), to=span),
+        notes,
+    )
 
 
 def widened(
@@ -170,8 +172,9 @@ def widened(
             out[channel] = (least, most)
             which = f" of channel {channel}" if len(limits) > 1 else ""
             notes.append(
-                f"percentiles {at[0]:g} and {at[1]:g}{which} are both {low:g}, though its values reach from {least:g} to {most:g}: "
-                "it is scaled from its minimum to its maximum instead"
+                f"percentiles {at[0]:g} and {at[1]:g}{which} are both {low:g}, though its values"
+                f" reach from {least:g} to {most:g}: it is scaled from its minimum to its maximum"
+                " instead"
             )
     return out, tuple(notes)
 
@@ -232,9 +235,12 @@ def zscore(array: LazyArray) -> Fitted:
         pairs = [(m.mean, m.deviation) for m in moments]
     else:
         pairs = [_mean_and_deviation(channel) for channel in array[:]]
-    return IntensityScale(
-        low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False
-    ), ()
+    return (
+        IntensityScale(
+            low=tuple(m for m, _ in pairs), high=tuple(m + d for m, d in pairs), clip=False
+        ),
+        (),
+    )
 
 
 def _mean_and_deviation(channel: np.ndarray) -> tuple[float, float]:
@@ -334,12 +340,13 @@ def _verdict(
         return None
     count, which = counts[worst], f" of channel {worst}" if len(counts) > 1 else ""
     problem = (
-        f"has {100 * shares[worst]:.3g} % of its values{which} outside the range {frame[0]:g} to {frame[1]:g} of data.normalise, "
-        f"where they would be cut off: they reach from {count.least:g} to {count.most:g}"
+        f"has {100 * shares[worst]:.3g} % of its values{which} outside the range {frame[0]:g} to"
+        f" {frame[1]:g} of data.normalise, where they would be cut off: they reach from"
+        f" {count.least:g} to {count.most:g}"
     )
     suggestion = (
-        "Set low and high of data.normalise to limits that hold the values, or bring the file to the range; "
-        f"a window that is meant needs max_outside (now {allowed:g}) in the options"
+        "Set low and high of data.normalise to limits that hold the values, or bring the file to"
+        f" the range; a window that is meant needs max_outside (now {allowed:g}) in the options"
     )
     return problem, suggestion
 

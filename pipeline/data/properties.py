@@ -246,12 +246,14 @@ def _properties_from(document: Mapping[str, Any]) -> CaseProperties:
                 role: (problem, suggestion)
                 for role, (problem, suggestion) in document["outside"].items()
             },
-            "scale": scale
-            and normalise.IntensityScale(
-                low=tuple(scale["low"]),
-                high=tuple(scale["high"]),
-                to=tuple(scale["to"]),
-                clip=scale["clip"],
+            "scale": (
+                scale
+                and normalise.IntensityScale(
+                    low=tuple(scale["low"]),
+                    high=tuple(scale["high"]),
+                    to=tuple(scale["to"]),
+                    clip=scale["clip"],
+                )
             ),
         }
     )

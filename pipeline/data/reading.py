@@ -102,7 +102,10 @@ def _require_fit(
     """Raise FileError where a file is on another grid than the first one of its case."""
     for array, place in first:
         if (place.format == "nifti") != (own[1].format == "nifti"):
-            problem = f"is {_order(own[1])}, the first channel {case.image[0].name} is {_order(place)}: nothing says which axis is which"
+            problem = (
+                f"is {_order(own[1])}, the first channel {case.image[0].name} is {_order(place)}:"
+                " nothing says which axis is which"
+            )
             raise FileError(path, problem, "Save all channels in one format, the axes in one order")
         if own[0].shape[1:] != array.shape[1:]:
             problem = (
@@ -141,7 +144,10 @@ def single(path: Path, array: np.ndarray) -> np.ndarray:
         out = array.astype(np.float32)
     beyond = nonfinite(out) - nonfinite(array) if nonfinite(out) else 0
     if beyond:
-        problem = f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32 bits, with which images are computed"
+        problem = (
+            f"holds {beyond} values beyond {np.finfo(np.float32).max:.2g}, the largest number of 32"
+            " bits, with which images are computed"
+        )
         raise FileError(
             path,
             problem,

@@ -150,7 +150,10 @@ def label_problem(values: Mapping[str, int], data: config.Data) -> tuple[str, st
     )
     suggestion = "Correct the file, or data.classes or data.ignore_label"
     if data.classes == 2 and _looks_smeared(values):
-        suggestion += "; if it is a black and white mask that was kept as JPEG or resized, set data.binarise: 127"
+        suggestion += (
+            "; if it is a black and white mask that was kept as JPEG or resized, set"
+            " data.binarise: 127"
+        )
     return f"holds labels outside {known}: {shown}{', ...' if len(wrong) > 8 else ''}", suggestion
 
 

@@ -140,7 +140,8 @@ def _rotate90(
     square = [(a, b) for a, b in planes if keys.size[a] == keys.size[b]]
     if not square:
         raise ConfigError(
-            f"augment rotate90: patch size {list(keys.size)} has no plane with equal sides. Make two sides equal or remove rotate90."
+            f"augment rotate90: patch size {list(keys.size)} has no plane with equal sides. Make"
+            " two sides equal or remove rotate90."
         )
     return [
         OneOf([RandRotate90d(keys.every, prob=p, max_k=3, spatial_axes=plane) for plane in square])
@@ -156,7 +157,7 @@ def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
 
 def _brightness(
     keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
-) -> list[Transform]:  # noqa: A002 - the YAML's word
+) -> list[Transform]:
     """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
     low, high = _pair("brightness", "range", range)
     return _alike(
@@ -169,7 +170,7 @@ def _brightness(
 
 def _contrast(
     keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
-) -> list[Transform]:  # noqa: A002
+) -> list[Transform]:
     """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all
     channels: hues stay.
     """
@@ -190,7 +191,7 @@ def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) 
 
 def _gamma(
     keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), both: bool = False
-) -> list[Transform]:  # noqa: A002
+) -> list[Transform]:
     """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is
     drawn from ``range``.
 
@@ -279,8 +280,9 @@ def _elastic(
     most = UNFOLDED[dims] * spacing
     if not 0 <= magnitude <= most:
         raise ConfigError(
-            f"augment elastic: magnitude is {magnitude}, must be from 0 to {most:g} ({UNFOLDED[dims]} of spacing {spacing:g}), "
-            "above which the patch can fold over itself. Lower magnitude or raise spacing."
+            f"augment elastic: magnitude is {magnitude}, must be from 0 to {most:g}"
+            f" ({UNFOLDED[dims]} of spacing {spacing:g}), above which the patch can fold over"
+            " itself. Lower magnitude or raise spacing."
         )
     return [RandElasticd(keys, p, spacing, magnitude)]
 
@@ -302,7 +304,8 @@ def _colour(
     low, high = _pair("colour", "saturation", saturation)
     if min(low, high) < 0 or not 0 <= gain < 1 or hue < 0:
         raise ConfigError(
-            f"augment colour: hue={hue}, saturation=[{low}, {high}], gain={gain}: none may be negative, and gain must be below 1."
+            f"augment colour: hue={hue}, saturation=[{low}, {high}], gain={gain}: none may be"
+            " negative, and gain must be below 1."
         )
     return [RandColourd(_chosen(keys, "colour", both), p, hue, (low, high), gain)]
 
@@ -324,7 +327,8 @@ def _clahe(
         )
     if not 0 < min(low, high) <= max(low, high) <= 1:
         raise ConfigError(
-            f"augment clahe: clip is [{low}, {high}], both must be above 0 and at most 1, e.g. [0.005, 0.02]."
+            f"augment clahe: clip is [{low}, {high}], both must be above 0 and at most 1, e.g."
+            " [0.005, 0.02]."
         )
     if (
         isinstance(tiles, bool)
@@ -332,8 +336,9 @@ def _clahe(
         or not 1 <= tiles <= min(keys.size) // TILE
     ):
         raise ConfigError(
-            f"augment clahe: tiles is {tiles!r} for a patch of {list(keys.size)}, must be a whole number from 1 to "
-            f"{min(keys.size) // TILE}, so that a tile has at least {TILE} pixels a side. Lower tiles or enlarge data.patch.size."
+            f"augment clahe: tiles is {tiles!r} for a patch of {list(keys.size)}, must be a whole"
+            f" number from 1 to {min(keys.size) // TILE}, so that a tile has at least {TILE} pixels"
+            " a side. Lower tiles or enlarge data.patch.size."
         )
     return [RandClahed(keys.image, p, (low, high), tuple(-(-n // tiles) for n in keys.size))]
 
@@ -347,7 +352,8 @@ def _pair(entry: str, option: str, values: Sequence[float]) -> tuple[float, floa
     )
     if not good:
         raise ConfigError(
-            f"augment {entry}: {option} is {values!r}, must be two numbers, e.g. {option}: [0.8, 1.2]."
+            f"augment {entry}: {option} is {values!r}, must be two numbers, e.g. {option}: [0.8,"
+            " 1.2]."
         )
     return values[0], values[1]
 

@@ -45,7 +45,10 @@ def faults(
         found.append(Fault(path=root, problem=mixed, suggestion=suggestion, severity=severity))
     uneven = _uneven_spacing(properties)
     if uneven:
-        suggestion = "A network knows voxels and no millimetres: resample them to one spacing, or see that this is meant"
+        suggestion = (
+            "A network knows voxels and no millimetres: resample them to one spacing, or see that"
+            " this is meant"
+        )
         found.append(Fault(path=root, problem=uneven, suggestion=suggestion, severity="warning"))
     return found
 
@@ -55,7 +58,10 @@ def _mixed_files(case: Case, entry: CaseProperties) -> Iterator[tuple[Path, str,
     for role, path in case.targets.items():
         family = _family(entry, role)
         if own and family and own != family:
-            problem = f"is {ORDER[family]}, its image {case.image[0].name} is {ORDER[own]}: nothing says which axis is which"
+            problem = (
+                f"is {ORDER[family]}, its image {case.image[0].name} is {ORDER[own]}: nothing says"
+                " which axis is which"
+            )
             yield path, problem, "Save both in one format, the axes in one order"
 
 
@@ -100,7 +106,10 @@ def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
         key=lambda a: max(s[a] for s in spacings) / min(s[a] for s in spacings),
     )
     small, large = (pick(known, key=lambda i: known[i][axis]) for pick in (min, max))
-    return f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has {grid.by_mm(known[large])}"
+    return (
+        f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has"
+        f" {grid.by_mm(known[large])}"
+    )
 
 
 def trained_on(
@@ -118,9 +127,9 @@ def trained_on(
         "layout": layout,
         "family": _common(g["family"] for g in grids),
         "codes": _common(g.get("codes") for g in grids),
-        "spacing": [statistics.median(axis) for axis in zip(*spacings, strict=True)]
-        if even
-        else None,
+        "spacing": (
+            [statistics.median(axis) for axis in zip(*spacings, strict=True)] if even else None
+        ),
         "class_names": {str(value): name for value, name in names.items()},
     }
 

@@ -129,19 +129,28 @@ def _in_words(path: Path, error: OSError, need: int, temp: Path | None) -> DiskE
     left = "; the file was not changed" if temp is not None else ""
     return DiskError(
         number,
-        f"{path}: {reason} after {done} bytes{bytes_needed}{bytes_free}{left}. {_way_out(path, number)}.",
+        f"{path}: {reason} after {done} bytes{bytes_needed}{bytes_free}{left}."
+        f" {_way_out(path, number)}.",
     )
 
 
 def _way_out(path: Path, number: int) -> str:
     folder = path.parent
     ways = {
-        errno.EFBIG: "Raise the limit of the size of files (ulimit -f), or use a disk that takes files of that size, and run again",
+        errno.EFBIG: (
+            "Raise the limit of the size of files (ulimit -f), or use a disk that takes files of"
+            " that size, and run again"
+        ),
         errno.EROFS: f"{folder} is read-only: choose another folder",
         errno.EACCES: f"Give this user the right to write in {folder}, or choose another folder",
-        errno.ENAMETOOLONG: f"Its name has {len(os.fsencode(path.name))} bytes, its path {len(os.fsencode(path))}: choose a shorter one",
+        errno.ENAMETOOLONG: (
+            f"Its name has {len(os.fsencode(path.name))} bytes, its path {len(os.fsencode(path))}:"
+            " choose a shorter one"
+        ),
         errno.EMFILE: "Raise the limit of open files, e.g. with ulimit -n 4096, and run again",
-        errno.EIO: f"The disk of {folder} fails: look into the system's log, or choose another disk",
+        errno.EIO: (
+            f"The disk of {folder} fails: look into the system's log, or choose another disk"
+        ),
         errno.EDQUOT: f"Your quota is used up: free space in {folder}, and run again",
     }
     ways |= {errno.EPERM: ways[errno.EACCES], errno.ENFILE: ways[errno.EMFILE]}
@@ -277,11 +286,13 @@ def _require_replaceable(path: Path) -> None:
         return
     if stat.S_ISDIR(mode) and suffix(path) not in FOLDERS:
         raise UserError(
-            f"{path} is a folder where a file is to be written. Move it away, or choose another place."
+            f"{path} is a folder where a file is to be written. Move it away, or choose another"
+            " place."
         )
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
         raise UserError(
-            f"{path} is no file but a pipe, a socket or a device. Move it away, or choose another place."
+            f"{path} is no file but a pipe, a socket or a device. Move it away, or choose another"
+            " place."
         )
 
 

@@ -176,5 +176,6 @@ def require_text(option: str, path: Path) -> None:
         shown = f"{option} {path}".strip()
         advice = "Rename that folder, or name a link to it"
         raise UserError(
-            f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it. {advice}."
+            f"{shown}: this name is no UTF-8 text, and neither a config nor a model can hold it."
+            f" {advice}."
         ) from None

@@ -186,13 +186,15 @@ def write(
     space: int = dims or geometry.meta.get("dims") or (2 if flat else 3)
     if array.ndim not in (space, space + 1):
         raise UserError(
-            f"{path}: an array of shape {array.shape} is not (*S) or (C, *S) with {space} space axes."
+            f"{path}: an array of shape {array.shape} is not (*S) or (C, *S) with {space} space"
+            " axes."
         )
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "uif":
         raise UserError(
-            f"{path}: values of type {array.dtype} cannot be written. Convert them to an integer or real number type."
+            f"{path}: values of type {array.dtype} cannot be written. Convert them to an integer or"
+            " real number type."
         )
     form = _format(path)
     with whole(path, array.nbytes) as temp:

@@ -94,7 +94,10 @@ def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an a
     free = available_memory()
     if need > free:
         size = "x".join(map(str, shape))
-        problem = f"announces {what} of {size} {np.dtype(dtype).name}, which needs {_gib(need)}, {_gib(free)} are free"
+        problem = (
+            f"announces {what} of {size} {np.dtype(dtype).name}, which needs {_gib(need)},"
+            f" {_gib(free)} are free"
+        )
         raise FileError(
             path,
             problem,
@@ -107,7 +110,10 @@ def check_ratio(path: Path, need: int, stored: int, most: int) -> None:
     codec's ratio.
     """
     if need > stored * most + SLACK:
-        problem = f"announces {need} bytes of pixels, of which its {stored} compressed bytes can hold {stored * most} at most"
+        problem = (
+            f"announces {need} bytes of pixels, of which its {stored} compressed bytes can hold"
+            f" {stored * most} at most"
+        )
         raise FileError(path, problem)
 
 

@@ -144,7 +144,8 @@ def _acquire(path: Path, wait: Wait | None) -> int:
     while True:
         if os.path.lexists(path) and not os.path.isfile(path):
             raise UserError(
-                f"{path} should be the lock of {path.parent}, and is no file. Move it away, or choose another folder."
+                f"{path} should be the lock of {path.parent}, and is no file. Move it away, or"
+                " choose another folder."
             )
         with named(path):
             path.parent.mkdir(parents=True, exist_ok=True)

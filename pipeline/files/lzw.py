@@ -62,7 +62,7 @@ def _may_break(data: np.ndarray) -> bool:  # noqa: C901
 @njit(cache=True, nogil=True)
 def _ends_badly(data: np.ndarray, place: int) -> bool:
     """Whether the last bytes may hold a Clear code and a string, of whatever width."""
-    for start in range(place, data.size * 8 - 17):  # noqa: SIM110
+    for start in range(place, data.size * 8 - 17):
         if _code(data, start, 9) == CLEAR and _code(data, start + 9, 9) >= STRINGS:
             return True
     return False

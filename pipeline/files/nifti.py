@@ -62,7 +62,10 @@ def _read_on(path: Path, stream: gzip.GzipFile) -> None:
     while part := stream.read(2**20):
         rest += len(part)
         if rest > BEHIND:
-            problem = f"goes on for more than {BEHIND >> 20} MiB behind the pixels that its header announces"
+            problem = (
+                f"goes on for more than {BEHIND >> 20} MiB behind the pixels that its header"
+                " announces"
+            )
             raise FileError(
                 path, problem, "Its header and its pixels do not belong together: export it again"
             )
@@ -163,7 +166,8 @@ def _check_extensions(path: Path, data: bytes, order: str) -> None:
         if size < 8 or place + size > len(data):
             raise FileError(
                 path,
-                f"has a header extension of {size} bytes where {len(data) - place} are left before the pixels",
+                f"has a header extension of {size} bytes where {len(data) - place} are left before"
+                " the pixels",
             )
         place += size
     raise FileError(path, f"has more than {EXTENSIONS} header extensions", "Export it again")

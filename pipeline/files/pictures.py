@@ -37,7 +37,10 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
     try:
         image = Image.open(path, formats=("PNG", "JPEG", "GIF", "BMP"))
     except UnidentifiedImageError:
-        suggestion = "Copy or export it again; a picture of another format needs converting, not only another name"
+        suggestion = (
+            "Copy or export it again; a picture of another format needs converting, not only"
+            " another name"
+        )
         raise FileError(
             path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", suggestion
         ) from None
@@ -391,14 +394,16 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """
     if suffix(path) in READ_ONLY:
         raise UserError(
-            f"{path.suffix} files are only read. Write .png instead; all that can be written: {', '.join(WRITABLE)}."
+            f"{path.suffix} files are only read. Write .png instead; all that can be written:"
+            f" {', '.join(WRITABLE)}."
         )
     png = path.suffix.lower() == ".png"
     kinds = ("uint8", "uint16") if png else ("uint8",)
     if array.ndim != 3 or array.shape[0] not in (1, 3) or str(array.dtype) not in kinds:
         wanted = f"1 or 3 channels of {' or '.join(kinds)}, (C, Y, X)"
         raise UserError(
-            f"a {path.suffix} file holds {wanted}; got {array.dtype} of shape {array.shape}. Write .tif or .npy instead."
+            f"a {path.suffix} file holds {wanted}; got {array.dtype} of shape {array.shape}. Write"
+            " .tif or .npy instead."
         )
     pixels = array[0].copy() if array.shape[0] == 1 else array.transpose(1, 2, 0).copy()
     if png:  # Pillow knows no colours of 16 bits

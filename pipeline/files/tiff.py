@@ -136,9 +136,15 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
     for number in chain.others if plain else range(2, count + 1):
         page: Any = tif.pages.get(number - 1)  # not kept: a long stack has many
         if page.shape != first.shape or page.dtype != first.dtype:
-            return f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page {number} is {page.shape} {page.dtype}"
+            return (
+                f"has pages of different kinds: page 1 is {first.shape} {first.dtype}, page"
+                f" {number} is {page.shape} {page.dtype}"
+            )
         if _orientation(page) != _orientation(first):
-            return f"has pages of different orientation (tag 274): {_orientation(first)} on page 1, {_orientation(page)} on page {number}"
+            return (
+                f"has pages of different orientation (tag 274): {_orientation(first)} on page 1,"
+                f" {_orientation(page)} on page {number}"
+            )
         problem = _segment_problem(page, size)
         if problem:
             return f"is truncated or damaged at page {number} of {count}: {problem}"
@@ -152,9 +158,15 @@ def _segment_problem(page: Any, size: int) -> str | None:
         isinstance(value, int)
         for value in (page.photometric, page.compression, page.samplesperpixel)
     ):
-        return "its colours, its compression or its number of samples (tags 262, 259, 277) are no numbers"
+        return (
+            "its colours, its compression or its number of samples (tags 262, 259, 277) are no"
+            " numbers"
+        )
     if (opaque := _opaque(page)) is not None and opaque < 1:
-        return f"it announces {len(page.extrasamples)} samples beside the colours (tag 338) of {page.samplesperpixel} in all"
+        return (
+            f"it announces {len(page.extrasamples)} samples beside the colours (tag 338) of"
+            f" {page.samplesperpixel} in all"
+        )
     offsets, counts = page.dataoffsets, page.databytecounts
     wanted = math.prod(page.chunked)
     if page.planarconfig not in (1, 2):
@@ -205,7 +217,10 @@ def _stored_problem(page: Any, stored: int) -> str | None:
     if page.compression == 1 and stored < need:
         return f"{stored} bytes of pixels are there"
     if ratio is not None and need > ratio * stored + SLACK:
-        return f"it announces {need} bytes of pixels, of which {stored} compressed bytes can hold {ratio * stored} at most"
+        return (
+            f"it announces {need} bytes of pixels, of which {stored} compressed bytes can hold"
+            f" {ratio * stored} at most"
+        )
     return None
 
 
@@ -289,7 +304,10 @@ def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], t
     if len(depth) != dims - 2:
         raise wrong_axes(path, tif.series[0].shape, dims)
     if dims == 3 and _orientation(tif.pages.first) != 1:
-        problem = f"is a volume whose pages have the orientation {_orientation(tif.pages.first)} (tag 274) and so are not seen as they lie"
+        problem = (
+            f"is a volume whose pages have the orientation {_orientation(tif.pages.first)} (tag"
+            " 274) and so are not seen as they lie"
+        )
         raise FileError(
             path,
             problem,
@@ -320,7 +338,7 @@ def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
         return (
             len(range(shape[0])[: _opaque(page)]),
             *shape[1:],
-        ), "uint8" if page.dtype == bool else page.dtype.name
+        ), ("uint8" if page.dtype == bool else page.dtype.name)
 
 
 def geometry(path: Path, dims: int) -> Geometry:
@@ -386,7 +404,8 @@ def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
             if broken:
                 raise FileError(
                     path,
-                    f"is damaged: the LZW codes of a strip or tile of page {number} of {len(found)} make no sense",
+                    f"is damaged: the LZW codes of a strip or tile of page {number} of {len(found)}"
+                    " make no sense",
                 )
 
 
@@ -426,12 +445,18 @@ def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
     colours = _COLOURS.get(int(page.photometric))
     if colours and not (colours == "YCbCr" and page.compression in _JPEG):
         return (
-            f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned into RGB",
+            (
+                f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned"
+                " into RGB"
+            ),
         )
     if page.photometric != 0 or (_is_ink(page) and dims == 2 and not labels):
         return ()
     return (
-        "is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they are, not turned round",
+        (
+            "is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as"
+            " they are, not turned round"
+        ),
     )
 
 

@@ -247,7 +247,8 @@ def _check_text(state: _Walk, page: Page, offset: int, number: int) -> None:
     )
     if state.planes > 2 * PAGES:
         raise Damage(
-            f"announces {state.planes} planes in its descriptions up to page {number}; {PAGES} are the most"
+            f"announces {state.planes} planes in its descriptions up to page {number}; {PAGES} are"
+            " the most"
         )
 
 
@@ -302,7 +303,8 @@ def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
         for tag, kind, count, _ in struct.iter_unpack(state.entry, entries):
             if tag == 330:  # readers follow it down, for ever where it leads back
                 raise Damage(
-                    f"has directories inside the directories of page {number}, which must not have any"
+                    f"has directories inside the directories of page {number}, which must not"
+                    " have any"
                 )
             length = count * KINDS.get(kind, 1)
             _add_values(state, min(length, state.size) if length > inline else 0, number)

@@ -140,7 +140,8 @@ def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
             ):
                 raise FileError(
                     path,
-                    f"has a scale or translation of {str(values)[:80]} where {axes} numbers are needed",
+                    f"has a scale or translation of {str(values)[:80]} where {axes} numbers are"
+                    " needed",
                     _SPECIFIED,
                 )
 

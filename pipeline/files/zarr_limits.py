@@ -78,7 +78,8 @@ def check_metadata(path: Path, place: str = "") -> None:
         if size > LARGEST:
             raise FileError(
                 path,
-                f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are the most",
+                f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are"
+                " the most",
             )
 
 
@@ -95,7 +96,10 @@ def check_array(path: Path, array: Any, store: Folder) -> None:
     smallest = math.prod(min(n, size) for n, size in zip(parts[-1], shape, strict=True))
     chunks = math.prod(-(-size // n) for n, size in zip(parts[-1], shape, strict=True))
     if chunks > FEWEST and smallest < SMALLEST:
-        problem = f"consists of {chunks} chunks of {smallest} voxels; more than {FEWEST} must have {SMALLEST} each"
+        problem = (
+            f"consists of {chunks} chunks of {smallest} voxels; more than {FEWEST} must have"
+            f" {SMALLEST} each"
+        )
         raise FileError(path, problem, "Write it again with larger chunks, such as 64x64x64")
     for edges in parts:
         check_memory(path, edges, array.dtype, "chunks")
@@ -311,7 +315,8 @@ def _decoded(codec: Any, buf: Any, most: int) -> bytes:
         if place == len(data):
             return parts[0] if len(parts) == 1 else b"".join(parts)
     raise ValueError(
-        f"a chunk of at most {most} bytes consists of more than {MEMBERS + most // MEMBER} compressed streams"
+        f"a chunk of at most {most} bytes consists of more than {MEMBERS + most // MEMBER}"
+        " compressed streams"
     )
 
 

@@ -108,11 +108,13 @@ def check(backend: str, device: str, norms: str = "tile") -> None:
         )
     if device != "cpu":
         raise BackendError(
-            f"--backend {backend} computes on the CPU, not on {device}. Use --device cpu, or --backend torch."
+            f"--backend {backend} computes on the CPU, not on {device}. Use --device cpu, or"
+            " --backend torch."
         )
     if norms != "tile":
         raise BackendError(
-            f"--backend {backend} cannot fix the statistics of single layers, as predict.norms: {norms} asks. Use --backend torch, or norms: tile."
+            f"--backend {backend} cannot fix the statistics of single layers, as predict.norms:"
+            f" {norms} asks. Use --backend torch, or norms: tile."
         )
     for name in ("onnx", *BACKENDS[backend].packages):
         _package(name, backend)
@@ -132,7 +134,8 @@ def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
     check(backend, "cpu")
     if not isinstance(network, HeadedNet):
         raise BackendError(
-            f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use --backend torch."
+            f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use"
+            " --backend torch."
         )
     kept, channels = cache(path), load_facts(path).channels[0]
     if kept.is_file():
@@ -232,7 +235,8 @@ def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> E
         limit = TOLERANCE * max(1.0, float(right.abs().max()))
         if not error <= limit:
             raise BackendError(
-                f"the export for --backend {backend} differs from its network by {error:.2g} in {head!r}, more than {limit:.2g}. Use --backend torch."
+                f"the export for --backend {backend} differs from its network by {error:.2g} in"
+                f" {head!r}, more than {limit:.2g}. Use --backend torch."
             )
     return exported
 
@@ -246,7 +250,8 @@ def _package(name: str, backend: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise BackendError(
-            f'--backend {backend} needs the package {name} ({error}): pip install "pipeline[cpu]", or use --backend torch.'
+            f'--backend {backend} needs the package {name} ({error}): pip install "pipeline[cpu]",'
+            " or use --backend torch."
         ) from None
 
 

@@ -92,8 +92,9 @@ class Blend:
         shapes, before = [tuple(o.shape[1:]) for o in outputs], [b.shape for b in self.bands]
         if names != self.names or shapes != before:
             raise ValueError(
-                f"the network answered with {names or 'tensors'} of {shapes} to one tile and "
-                f"{self.names or 'tensors'} of {before} to others; every tile needs the same outputs"
+                f"the network answered with {names or 'tensors'} of {shapes} to one tile and"
+                f" {self.names or 'tensors'} of {before} to others; every tile needs the same"
+                " outputs"
             )
         for n, (origin, item) in enumerate(spots):
             if origin[0] != self.start:
@@ -151,9 +152,9 @@ class Band:
         )
         if tiles.halo and not on_voxels:
             raise ValueError(
-                f"a halo of {tiles.halo} needs tiles that start on whole voxels of every output, but "
-                f"one has {self.tile} voxels for a tile of {tiles.tile}; leave halo at 0, or give the "
-                "network's stride"
+                f"a halo of {tiles.halo} needs tiles that start on whole voxels of every output,"
+                f" but one has {self.tile} voxels for a tile of {tiles.tile}; leave halo at 0, or"
+                " give the network's stride"
             )
         across = [self._at(axis, tiles.padded[axis]) for axis in axes[1:]]
         precise = torch.promote_types(dtype, torch.float32)
@@ -242,7 +243,8 @@ def _check(names: Sequence[Hashable] | None, outputs: Sequence[Any], count: int,
     for name, output in zip(names or range(len(outputs)), outputs, strict=True):
         if not isinstance(output, torch.Tensor):
             raise TypeError(
-                f"output {name!r} of the network is {type(output).__name__}, but a tensor, or a tuple, list or dict of tensors, is needed"
+                f"output {name!r} of the network is {type(output).__name__}, but a tensor, or a"
+                " tuple, list or dict of tensors, is needed"
             )
         if not output.is_floating_point():
             raise TypeError(
@@ -251,8 +253,8 @@ def _check(names: Sequence[Hashable] | None, outputs: Sequence[Any], count: int,
             )
         if output.ndim != dims + 2 or len(output) != count:
             raise ValueError(
-                f"output {name!r} of the network has shape {tuple(output.shape)} for {count} tiles, "
-                f"but ({count}, K, *tile) with {dims} space axes is needed"
+                f"output {name!r} of the network has shape {tuple(output.shape)} for {count} tiles,"
+                f" but ({count}, K, *tile) with {dims} space axes is needed"
             )
 
 

@@ -31,11 +31,13 @@ def resolve(name: str) -> str:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(
-            f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:1 and so on. Choose one of them."
+            f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:1 and so on. Choose one of"
+            " them."
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"--device {name}: no CUDA device is visible to torch. Use --device cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES."
+            f"--device {name}: no CUDA device is visible to torch. Use --device cpu, or check"
+            " nvidia-smi and CUDA_VISIBLE_DEVICES."
         )
     if (
         device.type == "cuda"
@@ -43,7 +45,8 @@ def resolve(name: str) -> str:
         and device.index >= torch.cuda.device_count()
     ):
         raise UserError(
-            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0. Choose one of them."
+            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0."
+            " Choose one of them."
         )
     return name
 

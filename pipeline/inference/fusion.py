@@ -26,7 +26,8 @@ def require_weights(weights: Sequence[float]) -> None:
         or not math.isfinite(sum(weights))
     ):
         raise UserError(
-            f"member weights {list(weights)} must be finite numbers that are not negative, and one must be positive."
+            f"member weights {list(weights)} must be finite numbers that are not negative, and one"
+            " must be positive."
         )
 
 
@@ -39,7 +40,8 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
     shapes = {tuple(int(n) for n in a.shape) for a in arrays}
     if len(shapes) > 1:
         raise UserError(
-            f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from different inputs or configs."
+            f"case {case_id}: members disagree in shape: {sorted(shapes)}. They were made from"
+            " different inputs or configs."
         )
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
     way, (shape,) = FUSIONS[fusion], shapes

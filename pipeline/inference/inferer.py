@@ -270,11 +270,13 @@ class SlidingWindowInferer(Inferer):
     def _frame(self, inputs: torch.Tensor, network: Callable[..., Any]) -> Frame:
         if not isinstance(inputs, torch.Tensor):
             raise TypeError(
-                f"inputs are {type(inputs).__name__}, but a tensor (B, C, *S) is needed; torch.from_numpy makes one of an array"
+                f"inputs are {type(inputs).__name__}, but a tensor (B, C, *S) is needed;"
+                " torch.from_numpy makes one of an array"
             )
         if inputs.ndim < 3 or not inputs.numel():
             raise ValueError(
-                f"inputs have shape {tuple(inputs.shape)}, but (B, C, *S) with at least one space axis and one voxel is needed"
+                f"inputs have shape {tuple(inputs.shape)}, but (B, C, *S) with at least one space"
+                " axis and one voxel is needed"
             )
         size = tuple(inputs.shape[2:])
         dims = len(size)
@@ -358,7 +360,8 @@ def _per_axis(name: str, value: Any, dims: int) -> tuple:
     values = _each(value)
     if isinstance(value, Iterable) and len(values) != dims:
         raise ValueError(
-            f"{name} is {value}, but inputs have {dims} space axes; give one value for each, or one for all"
+            f"{name} is {value}, but inputs have {dims} space axes; give one value for each, or one"
+            " for all"
         )
     return values if isinstance(value, Iterable) else values * dims
 

@@ -82,7 +82,8 @@ def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
     if lost:
         path = softs.array_path(folder, case_id).with_suffix(".json")
         raise UserError(
-            f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it with pipeline.predict."
+            f"{path}: lacks {' and '.join(lost)}, without which no image can be written. Predict it"
+            " with pipeline.predict."
         )
     return soft
 
@@ -97,7 +98,8 @@ def _mask(path: Path) -> tuple[np.ndarray, Geometry]:
         problem = error.problem
     if problem is not None:
         raise UserError(
-            f"{path}: {problem}. A vote over answer files takes 0/1 masks; save soft predictions instead."
+            f"{path}: {problem}. A vote over answer files takes 0/1 masks; save soft predictions"
+            " instead."
         )
     return array, geometry
 
@@ -149,7 +151,8 @@ def looked_at(
         raise UserError("members cannot be fused:\n  " + "\n  ".join(shown) + more)
     for folder, count in moved.items():
         logger.info(
-            f"{folder}: {count} cases have other axes than the first member's; they are brought to those exactly"
+            f"{folder}: {count} cases have other axes than the first member's; they are brought to"
+            " those exactly"
         )
     return ways, damaged
 
@@ -168,13 +171,15 @@ def _laid_onto(first: Located, other: Located) -> Alignment:
         raise UserError(f"{pair} hold other things: {_what(mine)} and {_what(theirs)}.")
     if "scale" in mine.meta.rules.needed and not _same_scale(mine.meta.scale, theirs.meta.scale):
         raise UserError(
-            f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were trained alike."
+            f"{pair} hold intensities on different scales (data.normalise). Fuse networks that were"
+            " trained alike."
         )
     shape, size = mine.main.shape[1:], theirs.main.shape[1:]
     here, there = grid_of(mine.geometry, len(size)), grid_of(theirs.geometry, len(size))
     if here.family != there.family:
         raise UserError(
-            f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in different orders. {FROM_ONE}"
+            f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in"
+            f" different orders. {FROM_ONE}"
         )
     way = alignment(here, shape, there, size) if len(shape) == len(size) else None
     if way is None:

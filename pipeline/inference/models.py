@@ -88,8 +88,9 @@ def load_model(path: Path, own: bool = True) -> Checkpoint:
     problem = nonfinite(weights)
     if problem is not None:
         raise CheckpointError(
-            f"{path}: {problem}. Its training diverged, or the file was damaged: take another model of the run (--model best or swa, "
-            "another fold, an epoch kept before), copy it again, or train it again, e.g. with a lower learning rate."
+            f"{path}: {problem}. Its training diverged, or the file was damaged: take another model"
+            " of the run (--model best or swa, another fold, an epoch kept before), copy it again,"
+            " or train it again, e.g. with a lower learning rate."
         )
     return model
 
@@ -112,7 +113,8 @@ def load_shapes(path: Path) -> dict[str, torch.Tensor]:
     odd = [f"{name} ({kind})" for name, (_, kind) in kinds.items() if kind not in KINDS]
     if odd:
         raise CheckpointError(
-            f"{path}: holds numbers of a type that no network here has: {', '.join(odd[:5])}. Convert them to float32, or train it again."
+            f"{path}: holds numbers of a type that no network here has: {', '.join(odd[:5])}."
+            " Convert them to float32, or train it again."
         )
     return {
         name: torch.empty(shape, dtype=KINDS[kind], device="meta")
@@ -134,12 +136,13 @@ def _require_own(path: Path, model: Checkpoint) -> None:
         outline = outlines.bounded(config.network, *model.channels, config.data.dims)
     except ConfigError as error:
         raise CheckpointError(
-            f"{path}: its header describes no model: {error} Take another model of the run, or train it again."
+            f"{path}: its header describes no model: {error} Take another model of the run, or"
+            " train it again."
         ) from None
     if wanted != model.channels[1]:
         raise CheckpointError(
-            f"{path}: its header says channels {list(model.channels)}, but its config gives {wanted} output channels. "
-            "Take another model of the run, or train it again."
+            f"{path}: its header says channels {list(model.channels)}, but its config gives"
+            f" {wanted} output channels. Take another model of the run, or train it again."
         )
     require_fit(outline.state_dict(), load_shapes(path), str(path))
 
@@ -155,7 +158,10 @@ def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
         return None
     named = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:5])
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    return f"{sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN or infinite: {named}{more}"
+    return (
+        f"{sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN or infinite:"
+        f" {named}{more}"
+    )
 
 
 def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
@@ -163,12 +169,13 @@ def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
     found = documents_problem(header, documents.ModelHeader)
     if found is not None:
         raise CheckpointError(
-            f"{path}: this is not a model file of this package: its header: {found}. Take another, or train it again."
+            f"{path}: this is not a model file of this package: its header: {found}. Take another,"
+            " or train it again."
         )
     if (count := _entries(header["config"])) > ENTRIES:
         raise CheckpointError(
-            f"{path}: its header describes no model: its config has {count:,} entries, must have at most {ENTRIES:,}. "
-            "Take another model of the run, or train it again."
+            f"{path}: its header describes no model: its config has {count:,} entries, must have at"
+            f" most {ENTRIES:,}. Take another model of the run, or train it again."
         )
     facts: dict[str, Any] = {name: header[name] for name in FACTS}
     facts["channels"] = tuple(facts["channels"])
@@ -201,11 +208,13 @@ def _opened(path: Path) -> Iterator[Any]:
     """
     if not os.path.isfile(path):
         raise CheckpointError(
-            f"{path}: no such model file. Check --checkpoint; a run holds fold_N/best_model.safetensors."
+            f"{path}: no such model file. Check --checkpoint; a run holds"
+            " fold_N/best_model.safetensors."
         )
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code. Convert it first."
+            f"{path}: only .safetensors files are read; pickled files ({path.suffix}) can run code."
+            " Convert it first."
         )
     try:
         with files.as_text(path) as name, safe_open(name, framework="pt") as file:
@@ -224,7 +233,8 @@ def _opened(path: Path) -> Iterator[Any]:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     words = str(error)[:SHOWN]
     return CheckpointError(
-        f"{path}: damaged or not a safetensors file ({words}). Copy it again, or train the fold again."
+        f"{path}: damaged or not a safetensors file ({words}). Copy it again, or train the fold"
+        " again."
     )
 
 
@@ -315,13 +325,17 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
         UserError: when there are none, or when a run lacks folds and that is not allowed.
     """
     if reason := files.absence(path):
-        suggestion = "Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors file."
+        suggestion = (
+            "Give a run folder (runs/NAME), a fold folder (runs/NAME/fold_0) or a .safetensors"
+            " file."
+        )
         raise UserError(f"--checkpoint {path}: {reason}. {suggestion}")
     if os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
         raise UserError(
-            f"--checkpoint {path}: is no file but a pipe, a socket or a device. Give a run folder or a .safetensors file."
+            f"--checkpoint {path}: is no file but a pipe, a socket or a device. Give a run folder"
+            " or a .safetensors file."
         )
     if not os.access(path, os.R_OK | os.X_OK):
         raise UserError(
@@ -336,7 +350,8 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
     if len(complete) < count and not allow_missing:
         missing = sorted({f"fold_{n}" for n in range(count)} - {f.path.name for f in complete})
         raise UserError(
-            f"{path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or accept it with --allow-missing-folds."
+            f"{path}: {', '.join(missing)} not complete. Finish them with pipeline.train, or accept"
+            " it with --allow-missing-folds."
         )
     if not complete:
         raise UserError(f"{path}: no fold is complete.")
@@ -362,7 +377,10 @@ def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
                 **{k: model.trained_on.get(k) for k in ("family", "codes")},
             }
         )
-        about = f"Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}: {model.score}"
+        about = (
+            f"Fold: {model.fold}, epoch: {model.epoch + 1}, {config.train.stop.monitor}:"
+            f" {model.score}"
+        )
         logger.info(f"Loaded model from {path}\n  {about}")
         networks_.append(network)
         configs.append(config)

@@ -230,8 +230,9 @@ def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
     core = tile - 2 * halo
     if core < multiple:
         raise UserError(
-            f"predict.norms exact needs tiles of at least {2 * halo + multiple}, not {tile}: layers see {spread} voxels far. "
-            f"Enlarge them (--patch-size {2 * halo + multiple}, or twice that to lose less in halos), or take --norms frozen."
+            f"predict.norms exact needs tiles of at least {2 * halo + multiple}, not {tile}: layers"
+            f" see {spread} voxels far. Enlarge them (--patch-size {2 * halo + multiple}, or twice"
+            " that to lose less in halos), or take --norms frozen."
         )
     boxes = []
     for place in range(0, size, core):

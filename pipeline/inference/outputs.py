@@ -49,7 +49,8 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
     for path in inputs:
         if os.path.isdir(path) and _identity(path) in above:
             raise UserError(
-                f"--output {output} lies inside the input {path}, which would be changed. Choose another folder."
+                f"--output {output} lies inside the input {path}, which would be changed. Choose"
+                " another folder."
             )
         for place in _hops(path):
             if place.parent not in chains:
@@ -62,8 +63,8 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
             )
             if folder is not None:
                 raise UserError(
-                    f"--output {output}: the input {path} lies in {folder}, which is written to: it could be overwritten. "
-                    "Choose another folder."
+                    f"--output {output}: the input {path} lies in {folder}, which is written to: it"
+                    " could be overwritten. Choose another folder."
                 )
 
 
@@ -81,7 +82,8 @@ def require_folder(output: Path) -> None:
         raise UserError(f"--output {output}: {found} is {what}, no folder. Choose another folder.")
     if lock.is_foreign(output / lock.NAME):
         raise UserError(
-            f"--output {output} holds a {lock.NAME} that no command of this package wrote: it would be removed. Choose another folder."
+            f"--output {output} holds a {lock.NAME} that no command of this package wrote: it would"
+            " be removed. Choose another folder."
         )
     for folder in (output, *(output / name for name in BELOW if os.path.isdir(output / name))):
         files.require_writable("--output", folder)
@@ -172,8 +174,8 @@ def require_own(output: Path, names: Iterable[str]) -> None:
     found = next((name for name in (SUMMARY, *names) if os.path.lexists(output / name)), None)
     if found is not None:
         raise UserError(
-            f"--output {output} holds {found}, which no prediction wrote (there is no {SUMMARY} of one): it would be overwritten. "
-            "Choose another folder."
+            f"--output {output} holds {found}, which no prediction wrote (there is no {SUMMARY} of"
+            " one): it would be overwritten. Choose another folder."
         )
 
 
@@ -228,7 +230,8 @@ def answer_files(folder: Path) -> dict[str, Path]:
             continue
         if name in found:
             raise UserError(
-                f"{folder}: {found[name].name} and {path.name} are both called {name}. Keep one file per id."
+                f"{folder}: {found[name].name} and {path.name} are both called {name}. Keep one"
+                " file per id."
             )
         found[name] = path
     return found
@@ -253,24 +256,26 @@ def require_finished(folder: Path, ids: Collection[str]) -> None:
     wanted = summary.get("inputs")
     if isinstance(wanted, int) and len(rows) < wanted:
         raise UserError(
-            f"{folder}: the last command that wrote there ended after {len(rows)} of {wanted} cases ({SUMMARY}), so that answers of two "
-            "may lie there. Run that command again."
+            f"{folder}: the last command that wrote there ended after {len(rows)} of {wanted} cases"
+            f" ({SUMMARY}), so that answers of two may lie there. Run that command again."
         )
     failed = [i for i, status in rows.items() if status == "failed"]
     stale = [i for i in failed if i in ids]
     if stale:
         raise UserError(
-            f"{folder}: {_listed(stale)} could not be predicted the last time ({SUMMARY} says why); what lies there is older. "
-            "Predict them again, or remove what is there of them."
+            f"{folder}: {_listed(stale)} could not be predicted the last time ({SUMMARY} says why);"
+            " what lies there is older. Predict them again, or remove what is there of them."
         )
     if failed:
         logger.warning(
-            f"{folder} lacks cases that could not be predicted ({SUMMARY} says why): {_listed(failed)}"
+            f"{folder} lacks cases that could not be predicted ({SUMMARY} says why):"
+            f" {_listed(failed)}"
         )
     unlisted = [i for i in ids if i not in rows]
     if unlisted:
         logger.warning(
-            f"{folder} holds answers that its last prediction did not write ({SUMMARY}): {_listed(unlisted)}"
+            f"{folder} holds answers that its last prediction did not write ({SUMMARY}):"
+            f" {_listed(unlisted)}"
         )
 
 

@@ -209,7 +209,8 @@ class Predictor:
         """
         if isinstance(folds, str) and folds == "all":
             raise UserError(
-                'folds="all" means the one model that was trained on all cases, which no run holds yet. Use folds=None.'
+                'folds="all" means the one model that was trained on all cases, which no run holds'
+                " yet. Use folds=None."
             )
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise UserError(f"threads is {threads}; at least 1 thread is needed, or None.")
@@ -226,7 +227,8 @@ class Predictor:
         known = {f.name for f in dataclasses.fields(ModelOptions)} - {"checkpoint", "device", "tta"}
         if unknown := sorted(set(options) - known):
             raise TypeError(
-                f"Predictor.load takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}."
+                f"Predictor.load takes no {', '.join(unknown)}; further options are"
+                f" {', '.join(sorted(known))}."
             )
         wanted = ModelOptions(
             **{"allow_missing_folds": True, **options}, checkpoint=path, device=names, tta=flips
@@ -237,7 +239,10 @@ class Predictor:
 
     def __repr__(self) -> str:
         """Short: a notebook shows it."""
-        return f"Predictor({self.config.name!r}, {len(self.models)} models, {self.channels} channels, device {self.device!r})"
+        return (
+            f"Predictor({self.config.name!r}, {len(self.models)} models, {self.channels} channels,"
+            f" device {self.device!r})"
+        )
 
     # --- one array ---
 
@@ -378,7 +383,8 @@ class Predictor:
         wanted = self.channels
         if wanted and have != wanted:
             together = (
-                "; of files ID_0000, ID_0001, ... give their folder, so that they are taken together"
+                "; of files ID_0000, ID_0001, ... give their folder, so that they are taken"
+                " together"
                 if wanted > have
                 else ""
             )
@@ -507,7 +513,8 @@ def _opened(
     if isinstance(volume, str | Path):
         if affine is not None or spacing is not None or axes is not None:
             raise UserError(
-                f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes out."
+                f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes"
+                " out."
             )
         path = Path(volume)
         array, geometry = reading.load_image(Case(id=path.name, image=(path,)), dims)
@@ -521,8 +528,9 @@ def _opened(
     array = array[None] if array.ndim == dims else array
     if array.ndim != dims + 1 or 0 in array.shape or array.dtype.kind not in "buif":
         raise UserError(
-            f"the array has shape {tuple(np.shape(volume))} and type {array.dtype}; this model takes numbers of shape "
-            f"{'(Z, Y, X)' if dims == 3 else '(Y, X)'} or, channels first, (C, {'Z, Y, X' if dims == 3 else 'Y, X'})."
+            f"the array has shape {tuple(np.shape(volume))} and type {array.dtype}; this model"
+            f" takes numbers of shape {'(Z, Y, X)' if dims == 3 else '(Y, X)'} or, channels first,"
+            f" (C, {'Z, Y, X' if dims == 3 else 'Y, X'})."
         )
     grid, order = _placed_by(predictor, dims, affine, spacing, axes)
     array = array.transpose(0, *(a + 1 for a in order)) if order != same else array
@@ -544,27 +552,31 @@ def _placed_by(
     if affine is not None:
         if spacing is not None or axes is not None:
             raise UserError(
-                "an affine says how far voxels lie apart and which axis is which: leave spacing and axes out."
+                "an affine says how far voxels lie apart and which axis is which: leave spacing and"
+                " axes out."
             )
         return affine_grid(affine, dims), same
     if predictor.trained_on.get("family") == "nifti":
         codes = predictor.trained_on.get("codes")
         raise UserError(
-            f"the model was trained on NIfTI{f' with axes {codes}' if codes else ''}, and an array does not say how its axes lie. "
-            "Give affine=, the 4 x 4 matrix of the image (nibabel: image.affine), or the path of its file."
+            f"the model was trained on NIfTI{f' with axes {codes}' if codes else ''}, and an array"
+            " does not say how its axes lie. Give affine=, the 4 x 4 matrix of the image (nibabel:"
+            " image.affine), or the path of its file."
         )
     natural = "zyx"[-dims:]
     given = "".join(axes or natural).lower()
     if sorted(given) != sorted(natural):
         raise UserError(
-            f"axes is {axes!r}, must be the letters {natural!r} in the order of the array, without channels."
+            f"axes is {axes!r}, must be the letters {natural!r} in the order of the array, without"
+            " channels."
         )
     order = tuple(given.index(letter) for letter in natural)
     if spacing is not None:
         spacing = [float(spacing)] * dims if isinstance(spacing, int | float) else spacing
         if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
             raise UserError(
-                f"spacing is {list(spacing)}; give {dims} positive numbers, millimetres along each axis of the array."
+                f"spacing is {list(spacing)}; give {dims} positive numbers, millimetres along each"
+                " axis of the array."
             )
         spacing = tuple(float(spacing[a]) for a in order)
     return Grid(family="array", spacing=spacing), order

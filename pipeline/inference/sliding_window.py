@@ -213,12 +213,14 @@ def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling)
             return predict_tile
         if beyond := receptive.beyond_statistics(network):
             raise UserError(
-                f"predict.norms is {way}, but no statistics make tiles equal the whole image here: {', '.join(beyond[:3])} depends on a "
-                "tile's size. Predict whole images (--whole), or in tiles of the training size with --norms tile."
+                f"predict.norms is {way}, but no statistics make tiles equal the whole image here:"
+                f" {', '.join(beyond[:3])} depends on a tile's size. Predict whole images"
+                " (--whole), or in tiles of the training size with --norms tile."
             )
     if way == "exact" and tuple(scales) != (1,):
         raise UserError(
-            f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out, or take --norms frozen."
+            f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out,"
+            " or take --norms frozen."
         )
     return replace(predict_tile, fixed=_statistics(predict_tile, source, tiles))
 
@@ -391,8 +393,9 @@ def stream(
             raise
         smaller = " ".join(str(-(-n // 2)) for n in tiles.tile)
         raise UserError(
-            f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller tiles, e.g. --patch-size {smaller} "
-            f"(predict.patch), or fewer at a time (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
+            f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller"
+            f" tiles, e.g. --patch-size {smaller} (predict.patch), or fewer at a time"
+            f" (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
     _write_wanted(blend.rest(), writer, wanted)
 

@@ -198,7 +198,8 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
             str(error).rstrip(".") if isinstance(error, files.FileError) else f"{beside}: {error}"
         )
         raise UserError(
-            f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft again for this case."
+            f"{path}: not a readable soft prediction ({words}). Run pipeline.predict --save-soft"
+            " again for this case."
         ) from None
     return SoftPrediction(case_id=case_id, heads=heads, geometry=place, meta=meta)
 
@@ -283,8 +284,9 @@ def load_sound(folder: Path, case_id: str) -> SoftPrediction:
     problem = next((p for p in found if p is not None), None)
     if problem is not None:
         raise UserError(
-            f"{array_path(folder, case_id)}: {problem}. Predict this case again with pipeline.predict --save-soft; where the network "
-            "itself gives such values, train it again or leave this member out."
+            f"{array_path(folder, case_id)}: {problem}. Predict this case again with"
+            " pipeline.predict --save-soft; where the network itself gives such values, train it"
+            " again or leave this member out."
         )
     return soft
 

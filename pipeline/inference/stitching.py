@@ -102,8 +102,9 @@ def warning(
         f"({n}) {way}" for n, way in enumerate(_ways_out(predict_tile, source, tiles, backend), 1)
     )
     return (
-        f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from whole ones, by {found.most:.2g} at most and "
-        f"{found.mean:.2g} on average in a sample of {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {ways}."
+        f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from"
+        f" whole ones, by {found.most:.2g} at most and {found.mean:.2g} on average in a sample of"
+        f" {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {ways}."
     )
 
 
@@ -122,8 +123,8 @@ def _ways_out(
     trained, predict = predict_tile.config.data.patch.size, predict_tile.config.predict
     room = "" if all(n > 2 * tiles.halo for n in trained) else " and a smaller --halo"
     ways = [
-        f"tiles of the training size, {_edges(trained)} (--patch-size {' '.join(map(str, trained))}{room}), so that the network sees "
-        "what it learned from"
+        f"tiles of the training size, {_edges(trained)} (--patch-size"
+        f" {' '.join(map(str, trained))}{room}), so that the network sees what it learned from"
     ]
     if not receptive.beyond_statistics(
         predict_tile.networks[0]
@@ -132,7 +133,8 @@ def _ways_out(
         ways.append(f"{other}--norms frozen, statistics of one pass over the (reduced) whole image")
         if tuple(predict.scales) == (1,):
             ways.append(
-                f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal to it"
+                f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal"
+                " to it"
             )
     if prod(source.array.shape) <= normalise.WHOLE:
         ways.append("whole images (--whole)")
@@ -157,13 +159,16 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
     least = [up(2 * halo + g, g) for g in multiple]
     if any(c < g for c, g in zip(core, multiple, strict=True)):
         raise UserError(
-            f"--halo auto: the network sees {_edges(radius)} voxels beyond a place, so its tiles need at least {_edges(least)}, not "
-            f"{_edges(tile)}. Give e.g. --patch-size {' '.join(str(up(4 * halo, g)) for g in multiple)}, or a smaller --halo, which leaves faint seams."
+            f"--halo auto: the network sees {_edges(radius)} voxels beyond a place, so its tiles"
+            f" need at least {_edges(least)}, not {_edges(tile)}. Give e.g. --patch-size"
+            f" {' '.join(str(up(4 * halo, g)) for g in multiple)}, or a smaller --halo, which"
+            " leaves faint seams."
         )
     wasted = 1 - prod(core) / prod(tile)
     told = (
-        f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is {_edges(multiple)}. Of an inner tile of "
-        f"{_edges(tile)}, {_edges(core)} are used: {wasted:.0%} of its work goes into the halo"
+        f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is"
+        f" {_edges(multiple)}. Of an inner tile of {_edges(tile)}, {_edges(core)} are used:"
+        f" {wasted:.0%} of its work goes into the halo"
     )
     more = (
         " Larger tiles (--patch-size) lose less; overlap adds nothing to exact tiles (--overlap 0)."

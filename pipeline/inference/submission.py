@@ -34,7 +34,10 @@ TIME = (1980, 1, 1, 0, 0, 0)
 from a user's archive of images.
 """
 
-READ_BACK = "what was written reads back differently; no submission was kept. Check disk and memory of this machine, then run again."
+READ_BACK = (
+    "what was written reads back differently; no submission was kept. Check disk and memory of this"
+    " machine, then run again."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,8 @@ def require_replaceable(out: Path) -> None:
         and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out))
     ):
         raise UserError(
-            f"--out {out} is there and no submission, which could be replaced. Name another file, or move it away."
+            f"--out {out} is there and no submission, which could be replaced. Name another file,"
+            " or move it away."
         )
 
 
@@ -122,7 +126,8 @@ def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.nd
         mask = files.read(answer.path, len(answer.shape), labels=True)[0][0]
         if mask.shape != answer.shape or digest_of(mask) != answer.digest:
             raise UserError(
-                f"{answer.path} changed while the submission was written. Let the prediction finish, then run again."
+                f"{answer.path} changed while the submission was written. Let the prediction"
+                " finish, then run again."
             )
         yield answer, mask
 
@@ -217,7 +222,8 @@ def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
         starts[0] < 1 or lengths.min() < 1 or ends[-1] > size + 1 or (starts[1:] <= ends[:-1]).any()
     ):
         raise UserError(
-            f"run lengths {text[:40]!r} overlap, are not ascending, or leave the {size} voxels of shape {shape}."
+            f"run lengths {text[:40]!r} overlap, are not ascending, or leave the {size} voxels of"
+            f" shape {shape}."
         )
     steps = np.zeros(size + 1, np.int8)
     steps[starts - 1] += 1

@@ -66,7 +66,8 @@ def betti_matching(
     chosen = None if dims is None else _dims(dims)
     if patch is not None and (not isinstance(patch, int) or isinstance(patch, bool) or patch < 2):
         raise ConfigError(
-            f"loss 'betti_matching': patch is {patch!r}, must be a whole number of at least 2, or null for no blocks."
+            f"loss 'betti_matching': patch is {patch!r}, must be a whole number of at least 2, or"
+            " null for no blocks."
         )
     unmatched = number(unmatched, "'betti_matching': unmatched")
 
@@ -75,7 +76,8 @@ def betti_matching(
         axes = logits.ndim - 2
         if chosen and max(chosen) >= axes:
             raise ConfigError(
-                f"loss 'betti_matching': dims is {list(chosen)}, but an image of {axes} axes has only dimensions 0 and 1."
+                f"loss 'betti_matching': dims is {list(chosen)}, but an image of {axes} axes has"
+                " only dimensions 0 and 1."
             )
         first = 1 if logits.shape[1] > 1 else 0
         p, y = ((x * valid)[:, first:] for x in (probabilities(logits), one_hot(target, logits)))
@@ -102,7 +104,8 @@ def _dims(dims: Sequence[int]) -> tuple[int, ...]:
     )
     if not known or len(set(dims)) < len(dims):
         raise ConfigError(
-            f"loss 'betti_matching': dims is {dims!r}, must list some of 0, 1 and 2, each once, or be null for all."
+            f"loss 'betti_matching': dims is {dims!r}, must list some of 0, 1 and 2, each once, or"
+            " be null for all."
         )
     return tuple(dims)
 

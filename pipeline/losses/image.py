@@ -145,8 +145,9 @@ def _large_enough(size: Sequence[int], levels: int) -> None:
         fitting = int(math.log2(max(min(size) / EDGE, 0.5))) + 1
         suggestion = f"Set levels: {fitting}, or take" if min(size) >= EDGE else "Take"
         raise ConfigError(
-            f"loss 'ms_ssim' got images of {tuple(size)}; {levels} levels need at least {EDGE * 2 ** (levels - 1)} along each side. "
-            f"{suggestion} larger patches (data.patch.size)."
+            f"loss 'ms_ssim' got images of {tuple(size)}; {levels} levels need at least"
+            f" {EDGE * 2 ** (levels - 1)} along each side. {suggestion} larger patches"
+            " (data.patch.size)."
         )
 
 
@@ -156,7 +157,8 @@ def same_images(output: Tensor, target: Tensor) -> None:
     """
     if output.shape != target.shape:
         raise ValueError(
-            f"output {tuple(output.shape)} and image target {tuple(target.shape)} must have the same shape."
+            f"output {tuple(output.shape)} and image target {tuple(target.shape)} must have the"
+            " same shape."
         )
 
 
@@ -170,7 +172,8 @@ def unit(limits: Any, where: str) -> Callable[[Tensor], Tensor]:
     )
     if not good or not limits[0] < limits[1]:
         raise ConfigError(
-            f"loss {where} is {limits!r}, must be two rising numbers, those of data.normalise, e.g. [-1, 1]."
+            f"loss {where} is {limits!r}, must be two rising numbers, those of data.normalise, e.g."
+            " [-1, 1]."
         )
     low, high = limits
     return lambda x: (x - low) / (high - low)

@@ -55,8 +55,9 @@ def _same_space(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) ->
     if not good:
         further = "".join(f", map {tuple(m.shape)}" for m in maps)
         raise ValueError(
-            f"a loss got logits {tuple(logits.shape)}, target {tuple(target.shape)} and valid {tuple(valid.shape)}{further}; "
-            "all must share batch and space, and valid has one channel."
+            f"a loss got logits {tuple(logits.shape)}, target {tuple(target.shape)} and valid"
+            f" {tuple(valid.shape)}{further}; all must share batch and space, and valid has one"
+            " channel."
         )
 
 

@@ -21,7 +21,10 @@ from pipeline.records import LossTerm
 RANGE = (-1.0, 1.0)
 """Black and white of images unless the option ``range`` says otherwise."""
 
-SUGGESTION = "Name a number that marks unlabelled voxels as ignore_label=; for wanted probabilities of one channel pass soft=True."
+SUGGESTION = (
+    "Name a number that marks unlabelled voxels as ignore_label=; for wanted probabilities of one"
+    " channel pass soft=True."
+)
 
 
 class Loss(_Loss):
@@ -202,7 +205,8 @@ def _numbers(target: Tensor, channels: int, ignore_label: int | None) -> Tensor:
     if target.shape[1] not in (1, channels):
         one_hot = f", or one-hot (B, {channels}, *S)" if channels > 1 else ""
         raise ValueError(
-            f"the target {tuple(target.shape)} must hold class numbers (B, 1, *S){one_hot}; the logits have {channels} channels."
+            f"the target {tuple(target.shape)} must hold class numbers (B, 1, *S){one_hot}; the"
+            f" logits have {channels} channels."
         )
     classes = channels if channels > 1 else None
     return class_numbers(target, classes, ignore_label, suggestion=SUGGESTION)
@@ -228,7 +232,8 @@ def _soft(target: Tensor) -> Tensor:
     target = target if target.is_floating_point() else target.float()
     if not ((target >= 0) & (target <= 1)).all():
         raise ValueError(
-            "a soft target holds wanted probabilities and must lie in 0..1; divide a mask of 0..255 by 255."
+            "a soft target holds wanted probabilities and must lie in 0..1; divide a mask of 0..255"
+            " by 255."
         )
     return target
 
@@ -254,7 +259,8 @@ def _require_settings(name: str, ignore_label: Any, soft: Any) -> None:
     targets = LOSSES[name].targets
     if ignore_label is not None and "labels" not in targets:
         raise ConfigError(
-            f"Loss: {name!r} compares images, which have no labels to ignore. Leave ignore_label out."
+            f"Loss: {name!r} compares images, which have no labels to ignore. Leave ignore_label"
+            " out."
         )
     if soft and "soft" not in targets:
         fitting = ", ".join(sorted(for_target("soft")))

@@ -39,7 +39,8 @@ def foreground(target: Tensor) -> Tensor:
     """Where class indices ``(B, 1, *S)`` are above 0, as booleans."""
     if target.shape[1] != 1:
         raise ValueError(
-            f"label target has shape {tuple(target.shape)}, must hold class indices in one channel: (B, 1, *S)."
+            f"label target has shape {tuple(target.shape)}, must hold class indices in one channel:"
+            " (B, 1, *S)."
         )
     return target > 0
 
@@ -63,8 +64,8 @@ def is_soft(target: Tensor, logits: Tensor) -> bool:
         return False
     if logits.shape[1] != 1 or target.shape[1] != 1:
         raise ValueError(
-            f"a soft target {tuple(target.shape)} and logits {tuple(logits.shape)} must have one channel each: (B, 1, *S). "
-            "Several classes need labels: whole numbers."
+            f"a soft target {tuple(target.shape)} and logits {tuple(logits.shape)} must have one"
+            " channel each: (B, 1, *S). Several classes need labels: whole numbers."
         )
     return True
 
@@ -103,7 +104,8 @@ def tversky(
     alpha, beta = number(alpha, "'tversky': alpha"), number(beta, "'tversky': beta")
     if alpha == beta == 0:
         raise ConfigError(
-            "loss 'tversky': alpha and beta are both 0, so that the loss is 0 for every answer. Raise one of them."
+            "loss 'tversky': alpha and beta are both 0, so that the loss is 0 for every answer."
+            " Raise one of them."
         )
     batch, background = (
         switch(batch, "'tversky': batch"),
@@ -188,7 +190,8 @@ def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
     gamma = number(gamma, "'focal': gamma")
     if 0 < gamma < 1:
         raise ConfigError(
-            f"loss 'focal': gamma is {gamma:g}, must be 0 or at least 1: between, the gradient is infinite. Use 2."
+            f"loss 'focal': gamma is {gamma:g}, must be 0 or at least 1: between, the gradient is"
+            " infinite. Use 2."
         )
     alpha = None if alpha is None else number(alpha, "'focal': alpha", most=1)
 

@@ -130,7 +130,10 @@ def missing(options: Mapping[str, Any]) -> str | None:
     """What a start says of weights that are not there yet."""
     if options.get("weights") is not None or any(vgg.cache().glob("*vgg16*")):
         return None
-    text = f"the weights of VGG16 are not in {vgg.cache()}; they would be fetched from the network at the first step"
+    text = (
+        f"the weights of VGG16 are not in {vgg.cache()}; they would be fetched from the network at"
+        " the first step"
+    )
     return f"{text}. data_prep/slim_vgg.py makes a file for options.weights."
 
 
@@ -139,7 +142,8 @@ def _layers(value: Any, where: str) -> dict[str, float]:
     good = isinstance(value, list | tuple | Mapping) and len(value) > 0
     _require(
         good,
-        f"{where}: layers is {value!r}, must be a list of names, or a map from names to weights, e.g. [relu2_2, relu3_3].",
+        f"{where}: layers is {value!r}, must be a list of names, or a map from names to weights,"
+        " e.g. [relu2_2, relu3_3].",
     )
     for name in value:
         _require(
@@ -166,15 +170,18 @@ def _require(good: bool, message: str) -> None:
 def _require_picture(x: Tensor, least: int) -> None:
     _require(
         x.ndim == 4,
-        f"'perceptual' got {tuple(x.shape)}; it compares images (B, C, Y, X) and not volumes. Take l1 or ms_ssim.",
+        f"'perceptual' got {tuple(x.shape)}; it compares images (B, C, Y, X) and not volumes. Take"
+        " l1 or ms_ssim.",
     )
     _require(
         x.shape[1] in (1, 3),
-        f"'perceptual' got {x.shape[1]} channels; it compares grey images (1) and RGB (3). Take l1 or ms_ssim.",
+        f"'perceptual' got {x.shape[1]} channels; it compares grey images (1) and RGB (3). Take l1"
+        " or ms_ssim.",
     )
     _require(
         min(x.shape[2:]) >= least,
-        f"'perceptual' got images of {tuple(x.shape[2:])}; these layers need sides of at least {least}.",
+        f"'perceptual' got images of {tuple(x.shape[2:])}; these layers need sides of at least"
+        f" {least}.",
     )
 
 

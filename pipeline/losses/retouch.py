@@ -87,7 +87,8 @@ def _filtered(name: str, strength: Callable[[Tensor], Tensor]) -> Loss:
         same_images(output, target)
         if output.ndim != 4:
             raise ConfigError(
-                f"loss {name!r} got {tuple(output.shape)}; it compares images (B, C, Y, X) and not volumes. Take masked_l1."
+                f"loss {name!r} got {tuple(output.shape)}; it compares images (B, C, Y, X) and not"
+                " volumes. Take masked_l1."
             )
         whole = 1 - functional.max_pool2d(
             1 - valid, 3, stride=1, padding=1

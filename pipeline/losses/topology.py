@@ -159,7 +159,8 @@ def connectivity(*, reach: Sequence[int] = (1,), smooth: float = 1e-5) -> Loss:
     """
     if not isinstance(reach, list | tuple) or not reach:
         raise ConfigError(
-            f"loss 'connectivity': reach is {reach!r}, must be a list of whole numbers of at least 1, e.g. [1, 4]."
+            f"loss 'connectivity': reach is {reach!r}, must be a list of whole numbers of at least"
+            " 1, e.g. [1, 4]."
         )
     steps = [_whole(r, "'connectivity': reach", 1) for r in reach]
     smooth = number(smooth, "'connectivity': smooth", SMALLEST)
@@ -198,8 +199,9 @@ def _classes(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> tu
     for extra in maps:
         if extra.shape[1] != p.shape[1]:
             raise ValueError(
-                f"a loss got a map of {extra.shape[1]} channels and logits of {p.shape[1]} classes besides background; a map has a "
-                "channel for each class of data.classes but background, so the head must have data.classes channels (1 for 2 classes)."
+                f"a loss got a map of {extra.shape[1]} channels and logits of {p.shape[1]} classes"
+                " besides background; a map has a channel for each class of data.classes but"
+                " background, so the head must have data.classes channels (1 for 2 classes)."
             )
     return p, y
 

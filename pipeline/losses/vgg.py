@@ -183,7 +183,8 @@ def check(path: Path, last: str) -> None:
         _finite(path, read_slim(path, last))
     elif path.suffix not in PICKLED:
         raise WeightsError(
-            f"VGG16 weights {path}: must be a .safetensors file made by data_prep/slim_vgg.py, or {NAME}. {_ways(last)}"
+            f"VGG16 weights {path}: must be a .safetensors file made by data_prep/slim_vgg.py, or"
+            f" {NAME}. {_ways(last)}"
         )
 
 
@@ -223,15 +224,16 @@ def _download(full: Path, last: str) -> None:
         RuntimeError,
     ) as error:  # URLError is an OSError; RuntimeError is torch's word for a wrong hash
         raise WeightsError(
-            f"VGG16 weights: not in {cache()}, and {URL} could not be fetched ({error}). {_ways(last)}"
+            f"VGG16 weights: not in {cache()}, and {URL} could not be fetched ({error})."
+            f" {_ways(last)}"
         ) from None
 
 
 def _ways(last: str) -> str:
     return (
-        f"Three ways to the weights: option weights: FILE with FILE from 'python data_prep/slim_vgg.py {NAME} FILE'; "
-        f"the same command without FILE, which fills the cache {slim_path(last)}; "
-        f"or one start with access to {URL} (528 MB)."
+        "Three ways to the weights: option weights: FILE with FILE from 'python"
+        f" data_prep/slim_vgg.py {NAME} FILE'; the same command without FILE, which fills the cache"
+        f" {slim_path(last)}; or one start with access to {URL} (528 MB)."
     )
 
 
@@ -265,7 +267,8 @@ def _require_published(path: Path) -> None:
         digest = (file.metadata() or {}).get("sha256", "")
     if not digest.startswith(HASH):
         raise WeightsError(
-            f"{path}: made from another file than {NAME}. Delete it, or name it in the option weights if it is meant."
+            f"{path}: made from another file than {NAME}. Delete it, or name it in the option"
+            " weights if it is meant."
         )
 
 
@@ -280,8 +283,9 @@ def read_pickled(
     digest = files.sha256(path)
     if not digest.startswith(HASH) and not accept_other:
         raise WeightsError(
-            f"{path}: its SHA-256 begins with {digest[:8]}, that of {NAME} with {HASH}; it is damaged, or holds weights that expect "
-            f"other inputs. Fetch {URL}, or make a slim file with 'python data_prep/slim_vgg.py --accept-other {path} FILE'."
+            f"{path}: its SHA-256 begins with {digest[:8]}, that of {NAME} with {HASH}; it is"
+            f" damaged, or holds weights that expect other inputs. Fetch {URL}, or make a slim file"
+            f" with 'python data_prep/slim_vgg.py --accept-other {path} FILE'."
         )
     try:
         # The one place where a pickle is read: the weights exist in no other form. weights_only
@@ -302,8 +306,8 @@ def _finite(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if bad:
         shown = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:3])
         raise WeightsError(
-            f"{path}: {sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN or infinite: {shown}. "
-            f"Make it anew with 'python data_prep/slim_vgg.py {NAME} FILE'."
+            f"{path}: {sum(bad.values())} weights in {len(bad)} of {len(weights)} tensors are NaN"
+            f" or infinite: {shown}. Make it anew with 'python data_prep/slim_vgg.py {NAME} FILE'."
         )
     return weights
 
@@ -324,6 +328,7 @@ def _compare(path: Path, have: Mapping[str, tuple[int, ...]], last: str) -> None
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(
-            f"{path}: lacks VGG16's {', '.join(wrong[:3])}{more}, needed up to layer {last}. "
-            f"Make it anew with 'python data_prep/slim_vgg.py --deepest {last} {NAME} FILE', or use finer layers."
+            f"{path}: lacks VGG16's {', '.join(wrong[:3])}{more}, needed up to layer {last}. Make"
+            f" it anew with 'python data_prep/slim_vgg.py --deepest {last} {NAME} FILE', or use"
+            " finer layers."
         )

@@ -79,7 +79,8 @@ class WeightedSum:
             values[key] = self.losses[key](head, target, valid, *maps)
         if not values:
             raise KeyError(
-                f"no loss term is left: all read deep-supervision heads, and the output has only {sorted(outputs)}."
+                "no loss term is left: all read deep-supervision heads, and the output has only"
+                f" {sorted(outputs)}."
             )
         total = torch.stack([self.terms[key].weight * value for key, value in values.items()]).sum()
         return total, {key: value.detach() for key, value in values.items()}
@@ -157,7 +158,8 @@ def _is_deep(head: str) -> bool:
 def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: str) -> Tensor:
     if name not in tensors:
         raise KeyError(
-            f"loss term {key!r} reads {role} {name!r}, which {where} lacks; it has: {', '.join(sorted(tensors)) or 'nothing'}."
+            f"loss term {key!r} reads {role} {name!r}, which {where} lacks; it has:"
+            f" {', '.join(sorted(tensors)) or 'nothing'}."
         )
     return tensors[name]
 
@@ -205,11 +207,13 @@ def faults(
         found += _faults(where, term, targets)
         if heads and term.head not in heads:
             found.append(
-                f"{where} reads head {term.head!r}, which the network does not have. {nearest(term.head, heads)}"
+                f"{where} reads head {term.head!r}, which the network does not have."
+                f" {nearest(term.head, heads)}"
             )
     if all(_is_deep(term.head) for term in terms):
         found.append(
-            "losses: no term reads a head that validation has (deep-supervision heads exist in training only). Add one for head main."
+            "losses: no term reads a head that validation has (deep-supervision heads exist in"
+            " training only). Add one for head main."
         )
     return found
 
@@ -220,16 +224,22 @@ def _faults(where: str, term: LossTerm, targets: Mapping[str, str]) -> Iterator[
     if term.name not in LOSSES:
         yield f"{where} is unknown. {nearest(term.name, LOSSES)}"
     if term.target not in targets:
-        yield f"{where} reads target {term.target!r}, which the data does not have. {nearest(term.target, targets)}"
+        yield (
+            f"{where} reads target {term.target!r}, which the data does not have."
+            f" {nearest(term.target, targets)}"
+        )
         return
     kind = targets[term.target]
     if term.name in LOSSES and kind not in LOSSES[term.name].targets:
         holds = {"soft": "a soft mask"}.get(kind, kind)
-        yield f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it: {', '.join(sorted(for_target(kind)))}."
+        yield (
+            f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it:"
+            f" {', '.join(sorted(for_target(kind)))}."
+        )
     if derived.MASK not in targets and any(wish.key == derived.MASK for wish in reads([term])):
         yield (
-            f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made from the pairs), or give masks of your "
-            "own as data.targets."
+            f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made"
+            " from the pairs), or give masks of your own as data.targets."
         )
 
 

@@ -65,7 +65,8 @@ def competition_score(
     """
     if label.ndim != 3 or prediction.shape != label.shape:
         raise UserError(
-            f"The competition's score takes two volumes (Z, Y, X) of one shape, got {prediction.shape} and {label.shape}."
+            "The competition's score takes two volumes (Z, Y, X) of one shape, got"
+            f" {prediction.shape} and {label.shape}."
         )
     counted = np.ones(label.shape, bool) if ignore_label is None else label != ignore_label
     found = counted & (prediction != 0)

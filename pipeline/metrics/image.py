@@ -83,7 +83,8 @@ def ssim(
     _error(prediction, target, valid)
     if kernel not in ("channel", "3d"):
         raise UserError(
-            f"ssim: kernel is {kernel!r}; it is 'channel' (each channel by itself) or '3d' (over channels, too)."
+            f"ssim: kernel is {kernel!r}; it is 'channel' (each channel by itself) or '3d' (over"
+            " channels, too)."
         )
     valid = np.ones(target.shape[1:], dtype=bool) if valid is None else valid
     images = (
@@ -107,7 +108,8 @@ def each_channel(
     """
     if min(target.shape[1:]) < WINDOW:
         raise UserError(
-            f"ssim: the image has the shape {target.shape}; every side must be at least {WINDOW}. Use psnr or mae."
+            f"ssim: the image has the shape {target.shape}; every side must be at least {WINDOW}."
+            " Use psnr or mae."
         )
     similarity = skimage.metrics.structural_similarity(
         prediction, target,
@@ -122,7 +124,8 @@ def _over_channels(
     """Similarity ``(C, Y, X)`` by windows that reach over channels, and all of it."""
     if target.ndim != 3:
         raise UserError(
-            f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the option out."
+            f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the"
+            " option out."
         )
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -132,9 +135,10 @@ def _over_channels(
     luminance = (2 * x * y + (0.01 * peak) ** 2) / (x**2 + y**2 + (0.01 * peak) ** 2)
     variances = mean(prediction**2) - x**2 + mean(target**2) - y**2
     covariance = mean(prediction * target) - x * y
-    return luminance * (2 * covariance + (0.03 * peak) ** 2) / (
-        variances + (0.03 * peak) ** 2
-    ), np.s_[:, :, :]
+    return (
+        luminance * (2 * covariance + (0.03 * peak) ** 2) / (variances + (0.03 * peak) ** 2),
+        np.s_[:, :, :],
+    )
 
 
 def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
@@ -144,7 +148,8 @@ def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None)
     bad = error.size - np.count_nonzero(np.isfinite(error))
     if bad:
         raise ValueError(
-            f"{bad} of {error.size} pixels are NaN or infinite in the answer or the target: there is no score"
+            f"{bad} of {error.size} pixels are NaN or infinite in the answer or the target: there"
+            " is no score"
         )
     return error
 
@@ -156,5 +161,6 @@ def _mean(values: np.ndarray) -> float:
 def _require_peak(peak: float) -> None:
     if not 0 < peak < math.inf:
         raise UserError(
-            f"peak is {peak!r}; it is the largest intensity of an image, 1 for 0..1, and must be positive."
+            f"peak is {peak!r}; it is the largest intensity of an image, 1 for 0..1, and must be"
+            " positive."
         )

@@ -185,7 +185,8 @@ class Metric(CumulativeIterationMetric):
         """:meth:`_compute_tensor` of lists of channel-first tensors, which may differ in size."""
         if y is None or len(y_pred) != len(y):
             raise ValueError(
-                f"metric {self.name!r} got {len(y_pred)} items of y_pred and {0 if y is None else len(y)} of y; it needs as many of both."
+                f"metric {self.name!r} got {len(y_pred)} items of y_pred and"
+                f" {0 if y is None else len(y)} of y; it needs as many of both."
             )
         further = self._per_item(kwargs, len(y_pred))
         items = zip(y_pred, y, further, strict=True)
@@ -226,7 +227,8 @@ class Metric(CumulativeIterationMetric):
         names = self._names = self._names or tuple(numbers)
         if tuple(numbers) != names:
             raise ValueError(
-                f"metric {self.name!r} gave {', '.join(numbers)} after {', '.join(names)}. Call reset() between data sets."
+                f"metric {self.name!r} gave {', '.join(numbers)} after {', '.join(names)}. Call"
+                " reset() between data sets."
             )
         return torch.tensor(list(numbers.values()), dtype=torch.float64)
 
@@ -254,8 +256,9 @@ class Metric(CumulativeIterationMetric):
             told = "" if self.num_classes is None else f", num_classes={self.num_classes}"
             limit = ", at most 2 for this metric" if self._ranks else ""
             raise ValueError(
-                f"metric {self.name!r} got y_pred {tuple(y_pred.shape)} and y {tuple(y.shape)}{told}; "
-                f"channels are classes, as many in both{limit}, or one channel of class numbers."
+                f"metric {self.name!r} got y_pred {tuple(y_pred.shape)} and y"
+                f" {tuple(y.shape)}{told}; channels are classes, as many in both{limit}, or one"
+                " channel of class numbers."
             )
         return next(iter(found), None)
 
@@ -298,7 +301,8 @@ def _retouched(
 ) -> Retouched:
     if source is None:
         raise ValueError(
-            "metric 'retouch' needs the images before the change: metric(y_pred=..., y=..., source=images)."
+            "metric 'retouch' needs the images before the change: metric(y_pred=..., y=...,"
+            " source=images)."
         )
     before = _array(_plain(source))
     soft = (
@@ -329,7 +333,8 @@ def _spacings(value: Any, count: int, axes: int | None = None) -> list[Any]:
     array = np.asarray(value, dtype=float)
     if array.ndim > 2 or not array.size or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(
-            f"spacing is {value!r}; it holds millimetres between voxels along each space axis, which are above 0."
+            f"spacing is {value!r}; it holds millimetres between voxels along each space axis,"
+            " which are above 0."
         )
     rows = list(array) if array.ndim == 2 else [array] * count
     if axes is None:
@@ -337,7 +342,8 @@ def _spacings(value: Any, count: int, axes: int | None = None) -> list[Any]:
     wide = [np.broadcast_to(row, (axes,)) if row.size == 1 else row for row in rows]
     if any(len(row) != axes for row in wide):
         raise ValueError(
-            f"spacing is {value!r}, but the images have {axes} space axes. Give one number for each, or one for all."
+            f"spacing is {value!r}, but the images have {axes} space axes. Give one number for"
+            " each, or one for all."
         )
     return [tuple(row.tolist()) for row in wide]
 

@@ -30,11 +30,13 @@ def same_shape(
     """
     if prediction.shape != target.shape:
         raise UserError(
-            f"The prediction has the shape {prediction.shape}, the target {target.shape}. They must be of the same case."
+            f"The prediction has the shape {prediction.shape}, the target {target.shape}. They must"
+            " be of the same case."
         )
     if valid is not None and valid.shape != target.shape[channel_axes:]:
         raise UserError(
-            f"The mask of valid voxels has the shape {valid.shape}, the target {target.shape}. They must cover the same space."
+            f"The mask of valid voxels has the shape {valid.shape}, the target {target.shape}. They"
+            " must cover the same space."
         )
 
 

@@ -89,7 +89,8 @@ def _require_shapes(target: np.ndarray, change: Retouched) -> None:
     ):
         if shape != wanted:
             raise UserError(
-                f"retouch: the {what} has the shape {shape}, the target asks for {wanted}. They must be of the same case."
+                f"retouch: the {what} has the shape {shape}, the target asks for {wanted}. They"
+                " must be of the same case."
             )
 
 

@@ -57,7 +57,8 @@ def surface_dice(
     """
     if tolerance is not None and tolerance_mm is not None:
         raise UserError(
-            f"surface_dice: tolerance is {tolerance!r} voxels and tolerance_mm {tolerance_mm!r} mm. Give one of them."
+            f"surface_dice: tolerance is {tolerance!r} voxels and tolerance_mm {tolerance_mm!r} mm."
+            " Give one of them."
         )
     if tolerance_mm is None:
         limit = TOLERANCE if tolerance is None else tolerance
@@ -67,8 +68,9 @@ def surface_dice(
     else:
         if spacing is None:
             raise UserError(
-                f"surface_dice: tolerance_mm is {tolerance_mm!r}, but the files carry no unit of length. "
-                "Use tolerance (voxels), or files that do: NIfTI, OME-Zarr, OME or ImageJ TIFF."
+                f"surface_dice: tolerance_mm is {tolerance_mm!r}, but the files carry no unit of"
+                " length. Use tolerance (voxels), or files that do: NIfTI, OME-Zarr, OME or ImageJ"
+                " TIFF."
             )
         limit = _distance("tolerance_mm", tolerance_mm, "millimetres")
         measure = functools.partial(_surface_dice, tolerance=limit, spacing=tuple(spacing))

@@ -64,5 +64,6 @@ def betti_numbers(mask: np.ndarray, connectivity: int = 6) -> tuple[int, ...]:
 def _require_dual(connectivity: int) -> None:
     if connectivity not in _DUAL:
         raise UserError(
-            f"connectivity is {connectivity!r}; it must be 6 (background 26) or 26 (background 6) to have Betti numbers."
+            f"connectivity is {connectivity!r}; it must be 6 (background 26) or 26 (background 6)"
+            " to have Betti numbers."
         )

@@ -34,7 +34,8 @@ def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
     """
     if prediction.shape != target.shape or prediction.ndim not in (2, 3):
         raise UserError(
-            f"Betti matching takes two masks (Y, X) or (Z, Y, X) of one shape, got {prediction.shape} and {target.shape}."
+            "Betti matching takes two masks (Y, X) or (Z, Y, X) of one shape, got"
+            f" {prediction.shape} and {target.shape}."
         )
     shape = (1,) * (3 - prediction.ndim) + prediction.shape
     p, g = (np.ascontiguousarray(mask != 0).reshape(shape) for mask in (prediction, target))
@@ -138,7 +139,8 @@ def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
     union = np.pad((p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
     if union.size > MOST_VOXELS:
         raise UserError(
-            f"Betti matching takes at most {MOST_VOXELS:,} voxels, these masks have the shape {p.shape}. Match them in parts."
+            f"Betti matching takes at most {MOST_VOXELS:,} voxels, these masks have the shape"
+            f" {p.shape}. Match them in parts."
         )
     steps = np.array([union.shape[1] * union.shape[2], union.shape[2], 1])
     ends = []

@@ -37,7 +37,8 @@ def as_mask(mask: np.ndarray) -> np.ndarray:
     """The mask as contiguous bool. Raises UserError for anything but two or three axes."""
     if mask.ndim not in _NEIGHBOURS:
         raise UserError(
-            f"A mask has 2 or 3 axes, this one has the shape {mask.shape}. Give (Y, X) or (Z, Y, X)."
+            f"A mask has 2 or 3 axes, this one has the shape {mask.shape}. Give (Y, X) or (Z,"
+            " Y, X)."
         )
     return np.ascontiguousarray(mask, dtype=bool)
 
@@ -53,7 +54,8 @@ def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, in
     known = _NEIGHBOURS[mask.ndim]
     if connectivity not in known:
         raise UserError(
-            f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in 2D 6 means 4, 26 means 8)."
+            f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in"
+            " 2D 6 means 4, 26 means 8)."
         )
     # As integers: for bool arrays cc3d 4.1.1 reserves too few labels and fails on, or mislabels,
     # some images and thin volumes.
@@ -129,7 +131,8 @@ def fill_holes(mask: Mask, max_size: int | None = None, per_slice: int | None = 
 def _fill_slices(mask: np.ndarray, max_size: int | None, axis: int) -> np.ndarray:
     if mask.ndim != 3 or axis not in range(-3, 3):
         raise UserError(
-            f"per_slice is {axis!r} for a mask of shape {mask.shape}; it names an axis of a volume: 0, 1 or 2."
+            f"per_slice is {axis!r} for a mask of shape {mask.shape}; it names an axis of a volume:"
+            " 0, 1 or 2."
         )
     out = np.empty_like(mask)
     for before, after in zip(np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0), strict=True):

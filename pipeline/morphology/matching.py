@@ -60,7 +60,8 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[Pairs, ...]:
     """
     if first.shape != second.shape or first.ndim not in (2, 3) or not first.size:
         raise UserError(
-            f"Betti matching got arrays of the shapes {first.shape} and {second.shape}. Give two of one shape, (Y, X) or (Z, Y, X), not empty."
+            f"Betti matching got arrays of the shapes {first.shape} and {second.shape}. Give two of"
+            " one shape, (Y, X) or (Z, Y, X), not empty."
         )
     # An axis of length 1 holds no cells: without it the order of the cells is the same, and a flat
     # volume is an image.

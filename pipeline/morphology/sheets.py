@@ -131,7 +131,8 @@ def patch_sheets(
     """
     if mask.ndim != 3:
         raise UserError(
-            f"patch_sheets mends sheets in volumes, this mask has the shape {mask.shape}. Leave the step out."
+            f"patch_sheets mends sheets in volumes, this mask has the shape {mask.shape}. Leave the"
+            " step out."
         )
     out = _numbered(mask)
     if _nothing_to_do(out):
@@ -272,7 +273,8 @@ def set_thickness(
     """
     if not 0 < target < math.inf:
         raise UserError(
-            f"thickness: target is {target!r}; it is a number of voxels, finite and positive, e.g. 3.0."
+            f"thickness: target is {target!r}; it is a number of voxels, finite and positive, e.g."
+            " 3.0."
         )
     if per not in ("component", "class"):
         raise UserError(f"thickness: per is {per!r}; it must be 'component' or 'class'.")
@@ -356,7 +358,8 @@ def opening_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray
 def _with_radii(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
     if len(radii) != mask.ndim or not all(0 <= r < math.inf for r in radii):
         raise UserError(
-            f"radii are {list(radii)} for a mask of shape {mask.shape}; give one for each axis, finite and not negative."
+            f"radii are {list(radii)} for a mask of shape {mask.shape}; give one for each axis,"
+            " finite and not negative."
         )
     return np.ascontiguousarray(mask, dtype=bool)
 

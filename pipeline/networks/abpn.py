@@ -461,20 +461,24 @@ def abpn(
     where = "network 'abpn'"
     require(
         dims == 2,
-        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.",
+        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the"
+        " network 'unet'.",
     )
     require(
         in_channels == out_channels,
-        f"{where} lays a layer of blending on its input, so both have as many channels, but they are {in_channels} and {out_channels}. "
-        "Bring input and target to one number, or take the network 'image_unet'.",
+        f"{where} lays a layer of blending on its input, so both have as many channels, but they"
+        f" are {in_channels} and {out_channels}. Bring input and target to one number, or take the"
+        " network 'image_unet'.",
     )
     require(
         is_whole(levels),
-        f"{where}: levels is {levels!r}, must be a whole number of at least 1, e.g. 3 for photographs of 24 megapixels.",
+        f"{where}: levels is {levels!r}, must be a whole number of at least 1, e.g. 3 for"
+        " photographs of 24 megapixels.",
     )
     require(
         are_whole(widths),
-        f"{where}: widths is {widths!r}, must be whole numbers of at least 1, one for each halving, e.g. [64, 128, 256, 512, 512, 512].",
+        f"{where}: widths is {widths!r}, must be whole numbers of at least 1, one for each halving,"
+        " e.g. [64, 128, 256, 512, 512, 512].",
     )
     require(
         is_whole(refine),
@@ -486,7 +490,8 @@ def abpn(
     epsilon = fraction(epsilon, f"{where}: epsilon")
     require(
         epsilon > 0,
-        f"{where}: epsilon is 0, so the blend would divide by nothing at black and white. Set e.g. 0.01.",
+        f"{where}: epsilon is 0, so the blend would divide by nothing at black and white. Set e.g."
+        " 0.01.",
     )
     spec = None if norm == "none" else norm_layer(norm, widths, f"{where}: norm (besides 'none')")
     return ABPN(

@@ -38,7 +38,8 @@ class HeadedNet(nn.Module):
         dims = len(self.divisor)
         if x.ndim != dims + 2:
             raise ValueError(
-                f"input has shape {tuple(x.shape)}; a network of {dims} space axes takes (B, C, *S), {dims + 2} axes."
+                f"input has shape {tuple(x.shape)}; a network of {dims} space axes takes (B, C,"
+                f" *S), {dims + 2} axes."
             )
         size = x.shape[2:]
         margin = [m - n for m, n in zip(self.padded_size(size), size, strict=True)]
@@ -145,7 +146,8 @@ def norm_layer(value: str | Mapping[str, Any], widths: Sequence[int], where: str
         odd = [n for n in widths if n % groups]
         require(
             not odd,
-            f"{where}: {groups} groups do not divide the channel counts {odd}. Set {{name: group, options: {{num_groups: N}}}} or change the channels.",
+            f"{where}: {groups} groups do not divide the channel counts {odd}. Set {{name: group,"
+            " options: {num_groups: N}} or change the channels.",
         )
     return kind, options
 
@@ -165,6 +167,7 @@ def _layer(table: Mapping[str, Callable[..., Spec]], value: Any, where: str) -> 
     good = good and isinstance(part.get("options", {}), Mapping)
     require(
         good,
-        f"{where} is {value!r}, must be a name or {{name: ..., options: {{...}}}}. Known: {', '.join(sorted(table))}.",
+        f"{where} is {value!r}, must be a name or {{name: ..., options: {{...}}}}. Known:"
+        f" {', '.join(sorted(table))}.",
     )
     return bind(table, NamedOptions(name=part["name"], options=part.get("options", {})), where)()

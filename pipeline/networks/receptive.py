@@ -148,8 +148,9 @@ def _along(
             return found
         length *= 2
     raise UserError(
-        f"the network sees further than {LONGEST} voxels along axis {axis}: no halo can make its tiles equal the whole image. "
-        "Predict whole images (--whole), or in tiles as large as those of training."
+        f"the network sees further than {LONGEST} voxels along axis {axis}: no halo can make its"
+        " tiles equal the whole image. Predict whole images (--whole), or in tiles as large as"
+        " those of training."
     )
 
 

@@ -180,7 +180,8 @@ def deblur_unet(
     )
     require(
         not residual or in_channels == out_channels,
-        f"{where}: residual adds the input of {in_channels} channels to an output of {out_channels}. Set residual: false, or bring both to one number.",
+        f"{where}: residual adds the input of {in_channels} channels to an output of"
+        f" {out_channels}. Set residual: false, or bring both to one number.",
     )
     widths = [base * 2**i for i in range(5)]
     spec = _norm(
@@ -204,5 +205,6 @@ def _norm(value: Norm, widths: Sequence[int], where: str) -> Spec | None:
 def _require_image(dims: int, where: str) -> None:
     require(
         dims == 2,
-        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.",
+        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the"
+        " network 'unet'.",
     )

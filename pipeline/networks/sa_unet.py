@@ -133,15 +133,18 @@ def sa_unet(
     where = "network 'sa_unet'"
     require(
         dims == 2,
-        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the network 'unet'.",
+        f"{where} is a network for images, but data.dims is {dims}. Set data.dims: 2, or take the"
+        " network 'unet'.",
     )
     require(
         are_whole(channels) and len(channels) >= 2,
-        f"{where}: channels is {channels!r}, must be at least two whole numbers, one for each level, e.g. [16, 32, 64, 128].",
+        f"{where}: channels is {channels!r}, must be at least two whole numbers, one for each"
+        " level, e.g. [16, 32, 64, 128].",
     )
     require(
         _is_share(keep),
-        f"{where}: keep is {keep!r}, must be a number above 0 and at most 1, e.g. 0.9; 1 drops nothing.",
+        f"{where}: keep is {keep!r}, must be a number above 0 and at most 1, e.g. 0.9; 1 drops"
+        " nothing.",
     )
     require(
         is_whole(block),

@@ -75,12 +75,14 @@ def unet(
     where = "network 'unet'"
     require(
         are_whole(channels, 2) and len(channels) == 5,
-        f"{where}: channels is {channels!r}, must be five whole numbers of at least 2, e.g. [32, 64, 128, 256, 512]. dynunet takes other depths.",
+        f"{where}: channels is {channels!r}, must be five whole numbers of at least 2, e.g. [32,"
+        " 64, 128, 256, 512]. dynunet takes other depths.",
     )
     last = channels[0] if last is None else last
     require(
         is_whole(last),
-        f"{where}: last is {last!r}, must be a whole number of at least 1, or null for the first width.",
+        f"{where}: last is {last!r}, must be a whole number of at least 1, or null for the first"
+        " width.",
     )
     further = _further_heads({} if heads is None else heads, where)
     trunk = BasicUNet(
@@ -110,11 +112,13 @@ def _further_heads(heads: Any, where: str) -> Mapping[str, int]:
         )
         require(
             bool(free),
-            f"{where}: head {name!r} must be a word other than 'main' and 'deep...', which mean something, e.g. mask.",
+            f"{where}: head {name!r} must be a word other than 'main' and 'deep...', which mean"
+            " something, e.g. mask.",
         )
         require(
             is_whole(channels),
-            f"{where}: head {name!r} has {channels!r} channels, must be a whole number of at least 1.",
+            f"{where}: head {name!r} has {channels!r} channels, must be a whole number of at"
+            " least 1.",
         )
     return heads
 
@@ -188,7 +192,8 @@ def dynunet(
     where = "network 'dynunet'"
     require(
         are_whole(channels) and len(channels) >= 3,
-        f"{where}: channels is {channels!r}, must be at least three whole numbers, one for each level, e.g. [32, 64, 128].",
+        f"{where}: channels is {channels!r}, must be at least three whole numbers, one for each"
+        " level, e.g. [32, 64, 128].",
     )
     levels = len(channels)
     kernels = _per_level(
@@ -204,14 +209,16 @@ def dynunet(
     good = all(s in (1, 2) for row in steps for s in row) and set(steps[0]) == {1}
     require(
         good,
-        f"{where}: strides is {strides!r}, must hold 1 and 2 only and begin with 1, e.g. {[1] + [2] * (levels - 1)}.",
+        f"{where}: strides is {strides!r}, must hold 1 and 2 only and begin with 1, e.g."
+        f" {[1] + [2] * (levels - 1)}.",
     )
     require(
         isinstance(residual, bool), f"{where}: residual is {residual!r}, must be true or false."
     )
     require(
         is_whole(deep_supervision, 0) and deep_supervision <= levels - 2,
-        f"{where}: deep_supervision is {deep_supervision!r}, must be a whole number from 0 to {levels - 2} with {levels} levels.",
+        f"{where}: deep_supervision is {deep_supervision!r}, must be a whole number from 0 to"
+        f" {levels - 2} with {levels} levels.",
     )
     require(
         is_whole(block),
@@ -244,7 +251,8 @@ def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int
     rows = [(v,) * dims if isinstance(v, int) else v for v in value] if listed else []
     require(
         listed and all(are_whole(row) and len(row) == dims for row in rows),
-        f"{where} is {value!r}, must hold {levels} entries, one for each level: a whole number, or {dims} of them.",
+        f"{where} is {value!r}, must hold {levels} entries, one for each level: a whole number, or"
+        f" {dims} of them.",
     )
     return [tuple(row) for row in rows]
 
@@ -286,12 +294,14 @@ def segresnet(
     )
     require(
         are_whole(blocks_down) and len(blocks_down) >= 2,
-        f"{where}: blocks_down is {blocks_down!r}, must be at least two whole numbers, one for each level, e.g. [1, 2, 2, 4].",
+        f"{where}: blocks_down is {blocks_down!r}, must be at least two whole numbers, one for each"
+        " level, e.g. [1, 2, 2, 4].",
     )
     levels = len(blocks_down)
     require(
         are_whole(blocks_up) and len(blocks_up) == levels - 1,
-        f"{where}: blocks_up is {blocks_up!r}, must be {levels - 1} whole numbers, one fewer than blocks_down, e.g. {[1] * (levels - 1)}.",
+        f"{where}: blocks_up is {blocks_up!r}, must be {levels - 1} whole numbers, one fewer than"
+        f" blocks_down, e.g. {[1] * (levels - 1)}.",
     )
     trunk = SegResNet(
         dims,

@@ -151,8 +151,9 @@ def check_memory(
     gib = [f"{n / 2**30:.1f} GiB" for n in (need, available)]
     by_block = [name for name in POSTPROCESS if sees(NamedOptions(name=name)) != "whole"]
     raise UserError(
-        f"{' x '.join(map(str, size))} voxels are too many for {step.name!r} of postprocess on this machine: that step needs the whole "
-        f"answer and about {gib[0]} of memory, {gib[1]} are free. Only {', '.join(by_block)} work block by block. Give --threshold and "
-        "leave that step out, or compute the blocks here with --shard 0/1 and run the same command without --shard on a machine with "
-        "that memory."
+        f"{' x '.join(map(str, size))} voxels are too many for {step.name!r} of postprocess on this"
+        f" machine: that step needs the whole answer and about {gib[0]} of memory, {gib[1]} are"
+        f" free. Only {', '.join(by_block)} work block by block. Give --threshold and leave that"
+        " step out, or compute the blocks here with --shard 0/1 and run the same command without"
+        " --shard on a machine with that memory."
     )

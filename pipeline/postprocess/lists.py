@@ -27,7 +27,8 @@ def _call(steps: Sequence[NamedOptions], i: int) -> Callable[..., Any]:
     call = bind(POSTPROCESS, steps[i], f"postprocess.{i}", given=("array",))
     if i > 0 and decides(steps[i]):
         raise ConfigError(
-            f"postprocess.{i}: {steps[i].name!r} takes a soft prediction, but comes after {steps[i - 1].name!r}. Put it first."
+            f"postprocess.{i}: {steps[i].name!r} takes a soft prediction, but comes after"
+            f" {steps[i - 1].name!r}. Put it first."
         )
     return call
 
@@ -66,12 +67,16 @@ def faults(
             continue
         if sees(step) == "local" and not _by_rows(call, soft.shape, decides(step)):
             yield (
-                f"postprocess.{i}: {step.name!r} says that it changes each row by itself (sees='local'), but its rows come out "
-                "otherwise alone than together. Leave sees out of its PostprocessStep."
+                f"postprocess.{i}: {step.name!r} says that it changes each row by itself"
+                " (sees='local'), but its rows come out otherwise alone than together. Leave sees"
+                " out of its PostprocessStep."
             )
         wanted = POSTPROCESS[step.name].decides
         if wanted is not None and (wanted == "one") != (len(soft) == 1):
-            yield f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this one has {len(soft)}."
+            yield (
+                f"postprocess.{i}: {step.name!r} decides predictions of {CHANNELS[wanted]}, this"
+                f" one has {len(soft)}."
+            )
 
 
 def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], soft: bool) -> bool:

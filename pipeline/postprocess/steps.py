@@ -56,7 +56,8 @@ def argmax(array: np.ndarray) -> np.ndarray:
     """
     if not 1 < len(array) <= 256:
         raise ConfigError(
-            f"argmax compares 2 to 256 channels, the prediction has {len(array)}. For one channel use threshold or hysteresis."
+            f"argmax compares 2 to 256 channels, the prediction has {len(array)}. For one channel"
+            " use threshold or hysteresis."
         )
     return array.argmax(0).astype(np.uint8)
 
@@ -194,16 +195,20 @@ def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
     levelled = np.pad(lowered, 1, constant_values=-2 * depth)  # no maxima in a constant array
     tops = np.asarray(skimage.morphology.local_maxima(levelled, connectivity=mask.ndim))
     seeds, found = morphology.components(mask & tops[(slice(1, -1),) * mask.ndim])
-    return skimage.segmentation.watershed(
-        -height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask
-    ).astype(np.uint32), found
+    return (
+        skimage.segmentation.watershed(
+            -height, seeds.astype(np.int32), connectivity=mask.ndim, mask=mask
+        ).astype(np.uint32),
+        found,
+    )
 
 
 def _only_channel(array: np.ndarray | SlabArray, step: str) -> Any:
     channels = array.shape[0]
     if channels != 1:
         raise ConfigError(
-            f"{step} takes one channel, the prediction has {channels}. For several classes use argmax."
+            f"{step} takes one channel, the prediction has {channels}. For several classes use"
+            " argmax."
         )
     return array.channel(0) if isinstance(array, SlabArray) else array[0]
 
@@ -225,14 +230,16 @@ def _reach(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float,
     """The radius of a ball or the radii of an ellipsoid, one for each axis."""
     if (radius is None) == (size is None):
         raise ConfigError(
-            f"{step} takes either radius or size, got radius={radius} and size={size}. Give one, e.g. radius: 1.5."
+            f"{step} takes either radius or size, got radius={radius} and size={size}. Give one,"
+            " e.g. radius: 1.5."
         )
     given = radius if size is None else size
     if not isinstance(given, Sequence):
         return given if size is None else _half(step, size)
     if len(given) != dims:
         raise ConfigError(
-            f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or one for each axis."
+            f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or"
+            " one for each axis."
         )
     return tuple(given) if size is None else tuple(0.0 if n == 1 else _half(step, n) for n in given)
 

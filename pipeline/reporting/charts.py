@@ -69,7 +69,10 @@ def axes(x: Scale, y: Scale, whole: str = "") -> str:
     out = ""
     for value in ticks(y.low, y.high, y.log):
         if "y" not in whole or value == int(value):
-            out += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value)}" y2="{y(value)}"/>'
+            out += (
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value)}"'
+                f' y2="{y(value)}"/>'
+            )
             out += f'<text x="{LEFT - 6}" y="{y(value) + 4}" text-anchor="end">{value:.4g}</text>'
     for value in ticks(x.low, x.high):
         if "x" not in whole or value == int(value):
@@ -143,10 +146,16 @@ def histogram(title: str, values: Sequence[float], band: tuple[float, float] | N
     y = Scale(low=0, high=float(counts.max()) * 1.05, start=HEIGHT - BOTTOM, stop=TOP)
     body = axes(x, y, whole="y")
     if band:
-        body += f'<rect class="band" x="{x(band[0])}" y="{TOP}" width="{max(x(band[1]) - x(band[0]), 0):.1f}" height="{HEIGHT - BOTTOM - TOP}"/>'
+        body += (
+            f'<rect class="band" x="{x(band[0])}" y="{TOP}"'
+            f' width="{max(x(band[1]) - x(band[0]), 0):.1f}" height="{HEIGHT - BOTTOM - TOP}"/>'
+        )
     for count, a, b in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         label = f"{a:.3f} to {b:.3f}: {count}"
-        bar = f'x="{x(a) + 1:.1f}" y="{y(count)}" width="{max(x(b) - x(a) - 2, 1):.1f}" height="{y(0) - y(count):.1f}"'
+        bar = (
+            f'x="{x(a) + 1:.1f}" y="{y(count)}" width="{max(x(b) - x(a) - 2, 1):.1f}"'
+            f' height="{y(0) - y(count):.1f}"'
+        )
         body += f'<rect class="bar" {bar}><title>{label}</title></rect>' if count else ""
     body += _mean_line(x, values, TOP, HEIGHT - BOTTOM)
     return figure(
@@ -170,7 +179,10 @@ def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
     for n, (name, values) in enumerate(rows.items()):
         y = 18 + 24 * n
         short = name if len(name) <= NAME else f"{name[: NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-        body += f'<text x="82" y="{y + 4}" text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
+        body += (
+            f'<text x="82" y="{y + 4}"'
+            f' text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
+        )
         body += f'<line class="grid" x1="90" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
         body += "".join(
             f'<circle class="dot" cx="{x(v)}" cy="{y}" r="4"><title>{v:.3f}</title></circle>'

@@ -70,7 +70,10 @@ def table(head: Sequence[object], rows: Sequence[tuple[str, Sequence[object]]]) 
         body += f'<tr class="{kind}"><th scope="row" colspan="{span}">{escape(cells[0])}</th>'
         body += "".join(f"<td{_kind(c)}>{escape(c)}</td>" for c in cells[1:]) + "</tr>"
     hint = '<p class="hint">scroll sideways for more columns</p>'
-    return f'<div class="wide">{hint}<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        "<div"
+        f' class="wide">{hint}<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _kind(value: object) -> str:
@@ -93,9 +96,10 @@ def document(title: str, body: str) -> str:
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>{body}</body></html>\n'
+        '<!doctype html>\n<html lang="en"><head><meta'
+        f' charset="utf-8"><title>{escape(title)}</title><meta http-equiv="Content-Security-Policy"'
+        f' content="{policy}"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1"><style>{STYLE}</style></head>\n<body>{body}</body></html>\n'
     )
 
 

@@ -118,7 +118,10 @@ def _card(run: Run, label: str, name: str) -> str:
     facts += [
         f"{named(run, k)} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names
     ]
-    head = f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3><p>{escape(" · ".join(facts))}</p>{_by_class(run, case)}'
+    head = (
+        f'<h3><span class="badge">{escape(label)}</span>'
+        f" {escape(name)}</h3><p>{escape(' · '.join(facts))}</p>{_by_class(run, case)}"
+    )
     try:
         arrays = _arrays(run, name)
     except (UserError, OSError, KeyError) as error:
@@ -157,11 +160,14 @@ def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
     large = not where and max(max(array.shape[:2]) for _, array in panels) > LARGE
     limit, more = (FULL, ' tabindex="0" title="click to enlarge"') if large else (LARGE, "")
     cells = "".join(
-        f'<figure><img{more} alt="{escape(" ".join([title, where]).strip())}" src="{data_url(array, limit)}">'
-        f"<figcaption>{escape(title)}</figcaption></figure>"
+        f'<figure><img{more} alt="{escape(" ".join([title, where]).strip())}"'
+        f' src="{data_url(array, limit)}"><figcaption>{escape(title)}</figcaption></figure>'
         for title, array in panels
     )
-    return f'<div class="strip{" large" if large else ""}">{f"<span>{escape(where)}</span>" if where else ""}{cells}</div>'
+    return (
+        "<div"
+        f' class="strip{" large" if large else ""}">{f"<span>{escape(where)}</span>" if where else ""}{cells}</div>'
+    )
 
 
 def _arrays(run: Run, name: str) -> Planes:

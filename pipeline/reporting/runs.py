@@ -51,7 +51,8 @@ def load(folder: Path) -> Run:
     run_folder = RunFolder(folder)
     if not run_folder.summary_file.is_file():
         raise UserError(
-            f"{folder}: no summary.json, so this is no run of which a fold has ended. Give the folder that pipeline.train wrote."
+            f"{folder}: no summary.json, so this is no run of which a fold has ended. Give the"
+            " folder that pipeline.train wrote."
         )
     gaps: list[str] = []
     summary = run_folder.summary()

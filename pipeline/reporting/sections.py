@@ -90,8 +90,9 @@ def scores(run: Run) -> str:
     for name, row in run.baselines.items():
         rows.append(("rival", [f"baseline: {name}", *blank, *(number(row.get(n)) for n in names)]))
     note = (
-        "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 % bootstrap interval over cases. "
-        "Cases are resampled, groups are not: with few groups the doubt about a new one is larger. ✓ marks the weights chosen."
+        "Every case is scored once, by the fold that did not train on it. Below a mean: its 95 %"
+        " bootstrap interval over cases. Cases are resampled, groups are not: with few groups the"
+        " doubt about a new one is larger. ✓ marks the weights chosen."
     )
     return section(
         "Scores",
@@ -132,7 +133,9 @@ def classes(run: Run) -> str:
     return section(
         "Classes",
         *parts,
-        note="The chosen weights of each fold. Below a mean: its 95 % bootstrap interval over cases.",
+        note=(
+            "The chosen weights of each fold. Below a mean: its 95 % bootstrap interval over cases."
+        ),
     )
 
 
@@ -157,8 +160,9 @@ def frames(run: Run) -> str:
         if row
     ]
     note = (
-        "fov: inside the field of view, the one to compare; full: the whole image; padded: the image with background added. Background "
-        f"outside the object raises accuracy and specificity without any better answer. {run.summary.get('decision', '')}"
+        "fov: inside the field of view, the one to compare; full: the whole image; padded: the"
+        " image with background added. Background outside the object raises accuracy and"
+        f" specificity without any better answer. {run.summary.get('decision', '')}"
     )
     return section("Frames", table(["", "frame", *(named(run, n) for n in names)], rows), note=note)
 
@@ -169,7 +173,8 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
     """
     chosen, metrics = fold.get("chosen", "best"), fold.get("metrics") or {}
     name = Safe(
-        f'fold {escape(fold["fold"])} <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>'
+        f'fold {escape(fold["fold"])} <span class="badge'
+        f' {escape(fold["status"])}">{escape(fold["status"])}</span>'
     )
     best = fold.get("best_epoch", -1)
     facts = [
@@ -205,8 +210,9 @@ def tuned(run: Run) -> str:
         run.gaps.append(f"tuning/result.json cannot be read ({problem}); run pipeline.tune again")
         return ""
     note = (
-        "Post-processing of the same out-of-fold probabilities. Nested: each case is answered with the steps that were chosen without its "
-        "group (or fold). Gains are paired over cases, with 95 % bootstrap intervals."
+        "Post-processing of the same out-of-fold probabilities. Nested: each case is answered with"
+        " the steps that were chosen without its group (or fold). Gains are paired over cases, with"
+        " 95 % bootstrap intervals."
     )
     return section(
         "Post-processing",
@@ -258,7 +264,10 @@ def curves(run: Run) -> str:
             chart("learning rate", {"learning rate": _line(log, "lr")}, log=True, mark=mark),
         )
         rows.append(f'<h3>fold {fold["fold"]}</h3><div class="row">{"".join(charts)}</div>')
-    note = f"Epochs along x. Dashed: the best epoch by {run.summary.get('monitor', 'the monitored value')}. Learning rates on a log scale."
+    note = (
+        "Epochs along x. Dashed: the best epoch by"
+        f" {run.summary.get('monitor', 'the monitored value')}. Learning rates on a log scale."
+    )
     return section("Curves", *rows, note=note)
 
 

@@ -184,7 +184,10 @@ def _failures(failed: Mapping[str, str]) -> list[str]:
     lines = []
     for alike in groups.values():
         first = f"{alike[0]:<24}FAILED: {failed[alike[0]]}"
-        more = f" ({len(alike)} cases alike: {', '.join(alike[:6])}{', ...' if len(alike) > 6 else ''})"
+        more = (
+            f" ({len(alike)} cases alike:"
+            f" {', '.join(alike[:6])}{', ...' if len(alike) > 6 else ''})"
+        )
         lines.append(first + (more if len(alike) > 1 else ""))
     return lines
 
@@ -239,7 +242,8 @@ def of_tuning(
             f"{name:<40}" + numbers + "".join(f"{text:>36}{sides:>9}" for text, sides in cells)
         )
     lines.append(
-        f"intervals: paired bootstrap over {drawn}, 10,000 draws; +/-: cases that are better / worse"
+        f"intervals: paired bootstrap over {drawn}, 10,000 draws; +/-: cases that are better /"
+        " worse"
     )
     return "\n".join(lines)
 

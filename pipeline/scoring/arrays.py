@@ -68,12 +68,14 @@ def score(
         )
     if changed := needing(parts, "change"):
         raise UserError(
-            f"metrics: {', '.join(changed)} needs inputs beside answers. Use score_folder, or pipeline.evaluate --inputs."
+            f"metrics: {', '.join(changed)} needs inputs beside answers. Use score_folder, or"
+            " pipeline.evaluate --inputs."
         )
     case = CaseArrays(answer=_array(answer), target=_array(truth))
     if case.answer.shape != case.target.shape:
         raise UserError(
-            f"the answer has shape {case.answer.shape}, the truth {case.target.shape}. Bring both to one grid."
+            f"the answer has shape {case.answer.shape}, the truth {case.target.shape}. Bring both"
+            " to one grid."
         )
     case = dataclasses.replace(case, spacing=_spacing(spacing, case.target.ndim - bool(images)))
     if ignore_label is not None and (
@@ -119,7 +121,8 @@ def _of_labels(case: CaseArrays, rules: Rules, number: int | None) -> CaseArrays
     largest = max(int(a.max(initial=0, where=counted)) for a in (answer, label))
     if number is not None and largest >= number:
         raise UserError(
-            f"class {largest} occurs, but num_classes is {number}: classes count from 0, background included."
+            f"class {largest} occurs, but num_classes is {number}: classes count from 0, background"
+            " included."
         )
     return dataclasses.replace(case, answer=blanked(answer, label, rules.ignore), target=label)
 
@@ -147,11 +150,13 @@ def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarr
     soft = _array(given).astype(np.float32)
     if soft.shape != shape:
         raise UserError(
-            f"probabilities have shape {soft.shape}, the truth {shape}. Give those of the foreground alone."
+            f"probabilities have shape {soft.shape}, the truth {shape}. Give those of the"
+            " foreground alone."
         )
     if not (np.isfinite(soft).all() and soft.min() >= 0 and soft.max() <= 1):
         raise UserError(
-            "probabilities hold values that are no numbers from 0 to 1. Give the foreground's, after sigmoid or softmax."
+            "probabilities hold values that are no numbers from 0 to 1. Give the foreground's,"
+            " after sigmoid or softmax."
         )
     return soft
 
@@ -181,7 +186,8 @@ def _part(metric: Any) -> NamedOptions:
     )
     if not good or not isinstance(metric.get("options", {}), Mapping):
         raise UserError(
-            f"{metric!r} names no metric. Write 'dice', 'surface_dice:tolerance=2' or a mapping with name and options."
+            f"{metric!r} names no metric. Write 'dice', 'surface_dice:tolerance=2' or a mapping"
+            " with name and options."
         )
     return NamedOptions(name=metric["name"], options=dict(metric.get("options", {})))
 
@@ -195,6 +201,7 @@ def _array(given: Any) -> np.ndarray:
     array = np.asarray(given)
     if isinstance(given, str | Path) or array.dtype.kind not in "buif":
         raise UserError(
-            f"{str(given)[:80]!r} is no array of numbers. Give arrays, or use score_folder for files."
+            f"{str(given)[:80]!r} is no array of numbers. Give arrays, or use score_folder for"
+            " files."
         )
     return array.astype(np.uint8) if array.dtype == bool else array

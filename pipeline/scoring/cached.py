@@ -105,8 +105,8 @@ def score_image(
     rules, target = rules_of(config), np.asarray(cached.targets[image_target(config)].array)
     if target.dtype != answer.dtype:
         raise UserError(
-            f"case {cached.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one normalisation cannot serve both. "
-            "Save the two in the same number type."
+            f"case {cached.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one"
+            " normalisation cannot serve both. Save the two in the same number type."
         )
     source, changed = (
         np.asarray(cached.image.array),

@@ -116,8 +116,9 @@ def require_comparable(rows: Iterable[Row | str], metrics: Sequence[NamedOptions
         return
     if answers and truths and not answers & truths and max(answers | truths) >= SMALL:
         raise UserError(
-            f"the labels hold {_listed(truths)} where the answers hold {_listed(answers)}: no value is foreground in both, so nothing can "
-            "agree. Bring both to the same class numbers, or say with --binarise X from which value on a label is foreground."
+            f"the labels hold {_listed(truths)} where the answers hold {_listed(answers)}: no value"
+            " is foreground in both, so nothing can agree. Bring both to the same class numbers,"
+            " or say with --binarise X from which value on a label is foreground."
         )
 
 

@@ -69,7 +69,8 @@ def score(
         return core.score(case, rules)
     if not np.isfinite(main).all():  # rounding to integers would hide it
         raise UserError(
-            f"case {cached.case.id}: the prediction holds NaN or infinite values. Lower the learning rate or set train.clip."
+            f"case {cached.case.id}: the prediction holds NaN or infinite values. Lower the"
+            " learning rate or set train.clip."
         )
     predicted = np.asarray(soft.heads["mask"])[0] if "mask" in soft.heads else None
     return score_image(config, cached, answer_of(config, soft), predicted)

@@ -96,8 +96,8 @@ class Place:
         if own.family != self.grid.family:
             raise FileError(
                 path,
-                f"and {self.path} are of formats that order their axes differently (NIfTI: X, Y, Z; TIFF, Zarr, pictures and npy: "
-                "Z, Y, X), and nothing says which axis is which",
+                f"and {self.path} are of formats that order their axes differently (NIfTI: X, Y, Z;"
+                " TIFF, Zarr, pictures and npy: Z, Y, X), and nothing says which axis is which",
                 "Save both in one format",
             )
         found = alignment(own, array.shape[1:], self.grid, self.shape)
@@ -111,8 +111,9 @@ class Place:
         if found is None:
             raise FileError(
                 path,
-                f"lies elsewhere in the world than {self.path}: no flip and no order of axes makes their grids equal "
-                f"({_place(own, array.shape[1:])}; {_place(self.grid, self.shape)})",
+                f"lies elsewhere in the world than {self.path}: no flip and no order of axes makes"
+                f" their grids equal ({_place(own, array.shape[1:])};"
+                f" {_place(self.grid, self.shape)})",
                 "Resample it to that grid, or mend the header that is wrong",
             )
         return found.apply(array)
@@ -226,7 +227,8 @@ def _require_declared(pair: Pair, label: np.ndarray) -> None:
         raise FileError(
             pair.label,
             f"holds labels outside 0 to {number - 1}, which the answers' model knows: {shown}",
-            "Correct the labels, name the value that is not labelled with --ignore-label, or use --binarise X",
+            "Correct the labels, name the value that is not labelled with --ignore-label, or use"
+            " --binarise X",
         )
 
 
@@ -271,7 +273,8 @@ def _require_image(path: Path, array: np.ndarray) -> None:
     if array.dtype.kind in "iu" and 1 <= int(array.max()) <= FEW:
         raise FileError(
             path,
-            f"holds whole numbers from {int(array.min())} to {int(array.max())}: labels, of which {', '.join(names_of('image'))} say nothing",
+            f"holds whole numbers from {int(array.min())} to {int(array.max())}: labels, of which"
+            f" {', '.join(names_of('image'))} say nothing",
             "Use metrics of labels, e.g. --metrics dice; of images give files on their full scale",
         )
 

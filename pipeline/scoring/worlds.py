@@ -49,8 +49,9 @@ def common_spacings(
     found, bare = _by_unit(labels, dims)
     if bare and found:
         raise UserError(
-            f"distances of these cases have no common unit: {len(bare)} label files carry none ({', '.join(bare[:10])}), the others "
-            "do. Give all of them their spacing, or score them apart."
+            f"distances of these cases have no common unit: {len(bare)} label files carry none"
+            f" ({', '.join(bare[:10])}), the others do. Give all of them their spacing, or score"
+            " them apart."
         )
     return found
 
@@ -62,8 +63,9 @@ def require_millimetres(metrics: Sequence[NamedOptions], bare: Sequence[str]) ->
     options = millimetre_options(metrics)
     if options and bare:
         raise UserError(
-            f"metrics: {options[0]} needs the distance between voxels, which the labels of {len(bare)} cases do not carry: "
-            f"{', '.join(bare[:10])}. Use {options[0].removesuffix('_mm')} (voxels), or give them their spacing."
+            f"metrics: {options[0]} needs the distance between voxels, which the labels of"
+            f" {len(bare)} cases do not carry: {', '.join(bare[:10])}. Use"
+            f" {options[0].removesuffix('_mm')} (voxels), or give them their spacing."
         )
 
 

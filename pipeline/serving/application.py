@@ -66,7 +66,8 @@ async def respond(service: Service, request: Request) -> Response:
     service.answered += response.status_code != 503
     service.turned_away += response.status_code == 503
     logger.info(
-        f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes {seconds:.3f} s"
+        f"{request.method} {request.url.path} {response.status_code} {body.seen} bytes"
+        f" {seconds:.3f} s"
     )
     return response
 

@@ -157,7 +157,8 @@ def listen(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         raise UserError(
-            f"cannot listen on {host}, port {port}: {error}. Choose another --host or --port; --port 0 takes a free one."
+            f"cannot listen on {host}, port {port}: {error}. Choose another --host or --port;"
+            " --port 0 takes a free one."
         ) from None
     return listener
 

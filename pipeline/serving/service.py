@@ -109,7 +109,8 @@ class Service:
                 )
             slowest = min(slow, key=lambda b: b.seen / (now - b.began))
             slowest.give_up(
-                f"{UPLOADS} images are being received, and this one came the slowest; come back later."
+                f"{UPLOADS} images are being received, and this one came the slowest; come back"
+                " later."
             )
             self.uploads.discard(slowest)
         self.uploads.add(body)

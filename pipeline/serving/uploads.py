@@ -140,7 +140,8 @@ def suffix(content_type: str | None, filename: str | None) -> str:
     if ending is None:
         raise Refusal(
             415,
-            f"content type {kind or 'unsaid'} is not taken, only {', '.join(TYPES)}, as the body or as the file of a form.",
+            f"content type {kind or 'unsaid'} is not taken, only {', '.join(TYPES)}, as the body or"
+            " as the file of a form.",
         )
     return ending
 

@@ -76,7 +76,8 @@ def load_state(
             )
     if states:
         raise CheckpointError(
-            f"{folder}: all {len(states)} saved states are damaged. Restore one from a backup, or start over with --fresh."
+            f"{folder}: all {len(states)} saved states are damaged. Restore one from a backup, or"
+            " start over with --fresh."
         )
     return None
 

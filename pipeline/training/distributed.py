@@ -211,8 +211,9 @@ def join(device: str, timeout: float) -> DistributedContext:
     if device == "cuda":
         if local >= torch.cuda.device_count():
             raise UserError(
-                f"rank {local} on this machine finds {torch.cuda.device_count()} CUDA devices. Start one process a device "
-                "(torchrun --nproc-per-node), or train on --device cpu."
+                f"rank {local} on this machine finds {torch.cuda.device_count()} CUDA devices."
+                " Start one process a device (torchrun --nproc-per-node), or train on --device"
+                " cpu."
             )
         torch.cuda.set_device(local)
     limit = timedelta(seconds=timeout)
@@ -231,8 +232,10 @@ def join(device: str, timeout: float) -> DistributedContext:
         control = dist.new_group(backend="gloo", timeout=limit)
     except RuntimeError as error:
         raise UserError(
-            f"the {os.environ['WORLD_SIZE']} ranks did not find each other at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
-            f"within {timeout:.0f} s: {str(error).splitlines()[0]}. Start them all by torchrun, with one --rdzv-endpoint."
+            f"the {os.environ['WORLD_SIZE']} ranks did not find each other at"
+            f" {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout:.0f}"
+            f" s: {str(error).splitlines()[0]}. Start them all by torchrun, with one"
+            " --rdzv-endpoint."
         ) from None
     own.set(f"who/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     context = DistributedContext(rank=rank, size=size, device=device, control=control, store=own)
@@ -283,7 +286,8 @@ def with_sync_batchnorm(network: torch.nn.Module, context: DistributedContext) -
         return network
     if context.device != "cuda":
         raise UserError(
-            "train.sync_batchnorm needs CUDA: torch has no batch norm over several CPU processes. Set it to false."
+            "train.sync_batchnorm needs CUDA: torch has no batch norm over several CPU processes."
+            " Set it to false."
         )
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
 

@@ -85,7 +85,8 @@ def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
     else:
         spent = clock(result.seconds)
         logger.info(
-            f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used: {result.chosen}, {spent}"
+            f"Fold {fold} complete! best epoch {result.best_epoch + 1}, weights used:"
+            f" {result.chosen}, {spent}"
         )
     if run.context.is_main:
         folder.write_result(result, scores)

@@ -36,10 +36,14 @@ def compare(
     unused = [k for k in given if k not in own]
     listing = "\n".join(
         [
-            f"Initial weights from {wanted.path}: {len(own) - len(missing) - len(shape)} of {len(own)} loaded",
+            (
+                f"Initial weights from {wanted.path}: {len(own) - len(missing) - len(shape)} of"
+                f" {len(own)} loaded"
+            ),
             *(f"  left fresh (not in the file): {k}" for k in missing),
             *(
-                f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)} here): {k}"
+                f"  left fresh (shape {tuple(given[k].shape)} in the file, {tuple(own[k].shape)}"
+                f" here): {k}"
                 for k in shape
             ),
             *(f"  skipped (not in this network): {k}" for k in unused),
@@ -52,6 +56,7 @@ def compare(
     ):
         if names and not allowed:
             raise CheckpointError(
-                f"{listing}\ntrain.init_from: {len(names)} weights do not match; accept this with train.init_from.{option}: true."
+                f"{listing}\ntrain.init_from: {len(names)} weights do not match; accept this with"
+                f" train.init_from.{option}: true."
             )
     return listing

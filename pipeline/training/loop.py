@@ -210,7 +210,8 @@ def _fit(job: FoldJob, state: State) -> None:
             logger.info(
                 _note(
                     journal,
-                    f"Early stopping triggered at epoch {state.epoch} (patience: {job.config.train.stop.patience})",
+                    f"Early stopping triggered at epoch {state.epoch} (patience:"
+                    f" {job.config.train.stop.patience})",
                 )
             )
         record = _finish_average(job, state)
@@ -392,7 +393,8 @@ def _require_finite(values: Mapping[str, float], ids: Iterable[str], epoch: int,
             or "their sum"
         )
         raise TrainingError(
-            f"loss is {values['train_loss']} ({bad}) in epoch {epoch + 1}, step {step + 1}, cases {', '.join(ids)}. Lower train.optimizer lr, set train.clip, or look at these cases."
+            f"loss is {values['train_loss']} ({bad}) in epoch {epoch + 1}, step {step + 1}, cases"
+            f" {', '.join(ids)}. Lower train.optimizer lr, set train.clip, or look at these cases."
         )
 
 
@@ -423,7 +425,8 @@ def _saved_if_stopped(job: FoldJob, state: State) -> Iterator[None]:
     except BaseException:
         _save(job, state)
         logger.info(
-            f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step} of {len(job.train)}"
+            f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step}"
+            f" of {len(job.train)}"
         )
         raise
 
@@ -480,8 +483,9 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
             unlabelled += count - weight
     if not any(means.counts.values()):
         raise TrainingError(
-            f"none of the {unlabelled} validation patches of fold {job.fold} holds a labelled voxel, so there is nothing to validate on. "
-            "Raise train.validate.per_case or data.patch.size, or look at data.ignore_label."
+            f"none of the {unlabelled} validation patches of fold {job.fold} holds a labelled"
+            " voxel, so there is nothing to validate on. Raise train.validate.per_case or"
+            " data.patch.size, or look at data.ignore_label."
         )
     return Validation(values={**means.result(), **patches.result()}, unlabelled=unlabelled)
 
@@ -495,7 +499,8 @@ def _weight(job: FoldJob, batch: Mapping[str, Any]) -> int:
 
 def _refuse_answer(case_id: str) -> None:
     raise TrainingError(
-        f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or set train.clip."
+        f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or"
+        " set train.clip."
     )
 
 
@@ -670,7 +675,8 @@ def _resume(job: FoldJob, state: State) -> tuple[FoldJob, State]:
     ) as error:
         words = f"{type(error).__name__}: {error}"[:SHOWN]
         raise models.CheckpointError(
-            f"{folder}: optimizer or schedule of the newest state cannot be continued ({words}). {checkpoint.STATE_SUGGESTION}"
+            f"{folder}: optimizer or schedule of the newest state cannot be continued ({words})."
+            f" {checkpoint.STATE_SUGGESTION}"
         ) from None
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])
@@ -702,7 +708,8 @@ def _resume_rates(
         ]
         if wrong:
             raise ValueError(
-                f"{wrong[0]} of weight {index} has the shape {list(entry[wrong[0]].shape)}, not {list(shapes[index])}"
+                f"{wrong[0]} of weight {index} has the shape {list(entry[wrong[0]].shape)}, not"
+                f" {list(shapes[index])}"
             )
     _require_alike(
         "optimizer", facts["optimizer"]["groups"], state.optimizer.state_dict()["param_groups"]

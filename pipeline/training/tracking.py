@@ -187,12 +187,14 @@ class Trackers:
         except ImportError as error:
             self.active.pop(name, None)
             logger.warning(
-                f'tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or remove it from train.track'
+                f'tracker {name} is not installed ({error}); pip install "pipeline[tracking]", or'
+                " remove it from train.track"
             )
         except Exception as error:
             self.active.pop(name, None)
             logger.warning(
-                f"tracker {name} failed and is dropped, training goes on: {type(error).__name__}: {error}"
+                f"tracker {name} failed and is dropped, training goes on: {type(error).__name__}:"
+                f" {error}"
             )
 
 

@@ -131,9 +131,11 @@ class _Answers:
             self.chain.append(
                 (
                     link,
-                    self._fused(candidate)
-                    if step is None
-                    else postprocess.run((step,), self.chain[-1][1]),
+                    (
+                        self._fused(candidate)
+                        if step is None
+                        else postprocess.run((step,), self.chain[-1][1])
+                    ),
                 )
             )
         return self.chain[-1][1]
@@ -246,7 +248,10 @@ class Trials:
                     done += self._collect(future, running.pop(future))
                 self.progress(done, total)
         except (BrokenProcessPool, MemoryError):
-            why = f"a worker died, probably for want of memory ({self.workers} workers). Run again with a smaller --workers."
+            why = (
+                f"a worker died, probably for want of memory ({self.workers} workers). Run again"
+                " with a smaller --workers."
+            )
             raise UserError(why) from None
         except BaseException:
             self._halt.set()  # a worker finishes the candidate it is at

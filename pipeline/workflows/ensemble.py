@@ -128,7 +128,8 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
         present = set(softs.ids(folder / "soft"))
     if not present:
         raise UserError(
-            f"{folder}: no image could be predicted, see above. Mend or remove them, then run again."
+            f"{folder}: no image could be predicted, see above. Mend or remove them, then run"
+            " again."
         )
     return [c.id for c in inputs if c.id not in present]
 

@@ -134,7 +134,8 @@ def score_folder(
     known = {f.name for f in dataclasses.fields(Request)} - {"predictions", "labels", "metrics"}
     if unknown := sorted(set(options) - known):
         raise TypeError(
-            f"score_folder takes no {', '.join(unknown)}; further options are {', '.join(sorted(known))}."
+            f"score_folder takes no {', '.join(unknown)}; further options are"
+            f" {', '.join(sorted(known))}."
         )
     parts = parts_of(metrics)
     for name in ("inputs", "masks", "split", "soft", "fov", "out"):
@@ -211,7 +212,8 @@ def _require_distinct(parts: Sequence[NamedOptions]) -> None:
         if first.setdefault(part.name, part) != part:
             ways = [dict(p.options) for p in (first[part.name], part)]
             raise UserError(
-                f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one column cannot hold both. Run twice."
+                f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one"
+                " column cannot hold both. Run twice."
             )
 
 
@@ -225,7 +227,8 @@ def _require_json(out: Path | None) -> None:
         os.path.lexists(out) and not os.path.isfile(out) and not os.path.islink(out)
     ):
         raise UserError(
-            f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out scores.json."
+            f"--out {out}: the numbers are written as a .json file. Name one, e.g. --out"
+            " scores.json."
         )
     files.require_writable("--out", out.parent)
     if problem := outputs.too_long(out.parent, [out.name]):
@@ -237,7 +240,8 @@ def _require_images(known: Known, parts: Sequence[NamedOptions]) -> None:
     if known.summary.get("task") == "labels":
         names = ", ".join(p.name for p in parts)
         raise UserError(
-            f"--metrics {names}: of images, but these predictions are labels (task in summary.json). Use e.g. --metrics dice."
+            f"--metrics {names}: of images, but these predictions are labels (task in"
+            " summary.json). Use e.g. --metrics dice."
         )
 
 
@@ -301,15 +305,17 @@ def _warn(scores: Mapping[str, Any]) -> None:
     ]
     if wide:
         logger.warning(
-            f"the error is larger than the full scale in {len(wide)} cases: {', '.join(wide[:10])}. Integers are divided by the "
-            "largest value of their type, floats taken as they are, on 0 to 1: save both sides in one number type, or give the scale of "
-            "floats with --metrics psnr:peak=X ssim:peak=X"
+            f"the error is larger than the full scale in {len(wide)} cases: {', '.join(wide[:10])}."
+            " Integers are divided by the largest value of their type, floats taken as they are,"
+            " on 0 to 1: save both sides in one number type, or give the scale of floats with"
+            " --metrics psnr:peak=X ssim:peak=X"
         )
     classes = scores.get("classes", ())
     if len(classes) > MANY and any(f"_{classes[0]}" in key for key in scores["mean"]):
         logger.warning(
-            f"these labels hold {len(classes)} different values. If they number instances, use --metrics voi adapted_rand, "
-            "which compare whole labelings: a class by class score compares equal numbers."
+            f"these labels hold {len(classes)} different values. If they number instances, use"
+            " --metrics voi adapted_rand, which compare whole labelings: a class by class score"
+            " compares equal numbers."
         )
 
 
@@ -318,7 +324,8 @@ def _one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
     images = [m.name for m in parts if METRICS[m.name].task == "image"]
     if images and len(images) < len(parts):
         raise UserError(
-            f"--metrics {' '.join(p.name for p in parts)}: {', '.join(images)} are of images, the others of labels. Run twice."
+            f"--metrics {' '.join(p.name for p in parts)}: {', '.join(images)} are of images, the"
+            " others of labels. Run twice."
         )
     if images and request.ignore_label != "auto":
         raise UserError("--ignore-label is for metrics of labels. Leave it out.")
@@ -337,7 +344,8 @@ def _one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
             raise UserError(f"--{option} is for metrics of {what}. Leave it out.")
     if changed and request.inputs is None:
         raise UserError(
-            f"{', '.join(changed)}: makes the mask of what was to change from input and target. Name the inputs with --inputs DIR."
+            f"{', '.join(changed)}: makes the mask of what was to change from input and target."
+            " Name the inputs with --inputs DIR."
         )
 
 
@@ -365,7 +373,8 @@ def image_jobs(
     """
     if rules.need_change and reading.dims != 2:
         raise UserError(
-            f"{', '.join(needing(rules.metrics, 'change'))} compares photographs; {next(iter(pairs.values()))[1]} is a volume. Leave it out."
+            f"{', '.join(needing(rules.metrics, 'change'))} compares photographs;"
+            f" {next(iter(pairs.values()))[1]} is a volume. Leave it out."
         )
     usual = request.predictions / "masks"
     masks = request.masks or (usual if rules.need_change and os.path.isdir(usual) else None)
@@ -400,7 +409,8 @@ def _companions(
     missing = sorted(set(ids) - set(found))
     if missing:
         raise UserError(
-            f"{option} {folder}: no {what} for {len(missing)} cases: {', '.join(missing[:10])}. Add them, or do without that folder."
+            f"{option} {folder}: no {what} for {len(missing)} cases: {', '.join(missing[:10])}. Add"
+            " them, or do without that folder."
         )
     return found
 
@@ -431,8 +441,8 @@ def jobs(
     if wanted and set(pairs) - known:
         lost = sorted(set(pairs) - known)
         raise UserError(
-            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases: {', '.join(lost[:10])}. "
-            "Predict with --save-soft, or name their folder with --soft."
+            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases:"
+            f" {', '.join(lost[:10])}. Predict with --save-soft, or name their folder with --soft."
         )
     if request.binarise is not None and not math.isfinite(request.binarise):
         raise UserError(
@@ -444,7 +454,8 @@ def jobs(
     blind = sorted(set(pairs) - set(views)) if request.fov is not None else []
     if blind:
         raise UserError(
-            f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add them, or leave --fov out."
+            f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add"
+            " them, or leave --fov out."
         )
     where = soft if wanted else None
     return [
@@ -463,7 +474,8 @@ def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
     ids = files.read_document(path, documents.TestSplit, suggestion).get("test")
     if not ids:
         raise UserError(
-            f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...], "test": [ID, ...]}}.'
+            f'--split {path}: lists nothing under "test"; it should read {{"train": [ID, ...],'
+            ' "test": [ID, ...]}.'
         )
     known = answer_files(labels) if os.path.isdir(labels) else {}
     return frozenset(listed_id(entry, known) for entry in ids)
@@ -512,12 +524,14 @@ def pair(
         unknown = sorted(set(only) - set(truths))
         if unknown:
             raise UserError(
-                f"{len(unknown)} ids of the split are without a file in {labels}: {', '.join(unknown[:10])}. Correct one of the two."
+                f"{len(unknown)} ids of the split are without a file in {labels}:"
+                f" {', '.join(unknown[:10])}. Correct one of the two."
             )
     missing = [i for i in truths if i not in answers]
     if partial and missing and len(missing) < len(truths):
         logger.warning(
-            f"{len(missing)} of {len(truths)} labels have no answer and are not scored: {', '.join(missing[:10])}"
+            f"{len(missing)} of {len(truths)} labels have no answer and are not scored:"
+            f" {', '.join(missing[:10])}"
         )
         truths = {i: p for i, p in truths.items() if i in answers}
         missing = []
@@ -528,8 +542,8 @@ def pair(
             else "no label files"
         )
         raise UserError(
-            f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to the matching ones, or score those that "
-            "are there with --partial."
+            f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to"
+            " the matching ones, or score those that are there with --partial."
         )
     extra = [i for i in answers if i not in truths]
     if extra:

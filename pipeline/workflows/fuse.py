@@ -155,7 +155,8 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         postprocess.check(steps)
     elif FUSIONS[spec.fusion].probabilities:
         raise UserError(
-            f"fusion {spec.fusion!r} is of probabilities, and {folders[0][0]} holds intensities of images. Use mean."
+            f"fusion {spec.fusion!r} is of probabilities, and {folders[0][0]} holds intensities of"
+            " images. Use mean."
         )
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
     for reader, (folder, _) in zip(readers, folders, strict=True):
@@ -209,7 +210,8 @@ def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
     outputs.require_own(job.output, names)
     if problem := outputs.too_long(job.output, names):
         raise UserError(
-            f"--output {job.output}: {problem.removeprefix('its ')}. Rename that image and predict it again."
+            f"--output {job.output}: {problem.removeprefix('its ')}. Rename that image and predict"
+            " it again."
         )
 
 
@@ -232,7 +234,8 @@ def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
     absent = [str(f) for f, _ in pairs if not os.path.isdir(f)]
     if absent:
         raise UserError(
-            f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict --save-soft."
+            f"no such folder of predictions: {', '.join(absent)}. Write them with pipeline.predict"
+            " --save-soft."
         )
     return pairs
 
@@ -266,7 +269,8 @@ def predicted(
     runs = [m for m in members if is_run(m)]
     if runs and not data:
         raise UserError(
-            f"{runs[0].run} is a run, which has predicted its own held-out cases only. {_suggestion(runs[0])}"
+            f"{runs[0].run} is a run, which has predicted its own held-out cases only."
+            f" {_suggestion(runs[0])}"
         )
     own, out = _own_folders(members, job.output), list(members)
     failed: dict[str, str] = {}
@@ -308,12 +312,13 @@ def is_run(member: Member) -> bool:
 def _suggestion(member: Member) -> str:
     where = _folders_of(member)
     commands = [
-        f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name} --save-soft"
+        f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name}"
+        " --save-soft"
         for w in where
     ]
     return (
-        "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as the member:\n  "
-        + "\n  ".join(commands)
+        "Add --input DIR to predict those images first, or do it yourself and name PREDICTIONS as"
+        " the member:\n  " + "\n  ".join(commands)
     )
 
 

@@ -117,7 +117,8 @@ def predict_files(
         raise UserError(f"blocks is {blocks!r}, must be auto, always or never.")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise UserError(
-            f"shard is {shard}, must be (index, number) with an index from 0 to number - 1, such as (0, 4)."
+            f"shard is {shard}, must be (index, number) with an index from 0 to number - 1, such as"
+            " (0, 4)."
         )
     outputs.require_folder(output)  # before a model is loaded or an image looked at
     job = PredictJob(predictor=prepare(options), output=output, save_soft=save_soft, blocks=blocks)
@@ -146,16 +147,16 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
         ):
             if case.id in found:
                 raise UserError(
-                    f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and so would be their answers. "
-                    "Predict them in two runs, or rename one."
+                    f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and"
+                    " so would be their answers. Predict them in two runs, or rename one."
                 )
             found[case.id] = case
     for case_id in found:
         for ending in TASKS[config.task].companions:
             if case_id + ending in found:
                 raise UserError(
-                    f"{found[case_id + ending].image[0]} is called like a picture that is written beside the answer for {case_id}. "
-                    "Leave it out, or rename it."
+                    f"{found[case_id + ending].image[0]} is called like a picture that is written"
+                    f" beside the answer for {case_id}. Leave it out, or rename it."
                 )
     return list(found.values())
 
@@ -262,7 +263,8 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
         if which
     ]
     logger.info(
-        f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)} blocks, in {len(mine)} files"
+        f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)}"
+        f" blocks, in {len(mine)} files"
     )
     rows, began = [], time.monotonic()
     facts = job.output / blocks.FOLDER / blocks.SHARD.format(index, number)
@@ -405,7 +407,8 @@ def _admitted(
     space = model_space(case, geometry, job.config.data.dims, job.predictor.trained_on)
     if space.steps:
         logger.info(
-            f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and its answer back"
+            f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and"
+            " its answer back"
         )
     return space, _noted(case, [*geometry.notes, *space.notes])
 

@@ -109,15 +109,18 @@ def build(options: ModelOptions, limits: Limits) -> Service:
     config, first = job.config, Path(predictor.models[0])
     if config.data.dims != 2:
         raise UserError(
-            f"{first} answers volumes; pipeline.serve takes models of images (data.dims: 2). Use pipeline.predict."
+            f"{first} answers volumes; pipeline.serve takes models of images (data.dims: 2). Use"
+            " pipeline.predict."
         )
     if predictor.trained_on.get("family") == "nifti":
         raise UserError(
-            f"{first} was trained on NIfTI, whose axes lie in another order than those of pictures. Use pipeline.predict."
+            f"{first} was trained on NIfTI, whose axes lie in another order than those of pictures."
+            " Use pipeline.predict."
         )
     if config.predict.norms != "tile" and limits.concurrent > 1:
         raise UserError(
-            f"--concurrent {limits.concurrent} does not go with predict.norms {config.predict.norms}, which sets the network up for one image. Use --concurrent 1."
+            f"--concurrent {limits.concurrent} does not go with predict.norms"
+            f" {config.predict.norms}, which sets the network up for one image. Use --concurrent 1."
         )
     facts = {
         "config": config.name,

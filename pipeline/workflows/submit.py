@@ -33,7 +33,10 @@ SHOWN = 10
 SUGGESTIONS = {
     "test images unreadable": "Copy the test images again",
     "test ids twice": "Keep one file per id in the test folder",
-    "unfit names": "Rename the test image and predict it again: a submission holds names of UTF-8 text without control characters and backslashes",
+    "unfit names": (
+        "Rename the test image and predict it again: a submission holds names of UTF-8 text without"
+        " control characters and backslashes"
+    ),
     "missing": "Predict these test images too",
     "extra": "Remove these answers, or point --test-dir to their images",
     "ids twice": "Keep one file per id",
@@ -41,7 +44,10 @@ SUGGESTIONS = {
     "wrong shape": "Predict these again from the test images given here",
     "wrong axes": "Predict these again from the test images given here",
     "wrong type": "Answers are uint8; write them with pipeline.predict",
-    "wrong values": "Answers hold 0 and 1 only; predict without --separate-instances, and take no _visualization files",
+    "wrong values": (
+        "Answers hold 0 and 1 only; predict without --separate-instances, and take no"
+        " _visualization files"
+    ),
 }
 """Every kind of fault, in the order in which they are told, and what to do about it."""
 
@@ -90,7 +96,8 @@ def require_place(out: Path, format: str) -> None:  # noqa: A002 - the option's 
         raise UserError(f"format {format!r} is unknown. Choose one of {', '.join(SUFFIX)}.")
     if out.suffix.lower() != SUFFIX[format]:
         raise UserError(
-            f"--out {out}: a submission of format {format} is a {SUFFIX[format]} file. Change one of the two."
+            f"--out {out}: a submission of format {format} is a {SUFFIX[format]} file. Change one"
+            " of the two."
         )
     if os.path.isdir(out):
         raise UserError(f"--out {out} is a folder. Name a file.")
@@ -118,7 +125,8 @@ def _tell(made: Submission) -> None:
         logger.warning(f"no foreground at all in {_listed(blank, 'answers')}")
     share = sum(a.foreground for a in made.answers) / voxels
     logger.info(
-        f"{made.path}: {len(made.answers)} ids, foreground {share:.4%}, {made.path.stat().st_size} bytes"
+        f"{made.path}: {len(made.answers)} ids, foreground {share:.4%}, {made.path.stat().st_size}"
+        " bytes"
     )
     logger.info(f"sha256 {made.sha256}")
 
@@ -184,7 +192,8 @@ def _tell_alike(ids: Collection[str]) -> None:
     alike = [" and ".join(names) for names in folded.values() if len(names) > 1]
     if alike:
         logger.warning(
-            f"these differ in case only, and are one file where that does not count (Windows, macOS): {_listed(alike)}"
+            "these differ in case only, and are one file where that does not count (Windows,"
+            f" macOS): {_listed(alike)}"
         )
 
 

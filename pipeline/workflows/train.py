@@ -129,7 +129,8 @@ def train_folds(
     )
     if not _training.acquire(blocking=False):
         raise UserError(
-            "another thread of this process is training. Train one after the other, or in processes of their own."
+            "another thread of this process is training. Train one after the other, or in processes"
+            " of their own."
         )
     try:  # under the caller's own random state, to which it comes back
         with (
@@ -243,7 +244,8 @@ def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
         if seconds > SILENT and not warned:
             warned = True
             logger.info(
-                f"Waiting: {run.path} is being prepared or summed up by {busy.owner or 'another process'}"
+                f"Waiting: {run.path} is being prepared or summed up by"
+                f" {busy.owner or 'another process'}"
             )
 
     return lock.held(run.lock, wait)
@@ -383,7 +385,8 @@ def _report(run: RunFolder) -> None:
         logger.info(f"Report: {write_report(run)}")
     except Exception as error:
         logger.warning(
-            f"no report.html ({type(error).__name__}: {error}); try python -m pipeline.report {run.path}"
+            f"no report.html ({type(error).__name__}: {error}); try python -m pipeline.report"
+            f" {run.path}"
         )
 
 

@@ -240,7 +240,8 @@ def open_run(run: RunFolder) -> Source:
     """
     if not os.path.isfile(run.config_file) or not os.path.isfile(run.cases_file):
         raise UserError(
-            f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that pipeline.train wrote."
+            f"{run.path}: no run folder (config.yaml and cases.json are missing). Give one that"
+            " pipeline.train wrote."
         )
     run.require_plugins()
     config = run.config()
@@ -253,14 +254,15 @@ def open_run(run: RunFolder) -> Source:
         fold_of |= dict.fromkeys(soft.ids(run.fold(fold).soft), fold)
     if not fold_of:
         raise UserError(
-            f"{run.path}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a fold to its end first."
+            f"{run.path}: no finished fold with out-of-fold predictions (fold_N/oof/soft). Train a"
+            " fold to its end first."
         )
     listing = run.listing()
     unknown = sorted(set(fold_of) - set(listing))
     if unknown:
         raise UserError(
-            f"{run.cases_file}: lacks {len(unknown)} cases that were predicted: {', '.join(unknown[:10])}. "
-            "Restore it, or remove their files from fold_N/oof/soft."
+            f"{run.cases_file}: lacks {len(unknown)} cases that were predicted:"
+            f" {', '.join(unknown[:10])}. Restore it, or remove their files from fold_N/oof/soft."
         )
     folds = tuple(sorted(set(fold_of.values())))
     which = ", ".join(map(str, folds))
@@ -338,7 +340,8 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
             (path.parent for path in places.get(lost[0], {}).values()), "the run's data set"
         )
         raise UserError(
-            f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with --data-dir where they are now."
+            f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with"
+            " --data-dir where they are now."
         )
     return tuple(
         CaseFiles(
@@ -407,7 +410,8 @@ def make_trials(study: Study, workers: int | None) -> Trials:
     number = workers_for(metrics, study.shape, len(study.sources), workers)
     inside = ", inside the field of view" if study.config.data.frames.fov else ""
     logger.info(
-        f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better{inside}), {number} worker{'s' if number > 1 else ''}"
+        f"metric {study.metric.name} ({'higher' if study.sign > 0 else 'lower'} is better{inside}),"
+        f" {number} worker{'s' if number > 1 else ''}"
     )
     return Trials(
         study.cases,
@@ -431,11 +435,13 @@ def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
     if len(good) < len(study.cases):
         lost = sorted({c.id for c in study.cases} - {c.id for c in good})
         logger.warning(
-            f"{study.metric.name} has no value for {len(lost)} cases, which are left out: {', '.join(lost[:10])}"
+            f"{study.metric.name} has no value for {len(lost)} cases, which are left out:"
+            f" {', '.join(lost[:10])}"
         )
     if len(good) < 2:
         raise UserError(
-            f"{study.metric.name} has a value for {len(good)} cases; at least 2 are needed. Choose another --metric."
+            f"{study.metric.name} has a value for {len(good)} cases; at least 2 are needed. Choose"
+            " another --metric."
         )
     return dataclasses.replace(study, cases=tuple(good))
 
@@ -462,7 +468,8 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
     }
     if len(set(by_case.values())) < 2:
         raise UserError(
-            "only one fold is finished and there are no two groups, so nothing can be held out. Train another fold first."
+            "only one fold is finished and there are no two groups, so nothing can be held out."
+            " Train another fold first."
         )
     return search.deal(by_case)
 
@@ -486,7 +493,8 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
         s.name for s in own if postprocess.POSTPROCESS[s.name].search is None and file is None
     ]:
         logger.warning(
-            f"{', '.join(left)}: no search knows this step, so what is tried leaves it out; see search in its PostprocessStep"
+            f"{', '.join(left)}: no search knows this step, so what is tried leaves it out; see"
+            " search in its PostprocessStep"
         )
     weights = tuple(1.0 for _ in study.sources)
     also = (
@@ -519,14 +527,16 @@ def read_space(
     stages = structure(read_yaml(file), Space, str(file)).stages
     if not stages or not all(stages):
         raise ConfigError(
-            f"{file}: stages: give at least one stage, and in each stage at least one alternative; [] is no step at all."
+            f"{file}: stages: give at least one stage, and in each stage at least one alternative;"
+            " [] is no step at all."
         )
     for i, stage in enumerate(stages):
         for steps in stage:
             postprocess.check(steps, channels, dims)
             if i and steps and postprocess.decides(steps[0]):
                 raise ConfigError(
-                    f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the first stage."
+                    f"{file}: stage {i}: {steps[0].name!r} takes a soft prediction. Move it to the"
+                    " first stage."
                 )
     return stages
 
@@ -563,7 +573,8 @@ def compare(
     def ask(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
         new = trials.missing(wanted)
         logger.info(
-            f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to compute"
+            f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to"
+            " compute"
         )
         found = trials.scores(wanted)
         return {
@@ -696,7 +707,10 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
     honest = gains[NESTED]
     lines = [
         f"{time.strftime('%Y-%m-%d')}   {command(study)}",
-        f"Chosen on {len(study.cases)} cases by {study.metric.name}. Honest gain (each case under the choice made without its part), 95 %:",
+        (
+            f"Chosen on {len(study.cases)} cases by {study.metric.name}. Honest gain (each case"
+            " under the choice made without its part), 95 %:"
+        ),
         *(
             f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases"
             for reference, found in honest.items()
@@ -741,7 +755,8 @@ def guard(out: Path, force: bool) -> None:
     first, _, rest = out.read_text(encoding="utf-8", errors="replace").partition("\n")
     if first != MARK + _checksum(rest):
         raise UserError(
-            f"{out} is there and was written or changed by somebody else. Choose another --out, or replace it with --force."
+            f"{out} is there and was written or changed by somebody else. Choose another --out, or"
+            " replace it with --force."
         )
 
 

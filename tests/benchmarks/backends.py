@@ -70,10 +70,13 @@ def main() -> None:
 def report(arguments: argparse.Namespace, rows: dict[str, list[dict[str, float]]]) -> None:
     size, patch = arguments.size, arguments.patch
     print(
-        f"{arguments.checkpoint or arguments.network}, {size} x {size}, tiles {patch}, overlap {arguments.overlap}, {arguments.rounds} rounds in turn, {int(rows[LOADED][0]['threads'])} threads"
+        f"{arguments.checkpoint or arguments.network}, {size} x {size}, tiles {patch}, overlap"
+        f" {arguments.overlap}, {arguments.rounds} rounds in turn,"
+        f" {int(rows[LOADED][0]['threads'])} threads"
     )
     print(
-        "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max difference to torch |\n|---|---|---|---|---|---|"
+        "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max"
+        " difference to torch |\n|---|---|---|---|---|---|"
     )
     base = (
         statistics.median(r["seconds"] for r in rows["torch"]) if "torch" in rows else float("nan")
@@ -88,7 +91,8 @@ def report(arguments: argparse.Namespace, rows: dict[str, list[dict[str, float]]
         )
         worst = max(r["difference"] for r in results)
         print(
-            f"| {side} | {took} | {statistics.median(start):.1f} | {statistics.median(peak):,.0f} | {f'{worst:.1e}' if median else '-'} |"
+            f"| {side} | {took} | {statistics.median(start):.1f} | {statistics.median(peak):,.0f} |"
+            f" {f'{worst:.1e}' if median else '-'} |"
         )
 
 

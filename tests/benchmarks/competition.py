@@ -72,8 +72,10 @@ def reference(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, float
             with np.load(folder / f"{name}.npz") as arrays:
                 shape = tuple(arrays[f"{name}.shape"])
                 bits = {
-                    k: np.unpackbits(arrays[f"{name}.{k}"], count=int(np.prod(shape))).reshape(
-                        shape
+                    k: (
+                        np.unpackbits(arrays[f"{name}.{k}"], count=int(np.prod(shape))).reshape(
+                            shape
+                        )
                     )
                     for k in ("pred", "fg", "ignore")
                 }
@@ -141,7 +143,8 @@ def main() -> None:
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     print(
-        f"{'volumes':<16}{'size':>5}{'CPU s':>8}{'MiB':>7}{'official s':>12}{'ratio':>7}   score, [matched, predicted, true] by dimension"
+        f"{'volumes':<16}{'size':>5}{'CPU s':>8}{'MiB':>7}{'official s':>12}{'ratio':>7}   score,"
+        " [matched, predicted, true] by dimension"
     )
     for name, size, prediction, label, official in cases(arguments.reference):
         path = arguments.folder / f"{name}_{size}.npz"
@@ -156,7 +159,8 @@ def main() -> None:
             f"{official:>12.1f}{official / seconds:>7.0f}" if official else f"{'-':>12}{'-':>7}"
         )
         print(
-            f"{name:<16}{size:>5}{seconds:>8.2f}{peak:>7.0f}{theirs}   {rows[0]['score']:.4f} {rows[0]['counts']}",
+            f"{name:<16}{size:>5}{seconds:>8.2f}{peak:>7.0f}{theirs}   {rows[0]['score']:.4f}"
+            f" {rows[0]['counts']}",
             flush=True,
         )
 

@@ -150,7 +150,8 @@ def main() -> None:
             print(f"{name:<28}{depth:>7} slices {peaks[-1]:>10,.0f} MiB", flush=True)
         if len(peaks) > 1:
             print(
-                f"{name:<28}{np.polyfit(arguments.depths, peaks, 1)[0] * 1000:>10,.1f} MiB per 1,000 slices"
+                f"{name:<28}{np.polyfit(arguments.depths, peaks, 1)[0] * 1000:>10,.1f} MiB per"
+                " 1,000 slices"
             )
 
 

@@ -425,10 +425,12 @@ def main() -> int:
             return 1
     calm = fingerprint(place.out), place.steps
     print(
-        f"undisturbed: {sum(seconds for _, seconds in spans):.1f} s, {calm[1]} optimiser steps, {len(calm[0])} files and results compared"
+        f"undisturbed: {sum(seconds for _, seconds in spans):.1f} s, {calm[1]} optimiser steps,"
+        f" {len(calm[0])} files and results compared"
     )
     print(
-        f"{'round':>5} {'signal':<6} {'moment':>13}  {'phase':<16} {'code':>4} {'steps lost':>10}  equal"
+        f"{'round':>5} {'signal':<6} {'moment':>13}  {'phase':<16} {'code':>4} {'steps lost':>10} "
+        " equal"
     )
     draw = random.Random(arguments.seed)
     phases, lost, equal = Counter[str](), [], 0
@@ -438,7 +440,8 @@ def main() -> int:
         this = Place(data, work / f"round_{n}", memory())
         phase, code, again, same = round_of(this, moment, signal.Signals[f"SIG{name}"], calm)
         print(
-            f"{n:>5} {name:<6} {moment.change:>4} + {moment.wait:>5.3f}s  {phase:<16} {code:>4} {again:>10}  {'yes' if same else 'NO'}",
+            f"{n:>5} {name:<6} {moment.change:>4} + {moment.wait:>5.3f}s  {phase:<16} {code:>4}"
+            f" {again:>10}  {'yes' if same else 'NO'}",
             flush=True,
         )
         phases[phase] += 1
@@ -448,7 +451,8 @@ def main() -> int:
     for name in dict.fromkeys(arguments.signals):
         these = [again for kind, again in lost if kind == name]
         print(
-            f"steps lost by {name}: {sum(these)} in {len(these)} rounds, at most {max(these, default=0)}"
+            f"steps lost by {name}: {sum(these)} in {len(these)} rounds, at most"
+            f" {max(these, default=0)}"
         )
     if equal == arguments.kills:
         shutil.rmtree(work)

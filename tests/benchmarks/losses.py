@@ -156,7 +156,8 @@ def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
             for v in scores
         }
         print(
-            f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score minus {first}           Dice minus {first}"
+            f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score"
+            f" minus {first}           Dice minus {first}"
         )
         for name, found in values.items():
             means = "".join(
@@ -170,7 +171,8 @@ def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
         print(f"over variants {spearmanr(*means).statistic:.2f},", end=" ")
         within = [spearmanr(v["dice"], v["competition"]).statistic for v in values.values()]
         print(
-            f"over the cases of a variant {np.mean(within):.2f} ({min(within):.2f} to {max(within):.2f})",
+            f"over the cases of a variant {np.mean(within):.2f} ({min(within):.2f} to"
+            f" {max(within):.2f})",
             flush=True,
         )
 

@@ -47,7 +47,8 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows[name].append(json.loads(done.stdout.splitlines()[-1]))
     print(
-        f"one image of {arguments.size} x {arguments.size}, medians of {arguments.rounds} rounds in turn"
+        f"one image of {arguments.size} x {arguments.size}, medians of {arguments.rounds} rounds in"
+        " turn"
     )
     for name, found in rows.items():
         peak, seconds = (

@@ -161,7 +161,8 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     prepare(arguments.folder)
     print(
-        f"{'task':<22}{'old CPU s':>10}{'new CPU s':>10}{'ratio':>7}{'old MiB':>9}{'new MiB':>9}{'ratio':>7}   answers"
+        f"{'task':<22}{'old CPU s':>10}{'new CPU s':>10}{'ratio':>7}{'old MiB':>9}{'new MiB':>9}{'ratio':>7}"
+        "   answers"
     )
     for task in [arguments.only] if arguments.only else TASKS:
         rows: list[list[dict[str, Any]]] = [[], []]

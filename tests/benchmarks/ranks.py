@@ -98,11 +98,13 @@ def main() -> None:
         samples = 4 * 4  # cases to train on, patches of each
         for ranks, seconds in found.items():
             print(
-                f"{ranks} rank{'s' * (ranks > 1)}: {samples / statistics.median(seconds):.2f} patches/s (median of {len(seconds)} runs)"
+                f"{ranks} rank{'s' * (ranks > 1)}: {samples / statistics.median(seconds):.2f}"
+                f" patches/s (median of {len(seconds)} runs)"
             )
         ratio = statistics.median(found[1]) / statistics.median(found[2])
         print(
-            f"two ranks are {ratio:.2f} times as fast; largest process {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MiB"
+            f"two ranks are {ratio:.2f} times as fast; largest process"
+            f" {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MiB"
         )
 
 

@@ -155,10 +155,12 @@ def main(argv: Sequence[str]) -> None:
         f"{asked.size[0]} x {asked.size[1]}; ABPN of {asked.levels} levels whole: {ours:,.1f} GMAC"
     )
     print(
-        f"U-Net of base 64 in {tiles.count()} tiles of {tiles.tile[0]} x {tiles.tile[1]}: {other:,.1f} GMAC, {other / ours:.0f} times as many"
+        f"U-Net of base 64 in {tiles.count()} tiles of {tiles.tile[0]} x {tiles.tile[1]}:"
+        f" {other:,.1f} GMAC, {other / ours:.0f} times as many"
     )
     print(
-        f"Time of the U-Net: from {min(asked.tiles, tiles.count())} of its tiles, scaled to {tiles.count()}"
+        f"Time of the U-Net: from {min(asked.tiles, tiles.count())} of its tiles, scaled to"
+        f" {tiles.count()}"
     )
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "settings.json").write_text(json.dumps(vars(asked)))

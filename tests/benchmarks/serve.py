@@ -103,10 +103,12 @@ def measured(
 ) -> None:
     first = ask(url, content)
     print(
-        f"{arguments.size} x {arguments.size}, options {' '.join(arguments.server) or 'none'}; ready after {ready:.1f} s, first answer {first:.2f} s"
+        f"{arguments.size} x {arguments.size}, options {' '.join(arguments.server) or 'none'};"
+        f" ready after {ready:.1f} s, first answer {first:.2f} s"
     )
     print(
-        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB |\n|---|---|---|---|---|---|"
+        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB"
+        " |\n|---|---|---|---|---|---|"
     )
     for clients in arguments.clients:
         for hung in (0, arguments.half_sent) if arguments.half_sent else (0,):
@@ -131,7 +133,10 @@ def half_sent(url: str, count: int) -> Iterator[None]:
     turn.
     """
     parts = httpx.URL(url)
-    head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: 500000\r\n"
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length:"
+        b" 500000\r\n"
+    )
     with contextlib.ExitStack() as stack:
         for n in range(count):
             connection = stack.enter_context(socket.create_connection((parts.host, parts.port)))

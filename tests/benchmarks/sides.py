@@ -54,7 +54,8 @@ def measure(
     for name, results in rows.items():
         values = [r["value"] for r in results]
         print(
-            f"{name:<28}{statistics.median(values):>12.3f} {unit} (min {min(values):.3f}, max {max(values):.3f}), peak {statistics.median(r['peak'] for r in results):,.0f} MiB"
+            f"{name:<28}{statistics.median(values):>12.3f} {unit} (min {min(values):.3f}, max"
+            f" {max(values):.3f}), peak {statistics.median(r['peak'] for r in results):,.0f} MiB"
         )
     for name in others:
         value, peak = (
@@ -63,5 +64,6 @@ def measure(
             for k in ("value", "peak")
         )
         print(
-            f"{first} / {name}: {value:.2f} in {unit}, {peak:.2f} in peak memory ({rounds} rounds in turn)"
+            f"{first} / {name}: {value:.2f} in {unit}, {peak:.2f} in peak memory ({rounds} rounds"
+            " in turn)"
         )

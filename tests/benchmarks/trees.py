@@ -54,10 +54,12 @@ def report(what: str, sides: Mapping[str, Sequence[Side]]) -> None:
     }
     for name, (clock, processors, memory) in medians.items():
         print(
-            f"{what:<30}{name:<6}{clock:>8.2f} s, {processors:>8.2f} s of processors, peak {memory:,.0f} MiB"
+            f"{what:<30}{name:<6}{clock:>8.2f} s, {processors:>8.2f} s of processors, peak"
+            f" {memory:,.0f} MiB"
         )
     ratios = [new / old for new, old in zip(medians["new"], medians["old"], strict=True)]
     print(
-        f"{what:<30}new / old: {ratios[0]:.2f} in time, {ratios[1]:.2f} of processors, {ratios[2]:.2f} in peak memory",
+        f"{what:<30}new / old: {ratios[0]:.2f} in time, {ratios[1]:.2f} of processors,"
+        f" {ratios[2]:.2f} in peak memory",
         flush=True,
     )

@@ -119,8 +119,8 @@ def site(tmp_path: Path) -> dict[str, str]:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(
-        f'#!/bin/bash\nif [[ $2 == pipeline.train ]]; then shift 2; exec {sys.executable} {tmp_path}/stand_in.py "$@"; fi\n'
-        f'exec {sys.executable} "$@"\n'
+        f"#!/bin/bash\nif [[ $2 == pipeline.train ]]; then shift 2; exec {sys.executable}"
+        f' {tmp_path}/stand_in.py "$@"; fi\nexec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
     activate = tmp_path / "activate"
@@ -199,8 +199,9 @@ def run_without(site: dict[str, str], *missing: int) -> None:
         (run / f"fold_{fold}").mkdir(parents=True)
         status = "failed" if fold in missing else "completed"
         (run / f"fold_{fold}" / "result.json").write_text(
-            f'{{"fold": {fold}, "status": "{status}", "best_epoch": 0, "score": 0.5, "metrics": {{}}, "checkpoint": null, "chosen": "best", '
-            '"epochs": 1, "seconds": 1.0, "error": null}'
+            f'{{"fold": {fold}, "status": "{status}", "best_epoch": 0, "score": 0.5, "metrics":'
+            ' {}, "checkpoint": null, "chosen": "best", "epochs": 1, "seconds": 1.0, "error":'
+            " null}"
         )
     shutil.copy(ROOT / "configs" / "demo.yaml", run / "config.yaml")
 
@@ -241,7 +242,10 @@ def test_the_ensemble_waits_for_folds_that_are_in_the_queue_again(
 
 # --- the real thing -------------------------------------------------------------------------------
 
-OPTIONS = "--set train.epochs=5 train.average.start=2 data.patch.per_case=4 network.options.channels=[8,16,32] train.preview_every=0 metrics=[dice]"
+OPTIONS = (
+    "--set train.epochs=5 train.average.start=2 data.patch.per_case=4"
+    " network.options.channels=[8,16,32] train.preview_every=0 metrics=[dice]"
+)
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +404,8 @@ def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(
         (tmp_path / "run" / "submission.zip").read_bytes(),
     )
     print(
-        f"sha256 of submission.zip\n  undisturbed  {hashlib.sha256(quiet).hexdigest()}\n  on Slurm     {hashlib.sha256(ours).hexdigest()}"
+        f"sha256 of submission.zip\n  undisturbed  {hashlib.sha256(quiet).hexdigest()}\n  on Slurm "
+        f"    {hashlib.sha256(ours).hexdigest()}"
     )
     assert quiet == ours
 

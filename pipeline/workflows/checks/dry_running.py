@@ -108,7 +108,8 @@ def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -
         report(
             [
                 Problem(
-                    f"{', '.join(noted)}: the data are checked with the default, faults below may come from that.",
+                    f"{', '.join(noted)}: the data are checked with the default, faults below may"
+                    " come from that.",
                     severity="warning",
                 )
             ]
@@ -121,9 +122,11 @@ def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -
     if len(channels) == 1:
         number = channels.pop()
         report(
-            ()
-            if entries.is_guessed(config, number)
-            else as_warnings_if_old(entries.problems(config, number), start),
+            (
+                ()
+                if entries.is_guessed(config, number)
+                else as_warnings_if_old(entries.problems(config, number), start)
+            ),
             reading,
         )
         report(as_warnings_if_old(entries.for_cases(config, found.properties), start), reading)
@@ -146,7 +149,10 @@ def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Pr
     if sound and place.is_dir() and (reason := places.refused(place)):
         lacking = cache.missing_cases(found.cases, found.properties, config, place)
         if lacking:
-            text = f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases, e.g. {lacking[0]}."
+            text = (
+                f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases,"
+                f" e.g. {lacking[0]}."
+            )
             yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
 
 

@@ -97,7 +97,8 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
     )
     if all(term.weight == 0 for term in config.losses):
         yield Problem(
-            "losses: every weight is 0, so nothing would be learned. Give one term a weight above 0.",
+            "losses: every weight is 0, so nothing would be learned. Give one term a weight"
+            " above 0.",
             ("losses",),
         )
     if network is None:  # what else is wrong can be seen at the head that every network has
@@ -108,7 +109,10 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
     try:
         heads = trials.head_shapes(config, network, ends)
     except trials.EXPECTED as error:
-        text = f"network: {config.network.name!r} with {dict(config.network.options)} cannot take a patch: {error}"
+        text = (
+            f"network: {config.network.name!r} with {dict(config.network.options)} cannot take a"
+            f" patch: {error}"
+        )
         yield Problem(f"{text}. Correct its options or data.patch.size.", ("network",))
     yield from trials.loss_terms(config, heads, ends[0])
     yield from _tiles(config)
@@ -127,8 +131,8 @@ def _tiles(config: Config) -> Iterator[Problem]:
     size = config.predict.patch or config.data.patch.size
     if any(n <= 2 * config.predict.halo for n in size):
         yield Problem(
-            f"predict.halo is {config.predict.halo}: tiles of {list(size)} have nothing left between two halos. "
-            "Lower it, or set predict.patch.",
+            f"predict.halo is {config.predict.halo}: tiles of {list(size)} have nothing left"
+            " between two halos. Lower it, or set predict.patch.",
             ("predict.halo",),
         )
 
@@ -150,7 +154,10 @@ def _metrics(config: Config) -> Iterator[Problem]:
     names = ["val_loss", *(f"val_{p.name}" for p in lists["train.validate.metrics"])]
     monitor = config.train.stop.monitor
     if monitor not in names:
-        text = f"train.stop.monitor: {monitor!r} is not computed. {nearest(monitor, names)} Add it to train.validate.metrics."
+        text = (
+            f"train.stop.monitor: {monitor!r} is not computed. {nearest(monitor, names)} Add it to"
+            " train.validate.metrics."
+        )
         yield Problem(text, ("train.stop.monitor",))
     elif monitor != "val_loss" and monitor.removeprefix("val_") in METRICS:
         yield from _caught("train.stop.monitor", lambda: better(monitor))
@@ -177,14 +184,16 @@ def _of_its_kind(config: Config, part: NamedOptions, where: str) -> Iterator[Pro
         own = names_of(config.task)
         holds = "images" if entry.task == "image" else "labels"
         yield Problem(
-            f"{where}: {part.name!r} is a metric of {holds}, but task is {config.task!r}. Take one of: {', '.join(own)}.",
+            f"{where}: {part.name!r} is a metric of {holds}, but task is {config.task!r}. Take one"
+            f" of: {', '.join(own)}.",
             (where,),
         )
     elif "change" in entry.needs and (
         where.startswith("train.") or (config.data.change is None and "mask" not in config.targets)
     ):
         yield Problem(
-            f"{where}: {part.name!r} is a metric of whole cases with a mask of change. Set data.change: {{}}, or remove it.",
+            f"{where}: {part.name!r} is a metric of whole cases with a mask of change. Set"
+            " data.change: {}, or remove it.",
             (where,),
         )
     elif "probabilities" in entry.needs and config.data.classes != 2:
@@ -260,7 +269,10 @@ def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
         return
     way, keys = config.predict.norms, ("predict.norms",)
     if beyond := receptive.beyond_statistics(network):
-        text = f"predict.norms is {way}, but {', '.join(beyond[:3])} depends on a tile's size, which no statistics mend."
+        text = (
+            f"predict.norms is {way}, but {', '.join(beyond[:3])} depends on a tile's size, which"
+            " no statistics mend."
+        )
         yield Problem(f"{text} Set predict.norms: tile, or predict.patch: whole.", keys)
     elif way == "exact" and tuple(config.predict.scales) != (1,):
         text = f"predict.norms: exact goes with scale 1 only, not {list(config.predict.scales)}."

@@ -64,7 +64,10 @@ def _one_line(group: Sequence[Fault], count: int) -> Fault:
     return dataclasses.replace(
         first,
         path=Path(os.path.commonpath([f.path.parent for f in group])),
-        problem=f"all {count} cases have this fault: {first.path.name} {first.problem} (and {others}{', ...' if count > FEW else ''})",
+        problem=(
+            f"all {count} cases have this fault: {first.path.name} {first.problem} (and"
+            f" {others}{', ...' if count > FEW else ''})"
+        ),
     )
 
 
@@ -81,4 +84,7 @@ def log_faults(faults: Sequence[Fault]) -> int:
 
 
 def count_errors(errors: int, where: str) -> str:
-    return f"{errors} fault{'s' if errors > 1 else ''} in {where}; each line above says what to do. Nothing was started."
+    return (
+        f"{errors} fault{'s' if errors > 1 else ''} in {where}; each line above says what to do."
+        " Nothing was started."
+    )

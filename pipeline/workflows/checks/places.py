@@ -106,7 +106,8 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
         for path in (start.run.store, *start.run.fold_paths()):
             if path.exists() and not path.is_dir():
                 yield Problem(
-                    f"{path} is a file where the run needs a folder. Move it away, or choose another --out."
+                    f"{path} is a file where the run needs a folder. Move it away, or choose"
+                    " another --out."
                 )
     if start.folder.is_dir():
         yield from _of_others(start, Path(config.data.root))
@@ -121,11 +122,13 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
     here, data = _real(folder), _real(root)
     if here == data and not start.continues:
         yield Problem(
-            f"the run folder {folder} is the folder of the data set. Choose another --out, e.g. {Path('runs') / root.name}."
+            f"the run folder {folder} is the folder of the data set. Choose another --out, e.g."
+            f" {Path('runs') / root.name}."
         )
     elif start.fresh and here in data.parents:
         yield Problem(
-            f"--fresh would put aside {folder} with the data set {root} in it. Choose another --out."
+            f"--fresh would put aside {folder} with the data set {root} in it. Choose another"
+            " --out."
         )
     elif not ours:
         names = sorted(p.name for p in folder.iterdir() if p.name not in BESIDE)
@@ -136,11 +139,13 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
         ]
         if replaced:
             yield Problem(
-                f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another --out."
+                f"the run folder {folder} holds {replaced[0]}, which no run wrote. Choose another"
+                " --out."
             )
         elif start.fresh and names:
             yield Problem(
-                f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run. Choose another --out."
+                f"--fresh would put aside {folder}, which holds {', '.join(names[:5])} and no run."
+                " Choose another --out."
             )
 
 
@@ -218,7 +223,8 @@ def _names(config: Config) -> Iterator[Problem]:
     rule = "must hold something else than dots, and at most 200 bytes"
     if not config.name.strip(".") or len(config.name.encode()) > LONGEST:
         yield Problem(
-            f"name is {config.name!r}; it becomes a folder and {rule}. Choose another, e.g. surface.",
+            f"name is {config.name!r}; it becomes a folder and {rule}. Choose another, e.g."
+            " surface.",
             ("name",),
         )
     for key, value in (
@@ -235,7 +241,8 @@ def _names(config: Config) -> Iterator[Problem]:
                 "image is the input" if role == "image" else "use letters, digits, '.', '_' and '-'"
             )
             yield Problem(
-                f"data: the target {role!r} cannot be called that, for its name becomes part of file names: {taken}."
+                f"data: the target {role!r} cannot be called that, for its name becomes part of"
+                f" file names: {taken}."
             )
 
 

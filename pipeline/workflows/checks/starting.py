@@ -166,7 +166,8 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
 
 def log_found(config: Config, found: Examined) -> None:
     logger.info(
-        f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}), {found.tests} test images"
+        f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}),"
+        f" {found.tests} test images"
     )
 
 
@@ -184,7 +185,10 @@ def _large_patch(
         wanted > 2 * have for wanted, have in zip(config.data.patch.size, largest, strict=False)
     ):
         by = "x".join(map(str, largest))
-        problem = f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is more than twice as long"
+        problem = (
+            f"holds no image larger than {by}; data.patch.size {list(config.data.patch.size)} is"
+            " more than twice as long"
+        )
         yield Fault(
             path=root,
             problem=problem,
@@ -206,12 +210,18 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
         return Fault(path=path, problem=problem, suggestion=suggestion, severity="warning")
 
     if data.ignore_label in names:
-        problem = f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is {data.ignore_label}: it is not learned"
+        problem = (
+            f"calls {data.ignore_label} {names[data.ignore_label]!r}, but data.ignore_label is"
+            f" {data.ignore_label}: it is not learned"
+        )
         yield fault(
             problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}"
         )
     if void is not None and data.ignore_label != void and void < data.classes:
-        problem = f"calls {void} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned as a class"
+        problem = (
+            f"calls {void} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned as"
+            " a class"
+        )
         yield fault(
             problem, f"To ignore it set data.ignore_label={void} data.classes={max(names) + 1}"
         )
@@ -274,7 +284,10 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
     for fold in (n for n in start.folds if n < len(plan)):
         for ids, side in ((plan[fold].train, "learn from"), (plan[fold].val, "validate on")):
             if set(ids) <= void:
-                text = f"fold {fold} has nothing to {side}: all voxels of its cases are ignored ({', '.join(ids[:5])})."
+                text = (
+                    f"fold {fold} has nothing to {side}: all voxels of its cases are ignored"
+                    f" ({', '.join(ids[:5])})."
+                )
                 severity = "warning" if _is_old(start) else "error"
                 yield Problem(
                     f"{text} Label some, look at data.ignore_label, or train other folds.",

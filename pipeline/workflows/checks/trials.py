@@ -197,7 +197,8 @@ def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None
     if made and (count := networks.parameters(made[0])) > outlines.WEIGHTS:
         found.append(
             Problem(
-                f"network: {config.network.name!r} has {count:,} weights, must be at most {outlines.WEIGHTS:,}.",
+                f"network: {config.network.name!r} has {count:,} weights, must be at most"
+                f" {outlines.WEIGHTS:,}.",
                 ("network",),
             )
         )
