@@ -26,7 +26,7 @@ from pipeline import files, train
 from pipeline.__main__ import COMMANDS
 from pipeline.inference import soft as softs
 from pipeline.runs import RunFolder
-from pipeline.training.loop import FoldJob, TrainingError
+from pipeline.training.job import FoldJob, TrainingError
 
 Output = pytest.CaptureFixture[str]
 

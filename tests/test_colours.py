@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import colours
 from pipeline.config import from_dict
 from pipeline.training.journal import GAP, Journal
-from pipeline.training.loop import preview_panels
+from pipeline.training.previews import preview_panels
 
 LABELS = st.integers(0, 2**16).map(
     lambda seed: np.random.default_rng(seed).integers(0, 9, (6, 7)).astype(np.uint8)
@@ -203,7 +203,9 @@ def panels(
         "losses": ["dice"],
     }
     job: Any = SimpleNamespace(
-        config=from_dict(settings), device="cpu", val=SimpleNamespace(epoch=lambda _: iter([batch]))
+        config=from_dict(settings),
+        images=lambda batch: batch["image"],
+        val=SimpleNamespace(epoch=lambda _: iter([batch])),
     )
     return preview_panels(job, Fixed(logits))
 

@@ -32,6 +32,9 @@ from pipeline.losses import LOSSES, maps, reads
 from pipeline.morphology import betti_numbers, dilate
 from pipeline.records import LossTerm, UserError
 from pipeline.training import loop
+from pipeline.training.job import FoldJob
+from pipeline.training.monitor import Monitor
+from pipeline.training.state import TrainingState
 
 MAP_LOSSES = ["skeleton_recall", "surface_recall", {"name": "boundary", "options": {"reach": 3}}]
 READS = reads(
@@ -411,18 +414,18 @@ def test_a_run_with_maps_trains_resumes_and_makes_them_once(
     tiny.write_text(text)
     words = ["--config", str(tiny), "--data-dir", str(surfaces), "--fold", "0", "--device", "cpu"]
     words += ["--set", "train.epochs=2", "train.average=null", f"data.store={tmp_path / 'store'}"]
-    real = loop._epoch
+    real = loop.train_epoch
 
-    def stumble(job: loop.FoldJob, state: loop.State) -> dict[str, Any]:
+    def stumble(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
         if state.epoch == 1:
             raise RuntimeError("power cut")
-        return real(job, state)
+        real(job, state, monitor)
 
-    monkeypatch.setattr(loop, "_epoch", stumble)
+    monkeypatch.setattr(loop, "train_epoch", stumble)
     assert train.main([*words, "--out", str(tmp_path / "rough")]) == 1
     before = stamps(tmp_path / "store")
     assert len(before) == 6 * 3 * 2
-    monkeypatch.setattr(loop, "_epoch", real)
+    monkeypatch.setattr(loop, "train_epoch", real)
     assert train.main([*words, "--out", str(tmp_path / "rough")]) == 0
     assert "continuing after epoch 1" in capsys.readouterr().out
     assert train.main([*words, "--out", str(tmp_path / "calm")]) == 0

@@ -11,6 +11,8 @@ import pytest
 from pipeline import train
 from pipeline.records import METRICS_VERSION
 from pipeline.training import checkpoint, loop
+from pipeline.training.job import FoldJob
+from pipeline.training.state import TrainingState
 
 QUICK = ("--fold", "0", "--set", "train.epochs=2", "train.average=null", "metrics=[dice]")
 
@@ -31,7 +33,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = loop.validate
 
-    def spy(job: loop.FoldJob, network: Any) -> dict[str, float]:
+    def spy(job: FoldJob, network: Any) -> dict[str, float]:
         seen.append(job.version)
         return original(job, network)
 
@@ -82,15 +84,15 @@ def test_a_state_finishes_by_its_own_version(
             folder, done, tensors, {k: v for k, v in facts.items() if k != "metrics_version"}
         )
 
-    def stop(job: loop.FoldJob, state: loop.State) -> None:
+    def stop(job: FoldJob, state: TrainingState) -> None:
         original_keep(job, state)
         if state.epoch == 2:
             raise RuntimeError("stopped")
 
-    original_keep = loop._keep
+    original_keep = loop.keep_epoch_model
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_state", old)
-        patch.setattr(loop, "_keep", stop)
+        patch.setattr(loop, "keep_epoch_model", stop)
         assert run(tiny, surfaces, out) == 1
     assert versions == [METRICS_VERSION] * 2
     assert run(tiny, surfaces, out) == 0

@@ -18,7 +18,9 @@ import pytest
 
 from pipeline import predict, progress, train
 from pipeline.training import loop
+from pipeline.training.job import FoldJob
 from pipeline.training.journal import Journal
+from pipeline.training.state import TrainingState
 
 pty = pytest.importorskip("pty")
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,7 +269,7 @@ def test_the_end_names_what_failed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def broken(_: loop.FoldJob) -> loop.State:
+    def broken(_: FoldJob) -> TrainingState:
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(loop, "fit", broken)

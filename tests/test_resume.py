@@ -29,7 +29,7 @@ from pipeline.inference import models
 from pipeline.records import Checkpoint
 from pipeline.runs import FoldFolder
 from pipeline.scoring import held_out
-from pipeline.training import checkpoint, fold, loop
+from pipeline.training import checkpoint, fold, loop, state, validation
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
@@ -143,8 +143,8 @@ class Events:
         self.done: dict[str, int] = {}
         self.until: tuple[str, int] | None = None
         for kind, module, name in (
-            ("step", loop, "_step"),
-            ("patch", loop, "measure"),
+            ("step", torch.amp.GradScaler, "step"),
+            ("patch", validation, "measure"),
             ("case", held_out, "predict_stored"),
         ):
             patch.setattr(module, name, self._counted(kind, getattr(module, name)))
@@ -285,7 +285,7 @@ def test_seconds_add_up_over_stops(
     clock = SimpleNamespace(
         monotonic=lambda: float(events.done.get("step", 0)), strftime=time.strftime
     )
-    for module in (loop, fold):
+    for module in (loop, fold, state):
         monkeypatch.setattr(module, "time", clock)
     arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")
     for until in (("step", 2), ("step", STEPS + 5)):
@@ -310,18 +310,20 @@ from pipeline.training import loop
 
 number, at, log = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 del sys.argv[1:4]
-original, done = loop._step, 0
+original, done = loop.training_step, 0
 
 def step(*arguments):
     global done
-    original(*arguments)
-    done += 1
-    with open(log, "a") as file:
-        file.write("step\\n")
-    if done == at:
-        os.killpg(0, number)
+    whole = original(*arguments)
+    if whole:
+        done += 1
+        with open(log, "a") as file:
+            file.write("step\\n")
+        if done == at:
+            os.killpg(0, number)
+    return whole
 
-loop._step = step
+loop.training_step = step
 raise SystemExit(train.main())
 """
 

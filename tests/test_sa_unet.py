@@ -27,6 +27,8 @@ from pipeline.networks.dropblock import DropBlock, blocks, drop
 from pipeline.networks.sa_unet import Doubling, SpatialAttention
 from pipeline.records import NamedOptions
 from pipeline.training import loop
+from pipeline.training.job import FoldJob
+from pipeline.training.state import TrainingState, set_training_progress
 
 
 def sa_unet(
@@ -241,7 +243,7 @@ def test_the_loop_tells_every_part(epochs: int, wanted: list[float]) -> None:
     net = sa_unet(channels=[4, 4], keep=0.8, schedule="linear")
     parts = [m for m in net.modules() if isinstance(m, DropBlock)]
     for epoch, keep in enumerate(wanted):
-        loop._tell_progress(net, epoch, epochs)
+        set_training_progress(net, epoch, epochs)
         assert [p.now for p in parts] == pytest.approx([keep] * 6)
 
 
@@ -529,17 +531,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     finished.
     """
     assert train.main([*bars, "--out", str(tmp_path / "calm")]) == 0
-    save = loop._save
+    save = loop.save
 
-    def save_and_fail(job: loop.FoldJob, state: loop.State) -> None:
+    def save_and_fail(job: FoldJob, state: TrainingState) -> None:
         save(job, state)
         if state.epoch in (2, 4):
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(loop, "_save", save_and_fail)
+    monkeypatch.setattr(loop, "save", save_and_fail)
     for _ in range(2):
         assert train.main([*bars, "--out", str(tmp_path / "rough")]) == 1
-    monkeypatch.setattr(loop, "_save", save)
+    monkeypatch.setattr(loop, "save", save)
     assert train.main([*bars, "--out", str(tmp_path / "rough")]) == 0
     assert set(models(tmp_path / "calm")) == {"best_model.safetensors", "swa_model.safetensors"}
     assert models(tmp_path / "rough") == models(tmp_path / "calm")
@@ -549,15 +551,15 @@ def test_training_follows_the_schedule(
     bars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values: list[float] = []
-    original = loop._step
+    original = loop.training_step
 
-    def spy(clip: float | None, state: loop.State) -> None:
+    def spy(job: FoldJob, state: TrainingState, step: int, batch: dict) -> bool:
         values.append(
             round(next(m.now for m in state.network.modules() if isinstance(m, DropBlock)), 6)
         )
-        original(clip, state)
+        return original(job, state, step, batch)
 
-    monkeypatch.setattr(loop, "_step", spy)
+    monkeypatch.setattr(loop, "training_step", spy)
     assert train.main([*bars, "--out", str(tmp_path / "run")]) == 0
     assert (
         sorted(set(values), reverse=True)

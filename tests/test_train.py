@@ -10,8 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,6 +26,9 @@ from pipeline.losses import WeightedSum
 from pipeline.reporting import tables
 from pipeline.runs import FoldFolder
 from pipeline.training import fold, loop
+from pipeline.training.job import FoldJob, TrainingError
+from pipeline.training.state import TrainingState
+from pipeline.training.validation import Validation
 
 
 def run(config: Path, data: Path, out: Path, *more: str) -> int:
@@ -272,13 +274,13 @@ def test_nan_stops_the_fold_and_names_the_case(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     poisoned = "102"
-    original = loop._image
+    original = FoldJob.images
 
-    def poison(batch: dict, job: loop.FoldJob) -> torch.Tensor:
-        image = original(batch, job)
+    def poison(job: FoldJob, batch: dict) -> torch.Tensor:
+        image = original(job, batch)
         return image * float("nan") if poisoned in batch["id"] and job.network.training else image
 
-    monkeypatch.setattr(loop, "_image", poison)
+    monkeypatch.setattr(FoldJob, "images", poison)
     assert run(tiny, surfaces, tmp_path / "run", "--continue-on-error") == 1
     told = capsys.readouterr().out
     assert "loss is nan" in told
@@ -293,7 +295,7 @@ def test_a_failed_fold_stops_the_others_unless_told_to_go_on(
 ) -> None:
     original = loop.fit
 
-    def fail(job: loop.FoldJob) -> loop.State:
+    def fail(job: FoldJob) -> TrainingState:
         if job.fold == 0:
             raise RuntimeError("CUDA out of memory")
         return original(job)
@@ -331,7 +333,7 @@ def test_out_of_memory_in_a_fold_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(job: loop.FoldJob) -> loop.State:
+    def fail(job: FoldJob) -> TrainingState:
         raise error
 
     monkeypatch.setattr(loop, "fit", fail)
@@ -352,8 +354,20 @@ def test_numpys_own_error_gets_the_advice() -> None:
     assert "data.patch.batch" in fold._hint(caught.value)
 
 
+class FourBatches:
+    """Stands for a loader of four batches that no other rank shares."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def share(self, step: int) -> float:
+        return 1.0
+
+
 class Poisoned:
     """A team as its first rank sees it: the other one gives ``loss`` for cases x and y."""
+
+    is_single, rank = True, 0
 
     def __init__(self, loss: float) -> None:
         self.loss = loss
@@ -372,8 +386,8 @@ class Poisoned:
 
 
 @pytest.mark.parametrize("loss", [0.25, float("nan"), float("inf"), -float("inf")])
-def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: float) -> None:
-    """This rank's own loss is finite: it names the other's cases, and has changed no gradient."""
+def test_what_one_rank_cannot_learn_changes_no_weight_of_any(loss: float, tmp_path: Path) -> None:
+    """This rank's own loss is finite: it names the other's cases, and its weights stay."""
     network = torch.nn.Conv2d(1, 1, 3, padding=1)
     patch = {"size": [8, 8]}
     config = from_dict(
@@ -384,32 +398,49 @@ def test_what_one_rank_cannot_learn_stops_all_before_the_backward_pass(loss: flo
             "losses": ["dice"],
         }
     )
-    losses = WeightedSum(config.losses, config.kinds, None)
-    loader = SimpleNamespace(share=lambda step: 1.0)
-    job: Any = SimpleNamespace(
-        device="cpu", config=config, losses=losses, train=loader, context=Poisoned(loss), version=2
+    job = FoldJob(
+        config=config,
+        fold=0,
+        folder=tmp_path,
+        device="cpu",
+        network=cast(Any, network),
+        channels=(1, 1),
+        losses=WeightedSum(config.losses, config.kinds, None),
+        train=cast(Any, FourBatches()),
+        val=cast(Any, None),
+        raise_if_stopped=lambda: None,
+        progress=lambda *_: None,
+        context=cast(Any, Poisoned(loss)),
     )
-    state: Any = SimpleNamespace(
-        epoch=4,
+    state = TrainingState(
+        network=network,
         forward=lambda x: {"main": network(x)},
-        means=loop.RunningMeans(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        schedule=cast(Any, None),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
+        average=None,
+        epoch=4,
     )
-    batch = {
+    batch: dict[str, Any] = {
         "id": ["a", "b"],
         "image": torch.rand(2, 1, 8, 8),
         "label": torch.ones(2, 1, 8, 8, dtype=torch.uint8),
     }
     batch |= {name: torch.tensor([0.5, 0.5]) for name in ("foreground_share", "changed")}
+    before = [p.detach().clone() for p in network.parameters()]
     if np.isfinite(loss):
-        loop._backward(job, state, 2, batch)
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+        assert loop.training_step(job, state, 2, batch)
+        assert state.step == 3
+        assert not any(
+            torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True)
+        )
         return
     with pytest.raises(
-        loop.TrainingError, match=rf"loss is {loss} \(dice\) in epoch 5, step 3, cases x, y\."
+        TrainingError, match=rf"loss is {loss} \(dice\) in epoch 5, step 3, cases x, y\."
     ):
-        loop._backward(job, state, 2, batch)
-    assert [p.grad for p in network.parameters()] == [None, None]
+        loop.training_step(job, state, 2, batch)
+    assert state.step == 0
+    assert all(torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
 
 
 def test_nan_in_a_later_epoch_leaves_what_was_good(
@@ -422,17 +453,17 @@ def test_nan_in_a_later_epoch_leaves_what_was_good(
     """The best model and the state of epoch 1 stay, and the rerun without the poison ends as a run
     that never saw it.
     """
-    original = loop._backward
+    original = loop.training_step
 
-    def poison(job: loop.FoldJob, state: loop.State, step: int, batch: dict) -> None:
+    def poison(job: FoldJob, state: TrainingState, step: int, batch: dict) -> bool:
         bad = state.epoch >= 1 and step == 1
-        original(
+        return original(
             job, state, step, {**batch, "image": batch["image"] * float("nan")} if bad else batch
         )
 
     out, more = tmp_path / "run", ("--fold", "0", "--set", "train.epochs=2")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_backward", poison)
+        patch.setattr(loop, "training_step", poison)
         assert run(tiny, surfaces, out, *more) == 1
     assert "in epoch 2, step 2, cases" in capsys.readouterr().out
     assert load_model(out / "fold_0" / "best_model.safetensors").epoch == 0
@@ -455,7 +486,7 @@ def test_a_validation_that_is_never_finite_fails_the_fold(
     monkeypatch.setattr(
         loop,
         "validate",
-        lambda job, network: loop.Validation(
+        lambda job, network: Validation(
             values={"val_loss": float("nan"), "val_dice": 0.5}, unlabelled=0
         ),
     )
@@ -508,7 +539,7 @@ def test_early_stopping_keeps_the_best(
     monkeypatch.setattr(
         loop,
         "validate",
-        lambda job, network: loop.Validation(
+        lambda job, network: Validation(
             values={"val_loss": next(values), "val_dice": 0.5}, unlabelled=0
         ),
     )
@@ -539,13 +570,13 @@ def test_average_is_the_average(
 ) -> None:
     """Running average by hand: 0.9/0.1 over the epochs from ``start`` on, and the equal average."""
     snapshots: list[dict[str, torch.Tensor]] = []
-    original = loop._save
+    original = loop.save
 
-    def spy(job: loop.FoldJob, state: loop.State) -> None:
+    def spy(job: FoldJob, state: TrainingState) -> None:
         snapshots.append({k: v.clone() for k, v in state.network.state_dict().items()})
         original(job, state)
 
-    monkeypatch.setattr(loop, "_save", spy)
+    monkeypatch.setattr(loop, "save", spy)
     for decay in ("0.9", "null"):
         snapshots.clear()
         assert (
@@ -636,9 +667,10 @@ def test_init_from_lists_and_refuses(
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
     """Stopping after every epoch and going on from the saved JSON gives the same rates as one go."""
-    from pipeline.config import NamedOptions, Train
+    from pipeline.config import Train
+    from pipeline.records import NamedOptions
     from pipeline.training import optim
-    from pipeline.training.loop import _plain
+    from pipeline.training.state import plain_schedule
 
     settings = Train(
         epochs=12,
@@ -664,13 +696,14 @@ def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
         optim.step(sched, float(epoch % 3))
         groups, saved = (
             json.dumps(opt.state_dict()["param_groups"]),
-            json.dumps(_plain(sched.state_dict())),
+            json.dumps(plain_schedule(sched.state_dict())),
         )
     np.testing.assert_allclose(parts, whole)
 
 
 def test_warm_restarts_restart() -> None:
-    from pipeline.config import NamedOptions, Train
+    from pipeline.config import Train
+    from pipeline.records import NamedOptions
     from pipeline.training import optim
 
     settings = Train(

@@ -37,7 +37,7 @@ from pipeline.stopping import stop
 from pipeline.tasks import TASKS
 from pipeline.training import distributed, initial, loop
 from pipeline.training.distributed import DistributedContext
-from pipeline.training.loop import FoldJob, TrainingError
+from pipeline.training.job import FoldJob, TrainingError
 
 logger = logging.getLogger(__name__)
 

@@ -76,7 +76,7 @@ postprocess: [threshold, {{name: dust, options: {{below: 5}}}}]
 PHASES = {
     (workflows_train, "check_data"): "checking",
     (workflows_train, "_prepared"): "preparing",
-    (loop, "_train"): "training",
+    (loop, "training_step"): "training",
     (loop, "validate"): "validating",
     (checkpoint, "save_state"): "saving state",
     (models, "save_model"): "saving model",
@@ -223,13 +223,14 @@ def tell(place: Place) -> None:
 
     for (module, name), phase in PHASES.items():
         setattr(module, name, within(getattr(module, name), phase))
-    original = loop._step
+    original = loop.training_step
 
-    def step(*arguments: Any) -> None:
-        original(*arguments)
+    def step(*arguments: Any) -> bool:
+        whole = original(*arguments)
         place.count()
+        return whole
 
-    loop._step = step
+    loop.training_step = step
 
 
 def start(place: Place) -> int:

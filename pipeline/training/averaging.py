@@ -1,0 +1,80 @@
+"""Averaged weights (SWA, EMA) over the last epochs: when, at which learning rate, and their end.
+
+Source: SWA, Izmailov et al., UAI 2018; torch.optim.swa_utils averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.optim.swa_utils import update_bn
+
+from pipeline.config import Config
+from pipeline.inference import models
+from pipeline.training.job import FoldJob
+from pipeline.training.model_files import fold_model
+from pipeline.training.state import TrainingState, set_training_progress
+from pipeline.training.validation import validate
+
+
+def is_averaging(config: Config, epoch: int) -> bool:
+    """Whether the weights at the end of an epoch count in the average.
+
+    Args:
+        config: ``train.average`` says from which epoch on.
+        epoch: counted from 0.
+
+    Returns:
+        False where the config asks for no average.
+    """
+    return config.train.average is not None and epoch >= config.train.average.start
+
+
+def averaging_rate(config: Config) -> float | None:
+    """The learning rate while weights are averaged.
+
+    Args:
+        config: ``train.average.lr``.
+
+    Returns:
+        None where the schedule goes on.
+    """
+    return config.train.average.lr if config.train.average is not None else None
+
+
+def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
+    """Recompute BatchNorm statistics where there are any, validate, and write ``swa_model``.
+
+    Args:
+        job: what is trained.
+        state: after its last epoch.
+
+    Returns:
+        Values of the averaged weights; none where nothing was averaged.
+    """
+    average = state.average
+    if average is None or int(average.n_averaged) == 0:
+        return {}
+    steps = job.config.train.epochs * len(job.train)
+    job.progress(steps, steps, "validating averaged weights")
+    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
+        set_training_progress(average, state.epoch - 1, job.config.train.epochs)
+        update_bn(_training_images(job, state.epoch), average)
+    values = dict(validate(job, average.module).values)
+    score = values[job.config.train.stop.monitor]
+    if job.context.is_main:
+        model = fold_model(job, average.module, "swa", state.epoch - 1, score)
+        models.save_model(job.files.model_file("swa"), model)
+    return values
+
+
+def _training_images(job: FoldJob, epoch: int) -> Iterator[torch.Tensor]:
+    """Images of a training epoch, each batch with its own draws, whoever makes the loader.
+
+    Every rank sees all of them, so that their statistics are those of one process.
+    """
+    for step, batch in enumerate(job.train.epoch(epoch, whole=True)):
+        job.raise_if_stopped()
+        job.seed_layers(epoch, step)
+        yield job.images(batch)

@@ -1,0 +1,113 @@
+"""What the training of one fold is given, and how a batch comes to its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.loaders import Loader
+from pipeline.data.sampling import seed_of
+from pipeline.losses import WeightedSum
+from pipeline.metrics.names import from_json
+from pipeline.networks import HeadedNet
+from pipeline.records import METRICS_VERSION
+from pipeline.runs import FoldFolder
+from pipeline.training.distributed import DistributedContext
+
+LAYERS = 0
+"""Last word of the seed of a step's random layers, to which the rank is added.
+
+Augmentation has (seed, fold, epoch, position) for itself.
+"""
+
+
+class TrainingError(Exception):
+    """A fold cannot go on; the message names the cases and the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldJob:
+    """Everything that the training of one fold is given. All ranks hold the same one."""
+
+    config: Config
+    fold: int
+    folder: Path
+    """Folder of the fold, ``RUN/fold_N``."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    network: HeadedNet
+    channels: tuple[int, int]
+    """Channels of the network's input and of its main head."""
+    losses: WeightedSum
+    train: Loader
+    val: Loader
+    raise_if_stopped: Callable[[], None]
+    """Raises when a process of any rank was asked to stop.
+
+    What it raises is a BaseException that is no Exception, so that nothing takes it for a fault.
+    All ranks call it at the same points of their work.
+    """
+    progress: Callable[[int, int, str], object]
+    """Called as ``progress(done, total, text)`` with the steps of all epochs."""
+    context: DistributedContext = field(default_factory=DistributedContext)
+    version: int = METRICS_VERSION
+    """Metrics version by which this fold validates."""
+    spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Millimetres between voxels by held-out case.
+
+    Given where a metric of ``train.validate`` measures lengths and all files carry a unit.
+    """
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    """What the training data looked like, for the header of model files."""
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the classes, where the data set gives any."""
+        return from_json(self.trained_on.get("class_names"))
+
+    @property
+    def files(self) -> FoldFolder:
+        """The fold's files."""
+        return FoldFolder(self.folder)
+
+    def images(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Images of a batch, ``(B, C, *S)``, on the device and in the config's memory format."""
+        images = batch["image"].to(self.device, non_blocking=True)
+        if self.config.train.channels_last:
+            images = images.to(memory_format=memory_format(images.ndim - 2))
+        return images
+
+    def targets(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Targets and maps that the losses read, by name, on the device."""
+        names = dict.fromkeys((*self.config.kinds, *self.losses.maps.values()))
+        return {name: batch[name].to(self.device, non_blocking=True) for name in names}
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in the config's precision."""
+        amp = self.config.train.amp
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.bfloat16)
+        enabled = amp == "bf16" or (amp == "fp16" and self.device == "cuda")
+        return torch.autocast(self.device, dtype, enabled=enabled)
+
+    def seed_layers(self, epoch: int, step: int) -> None:
+        """Seed dropout and other random layers for one step of this rank."""
+        torch.manual_seed(
+            seed_of(self.config.seed, self.fold, epoch, step, LAYERS + self.context.rank)
+        )
+
+
+def memory_format(dims: int) -> torch.memory_format:
+    """Channels last, for images of ``dims`` space axes.
+
+    Args:
+        dims: 2 or 3.
+
+    Returns:
+        torch's memory format.
+    """
+    return torch.channels_last_3d if dims == 3 else torch.channels_last

@@ -1,0 +1,120 @@
+"""What people see of a fold while it trains: its log, TensorBoard, trackers and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+from pipeline.config import to_dict
+from pipeline.metrics.names import display
+from pipeline.training import tracking
+from pipeline.training.job import FoldJob
+from pipeline.training.journal import Journal
+from pipeline.training.previews import preview_batch, preview_panels
+from pipeline.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Writes down what happens in a fold; on ranks other than the first it does nothing.
+
+    Args:
+        job: what is trained.
+        state: where it stands; a continued fold's records are laid anew from its history.
+    """
+
+    def __init__(self, job: FoldJob, state: TrainingState) -> None:
+        self.job, self.is_main = job, job.context.is_main
+        if not self.is_main:
+            return
+        config = job.config
+        self.journal = Journal(job.folder, config.train.epochs, state.history, job.class_names)
+        run = tracking.TrackedRun(
+            name=config.name,
+            run=job.folder.parent,
+            fold=job.fold,
+            settings=tracking.flat(to_dict(config)),
+            known=None,
+        )
+        self.trackers = tracking.Trackers(config.train.track, run, job.folder)
+
+    def step(self, state: TrainingState, step: int) -> None:
+        """A batch is done.
+
+        Args:
+            state: after it.
+            step: its number in the epoch, counted from 0.
+        """
+        if self.is_main:
+            done = state.epoch * len(self.job.train) + step + 1
+            preview_batch(self.job, state.network, done)
+
+    def epoch(self, state: TrainingState) -> None:
+        """An epoch is done, and its record is the last of the state's history.
+
+        Args:
+            state: after it.
+        """
+        if not self.is_main:
+            return
+        record, train = state.history[-1], self.job.config.train
+        logger.info(self.journal.epoch(record))
+        self.trackers.metrics(record)
+        due = train.preview_every and state.epoch % train.preview_every == 0
+        if due or (train.preview_every and state.epoch == train.epochs):
+            self.journal.preview(state.epoch - 1, preview_panels(self.job, state.network))
+
+    def early_stop(self, state: TrainingState) -> None:
+        """The training ends before its last epoch, if it does.
+
+        Args:
+            state: after the last epoch that was trained.
+        """
+        train = self.job.config.train
+        if self.is_main and state.stale >= train.stop.patience and state.epoch < train.epochs:
+            patience = f"(patience: {train.stop.patience})"
+            self._note(f"Early stopping triggered at epoch {state.epoch} {patience}")
+
+    def finish(self, averaged: Mapping[str, float]) -> None:
+        """The fold is trained.
+
+        Args:
+            averaged: values of the averaged weights; empty where there are none.
+        """
+        if not self.is_main:
+            return
+        if averaged:
+            names = self.job.class_names
+            values = [f"{display(k, names)}: {v:.4f}" for k, v in averaged.items() if "/" not in k]
+            self._note("SWA: " + ", ".join(values))
+        self.trackers.model(self.job.files.model_file("best"))
+
+    def close(self) -> None:
+        """Close all files and trackers."""
+        if self.is_main:
+            self.journal.close()
+            self.trackers.close()
+
+    def _note(self, line: str) -> None:
+        self.journal.note(line)
+        logger.info(line)
+
+
+@contextlib.contextmanager
+def monitored(job: FoldJob, state: TrainingState) -> Iterator[Monitor]:
+    """A monitor that is closed however the training ends.
+
+    Args:
+        job: what is trained.
+        state: where it stands.
+
+    Yields:
+        The monitor.
+    """
+    monitor = Monitor(job, state)
+    try:
+        yield monitor
+    finally:
+        monitor.close()

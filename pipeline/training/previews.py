@@ -1,0 +1,121 @@
+"""Pictures of a fixed patch while a fold trains, so that people see what the network learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import colours, files
+from pipeline.tasks import TASKS
+from pipeline.training.job import FoldJob
+
+ROWS = 4
+"""Samples in a picture of images, a row each."""
+
+
+def preview_batch(job: FoldJob, network: torch.nn.Module, done: int) -> None:
+    """Write ``previews/training_preview.jpg`` of a fixed training batch, for systems of images.
+
+    A row is input, output and target. Training does not notice: no gradient, no random number.
+
+    Args:
+        job: what is trained.
+        network: as it is after ``done`` steps.
+        done: steps over all epochs; a picture is due every ``train.preview_steps``.
+    """
+    every = job.config.train.preview_steps
+    if not every or done % every or TASKS[job.config.task].decides:
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        batch = _fixed_batch(job)
+        network.eval()
+        outputs = network(job.images(batch))["main"].float().cpu().numpy()
+        network.train()
+    targets = batch[next(iter(job.config.targets))].numpy()
+    rows = [
+        np.concatenate(
+            [colours.rgb(_on_scale(_middle(panel), image)) for panel in (image, *others)], axis=1
+        )
+        for image, *others in zip(batch["image"].numpy(), outputs, targets, strict=True)
+    ]
+    picture = colours.to_bytes(np.concatenate(rows, axis=0))
+    files.write(job.files.previews / "training_preview.jpg", np.moveaxis(picture, -1, 0))
+
+
+def _fixed_batch(job: FoldJob) -> Mapping[str, Any]:
+    """The first training samples of epoch 0, whatever the epoch is now."""
+    samples = job.train.first(ROWS)
+    return {k: torch.stack([s[k] for s in samples]) for k in ("image", *job.config.targets)}
+
+
+@torch.no_grad()
+def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
+    """The first validation patch as pictures; of a volume its middle plane.
+
+    Args:
+        job: what is trained.
+        network: left in evaluation mode.
+
+    Returns:
+        Pictures ``(Y, X, 3)`` in [0, 1]. Images: input, target, output; where there is a mask of
+        change, of up to four patches the input, output, target, mask and predicted mask. Labels:
+        image, truth, probabilities (of several classes the likeliest), and errors in colours.
+    """
+    batch = next(iter(job.val.epoch(-1)))
+    network.eval()
+    task = TASKS[job.config.task]
+    outputs = task.heads(network(job.images(batch)))
+    heads = {name: head.cpu().numpy() for name, head in outputs.items()}
+    target = batch[next(iter(job.config.targets))].numpy()
+    image = batch["image"].numpy()
+    if not task.decides and "mask" in batch:
+        count = min(ROWS, len(image))
+        rows = [_with_masks(batch, n, heads, target[n]) for n in range(count)]
+        return [np.concatenate(column, axis=0) for column in zip(*rows, strict=True)]
+    plane, truth, soft = (_middle(a[0]) for a in (image, target, heads["main"]))
+    if not task.decides:
+        return [colours.rgb(_on_scale(panel, plane)) for panel in (plane, truth, soft)]
+    ignore = job.config.data.ignore_label
+    return _label_panels(colours.rgb(_on_scale(plane, plane)), truth[0], soft, ignore)
+
+
+def _with_masks(
+    batch: Mapping[str, Any], n: int, heads: Mapping[str, np.ndarray], target: np.ndarray
+) -> list[np.ndarray]:
+    """Input, output, target, mask and, where the network has that head, predicted mask."""
+    image, mask = batch["image"][n].numpy(), batch["mask"][n].numpy()
+    masks = [mask > 0 if mask.dtype.kind in "iu" else mask]
+    masks += [heads["mask"][n]] if "mask" in heads else []
+    pictures = [colours.rgb(_on_scale(a, image)) for a in (image, heads["main"][n], target)]
+    grey = [np.clip(m[0], 0, 1)[..., None].astype(np.float64) for m in masks]
+    return pictures + [np.repeat(m, 3, axis=2) for m in grey]
+
+
+def _label_panels(
+    image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None
+) -> list[np.ndarray]:
+    ignored = np.zeros(target.shape, bool) if ignore is None else target == ignore
+    truth = np.where(ignored, 0, target)
+    answer = TASKS["labels"].decide(soft)
+    black = np.zeros(image.shape)
+    if len(soft) == 1:
+        real, found = colours.tint(black, truth > 0, colours.WHITE, 1), colours.rgb(soft)
+    else:
+        real, found = (colours.classes(black, a, strength=1) for a in (truth, answer))
+    errors = colours.errors(image, truth, np.where(ignored, 0, answer))
+    grey = [colours.tint(panel, ignored, colours.GREY, 1) for panel in (real, errors)]
+    return [image, grey[0], found, grey[1]]
+
+
+def _middle(array: np.ndarray) -> np.ndarray:
+    """Middle plane ``(C, Y, X)`` of ``(C, *S)``."""
+    return array if array.ndim == 3 else array[:, array.shape[1] // 2]
+
+
+def _on_scale(panel: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """On the grey scale of ``image``, whatever range it was normalised to."""
+    low, high = float(image.min()), float(image.max())
+    return (panel - low) / max(high - low, 1e-6)
