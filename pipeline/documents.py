@@ -51,7 +51,10 @@ CaseScores = dict[str, float | dict[str, list[int]] | None]
 
 
 class Result(TypedDict):
-    """``fold_N/result.json``: a :class:`pipeline.records.FoldResult` and scores by model and case."""
+    """``fold_N/result.json``: fields of :class:`pipeline.records.FoldResult`, and scores.
+
+    Scores are by model and case.
+    """
 
     fold: Index
     status: Literal["completed", "failed", "stopped"]
