@@ -150,8 +150,8 @@ def override(data: dict[str, Any], text: str) -> None:
         )
         if not isinstance(node, dict | list):
             raise ConfigError(f"{option}: {name[:SHOWN]!r} holds {shown(node)}, which has no keys.")
-    place: Any = _index(node, last, option) if isinstance(node, list) else last
-    node[place] = new
+    index: Any = _index(node, last, option) if isinstance(node, list) else last
+    node[index] = new
 
 
 def _index(node: list, name: str, option: str) -> int:

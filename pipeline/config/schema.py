@@ -31,7 +31,7 @@ def _brackets(pattern: str) -> int:
     """Number of groups of a regular expression; -1 where it is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a set in a set, say, which is no fault
+            warnings.simplefilter("ignore")  # a nested set, for example, is no fault
             return re.compile(pattern).groups if len(pattern) <= LONGEST_PATTERN else -1
     except (re.error, OverflowError, RecursionError):
         return -1
@@ -561,8 +561,8 @@ class Config:
     """Files of Python that add entries to the tables (docs/extending.md).
 
     Paths are below the working folder unless absolute. They run because this file is the user's
-    own; a run and a model file keep names and hashes instead of paths, and nothing that stands
-    there is run.
+    own; a run and a model file keep names and hashes instead of paths, and nothing stored there is
+    run.
     """
 
     def __post_init__(self) -> None:
