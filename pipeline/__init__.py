@@ -1,8 +1,8 @@
-"""From volumes and images to checked answers: cross-validated training, tiled prediction,
-ensembling, topology repair, submission.
+"""Training and prediction for volumes and images: segmentation and image restoration.
 
-What can be called is listed in ``__all__`` and loaded when it is first used; nothing is printed
-unless it is asked for::
+Cross-validated training, tiled prediction, ensembling, topology repair, scoring and submission. The
+public names are listed in ``__all__`` and are loaded when first used; nothing is printed unless a
+caller wants it::
 
     import pipeline as pl
 
@@ -122,16 +122,17 @@ __all__ = [
 
 
 def _load(name: str) -> Any:
+    """Import a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}"
         )
     found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found  # the next use is an ordinary one
+    globals()[name] = found  # later uses do not come here
     return found
 
 
-if not TYPE_CHECKING:  # a checker knows the names that there are
+if not TYPE_CHECKING:  # type checkers have the imports above
     __getattr__ = _load
 
 

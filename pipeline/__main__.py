@@ -1,4 +1,4 @@
-"""``python -m pipeline``: which commands there are.
+"""``python -m pipeline``: list the commands, or run one.
 
 ``python -m pipeline train ...`` is ``python -m pipeline.train ...``.
 """
@@ -27,11 +27,17 @@ USAGE = """usage: python -m pipeline COMMAND [options]
 
 {commands}
 
-python -m pipeline COMMAND --help lists the options of one. To begin, check config and data without starting anything:
+python -m pipeline COMMAND --help lists the options of one. To begin, check config and data \
+without starting anything:
 python -m pipeline train --config configs/surface.yaml --data-dir DIR --dry-run"""
 
 
 def main() -> int:
+    """Run the command that the first word names, or print which commands there are.
+
+    Returns:
+        Exit code.
+    """
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         module = importlib.import_module(f"pipeline.{words[0]}")

@@ -1,4 +1,4 @@
-"""What every command shares: argument spelling, exit codes, and what becomes of what it prints."""
+"""What every command shares: option names, exit codes, and safe standard output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pipeline.stopping import StopRequested, stop
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help texts with the default of each option, where it is a value: "(default: None)" or "[]"
-    would say nothing.
+    """Help texts with the default of each option where that is a value.
+
+    "(default: None)" or "[]" would say nothing.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -29,9 +30,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusals say how a name with a leading dash is given."""
+    """A parser whose errors explain how a name with a leading dash is given."""
 
     def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and a message.
+
+        Args:
+            message: what is wrong with the arguments.
+        """
         dashed = "expected" in message or "unrecognized" in message
         super().error(
             message
@@ -40,10 +46,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Argument parser of ``python -m pipeline.<command>`` with exact option names (no
-    abbreviations).
+    """Make the argument parser of a command, with exact option names (no abbreviations).
 
-    ``--plugin``, which every command has, is followed by :func:`run`.
+    It has ``--plugin``, which every command has and :func:`run` follows.
+
+    Args:
+        command: ``python -m pipeline.<command>``.
+        description: one sentence for ``--help``.
+
+    Returns:
+        A parser to which the command adds its options.
     """
     made = Parser(
         prog=f"python -m pipeline.{command}",
@@ -60,11 +72,17 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def dashes(arguments: Sequence[str]) -> list[str]:
-    """``--data_dir=a_b`` -> ``--data-dir=a_b``: both spellings of an option are accepted, values
-    stay as they are.
+    """Accept both spellings of an option: ``--data_dir=a_b`` -> ``--data-dir=a_b``.
 
-    >>> dashes(["--data_dir=a_b", "c_d"])
-    ['--data-dir=a_b', 'c_d']
+    Args:
+        arguments: words of a command line.
+
+    Returns:
+        The words with dashes in option names; values stay as they are.
+
+    Example:
+        >>> dashes(["--data_dir=a_b", "c_d"])
+        ['--data-dir=a_b', 'c_d']
     """
     out = []
     for text in arguments:
@@ -76,12 +94,22 @@ def dashes(arguments: Sequence[str]) -> list[str]:
 Work = Callable[..., int]
 """What a command does: takes its options by name and returns the exit code.
 
-It imports what it needs, after the options were parsed.
+It imports what it needs after the options were parsed.
 """
 
 
 def run(options: argparse.ArgumentParser, work: Work, argv: Sequence[str] | None = None) -> int:
-    """Parse, work, and turn what went wrong into a message and an exit code."""
+    """Parse the options and run a command; failures become a message and an exit code.
+
+    Args:
+        options: parser of the command.
+        work: what the command does.
+        argv: words of the command line; None: those of this process, whose signals and standard
+            files are then taken care of, too.
+
+    Returns:
+        Exit code, see :mod:`pipeline.records`.
+    """
     words = sys.argv[1:] if argv is None else argv
     for word in words:
         for name in (word, *word.split(os.sep)):
@@ -94,7 +122,7 @@ def run(options: argparse.ArgumentParser, work: Work, argv: Sequence[str] | None
         if argv is None:
             stop.install()
         with progress.log_to_console():
-            return _answered(lambda: _with(named, lambda: work(**arguments)))
+            return _exit_code(lambda: _with(named, lambda: work(**arguments)))
 
 
 def _with(named: Sequence[Path], work: Callable[[], int]) -> int:
@@ -102,36 +130,37 @@ def _with(named: Sequence[Path], work: Callable[[], int]) -> int:
     return work()
 
 
-def _answered(work: Callable[[], int]) -> int:
-    """What ``work`` returns, or the exit code of what it raised, which is told."""
+def _exit_code(work: Callable[[], int]) -> int:
+    """What ``work`` returns, or the exit code of what it raises, after the message is printed."""
     try:
         return work()
     except UserError as error:
-        return _told(f"error: {error}", WRONG)
+        return _report(f"error: {error}", WRONG)
     except StopRequested as request:
-        return _told(
+        return _report(
             f"stopped on request ({request}); run the same command again to continue", AGAIN
         )
-    # a full disk, a folder that may not be written: nothing is half written, see files.whole
+    # A full disk, a folder that may not be written: no file is half written, see files.whole.
     except OSError as error:
-        return _told(f"error: {_disk_words(error)}", FAILED)
+        return _report(f"error: {_os_error_text(error)}", FAILED)
     except MemoryError:
-        return _told(
+        return _report(
             "error: out of memory. Reduce data.patch.batch or data.patch.size (training),"
             " --patch-size (prediction).",
             FAILED,
         )
 
 
-def _told(text: str, code: int) -> int:
+def _report(text: str, code: int) -> int:
     with progress.above_bar():
         print(text, file=sys.stderr, flush=True)
     return code
 
 
-def _disk_words(error: OSError) -> str:
-    """An error of the system with its path first; where this process holds too many files open,
-    with the way out.
+def _os_error_text(error: OSError) -> str:
+    """Format an error of the operating system, with its path first.
+
+    Where this process holds too many files open, with what to do about it.
     """
     words = (
         f"{error.filename}: {error.strerror}"
@@ -147,8 +176,9 @@ def _disk_words(error: OSError) -> str:
 
 
 def _open_standard_files() -> None:
-    """Give closed standard files (``>&-``) a place that takes everything: the next file that is
-    opened would get their number.
+    """Open closed standard files (``>&-``) on the null device.
+
+    Otherwise the next file that is opened would get their number.
     """
     for number in range(3):
         try:
@@ -159,7 +189,13 @@ def _open_standard_files() -> None:
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """While open, whatever is printed is fit for a terminal, and printing never raises."""
+    """Make standard output and error safe while this context is open.
+
+    Whatever is printed is fit for a terminal, and printing never raises.
+
+    Yields:
+        None.
+    """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_Output(stream) for stream in before)  # type: ignore[assignment]
     try:
@@ -171,11 +207,10 @@ def printing() -> Iterator[None]:
 
 
 class _Output:
-    """A standard stream that may be missing, closed by its reader or full, and whose encoding may
-    know few letters.
+    """A standard stream that survives a missing, closed or full file and a poor encoding.
 
     A reader that has gone does not end the work, whose result lies in files. Other failures are
-    told once, on the other stream.
+    reported once, on the other stream.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -184,7 +219,7 @@ class _Output:
             self.stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:
-        inner = text.strip("\r")  # what is redrawn on one line begins or ends so
+        inner = text.strip("\r")  # a line that is redrawn in place begins or ends with it
         shown = text if _is_bar(text) else text.replace(inner, printable(inner), 1)
         self._try(lambda: self.stream.write(shown))
         return len(text)
@@ -196,19 +231,15 @@ class _Output:
         try:
             action()
         except OSError as error:
-            self._lose(error)
+            self._discard(error)
 
-    def _lose(self, error: OSError) -> None:
-        """From now on what is printed here goes nowhere."""
+    def _discard(self, error: OSError) -> None:
+        """Discard what is printed here from now on."""
         name = "standard error" if self.stream is sys.__stderr__ else "standard output"
-        self.stream, lost = (
-            open(os.devnull, "w", encoding="utf-8"),
-            self.stream,
-        )
+        self.stream, lost = open(os.devnull, "w", encoding="utf-8"), self.stream  # noqa: SIM115
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(
-                self.stream.fileno(), lost.fileno()
-            )  # what is left in its buffer is written when Python ends
+            # Python writes what is left in its buffer when it ends: to the null device.
+            os.dup2(self.stream.fileno(), lost.fileno())
         if error.errno != errno.EPIPE and name == "standard output":
             print(
                 f"warning: {name} cannot be written ({error.strerror}); the work goes on"
@@ -221,5 +252,5 @@ class _Output:
 
 
 def _is_bar(text: str) -> bool:
-    """Whether it is what a bar moves the cursor up with."""
+    """Whether a text is what a bar moves the cursor up with."""
     return "\x1b[A" in text and not text.replace("\x1b[A", "").strip("\n")

@@ -1,8 +1,8 @@
-"""What stands in the documents that commands leave for each other, as schemas of
-:func:`pipeline.files.read_document`.
+"""Schemas of the documents that commands write for each other.
 
-Keys that are not named here may be there and are kept. ``NotRequired`` keys came later than the
-oldest files that are read, or stand only in some of them. Numbers that were NaN are null in JSON.
+They are checked by :func:`pipeline.files.read_document`. Keys that are not named here may be
+present and are kept. ``NotRequired`` keys were added after the oldest files that can be read, or
+are present only in some of them. Numbers that were NaN are null in JSON.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be beside its kind; ``words`` follow those of the kind: ``a whole number
-    from 0``.
+    """Condition on a value beside its type.
+
+    Args:
+        holds: whether a value meets it.
+        words: how a message names it, after the type: ``a whole number`` ``from 0``.
     """
 
     holds: Callable[[Any], bool]
@@ -24,10 +27,12 @@ class Rule:
 
 
 Index = Annotated[int, Rule(lambda value: 0 <= value < 10**6, "from 0 to 999,999")]
-"""A number of a fold."""
+"""Number of a fold."""
 
 Channels = Annotated[int, Rule(lambda value: 1 <= value <= 2**16, "from 1 to 65,536")]
+"""Number of channels."""
 Size = Annotated[int, Rule(lambda value: 0 <= value < 2**40, "from 0 to 2^40")]
+"""Count of voxels, bytes, steps or epochs."""
 Name = Annotated[
     str,
     Rule(
@@ -35,17 +40,20 @@ Name = Annotated[
         "that can be a file's name",
     ),
 ]
+"""Name of a file or folder inside a known folder, never a path."""
 Scores = dict[str, float | None]
+"""Metrics by name; null where there was nothing to count."""
 CaseScores = dict[str, float | dict[str, list[int]] | None]
-"""Of one case; ``counts`` of the competition's score maps a dimension to numbers of features."""
+"""Metrics of one case; ``counts`` of the competition's score maps a dimension to feature counts."""
 
 
 # --- a run ----------------------------------------------------------------------------------------
 
 
 class Result(TypedDict):
-    """``fold_N/result.json``: the fields of :class:`pipeline.records.FoldResult`, and the scores by
-    model and case.
+    """``fold_N/result.json``: fields of :class:`pipeline.records.FoldResult`, and scores.
+
+    Scores are by model and case.
     """
 
     fold: Index
@@ -62,36 +70,48 @@ class Result(TypedDict):
 
 
 class PlacedCase(TypedDict):
+    """Paths and group of a case."""
+
     image: NotRequired[list[str]]
     targets: NotRequired[dict[str, str]]
     group: NotRequired[str | None]
 
 
 class ListedCase(PlacedCase):
+    """Paths and group of a case, and the hashes of what its files hold, by role."""
+
     content: dict[str, str | None]
 
 
 Places = dict[str, PlacedCase]
-"""What a report reads of ``cases.json``."""
+"""The part of ``cases.json`` that a report reads."""
 
 Listing = dict[str, ListedCase]
-"""``cases.json``: where each case of a run lies, its group, and the hash of what it holds."""
+"""``cases.json``: paths, group and content hashes of each case of a run."""
 
 
 class Sides(TypedDict):
+    """Ids of the training cases and of the held-out cases of a fold."""
+
     train: list[str]
     val: list[str]
 
 
 class Splits(TypedDict):
+    """``splits.json``: the sides of each fold."""
+
     folds: list[Sides]
 
 
 class ReportedFolds(TypedDict):
+    """The part of ``data.folds`` that a report reads."""
+
     count: NotRequired[Annotated[int, Rule(lambda value: 0 <= value <= 1000, "from 0 to 1,000")]]
 
 
 class ReportedData(TypedDict):
+    """The part of ``data`` that a report reads."""
+
     dims: NotRequired[Literal[2, 3]]
     classes: NotRequired[
         Annotated[int, Rule(lambda value: 0 <= value <= 2**16, "from 0 to 65,536")]
@@ -102,13 +122,13 @@ class ReportedData(TypedDict):
 
 
 class ReportedConfig(TypedDict):
-    """What a report reads of a run's ``config.yaml``."""
+    """The part of a run's ``config.yaml`` that a report reads."""
 
     data: NotRequired[ReportedData]
 
 
 class FoldRow(TypedDict):
-    """A fold in a run's summary.json; what is not there is a gap in a report."""
+    """A fold in a run's ``summary.json``; a missing value is a gap in the report."""
 
     fold: Index
     status: str
@@ -122,12 +142,16 @@ class FoldRow(TypedDict):
 
 
 class ScoredCase(TypedDict):
+    """A held-out case in a run's ``summary.json``."""
+
     fold: NotRequired[Index]
     group: NotRequired[str | int | None]
     metrics: NotRequired[CaseScores]
 
 
 class RunSummary(TypedDict):
+    """``summary.json`` of a run."""
+
     name: NotRequired[str]
     task: NotRequired[str]
     monitor: NotRequired[str]
@@ -142,20 +166,28 @@ class RunSummary(TypedDict):
 
 
 Baselines = dict[str, Scores]
+"""``baselines.json``: scores by the name of a trivial prediction."""
 TrackerIds = dict[str, str | None]
+"""``tracking.json``: the run's id in each tracker."""
 
 
 class Gain(TypedDict):
+    """Mean gain of a metric with its confidence interval."""
+
     mean: float
     low: float
     high: float
 
 
 class Choice(TypedDict):
+    """A candidate that tuning chose, as text."""
+
     text: str
 
 
 class TunedRow(TypedDict):
+    """A row of the table of tuning: scores, gains and choices of one method."""
+
     name: str
     mean: Scores
     gains: dict[str, Gain]
@@ -163,6 +195,8 @@ class TunedRow(TypedDict):
 
 
 class NamedPart(TypedDict):
+    """:class:`pipeline.records.NamedOptions` as JSON."""
+
     name: str
     options: NotRequired[dict[str, Any]]
 
@@ -175,7 +209,7 @@ class Tuned(TypedDict):
 
 
 class KeptScores(TypedDict):
-    """A line of ``tuning/scores.jsonl``."""
+    """A line of ``tuning/scores.jsonl``: the scores of a candidate on a case."""
 
     key: str
     scores: CaseScores
@@ -191,6 +225,8 @@ class Epoch(TypedDict):
 
 
 class PredictedFile(TypedDict):
+    """A case in the summary of a prediction or an ensemble."""
+
     id: str
     status: NotRequired[str]
 
@@ -209,7 +245,7 @@ class Predictions(TypedDict):
 
 
 class MadeFrom(TypedDict):
-    """What a member of an ensemble was predicted from."""
+    """Models, settings and inputs that a member of an ensemble was predicted from."""
 
     models: dict[str, str]
     predict: dict[str, Any]
@@ -217,6 +253,8 @@ class MadeFrom(TypedDict):
 
 
 class Scale(TypedDict):
+    """:class:`pipeline.data.normalise.IntensityScale` as JSON."""
+
     low: list[float]
     high: list[float]
     to: Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
@@ -224,16 +262,22 @@ class Scale(TypedDict):
 
 
 class Place(TypedDict):
+    """:class:`pipeline.records.Geometry` as JSON."""
+
     format: Literal["nifti", "tiff", "zarr", "image", "none"]
     meta: dict[str, Any]
     notes: NotRequired[list[str]]
 
 
 Pair = Annotated[list[float], Rule(lambda value: len(value) == 2, "of two numbers")]
+"""Two numbers, such as a numerator and a denominator."""
 Row = Annotated[list[float | None], Rule(lambda value: len(value) == 4, "of four numbers")]
+"""Row of an affine."""
 
 
 class NiftiMeta(TypedDict):
+    """``meta`` of the geometry of a NIfTI file."""
+
     header: str
     endian: Literal["<", ">"]
     affine: Annotated[list[Row], Rule(lambda value: len(value) == 4, "of four rows")]
@@ -241,6 +285,8 @@ class NiftiMeta(TypedDict):
 
 
 class TiffMeta(TypedDict):
+    """``meta`` of the geometry of a TIFF file."""
+
     dims: NotRequired[Literal[2, 3]]
     imagej: NotRequired[bool | str]
     spacing: NotRequired[float]
@@ -252,6 +298,8 @@ class TiffMeta(TypedDict):
 
 
 class ZarrMeta(TypedDict):
+    """``meta`` of the geometry of a Zarr array."""
+
     dims: NotRequired[Literal[2, 3]]
     version: NotRequired[str | None]
     units: NotRequired[list[str | None] | None]
@@ -260,38 +308,56 @@ class ZarrMeta(TypedDict):
 
 
 class PlainMeta(TypedDict):
+    """``meta`` of the geometry of a picture or an array without one."""
+
     dims: NotRequired[Literal[2, 3]]
 
 
 class NiftiPlace(TypedDict):
+    """A geometry whose ``meta`` is of NIfTI."""
+
     meta: NiftiMeta
 
 
 class TiffPlace(TypedDict):
+    """A geometry whose ``meta`` is of TIFF."""
+
     meta: TiffMeta
 
 
 class ZarrPlace(TypedDict):
+    """A geometry whose ``meta`` is of Zarr."""
+
     meta: ZarrMeta
 
 
 class PlainPlace(TypedDict):
+    """A geometry whose ``meta`` has no more than the number of axes."""
+
     meta: PlainMeta
 
 
 class NiftiSoft(TypedDict):
+    """A document with a NIfTI geometry."""
+
     geometry: NiftiPlace
 
 
 class TiffSoft(TypedDict):
+    """A document with a TIFF geometry."""
+
     geometry: TiffPlace
 
 
 class ZarrSoft(TypedDict):
+    """A document with a Zarr geometry."""
+
     geometry: ZarrPlace
 
 
 class PlainSoft(TypedDict):
+    """A document with the geometry of a picture or of none."""
+
     geometry: PlainPlace
 
 
@@ -302,11 +368,11 @@ PLACES: dict[str, Any] = {
     "image": PlainSoft,
     "none": PlainSoft,
 }
-"""Where the array of a format lies, in a document that has it under ``geometry``."""
+"""Schemas of a document with a ``geometry``, by the format of its array."""
 
 
 class SoftFacts(TypedDict):
-    """``soft/ID.json``."""
+    """``soft/ID.json``: properties of a soft prediction."""
 
     task: NotRequired[str]
     suffix: NotRequired[str]
@@ -322,9 +388,12 @@ class SoftFacts(TypedDict):
 
 
 Word = Annotated[str, Rule(lambda value: len(value) <= 100, "of at most 100 letters")]
+"""A short text."""
 
 
 class TrainedOn(TypedDict):
+    """Properties of the training data of a model (:class:`pipeline.records.Checkpoint`)."""
+
     layout: NotRequired[Word | None]
     family: NotRequired[Word | None]
     codes: NotRequired[Word | None]
@@ -337,7 +406,7 @@ PLUGIN = re.compile(r"[^/\\\x00-\x1f\x7f]{1,252}\.py")
 
 
 class PluginRecord(TypedDict):
-    """A plugin that something was made with: never a path, and never run."""
+    """Name and hash of a plugin that something was made with: never a path, and never run."""
 
     name: Annotated[
         str, Rule(lambda value: PLUGIN.fullmatch(value) is not None, "that names a file NAME.py")
@@ -356,7 +425,7 @@ Plugins = list[PluginRecord]
 
 
 class ModelHeader(TypedDict):
-    """The header of a model file (:class:`pipeline.records.Checkpoint`)."""
+    """Header of a model file (:class:`pipeline.records.Checkpoint`)."""
 
     config: dict[str, Any]
     channels: Annotated[list[Channels], Rule(lambda value: len(value) == 2, "of two numbers")]
@@ -369,15 +438,19 @@ class ModelHeader(TypedDict):
 
 
 Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
-"""Also NaN and infinity, which the headers of states hold as they are."""
+"""A number; also NaN and infinity, which the headers of states hold as they are."""
 
 
 class MeansSoFar(TypedDict):
+    """Sums and counts of the losses of an epoch that has not ended."""
+
     sums: dict[str, Number]
     counts: dict[str, Number]
 
 
 class EpochRecord(TypedDict):
+    """One epoch in the history of a state."""
+
     epoch: Size
     seconds: float
     lr: float
@@ -385,12 +458,14 @@ class EpochRecord(TypedDict):
 
 
 class OptimizerFacts(TypedDict):
+    """State and parameter groups of an optimiser, without tensors."""
+
     state: dict[str, dict[str, Any]]
     groups: list[dict[str, Any]]
 
 
 class StateHeader(TypedDict):
-    """The header of a state, from which a fold goes on."""
+    """Header of a state, from which a fold is resumed."""
 
     epoch: Size
     best_score: float | None
@@ -406,11 +481,11 @@ class StateHeader(TypedDict):
     metrics_version: NotRequired[int]
 
 
-# --- data sets and the store ----------------------------------------------------------------------
+# --- data sets and the cache ----------------------------------------------------------------------
 
 
 class DatasetJson(TypedDict):
-    """What is read of an nnU-Net ``dataset.json``."""
+    """The part of an nnU-Net ``dataset.json`` that is read."""
 
     file_ending: NotRequired[str]
     channel_names: NotRequired[dict[str, Any] | list[Any]]
@@ -418,12 +493,14 @@ class DatasetJson(TypedDict):
 
 
 class TestSplit(TypedDict):
-    """A ``split.json`` of which ``pipeline.evaluate`` reads the test side."""
+    """``split.json``, of which ``pipeline.evaluate`` reads the test side."""
 
     test: NotRequired[list[str]]
 
 
 class StoredArray(TypedDict):
+    """One array of a cached case."""
+
     path: Name
     bytes: Size
     shape: list[Size]
@@ -432,11 +509,15 @@ class StoredArray(TypedDict):
 
 
 class Manifest(TypedDict):
+    """The arrays of a cached case, and the key that they were made from."""
+
     key: dict[str, Any]
     arrays: dict[str, StoredArray]
 
 
 class StoredGrid(TypedDict):
+    """:class:`pipeline.grid.Grid` as JSON, without its affine."""
+
     family: str
     codes: NotRequired[str | None]
     spacing: NotRequired[list[float] | None]
@@ -465,5 +546,7 @@ class CaseFacts(TypedDict):
 
 
 class KnownFacts(TypedDict):
+    """Properties of a case, and the key of the files that they belong to."""
+
     key: dict[str, Any]
     facts: CaseFacts

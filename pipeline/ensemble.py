@@ -1,8 +1,11 @@
-"""Fuse the soft predictions of several folds or runs, case by case, and decide.
+r"""Fuse the soft predictions of several folds or runs, case by case, and decide.
 
-    python -m pipeline.ensemble --fold-dirs predictions/fold_0 predictions/fold_1 --output
-    predictions/ensemble python -m pipeline.ensemble --spec ensembles/NAME.yaml --input DIR --output
-    predictions/ensemble
+::
+
+    python -m pipeline.ensemble --fold-dirs predictions/fold_0 predictions/fold_1 \
+        --output predictions/ensemble
+    python -m pipeline.ensemble --spec ensembles/NAME.yaml --input DIR \
+        --output predictions/ensemble
 
 Members are memory-mapped and summed slab by slab: memory does not depend on their number.
 """
@@ -19,6 +22,11 @@ from pipeline.records import DONE, PARTIAL
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.ensemble``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`ensemble`.
+    """
     p = cli.parser("ensemble", "Fuse predictions of several folds or runs.")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -58,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), ensemble, argv)
 
 
@@ -71,6 +87,20 @@ def ensemble(
     fusion: str | None,
     save_soft: bool,
 ) -> int:
+    """Fuse predictions.
+
+    Args:
+        fold_dirs: folders written by ``pipeline.predict --save-soft``; None: ``spec`` is given.
+        spec: YAML file of an ensemble; None: ``fold_dirs`` are given.
+        output: folder for the fused predictions.
+        input: images that members which are runs predict first; None: nothing is predicted.
+        device: ``auto``, ``cpu`` or ``cuda``, for ``input``.
+        fusion: ``mean``, ``logit`` or ``vote``; None: that of the spec, else ``mean``.
+        save_soft: also write the fused probabilities to ``soft/``.
+
+    Returns:
+        Exit code.
+    """
     from pipeline.workflows import fuse
 
     wanted = fuse.load_spec(spec) if spec else fuse.of_folders(fold_dirs or [])

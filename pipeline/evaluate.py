@@ -1,10 +1,13 @@
-"""Score a folder of answers against a folder of labels, or of images against the images that they
-should be.
+r"""Score a folder of predictions against a folder of labels or of target images.
 
-    python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice --out
-    scores.json python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim
-    --inputs SRC --out scores.json python -m pipeline.evaluate --predictions DIR --labels DST
-    --metrics psnr ssim retouch --inputs SRC --change by=colour threshold=8
+::
+
+    python -m pipeline.evaluate --predictions DIR --labels DIR --metrics dice surface_dice \
+        --out scores.json
+    python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim \
+        --inputs SRC --out scores.json
+    python -m pipeline.evaluate --predictions DIR --labels DST --metrics psnr ssim retouch \
+        --inputs SRC --change by=colour threshold=8
 
 Images are scored as their files have them, each divided by the largest value of its integer type
 (floats: as they are).
@@ -21,6 +24,11 @@ from pipeline import cli
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.evaluate``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`evaluate`.
+    """
     p = cli.parser(
         "evaluate",
         "Score a folder of answers against a folder of labels, or of images against their targets.",
@@ -133,12 +141,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), evaluate, argv)
 
 
 def evaluate(
     *, metrics: list[str], change: list[str] | None, out: Path | None, **options: Any
 ) -> int:
+    """Score predictions and print a table.
+
+    Args:
+        metrics: entries of METRICS, with options behind a colon.
+        change: ``KEY=VALUE`` of ``data.change``, for ``retouch``; None: not given.
+        out: JSON file for all numbers; None: none is written.
+        **options: further fields of :class:`pipeline.workflows.evaluate.Request`.
+
+    Returns:
+        Exit code.
+    """
     from pipeline.metrics.names import read_metric
     from pipeline.reporting import tables
     from pipeline.workflows import evaluate as workflow

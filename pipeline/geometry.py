@@ -1,5 +1,6 @@
-"""Tiles, blending windows, padding and flips for any number of space axes: the arithmetic of tiled
-prediction, without a network.
+"""Tiles, blending windows, padding and flips in any number of space axes, without a network.
+
+The arithmetic of tiled prediction.
 """
 
 from __future__ import annotations
@@ -11,25 +12,42 @@ from dataclasses import dataclass
 import numpy as np
 
 FLOOR = 1e-3
-"""Smallest blending weight: no voxel of a tile is ever without a vote (MONAI's value)."""
+"""Smallest blending weight, so that each voxel of a tile contributes (MONAI's value)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
-    """How a space of ``size`` voxels is covered by equal tiles.
+    """Cover of a space by equal tiles.
 
-    ``multiple`` is the stride of the network (1 along each axis unless given). Every tile starts
-    and ends on it, so that a tile is pooled as the whole space would be: the tile is rounded up to
-    it, the steps between tiles are rounded down to it, and the space is padded at its far ends to
-    the next multiple, where the last tile ends. Neighbours share ``overlap`` voxels (at most half
-    of what remains of a tile between its halos), or what ``multiple`` makes of that. A space
+    Every tile starts and ends on multiples of ``multiple``, so that a tile is pooled as the whole
+    space would be: the tile is rounded up to it, the steps between tiles are rounded down to it,
+    and the space is padded at its far ends to the next multiple, where the last tile ends. A space
     smaller than the tile shrinks the tile to the padded space: along that axis it is computed in
-    one piece, as it would be without tiles. ``halo`` voxels at the inner faces of a tile are
-    computed but not used. ``steps``, one for each axis, sets the distance of neighbouring tiles
-    itself (rounded down to ``multiple``, at least once that), whatever ``overlap`` says.
-    ``sigma_scale``, one for each axis, is the Gaussian's standard deviation as a share of the tile.
-    ``tile`` and ``multiple`` read as they came out of this, not as they were given. Raises
-    ValueError where no such tiling exists.
+    one piece, as it would be without tiles. ``tile`` and ``multiple`` read as they came out of
+    this, not as they were given.
+
+    Args:
+        size: voxels of the space ``(*S)``.
+        tile: voxels of a tile.
+        overlap: voxels that neighbours share (at most half of what remains of a tile between its
+            halos), or what ``multiple`` makes of that.
+        window: blending weight inside a tile, a name in ``WINDOWS``.
+        one_sided: whether the window stays at its maximum towards a border of the space, where no
+            other tile takes over.
+        halo: voxels at the inner faces of a tile that are computed but not used.
+        multiple: total stride of the network along each axis; empty: 1 along each.
+        steps: distance of neighbouring tiles along each axis, whatever ``overlap`` says (rounded
+            down to ``multiple``, at least once that); empty: as ``overlap`` says.
+        sigma_scale: standard deviation of the Gaussian along each axis as a share of the tile;
+            empty: 1/8.
+
+    Raises:
+        ValueError: where no such tiling exists.
+
+    Example:
+        >>> tiling = Tiling(size=(100, 80), tile=(64, 64), overlap=16, multiple=(16, 16))
+        >>> tiling.padded, list(tiling.origins())
+        ((112, 80), [(0, 0), (0, 16), (48, 0), (48, 16)])
     """
 
     size: tuple[int, ...]
@@ -83,42 +101,67 @@ class Tiling:
 
     @property
     def padded(self) -> tuple[int, ...]:
-        """Size of the space after padding: the next multiples of ``multiple``."""
+        """Voxels of the space after padding: the next multiples of ``multiple``."""
         return tuple(up(n, g) for n, g in zip(self.size, self.multiple, strict=True))
 
     def starts(self, axis: int) -> list[int]:
         """First voxel of every tile along one axis, increasing, multiples of ``multiple``.
 
-        >>> Tiling(size=(100,), tile=(64,), overlap=16).starts(0)
-        [0, 36]
-        >>> Tiling(size=(100,), tile=(64,), overlap=16, multiple=(16,)).starts(0)
-        [0, 48]
+        Args:
+            axis: space axis, from 0.
+
+        Returns:
+            Starts in the padded space.
+
+        Example:
+            >>> Tiling(size=(100,), tile=(64,), overlap=16).starts(0)
+            [0, 36]
+            >>> Tiling(size=(100,), tile=(64,), overlap=16, multiple=(16,)).starts(0)
+            [0, 48]
         """
         n, tile = self.padded[axis], self.tile[axis]
         return [*range(0, n - tile, self._stride(axis)), n - tile]
 
     def _stride(self, axis: int) -> int:
+        """Distance of neighbouring tiles along an axis, a positive multiple of ``multiple``."""
         core, multiple = self.tile[axis] - 2 * self.halo, self.multiple[axis]
         if self.steps:
             return max(1, self.steps[axis] // multiple) * multiple
         return max(1, (core - min(self.overlap, core // 2)) // multiple) * multiple
 
     def origins(self) -> Iterator[tuple[int, ...]]:
-        """First voxel of every tile in C order: all tiles of one start along the first axis come
-        together.
+        """First voxel of every tile, in C order.
+
+        All tiles of one start along the first axis come together.
+
+        Returns:
+            One tuple of starts for each tile.
         """
         return itertools.product(*(self.starts(a) for a in range(len(self.size))))
 
     def count(self) -> int:
-        """Number of tiles."""
+        """Number of tiles.
+
+        Returns:
+            Product of the numbers of starts along the axes.
+        """
         return int(np.prod([len(self.starts(a)) for a in range(len(self.size))]))
 
     def reaches(self, origin: Sequence[int], first: int, end: int) -> bool:
-        """Whether the tile at ``origin`` has a weight in any of the rows ``first`` to ``end`` along
-        the first axis.
+        """Whether a tile has a weight in any of some rows along the first axis.
 
-        >>> [Tiling(size=(100,), tile=(64,), halo=8, multiple=(4,)).reaches((start,), 0, 44) for start in (0, 36)]
-        [True, False]
+        Args:
+            origin: first voxel of the tile.
+            first: first row.
+            end: row after the last.
+
+        Returns:
+            True where a row between ``first`` and ``end`` lies in the tile and outside its halo.
+
+        Example:
+            >>> tiling = Tiling(size=(100,), tile=(64,), halo=8, multiple=(4,))
+            >>> [tiling.reaches((start,), 0, 44) for start in (0, 36)]
+            [True, False]
         """
         low = origin[0] + (self.halo if origin[0] else 0)
         high = (
@@ -130,12 +173,17 @@ class Tiling:
 
     @property
     def step(self) -> int:
-        """Distance of neighbouring tiles along the first axis; only the last one may come sooner."""
+        """Distance of neighbouring tiles along the first axis; only the last one may be nearer."""
         return self._stride(0) if self.padded[0] > self.tile[0] else self.padded[0]
 
     def weights(self, origin: Sequence[int]) -> np.ndarray:
-        """Blending weight of the tile at ``origin``: float32, shape ``tile``; at least ``FLOOR``
-        outside the halo, 0 inside it.
+        """Blending weight of each voxel of a tile.
+
+        Args:
+            origin: first voxel of the tile.
+
+        Returns:
+            float32 of the shape ``tile``; at least ``FLOOR`` outside the halo, 0 inside it.
         """
         profiles, inside = [], []
         for axis, start in enumerate(origin):
@@ -148,6 +196,7 @@ class Tiling:
         return np.maximum(_outer(profiles), FLOOR).astype(np.float32) * _outer(inside)
 
     def _profile(self, axis: int, first: bool, last: bool) -> np.ndarray:
+        """Window along an axis, flat towards a border of the space where ``one_sided`` says so."""
         n = self.tile[axis]
         if self.window == "gaussian" and self.sigma_scale:
             profile = _gaussian(n, self.overlap, self.sigma_scale[axis])
@@ -161,15 +210,24 @@ class Tiling:
 
 
 def up(n: int, multiple: int) -> int:
-    """The next multiple of ``multiple`` from ``n`` on.
+    """Round up to the next multiple.
 
-    >>> up(17, 16), up(16, 16)
-    (32, 16)
+    Args:
+        n: a number of voxels.
+        multiple: a positive number.
+
+    Returns:
+        The smallest multiple from ``n`` on.
+
+    Example:
+        >>> up(17, 16), up(16, 16)
+        (32, 16)
     """
     return -(-n // multiple) * multiple
 
 
 def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Outer product of profiles, one axis for each."""
     out = np.ones((), profiles[0].dtype)
     for profile in profiles:
         out = out[..., None] * profile
@@ -177,16 +235,18 @@ def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _gaussian(n: int, overlap: int, sigma_scale: float = 1 / 8) -> np.ndarray:
-    """Standard deviation n / 8 about the tile's centre, as in MONAI and nnU-Net, unless told
-    otherwise.
+    """Gaussian about the tile's centre; by default its standard deviation is n / 8.
+
+    As in MONAI and nnU-Net.
     """
     x = np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2)
     return np.exp(-(x**2) / np.float32(2 * (n * sigma_scale) ** 2))
 
 
 def _hann(n: int, overlap: int) -> np.ndarray:
-    """Raised cosine whose zeros lie one step outside the tile: the plain window is zero on the
-    outermost voxels.
+    """Raised cosine with its zeros one step outside the tile.
+
+    The plain window is zero on the outermost voxels.
     """
     return (np.sin(np.pi * np.arange(1, n + 1) / (n + 1)) ** 2).astype(np.float32)
 
@@ -202,16 +262,26 @@ def _constant(n: int, overlap: int) -> np.ndarray:
 
 
 WINDOWS = {"gaussian": _gaussian, "hann": _hann, "feather": _feather, "constant": _constant}
+"""Blending windows by name: functions of tile length and overlap, float32 ``(n,)``."""
 
 
 def crop(
     array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float = 0
 ) -> np.ndarray:
-    """Copy of the box at ``start`` (may be negative) of ``size`` from the last axes of ``array``;
-    outside is ``fill``.
+    """Copy a box from the last axes of an array; what lies outside of it is filled.
 
-    >>> crop(np.arange(4), [-1], [3]).tolist()
-    [0, 0, 1]
+    Args:
+        array: ``(..., *S)``.
+        start: first voxel of the box along each space axis; may be negative.
+        size: voxels of the box along each space axis.
+        fill: value outside of the array.
+
+    Returns:
+        A new array ``(..., *size)`` of the same type.
+
+    Example:
+        >>> crop(np.arange(4), [-1], [3]).tolist()
+        [0, 0, 1]
     """
     space = array.shape[-len(start) :]
     low = [max(s, 0) for s in start]
@@ -227,11 +297,17 @@ def crop(
 
 
 def flips(dims: int) -> list[tuple[int, ...]]:
-    """Every set of space axes to flip, the identity first; axes count from the end, so that they
-    fit any leading axes.
+    """List every set of space axes to flip, the identity first.
 
-    >>> flips(2)
-    [(), (-2,), (-1,), (-2, -1)]
+    Args:
+        dims: number of space axes.
+
+    Returns:
+        Sets of axes, counted from the end, so that they fit any leading axes.
+
+    Example:
+        >>> flips(2)
+        [(), (-2,), (-1,), (-2, -1)]
     """
     axes = range(-dims, 0)
     return [c for k in range(dims + 1) for c in itertools.combinations(axes, k)]

@@ -1,11 +1,10 @@
-"""World grids: in which order an array's axes lie, how far its voxels are apart, and how one grid
-becomes another by flips and axis order.
+"""World grids: axis order and spacing of arrays, and flips and axis orders between grids.
 
 Two families of files order their axes differently. NIfTI arrays are ``(X, Y, Z)`` with an affine
 that says where they lie; TIFF, Zarr, NumPy arrays and pictures are ``(Z, Y, X)`` without one.
-Between the two nothing says which axis is which, so files of different families are never compared
-voxel by voxel. Within NIfTI, grids that are equal up to flips and axis order are brought to one
-another exactly; nothing is resampled here.
+Nothing says which axis of one family is which of the other, so files of different families are
+never compared voxel by voxel. Within NIfTI, grids that are equal up to flips and axis order are
+mapped onto one another exactly; nothing is resampled here.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ import numpy as np
 from pipeline.records import MILLIMETRES, Geometry, UserError
 
 TOLERANCE = 1e-3
-"""Largest difference between entries of two affines that are called equal, in millimetres, of
-voxels that are not tiny.
+"""Largest difference in millimetres between entries of two affines that count as equal.
+
+For voxels that are not tiny; see ``SHARE``.
 """
 
 SHARE = 0.01
-"""The same as a share of the smallest side of a voxel: what counts for voxels of micrometres."""
+"""The same as a share of the smallest side of a voxel: the limit for voxels of micrometres."""
 
 SPREAD = 0.1
-"""Share by which spacings may differ before it is said."""
+"""Share by which spacings of a data set may differ without a warning."""
 
 NIFTI_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 """Millimetres in NIfTI's code of the unit of space; 0, unknown, is millimetres in practice."""
@@ -59,8 +59,15 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
-    """How an array is laid onto another grid: ``axes[i]`` is the source axis that becomes axis i,
-    ``flips`` the new axes to turn round.
+    """Axis order and flips that map an array onto another grid.
+
+    Args:
+        axes: ``axes[i]`` is the source axis that becomes axis i.
+        flips: axes of the result that are flipped.
+
+    Example:
+        >>> Alignment(axes=(1, 0), flips=(0,)).apply(np.array([[[1, 2, 3], [4, 5, 6]]])).tolist()
+        [[[3, 6], [2, 5], [1, 4]]]
     """
 
     axes: tuple[int, ...]
@@ -68,28 +75,49 @@ class Alignment:
 
     @property
     def identity(self) -> bool:
+        """Whether nothing is to be done."""
         return self.axes == tuple(range(len(self.axes))) and not self.flips
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """``(C, *S)`` of the source grid on the other grid; a view where nothing or only views
-        change.
+        """Map an array onto the other grid.
+
+        Args:
+            array: ``(C, *S)`` on the source grid.
+
+        Returns:
+            A view ``(C, *S)`` on the other grid.
         """
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         return np.flip(moved, tuple(a + 1 for a in self.flips)) if self.flips else moved
 
     @property
     def inverse(self) -> Alignment:
-        """The way back: ``a.inverse.apply(a.apply(x))`` is x."""
+        """The opposite alignment: ``a.inverse.apply(a.apply(x))`` is x."""
         axes = tuple(self.axes.index(i) for i in range(len(self.axes)))
         return Alignment(axes=axes, flips=tuple(i for i, a in enumerate(axes) if a in self.flips))
 
     def size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """``(*S)`` of the source grid on the other grid."""
+        """Map a shape onto the other grid.
+
+        Args:
+            size: ``(*S)`` on the source grid.
+
+        Returns:
+            ``(*S)`` on the other grid.
+        """
         return tuple(size[a] for a in self.axes)
 
 
 def grid_of(geometry: Geometry, dims: int) -> Grid:
-    """The grid of an array ``(C, *S)`` of ``dims`` space axes that was read with this geometry."""
+    """Grid of an array that was read with a geometry.
+
+    Args:
+        geometry: what its file says.
+        dims: number of space axes of the array ``(C, *S)``.
+
+    Returns:
+        The grid, without what the file does not say or says wrongly (no positive, finite spacing).
+    """
     meta = geometry.meta
     if geometry.format == "nifti":
         return _nifti(meta, dims)
@@ -102,9 +130,10 @@ def grid_of(geometry: Geometry, dims: int) -> Grid:
 
 def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
     unit, placed, zooms = _nifti_header(meta)
+    # JSON has null for NaN.
     affine = np.array(
         [[math.nan if x is None else x for x in row] for row in meta["affine"]], float
-    )  # JSON has null for NaN
+    )
     affine[:3] *= unit
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))[:dims]
     if not (np.isfinite(affine).all() and (spacing > 0).all()):
@@ -120,10 +149,14 @@ def _nifti(meta: Mapping[str, Any], dims: int) -> Grid:
 
 
 def affine_grid(affine: Any, dims: int) -> Grid:
-    """The grid of an array ``(X, Y, Z)`` with a known affine.
+    """Grid of an array ``(X, Y, Z)`` with a known affine.
 
     Args:
         affine: 4 x 4 from voxels to millimetres, RAS+.
+        dims: number of space axes of the array.
+
+    Returns:
+        A grid of the family ``nifti``.
 
     Raises:
         UserError: for what is no such matrix.
@@ -149,8 +182,9 @@ def affine_grid(affine: Any, dims: int) -> Grid:
 
 
 def _nifti_header(meta: Mapping[str, Any]) -> tuple[float, bool, tuple[float, ...]]:
-    """Millimetres in a unit, whether a form places the array in the world, and the zooms, of a
-    header kept as base64.
+    """Read from a header kept as base64 what a grid needs.
+
+    Returns millimetres in a unit, whether a form places the array in the world, and the zooms.
     """
     block = base64.b64decode(meta["header"])
     kind = (
@@ -176,14 +210,13 @@ def _zarr_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | Non
 
 
 def _tiff_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | None:
-    """Of ImageJ, OME and this package's own description.
+    """Spacing of ImageJ, OME and this package's own description.
 
     The dots per inch of a picture are no spacing.
     """
     unit = MILLIMETRES.get(_plain(str(meta.get("unit", ""))).lower())
-    resolution = meta.get(
-        "resolution", [[1, 1], [1, 1]]
-    )  # one voxel a unit is kept as no resolution at all
+    # One voxel per unit is kept as no resolution at all.
+    resolution = meta.get("resolution", [[1, 1], [1, 1]])
     if unit is None or any(not a or not b for a, b in resolution):
         return None
     x, y = (unit * b / a for a, b in resolution)
@@ -193,15 +226,22 @@ def _tiff_spacing(meta: Mapping[str, Any], dims: int) -> tuple[float, ...] | Non
 
 
 def _plain(text: str) -> str:
-    """ImageJ's escapes such as ``\\u00B5m`` as the characters that they mean."""
+    """Replace ImageJ's escapes such as ``\\u00B5m`` by the characters that they mean."""
     return text.replace("\\u00B5", "\u00b5").replace("\\u00b5", "\u00b5").strip()
 
 
 def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
-    """Whether two affines are equal but for rounding: an origin is kept in single precision, which
-    matters beside tiny voxels.
+    """Whether two affines are equal but for rounding.
 
-    NaN, for which JSON has None, is equal to itself.
+    An origin is kept in single precision, which matters beside tiny voxels. NaN, for which JSON has
+    None, is equal to itself.
+
+    Args:
+        one: 4 x 4, voxels to millimetres.
+        other: 4 x 4; its voxels set the tolerance.
+
+    Returns:
+        True where all entries are close.
     """
     a, b = np.array(one, float), np.array(other, float)
     unknown = np.isnan(a) & np.isnan(b)
@@ -215,11 +255,18 @@ def near(one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]]) -> bool:
 def alignment(
     source: Grid, shape: Sequence[int], target: Grid, size: Sequence[int]
 ) -> Alignment | None:
-    """The flips and axis order that lay an array of ``shape`` on the target grid of ``size``; None
-    where those alone do not.
+    """Find the flips and the axis order that map an array onto a target grid.
 
-    Both grids are NIfTI's; two grids of which one has no affine are taken as they are where their
-    shapes agree.
+    Both grids are NIfTI's. Where one of them has no affine, arrays of equal shape count as aligned.
+
+    Args:
+        source: grid of the array.
+        shape: ``(*S)`` of the array.
+        target: the other grid.
+        size: ``(*S)`` on the target grid.
+
+    Returns:
+        The alignment; None where flips and axis order alone are not enough.
     """
     dims = len(shape)
     if source.affine is None or target.affine is None:
@@ -229,24 +276,31 @@ def alignment(
         if tuple(shape[a] for a in axes) != tuple(size):
             continue
         for flips in itertools.product((False, True), repeat=dims):
-            step = np.eye(4)  # voxel of the target -> voxel of the source
-            step[:dims, :dims] = 0
-            for new, (old, turned) in enumerate(zip(axes, flips, strict=True)):
-                step[old, new] = -1 if turned else 1
-                step[old, 3] = shape[old] - 1 if turned else 0
-            if near((given @ step).tolist(), wanted.tolist()):
+            to_source = np.eye(4)  # voxel of the target -> voxel of the source
+            to_source[:dims, :dims] = 0
+            for new, (old, flipped) in enumerate(zip(axes, flips, strict=True)):
+                to_source[old, new] = -1 if flipped else 1
+                to_source[old, 3] = shape[old] - 1 if flipped else 0
+            if near((given @ to_source).tolist(), wanted.tolist()):
                 return Alignment(
-                    axes=axes, flips=tuple(i for i, turned in enumerate(flips) if turned)
+                    axes=axes, flips=tuple(i for i, flipped in enumerate(flips) if flipped)
                 )
     return None
 
 
 def reorientation(codes: str, wanted: str) -> Alignment | None:
-    """The axis order and flips that bring an array of these axis codes to the wanted ones; None
-    where they name other axes.
+    """Find the axis order and the flips that bring an array to the wanted axis codes.
 
-    >>> reorientation("LPS", "RAS")
-    Alignment(axes=(0, 1, 2), flips=(0, 1))
+    Args:
+        codes: axis codes of the array, such as ``LPS``.
+        wanted: axis codes of the result.
+
+    Returns:
+        The alignment; None where the codes name other axes.
+
+    Example:
+        >>> reorientation("LPS", "RAS")
+        Alignment(axes=(0, 1, 2), flips=(0, 1))
     """
     pairs = [frozenset("LR"), frozenset("PA"), frozenset("IS")]
     line = [next((p for p in pairs if c in p), None) for c in codes]
@@ -258,12 +312,34 @@ def reorientation(codes: str, wanted: str) -> Alignment | None:
 
 
 def spread(spacings: Sequence[Sequence[float]]) -> float:
-    """The largest share by which the spacings of a set differ along an axis: 0.5 for 1 and 1.5 mm."""
+    """Largest share by which the spacings of a set differ along an axis.
+
+    Args:
+        spacings: one spacing (millimetres along each axis) for each image.
+
+    Returns:
+        The share; 0 for no spacings.
+
+    Example:
+        >>> spread([(1.0, 1.0), (1.0, 1.5)])
+        0.5
+    """
     return max(
         (max(column) / min(column) - 1 for column in zip(*spacings, strict=True)), default=0.0
     )
 
 
 def by_mm(spacing: Sequence[float]) -> str:
-    """``0.8 x 0.8 x 5 mm``."""
+    """Format a spacing for a message.
+
+    Args:
+        spacing: millimetres along each axis.
+
+    Returns:
+        Text with four digits for each axis.
+
+    Example:
+        >>> by_mm([0.8, 0.8, 5])
+        '0.8 x 0.8 x 5 mm'
+    """
     return " x ".join(f"{s:.4g}" for s in spacing) + " mm"

@@ -1,5 +1,6 @@
-"""Limits that no sensible run reaches: whatever lies beyond would take memory or hours before it
-failed in words of another library.
+"""Limits of a config that no sensible run reaches.
+
+Beyond them a run would take memory or hours, and then fail with another library's message.
 """
 
 from __future__ import annotations
@@ -13,43 +14,43 @@ from typing import Any
 from pipeline.config import Config, ConfigError, Problem
 
 EDGE = 2**15
-"""Voxels along an axis of a patch or tile."""
+"""Most voxels along an axis of a patch or tile."""
 
 VOXELS = 2**28
-"""Voxels of a patch or tile: 645 along each side of a cube, 16,384 of a square."""
+"""Most voxels of a patch or tile: 645 along each side of a cube, 16,384 of a square."""
 
 STEP = 2**32
-"""Voxels of all samples of a step."""
+"""Most voxels of all samples of a step."""
 
 SAMPLES = 4096
-"""Samples of a batch."""
+"""Most samples of a batch."""
 
 CLASSES = 256
-"""Classes that labels of one byte hold, which is what answers are written in."""
+"""Most classes: labels are written in one byte."""
 
 SEEDS = 2**32 - 1
 """Largest seed that NumPy and scikit-learn take."""
 
 ENTRIES = 256
-"""Entries of a list of terms, metrics, augmentations, steps or targets."""
+"""Most entries of a list of terms, metrics, augmentations, steps or targets."""
 
 SCALES = 32
-"""Sizes at which each tile is predicted."""
+"""Most sizes at which each tile is predicted."""
 
 RADIUS = 1024
-"""Pixels by which a mask of change is opened, grown or blurred."""
+"""Most pixels by which a mask of change is opened, grown or blurred."""
 
 NAME = 200
-"""Letters of a run's name, which becomes a folder."""
+"""Most characters of a run's name, which becomes a folder."""
 
 WEIGHT = 1e6
-"""Weight of a loss, by amount."""
+"""Largest weight of a loss, by absolute value."""
 
 REACHING = {"radius": 128, "size": 256}
-"""Options of post-processing that say how far a step reaches, in voxels, and how far at most."""
+"""Options of post-processing that set how far a step reaches in voxels, with their limits."""
 
 LABEL = 2**31 - 1
-"""Largest label value, by amount."""
+"""Largest label value, by absolute value."""
 
 COUNTS = {"data.patch.tries": 10**5, "data.patch.per_case": 10**6, "data.workers": 1024}
 COUNTS |= {"train.epochs": 10**6, "train.accumulate": 10**6, "train.validate.per_case": 10**6}
@@ -65,17 +66,25 @@ COUNTS |= {
     "predict.halo": EDGE,
     "data.classes": CLASSES,
 }
+"""Largest value of each key that is a number."""
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """What is out of proportion, and what leaves nothing to learn."""
+    """Check a config for values out of proportion, and for settings that leave nothing to learn.
+
+    Args:
+        config: a config that follows its schema.
+
+    Yields:
+        A problem for each such key.
+    """
     for key, most in COUNTS.items():
         value = _value(config, key)
         if value > most:
             yield Problem(f"{key} is {value}, must be at most {most}.", (key,))
-    yield from _boxes(config)
+    yield from _sizes(config)
     yield from _lists(config)
-    yield from _reals(config)
+    yield from _magnitudes(config)
     patch = config.data.patch
     voxels = patch.batch * math.prod(patch.size)
     if patch.batch <= SAMPLES and math.prod(patch.size) <= VOXELS and voxels > STEP:
@@ -102,7 +111,14 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def clipped(config: Config) -> Config:
-    """The config without what is out of proportion, so that the rest of it can be tried."""
+    """Replace values out of proportion, so that the rest of a config can be tried.
+
+    Args:
+        config: the config.
+
+    Returns:
+        A config with the limits, or stand-ins, in their place.
+    """
     for problem in [p for p in problems(config) if p.severity == "error"]:
         key = problem.keys[0]
         if key in COUNTS:
@@ -123,10 +139,11 @@ STAND_INS = {
     "data.ignore_label": None,
     "data.frames.padded": None,
 }
-"""What is tried in place of a value that has no nearest good one."""
+"""Values that are tried in place of ones that have no nearest good value."""
 
 
 def _with(part: Any, key: str, value: Any) -> Any:
+    """The dataclass with the value at a dotted key replaced."""
     name, _, rest = key.partition(".")
     return dataclasses.replace(
         part, **{name: _with(getattr(part, name), rest, value) if rest else value}
@@ -134,13 +151,15 @@ def _with(part: Any, key: str, value: Any) -> Any:
 
 
 def _value(config: Config, key: str) -> int:
+    """The number at a dotted key."""
     found: Any = config
     for name in key.split("."):
         found = getattr(found, name)
     return found
 
 
-def _boxes(config: Config) -> Iterator[Problem]:
+def _sizes(config: Config) -> Iterator[Problem]:
+    """Patch and tile sizes that are too large."""
     sizes = {
         "data.patch.size": config.data.patch.size,
         "predict.patch": config.predict.patch,
@@ -159,6 +178,7 @@ def _boxes(config: Config) -> Iterator[Problem]:
 
 
 def _lists(config: Config) -> Iterator[Problem]:
+    """Lists and names that are too long."""
     lists: dict[str, Any] = {
         "losses": config.losses,
         "metrics": config.metrics,
@@ -183,7 +203,7 @@ def _lists(config: Config) -> Iterator[Problem]:
         )
 
 
-def _reals(config: Config) -> Iterator[Problem]:
+def _magnitudes(config: Config) -> Iterator[Problem]:
     """Numbers that are infinite or so large that nothing can be computed with them."""
     change = config.data.change
     if change is not None:
@@ -212,8 +232,14 @@ def _reals(config: Config) -> Iterator[Problem]:
 
 
 def of_prediction(config: Config, model: Path) -> None:
-    """Raise ConfigError for what a prediction with the config of ``model`` could not hold: tiles,
-    batches, scales and steps.
+    """Check that a prediction stays within the limits: tiles, batches, scales and steps.
+
+    Args:
+        config: the config of a model, with the options of a command.
+        model: where it comes from, for the message.
+
+    Raises:
+        ConfigError: listing every value beyond its limit.
     """
     concerned = ("predict.", "postprocess")
     found = [
@@ -234,6 +260,7 @@ def of_prediction(config: Config, model: Path) -> None:
 
 
 def _classes(config: Config) -> Iterator[Problem]:
+    """An ignored label that is out of range, or leaves only one class to learn."""
     ignored, classes = config.data.ignore_label, config.data.classes
     if config.task != "labels" or ignored is None:
         return

@@ -1,5 +1,6 @@
-"""Options of the command line that say which networks answer and how;
-:class:`pipeline.inference.predictor.ModelOptions` by the same names.
+"""Command-line options that choose the networks of a prediction and how they are applied.
+
+:class:`pipeline.inference.predictor.ModelOptions` has them by the same names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from typing import Literal
 
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
-    """Add them to a parser."""
+    """Add these options to a parser.
+
+    Args:
+        p: parser of a command.
+    """
     p.add_argument(
         "--checkpoint",
         type=Path,

@@ -1,8 +1,9 @@
 """Plugins: files of Python that the user names, which add entries to the tables.
 
-A plugin runs because the user has named its file: on the command line, in a config of his own, or
-to :func:`load_plugins`. Nothing that stands in a run or in a model file is ever run. There a plugin
-is a name and a SHA-256 by which :func:`require` finds out whether the user has named the right one.
+A plugin runs because the user has named its file: on the command line, in a config of their own, or
+to :func:`load_plugins`. Nothing that is stored in a run or in a model file is ever run. There a
+plugin is a name and a SHA-256, by which :func:`require` checks that the user has named the right
+one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pipeline.registry import Registry, table_of
 logger = logging.getLogger(__name__)
 
 LARGEST = 2**20
-"""Bytes of a plugin."""
+"""Most bytes of a plugin."""
 
 SHOWN = 12
 """Digits of a SHA-256 that a message shows."""
@@ -35,7 +36,7 @@ SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin as it was read: what runs, here and in other processes, are these bytes.
+    """A plugin as it was read: these bytes run, here and in other processes.
 
     Args:
         path: where the user has it.
@@ -47,11 +48,12 @@ class Plugin:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return Path(self.path).name
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the source in hexadecimal digits."""
         return hashlib.sha256(self.source).hexdigest()
 
     @property
@@ -64,10 +66,10 @@ _loaded: dict[str, Plugin] = {}
 """Plugins of this process by SHA-256."""
 
 _owners: dict[tuple[str, str], Plugin] = {}
-"""Who has added an entry, by kind and name."""
+"""Plugin that has added an entry, by kind and name."""
 
 _loading: list[list[tuple[Registry[Any], str, Any]]] = []
-"""What the plugins that are being run have registered so far."""
+"""Entries that the plugins being run have registered so far, a list for each plugin."""
 
 _lock = threading.RLock()
 
@@ -76,17 +78,24 @@ def register(name: str, entry: Any) -> None:
     """Add an entry to the table of its kind; called by a plugin while it is loaded.
 
     Args:
-        name: what the YAML calls it, a plain word that no other entry of the table has.
+        name: its name in the YAML, an identifier that no other entry of the table has.
         entry: a ``LossEntry``, ``NetworkEntry``, ``AugmentationEntry``, ``OptimizerEntry``, ...
 
     Raises:
         UserError: for a name that is taken, another kind of entry, and outside of a plugin.
+
+    Example:
+        In a plugin, a file ``mine.py`` that is loaded with ``--plugin mine.py``::
+
+            def brier(*, power: float = 2.0): ...
+
+            pl.register("brier", pl.LossEntry(brier, targets=("labels",)))
     """
     if not _loading:
-        way = "with --plugin FILE, plugins: [FILE] in a config, or pipeline.load_plugins(FILE)"
+        how = "with --plugin FILE, plugins: [FILE] in a config, or pipeline.load_plugins(FILE)"
         raise UserError(
             f"register({name!r}, ...) stands outside of a plugin. Put it into a file and name that"
-            f" {way}."
+            f" {how}."
         )
     if not isinstance(name, str):
         raise UserError(f"register({name!r}, ...): a name is a text.")
@@ -109,8 +118,9 @@ def register(name: str, entry: Any) -> None:
 
 
 def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
-    """Run files of Python that :func:`register` entries; one that is loaded already is left as it
-    is.
+    """Run files of Python that :func:`register` entries.
+
+    A file that is loaded already is not run again.
 
     Args:
         paths: a file or several, below the working folder unless absolute.
@@ -118,6 +128,12 @@ def load_plugins(paths: Iterable[Path | str] | Path | str) -> None:
     Raises:
         UserError: for a file that is not there, fails, or registers a name that is taken; nothing
             of that file is registered then.
+
+    Example:
+        ::
+
+            pl.load_plugins("mine.py")
+            config = pl.load_config("configs/mine.yaml")
     """
     for path in [paths] if isinstance(paths, str | Path) else paths:
         _load(_read(Path(path)))
@@ -141,9 +157,7 @@ def _read(path: Path) -> Plugin:
 
 
 class _Source(importlib.abc.ExecutionLoader):
-    """Loads a plugin from the bytes that were read, which may be others than those on the disk by
-    now.
-    """
+    """Loads a plugin from the bytes that were read: the file may have changed since."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -159,7 +173,7 @@ def _load(plugin: Plugin) -> None:
     with _lock:
         if plugin.sha256 in _loaded:
             return
-        if (other := _called(plugin.name)) is not None:
+        if (other := _loaded_as(plugin.name)) is not None:
             raise UserError(
                 f"--plugin {plugin.path}: {other.path} is loaded under the same name and holds"
                 " other bytes. Rename one of them; if it is the same file, changed since, begin a"
@@ -168,12 +182,12 @@ def _load(plugin: Plugin) -> None:
         _run(plugin)
 
 
-def _called(name: str) -> Plugin | None:
+def _loaded_as(name: str) -> Plugin | None:
     return next((plugin for plugin in _loaded.values() if plugin.name == name), None)
 
 
 def _run(plugin: Plugin) -> None:
-    """Run a plugin; its entries are added to their tables when it has come to its end."""
+    """Run a plugin, and add its entries to their tables when it has succeeded."""
     name = f"pipeline_plugin_{plugin.sha256[:SHOWN]}"
     if name in sys.modules:
         raise UserError(f"plugin {plugin.path} loads itself. Leave that out.")
@@ -183,13 +197,13 @@ def _run(plugin: Plugin) -> None:
     module = importlib.util.module_from_spec(spec)
     entries: list[tuple[Registry[Any], str, Any]] = []
     _loading.append(entries)
-    sys.modules[name] = module  # by which pickle finds its classes
+    sys.modules[name] = module  # pickle finds its classes there
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         logger.debug("a plugin failed", exc_info=True)
-        raise UserError(_fault(plugin, error)) from None
+        raise UserError(_error_text(plugin, error)) from None
     finally:
         _loading.pop()
     for table, entry_name, entry in entries:
@@ -198,7 +212,7 @@ def _run(plugin: Plugin) -> None:
     _loaded[plugin.sha256] = plugin
 
 
-def _fault(plugin: Plugin, error: BaseException) -> str:
+def _error_text(plugin: Plugin, error: BaseException) -> str:
     """File, line and message of what went wrong in a plugin."""
     lines = [
         frame.lineno
@@ -219,18 +233,33 @@ def _fault(plugin: Plugin, error: BaseException) -> str:
 
 
 def used_by(config: Any) -> list[Plugin]:
-    """The plugins that have added what a config names."""
+    """Find the plugins that have added what a config names.
+
+    Args:
+        config: the config.
+
+    Returns:
+        Plugins by file name.
+    """
     named = set(_names(config))
     found = {owner.name: owner for (_, name), owner in _owners.items() if name in named}
     return [found[name] for name in sorted(found)]
 
 
 def words(config: Any) -> list[str]:
-    """The options of a command that names the plugins which a config needs."""
+    """Options of a command that name the plugins which a config needs.
+
+    Args:
+        config: the config.
+
+    Returns:
+        Words of a command line: ``--plugin FILE`` for each.
+    """
     return [word for plugin in used_by(config) for word in ("--plugin", plugin.path)]
 
 
 def _names(value: Any) -> Iterator[str]:
+    """Names of all entries in nested dataclasses."""
     if isinstance(value, NamedOptions | LossTerm):
         yield value.name
     elif dataclasses.is_dataclass(value):
@@ -244,14 +273,17 @@ def _names(value: Any) -> Iterator[str]:
 def require(
     records: Sequence[Mapping[str, str]], where: Path | str, copies: Path | None = None
 ) -> None:
-    """Raise UserError unless every plugin of a run or a model file is loaded, with the same bytes.
+    """Check that every plugin of a run or a model file is loaded, with the same bytes.
 
     Args:
         records: name and SHA-256 of each (:attr:`Plugin.record`).
         where: the run or the file.
-        copies: folder in which the run keeps copies.
+        copies: folder in which the run keeps copies; None: not known.
+
+    Raises:
+        UserError: listing the plugins that are missing or were changed.
     """
-    faults = [_lack(record) for record in records if record["sha256"] not in _loaded]
+    faults = [_mismatch(record) for record in records if record["sha256"] not in _loaded]
     if faults:
         there = (
             f"A copy lies in {copies}"
@@ -266,8 +298,8 @@ def require(
         )
 
 
-def _lack(record: Mapping[str, str]) -> str:
-    known = _called(record["name"])
+def _mismatch(record: Mapping[str, str]) -> str:
+    known = _loaded_as(record["name"])
     wanted = f"{record['name']} (SHA-256 {record['sha256'][:SHOWN]}...)"
     if known is None:
         return f"{wanted} is not loaded"
@@ -279,21 +311,27 @@ def _lack(record: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The plugins of this process for another one. Unpickled there, it loads them, so what is
-    pickled after it may hold their classes."""
+    """The plugins of this process, on their way to another one.
+
+    Unpickled there, it loads them, so what is pickled after it may hold their classes.
+    """
 
     plugins: tuple[Plugin, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _adopted, (self.plugins,)
+        return _load_carried, (self.plugins,)
 
 
 def carried() -> Carried:
-    """The plugins that this process has loaded."""
+    """The plugins that this process has loaded, to be pickled.
+
+    Returns:
+        A record that loads them where it is unpickled.
+    """
     return Carried(tuple(_loaded.values()))
 
 
-def _adopted(plugins: tuple[Plugin, ...]) -> Carried:
+def _load_carried(plugins: tuple[Plugin, ...]) -> Carried:
     for plugin in plugins:
         _load(plugin)
     return Carried(plugins)

@@ -1,5 +1,7 @@
 """Predict whole images or volumes with one model, a fold, or all folds of a run.
 
+::
+
     python -m pipeline.predict --checkpoint runs/surface --input DIR --output predictions
 
 Each volume is read once, whatever the number of folds. One bad file does not stop the others (exit
@@ -9,9 +11,9 @@ Inputs of more than 2^27 numbers are read and written by blocks, so that memory 
 slab and not the volume. Several tasks may share the work: each runs the same command with ``--shard
 I/N`` and computes its part of the blocks of all inputs into ``OUTPUT/blocks``; when they have
 ended, the same command without ``--shard`` computes what is still missing, decides, writes the
-answers and takes the blocks away. Only that last command writes answers, so no two processes ever
-write one file. Blocks that are there are not computed again, whoever was killed. The answers equal
-those of one process to the last bit.
+predictions and removes the blocks. Only that last command writes predictions, so no two processes
+ever write one file. Existing blocks are not computed again, whichever process was killed. The
+predictions equal those of one process to the last bit.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from pipeline.model_options import add_model_options
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.predict``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`predict`.
+    """
     p = cli.parser("predict", "Predict whole images or volumes, tile by tile.")
     p.add_argument(
         "--input",
@@ -71,6 +78,14 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), predict, argv)
 
 
@@ -83,6 +98,19 @@ def predict(
     blocks: str,
     **model: Any,
 ) -> int:
+    """Predict files.
+
+    Args:
+        input: image files and folders of images.
+        output: folder for the predictions.
+        save_soft: also write probabilities to ``soft/``.
+        shard: index and number of parts: compute only that part of the blocks; None: predict.
+        blocks: ``auto``, ``always`` or ``never`` read and write by blocks.
+        **model: fields of :class:`pipeline.inference.predictor.ModelOptions`.
+
+    Returns:
+        Exit code.
+    """
     from pipeline.workflows.predict import ModelOptions, predict_files
 
     return predict_files(

@@ -1,5 +1,6 @@
-"""Worker processes for work on whole cases: one thread in each, as many as cores and memory allow,
-gone when the command is gone.
+"""Worker processes for work on whole cases.
+
+One thread in each, as many as cores and memory allow, gone when the command is gone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 def pool(
     workers: int, first: Callable[..., None] | None = None, *arguments: Any
 ) -> ProcessPoolExecutor:
-    """Processes that leave signals to the command and end with it; ``first(*arguments)`` runs in
-    each before its first task.
+    """Create a pool of worker processes that ignore stop signals and end with the command.
+
+    Args:
+        workers: number of processes.
+        first: runs in each before its first task; None: nothing does.
+        *arguments: arguments of ``first``.
+
+    Returns:
+        An executor of single-threaded processes in which the plugins of this one are loaded.
     """
-    # Read by the libraries as they are loaded, so it has to stand before a worker starts.
+    # The libraries read this as they are loaded, so it is set before a worker starts.
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     return ProcessPoolExecutor(
         workers,
@@ -35,16 +43,16 @@ def pool(
 
 
 def _start(_plugins: plugins.Carried, first: Callable[..., None] | None, arguments: tuple) -> None:
-    # Plugins come first, because what follows them may be theirs: they are loaded where they are
-    # unpickled.
+    # Plugins are loaded where they are unpickled; they come first because the arguments after them
+    # may hold their classes.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     if first is not None:
         first(*arguments)
 
 
-def _follow() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -52,8 +60,14 @@ def _follow() -> None:
 
 
 def count(bytes_each: int, asked: int | None = None) -> int:
-    """Workers: as many as asked, else one a core as far as memory holds ``bytes_each`` in each; at
-    least one.
+    """Number of worker processes to start.
+
+    Args:
+        bytes_each: memory that each takes, in bytes.
+        asked: number that the user wants; None: one per core, as far as memory allows.
+
+    Returns:
+        ``asked``, else at least 1.
     """
     if asked is not None:
         return asked

@@ -1,10 +1,10 @@
-"""What long work tells while it runs: log records by the standard library, and bars on a terminal
-where somebody asked for them.
+"""Logging and progress bars of long work.
 
 Every module logs to ``logging.getLogger(__name__)``, below the logger ``pipeline``. In a program or
 a notebook that has not configured logging, warnings appear on standard error and nothing else does;
 ``logging.getLogger("pipeline")`` silences, captures or forwards all of it. Commands print the
-records of level INFO and above.
+records of level INFO and above. Bars are shown only on a terminal, and only where a caller wants
+them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = logging.getLogger("pipeline")
 logger = logging.getLogger(__name__)
 
 QUIET = 300.0
-"""Seconds between two lines about the same work where no bar is shown."""
+"""Seconds between two log lines about the same work where no bar is shown."""
 
 
 _TRACEBACK = logging.Formatter()
@@ -43,15 +43,24 @@ _TRACEBACK = logging.Formatter()
 
 
 def line_of(record: logging.LogRecord) -> str:
-    """A record as people read it: its message, after its level where that is a warning or more."""
+    """Format a log record for people.
+
+    Args:
+        record: the record.
+
+    Returns:
+        Its message, after its level where that is a warning or more, and with its traceback where
+            there is one.
+    """
     level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
     text = level + record.getMessage()
     return f"{text}\n{_TRACEBACK.formatException(record.exc_info)}" if record.exc_info else text
 
 
 class Console(logging.Handler):
-    """Prints records to standard output, above a bar where one is shown, and keeps the last of them
-    for a log file.
+    """Handler that prints records to standard output, above a bar where one is shown.
+
+    It keeps the last lines for a log file.
     """
 
     def __init__(self) -> None:
@@ -59,6 +68,11 @@ class Console(logging.Handler):
         self.lines: collections.deque[str] = collections.deque(maxlen=10_000)
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record.
+
+        Args:
+            record: the record.
+        """
         line = line_of(record)
         self.lines.append(line)
         with above_bar():
@@ -67,8 +81,12 @@ class Console(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_console() -> Iterator[None]:
-    """While open, records of the package and warnings of other libraries are printed, and bars are
-    shown on a terminal: for commands.
+    """Print records of the package, and show bars on a terminal, while this context is open.
+
+    For commands. Warnings of other libraries are printed as well.
+
+    Yields:
+        None.
     """
     console, level, propagates = Console(), ROOT.level, ROOT.propagate
     ROOT.addHandler(console)
@@ -83,9 +101,10 @@ def log_to_console() -> Iterator[None]:
         ROOT.propagate = propagates
 
 
-class _Upwards(logging.Handler):
-    """Hands records to the handlers above, as if the level of ``pipeline`` had not been lowered for
-    a log file.
+class _ToParents(logging.Handler):
+    """Hands records to the handlers of the parent loggers.
+
+    As if the level of ``pipeline`` had not been lowered for a log file.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -93,9 +112,9 @@ class _Upwards(logging.Handler):
 
 
 class _File(logging.Handler):
-    """Records as lines of a log file.
+    """Handler that appends records to a log file as lines.
 
-    A file that cannot be written any more is not worth hours of work.
+    Where the file can no longer be written, the work goes on without it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,11 +143,17 @@ class _File(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_file(folder: Path, command: str) -> Iterator[Path]:
-    """While open, every record also goes to ``folder/<command>_DATE_TIME.log``, after what this
-    command has printed before.
+    """Append every record to a log file as well, while this context is open.
 
-    Checks speak before the run folder, and so its log, exists. Warnings of other libraries
-    (``warnings.warn``) are kept, too.
+    The file begins with what this command has printed before: checks print before the run folder,
+    and so its log, exists. Warnings of other libraries (``warnings.warn``) are kept, too.
+
+    Args:
+        folder: folder of the file.
+        command: the file is named ``<command>_DATE_TIME.log``.
+
+    Yields:
+        Path of the file.
     """
     path = folder / f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     file = _File(path)
@@ -136,7 +161,7 @@ def log_to_file(folder: Path, command: str) -> Iterator[Path]:
         for line in console.lines:
             file.write(line)
     level, propagates = ROOT.level, ROOT.propagate
-    above = _Upwards(ROOT.getEffectiveLevel()) if propagates else None
+    above = _ToParents(ROOT.getEffectiveLevel()) if propagates else None
     handlers: list[logging.Handler] = [file, *([above] if above else [])]
     for handler in handlers:
         ROOT.addHandler(handler)
@@ -155,7 +180,7 @@ def log_to_file(folder: Path, command: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _warnings_in(file: _File) -> Iterator[None]:
-    """While open, what ``warnings.warn`` prints is kept in the file as well."""
+    """Also write to the file what ``warnings.warn`` prints, while this context is open."""
     before = warnings.showwarning
 
     def show(
@@ -182,9 +207,15 @@ def _warnings_in(file: _File) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced(when: bool = True) -> Iterator[None]:
-    """While open, this process logs nothing and shows no bar: it is not the first of its team.
+    """Log nothing and show no bar in this process, while this context is open.
 
-    Errors are still raised.
+    For all ranks but the first. Errors are still raised.
+
+    Args:
+        when: False: change nothing.
+
+    Yields:
+        None.
     """
     if not when:
         yield
@@ -200,44 +231,56 @@ def silenced(when: bool = True) -> Iterator[None]:
 
 # --- bars -----------------------------------------------------------------------------------------
 
-_wanted = False
+_bars_wanted = False
 
 
 @contextlib.contextmanager
 def bars_shown(on: bool = True) -> Iterator[None]:
-    """While open, bars are shown on a terminal, or are not."""
-    global _wanted
-    before, _wanted = _wanted, on
+    """Show bars on a terminal, or do not, while this context is open.
+
+    Args:
+        on: whether bars are shown.
+
+    Yields:
+        None.
+    """
+    global _bars_wanted
+    before, _bars_wanted = _bars_wanted, on
     try:
         yield
     finally:
-        _wanted = before
-        if (
-            Progress.shown is not None
-        ):  # however the work ended, no bar is left in the way of its last message
+        _bars_wanted = before
+        # However the work ended, no bar is left in the way of its last message.
+        if Progress.shown is not None:
             Progress.shown.close()
 
 
 class Progress:
-    """How far a piece of work is: on a terminal a bar that lines are printed above, else a log
-    record at most every five minutes.
+    """Progress of a piece of work: a bar on a terminal, else a log record every five minutes.
 
-    A context, at whose end the bar is gone. Only one bar is shown at a time, and only within
-    :func:`bars_shown`.
+    Lines are printed above the bar. A context manager, at whose end the bar is gone. Only one bar
+    is shown at a time, and only within :func:`bars_shown`.
+
+    Args:
+        what: name of the work.
     """
 
     shown: Progress | None = None
+    """The bar that is on the terminal; None where there is none."""
 
     def __init__(self, what: str) -> None:
         self.what, self.last = what, time.monotonic()
         self.bar: tqdm | None = None
 
     def __call__(self, done: float, total: float | None, text: str = "") -> None:
-        """``done`` of ``total`` (None: unknown).
+        """Report that ``done`` of ``total`` is done.
 
-        ``text`` stands in place of the counts, where they do not say enough.
+        Args:
+            done: amount that is done.
+            total: amount of all work; None: unknown.
+            text: shown instead of the counts, where they do not say enough.
         """
-        if _wanted and sys.stderr.isatty():
+        if _bars_wanted and sys.stderr.isatty():
             self._draw(done, total, text)
         elif time.monotonic() - self.last > QUIET:
             self.last = time.monotonic()
@@ -267,7 +310,7 @@ class Progress:
         return self.bar
 
     def close(self) -> None:
-        """Take the bar away; a later call shows a new one."""
+        """Remove the bar; a later call shows a new one."""
         if self.bar is not None:
             self.bar.close()
             self.bar, Progress.shown = None, None
@@ -280,8 +323,9 @@ class Progress:
 
 
 def _width() -> dict[str, Any]:
-    """How wide a bar is: as the terminal, 80 where that does not say (0 columns, in which tqdm
-    would show nothing).
+    """Options of tqdm for the width of a bar: that of the terminal.
+
+    80 where the terminal reports 0 columns, in which tqdm would show nothing.
     """
     try:
         unknown = os.get_terminal_size(sys.stderr.fileno()).columns == 0
@@ -291,7 +335,11 @@ def _width() -> dict[str, Any]:
 
 
 def above_bar() -> contextlib.AbstractContextManager[object]:
-    """While open, a bar is out of the way of what is printed."""
+    """Move a bar out of the way of what is printed, while this context is open.
+
+    Returns:
+        A context manager.
+    """
     return (
         tqdm.external_write_mode(sys.stderr)
         if Progress.shown is not None
@@ -300,7 +348,16 @@ def above_bar() -> contextlib.AbstractContextManager[object]:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The items, with :class:`Progress` of those that are done."""
+    """Iterate over items and report how many are done.
+
+    Args:
+        items: the items.
+        what: name of the work.
+        total: number of items; None: their length, where they have one.
+
+    Yields:
+        The items.
+    """
     total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
     with Progress(what) as bar:
         bar(0, total)
@@ -310,8 +367,13 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 def progress_callback(what: str) -> Callable[[int, int], None]:
-    """A callback ``(done, total)`` with :class:`Progress` of work that runs elsewhere; stops that
-    work on request.
+    """Make a callback that reports work which runs elsewhere, and stops it on request.
+
+    Args:
+        what: name of the work.
+
+    Returns:
+        ``callback(done, total)``; it raises StopRequested where a signal has come.
     """
     bar = Progress(what)
 
@@ -326,8 +388,15 @@ def progress_callback(what: str) -> Callable[[int, int], None]:
 
 @contextlib.contextmanager
 def progress_steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A callback that is told how many more steps are done, with :class:`Progress`; it stops the
-    work on request.
+    """Make a callback that adds up steps and reports them, and stops the work on request.
+
+    Args:
+        what: name of the work.
+        total: number of all steps.
+
+    Yields:
+        ``callback(number)``, to be called after ``number`` more steps; it raises StopRequested
+            where a signal has come.
     """
     done = 0
     with Progress(what) as bar:
@@ -342,9 +411,17 @@ def progress_steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def clock(seconds: float) -> str:
-    """
-    >>> clock(3731.4), clock(0), clock(90_000)
-    ('1:02:11', '0:00:00', '25:00:00')
+    """Format a duration as hours, minutes and seconds.
+
+    Args:
+        seconds: the duration.
+
+    Returns:
+        ``H:MM:SS``.
+
+    Example:
+        >>> clock(3731.4), clock(0), clock(90_000)
+        ('1:02:11', '0:00:00', '25:00:00')
     """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

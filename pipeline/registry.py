@@ -1,8 +1,7 @@
-"""Tables of named entries: what a name in the YAML may mean. An entry is a record, so that adding
-one is one place.
+"""Tables of named entries: what a name in the YAML may mean.
 
-A table is read like a dict. Plugins add to it (:mod:`pipeline.plugins`); nothing is ever taken away
-or replaced.
+A table is read like a dict. Each entry is one record, so that adding an entry is one change in one
+place. Plugins add to a table (:mod:`pipeline.plugins`); nothing is ever removed or replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +15,14 @@ E = TypeVar("E")
 
 
 def function_of(entry: Any) -> Callable[..., Any]:
-    """The function whose options an entry takes: the first field of its record."""
+    """Function whose options an entry takes: the first field of its record.
+
+    Args:
+        entry: a dataclass instance from a table.
+
+    Returns:
+        The value of its first field.
+    """
     return getattr(entry, dataclasses.fields(entry)[0].name)
 
 
@@ -36,7 +42,7 @@ class Registry(Mapping[str, E], Generic[E]):
         entries: the entries of this package.
         aliases: further names. They are mapped when a name is resolved, never in a stored config.
         record: the type of the entries. Given, plugins may add to the table: an entry goes to the
-            table of its type (:func:`table_of`).
+            table of its type (:func:`table_of`). None: the table is closed.
     """
 
     def __init__(
@@ -63,12 +69,27 @@ class Registry(Mapping[str, E], Generic[E]):
         return len(self._entries)
 
     def add(self, name: str, entry: E) -> None:
-        """Add an entry. Raises ValueError as :meth:`require_free`."""
+        """Add an entry.
+
+        Args:
+            name: its name in configs.
+            entry: the record.
+
+        Raises:
+            ValueError: as :meth:`require_free`.
+        """
         self.require_free(name)
         self._entries[name] = entry
 
     def require_free(self, name: str) -> None:
-        """Raise ValueError for a name that is taken, or no plain word."""
+        """Check that a name may be given to a new entry.
+
+        Args:
+            name: the name.
+
+        Raises:
+            ValueError: for a name that is taken, or no identifier.
+        """
         if not name.isidentifier():
             rule = "a name consists of letters, digits and underscores, and begins with no digit"
             raise ValueError(f"{self.kind} {name!r}: {rule}.")
@@ -76,7 +97,20 @@ class Registry(Mapping[str, E], Generic[E]):
             raise ValueError(f"{self.kind} {name!r} is there already. Choose another name.")
 
     def resolve(self, name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The entry's own name, and the options under its own names of them."""
+        """Replace aliases of an entry and of its options by their own names.
+
+        Args:
+            name: name or alias of an entry; an unknown name is returned as it is.
+            options: options of the entry, possibly under aliases.
+
+        Returns:
+            The entry's own name, and its options by their own names.
+
+        Example:
+            >>> table = Registry("loss", {"dice": 1}, {"Dice": Alias("dice", {"eps": "smooth"})})
+            >>> table.resolve("Dice", {"eps": 1.0})
+            ('dice', {'smooth': 1.0})
+        """
         alias = self.aliases.get(name)
         if alias is None:
             return name, dict(options)
@@ -88,5 +122,12 @@ _open: dict[type, Registry[Any]] = {}
 
 
 def table_of(entry: Any) -> Registry[Any] | None:
-    """The table that an entry of a plugin belongs to; None where there is none."""
+    """Table that an entry of a plugin belongs to.
+
+    Args:
+        entry: a record, such as a ``LossEntry``.
+
+    Returns:
+        The table of its type; None where there is none.
+    """
     return _open.get(type(entry))

@@ -1,9 +1,16 @@
-"""How a run lies on the disk. Nobody else composes a path of a run or reads its JSON.
+"""Layout of a run on disk: every path of a run and every read of its JSON is here.
 
-RUN/  environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json
-    report.html  store/  tuning/ fold_N/  best_model.safetensors  swa_model.safetensors
-    checkpoint_latest/  result.json  error.txt  log.jsonl oof/ID.tif  oof/soft/ID.npy  oof/work/
-    plugins/  plugins.json  NAME.py
+::
+
+    RUN/
+      environment.json  config.yaml  cases.json  splits.json  summary.json  baselines.json
+      report.html  store/  tuning/
+      fold_N/
+        best_model.safetensors  swa_model.safetensors  checkpoint_latest/
+        result.json  error.txt  log.jsonl
+        oof/ID.tif  oof/soft/ID.npy  oof/work/
+      plugins/
+        plugins.json  NAME.py
 """
 
 from __future__ import annotations
@@ -36,8 +43,9 @@ HARMLESS = (
     "train.timeout",
     "predict.batch",
 )
-"""Keys that may change between a run and its continuation: they change where things lie or how fast
-they go, not the result.
+"""Keys that may change between a run and its continuation.
+
+They change where things lie or how fast they go, not the result.
 """
 
 WRITTEN = (
@@ -53,7 +61,7 @@ WRITTEN = (
 """What a run writes into its folder, beside its folds; the first two make a folder a run."""
 
 BESIDE = (lock.NAME, "store", "slurm")
-"""What may lie in a run folder before there is a run: a lock, a store, the logs of a scheduler."""
+"""What a folder may hold before there is a run: a lock, a cache, the logs of a scheduler."""
 
 MODELS = {"best": "best_model.safetensors", "swa": "swa_model.safetensors"}
 """Model files of a fold by the kind of their weights."""
@@ -72,12 +80,12 @@ PACKAGES = (
 """Packages whose versions are kept with a run."""
 
 MOST_CHANGES = 20
-"""Changes that a message spells out; the rest are counted."""
+"""Most changes that a message lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoldFolder:
-    """``RUN/fold_N``: what one fold has left, read when it is asked for."""
+    """``RUN/fold_N``: the files of one fold, read when they are needed."""
 
     path: Path
 
@@ -86,12 +94,12 @@ class FoldFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether the fold has been begun."""
+        """Whether training of the fold has begun."""
         return self.path.is_dir()
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains the fold."""
+        """Lock file, held by the process that trains the fold."""
         return self.path / lock.NAME
 
     @property
@@ -106,16 +114,17 @@ class FoldFolder:
 
     @property
     def log_file(self) -> Path:
-        """A JSON line for each epoch."""
+        """Log with a JSON line for each epoch."""
         return self.path / "log.jsonl"
 
     @property
     def text_log(self) -> Path:
-        """A line for each epoch, for people."""
+        """Log with a line for each epoch, for people."""
         return self.path / "training_log.txt"
 
     @property
     def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events."""
         return self.path / "tensorboard"
 
     @property
@@ -125,20 +134,34 @@ class FoldFolder:
 
     @property
     def tracking_file(self) -> Path:
-        """What trackers call this fold, so that a continued one goes on with its entry."""
+        """Ids of this fold in trackers, so that a resumed fold continues its entries."""
         return self.path / "tracking.json"
 
     def model_file(self, kind: str) -> Path:
-        """The model file of a kind, there or not: ``best`` or ``swa``."""
+        """Path of a model file, whether it exists or not.
+
+        Args:
+            kind: ``best`` or ``swa``.
+
+        Returns:
+            The path.
+        """
         return self.path / MODELS[kind]
 
     def epoch_model(self, epochs: int) -> Path:
-        """The model file that ``train.keep_every`` leaves after so many epochs."""
+        """Path of the model file that ``train.keep_every`` leaves.
+
+        Args:
+            epochs: number of epochs after which it is written.
+
+        Returns:
+            The path.
+        """
         return self.path / f"epoch_{epochs:04d}.safetensors"
 
     @property
     def answers(self) -> Path:
-        """Out-of-fold answers: those to the cases that the fold was not trained on."""
+        """Out-of-fold predictions: those of the cases that the fold was not trained on."""
         return self.path / "oof"
 
     @property
@@ -148,25 +171,32 @@ class FoldFolder:
 
     @property
     def work(self) -> Path:
-        """Held-out predictions while they are made, a folder for each kind of weights."""
+        """Held-out predictions in progress, a folder for each kind of weights."""
         return self.answers / "work"
 
     @property
     def written(self) -> tuple[Path, ...]:
-        """Folders below which is written while the fold trains."""
+        """Folders in which files are written while the fold trains."""
         return (self.path, self.states, self.tensorboard, self.previews, self.answers)
 
     def model_files(self) -> dict[str, Path]:
-        """The model files that exist: ``{"best": ..., "swa": ...}``."""
+        """Model files that exist.
+
+        Returns:
+            Paths by kind: ``{"best": ..., "swa": ...}``.
+        """
         return {
             kind: self.path / name for kind, name in MODELS.items() if (self.path / name).is_file()
         }
 
     def model(self, kind: str = "auto") -> Path:
-        """The model file that answers for the fold.
+        """The model file that represents the fold.
 
         Args:
             kind: ``best``, ``swa``, or ``auto``: the one that was better on the held-out cases.
+
+        Returns:
+            An existing path.
 
         Raises:
             UserError: where there is none of that kind.
@@ -188,7 +218,14 @@ class FoldFolder:
         return present[wanted]
 
     def result(self) -> FoldResult | None:
-        """What came out, or None. Raises FileError where the file is no result of this fold."""
+        """Read the outcome of the fold.
+
+        Returns:
+            The result; None where there is none yet.
+
+        Raises:
+            FileError: where the file is no result of this fold.
+        """
         data = self._result()
         return (
             None
@@ -197,21 +234,25 @@ class FoldFolder:
         )
 
     def scores(self) -> dict[str, Any]:
-        """Scores of the held-out cases by model and case; empty where there are none.
+        """Read the scores of the held-out cases.
 
-        Raises FileError as :meth:`result`.
+        Returns:
+            Metrics by model and case; empty where there are none.
+
+        Raises:
+            FileError: as :meth:`result`.
         """
         return (self._result() or {}).get("cases", {})
 
     def epochs(self) -> tuple[list[dict[str, Any]], int]:
-        """What the log holds.
+        """Read the log of epochs.
 
         Returns:
-            Its lines by epoch (of two for one epoch the later), and how many lines cannot be read:
-            a kill cuts the last.
+            Its lines by epoch (of two for one epoch the later), and the number of lines that cannot
+                be read: a kill cuts the last.
         """
         found: dict[int, dict[str, Any]] = {}
-        torn = 0
+        unreadable = 0
         if not self.log_file.is_file():
             return [], 0
         for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -219,20 +260,26 @@ class FoldFolder:
                 record = files.checked(self.log_file, files.parse(line), documents.Epoch, "")
                 found[record["epoch"]] = record
             except (ValueError, UserError):
-                torn += 1
-        return [found[n] for n in sorted(found)], torn
+                unreadable += 1
+        return [found[n] for n in sorted(found)], unreadable
 
     @property
     def completed(self) -> bool:
-        """Whether it was trained to its end. Raises FileError as :meth:`result`."""
+        """Whether the fold was trained to its end. Raises FileError as :meth:`result`."""
         result = self.result()
         return result is not None and result.status == "completed"
 
     def write_result(self, result: FoldResult, scores: Mapping[str, Any]) -> None:
-        """Keep what came out, with the scores of the held-out cases by model and case."""
+        """Write the outcome of the fold.
+
+        Args:
+            result: the outcome.
+            scores: metrics of the held-out cases by model and case.
+        """
         files.write_json(self.path / "result.json", {**dataclasses.asdict(result), "cases": scores})
 
     def _result(self) -> dict[str, Any] | None:
+        """Content of ``result.json``, checked; None where there is none."""
         path = self.path / "result.json"
         if not path.is_file():
             return None
@@ -257,7 +304,10 @@ class FoldFolder:
 class RunFolder:
     """A run: the folder that training writes.
 
-    Nothing is read before it is asked for, and nothing in it is trusted.
+    Files are read when they are needed, and everything read is checked.
+
+    Args:
+        path: the folder, whether it exists or not.
 
     Example:
         >>> run = RunFolder(Path("runs/surface"))
@@ -272,11 +322,11 @@ class RunFolder:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
 
-    # --- places ---
+    # --- paths ---
 
     @property
     def lock(self) -> Path:
-        """Held by the process that prepares the run or sums it up."""
+        """Lock file, held by the process that prepares the run or sums it up."""
         return self.path / lock.NAME
 
     @property
@@ -286,27 +336,27 @@ class RunFolder:
 
     @property
     def cases_file(self) -> Path:
-        """See :meth:`listing`."""
+        """Cases of the run, see :meth:`listing`."""
         return self.path / "cases.json"
 
     @property
     def splits_file(self) -> Path:
-        """See :meth:`splits`."""
+        """Cases of each fold, see :meth:`splits`."""
         return self.path / "splits.json"
 
     @property
     def environment_file(self) -> Path:
-        """Versions, machine, metrics version."""
+        """Package versions, machine and metrics version."""
         return self.path / "environment.json"
 
     @property
     def summary_file(self) -> Path:
-        """See :meth:`summary`."""
+        """Scores of the run, see :meth:`summary`."""
         return self.path / "summary.json"
 
     @property
     def baselines_file(self) -> Path:
-        """See :meth:`baselines`."""
+        """Scores of trivial predictions, see :meth:`baselines`."""
         return self.path / "baselines.json"
 
     @property
@@ -316,17 +366,17 @@ class RunFolder:
 
     @property
     def store(self) -> Path:
-        """Memory-mapped arrays of the cases, where no other place was configured."""
+        """Cache of the cases as memory-mapped arrays, unless the config names another folder."""
         return self.path / "store"
 
     @property
     def tuning(self) -> Path:
-        """What :mod:`pipeline.tune` keeps: its journal and its result."""
+        """Folder of :mod:`pipeline.tune`: its journal and its result."""
         return self.path / "tuning"
 
     @property
     def tuning_file(self) -> Path:
-        """What tuning found, with all rows of its table."""
+        """Result of tuning, with all rows of its table."""
         return self.tuning / "result.json"
 
     @property
@@ -336,24 +386,39 @@ class RunFolder:
 
     @property
     def plugins(self) -> Path:
-        """Copies of the plugins that the run was made with, to be read by people, and their hashes."""
+        """Copies of the plugins that the run was made with, to be read by people, and hashes."""
         return self.path / "plugins"
 
     @property
     def plugins_file(self) -> Path:
-        """Names and hashes of the plugins that the run was made with; absent where there are none."""
+        """Names and hashes of the plugins that the run was made with; absent if it has none."""
         return self.plugins / "plugins.json"
 
     def fold_paths(self) -> list[Path]:
-        """Whatever is called ``fold_*``, folders or not."""
+        """Paths called ``fold_*``, folders or not.
+
+        Returns:
+            Sorted paths.
+        """
         return sorted(self.path.glob("fold_*"))
 
     def fold(self, number: int) -> FoldFolder:
-        """The folder of a fold, there or not."""
+        """The folder of a fold, whether it exists or not.
+
+        Args:
+            number: of the fold, from 0.
+
+        Returns:
+            The folder.
+        """
         return FoldFolder(self.path / f"fold_{number}")
 
     def fold_folders(self) -> list[FoldFolder]:
-        """Folders ``fold_*`` that are there, by number; whatever else is called so comes first."""
+        """Existing folders ``fold_*``, by number; those without a number come first.
+
+        Returns:
+            The folders.
+        """
 
         def number(path: Path) -> tuple[int, str]:
             text = path.name.removeprefix("fold_")
@@ -366,11 +431,11 @@ class RunFolder:
             for p in sorted((p for p in self.path.glob("fold_*") if os.path.isdir(p)), key=number)
         ]
 
-    # --- what is there ---
+    # --- contents ---
 
     @property
     def exists(self) -> bool:
-        """Whether a run is there."""
+        """Whether the folder holds a run."""
         return self.config_file.is_file()
 
     @property
@@ -381,16 +446,23 @@ class RunFolder:
         )
 
     def config(self) -> Config:
-        """The config, with the defaults of keys that are newer than the run.
+        """Read the config, with the defaults of keys that are newer than the run.
 
-        Raises ConfigError where it cannot be read.
+        Returns:
+            The config.
+
+        Raises:
+            ConfigError: where it cannot be read.
         """
         return load(self.config_file)
 
     def require_plugins(self) -> None:
-        """Raise UserError unless the plugins of the run are loaded, with the same bytes.
+        """Check that the plugins of the run are loaded, with the same bytes.
 
-        Its copies are never run.
+        The copies in the run are never run.
+
+        Raises:
+            UserError: where one is missing or was changed, or the list of plugins cannot be read.
         """
         if self.plugins_file.is_file():
             records = files.read_document(
@@ -401,12 +473,21 @@ class RunFolder:
             plugins.require(records, self.path, self.plugins)
 
     def fold_count(self) -> int:
-        """Folds that the run is divided into; 0 where it has no config."""
+        """Number of folds that the run is divided into.
+
+        Returns:
+            The number; 0 where there is no config.
+        """
         return self.config().data.folds.count if self.exists else 0
 
     def metrics_version(self) -> int:
-        """The metrics version that it began with, 1 from before there were any, the present one of
-        a new run.
+        """Metrics version that the run began with.
+
+        Returns:
+            1 for a run from before there were versions; the present one for a new run.
+
+        Raises:
+            FileError: for a version that this package does not know.
         """
         if not self.exists:
             return METRICS_VERSION
@@ -428,14 +509,21 @@ class RunFolder:
         return version
 
     def completed(self) -> list[int]:
-        """Folds that were trained to their end."""
+        """Folds that were trained to their end.
+
+        Returns:
+            Their numbers.
+        """
         return [n for n in range(self.fold_count()) if self.fold(n).completed]
 
     def listing(self) -> dict[str, Any]:
-        """``cases.json``: ``{id: {"image": [paths], "targets": {name: path}, "group": ...,
-        "content": hashes}}``.
+        """Read ``cases.json``.
 
-        Raises FileError where it is none.
+        Returns:
+            ``{id: {"image": [paths], "targets": {name: path}, "group": ..., "content": hashes}}``.
+
+        Raises:
+            FileError: where the file is no list of a run's cases.
         """
         suggestion = "Restore it, or start over with pipeline.train --fresh"
         return files.read_document(
@@ -443,22 +531,38 @@ class RunFolder:
         )
 
     def splits(self) -> list[dict[str, list[str]]]:
-        """Ids by fold: ``train`` and ``val``. Raises FileError where the file is none."""
+        """Read the division of the cases.
+
+        Returns:
+            For each fold the ids under ``train`` and ``val``.
+
+        Raises:
+            FileError: where the file is none.
+        """
         suggestion = "Restore it: it names the cases of each fold"
         return files.read_document(self.splits_file, documents.Splits, suggestion)["folds"]
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """What any network has to beat, e.g. ``{"empty answer": {"dice": 0.0}}``. Raises FileError
-        where the file is none.
+        """Read the scores that any network has to beat.
+
+        Returns:
+            Metrics by baseline, e.g. ``{"empty answer": {"dice": 0.0}}``.
+
+        Raises:
+            FileError: where the file is none.
         """
         return files.read_document(
             self.baselines_file, documents.Baselines, "Remove it: it is made again"
         )
 
     def summary(self) -> dict[str, Any]:
-        """Scores of the folds and of all held-out cases.
+        """Read the scores of the folds and of all held-out cases.
 
-        Raises FileError where the file is none.
+        Returns:
+            Content of ``summary.json`` (:class:`pipeline.documents.RunSummary`).
+
+        Raises:
+            FileError: where the file is none.
         """
         suggestion = (
             "Run the command that trained it again: a finished fold is not trained twice, and the"
@@ -467,8 +571,10 @@ class RunFolder:
         return files.read_document(self.summary_file, documents.RunSummary, suggestion)
 
     def reported_config(self) -> dict[str, Any]:
-        """The config as it stands in its file, without defaults, checked as far as a report reads
-        it.
+        """Read the config as its file has it, without defaults, checked as far as a report goes.
+
+        Returns:
+            Nested dicts.
 
         Raises:
             UserError: where it is missing, no YAML, or holds other kinds of values.
@@ -479,17 +585,35 @@ class RunFolder:
         )
 
     def places(self) -> dict[str, Any]:
-        """``cases.json`` as far as a report reads it. Raises FileError where the file is none."""
+        """Read ``cases.json`` as far as a report needs it.
+
+        Returns:
+            Paths and group of each case, by id.
+
+        Raises:
+            FileError: where the file is none.
+        """
         return files.read_document(self.cases_file, documents.Places, "")
 
     def tuned(self) -> dict[str, Any] | None:
-        """What :mod:`pipeline.tune` has found, or None. Raises FileError where the file is none."""
+        """Read the result of :mod:`pipeline.tune`.
+
+        Returns:
+            Content of its file; None where there is none.
+
+        Raises:
+            FileError: where the file is none.
+        """
         if not self.tuning_file.is_file():
             return None
         return files.read_document(self.tuning_file, documents.Tuned, "Run pipeline.tune again")
 
     def damaged(self) -> Iterator[Problem]:
-        """Files by which the run would go on or be summed up, and which cannot be read."""
+        """Find unreadable files that the run needs to be continued or summed up.
+
+        Yields:
+            A problem for each.
+        """
         folds = sorted(p.parent for p in self.path.glob("fold_*/result.json"))
         for read in (
             self.metrics_version,
@@ -500,11 +624,16 @@ class RunFolder:
             except UserError as error:
                 yield Problem(str(error))
 
-    # --- going on ---
+    # --- continuing ---
 
     def changed_settings(self, config: Config) -> list[str]:
-        """Lines ``key: old -> new`` for what differs from the run's config in a way that matters;
-        none where there is no run.
+        """Compare a config with that of the run.
+
+        Args:
+            config: the config to continue with.
+
+        Returns:
+            Lines ``key: old -> new`` for what changes the result; empty where there is no run.
         """
         if not self.exists:
             return []
@@ -512,7 +641,14 @@ class RunFolder:
         return [c for c in changes if c.partition(":")[0] not in HARMLESS]
 
     def changed_cases(self, listing: Mapping[str, Any]) -> list[str]:
-        """What happened since to the cases of the run; none where there is no run."""
+        """Compare a data set with that of the run.
+
+        Args:
+            listing: content for ``cases.json``, as :meth:`listing`.
+
+        Returns:
+            Lines for cases that were removed, added or changed; empty where there is no run.
+        """
         if not self.exists or not self.cases_file.is_file():
             return []
         before = self.listing()
@@ -527,7 +663,14 @@ class RunFolder:
         ]
 
     def refusal(self, changes: Sequence[str]) -> str:
-        """What a user is told who would continue the run under other conditions."""
+        """Message for a user who would continue the run under other conditions.
+
+        Args:
+            changes: lines of :meth:`changed_settings` and :meth:`changed_cases`.
+
+        Returns:
+            The message.
+        """
         more = f"\n  ... {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
         return (
             f"{self.path} holds a run with another config or other data:\n  "
@@ -538,17 +681,22 @@ class RunFolder:
         )
 
     def begin(self, config: Config, listing: Mapping[str, Any]) -> None:
-        """Write what makes the folder a run of this config and these cases, or update it."""
+        """Write, or update, what makes the folder a run of this config and these cases.
+
+        Args:
+            config: the resolved config.
+            listing: content for ``cases.json``, as :meth:`listing`.
+        """
         about = {**environment(), "metrics_version": self.metrics_version()}
         files.remove_stale_temps(self.path)
-        files.write_json(
-            self.environment_file, about
-        )  # before the config, which makes the folder a run
-        self._keep(plugins.used_by(config))
+        # Before the config, which makes the folder a run.
+        files.write_json(self.environment_file, about)
+        self._keep_plugins(plugins.used_by(config))
         files.write_text(self.config_file, dump(config))
         files.write_json(self.cases_file, listing)
 
-    def _keep(self, used: Sequence[Plugin]) -> None:
+    def _keep_plugins(self, used: Sequence[Plugin]) -> None:
+        """Keep copies of plugins, and their hashes."""
         for plugin in used:
             self.plugins.mkdir(exist_ok=True)
             files.write_bytes(self.plugins / plugin.name, plugin.source)
@@ -556,7 +704,11 @@ class RunFolder:
             files.write_json(self.plugins_file, [plugin.record for plugin in used])
 
     def set_aside(self) -> Path:
-        """Rename the folder, so that a new run can take its place; returns where it lies now."""
+        """Rename the folder, so that a new run can take its place.
+
+        Returns:
+            The new path, ``NAME.old-N``.
+        """
         n = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{n}")).exists():
             n += 1
@@ -568,10 +720,22 @@ def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config
 
     Args:
         path: the YAML, the user's own.
-        overrides: ``KEY=VALUE`` laid over it, with dotted keys and YAML values.
+        overrides: ``KEY=VALUE`` laid over it, one or several, with dotted keys and YAML values.
+
+    Returns:
+        The config.
 
     Raises:
         UserError: with every fault of the config, and for plugins that cannot be loaded.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "demo.yaml"
+        ...     _ = path.write_text("{name: demo, network: unet, losses: [dice]}")
+        ...     config = load_config(path, "train.epochs=10")
+        >>> config.train.epochs, config.data.folds.count
+        (10, 5)
     """
     config = load(path, overrides)
     load_named_plugins(Path(path), config)
@@ -579,9 +743,15 @@ def load_config(path: Path | str, overrides: Sequence[str] | str = ()) -> Config
 
 
 def load_named_plugins(path: Path, config: Config) -> None:
-    """Load the plugins of a config that was read from ``path``.
+    """Load the plugins of a config.
 
-    Raises UserError where that lies in a run, and names some.
+    Args:
+        path: the file that it was read from.
+        config: the config.
+
+    Raises:
+        UserError: where the file lies in a run and names plugins, and for those that cannot be
+            loaded.
     """
     run = RunFolder(path.parent)
     in_a_run = any(
@@ -598,7 +768,17 @@ def load_named_plugins(path: Path, config: Config) -> None:
 
 
 def fold_of(answers: Path) -> tuple[RunFolder, int] | None:
-    """The run and the fold that a folder of answers belongs to, where it is ``RUN/fold_N/oof``."""
+    """Find the run and the fold that a folder of predictions belongs to.
+
+    Args:
+        answers: a folder.
+
+    Returns:
+        The run and the number of the fold, where the folder is ``RUN/fold_N/oof``; else None.
+
+    Raises:
+        FileError: where the splits of that run cannot be read.
+    """
     folder = Path(os.path.realpath(answers))
     number, run = folder.parent.name.removeprefix("fold_"), RunFolder(folder.parent.parent)
     if folder.name != "oof" or not number.isdecimal() or not os.path.isfile(run.splits_file):
@@ -609,21 +789,39 @@ def fold_of(answers: Path) -> tuple[RunFolder, int] | None:
 
 
 def present(folds: Container[int], names: Iterable[str]) -> list[int]:
-    """Those of ``folds`` (of which a mistyped count may ask for millions) that have a folder
-    ``fold_N`` among ``names``.
+    """Find the folds that have a folder.
 
-    >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
-    [2, 10]
+    Args:
+        folds: numbers; a mistyped count may ask for millions, which are not visited one by one.
+        names: names of folders, of which ``fold_N`` count.
+
+    Returns:
+        Sorted numbers.
+
+    Example:
+        >>> present(range(10**9), ["fold_2", "fold_x", "fold_10", "fold_02"])
+        [2, 10]
     """
     numbers = {int(name[5:]) for name in names if re.fullmatch(r"fold_(0|[1-9][0-9]{0,8})", name)}
     return sorted(n for n in numbers if n in folds)
 
 
 def whole_numbers(given: Any, what: str) -> tuple[int, ...]:
-    """One whole number or several, NumPy's among them. Raises UserError for anything else.
+    """Convert one whole number or several, NumPy's among them, to a tuple.
 
-    >>> whole_numbers(3, "folds"), whole_numbers([0, 2], "folds")
-    ((3,), (0, 2))
+    Args:
+        given: a number or an iterable of numbers.
+        what: name of the argument, for the message.
+
+    Returns:
+        The numbers in their order.
+
+    Raises:
+        UserError: for anything else, and for a number that is named twice.
+
+    Example:
+        >>> whole_numbers(3, "folds"), whole_numbers([0, 2], "folds")
+        ((3,), (0, 2))
     """
     try:
         several: Any = (
@@ -640,7 +838,11 @@ def whole_numbers(given: Any, what: str) -> tuple[int, ...]:
 
 
 def environment() -> dict[str, object]:
-    """Versions and machine, for ``environment.json``."""
+    """Describe versions and machine for ``environment.json``.
+
+    Returns:
+        A JSON-able dict.
+    """
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -1,16 +1,18 @@
-"""Serve one model over HTTP: POST an image, get the very file that ``pipeline.predict`` would write
-for it.
+r"""Serve one model over HTTP.
 
-    python -m pipeline.serve --checkpoint runs/deblur curl --data-binary @blurred.jpg -H
-    'Content-Type: image/jpeg' -o sharp.jpg http://127.0.0.1:8000/predict
+POST an image, get the very file that ``pipeline.predict`` would write for it::
+
+    python -m pipeline.serve --checkpoint runs/deblur
+    curl --data-binary @blurred.jpg -H 'Content-Type: image/jpeg' -o sharp.jpg \
+        http://127.0.0.1:8000/predict
 
 The model is loaded once and nothing is kept between requests. There is neither encryption nor a
 password: beyond this machine (``--host``) it belongs behind a proxy that has both.
 
-A client that sends or reads too slowly is given up and holds nobody up. The head of a request has
-to come within 10 s, its body and its answer within 20 s and a second more for every 32 KiB. A
-request waits for the network only when its body is complete. Bodies and answers lie on disk: memory
-follows ``--concurrent``, not the number of clients.
+A client that sends or reads too slowly is disconnected and blocks no other. The head of a request
+has to arrive within 10 s, its body and its response within 20 s and a second more for every 32 KiB.
+A request waits for the network only when its body is complete. Bodies and responses lie on disk:
+memory follows ``--concurrent``, not the number of clients.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ from pipeline.records import AGAIN, DONE
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.serve``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`serve`.
+    """
     p = cli.parser(
         "serve",
         "Serve a model of images over HTTP: POST an image to /predict, get the answer; GET"
@@ -56,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _whole(least: int) -> Callable[[str], int]:
+    """Type of an option that takes whole numbers from ``least``."""
+
     def number(text: str) -> int:
         if int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is less than {least}")
@@ -65,6 +74,14 @@ def _whole(least: int) -> Callable[[str], int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), serve, argv)
 
 
@@ -78,6 +95,20 @@ def serve(
     waiting: int,
     **model: Any,
 ) -> int:
+    """Serve until a signal asks to stop.
+
+    Args:
+        host: address to listen on.
+        port: number of the port; 0: any free one.
+        max_bytes: largest request body in bytes.
+        max_pixels: largest image, width times height.
+        concurrent: images computed at a time.
+        waiting: further requests that may wait.
+        **model: fields of :class:`pipeline.inference.predictor.ModelOptions`.
+
+    Returns:
+        Exit code.
+    """
     from pipeline import serving
 
     serving.require_packages()

@@ -1,5 +1,6 @@
-"""Stopping on request: a flag that signals set, and that work asks at every point where nothing is
-half done.
+"""Stopping on request: a flag that signal handlers set and work checks at its safe points.
+
+A safe point is one where nothing is half done.
 """
 
 from __future__ import annotations
@@ -15,37 +16,44 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequested(BaseException):
     """A signal asked this process to stop; raised at the next safe point, never inside a write.
 
-    No Exception, so that nothing takes it for a fault. Commands end with exit code 75.
+    A BaseException and no Exception, so that no handler takes it for a failure. Commands end with
+    exit code 75.
     """
 
 
 class Stop:
-    """Flag that signal handlers set. A second Ctrl-C ends the process at once.
+    """Flag that signal handlers set; a second Ctrl-C ends the process at once.
 
-    A library that nobody gave handlers to never raises: there Ctrl-C is Python's KeyboardInterrupt.
+    Unless :meth:`install` was called (in a library, say) it never raises: there Ctrl-C is Python's
+    KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def install(self) -> None:
-        """Take the process's signals; for commands."""
+        """Install handlers for the process's signals; for commands."""
         for number in NUMBERS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: object) -> None:
         self.signal = number
-        if (
-            number == signal.SIGINT
-            # an impatient user; schedulers and torchrun send theirs twice, which must not cut a save
-            # short
-        ):
+        # A second Ctrl-C comes from an impatient user and ends the process. Schedulers and torchrun
+        # send their signals twice, which must not cut a save short.
+        if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, a signal raises StopRequested wherever it comes: for work that writes nothing,
-        such as loading a model.
+        """Raise StopRequested wherever a signal arrives, while this context is open.
+
+        For work that writes nothing, such as loading a model.
+
+        Yields:
+            None.
+
+        Raises:
+            StopRequested: if a signal has come before, or comes inside.
         """
 
         def raise_now(number: int, _frame: object) -> None:
@@ -62,10 +70,14 @@ class Stop:
                 signal.signal(number, self._handle)
 
     def raise_if_stopped(self) -> None:
-        """Raise StopRequested if a signal has come."""
+        """Raise StopRequested if a signal has come.
+
+        Raises:
+            StopRequested: with the signal's name.
+        """
         if self.signal is not None:
             raise StopRequested(signal.Signals(self.signal).name)
 
 
 stop = Stop()
-"""That of this process."""
+"""The flag of this process."""

@@ -1,12 +1,13 @@
-"""Pack a folder of answers into a checked submission: a flat zip of ``ID.tif``, or a table of run
-lengths.
+"""Pack a folder of predictions into a checked submission.
 
-python -m pipeline.submit --predictions DIR --test-dir DIR --out submission.zip python -m
-pipeline.submit --spec ensembles/NAME.yaml --test-dir DIR --out submission.zip     # predict and
-fuse first
+A flat zip of ``ID.tif``, or a table of run lengths::
 
-Nothing is written unless every test volume has exactly one sound answer. Equal answers give equal
-bytes.
+    python -m pipeline.submit --predictions DIR --test-dir DIR --out submission.zip
+    # predict and fuse first
+    python -m pipeline.submit --spec ensembles/NAME.yaml --test-dir DIR --out submission.zip
+
+Nothing is written unless every test volume has exactly one valid prediction. Equal predictions give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from pipeline.records import DONE
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.submit``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`submit`.
+    """
     p = cli.parser("submit", "Pack a folder of answers into a checked submission.")
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--predictions", type=Path, metavar="DIR", help="folder of answers, ID.tif")
@@ -63,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), submit, argv)
 
 
@@ -76,6 +90,20 @@ def submit(
     device: str,
     format: str,  # noqa: A002 - the option's name
 ) -> int:
+    """Write a submission.
+
+    Args:
+        predictions: folder of predictions; None: ``spec`` is given.
+        spec: ensemble to run on the test images first; None: ``predictions`` is given.
+        test_dir: folder of the test images, which define the ids.
+        out: file to write.
+        work: with ``spec``: folder for its predictions; None: beside ``out``.
+        device: with ``spec``: ``auto``, ``cpu`` or ``cuda``.
+        format: ``tiff-zip`` or ``rle-csv``.
+
+    Returns:
+        Exit code.
+    """
     if spec is not None:
         from pipeline.workflows.submit_ensemble import submit_ensemble
 

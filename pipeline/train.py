@@ -1,5 +1,6 @@
-"""Train the folds of a system: check everything, split once, train each fold to its end, score it
-on its held-out cases.
+r"""Train the folds of a system by cross-validation.
+
+Check everything, split once, train each fold to its end, score it on its held-out cases::
 
     python -m pipeline.train --config configs/surface.yaml --data-dir DIR --fold -1
 
@@ -8,10 +9,10 @@ Several such commands may work on one run at the same time, on one host or many,
 folds: a fold belongs to the process that trains it, and the run folder to one process at a time
 while it is prepared and summed up.
 
-Under torchrun the ranks train one fold together; the first of them prepares, writes and speaks:
+Under torchrun the ranks train one fold together; the first of them prepares, writes and logs::
 
-    torchrun --standalone --nproc-per-node 4 -m pipeline.train --config configs/surface.yaml
-    --data-dir DIR --fold 0
+    torchrun --standalone --nproc-per-node 4 -m pipeline.train \
+        --config configs/surface.yaml --data-dir DIR --fold 0
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from pipeline.records import DONE, FAILED
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.train``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`train`.
+    """
     p = cli.parser("train", "Train the folds of a system by cross-validation.")
     p.add_argument(
         "--config", type=Path, default=Path("configs/surface.yaml"), help="the system's YAML file"
@@ -60,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), train, argv)
 
 
@@ -75,6 +89,22 @@ def train(
     set: list[str],  # noqa: A002 - the option's name
     device: str,
 ) -> int:
+    """Check a system, or train its folds.
+
+    Args:
+        config: YAML file of the system.
+        data_dir: folder of the data set; None: ``data.root`` of the config.
+        fold: number of the fold; -1: all folds in order.
+        out: run folder; None: ``runs/NAME``.
+        continue_on_error: go on with the next fold when one fails.
+        dry_run: check config and data and print every fault, but start nothing.
+        fresh: start over; an existing run folder is renamed.
+        set: ``KEY=VALUE`` overrides of the config.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        Exit code.
+    """
     from pipeline.runs import load_config
     from pipeline.workflows import checks
     from pipeline.workflows import train as workflow

@@ -1,10 +1,12 @@
-"""Choose post-processing on out-of-fold predictions, and say honestly what it gains.
+"""Choose post-processing on out-of-fold predictions, and report its gain on unseen groups.
+
+::
 
     python -m pipeline.tune runs/surface
-    python -m pipeline.tune runs/surface runs/other        # weights and fusion of several runs too
+    python -m pipeline.tune runs/surface runs/other  # weights and fusion of several runs too
 
-Chosen on some groups, scored on the others; the answer is an ensembles/*.yaml. The same command
-again continues where it stopped.
+Settings are chosen on some groups and scored on the others; the result is an ``ensembles/*.yaml``.
+The same command again continues where it stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ from pipeline.records import DONE
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the parser of ``python -m pipeline.tune``.
+
+    Returns:
+        A parser whose options are the arguments of :func:`tune`.
+    """
     p = cli.parser("tune", "Choose post-processing on out-of-fold predictions, nested by group.")
     p.add_argument(
         "run",
@@ -70,10 +77,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line; None: ``sys.argv``.
+
+    Returns:
+        Exit code.
+    """
     return cli.run(parser(), tune, argv)
 
 
 def tune(*, run: list[Path], **options: Any) -> int:
+    """Tune post-processing, and print the command that applies it.
+
+    Args:
+        run: run folders with the same cases.
+        **options: further arguments of :func:`pipeline.workflows.tune.tune_postprocessing`.
+
+    Returns:
+        Exit code.
+    """
     from pipeline.workflows import tune as workflow
 
     tuned = workflow.tune_postprocessing(run, **options)

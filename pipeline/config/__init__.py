@@ -1,4 +1,4 @@
-"""The config of a system: its schema, how it is read, how options are bound."""
+"""The config of a system: its schema, how it is read, and how options are bound."""
 
 from pipeline.config.binding import OptionTypeError, bind, nearest
 from pipeline.config.errors import ConfigError, Problem

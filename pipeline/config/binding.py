@@ -1,4 +1,4 @@
-"""Options of an entry of a table, held against the signature of what it builds."""
+"""Binding of an entry's options, checked against the signature of the function that it builds."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from pipeline.records import LossTerm, NamedOptions
 from pipeline.registry import Registry, function_of
 
 OPTION = 2**63
-"""Whole numbers below this, by amount, can be options of a table's entries: other libraries take no
-more.
-"""
+"""Whole numbers below this, by absolute value, can be options; other libraries take no more."""
 
 
 class OptionTypeError(ConfigError):
     """An option of a table's entry whose value is not of the annotated type."""
 
     def in_own_words(self, call: Callable[[], object]) -> ConfigError:
-        """What the entry itself says when it is called with that option, which names the rule
-        better; else this error.
+        """Prefer the error that the entry itself raises for that option: it names the rule better.
+
+        Args:
+            call: calls the entry with the option.
+
+        Returns:
+            The ConfigError that ``call`` raises; this error where it raises another one or none.
         """
         try:
             call()
@@ -40,7 +43,19 @@ class OptionTypeError(ConfigError):
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """``Did you mean 'x'? Known: ...`` for messages."""
+    """Suggest the closest known name, for messages.
+
+    Args:
+        word: the unknown name.
+        known: all names that there are.
+
+    Returns:
+        ``Did you mean 'x'? Known: ...``, without the question where no name is close.
+
+    Example:
+        >>> nearest("dise", ["dice", "focal"])
+        "Did you mean 'dice'? Known: dice, focal."
+    """
     known, word = sorted(known), word[:SHOWN]
     close = difflib.get_close_matches(word, known, n=1)
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
@@ -52,12 +67,22 @@ def bind(
     where: str,
     given: typing.Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """``table[part.name]`` (of a record its :func:`pipeline.registry.function_of`) with the part's
-    options bound as keywords.
+    """Bind the options of an entry as keywords of its function.
 
-    ``given`` names the arguments that the caller will add; options may not name those. Raises
-    ConfigError for an unknown name, an unknown option, a value that is not what the function's
-    annotation says, or an argument that neither the options nor the caller provide.
+    Args:
+        table: entries by name: functions, or records whose function is
+            :func:`pipeline.registry.function_of`.
+        part: name and options.
+        where: dotted key of the entry, for messages.
+        given: names of the arguments that the caller will add; options may not name those.
+
+    Returns:
+        The function with the options bound.
+
+    Raises:
+        ConfigError: for an unknown name, an unknown option, or an argument that neither the options
+            nor the caller provide.
+        OptionTypeError: for a value that is not of the annotated type.
     """
     if part.name not in table:
         raise ConfigError(f"{where}: {part.name[:SHOWN]!r} is unknown. {nearest(part.name, table)}")
@@ -80,7 +105,7 @@ def bind(
                 f" {nearest(option, allowed) if allowed else 'It takes no options.'}"
             )
     wrong = [
-        f"option {n} is {shown(value)}, must be {_in_words(kind)}."
+        f"option {n} is {shown(value)}, must be {_type_text(kind)}."
         for n, value in part.options.items()
         if (kind := _annotations(factory).get(n, Any)) is not Any and not _fits(value, kind)
     ]
@@ -97,7 +122,7 @@ def bind(
 
 @functools.cache
 def _annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
-    """Types of a function's arguments; none where they cannot be looked up."""
+    """Types of a function's arguments; empty where they cannot be resolved."""
     try:
         return typing.get_type_hints(factory)
     except (NameError, TypeError):
@@ -126,14 +151,14 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_plain(value: Any, kind: Any) -> bool:
-    number = (
-        isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    )  # not NaN
+    """Whether a scalar is of an annotated type; types that are not known here pass."""
+    # NaN differs from itself.
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if number and isinstance(value, int) and abs(value) >= OPTION:
         return False
     if kind is float:
         return number
-    if kind is int:  # 3.0 means 3, as it always did
+    if kind is int:  # 3.0 is accepted as 3
         return number and math.isfinite(value) and value == int(value)
     if kind in (None, types.NoneType):
         return value is None
@@ -158,8 +183,8 @@ def _items_fit(values: typing.Sequence[Any], kind: Any) -> bool:
     return not arguments or all(_fits(v, arguments[0]) for v in values)
 
 
-def _in_words(kind: Any) -> str:
-    """An annotation as a user says it: ``a number``, ``a list of 2 numbers or null``."""
+def _type_text(kind: Any) -> str:
+    """An annotation in a user's terms: ``a number``, ``a list of two numbers or null``."""
     plain = {
         float: "a number",
         int: "a whole number",
@@ -172,7 +197,7 @@ def _in_words(kind: Any) -> str:
         return plain[kind]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(_in_words(k) for k in arguments))
+        return " or ".join(dict.fromkeys(_type_text(k) for k in arguments))
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if _is_list(kind):

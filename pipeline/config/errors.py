@@ -1,6 +1,4 @@
-"""What is wrong with a config, in words: errors, and problems that are noted while a whole config
-is read.
-"""
+"""Faults of a config: errors, and problems that are collected while a whole config is read."""
 
 from __future__ import annotations
 
@@ -11,10 +9,18 @@ from typing import Any, Literal
 from pipeline.records import UserError
 
 SHOWN = 200
-"""Letters of a value, a key or a library's words that a message shows."""
+"""Most characters of a value, a key or another library's message that a message shows."""
 
 
 def shown(value: Any) -> str:
+    """Format a value for a message, cut to ``SHOWN`` characters.
+
+    Args:
+        value: any value.
+
+    Returns:
+        Its ``repr``, followed by ``...`` where it was cut.
+    """
     text = repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
@@ -22,33 +28,40 @@ def shown(value: Any) -> str:
 class ConfigError(UserError):
     """A YAML file, an override or an option of a table's entry that cannot be used.
 
-    The message names key, value, rule and cure.
+    The message names key, value, rule and suggestion.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a config: the sentence to show, and the keys without which it
-    would not be wrong.
-    """
+    """One fault of a config."""
 
     text: str
+    """The sentence to show."""
     keys: tuple[str, ...] = ()
+    """Dotted keys that cause the fault: with their defaults in place it would not be there."""
     severity: Literal["error", "warning"] = "error"
 
 
 noted_problems: contextvars.ContextVar[list[Problem] | None] = contextvars.ContextVar(
     "_found", default=None
 )
-"""Where the checks of a config's dataclasses put what they find while one is read; None where each
-raises at once.
+"""List that the checks of a config's dataclasses append to while one is read.
+
+None where each check raises at once.
 """
 
 
 def require(good: bool, message: str, *keys: str) -> None:
-    """Raise ConfigError unless ``good``, or only take note while a whole config is read.
+    """Raise ConfigError unless a rule holds, or only note it while a whole config is read.
 
-    ``keys`` would mend it if they were left out.
+    Args:
+        good: whether the rule holds.
+        message: the sentence to show where it does not.
+        *keys: dotted keys that cause the fault.
+
+    Raises:
+        ConfigError: where the rule does not hold and no list of problems is open.
     """
     if good:
         return
@@ -59,6 +72,16 @@ def require(good: bool, message: str, *keys: str) -> None:
 
 
 def require_at_least(least: int, where: str, **values: float) -> None:
+    """Require lower bounds, as :func:`require`.
+
+    Args:
+        least: smallest value that is accepted.
+        where: dotted key of the section that the values belong to.
+        **values: numbers by the name of their key.
+
+    Raises:
+        ConfigError: as :func:`require`.
+    """
     for name, value in values.items():
         rule = "must not be negative" if least == 0 else f"must be at least {least}"
         require(value >= least, f"{where}.{name} is {value}, {rule}.", f"{where}.{name}")

@@ -1,6 +1,4 @@
-"""From a YAML file and overrides to a :class:`~pipeline.config.schema.Config`, and back to plain
-values.
-"""
+"""Reading a :class:`~pipeline.config.schema.Config` from YAML and overrides, and back to dicts."""
 
 from __future__ import annotations
 
@@ -25,34 +23,49 @@ T = typing.TypeVar("T")
 
 
 MOST_SHOWN = 50
-"""Faults of one file that are listed."""
+"""Most faults of one file that a message lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What reading a config found.
-
-    Where there are problems, ``config`` has the keys in ``replaced`` at their defaults.
-
-    It is None where even that gives no config.
-    """
+    """Result of reading a config that may have faults."""
 
     config: Any
+    """The config with the keys in ``replaced`` at their defaults.
+
+    None where even that gives no config.
+    """
     problems: tuple[Problem, ...] = ()
+    """Every fault found; empty for a good config."""
     replaced: tuple[str, ...] = ()
+    """Dotted keys that were reset to their defaults because of a fault."""
 
     def relies_on(self, key: str) -> bool:
-        """Whether a key, or one that holds it, was replaced: what is said about it would not be
-        about the user's file.
+        """Whether a key, or one that holds it, was replaced.
+
+        A finding about such a key would not be about the user's file.
+
+        Args:
+            key: dotted key.
+
+        Returns:
+            True where its value is not the user's.
         """
         return any(key == r or key.startswith(f"{r}.") for r in self.replaced)
 
 
 def load(path: Path | str, overrides: typing.Sequence[str] | str = ()) -> Config:
-    """Read a system's YAML, apply ``KEY=VALUE`` overrides (dotted keys, YAML values) and check
-    everything.
+    """Read a system's YAML, apply overrides and check everything.
 
-    Raises ConfigError listing every fault found.
+    Args:
+        path: the YAML file.
+        overrides: ``KEY=VALUE``, one or several, with dotted keys and YAML values.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: listing every fault found.
     """
     if isinstance(overrides, str):
         overrides = [overrides]
@@ -64,10 +77,17 @@ def load(path: Path | str, overrides: typing.Sequence[str] | str = ()) -> Config
 
 
 def examine(path: Path, overrides: typing.Sequence[str] = ()) -> Reading:
-    """As :func:`load`, but with the problems in a list, so that what else there is can be checked,
-    too.
+    """Read a config as :func:`load`, but return its faults, so that the rest can be checked, too.
 
-    Raises ConfigError only where the file is missing or no YAML.
+    Args:
+        path: the YAML file.
+        overrides: ``KEY=VALUE``, with dotted keys and YAML values.
+
+    Returns:
+        The config as far as it can be built, and every fault.
+
+    Raises:
+        ConfigError: only where the file is missing or no YAML.
     """
     problems: list[Problem] = []
     reading = _read(_read_with(path, overrides, problems), Config)
@@ -77,9 +97,7 @@ def examine(path: Path, overrides: typing.Sequence[str] = ()) -> Reading:
 def _read_with(
     path: Path, overrides: typing.Sequence[str], problems: list[Problem]
 ) -> dict[str, Any]:
-    """The YAML file with the overrides; those that cannot be applied are left out and become
-    problems.
-    """
+    """The YAML file with the overrides; an override that cannot be applied becomes a problem."""
     if not path.is_file():
         have = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -96,8 +114,21 @@ def _read_with(
 
 
 def override(data: dict[str, Any], text: str) -> None:
-    """Apply one ``a.b.c=value`` to nested dicts in place; the value is read as YAML, ``a.0.b``
-    reaches into lists.
+    """Apply one override to nested dicts in place.
+
+    Args:
+        data: nested dicts and lists.
+        text: ``a.b.c=value``; the value is read as YAML, and ``a.0.b`` indexes a list.
+
+    Raises:
+        ConfigError: for a text that is no ``KEY=VALUE``, a value that is no YAML, and a key that
+            does not fit the data.
+
+    Example:
+        >>> data = {"losses": [{"name": "dice"}]}
+        >>> override(data, "losses.0.weight=0.5")
+        >>> data
+        {'losses': [{'name': 'dice', 'weight': 0.5}]}
     """
     key, equals, value = text.partition("=")
     option = f"--set {text[:SHOWN]!r}"
@@ -119,8 +150,8 @@ def override(data: dict[str, Any], text: str) -> None:
         )
         if not isinstance(node, dict | list):
             raise ConfigError(f"{option}: {name[:SHOWN]!r} holds {shown(node)}, which has no keys.")
-    place: Any = _index(node, last, option) if isinstance(node, list) else last
-    node[place] = new
+    index: Any = _index(node, last, option) if isinstance(node, list) else last
+    node[index] = new
 
 
 def _index(node: list, name: str, option: str) -> int:
@@ -132,17 +163,38 @@ def _index(node: list, name: str, option: str) -> int:
 
 
 def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
-    """Config from nested dicts (a YAML file, the header of a model file).
+    """Build a config from nested dicts (a YAML file, the header of a model file).
 
-    Raises ConfigError with every structural fault.
+    Args:
+        data: nested dicts.
+        where: what the message calls them.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: with every structural fault.
+
+    Example:
+        >>> from_dict({"name": "demo", "network": "unet", "losses": ["dice"]}).network.name
+        'unet'
     """
     return structure(data, Config, where)
 
 
 def structure(data: Mapping[str, Any], kind: type[T], where: str) -> T:
-    """Nested dicts as the frozen dataclass ``kind``.
+    """Build a frozen dataclass from nested dicts.
 
-    Raises ConfigError with every structural fault.
+    Args:
+        data: nested dicts.
+        kind: the dataclass.
+        where: what the message calls them.
+
+    Returns:
+        An instance of ``kind``.
+
+    Raises:
+        ConfigError: with every structural fault.
     """
     reading = _read(data, kind)
     if reading.problems:
@@ -156,32 +208,32 @@ def _listed(problems: typing.Sequence[Problem]) -> str:
 
 
 ROUNDS = 50
-"""Times that a config is read, each time without the keys that were wrong before; a file has no
-more faults in a row than that.
+"""Times that a config is read, each time without the keys that were wrong before.
+
+No file has more faults in a row that hide each other.
 """
 
 
 def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
-    """Read ``kind`` from nested dicts; what stands behind a fault is found by reading again with
-    the faulty key at its default.
+    """Build ``kind`` from nested dicts and collect every problem.
+
+    A fault may hide others: they are found by reading again with the faulty key at its default.
     """
     unknown: list[str] = []
     full = _expand(dict(data), kind, "", unknown)
     problems, replaced = [Problem(text) for text in unknown], list[str]()
     for key in list(_not_numbers(full)):
         problems.append(Problem(f"{key} is nan (not a number), which no key takes.", (key,)))
-        replaced += [taken] if (taken := _take_away(full, key)) is not None else []
+        replaced += [taken] if (taken := _reset(full, key)) is not None else []
     value = None
     for _ in range(ROUNDS):
         value, found = _build(full, kind)
-        told = Reading(config=None, replaced=tuple(replaced))
-        problems += [p for p in found if not any(told.relies_on(key) for key in p.keys)]
+        so_far = Reading(config=None, replaced=tuple(replaced))
+        problems += [p for p in found if not any(so_far.relies_on(key) for key in p.keys)]
         if not found:
             break
         value = None
-        taken = [
-            _take_away(full, key) for key in dict.fromkeys(key for p in found for key in p.keys)
-        ]
+        taken = [_reset(full, key) for key in dict.fromkeys(key for p in found for key in p.keys)]
         replaced += [key for key in taken if key is not None]
         if not any(taken):
             break
@@ -193,8 +245,9 @@ def _read(data: Mapping[str, Any], kind: type[Any]) -> Reading:
 
 
 def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
-    """Dotted keys of NaN, which any rule of the form "not below" lets pass; options of entries are
-    looked at by :func:`bind`.
+    """Dotted keys of NaN, which any rule of the form "not below" lets pass.
+
+    Options of entries are left to :func:`bind`.
     """
     if isinstance(value, float) and math.isnan(value):
         yield key.removeprefix(".")
@@ -211,7 +264,7 @@ def _not_numbers(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
-    """``kind`` made of spelled-out nested dicts, and everything that is wrong with them."""
+    """Build ``kind`` from spelled-out nested dicts, and collect all that is wrong with them."""
     from pydantic import ValidationError
 
     found: list[Problem] = []
@@ -219,7 +272,7 @@ def _build(full: Any, kind: type[Any]) -> tuple[Any, list[Problem]]:
     try:
         return _adapter(kind).validate_json(json.dumps(full), strict=True), found
     except ValidationError as error:
-        return None, [*found, *(_fault(item) for item in error.errors(include_url=False))]
+        return None, [*found, *(_problem_of(item) for item in error.errors(include_url=False))]
     finally:
         noted_problems.reset(token)
 
@@ -231,7 +284,7 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def _fault(item: Mapping[str, Any]) -> Problem:
+def _problem_of(item: Mapping[str, Any]) -> Problem:
     key = ".".join(str(x) for x in item["loc"] if not str(x).startswith("function-"))
     if item["type"] == "missing":
         text = f"{key}: missing, has no default"
@@ -250,14 +303,16 @@ STAND_INS = {
     r"data\.augment\.\d+": {"name": "flip"},
     r"data\.folders\.image": "images",
 }
-"""What stands where a faulty key has no default, so that the others can be checked; nothing is said
-about these themselves.
+"""Values in place of faulty keys without a default, so that the other keys can be checked.
+
+Nothing is reported about these values themselves.
 """
 
 
-def _take_away(full: Any, key: str) -> str | None:
-    """Remove the entry at a dotted key, or the nearest one around it, so that its default counts;
-    returns which, None for none.
+def _reset(full: Any, key: str) -> str | None:
+    """Reset the entry at a dotted key, or the nearest one around it, to its default.
+
+    Returns the key that was reset; None where there was nothing to reset.
     """
     parts = key.split(".")
     while parts:
@@ -280,7 +335,7 @@ def _take_away(full: Any, key: str) -> str | None:
 
 
 def _stand_in(full: Any, key: str) -> Any:
-    """What to put at a faulty key; None: nothing, so that its default counts."""
+    """Value to put at a faulty key; None: remove the key, so that its default counts."""
     if key in ("data.patch", "data.patch.size"):  # the default is for volumes, and larger than many
         dims = _at(full, ["data", "dims"])
         size = [32] * (dims if dims in (2, 3) else 3)
@@ -302,8 +357,9 @@ def _at(full: Any, parts: typing.Sequence[str]) -> Any:
 
 
 def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
-    """Spell out the shorthand ``flip`` -> ``{name: flip}`` and collect unknown keys with the
-    nearest right one.
+    """Spell out shorthand: ``flip`` -> ``{name: flip}``.
+
+    Unknown keys are added to ``faults``, each with the nearest known one.
     """
     kind = (
         next((k for k in typing.get_args(kind) if k is not type(None)), kind)
@@ -335,9 +391,15 @@ def _expand(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dicts, complete: every default written out.
+    """Convert a config to nested plain dicts, with every default written out.
 
-    Paths of plugins are no part of what a run or a model file keeps.
+    Paths of plugins are left out: neither a run nor a model file keeps them.
+
+    Args:
+        config: the config.
+
+    Returns:
+        Values that JSON and YAML can hold.
     """
     settings = plain(config)
     del settings["plugins"]
@@ -345,12 +407,26 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A dataclass of this module as nested plain dicts, as they are read back from JSON."""
+    """Convert a dataclass of the config to nested plain dicts, as they are read from JSON.
+
+    Args:
+        record: a dataclass instance.
+
+    Returns:
+        Nested dicts and lists.
+    """
     return json.loads(json.dumps(dataclasses.asdict(record), default=list))
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML; ``load`` gives the same Config back."""
+    """Write the resolved config as YAML.
+
+    Args:
+        config: the config.
+
+    Returns:
+        YAML from which :func:`load` makes an equal config, but for ``plugins``.
+    """
     import yaml
 
     return yaml.safe_dump(
@@ -359,7 +435,20 @@ def dump(config: Config) -> str:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every leaf in which two nested dicts differ."""
+    """List every leaf in which two nested dicts differ.
+
+    Args:
+        old: nested dicts.
+        new: nested dicts.
+        prefix: put before each key.
+
+    Returns:
+        Lines ``key: old -> new``, in alphabetical order.
+
+    Example:
+        >>> difference({"train": {"epochs": 10}}, {"train": {"epochs": 20}})
+        ['train.epochs: 10 -> 20']
+    """
     lines = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")

@@ -1,6 +1,6 @@
-"""The config of a system: frozen dataclasses, the manual of each key under its field.
+"""The config of a system as frozen dataclasses; the text under each field is the manual of its key.
 
-Rules of one field stand beside it; rules of several in ``__post_init__``.
+Rules of one field stand beside it, rules of several in ``__post_init__``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from pipeline.records import LossTerm, NamedOptions
 STRICT = {"extra": "forbid"}
 
 MOST_FOLDS = 1000
-"""Folds of a run; each is trained by itself, and every command that reads a run looks for all of
-them.
+"""Most folds of a run.
+
+Each is trained by itself, and every command that reads a run looks for all of them.
 """
 
 
 LONGEST_PATTERN = 1000
-"""Letters of a regular expression."""
+"""Most characters of a regular expression."""
 
 
 def _brackets(pattern: str) -> int:
-    """Groups of a regular expression, -1 where it is none."""
+    """Number of groups of a regular expression; -1 where it is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a set in a set, say, which is no fault
+            warnings.simplefilter("ignore")  # a nested set, for example, is no fault
             return re.compile(pattern).groups if len(pattern) <= LONGEST_PATTERN else -1
     except (re.error, OverflowError, RecursionError):
         return -1
@@ -38,6 +39,8 @@ def _brackets(pattern: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Folds:
+    """Section ``data.folds``: how cases are divided for cross-validation."""
+
     __pydantic_config__ = STRICT
     count: int = 5
     """Number of folds."""
@@ -48,6 +51,7 @@ class Folds:
     """
     pattern: str | None = None
     """Regular expression whose first bracket finds the group in a case's id: ``'_(\\d+)[LR]$'``.
+
     ``null``: groups stand in ``train.csv``.
     """
 
@@ -73,11 +77,13 @@ class Folds:
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
+    """Section ``data.patch``: size and choice of training samples."""
+
     __pydantic_config__ = STRICT
     size: tuple[int, ...] = (128, 128, 128)
     """Voxels along each space axis of a training sample."""
     foreground: tuple[float, float] | None = (0.3, 0.7)
-    """Wanted share of foreground among the labelled voxels of a patch.
+    """Wanted share of foreground among the labelled voxels of a patch, ``[low, high]``.
 
     ``null``: positions are drawn uniformly.
     """
@@ -91,18 +97,22 @@ class Patch:
     per_case: int = 1
     """Patches drawn from each training case in an epoch."""
     grid: float | None = None
-    """Overlap factor of a fixed grid, e.g. 0.25: every slice of every case once an epoch instead of
-    ``per_case`` random patches; neighbours share this part of their edge, the last one ends at the
-    border.
+    """Overlap factor of a fixed grid, e.g. 0.25, instead of ``per_case`` random patches.
+
+    An epoch then has every slice of every case once. Neighbours share this part of their edge; the
+    last one ends at the border.
     """
     changed: float | None = None
-    """With ``data.change``: least share of patches that hold some of that difference_mask, e.g.
-    0.5. Random patches are then drawn around places of the difference_mask; of a grid, slices
-    without any are left out of an epoch, others every time. ``null``: as it comes.
+    """With ``data.change``: least share of patches that hold some of its mask, e.g. 0.5.
+
+    Random patches are then drawn around places of the mask; of a grid, slices without any are left
+    out, other ones in each epoch. ``null``: patches are drawn regardless of the mask.
     """
     border: Literal["zero", "mirror"] = "zero"
-    """What fills a patch where the image is smaller: 0 after normalisation (in labels the ignored
-    value), or the image mirrored at its border.
+    """What fills a patch where the image is smaller.
+
+    ``zero``: 0 after normalisation (in labels the ignored value); ``mirror``: the image mirrored at
+    its border.
     """
 
     def __post_init__(self) -> None:
@@ -135,16 +145,19 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
+    """Section ``data.frames``: parts of an image that metrics are computed on."""
+
     __pydantic_config__ = STRICT
     fov: str | None = None
     """Role (a folder of ``data.folders``) of masks of the field of view.
 
     Every metric of labels is then given twice: ``NAME_fov`` inside it, ``NAME_full`` over the whole
-    image; it is no target, and training sees whole images.
+    image. It is no target, and training sees whole images.
     """
     padded: tuple[int, ...] | None = None
-    """With ``fov``: also ``NAME_padded``, over the image with background added up to this size, as
-    some published scores were counted.
+    """With ``fov``: also ``NAME_padded``, over the image with background added up to this size.
+
+    Some published scores were computed so.
     """
 
     def __post_init__(self) -> None:
@@ -162,10 +175,14 @@ class Frames:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
+    """Section ``data.change``: how the mask of what differs between input and target is made."""
+
     __pydantic_config__ = STRICT
     by: Literal["value", "colour"] = "value"
-    """What is compared, in levels of 0..255: ``value`` of HSV (the greatest of R, G and B), which
-    does not see a pure change of hue; ``colour``: the greatest difference of any channel.
+    """What is compared, in levels of 0..255.
+
+    ``value``: that of HSV (the greatest of R, G and B), which does not see a pure change of hue;
+    ``colour``: the greatest difference of any channel.
     """
     magnifier: float = 1.0
     """Factor of the difference."""
@@ -196,11 +213,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
+    """Section ``data``: the data set, its preprocessing and the training samples."""
+
     __pydantic_config__ = STRICT
     root: str = "data"
     """Folder of the data set; ``--data-dir`` replaces it."""
     layout: Literal["auto", "competition", "nnunet", "folders"] = "auto"
-    """``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``,
+    """Layout of the data set's folder.
+
+    ``competition``: ``train_images/ID.tif``, ``train_labels/ID.tif``, ``test_images/``,
     ``train.csv``. ``nnunet``: ``imagesTr/ID_0000.*``, ``labelsTr/ID.*``, ``imagesTs/``.
     ``folders``: the folders named below, files paired by equal stem; a ``split.json`` beside them,
     ``{"test": [ID, ...]}``, names images that are not trained on. ``auto``: whichever is there.
@@ -217,26 +238,29 @@ class Data:
     dims: Literal[2, 3] = 3
     """Space axes of a sample: 3 for volumes, 2 for images."""
     targets: Mapping[str, Literal["labels", "image"]] = field(default_factory=dict)
-    """What each target is.
+    """Kind of each target.
 
     Default: ``{label: labels}`` for task labels, ``{target: image}`` for task image.
     """
     classes: int = 2
-    """Label values including background. 2: one output channel and a sigmoid; more: one channel per
-    class and a softmax.
+    """Label values including background.
+
+    2: one output channel and a sigmoid; more: one channel per class and a softmax.
     """
     ignore_label: int | None = None
     """Label value that no loss and no metric counts."""
     binarise: float | None = None
-    """Two classes only: label values above this are foreground, all others background; for masks
-    kept as JPEG or resized with interpolation. ``null``: every value must be a class.
+    """Two classes only: label values above this are foreground, all others background.
+
+    For masks kept as JPEG or resized with interpolation. ``null``: every value must be a class.
     """
     frames: Frames = field(default_factory=Frames)
-    """Parts of an image that metrics count in."""
+    """Parts of an image that metrics are computed on."""
     change: Change | None = None
-    """Pairs of images: make a mask of what differs between them, a soft target called ``mask`` for
-    losses, metrics and the choice of patches. ``{}`` takes the usual settings; ``null``: no such
-    mask.
+    """Pairs of images: make a mask of what differs between them.
+
+    It is a soft target called ``mask`` for losses, metrics and the choice of patches. ``{}`` takes
+    the usual settings; ``null``: no such mask.
     """
     folds: Folds = field(default_factory=Folds)
     normalise: NamedOptions = field(
@@ -245,11 +269,12 @@ class Data:
     """Entry of NORMALISE, the same in training and prediction."""
     patch: Patch = field(default_factory=Patch)
     augment: tuple[NamedOptions, ...] = ()
-    """Entries of AUGMENT, applied in this order, each with its own probability (``p``, 0.5 unless
-    stated).
+    """Entries of AUGMENT, applied in this order.
+
+    Each has its own probability (``p``, 0.5 unless stated).
     """
     store: str | None = None
-    """Folder of the memory-mapped store.
+    """Folder of the memory-mapped cache.
 
     Default: ``<root>/store`` where data_prep made one, else ``<run>/store``.
     """
@@ -289,14 +314,17 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
+    """Section ``train.average``: stochastic weight averaging."""
+
     __pydantic_config__ = STRICT
     start: int = 40
     """First epoch (counted from 0) whose weights enter the average."""
     lr: float | None = 5e-5
     """Constant learning rate from that epoch on; ``null`` keeps the schedule."""
     decay: float | None = 0.9
-    """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch; ``null``:
-    equal average of all epochs.
+    """Running average ``avg = decay * avg + (1 - decay) * weights`` after each epoch.
+
+    ``null``: equal average of all epochs.
     """
 
     def __post_init__(self) -> None:
@@ -310,10 +338,13 @@ class Average:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
+    """Section ``train.stop``: choice of the best epoch, and early stopping."""
+
     __pydantic_config__ = STRICT
     monitor: str = "val_loss"
-    """Value that chooses the best epoch and ends training: ``val_loss`` or ``val_<metric>`` for any
-    metric of ``train.validate``.
+    """Value that chooses the best epoch and ends training.
+
+    ``val_loss``, or ``val_<metric>`` for any metric of ``train.validate``.
     """
     patience: int = 50
     """Epochs without improvement before the fold ends."""
@@ -324,6 +355,8 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Validate:
+    """Section ``train.validate``: validation during training."""
+
     __pydantic_config__ = STRICT
     every: int = 1
     """Epochs between validations on fixed patches of the held-out cases.
@@ -333,8 +366,9 @@ class Validate:
     per_case: int = 1
     """Fixed patches per held-out case."""
     metrics: tuple[NamedOptions, ...] = ()
-    """Metrics of these patches, pooled, as ``val_<name>``; default ``dice`` for labels, ``psnr``
-    for images.
+    """Metrics of these patches, pooled, as ``val_<name>``.
+
+    Default: ``dice`` for labels, ``psnr`` for images.
     """
 
     def __post_init__(self) -> None:
@@ -343,6 +377,8 @@ class Validate:
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
+    """Section ``train.init_from``: weights to start from."""
+
     __pydantic_config__ = STRICT
     path: str
     """Model file (safetensors of this package) to start from."""
@@ -356,6 +392,8 @@ class InitFrom:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
+    """Section ``train``: optimisation, validation and what a fold keeps."""
+
     __pydantic_config__ = STRICT
     epochs: int = 300
     optimizer: NamedOptions = field(
@@ -363,8 +401,9 @@ class Train:
     )
     """Entry of OPTIMIZERS: adam, adamw, sgd, with the options of torch.optim."""
     schedule: NamedOptions = field(default_factory=lambda: NamedOptions(name="constant"))
-    """Entry of SCHEDULES, stepped once an epoch: cosine_restarts, cosine, step, plateau, poly,
-    one_cycle, constant.
+    """Entry of SCHEDULES, stepped once an epoch.
+
+    One of cosine_restarts, cosine, step, plateau, poly, one_cycle, constant.
     """
     average: Average | None = None
     """Stochastic weight averaging; ``null`` switches it off."""
@@ -375,8 +414,9 @@ class Train:
     clip: float | None = None
     """Largest norm of the gradient; ``null``: not clipped."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Automatic mixed precision on CUDA; on CPU only ``bf16`` has an effect, and it is slower on
-    most machines.
+    """Automatic mixed precision on CUDA.
+
+    On CPU only ``bf16`` has an effect, and it is slower on most machines.
     """
     compile: bool = False
     """``torch.compile`` the network."""
@@ -386,8 +426,9 @@ class Train:
     preview_every: int = 10
     """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
     preview_steps: int = 0
-    """Steps between ``training_preview.jpg`` of a fixed training batch (source, prediction,
-    target), task image; 0: none.
+    """Steps between ``training_preview.jpg`` of a fixed training batch, for task image; 0: none.
+
+    The picture shows source, prediction and target.
     """
     keep_every: int = 0
     """Epochs between model files ``epoch_NNNN.safetensors`` that stay beside the best; 0: none."""
@@ -434,15 +475,18 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
+    """Section ``predict``: tiling and averaging in prediction."""
+
     __pydantic_config__ = STRICT
     patch: tuple[int, ...] | Literal["whole"] | None = None
     """Tile size; ``whole``: each image in one piece; ``null``: the training patch size."""
     overlap: int = 32
-    """Voxels that neighbouring tiles share along each axis; tiles shorter than twice this share
-    half.
+    """Voxels that neighbouring tiles share along each axis.
+
+    Tiles shorter than twice this share half.
     """
     window: Literal["gaussian", "hann", "feather", "constant"] = "gaussian"
-    """Blending weight inside a tile. All are positive up to the last voxel."""
+    """Blending weight inside a tile; all are positive up to the last voxel."""
     one_sided: bool = True
     """Do not taper the window towards a border of the volume, where no other tile takes over."""
     halo: int = 0
@@ -481,11 +525,23 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """The config of a system.
+
+    Example:
+        >>> config = Config(
+        ...     name="demo",
+        ...     network=NamedOptions(name="unet"),
+        ...     losses=(LossTerm(name="dice"),),
+        ... )
+        >>> config.data.patch.size, config.targets
+        ((128, 128, 128), {'label': 'labels'})
+    """
+
     __pydantic_config__ = STRICT
     name: str
     """Name of the system; results go to ``runs/<name>`` unless ``--out`` says otherwise."""
     task: Literal["labels", "image"] = "labels"
-    """Kind of answer: a label for each voxel, or an image."""
+    """Kind of prediction: a label for each voxel, or an image."""
     seed: int = 42
     data: Data = field(default_factory=Data)
     network: NamedOptions
@@ -497,14 +553,16 @@ class Config:
     train: Train = field(default_factory=Train)
     predict: Predict = field(default_factory=Predict)
     postprocess: tuple[NamedOptions, ...] = ()
-    """Steps from soft prediction to answer, in this order.
+    """Steps from soft prediction to labels, in this order.
 
     Without a deciding step (threshold, hysteresis, argmax) the task decides.
     """
     plugins: tuple[str, ...] = ()
-    """Files of Python that add entries to the tables, below the working folder unless absolute
-    (docs/extending.md). They run because this file is the user's own; a run and a model file keep
-    names and hashes instead of paths, and nothing that stands there is run.
+    """Files of Python that add entries to the tables (docs/extending.md).
+
+    Paths are below the working folder unless absolute. They run because this file is the user's
+    own; a run and a model file keep names and hashes instead of paths, and nothing stored there is
+    run.
     """
 
     def __post_init__(self) -> None:
@@ -569,15 +627,17 @@ class Config:
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """Kind of everything that a loss may be measured against: the targets, and ``soft`` for the
-        difference_mask of ``data.change``.
+        """Kind of everything that a loss may be measured against.
+
+        The targets, and ``soft`` for the mask of ``data.change``.
         """
         return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """Kind of every file of a case beside its image: the targets, and ``mask`` for the field of
-        view.
+        """Kind of every file of a case beside its image.
+
+        The targets, and ``mask`` for the field of view.
         """
         fov = self.data.frames.fov
         return self.targets if fov is None else {**self.targets, fov: "mask"}

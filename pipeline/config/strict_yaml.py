@@ -1,5 +1,6 @@
-"""YAML of a config, of which only the plain part is taken: no tags, no anchors that grow, no double
-keys.
+"""A strict subset of YAML: plain data without tags, aliases and duplicate keys.
+
+Anchors are refused because a few of them expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -13,22 +14,33 @@ from typing import Any
 from pipeline.config.errors import SHOWN, ConfigError
 
 LARGEST_FILE = 2**18
-"""Bytes of a YAML file: a hundred times a shipped config.
+"""Most bytes of a YAML file: a hundred times a shipped config.
 
-Larger ones take a minute to read and are something else.
+Larger ones take a minute to read and are no config.
 """
 
 
 DEEPEST = 32
-"""Levels of a YAML file; a config has six."""
+"""Most levels of nesting in a YAML file; a config has six."""
 
 
 WIDEST = 10**100
-"""Whole numbers below this, by amount, are read; what each key takes is said by key."""
+"""Whole numbers below this, by absolute value, are read; narrower limits are checked key by key."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping as plain dicts; duplicate keys, tags and anything but plain data are refused."""
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: a UTF-8 file, with or without a byte order mark.
+
+    Returns:
+        Nested plain dicts.
+
+    Raises:
+        ConfigError: for a file that cannot be read, is too large, is no UTF-8, holds no mapping, or
+            as :func:`parse_yaml`.
+    """
     try:
         content = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else None
         text = None if content is None else content.decode("utf-8-sig")
@@ -59,9 +71,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain data: text, numbers, true and false, null, lists, and mappings from text.
+    """Parse YAML as plain data: text, numbers, booleans, null, lists, mappings with text keys.
 
-    Raises ConfigError for all else.
+    Differs from PyYAML where that follows YAML 1.1 against expectation: ``1e-4`` is a number, a
+    date is a text, and numbers to base 60 or 8 are refused.
+
+    Args:
+        text: a YAML document.
+
+    Returns:
+        The value, of built-in types.
+
+    Raises:
+        ConfigError: for bad syntax, tags, anchors and aliases, duplicate keys, keys that are no
+            text, and values that no key takes.
+
+    Example:
+        >>> parse_yaml("{lr: 1e-4, size: [64, 64]}")
+        {'lr': 0.0001, 'size': [64, 64]}
     """
     import yaml
 
@@ -71,7 +98,7 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(
             str(error) if isinstance(error, ConfigError) else "it is nested too deep"
         ) from None
-    except Exception as error:  # yaml lets pass what int(), chr() and others raise
+    except Exception as error:  # PyYAML lets errors of int(), chr() and others through
         raise ConfigError(
             f"{error}"[:SHOWN]
             if isinstance(error, yaml.YAMLError)
@@ -87,7 +114,7 @@ PLAIN_TAGS = {
         for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")
     ),
 }
-"""Tags that say no more than what a value looks like."""
+"""Tags that say no more than the form of a value does."""
 
 
 @functools.cache
@@ -130,7 +157,7 @@ def _loader() -> Any:
                 for key, value in super().construct_mapping(node, deep).items()
             }
 
-    # PyYAML follows YAML 1.1, where 1e-4 is text; everybody who writes it means the number.
+    # PyYAML follows YAML 1.1, where 1e-4 is a text; users mean the number.
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     # A date is a text here: no key takes a date.
@@ -153,7 +180,7 @@ def _require_plain(event: Any, depth: int) -> None:
 
 
 def _require_keys(keys: typing.Sequence[Any]) -> None:
-    """Raise ConfigError for a key that is no text, and for one that stands twice."""
+    """Raise ConfigError for a key that is no text, and for one that occurs twice."""
     seen = set()
     for key in keys:
         where = f"line {key.start_mark.line + 1}"
@@ -171,8 +198,9 @@ def _require_keys(keys: typing.Sequence[Any]) -> None:
 
 
 def _require_usual(where: str, text: str, value: Any, quoted: bool) -> None:
-    """Raise ConfigError for a scalar that no key takes, and for one that YAML 1.1 reads as another
-    number than people do.
+    """Raise ConfigError for a scalar that no key takes.
+
+    Also for one that YAML 1.1 reads as another number than people do.
     """
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
