@@ -362,7 +362,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
         check_memory(path, (bands, *space), dtype)
         if image.format in ("JPEG", "MPO"):
             _check_scans(path)
-        # Before decoding: afterwards Pillow also finds EXIF behind the pixels, which probe does not.
+        # Before decoding: afterwards Pillow also knows EXIF behind the pixels, but probe does not.
         orientation = _orientation(image)
         array = _pixels(path, image, head, labels)
     array = array[..., None] if array.ndim == 2 else array
