@@ -155,7 +155,7 @@ def _is_number(value: Any) -> bool:
 def _layout(
     path: Path, array: Any, entry: Mapping[str, Any], dims: int
 ) -> tuple[list[int], tuple[int, ...], list[str]]:
-    """Order of the stored axes for ``(rest, C, *S)``, the shape ``(C, *S)``, and the axes' names."""
+    """Order of the stored axes for ``(rest, C, *S)``, the shape ``(C, *S)``, and axis names."""
     shape = tuple(int(n) for n in array.shape)
     if not entry:
         if len(shape) not in (dims, dims + 1):
