@@ -36,7 +36,7 @@ _open_temps: set[str] = set()
 class DiskError(OSError):
     """A file that could not be written.
 
-    The message gives its path, the reason, bytes needed and free, what remains, and a suggestion.
+    The message gives its path, the reason, bytes needed and free, what is left, and a suggestion.
     """
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class DiskError(OSError):
 
 @contextlib.contextmanager
 def whole(path: Path, need: int = 0) -> Iterator[Path]:
-    """Write a file or folder atomically, by way of a temporary path beside it.
+    """Write a file or folder atomically, through a temporary path beside it.
 
     On leaving the context ``path`` is the complete new file, or untouched after an error. A folder
     may be made as well; an existing folder at ``path`` is moved aside first, so that ``path`` is
@@ -121,7 +121,7 @@ def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]
     Args:
         path: file that is written inside the context.
         need: bytes that it will have, for the message; 0: not known.
-        temp: temporary path by way of which it is written; None: written in place.
+        temp: temporary path that is written first; None: ``path`` is written in place.
 
     Yields:
         Nothing; the context covers the writing.

@@ -80,9 +80,9 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
     """Read an image file into memory.
 
     Palettes become RGB, with ``labels`` (and in volumes) their indices, or 0 and 255 where an image
-    is black and white. Alpha is dropped, bool becomes uint8, and a 2D image is turned as its EXIF
-    or TIFF orientation says. Greys of 1, 2 or 4 bits are scaled to 0..255 as they are displayed,
-    with ``labels`` (and in volumes) the stored values are kept.
+    is black and white. Alpha is dropped, bool becomes uint8, and a 2D image is turned upright by
+    its EXIF or TIFF orientation. Greys of 1, 2 or 4 bits are scaled to 0..255 as they are
+    displayed, with ``labels`` (and in volumes) the stored values are kept.
 
     Args:
         path: image file.

@@ -154,7 +154,8 @@ def is_foreign(path: Path) -> bool:
         path: where a lock file would be.
 
     Returns:
-        True for what is neither empty nor an owner's description; False where nothing is there.
+        True for what is neither empty nor an owner's description; False where nothing is there, or
+        where it may not be read.
     """
     if not os.path.isfile(path):
         return os.path.lexists(path)

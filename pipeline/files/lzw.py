@@ -20,7 +20,7 @@ def breaks(data: np.ndarray, most: int) -> bool:
     """Whether decoding an LZW stream would read out of bounds.
 
     Args:
-        data: compressed bytes (uint8), most significant bit first.
+        data: compressed bytes (uint8); streams of before 1988, with reversed bits, are recognised.
         most: bytes after which the decoder stops.
 
     Returns:

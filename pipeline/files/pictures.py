@@ -130,7 +130,10 @@ FEWEST = 10_000
 """Chunks, blocks or segments that a file of any size may have."""
 
 CHUNK = 256
-"""Bytes of a chunk, on average, where a file has more chunks: encoders write 8192 and more."""
+"""Bytes that a chunk must have on average, where there are more than FEWEST.
+
+Encoders write 8192 and more.
+"""
 
 SCANS = 500
 """Most scans of a JPEG, each a pass over all pixels: progressive ones have about ten."""

@@ -26,7 +26,7 @@ SEGMENTS = 200_000
 """Strips and tiles of any size that a file may have."""
 
 TINY = 32
-"""Pixels of a strip or tile, on average, where a file has more than SEGMENTS.
+"""Pixels that a strip or tile must have on average, where there are more than SEGMENTS.
 
 The smallest tile of the standard has 256.
 """
@@ -118,7 +118,7 @@ class Chain:
     pages: int = 0
     """Number of pages."""
     others: list[int] = field(default_factory=list)
-    """Pages with other tags than the first, from 1."""
+    """Numbers, from 1, of pages unlike the first: other tags, or strips outside the file."""
     least: int = 0
     """Fewest bytes of pixels among pages with the tags of the first."""
 

@@ -29,7 +29,10 @@ FEWEST = 100_000
 """Chunks of any size that an array may have."""
 
 SMALLEST = 512
-"""Voxels of a chunk where there are more chunks (8x8x8): each costs a file and a task."""
+"""Voxels that a chunk must have in an array of more than FEWEST chunks.
+
+They are 8x8x8: each chunk costs a file and a task.
+"""
 
 _V2 = (
     "zlib",

@@ -38,7 +38,7 @@ def application(service: Service) -> FastAPI:
     Returns:
         The application.
     """
-    # Its warnings about malformed forms go to the client, not into the log.
+    # What python_multipart warns about malformed forms is for the client, not for the log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     app = FastAPI(
         title=service.facts["config"],

@@ -73,7 +73,7 @@ class Service:
     admitted: int = 0
     """Requests that compute or wait."""
     seconds: float = field(default=1.0)
-    """Duration of the last prediction: the waiting time that refused clients are told."""
+    """Duration of the last prediction: the waiting time that refused clients are given."""
     uploads: set[Body] = field(default_factory=set)
     """Bodies that are being received."""
     workspaces: set[Workspace] = field(default_factory=set)

@@ -57,7 +57,7 @@ class Body:
     """The body of a request while it is received: counts its bytes, limits size and time.
 
     Args:
-        request: the request; its body must be read from the attribute ``request``, by way of this.
+        request: the request; its body must be read from the attribute ``request`` of this object.
         most: bytes that are accepted.
     """
 
