@@ -1,8 +1,8 @@
-"""Read and write TIFF, OME-Zarr, NIfTI, PNG, JPEG and npy arrays, read GIF and BMP, with their
-geometry.
+"""Read and write image arrays with their geometry.
 
-Every file is written whole or not at all. Arrays larger than memory are opened by :func:`view` and
-written from :class:`Rows`, slab by slab.
+TIFF, OME-Zarr, NIfTI, PNG, JPEG and npy are read and written, GIF and BMP only read. Every file is
+written whole or not at all. Arrays larger than memory are opened by :func:`view` and written from
+:class:`Rows`, slab by slab.
 """
 
 from pipeline.files.documents import checked, parse, read_document, read_json, shown

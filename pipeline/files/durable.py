@@ -1,5 +1,6 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, renamed; and
-JSON on top of that.
+"""Atomic writing: files are written beside their final path, flushed to disk, then renamed.
+
+JSON on top of that, free space, write permission and checksums.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _open_temps: set[str] = set()
 
 
 class DiskError(OSError):
-    """A file that could not be written, in words: its path, why, bytes needed and free, what is
-    left, the way out.
+    """A file that could not be written.
+
+    The message gives its path, the reason, bytes needed and free, what is left, and a suggestion.
     """
 
     def __str__(self) -> str:
@@ -43,18 +45,28 @@ class DiskError(OSError):
 
 @contextlib.contextmanager
 def whole(path: Path, need: int = 0) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; afterwards ``path`` is the complete new
-    file, or untouched after an error.
+    """Write a file or folder atomically, through a temporary path beside it.
 
-    What is made there may also be a folder; a folder that ``path`` was is moved aside first, so
-    that ``path`` is whole or absent. The bytes reach the disk before the name does (fsync of file,
-    rename, fsync of folder). Raises DiskError where the disk is full or may not be written, with
-    the bytes that are ``need``ed (0: not known), and UserError where something else than a file
-    would be replaced.
+    On leaving the context ``path`` is the complete new file, or untouched after an error. A folder
+    may be made as well; an existing folder at ``path`` is moved aside first, so that ``path`` is
+    whole or absent. The bytes reach the disk before the name does (fsync of file, rename, fsync of
+    folder).
+
+    Args:
+        path: file or folder to write; its parent folder is made where missing.
+        need: bytes that will be written, for the error message; 0: not known.
+
+    Yields:
+        Temporary path to write to, with the suffix of ``path`` if it is below LONGEST_ENDING.
+
+    Raises:
+        DiskError: where the disk is full or may not be written.
+        UserError: where something other than a file or an image folder would be replaced.
     """
     ending = suffix(path) or path.suffix
     temp = path.with_name(
-        f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{ending if len(ending) < LONGEST_ENDING else ''}"
+        f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+        f"{ending if len(ending) < LONGEST_ENDING else ''}"
     )
     _open_temps.add(temp.name)
     try:
@@ -66,17 +78,26 @@ def whole(path: Path, need: int = 0) -> Iterator[Path]:
             _replace(temp, path)
             _sync(path.parent)
     finally:
-        with contextlib.suppress(
-            OSError
-        ):  # on a disk that fails nothing can be taken away; sweep does it later
+        # A failing disk may not delete either; remove_stale_temps does it later.
+        with contextlib.suppress(OSError):
             _remove(temp)
         _open_temps.discard(temp.name)
 
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in ``folder`` for files of this process; gone afterwards, or where the process
-    is killed by the next :func:`sweep`.
+    """Make a folder for temporary files of this process and remove it afterwards.
+
+    Where the process is killed, the next :func:`remove_stale_temps` removes it.
+
+    Args:
+        folder: where to make it.
+
+    Yields:
+        Path of the new folder.
+
+    Raises:
+        DiskError: where it cannot be made.
     """
     path = folder / f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     _open_temps.add(path.name)
@@ -90,13 +111,23 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 LONGEST_ENDING = 32
-"""Bytes of an ending that a temporary name keeps: libraries go by it."""
+"""A temporary name keeps a suffix shorter than this (characters): libraries go by it."""
 
 
 @contextlib.contextmanager
 def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]:
-    """Turn an error of writing ``path`` (by way of ``temp``) into a DiskError in words; errors of
-    other files stay as they are.
+    """Turn an OSError of writing ``path`` into a DiskError; errors of other files stay as they are.
+
+    Args:
+        path: file that is written inside the context.
+        need: bytes that it will have, for the message; 0: not known.
+        temp: temporary path that is written first; None: ``path`` is written in place.
+
+    Yields:
+        Nothing; the context covers the writing.
+
+    Raises:
+        DiskError: for an OSError of ``path``, ``temp``, or a parent folder.
     """
     own = {os.fspath(p) for p in (path, path.parent, temp) if p is not None}
     try:
@@ -108,20 +139,24 @@ def named(path: Path, need: int = 0, temp: Path | None = None) -> Iterator[None]
             os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes)
         }
         if where and not any(
-            w in own or (temp is not None and w.startswith(f"{temp}{os.sep}")) or _above(w, path)
+            w in own
+            or (temp is not None and w.startswith(f"{temp}{os.sep}"))
+            or _is_parent(w, path)
             for w in where
         ):
             raise
-        raise _in_words(path, error, need, temp) from None
+        raise _disk_error(path, error, need, temp) from None
 
 
-def _above(found: str, path: Path) -> bool:
+def _is_parent(found: str, path: Path) -> bool:
+    """Whether ``found`` is a folder that ``path`` lies in."""
     return any(found == os.fspath(p) for p in path.parents)
 
 
-def _in_words(path: Path, error: OSError, need: int, temp: Path | None) -> DiskError:
-    number = error.errno or (_real_reason(temp) if temp is not None else 0)
-    done = _bytes_of(temp) if temp is not None else 0
+def _disk_error(path: Path, error: OSError, need: int, temp: Path | None) -> DiskError:
+    """The DiskError for an OSError of writing ``path``."""
+    number = error.errno or (_write_errno(temp) if temp is not None else 0)
+    done = _written_bytes(temp) if temp is not None else 0
     reason = os.strerror(number) if number else str(error)
     bytes_needed = f", {need} bytes are needed" if need else ""
     free = free_bytes(path)
@@ -130,13 +165,14 @@ def _in_words(path: Path, error: OSError, need: int, temp: Path | None) -> DiskE
     return DiskError(
         number,
         f"{path}: {reason} after {done} bytes{bytes_needed}{bytes_free}{left}."
-        f" {_way_out(path, number)}.",
+        f" {_advice(path, number)}.",
     )
 
 
-def _way_out(path: Path, number: int) -> str:
+def _advice(path: Path, number: int) -> str:
+    """What the user can do about the error ``number`` (errno)."""
     folder = path.parent
-    ways = {
+    advice = {
         errno.EFBIG: (
             "Raise the limit of the size of files (ulimit -f), or use a disk that takes files of"
             " that size, and run again"
@@ -153,26 +189,28 @@ def _way_out(path: Path, number: int) -> str:
         ),
         errno.EDQUOT: f"Your quota is used up: free space in {folder}, and run again",
     }
-    ways |= {errno.EPERM: ways[errno.EACCES], errno.ENFILE: ways[errno.EMFILE]}
-    ways |= {errno.ENOSPC: f"Free space in {folder} and run again"}
-    ways |= {errno.ENOENT: f"{folder} was taken away meanwhile: run again"}
-    return ways.get(number, f"Look after {folder} and its disk, and run again")
+    advice |= {errno.EPERM: advice[errno.EACCES], errno.ENFILE: advice[errno.EMFILE]}
+    advice |= {errno.ENOSPC: f"Free space in {folder} and run again"}
+    advice |= {errno.ENOENT: f"{folder} was taken away meanwhile: run again"}
+    return advice.get(number, f"Look after {folder} and its disk, and run again")
 
 
-def _real_reason(temp: Path) -> int:
-    """Why nothing can be added to a file: numpy and libraries on it tell of a short write without
-    its reason. 0 where something can.
+def _write_errno(temp: Path) -> int:
+    """The errno of appending to a file, 0 where it succeeds.
+
+    numpy and libraries built on it report a short write without its reason.
     """
     try:
         with open(temp / ".room" if temp.is_dir() else temp, "ab", buffering=0) as stream:
-            for _ in range(2):  # the first may fill the last bytes
+            for _ in range(2):  # the first write may just fill the disk
                 stream.write(bytes(2**16))
     except OSError as error:
         return error.errno or 0
     return 0
 
 
-def _bytes_of(temp: Path) -> int:
+def _written_bytes(temp: Path) -> int:
+    """Bytes of a file or of all files of a folder so far; 0 where it cannot be read."""
     try:
         return sum(p.lstat().st_size for p in (temp.rglob("*") if temp.is_dir() else [temp]))
     except OSError:
@@ -180,8 +218,13 @@ def _bytes_of(temp: Path) -> int:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes that this user can still write where ``path`` is or would be; None where the disk does
-    not say.
+    """Free disk space for this user.
+
+    Args:
+        path: file or folder, which need not exist yet.
+
+    Returns:
+        Bytes that can still be written there; None where the file system does not say.
     """
     try:
         found = os.statvfs(nearest(path))
@@ -191,8 +234,19 @@ def free_bytes(path: Path) -> int | None:
 
 
 def require_room(folder: Path, need: int, advice: str) -> str | None:
-    """A warning where fewer bytes are free than files will take; DiskError where the disk certainly
-    cannot hold them.
+    """Compare free disk space with what will be written.
+
+    Args:
+        folder: where the files will be written.
+        need: their bytes.
+        advice: what the user can do where they do not fit.
+
+    Returns:
+        A warning where fewer bytes are free but the file system may compress; None where they fit
+        or free space is not known.
+
+    Raises:
+        DiskError: where the disk certainly cannot hold them.
     """
     free = free_bytes(folder)
     if free is None or need <= free:
@@ -204,14 +258,20 @@ def require_room(folder: Path, need: int, advice: str) -> str | None:
 
 
 PLAIN = frozenset({"ext2", "ext3", "ext4", "xfs", "jfs", "tmpfs", "ramfs", "vfat", "exfat"})
-"""File systems on which a byte takes a byte: others compress, or are a server's of which nothing is
-known.
+"""File systems on which a byte takes a byte.
+
+Others compress, or belong to a server of which nothing is known.
 """
 
 
 def keeps_every_byte(path: Path) -> bool:
-    """Whether what lies at ``path`` takes as much of its disk as it has bytes; False where that is
-    not known.
+    """Whether files on this file system take at least as much space as they have bytes.
+
+    Args:
+        path: file or folder, which need not exist yet.
+
+    Returns:
+        True for the file systems of PLAIN; False for others, and where it is not known.
     """
     try:
         device = os.stat(nearest(path)).st_dev
@@ -228,12 +288,27 @@ def keeps_every_byte(path: Path) -> bool:
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or the closest folder around it that is there."""
+    """Closest existing ancestor of a path.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        The path itself where it exists, else its nearest parent that does.
+    """
     return next((p for p in (path, *path.absolute().parents) if os.path.exists(p)), Path("/"))
 
 
 def require_writable(option: str, folder: Path) -> None:
-    """Raise UserError where nothing can be made in ``folder``, which need not be there yet."""
+    """Check that files can be created in a folder.
+
+    Args:
+        option: command line option that names the folder, for the message; empty: none.
+        folder: folder, which need not exist yet.
+
+    Raises:
+        UserError: where nothing can be created in it.
+    """
     if reason := refused(folder):
         shown = f"{option} {folder}" if option else str(folder)
         raise UserError(
@@ -242,10 +317,16 @@ def require_writable(option: str, folder: Path) -> None:
 
 
 def refused(path: Path) -> str:
-    """Why nothing can be made in the folder ``path``, which need not be there yet; empty where
-    something can.
+    """Find out why files cannot be created in a folder, by creating one without a name.
 
-    Found by making a file without a name, of which nothing stays.
+    Args:
+        path: folder, which need not exist yet.
+
+    Returns:
+        The reason in words; empty where files can be created.
+
+    Raises:
+        OSError: where too many files are open, which says nothing about the folder.
     """
     try:
         if b"\0" in os.fsencode(path):
@@ -261,7 +342,7 @@ def refused(path: Path) -> str:
             return (
                 f"{entry} is {'a file' if os.path.exists(entry) else 'a link that leads nowhere'}"
             )
-        with tempfile.TemporaryFile(dir=there):  # on Linux it never has a name
+        with tempfile.TemporaryFile(dir=there):  # O_TMPFILE on Linux: it never has a name
             pass
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about the folder
@@ -273,12 +354,13 @@ def refused(path: Path) -> str:
 
 
 ROOM = 300
-"""Bytes of a path that are kept for what is written below a folder."""
+"""Bytes of the longest path that are reserved for names below a folder."""
 
 
 def _require_replaceable(path: Path) -> None:
-    """Raise UserError where ``path`` is a folder that is no image, or a pipe, a socket or a device:
-    none of them was made here.
+    """Raise UserError for a path that must not be replaced.
+
+    That is a folder that is no image, a pipe, a socket or a device: none of them was made here.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -297,13 +379,14 @@ def _require_replaceable(path: Path) -> None:
 
 
 def _sync_all(path: Path) -> None:
+    """Flush a file, or a folder with all that it holds, to the disk."""
     for inner in path.rglob("*") if path.is_dir() else ():
         _sync(inner)
     _sync(path)
 
 
 def _replace(temp: Path, path: Path) -> None:
-    """A folder cannot take the place of a folder in one step."""
+    """Rename ``temp`` to ``path``; a folder cannot replace a folder in one step."""
     if not path.is_dir():
         os.replace(temp, path)
         return
@@ -329,29 +412,49 @@ def _sync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data``, whole or not at all."""
+    """Write bytes atomically.
+
+    Args:
+        path: file to write.
+        data: its content.
+
+    Raises:
+        DiskError: where it cannot be written.
+    """
     with whole(path, len(data)) as temp:
         temp.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with line ends as they are, whole or not at all; bytes of a file name
-    that are no text as ``\\udcXX``.
+    """Write text as UTF-8 atomically, line ends as they are.
+
+    Args:
+        path: file to write.
+        text: its content; bytes of a file name that are no text are written as ``\\udcXX``.
+
+    Raises:
+        DiskError: where it cannot be written.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write ``obj`` as JSON, whole or not at all; NaN and infinity become null, numpy numbers,
-    paths and dataclasses what they look like.
+    """Write an object as JSON atomically.
 
-    A file name that is no text holds its bytes as ``\\udcXX``, which is an escape of JSON: it is
-    read back as the same path.
+    Args:
+        path: file to write.
+        obj: plain data, dataclasses, paths, numpy arrays and scalars; NaN and infinity become null.
+            A file name that is no text holds its bytes as ``\\udcXX``, which is a JSON escape: it
+            is read back as the same path.
+
+    Raises:
+        DiskError: where it cannot be written.
     """
     write_text(path, json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(obj: Any) -> Any:
+    """Data that JSON can hold."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
     if isinstance(obj, Mapping):
@@ -366,33 +469,38 @@ def _plain(obj: Any) -> Any:
 
 
 def remove_stale_temps(folder: Path, deep: bool = True) -> list[Path]:
-    """Remove what a killed writer left anywhere below ``folder``, and return it.
+    """Remove temporary files and folders that killed writers left behind.
 
-    Files that a live process is writing stay.
+    Those of running processes stay. A temporary file of another host counts as stale after a day.
 
-    With ``deep`` off only in ``folder`` itself. A temporary file of another machine is taken as
-    left behind after a day.
+    Args:
+        folder: where to search.
+        deep: search its subfolders, too.
+
+    Returns:
+        The paths that were removed.
     """
     removed = []
     for temp in sorted((folder.rglob if deep else folder.glob)(f"{_PREFIX}*")):
-        if temp.name not in _open_temps and _abandoned(temp):
+        if temp.name not in _open_temps and _is_stale(temp):
             _remove(temp)
             removed.append(temp)
     return removed
 
 
-def _abandoned(temp: Path) -> bool:
+def _is_stale(temp: Path) -> bool:
+    """Whether the writer of a temporary file has ended, or may have: other hosts get a day."""
     match = re.match(rf"{re.escape(_PREFIX)}([0-9a-f]{{8}})-(\d+)-", temp.name)
     if match is None:
         return False
-    if match[1] == _HOST and (int(match[2]) == os.getpid() or not _alive(int(match[2]))):
+    if match[1] == _HOST and (int(match[2]) == os.getpid() or not _is_running(int(match[2]))):
         return True
     with contextlib.suppress(OSError):
         return time.time() - temp.stat().st_mtime > 86400
     return False
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -403,24 +511,48 @@ def _alive(pid: int) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """SHA-256 of a file.
+
+    Args:
+        path: regular file.
+
+    Returns:
+        Hexadecimal digest of its bytes.
+
+    Raises:
+        FileError: where it is a pipe, a socket or a device.
+        OSError: where it cannot be read.
+    """
     check_regular(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 WHOLE = 2**24
-"""Bytes up to which :func:`checksum` takes in a whole file."""
+"""Largest file, in bytes, of which :func:`checksum` reads every byte."""
 
 SAMPLES, SAMPLE = 128, 2**16
-"""Of a larger file: so many blocks of so many bytes, the first and the last among them, evenly
-spread.
+"""Blocks of a larger file that :func:`checksum` reads, and bytes of each.
+
+They are spread evenly; the first and the last block of the file are among them.
 """
 
 
 def checksum(path: Path) -> str:
-    """A sum by which damage shows: of all bytes of a file of up to 16 MiB, else of its length and
-    of 8 MiB that are spread over it.
+    """Fast checksum to detect a damaged file.
+
+    It covers all bytes of a file of up to 16 MiB (WHOLE), else its length and 8 MiB that are spread
+    over it.
+
+    Args:
+        path: regular file.
+
+    Returns:
+        CRC-32 in hexadecimal, with its method: ``crc32:...`` or ``crc32/128x65536:...``.
+
+    Raises:
+        FileError: where it is a pipe, a socket or a device.
+        OSError: where it cannot be read.
     """
     size = check_regular(path).st_size
     with path.open("rb") as stream:

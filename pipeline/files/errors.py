@@ -1,4 +1,4 @@
-"""What can be wrong with a file, in words that a user can act on."""
+"""Errors of unusable files: what is wrong, and what the user can do about it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from pipeline.records import UserError
 T = TypeVar("T")
 
 AGAIN = "The file is incomplete or damaged: copy, download or export it again"
+"""Suggestion for files that are incomplete or damaged."""
 
 
 class FileError(UserError):
-    """A file that cannot be used, with what is wrong and what to do: the parts of a
-    :class:`pipeline.records.Fault`.
+    """A file that cannot be used: the parts of a :class:`pipeline.records.Fault`.
+
+    Args:
+        path: the file.
+        problem: what is wrong, as it follows the path in a message.
+        suggestion: what the user can do about it.
     """
 
     def __init__(self, path: Path, problem: str, suggestion: str = AGAIN) -> None:
@@ -33,11 +38,20 @@ class FileError(UserError):
 
 
 def guarded(path: Path, action: Callable[[], T]) -> T:
-    """Run a decoder; whatever it raises becomes a FileError, because codecs raise anything for a
-    damaged file.
+    """Run a decoder and turn whatever it raises into a FileError: codecs raise anything for damage.
 
     What is no regular file is refused before it is opened: a pipe would block for ever, a device
     has no end.
+
+    Args:
+        path: file that the decoder reads.
+        action: the decoder, called without arguments.
+
+    Returns:
+        What ``action`` returns.
+
+    Raises:
+        FileError: where ``path`` is no regular file, or ``action`` fails.
     """
     try:
         check_kind(path)
@@ -55,7 +69,7 @@ def guarded(path: Path, action: Callable[[], T]) -> T:
     except OSError as error:
         raise FileError(path, *_os_problem(path, error)) from None
     except Exception as error:
-        raise FileError(path, f"cannot be decoded: {_words(error)}") from None
+        raise FileError(path, f"cannot be decoded: {_describe(error)}") from None
 
 
 _OTHER_KINDS = (
@@ -67,10 +81,15 @@ _OTHER_KINDS = (
 
 
 def check_kind(path: Path) -> None:
-    """Raise FileError for pipes, sockets, devices, empty files, and a folder where a file belongs
-    or the reverse.
+    """Check that a path is a non-empty regular file, or a folder where its format is one.
 
-    Raises OSError where there is nothing at ``path``.
+    Args:
+        path: image file or folder.
+
+    Raises:
+        FileError: for pipes, sockets, devices and empty files, and for a folder in place of a file
+            or the reverse.
+        OSError: where there is nothing at ``path``.
     """
     found = check_regular(path)
     if stat.S_ISDIR(found.st_mode):
@@ -87,9 +106,17 @@ def check_kind(path: Path) -> None:
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """What is at ``path``.
+    """Check that a path is neither a pipe, a socket nor a device.
 
-    Raises FileError for pipes, sockets and devices, OSError where there is nothing.
+    Args:
+        path: file or folder.
+
+    Returns:
+        Its ``os.stat`` result.
+
+    Raises:
+        FileError: for pipes, sockets and devices.
+        OSError: where there is nothing at ``path``.
     """
     found = path.stat()
     kind = next((name for test, name in _OTHER_KINDS if test(found.st_mode)), None)
@@ -101,18 +128,21 @@ def check_regular(path: Path) -> os.stat_result:
 
 
 def silence(*modules: str) -> None:
-    """Keep warnings of libraries off the terminal: what is wrong with a file is raised, with its
-    path.
+    """Suppress warnings of libraries: what is wrong with a file is raised, with its path.
+
+    Args:
+        *modules: names of the packages whose warnings are suppressed.
     """
     for module in modules:
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
 
 
-def _words(error: Exception) -> str:
-    """What a library says, in one printable line, with its own name for the fault; Python's names
-    only where nothing else is said.
+def _describe(error: Exception) -> str:
+    """The message of a library's error in one printable line, with the error's own name.
+
+    Names of Python's built-in errors appear only where there is no message.
     """
-    name, text = type(error).__name__, _line(str(error))
+    name, text = type(error).__name__, _one_line(str(error))
     if isinstance(
         error, TypeError | AttributeError | LookupError | AssertionError | ArithmeticError
     ):
@@ -120,13 +150,21 @@ def _words(error: Exception) -> str:
     return (text if type(error).__module__ == "builtins" else f"{name}: {text}") if text else name
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
+    """At most 300 printable characters of a text, line feeds as blanks."""
     text = "".join(c if c.isprintable() else " " for c in text[:1000])
     return re.sub(r" +", " ", text).strip()[:300]
 
 
 def absence(path: Path) -> str:
-    """Why there is nothing at ``path`` that can be asked about; empty where something is."""
+    """Find out why a path cannot be accessed.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        The reason in words; empty where something is there.
+    """
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -137,6 +175,7 @@ def absence(path: Path) -> str:
 
 
 def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
+    """What is wrong, and what to do, for an OSError of reading ``path``."""
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return (
             f"is a symbolic link to {os.readlink(path)}, which does not exist",
@@ -155,10 +194,20 @@ def _os_problem(path: Path, error: OSError) -> tuple[str, str]:
         )
     if isinstance(error, IsADirectoryError):
         return "is a folder", "Name a file"
-    return f"cannot be read to its end: {_line(str(error))}", AGAIN
+    return f"cannot be read to its end: {_one_line(str(error))}", AGAIN
 
 
 def wrong_axes(path: Path, shape: tuple[int, ...], dims: int) -> FileError:
+    """The error for a volume where an image is needed, or the reverse.
+
+    Args:
+        path: the file.
+        shape: shape of its array.
+        dims: space axes that are needed, 2 or 3.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
     found, wanted = ("an image", "a volume") if dims == 3 else ("a volume or a series", "an image")
     size = "x".join(map(str, shape))
     return FileError(
@@ -169,7 +218,15 @@ def wrong_axes(path: Path, shape: tuple[int, ...], dims: int) -> FileError:
 
 
 def require_text(option: str, path: Path) -> None:
-    """Raise UserError for a path that is no text: it would stand in a file that holds nothing else."""
+    """Check that a path is UTF-8 text, as it will be stored in a file that holds only text.
+
+    Args:
+        option: command line option that names the path, for the message; may be empty.
+        path: file or folder.
+
+    Raises:
+        UserError: where a name in it is no UTF-8.
+    """
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Formats by suffix: check, read, view, write one array with its geometry.
+"""Read, check, view and write one array with its geometry, by the suffix of its file.
 
-Damage is looked for here and not left to the libraries: tifffile logs a truncated file and returns
-fewer pages, nibabel meets it only when pixels are used, and gzip checks its sum only when somebody
-reads to the end.
+Damage is checked here and not left to the libraries: tifffile logs a truncated file and returns
+fewer pages, nibabel notices it only when pixels are used, and gzip compares its checksum only when
+the stream is read to the end.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from types import ModuleType
 import numpy as np
 
 from pipeline.files import nifti, npy, pictures, tiff
-from pipeline.files.durable import (
-    whole,
-)
+from pipeline.files.durable import whole
 from pipeline.files.errors import AGAIN, FileError, guarded
 from pipeline.files.names import FOLDERS, SUFFIXES, suffix
 from pipeline.files.pixels import LazyArray, Rows
@@ -37,30 +35,39 @@ _FORMATS = {
     ".bmp": pictures,
     ".npy": npy,
 }
-"""Each format of single files is a module with probe, geometry, read and write; some also have
-view.
+"""Module of each format of single files.
+
+Each has probe, geometry, read and write; some also have view.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a file says about itself without its pixels being decoded.
-
-    ``problem`` is None for a sound file; then shape and dtype hold.
-    """
+    """What a file declares, without its pixels being decoded."""
 
     shape: tuple[int, ...]
+    """``(C, *S)``; empty where there is a problem."""
     dtype: str
+    """Name of the dtype; empty where there is a problem."""
     problem: str | None
+    """What is wrong with the file; None for a sound one."""
     suggestion: str = AGAIN
+    """What the user can do about the problem."""
 
 
 def probe(path: Path, dims: int) -> Probe:
-    """Check a file's structure without decoding pixels: missing, empty, truncated, wrong number of
-    axes, unknown format.
+    """Check the structure of an image file without decoding pixels.
 
+    Found are missing, empty and truncated files, a wrong number of axes and an unknown format.
     Truncation inside a compressed stream (``.nii.gz``, a JPEG) shows only in :func:`read`. Never
     raises for a bad file.
+
+    Args:
+        path: image file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Shape and dtype, or the problem.
     """
     try:
         shape, dtype = guarded(path, lambda: _format(path).probe(path, dims))
@@ -70,16 +77,26 @@ def probe(path: Path, dims: int) -> Probe:
 
 
 def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)`` in the file's own number type (native byte order, C-contiguous) and its
-    geometry.
+    """Read an image file into memory.
 
-    ``dims`` is the number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``,
-    the file's order, from NIfTI; 2 gives ``(C, Y, X)``. Palettes become RGB, with ``labels`` (and
-    in volumes) their indices, or 0 and 255 where an image is black and white; alpha is dropped,
-    bool becomes uint8, a picture is turned as its EXIF or TIFF orientation says. Greys of 1, 2 or 4
-    bits are 0 to 255 as they are seen, with ``labels`` (and in volumes) the numbers that are
-    stored. ``Geometry.notes`` says what else to know. Raises FileError for whatever cannot be read
-    to the last pixel or does not have ``dims`` space axes.
+    Palettes become RGB, with ``labels`` (and in volumes) their indices, or 0 and 255 where an image
+    is black and white. Alpha is dropped, bool becomes uint8, and a 2D image is turned upright by
+    its EXIF or TIFF orientation. Greys of 1, 2 or 4 bits are scaled to 0..255 as they are
+    displayed, with ``labels`` (and in volumes) the stored values are kept.
+
+    Args:
+        path: image file.
+        dims: number of space axes: 3 gives ``(C, Z, Y, X)`` from TIFF and ``(C, X, Y, Z)``, the
+            order of the file, from NIfTI; 2 gives ``(C, Y, X)``.
+        labels: read a label map, whose values are classes, not intensities.
+
+    Returns:
+        Array ``(C, *S)`` in the dtype of the file (native byte order, C-contiguous), and its
+        geometry; ``Geometry.notes`` says what else to know.
+
+    Raises:
+        FileError: where the file cannot be read to the last pixel or does not have ``dims`` space
+            axes.
     """
     array, geometry = guarded(path, lambda: _format(path).read(path, dims, labels))
     if array.dtype == bool:
@@ -95,11 +112,18 @@ def read(path: Path, dims: int, labels: bool = False) -> tuple[np.ndarray, Geome
 
 @contextlib.contextmanager
 def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
-    """The array of :func:`read` and its geometry, of which rows are read as they are sliced: TIFF,
-    Zarr and npy. Others are read whole.
+    """Open an image file for reading slab by slab: TIFF, Zarr and npy; others are read whole.
 
-    The array can be used until the context is left. Raises FileError as :func:`read` does, also
-    from a slice that cannot be read.
+    Args:
+        path: image file.
+        dims: number of space axes, as for :func:`read`.
+
+    Yields:
+        The array ``(C, *S)`` of :func:`read`, of which rows are read as they are sliced, and its
+        geometry. The array can be used until the context is left.
+
+    Raises:
+        FileError: as :func:`read` does, also from a slice that cannot be read.
     """
     form = _format(path)
     with contextlib.ExitStack() as stack:
@@ -107,18 +131,18 @@ def view(path: Path, dims: int) -> Iterator[tuple[LazyArray, Geometry]]:
             yield read(path, dims)
             return
         given = (stack,) if form is tiff else ()
-        pixels, place = guarded(path, lambda: form.view(path, dims, *given))
+        pixels, geometry = guarded(path, lambda: form.view(path, dims, *given))
         if 0 in pixels.shape:
             raise FileError(path, f"holds no pixel, shape {pixels.shape}")
         if pixels.dtype.kind not in "uifb":
             raise FileError(
                 path, f"holds {pixels.dtype} values", "Convert it to an integer or real number type"
             )
-        yield _guarded_rows(path, pixels), place
+        yield _guarded_rows(path, pixels), geometry
 
 
 def _guarded_rows(path: Path, pixels: LazyArray) -> LazyArray:
-    """The same, with bool as uint8, and with FileError for rows that cannot be read."""
+    """The same array, with bool as uint8 and with FileError for rows that cannot be read."""
     if not isinstance(pixels, Rows):
         return np.asarray(pixels)
     dtype = np.dtype(np.uint8) if pixels.dtype == bool else pixels.dtype
@@ -129,17 +153,32 @@ def _guarded_rows(path: Path, pixels: LazyArray) -> LazyArray:
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """The geometry that :func:`read` would give, from the header alone.
+    """Read the geometry of an image from its header alone.
 
-    Raises FileError like it.
+    Args:
+        path: image file.
+        dims: number of space axes, as for :func:`read`.
+
+    Returns:
+        The geometry that :func:`read` would give.
+
+    Raises:
+        FileError: where the header cannot be read or does not have ``dims`` space axes.
     """
     return guarded(path, lambda: _format(path).geometry(path, dims))
 
 
 def dims_of(path: Path) -> int:
-    """Number of space axes of a file, 3 where it can be read as a volume, else 2.
+    """Number of space axes of an image file.
 
-    Raises FileError where it is neither.
+    Args:
+        path: image file.
+
+    Returns:
+        3 where it can be read as a volume, else 2.
+
+    Raises:
+        FileError: where it can be read as neither.
     """
     for dims in (3, 2):
         found = probe(path, dims)
@@ -149,6 +188,7 @@ def dims_of(path: Path) -> int:
 
 
 def _format(path: Path) -> ModuleType:
+    """The module that reads and writes the format of a path."""
     known = suffix(path)
     if not known:
         raise FileError(
@@ -166,14 +206,28 @@ def _format(path: Path) -> ModuleType:
 def write(
     path: Path, array: LazyArray, geometry: Geometry | None = None, dims: int | None = None
 ) -> None:
-    """Write ``(*S)`` or ``(C, *S)`` in the format of the suffix, in the place that ``geometry``
-    describes, whole or not at all.
+    """Write an array in the format of the file's suffix, whole or not at all.
 
-    ``dims`` (space axes) settles what ``(3, Y, X)`` means; unsaid, the geometry says it, else
-    pictures such as PNG are 2D and other arrays of three axes or more are volumes. Equal arrays
-    give equal bytes. Raises UserError where the format cannot hold the array. :class:`Rows` ``(C,
-    *S)`` are written slab by slab as TIFF volumes, Zarr and npy; in other formats they are held in
-    memory.
+    Equal arrays give equal bytes. :class:`Rows` ``(C, *S)`` are written slab by slab as TIFF
+    volumes, Zarr and npy; for other formats they are loaded into memory.
+
+    Args:
+        path: file to write.
+        array: ``(*S)`` or ``(C, *S)``; bool is written as uint8.
+        geometry: geometry to write, usually that of the input image; None: none.
+        dims: number of space axes, which decides what ``(3, Y, X)`` means. None: that of the
+            geometry, else 2 for 2D arrays and formats such as PNG, and 3 for others.
+
+    Raises:
+        UserError: where the format cannot hold the array.
+        DiskError: where the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Path(folder) / "a.tif", np.zeros((4, 5, 6), np.uint8))
+        ...     read(Path(folder) / "a.tif", dims=3)[0].shape
+        (1, 4, 5, 6)
     """
     geometry = geometry or Geometry()
     if isinstance(array, Rows):
@@ -204,8 +258,17 @@ def write(
 
 
 def stored(array: Rows, path: Path) -> Rows:
-    """The same ``(C, *S)`` from the new file ``path`` (``.npy``), so that what it is made from is
-    made once.
+    """Cache an array in a file, so that its rows are computed once.
+
+    Args:
+        array: ``(C, *S)``, computed as it is sliced.
+        path: new ``.npy`` file.
+
+    Returns:
+        The same ``(C, *S)``, read from ``path`` as it is sliced.
+
+    Raises:
+        DiskError: where the file cannot be written.
     """
     write(path, array)
     return npy.rows(path)

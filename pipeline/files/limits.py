@@ -1,5 +1,7 @@
-"""What a file may announce before memory or time is taken for it: free memory, what a codec can
-make of its bytes, and numbers that no real data set meets."""
+"""Limits on what a file may declare before memory or time is spent on it.
+
+Free memory, what a codec can make of its bytes, and sizes that no real data set reaches.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,32 @@ import numpy as np
 from pipeline.files.errors import FileError
 
 UNASKED = 2**26
-"""Bytes of an array for which nobody asks how much memory is free: asking takes longer than it."""
+"""Bytes of an array up to which free memory is not read: that takes longer than the array."""
 
 DEFLATE, LZW, RUNS, ZSTD = 1032, 4096, 128, 2**15
-"""The most bytes that a codec makes of one: 258 of 2 bits; a string of 4096 of 12 bits; 128 of 2;
-a block of 128 KiB of 4."""
+"""The most bytes that a codec makes of one.
+
+DEFLATE: 258 bytes of 2 bits; LZW: a string of 4096 of 12 bits; run lengths: 128 of 2 bytes; ZSTD: a
+block of 128 KiB of 4 bytes.
+"""
 
 SLACK = 2**16
-"""Bytes that any file may announce beyond what its codec can make of it."""
+"""Bytes that any file may declare beyond what its codec can make of it."""
 
 
 def available_memory() -> int:
-    """Bytes that processes may still take, by the system and the control group (a Slurm job's
-    share); 4 GiB where neither says.
+    """Memory that processes may still take.
+
+    Returns:
+        Bytes by the system and the control group (a Slurm job's share), whichever is less; 4 GiB
+        where neither says.
     """
-    known = [n for n in (_system(), _group()) if n is not None]
+    known = [n for n in (_system_memory(), _cgroup_memory()) if n is not None]
     return min(known) if known else 4 << 30
 
 
-def _system() -> int | None:
+def _system_memory() -> int | None:
+    """Available bytes by ``/proc/meminfo``; None where it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(
@@ -42,8 +51,8 @@ def _system() -> int | None:
         return None
 
 
-def _group() -> int | None:
-    """What is left of the limit of the control group (version 2) that this process is in."""
+def _cgroup_memory() -> int | None:
+    """What is left of the limit of this process's control group (version 2); None: no limit."""
     try:
         path = next(
             line[3:].strip()
@@ -60,12 +69,20 @@ def _group() -> int | None:
 
 
 AXES = 32
-"""Axes of an array: NumPy held that many for years, and images have six at most."""
+"""Most axes of an array: NumPy allowed no more for years, and images have six at most."""
 
 
 def check_values(path: Path, shape: Sequence[int], dtype: Any) -> None:
-    """Raise FileError for values that are no numbers of pixels, and for axes without one or of a
-    negative length.
+    """Check the dtype and the shape that a file declares.
+
+    Args:
+        path: the file.
+        shape: declared shape.
+        dtype: declared dtype.
+
+    Raises:
+        FileError: for a dtype that is no number, for empty axes or those of negative length, and
+            for more than AXES axes.
     """
     known = np.dtype(dtype)
     if known.hasobject:
@@ -87,7 +104,17 @@ def check_values(path: Path, shape: Sequence[int], dtype: Any) -> None:
 
 
 def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an array") -> None:
-    """Raise FileError where an array of ``shape`` does not fit into the memory that is free."""
+    """Check that an array fits into free memory.
+
+    Args:
+        path: file that declares it.
+        shape: its shape.
+        dtype: its dtype.
+        what: what it is, for the message.
+
+    Raises:
+        FileError: where it does not fit.
+    """
     need = math.prod(shape) * np.dtype(dtype).itemsize
     if need <= UNASKED:
         return
@@ -106,8 +133,16 @@ def check_memory(path: Path, shape: Sequence[int], dtype: Any, what: str = "an a
 
 
 def check_ratio(path: Path, need: int, stored: int, most: int) -> None:
-    """Raise FileError where ``stored`` compressed bytes cannot hold ``need``: ``most`` is the
-    codec's ratio.
+    """Check that compressed bytes can hold what a file declares.
+
+    Args:
+        path: the file.
+        need: declared bytes of pixels.
+        stored: compressed bytes.
+        most: largest compression ratio of the codec.
+
+    Raises:
+        FileError: where they cannot.
     """
     if need > stored * most + SLACK:
         problem = (
@@ -122,5 +157,9 @@ def _gib(size: int) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """CPU cores that this process may use.
+
+    Returns:
+        Their number, by the CPU affinity where the system has one.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,16 +1,16 @@
-"""One owner for a folder: a lock that ends with its process, and says who holds it.
+"""A lock on a folder that ends with its process and names its owner.
 
-The lock is ``flock`` on a small file, in which the owner's process, host, start and command stand
-for others to read. The kernel gives it up when the process ends, however it ends; worker processes
-that were forked meanwhile do not keep it. A file with an owner's facts that nobody holds is what a
-killed process left: it is taken over, and said.
+The lock is ``flock`` on a small file that holds the owner's process, host, start and command for
+others to read. The kernel releases it when the process ends, however it ends; worker processes that
+were forked meanwhile do not keep it. A file that names an owner but is not locked was left by a
+killed process: the lock is taken over, with a log line.
 
 On NFS, Linux makes ``flock`` a lock of the server, which all hosts see (kernel 2.6.12 and later,
 version 4 or a running lock manager); a share mounted with ``local_lock=flock`` or
-``local_lock=all`` keeps apart only the processes of one host. When a host dies, an NFS server frees
-its locks after the lease of about 90 seconds. Where the file system has no locks at all (some
-Lustre mounts), the facts alone decide: an owner on another host counts as alive, and two processes
-that start within the same moment are not kept apart.
+``local_lock=all`` separates only the processes of one host. When a host dies, an NFS server
+releases its locks after the lease of about 90 seconds. Where the file system has no locks at all
+(some Lustre mounts), the file's content alone decides: an owner on another host counts as running,
+and two processes that start within the same moment are not separated.
 """
 
 from __future__ import annotations
@@ -36,26 +36,30 @@ from pipeline.records import UserError
 logger = logging.getLogger(__name__)
 
 NAME = ".lock"
-"""File in a folder that one process at a time may own."""
+"""Name of the lock file in a folder that one process at a time may own."""
 
 POLL = 0.1
 """Seconds between two tries while waiting."""
 
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""Errors of ``flock`` on file systems without locks."""
 
 _held: set[int] = set()
+"""File descriptors of the locks that this process holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The process that holds a lock: its number, its host, its start in local time, and its command
-    line.
-    """
+    """The process that holds a lock."""
 
     pid: int
+    """Process id."""
     host: str
+    """Host name."""
     since: str
+    """Start of the lock in local time, ``YYYY-MM-DD HH:MM:SS``."""
     command: str
+    """Command line."""
 
     def __str__(self) -> str:
         words = f"process {self.pid} on {self.host}, since {self.since} ({self.command})"
@@ -65,7 +69,9 @@ class Owner:
 class BusyError(UserError):
     """Another process holds the lock.
 
-    ``owner`` is None in the moment before it has written who it is.
+    Args:
+        path: lock file.
+        owner: the process that holds it; None in the moment before it has written who it is.
     """
 
     def __init__(self, path: Path, owner: Owner | None) -> None:
@@ -77,16 +83,27 @@ class BusyError(UserError):
 
 
 Wait = Callable[[BusyError, float], None]
-"""Called between two tries with who is in the way and the seconds waited so far; what it raises
-ends the waiting.
+"""Called between two tries with the error that names the owner and the seconds waited so far.
+
+An exception that it raises ends the waiting.
 """
 
 
 @contextlib.contextmanager
 def held(path: Path, wait: Wait | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` (made with its folder where missing, never removed).
+    """Hold a lock for the duration of the context.
 
-    Raises BusyError where another has it and nobody waits.
+    Args:
+        path: lock file, made with its folder where missing, never removed.
+        wait: called between two tries while another process holds the lock; None: do not wait.
+
+    Yields:
+        Nothing; the lock is held until the context is left.
+
+    Raises:
+        BusyError: where another process holds it and ``wait`` is None.
+        UserError: where ``path`` is something other than a file.
+        DiskError: where the lock file cannot be written.
     """
     handle = _acquire(path, wait)
     _held.add(handle)
@@ -99,35 +116,46 @@ def held(path: Path, wait: Wait | None = None) -> Iterator[None]:
 
 
 def owner(path: Path) -> str | None:
-    """Who holds the lock file ``path``, in words; None where nobody does. Nothing is made or
-    changed.
+    """Find out who holds a lock, without making or changing anything.
+
+    Args:
+        path: lock file, which need not exist.
+
+    Returns:
+        The owner in words; None where nobody holds it.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
-    except (OSError, ValueError):  # not there, or not ours to see
+    except (OSError, ValueError):  # missing, or no permission
         return None
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return None
-        left = _read(handle)
-        if left is None:  # nobody, or in the moment before the owner has written who it is
+        previous = _read_owner(handle)
+        if previous is None:  # no owner, or one that has not written its description yet
             return None
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return str(left)
+            return str(previous)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            return None if _gone(left) else str(left)
+            return None if _has_ended(previous) else str(previous)
         return None
     finally:
         os.close(handle)
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether something lies at ``path`` that no lock of this package is: neither empty nor an
-    owner's facts.
+    """Whether a path holds something that is no lock of this package.
+
+    Args:
+        path: where a lock file would be.
+
+    Returns:
+        True for what is neither empty nor an owner's description; False where nothing is there, or
+        where it may not be read.
     """
     if not os.path.isfile(path):
         return os.path.lexists(path)
@@ -135,11 +163,12 @@ def is_foreign(path: Path) -> bool:
         return path.stat().st_size > 0 and not isinstance(json.loads(path.read_bytes()), dict)
     except (ValueError, RecursionError):
         return True
-    except OSError:  # not ours to see: taking it will say so
+    except OSError:  # no permission: locking it will say so
         return False
 
 
 def _acquire(path: Path, wait: Wait | None) -> int:
+    """Open and lock the file, waiting where ``wait`` says so; the file descriptor."""
     began = time.monotonic()
     while True:
         if os.path.lexists(path) and not os.path.isfile(path):
@@ -152,10 +181,10 @@ def _acquire(path: Path, wait: Wait | None) -> int:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             with named(path):
-                taken = _take(handle, path)
+                taken = _try_lock(handle, path)
             if taken:
                 return handle
-            busy = BusyError(path, _read(handle)) if _still_there(handle, path) else None
+            busy = BusyError(path, _read_owner(handle)) if _is_same_file(handle, path) else None
         except BaseException:
             os.close(handle)
             raise
@@ -168,49 +197,54 @@ def _acquire(path: Path, wait: Wait | None) -> int:
         time.sleep(POLL)
 
 
-def _take(handle: int, path: Path) -> bool:
-    """Lock the open file and write the owner into it; False where another has it, or where the
-    folder was renamed meanwhile.
+def _try_lock(handle: int, path: Path) -> bool:
+    """Lock the open file and write the owner into it.
+
+    False where another process has it, or where the folder was renamed meanwhile.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        left = _read(handle)
+        previous = _read_owner(handle)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        left = _read(handle)
-        if left is not None and not _gone(left):
+        previous = _read_owner(handle)
+        if previous is not None and not _has_ended(previous):
             return False
-    if not _still_there(handle, path):
+    if not _is_same_file(handle, path):
         return False
-    if left is not None:
-        logger.info(f"{path.parent}: taken over from {left}, which ended without giving it back")
-    _write(handle)
+    if previous is not None:
+        logger.info(
+            f"{path.parent}: taken over from {previous}, which ended without giving it back"
+        )
+    _write_owner(handle)
     return True
 
 
-def _still_there(handle: int, path: Path) -> bool:
+def _is_same_file(handle: int, path: Path) -> bool:
+    """Whether ``path`` still leads to the open file."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), path.stat())
     return False
 
 
-def _gone(owner: Owner) -> bool:
-    """Whether the owner is a process of this host that has ended; of other hosts nothing is known."""
+def _has_ended(owner: Owner) -> bool:
+    """Whether the owner was a process of this host that has ended; False for other hosts."""
     if owner.host != socket.gethostname():
         return False
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # alive, and another user's
+    except PermissionError:  # it runs, as another user
         pass
     return False
 
 
-def _write(handle: int) -> None:
+def _write_owner(handle: int) -> None:
+    """Write this process into the open lock file."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     owner = Owner(
         pid=os.getpid(),
@@ -220,12 +254,13 @@ def _write(handle: int) -> None:
     )
     os.ftruncate(handle, 0)
     data, done = json.dumps(asdict(owner)).encode(), 0
-    while done < len(data):  # a full disk takes a part of it
+    while done < len(data):  # a full disk may take only a part
         done += os.pwrite(handle, data[done:], done)
     os.fsync(handle)
 
 
-def _read(handle: int) -> Owner | None:
+def _read_owner(handle: int) -> Owner | None:
+    """The owner that the open lock file names; None where it names none."""
     try:
         owner = Owner(**json.loads(os.pread(handle, 1 << 16, 0)))
     except (ValueError, TypeError, RecursionError):  # empty, or just being written
@@ -238,11 +273,11 @@ def _read(handle: int) -> Owner | None:
     return owner if sound else None
 
 
-def _let_go() -> None:
-    """In a forked child: its copies of the handles would keep the locks after the owner's death."""
+def _close_in_child() -> None:
+    """Close a forked child's copies of the file descriptors, which would keep the locks."""
     for handle in _held:
         os.close(handle)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,4 +1,4 @@
-"""File names of images: which formats there are, and what is left of a name without its suffix."""
+"""File names of images: their formats, and the id of the case that they belong to."""
 
 from __future__ import annotations
 
@@ -25,20 +25,27 @@ SUFFIXES = (
 """Formats that can be read; a longer suffix comes before one that it ends with."""
 
 FOLDERS = (".ome.zarr", ".zarr")
-"""Those of them that are folders of many files."""
+"""Formats that are folders of many files."""
 
 READ_ONLY = (".gif", ".bmp")
-"""Those of them that are not written."""
+"""Formats that can only be read."""
 
 WRITABLE = tuple(s for s in SUFFIXES if s not in READ_ONLY)
 """Formats that can be written."""
 
 
 def suffix(path: Path | str) -> str:
-    """The known suffix of a name in lower case, or an empty string.
+    """The known suffix of a file name.
 
-    >>> suffix("scan.NII.GZ"), suffix("notes.txt")
-    ('.nii.gz', '')
+    Args:
+        path: path or name.
+
+    Returns:
+        Suffix in lower case with its dot; empty where none is known.
+
+    Example:
+        >>> suffix("scan.NII.GZ"), suffix("notes.txt")
+        ('.nii.gz', '')
     """
     name = Path(path).name.lower()
     return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
@@ -47,8 +54,15 @@ def suffix(path: Path | str) -> str:
 def stem(path: Path | str) -> str:
     """File name without its image suffix; other dots stay.
 
-    >>> stem("a/b.v2.nii.gz"), stem("x.tif"), stem("plain")
-    ('b.v2', 'x', 'plain')
+    Args:
+        path: path or name.
+
+    Returns:
+        The name without folders and suffix.
+
+    Example:
+        >>> stem("a/b.v2.nii.gz"), stem("x.tif"), stem("plain")
+        ('b.v2', 'x', 'plain')
     """
     name = Path(path).name
     known = suffix(name)
@@ -56,22 +70,34 @@ def stem(path: Path | str) -> str:
 
 
 def case_id(path: Path | str) -> str:
-    """Id of the case that a file belongs to: its stem in composed Unicode (NFC), the only place
-    where ids are made.
+    """Id of the case that a file belongs to: its stem in composed Unicode (NFC).
 
-    Some file systems and archives keep ``é`` as two characters; the same file then has two
-    spellings.
+    This is the only place where ids are made. Some file systems and archives keep ``é`` as two
+    characters; the same file then has two spellings.
 
-    >>> case_id("a/Zu\u0308rich.tif") == "Z\u00fcrich"
-    True
+    Args:
+        path: path or name.
+
+    Returns:
+        The id.
+
+    Example:
+        >>> case_id("a/Zu\u0308rich.tif") == "Z\u00fcrich"
+        True
     """
     return unicodedata.normalize("NFC", stem(path))
 
 
 @contextlib.contextmanager
 def as_text(path: Path) -> Iterator[str]:
-    """The path as text for libraries that take no other: where it is none, another name of the same
-    file or folder, which is held open."""
+    """Give a path as UTF-8 text, for libraries that take no other.
+
+    Args:
+        path: existing file or folder.
+
+    Yields:
+        The path; where it is no UTF-8, another name of the same file or folder, which is held open.
+    """
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -85,16 +111,28 @@ def as_text(path: Path) -> Iterator[str]:
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether the name is one of an image that is kept as a folder.
+    """Whether an image of this name is a folder.
 
-    >>> is_folder("scan.ome.zarr"), is_folder("scan.tif")
-    (True, False)
+    Args:
+        path: path or name.
+
+    Returns:
+        True for the suffixes of FOLDERS.
+
+    Example:
+        >>> is_folder("scan.ome.zarr"), is_folder("scan.tif")
+        (True, False)
     """
     return suffix(path) in FOLDERS
 
 
 def is_image(path: Path | str) -> bool:
-    """Whether the name is one of an image: a known suffix, neither a dotfile nor the ``._x`` that
-    macOS leaves behind.
+    """Whether a file name is that of an image.
+
+    Args:
+        path: path or name.
+
+    Returns:
+        True for a known suffix, but for dotfiles such as the ``._x`` that macOS leaves behind.
     """
     return bool(suffix(path)) and not Path(path).name.startswith(".")

@@ -24,39 +24,71 @@ from pipeline.records import Geometry
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type from the header; an uncompressed file is compared with the
-    size that it announces.
+    """Check the header of a NIfTI file, and the size of one that is not compressed.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz`` file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Shape ``(C, *S)`` and name of the dtype after scaling.
+
+    Raises:
+        FileError: where the file is damaged, truncated or has other axes.
     """
-    return _described(path, _load(path), dims)
+    return _describe(path, _load(path), dims)
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """Header and affine, without the pixels."""
+    """Read header and affine, without the pixels.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz`` file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Geometry of format ``nifti``.
+
+    Raises:
+        FileError: as :func:`probe`.
+    """
     image = _load(path)
-    _described(path, image, dims)
+    _describe(path, image, dims)
     return _geometry(image, dims)
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)`` with the file's scaling applied, read to the end of the stream."""
+    """Read a NIfTI file to the end of its stream, with its scaling applied.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz`` file.
+        dims: number of space axes, 2 or 3.
+        labels: not used; other formats read label maps differently.
+
+    Returns:
+        Array ``(C, X, Y, Z)`` or ``(C, X, Y)`` in the axis order of the file, and its geometry.
+
+    Raises:
+        FileError: as :func:`probe`, and where the array does not fit into memory.
+    """
     image = _load(path)
-    (channels, *space), dtype = _described(path, image, dims)
+    (channels, *space), dtype = _describe(path, image, dims)
     check_memory(path, (channels, *space), dtype)
-    # Scaling may overflow; what comes of it is looked at where arrays are checked for NaN and
-    # infinity.
+    # Scaling may overflow; arrays are checked for NaN and infinity later.
     with np.errstate(all="ignore"):
         if suffix(path) == ".nii.gz":
             with gzip.open(path) as stream:
                 array = np.asanyarray(type(image).from_stream(stream).dataobj)
-                _read_on(path, stream)
+                _read_to_end(path, stream)
         else:
             array = np.asanyarray(image.dataobj).copy()
     return np.moveaxis(array.reshape(*space, channels), -1, 0), _geometry(image, dims)
 
 
-def _read_on(path: Path, stream: gzip.GzipFile) -> None:
-    """Read to the end, because gzip compares its checksum only there; not for ever, because little
-    can stand there.
+def _read_to_end(path: Path, stream: gzip.GzipFile) -> None:
+    """Read on to the end of the stream, because gzip compares its checksum only there.
+
+    At most BEHIND bytes may follow the pixels.
     """
     rest = 0
     while part := stream.read(2**20):
@@ -72,8 +104,12 @@ def _read_on(path: Path, stream: gzip.GzipFile) -> None:
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write ``(C, *S)``, several channels as a fourth axis, in the place that a NIfTI's geometry
-    describes.
+    """Write a NIfTI file.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz`` file to write.
+        array: ``(C, *S)``; several channels become the fourth axis. float16 is written as float32.
+        geometry: header and affine of a NIfTI file; of another format: identity affine.
     """
     image = _image(array, geometry)
     with contextlib.ExitStack() as stack:
@@ -87,21 +123,21 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 
 BEHIND = 2**26
-"""Bytes that may follow the pixels of a .nii.gz: some writers pad their files."""
+"""Most bytes behind the pixels of a ``.nii.gz`` file: some writers pad their files."""
 
 BEFORE = 2**26
-"""Bytes of extensions before the pixels.
+"""Most bytes of extensions before the pixels.
 
 The longest known are DICOM headers and XML of connectomes, of a few MiB.
 """
 
 EXTENSIONS = 10_000
-"""Extensions of a header: files have one or two."""
+"""Most extensions of a header: files have one or two."""
 
 
 def _load(path: Path) -> nibabel.Nifti1Image:
     silence("nibabel", "numpy")
-    # What nibabel would say to its log about a damaged header is raised here, or mended by it.
+    # What nibabel would log about a damaged header is raised here, or repaired by nibabel.
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
     _check_header(path)
     try:
@@ -122,14 +158,15 @@ def _load(path: Path) -> nibabel.Nifti1Image:
 
 
 def _check_header(path: Path) -> None:
-    """Raise FileError for what would make nibabel read for ever: extensions without an end, names
-    without an end in gzip's header.
+    """Raise FileError for headers on which nibabel would read for ever.
+
+    Those are extensions without an end, and names without an end in the gzip header.
     """
     packed = suffix(path) == ".nii.gz"
     with path.open("rb") as stream:
         head = stream.read(2048)
     if packed:
-        head = _unpacked(path, head)
+        head = _gunzip_head(path, head)
     single = head[344:347] in (b"n+1", b"ni1")
     if not single and head[4:7] not in (b"n+2", b"ni2"):
         suggestion = "Copy it again, or convert it to .nii.gz"
@@ -158,43 +195,45 @@ def _check_header(path: Path) -> None:
 
 
 def _check_extensions(path: Path, data: bytes, order: str) -> None:
-    place = 0
+    """Raise FileError for header extensions that do not fit into ``data``."""
+    offset = 0
     for _ in range(EXTENSIONS):
-        if place + 16 > len(data):  # an extension has at least as many bytes; fewer are padding
+        if offset + 16 > len(data):  # an extension has at least as many bytes; fewer are padding
             return
-        (size,) = struct.unpack_from(order + "i", data, place)
-        if size < 8 or place + size > len(data):
+        (size,) = struct.unpack_from(order + "i", data, offset)
+        if size < 8 or offset + size > len(data):
             raise FileError(
                 path,
-                f"has a header extension of {size} bytes where {len(data) - place} are left before"
+                f"has a header extension of {size} bytes where {len(data) - offset} are left before"
                 " the pixels",
             )
-        place += size
+        offset += size
     raise FileError(path, f"has more than {EXTENSIONS} header extensions", "Export it again")
 
 
-def _unpacked(path: Path, head: bytes) -> bytes:
-    """The first 544 bytes of a stream of gzip, or as many as there are; it may consist of several
-    streams.
+def _gunzip_head(path: Path, head: bytes) -> bytes:
+    """The first 544 bytes of gzip data, or as many as there are.
+
+    The file may consist of several gzip streams.
     """
     if head[:2] != b"\x1f\x8b" or len(head) < 18:
         suggestion = "Rename it to .nii if it is not compressed, else copy or export it again"
         raise FileError(
             path, "cannot be unpacked: it is not compressed with gzip, or is cut off", suggestion
         )
-    data = _first_bytes(head)
+    data = _decompress_head(head)
     if len(data) >= 544:
         return data
     # A file name or an extra field stands before the data; Python reads a name byte by byte.
     with path.open("rb") as stream:
-        data = _first_bytes(stream.read(NAME))
+        data = _decompress_head(stream.read(NAME))
     if not data:
         raise FileError(path, f"has no data in the first {NAME} bytes of its gzip stream")
     return data
 
 
-def _first_bytes(packed: bytes) -> bytes:
-    """At most 544 bytes of streams of gzip one behind the other, of which some may be empty."""
+def _decompress_head(packed: bytes) -> bytes:
+    """At most 544 bytes of concatenated gzip streams, some of which may be empty."""
     data = b""
     while packed and len(data) < 544:
         decoder = zlib.decompressobj(31)
@@ -204,14 +243,16 @@ def _first_bytes(packed: bytes) -> bytes:
 
 
 NAME = 2**18
-"""Bytes in which the data of a gzip stream must begin; before them are a name, a comment and an
-extra field of 64 KiB.
+"""Bytes in which the data of a gzip stream must begin.
+
+Before them are a name, a comment and an extra field of 64 KiB.
 """
 
 
-def _described(path: Path, image: nibabel.Nifti1Image, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type of NIfTI axes ``(X, Y, Z, T, C, ...)``: three of space, one
-    other may be longer than one.
+def _describe(path: Path, image: nibabel.Nifti1Image, dims: int) -> tuple[tuple[int, ...], str]:
+    """Shape ``(C, *S)`` and dtype of NIfTI axes ``(X, Y, Z, T, C, ...)``.
+
+    Behind the three space axes only one other axis may be longer than 1: the channels.
     """
     proxy: Any = image.dataobj
     shape, dtype = tuple(int(n) for n in proxy.shape), proxy.dtype
@@ -223,11 +264,11 @@ def _described(path: Path, image: nibabel.Nifti1Image, dims: int) -> tuple[tuple
         )
     if suffix(path) == ".nii.gz":
         check_ratio(path, need, size, DEFLATE)
-    further = [n for n in shape[3:] if n != 1]
-    if len(shape) < dims or any(n != 1 for n in shape[dims:3]) or len(further) > 1:
+    extra = [n for n in shape[3:] if n != 1]
+    if len(shape) < dims or any(n != 1 for n in shape[dims:3]) or len(extra) > 1:
         raise wrong_axes(path, shape, dims)
     scaled = (proxy.slope, proxy.inter) != (1, 0)
-    return (further[0] if further else 1, *shape[:dims]), "float64" if scaled else dtype.name
+    return (extra[0] if extra else 1, *shape[:dims]), "float64" if scaled else dtype.name
 
 
 def _geometry(image: nibabel.Nifti1Image, dims: int) -> Geometry:
@@ -243,8 +284,9 @@ def _geometry(image: nibabel.Nifti1Image, dims: int) -> Geometry:
 
 
 def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
-    """``(C, *S)`` as an image whose header is the geometry's, byte for byte, but for shape, number
-    type, scaling and display range.
+    """A NIfTI image of ``(C, *S)``.
+
+    Its header is the geometry's, byte for byte, but for shape, dtype, scaling and display range.
     """
     data = _axes(array.astype(np.float32) if array.dtype == np.float16 else array, geometry)
     if geometry.format != "nifti":
@@ -265,8 +307,9 @@ def _image(array: np.ndarray, geometry: Geometry) -> nibabel.Nifti1Image:
 
 
 def _axes(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """``(C, X, Y, Z)`` or ``(C, X, Y)`` in NIfTI's order; an image has a third axis of one, unless
-    its source has none.
+    """``(C, X, Y, Z)`` or ``(C, X, Y)`` in NIfTI's axis order.
+
+    A 2D image gets a third axis of length 1, unless its source has none.
     """
     data = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and (len(array) > 1 or len(geometry.meta.get("shape", ())) != 2):

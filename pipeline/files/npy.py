@@ -1,6 +1,4 @@
-"""NumPy's own format: any array ``(*S)`` or ``(C, *S)``, without geometry, never with pickled
-objects.
-"""
+"""NumPy's own format: any array ``(*S)`` or ``(C, *S)``, without geometry or pickled objects."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ from pipeline.records import Geometry
 _MAGIC = b"\x93NUMPY"
 
 LONGEST = 10_000
-"""Bytes of a header.
+"""Longest header, in bytes.
 
-NumPy's own limit: it is Python source, and parsing more could take for ever.
+This is NumPy's own limit: the header is Python source, and parsing more could take for ever.
 """
 
 
 def _load(path: Path, dims: int) -> np.ndarray:
-    """The mapped array ``(C, *S)``, after the header has been compared with the size of the file."""
+    """The memory-mapped array ``(C, *S)``, after its header was compared with the file's size."""
     shape, dtype, start = _header(path)
     check_values(path, shape, dtype)
     need, size = start + math.prod(shape) * dtype.itemsize, path.stat().st_size
@@ -41,7 +39,7 @@ def _load(path: Path, dims: int) -> np.ndarray:
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, number type and the byte at which the numbers begin."""
+    """Shape, dtype, and the byte at which the values begin."""
     with path.open("rb") as stream:
         head = stream.read(12)
         if not head.startswith(_MAGIC) or len(head) < 12 or head[6] not in (1, 2, 3):
@@ -73,26 +71,72 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type from the header."""
+    """Check the header of a npy file and its size.
+
+    Args:
+        path: ``.npy`` file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Shape ``(C, *S)`` and name of the dtype.
+
+    Raises:
+        FileError: where the file is damaged, truncated or has other axes.
+    """
     array = _load(path, dims)
     return array.shape, str(array.dtype)
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """No place in the world, only the number of axes."""
+    """The number of space axes: npy files have no other geometry.
+
+    Args:
+        path: ``.npy`` file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Geometry of format ``none``.
+
+    Raises:
+        FileError: as :func:`probe`.
+    """
     _load(path, dims)
     return Geometry(format="none", meta={"dims": dims})
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)``; a missing channel axis is added."""
+    """Read a npy file; a missing channel axis is added.
+
+    Args:
+        path: ``.npy`` file.
+        dims: number of space axes, 2 or 3.
+        labels: not used; other formats read label maps differently.
+
+    Returns:
+        Array ``(C, *S)`` and its geometry.
+
+    Raises:
+        FileError: as :func:`probe`, and where the array does not fit into memory.
+    """
     array = _load(path, dims)
     check_memory(path, array.shape, array.dtype)
     return array.copy(), Geometry(format="none", meta={"dims": dims})
 
 
 def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
-    """The array of :func:`read`, of which rows are read as they are sliced."""
+    """Open a npy file for reading slab by slab.
+
+    Args:
+        path: ``.npy`` file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        The array ``(C, *S)`` of :func:`read`, of which rows are read as they are sliced, and its
+        geometry.
+
+    Raises:
+        FileError: as :func:`probe`, and from a slice that does not fit into memory.
+    """
     array = _load(path, dims)
 
     def make(first: int, end: int) -> np.ndarray:
@@ -108,11 +152,15 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
-    """Write the array as it is; :class:`Rows` slab by slab, several channels or not, in the order
-    of their file.
+    """Write an array as it is.
 
-    By plain writes, never through a mapping: a full disk answers those with an error, but kills a
-    process that maps.
+    Writes go through the file, never through a memory map: a full disk answers them with an error,
+    but kills a process that maps.
+
+    Args:
+        path: file to write.
+        array: array of any shape; :class:`Rows` ``(C, *S)`` are written slab by slab, in C order.
+        geometry: not used: the format holds none.
     """
     with path.open("wb", buffering=0) as stream:
         if isinstance(array, Rows):
@@ -125,11 +173,18 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
             )
             _write_all(stream, whole)
         else:
-            np.lib.format.write_array(_Plain(stream), whole, allow_pickle=False)
+            np.lib.format.write_array(_WriteOnly(stream), whole, allow_pickle=False)
 
 
 def rows(path: Path) -> Rows:
-    """An array ``(C, *S)`` of this package's own, read as it is sliced."""
+    """Open a npy file that this package wrote, without checks.
+
+    Args:
+        path: ``.npy`` file of shape ``(C, *S)``.
+
+    Returns:
+        The array, read as it is sliced.
+    """
     found = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def make(first: int, end: int) -> np.ndarray:
@@ -141,9 +196,20 @@ def rows(path: Path) -> Rows:
 
 
 def room(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-    """A new file mapped for writing anywhere in it.
+    """Make a npy file that is mapped for writing anywhere in it.
 
-    The disk gives all its bytes first: one that is full kills a process that maps.
+    The disk space of the whole file is allocated first: a full disk kills a process that maps.
+
+    Args:
+        path: new file.
+        shape: shape of the array.
+        dtype: its dtype.
+
+    Returns:
+        The mapped array, all zeros.
+
+    Raises:
+        OSError: where the disk is full.
     """
     with path.open("wb", buffering=0) as stream:
         header = {
@@ -159,7 +225,7 @@ def room(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
 
 
 def _write_rows(stream: BinaryIO, array: Rows) -> None:
-    """Written where they belong: channels lie one behind the other in the file."""
+    """Write slabs at their offsets: each channel is contiguous in the file."""
     dtype = np.dtype(array.dtype)
     header = {
         "descr": np.lib.format.dtype_to_descr(dtype),
@@ -176,21 +242,23 @@ def _write_rows(stream: BinaryIO, array: Rows) -> None:
 
 
 def _write_all(stream: BinaryIO, array: np.ndarray) -> None:
-    """All bytes of a contiguous array; the system may take fewer at a time."""
+    """Write all bytes of a contiguous array; one call may take only a part of them."""
     left = memoryview(array.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType] - an array is a buffer
     while left:
         left = left[stream.write(left) :]
 
 
-class _Plain:
-    """A stream that numpy takes for no file, so that it writes by ``write``, whose errors have a
-    reason.
+class _WriteOnly:
+    """A stream that numpy does not take for a file, so that it calls ``write``.
+
+    Errors of ``write`` have a reason; those of numpy's own writing have none.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
 
     def write(self, data: bytes) -> None:
+        """Write all of ``data``."""
         left = memoryview(data)
         while left:
             left = left[self.stream.write(left) :]

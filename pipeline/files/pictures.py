@@ -1,8 +1,8 @@
-"""PNG, JPEG, GIF and BMP: one image, grey or in colour, of 8 or 16 bits; GIF and BMP are only read.
+"""PNG, JPEG, GIF and BMP: one 2D image, grey or RGB, of 8 or 16 bits; GIF and BMP are only read.
 
-Pictures are read upright: the orientation that a camera notes in EXIF is carried out, so that an
-image and a mask drawn over it agree. Answers are written upright and without EXIF. Greys of fewer
-than 8 bits are read as they are seen, 0 to 255; as labels they are the numbers that are stored.
+Images are read upright: the orientation that a camera stores in EXIF is applied, so that an image
+and a mask drawn over it agree. Predictions are written upright and without EXIF. Greys of fewer
+than 8 bits are read as they are displayed, 0 to 255; as labels they keep the stored values.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pipeline.records import Geometry, UserError
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
-    """The one picture of a file, its header read, and the first bytes.
+    """Open the one image of a file: its header, and the first bytes of the file.
 
     Raises FileError for other formats and for several frames.
     """
-    # Pillow's guard of web servers; here a large image is a slide, and memory has its own error
+    # Pillow's limit protects web servers; here a large image is a slide, and memory is checked.
     Image.MAX_IMAGE_PIXELS = None
     silence("PIL")
     head = _check_blocks(path)
@@ -45,8 +45,8 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
             path, "is no PNG, JPEG, GIF or BMP picture, or its header is damaged", suggestion
         ) from None
     with image:
-        # In a JPEG (MPO) the further pictures are previews and second views; GIF was counted,
-        # without being decoded.
+        # Further images of a JPEG (MPO) are previews and second views. Frames of a GIF were counted
+        # before, without decoding them.
         frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
         if frames > 1:
             raise _animated(path, frames)
@@ -64,14 +64,14 @@ def _animated(path: Path, frames: int) -> FileError:
 
 
 _RATIOS = {"PNG": DEFLATE, "GIF": LZW, "BMP": LZW, "JPEG": 2**11, "MPO": 2**11}
-"""Most pixels of one byte.
+"""Most pixels that one byte can give.
 
 A JPEG spends a bit or more on each block of 64 pixels; a run of a BMP may skip 255 rows.
 """
 
 
 def _check_size(path: Path, image: Image.Image, head: bytes) -> None:
-    """Compare the announced pixels with the bytes that are there, before any is decoded."""
+    """Compare the declared pixels with the bytes of the file, before any is decoded."""
     if min(image.size) < 1:
         raise FileError(path, f"announces {image.width}x{image.height} pixels")
     bits = 8
@@ -86,21 +86,32 @@ def _check_size(path: Path, image: Image.Image, head: bytes) -> None:
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, Y, X)`` and number type from the header; a palette counts as three channels,
-    alpha as none.
+    """Check the header of an image.
+
+    Args:
+        path: PNG, JPEG, GIF or BMP file.
+        dims: number of space axes; only 2 is valid.
+
+    Returns:
+        Shape ``(C, Y, X)`` and name of the dtype; a palette counts as three channels, alpha as
+        none.
+
+    Raises:
+        FileError: where the file is damaged, or an image is not what is needed.
     """
     with _open(path) as (image, head):
-        shape, dtype = _described(image, head)
+        shape, dtype = _describe(image, head)
     if dims != 2:
         raise wrong_axes(path, shape[1:], dims)
     return shape, dtype
 
 
-def _described(image: Image.Image, head: bytes) -> tuple[tuple[int, int, int], str]:
+def _describe(image: Image.Image, head: bytes) -> tuple[tuple[int, int, int], str]:
+    """Shape ``(C, Y, X)`` of the upright image without alpha, and its dtype."""
     height, width = (
         (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
     )
-    if _is_deep_png(head):  # Pillow calls grey with alpha a colour
+    if _is_png16(head):  # Pillow reports grey with alpha as colour
         return (3 if head[25] & 2 else 1, height, width), "uint16"
     bands = (
         3
@@ -110,26 +121,30 @@ def _described(image: Image.Image, head: bytes) -> tuple[tuple[int, int, int], s
     return (bands, height, width), "uint8"
 
 
-def _is_deep_png(head: bytes) -> bool:
+def _is_png16(head: bytes) -> bool:
+    """Whether the first bytes are those of a PNG of 16 bits."""
     return head.startswith(b"\x89PNG") and head[24] == 16
 
 
 FEWEST = 10_000
-"""Chunks, blocks or segments that any picture may have."""
+"""Chunks, blocks or segments that a file of any size may have."""
 
 CHUNK = 256
-"""Beyond that so many bytes must lie in a chunk on average: encoders write 8192 and more."""
+"""Bytes that a chunk must have on average, where there are more than FEWEST.
+
+Encoders write 8192 and more.
+"""
 
 SCANS = 500
-"""Scans of a JPEG, each a pass over all pixels: progressive ones have about ten."""
+"""Most scans of a JPEG, each a pass over all pixels: progressive ones have about ten."""
 
 
 def _check_blocks(path: Path) -> bytes:
-    """The first bytes, padded: in a PNG 24 is the depth and 25 the kind of colour, in a BMP 14 the
-    header's length and 28 the depth.
+    """The first 32 bytes, padded with zeros, of a file whose structure was checked.
 
-    Raises FileError where a PNG ends before its last chunk, a picture consists of countless small
-    parts, or a GIF is animated.
+    In a PNG byte 24 is the bit depth and 25 the colour type, in a BMP 14 is the header's length and
+    28 the bit depth. Raises FileError where a PNG ends before its last chunk, a file consists of
+    countless small parts, or a GIF is animated.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -145,6 +160,7 @@ def _check_blocks(path: Path) -> bytes:
 
 
 def _check_png(path: Path, stream: BinaryIO, size: int) -> None:
+    """Bound the number of chunks, and find the last one."""
     most = FEWEST + size // CHUNK
     stream.seek(8)
     for _ in range(most):
@@ -163,21 +179,23 @@ def _check_gif(path: Path, stream: BinaryIO) -> None:
     if len(head) < 13:
         raise FileError(path, "is truncated inside its header")
     width, height = struct.unpack("<HH", head[6:10])
-    stream.seek(_colours(head[10]), os.SEEK_CUR)
-    # One byte of a block gives a pixel or more, or clears the table of strings.
+    stream.seek(_colour_table_bytes(head[10]), os.SEEK_CUR)
+    # Each byte of a block gives at least one pixel, or clears the string table.
     most, frames, stray = FEWEST + 2 * width * height, 0, 0
     for _ in range(FEWEST):
         kind = stream.read(1)
         if kind == b",":
             frames += 1
-            place = stream.read(9)
-            stream.seek(_colours(place[8] if len(place) == 9 else 0) + 1, os.SEEK_CUR)
+            descriptor = stream.read(9)
+            stream.seek(
+                _colour_table_bytes(descriptor[8] if len(descriptor) == 9 else 0) + 1, os.SEEK_CUR
+            )
         elif kind == b"!":
             stream.seek(1, os.SEEK_CUR)
         elif kind in (b";", b""):
             break
         else:
-            stray += 1  # readers pass over it
+            stray += 1  # readers skip it
             continue
         most -= _skip_blocks(stream, most)
         if most <= 0:
@@ -193,13 +211,13 @@ def _check_gif(path: Path, stream: BinaryIO) -> None:
         raise _animated(path, frames)
 
 
-def _colours(flags: int) -> int:
-    """Bytes of the table of colours that follows."""
+def _colour_table_bytes(flags: int) -> int:
+    """Bytes of the colour table that follows, by its flags."""
     return 3 << (flags & 7) + 1 if flags & 128 else 0
 
 
 def _skip_blocks(stream: BinaryIO, most: int) -> int:
-    """Go behind a chain of sub-blocks; how many there were, ``most`` where it goes on."""
+    """Skip a chain of sub-blocks; their number, ``most`` where there are more."""
     for count in range(most):
         length = stream.read(1)
         if length in (b"", b"\0"):
@@ -209,18 +227,18 @@ def _skip_blocks(stream: BinaryIO, most: int) -> int:
 
 
 def _check_jpeg(path: Path, stream: BinaryIO) -> None:
-    """Bound the segments before the pixels, fill bytes among them, and what EXIF may announce."""
+    """Bound the segments before the pixels, their fill bytes, and the values of EXIF."""
     stream.seek(2)
     exif = b""
     for _ in range(FEWEST):
-        mark = stream.read(2)
-        if len(mark) < 2 or mark[1] in (0xDA, 0xD9):
+        marker = stream.read(2)
+        if len(marker) < 2 or marker[1] in (0xDA, 0xD9):
             break
-        if mark[0] != 0xFF or mark[1] in (0, 0xFF, 1) or 0xD0 <= mark[1] <= 0xD8:
-            stream.seek(-1 if mark[1] == 0xFF else 0, os.SEEK_CUR)
+        if marker[0] != 0xFF or marker[1] in (0, 0xFF, 1) or 0xD0 <= marker[1] <= 0xD8:
+            stream.seek(-1 if marker[1] == 0xFF else 0, os.SEEK_CUR)
             continue
         length = max(0, int.from_bytes(stream.read(2), "big") - 2)
-        if mark[1] != 0xE1:
+        if marker[1] != 0xE1:
             stream.seek(length, os.SEEK_CUR)
         elif (part := stream.read(length)).startswith(b"Exif\0\0"):
             exif += part[6:] if exif else part  # Pillow joins them, too
@@ -230,12 +248,11 @@ def _check_jpeg(path: Path, stream: BinaryIO) -> None:
 
 
 _EXIF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+"""Bytes of one value by its EXIF type, where these are not 1."""
 
 
 def _check_exif(path: Path, exif: bytes) -> None:
-    """Raise FileError where values of EXIF lie over each other so often that they are many times as
-    long as all of it.
-    """
+    """Raise FileError where EXIF values overlap so much that reading them takes for ever."""
     body = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
     if order is None or len(body) < 8:
@@ -274,11 +291,9 @@ def _check_scans(path: Path) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation (CIPA DC-008, tag 0x0112), 1 to 8; 1 is upright, and stands for none and for
-    a damaged one.
+    """EXIF orientation (CIPA DC-008, tag 0x0112), 1 to 8; 1 (upright) if missing or damaged.
 
-    A PNG may carry it behind its pixels, where it is not looked for: a header is all that
-    :func:`probe` reads.
+    A PNG may carry it behind its pixels, where it is not read: :func:`probe` reads only the header.
     """
     value = 1
     if "exif" in image.info:
@@ -290,35 +305,71 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels ``(Y, X, ...)`` stored in one of EXIF's eight orientations, as they are to be seen."""
+    """Turn stored pixels as they are displayed.
+
+    Args:
+        pixels: ``(Y, X, ...)`` as stored.
+        orientation: EXIF or TIFF orientation, 1 (upright) to 8.
+
+    Returns:
+        A view of the pixels; above 4 the two axes are swapped.
+
+    Source: CIPA DC-008 (EXIF), tag 0x0112.
+
+    Example:
+        >>> upright(np.array([[1, 2], [3, 4]]), 6).tolist()
+        [[3, 1], [4, 2]]
+    """
     pixels = pixels.swapaxes(0, 1) if orientation > 4 else pixels
     pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
     return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """No place in the world, only the number of axes."""
+    """The number of space axes: these formats have no other geometry.
+
+    Args:
+        path: image file.
+        dims: number of space axes; only 2 is valid.
+
+    Returns:
+        Geometry of format ``image``.
+
+    Raises:
+        FileError: as :func:`probe`.
+    """
     probe(path, dims)
     return Geometry(format="image", meta={"dims": 2})
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, Y, X)``, upright, without alpha; with ``labels`` a palette image gives what
-    :func:`palette_labels` says.
+    """Read an image upright and without alpha.
+
+    Args:
+        path: PNG, JPEG, GIF or BMP file.
+        dims: number of space axes; only 2 is valid.
+        labels: read a label map: a palette image gives :func:`palette_labels`, greys keep the
+            stored values.
+
+    Returns:
+        Array ``(C, Y, X)``, uint8 or uint16, and its geometry.
+
+    Raises:
+        FileError: as :func:`probe`, where pixels cannot be decoded or do not fit into memory, and
+            for labels that lie in the alpha channel only.
     """
     with _open(path) as (image, head):
-        (bands, *space), dtype = _described(image, head)
+        (bands, *space), dtype = _describe(image, head)
         if dims != 2:
             raise wrong_axes(path, tuple(space), dims)
         check_memory(path, (bands, *space), dtype)
         if image.format in ("JPEG", "MPO"):
             _check_scans(path)
-        orientation = _orientation(
-            image
-        )  # before the pixels: what stands behind them is not looked for
+        # Before decoding: afterwards Pillow also knows EXIF behind the pixels, but probe does not.
+        orientation = _orientation(image)
         array = _pixels(path, image, head, labels)
     array = array[..., None] if array.ndim == 2 else array
-    if labels and _hidden_in_alpha(array):
+    if labels and _is_only_alpha(array):
         suggestion = "Flatten it onto black, or save the alpha channel as the mask"
         raise FileError(
             path, "has one colour everywhere and keeps its shape in the alpha channel", suggestion
@@ -328,13 +379,14 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 
 def _pixels(path: Path, image: Image.Image, head: bytes, labels: bool) -> np.ndarray:
-    """Decoded pixels as they lie in the file, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last;
-    greys of images on 0..255.
+    """Decoded pixels in stored order, ``(Y, X)`` or ``(Y, X, samples)`` with alpha last.
+
+    Greys of images are scaled to 0..255.
     """
-    if _is_deep_png(head):  # Pillow reduces colours of 16 bits to 8
+    if _is_png16(head):  # Pillow reduces 16-bit RGB to 8 bits
         return imagecodecs.png_decode(path.read_bytes())
     if image.format == "BMP" and image.mode == "1" and head[14] >= 40 and head[28] > 1:
-        # Pillow 13 takes the bytes for bits where a palette is black and white.
+        # Pillow 13 reads bytes as bits where the palette is black and white.
         return imagecodecs.bmp_decode(path.read_bytes())[..., 0]
     if image.mode == "P":
         indices, colours = np.asarray(image), np.zeros((256, 3), np.uint8)
@@ -347,40 +399,60 @@ def _pixels(path: Path, image: Image.Image, head: bytes, labels: bool) -> np.nda
     if pixels.dtype == bool:
         return pixels if labels else as_seen(pixels.astype(np.uint8), 1)
     if labels and image.mode == "L" and head.startswith(b"\x89PNG") and head[24] < 8:
-        return pixels // (255 // (2 ** head[24] - 1))  # Pillow has multiplied what is stored
+        return pixels // (255 // (2 ** head[24] - 1))  # Pillow has scaled the stored values
     return pixels
 
 
 def as_seen(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Grey numbers of 1, 2 or 4 bits, uint8, on 0..255: white is 255 however few bits it has.
+    """Scale greys of few bits to 0..255: white is 255 however few bits it has.
 
-    >>> import numpy as np
-    >>> as_seen(np.array([0, 1, 3], np.uint8), 2).tolist()
-    [0, 85, 255]
+    Args:
+        numbers: stored values, uint8.
+        bits: bits of each value: 1, 2 or 4.
+
+    Returns:
+        The displayed greys, uint8.
+
+    Example:
+        >>> import numpy as np
+        >>> as_seen(np.array([0, 1, 3], np.uint8), 2).tolist()
+        [0, 85, 255]
     """
     return numbers * np.uint8(255 // (2**bits - 1))
 
 
 def palette_labels(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Labels of a palette picture: its indices ``(Y, X)``, which are classes, or for a black and
-    white picture 0 and 255 as seen.
+    """Labels of a palette image: its indices are classes, unless it is a black and white image.
 
-    ``colours`` is ``(N, 3)``. A picture is black and white where it uses no other colour, none of
-    the two twice, and its palette is not one that colours classes: it holds nothing but greys,
-    black and white among them; or both are used and black is not index 0, the background.
+    An image is black and white where it uses no other colour and neither of the two twice, and
+    where its palette does not colour classes. That is so where the palette holds nothing but greys,
+    with black and white among them, or where both are used and black is not index 0, the
+    background.
+
+    Args:
+        indices: ``(Y, X)``, uint8.
+        colours: palette ``(N, 3)``, uint8.
+
+    Returns:
+        ``(Y, X)``, uint8: the indices, or 0 and 255 of a black and white image.
+
+    Example:
+        >>> palette = np.array([[255, 255, 255], [0, 0, 0]], np.uint8)
+        >>> palette_labels(np.array([[0, 1]], np.uint8), palette).tolist()
+        [[255, 0]]
     """
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=len(colours)))
     black, white = (colours == 0).all(1), (colours == 255).all(1)
-    pure = (black | white)[used].all() and black[used].sum() <= 1 and white[used].sum() <= 1
+    bilevel = (black | white)[used].all() and black[used].sum() <= 1 and white[used].sum() <= 1
     if (colours == colours[:, :1]).all():
-        seen = pure and black.any() and white.any()
+        display = bilevel and black.any() and white.any()
     else:
-        seen = pure and len(used) == 2 and not (used[0] == 0 and black[0])
-    return np.where(white, 255, 0).astype(np.uint8)[indices] if seen else indices
+        display = bilevel and len(used) == 2 and not (used[0] == 0 and black[0])
+    return np.where(white, 255, 0).astype(np.uint8)[indices] if display else indices
 
 
-def _hidden_in_alpha(pixels: np.ndarray) -> bool:
-    """Whether ``(Y, X, samples)`` has alpha, and nothing but that says anything."""
+def _is_only_alpha(pixels: np.ndarray) -> bool:
+    """Whether ``(Y, X, samples)`` is constant but for its alpha channel."""
     if pixels.shape[-1] not in (2, 4):
         return False
     same = (pixels == pixels[0, 0]).all(axis=(0, 1))
@@ -388,9 +460,15 @@ def _hidden_in_alpha(pixels: np.ndarray) -> bool:
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write ``(1, Y, X)`` as grey and ``(3, Y, X)`` as colour: uint8, PNG also uint16.
+    """Write a PNG or JPEG image.
 
-    Raises UserError for other arrays and formats.
+    Args:
+        path: file to write.
+        array: ``(1, Y, X)`` as grey or ``(3, Y, X)`` as RGB; uint8, in a PNG also uint16.
+        geometry: not used: the formats hold none.
+
+    Raises:
+        UserError: for other arrays, and for formats that are only read.
     """
     if suffix(path) in READ_ONLY:
         raise UserError(
@@ -406,7 +484,7 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             " .tif or .npy instead."
         )
     pixels = array[0].copy() if array.shape[0] == 1 else array.transpose(1, 2, 0).copy()
-    if png:  # Pillow knows no colours of 16 bits
+    if png:  # Pillow cannot write 16-bit RGB
         path.write_bytes(imagecodecs.png_encode(pixels))
     else:
         Image.fromarray(pixels).save(path, quality=95)

@@ -1,6 +1,4 @@
-"""Arrays that stay in their file: what is sliced out of them is read, and one slab of rows at a
-time is kept.
-"""
+"""Arrays larger than memory: rows are read as they are sliced, and one slab is kept at a time."""
 
 from __future__ import annotations
 
@@ -12,22 +10,24 @@ from typing import Any, Protocol
 import numpy as np
 
 SLAB = 2**22
-"""Bytes of a slab that a pass over a whole array reads at a time, if that are at least ``ROWS``
-rows.
-"""
+"""Bytes of a slab that a pass over a whole array reads at a time, unless ROWS rows are more."""
 
 ROWS = 16
-"""Fewest rows of such a slab: components of thinner ones would mostly be parts of others."""
+"""Fewest rows of a slab: components of thinner ones would mostly be parts of others."""
 
 
 class LazyArray(Protocol):
-    """What a numpy array ``(C, *S)`` and one that is read when it is sliced have in common."""
+    """What a numpy array ``(C, *S)`` and one that is read as it is sliced have in common."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """``(C, *S)``."""
+        ...
 
     @property
-    def dtype(self) -> Any: ...
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -36,16 +36,24 @@ class LazyArray(Protocol):
 
 @dataclass(slots=True)
 class Rows:
-    """Array ``(C, *S)`` made by ``make(first, end)``: all channels of those rows along the first
-    space axis, ``(C, end - first, ...)``.
+    """Array ``(C, *S)`` whose rows along the first space axis are computed as they are sliced.
 
-    Slices must have step 1. The rows asked for last are kept, since neighbouring tiles want the
-    same ones: memory follows one slab.
+    Slices must have step 1. The rows of the last access are kept, because neighbouring tiles need
+    the same ones: memory holds one slab.
+
+    Example:
+        >>> def make(first, end):
+        ...     return np.arange(first, end).reshape(1, -1, 1)
+        >>> Rows((1, 9, 1), np.int64, make)[:, 3:5].ravel().tolist()
+        [3, 4]
     """
 
     shape: tuple[int, ...]
+    """``(C, *S)``."""
     dtype: Any
+    """Dtype of the values."""
     make: Callable[[int, int], np.ndarray]
+    """``make(first, end)``: those rows of all channels, ``(C, end - first, ...)``."""
     _first: int = field(default=0, init=False, repr=False)
     _kept: Any = field(default=None, init=False, repr=False)
 
@@ -59,7 +67,7 @@ class Rows:
         return self._slab(first, max(first, end))[(channel, slice(None), *rest)]
 
     def _slab(self, first: int, end: int) -> np.ndarray:
-        """Rows ``first`` to ``end``; what is kept of them already is not made again."""
+        """Rows ``first`` to ``end``; those that are kept already are not computed again."""
         if first == end:
             return np.empty((self.shape[0], 0, *self.shape[2:]), self.dtype)
         kept, start = self._kept, self._first
@@ -79,8 +87,18 @@ class Rows:
 
 
 def slabs(array: LazyArray, rows: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges of rows (first, end) that cover the first space axis; unless ``rows`` says how many
-    each holds, as many as make ``SLAB`` bytes, at least ``ROWS``.
+    """Ranges of rows that cover the first space axis.
+
+    Args:
+        array: ``(C, *S)``.
+        rows: rows of each range; None: as many as make SLAB bytes, at least ROWS.
+
+    Returns:
+        Iterator over ``(first, end)``.
+
+    Example:
+        >>> list(slabs(np.zeros((1, 5, 2)), rows=2))
+        [(0, 2), (2, 4), (4, 5)]
     """
     high = array.shape[1]
     rows = rows or max(ROWS, SLAB // max(1, row_bytes(array.shape, array.dtype)))
@@ -88,5 +106,13 @@ def slabs(array: LazyArray, rows: int | None = None) -> Iterator[tuple[int, int]
 
 
 def row_bytes(shape: Sequence[int], dtype: Any) -> int:
-    """Bytes of one row along the first space axis of ``(C, *S)``, all channels."""
+    """Size of one row along the first space axis, all channels.
+
+    Args:
+        shape: ``(C, *S)``.
+        dtype: dtype of the array.
+
+    Returns:
+        Bytes.
+    """
     return math.prod(shape) // max(1, shape[1]) * np.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""Tables of text that people keep: CSV with a header, in UTF-8, every row as long as the header."""
+"""CSV tables that users keep: UTF-8, with a header, every row as long as the header."""
 
 from __future__ import annotations
 
@@ -11,28 +11,37 @@ from pathlib import Path
 from pipeline.files.errors import FileError, guarded
 
 LARGEST = 2**27
-"""Bytes of a table: several million rows of an id and a group."""
+"""Largest table, in bytes: several million rows of an id and a group."""
 
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""Separators other than the comma, and their names in messages."""
 SUGGESTION = "Save it as UTF-8 text with commas between the columns"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: its line in the file, and its values by column, without blanks around them."""
+    """A row of a table."""
 
     line: int
+    """Line in the file, from 1."""
     values: dict[str, str]
+    """Values by column, without blanks around them."""
 
 
 def read_table(path: Path, known: Sequence[str]) -> tuple[tuple[str, ...], list[Row]]:
-    """The header and the rows of a CSV file; empty lines are skipped.
+    """Read a CSV file with a header; empty lines are skipped.
 
-    ``known`` columns are those that the caller reads.
+    Args:
+        path: CSV file in UTF-8.
+        known: columns that the caller reads.
 
-    Raises FileError, with the line, for what is no such table: another encoding or separator, a row
-    of another length than the header's, quotes that never close, a field of more than 131,072
-    letters, a known column that stands twice.
+    Returns:
+        The header and the rows, without blanks around the values.
+
+    Raises:
+        FileError: with the line, for another encoding or separator, a row of another length than
+            the header's, quotes that are never closed, a field of more than 131,072 characters, and
+            a known column that occurs twice.
     """
     return guarded(path, lambda: _table(path, _text(path), known))
 
@@ -67,9 +76,9 @@ def _table(path: Path, text: str, known: Sequence[str]) -> tuple[tuple[str, ...]
     if first is None:
         raise FileError(path, "holds no row", SUGGESTION)
     header = tuple(name.strip() for name in first[1])
-    twice = [name for name in known if header.count(name) > 1]
-    if twice:
-        raise FileError(path, f"has the column {twice[0]!r} twice", "Remove one of the two")
+    duplicates = [name for name in known if header.count(name) > 1]
+    if duplicates:
+        raise FileError(path, f"has the column {duplicates[0]!r} twice", "Remove one of the two")
     other = next(
         (word for sign, word in SEPARATORS.items() if len(header) == 1 and sign in header[0]), None
     )
@@ -77,7 +86,7 @@ def _table(path: Path, text: str, known: Sequence[str]) -> tuple[tuple[str, ...]
         raise FileError(path, f"has {other} between its columns", SUGGESTION)
     return header, [
         Row(line, dict(zip(header, values, strict=True)))
-        for line, values in _even(path, header, rows)
+        for line, values in _aligned(path, header, rows)
     ]
 
 
@@ -98,12 +107,10 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         ) from None
 
 
-def _even(
+def _aligned(
     path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows at the header's length; empty fields beyond it, which spreadsheets leave, are
-    dropped.
-    """
+    """Rows of the header's length, without the empty fields that spreadsheets append."""
     for line, fields in rows:
         if len(fields) < len(header) or any(fields[len(header) :]):
             raise FileError(

@@ -1,9 +1,8 @@
-"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ, OME; checked page by page, because tifffile
-only logs what is missing.
+"""TIFF: volumes as pages, LZW, zlib, BigTIFF, ImageJ and OME.
 
-A picture is read as it is seen: turned as its orientation says, black and white of one bit as 0 and
-255. The numbers of labels and of volumes are taken as they are, and :attr:`Geometry.notes` says
-where that differs.
+Every page is checked, because tifffile only logs what is missing. A 2D image is read as it is
+displayed: turned as its orientation says, 1-bit black and white as 0 and 255. The values of labels
+and of volumes are read as stored, and :attr:`Geometry.notes` says where that differs.
 """
 
 from __future__ import annotations
@@ -32,10 +31,8 @@ from pipeline.records import MILLIMETRES, Geometry
 
 @contextlib.contextmanager
 def _open(path: Path, dims: int) -> Iterator[tifffile.TiffFile]:
-    """Open a TIFF whose chain of pages, strips and announced size have been checked against the
-    file.
-    """
-    # What tifffile would say to its log about a damaged file is raised here instead.
+    """Open a TIFF whose pages, strips and declared size were compared with the file."""
+    # What tifffile would log about a damaged file is raised here instead.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     silence("tifffile", "imagecodecs")
     most = tiff_pages.PAGES if dims == 3 else PICTURE + 1
@@ -49,56 +46,57 @@ def _open(path: Path, dims: int) -> Iterator[tifffile.TiffFile]:
         raise FileError(path, problem, "Set data.dims, or give an image with 2 space axes")
     # Neighbouring files of a multi-file OME series stay closed: one file is one case.
     with tifffile.TiffFile(path, _multifile=False) as tif:
-        problem = _text_problem(tif) or _page_problem(tif, chain)
+        problem = _ome_problem(tif) or _page_problem(tif, chain)
         if problem:
             raise FileError(path, problem)
         yield tif
 
 
 PICTURE = 10_000
-"""Pages of a picture: each may be a channel, and a spectrum has some 1,000."""
+"""Most pages of a 2D image: each may be a channel, and a spectrum has some 1,000."""
 
 
-def _text_problem(tif: tifffile.TiffFile) -> str | None:
-    """What an OME description announces that its file cannot hold: tifffile makes a list of as many
-    planes.
+def _ome_problem(tif: tifffile.TiffFile) -> str | None:
+    """What an OME description declares that its file cannot hold, None where it fits.
+
+    tifffile makes a list of as many planes as it declares.
     """
     if not tif.is_ome:
         return None
     try:
         root = ElementTree.fromstring(tif.ome_metadata or "")
     except ElementTree.ParseError:
-        return None  # tifffile passes over it
+        return None  # tifffile ignores it
     pages, planes = len(tif.pages), 0
     for element in root.iter():
         name, given = element.tag.rsplit("}", 1)[-1], element.attrib
         if name.endswith("Pixels"):
             if (
-                math.prod(_whole(given.get(f"Size{axis}", "1")) for axis in "ZCT")
+                math.prod(_parse_count(given.get(f"Size{axis}", "1")) for axis in "ZCT")
                 > tiff_pages.PAGES
             ):
                 return f"announces more than {tiff_pages.PAGES} planes in its OME description"
         elif name.endswith("TiffData"):
-            planes += _whole(
+            planes += _parse_count(
                 given.get("PlaneCount")
                 or given.get("NumPlanes")
                 or ("1" if "IFD" in given else str(pages))
             )
-        elif "Along" in name and "Start" in given and _steps(given) > tiff_pages.PAGES:
+        elif "Along" in name and "Start" in given and _axis_length(given) > tiff_pages.PAGES:
             return f"announces more than {tiff_pages.PAGES} steps of an axis in its OME description"
     if planes > 10 * pages + PICTURE:
         return f"announces {planes} planes in its OME description and holds {pages} pages"
     return None
 
 
-def _whole(text: str) -> int:
-    """A number of a description, 0 where it is none: tifffile refuses that itself."""
+def _parse_count(text: str) -> int:
+    """The integer of a description; 0 where it is none: tifffile refuses that itself."""
     text = text.strip()
     return int(text) if text.isdecimal() and len(text) < 19 else 0 if len(text) < 19 else 10**18
 
 
-def _steps(given: Mapping[str, str]) -> float:
-    """Length of the axis that a modulo annotation describes, infinite where its numbers have none."""
+def _axis_length(given: Mapping[str, str]) -> float:
+    """Length of the axis of a modulo annotation; infinite where its numbers give none."""
     try:
         start, end, step = (float(given.get(key, "1")) for key in ("Start", "End", "Step"))
         steps = (end - start) / step
@@ -108,8 +106,10 @@ def _steps(given: Mapping[str, str]) -> float:
 
 
 def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None:
-    """Check every page's strips or tiles against the file's size, and all pages against the first
-    and the announced number.
+    """What is wrong with the pages, None for a sound file.
+
+    The strips or tiles of each are compared with the file's size, and all pages with the first and
+    the declared number.
     """
     first: Any = tif.pages.get(0)
     count, size = len(tif.pages), tif.filehandle.size
@@ -131,7 +131,7 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
         return f"announces {announced} pages and holds {count}"
     if problem:
         return f"is truncated or damaged at page 1 of {count}: {problem}"
-    # Pages with the tags of the first are like it; of others tifffile says what they are.
+    # Pages with the tags of the first are like it; others are decoded by tifffile and compared.
     plain = tiff_pages.is_plain(tif, chain) and _stored_problem(first, chain.least) is None
     for number in chain.others if plain else range(2, count + 1):
         page: Any = tif.pages.get(number - 1)  # not kept: a long stack has many
@@ -152,6 +152,7 @@ def _page_problem(tif: tifffile.TiffFile, chain: tiff_pages.Chain) -> str | None
 
 
 def _segment_problem(page: Any, size: int) -> str | None:
+    """What is wrong with the tags, strips or tiles of a page; None for a sound one."""
     if page.dtype is None or not page.shape or 0 in page.shape:
         return "its directory is incomplete"
     if not all(
@@ -162,7 +163,7 @@ def _segment_problem(page: Any, size: int) -> str | None:
             "its colours, its compression or its number of samples (tags 262, 259, 277) are no"
             " numbers"
         )
-    if (opaque := _opaque(page)) is not None and opaque < 1:
+    if (opaque := _colour_samples(page)) is not None and opaque < 1:
         return (
             f"it announces {len(page.extrasamples)} samples beside the colours (tag 338) of"
             f" {page.samplesperpixel} in all"
@@ -190,16 +191,17 @@ _RATIOS = {
     34926: ZSTD,
     50013: DEFLATE,
 }
-"""Compressions of which it is known how many bytes one byte can give at most."""
+"""Most bytes that one byte can give, of the compressions for which that is known."""
 
 TILE = 2**28
-"""Bytes of a tile that a small picture may lie in; of a large one it may have four times as many as
-the picture.
+"""Most bytes of a tile of a small image.
+
+A tile of a large image may have up to four times the bytes of the image.
 """
 
 
 def _size_problem(page: Any, wanted: int) -> str | None:
-    """Compare a page's strips and tiles with the page."""
+    """Compare the size of a page's strips and tiles with the page."""
     if 0 in page.shape or wanted < 1:
         return f"it announces a size of {page.shape}"
     tile = math.prod(page.chunks) * page.dtype.itemsize
@@ -209,7 +211,7 @@ def _size_problem(page: Any, wanted: int) -> str | None:
 
 
 def _stored_problem(page: Any, stored: int) -> str | None:
-    """Compare the pixels of a page with the bytes that it has for them."""
+    """Compare the pixels of a page with their stored bytes."""
     need, ratio = (
         page.nbytes * page.bitspersample // (8 * page.dtype.itemsize),
         _RATIOS.get(int(page.compression)),
@@ -225,7 +227,7 @@ def _stored_problem(page: Any, stored: int) -> str | None:
 
 
 def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
-    """Number of pages that the file's description promises; 0 where it makes no promise."""
+    """Number of pages that the file's description declares; 0 where it declares none."""
     if tif.is_ome:
         total = 0
         for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^<>]*>", tif.ome_metadata or ""):
@@ -239,8 +241,8 @@ def _announced_pages(tif: tifffile.TiffFile, first: Any) -> int:
         )
     shapes = [entry.get("shape", ()) for entry in tif.shaped_metadata or ()]
     if not shapes and first.shaped_description:
-        # tifffile passes over a description that does not fit; that of one page among others says
-        # nothing of those.
+        # tifffile ignores a description that does not fit; that of one page among others says
+        # nothing about those.
         whole, single = (
             math.prod(_described_shape(first.shaped_description)),
             math.prod(first.shape),
@@ -256,8 +258,9 @@ def _described_shape(description: str) -> tuple[int, ...]:
 
 
 def _series_problem(tif: tifffile.TiffFile) -> str | None:
-    """Whether the one series takes in every page, and no page that is not there: tifffile leaves
-    out some and fills others with 0.
+    """What is wrong with the one series; None where it holds every page and no missing one.
+
+    tifffile leaves out some pages and fills missing ones with 0.
     """
     series, first, count = tif.series[0], tif.pages.first, len(tif.pages)
     planes = math.prod(series.get_shape(squeeze=False)) // math.prod(first.shape)
@@ -277,15 +280,13 @@ def _series_problem(tif: tifffile.TiffFile) -> str | None:
 
 
 def _orientation(page: Any) -> int:
-    """Tag 274, 1 to 8; 1 is upright, and stands for none and for a damaged one."""
+    """Orientation (tag 274), 1 to 8; 1 (upright) where it is missing or damaged."""
     value = page.tags.valueof(274, default=1)
     return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], tuple[int, ...]]:
-    """Order of the series' axes that puts channels first, and the shape ``(C, *S)`` in that order,
-    as it is stored.
-    """
+    """Order of the series' axes that puts channels first, and the stored shape ``(C, *S)``."""
     if len(tif.series) != 1:
         raise FileError(
             path, f"holds {len(tif.series)} separate images", "Save one image or volume per file"
@@ -299,7 +300,7 @@ def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], t
     others = [i for i in range(len(axes)) if i not in channel + plane]
     depth = [i for i in others if shape[i] > 1]
     if dims == 3 and not depth and tif.series[0].kind == "shaped":
-        # A stack of one slice; only this description says so outright.
+        # A stack of one slice; only this kind of description declares it.
         depth = others[-1:]
     if len(depth) != dims - 2:
         raise wrong_axes(path, tif.series[0].shape, dims)
@@ -318,39 +319,70 @@ def _layout(path: Path, tif: tifffile.TiffFile, dims: int) -> tuple[list[int], t
     return flat + channel + depth + plane, (size, *(shape[i] for i in depth + plane))
 
 
-def _turned(shape: tuple[int, ...], page: Any) -> tuple[int, ...]:
-    """The shape ``(C, *S)`` of the upright picture.
+def _upright_shape(shape: tuple[int, ...], page: Any) -> tuple[int, ...]:
+    """Shape ``(C, *S)`` of the upright image.
 
-    That of a volume stays, for its orientation is 1.
+    That of a volume is unchanged, for its orientation is 1.
     """
     return (*shape[:-2], shape[-1], shape[-2]) if _orientation(page) > 4 else shape
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type, after the file's structure has been checked; a palette
-    image counts as colour.
+    """Check the structure of a TIFF file.
+
+    Args:
+        path: TIFF file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Shape ``(C, *S)`` and name of the dtype; a palette image counts as RGB.
+
+    Raises:
+        FileError: where the file is damaged, truncated, holds several images or has other axes.
     """
     with _open(path, dims) as tif:
         page: Any = tif.pages.first
-        shape = _turned(_layout(path, tif, dims)[1], page)
+        shape = _upright_shape(_layout(path, tif, dims)[1], page)
         if _is_palette(page, dims):
             return (3, *shape[1:]), "uint8"
         return (
-            len(range(shape[0])[: _opaque(page)]),
+            len(range(shape[0])[: _colour_samples(page)]),
             *shape[1:],
         ), ("uint8" if page.dtype == bool else page.dtype.name)
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """Resolution, spacing and unit."""
+    """Read resolution, spacing and unit.
+
+    Args:
+        path: TIFF file.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Geometry of format ``tiff``.
+
+    Raises:
+        FileError: as :func:`probe`.
+    """
     with _open(path, dims) as tif:
         _layout(path, tif, dims)
         return _geometry(tif, dims)
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """Array ``(C, *S)``, upright: palettes of images become RGB, or with ``labels`` what
-    :func:`palette_labels` says; alpha is dropped.
+    """Read a TIFF file upright and without alpha.
+
+    Args:
+        path: TIFF file.
+        dims: number of space axes, 2 or 3.
+        labels: read a label map: a palette image gives :func:`palette_labels` instead of RGB, greys
+            keep the stored values.
+
+    Returns:
+        Array ``(C, *S)`` and its geometry.
+
+    Raises:
+        FileError: as :func:`probe`, and where pixels cannot be decoded or do not fit into memory.
     """
     with _open(path, dims) as tif:
         order, shape = _layout(path, tif, dims)
@@ -364,15 +396,15 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
             .reshape(shape)
         )
         if _is_palette(page, dims):
-            colours, indices = (page.colormap.T >> 8).astype("uint8"), _numbers(array[0])  # type: ignore[union-attr]
+            colours, indices = (page.colormap.T >> 8).astype("uint8"), _without_bool(array[0])  # type: ignore[union-attr]
             array = (
                 palette_labels(indices, colours)[None]
                 if labels
                 else colours[indices].transpose(2, 0, 1)
             )
         else:
-            array = (_numbers(array) if dims == 3 or labels else _seen(array, page))[
-                : _opaque(page)
+            array = (_without_bool(array) if dims == 3 or labels else _as_displayed(array, page))[
+                : _colour_samples(page)
             ]
         if _orientation(page) != 1:
             array = upright(array.transpose(1, 2, 0), _orientation(page)).transpose(2, 0, 1)
@@ -380,7 +412,7 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
 
 
 def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
-    """Raise FileError for LZW streams that would end the process, see :mod:`pipeline.files.lzw`."""
+    """Raise FileError for LZW streams that crash the decoder, see :mod:`pipeline.files.lzw`."""
     found = [page for page in pages if page is not None and page.keyframe.compression == 5]
     if not found:
         return
@@ -409,18 +441,18 @@ def _check_lzw(path: Path, pages: Iterable[Any]) -> None:
                 )
 
 
-def _numbers(array: np.ndarray) -> np.ndarray:
-    """Values as they are stored; one bit gives 0 and 1."""
+def _without_bool(array: np.ndarray) -> np.ndarray:
+    """Stored values; those of one bit as uint8, 0 and 1."""
     return array.view("uint8") if array.dtype == bool else array
 
 
-def _seen(array: np.ndarray, page: Any) -> np.ndarray:
-    """Greys of a picture.
+def _as_displayed(array: np.ndarray, page: Any) -> np.ndarray:
+    """Greys as they are displayed, those of few bits on 0..255.
 
-    With more than one bit ImageJ means the numbers of MINISWHITE and not their look; scanners write
-    ink as 1.
+    1-bit scans store ink as 1. With more bits, MINISWHITE values are kept: ImageJ means the values
+    and not their display.
     """
-    array = _numbers(~array if _is_ink(page) else array)
+    array = _without_bool(~array if _is_inverted_bilevel(page) else array)
     return (
         as_seen(array, page.bitspersample)
         if page.bitspersample in (1, 2, 4) and page.photometric in (0, 1)
@@ -428,52 +460,59 @@ def _seen(array: np.ndarray, page: Any) -> np.ndarray:
     )
 
 
-def _is_ink(page: Any) -> bool:
-    """Whether a picture of one bit is black where it holds 1."""
+def _is_inverted_bilevel(page: Any) -> bool:
+    """Whether a 1-bit image is black where it holds 1."""
     return page.photometric == 0 and page.dtype == bool
 
 
 _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"}
-"""Values of PhotometricInterpretation whose numbers are neither grey nor RGB."""
+"""Values of PhotometricInterpretation that are neither grey nor RGB."""
 
 _JPEG = (6, 7, 34892)
-"""Compressions whose decoder gives RGB for YCbCr."""
+"""Compressions whose decoder converts YCbCr to RGB."""
 
 
 def _notes(page: Any, dims: int, labels: bool) -> tuple[str, ...]:
-    """What to say where the numbers were taken although the tag says that they are seen otherwise."""
+    """Notes for values that are read as stored although their tag says to display others."""
     colours = _COLOURS.get(int(page.photometric))
     if colours and not (colours == "YCbCr" and page.compression in _JPEG):
         return (
-            (
-                f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned"
-                " into RGB"
-            ),
+            f"is a TIFF in {colours} colours; its numbers are taken as they are, not turned into"
+            " RGB",
         )
-    if page.photometric != 0 or (_is_ink(page) and dims == 2 and not labels):
+    if page.photometric != 0 or (_is_inverted_bilevel(page) and dims == 2 and not labels):
         return ()
     return (
-        (
-            "is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as"
-            " they are, not turned round"
-        ),
+        "is a TIFF tagged MINISWHITE, which is seen with 0 as white; its numbers are taken as they"
+        " are, not turned round",
     )
 
 
 def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray, Geometry]:
-    """The array of :func:`read`, of which rows are read as they are sliced, and its geometry;
-    ``stack`` closes the file.
+    """Open a TIFF file for reading slab by slab.
 
-    Uncompressed pixels in one piece are mapped, one slab at a time; of others each page is decoded
-    once for each slab that it lies in. A compressed image (one page) is decoded whole, one with a
-    palette or to be turned is read whole.
+    Uncompressed contiguous pixels are mapped, one slab at a time; of others each page is decoded
+    once for each slab that it lies in. A compressed 2D image (one page) is decoded whole, one with
+    a palette or another orientation than upright is read whole.
+
+    Args:
+        path: TIFF file.
+        dims: number of space axes, 2 or 3.
+        stack: closes the file at its end.
+
+    Returns:
+        The array ``(C, *S)`` of :func:`read`, of which rows are read as they are sliced, and its
+        geometry.
+
+    Raises:
+        FileError: as :func:`read`, also from a slice.
     """
     tif = stack.enter_context(_open(path, dims))
     order, shape = _layout(path, tif, dims)
     series, page = tif.series[0], tif.pages.first
     if _is_palette(page, dims) or _orientation(page) != 1:
         return read(path, dims, labels=False)
-    source, opaque = _Pages(path, series, order[-dims]), _opaque(page)
+    source, opaque = _Pages(path, series, order[-dims]), _colour_samples(page)
 
     def make(first: int, end: int) -> np.ndarray:
         part = (
@@ -481,7 +520,7 @@ def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray,
             .transpose(order)
             .reshape(shape[0], end - first, *shape[2:])[:opaque]
         )
-        return _numbers(part) if dims == 3 else _seen(part, page)
+        return _without_bool(part) if dims == 3 else _as_displayed(part, page)
 
     channels, stored = len(range(shape[0])[:opaque]), np.dtype(series.dtype)
     dtype = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
@@ -489,7 +528,7 @@ def view(path: Path, dims: int, stack: contextlib.ExitStack) -> tuple[LazyArray,
 
 
 class _Pages:
-    """Rows of a series along one of its axes, in the series' own order of axes."""
+    """Rows of a series along one of its axes, in the axis order of the series."""
 
     def __init__(self, path: Path, series: Any, axis: int) -> None:
         self.path, self.series, self.axis = path, series, axis
@@ -499,6 +538,7 @@ class _Pages:
             self.lead -= 1
 
     def rows(self, first: int, end: int) -> np.ndarray:
+        """Rows ``first`` to ``end`` along the axis, all other axes whole."""
         box = tuple(
             slice(first, end) if i == self.axis else slice(None) for i in range(len(self.shape))
         )
@@ -530,28 +570,28 @@ class _Pages:
 
     def _page(self, number: int) -> np.ndarray:
         page = self.series.pages[number]
-        if page is None:  # a page that a sparse series leaves out
+        if page is None:  # missing from a sparse series
             return np.zeros(self.shape[self.lead :], self.series.dtype)
         _check_lzw(self.path, [page])
         return page.asarray()
 
 
 def _is_palette(page: Any, dims: int) -> bool:
-    """Whether numbers stand for colours.
+    """Whether the values are indices of colours.
 
-    In a volume they are taken as numbers: ImageJ saves label stacks with a palette.
+    Those of a volume are not: ImageJ saves label stacks with a palette.
     """
     return page.photometric == 3 and page.colormap is not None and dims == 2
 
 
-def _opaque(page: Any) -> int | None:
-    """How many samples of a pixel are no alpha; None: all of them."""
+def _colour_samples(page: Any) -> int | None:
+    """Number of samples of a pixel that are not alpha; None: all of them."""
     alpha = any(kind in (1, 2) for kind in page.extrasamples)
     return page.samplesperpixel - len(page.extrasamples) if alpha else None
 
 
 def _geometry(tif: tifffile.TiffFile, dims: int, labels: bool = False) -> Geometry:
-    """Scale of the upright array, and what a reader should be told."""
+    """Scale of the upright array, and notes for the reader."""
     meta, page = _scale(tif), tif.pages.first
     if "resolution" in meta and _orientation(page) > 4:
         meta["resolution"] = meta["resolution"][::-1]
@@ -559,15 +599,15 @@ def _geometry(tif: tifffile.TiffFile, dims: int, labels: bool = False) -> Geomet
 
 
 def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Resolution tags as stored, and the distance of slices with its unit from ImageJ, OME or this
-    package's own description.
+    """Resolution tags as stored, and slice spacing and unit from the description.
 
-    What is no number there says nothing: pixels can be read without it.
+    The description is that of ImageJ, OME or this package. Values that are no numbers are ignored:
+    pixels can be read without them.
     """
     tags: Any = tif.pages.first.tags
     meta: dict[str, Any] = {}
     resolution = [
-        _ratio(tags.valueof(name)) for name in ("XResolution", "YResolution") if name in tags
+        _fraction(tags.valueof(name)) for name in ("XResolution", "YResolution") if name in tags
     ]
     unit = tags.valueof("ResolutionUnit", 2)
     if (
@@ -587,14 +627,14 @@ def _scale(tif: tifffile.TiffFile) -> dict[str, Any]:
     return meta | {"imagej": True} if tif.is_imagej else meta | _ome_scale(tif)
 
 
-def _ratio(value: Any) -> list[int] | None:
-    """Numerator and denominator of a resolution."""
+def _fraction(value: Any) -> list[int] | None:
+    """Numerator and denominator of a resolution; None where it is none."""
     pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
     return list(value) if pair else None
 
 
 def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Sizes in the unit of the first axis: OME gives each axis its own."""
+    """Pixel sizes in the unit of the first axis: OME gives each axis its own unit."""
     text = (tif.ome_metadata if tif.is_ome else None) or ""
     sizes = {
         axis: _positive(size) for axis, size in re.findall(r'\bPhysicalSize([XYZ])="([^"]+)"', text)
@@ -622,7 +662,7 @@ def _ome_scale(tif: tifffile.TiffFile) -> dict[str, Any]:
 
 
 def _positive(text: str) -> float | None:
-    """A length, if it is one that has an inverse."""
+    """A length that has a finite inverse, else None."""
     try:
         size = float(text)
     except ValueError:
@@ -631,7 +671,7 @@ def _positive(text: str) -> float | None:
 
 
 def _in_unit(size: float, unit: str, wanted: str) -> float | None:
-    """A size in another unit; None where the two have nothing in common."""
+    """A length in another unit; None where the units cannot be converted."""
     if unit == wanted:
         return size
     factors = [MILLIMETRES.get(u.lower()) for u in (unit, wanted)]
@@ -639,14 +679,19 @@ def _in_unit(size: float, unit: str, wanted: str) -> float | None:
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
-    """Write ``(C, *S)``, zlib-compressed, one page per slice, with the scale of a TIFF's geometry;
-    for ImageJ where the source was one.
+    """Write a zlib-compressed TIFF, one page for each slice.
 
-    Volumes that are :class:`Rows` are written slab by slab: the bytes are those of the array.
+    :class:`Rows` of volumes are written slab by slab, with the same bytes as the array would give.
+
+    Args:
+        path: file to write.
+        array: ``(C, *S)``.
+        geometry: scale of a TIFF file; where that was written for ImageJ, so is this one. Others:
+            none.
     """
     meta = geometry.meta if geometry.format == "tiff" else {}
-    # ImageJ knows these types only; others keep the scale in the description that tifffile and this
-    # package read.
+    # ImageJ reads only these dtypes; others keep the scale in the description that tifffile and
+    # this package read.
     dtype, nbytes = np.dtype(array.dtype), math.prod(array.shape) * array.dtype.itemsize
     imagej = (
         bool(meta.get("imagej"))
@@ -664,9 +709,8 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
         ome=False,
         photometric="rgb" if axes == "YXS" else "minisblack",
         compression="zlib",
-        compressionargs={
-            "level": 1 if dtype.kind == "f" else 6
-        },  # real numbers hardly shrink, whatever the effort
+        # Floats hardly compress, whatever the level.
+        compressionargs={"level": 1 if dtype.kind == "f" else 6},
         metadata={"axes": axes, **described},
         resolution=tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None,  # type: ignore[arg-type]
         resolutionunit=meta.get("resolution_unit"),
@@ -675,8 +719,9 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
 
 
 def _pages(array: LazyArray, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
-    """What tifffile is to write, the letters of its axes, and of pages that come one by one their
-    shape and type.
+    """What tifffile is to write, the letters of its axes, and further arguments.
+
+    The arguments are shape and dtype of pages that come one by one.
     """
     if not isinstance(array, Rows) or len(array.shape) == 3:
         data, axes = _axes(array[:], imagej)
@@ -703,7 +748,7 @@ def _pages(array: LazyArray, imagej: bool) -> tuple[Any, str, dict[str, Any]]:
 
 
 def _axes(array: np.ndarray, imagej: bool) -> tuple[np.ndarray, str]:
-    """``(C, *S)`` in the order in which TIFF readers expect it, with the letters of its axes."""
+    """``(C, *S)`` in the order that TIFF readers expect, with the letters of its axes."""
     space = "ZYX"[-(array.ndim - 1) :]
     if array.shape[0] == 1:
         return array[0], space

@@ -1,7 +1,7 @@
-"""The directories of a TIFF (TIFF 6.0 section 2, BigTIFF), walked before anything is made of them.
+"""Check the directories of a TIFF (TIFF 6.0 section 2, BigTIFF) before a library loads them.
 
-What they announce is compared with the file's size, and with what real files hold, before a
-library loads it: an empty page costs its writer 6 bytes and its reader a hundred times that.
+What they declare is compared with the size of the file, and with what real files hold: an empty
+page costs its writer 6 bytes and its reader a hundred times that.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 PAGES = 1_000_000
-"""Pages of a file. The longest stacks of microscopes and scanners have some 100,000."""
+"""Most pages of a file: the longest stacks of microscopes and scanners have some 100,000."""
 
 ENTRIES = 4096
-"""Entries of a directory; tifffile's own limit. Real ones have about 20."""
+"""Most entries of a directory, by tifffile's own limit: real ones have about 20."""
 
 INNER = 10_000
-"""Directories inside pages: reduced copies, camera data."""
+"""Most directories inside pages, such as reduced copies and camera data."""
 
 SEGMENTS = 200_000
 """Strips and tiles of any size that a file may have."""
 
 TINY = 32
-"""Beyond that so many pixels must lie in each on average; the standard's smallest tile has 256."""
+"""Pixels that a strip or tile must have on average, where there are more than SEGMENTS.
+
+The smallest tile of the standard has 256.
+"""
 
 SHARED = 2**24
-"""Bytes of values outside the directories that pages may have twice over, such as a palette."""
+"""Bytes of values outside the directories that pages may share, such as a palette."""
 
 TEXT = 2**27
-"""Bytes of a description: OME-XML of 100,000 planes has 20 MiB."""
+"""Most bytes of a description: OME-XML of 100,000 planes has 20 MiB."""
 
 KINDS = {
     1: 1,
@@ -52,11 +55,13 @@ KINDS = {
     17: 8,
     18: 8,
 }
-"""Bytes of one value of each type."""
+"""Bytes of one value of each TIFF type."""
 
 _CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+"""``struct`` codes of the integer TIFF types."""
 
 OFFSETS, COUNTS = (273, 324), (279, 325)
+"""Tags of the offsets and of the byte counts of strips and of tiles."""
 
 _KIND = frozenset(
     (
@@ -82,40 +87,45 @@ _KIND = frozenset(
         32998,
     )
 )
-"""Tags that say of what shape, type and colour a page is, and how it is stored."""
+"""Tags of a page's shape, dtype, colours and storage."""
 
 _DIRECTORIES = frozenset((330, 34665, 34853, 40965))
-"""Tags that lead to further directories."""
+"""Tags that point to further directories."""
 
 
 class Damage(Exception):  # noqa: N818
-    """What is wrong with the directories, in words."""
+    """What is wrong with the directories; the message follows the path of the file."""
 
 
 @dataclass(slots=True)
 class Page:
-    """Where a page's strips or tiles begin, how long they are, and the entries that say what it is."""
+    """What the directory of a page says about its shape, dtype and strips or tiles."""
 
     offsets: tuple[int, ...] | None = None
+    """First byte of each strip or tile."""
     counts: tuple[int, ...] | None = None
+    """Bytes of each strip or tile."""
     kind: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)
+    """Type, count and value of the entries that describe the page, by tag."""
 
 
 @dataclass(slots=True)
 class Chain:
-    """The pages of a file: their number, those unlike the first (from 1), and the fewest bytes of
-    those like it.
-    """
+    """The pages of a file."""
 
     first: Page
+    """The first page."""
     pages: int = 0
+    """Number of pages."""
     others: list[int] = field(default_factory=list)
+    """Numbers, from 1, of pages unlike the first: other tags, or strips outside the file."""
     least: int = 0
+    """Fewest bytes of pixels among pages with the tags of the first."""
 
 
 @dataclass(slots=True)
 class _Walk:
-    """The state of one walk."""
+    """State of one walk through the directories: the file, and running totals."""
 
     stream: BinaryIO
     size: int
@@ -129,15 +139,29 @@ class _Walk:
 
     @property
     def entry(self) -> str:
+        """``struct`` format of an entry."""
         return self.order + ("HHQQ" if self.big else "HHII")
 
     @property
     def link(self) -> str:
+        """``struct`` format of an offset."""
         return self.order + ("Q" if self.big else "I")
 
 
 def walk(stream: BinaryIO, size: int, most: int = PAGES) -> Chain:
-    """Follow the chain of pages, up to ``most``; raises Damage."""
+    """Follow the chain of pages and check each.
+
+    Args:
+        stream: TIFF file, open for reading.
+        size: its size in bytes.
+        most: pages after which the walk stops.
+
+    Returns:
+        The pages that were visited.
+
+    Raises:
+        Damage: where the file is truncated or damaged, or declares more than it can hold.
+    """
     head = stream.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
     version = struct.unpack(order + "H", head[2:4])[0] if order and len(head) >= 16 else 0
@@ -159,7 +183,7 @@ def walk(stream: BinaryIO, size: int, most: int = PAGES) -> Chain:
         stored = sum(page.counts or ())
         if chain is None:
             chain = Chain(page, least=stored)
-        elif _like(page, chain.first, size):
+        elif _matches(page, chain.first, size):
             chain.least = min(chain.least, stored)
         else:
             chain.others.append(number)
@@ -172,7 +196,7 @@ def walk(stream: BinaryIO, size: int, most: int = PAGES) -> Chain:
 
 
 def _directory(state: _Walk, offset: int, name: str) -> tuple[bytes, int]:
-    """The entries of the directory at ``offset``, and the offset of the one that follows."""
+    """The entries of the directory at ``offset``, and the offset of the next one."""
     stream, size = state.stream, state.size
     form = state.order + ("Q" if state.big else "H")
     stream.seek(min(offset, size))
@@ -193,13 +217,12 @@ def _directory(state: _Walk, offset: int, name: str) -> tuple[bytes, int]:
 
 
 def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
-    """The values of a page's directory, after what lies outside it has been compared with the file."""
+    """The tags of a page, after values outside its directory were compared with the file."""
     page, inline, text = Page(), struct.calcsize(state.link), 0
     start = struct.calcsize(state.entry) - inline
     for tag, kind, count, offset, raw in _entries(state, entries, start):
         length = count * KINDS.get(kind, 1)
-        # Private tags (32768 and above) may be broken: some writers do that, and readers pass over
-        # them.
+        # Private tags (32768 and above) may be damaged: some writers do that, readers skip them.
         if tag < 32768 and length > inline and offset + length > state.size:
             raise Damage(f"is truncated: the description of page {number} lies beyond its end")
         if tag in (270, 700) and length > TEXT:
@@ -210,7 +233,7 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
         if tag == 270 and length > inline:
             text = offset
         if tag in OFFSETS or tag in COUNTS:
-            numbers = _numbers(state, kind, count, offset if length > inline else None, raw)
+            numbers = _integers(state, kind, count, offset if length > inline else None, raw)
             if tag in OFFSETS:
                 page.offsets = numbers
             else:
@@ -222,9 +245,9 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
                 value = state.stream.read(length)
             page.kind[tag] = (kind, count, value)
         if tag in _DIRECTORIES:
-            _inner(
+            _check_subdirectories(
                 state,
-                _numbers(state, kind, count, offset if length > inline else None, raw) or (),
+                _integers(state, kind, count, offset if length > inline else None, raw) or (),
                 number,
             )
     _check_segments(state, page, number)
@@ -234,14 +257,17 @@ def _page(state: _Walk, entries: bytes, number: int) -> Page:  # noqa: C901
 
 
 def _check_text(state: _Walk, page: Page, offset: int, number: int) -> None:
-    """Bound the planes that tifffile's own description announces: it makes a list of as many."""
+    """Bound the planes that tifffile's own description declares.
+
+    tifffile makes a list of as many.
+    """
     state.stream.seek(offset)
     found = re.match(
         rb"[^\[(]{0,200}shape\"?\s*[:=]\s*[\[(]([\d, ]{1,200})", state.stream.read(512)
     )
     if found is None:
         return
-    width, height = (_one(state, page.kind.get(tag)) for tag in (256, 257))
+    width, height = (_scalar(state, page.kind.get(tag)) for tag in (256, 257))
     state.planes += math.prod(int(n) for n in re.findall(rb"\d+", found[1])) // max(
         1, width * height
     )
@@ -255,12 +281,14 @@ def _check_text(state: _Walk, page: Page, offset: int, number: int) -> None:
 def _entries(
     state: _Walk, entries: bytes, start: int
 ) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Tag, type, count, offset, and the bytes of the value or offset, of each entry."""
     step = struct.calcsize(state.entry)
-    for place, (tag, kind, count, offset) in enumerate(struct.iter_unpack(state.entry, entries)):
-        yield tag, kind, count, offset, entries[place * step + start : (place + 1) * step]
+    for index, (tag, kind, count, offset) in enumerate(struct.iter_unpack(state.entry, entries)):
+        yield tag, kind, count, offset, entries[index * step + start : (index + 1) * step]
 
 
 def _add_values(state: _Walk, length: int, number: int) -> None:
+    """Bound the bytes of all values outside the directories."""
     state.values += length
     if state.values > 2 * state.size + SHARED:
         problem = (
@@ -269,10 +297,10 @@ def _add_values(state: _Walk, length: int, number: int) -> None:
         raise Damage(f"{problem}; the file has {state.size}")
 
 
-def _numbers(
+def _integers(
     state: _Walk, kind: int, count: int, offset: int | None, raw: bytes
 ) -> tuple[int, ...] | None:
-    """The numbers of an entry; None where they are of no known type or lie beyond the file."""
+    """The integers of an entry; None for another type, or where they lie beyond the file."""
     code = _CODES.get(kind)
     if code is None:
         return None
@@ -284,10 +312,10 @@ def _numbers(
     return struct.unpack_from(f"{state.order}{count}{code}", raw)
 
 
-def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
-    """Directories inside a page: reduced copies of the picture, camera data.
+def _check_subdirectories(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
+    """Bound the directories inside a page, and the values that they hold.
 
-    What they hold counts, too.
+    Such are reduced copies of the image, and camera data.
     """
     state.inner += len(offsets)
     if state.inner > INNER:
@@ -298,10 +326,10 @@ def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
         try:
             entries, _ = _directory(state, offset, f"a directory inside page {number}")
         except Damage:
-            continue  # readers pass over them
+            continue  # readers skip it
         inline = struct.calcsize(state.link)
         for tag, kind, count, _ in struct.iter_unpack(state.entry, entries):
-            if tag == 330:  # readers follow it down, for ever where it leads back
+            if tag == 330:  # readers follow it recursively, for ever where it leads back
                 raise Damage(
                     f"has directories inside the directories of page {number}, which must not"
                     " have any"
@@ -312,7 +340,7 @@ def _inner(state: _Walk, offsets: tuple[int, ...], number: int) -> None:
 
 def _check_segments(state: _Walk, page: Page, number: int) -> None:
     """Bound the number of strips and tiles by the pixels that they can hold."""
-    width, height = (_one(state, page.kind.get(tag)) for tag in (256, 257))
+    width, height = (_scalar(state, page.kind.get(tag)) for tag in (256, 257))
     if width == 0 and height == 0 and page.offsets is None:
         raise Damage(f"has a page without width, length and pixels: page {number}")
     state.pixels += (width or 0) * (height or 0)
@@ -324,14 +352,15 @@ def _check_segments(state: _Walk, page: Page, number: int) -> None:
         raise Damage(f"{problem}; more than {SEGMENTS} must have {TINY} pixels each")
 
 
-def _one(state: _Walk, entry: tuple[int, int, bytes] | None) -> int:
+def _scalar(state: _Walk, entry: tuple[int, int, bytes] | None) -> int:
+    """The one integer of an entry; 0 where there is none."""
     if entry is None or entry[1] != 1 or entry[0] not in _CODES:
         return 0
     return struct.unpack_from(state.order + _CODES[entry[0]], entry[2])[0]
 
 
-def _like(page: Page, first: Page, size: int) -> bool:
-    """Whether a page has the kind of the first, and its strips lie in the file."""
+def _matches(page: Page, first: Page, size: int) -> bool:
+    """Whether a page has the tags of the first, and its strips lie inside the file."""
     offsets, counts = page.offsets, page.counts
     if (
         page.kind != first.kind
@@ -351,11 +380,19 @@ def _like(page: Page, first: Page, size: int) -> bool:
 
 
 _FLAVOURS = ("lsm", "stk", "ndpi", "vista", "philips", "indica", "eer", "nih", "mdgel")
+"""TIFF flavours whose tags tifffile corrects."""
 
 
 def is_plain(tif: Any, chain: Chain) -> bool:
-    """Whether pages of one kind are of one shape: no flavour of TIFF that corrects tags page by
-    page, none that lacks some.
+    """Whether pages with the same tags have the same shape.
+
+    Args:
+        tif: the open ``tifffile.TiffFile``.
+        chain: its pages, by :func:`walk`.
+
+    Returns:
+        False for TIFF flavours whose tags tifffile corrects page by page, and where tifffile found
+        other strips or tiles on the first page.
     """
     odd = any(getattr(tif, f"is_{name}", False) for name in _FLAVOURS)
     first: Any = tif.pages.first

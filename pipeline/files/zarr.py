@@ -1,11 +1,9 @@
-"""OME-Zarr: a folder of chunks, as image pyramids are kept by microscopes and scanners.
+"""OME-Zarr: a folder of chunks, the format of image pyramids of microscopes and scanners.
 
-The finest level is read; one level is written.
-
-Versions 0.4 (on Zarr format 2) and 0.5 (format 3) are read, as are plain arrays of either format.
-An answer is written in the version of its input, and as 0.4 where there is none: that is what Fiji,
-QuPath, napari, neuroglancer and OMERO all open today, while 0.5 is known to the newest releases of
-some. Specification: ngff.openmicroscopy.org.
+The finest level is read; one level is written. Versions 0.4 (on Zarr format 2) and 0.5 (format 3)
+are read, as are plain arrays of either format. A prediction is written in the version of its input,
+and as 0.4 where there is none: that is what Fiji, QuPath, napari, neuroglancer and OMERO all open
+today, while only the newest releases of some read 0.5. Specification: ngff.openmicroscopy.org.
 """
 
 from __future__ import annotations
@@ -25,10 +23,10 @@ from pipeline.files.zarr_limits import Folder, check_array, check_metadata
 from pipeline.records import Geometry
 
 EDGE = 128
-"""Longest edge of a chunk that is written, in voxels; images have chunks of four times that."""
+"""Longest edge of a chunk that is written, in voxels; 2D images have four times that."""
 
 VERSION = "0.4"
-"""Written where the input says nothing."""
+"""Version that is written where the input has none."""
 
 
 def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
@@ -51,26 +49,27 @@ def _open(path: Path) -> tuple[Any, Mapping[str, Any], str]:
         check_array(path, node, store)
         return node, {}, ""
     entry, version = _multiscale(path, dict(node.attrs))
-    place = entry["datasets"][0]["path"]
-    check_metadata(path, place)
+    level_path = entry["datasets"][0]["path"]
+    check_metadata(path, level_path)
     try:
-        level = node[place]
+        level = node[level_path]
     except (KeyError, ValueError, TypeError) as error:
         raise FileError(
-            path, f"has no array at {place!r}, which its description names ({error})"[:300]
+            path, f"has no array at {level_path!r}, which its description names ({error})"[:300]
         ) from None
     if not isinstance(level, zarr.Array):
         raise FileError(
-            path, f"has no array at {place!r}, which its description names as the finest level"
+            path, f"has no array at {level_path!r}, which its description names as the finest level"
         )
     check_array(path, level, store)
-    _check_steps(path, entry, len(level.shape))
+    _check_transformations(path, entry, len(level.shape))
     return level, entry, version
 
 
 def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The first multiscale entry, of which axes and datasets have the types that the specification
-    wants, and the version.
+    """The first multiscale entry, and the version.
+
+    Its axes and datasets were checked for the types of the specification.
     """
     inner = attributes.get("ome", attributes)
     scales = inner.get("multiscales") if isinstance(inner, Mapping) else None
@@ -82,7 +81,7 @@ def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str,
         )
     entry = scales[0] if isinstance(scales, list) else None
     if not isinstance(entry, Mapping):
-        raise FileError(path, "has 'multiscales' that are no list of objects", _SPECIFIED)
+        raise FileError(path, "has 'multiscales' that are no list of objects", _SPEC_ADVICE)
     axes, datasets = entry.get("axes") or [None], entry.get("datasets")
     described = (
         [axis for axis in axes if isinstance(axis, Mapping)] if isinstance(axes, list) else []
@@ -97,30 +96,33 @@ def _multiscale(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str,
         isinstance(axis.get("name"), str) and isinstance(axis.get("unit") or "", str)
         for axis in described
     ):
-        raise FileError(path, "has axes without a name, or with a unit that is no text", _SPECIFIED)
+        raise FileError(
+            path, "has axes without a name, or with a unit that is no text", _SPEC_ADVICE
+        )
     if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
-        raise FileError(path, "has 'datasets' that are no list of objects", _SPECIFIED)
-    place = datasets[0].get("path")
+        raise FileError(path, "has 'datasets' that are no list of objects", _SPEC_ADVICE)
+    level_path = datasets[0].get("path")
     if (
-        not isinstance(place, str)
-        or place.startswith(("/", "\\"))
-        or ".." in place.replace("\\", "/").split("/")
-        or "\0" in place
+        not isinstance(level_path, str)
+        or level_path.startswith(("/", "\\"))
+        or ".." in level_path.replace("\\", "/").split("/")
+        or "\0" in level_path
     ):
         raise FileError(
             path,
-            f"names {place!r}"[:100] + " as its finest level, which is no path inside it",
-            _SPECIFIED,
+            f"names {level_path!r}"[:100] + " as its finest level, which is no path inside it",
+            _SPEC_ADVICE,
         )
     return entry, str(inner.get("version") or entry.get("version") or VERSION)
 
 
-_SPECIFIED = "Write it as OME-Zarr 0.4 or 0.5 describes (ngff.openmicroscopy.org)"
+_SPEC_ADVICE = "Write it as OME-Zarr 0.4 or 0.5 describes (ngff.openmicroscopy.org)"
 
 
-def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
-    """Raise FileError for coordinate transformations that are no lists of one finite number an
-    axis.
+def _check_transformations(path: Path, entry: Mapping[str, Any], axes: int) -> None:
+    """Raise FileError for invalid coordinate transformations.
+
+    Scale and translation must be lists of one finite number for each axis.
     """
     for owner in (entry["datasets"][0], entry):
         steps = owner.get("coordinateTransformations", ())
@@ -128,7 +130,7 @@ def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
             isinstance(step, Mapping) for step in steps
         ):
             raise FileError(
-                path, "has coordinate transformations that are no list of objects", _SPECIFIED
+                path, "has coordinate transformations that are no list of objects", _SPEC_ADVICE
             )
         for values in (
             step[key] for step in steps for key in ("scale", "translation") if key in step
@@ -142,7 +144,7 @@ def _check_steps(path: Path, entry: Mapping[str, Any], axes: int) -> None:
                     path,
                     f"has a scale or translation of {str(values)[:80]} where {axes} numbers are"
                     " needed",
-                    _SPECIFIED,
+                    _SPEC_ADVICE,
                 )
 
 
@@ -153,9 +155,7 @@ def _is_number(value: Any) -> bool:
 def _layout(
     path: Path, array: Any, entry: Mapping[str, Any], dims: int
 ) -> tuple[list[int], tuple[int, ...], list[str]]:
-    """Order of the stored axes that gives ``(rest, C, *S)``, the shape ``(C, *S)``, and the names
-    of the stored axes.
-    """
+    """Order of the stored axes for ``(rest, C, *S)``, the shape ``(C, *S)``, and axis names."""
     shape = tuple(int(n) for n in array.shape)
     if not entry:
         if len(shape) not in (dims, dims + 1):
@@ -181,29 +181,73 @@ def _layout(
 
 
 def probe(path: Path, dims: int) -> tuple[tuple[int, ...], str]:
-    """Shape ``(C, *S)`` and number type from the metadata.
+    """Check the metadata of a Zarr.
 
-    Chunks that were never written are background, so none can be missed.
+    Chunks that were never written are background, so missing ones cannot be detected.
+
+    Args:
+        path: Zarr folder.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Shape ``(C, *S)`` of the finest level, and name of the dtype.
+
+    Raises:
+        FileError: where the metadata are damaged, declare too much or have other axes.
     """
     array, entry, _ = _open(path)
     return _layout(path, array, entry, dims)[1], array.dtype.name
 
 
 def geometry(path: Path, dims: int) -> Geometry:
-    """Axes, scale, translation and units."""
+    """Read axes, scale, translation and units.
+
+    Args:
+        path: Zarr folder.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        Geometry of format ``zarr``.
+
+    Raises:
+        FileError: as :func:`probe`.
+    """
     array, entry, version = _open(path)
     return _geometry(entry, version, _layout(path, array, entry, dims)[2], dims)
 
 
 def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
-    """The whole finest level as ``(C, *S)``."""
-    pixels, place = view(path, dims)
+    """Read the finest level of a Zarr.
+
+    Args:
+        path: Zarr folder.
+        dims: number of space axes, 2 or 3.
+        labels: not used; other formats read label maps differently.
+
+    Returns:
+        Array ``(C, *S)`` and its geometry.
+
+    Raises:
+        FileError: as :func:`probe`, and where the array does not fit into memory.
+    """
+    pixels, geometry = view(path, dims)
     check_memory(path, pixels.shape, pixels.dtype)
-    return pixels[:], place
+    return pixels[:], geometry
 
 
 def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
-    """The finest level ``(C, *S)``, of which rows are read as they are sliced."""
+    """Open the finest level of a Zarr for reading slab by slab.
+
+    Args:
+        path: Zarr folder.
+        dims: number of space axes, 2 or 3.
+
+    Returns:
+        The array ``(C, *S)``, of which rows are read as they are sliced, and its geometry.
+
+    Raises:
+        FileError: as :func:`probe`, and from a slice that does not fit into memory.
+    """
     array, entry, version = _open(path)
     order, shape, names = _layout(path, array, entry, dims)
     axis = names.index("zyx"[3 - dims])
@@ -219,9 +263,7 @@ def view(path: Path, dims: int) -> tuple[LazyArray, Geometry]:
 
 
 def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims: int) -> Geometry:
-    """Scale and translation of the space axes, those of the level and of the whole pyramid taken
-    together.
-    """
+    """Scale and translation of the space axes, of level and whole pyramid combined."""
     meta: dict[str, Any] = {"dims": dims}
     if not entry:
         return Geometry(format="zarr", meta=meta)
@@ -250,30 +292,35 @@ def _geometry(entry: Mapping[str, Any], version: str, names: Sequence[str], dims
 
 
 def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
-    """Write ``(C, *S)`` into the new folder ``path``, slab by slab, as one level with the scale of
-    a Zarr's geometry.
+    """Write one level of an OME-Zarr, slab by slab.
+
+    Args:
+        path: new folder.
+        array: ``(C, *S)``.
+        geometry: version, scale, translation and units of a Zarr; of another format: version 0.4
+            and scale 1.
     """
     meta = geometry.meta if geometry.format == "zarr" else {}
     version, dims = meta.get("version") or VERSION, len(array.shape) - 1
     new = version.startswith("0.5")
-    many = array.shape[0] > 1
-    shape = tuple(array.shape) if many else tuple(array.shape[1:])
+    multichannel = array.shape[0] > 1
+    shape = tuple(array.shape) if multichannel else tuple(array.shape[1:])
     chunk = [min(n, EDGE * (4 if dims == 2 else 1)) for n in array.shape[1:]]
     group = zarr.open_group(path, mode="w", zarr_format=3 if new else 2)
     level: Any = group.create_array(
         "0",
         shape=shape,
-        chunks=(1, *chunk) if many else tuple(chunk),
+        chunks=(1, *chunk) if multichannel else tuple(chunk),
         dtype=np.dtype(array.dtype),
         chunk_key_encoding={"name": "default" if new else "v2", "separator": "/"},
-        dimension_names=[*("c" if many else ""), *"zyx"[3 - dims :]] if new else None,
+        dimension_names=[*("c" if multichannel else ""), *"zyx"[3 - dims :]] if new else None,
     )
     for first, end in slabs(array, chunk[0]):
         part = array[:, first:end]
-        level[(slice(None), slice(first, end)) if many else slice(first, end)] = (
-            part if many else part[0]
+        level[(slice(None), slice(first, end)) if multichannel else slice(first, end)] = (
+            part if multichannel else part[0]
         )
-    entry = _entry(meta, version, dims, many, path)
+    entry = _multiscale_entry(meta, version, dims, multichannel, path)
     group.attrs.update(
         {"ome": {"version": version, "multiscales": [entry]}}
         if new
@@ -281,17 +328,17 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
     )
 
 
-def _entry(
-    meta: Mapping[str, Any], version: str, dims: int, many: bool, path: Path
+def _multiscale_entry(
+    meta: Mapping[str, Any], version: str, dims: int, multichannel: bool, path: Path
 ) -> dict[str, Any]:
     """The multiscales entry of one level."""
     units = meta.get("units") or [None] * dims
-    axes = [{"name": "c", "type": "channel"}] if many else []
+    axes = [{"name": "c", "type": "channel"}] if multichannel else []
     axes += [
         {"name": n, "type": "space", **({"unit": u} if u else {})}
         for n, u in zip("zyx"[3 - dims :], units, strict=True)
     ]
-    lead = [1.0] if many else []
+    lead = [1.0] if multichannel else []
     steps: list[dict[str, Any]] = [
         {"type": "scale", "scale": lead + list(meta.get("scale") or [1.0] * dims)}
     ]
@@ -299,7 +346,7 @@ def _entry(
         steps.append(
             {
                 "type": "translation",
-                "translation": ([0.0] if many else []) + list(meta["translation"]),
+                "translation": ([0.0] if multichannel else []) + list(meta["translation"]),
             }
         )
     return {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}

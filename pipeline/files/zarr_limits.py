@@ -1,5 +1,8 @@
-"""What a Zarr may announce: codecs that only turn bytes into numbers, chunks of a sane size, and
-files of its own folder. Chunks are decoded to the size that they announce and no further."""
+"""Limits on what a Zarr may declare.
+
+Only codecs that turn bytes into numbers, chunks of a sane size, and files of its own folder are
+accepted. Chunks are decoded to the size that they declare and no further.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ from pipeline.files.errors import FileError
 from pipeline.files.limits import SLACK, check_memory, check_values
 
 LARGEST = 2**26
-"""Bytes of a metadata file: consolidated ones of large plates have a few MiB."""
+"""Most bytes of a metadata file: consolidated ones of large plates have a few MiB."""
 
 FEWEST = 100_000
-"""Chunks that any array may have."""
+"""Chunks of any size that an array may have."""
 
 SMALLEST = 512
-"""Beyond that so many voxels (8x8x8) must be in a chunk: each costs a file and a task."""
+"""Voxels that a chunk must have in an array of more than FEWEST chunks.
+
+They are 8x8x8: each chunk costs a file and a task.
+"""
 
 _V2 = (
     "zlib",
@@ -60,10 +66,18 @@ CODECS = frozenset((*_V2, *_MORE, "bytes", "endian", "transpose", "sharding_inde
 _NAMES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
-def check_metadata(path: Path, place: str = "") -> None:
-    """Raise FileError where the metadata of a node are no regular files, or far too large."""
+def check_metadata(path: Path, node: str = "") -> None:
+    """Check the metadata files of a node.
+
+    Args:
+        path: Zarr folder.
+        node: path of the node inside it; empty: its root.
+
+    Raises:
+        FileError: where one is no regular file, or larger than LARGEST.
+    """
     for name in _NAMES:
-        file = os.path.join(path, place, name)
+        file = os.path.join(path, node, name)
         try:
             found = os.stat(file)
         except (FileNotFoundError, NotADirectoryError):
@@ -72,50 +86,58 @@ def check_metadata(path: Path, place: str = "") -> None:
         if not stat.S_ISREG(found.st_mode):
             raise FileError(
                 path,
-                f"holds {os.path.join(place, name)}, which is no regular file",
+                f"holds {os.path.join(node, name)}, which is no regular file",
                 "Copy it again",
             )
         if size > LARGEST:
             raise FileError(
                 path,
-                f"has a metadata file {os.path.join(place, name)} of {size} bytes; {LARGEST} are"
+                f"has a metadata file {os.path.join(node, name)} of {size} bytes; {LARGEST} are"
                 " the most",
             )
 
 
 def check_array(path: Path, array: Any, store: Folder) -> None:
-    """Raise FileError for an array that cannot be read in bounded time and memory; then bound its
-    decoders and ``store``.
+    """Check that an array can be read in bounded time and memory, and bound its decoders.
+
+    Args:
+        path: Zarr folder.
+        array: the ``zarr.Array``; its decoders are limited to the declared size of a chunk.
+        store: store of the array; its ``most`` is set to the largest size of a chunk.
+
+    Raises:
+        FileError: for unknown codecs, and for chunks that are too many, too small or too large.
     """
     shape = tuple(int(n) for n in array.shape)
     check_values(path, shape, _dtype(path, array))
-    parts = list(_parts(path, array))
-    for edges in parts:
+    shapes = list(_chunk_shapes(path, array))
+    for edges in shapes:
         if len(edges) != len(shape) or min(edges, default=1) < 1:
             raise FileError(path, f"has chunks of shape {edges} for an array of shape {shape}")
-    smallest = math.prod(min(n, size) for n, size in zip(parts[-1], shape, strict=True))
-    chunks = math.prod(-(-size // n) for n, size in zip(parts[-1], shape, strict=True))
+    smallest = math.prod(min(n, size) for n, size in zip(shapes[-1], shape, strict=True))
+    chunks = math.prod(-(-size // n) for n, size in zip(shapes[-1], shape, strict=True))
     if chunks > FEWEST and smallest < SMALLEST:
         problem = (
             f"consists of {chunks} chunks of {smallest} voxels; more than {FEWEST} must have"
             f" {SMALLEST} each"
         )
         raise FileError(path, problem, "Write it again with larger chunks, such as 64x64x64")
-    for edges in parts:
+    for edges in shapes:
         check_memory(path, edges, array.dtype, "chunks")
     itemsize = array.dtype.itemsize
     store.most = (
-        2 * math.prod(parts[0]) * itemsize
-        + 32 * math.prod(-(-a // b) for a, b in zip(parts[0], parts[-1], strict=True))
+        2 * math.prod(shapes[0]) * itemsize
+        + 32 * math.prod(-(-a // b) for a, b in zip(shapes[0], shapes[-1], strict=True))
         + SLACK
     )
     _bound(
         array.async_array.codec_pipeline,
-        [2 * math.prod(edges) * itemsize + SLACK for edges in parts],
+        [2 * math.prod(edges) * itemsize + SLACK for edges in shapes],
     )
 
 
 def _dtype(path: Path, array: Any) -> Any:
+    """Dtype of an array, refusing one that numpy does not have."""
     dtype = array.dtype
     if not hasattr(dtype, "kind"):
         raise FileError(
@@ -124,10 +146,10 @@ def _dtype(path: Path, array: Any) -> Any:
     return dtype
 
 
-def _parts(path: Path, array: Any) -> Iterator[Sequence[int]]:
+def _chunk_shapes(path: Path, array: Any) -> Iterator[Sequence[int]]:
     """Shapes of what lies in one file, and of the chunks in shards, the smallest last.
 
-    Refuses codecs that are not known.
+    Raises FileError for codecs that are not known.
     """
     metadata = array.metadata
     if array.metadata.zarr_format == 2:
@@ -165,6 +187,7 @@ def _parts(path: Path, array: Any) -> Iterator[Sequence[int]]:
 
 
 def _check_codec(path: Path, name: str) -> None:
+    """Raise FileError for a codec that is not in CODECS."""
     if name.removeprefix("numcodecs.") not in CODECS:
         problem = (
             f"is encoded with {name!r}"[:80] + ", which is no codec of numbers that is known here"
@@ -173,8 +196,9 @@ def _check_codec(path: Path, name: str) -> None:
 
 
 def _check_file(path: Path, key: str, most: int, part: Any) -> None:
-    """Raise FileError where a file inside is none, is larger than ``most`` allows, or where
-    ``part`` of it is not there.
+    """Raise FileError for a file inside the folder that cannot be read safely.
+
+    It must be a regular file of at most ``most`` bytes that holds the range ``part``.
     """
     try:
         found = os.stat(os.path.join(path, key))
@@ -199,24 +223,61 @@ def _check_file(path: Path, key: str, most: int, part: Any) -> None:
 
 
 class Folder(LocalStore):
-    """The store of a folder, which reads regular files only, and of chunks only as many bytes as
-    they may have.
-    """
+    """A store that reads regular files only, and of chunks only as many bytes as they may have."""
 
     most: int = LARGEST
+    """Most bytes of a chunk."""
 
     def _check(self, key: str, part: Any = None) -> None:
         _check_file(self.root, key, self.most, part)
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        """Read a value after its file was checked, see ``LocalStore.get``.
+
+        Args:
+            key: path of the file inside the folder.
+            prototype: kind of buffer to return.
+            byte_range: bytes to read; None: all.
+
+        Returns:
+            The buffer; None where there is no file.
+
+        Raises:
+            FileError: where the file is not regular, too large, or does not hold ``byte_range``.
+        """
         self._check(key, byte_range)
         return await super().get(key, prototype, byte_range)
 
     def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:
+        """Read a value as :meth:`get` does, outside an event loop.
+
+        Args:
+            key: path of the file inside the folder.
+            prototype: kind of buffer to return.
+            byte_range: bytes to read; None: all.
+
+        Returns:
+            The buffer; None where there is no file.
+
+        Raises:
+            FileError: as :meth:`get`.
+        """
         self._check(key, byte_range)
         return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        """Read ranges of several values, each checked as by :meth:`get`.
+
+        Args:
+            prototype: kind of buffer to return.
+            key_ranges: pairs of key and byte range.
+
+        Returns:
+            One buffer for each pair; None where there is no file.
+
+        Raises:
+            FileError: as :meth:`get`.
+        """
         ranges = list(key_ranges)
         for key, part in ranges:
             self._check(key, part)
@@ -224,9 +285,7 @@ class Folder(LocalStore):
 
 
 def _bound(pipeline: Any, most: Sequence[int]) -> None:
-    """Give the decoders of a pipeline the number of bytes that they may make, those of its shards
-    included.
-    """
+    """Limit the bytes that the decoders of a pipeline may make, those of its shards included."""
     codecs = list(pipeline) if hasattr(pipeline, "__iter__") else []
     for codec in codecs:
         if hasattr(codec, "index_codecs") and len(most) > 1:
@@ -242,14 +301,15 @@ def _bound(pipeline: Any, most: Sequence[int]) -> None:
 
 
 def _bound_codec(codec: Any, most: int) -> None:
+    """Replace ``decode`` of a codec by one that makes at most ``most`` bytes."""
     name, given = str(codec.codec_id), codec.decode
     if name in _STREAMS:
         codec.decode = lambda buf, out=None: _decoded(codec, buf, most)
-    elif name in _ANNOUNCED:
+    elif name in _DECLARED_SIZE:
 
         def decode(buf: Any, out: Any = None) -> Any:
             data = memoryview(buf).cast("B")
-            announced = _ANNOUNCED[name](bytes(data[:32]))
+            announced = _DECLARED_SIZE[name](bytes(data[:32]))
             if name == "blosc":
                 _check_blosc(data)
             if announced is None:  # a zstd frame of unknown length
@@ -264,8 +324,9 @@ def _bound_codec(codec: Any, most: int) -> None:
 
 
 def _check_blosc(data: memoryview) -> None:
-    """Raise ValueError for less data than its header announces: the decoder trusts the header and
-    reads what lies behind in memory.
+    """Raise ValueError for less data than its header declares.
+
+    The decoder trusts the header and would read memory behind the data.
 
     Source: c-blosc 1.21, README_CHUNK_FORMAT.rst (16 bytes: versions, flags, typesize, nbytes,
     blocksize, cbytes).
@@ -285,23 +346,25 @@ _STREAMS: Mapping[str, Callable[[Any], Any]] = {
         codec.format, filters=codec.filters if codec.format == lzma.FORMAT_RAW else None
     ),
 }
+"""Decoders that read a stream piece by piece, by codec."""
 
 MEMBERS, MEMBER = 10_000, 2**12
-"""Streams one behind the other in a chunk, and bytes of it that let it have one more: bgzip makes
-one of each 64 KiB.
+"""Concatenated streams of a chunk, and bytes of the chunk that allow one more.
+
+bgzip makes one of each 64 KiB.
 """
 
 PIECE = 2**17
-"""Bytes that a decoder is given at a time, because it copies what it leaves over."""
+"""Bytes that a decoder is given at a time, because it copies what remains."""
 
 
 def _decoded(codec: Any, buf: Any, most: int) -> bytes:
-    """The bytes of a compressed chunk, up to ``most`` of them."""
-    data, parts, total, place = memoryview(buf).cast("B"), [], 0, 0
+    """The bytes of a compressed chunk, at most ``most``."""
+    data, parts, total, position = memoryview(buf).cast("B"), [], 0, 0
     for _ in range(MEMBERS + most // MEMBER):
         decoder = _STREAMS[codec.codec_id](codec)
         while not decoder.eof:
-            piece = data[place : place + PIECE]
+            piece = data[position : position + PIECE]
             if not piece:
                 raise ValueError("a chunk is cut off")
             parts.append(decoder.decompress(piece, most - total + 1))
@@ -310,9 +373,9 @@ def _decoded(codec: Any, buf: Any, most: int) -> bytes:
                 raise ValueError(
                     f"a chunk holds more than the {most} bytes that are the most for its size"
                 )
-            place += len(piece) - len(decoder.unused_data)
-        place = len(data) if codec.codec_id == "zlib" else _behind_zeros(data, place)
-        if place == len(data):
+            position += len(piece) - len(decoder.unused_data)
+        position = len(data) if codec.codec_id == "zlib" else _skip_zeros(data, position)
+        if position == len(data):
             return parts[0] if len(parts) == 1 else b"".join(parts)
     raise ValueError(
         f"a chunk of at most {most} bytes consists of more than {MEMBERS + most // MEMBER}"
@@ -320,31 +383,34 @@ def _decoded(codec: Any, buf: Any, most: int) -> bytes:
     )
 
 
-def _behind_zeros(data: memoryview, place: int) -> int:
-    """Where padding ends that begins at ``place``."""
-    while place < len(data):
-        piece = bytes(data[place : place + PIECE])
+def _skip_zeros(data: memoryview, position: int) -> int:
+    """End of the padding that begins at ``position``."""
+    while position < len(data):
+        piece = bytes(data[position : position + PIECE])
         rest = piece.lstrip(b"\0")
-        place += len(piece) - len(rest)
+        position += len(piece) - len(rest)
         if rest:
             break
-    return place
+    return position
 
 
-def _zstd(head: bytes) -> int | None:
-    """Content size of a frame (RFC 8878, section 3.1.1); None where it does not say."""
+def _zstd_content_size(head: bytes) -> int | None:
+    """Content size of a zstd frame (RFC 8878, section 3.1.1); None: not declared."""
     if head[:4] != b"\x28\xb5\x2f\xfd" or len(head) < 20:
         return 0
     kind = head[4]
-    place = 5 + (0 if kind & 32 else 1) + (0, 1, 2, 4)[kind & 3]
+    position = 5 + (0 if kind & 32 else 1) + (0, 1, 2, 4)[kind & 3]
     length = (1 if kind & 32 else 0, 2, 4, 8)[kind >> 6]
     if not length:
         return None
-    return int.from_bytes(head[place : place + length], "little") + (256 if length == 2 else 0)
+    return int.from_bytes(head[position : position + length], "little") + (
+        256 if length == 2 else 0
+    )
 
 
-_ANNOUNCED: Mapping[str, Callable[[bytes], int | None]] = {
-    "zstd": _zstd,
+_DECLARED_SIZE: Mapping[str, Callable[[bytes], int | None]] = {
+    "zstd": _zstd_content_size,
     "blosc": lambda head: int.from_bytes(head[4:8], "little"),
     "lz4": lambda head: int.from_bytes(head[:4], "little"),
 }
+"""Decoded size by the first bytes of a chunk, by codec; None: not declared."""

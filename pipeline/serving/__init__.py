@@ -1,15 +1,14 @@
-"""An HTTP service around one model: POST an image, get its answer as a file.
+"""HTTP service around one model: POST an image, receive its prediction as a file.
 
-It knows nothing of models but a function that answers an image file.
+It knows nothing about models but a function that predicts an image file. A client that sends or
+reads too slowly is disconnected and delays nobody. The head of a request has to arrive within 10 s
+(:mod:`pipeline.serving.server`), its body and its response within 20 s and one more second for
+every 32 KiB (:mod:`pipeline.serving.uploads`). A request waits for the network only when its body
+is complete. Bodies and responses lie on disk: memory follows the number of concurrent predictions,
+not the number of clients.
 
-A client that sends or reads too slowly is given up and holds nobody up. The head of a request has
-to come within 10 s (:mod:`pipeline.serving.server`), its body and its answer within 20 s and a
-second more for every 32 KiB (:mod:`pipeline.serving.uploads`). A request waits for the network only
-when its body is complete. Bodies and answers lie on disk: memory follows the images computed at a
-time, not the number of clients.
-
-The walk of a request: server (connection, head) -> application (request, response) -> uploads
-(body) -> service (place, workspace, turn).
+A request passes through: server (connection, head) -> application (request, response) -> uploads
+(body) -> service (queue, workspace, threads).
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ import importlib
 from pipeline.records import UserError
 
 PACKAGES = ("fastapi", "uvicorn", "python_multipart")
-"""What is imported here; starlette looks for python_multipart only when a form comes."""
+"""Packages of the extra; starlette needs python_multipart only for a form."""
 
 
 def require_packages() -> None:
-    """Raise UserError where the extra ``serve`` is not installed."""
+    """Check that the extra ``serve`` is installed.
+
+    Raises:
+        UserError: where one of PACKAGES is missing.
+    """
     for name in PACKAGES:
         try:
             importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""The two addresses, ``POST /predict`` and ``GET /health``, and the answer to every request."""
+"""The two routes, ``POST /predict`` and ``GET /health``, and the response to every request."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ from pipeline.serving.uploads import Body, Refusal
 logger = logging.getLogger(__name__)
 
 ANSWERS = {".png": "image/png", ".jpg": "image/jpeg", ".tif": "image/tiff"}
-"""Content type of an answer by the suffix of its file."""
+"""Content type of a response by the suffix of its file."""
 
 CHUNK = 64 * 1024
-"""Bytes of an answer that are sent at a time."""
+"""Bytes of a response that are sent at a time."""
 
 
 def application(service: Service) -> FastAPI:
-    """The two addresses, ``POST /predict`` and ``GET /health``."""
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # its warnings of forms that are none are for the client
+    """Make the ASGI application with its two routes.
+
+    Args:
+        service: the model, its limits and its state.
+
+    Returns:
+        The application.
+    """
+    # What python_multipart warns about malformed forms is for the client, not for the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     app = FastAPI(
         title=service.facts["config"],
         version=service.facts["version"],
@@ -55,8 +61,16 @@ def application(service: Service) -> FastAPI:
 
 
 async def respond(service: Service, request: Request) -> Response:
-    """The answer to a request, or why there is none; what went wrong inside is told to the log
-    only.
+    """Answer a request, by a prediction or by the reason why there is none; one log line for each.
+
+    Details of internal errors go to the log only.
+
+    Args:
+        service: the model, its limits and its state.
+        request: a ``POST /predict`` request.
+
+    Returns:
+        The response.
     """
     began = time.perf_counter()
     body = Body(request, service.limits.bytes)
@@ -73,10 +87,10 @@ async def respond(service: Service, request: Request) -> Response:
 
 
 async def _outcome(service: Service, request: Request, body: Body) -> Response:
-    """The answer, or the refusal that stands for whatever went wrong."""
+    """The response, or the refusal for whatever went wrong."""
     linger = body.linger
 
-    async def leave() -> None:
+    async def drain() -> None:
         if not service.closing:
             await linger()
 
@@ -84,7 +98,7 @@ async def _outcome(service: Service, request: Request, body: Body) -> Response:
         return await _answer(service, request, body)
     except Refusal as refusal:
         status, reason, headers = refusal.status, str(refusal), refusal.headers
-    except HTTPException as error:  # a form that is none
+    except HTTPException as error:  # a malformed form
         status, reason, headers = error.status_code, str(error.detail), {}
     except ClientDisconnect:
         status, reason, headers = 400, "the client has gone.", {}
@@ -92,7 +106,7 @@ async def _outcome(service: Service, request: Request, body: Body) -> Response:
         if not service.closing:
             raise
         status, reason, headers = 503, ENDING, {}
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # such as a full disk
         logger.error(f"{type(error).__name__}: {error}")
         status, reason, headers = (
             503,
@@ -107,11 +121,12 @@ async def _outcome(service: Service, request: Request, body: Body) -> Response:
             {},
         )
     return Refused(
-        status, reason, headers if body.complete else {**headers, "Connection": "close"}, leave
+        status, reason, headers if body.complete else {**headers, "Connection": "close"}, drain
     )
 
 
 def _headers(service: Service, seconds: float) -> dict[str, str]:
+    """Headers of every response."""
     facts = service.facts
     return {
         "X-Model": f"{facts['config'].encode('ascii', 'replace').decode()} {facts['model']}",
@@ -122,7 +137,14 @@ def _headers(service: Service, seconds: float) -> dict[str, str]:
 
 
 class Refused(JSONResponse):
-    """A reason as JSON, whole before the rest of the upload is read and forgotten."""
+    """A reason as JSON, sent whole before the rest of the upload is read and discarded.
+
+    Args:
+        status: HTTP status.
+        reason: sentence for the client.
+        headers: further headers.
+        linger: reads and discards the rest of the upload.
+    """
 
     def __init__(
         self,
@@ -144,8 +166,12 @@ class Refused(JSONResponse):
 
 
 class FileSent(Response):
-    """The content of a file, which may be unlinked meanwhile, sent no faster than the client reads;
-    one that does not is cut off.
+    """A file as response, sent as fast as the client reads; one that reads too slowly is cut off.
+
+    The file may be unlinked meanwhile.
+
+    Args:
+        path: file of one of the suffixes of ANSWERS.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,6 +191,7 @@ class FileSent(Response):
                 scope["state"]["abort"]()
 
     async def _send(self, send: Send) -> None:
+        """Send the body chunk by chunk."""
         for start in range(0, self.size, CHUNK):
             await send(
                 {
@@ -176,6 +203,10 @@ class FileSent(Response):
 
 
 async def _answer(service: Service, request: Request, body: Body) -> Response:
+    """Receive an image, wait for a thread, and predict.
+
+    Raises Refusal where the image is not accepted.
+    """
     announced = int(request.headers.get("content-length", 0))
     if announced > service.limits.bytes:
         raise Refusal(
@@ -183,9 +214,9 @@ async def _answer(service: Service, request: Request, body: Body) -> Response:
         )
     form = uploads.media_type(request.headers.get("content-type")) == "multipart/form-data"
     ending = "" if form else uploads.suffix(request.headers.get("content-type"), None)
-    service.require_place()  # before the body comes, and again when it is there
-    with service.workspace() as space:
-        image = space.path / f"image{ending}"
+    service.require_place()  # before the body is received, and again afterwards
+    with service.workspace() as workspace:
+        image = workspace.path / f"image{ending}"
         async with service.receiving(body):
             image = await (
                 uploads.from_form(body.request, image)
@@ -193,21 +224,21 @@ async def _answer(service: Service, request: Request, body: Body) -> Response:
                 else uploads.from_body(body.request, image)
             )
         with service.place():
-            await space.run(
+            await workspace.run(
                 service.readers,
                 lambda: uploads.admit(image, service.channels, service.limits.pixels),
             )
-            async with service.turn:
+            async with service.semaphore:
                 if await request.is_disconnected():
                     raise Refusal(400, "the client has gone.")
                 began = time.perf_counter()
-                path = await space.run(service.pool, lambda: _predict(service, image))
+                path = await workspace.run(service.pool, lambda: _predict(service, image))
                 service.seconds = time.perf_counter() - began
         return FileSent(path)
 
 
 def _predict(service: Service, image: Path) -> Path:
-    """Predict an image file; the answer lies in a folder beside it.
+    """Predict an image file into a folder beside it; the path of the prediction.
 
     Raises Refusal 400 where it cannot be decoded to its end.
     """

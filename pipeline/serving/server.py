@@ -1,8 +1,7 @@
-"""An HTTP server that waits for nobody: uvicorn with deadlines for the heads of requests and for
-its own end, which it lacks.
+"""HTTP server: uvicorn with deadlines, which it lacks, for heads of requests and for its shutdown.
 
-The application sees to bodies and answers (:mod:`pipeline.serving.application`); through
-``scope["state"]["abort"]`` it can cut a connection whose client does not read.
+The application limits bodies and responses (:mod:`pipeline.serving.application`); through
+``scope["state"]["abort"]`` it can cut the connection of a client that does not read.
 """
 
 from __future__ import annotations
@@ -23,71 +22,100 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pipeline.records import UserError
 
 HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the end of the answer before, to the end of the next
-request's head.
+"""Time for the head of a request.
+
+It runs from the opening of the connection, or from the end of the previous response.
 """
 
 CONNECTIONS = 512
-"""Open at a time. For one more, that which has waited longest for the head of a request is closed;
-all at work: the new one is.
+"""Most open connections.
+
+For one more, the one that has waited longest for the head of a request is closed; where all are at
+work, the new one is.
 """
 
 INTERRUPT_SECONDS, TERMINATE_SECONDS = 1, 30
-"""After Ctrl-C, and after SIGTERM: how long requests that are being worked on may take to end."""
+"""Time for requests in progress to end after Ctrl-C, and after SIGTERM."""
 
 
 class DeadlineProtocol(H11Protocol):
-    """One connection, closed where the head of its next request does not come in time.
+    """One connection, closed where the head of its next request does not arrive in time.
 
-    uvicorn ends a connection that says nothing after an answer, but neither one that never says
-    anything nor one that drips.
+    uvicorn closes a connection that is idle after a response, but neither one that never sends
+    anything nor one that sends byte by byte.
     """
 
-    late: asyncio.TimerHandle | None = None
+    head_timer: asyncio.TimerHandle | None = None
+    """Closes the connection; None while a request is in progress."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline, and close the longest waiting connection where there are too many.
+
+        Args:
+            transport: the new connection.
+        """
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
-        waiting = [c for c in self.connections if isinstance(c, DeadlineProtocol) and c.late]
-        self._await_head()
+        waiting = [c for c in self.connections if isinstance(c, DeadlineProtocol) and c.head_timer]
+        self._start_head_timer()
         if len(self.connections) > CONNECTIONS:
-            oldest = min(waiting, key=lambda c: c.late.when(), default=self)  # type: ignore[union-attr]
+            oldest = min(waiting, key=lambda c: c.head_timer.when(), default=self)  # type: ignore[union-attr]
             oldest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        """Stop the deadline when the head of a request is complete.
+
+        Args:
+            data: bytes received.
+        """
         super().data_received(data)
-        if self.late is not None and self.cycle is not None and not self.cycle.response_complete:
-            self.late.cancel()
-            self.late = None
+        if (
+            self.head_timer is not None
+            and self.cycle is not None
+            and not self.cycle.response_complete
+        ):
+            self.head_timer.cancel()
+            self.head_timer = None
 
     def on_response_complete(self) -> None:
-        self._await_head()
-        super().on_response_complete()  # begins with the next request, if that has come
+        """Start the deadline of the next request."""
+        self._start_head_timer()
+        super().on_response_complete()  # starts the next request, if it has arrived
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self.late is not None:
-            self.late.cancel()
-            self.late = None
+        """Stop the deadline.
 
-    def _await_head(self) -> None:
-        if self.late is None:
-            self.late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        Args:
+            exc: why the connection was lost; None: closed.
+        """
+        super().connection_lost(exc)
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def _start_head_timer(self) -> None:
+        if self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
 
 class Server(uvicorn.Server):
-    """Ends within a bounded time on SIGINT, SIGTERM or SIGUSR1, and at once on a second one.
+    """Server that stops in bounded time on SIGINT, SIGTERM or SIGUSR1, at once on a second one.
 
     Args:
         application: ASGI application.
-        before_end: called when the end begins.
-        asked: the signal that has come before the server listens to them, None where none has.
+        before_end: called when the shutdown begins.
+        pending_signal: returns the signal that arrived before the server handles signals; None:
+            none.
     """
 
     ended_by: int | None = None
+    """The signal that ended the server; None: none yet."""
 
     def __init__(
-        self, application: Any, before_end: Callable[[], None], asked: Callable[[], int | None]
+        self,
+        application: Any,
+        before_end: Callable[[], None],
+        pending_signal: Callable[[], int | None],
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -102,12 +130,16 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=TERMINATE_SECONDS,
             )
         )
-        self.before_end, self.asked = before_end, asked
+        self.before_end, self.pending_signal = before_end, pending_signal
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Listen to signals; uvicorn's own way raises them again at its end, where the command has
-        to tidy up.
+        """Handle signals within the context.
+
+        uvicorn would raise them again at its end, where the command has to clean up.
+
+        Yields:
+            Nothing; outside the main thread no signal is handled.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -116,9 +148,9 @@ class Server(uvicorn.Server):
             n: signal.signal(n, self.handle_exit)
             for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         }
-        early = self.asked()
-        if early is not None:
-            self.handle_exit(early, None)
+        pending = self.pending_signal()
+        if pending is not None:
+            self.handle_exit(pending, None)
         try:
             yield
         finally:
@@ -126,22 +158,41 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the shutdown, force it on a second signal.
+
+        Args:
+            sig: signal number.
+            frame: not used.
+        """
         self.force_exit = self.should_exit
         self.should_exit, self.ended_by = True, sig
         if sig == signal.SIGINT:
             self.config.timeout_graceful_shutdown = INTERRUPT_SECONDS
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # What is cut off now is told by the command in a word of its own.
+        # The command reports interrupted requests itself.
+        """Stop receiving, and wait for the requests in progress.
+
+        Args:
+            sockets: listening sockets to close.
+        """
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.before_end()
         await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on the address (port 0: any free one).
+    """Open a listening socket.
 
-    Raises UserError where none can.
+    Args:
+        host: name or address.
+        port: port number; 0: any free one.
+
+    Returns:
+        The socket.
+
+    Raises:
+        UserError: where the address cannot be used.
     """
     listener = None
     try:
@@ -151,7 +202,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # whoever comes between the line that says "Serving" and the first turn of the loop waits
+        # Clients between the line "Serving" and the start of the event loop wait in the backlog.
         listener.listen()
     except (OSError, OverflowError) as error:
         if listener is not None:
@@ -166,7 +217,14 @@ def listen(host: str, port: int) -> socket.socket:
 def is_local(host: str) -> bool:
     """Whether an address can be reached from this machine only.
 
-    >>> is_local("127.0.0.1"), is_local("::1"), is_local("0.0.0.0")
-    (True, True, False)
+    Args:
+        host: address.
+
+    Returns:
+        True for loopback addresses.
+
+    Example:
+        >>> is_local("127.0.0.1"), is_local("::1"), is_local("0.0.0.0")
+        (True, True, False)
     """
     return host == "::1" or host.startswith("127.")

@@ -1,4 +1,4 @@
-"""One model for many clients: places to wait, a folder for each request, threads, and an end."""
+"""One model for many clients: queue, a folder for each request, threads, and shutdown."""
 
 from __future__ import annotations
 
@@ -16,42 +16,48 @@ from typing import Any
 from pipeline.serving.uploads import Body, Refusal
 
 Predict = Callable[[Path, Path], Path]
-"""Answers an image: takes its file and a folder to write into, and returns the path of the answer.
+"""Predicts an image: takes its file and a folder to write into, returns the path of the prediction.
 
 Raises FileError for an image that cannot be decoded to its end.
 """
 
 UPLOADS = 64
-"""Bodies that are received at a time.
+"""Most bodies that are received at a time.
 
 For one more, the slowest of those that take more than a second is given up.
 """
 
 READERS = 2
-"""Threads that look at headers of uploads."""
+"""Threads that check headers of uploads."""
 
 ENDING = "the server is shutting down; come back later."
+"""Reason of requests that are refused during shutdown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may cost."""
+    """Limits of the service and of a request."""
 
     bytes: int
+    """Most bytes of a body."""
     pixels: int
+    """Most pixels of an image, width times height."""
     concurrent: int
+    """Most predictions at a time."""
     waiting: int
+    """Most requests that wait for a prediction."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """A model that answers requests, and what it has to do at the moment.
+    """A model that answers requests, and its current load.
 
     Args:
-        predict: what answers an image.
+        predict: predicts an image file.
         channels: channels of the images that it takes.
-        limits: what requests may cost.
-        facts: what ``GET /health`` tells of the model: ``config``, ``model``, ``version`` and more.
+        limits: limits of the service and of a request.
+        facts: what ``GET /health`` says about the model: ``config``, ``model``, ``version`` and
+            more.
     """
 
     predict: Predict
@@ -59,44 +65,71 @@ class Service:
     limits: Limits
     facts: Mapping[str, Any]
     pool: ThreadPoolExecutor = field(init=False)
+    """Threads that predict."""
     readers: ThreadPoolExecutor = field(init=False)
-    """Threads that look at headers of uploads, beside those that compute."""
-    turn: asyncio.Semaphore = field(init=False)
-    inside: int = 0
+    """Threads that check headers of uploads."""
+    semaphore: asyncio.Semaphore = field(init=False)
+    """Limits the predictions at a time."""
+    admitted: int = 0
+    """Requests that compute or wait."""
     seconds: float = field(default=1.0)
-    """What the last image took: a guess for those who are told to come back."""
+    """Duration of the last prediction: the waiting time that refused clients are given."""
     uploads: set[Body] = field(default_factory=set)
+    """Bodies that are being received."""
     workspaces: set[Workspace] = field(default_factory=set)
+    """Folders in use."""
     answered: int = 0
+    """Requests with another status than 503."""
     turned_away: int = 0
+    """Requests refused with status 503."""
     closing: bool = False
+    """Whether the shutdown has begun."""
 
     def __post_init__(self) -> None:
         self.pool = ThreadPoolExecutor(self.limits.concurrent, thread_name_prefix="predict")
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
-        self.turn = asyncio.Semaphore(self.limits.concurrent)
+        self.semaphore = asyncio.Semaphore(self.limits.concurrent)
 
     def require_place(self) -> None:
-        """Raise Refusal 503 where as many requests compute or wait as may."""
-        if self.inside >= self.limits.concurrent + self.limits.waiting:
-            reason = f"{self.inside} requests are being worked on or wait; come back later."
+        """Check that another request may compute or wait.
+
+        Raises:
+            Refusal: 503 where as many do as may.
+        """
+        if self.admitted >= self.limits.concurrent + self.limits.waiting:
+            reason = f"{self.admitted} requests are being worked on or wait; come back later."
             raise Refusal(503, reason, retry=max(1, round(self.seconds)))
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """A place among those that compute or wait. Raises Refusal 503 where all are taken."""
+        """Count a request among those that compute or wait.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Refusal: 503 where as many do as may.
+        """
         self.require_place()
-        self.inside += 1
+        self.admitted += 1
         try:
             yield
         finally:
-            self.inside -= 1
+            self.admitted -= 1
 
     @contextlib.asynccontextmanager
     async def receiving(self, body: Body) -> AsyncIterator[None]:
-        """Receive ``body`` within, as long as it comes fast enough.
+        """Receive a body within the context, as long as it comes fast enough.
 
-        Raises Refusal 408 or 503 where it does not.
+        Args:
+            body: body of the request.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Refusal: 408 where it comes too slowly; 503 where it is given up, where too many bodies
+                are being received, and during shutdown.
         """
         if self.closing:
             raise Refusal(503, ENDING)
@@ -122,52 +155,83 @@ class Service:
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Workspace]:
-        """A folder for one request, removed when nobody works in it any more."""
-        space = Workspace(path=Path(tempfile.mkdtemp(prefix="pipeline-serve-")))
-        self.workspaces.add(space)
+        """Make a folder for one request, removed when no thread works in it any more.
+
+        Yields:
+            The folder.
+        """
+        workspace = Workspace(path=Path(tempfile.mkdtemp(prefix="pipeline-serve-")))
+        self.workspaces.add(workspace)
         try:
-            yield space
+            yield workspace
         finally:
-            space.close(lambda: self.workspaces.discard(space))
+            workspace.close(lambda: self.workspaces.discard(workspace))
 
     def close(self) -> None:
-        """Give up what is being received: it would take too long, or for ever."""
+        """Give up the bodies that are being received: they could take too long, or for ever."""
         self.closing = True
         for body in self.uploads:
             body.give_up(ENDING)
 
     def abandon(self, seconds: float) -> bool:
-        """Wait for the threads at the end; whether none works any more.
+        """Wait for the threads at shutdown, and remove all folders.
 
-        Nothing is left on disk either way.
+        Args:
+            seconds: how long to wait.
+
+        Returns:
+            Whether no thread works any more.
         """
         for pool in (self.pool, self.readers):
             pool.shutdown(wait=False, cancel_futures=True)
-        jobs = [space.job for space in self.workspaces if space.job is not None]
+        jobs = [workspace.job for workspace in self.workspaces if workspace.job is not None]
         idle = not wait_for(jobs, seconds).not_done
-        for space in list(self.workspaces):
-            shutil.rmtree(space.path, ignore_errors=True)
+        for workspace in list(self.workspaces):
+            shutil.rmtree(workspace.path, ignore_errors=True)
         return idle
 
     async def health(self) -> dict[str, Any]:
-        running = min(self.inside, self.limits.concurrent)
-        return {"status": "ok", **self.facts, "running": running, "waiting": self.inside - running}
+        """State of the service for ``GET /health``.
+
+        Returns:
+            ``status``, the facts of the model, and the numbers ``running`` and ``waiting``.
+        """
+        running = min(self.admitted, self.limits.concurrent)
+        return {
+            "status": "ok",
+            **self.facts,
+            "running": running,
+            "waiting": self.admitted - running,
+        }
 
 
 @dataclass(slots=True, eq=False)
 class Workspace:
-    """A folder that one request has to itself, and what a thread does in it."""
+    """The folder of one request, and what a thread does in it."""
 
     path: Path
+    """The folder."""
     job: Future[Any] | None = None
+    """The last work of a thread in the folder; None: none yet."""
 
     async def run(self, pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
+        """Run a function in a thread that may use the folder.
+
+        Args:
+            pool: threads.
+            work: function without arguments.
+
+        Returns:
+            What it returns.
+        """
         self.job = pool.submit(work)
         return await asyncio.wrap_future(self.job)
 
     def close(self, closed: Callable[[], None]) -> None:
-        """Remove the folder: at once, or by the thread that still works in it although nobody waits
-        for that.
+        """Remove the folder: at once, or when the thread that still works in it has ended.
+
+        Args:
+            closed: called after the removal.
         """
 
         def remove(_: object = None) -> None:

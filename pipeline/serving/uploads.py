@@ -1,4 +1,4 @@
-"""Uploads on their way in: how much may come, how slowly, of which kinds; all others are refused."""
+"""Uploads: limits of size, time and type."""
 
 from __future__ import annotations
 
@@ -23,19 +23,29 @@ TYPES = {
     "image/bmp": ".bmp",
     "image/x-ms-bmp": ".bmp",
 }
-"""Content types that are taken, and the suffix under which such an image is read."""
+"""Content types that are accepted, and the suffix under which such an image is read."""
 
 SLOW_SECONDS, SLOW_BYTES = 20.0, 32 * 1024
-"""An upload or an answer may take so many seconds, and one more for so many bytes that have passed."""
+"""Time limit of an upload or a response.
+
+That is SLOW_SECONDS, and one more second for every SLOW_BYTES that have passed.
+"""
 
 LINGER_SECONDS = 2
-"""How long an upload that was refused is still read: a client that is cut off while it sends may
-never see why.
+"""How long a refused upload is still read.
+
+A client that is cut off while it sends may never see the reason.
 """
 
 
 class Refusal(Exception):  # noqa: N818 - an answer to the client, no fault of the program
-    """A request that is answered with an HTTP status of 400 or more and a sentence."""
+    """A request that is answered with an HTTP status of 400 or more and a sentence.
+
+    Args:
+        status: HTTP status.
+        reason: sentence for the client.
+        retry: seconds after which the client may try again; None: not said.
+    """
 
     def __init__(self, status: int, reason: str, retry: int | None = None) -> None:
         super().__init__(reason)
@@ -44,8 +54,11 @@ class Refusal(Exception):  # noqa: N818 - an answer to the client, no fault of t
 
 
 class Body:
-    """The body of a request on its way in: counts its bytes, refuses more than ``most``, and what
-    comes too slowly.
+    """The body of a request while it is received: counts its bytes, limits size and time.
+
+    Args:
+        request: the request; its body must be read from the attribute ``request`` of this object.
+        most: bytes that are accepted.
     """
 
     def __init__(self, request: Request, most: int) -> None:
@@ -56,6 +69,14 @@ class Body:
         self.reason: Refusal | None = None
 
     async def receive(self) -> MutableMapping[str, Any]:
+        """Receive the next ASGI message, and move the deadline by its bytes.
+
+        Returns:
+            The message.
+
+        Raises:
+            Refusal: 413 where more than ``most`` bytes have come.
+        """
         message = await self.source()
         self.seen += len(message.get("body", b""))
         self.complete = not message.get("more_body", False)
@@ -67,7 +88,14 @@ class Body:
 
     @contextlib.asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
-        """Raise Refusal 408 where the body comes too slowly, and 503 where it was given up."""
+        """Limit the time of receiving the body within the context.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Refusal: 408 where the body comes too slowly, and 503 where it was given up.
+        """
         try:
             async with asyncio.timeout_at(self.began + SLOW_SECONDS) as self.deadline:
                 yield
@@ -83,14 +111,18 @@ class Body:
             self.deadline = None
 
     def give_up(self, reason: str) -> None:
-        """Stop receiving; the client is told the reason (503)."""
+        """Stop receiving with status 503.
+
+        Args:
+            reason: sentence for the client.
+        """
         self.reason = Refusal(503, reason, retry=1)
         if self.deadline is not None:
             with contextlib.suppress(RuntimeError):  # it has just passed
                 self.deadline.reschedule(0)
 
     async def linger(self) -> None:
-        """Read and forget what is still coming, for a while."""
+        """Read and discard what is still being sent, for at most LINGER_SECONDS."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while not self.complete:
@@ -98,7 +130,15 @@ class Body:
 
 
 async def from_body(request: Request, path: Path) -> Path:
-    """The body as a file."""
+    """Save the body of a request as a file.
+
+    Args:
+        request: request whose body is an image.
+        path: file to write.
+
+    Returns:
+        ``path``.
+    """
     with path.open("wb") as stream:
         async for chunk in request.stream():
             stream.write(chunk)
@@ -106,7 +146,18 @@ async def from_body(request: Request, path: Path) -> Path:
 
 
 async def from_form(request: Request, path: Path) -> Path:
-    """The one file of a form, with the suffix that its type or name has."""
+    """Save the one file of a form.
+
+    Args:
+        request: request whose body is a multipart form.
+        path: file to write; its suffix is replaced by that of the form's file.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        Refusal: 400 where the form holds no file, 415 where it is no image.
+    """
     async with request.form(max_files=1, max_fields=16) as form:
         file = next((v for v in form.values() if isinstance(v, UploadFile)), None)
         if file is None:
@@ -119,10 +170,17 @@ async def from_form(request: Request, path: Path) -> Path:
 
 
 def media_type(content_type: str | None) -> str:
-    """The kind of a content type, without its parameters.
+    """The media type of a ``Content-Type`` header, without its parameters.
 
-    >>> media_type("Image/PNG; q=1")
-    'image/png'
+    Args:
+        content_type: value of the header; None: no header.
+
+    Returns:
+        The type in lower case; may be empty.
+
+    Example:
+        >>> media_type("Image/PNG; q=1")
+        'image/png'
     """
     return (content_type or "").partition(";")[0].strip().lower()
 
@@ -130,7 +188,15 @@ def media_type(content_type: str | None) -> str:
 def suffix(content_type: str | None, filename: str | None) -> str:
     """Suffix of an image by its content type, else by its name.
 
-    Raises Refusal 415 for another kind of file.
+    Args:
+        content_type: value of the ``Content-Type`` header; None: no header.
+        filename: name of the file; None: no name.
+
+    Returns:
+        One of the suffixes of TYPES.
+
+    Raises:
+        Refusal: 415 for another kind of file.
     """
     kind, named = (
         media_type(content_type),
@@ -147,12 +213,12 @@ def suffix(content_type: str | None, filename: str | None) -> str:
 
 
 def admit(path: Path, channels: int, pixels: int) -> None:
-    """Look at the header of an upload.
+    """Check the header of an uploaded image.
 
     Args:
         path: the image file.
-        channels: as many as the model takes.
-        pixels: the most that are taken, width times height.
+        channels: channels that the model takes.
+        pixels: most pixels, width times height.
 
     Raises:
         Refusal: where the image is damaged (400), too large (413) or has other channels (422).
