@@ -25,8 +25,7 @@ SHOWN = 200
 """Characters of a header that a message shows."""
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
-"""Lower-case names that file managers leave behind; skipped without a warning, like every dotfile.
-"""
+"""Lower-case names of files that file managers leave behind; skipped silently like any dotfile."""
 
 TREES = {
     "competition": (
