@@ -70,10 +70,10 @@ def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Chan
         changed = opening(changed, settings.opening)
     if settings.dilation:
         changed = dilate(changed, settings.dilation)
-    soft = changed.astype(np.float32)
+    mask = changed.astype(np.float32)
     if settings.blur and changed.any():
-        soft = scipy.ndimage.gaussian_filter(soft, settings.blur, mode="nearest")
-    return soft[None].clip(0, 1)
+        mask = scipy.ndimage.gaussian_filter(mask, settings.blur, mode="nearest")
+    return mask[None].clip(0, 1)
 
 
 def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:

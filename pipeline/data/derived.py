@@ -398,10 +398,10 @@ def _cached_change_mask(
     manifest = folder / f"{name}.json"
     volumes = cache.known_volumes(manifest, key)
     if volumes is None:
-        soft = _change_mask(case, target, settings)
+        mask = _change_mask(case, target, settings)
         volumes = {
-            MASK: cache.save(folder / f"{name}.npy", soft),
-            BLOCKS: cache.save(folder / f"{name}.blocks.npy", change.blocks(soft)),
+            MASK: cache.save(folder / f"{name}.npy", mask),
+            BLOCKS: cache.save(folder / f"{name}.blocks.npy", change.blocks(mask)),
         }
         cache.write_manifest(manifest, key, volumes)
     return volumes

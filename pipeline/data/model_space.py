@@ -30,7 +30,7 @@ ROUNDING = 1e-6
 
 
 class Step(Protocol):
-    """One invertible step on the way to model space.
+    """One invertible step to model space.
 
     Arrays are ``(C, *S)`` in memory, or read as they are sliced.
     """
@@ -140,7 +140,7 @@ def _reoriented_on_disk(
 ) -> Rows:
     """The reoriented array from a file: rows of one become columns of the other."""
     dtype, axis = np.dtype(array.dtype), alignment.axes.index(0) + 1
-    if scratch.is_file():  # of this very array: who names the file says so
+    if scratch.is_file():  # of this very array: the caller names one file per array
         return npy.rows(scratch)
     with files.whole(scratch, int(np.prod(shape)) * dtype.itemsize) as temp:
         out = npy.room(temp, shape, dtype)
@@ -239,7 +239,7 @@ def model_space(
         trained_on: ``Checkpoint.trained_on``; empty where the model file says nothing of axes.
 
     Returns:
-        The way there and back; without steps where the axes agree or are not known.
+        Steps to model space and back; none where the axes agree or are not known.
 
     Raises:
         FileError: for a file of another family than those trained on, and for axes that no order
@@ -257,7 +257,7 @@ def space_of(path: Path, grid: Grid, trained_on: Mapping[str, Any]) -> ModelSpac
         trained_on: ``Checkpoint.trained_on``.
 
     Returns:
-        The way there and back.
+        Steps to model space and back.
 
     Raises:
         FileError: as of :func:`model_space`.
