@@ -234,11 +234,11 @@ def _defaults(name: str) -> dict[str, float]:
     }
 
 
-Wish = Map | ChangeMask
+MapRequest = Map | ChangeMask
 """A map that a loss reads, or that ``data.change`` asks for."""
 
 
-def of_term(name: str, term: LossTerm) -> Wish:
+def of_term(name: str, term: LossTerm) -> MapRequest:
     """The map that a loss term reads.
 
     Args:
@@ -257,7 +257,7 @@ def of_term(name: str, term: LossTerm) -> Wish:
     )
 
 
-def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
+def wanted(settings: Config, reads: Iterable[MapRequest] = ()) -> dict[str, MapRequest]:
     """All maps that a config needs: those of labels that its losses read, and the mask of change.
 
     That mask is wanted wherever ``data.change`` is set, whether a loss reads it or not: metrics and
@@ -274,7 +274,7 @@ def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
     Raises:
         ConfigError: where ``data.change`` is set and no target is an image to compare with.
     """
-    maps: dict[str, Wish] = {m.key: m for m in reads if isinstance(m, Map)}
+    maps: dict[str, MapRequest] = {m.key: m for m in reads if isinstance(m, Map)}
     if settings.data.change is not None:
         images = [name for name, kind in settings.targets.items() if kind == "image"]
         if not images:
@@ -289,14 +289,14 @@ def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
 # --- make and keep --------------------------------------------------------------------------------
 
 
-def derive(label: np.ndarray, wanted_map: Map, data: Data) -> np.ndarray:
+def derive(label: np.ndarray, request: Map, data: Data) -> np.ndarray:
     """Compute a map of a label.
 
     Ignored voxels are taken as background: a sheet is cut where its label ends.
 
     Args:
         label: ``(1, *S)``, class numbers.
-        wanted_map: map and options.
+        request: map and options.
         data: section ``data`` of the config, for classes and ignored label.
 
     Returns:
@@ -308,14 +308,14 @@ def derive(label: np.ndarray, wanted_map: Map, data: Data) -> np.ndarray:
         else np.where(label[0] == data.ignore_label, 0, label[0])
     )
     masks = [numbers > 0] if data.classes == 2 else [numbers == k for k in range(1, data.classes)]
-    return np.stack([DERIVED[wanted_map.name](mask, **wanted_map.options) for mask in masks])
+    return np.stack([DERIVED[request.name](mask, **request.options) for mask in masks])
 
 
 def attach(
     cases: Sequence[CachedCase],
     settings: Config,
     folder: Path,
-    reads: Iterable[Wish] = (),
+    reads: Iterable[MapRequest] = (),
     progress: Progress | None = None,
 ) -> list[CachedCase]:
     """Add to cases every map that the config needs, kept below ``<folder>/maps``.
@@ -338,18 +338,18 @@ def attach(
         ConfigError: where ``data.change`` is set and no target is an image.
         UserError: where the folder is read-only or the images of a pair cannot be compared.
     """
-    wanted_maps = wanted(settings, reads)
-    if not wanted_maps:
+    requests = wanted(settings, reads)
+    if not requests:
         return list(cases)
 
     def work(case: CachedCase) -> CachedCase:
         maps: dict[str, Volume] = {}
-        for key, wanted_map in wanted_maps.items():
-            if isinstance(wanted_map, Map):
-                maps[key] = _cached_map(case, wanted_map, settings.data, folder / "maps")
-            elif settings.data.change is not None and wanted_map.target in case.targets:
+        for key, request in requests.items():
+            if isinstance(request, Map):
+                maps[key] = _cached_map(case, request, settings.data, folder / "maps")
+            elif settings.data.change is not None and request.target in case.targets:
                 maps |= _cached_change_mask(
-                    case, wanted_map.target, settings.data.change, folder / "maps"
+                    case, request.target, settings.data.change, folder / "maps"
                 )
         return dataclasses.replace(case, maps=maps)
 
@@ -357,21 +357,21 @@ def attach(
         return properties.parallel(work, cases, progress, None)
 
 
-def _cached_map(case: CachedCase, wanted_map: Map, data: Data, folder: Path) -> Volume:
+def _cached_map(case: CachedCase, request: Map, data: Data, folder: Path) -> Volume:
     """A map of a label, read where it still fits, else made."""
     key: dict[str, Any] = {
         "format": FORMAT,
-        "label": case.properties.target_contents[wanted_map.target],
+        "label": case.properties.target_contents[request.target],
         "classes": data.classes,
         "ignore_label": data.ignore_label,
-        "map": wanted_map.name,
-        "options": dict(wanted_map.options),
+        "map": request.name,
+        "options": dict(request.options),
     }
-    name = f"{properties.file_name(case.case.id)}.{wanted_map.file}"
+    name = f"{properties.file_name(case.case.id)}.{request.file}"
     manifest = folder / f"{name}.json"
     volumes = cache.known_volumes(manifest, key)
     if volumes is None:
-        array = derive(np.asarray(case.targets[wanted_map.target].array), wanted_map, data)
+        array = derive(np.asarray(case.targets[request.target].array), request, data)
         volumes = {"map": cache.save(folder / f"{name}.npy", array)}
         cache.write_manifest(manifest, key, volumes)
     return volumes["map"]

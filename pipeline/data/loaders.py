@@ -23,7 +23,7 @@ from pipeline import plugins
 from pipeline.config import Config
 from pipeline.data import derived
 from pipeline.data.cache import CachedCase
-from pipeline.data.derived import Wish
+from pipeline.data.derived import MapRequest
 from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
@@ -65,7 +65,7 @@ class PatchDataset(Dataset):
         config: Config,
         fold: int,
         training: bool,
-        reads: Collection[Wish] = (),
+        reads: Collection[MapRequest] = (),
     ) -> None:
         # First: a worker that is started anew needs the plugins for what follows.
         self.plugins = plugins.carried()
@@ -282,7 +282,7 @@ class Loader:
         training: bool,
         *,
         ranks: tuple[int, int] = (0, 1),
-        reads: Collection[Wish] = (),
+        reads: Collection[MapRequest] = (),
     ) -> None:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case

@@ -46,7 +46,7 @@ from skimage.exposure import equalize_adapthist
 from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
 from pipeline.data.cache import CachedCase
-from pipeline.data.derived import Wish
+from pipeline.data.derived import MapRequest
 from pipeline.data.sampling import RandBalancedCropd
 from pipeline.registry import Registry
 
@@ -436,7 +436,7 @@ TILE = 8
 """Pixels along the side of the smallest tile whose histogram is meaningful."""
 
 
-def augmentations(config: Config, reads: Collection[Wish] = ()) -> list[Transform]:
+def augmentations(config: Config, reads: Collection[MapRequest] = ()) -> list[Transform]:
     """MONAI transforms of ``data.augment``.
 
     Args:
@@ -452,7 +452,7 @@ def augmentations(config: Config, reads: Collection[Wish] = ()) -> list[Transfor
     return [t for n in range(len(config.data.augment)) for t in augmentation(config, n, reads)]
 
 
-def augmentation(config: Config, n: int, reads: Collection[Wish] = ()) -> list[Transform]:
+def augmentation(config: Config, n: int, reads: Collection[MapRequest] = ()) -> list[Transform]:
     """MONAI transforms of one entry of ``data.augment``.
 
     Args:
@@ -479,7 +479,7 @@ def augmentation(config: Config, n: int, reads: Collection[Wish] = ()) -> list[T
         raise ConfigError(f"{where}: {entry.name!r} with {dict(entry.options)}: {error}") from None
 
 
-def _keys(config: Config, reads: Collection[Wish]) -> Keys:
+def _keys(config: Config, reads: Collection[MapRequest]) -> Keys:
     """Entries of a config's samples."""
     kinds, maps = config.targets, derived.wanted(config, reads)
     every = ("image", *kinds, *maps)
@@ -517,7 +517,7 @@ class OpenCachedCase(Transform):
         }
 
 
-def training_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
+def training_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
     """Transforms of training: open, balanced crop, augmentation.
 
     Args:
@@ -533,7 +533,7 @@ def training_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
     return Compose([opener(config, reads), cropper(config, reads), *augmentations(config, reads)])
 
 
-def validation_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
+def validation_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
     """Transforms of validation: the same crop without augmentation.
 
     With fixed seeds it gives the same patches in every epoch.
@@ -548,7 +548,7 @@ def validation_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
     return Compose([opener(config, reads), cropper(config, reads)])
 
 
-def opener(config: Config, reads: Collection[Wish] = ()) -> OpenCachedCase:
+def opener(config: Config, reads: Collection[MapRequest] = ()) -> OpenCachedCase:
     """First transform of a chain.
 
     Args:
@@ -562,7 +562,7 @@ def opener(config: Config, reads: Collection[Wish] = ()) -> OpenCachedCase:
     return OpenCachedCase(config.targets, (*derived.wanted(config, reads), *index))
 
 
-def cropper(config: Config, reads: Collection[Wish] = ()) -> RandBalancedCropd:
+def cropper(config: Config, reads: Collection[MapRequest] = ()) -> RandBalancedCropd:
     """Crop of a chain.
 
     Args:
