@@ -31,7 +31,7 @@ def faults(
         properties: those of ``examine(cases, ...)``.
         cases: cases of the data set.
         root: folder of the data set, for messages.
-        continues: the run began before this check existed; errors are then warnings.
+        continues: a run is resumed, perhaps one from before this check; errors are then warnings.
 
     Returns:
         Findings; empty where everything fits.
