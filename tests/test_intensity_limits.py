@@ -247,6 +247,6 @@ def test_facts_remember_what_was_found(
     assert properties.examine(found, settings, tmp_path / "store") == first
     assert [f.id for f in first if f.scale_notes] == ["101", "102"]
     old = tmp_path / "store" / "facts" / "101.json"
-    old.write_text(old.read_text().replace(f'"format": {properties.FACTS}', '"format": 2'))
+    old.write_text(old.read_text().replace(f'"format": {properties.FORMAT}', '"format": 2'))
     assert properties.examine(found, settings, tmp_path / "store") == first
-    assert f'"format": {properties.FACTS}' in old.read_text()
+    assert f'"format": {properties.FORMAT}' in old.read_text()

@@ -1,3 +1,1 @@
-"""From folders on disk to batches: find cases, check them, store them, split them, normalise them,
-draw patches.
-"""
+"""Data from folders on disk to batches: cases, checks, cache, folds, normalisation, patches."""

@@ -1,4 +1,4 @@
-"""Every case as memory-mapped arrays that all folds and loader processes share.
+"""Cache of all cases as memory-mapped arrays, shared by all folds and loader processes.
 
 Arrays keep the number type of their files, so that any patch is read without decoding.
 """
@@ -36,16 +36,16 @@ from pipeline.data.targets import MASKED, label_dtype, load_target, read_labels,
 from pipeline.records import Case, UserError
 
 FORMAT = 2
-"""Raised when arrays change their meaning; older ones on disk are then made again."""
+"""Increased when the arrays change their meaning; older ones on disk are then made again."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Handle of an ``.npy`` array ``(C, *S)``: a path, opened where it is used.
+    """Handle of an ``.npy`` array ``(C, *S)``: a path that is opened where it is used.
 
-    Copies and pickles carry the path, never pixels.
+    Copies and pickles carry the path, never voxels.
     """
 
     path: Path
@@ -63,14 +63,17 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedCase:
-    """A case whose arrays lie in the store: image ``(C, *S)`` as its file has it, labels ``(1,
-    *S)`` in the smallest integer type.
-    """
+    """A case whose arrays lie in the cache."""
 
     case: Case
     image: Volume
+    """``(C, *S)`` as its file has it; float64 as float32. Not normalised."""
     targets: Mapping[str, Volume]
+    """Targets by role: labels and masks ``(1, *S)`` in the smallest integer type, images
+    ``(C, *S)``.
+    """
     scale: normalise.IntensityScale
+    """Normalisation of the image, applied after a patch is cut."""
     properties: CaseProperties
     maps: Mapping[str, Volume] = field(default_factory=dict)
     """Maps made from labels or from a pair (:mod:`pipeline.data.derived`), by their name in a
@@ -79,8 +82,15 @@ class CachedCase:
 
 
 def cache_folder(data: config.Data, run: Path) -> Path:
-    """Folder of the store: the configured one, else ``<root>/store`` where data_prep made it, else
-    ``<run>/store``.
+    """Folder of the cache of a run.
+
+    Args:
+        data: section ``data`` of the config.
+        run: folder of the run.
+
+    Returns:
+        ``data.store`` where that is set, else ``<root>/store`` where data_prep made it, else
+        ``<run>/store``.
     """
     if data.store is not None:
         return Path(data.store)
@@ -96,11 +106,25 @@ def build(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> list[CachedCase]:
-    """Arrays of every case below ``<folder>/arrays``, in order; what is there already and still
-    fits its files is not decoded again.
+    """Write the arrays of every case below ``<folder>/arrays``.
 
-    ``properties`` come from ``examine(cases, ...)`` and must be without errors. Raises UserError
-    where a file changed since then or the folder is read-only.
+    Arrays that are there already and still fit their files are not decoded again.
+
+    Args:
+        cases: cases of the data set.
+        properties: those of ``examine(cases, ...)``, without problems.
+        settings: config of the run.
+        folder: folder of the cache (:func:`cache_folder`).
+        progress: called after each case.
+        workers: threads; None: one per core, at most 16.
+
+    Returns:
+        The cached cases, in the order of ``cases``.
+
+    Raises:
+        UserError: where a case has problems, a file changed since it was examined, or the folder is
+            read-only.
+        DiskError: where the disk certainly cannot hold the arrays.
     """
     pairs = list(zip(cases, properties, strict=True))
     with writable(folder):
@@ -108,7 +132,7 @@ def build(
         if text is not None:
             logger.warning(text)
         return parallel(
-            lambda pair: _cached(*pair, settings, folder / "arrays"), pairs, progress, workers
+            lambda pair: _cache_case(*pair, settings, folder / "arrays"), pairs, progress, workers
         )
 
 
@@ -118,33 +142,47 @@ def require_room(
     settings: config.Config,
     folder: Path,
 ) -> str | None:
-    """A warning where the disk of a store has fewer bytes free than its arrays take; DiskError
-    where they certainly cannot fit.
+    """Check that the disk of a cache has room for the arrays that are not there yet.
+
+    Args:
+        cases: cases of the data set.
+        properties: those of ``examine(cases, ...)``.
+        settings: config of the run.
+        folder: folder of the cache.
+
+    Returns:
+        A warning where fewer bytes are free than the arrays take, else None.
+
+    Raises:
+        DiskError: where the arrays certainly cannot fit.
     """
     need = 0
-    for case, entry in zip(cases, properties, strict=True):
-        for role, shape in entry.shapes.items():
-            size = _bytes_of(role, shape, entry, settings)
+    for case, props in zip(cases, properties, strict=True):
+        for role, shape in props.shapes.items():
+            size = _array_bytes(role, shape, props, settings)
             need += (
-                size if _size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size else 0
+                size
+                if _file_size(folder / "arrays" / f"{file_name(case.id)}.{role}.npy") < size
+                else 0
             )
     return files.require_room(
         folder, need, "Free space there, or set data.store to a folder on another disk."
     )
 
 
-def _bytes_of(
-    role: str, shape: Sequence[int], entry: CaseProperties, settings: config.Config
+def _array_bytes(
+    role: str, shape: Sequence[int], props: CaseProperties, settings: config.Config
 ) -> int:
-    """Bytes of the numbers of an array of the store."""
+    """Bytes of one array of the cache."""
     kind = settings.roles.get(role, "image")
     if role != "image" and kind in MASKED:
         return math.prod(shape[1:]) * label_dtype(target_rules(settings.data, kind)).itemsize
-    dtype = np.dtype(entry.dtypes[role])
+    dtype = np.dtype(props.dtypes[role])
     return math.prod(shape) * (4 if dtype == np.float64 else dtype.itemsize)
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
     try:
         return path.stat().st_size
     except (OSError, ValueError):
@@ -153,7 +191,17 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Turn the error of a store that may not be written into a UserError that says so."""
+    """Turn the error of a cache that may not be written into a UserError that says so.
+
+    Args:
+        folder: folder of the cache, for the message.
+
+    Yields:
+        Nothing; the cache is written inside the context.
+
+    Raises:
+        UserError: for a read-only file system or missing permission; other errors pass unchanged.
+    """
     try:
         yield
     except OSError as error:
@@ -165,18 +213,21 @@ def writable(folder: Path) -> Iterator[None]:
         raise
 
 
-def _cached(case: Case, entry: CaseProperties, settings: config.Config, folder: Path) -> CachedCase:
-    if entry.problems or entry.scale is None:
+def _cache_case(
+    case: Case, props: CaseProperties, settings: config.Config, folder: Path
+) -> CachedCase:
+    """The arrays of one case: those on disk where they still fit, else new ones."""
+    if props.problems or props.scale is None:
         raise UserError(
             f"{case.image[0]}: cannot be stored:"
-            f" {entry.problems[0][1] if entry.problems else 'it was not read'}. Mend the file"
+            f" {props.problems[0][1] if props.problems else 'it was not read'}. Mend the file"
             " first."
         )
-    key = _cache_key(case, entry, settings)
+    key = _cache_key(case, props, settings)
     manifest = folder / f"{file_name(case.id)}.json"
     volumes = known_volumes(manifest, key)
-    if volumes is not None and _without_sums(manifest):
-        if _still_right(case, entry, settings, volumes):
+    if volumes is not None and _lacks_checksums(manifest):
+        if _matches_files(case, props, settings, volumes):
             with unless_read_only():
                 write_manifest(manifest, key, volumes)
         else:
@@ -187,15 +238,15 @@ def _cached(case: Case, entry: CaseProperties, settings: config.Config, folder: 
             )
             volumes = None
     if volumes is None:
-        volumes = _write_volumes(case, entry, settings, folder)
+        volumes = _write_volumes(case, props, settings, folder)
         write_manifest(manifest, key, volumes)
     targets = {role: volumes[role] for role in case.targets}
     return CachedCase(
-        case=case, image=volumes["image"], targets=targets, scale=entry.scale, properties=entry
+        case=case, image=volumes["image"], targets=targets, scale=props.scale, properties=props
     )
 
 
-def _cache_key(case: Case, entry: CaseProperties, settings: config.Config) -> dict[str, Any]:
+def _cache_key(case: Case, props: CaseProperties, settings: config.Config) -> dict[str, Any]:
     """All that the arrays of a case depend on."""
     data = settings.data
     kinds = {role: settings.roles.get(role, "image") for role in case.targets}
@@ -208,7 +259,7 @@ def _cache_key(case: Case, entry: CaseProperties, settings: config.Config) -> di
         "binarise": binarise_rule(data),
     }
     labels = rules if set(MASKED) & set(kinds.values()) else {}
-    return {"format": FORMAT, "content": entry.content, "files": stamps, "targets": kinds, **labels}
+    return {"format": FORMAT, "content": props.content, "files": stamps, "targets": kinds, **labels}
 
 
 def missing_cases(
@@ -217,38 +268,64 @@ def missing_cases(
     settings: config.Config,
     folder: Path,
 ) -> list[str]:
-    """Ids of cases of which :func:`build` would have to write arrays."""
+    """Cases of which :func:`build` would have to write arrays.
+
+    Args:
+        cases: cases of the data set.
+        properties: those of ``examine(cases, ...)``.
+        settings: config of the run.
+        folder: folder of the cache.
+
+    Returns:
+        Their ids, in the order of ``cases``.
+    """
     manifests = {
-        c.id: (folder / "arrays" / f"{file_name(c.id)}.json", _cache_key(c, f, settings))
-        for c, f in zip(cases, properties, strict=True)
+        case.id: (
+            folder / "arrays" / f"{file_name(case.id)}.json",
+            _cache_key(case, props, settings),
+        )
+        for case, props in zip(cases, properties, strict=True)
     }
     return [
-        name for name, (manifest, key) in manifests.items() if known_volumes(manifest, key) is None
+        case_id
+        for case_id, (manifest, key) in manifests.items()
+        if known_volumes(manifest, key) is None
     ]
 
 
 def write_manifest(manifest: Path, key: Mapping[str, Any], volumes: Mapping[str, Volume]) -> None:
-    """Write down what the arrays beside ``manifest`` were made from, and their sums, for
-    :func:`known_volumes`.
+    """Write what the arrays beside ``manifest`` were made from, and their checksums.
+
+    Args:
+        manifest: JSON file to write, in the folder of the arrays; :func:`known_volumes` reads it.
+        key: all that the arrays depend on, JSON-able.
+        volumes: the arrays by role.
     """
     arrays = {
         role: {
-            **dataclasses.asdict(v),
-            "path": v.path.name,
-            "bytes": v.path.stat().st_size,
-            "sum": files.checksum(v.path),
+            **dataclasses.asdict(volume),
+            "path": volume.path.name,
+            "bytes": volume.path.stat().st_size,
+            "sum": files.checksum(volume.path),
         }
-        for role, v in volumes.items()
+        for role, volume in volumes.items()
     }
     files.write_json(manifest, {"key": key, "arrays": arrays})
 
 
 def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] | None:
-    """Arrays that the manifest describes, if they were made from what ``key`` says and none is
-    missing, torn or damaged; else None.
+    """Arrays that a manifest describes, if they were made from ``key`` and are intact.
 
-    Damage is said, since whatever was trained on it is in doubt. Older manifests hold no sums:
-    their arrays are taken as they are.
+    A damaged array is logged, since whatever was trained on it is in doubt. Manifests of older
+    versions hold no checksums: their arrays are taken as they are.
+
+    Args:
+        manifest: file of :func:`write_manifest`.
+        key: all that the arrays have to depend on.
+
+    Returns:
+        The arrays by role; None where the manifest is missing or has another key, or an array is
+        missing, torn or damaged.
     """
     try:
         document = files.read_document(manifest, documents.Manifest, "")
@@ -285,18 +362,20 @@ def known_volumes(manifest: Path, key: Mapping[str, Any]) -> dict[str, Volume] |
         return None
 
 
-def _without_sums(manifest: Path) -> bool:
+def _lacks_checksums(manifest: Path) -> bool:
+    """Whether a manifest was written before checksums were kept."""
     return any("sum" not in entry for entry in files.read_json(manifest)["arrays"].values())
 
 
-def _still_right(
-    case: Case, entry: CaseProperties, settings: config.Config, volumes: Mapping[str, Volume]
+def _matches_files(
+    case: Case, props: CaseProperties, settings: config.Config, volumes: Mapping[str, Volume]
 ) -> bool:
-    """Whether arrays hold what is read from the case's files today: older ones were made before
-    some files were read as they are now.
+    """Whether arrays hold what is read from the case's files today.
+
+    Older arrays were made before some files were read as they are now.
     """
     try:
-        if content_hash(np.asarray(volumes["image"].array)) != entry.content:
+        if content_hash(np.asarray(volumes["image"].array)) != props.content:
             return False
         return all(
             np.array_equal(_target_array(case, role, settings), volumes[role].array)
@@ -307,7 +386,7 @@ def _still_right(
 
 
 def _target_array(case: Case, role: str, settings: config.Config) -> np.ndarray:
-    """A target as the store keeps it."""
+    """A target as the cache keeps it."""
     kind, path, data = settings.roles.get(role, "image"), case.targets[role], settings.data
     return (
         read_labels(path, target_rules(data, kind))
@@ -317,10 +396,11 @@ def _target_array(case: Case, role: str, settings: config.Config) -> np.ndarray:
 
 
 def _write_volumes(
-    case: Case, entry: CaseProperties, settings: config.Config, folder: Path
+    case: Case, props: CaseProperties, settings: config.Config, folder: Path
 ) -> dict[str, Volume]:
+    """Decode the files of a case and write its arrays."""
     image, _ = load_image(case, settings.data.dims)
-    if content_hash(image) != entry.content:
+    if content_hash(image) != props.content:
         raise UserError(
             f"{case.image[0]}: changed while it was being prepared. Run the command again."
         )
@@ -333,6 +413,14 @@ def _write_volumes(
 
 
 def save(path: Path, array: np.ndarray) -> Volume:
-    """Write ``array`` ``(C, *S)`` as ``.npy``, whole or not at all, and return its handle."""
+    """Write an array as ``.npy``, whole or not at all.
+
+    Args:
+        path: file to write.
+        array: ``(C, *S)``.
+
+    Returns:
+        Its handle.
+    """
     files.write(path, array, dims=array.ndim - 1)
     return Volume(path=path, shape=tuple(int(n) for n in array.shape), dtype=str(array.dtype))

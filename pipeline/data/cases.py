@@ -1,9 +1,8 @@
-"""Find the cases of a data set: which files belong together, which are missing, which are too many.
+"""Find the cases of a data set: which files belong together, are missing, or are too many.
 
-No pixel is read.
-
-Layouts are documented in :class:`pipeline.config.Data`. Files pair by stem; ids are compared in
-Unicode's composed form (NFC), because some file systems store ``é`` as two characters.
+No pixel is read. Layouts are documented in :class:`pipeline.config.Data`. Files pair by stem; ids
+are compared in Unicode's composed form (NFC), because some file systems store ``é`` as two
+characters.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from pipeline.data import patterns
 from pipeline.records import Case, Fault, UserError, remember
 
 SHOWN = 200
-"""Letters of a header that a message shows."""
+"""Characters of a header that a message shows."""
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
-"""Names, in lower case, that file managers leave behind; skipped without a word like every dotfile."""
+"""Lower-case names of files that file managers leave behind; skipped silently like any dotfile."""
 
 TREES = {
     "competition": (
@@ -36,13 +35,14 @@ TREES = {
         "imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz, imagesTs/ID_0000.nii.gz and dataset.json"
     ),
 }
+"""Files of each layout, for messages."""
 
 CALLED = {
     "competition": "a folder of the competition (train_images, train_labels)",
     "nnunet": "an nnU-Net folder (imagesTr, labelsTr)",
     "folders": "a folder of images and targets as data.folders names them",
 }
-"""The layouts as a user knows them."""
+"""Names of the layouts, for messages."""
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 _LABEL = re.compile(r"\s*\d{1,9}\s*")
@@ -53,25 +53,29 @@ class Found:
     """Cases of a data set in natural order, and everything that is wrong with how its files lie."""
 
     layout: str
+    """``competition``, ``nnunet`` or ``folders``; the configured name where none was found."""
     train: tuple[Case, ...] = ()
+    """Cases to train and validate on, with targets."""
     test: tuple[Case, ...] = ()
+    """Cases held out of training; targets where they exist."""
     faults: tuple[Fault, ...] = ()
 
 
 @dataclass(slots=True)
 class _Search:
-    """One walk through a data set: where it is, which file endings count, whether a split.json
-    does, and the faults met so far.
-    """
+    """State of one search through a data set."""
 
     root: Path
     ending: str = ""
+    """File ending of dataset.json; other files are skipped. Empty: every known one counts."""
     splits: bool = False
-    odd: bool = False
-    """Whether folders that are called like image files count as such, to fail on their own."""
+    """Whether split.json is read."""
+    odd_folders: bool = False
+    """Whether folders with the name of an image file count as images, to fail on their own."""
     faults: list[Fault] = field(default_factory=list)
 
     def fault(self, path: Path, problem: str, suggestion: str, warning: bool = False) -> None:
+        """Note a finding."""
         self.faults.append(
             Fault(
                 path=path,
@@ -83,16 +87,23 @@ class _Search:
 
 
 def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
-    """Cases below ``root`` in the layout of ``data``; ``targets`` maps each role beside the image
-    to its kind (``Config.roles``).
+    """Find the cases of a data set.
 
     ``split.json`` of the layout ``folders`` moves images to the test cases, which need no targets
     but keep those that exist. Never raises for bad data: ``faults`` lists all of it. Rows of
     train.csv without files are a warning.
+
+    Args:
+        data: section ``data`` of the config.
+        targets: kind of each role beside the image (``Config.roles``).
+        root: folder of the data set.
+
+    Returns:
+        Cases and faults.
     """
     layout = _layout(data, root)
     if layout is None:
-        return Found(layout=data.layout, faults=(_nothing(data, root),))
+        return Found(layout=data.layout, faults=(_no_images(data, root),))
     search = _Search(root, splits=layout == "folders")
     if layout == "nnunet":
         train, test = _find_nnunet(search, targets)
@@ -101,20 +112,23 @@ def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
         test_folder = root / (data.test if layout == "folders" else "test_images")
         train, test = _find_folders(search, folders, targets, test_folder)
     if data.folds.pattern is not None:
-        train = _named_groups(search, train, data.folds.pattern)
+        train = _groups_by_pattern(search, train, data.folds.pattern)
     else:
-        train = _grouped(search, train, [c.id for c in test], optional=layout != "competition")
-    _report_long(search, train)
+        train = _groups_from_csv(
+            search, train, [c.id for c in test], optional=layout != "competition"
+        )
+    _report_long_ids(search, train)
     if not train and not any(f.severity == "error" for f in search.faults):
-        search.faults.append(_nothing(data, root))
+        search.faults.append(_no_images(data, root))
     return Found(layout=layout, train=tuple(train), test=tuple(test), faults=tuple(search.faults))
 
 
 LONGEST = 255 - len(".scores.json")
-"""Bytes of an id: training makes file names of it, and 255 bytes is what disks hold."""
+"""Bytes of the longest id: training makes file names of it, and disks hold 255 bytes."""
 
 
-def _report_long(search: _Search, cases: Sequence[Case]) -> None:
+def _report_long_ids(search: _Search, cases: Sequence[Case]) -> None:
+    """Note ids of which no file names can be made."""
     for case in cases:
         size = len(os.fsencode(case.id))
         if size > LONGEST:
@@ -126,17 +140,23 @@ def _report_long(search: _Search, cases: Sequence[Case]) -> None:
 
 
 def _layout(data: config.Data, root: Path) -> str | None:
-    """The layout that the settings name or, for ``auto``, the first whose image folder exists; None
-    where that is missing.
+    """The configured layout, for ``auto`` the first whose image folder exists.
+
+    None where that folder is missing.
     """
-    marks = {"competition": "train_images", "nnunet": "imagesTr", "folders": data.folders["image"]}
-    wanted = marks if data.layout == "auto" else {data.layout: marks[data.layout]}
+    image_folders = {
+        "competition": "train_images",
+        "nnunet": "imagesTr",
+        "folders": data.folders["image"],
+    }
+    wanted = image_folders if data.layout == "auto" else {data.layout: image_folders[data.layout]}
     return next((name for name, folder in wanted.items() if os.path.isdir(root / folder)), None)
 
 
-def _nothing(data: config.Data, root: Path) -> Fault:
-    own = ", ".join(f"{folder}/ID.* ({role})" for role, folder in data.folders.items())
-    trees = TREES | {"folders": own}
+def _no_images(data: config.Data, root: Path) -> Fault:
+    """The finding for a folder without training images, with the nearest remedy."""
+    configured = ", ".join(f"{folder}/ID.* ({role})" for role, folder in data.folders.items())
+    trees = TREES | {"folders": configured}
     shown = trees if data.layout == "auto" else {data.layout: trees[data.layout]}
     other = _layout(dataclasses.replace(data, layout="auto"), root)
     if other is not None and _layout(data, root) is None:
@@ -144,7 +164,7 @@ def _nothing(data: config.Data, root: Path) -> Fault:
         return Fault(
             path=root, problem=problem, suggestion=f"Set data.layout=auto, or data.layout={other}"
         )
-    if other is None and (below := _below(data, root)):
+    if other is None and (below := _nested_data_set(data, root)):
         problem = f"holds no training images itself; {below.name} in it does"
         return Fault(
             path=root,
@@ -167,22 +187,25 @@ def _no_folder(path: Path) -> str:
     return f"is no folder ({reason})" if reason else "is no folder"
 
 
-def _below(data: config.Data, root: Path) -> Path | None:
-    """The first folder in ``root`` that is a data set itself, as in nnU-Net's
-    ``nnUNet_raw/Dataset001_NAME``.
+def _nested_data_set(data: config.Data, root: Path) -> Path | None:
+    """The first folder in ``root`` that is a data set itself.
+
+    As in nnU-Net's ``nnUNet_raw/Dataset001_NAME``.
     """
-    folders = sorted(p for p in _entries(root) if os.path.isdir(p))
+    folders = sorted(p for p in _children(root) if os.path.isdir(p))
     named = dataclasses.replace(data, layout="auto", folders={"image": "imagesTr"})
     return next((p for p in folders if _layout(named, p) is not None), None)
 
 
 def _competition_folders(targets: Mapping[str, str]) -> dict[str, str]:
+    """Folders by role in the layout of the competition, which has one target."""
     return {"image": "train_images"} | dict.fromkeys(list(targets)[:1], "train_labels")
 
 
 def _find_folders(
     search: _Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path
 ) -> tuple[list[Case], list[Case]]:
+    """Training and test cases of the layouts ``folders`` and ``competition``."""
     images = _by_id(search, search.root / folders["image"])
     roles = {
         role: paths
@@ -190,9 +213,9 @@ def _find_folders(
         if (paths := _target_files(search, role, folders, kind)) is not None
     }
     others = _by_id(search, test)
-    held_out = _split(search, images, others) if search.splits else frozenset()
+    held_out = _held_out_ids(search, images, others) if search.splits else frozenset()
     train = [
-        Case(id=name, image=(path,), targets=_targets(search, name, path, roles))
+        Case(id=name, image=(path,), targets=_targets_of(search, name, path, roles))
         for name, path in images.items()
         if name not in held_out
     ]
@@ -211,13 +234,13 @@ def _find_folders(
     ]
 
 
-def _split(
+def _held_out_ids(
     search: _Search, images: Mapping[str, Path], others: Mapping[str, Path]
 ) -> frozenset[str]:
-    """Ids that ``split.json`` holds out of training; none where there is no such file or it cannot
-    be used, which is a fault.
+    """Ids that ``split.json`` holds out of training.
 
-    ``others`` are the images of the folder of test images, which may not bear the same ids.
+    None where there is no such file or it cannot be used, which is a fault. ``others`` are the
+    images of the folder of test images, which may not bear the same ids.
     """
     path = search.root / "split.json"
     if not os.path.lexists(path):
@@ -242,7 +265,7 @@ def _split(
     if both:
         search.fault(
             path,
-            f"lists {len(both)} ids under both train and test: {_some(both)}",
+            f"lists {len(both)} ids under both train and test: {_first_names(both)}",
             "Keep each id in one list",
         )
     unlisted = (
@@ -257,7 +280,8 @@ def _split(
         )
         search.fault(
             path,
-            f"lists {len(unlisted)} images neither under train nor under test: {_some(unlisted)}",
+            f"lists {len(unlisted)} images neither under train nor under test:"
+            f" {_first_names(unlisted)}",
             suggestion,
         )
     for name in [name for name in test if name in images and name in others]:
@@ -307,19 +331,32 @@ def _split_lists(search: _Search, path: Path) -> dict[str, list[str]] | None:
 
 
 def listed_id(entry: str, images: Collection[str]) -> str:
-    """The id that an entry of split.json means: itself, or a file name without folder and suffix."""
-    whole = unicodedata.normalize("NFC", entry.strip())
-    if whole in images:
-        return whole
-    name = Path(whole).name
+    """The id that an entry of split.json means.
+
+    Args:
+        entry: an id, or a file name with or without folder and suffix.
+        images: ids of the images.
+
+    Returns:
+        The entry itself where it is an id, else its file name without folder and suffix, in NFC.
+
+    Example:
+        >>> listed_id("images/case_1.nii.gz", ["case_1"])
+        'case_1'
+    """
+    given = unicodedata.normalize("NFC", entry.strip())
+    if given in images:
+        return given
+    name = Path(given).name
     return name[: len(name) - len(files.suffix(name))]
 
 
 def _target_files(
     search: _Search, role: str, folders: Mapping[str, str], kind: str
 ) -> dict[str, Path] | None:
-    """Files of one target by id; None where it has no folder, which is one fault and not one for
-    each case.
+    """Files of one target by id; None where it has no folder.
+
+    That is one fault and not one for each case.
     """
     what = f"field of view {role!r}" if kind == "mask" else f"target {role!r}"
     if role not in folders:
@@ -337,9 +374,10 @@ def _target_files(
     return _by_id(search, folder)
 
 
-def _targets(
+def _targets_of(
     search: _Search, name: str, image: Path, roles: Mapping[str, dict[str, Path]]
 ) -> dict[str, Path]:
+    """Targets of one image by role; a missing one is a fault."""
     for role in [role for role, paths in roles.items() if name not in paths]:
         search.fault(
             image, f"has no {role} of the same name", "Add that file, or take the image away"
@@ -350,6 +388,7 @@ def _targets(
 def _report_orphans(
     search: _Search, images: Mapping[str, Any], roles: Mapping[str, dict[str, Path]]
 ) -> None:
+    """Note targets without an image."""
     for role, paths in roles.items():
         for name in [name for name in paths if name not in images]:
             search.fault(
@@ -360,6 +399,7 @@ def _report_orphans(
 
 
 def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case], list[Case]]:
+    """Training and test cases of the nnU-Net layout."""
     channels = _dataset_json(search)
     images = _by_channel(search, search.root / "imagesTr", channels)
     role = next(iter(targets))
@@ -370,7 +410,7 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
     labels = _target_files(search, role, {role: "labelsTr"}, targets[role])
     roles = {} if labels is None else {role: labels}
     train = [
-        Case(id=name, image=paths, targets=_targets(search, name, paths[0], roles))
+        Case(id=name, image=paths, targets=_targets_of(search, name, paths[0], roles))
         for name, paths in images.items()
     ]
     _report_orphans(search, images, roles)
@@ -381,8 +421,9 @@ def _find_nnunet(search: _Search, targets: Mapping[str, str]) -> tuple[list[Case
 
 
 def _dataset_json(search: _Search) -> int:
-    """Number of channels that dataset.json announces, 0 where it does not; its file ending is kept
-    in the search.
+    """Number of channels that dataset.json announces, 0 where it does not.
+
+    Its file ending is kept in the search.
     """
     path = search.root / "dataset.json"
     if not os.path.lexists(path):
@@ -399,8 +440,13 @@ def _dataset_json(search: _Search) -> int:
 
 
 def ignore_label(root: Path) -> int | None:
-    """The label that an nnU-Net ``dataset.json`` in ``root`` calls ``ignore``; None where it names
-    none or cannot be read.
+    """The label that an nnU-Net ``dataset.json`` calls ``ignore``.
+
+    Args:
+        root: folder of the data set.
+
+    Returns:
+        Its value; None where the file names none or cannot be read.
     """
     path = root / "dataset.json"
     try:
@@ -412,13 +458,18 @@ def ignore_label(root: Path) -> int | None:
 
 
 def class_names(root: Path) -> dict[int, str]:
-    """Names of the foreground classes in an nnU-Net ``dataset.json`` by label value, in the order
-    of the values.
+    """Names of the foreground classes in an nnU-Net ``dataset.json``.
 
-    Both versions are read: ``{"background": 0, "Anterior": 1}`` and ``{"0": "background", "1":
-    "Anterior"}``. Regions (lists of values) and ``ignore`` are no classes; a name that two classes
-    bear gains its value. Empty where there is no usable file: only reports read these names, so
-    that a damaged one is not worth an error here.
+    Both versions are read: ``{"background": 0, "Anterior": 1}`` and
+    ``{"0": "background", "1": "Anterior"}``. Regions (lists of values) and ``ignore`` are no
+    classes; a name that two classes bear gains its value.
+
+    Args:
+        root: folder of the data set.
+
+    Returns:
+        Names by label value, in the order of the values. Empty where there is no usable file: only
+        reports read these names, so a damaged one is not worth an error.
     """
     try:
         document = files.read_json(root / "dataset.json")
@@ -432,8 +483,9 @@ def class_names(root: Path) -> dict[int, str]:
 
 
 def _named_class(key: str, value: object) -> tuple[int, str] | None:
-    """Value and name of one entry of ``labels``; None for background, regions, ``ignore`` and what
-    is no entry at all.
+    """Value and name of one entry of ``labels``.
+
+    None for background, regions, ``ignore`` and what is no entry at all.
     """
     if isinstance(value, str) and _LABEL.fullmatch(key):
         key, value = value, int(key)
@@ -452,14 +504,15 @@ def _named_class(key: str, value: object) -> tuple[int, str] | None:
 
 
 ODD_CHANNELS = 8
-"""Channels that a case lacks or has too many of which are named; a description can announce any
-number of them.
+"""Missing or surplus channels that are named per case; a description can announce any number of
+them.
 """
 
 
 def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
-    """Files ``ID_0000, ID_0001, ...`` by id, channels in order; ``channels`` is their number, 0 for
-    the most that any id has.
+    """Files ``ID_0000, ID_0001, ...`` by id, channels in order.
+
+    ``channels`` is their number, 0 for the most that any id has.
     """
     table: dict[str, dict[int, Path]] = defaultdict(dict)
     for name, path in _by_id(search, folder).items():
@@ -470,16 +523,16 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
             search.fault(path, "has no channel number", f"Call it {name}_0000{files.suffix(path)}")
     wanted = channels or max((max(found) + 1 for found in table.values()), default=0)
     for name, found in table.items():
-        odd = sorted(set(range(wanted)) ^ set(found))
-        for number in odd[:ODD_CHANNELS]:
+        wrong = sorted(set(range(wanted)) ^ set(found))
+        for number in wrong[:ODD_CHANNELS]:
             which = (
                 f"has no channel {number:04d}"
                 if number < wanted
                 else f"has a channel {number:04d} beyond the {wanted} announced"
             )
             more = (
-                f", and {len(odd) - ODD_CHANNELS} more of its channels are not as announced"
-                if len(odd) > ODD_CHANNELS
+                f", and {len(wrong) - ODD_CHANNELS} more of its channels are not as announced"
+                if len(wrong) > ODD_CHANNELS
                 else ""
             )
             suggestion = "Give every case the same channels, numbered from 0000"
@@ -488,22 +541,23 @@ def _by_channel(search: _Search, folder: Path, channels: int) -> dict[str, tuple
 
 
 def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
-    """Image files of a folder by id in natural order; a missing folder is empty, a second file of
-    one id is a fault.
+    """Image files of a folder by id, in natural order.
+
+    A missing folder is empty; a second file of one id is a fault.
     """
     try:
-        paths, strangers = _listing(folder, search.odd)
+        paths, non_images = _listing(folder, search.odd_folders)
     except files.FileError as error:
         search.fault(error.path, error.problem, error.suggestion)
         return {}
     if search.ending:
-        strangers += [p for p in paths if not p.name.endswith(search.ending)]
+        non_images += [p for p in paths if not p.name.endswith(search.ending)]
         paths = [p for p in paths if p.name.endswith(search.ending)]
-    if strangers:
-        names = ", ".join(p.name for p in strangers[:5])
+    if non_images:
+        names = ", ".join(p.name for p in non_images[:5])
         search.fault(
             folder,
-            f"holds {len(strangers)} files that are no images: {names}",
+            f"holds {len(non_images)} files that are no images: {names}",
             "They are skipped",
             warning=True,
         )
@@ -516,18 +570,16 @@ def _by_id(search: _Search, folder: Path) -> dict[str, Path]:
     return table
 
 
-def _listing(folder: Path, odd: bool = False) -> tuple[list[Path], list[Path]]:
+def _listing(folder: Path, odd_folders: bool = False) -> tuple[list[Path], list[Path]]:
     """Images and other files of a folder, each in natural order, without junk and sub-folders.
 
-    A broken link counts as a file.
-
-    With ``odd`` a folder that is called like an image file does, too. Raises FileError where the
-    folder may not be listed.
+    A broken link counts as a file. With ``odd_folders`` a folder with the name of an image file
+    does, too. Raises FileError where the folder may not be listed.
     """
     if not os.path.isdir(folder):
         return [], []
     try:
-        everything = _entries(folder)
+        everything = _children(folder)
     except OSError as error:
         raise files.FileError(
             folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it"
@@ -535,35 +587,45 @@ def _listing(folder: Path, odd: bool = False) -> tuple[list[Path], list[Path]]:
     entries = [
         p
         for p in everything
-        if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p, odd)
+        if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p, odd_folders)
     ]
     for path in entries:
-        _remember(path)
+        _remember_name(path)
     entries.sort(key=natural)
     return [p for p in entries if files.is_image(p)], [p for p in entries if not files.is_image(p)]
 
 
-def _entries(folder: Path) -> list[Path]:
+def _children(folder: Path) -> list[Path]:
+    """What lies directly in a folder; nothing where it is none."""
     return list(folder.iterdir()) if os.path.isdir(folder) else []
 
 
-def _remember(path: Path) -> None:
-    """A name with a line feed, and the id that is made of it, will be known again where they are
-    printed.
-    """
+def _remember_name(path: Path) -> None:
+    """Register a name with a line feed, and its id, to be escaped where they are printed."""
     if "\n" in path.name:
         remember(path.name)
         remember(files.case_id(path))
 
 
-def _is_entry(path: Path, odd: bool) -> bool:
-    """A file, or a folder that is one image."""
-    return not os.path.isdir(path) or files.is_folder(path) or (odd and files.is_image(path))
+def _is_entry(path: Path, odd_folders: bool) -> bool:
+    """Whether a path is a file, or a folder that is one image."""
+    return (
+        not os.path.isdir(path) or files.is_folder(path) or (odd_folders and files.is_image(path))
+    )
 
 
 def natural(path: Path | str) -> tuple:
-    """Sort key in which ``case2`` comes before ``case10``; equal numbers written differently keep a
-    fixed order.
+    """Sort key in which ``case2`` comes before ``case10``.
+
+    Args:
+        path: file or name; only the last part counts.
+
+    Returns:
+        The key; equal numbers that are written differently keep a fixed order.
+
+    Example:
+        >>> sorted(["case10", "case2"], key=natural)
+        ['case2', 'case10']
     """
     name = unicodedata.normalize("NFC", Path(path).name)
     return [
@@ -573,9 +635,10 @@ def natural(path: Path | str) -> tuple:
     ], name
 
 
-def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[Case]:
-    """The cases with the group that the first bracket of ``pattern`` (``data.folds.pattern``) finds
-    in their ids.
+def _groups_by_pattern(search: _Search, cases: Sequence[Case], pattern: str) -> list[Case]:
+    """The cases with the group that ``data.folds.pattern`` finds in their ids.
+
+    It is what the first bracket of the expression matches.
     """
     try:
         groups = dict(
@@ -604,13 +667,13 @@ def _named_groups(search: _Search, cases: Sequence[Case], pattern: str) -> list[
     return [dataclasses.replace(c, group=groups[c.id] or None) for c in cases]
 
 
-def _grouped(
+def _groups_from_csv(
     search: _Search, cases: Sequence[Case], tests: Sequence[str], optional: bool
 ) -> list[Case]:
-    """The cases with their group from train.csv, where there is one; ``optional``: the layout does
-    not know that file.
+    """The cases with their group from train.csv, where there is one.
 
-    Rows of ``tests``, the ids of test cases, are nothing to warn of.
+    ``optional``: the layout does not know that file. Rows of ``tests``, the ids of test cases, are
+    nothing to warn of.
     """
     path = search.root / "train.csv"
     if not os.path.lexists(path):
@@ -629,10 +692,11 @@ def _grouped(
 def _report_rows(
     search: _Search, path: Path, deprecated: Sequence[str], unlisted: Sequence[str]
 ) -> None:
+    """Warn of rows without files and of files without a row."""
     if deprecated:
         search.fault(
             path,
-            f"names {len(deprecated)} ids without any file ({_some(deprecated)})",
+            f"names {len(deprecated)} ids without any file ({_first_names(deprecated)})",
             "These deprecated rows are skipped",
             warning=True,
         )
@@ -640,15 +704,16 @@ def _report_rows(
         suggestion = "They are used, but have no group: add rows if folds go by group"
         search.fault(
             path,
-            f"lacks {len(unlisted)} ids that have files ({_some(unlisted)})",
+            f"lacks {len(unlisted)} ids that have files ({_first_names(unlisted)})",
             suggestion,
             warning=True,
         )
 
 
 def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str | None]:
-    """Column scroll_id (or group) of train.csv by id; empty where the file cannot be used, which is
-    a fault.
+    """Column scroll_id (or group) of train.csv by id.
+
+    Empty where the file cannot be used, which is a fault.
     """
     try:
         header, rows = (
@@ -686,30 +751,46 @@ def _read_groups(search: _Search, path: Path, optional: bool) -> dict[str, str |
 
 
 def _is_empty(path: Path) -> bool:
+    """Whether a path is a file of no bytes."""
     return path.is_file() and path.stat().st_size == 0
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
+    """The first ten names, for a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def images(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order: files, and folders that are one image
-    (Zarr).
+    """The images directly in a folder.
+
+    Args:
+        folder: a folder; a missing one is empty.
+
+    Returns:
+        Files, and folders that are one image (Zarr), in natural order.
+
+    Raises:
+        FileError: where the folder may not be listed.
     """
     return _listing(folder)[0]
 
 
 def channel_groups(found: Mapping[str, Path]) -> dict[str, dict[int, Path]] | None:
-    """Files by id ``ID_0000, ID_0001, ...`` as ``{ID: {number: path}}``; None unless all are called
-    so and every ID has its ``_0000``.
+    """Group files ``ID_0000, ID_0001, ...`` by id.
+
+    Args:
+        found: files by their stem.
+
+    Returns:
+        ``{ID: {number: path}}``; None unless all stems are of this form and every ID has its
+        ``_0000``.
     """
     matches = [(match, path) for name, path in found.items() if (match := _CHANNEL.fullmatch(name))]
     table: dict[str, dict[int, Path]] = defaultdict(dict)
     for match, path in matches:
         table[match[1]][int(match[2])] = path
-    whole = 0 < len(matches) == len(found) and all(0 in numbers for numbers in table.values())
-    return dict(table) if whole else None
+    complete = 0 < len(matches) == len(found) and all(0 in numbers for numbers in table.values())
+    return dict(table) if complete else None
 
 
 def inputs(
@@ -728,17 +809,21 @@ def inputs(
 
     Args:
         path: a file, a Zarr folder, or a folder of images.
-        data: ``data`` of the model's config.
+        data: section ``data`` of the model's config.
         channels: input channels of the model; 0: not known, then names alone decide.
         layout: layout of the data that the model was trained on; None: as ``data`` says.
 
-    Raises UserError where nothing is there, two files would give one answer, or channels cannot be
-    made to fit.
+    Returns:
+        The cases, without targets.
+
+    Raises:
+        UserError: where nothing is there, two files would give one output, or channels cannot be
+            made to fit.
     """
-    if _is_one(path):
-        _remember(path)
+    if _is_single_input(path):
+        _remember_name(path)
         return (Case(id=files.case_id(path), image=(path,)),)
-    search = _Search(path, odd=True)
+    search = _Search(path, odd_folders=True)
     found = _by_id(search, path)
     groups = channel_groups(found)
     if groups is not None and _are_channels(
@@ -759,7 +844,7 @@ def inputs(
     return result
 
 
-def _is_one(path: Path) -> bool:
+def _is_single_input(path: Path) -> bool:
     """Whether a path is one input: whatever is there but a folder of images.
 
     What cannot be read fails on its own later.
@@ -776,10 +861,10 @@ def _is_one(path: Path) -> bool:
 def _are_channels(
     folder: Path, groups: Mapping[str, Mapping[int, Path]], space: tuple[int, int], layout: str
 ) -> bool:
-    """Whether numbered files are channels of one case; ``space`` holds the space axes and the
-    model's channels, see :func:`inputs`.
+    """Whether numbered files are channels of one case.
 
-    Files that cannot be read have no say: they fail on their own later.
+    ``space`` holds the space axes and the model's channels, see :func:`inputs`. Files that cannot
+    be read are not counted: they fail on their own later.
     """
     dims, wanted = space
     if layout not in ("auto", "nnunet"):
@@ -799,7 +884,8 @@ def _are_channels(
     found = counts[wrong]
     raise UserError(
         f"{folder}: {wrong} has {len(found)} files"
-        f" ({', '.join(p.name for p in list(groups[wrong].values())[:4])}{', ...' if len(found) > 4 else ''})"
+        f" ({', '.join(p.name for p in list(groups[wrong].values())[:4])}"
+        f"{', ...' if len(found) > 4 else ''})"
         f" of {sum(found)} channels together, the model takes {wanted}. Give every id files"
         f" ID_0000, ID_0001, ... of {wanted} channels together; files that are cases of their own"
         " need names without such numbers, or are given one by one."
@@ -813,4 +899,5 @@ def _channels(path: Path, dims: int) -> int:
 
 
 def _errors(faults: Iterable[Fault]) -> list[Fault]:
+    """Faults that are no warnings."""
     return [fault for fault in faults if fault.severity == "error"]

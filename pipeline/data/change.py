@@ -1,5 +1,4 @@
-"""Where a pair of images differs: the mask of what was retouched, made from the pair itself because
-nobody ever draws it.
+"""Mask of what differs between a pair of images, for retouching: made from the pair itself.
 
 The recipe is that of the project "ABPN patch-wise training": difference of brightness, threshold,
 opening, dilation, blur. It finds what was changed by more than the threshold, so compression noise
@@ -19,7 +18,7 @@ from pipeline.morphology import dilate, opening
 from pipeline.records import UserError
 
 REDUCED = 32
-"""Edge in pixels of the blocks by which :func:`blocks` says where a mask is."""
+"""Edge in pixels of the blocks of :func:`blocks`."""
 
 LEVEL = 0.5
 """Value from which a pixel of a soft mask counts as changed."""
@@ -31,13 +30,33 @@ floats are rounded.
 
 
 def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Change) -> np.ndarray:
-    """Soft mask ``(1, Y, X)``, float32 in 0..1, of what differs between two images ``(C, Y, X)`` as
-    their files have them.
+    """Soft mask of what differs between two images as their files have them.
 
-    Each is brought to levels of 0..255 by its own number type (floats are taken as 0..1). With
-    ``opening: 0, dilation: 0, blur: 0`` it is 1 exactly where the magnified difference is above the
-    threshold; one picture with 8 and 16 bits gives one mask. Raises UserError where the shapes
-    differ.
+    Each image is brought to levels of 0..255 by its own number type (floats are taken as 0..1), so
+    one picture with 8 and 16 bits gives one mask. With ``opening: 0, dilation: 0, blur: 0`` the
+    mask is 1 exactly where the magnified difference is above the threshold.
+
+    Args:
+        image: ``(C, Y, X)``, the picture before.
+        target: ``(C, Y, X)``, the picture after.
+        settings: ``data.change`` of the config.
+
+    Returns:
+        ``(1, Y, X)``, float32 in 0..1.
+
+    Raises:
+        UserError: where the shapes differ.
+
+    Source:
+        Project "ABPN patch-wise training".
+
+    Example:
+        >>> before = np.zeros((3, 8, 8), np.uint8)
+        >>> after = before.copy()
+        >>> after[:, 2, 5] = 200
+        >>> mask = difference_mask(before, after, config.Change(opening=0, dilation=0, blur=0))
+        >>> np.argwhere(mask).tolist()
+        [[0, 2, 5]]
     """
     if image.shape != target.shape:
         raise UserError(
@@ -51,15 +70,22 @@ def difference_mask(image: np.ndarray, target: np.ndarray, settings: config.Chan
         changed = opening(changed, settings.opening)
     if settings.dilation:
         changed = dilate(changed, settings.dilation)
-    soft = changed.astype(np.float32)
+    mask = changed.astype(np.float32)
     if settings.blur and changed.any():
-        soft = scipy.ndimage.gaussian_filter(soft, settings.blur, mode="nearest")
-    return soft[None].clip(0, 1)
+        mask = scipy.ndimage.gaussian_filter(mask, settings.blur, mode="nearest")
+    return mask[None].clip(0, 1)
 
 
 def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:
-    """Difference ``(Y, X)`` in levels of 0..255: of the value of HSV (``value``), or the greatest
-    of all channels (``colour``).
+    """Difference of two images in levels of 0..255.
+
+    Args:
+        image: ``(C, Y, X)``.
+        target: ``(C, Y, X)``, may be of another number type.
+        by: ``value``: difference of the value of HSV; ``colour``: the greatest of all channels.
+
+    Returns:
+        ``(Y, X)``, float32.
     """
     if by == "value":
         return np.abs(_levels(image.max(axis=0)) - _levels(target.max(axis=0)))
@@ -70,15 +96,21 @@ def difference(image: np.ndarray, target: np.ndarray, by: str) -> np.ndarray:
 
 
 def _levels(array: np.ndarray) -> np.ndarray:
+    """Intensities as float32 levels of 0..255, by the number type of the array."""
     white = 1.0 if array.dtype.kind == "f" else ends(array.dtype)[1]
     return array.astype(np.float32) * np.float32(255 / white)
 
 
-def blocks(soft: np.ndarray) -> np.ndarray:
-    """Which blocks of ``REDUCED`` pixels hold a part of a difference_mask ``(1, Y, X)``: uint8 0/1
-    ``(1, ceil(Y / 32), ceil(X / 32))``.
+def blocks(mask: np.ndarray) -> np.ndarray:
+    """Index of a mask: which blocks of ``REDUCED`` pixels hold some of it.
+
+    Args:
+        mask: ``(1, Y, X)`` of :func:`difference_mask`.
+
+    Returns:
+        uint8 0/1 ``(1, ceil(Y / 32), ceil(X / 32))``.
     """
-    high, wide = soft.shape[1:]
-    y, x = (np.arange(0, n, REDUCED) for n in (high, wide))
-    held = np.maximum.reduceat(np.maximum.reduceat(soft[0] >= LEVEL, y, axis=0), x, axis=1)
-    return held[None].astype(np.uint8)
+    height, width = mask.shape[1:]
+    y, x = (np.arange(0, n, REDUCED) for n in (height, width))
+    found = np.maximum.reduceat(np.maximum.reduceat(mask[0] >= LEVEL, y, axis=0), x, axis=1)
+    return found[None].astype(np.uint8)

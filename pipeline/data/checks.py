@@ -1,4 +1,4 @@
-"""What is wrong with the cases of a data set, judged by their properties without touching a pixel."""
+"""What is wrong with the cases of a data set, found from their properties alone."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ from pipeline.records import Case, Fault
 def faults(
     properties: Sequence[CaseProperties], cases: Sequence[Case], settings: config.Config
 ) -> list[Fault]:
-    """Everything that is wrong with the cases' content, each with path and cure; ``properties``
-    come from ``examine(cases, ...)``.
+    """Check the content of all cases; no voxel is read.
+
+    Args:
+        properties: those of ``examine(cases, ...)``.
+        cases: cases of the data set.
+        settings: config of the run.
+
+    Returns:
+        Findings with path and suggestion: case by case, then channel counts, then duplicates.
     """
     found = []
-    for case, entry in zip(cases, properties, strict=True):
+    for case, props in zip(cases, properties, strict=True):
         found += [
             Fault(path=Path(path), problem=problem, suggestion=suggestion)
-            for path, problem, suggestion in entry.problems
+            for path, problem, suggestion in props.problems
         ]
-        found += [*_image_faults(case, entry), *_number_faults(case, entry)]
-        for role in (r for r in case.targets if r in entry.shapes):
-            found += _target_faults(case, entry, role, settings)
+        found += [*_image_faults(case, props), *_number_faults(case, props)]
+        for role in (r for r in case.targets if r in props.shapes):
+            found += _target_faults(case, props, role, settings)
     return [*found, *_channel_faults(properties, cases), *_duplicate_faults(properties, cases)]
 
 
-def _image_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
-    found = [(case.image[int(number)], count) for number, count in entry.nonfinite_files.items()]
+def _image_faults(case: Case, props: CaseProperties) -> Iterator[Fault]:
+    """Values that are not finite, and constant images."""
+    found = [(case.image[int(number)], count) for number, count in props.nonfinite_files.items()]
     found += [
         (case.targets[role], count)
-        for role, count in entry.nonfinite.items()
-        if role not in ("image", *entry.label_values)
+        for role, count in props.nonfinite.items()
+        if role not in ("image", *props.label_values)
     ]
     for path, count in found:
         yield Fault(path=path, problem=nonfinite_problem(count), suggestion=NONFINITE)
-    if entry.constant:
+    if props.constant:
         suggestion = (
             "It teaches nothing and is often a failed export: replace it or take the case away"
         )
@@ -53,14 +61,12 @@ def _image_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
         )
 
 
-def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
-    """Files whose numbers may mean something else than they seem to, or that the normalisation does
-    not fit.
-    """
+def _number_faults(case: Case, props: CaseProperties) -> Iterator[Fault]:
+    """Files whose numbers may not mean what they seem to, or do not fit the normalisation."""
     paths = {role: paths[0] for role, paths in files_by_role(case).items()}
-    for role, (problem, suggestion) in entry.outside.items():
+    for role, (problem, suggestion) in props.outside.items():
         yield Fault(path=paths[role], problem=problem, suggestion=suggestion)
-    for role, notes in entry.notes.items():
+    for role, notes in props.notes.items():
         for note in notes:
             yield Fault(
                 path=paths[role],
@@ -68,7 +74,7 @@ def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
                 suggestion="Check that this is meant; else save the file again",
                 severity="warning",
             )
-    for note in entry.scale_notes:
+    for note in props.scale_notes:
         suggestion = (
             "Check the image; data.normalise can set other percentiles, or range with limits of"
             " its own"
@@ -77,12 +83,14 @@ def _number_faults(case: Case, entry: CaseProperties) -> Iterator[Fault]:
 
 
 def _target_faults(
-    case: Case, entry: CaseProperties, role: str, settings: config.Config
+    case: Case, props: CaseProperties, role: str, settings: config.Config
 ) -> Iterator[Fault]:
-    path, image, target = case.targets[role], entry.shapes.get("image"), entry.shapes[role]
+    """A target that does not fit its image, or with wrong label values."""
+    path, image, target = case.targets[role], props.shapes.get("image"), props.shapes[role]
     if image and image[1:] != target[1:]:
         problem = (
-            f"has shape {_by(target[1:])}, its image {case.image[0].name} has {_by(image[1:])}"
+            f"has shape {_shape_text(target[1:])}, its image {case.image[0].name} has"
+            f" {_shape_text(image[1:])}"
         )
         suggestion = "Check that the two belong together; resample one to the other's grid"
         if image[1:] == target[:0:-1]:
@@ -91,7 +99,7 @@ def _target_faults(
                 " unturned pixels must be turned, too"
             )
         yield Fault(path=path, problem=problem, suggestion=suggestion)
-    types = entry.dtypes.get("image"), entry.dtypes.get(role)
+    types = props.dtypes.get("image"), props.dtypes.get(role)
     if settings.roles.get(role) == "image" and None not in types and types[0] != types[1]:
         problem = f"holds {types[1]}, its image {case.image[0].name} {types[0]}"
         yield Fault(
@@ -101,7 +109,7 @@ def _target_faults(
                 "Save both with the same number type, so that equal values mean equal brightness"
             ),
         )
-    if not same_affine(entry.affines.get("image"), entry.affines.get(role)):
+    if not same_affine(props.affines.get("image"), props.affines.get(role)):
         problem = (
             f"lies elsewhere in the world than its image {case.image[0].name}: their affines differ"
             f" by more than {grid.TOLERANCE}"
@@ -114,20 +122,22 @@ def _target_faults(
                 " wrong"
             ),
         )
-    if role in entry.label_values:
+    if role in props.label_values:
         kind = settings.roles[role]
         yield from _label_faults(
-            path, entry.label_values[role], target_rules(settings.data, kind), kind
+            path, props.label_values[role], target_rules(settings.data, kind), kind
         )
 
 
-def _by(shape: Sequence[int]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
+    """``(128, 64)`` as ``128x64``."""
     return "x".join(map(str, shape))
 
 
 def _label_faults(
     path: Path, values: Mapping[str, int], data: config.Data, kind: str
 ) -> Iterator[Fault]:
+    """Label values that are no classes, and labels that teach nothing."""
     problem = label_problem(values, data)
     if problem:
         yield Fault(path=path, problem=problem[0], suggestion=problem[1])
@@ -154,16 +164,16 @@ def _label_faults(
 
 def _channel_faults(properties: Sequence[CaseProperties], cases: Sequence[Case]) -> Iterator[Fault]:
     """Cases whose image or target has another number of channels than most."""
-    for role in {role: None for entry in properties for role in entry.shapes}:
-        counts = Counter(entry.shapes[role][0] for entry in properties if role in entry.shapes)
-        usual, times = counts.most_common(1)[0]
-        for case, entry in zip(cases, properties, strict=True):
-            have = entry.shapes.get(role, (usual,))[0]
+    for role in {role: None for props in properties for role in props.shapes}:
+        counts = Counter(props.shapes[role][0] for props in properties if role in props.shapes)
+        usual, count = counts.most_common(1)[0]
+        for case, props in zip(cases, properties, strict=True):
+            have = props.shapes.get(role, (usual,))[0]
             if have != usual:
                 path = case.image[0] if role == "image" else case.targets[role]
                 yield Fault(
                     path=path,
-                    problem=f"has {have} channels, {times} other cases have {usual}",
+                    problem=f"has {have} channels, {count} other cases have {usual}",
                     suggestion="Give every case the same channels",
                 )
 
@@ -172,11 +182,11 @@ def _duplicate_faults(
     properties: Sequence[CaseProperties], cases: Sequence[Case]
 ) -> Iterator[Fault]:
     """Images that occur under several ids."""
-    same: dict[str, list[Case]] = defaultdict(list)
-    for case, entry in zip(cases, properties, strict=True):
-        if entry.content:
-            same[entry.content].append(case)
-    for group in (group for group in same.values() if len(group) > 1):
+    by_content: dict[str, list[Case]] = defaultdict(list)
+    for case, props in zip(cases, properties, strict=True):
+        if props.content:
+            by_content[props.content].append(case)
+    for group in (group for group in by_content.values() if len(group) > 1):
         names = ", ".join(case.id for case in group)
         suggestion = "They stay on one side of every fold; remove the copies if they are not meant"
         yield Fault(

@@ -1,11 +1,10 @@
-"""Maps that follow from a case's files alone: made once per case, kept beside the store, cut and
-moved like labels.
+"""Maps that follow from a case's files alone: made once per case, cut and moved like labels.
 
 Skeleton, medial surface and distance follow from a label, the mask of change from a pair of images.
-A loss that reads one gets it as a further argument, already cropped. Which maps of labels a system
-needs follows from its loss terms (:func:`pipeline.losses.reads`), whose options that shape a map
-are part of its name and of the key under which it is kept; the mask of change is made wherever
-``data.change`` is set.
+They are kept beside the cached arrays. A loss that reads one gets it as a further argument, already
+cropped. Which maps of labels a system needs follows from its loss terms
+(:func:`pipeline.losses.reads`), whose options that shape a map are part of its name and of the key
+under which it is kept; the mask of change is made wherever ``data.change`` is set.
 """
 
 from __future__ import annotations
@@ -29,43 +28,76 @@ from pipeline.morphology import dilate
 from pipeline.records import LossTerm, UserError
 
 FORMAT = 1
-"""Raised when a map changes its meaning; older ones on disk are then made again."""
+"""Increased when a map changes its meaning; older ones on disk are then made again."""
 
 RADIUS = 2.0
-"""Voxels by which a skeleton or medial surface grows into a tube unless a term says otherwise."""
+"""Voxels by which a skeleton or medial surface grows into a tube unless a loss term sets another
+radius.
+"""
 
 REACH = 5.0
-"""Voxels at which a distance is cut off unless a term says otherwise."""
+"""Voxels at which a distance is cut off unless a loss term sets another reach."""
 
 
 def skeleton(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Centre lines of ``mask`` ``(*S)``, grown by the ball of ``radius`` and kept inside it: uint8
-    0/1, empty for an empty mask.
+    """Centre lines of a mask, thickened inside it.
 
-    Thinning is that of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D. Of a
-    sheet in 3D it leaves *lines*, which say nothing of the rest of the sheet: there
+    Of a sheet in 3D thinning leaves *lines*, which say nothing of the rest of the sheet: there
     :func:`medial_surface` is the map to use.
+
+    Args:
+        mask: ``(*S)``, bool, 2D or 3D.
+        radius: voxels by which the centre lines grow, Euclidean.
+
+    Returns:
+        ``(*S)``, uint8 0/1, inside the mask; empty for an empty mask.
+
+    Source:
+        Thinning of Zhang & Suen (CACM 1984) in 2D and of Lee et al. (CVGIP 1994) in 3D.
+
+    Example:
+        >>> mask = np.zeros((5, 9), bool)
+        >>> mask[1:4, 1:8] = True
+        >>> skeleton(mask, radius=0)[2].tolist()
+        [0, 1, 1, 1, 1, 1, 0, 0, 0]
     """
-    return _tube(mask, skimage.morphology.skeletonize, radius)
+    return _grown(mask, skimage.morphology.skeletonize, radius)
 
 
 def medial_surface(mask: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Middle of the sheets of ``mask`` ``(Z, Y, X)``, grown by the ball of ``radius`` and kept
-    inside it: uint8 0/1.
+    """Middle of the sheets of a mask, thickened inside it.
 
     The union of the 2D skeletons of all slices across all three axes: the slices along one axis
     alone miss a sheet that lies parallel to them, where a skeleton is a few diagonals. Of an image
     ``(Y, X)`` it is the skeleton.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, bool.
+        radius: voxels by which the surface grows, Euclidean.
+
+    Returns:
+        Shape of ``mask``, uint8 0/1, inside the mask; empty for an empty mask.
     """
-    return _tube(mask, _thin_slices, radius)
+    return _grown(mask, _thin_slices, radius)
 
 
 def distance(mask: np.ndarray, *, reach: float = REACH) -> np.ndarray:
-    """Signed Euclidean distance of voxel centres to the surface of ``mask`` ``(*S)``, cut off at
-    ``reach``: float16, negative inside.
+    """Signed Euclidean distance of voxel centres to the surface of a mask.
 
     The surface runs between voxels, hence -0.5 and 0.5 at the voxels on either side of a flat one.
-    Beyond the array lies no surface. An empty mask has ``reach`` everywhere, a full one ``-reach``.
+    Beyond the array lies no surface.
+
+    Args:
+        mask: ``(*S)``, bool.
+        reach: voxels at which the distance is cut off.
+
+    Returns:
+        ``(*S)``, float16, negative inside; ``reach`` everywhere for an empty mask, ``-reach`` for a
+        full one.
+
+    Example:
+        >>> distance(np.array([[False, False, True, True]]), reach=1.0).tolist()
+        [[1.0, 0.5, -0.5, -1.0]]
     """
     outside, inside = (
         edt.edt(np.ascontiguousarray(part), black_border=False) for part in (~mask, mask)
@@ -78,19 +110,21 @@ DERIVED: dict[str, Callable[..., np.ndarray]] = {
     "medial_surface": medial_surface,
     "distance": distance,
 }
+"""Maps of labels by name: ``DERIVED[name](mask, **options)``; keyword arguments are the options."""
 
 MASK = "mask"
 """Name of the mask of change in samples and batches."""
 
 BLOCKS = "mask:blocks"
-"""Name in ``CachedCase.maps`` of the small index that says where the difference_mask of change is
+"""Name in ``CachedCase.maps`` of the index that says where the mask of change is
 (:func:`pipeline.data.change.blocks`).
 """
 
 
-def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
-    """``thin(mask)`` grown by ``radius`` inside ``mask``; only the box that holds foreground is
-    worked on.
+def _grown(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: float) -> np.ndarray:
+    """``thin(mask)`` grown by ``radius`` inside ``mask``.
+
+    Only the box that holds foreground is computed.
     """
     out = np.zeros(mask.shape, np.uint8)
     if mask.any():
@@ -102,8 +136,8 @@ def _tube(mask: np.ndarray, thin: Callable[[np.ndarray], np.ndarray], radius: fl
 
 def _span(mask: np.ndarray, axis: int) -> slice:
     """Where ``mask``, which is not empty, begins and ends along one axis."""
-    places = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
-    return slice(int(places[0]), int(places[-1]) + 1)
+    occupied = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
+    return slice(int(occupied[0]), int(occupied[-1]) + 1)
 
 
 def _thin_slices(mask: np.ndarray) -> np.ndarray:
@@ -112,9 +146,11 @@ def _thin_slices(mask: np.ndarray) -> np.ndarray:
         return skimage.morphology.skeletonize(mask)
     out = np.zeros_like(mask)
     for axis in range(mask.ndim):
-        for into, plane in zip(np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0), strict=True):
+        for thinned, plane in zip(
+            np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0), strict=True
+        ):
             if plane.any():
-                into |= skimage.morphology.skeletonize(np.ascontiguousarray(plane))
+                thinned |= skimage.morphology.skeletonize(np.ascontiguousarray(plane))
     return out
 
 
@@ -123,26 +159,36 @@ def _thin_slices(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Map:
-    """A map of one target: the entry of DERIVED and all its options."""
+    """A map of one target: an entry of DERIVED and all its options."""
 
     target: str
+    """Name of the target."""
     name: str
+    """Key in DERIVED."""
     options: Mapping[str, float]
+    """All keyword arguments of that function."""
 
     @property
     def key(self) -> str:
-        """Its name in samples and batches: ``label:skeleton``; with other options than usual
-        ``label:skeleton,radius=3``.
+        """Name in samples and batches.
+
+        ``label:skeleton``; with other options than the default ``label:skeleton,radius=3``.
         """
         return ",".join(
-            [f"{self.target}:{self.name}", *(f"{k}={v:g}" for k, v in self._unusual().items())]
+            [
+                f"{self.target}:{self.name}",
+                *(f"{k}={v:g}" for k, v in self._non_default_options().items()),
+            ]
         )
 
     @property
     def file(self) -> str:
-        """Its part of a file name: ``label.skeleton-radius3``."""
+        """Part of a file name: ``label.skeleton-radius3``."""
         return "-".join(
-            [f"{self.target}.{self.name}", *(f"{k}{v:g}" for k, v in self._unusual().items())]
+            [
+                f"{self.target}.{self.name}",
+                *(f"{k}{v:g}" for k, v in self._non_default_options().items()),
+            ]
         )
 
     @property
@@ -152,30 +198,35 @@ class Map:
 
     @property
     def fill(self) -> float:
-        """Its value outside the volume: no foreground, hence as far away as the distance reaches."""
+        """Value outside the volume: no foreground, hence as far away as the distance reaches."""
         return 0.0 if self.is_mask else self.options["reach"]
 
-    def _unusual(self) -> dict[str, float]:
-        usual = _defaults(self.name)
-        return {k: v for k, v in self.options.items() if v != usual[k]}
+    def _non_default_options(self) -> dict[str, float]:
+        """Options that differ from the defaults."""
+        defaults = _defaults(self.name)
+        return {k: v for k, v in self.options.items() if v != defaults[k]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeMask:
-    """The soft mask of what differs between a case's image and ``target``
-    (:func:`pipeline.data.change.mask`).
+    """Soft mask of what differs between a case's image and a target.
 
-    Its settings are those of ``data.change``. It is interpolated like an image, and outside the
-    image nothing has changed.
+    Made by :func:`pipeline.data.change.difference_mask` with the settings of ``data.change``. It is
+    interpolated like an image, and outside the image nothing has changed.
     """
 
     target: str
+    """Name of the target that is compared with the image."""
     key: ClassVar[str] = MASK
+    """Name in samples and batches."""
     is_mask: ClassVar[bool] = False
+    """False: it is interpolated."""
     fill: ClassVar[float] = 0.0
+    """Value outside the image."""
 
 
 def _defaults(name: str) -> dict[str, float]:
+    """Options of an entry of DERIVED with their defaults."""
     return {
         n: p.default
         for n, p in inspect.signature(DERIVED[name]).parameters.items()
@@ -183,13 +234,19 @@ def _defaults(name: str) -> dict[str, float]:
     }
 
 
-Wish = Map | ChangeMask
+MapRequest = Map | ChangeMask
 """A map that a loss reads, or that ``data.change`` asks for."""
 
 
-def of_term(name: str, term: LossTerm) -> Wish:
-    """The map that a loss term reads: ``MASK`` or an entry of DERIVED, with those options of the
-    term that are the map's, too.
+def of_term(name: str, term: LossTerm) -> MapRequest:
+    """The map that a loss term reads.
+
+    Args:
+        name: ``MASK`` or a key of DERIVED.
+        term: the loss term; those of its options that are the map's, too, are taken over.
+
+    Returns:
+        The map, with defaults for other options.
     """
     if name == MASK:
         return ChangeMask(target=term.target)
@@ -200,16 +257,24 @@ def of_term(name: str, term: LossTerm) -> Wish:
     )
 
 
-def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
-    """All maps that a config needs, by their name in a sample: those of labels that its losses
-    read, and the mask of ``data.change``.
+def wanted(settings: Config, reads: Iterable[MapRequest] = ()) -> dict[str, MapRequest]:
+    """All maps that a config needs: those of labels that its losses read, and the mask of change.
 
-    That mask is wanted whether a loss reads it or not, for metrics and the choice of patches do,
-    too. Without ``data.change`` a loss of a mask reads a target of that name, and nothing is made.
-    ``reads`` are the maps that the losses read (:func:`pipeline.losses.reads`). Raises ConfigError
-    where no target is an image to compare with.
+    That mask is wanted wherever ``data.change`` is set, whether a loss reads it or not: metrics and
+    the choice of patches do, too. Without ``data.change`` a loss of a mask reads a target of that
+    name, and nothing is made.
+
+    Args:
+        settings: config of the run.
+        reads: maps that the losses read (:func:`pipeline.losses.reads`).
+
+    Returns:
+        Maps by their name in a sample.
+
+    Raises:
+        ConfigError: where ``data.change`` is set and no target is an image to compare with.
     """
-    maps: dict[str, Wish] = {m.key: m for m in reads if isinstance(m, Map)}
+    maps: dict[str, MapRequest] = {m.key: m for m in reads if isinstance(m, Map)}
     if settings.data.change is not None:
         images = [name for name, kind in settings.targets.items() if kind == "image"]
         if not images:
@@ -224,78 +289,100 @@ def wanted(settings: Config, reads: Iterable[Wish] = ()) -> dict[str, Wish]:
 # --- make and keep --------------------------------------------------------------------------------
 
 
-def derive(label: np.ndarray, wish: Map, data: Data) -> np.ndarray:
-    """The map of a label ``(1, *S)``: ``(1, *S)`` for two classes, else ``(classes - 1, *S)``, a
-    channel for each but background.
+def derive(label: np.ndarray, request: Map, data: Data) -> np.ndarray:
+    """Compute a map of a label.
 
     Ignored voxels are taken as background: a sheet is cut where its label ends.
+
+    Args:
+        label: ``(1, *S)``, class numbers.
+        request: map and options.
+        data: section ``data`` of the config, for classes and ignored label.
+
+    Returns:
+        ``(1, *S)`` for two classes, else ``(classes - 1, *S)``: a channel for each but background.
     """
-    known = (
+    numbers = (
         label[0]
         if data.ignore_label is None
         else np.where(label[0] == data.ignore_label, 0, label[0])
     )
-    masks = [known > 0] if data.classes == 2 else [known == k for k in range(1, data.classes)]
-    return np.stack([DERIVED[wish.name](mask, **wish.options) for mask in masks])
+    masks = [numbers > 0] if data.classes == 2 else [numbers == k for k in range(1, data.classes)]
+    return np.stack([DERIVED[request.name](mask, **request.options) for mask in masks])
 
 
 def attach(
     cases: Sequence[CachedCase],
     settings: Config,
     folder: Path,
-    reads: Iterable[Wish] = (),
+    reads: Iterable[MapRequest] = (),
     progress: Progress | None = None,
 ) -> list[CachedCase]:
-    """The cases with every map that the config needs, kept below ``<folder>/maps``; what is there
-    and still fits is used again.
+    """Add to cases every map that the config needs, kept below ``<folder>/maps``.
 
-    ``folder`` is that of the store. Where no map is wanted the cases come back as they are and
-    nothing is written. With the mask of change comes its index, under ``BLOCKS``; a case without
-    the target has neither. Raises UserError where the folder is read-only or the images of a pair
-    cannot be compared.
+    What is there and still fits is used again. With the mask of change comes its index, under
+    ``BLOCKS``; a case without the target has neither.
+
+    Args:
+        cases: cached cases.
+        settings: config of the run.
+        folder: folder of the cache.
+        reads: maps that the losses read.
+        progress: called after each case.
+
+    Returns:
+        The cases with their maps, in order; where no map is wanted the same cases, and nothing is
+        written.
+
+    Raises:
+        ConfigError: where ``data.change`` is set and no target is an image.
+        UserError: where the folder is read-only or the images of a pair cannot be compared.
     """
-    wishes = wanted(settings, reads)
-    if not wishes:
+    requests = wanted(settings, reads)
+    if not requests:
         return list(cases)
 
     def work(case: CachedCase) -> CachedCase:
         maps: dict[str, Volume] = {}
-        for key, wish in wishes.items():
-            if isinstance(wish, Map):
-                maps[key] = _kept(case, wish, settings.data, folder / "maps")
-            elif settings.data.change is not None and wish.target in case.targets:
-                maps |= _kept_change(case, wish.target, settings.data.change, folder / "maps")
+        for key, request in requests.items():
+            if isinstance(request, Map):
+                maps[key] = _cached_map(case, request, settings.data, folder / "maps")
+            elif settings.data.change is not None and request.target in case.targets:
+                maps |= _cached_change_mask(
+                    case, request.target, settings.data.change, folder / "maps"
+                )
         return dataclasses.replace(case, maps=maps)
 
     with cache.writable(folder):
         return properties.parallel(work, cases, progress, None)
 
 
-def _kept(case: CachedCase, wish: Map, data: Data, folder: Path) -> Volume:
+def _cached_map(case: CachedCase, request: Map, data: Data, folder: Path) -> Volume:
+    """A map of a label, read where it still fits, else made."""
     key: dict[str, Any] = {
         "format": FORMAT,
-        "label": case.properties.target_contents[wish.target],
+        "label": case.properties.target_contents[request.target],
         "classes": data.classes,
         "ignore_label": data.ignore_label,
-        "map": wish.name,
-        "options": dict(wish.options),
+        "map": request.name,
+        "options": dict(request.options),
     }
-    name = f"{properties.file_name(case.case.id)}.{wish.file}"
+    name = f"{properties.file_name(case.case.id)}.{request.file}"
     manifest = folder / f"{name}.json"
     volumes = cache.known_volumes(manifest, key)
     if volumes is None:
-        made = derive(np.asarray(case.targets[wish.target].array), wish, data)
-        volumes = {"map": cache.save(folder / f"{name}.npy", made)}
+        array = derive(np.asarray(case.targets[request.target].array), request, data)
+        volumes = {"map": cache.save(folder / f"{name}.npy", array)}
         cache.write_manifest(manifest, key, volumes)
     return volumes["map"]
 
 
-def _kept_change(
+def _cached_change_mask(
     case: CachedCase, target: str, settings: Change, folder: Path
 ) -> dict[str, Volume]:
     """Mask of change, float16 ``(1, Y, X)``, and its index.
 
-    Unusual settings are part of the file's name, for runs may share a store.
+    Settings other than the defaults are part of the file's name, for runs may share a cache.
     """
     options = dataclasses.asdict(settings)
     key = {
@@ -305,22 +392,23 @@ def _kept_change(
         "map": "change",
         "options": options,
     }
-    usual = dataclasses.asdict(Change())
-    unusual = [f"{k}{v}" for k, v in options.items() if v != usual[k]]
-    name = "-".join([f"{properties.file_name(case.case.id)}.{target}.change", *unusual])
+    defaults = dataclasses.asdict(Change())
+    changed = [f"{k}{v}" for k, v in options.items() if v != defaults[k]]
+    name = "-".join([f"{properties.file_name(case.case.id)}.{target}.change", *changed])
     manifest = folder / f"{name}.json"
     volumes = cache.known_volumes(manifest, key)
     if volumes is None:
-        soft = _changed(case, target, settings)
+        mask = _change_mask(case, target, settings)
         volumes = {
-            MASK: cache.save(folder / f"{name}.npy", soft),
-            BLOCKS: cache.save(folder / f"{name}.blocks.npy", change.blocks(soft)),
+            MASK: cache.save(folder / f"{name}.npy", mask),
+            BLOCKS: cache.save(folder / f"{name}.blocks.npy", change.blocks(mask)),
         }
         cache.write_manifest(manifest, key, volumes)
     return volumes
 
 
-def _changed(case: CachedCase, target: str, settings: Change) -> np.ndarray:
+def _change_mask(case: CachedCase, target: str, settings: Change) -> np.ndarray:
+    """Mask of change of one case; errors name its two files."""
     try:
         mask = change.difference_mask(
             np.asarray(case.image.array), np.asarray(case.targets[target].array), settings

@@ -1,8 +1,7 @@
-"""Split cases into folds: plain or by group, equal images always on one side, the same on every
-machine.
+"""Split cases into folds, plain or by group, the same on every machine.
 
-The split of a run is written once (``splits.json``) and read ever after, so that a resumed fold
-sees the cases it began with.
+Equal images are always on one side. The split of a run is written once (``splits.json``) and read
+ever after, so that a resumed fold sees the cases it began with.
 """
 
 from __future__ import annotations
@@ -29,32 +28,44 @@ class Split:
 def split(
     cases: Sequence[Case], contents: Mapping[str, str], folds: config.Folds, seed: int
 ) -> list[Split]:
-    """Folds over the sorted ids; ``contents`` maps an id to the hash of its image, and equal hashes
-    stay on one side.
+    """Split cases into folds.
 
-    ``by: case`` without equal images is exactly ``sklearn.model_selection.KFold(count,
-    shuffle=True, random_state=seed)`` over the sorted ids; ``by: group`` is its ``GroupKFold`` with
-    shuffled groups. Raises UserError where there is too little to split.
+    ``by: case`` without equal images is exactly
+    ``sklearn.model_selection.KFold(count, shuffle=True, random_state=seed)`` over the sorted ids;
+    ``by: group`` is its ``GroupKFold`` with shuffled groups.
+
+    Args:
+        cases: cases to train and validate on.
+        contents: hash of the image by id; cases with equal hashes stay on one side.
+        folds: ``data.folds`` of the config.
+        seed: seed of the shuffle.
+
+    Returns:
+        One split per fold; every case is validated on once.
+
+    Raises:
+        UserError: where there is too little to split, or a case has no group with ``by: group``.
     """
-    from sklearn.model_selection import (
-        GroupKFold,
-        KFold,
-    )  # takes 1 to 2 s to import, and only this needs it
+    # Imported here: it takes 1 to 2 s, and only this function needs it.
+    from sklearn.model_selection import GroupKFold, KFold
 
     ids = sorted(case.id for case in cases)
     units = _units(ids, contents, _groups(cases) if folds.by == "group" else {})
     _require_enough(ids, units, folds)
     if folds.by == "case" and len(set(units)) == len(ids):
-        parts = KFold(folds.count, shuffle=True, random_state=seed).split(ids)
+        index_pairs = KFold(folds.count, shuffle=True, random_state=seed).split(ids)
     else:
-        parts = GroupKFold(folds.count, shuffle=True, random_state=seed).split(ids, groups=units)
+        index_pairs = GroupKFold(folds.count, shuffle=True, random_state=seed).split(
+            ids, groups=units
+        )
     return [
         Split(train=tuple(ids[i] for i in train), val=tuple(ids[i] for i in val))
-        for train, val in parts
+        for train, val in index_pairs
     ]
 
 
 def _groups(cases: Sequence[Case]) -> dict[str, str]:
+    """Group of each case by id."""
     missing = sorted(case.id for case in cases if case.group is None)
     if missing:
         raise UserError(
@@ -66,15 +77,16 @@ def _groups(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str, str]) -> list[int]:
-    """Number of the inseparable set that each id belongs to: connected through an equal image or a
-    common group.
+    """Number of the inseparable set that each id belongs to.
+
+    Ids are connected through an equal image or a common group.
     """
     first: dict[tuple[str, str], int] = {}
     pairs = []
     for index, name in enumerate(ids):
-        for tie in (("image", contents.get(name, "")), ("group", groups.get(name, ""))):
-            if tie[1]:
-                pairs.append((first.setdefault(tie, index), index))
+        for link in (("image", contents.get(name, "")), ("group", groups.get(name, ""))):
+            if link[1]:
+                pairs.append((first.setdefault(link, index), index))
     rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
     graph = scipy.sparse.coo_array(
         ([1] * len(pairs), (list(rows), list(columns))), shape=(len(ids), len(ids))
@@ -85,6 +97,7 @@ def _units(ids: Sequence[str], contents: Mapping[str, str], groups: Mapping[str,
 
 
 def _require_enough(ids: Sequence[str], units: Sequence[int], folds: config.Folds) -> None:
+    """Raise UserError where there are fewer inseparable sets than folds."""
     have = len(set(units))
     if have >= folds.count:
         return
@@ -92,7 +105,8 @@ def _require_enough(ids: Sequence[str], units: Sequence[int], folds: config.Fold
     advice = f"Lower data.folds.count to at most {have}" if have >= 2 else "Add cases"
     raise UserError(
         f"data.folds.count is {folds.count}, but there are only {have} {what} ({len(ids)} cases). "
-        f"{advice}{', or set data.folds.by=case' if folds.by == 'group' and len(ids) > have else ''}."
+        f"{advice}"
+        f"{', or set data.folds.by=case' if folds.by == 'group' and len(ids) > have else ''}."
     )
 
 
@@ -102,16 +116,24 @@ def load_or_make(
     ids: Iterable[str],
     about: Mapping[str, Any] | None = None,
 ) -> list[Split]:
-    """Splits of ``path``, or those of ``make`` written there.
+    """Read the splits of a run, or make and write them.
 
-    ``about`` (seed, by, count) is kept beside them and compared too.
+    Args:
+        path: ``splits.json`` of the run.
+        make: makes the splits where there is no file.
+        ids: ids of the cases that are there.
+        about: rules (seed, by, count) that are kept beside the splits and compared, too.
 
-    Raises UserError where the file was made for other cases or by other rules, and FileError where
-    it cannot be read.
+    Returns:
+        One split per fold.
+
+    Raises:
+        UserError: where the file was made for other cases or by other rules.
+        FileError: where it cannot be read or holds no usable folds.
     """
-    there = path.exists()
+    existed = path.exists()
     splits = load_or_plan(path, make, ids, about)
-    if not there:
+    if not existed:
         files.write_json(path, {**(about or {}), "folds": splits})
     return splits
 
@@ -122,11 +144,26 @@ def load_or_plan(
     ids: Iterable[str],
     about: Mapping[str, Any] | None = None,
 ) -> list[Split]:
-    """As :func:`load_or_make`, and nothing is written."""
+    """As :func:`load_or_make`, but nothing is written.
+
+    Args:
+        path: ``splits.json`` of the run.
+        make: makes the splits where there is no file.
+        ids: ids of the cases that are there.
+        about: rules that the file has to have been made by.
+
+    Returns:
+        One split per fold.
+
+    Raises:
+        UserError: where the file was made for other cases or by other rules.
+        FileError: where it cannot be read or holds no usable folds.
+    """
     return _checked(path, set(ids), dict(about or {})) if path.exists() else make()
 
 
 def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Split]:
+    """Splits of a file that fit the cases that are there and the rules."""
     document = files.read_document(
         path, documents.Splits, "Remove it; it is made again", "holds no folds"
     )
@@ -139,13 +176,13 @@ def _checked(path: Path, present: set[str], about: Mapping[str, Any]) -> list[Sp
         for word, names in (("added", present - known), ("removed", known - present))
         if names
     ]
-    odd = [
+    faulty = [
         n
         for n, fold in enumerate(splits)
         if not fold.train or not fold.val or set(fold.train) & set(fold.val)
     ]
-    if odd:
-        problem = f"puts a case on both sides of fold {odd[0]}, or none on one of them"
+    if faulty:
+        problem = f"puts a case on both sides of fold {faulty[0]}, or none on one of them"
         raise files.FileError(path, problem, "Correct it, or remove it; it is made again")
     if len(splits) != about.get("count", len(splits)):
         raise files.FileError(

@@ -1,4 +1,4 @@
-"""Labels in memory, class numbers of any type or one-hot as MONAI has them, as class numbers."""
+"""Labels in memory, class numbers of any type or MONAI's one-hot form, as class numbers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def class_numbers(
     Raises:
         ValueError: for fractions, numbers that are no class, and channels that are not one-hot.
 
-    >>> class_numbers(torch.tensor([[[0.0, 2.0, 1.0]]]), 3).tolist()
-    [[[0, 2, 1]]]
-    >>> class_numbers(torch.tensor([[[1, 0, 0], [0, 1, 0]]]), 2, ignore_label=255).tolist()
-    [[[0, 1, 255]]]
+    Example:
+        >>> class_numbers(torch.tensor([[[0.0, 2.0, 1.0]]]), 3).tolist()
+        [[[0, 2, 1]]]
+        >>> class_numbers(torch.tensor([[[1, 0, 0], [0, 1, 0]]]), 2, ignore_label=255).tolist()
+        [[[0, 1, 255]]]
     """
     if labels.shape[1] > 1:
         return _decoded(labels, ignore_label, role)

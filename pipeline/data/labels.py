@@ -1,4 +1,4 @@
-"""What a file of labels may hold: the rules that are the same wherever labels and answers are read."""
+"""What a file of labels may hold: the same rules for targets and for predictions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from pipeline.data.normalise import histogram
 from pipeline.files import FileError, suffix
 
 CLOSE = 1e-3
-"""Distance from a whole number within which a value is that number: files that scale integers give
-1.00000006.
-"""
+"""Distance within which a value is a whole number: files that scale integers give 1.00000006."""
 
 WHITE = (255, 65535)
 """Values that stand for class 1 in a black and white picture of 8 or 16 bits."""
@@ -23,6 +21,7 @@ VOID = -1
 """What many data sets write where nothing was labelled."""
 
 LOSSY = (".jpg", ".jpeg")
+"""Suffixes of formats that do not keep values exactly."""
 
 DARK, LIGHT = 34, 254
 """Greys between these are no class numbers where 0 and 255 occur, too: classes of pictures count
@@ -31,8 +30,17 @@ from 0, and 255 is void.
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
-    """The array with every value that is nearly a whole number made one; as it is where another
-    value occurs, and of integers.
+    """Make values that are nearly whole numbers whole.
+
+    Args:
+        array: any shape and number type.
+
+    Returns:
+        The rounded array; the array itself where it holds integers or any other value.
+
+    Example:
+        >>> rounded(np.array([0.0, 1.0000001])).tolist()
+        [0.0, 1.0]
     """
     if array.dtype.kind != "f":
         return array
@@ -42,7 +50,18 @@ def rounded(array: np.ndarray) -> np.ndarray:
 
 
 def occurring(array: np.ndarray) -> dict[int | float, int]:
-    """Voxels of each value that occurs, ascending."""
+    """Count the voxels of each value that occurs.
+
+    Args:
+        array: any shape and number type.
+
+    Returns:
+        Counts by value, ascending.
+
+    Example:
+        >>> occurring(np.array([3, 0, 3], np.uint8))
+        {0: 1, 3: 2}
+    """
     if array.dtype in (np.uint8, np.uint16):
         counts = histogram(array)
         return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
@@ -51,8 +70,18 @@ def occurring(array: np.ndarray) -> dict[int | float, int]:
 
 
 def white_of(values: Collection[float], ignore: int | None) -> int | None:
-    """The value that stands for class 1 where these are the values of a black and white picture,
-    else None.
+    """The value that stands for class 1 in a black and white picture.
+
+    Args:
+        values: all values of the picture.
+        ignore: ignored label, which may occur besides; None: there is none.
+
+    Returns:
+        255 or 65535; None where these are not the values of such a picture.
+
+    Example:
+        >>> white_of({0, 255}, None), white_of({0, 7, 255}, None)
+        (255, None)
     """
     return next(
         (w for w in WHITE if w in values and w != ignore and set(values) <= {0, w, ignore}), None
@@ -60,25 +89,34 @@ def white_of(values: Collection[float], ignore: int | None) -> int | None:
 
 
 def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> np.ndarray:
-    """Labels ``(*S)`` of a file whose classes nobody declared, as integers from 0 on, and
-    ``ignore``.
+    """Class numbers of a file whose classes nobody declared.
 
-    A picture of 0 and 255 (65535) becomes 0 and 1. Raises FileError, which names ``--binarise``,
-    for everything that is no set of class numbers: probabilities, numbers below 0, pictures kept as
-    JPEG, greys.
+    A picture of 0 and 255 (65535) becomes 0 and 1.
+
+    Args:
+        path: the file, for messages.
+        array: its labels ``(*S)``.
+        ignore: ignored label, which stays as it is; None: there is none.
+
+    Returns:
+        ``(*S)``, integers from 0 on, and ``ignore``.
+
+    Raises:
+        FileError: for everything that is no set of class numbers: probabilities, numbers below 0,
+            pictures kept as JPEG, greys. The message names ``--binarise``.
     """
     array = rounded(array)
     values = occurring(array)
     problem = _problem(path, array.dtype, values, ignore)
     if problem:
-        way_out = (
+        suggestion = (
             "Give class numbers, or say with --binarise X from which value on a voxel is foreground"
             " (e.g. 0.5 of probabilities, 127 of greys)"
         )
         raise FileError(
             path,
             problem,
-            way_out
+            suggestion
             + (
                 f", or --ignore-label={VOID} if that is void"
                 if problem.endswith(f"below 0: {VOID}")
@@ -93,21 +131,22 @@ def class_numbers(path: Path, array: np.ndarray, ignore: int | None = None) -> n
 def _problem(
     path: Path, dtype: np.dtype, values: dict[int | float, int], ignore: int | None
 ) -> str | None:
+    """Why these values are no class numbers; None where they are."""
     known = [v for v in values if v != ignore]
-    odd = (
+    invalid = (
         [v for v in known if not math.isfinite(v) or v < 0 or v != int(v) or abs(v) > 2**53]
         if dtype.kind == "f"
         else [v for v in known if v < 0]
     )
-    if odd:
+    if invalid:
         kind = (
             "below 0"
-            if all(math.isfinite(v) and v == int(v) for v in odd)
+            if all(math.isfinite(v) and v == int(v) for v in invalid)
             else "that are no class numbers"
         )
-        return f"holds {sum(values[v] for v in odd)} values {kind}: {_some(odd)}"
+        return f"holds {sum(values[v] for v in invalid)} values {kind}: {_shown(invalid)}"
     if suffix(path) in LOSSY and not (set(known) <= {0, 1} or white_of(known, None) is not None):
-        return f"is a JPEG, which blurs labels: it holds {len(known)} values, {_some(known)}"
+        return f"is a JPEG, which blurs labels: it holds {len(known)} values, {_shown(known)}"
     if (
         dtype == np.uint8
         and {0, 255} <= set(known)
@@ -115,7 +154,7 @@ def _problem(
     ):
         return (
             "holds greys between 0 and 255 as of a mask that was resized or smoothed:"
-            f" {_some(known)}"
+            f" {_shown(known)}"
         )
     if (
         dtype == np.uint8
@@ -124,10 +163,11 @@ def _problem(
         and max(known) > 2
         and suffix(path) not in (".nii", ".nii.gz")
     ):
-        return f"holds two greys and no background: {_some(known)}"
+        return f"holds two greys and no background: {_shown(known)}"
     return None
 
 
-def _some(values: Collection[float]) -> str:
+def _shown(values: Collection[float]) -> str:
+    """The first six values, for a message."""
     shown = ", ".join(f"{v:.6g}" for v in list(values)[:6])
     return shown + (", ..." if len(values) > 6 else "")

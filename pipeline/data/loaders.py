@@ -1,5 +1,4 @@
-"""Batches for training and validation: a MONAI CacheDataset of memory-mapped cases, cut and
-augmented by a seed for each sample.
+"""Batches for training and validation: cached cases, cropped and augmented with a seed per sample.
 
 What a sample looks like depends on (seed, fold, epoch, sample) alone: not on the number of workers,
 not on what was drawn before.
@@ -24,16 +23,16 @@ from pipeline import plugins
 from pipeline.config import Config
 from pipeline.data import derived
 from pipeline.data.cache import CachedCase
-from pipeline.data.derived import Wish
+from pipeline.data.derived import MapRequest
 from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
 VALIDATION = -1
-"""The epoch of which every validation patch is drawn."""
+"""The epoch with which every validation patch is seeded."""
 
 TIMEOUT = 600.0
-"""Seconds for which a batch may be waited for before its worker counts as hung: far more than a
-slow disk or a network share takes.
+"""Seconds to wait for a batch before its worker counts as hung: far more than a slow disk or a
+network share takes.
 """
 
 Key = tuple[int, ...]
@@ -43,12 +42,21 @@ that case's grid.
 
 
 class PatchDataset(Dataset):
-    """Samples of one fold: ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``,
-    ``"id"``, ``"foreground_share"``, ``"changed"``.
+    """Samples of one fold, on a MONAI CacheDataset of memory-mapped cases.
 
-    ``dataset[epoch, position, case, slice]`` is cut at that place of the case's grid, counted as in
-    :func:`grid_places`. ``reads`` are the maps that the losses read. Raises KeyError for a case
-    without the maps that the config needs.
+    ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"``,
+    ``"foreground_share"`` and ``"changed"``. ``dataset[epoch, position, case, slice]`` is cut at
+    that position of the case's grid, counted as in :func:`grid_places`.
+
+    Args:
+        cases: cases of the fold, with the maps that the config needs.
+        config: config of the run.
+        fold: number of the fold, a part of every seed.
+        training: augment, and cut along ``data.patch.grid`` where that is set.
+        reads: maps that the losses read.
+
+    Raises:
+        KeyError: for cases without the maps that the config needs.
     """
 
     def __init__(
@@ -57,23 +65,22 @@ class PatchDataset(Dataset):
         config: Config,
         fold: int,
         training: bool,
-        reads: Collection[Wish] = (),
+        reads: Collection[MapRequest] = (),
     ) -> None:
-        self.plugins = (
-            plugins.carried()
-        )  # first: a worker that is started anew needs them for what follows
+        # First: a worker that is started anew needs the plugins for what follows.
+        self.plugins = plugins.carried()
         for name in derived.wanted(config, reads):
             bare = [c.case.id for c in cases if name not in c.maps]
             if bare:
                 raise KeyError(
                     f"cases {', '.join(bare[:8])} lack the map {name}: derived.attach() makes it."
                 )
-        self.words = (config.seed, fold)
+        self.seeds = (config.seed, fold)
         self.cases, self.size = cases, config.data.patch.size
         self.chain = training_chain(config, reads) if training else validation_chain(config, reads)
         self.crop = next(t for t in self.chain.transforms if isinstance(t, RandBalancedCropd))
         grid = config.data.patch.grid if training else None
-        self.places = (
+        self.grid_starts = (
             None
             if grid is None
             else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
@@ -87,20 +94,30 @@ class PatchDataset(Dataset):
         return len(self.cache)
 
     def samples(self, per_case: int) -> list[tuple[int, ...]]:
-        """Ends of the keys of an epoch: every case ``per_case`` times, or with a grid every slice
-        of every case once.
+        """Samples of an epoch as the ends of their keys.
+
+        Args:
+            per_case: random patches of each case; without effect where there is a grid.
+
+        Returns:
+            ``(case,)`` for each random patch, or ``(case, slice)`` for each slice of the grid once.
         """
-        if self.places is None:
+        if self.grid_starts is None:
             return [(case,) for _ in range(per_case) for case in range(len(self))]
         return [
             (case, n)
-            for case, places in enumerate(self.places)
-            for n in range(math.prod(map(len, places)))
+            for case, grid_starts in enumerate(self.grid_starts)
+            for n in range(math.prod(map(len, grid_starts)))
         ]
 
     def changed(self, samples: Sequence[tuple[int, ...]]) -> list[bool]:
-        """Whether the slice at the end of each key, sorted by case, holds some of its case's mask
-        of change.
+        """Whether slices of the grid hold some of their case's mask of change.
+
+        Args:
+            samples: ``(case, slice)``, sorted by case.
+
+        Returns:
+            One truth value per sample.
         """
         found: list[bool] = []
         for case, ends in itertools.groupby(samples, key=lambda end: end[0]):
@@ -109,39 +126,42 @@ class PatchDataset(Dataset):
                 self.cases[case].maps[name].array for name in (derived.MASK, derived.BLOCKS)
             )
             found += [
-                holds_change(mask, blocks, self._place(case, number), self.size)
+                holds_change(mask, blocks, self._start(case, number), self.size)
                 for _, number in ends
             ]
         return found
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, position, case, *number = key
-        _share(self.chain, np.random.RandomState(seed_of(*self.words, epoch, position)))
-        self.crop.place = self._place(case, *number) if number else None
+        _set_random_state(self.chain, np.random.RandomState(seed_of(*self.seeds, epoch, position)))
+        self.crop.fixed_start = self._start(case, *number) if number else None
         with plain_tensors():
             sample: Any = self.cache[case]
         return {k: _tensor(v) for k, v in sample.items()}
 
-    def _place(self, case: int, number: int) -> list[int]:
-        assert self.places is not None
-        axes = self.places[case]
+    def _start(self, case: int, number: int) -> list[int]:
+        """First voxel of a slice of a case's grid, along each axis."""
+        assert self.grid_starts is not None
+        axes = self.grid_starts[case]
         at = np.unravel_index(number, [len(starts) for starts in axes])
         return [starts[int(n)] for starts, n in zip(axes, at, strict=True)]
 
 
-def _share(transform: Any, state: np.random.RandomState) -> None:
-    """Let every random transform below draw from one state: MONAI's own way makes a generator for
-    each, 0.2 ms apiece.
+def _set_random_state(transform: Any, state: np.random.RandomState) -> None:
+    """Let every random transform of a chain draw from one state.
+
+    MONAI's own method makes a generator for each, 0.2 ms apiece.
     """
     if isinstance(transform, Compose):
         transform.R = state
-        for part in transform.transforms:
-            _share(part, state)
+        for child in transform.transforms:
+            _set_random_state(child, state)
     elif isinstance(transform, Randomizable):
         transform.set_random_state(state=state)
 
 
 def _tensor(value: Any) -> Any:
+    """Arrays as contiguous tensors, anything else as it is."""
     if isinstance(value, np.ndarray):
         # A flipped array has negative strides, which torch refuses.
         return torch.from_numpy(np.ascontiguousarray(value))
@@ -149,26 +169,35 @@ def _tensor(value: Any) -> Any:
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for the epoch set in ``epoch``: every one of ``samples`` once, shuffled by
-    (seed, fold, epoch) when ``words`` say so.
+    """Batches of keys for the epoch set in ``epoch``.
 
-    ``count`` of the ``others`` join them, drawn by the same words anew for each epoch, none twice.
+    Every one of ``samples`` comes once; ``count`` of the ``others`` join them, drawn anew for each
+    epoch, none twice.
 
-    With several ranks a batch of all is ``size`` times as large, and each rank yields its part of
+    With several ranks a global batch is ``size`` times as large, and each rank yields its part of
     it: two ranks with batches of one see what one rank with batches of two sees. A rank for which
-    the last batch leaves nothing yields its first sample, with no :meth:`share`, since every rank
-    has to take every step. With ``dealt`` whole batches go round instead, none to two ranks.
+    the last batch leaves nothing yields its first sample, with a :meth:`share` of 0, since every
+    rank has to take every step. With ``dealt`` whole batches go to the ranks in turn instead, none
+    to two ranks.
+
+    Args:
+        samples: ends of the keys of every epoch.
+        batch: samples of a batch on one rank.
+        seeds: (seed, fold) by which an epoch is shuffled and drawn; None: in order, without
+            ``others``.
+        others: ends of keys of which each epoch draws some.
+        count: how many of the others an epoch holds.
     """
 
     def __init__(
         self,
         samples: Sequence[tuple[int, ...]],
         batch: int,
-        words: tuple[int, int] | None,
+        seeds: tuple[int, int] | None,
         others: Sequence[tuple[int, ...]] = (),
         count: int = 0,
     ) -> None:
-        self.samples, self.batch, self.words = samples, batch, words
+        self.samples, self.batch, self.seeds = samples, batch, seeds
         self.others, self.count = others, count
         self.epoch, self.first = VALIDATION, 0
         self.rank, self.size, self.dealt = 0, 1, False
@@ -184,19 +213,31 @@ class EpochBatches(Sampler[list[Key]]):
         return -(-self.total // (self.batch * self.size))
 
     def share(self, step: int) -> float:
-        """Weight of this rank's part of batch ``step`` in the mean over ranks: 1 where all have
-        equally many samples.
+        """Weight of this rank's part of a batch in the mean over ranks.
+
+        Args:
+            step: number of the batch in the epoch.
+
+        Returns:
+            1 where all ranks have equally many samples, 0 where this one has none.
         """
         wide = self.batch * self.size
-        there = min(wide, self.total - step * wide)
-        own = min(max(there - self.rank * self.batch, 0), self.batch)
-        return own * self.size / there
+        present = min(wide, self.total - step * wide)
+        own = min(max(present - self.rank * self.batch, 0), self.batch)
+        return own * self.size / present
 
     def keys(self, epoch: int) -> list[Key]:
-        """All keys of an epoch in their order."""
+        """All keys of an epoch in their order.
+
+        Args:
+            epoch: number of the epoch, from 0 on; ``VALIDATION`` for validation.
+
+        Returns:
+            Keys of all ranks.
+        """
         samples = self.samples
-        if self.words is not None:
-            random = np.random.default_rng(seed_of(*self.words, epoch))
+        if self.seeds is not None:
+            random = np.random.default_rng(seed_of(*self.seeds, epoch))
             drawn = (
                 random.choice(len(self.others), self.count, replace=False).tolist()
                 if self.count
@@ -220,8 +261,17 @@ class EpochBatches(Sampler[list[Key]]):
 class Loader:
     """Iterate over the batches of one epoch: ``for batch in loader.epoch(7)``.
 
-    ``ranks`` is (rank, number of ranks): training batches are shared by all of them, validation
-    batches are dealt out. ``reads`` are the maps that the losses read.
+    Args:
+        cases: cases of the fold, with the maps that the config needs.
+        config: config of the run.
+        fold: number of the fold.
+        training: shuffled and augmented; else validation patches, the same in every epoch.
+        ranks: (rank, number of ranks): training batches are shared by all of them, validation
+            batches are dealt out.
+        reads: maps that the losses read.
+
+    Raises:
+        KeyError: for cases without the maps that the config needs.
     """
 
     def __init__(
@@ -232,20 +282,20 @@ class Loader:
         training: bool,
         *,
         ranks: tuple[int, int] = (0, 1),
-        reads: Collection[Wish] = (),
+        reads: Collection[MapRequest] = (),
     ) -> None:
         data = config.data
         per_case = data.patch.per_case if training else config.train.validate.per_case
         self.dataset = PatchDataset(cases, config, fold, training, reads)
         samples = self.dataset.samples(per_case)
         share = data.patch.changed if training and data.patch.grid is not None else None
-        parts = (
+        split = (
             (samples, [], 0)
             if share is None
-            else _parted(samples, self.dataset.changed(samples), share)
+            else _split_by_change(samples, self.dataset.changed(samples), share)
         )
         self.batches = EpochBatches(
-            parts[0], data.patch.batch, (config.seed, fold) if training else None, *parts[1:]
+            split[0], data.patch.batch, (config.seed, fold) if training else None, *split[1:]
         )
         self.batches.rank, self.batches.size, self.batches.dealt = *ranks, not training
         self.ranks = ranks
@@ -263,34 +313,55 @@ class Loader:
         return len(self.batches)
 
     def epoch(self, epoch: int, first: int = 0, whole: bool = False) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch from number ``first`` on; those before are not drawn.
+        """The batches of an epoch.
 
-        ``whole``: as if there were no other ranks.
+        Args:
+            epoch: number of the epoch; ``VALIDATION`` for validation.
+            first: number of the first batch; those before are not drawn.
+            whole: all batches, as if there were no other ranks.
+
+        Returns:
+            Iterator of batches: tensors ``(B, C, *patch)``, and lists or tensors of what is no
+            array.
         """
         self.batches.epoch, self.batches.first = epoch, first
         self.batches.rank, self.batches.size = (0, 1) if whole else self.ranks
-        return _guarded(iter(self.loader))
+        return _kill_workers_on_error(iter(self.loader))
 
     def share(self, step: int) -> float:
-        """See :meth:`EpochBatches.share`."""
+        """Weight of this rank's part of a batch (:meth:`EpochBatches.share`).
+
+        Args:
+            step: number of the batch in the epoch.
+
+        Returns:
+            0 to the number of ranks.
+        """
         return self.batches.share(step)
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """The first ``count`` samples of epoch 0 (fewer where it has fewer), read beside the epoch
-        that is under way, which does not notice.
+        """The first samples of epoch 0, read without disturbing the epoch that is under way.
+
+        Args:
+            count: how many.
+
+        Returns:
+            Samples without a batch axis; fewer where the epoch has fewer.
         """
         return [self.dataset[key] for key in self.batches.keys(0)[:count]]
 
 
 Ends = list[tuple[int, ...]]
+"""Ends of keys: ``(case,)`` or ``(case, slice)``."""
 
 
-def _parted(samples: Ends, changed: Sequence[bool], share: float) -> tuple[Ends, Ends, int]:
-    """Samples of every epoch, those of which each epoch draws some, and how many: so many that
-    ``share`` of an epoch has changed.
+def _split_by_change(
+    samples: Ends, changed: Sequence[bool], share: float
+) -> tuple[Ends, Ends, int]:
+    """Samples of every epoch, those of which each epoch draws some, and how many.
 
-    Where that takes more than there are, all are drawn and the share is higher; where nothing has
-    changed, all are of every epoch.
+    So many are drawn that ``share`` of an epoch has changed. Where that takes more than there are,
+    all are drawn and the share is higher; where nothing has changed, all are of every epoch.
     """
     if not any(changed):
         return samples, [], 0
@@ -299,25 +370,26 @@ def _parted(samples: Ends, changed: Sequence[bool], share: float) -> tuple[Ends,
     return held, others, min(len(others), round(len(held) * (1 - share) / share))
 
 
-def _guarded(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The batches; where one fails, the workers are killed: they ignore the signal by which torch
-    ends them, and one that hangs would keep this process from ending, too.
+def _kill_workers_on_error(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The batches; where one fails, the workers are killed.
+
+    They ignore the signal by which torch ends them, and one that hangs would keep this process from
+    ending, too.
     """
     try:
         yield from batches
     except Exception:
         for worker in getattr(batches, "_workers", ()):
-            with contextlib.suppress(
-                RuntimeError
-            ):  # by which torch tells of a worker's death, here a wanted one
+            # RuntimeError is how torch reports a worker's death, here a wanted one.
+            with contextlib.suppress(RuntimeError):
                 worker.kill()
-                worker.join(
-                    5
-                )  # not without limit: one that waits for a dead network share outlives even this
+                # With a limit: one that waits for a dead network share outlives even this.
+                worker.join(5)
         raise
 
 
 def _ignore_signals(_worker: int) -> None:
+    """Let the main process alone decide when workers end."""
     # A scheduler signals the whole process group; the main process decides when the workers end.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""What one look at each case finds: shapes, types, intensities, label values, grids; kept as JSON
-while the files stay as they are.
+"""Properties of each case: shapes, number types, intensities, label values, grids.
 
-The walk: cases -> properties -> checks (what is wrong) -> cache (arrays).
+They are found in one pass over the voxels and kept as JSON while the files stay as they are. The
+order of work: cases -> properties -> checks (what is wrong) -> cache (arrays).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from pipeline.data.targets import MASKED, label_values, load_target, target_rule
 from pipeline.files.limits import cores
 from pipeline.records import Case, Geometry, NamedOptions
 
-FACTS = 4
-"""Raised when facts change their meaning or gain fields; older ones on disk are then found again."""
+FORMAT = 4
+"""Increased when meaning or fields of the properties change; older ones are then found again."""
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of the operating system for a place that may not be written."""
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` after each case, in the calling thread; what it raises stops
@@ -44,39 +45,43 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseProperties:
-    """What one look at a case's pixels found; JSON-able by ``dataclasses.asdict``. Roles are
-    ``image`` and the targets' names.
+    """What one pass over the voxels of a case found; JSON-able by ``dataclasses.asdict``.
 
-    ``files`` holds one entry per file (the image may have several). ``problems`` are (path,
-    problem, cure) of files that cannot be used; other fields then tell what could be read.
-    ``content`` is the SHA-256 of the decoded image with its shape and type, ``target_contents``
-    those of the targets.
+    Roles are ``image`` and the names of the targets.
     """
 
     id: str
     files: Mapping[str, list[dict[str, Any]]]
+    """Path, name, size and time of change of each file, by role; the image may have several."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape ``(C, *S)`` of each role."""
     dtypes: Mapping[str, str] = field(default_factory=dict)
     affines: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    """Affine of each role whose header has one."""
     problems: tuple[tuple[str, str, str], ...] = ()
+    """(path, problem, suggestion) of files that cannot be used; other fields then hold what could
+    be read.
+    """
     nonfinite: Mapping[str, int] = field(default_factory=dict)
+    """Of each role that holds NaN or infinity: how many."""
     nonfinite_files: Mapping[str, int] = field(default_factory=dict)
-    """Of the image, where it holds such values: how many by the number of its file."""
+    """The same within the image, by the number of its file."""
     constant: bool = False
+    """Whether no channel of the image has two different finite values."""
     label_values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Voxels of each value of each label or mask (:func:`pipeline.data.targets.label_values`)."""
     content: str = ""
+    """SHA-256 of the decoded image with its shape and number type (:func:`content_hash`)."""
     target_contents: Mapping[str, str] = field(default_factory=dict)
+    """The same of the targets."""
     scale: normalise.IntensityScale | None = None
+    """Normalisation fitted to the image; None where it could not be read."""
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of each role, what a reader of its file should be told
-    (:attr:`pipeline.records.Geometry.notes`).
-    """
+    """Of each role, warnings about its file (:attr:`pipeline.records.Geometry.notes`)."""
     scale_notes: tuple[str, ...] = ()
-    """What should be told about the scale of the image
-    (:func:`pipeline.data.normalise.fit_with_notes`).
-    """
+    """Warnings about the scale of the image (:func:`pipeline.data.normalise.fit_with_notes`)."""
     outside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Of each image that the normalisation would mostly clip, problem and cure
+    """Of each image that the normalisation would mostly clip, problem and suggestion
     (:func:`pipeline.data.normalise.problem_of`).
     """
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -86,15 +91,23 @@ class CaseProperties:
 
 
 def case_listing(cases: Sequence[Case], properties: Sequence[CaseProperties]) -> dict[str, Any]:
-    """For a run's ``cases.json``: where each case lies, its group, and the hash of what it holds."""
+    """Content of a run's ``cases.json``.
+
+    Args:
+        cases: cases of the data set.
+        properties: those of ``examine(cases, ...)``.
+
+    Returns:
+        By id: absolute paths, group, and the hash of each role's content.
+    """
     return {
-        c.id: {
-            "image": [str(p.resolve()) for p in c.image],
-            "targets": {k: str(p.resolve()) for k, p in c.targets.items()},
-            "group": c.group,
-            "content": {"image": f.content, **f.target_contents},
+        case.id: {
+            "image": [str(path.resolve()) for path in case.image],
+            "targets": {role: str(path.resolve()) for role, path in case.targets.items()},
+            "group": case.group,
+            "content": {"image": props.content, **props.target_contents},
         }
-        for c, f in zip(cases, properties, strict=True)
+        for case, props in zip(cases, properties, strict=True)
     }
 
 
@@ -106,12 +119,21 @@ def examine(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> list[CaseProperties]:
-    """Properties of every case, in order.
+    """Find the properties of every case.
 
-    Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it.
+    Each file is decoded once, or not at all where ``<cache>/facts/ID.json`` still fits it. Never
+    raises for a bad file: what is wrong stands in ``CaseProperties.problems``.
 
-    ``write`` keeps new properties in the cache. Never raises for a bad file: what is wrong stands
-    in ``CaseProperties.problems``.
+    Args:
+        cases: cases of the data set.
+        settings: config of the run.
+        cache: folder of the cache; None: nothing is reused or written.
+        write: keep new properties in the cache.
+        progress: called after each case.
+        workers: threads; None: one per core, at most 16.
+
+    Returns:
+        Properties in the order of ``cases``.
     """
     return parallel(
         lambda case: _properties_of(case, settings, cache, write), cases, progress, workers
@@ -121,8 +143,22 @@ def examine(
 def parallel(
     work: Callable[[T], R], items: Sequence[T], progress: Progress | None, workers: int | None
 ) -> list[R]:
-    """Map over threads, one per core unless said: codecs and numpy release the GIL, and no more
-    cases than threads are in memory.
+    """Map a function over threads, with progress.
+
+    Codecs and numpy release the GIL, and no more items than threads are in memory.
+
+    Args:
+        work: function of one item.
+        items: its arguments.
+        progress: called after each item, in order.
+        workers: threads; None or 0: one per core, at most 16.
+
+    Returns:
+        Results in the order of ``items``.
+
+    Raises:
+        BaseException: the first that ``work`` or ``progress`` raises; items not begun are
+            cancelled.
     """
     results = []
     with ThreadPoolExecutor(max_workers=max(1, workers or min(cores(), 16))) as pool:
@@ -140,7 +176,8 @@ def parallel(
 def _properties_of(
     case: Case, settings: config.Config, cache: Path | None, write: bool
 ) -> CaseProperties:
-    key = _key(case, settings)
+    """Properties of one case, from disk where they still fit."""
+    key = _cache_key(case, settings)
     path = cache / "facts" / f"{file_name(case.id)}.json" if cache else None
     known = _known_properties(path, key, case) if path else None
     if known is not None:
@@ -154,7 +191,14 @@ def _properties_of(
 
 @contextlib.contextmanager
 def unless_read_only() -> Iterator[None]:
-    """What cannot be kept in a place that may not be written is found again next time."""
+    """Ignore that a folder may not be written: what cannot be kept is found again next time.
+
+    Yields:
+        Nothing; the file is written inside the context.
+
+    Raises:
+        OSError: any other error of the operating system.
+    """
     try:
         yield
     except OSError as error:
@@ -163,6 +207,7 @@ def unless_read_only() -> Iterator[None]:
 
 
 def _grid_entry(geometry: Geometry, dims: int) -> dict[str, Any]:
+    """Family, axis codes and spacing of a file, JSON-able."""
     found = grid.grid_of(geometry, dims)
     return {
         "family": found.family,
@@ -171,11 +216,11 @@ def _grid_entry(geometry: Geometry, dims: int) -> dict[str, Any]:
     }
 
 
-def _key(case: Case, settings: config.Config) -> dict[str, Any]:
-    """All that the facts of a case depend on; moving a data set changes none of it."""
+def _cache_key(case: Case, settings: config.Config) -> dict[str, Any]:
+    """All that the properties of a case depend on; moving a data set changes none of it."""
     normal = settings.data.normalise
     return {
-        "format": FACTS,
+        "format": FORMAT,
         "dims": settings.data.dims,
         "normalise": {"name": normal.name, "options": dict(normal.options)},
         "targets": {role: settings.roles.get(role, "image") for role in case.targets},
@@ -188,15 +233,39 @@ def _key(case: Case, settings: config.Config) -> dict[str, Any]:
 
 
 def binarise_rule(data: config.Data) -> list[Any] | None:
-    """What decides the values of labels while they are read; None where they stay as they are."""
+    """Settings that change the values of labels while they are read.
+
+    Args:
+        data: section ``data`` of the config.
+
+    Returns:
+        ``[binarise, ignore_label]``; None where values stay as they are.
+    """
     return None if data.binarise is None else [data.binarise, data.ignore_label]
 
 
 def files_by_role(case: Case) -> dict[str, tuple[Path, ...]]:
+    """Files of a case by role.
+
+    Args:
+        case: the case.
+
+    Returns:
+        ``image`` with all its files, then each target with one.
+    """
     return {"image": case.image} | {role: (path,) for role, path in case.targets.items()}
 
 
 def file_stamp(path: Path) -> dict[str, Any]:
+    """Name, size and time of change of a file, by which a changed file is noticed.
+
+    Args:
+        path: a file, or a Zarr folder, whose stamp covers all files inside.
+
+    Returns:
+        ``name``, ``size`` in bytes, ``mtime_ns`` in nanoseconds (both -1 where there is no such
+        file); of a folder also ``files``, their number.
+    """
     try:
         stat = path.stat()
     except OSError:
@@ -212,9 +281,7 @@ def file_stamp(path: Path) -> dict[str, Any]:
 
 
 def _known_properties(path: Path, key: Mapping[str, Any], case: Case) -> CaseProperties | None:
-    """Properties on disk, or None where there are none, they are damaged, or they belong to other
-    files.
-    """
+    """Properties on disk; None where they are missing, damaged, or of other files."""
     try:
         document = files.read_document(path, documents.KnownFacts, "")
         if document["key"] != jsonable(key) or document["facts"]["id"] != case.id:
@@ -230,10 +297,19 @@ def _known_properties(path: Path, key: Mapping[str, Any], case: Case) -> CasePro
 
 
 def jsonable(obj: Any) -> Any:
+    """An object as it comes back from JSON: tuples as lists, keys as text.
+
+    Args:
+        obj: a JSON-able object.
+
+    Returns:
+        The same as dicts, lists, text, numbers and None.
+    """
     return json.loads(json.dumps(obj, default=list))
 
 
 def _properties_from(document: Mapping[str, Any]) -> CaseProperties:
+    """Properties from their JSON document."""
     scale = document["scale"]
     return CaseProperties(
         **{
@@ -267,7 +343,7 @@ def _examine_case(
     image = found.attempt(lambda: load_image(case, settings.data.dims))
     if image is not None:
         found.note("image", *image)
-        found.judge("image", normal, image[0])
+        found.check_range("image", normal, image[0])
         scale, notes = normalise.fit_with_notes(normal, image[0])
         found.rest = {
             "nonfinite_files": {
@@ -292,7 +368,7 @@ def _examine_case(
             if kind in MASKED:
                 found.values[role] = label_values(target[0])
             else:
-                found.judge(role, normal, target[0])
+                found.check_range(role, normal, target[0])
     named = {
         role: [
             {**stamp, "path": str(path)} for stamp, path in zip(stamps[role], paths, strict=True)
@@ -318,7 +394,7 @@ def _examine_case(
 
 @dataclass(slots=True)
 class _Findings:
-    """Notes taken while a case is looked at."""
+    """What is noted while a case is examined."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
@@ -333,6 +409,7 @@ class _Findings:
     rest: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, load: Callable[[], T]) -> T | None:
+        """Result of ``load``; None where it fails, which is noted as a problem."""
         try:
             return load()
         except files.FileError as error:
@@ -340,6 +417,7 @@ class _Findings:
             return None
 
     def note(self, role: str, array: np.ndarray, geometry: Geometry) -> None:
+        """Note shape, number type, grid and values that are not finite."""
         self.shapes[role] = tuple(int(n) for n in array.shape)
         self.dtypes[role] = str(array.dtype)
         self.grids[role] = _grid_entry(geometry, array.ndim - 1)
@@ -351,7 +429,8 @@ class _Findings:
         if bad:
             self.nonfinite[role] = bad
 
-    def judge(self, role: str, normal: NamedOptions, image: np.ndarray) -> None:
+    def check_range(self, role: str, normal: NamedOptions, image: np.ndarray) -> None:
+        """Note an image that the normalisation would mostly clip."""
         problem = normalise.problem_of(normal, image)
         if problem:
             self.outside[role] = problem
@@ -367,8 +446,13 @@ def _is_constant(image: np.ndarray) -> bool:
 
 
 def content_hash(array: np.ndarray) -> str:
-    """SHA-256 of an array's type, shape and values: equal for equal images, whatever files they
-    come from.
+    """SHA-256 of an array's number type, shape and values.
+
+    Args:
+        array: any array.
+
+    Returns:
+        64 hexadecimal digits, equal for equal arrays, whatever files they come from.
     """
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
@@ -376,7 +460,14 @@ def content_hash(array: np.ndarray) -> str:
 
 
 def file_name(case_id: str) -> str:
-    """File name for an id; a very long one is shortened and made unique again by its hash."""
+    """File name for a case id.
+
+    Args:
+        case_id: id of a case.
+
+    Returns:
+        The id; one of more than 200 bytes is shortened and made unique again by its hash.
+    """
     raw = os.fsencode(case_id)
     return (
         case_id

@@ -1,4 +1,4 @@
-"""Images of cases, read whole or as they are sliced: the same values in training and in prediction."""
+"""Images of cases, read whole or as they are sliced: the same values in training and prediction."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ NONFINITE = "Replace them, e.g. by the mean of their neighbours"
 def opened(
     case: Case, dims: int, *, whole: bool = False, finite: bool = True
 ) -> Iterator[tuple[LazyArray, Geometry]]:
-    """All channels of a case ``(C, *S)``, float64 as float32 (:func:`single`), and the geometry of
-    its first file.
+    """Open all channels of a case.
 
     Args:
+        case: the case.
         dims: space axes.
         whole: read it into memory; else rows are read as they are sliced, until the context is
-            left, and what the format can give only whole is treated alike where it is large.
+            left, and a large file whose format can only be read whole is sliced from memory
+            likewise.
         finite: refuse NaN and infinity, where the rows that hold them are read.
+
+    Yields:
+        Array ``(C, *S)``, float64 as float32 (:func:`single`), and the geometry of the first file
+        with the notes of all.
 
     Raises:
         FileError: for a file that cannot be read or does not fit the first one.
@@ -40,37 +45,50 @@ def opened(
     with contextlib.ExitStack() as stack:
         found: list[tuple[LazyArray, Geometry]] = []
         for path in case.image:
-            array, place = (
+            array, geometry = (
                 files.read(path, dims) if whole else stack.enter_context(files.view(path, dims))
             )
-            _require_fit(path, (array, place), found[:1], case)
-            found.append((_single(path, array, finite), place))
-        image = _joined([array for array, _ in found])
-        yield (image if whole else _lazy(image)), _noted(case, [place for _, place in found])
+            _require_same_grid(path, (array, geometry), found[:1], case)
+            found.append((_checked_floats(path, array, finite), geometry))
+        image = _concatenated([array for array, _ in found])
+        yield (
+            (image if whole else _read_when_sliced(image)),
+            _with_all_notes(case, [geometry for _, geometry in found]),
+        )
 
 
 def load_image(case: Case, dims: int) -> tuple[np.ndarray, Geometry]:
-    """All channels of a case in memory, as :func:`opened` gives them; NaN and infinity are left to
-    the caller.
+    """All channels of a case in memory; NaN and infinity are left to the caller.
+
+    Args:
+        case: the case.
+        dims: space axes.
+
+    Returns:
+        Array ``(C, *S)`` and geometry, as of :func:`opened`.
+
+    Raises:
+        FileError: for a file that cannot be read or does not fit the first one.
     """
     with opened(case, dims, whole=True, finite=False) as (image, geometry):
         return np.asarray(image), geometry
 
 
-def _noted(case: Case, places: Sequence[Geometry]) -> Geometry:
+def _with_all_notes(case: Case, geometries: Sequence[Geometry]) -> Geometry:
     """The geometry of the first file, with the notes of all."""
-    pairs = zip(case.image, places, strict=True)
+    pairs = zip(case.image, geometries, strict=True)
     notes = [
         f"(file {path.name}) {note}" if n else note
-        for n, (path, place) in enumerate(pairs)
-        for note in place.notes
+        for n, (path, geometry) in enumerate(pairs)
+        for note in geometry.notes
     ]
-    return dataclasses.replace(places[0], notes=tuple(notes))
+    return dataclasses.replace(geometries[0], notes=tuple(notes))
 
 
-def _joined(arrays: Sequence[LazyArray]) -> LazyArray:
-    """The channels of all files, in one number type; float64, which whole numbers beside float32
-    make, as float32.
+def _concatenated(arrays: Sequence[LazyArray]) -> LazyArray:
+    """The channels of all files, in one number type.
+
+    Float64, which whole numbers beside float32 make, becomes float32.
     """
     common = np.result_type(*(array.dtype for array in arrays))
     dtype = np.dtype(np.float32) if common == np.float64 else common
@@ -86,25 +104,25 @@ def _joined(arrays: Sequence[LazyArray]) -> LazyArray:
     )
 
 
-def _lazy(array: LazyArray) -> LazyArray:
-    """What a format can give only whole, and is large: read as it is sliced, like the others."""
+def _read_when_sliced(array: LazyArray) -> LazyArray:
+    """A large array that its format gives only whole, read as it is sliced like the others."""
     if not isinstance(array, np.ndarray) or math.prod(array.shape) <= WHOLE:
         return array
     return Rows(array.shape, array.dtype, lambda first, end: array[:, first:end])
 
 
-def _require_fit(
+def _require_same_grid(
     path: Path,
     own: tuple[LazyArray, Geometry],
     first: Sequence[tuple[LazyArray, Geometry]],
     case: Case,
 ) -> None:
     """Raise FileError where a file is on another grid than the first one of its case."""
-    for array, place in first:
-        if (place.format == "nifti") != (own[1].format == "nifti"):
+    for array, geometry in first:
+        if (geometry.format == "nifti") != (own[1].format == "nifti"):
             problem = (
-                f"is {_order(own[1])}, the first channel {case.image[0].name} is {_order(place)}:"
-                " nothing says which axis is which"
+                f"is {_axis_order(own[1])}, the first channel {case.image[0].name} is"
+                f" {_axis_order(geometry)}: nothing says which axis is which"
             )
             raise FileError(path, problem, "Save all channels in one format, the axes in one order")
         if own[0].shape[1:] != array.shape[1:]:
@@ -112,7 +130,7 @@ def _require_fit(
                 f"has shape {tuple(own[0].shape[1:])}, the first channel {tuple(array.shape[1:])}"
             )
             raise FileError(path, problem, "Resample the channels to one grid")
-        if not same_affine(place.meta.get("affine"), own[1].meta.get("affine")):
+        if not same_affine(geometry.meta.get("affine"), own[1].meta.get("affine")):
             raise FileError(
                 path,
                 "lies elsewhere in the world than the first channel (affine)",
@@ -120,7 +138,8 @@ def _require_fit(
             )
 
 
-def _order(geometry: Geometry) -> str:
+def _axis_order(geometry: Geometry) -> str:
+    """Axis order of a file, for messages."""
     return (
         "NIfTI with axes (X, Y, Z)"
         if geometry.format == "nifti"
@@ -129,14 +148,30 @@ def _order(geometry: Geometry) -> str:
 
 
 def same_affine(one: Any, other: Any) -> bool:
-    """Whether two affines of headers agree, as far as both files have one."""
+    """Whether two affines of headers agree, as far as both files have one.
+
+    Args:
+        one: 4 x 4 affine, or None.
+        other: the same of the other file.
+
+    Returns:
+        True also where either is None.
+    """
     return one is None or other is None or grid.near(one, other)
 
 
 def single(path: Path, array: np.ndarray) -> np.ndarray:
     """Values as they are computed with: float64 as float32, other types as they are.
 
-    Raises FileError where that makes them infinite.
+    Args:
+        path: the file, for messages.
+        array: its values.
+
+    Returns:
+        The array itself unless it is float64.
+
+    Raises:
+        FileError: where float32 makes values infinite.
     """
     if array.dtype != np.float64:
         return array
@@ -159,8 +194,8 @@ def single(path: Path, array: np.ndarray) -> np.ndarray:
 # --- values that are no numbers -------------------------------------------------------------------
 
 
-def _single(path: Path, array: LazyArray, finite: bool) -> LazyArray:
-    """The same as 32 bits at most, and looked through for NaN and infinity when it is read."""
+def _checked_floats(path: Path, array: LazyArray, finite: bool) -> LazyArray:
+    """The array as :func:`single` gives it, checked for NaN and infinity when it is read."""
     if np.dtype(array.dtype).kind != "f":
         return array
     if not isinstance(array, Rows):
@@ -182,13 +217,29 @@ def _single(path: Path, array: LazyArray, finite: bool) -> LazyArray:
 
 
 def require_finite(path: Path, array: np.ndarray, where: str = "") -> None:
-    """Raise FileError for an array ``(C, *S)`` that holds NaN or infinity."""
+    """Refuse an array that holds NaN or infinity.
+
+    Args:
+        path: the file, for messages.
+        array: ``(C, *S)``.
+        where: end of the message.
+
+    Raises:
+        FileError: where a value is not finite.
+    """
     if count := nonfinite(array):
         raise FileError(path, nonfinite_problem(count) + where, NONFINITE)
 
 
 def nonfinite(array: np.ndarray) -> int:
-    """How many values are NaN or infinite; for integers nothing is looked at."""
+    """Count NaN and infinite values.
+
+    Args:
+        array: ``(C, *S)``; integers are not read.
+
+    Returns:
+        Their number.
+    """
     if array.dtype.kind != "f":
         return 0
     return array.size - sum(
@@ -197,8 +248,14 @@ def nonfinite(array: np.ndarray) -> int:
 
 
 def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:
-    """How many values are NaN or infinite in each file of a case's image, by the file's number;
-    those without any are left out.
+    """Count NaN and infinite values in each file of a case's image.
+
+    Args:
+        case: the case.
+        image: its channels ``(C, *S)``.
+
+    Returns:
+        Counts by the file's number, from 0 on; files without any are left out.
     """
     if not nonfinite(image):
         return {}
@@ -209,4 +266,12 @@ def nonfinite_files(case: Case, image: np.ndarray) -> dict[int, int]:
 
 
 def nonfinite_problem(count: int) -> str:
+    """Message for values that are not finite.
+
+    Args:
+        count: how many.
+
+    Returns:
+        The problem of a FileError or Fault.
+    """
     return f"holds {count} values that are NaN or infinite"

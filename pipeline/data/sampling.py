@@ -1,6 +1,4 @@
-"""Where training patches are cut: positions whose share of foreground or of change is wanted, and a
-seed for every sample of every epoch.
-"""
+"""Where training patches are cut: balanced by foreground or by change, with a seed per sample."""
 
 from __future__ import annotations
 
@@ -18,18 +16,36 @@ from pipeline.data.derived import BLOCKS, MASK
 from pipeline.geometry import crop
 
 
-def seed_of(*words: int) -> int:
-    """One 32-bit seed from (seed, fold, epoch, sample, ...): the same words give the same seed on
-    every machine.
+def seed_of(*numbers: int) -> int:
+    """One 32-bit seed from several numbers, the same on every machine.
 
-    >>> seed_of(42, 0, 1, 2) == seed_of(42, 0, 1, 2) != seed_of(42, 0, 1, 3)
-    True
+    Args:
+        numbers: (seed, fold, epoch, sample, ...), each at least -1.
+
+    Returns:
+        0 to 2**32 - 1.
+
+    Example:
+        >>> seed_of(42, 0, 1, 2) == seed_of(42, 0, 1, 2) != seed_of(42, 0, 1, 3)
+        True
     """
-    return int(np.random.SeedSequence([w + 1 for w in words]).generate_state(1)[0])
+    return int(np.random.SeedSequence([n + 1 for n in numbers]).generate_state(1)[0])
 
 
 def foreground_share(label: np.ndarray, ignore: int | None) -> float:
-    """Share of foreground among the labelled voxels; ``nan`` where nothing is labelled."""
+    """Share of foreground among the labelled voxels.
+
+    Args:
+        label: class numbers of any shape, background 0.
+        ignore: ignored label; None: there is none.
+
+    Returns:
+        0 to 1; ``nan`` where nothing is labelled.
+
+    Example:
+        >>> foreground_share(np.array([0, 1, 255]), ignore=255)
+        0.5
+    """
     if ignore is None:
         return float(np.count_nonzero(label)) / label.size if label.size else float("nan")
     ignored = int(np.count_nonzero(label == ignore))
@@ -39,13 +55,21 @@ def foreground_share(label: np.ndarray, ignore: int | None) -> float:
 
 
 def grid_starts(length: int, size: int, overlap: float) -> list[int]:
-    """First voxels of the slices along one axis: every ``size * (1 - overlap)`` voxels (rounded, at
-    least 1), the last one at the border.
+    """First voxels of the slices along one axis, the last slice at the border.
 
-    An axis no longer than a slice has one, centred: a negative start means padding.
+    Args:
+        length: voxels of the axis.
+        size: voxels of a slice.
+        overlap: share of a slice that neighbours have in common; the stride,
+            ``size * (1 - overlap)``, is rounded and at least 1.
 
-    >>> grid_starts(100, 64, 0.25), grid_starts(64, 64, 0.5), grid_starts(61, 64, 0.5)
-    ([0, 36], [0], [-1])
+    Returns:
+        Rising starts. An axis no longer than a slice has one, centred: a negative start means
+        padding.
+
+    Example:
+        >>> grid_starts(100, 64, 0.25), grid_starts(64, 64, 0.5), grid_starts(61, 64, 0.5)
+        ([0, 36], [0], [-1])
     """
     if length <= size:
         return [-((size - length) // 2)]
@@ -53,8 +77,16 @@ def grid_starts(length: int, size: int, overlap: float) -> list[int]:
 
 
 def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> list[list[int]]:
-    """:func:`grid_starts` for each axis; the slices of a space are their product, the last axis
-    counting fastest.
+    """:func:`grid_starts` for each axis.
+
+    Args:
+        space: ``(*S)`` of the volume.
+        size: ``(*S)`` of a slice.
+        overlap: as of :func:`grid_starts`.
+
+    Returns:
+        Starts along each axis; the slices of a space are their product, the last axis counting
+        fastest.
     """
     return [grid_starts(n, t, overlap) for n, t in zip(space, size, strict=True)]
 
@@ -62,11 +94,19 @@ def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> li
 def holds_change(
     mask: np.ndarray, blocks: np.ndarray, start: Sequence[int], size: Sequence[int]
 ) -> bool:
-    """Whether the box at ``start`` (may be negative) of ``size`` holds a place of a difference_mask
-    of change ``(1, *S)`` given with its index.
+    """Whether a box holds some of a mask of change.
 
     Exact, though of the mask itself only blocks that the border of the box cuts are read, until one
-    settles it.
+    holds change.
+
+    Args:
+        mask: ``(1, *S)`` of :func:`pipeline.data.change.difference_mask`.
+        blocks: its index (:func:`pipeline.data.change.blocks`).
+        start: first voxel of the box, may be negative.
+        size: ``(*S)`` of the box.
+
+    Returns:
+        True where a voxel in the box has at least ``LEVEL``.
     """
     low = [max(s, 0) for s in start]
     high = [min(s + t, n) for s, t, n in zip(start, size, mask.shape[1:], strict=True)]
@@ -89,24 +129,33 @@ def holds_change(
 
 
 class RandBalancedCropd(Randomizable, MapTransform):
-    """Cut one patch of ``patch.size`` out of memory-mapped volumes, balanced by the share of
-    foreground.
+    """Cut one patch out of memory-mapped volumes, balanced by the share of foreground.
 
     Up to ``patch.tries`` positions are drawn uniformly; the first whose share lies in
     ``patch.foreground`` is taken, else the one nearest to that range. Only the patch is ever read.
+
     Volumes smaller than the patch are padded, half on each side, with zeros in the image and
     ``ignore`` (0 without one) in labels, or with ``patch.border: mirror`` mirrored like the image.
-    The image is normalised after cutting, so padding is 0. ``maps`` are cut at the same place, as
-    they are (halves become float32) and with the value named for each outside the volume. Where the
-    index of a mask of change is given, under ``BLOCKS``, that place is replaced with probability
-    ``patch.changed``: a block that holds some of the mask is drawn uniformly, in it a pixel of at
-    least ``LEVEL``, and a place of the patch among those that hold the pixel. The index itself is
-    not passed on. Adds ``"foreground_share"`` (nan where nothing is labelled or there are no
-    labels) and ``"changed"``, 1 where the patch holds some of the mask, else 0 (nan without a
-    mask). Where ``place`` is set, the patch starts there and nothing is drawn.
+    The image is normalised after cutting, so padding is 0. Maps are cut at the same position, as
+    they are (halves become float32).
+
+    Where the index of a mask of change is given, under ``BLOCKS``, that position is replaced with
+    probability ``patch.changed``: a block that holds some of the mask is drawn uniformly, in it a
+    pixel of at least ``LEVEL``, and a position of the patch among those that hold the pixel. The
+    index itself is not passed on.
+
+    Adds ``"foreground_share"`` (nan where nothing is labelled or there are no labels) and
+    ``"changed"``, 1 where the patch holds some of the mask, else 0 (nan without a mask).
+
+    Args:
+        targets: kind of each target by its name in a sample.
+        patch: ``data.patch`` of the config.
+        ignore: ignored label; None: there is none.
+        maps: value outside the volume of each map, by its name in a sample.
     """
 
-    place: Sequence[int] | None = None
+    fixed_start: Sequence[int] | None = None
+    """Where set, the patch starts there and nothing is drawn."""
 
     def __init__(
         self,
@@ -120,14 +169,29 @@ class RandBalancedCropd(Randomizable, MapTransform):
         self.guide = next((name for name, kind in targets.items() if kind == "labels"), None)
 
     def randomize(self, data: Mapping[str, Any]) -> tuple[list[int], float]:
-        array = data[self.guide].array if self.guide else None
-        if self.place is not None:
-            return list(self.place), self._share(array, self.place)
-        start, share = self._balanced(array, data["image"].shape[1:])
-        aimed = self._aimed(data[MASK], data[BLOCKS]) if BLOCKS in data else None
-        return (start, share) if aimed is None else (aimed, self._share(array, aimed))
+        """Draw the position of the patch.
 
-    def _balanced(self, array: np.ndarray | None, size: Sequence[int]) -> tuple[list[int], float]:
+        Args:
+            data: a sample before cutting: volumes by name.
+
+        Returns:
+            First voxel along each axis (negative: padding), and the share of foreground there.
+        """
+        array = data[self.guide].array if self.guide else None
+        if self.fixed_start is not None:
+            return list(self.fixed_start), self._foreground_at(array, self.fixed_start)
+        start, share = self._balanced_start(array, data["image"].shape[1:])
+        on_change = self._start_on_change(data[MASK], data[BLOCKS]) if BLOCKS in data else None
+        return (
+            (start, share)
+            if on_change is None
+            else (on_change, self._foreground_at(array, on_change))
+        )
+
+    def _balanced_start(
+        self, array: np.ndarray | None, size: Sequence[int]
+    ) -> tuple[list[int], float]:
+        """The drawn position with the best share of foreground, and that share."""
         wanted = self.patch.foreground if array is not None else None
         best: tuple[float, list[int], float] | None = None
         for _ in range(self.patch.tries if wanted else 1):
@@ -135,8 +199,8 @@ class RandBalancedCropd(Randomizable, MapTransform):
                 int(self.R.randint(0, n - t + 1)) if n > t else -((t - n) // 2)
                 for n, t in zip(size, self.patch.size, strict=True)
             ]
-            share = self._share(array, start)
-            miss = _distance(share, wanted) if wanted else 0.0
+            share = self._foreground_at(array, start)
+            miss = _distance_to_range(share, wanted) if wanted else 0.0
             if best is None or miss < best[0]:
                 best = (miss, start, share)
             if miss == 0:
@@ -144,26 +208,27 @@ class RandBalancedCropd(Randomizable, MapTransform):
         assert best is not None
         return best[1], best[2]
 
-    def _aimed(self, mask: Volume, blocks: Volume) -> list[int] | None:
-        """Start of a patch that holds some of the mask; None where chance or a clean case leaves
-        the patch where it is.
+    def _start_on_change(self, mask: Volume, blocks: Volume) -> list[int] | None:
+        """Start of a patch that holds some of the mask; None to keep the balanced one.
 
-        Uses up the same random numbers in all cases.
+        None where the draw is above ``patch.changed`` or nothing has changed. Uses up the same
+        random numbers in all cases.
         """
-        chances = self.R.random_sample(3 + len(self.patch.size))
+        draws = self.R.random_sample(3 + len(self.patch.size))
         held = np.argwhere(blocks.array[0])
-        if self.patch.changed is None or chances[0] >= self.patch.changed or not len(held):
+        if self.patch.changed is None or draws[0] >= self.patch.changed or not len(held):
             return None
-        corner = held[int(chances[1] * len(held))] * REDUCED
+        corner = held[int(draws[1] * len(held))] * REDUCED
         pixels = (
             np.argwhere(mask.array[(0, *(slice(a, a + REDUCED) for a in corner.tolist()))] >= LEVEL)
             + corner
         )
-        pixel = pixels[int(chances[2] * len(pixels))].tolist()
-        axes = zip(pixel, mask.shape[1:], self.patch.size, chances[3:].tolist(), strict=True)
+        pixel = pixels[int(draws[2] * len(pixels))].tolist()
+        axes = zip(pixel, mask.shape[1:], self.patch.size, draws[3:].tolist(), strict=True)
         return [_start_around(*axis) for axis in axes]
 
-    def _share(self, array: np.ndarray | None, start: Sequence[int]) -> float:
+    def _foreground_at(self, array: np.ndarray | None, start: Sequence[int]) -> float:
+        """Share of foreground of the patch at ``start``; nan without labels."""
         if array is None:
             return float("nan")
         box = tuple(
@@ -191,30 +256,43 @@ class RandBalancedCropd(Randomizable, MapTransform):
         return out
 
     def _cut(self, array: np.ndarray, start: Sequence[int], fill: float) -> np.ndarray:
+        """A patch of a label or a map."""
         if self.patch.border == "mirror":
             return crop_mirrored(array, start, self.patch.size)
         return crop(array, start, self.patch.size, fill)
 
     def _cut_image(self, array: np.ndarray, start: Sequence[int], scale: Any) -> np.ndarray:
+        """A normalised patch of an image."""
         if self.patch.border == "mirror":
             return scale.apply(crop_mirrored(array, start, self.patch.size))
         return crop_scaled(array, start, self.patch.size, scale)
 
 
-def _start_around(pixel: int, length: int, size: int, chance: float) -> int:
-    """Start, along one axis, of a patch that holds ``pixel`` and stays inside: ``chance`` in [0, 1)
-    picks one of those that do.
+def _start_around(pixel: int, length: int, size: int, draw: float) -> int:
+    """Start, along one axis, of a patch that holds ``pixel`` and stays inside.
+
+    ``draw`` in [0, 1) picks one of those that do.
     """
     if length <= size:
         return -((size - length) // 2)
     low, high = max(0, pixel - size + 1), min(pixel, length - size)
-    return low + int(chance * (high - low + 1))
+    return low + int(draw * (high - low + 1))
 
 
 def crop_scaled(
     array: np.ndarray, start: Sequence[int], size: Sequence[int], scale: Any
 ) -> np.ndarray:
-    """Box of ``array`` ``(C, *S)``, normalised by ``scale``, float32, zero outside the volume."""
+    """Box of an image, normalised.
+
+    Args:
+        array: ``(C, *S)``, may be memory-mapped; only the box is read.
+        start: first voxel of the box, may be negative.
+        size: ``(*S)`` of the box.
+        scale: :class:`pipeline.data.normalise.IntensityScale`.
+
+    Returns:
+        ``(C, *size)``, float32, zero outside the volume.
+    """
     space = array.shape[1:]
     low = [max(s, 0) for s in start]
     inside = [max(0, min(s + t, n) - a) for s, t, n, a in zip(start, size, space, low, strict=True)]
@@ -229,28 +307,40 @@ def crop_scaled(
 
 
 def crop_mirrored(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Box of ``array`` ``(C, *S)``; beyond a border the array goes on mirrored, border voxel
-    included, to and fro as often as needed.
+    """Box of an array that goes on mirrored beyond its borders.
 
-    NumPy's ``symmetric``, OpenCV's ``BORDER_REFLECT``. Only the part that is needed is read from a
-    memory-mapped array.
+    The border voxel is included, to and fro as often as needed: NumPy's ``symmetric``, OpenCV's
+    ``BORDER_REFLECT``. Only the part that is needed is read from a memory-mapped array.
+
+    Args:
+        array: ``(C, *S)``.
+        start: first voxel of the box, may be negative.
+        size: ``(*S)`` of the box.
+
+    Returns:
+        ``(C, *size)``, a copy.
+
+    Example:
+        >>> crop_mirrored(np.array([[1, 2, 3]]), [-2], [6]).tolist()
+        [[2, 1, 1, 2, 3, 3]]
     """
-    places = [_reflected(s, t, n) for s, t, n in zip(start, size, array.shape[1:], strict=True)]
-    out = np.array(array[(slice(None), *(slice(p.min(), p.max() + 1) for p in places))])
-    for axis, (place, s, n) in enumerate(zip(places, start, array.shape[1:], strict=True), 1):
-        if s < 0 or s + len(place) > n:
-            out = out.take(place - place.min(), axis)
+    indices = [
+        _mirrored_indices(s, t, n) for s, t, n in zip(start, size, array.shape[1:], strict=True)
+    ]
+    out = np.array(array[(slice(None), *(slice(p.min(), p.max() + 1) for p in indices))])
+    for axis, (index, s, n) in enumerate(zip(indices, start, array.shape[1:], strict=True), 1):
+        if s < 0 or s + len(index) > n:
+            out = out.take(index - index.min(), axis)
     return out
 
 
-def _reflected(start: int, size: int, length: int) -> np.ndarray:
-    """Where along an axis of ``length`` voxels the ``size`` voxels from ``start`` on are found if
-    it goes on mirrored.
-    """
-    place = np.arange(start, start + size) % (2 * length)
-    return np.minimum(place, 2 * length - 1 - place)
+def _mirrored_indices(start: int, size: int, length: int) -> np.ndarray:
+    """Indices along an axis of ``length`` voxels of ``size`` voxels from ``start`` on, mirrored."""
+    index = np.arange(start, start + size) % (2 * length)
+    return np.minimum(index, 2 * length - 1 - index)
 
 
-def _distance(share: float, wanted: tuple[float, float]) -> float:
+def _distance_to_range(share: float, wanted: tuple[float, float]) -> float:
+    """How far a share lies outside the wanted range; more than any other for nan."""
     low, high = wanted
     return 2.0 if np.isnan(share) else max(low - share, share - high, 0.0)

@@ -1,5 +1,4 @@
-"""The table of augmentations, MONAI's and some in its manner, and the chain from a stored case to a
-training sample.
+"""Augmentations, MONAI's and own ones, and the chain from a cached case to a training sample.
 
 Geometry moves the image and every target by the same field: images, distances and soft masks are
 interpolated linearly, labels take the nearest voxel and keep their values, the ignored one
@@ -47,18 +46,20 @@ from skimage.exposure import equalize_adapthist
 from pipeline.config import Config, ConfigError, bind
 from pipeline.data import derived
 from pipeline.data.cache import CachedCase
-from pipeline.data.derived import Wish
+from pipeline.data.derived import MapRequest
 from pipeline.data.sampling import RandBalancedCropd
 from pipeline.registry import Registry
 
 
 @contextlib.contextmanager
 def plain_tensors() -> Iterator[None]:
-    """While open, MONAI's transforms give plain tensors, which cost a seventh of a MetaTensor in
-    every small operation.
+    """Let MONAI's transforms give plain tensors inside the context.
 
-    Nothing here reads metadata; the switch is the whole process's, so it is put back for a user's
-    own MONAI code.
+    They cost a seventh of a MetaTensor in every small operation, and nothing here reads metadata.
+    The switch is the whole process's, so it is put back for a user's own MONAI code.
+
+    Yields:
+        Nothing.
     """
     before = get_track_meta()
     set_track_meta(False)
@@ -70,26 +71,28 @@ def plain_tensors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """Which entries of a sample a transform touches: ``every`` for geometry, ``image`` for
-    intensities; ``modes`` per entry of ``every``.
-
-    ``pair``: the image and the targets that are images, for entries with ``both``.
-    """
+    """Entries of a sample that transforms change."""
 
     image: tuple[str, ...]
+    """The image alone, for intensities."""
     every: tuple[str, ...]
+    """Image, targets and maps, for geometry."""
     modes: tuple[str, ...]
+    """Interpolation of each entry of ``every``: ``bilinear`` or ``nearest``."""
     size: tuple[int, ...]
+    """``(*S)`` of the patch in voxels."""
     pair: tuple[str, ...] = ()
+    """The image and the targets that are images, for entries with ``both``."""
 
 
 JOINED = "image and target"
-"""Entry of a sample that holds both, one behind the other along the channels, while an augmentation
+"""Entry of a sample in which image and target are joined along the channels while an augmentation
 of ``both`` runs.
 """
 
 
-def _chosen(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
+def _intensity_keys(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
+    """Entries that an augmentation of intensities changes: with ``both`` the image targets, too."""
     if not isinstance(both, bool):
         raise ConfigError(f"augment {entry}: both is {both!r}, must be true or false.")
     if both and len(keys.pair) < 2:
@@ -99,21 +102,25 @@ def _chosen(keys: Keys, entry: str, both: bool) -> tuple[str, ...]:
     return keys.pair if both else keys.image
 
 
-def _alike(
+def _same_for_pair(
     keys: Keys, entry: str, both: bool, make: Callable[[tuple[str, ...]], Transform]
 ) -> list[Transform]:
-    """``make(image)``, or with ``both`` one change of image and target: the same random numbers,
-    and statistics of the two together.
+    """``make(image)``, or with ``both`` one change of image and target.
+
+    Both then get the same random numbers, and statistics of the two together.
     """
-    chosen = _chosen(keys, entry, both)
+    chosen = _intensity_keys(keys, entry, both)
     return (
-        [ConcatItemsd(chosen, JOINED), make((JOINED,)), Partd(chosen)] if both else [make(chosen)]
+        [ConcatItemsd(chosen, JOINED), make((JOINED,)), SplitJoinedd(chosen)]
+        if both
+        else [make(chosen)]
     )
 
 
 def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> list[Transform]:
-    """``axes: random``: one axis drawn at random; ``each``: every axis on its own; or a list of
-    axes.
+    """Flip axes.
+
+    ``axes: random``: one axis drawn at random; ``each``: every axis on its own; or a list of axes.
     """
     if axes == "random":
         return [RandAxisFlipd(keys.every, prob=p)]
@@ -129,8 +136,9 @@ def _flip(keys: Keys, p: float = 0.5, axes: str | Sequence[int] = "random") -> l
 def _rotate90(
     keys: Keys, p: float = 0.5, planes: Sequence[Sequence[int]] | None = None
 ) -> list[Transform]:
-    """By 90, 180 or 270 degrees in a plane drawn at random among those whose two sides are equally
-    long.
+    """Rotate by 90, 180 or 270 degrees in a plane drawn at random.
+
+    Among ``planes`` (default: all), those whose two sides are equally long.
     """
     planes = (
         [tuple(x) for x in planes]
@@ -149,18 +157,22 @@ def _rotate90(
 
 
 def _noise(keys: Keys, p: float = 0.5, std: float = 0.01) -> list[Transform]:
-    """Gaussian noise of exactly this standard deviation, drawn for each voxel and channel: coloured
-    grain in RGB.
+    """Gaussian noise of exactly this standard deviation, drawn for each voxel and channel.
+
+    In RGB it is coloured grain.
     """
     return [RandGaussianNoised(keys.image, prob=p, mean=0.0, std=std, sample_std=False)]
 
 
 def _brightness(
-    keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
+    keys: Keys,
+    p: float = 0.5,
+    range: tuple[float, float] = (0.8, 1.2),  # noqa: A002
+    both: bool = False,
 ) -> list[Transform]:
     """Multiply by a factor drawn from ``range``, one for all channels: hues stay."""
-    low, high = _pair("brightness", "range", range)
-    return _alike(
+    low, high = _two_numbers("brightness", "range", range)
+    return _same_for_pair(
         keys,
         "brightness",
         both,
@@ -169,14 +181,18 @@ def _brightness(
 
 
 def _contrast(
-    keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.8, 1.2), both: bool = False
+    keys: Keys,
+    p: float = 0.5,
+    range: tuple[float, float] = (0.8, 1.2),  # noqa: A002
+    both: bool = False,
 ) -> list[Transform]:
-    """Spread about the patch's mean over all channels by a factor drawn from ``range``, one for all
-    channels: hues stay.
+    """Spread about the patch's mean over all channels by a factor drawn from ``range``.
+
+    One factor for all channels: hues stay.
     """
-    low, high = _pair("contrast", "range", range)
+    low, high = _two_numbers("contrast", "range", range)
     factors = low - 1, high - 1
-    return _alike(
+    return _same_for_pair(
         keys,
         "contrast",
         both,
@@ -186,32 +202,39 @@ def _contrast(
 
 def _shift(keys: Keys, p: float = 0.5, offset: float = 0.1, both: bool = False) -> list[Transform]:
     """Add a constant drawn from ``[-offset, offset]``, one for all channels: hues stay."""
-    return _alike(keys, "shift", both, lambda k: RandShiftIntensityd(k, prob=p, offsets=offset))
+    return _same_for_pair(
+        keys, "shift", both, lambda k: RandShiftIntensityd(k, prob=p, offsets=offset)
+    )
 
 
 def _gamma(
-    keys: Keys, p: float = 0.5, range: tuple[float, float] = (0.7, 1.5), both: bool = False
+    keys: Keys,
+    p: float = 0.5,
+    range: tuple[float, float] = (0.7, 1.5),  # noqa: A002
+    both: bool = False,
 ) -> list[Transform]:
-    """Power of the intensity between the patch's minimum and maximum, which stay; the exponent is
-    drawn from ``range``.
+    """Power of the intensity between the patch's minimum and maximum, which stay.
 
-    Minimum, maximum and exponent are those of all channels together: one rising curve, so grey
-    stays grey and the order of a voxel's channels is kept. Hues move a little between them, as in
-    any gamma of a photograph.
+    The exponent is drawn from ``range``. Minimum, maximum and exponent are those of all channels
+    together: one rising curve, so grey stays grey and the order of a voxel's channels is kept. Hues
+    move a little between them, as in any gamma of a photograph.
     """
-    low, high = _pair("gamma", "range", range)
+    low, high = _two_numbers("gamma", "range", range)
     if min(low, high) <= 0:
         raise ConfigError(
             f"augment gamma: range is [{low}, {high}], both must be above 0, e.g. [0.7, 1.5]."
         )
-    return _alike(keys, "gamma", both, lambda k: RandAdjustContrastd(k, prob=p, gamma=(low, high)))
+    return _same_for_pair(
+        keys, "gamma", both, lambda k: RandAdjustContrastd(k, prob=p, gamma=(low, high))
+    )
 
 
 def _blur(keys: Keys, p: float = 0.5, sigma: tuple[float, float] = (0.5, 1.0)) -> list[Transform]:
-    """Gaussian blur along the space axes, the same for all channels; ``sigma`` in voxels, drawn for
-    each axis. The patch is mirrored at its border.
+    """Gaussian blur along the space axes, the same for all channels.
+
+    ``sigma`` in voxels, drawn for each axis. The patch is mirrored at its border.
     """
-    bounds = _pair("blur", "sigma", sigma)
+    bounds = _two_numbers("blur", "sigma", sigma)
     if min(bounds) <= 0:
         raise ConfigError(
             f"augment blur: sigma is {list(bounds)} voxels, both must be above 0, e.g. [0.5, 1.0]."
@@ -227,11 +250,10 @@ def _affine(
     translate: float = 0.0,
     shear: float = 0.0,
 ) -> list[Transform]:
-    """Rotation about every axis, zoom of every axis, shift and shear, each drawn from ``[-x, x]``;
-    slow on CPU (0.4 s for a pair of 128³).
+    """Rotation about every axis, zoom of every axis, shift and shear, each drawn from ``[-x, x]``.
 
     ``translate`` in voxels; ``shear`` as the tangent of the angle. The patch is mirrored at its
-    border.
+    border. Slow on CPU (0.4 s for a pair of 128³).
     """
     dims = len(keys.size)
     # A range of zero would take numbers from the shared state, and thereby change what a seed gives
@@ -244,13 +266,15 @@ def _affine(
 
 
 def _rotate(keys: Keys, p: float = 0.5, degrees: float = 180.0) -> list[Transform]:
-    """Rotation about every axis by angles drawn from ``[-degrees, degrees]``, without zoom: widths
-    stay. The patch is mirrored at its border.
+    """Rotation about every axis by angles drawn from ``[-degrees, degrees]``, without zoom.
+
+    Widths stay. The patch is mirrored at its border.
     """
     return [_resampling(keys, p, degrees)]
 
 
 def _resampling(keys: Keys, p: float, degrees: float, **ranges: Any) -> Transform:
+    """RandTypedAffined over all entries, mirrored at the border."""
     angles = (degrees * math.pi / 180,) * (3 if len(keys.size) == 3 else 1)
     return RandTypedAffined(
         keys.every,
@@ -265,12 +289,12 @@ def _resampling(keys: Keys, p: float, degrees: float, **ranges: Any) -> Transfor
 def _elastic(
     keys: Keys, p: float = 0.5, spacing: float = 32.0, magnitude: float = 8.0
 ) -> list[Transform]:
-    """Smooth deformation that moves no voxel by more than ``magnitude`` voxels along an axis (in 2D
-    a quarter of it is typical).
+    """Smooth deformation that moves no voxel by more than ``magnitude`` voxels along an axis.
 
-    ``spacing``: voxels between the points that are moved. Magnitudes at which the patch could fold
-    over itself are refused: inside the patch nothing is torn or doubled, though a thing one voxel
-    thin may break, as in any resampling. The patch is mirrored at its border.
+    In 2D a quarter of it is typical. ``spacing``: voxels between the points that are moved.
+    Magnitudes at which the patch could fold over itself are refused: inside the patch nothing is
+    torn or doubled, though a thing one voxel thin may break, as in any resampling. The patch is
+    mirrored at its border.
     """
     dims = len(keys.size)
     if not spacing > 0:
@@ -295,32 +319,35 @@ def _colour(
     gain: float = 0.05,
     both: bool = False,
 ) -> list[Transform]:
-    """Turn hues by up to ``hue`` degrees, multiply saturation by a factor drawn from
-    ``saturation``, and each channel by 1 ± ``gain``.
+    """Rotate hues, scale saturation, and scale each channel.
 
-    For images of three channels, taken as red, green and blue; images with any other number are
-    left as they are, and the same random numbers are used up. Details: :class:`RandColourd`.
+    Hues by up to ``hue`` degrees, saturation by a factor drawn from ``saturation``, each channel by
+    1 ± ``gain``. For images of three channels, taken as red, green and blue; images with any other
+    number are left as they are, and the same random numbers are used up. Details:
+    :class:`RandColourd`.
     """
-    low, high = _pair("colour", "saturation", saturation)
+    low, high = _two_numbers("colour", "saturation", saturation)
     if min(low, high) < 0 or not 0 <= gain < 1 or hue < 0:
         raise ConfigError(
             f"augment colour: hue={hue}, saturation=[{low}, {high}], gain={gain}: none may be"
             " negative, and gain must be below 1."
         )
-    return [RandColourd(_chosen(keys, "colour", both), p, hue, (low, high), gain)]
+    return [RandColourd(_intensity_keys(keys, "colour", both), p, hue, (low, high), gain)]
 
 
 def _clahe(
     keys: Keys, p: float = 0.5, clip: tuple[float, float] = (0.005, 0.02), tiles: int = 4
 ) -> list[Transform]:
-    """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of 2D
-    patches; limit drawn from ``clip``.
+    """Contrast limited adaptive histogram equalisation of 2D patches; limit drawn from ``clip``.
 
     ``tiles`` along each axis of the patch. A limit of c raises local contrast by a factor of at
     most about 256 c: 1.3 to 5 by default. RGB: the HSV value alone is equalised, hue and saturation
     stay; other images: each channel on its own.
+
+    Source:
+        Zuiderveld, Graphics Gems IV, 1994.
     """
-    low, high = _pair("clahe", "clip", clip)
+    low, high = _two_numbers("clahe", "clip", clip)
     if len(keys.size) != 2:
         raise ConfigError(
             "augment clahe: is for images (data.dims: 2); for volumes use gamma or contrast."
@@ -343,7 +370,7 @@ def _clahe(
     return [RandClahed(keys.image, p, (low, high), tuple(-(-n // tiles) for n in keys.size))]
 
 
-def _pair(entry: str, option: str, values: Sequence[float]) -> tuple[float, float]:
+def _two_numbers(entry: str, option: str, values: Sequence[float]) -> tuple[float, float]:
     """``values`` as two numbers. Raises ConfigError for anything else."""
     good = (
         isinstance(values, list | tuple)
@@ -360,12 +387,20 @@ def _pair(entry: str, option: str, values: Sequence[float]) -> tuple[float, floa
 
 @dataclass(frozen=True, slots=True)
 class AugmentationEntry:
-    """An augmentation.
+    """An entry of AUGMENT.
 
     Args:
         make: ``make(keys, p=0.5, **options)`` gives transforms in MONAI's manner. They change the
-            entries of a sample that ``keys`` names, draw from ``self.R`` (MONAI's
+            entries of a sample that ``keys`` (:class:`Keys`) names, draw from ``self.R`` (MONAI's
             ``RandomizableTransform``) and nothing else, so that a seed gives the same sample.
+
+    Example:
+        >>> def flip_rows(keys, p=0.5):
+        ...     return [RandFlipd(keys.every, prob=p, spatial_axis=0)]
+        >>> entry = AugmentationEntry(flip_rows)
+        >>> keys = Keys(image=("image",), every=("image",), modes=("bilinear",), size=(64, 64))
+        >>> len(entry.make(keys, p=0.1))
+        1
     """
 
     make: Callable[..., list[Transform]]
@@ -390,6 +425,7 @@ AUGMENT: Registry[AugmentationEntry] = Registry(
     },
     record=AugmentationEntry,
 )
+"""Augmentations by name, as in ``data.augment``."""
 
 UNFOLDED = {2: 0.48, 3: 0.40}
 """Largest shift of control points, in units of their spacing, at which no cubic B-spline
@@ -397,36 +433,54 @@ deformation folds (Choi & Lee, Graph. Models 62:411, 2000), rounded down.
 """
 
 TILE = 8
-"""Pixels along the side of the smallest tile whose histogram says anything."""
+"""Pixels along the side of the smallest tile whose histogram is meaningful."""
 
 
-def augmentations(config: Config, reads: Collection[Wish] = ()) -> list[Transform]:
+def augmentations(config: Config, reads: Collection[MapRequest] = ()) -> list[Transform]:
     """MONAI transforms of ``data.augment``.
 
-    ``reads`` are the maps that losses read (:func:`pipeline.losses.reads`), here and below.
+    Args:
+        config: config of the run.
+        reads: maps that the losses read (:func:`pipeline.losses.reads`).
 
-    Raises ConfigError for unknown names, options, or impossible settings.
+    Returns:
+        Transforms of all entries, in their order.
+
+    Raises:
+        ConfigError: for unknown names, options, or impossible settings.
     """
     return [t for n in range(len(config.data.augment)) for t in augmentation(config, n, reads)]
 
 
-def augmentation(config: Config, n: int, reads: Collection[Wish] = ()) -> list[Transform]:
-    """MONAI transforms of entry ``n`` of ``data.augment``.
+def augmentation(config: Config, n: int, reads: Collection[MapRequest] = ()) -> list[Transform]:
+    """MONAI transforms of one entry of ``data.augment``.
 
-    Raises ConfigError as :func:`augmentations` does.
+    Args:
+        config: config of the run.
+        n: number of the entry, from 0 on.
+        reads: maps that the losses read.
+
+    Returns:
+        The transforms of the entry.
+
+    Raises:
+        ConfigError: for an unknown name or option, or impossible settings.
     """
-    keys, part, where = _keys(config, reads), config.data.augment[n], f"data.augment.{n}"
-    made = bind(AUGMENT, part, where, ("keys",))
-    p = part.options.get("p", 0.5)
+    keys, entry, where = _keys(config, reads), config.data.augment[n], f"data.augment.{n}"
+    make = bind(AUGMENT, entry, where, ("keys",))
+    p = entry.options.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-        raise ConfigError(f"{where}: {part.name!r}: p is {p!r}, must be a probability from 0 to 1.")
+        raise ConfigError(
+            f"{where}: {entry.name!r}: p is {p!r}, must be a probability from 0 to 1."
+        )
     try:
-        return made(keys)
+        return make(keys)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {part.name!r} with {dict(part.options)}: {error}") from None
+        raise ConfigError(f"{where}: {entry.name!r} with {dict(entry.options)}: {error}") from None
 
 
-def _keys(config: Config, reads: Collection[Wish]) -> Keys:
+def _keys(config: Config, reads: Collection[MapRequest]) -> Keys:
+    """Entries of a config's samples."""
     kinds, maps = config.targets, derived.wanted(config, reads)
     every = ("image", *kinds, *maps)
     classes = {k for k, kind in kinds.items() if kind == "labels"} | {
@@ -437,12 +491,14 @@ def _keys(config: Config, reads: Collection[Wish]) -> Keys:
     return Keys(image=("image",), every=every, modes=modes, size=config.data.patch.size, pair=pair)
 
 
-class OpenStored(Transform):
-    """Deterministic head of the chain, the part that CacheDataset keeps: handles of the
-    memory-mapped volumes and their statistics.
+class OpenCachedCase(Transform):
+    """Deterministic head of the chain, the part that CacheDataset keeps.
 
-    ``targets`` names the targets, for a case may have further roles that only scores look at;
-    ``maps`` the maps to be cut, and what the choice of patches looks at.
+    It gives handles of the memory-mapped volumes and the scale of the image.
+
+    Args:
+        targets: names of the targets, for a case may have further roles that only scores read.
+        maps: names of the maps to be cut, and of the index by which patches are chosen.
     """
 
     def __init__(self, targets: Iterable[str], maps: Iterable[str] = ()) -> None:
@@ -461,22 +517,61 @@ class OpenStored(Transform):
         }
 
 
-def training_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
-    """Open, balanced crop, augmentation."""
+def training_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
+    """Transforms of training: open, balanced crop, augmentation.
+
+    Args:
+        config: config of the run.
+        reads: maps that the losses read.
+
+    Returns:
+        The chain, from ``{"stored": CachedCase}`` to a sample.
+
+    Raises:
+        ConfigError: as of :func:`augmentations`.
+    """
     return Compose([opener(config, reads), cropper(config, reads), *augmentations(config, reads)])
 
 
-def validation_chain(config: Config, reads: Collection[Wish] = ()) -> Compose:
-    """The same crop without augmentation: with fixed seeds, the same patches in every epoch."""
+def validation_chain(config: Config, reads: Collection[MapRequest] = ()) -> Compose:
+    """Transforms of validation: the same crop without augmentation.
+
+    With fixed seeds it gives the same patches in every epoch.
+
+    Args:
+        config: config of the run.
+        reads: maps that the losses read.
+
+    Returns:
+        The chain, from ``{"stored": CachedCase}`` to a sample.
+    """
     return Compose([opener(config, reads), cropper(config, reads)])
 
 
-def opener(config: Config, reads: Collection[Wish] = ()) -> OpenStored:
+def opener(config: Config, reads: Collection[MapRequest] = ()) -> OpenCachedCase:
+    """First transform of a chain.
+
+    Args:
+        config: config of the run.
+        reads: maps that the losses read.
+
+    Returns:
+        A transform that opens the targets and maps of this config.
+    """
     index = () if config.data.patch.changed is None else (derived.BLOCKS,)
-    return OpenStored(config.targets, (*derived.wanted(config, reads), *index))
+    return OpenCachedCase(config.targets, (*derived.wanted(config, reads), *index))
 
 
-def cropper(config: Config, reads: Collection[Wish] = ()) -> RandBalancedCropd:
+def cropper(config: Config, reads: Collection[MapRequest] = ()) -> RandBalancedCropd:
+    """Crop of a chain.
+
+    Args:
+        config: config of the run.
+        reads: maps that the losses read.
+
+    Returns:
+        A transform that cuts image, targets and maps of this config.
+    """
     targets: Mapping[str, Any] = config.targets
     maps = {name: m.fill for name, m in derived.wanted(config, reads).items()}
     return RandBalancedCropd(targets, config.data.patch, config.data.ignore_label, maps)
@@ -486,8 +581,9 @@ def cropper(config: Config, reads: Collection[Wish] = ()) -> RandBalancedCropd:
 
 
 class RandTypedAffined(RandAffined):
-    """MONAI's RandAffined, except that every entry keeps its type: MONAI returns labels as float32,
-    even where it does nothing.
+    """MONAI's RandAffined, except that every entry keeps its number type.
+
+    MONAI returns labels as float32, even where it does nothing.
     """
 
     def __call__(
@@ -500,7 +596,7 @@ class RandTypedAffined(RandAffined):
         }
 
 
-class Partd(MapTransform):
+class SplitJoinedd(MapTransform):
     """The inverse of ConcatItemsd: ``JOINED`` back into the entries that it was made of."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -514,8 +610,9 @@ class Partd(MapTransform):
 
 
 class RandMirroredSmoothd(RandGaussianSmoothd):
-    """MONAI's RandGaussianSmoothd on a mirrored margin: MONAI takes zeros outside, which darkens
-    every patch's border by up to a half.
+    """MONAI's RandGaussianSmoothd on a mirrored margin.
+
+    MONAI takes zeros outside, which darkens every patch's border by up to a half.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -527,19 +624,28 @@ class RandMirroredSmoothd(RandGaussianSmoothd):
 
 
 def _mirrored(image: Any, margin: int) -> np.ndarray:
+    """The image with a mirrored margin."""
     array = convert_to_numpy(image)
     return np.pad(array, [(0, 0), *[(margin, margin)] * (array.ndim - 1)], mode="symmetric")
 
 
 class RandElasticd(RandomizableTransform, MapTransform):
-    """Free-form deformation by a cubic B-spline (Rueckert et al., IEEE TMI 18:712, 1999), the same
-    for all of ``keys.every``.
+    """Free-form deformation by a cubic B-spline, the same for all of ``keys.every``.
 
     Control points ``spacing`` voxels apart are shifted by up to ``magnitude`` voxels along each
     axis; the weights of a B-spline are positive and sum to 1, so no voxel moves further. Of MONAI's
     own, Rand2DElasticd moves voxels at the border even for magnitude 0 (by 1.5 at spacing 32),
     Rand3DElasticd's magnitude has no unit and its 128³ take seconds, and RandGridDistortiond warps
     each axis alone.
+
+    Args:
+        keys: entries of a sample, with modes and patch size.
+        prob: probability, 0 to 1.
+        spacing: voxels between control points.
+        magnitude: largest shift of a control point along an axis, in voxels.
+
+    Source:
+        Rueckert et al., IEEE TMI 18:712, 1999.
     """
 
     def __init__(self, keys: Keys, prob: float, spacing: float, magnitude: float) -> None:
@@ -551,14 +657,21 @@ class RandElasticd(RandomizableTransform, MapTransform):
         self.shifts = np.zeros(0)
 
     def randomize(self, data: Any = None) -> None:
+        """Draw whether to deform, and the shifts of the control points.
+
+        Args:
+            data: not used.
+        """
         super().randomize(None)
         if self._do_transform:
             points = (len(self.weights), *(w.shape[1] for w in self.weights))
             self.shifts = self.R.uniform(-self.magnitude, self.magnitude, points)
 
     def field(self) -> np.ndarray:
-        """Shift of every voxel in voxels, ``(axes, *S)``: the output at x is the input at x +
-        shift.
+        """Shift of every voxel.
+
+        Returns:
+            ``(axes, *S)`` in voxels: the output at x is the input at x + shift.
         """
         out = self.shifts
         for axis, weights in enumerate(self.weights, start=1):
@@ -570,37 +683,49 @@ class RandElasticd(RandomizableTransform, MapTransform):
         self.randomize()
         if not self._do_transform:
             return out
-        grid = torch.as_tensor(
+        coordinates = torch.as_tensor(
             create_grid(
                 [len(w) for w in self.weights], dtype=np.float32, backend=TransformBackends.TORCH
             )
         )
-        grid[:-1] += torch.as_tensor(self.field(), dtype=torch.float32)
+        coordinates[:-1] += torch.as_tensor(self.field(), dtype=torch.float32)
         for key, mode in self.key_iterator(out, self.modes):
-            out[key] = convert_to_dst_type(self.resample(out[key], grid, mode=mode), data[key])[0]
+            out[key] = convert_to_dst_type(
+                self.resample(out[key], coordinates, mode=mode), data[key]
+            )[0]
         return out
 
 
 def _spline(size: int, spacing: float) -> np.ndarray:
-    """Weights ``(size, points)`` of the control points of a uniform cubic B-spline at the voxels of
-    one axis; rows sum to 1.
+    """Weights of the control points of a uniform cubic B-spline at the voxels of one axis.
+
+    ``(size, points)``; rows sum to 1.
     """
-    places = np.arange(size) / spacing
-    knots = np.arange(-3.0, np.floor(places[-1]) + 5)
-    return BSpline.design_matrix(places, knots, 3).toarray()
+    positions = np.arange(size) / spacing
+    knots = np.arange(-3.0, np.floor(positions[-1]) + 5)
+    return BSpline.design_matrix(positions, knots, 3).toarray()
 
 
 class RandColourd(RandomizableTransform, MapTransform):
-    """Linear change of colour of ``(3, *S)``: rotation about the grey axis, scaling of the distance
-    from it, a gain for each channel.
+    """Linear change of colour: hue, saturation and a gain for each channel.
 
-    Hue and saturation are changed as one 3×3 matrix (Haeberli, Matrix Operations for Image
-    Processing, 1993): a turn by 120 degrees takes red to green, the mean of the three channels
-    stays, and grey stays grey until ``gain`` tints it. Both commute with a common scale and offset
-    of the channels, hence need no range: they mean the same on [0, 1], on [-1, 1] and on z-scores.
-    ``gain`` multiplies the values as they are, as ``brightness`` does. Nothing is clipped; vivid
-    colours may leave the normalised range a little. Where the channels were normalised one by one,
-    hues are those of the normalised image.
+    Hue and saturation are changed as one 3×3 matrix (:func:`colour_matrix`): rotation about the
+    grey axis and scaling of the distance from it. A rotation by 120 degrees takes red to green, the
+    mean of the three channels stays, and grey stays grey until ``gain`` tints it. Both commute with
+    a common scale and offset of the channels, hence need no range: they mean the same on [0, 1], on
+    [-1, 1] and on z-scores. ``gain`` multiplies the values as they are, as ``brightness`` does.
+    Nothing is clipped; vivid colours may leave the normalised range a little. Where the channels
+    were normalised one by one, hues are those of the normalised image.
+
+    Args:
+        keys: entries ``(3, *S)``; those with another number of channels stay as they are.
+        prob: probability, 0 to 1.
+        hue: largest rotation of hues in degrees.
+        saturation: range of the factor of saturation.
+        gain: each channel is multiplied by 1 - gain to 1 + gain.
+
+    Source:
+        Haeberli, Matrix Operations for Image Processing, 1993.
     """
 
     def __init__(
@@ -617,11 +742,16 @@ class RandColourd(RandomizableTransform, MapTransform):
         self.matrix = np.eye(3)
 
     def randomize(self, data: Any = None) -> None:
+        """Draw whether to change colours, and the matrix.
+
+        Args:
+            data: not used.
+        """
         super().randomize(None)
         if self._do_transform:
-            turn, factor = self.R.uniform(-self.hue, self.hue), self.R.uniform(*self.saturation)
+            angle, factor = self.R.uniform(-self.hue, self.hue), self.R.uniform(*self.saturation)
             gains = self.R.uniform(1 - self.gain, 1 + self.gain, 3)
-            self.matrix = gains[:, None] * colour_matrix(turn, factor)
+            self.matrix = gains[:, None] * colour_matrix(angle, factor)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
@@ -637,13 +767,27 @@ class RandColourd(RandomizableTransform, MapTransform):
         return out
 
 
-def colour_matrix(turn: float, saturation: float) -> np.ndarray:
-    """3×3 matrix that turns hues by ``turn`` radians (red towards green) and multiplies the
-    distance from grey by ``saturation``.
+def colour_matrix(angle: float, saturation: float) -> np.ndarray:
+    """Matrix that rotates hues and scales the distance from grey.
+
+    Args:
+        angle: rotation of hues in radians, red towards green.
+        saturation: factor of the distance from grey; 1 keeps it, 0 gives grey.
+
+    Returns:
+        3×3, for columns (red, green, blue).
+
+    Source:
+        Haeberli, Matrix Operations for Image Processing, 1993.
+
+    Example:
+        >>> red_turned = colour_matrix(math.radians(120), 1.0) @ [1, 0, 0]
+        >>> bool(np.allclose(red_turned, [0, 1, 0]))
+        True
     """
     grey = np.full((3, 3), 1 / 3)
-    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    return grey + saturation * (math.cos(turn) * (np.eye(3) - grey) + math.sin(turn) * across)
+    rotation = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return grey + saturation * (math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * rotation)
 
 
 class RandClahed(RandomizableTransform, MapTransform):
@@ -652,6 +796,12 @@ class RandClahed(RandomizableTransform, MapTransform):
     What is equalised (the HSV value of RGB, else each channel) keeps its least and its greatest
     value; a constant stays as it is. The result has at most 256 grey levels between tiles' curves,
     which are blended linearly.
+
+    Args:
+        keys: entries of a sample.
+        prob: probability, 0 to 1.
+        clip: range of the clip limit, within 0 to 1.
+        tile: ``(Y, X)`` of a tile in pixels.
     """
 
     def __init__(
@@ -662,6 +812,11 @@ class RandClahed(RandomizableTransform, MapTransform):
         self.range, self.tile, self.clip = clip, tile, clip[0]
 
     def randomize(self, data: Any = None) -> None:
+        """Draw whether to equalise, and the clip limit.
+
+        Args:
+            data: not used.
+        """
         super().randomize(None)
         if self._do_transform:
             self.clip = self.R.uniform(*self.range)
@@ -672,16 +827,17 @@ class RandClahed(RandomizableTransform, MapTransform):
         for key in self.key_iterator(out) if self._do_transform else ():
             image = convert_to_numpy(out[key])
             changed = (
-                self._value(image)
+                self._equalise_value(image)
                 if len(image) == 3
                 else np.stack([self._equalise(channel) for channel in image])
             )
             out[key] = convert_to_dst_type(changed, out[key])[0]
         return out
 
-    def _value(self, image: np.ndarray) -> np.ndarray:
-        """RGB by its HSV value, the greatest of the three channels: all are multiplied by one
-        factor, counted from the patch's minimum.
+    def _equalise_value(self, image: np.ndarray) -> np.ndarray:
+        """Equalise RGB by its HSV value, the greatest of the three channels.
+
+        All are multiplied by one factor, counted from the patch's minimum.
         """
         low = image.min()
         above = image - low
@@ -691,6 +847,7 @@ class RandClahed(RandomizableTransform, MapTransform):
         return np.where(value > 0, above * factor, equal) + low
 
     def _equalise(self, plane: np.ndarray) -> np.ndarray:
+        """Equalise one plane ``(Y, X)`` within its own range."""
         low, span = plane.min(), np.ptp(plane)
         if not span > 0:
             return plane

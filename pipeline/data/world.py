@@ -1,6 +1,4 @@
-"""Where the cases of a data set lie in the world, as far as their files say: what does not go
-together, and what training saw.
-"""
+"""Where the cases of a data set lie in the world: what does not fit together, what training saw."""
 
 from __future__ import annotations
 
@@ -18,24 +16,31 @@ ORDER = {
     "nifti": "NIfTI, whose axes are (X, Y, Z)",
     "array": "TIFF, Zarr, NumPy or a picture, whose axes are (Z, Y, X)",
 }
-"""Families of files and the order of their axes."""
+"""Families of files and the order of their axes, for messages."""
 
 NAMED = 3
-"""Cases named as examples."""
+"""Cases named as examples in a message."""
 
 
 def faults(
     properties: Sequence[CaseProperties], cases: Sequence[Case], root: Path, continues: bool = False
 ) -> list[Fault]:
-    """What does not go together.
+    """Check that the axes and spacings of all cases fit together.
 
-    ``continues``: the data of a run that began before anybody looked; errors are then warnings.
+    Args:
+        properties: those of ``examine(cases, ...)``.
+        cases: cases of the data set.
+        root: folder of the data set, for messages.
+        continues: a run is resumed, perhaps one from before this check; errors are then warnings.
+
+    Returns:
+        Findings; empty where everything fits.
     """
     severity = "warning" if continues else "error"
     found = [
         Fault(path=path, problem=problem, suggestion=suggestion, severity=severity)
-        for case, entry in zip(cases, properties, strict=True)
-        for path, problem, suggestion in _mixed_files(case, entry)
+        for case, props in zip(cases, properties, strict=True)
+        for path, problem, suggestion in _mixed_files(case, props)
     ]
     mixed = _mixed_cases(properties)
     if mixed:
@@ -53,10 +58,11 @@ def faults(
     return found
 
 
-def _mixed_files(case: Case, entry: CaseProperties) -> Iterator[tuple[Path, str, str]]:
-    own = _family(entry, "image")
+def _mixed_files(case: Case, props: CaseProperties) -> Iterator[tuple[Path, str, str]]:
+    """Targets of another family than their image, with problem and suggestion."""
+    own = _family(props, "image")
     for role, path in case.targets.items():
-        family = _family(entry, role)
+        family = _family(props, role)
         if own and family and own != family:
             problem = (
                 f"is {ORDER[family]}, its image {case.image[0].name} is {ORDER[own]}: nothing says"
@@ -65,17 +71,18 @@ def _mixed_files(case: Case, entry: CaseProperties) -> Iterator[tuple[Path, str,
             yield path, problem, "Save both in one format, the axes in one order"
 
 
-def _family(entry: CaseProperties, role: str) -> str | None:
-    return entry.grids.get(role, {}).get("family")
+def _family(props: CaseProperties, role: str) -> str | None:
+    """Family of a role's file; None where it could not be read."""
+    return props.grids.get(role, {}).get("family")
 
 
 def _mixed_cases(properties: Sequence[CaseProperties]) -> str:
     """Kinds of axis order and how many cases have each; empty where it is one."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for entry in properties:
-        placed = entry.grids.get("image")
-        if placed:
-            kinds[_kind(placed)].append(entry.id)
+    for props in properties:
+        entry = props.grids.get("image")
+        if entry:
+            kinds[_kind(entry)].append(props.id)
     plain = {kind for kind in kinds if kind != _kind({"family": "nifti"})}
     if len(plain) + ("NIfTI" in kinds and not any(k.startswith("NIfTI ") for k in kinds)) < 2:
         return ""
@@ -87,16 +94,18 @@ def _mixed_cases(properties: Sequence[CaseProperties]) -> str:
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
+    """Axis order of a file, for messages."""
     if entry["family"] == "array":
         return "without an orientation (TIFF, Zarr, NumPy, pictures)"
     return f"NIfTI {entry['codes']}" if entry.get("codes") else "NIfTI"
 
 
 def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
+    """A warning where spacings differ by more than ``grid.SPREAD``; empty where they do not."""
     known = {
-        f.id: f.grids["image"]["spacing"]
-        for f in properties
-        if f.grids.get("image", {}).get("spacing")
+        props.id: props.grids["image"]["spacing"]
+        for props in properties
+        if props.grids.get("image", {}).get("spacing")
     }
     spacings = list(known.values())
     if len({len(s) for s in spacings}) != 1 or grid.spread(spacings) <= grid.SPREAD:
@@ -105,7 +114,7 @@ def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
         range(len(spacings[0])),
         key=lambda a: max(s[a] for s in spacings) / min(s[a] for s in spacings),
     )
-    small, large = (pick(known, key=lambda i: known[i][axis]) for pick in (min, max))
+    small, large = (pick(known, key=lambda case_id: known[case_id][axis]) for pick in (min, max))
     return (
         f"holds images of different spacing: {small} has {grid.by_mm(known[small])}, {large} has"
         f" {grid.by_mm(known[large])}"
@@ -115,12 +124,18 @@ def _uneven_spacing(properties: Sequence[CaseProperties]) -> str:
 def trained_on(
     layout: str, properties: Sequence[CaseProperties], names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """What the training data looked like, for ``Checkpoint.trained_on``: what is common to all
-    cases, None where they differ.
+    """What the training data looked like, for ``Checkpoint.trained_on``.
 
-    ``names`` are those of the classes.
+    Args:
+        layout: layout of the data set.
+        properties: those of ``examine(cases, ...)``.
+        names: names of the classes by label value.
+
+    Returns:
+        ``layout``, ``family``, ``codes`` (both None where cases differ), ``spacing`` (median along
+        each axis in mm, None where not all have as many axes) and ``class_names``.
     """
-    grids = [f.grids["image"] for f in properties if f.grids.get("image")]
+    grids = [props.grids["image"] for props in properties if props.grids.get("image")]
     spacings = [g["spacing"] for g in grids if g.get("spacing")]
     even = len({len(s) for s in spacings}) == 1
     return {
@@ -135,5 +150,6 @@ def trained_on(
 
 
 def _common(values: Iterator[str | None]) -> str | None:
+    """The value that all have; None where they differ."""
     found = set(values)
     return found.pop() if len(found) == 1 else None

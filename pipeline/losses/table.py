@@ -73,20 +73,20 @@ def for_target(kind: str) -> list[str]:
     return [name for name, entry in LOSSES.items() if kind in entry.targets]
 
 
-def reads(terms: Iterable[LossTerm]) -> list[derived.Wish]:
+def reads(terms: Iterable[LossTerm]) -> list[derived.MapRequest]:
     """The maps that loss terms read besides their targets; names that are unknown read none."""
     found = [_read_by(term) for term in terms]
     return [wish for wish in found if wish is not None]
 
 
-def maps(config: Config) -> dict[str, derived.Wish]:
+def maps(config: Config) -> dict[str, derived.MapRequest]:
     """All maps that a config needs, by their name in a sample
     (:func:`pipeline.data.derived.wanted`).
     """
     return derived.wanted(config, reads(config.losses))
 
 
-def _read_by(term: LossTerm) -> derived.Wish | None:
+def _read_by(term: LossTerm) -> derived.MapRequest | None:
     name = LOSSES[term.name].reads(term.options) if term.name in LOSSES else None
     return None if name is None else derived.of_term(name, term)
 
