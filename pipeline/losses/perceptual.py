@@ -72,15 +72,18 @@ def perceptual(
         reduce != "mask" or size is not None,
         f"{where}: reduce: mask needs size, the side of the window around it, e.g. size: 512.",
     )
-    twice, held = switch(checkpoint, f"{where}: checkpoint"), _Weights(weights, vgg.deepest(chosen))
+    twice, vgg_weights = (
+        switch(checkpoint, f"{where}: checkpoint"),
+        _Weights(weights, vgg.deepest(chosen)),
+    )
 
-    def seen(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
+    def features_of(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
         mean, std = (
             torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
             for values in (vgg.MEAN, vgg.STD)
         )
         colours = (to_unit(x).expand(-1, 3, -1, -1) - mean) / std
-        return vgg.features(colours, held.like(x), list(chosen), save_memory)
+        return vgg.features(colours, vgg_weights.like(x), list(chosen), save_memory)
 
     @masked
     def loss(output: Tensor, target: Tensor, valid: Tensor, *mask: Tensor) -> Tensor:
@@ -88,13 +91,13 @@ def perceptual(
         x, y, counts = _smaller([output, target.to(output.dtype), valid], size, reduce, *mask)
         _require_picture(x, least)
         with torch.no_grad():
-            wanted = seen(y, False)
-        have = seen(x, twice)
+            wanted = features_of(y, False)
+        found = features_of(x, twice)
         terms = [
             weight
             * masked_mean(
-                (have[name] - wanted[name]).abs(),
-                functional.adaptive_max_pool2d(counts.ceil(), have[name].shape[2:]),
+                (found[name] - wanted[name]).abs(),
+                functional.adaptive_max_pool2d(counts.ceil(), found[name].shape[2:]),
             )
             for name, weight in chosen.items()
         ]

@@ -257,7 +257,8 @@ def check(path: Path, last: str) -> None:
 def load(path: Path | None, last: str) -> dict[str, Tensor]:
     """Load the weights up to a layer from a file, or else from the cache.
 
-    Where the cache has none, they are downloaded into it. A pickled file must be the published one. Weights are never made up.
+    Where the cache has none, they are downloaded into it. A pickled file must be the published one.
+    Weights are never made up.
 
     Args:
         path: file of weights; None: cache or download.
