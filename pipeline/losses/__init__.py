@@ -1,4 +1,4 @@
-"""Losses by name, and the weighted sum of terms that a config asks for."""
+"""Losses by name, and the weighted sum of the terms of a config."""
 
 from pipeline.losses.entry import Kind, LossEntry
 from pipeline.losses.table import LOSSES, for_target, make, maps, reads

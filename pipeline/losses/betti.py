@@ -1,5 +1,6 @@
-"""The Betti-matching loss: a prediction pays for each component, tunnel or cavity that the label
-has not, and for each it lacks.
+"""Betti-matching loss: penalises topological features that prediction and label do not share.
+
+These are components, tunnels and cavities that only one of the two has.
 """
 
 from __future__ import annotations
@@ -17,51 +18,72 @@ from pipeline.config import ConfigError
 from pipeline.losses.masked import Loss, masked, number
 from pipeline.losses.overlap import one_hot, probabilities
 
-_Block = tuple[int | slice, ...]
-"""Sample, class and a slice for each axis: the index of a block in an array ``(B, C, *S)``."""
+_Index = tuple[int | slice, ...]
+"""Index of a block in an array ``(B, C, *S)``: sample, class and a slice for each axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bars:
-    """What one block says: voxels of p are numbered through the whole batch in C order.
-
-    p at ``ends`` ``(n,)`` should be ``goals`` ``(n,)``; p should not differ between the two of
-    ``loose`` ``(m, 2)``; ``missing`` is the sum of the squared lengths of the unmatched features of
-    the label.
-    """
+    """The features of one block; voxels of p are numbered through the whole batch in C order."""
 
     ends: np.ndarray
+    """Voxels ``(n,)`` where a matched feature of p is born or dies."""
     goals: np.ndarray
+    """Values ``(n,)`` that p should have there."""
     loose: np.ndarray
+    """Voxels ``(m, 2)`` where an unmatched feature of p is born and dies: p should not differ."""
     missing: float
+    """Sum of the squared lengths of the unmatched features of the label."""
 
 
 def betti_matching(
     *, dims: Sequence[int] | None = None, patch: int | None = 32, unmatched: float = 1.0
 ) -> Loss:
-    """Betti-matching loss (Stucki et al., ICML 2023, arXiv 2211.15272; for volumes arXiv
-    2407.04683).
+    """Betti-matching loss (Stucki et al., ICML 2023).
 
     Probability p and binary label y are filtered from 1 down. A feature is born at b and dies at d,
     both values of single voxels; features of p and y are matched where they are one feature of
-    ``max(p, y)``. A block of the image then costs
+    ``max(p, y)``. A block of the image then costs::
 
-    ``sum over matched (b_p - b_y)^2 + (d_p - d_y)^2  +  unmatched * sum over the others, of p and
-    of y, (b - d)^2``
+        sum over matched features of (b_p - b_y)^2 + (d_p - d_y)^2
+        + unmatched * sum over the other features of p and of y of (b - d)^2
 
     and ``(b_p - b_y)^2`` for the component that never dies, in dimension 0. Unmatched features of y
     cost a constant: they have no gradient, but with them 0 means that every feature is matched and
     certain. Foreground is joined by faces.
 
-    ``dims``: dimensions that count (0 components, 1 tunnels or the holes of an image, 2 cavities);
-    null: all. ``patch``: the image is cut into blocks of at most this edge, each matched on its
-    own; null: not cut. ``unmatched``: weight; 0.5 is the squared distance to the diagonal of the
-    persistence diagram. The value is the mean over the blocks with a valid voxel, the classes but
-    background, and the samples. Ignored voxels are background in both.
+    The value is the mean over the blocks with a valid voxel, the classes but background, and the
+    samples. Ignored voxels are background in both. Only voxels where a feature is born or dies get
+    a gradient: a further term beside dice or ce, for a network that already finds the shapes.
+    Matching runs on the CPU in as many threads as torch has; a block of 32 x 32 x 32 takes about
+    0.2 s.
 
-    Only voxels where a feature is born or dies get a gradient: a further term beside dice or ce,
-    for a network that already finds the shapes. Matching runs on the CPU in as many threads as
-    torch has; a block of 32 x 32 x 32 takes about 0.2 s.
+    Args:
+        dims: dimensions that count (0 components, 1 tunnels or the holes of an image, 2 cavities);
+            None: all.
+        patch: the image is cut into blocks of at most this edge in voxels, each matched on its own;
+            None: not cut.
+        unmatched: weight of the unmatched features; 0.5 is the squared distance to the diagonal of
+            the persistence diagram.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`; it raises a
+        ConfigError for dimensions that the image does not have.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: arXiv 2211.15272; for volumes arXiv 2407.04683.
+
+    Example:
+        >>> loss, label = betti_matching(), torch.zeros(1, 1, 8, 8, dtype=torch.int64)
+        >>> label[..., 2:6, 2:6] = 1
+        >>> logits = 20.0 * (2 * label - 1)
+        >>> round(loss(logits, label, torch.ones(1, 1, 8, 8)).item(), 4)
+        0.0
+        >>> logits[..., 0, 0] = 20  # a second component
+        >>> round(loss(logits, label, torch.ones(1, 1, 8, 8)).item(), 4)
+        1.0
     """
     chosen = None if dims is None else _dims(dims)
     if patch is not None and (not isinstance(patch, int) or isinstance(patch, bool) or patch < 2):
@@ -90,7 +112,7 @@ def betti_matching(
             bars = list(
                 pool.map(lambda block: _bars(arrays, block[0], chosen or range(axes)), blocks)
             )
-        # The first term is 0, or NaN where p is: it ties the value to p where no bar does.
+        # The first term is 0, or NaN where p is: the value depends on p even where no bar does.
         return 0 * p.sum() + _cost(p.flatten(), bars, [weight for _, weight in blocks], unmatched)
 
     return loss
@@ -110,9 +132,10 @@ def _dims(dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tuple[_Block, float]]:
-    """Blocks with a voxel of ``valid`` ``(B, *S)``, and the weights with which their sum is the
-    mean over blocks, classes, samples.
+def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tuple[_Index, float]]:
+    """Blocks with a voxel of ``valid`` ``(B, *S)``, and their weights.
+
+    The sum with these weights is the mean over blocks, classes and samples.
     """
     edges = [patch or n for n in valid.shape[1:]]
     starts = list(
@@ -130,25 +153,24 @@ def _blocks(valid: np.ndarray, classes: int, patch: int | None) -> Iterator[tupl
             yield (sample, channel, *cut), 1 / (len(here) * classes * samples)
 
 
-def _bars(arrays: Sequence[np.ndarray], block: _Block, dims: Sequence[int]) -> _Bars:
-    """``arrays`` ``(B, C, *S)``: p, y and the numbers of the voxels."""
-    from pipeline.morphology.matching import (
-        match,
-    )  # numba takes 0.3 s to import, and only this loss needs it
+def _bars(arrays: Sequence[np.ndarray], block: _Index, dims: Sequence[int]) -> _Bars:
+    """Match one block; ``arrays`` ``(B, C, *S)`` are p, y and the numbers of the voxels."""
+    # numba takes 0.3 s to import, and only this loss needs it.
+    from pipeline.morphology.matching import match
 
     p, y, voxels = (x[block] for x in arrays)
     # Only the order of values counts, and -x is exact where 1 - x would round small probabilities
     # together.
     found = match(-p, -y)
     pairs, label, voxels = [found[d] for d in dims], y.ravel(), voxels.ravel()
-    ours = np.concatenate([np.append(x.matched[:, :2], x.essential[:, 0]) for x in pairs])
-    theirs = np.concatenate([np.append(x.matched[:, 2:], x.essential[:, 1]) for x in pairs])
+    predicted = np.concatenate([np.append(x.matched[:, :2], x.essential[:, 0]) for x in pairs])
+    wanted = np.concatenate([np.append(x.matched[:, 2:], x.essential[:, 1]) for x in pairs])
     loose, lacking = (
         np.concatenate([getattr(x, side) for x in pairs]) for side in ("first", "second")
     )
     missing = np.square(np.diff(label[lacking])).sum()
     return _Bars(
-        ends=voxels[ours], goals=label[theirs], loose=voxels[loose], missing=float(missing)
+        ends=voxels[predicted], goals=label[wanted], loose=voxels[loose], missing=float(missing)
     )
 
 

@@ -1,4 +1,4 @@
-"""The record of a loss in its table."""
+"""The entry of a loss in the table ``LOSSES``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Kind: TypeAlias = Literal["labels", "image", "soft"]
 Options: TypeAlias = Mapping[str, Any]
 
 
-def _same(options: Options) -> Options:
+def _unchanged(options: Options) -> Options:
     return options
 
 
-def _silent(_options: Options) -> None:
+def _no_warning(_options: Options) -> None:
     return None
 
 
@@ -34,15 +34,20 @@ class LossEntry:
         map: a map that it reads as a fourth argument: an entry of
             ``pipeline.data.derived.DERIVED``, whose options of the same name are the loss's, or
             ``mask``, the mask of change.
-        map_if: options without which it does not read the map.
-        repeats: options that say how often something is done, and how often at most.
-        trial: changes the options for the one computation before training that tries them:
-            nothing is fetched, nothing takes long.
+        map_if: values that options must have for the loss to read the map.
+        repeats: options that say how often something is repeated, with the largest value of each.
+        trial: changes the options for the one computation before training that tries them: nothing
+            is downloaded, nothing takes long.
         slow: whether one patch takes seconds; it is then tried on labels that do not count.
-        warning: what a start says about options before it begins.
+        warning: message about the options that is shown before training begins; None: no message.
 
     Raises:
-        ValueError: for a kind or a map that there is not.
+        ValueError: for a kind or a map that does not exist.
+
+    Example:
+        >>> from pipeline.losses import LOSSES
+        >>> LOSSES["perceptual"].reads({"reduce": "mask"})
+        'mask'
     """
 
     make: Callable[..., Loss]
@@ -50,9 +55,9 @@ class LossEntry:
     map: str | None = None
     map_if: Options = field(default_factory=dict)
     repeats: Mapping[str, int] = field(default_factory=dict)
-    trial: Callable[[Options], Options] = _same
+    trial: Callable[[Options], Options] = _unchanged
     slow: bool = False
-    warning: Callable[[Options], str | None] = _silent
+    warning: Callable[[Options], str | None] = _no_warning
 
     def __post_init__(self) -> None:
         if not self.targets or not set(self.targets) <= {"labels", "image", "soft"}:
@@ -64,5 +69,12 @@ class LossEntry:
             raise ValueError(f"map is {self.map!r}, must be one of {known}, or None.")
 
     def reads(self, options: Options) -> str | None:
-        """The map that it reads under these options; None: none."""
+        """Find the map that the loss reads under these options.
+
+        Args:
+            options: options of a term.
+
+        Returns:
+            Name of the map; None: none.
+        """
         return self.map if all(options.get(k) == v for k, v in self.map_if.items()) else None

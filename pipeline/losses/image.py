@@ -1,7 +1,7 @@
-"""Losses for image targets: how far ``output`` is from ``target``, voxel by voxel or, in
-``ms_ssim``, window by window.
+"""Losses for image targets: the difference of ``output`` and ``target``.
 
-The target ``(B, K, *S)`` has the shape of the output. Without a valid voxel the value is 0.
+It is taken voxel by voxel or, in ``ms_ssim``, window by window. The target ``(B, K, *S)`` has the
+shape of the output. Without a valid voxel the value is 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.losses.masked import Loss, masked, masked_mean, number, sample_mea
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponent of each scale of MS-SSIM, finest first, as published."""
 EDGE, SIGMA = 11, 1.5
-"""Gaussian window of SSIM."""
+"""Edge and standard deviation of the Gaussian window of SSIM, in voxels."""
 C1, C2 = 0.01**2, 0.03**2
 """Constants of SSIM for intensities in 0..1."""
 FLOOR = 1e-3
@@ -28,18 +28,41 @@ FLOOR = 1e-3
 
 
 def l1() -> Loss:
-    """Mean absolute difference."""
+    """Mean absolute difference.
+
+    Returns:
+        ``loss(output, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Example:
+        >>> x = torch.tensor([[[[0.0, 0.5, 1.0]]]])
+        >>> l1()(x, torch.zeros_like(x), torch.tensor([[[[1.0, 1.0, 0.0]]]])).item()
+        0.25
+    """
     return _difference(lambda d: d.abs())
 
 
 def mse() -> Loss:
-    """Mean squared difference."""
+    """Mean squared difference.
+
+    Returns:
+        ``loss(output, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+    """
     return _difference(lambda d: d.square())
 
 
 def charbonnier(*, epsilon: float = 1e-3) -> Loss:
-    """``sqrt(d^2 + epsilon^2)``: L1 with a smooth foot (Charbonnier et al., ICIP 1994). ``epsilon``
-    where the images agree.
+    """Charbonnier loss ``sqrt(d^2 + epsilon^2)``: L1 that is smooth at 0.
+
+    Args:
+        epsilon: value where the images agree, at least 1e-12.
+
+    Returns:
+        ``loss(output, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an ``epsilon`` that cannot be used.
+
+    Source: Charbonnier et al., ICIP 1994.
     """
     epsilon = number(epsilon, "'charbonnier': epsilon", 1e-12)
     return _difference(lambda d: (d.square() + epsilon**2).sqrt())
@@ -55,21 +78,38 @@ def _difference(function: Callable[[Tensor], Tensor]) -> Loss:
 
 
 def ms_ssim(*, levels: int = 5, range: Sequence[float] = (-1.0, 1.0)) -> Loss:  # noqa: A002 - the YAML's word
-    """``1 - MS-SSIM`` (Wang, Simoncelli & Bovik, Asilomar 2003), mean over samples and channels; 0
-    for equal images, at most 1.
+    """``1 - MS-SSIM``, mean over samples and channels; 0 for equal images, at most 1.
 
     MS-SSIM is the product of the mean contrast-structure terms of all scales but the coarsest, and
     of the mean SSIM of that one, each to its published power. Gaussian windows of edge 11 and sigma
     1.5 that lie wholly inside the image and hold valid voxels only, population variances, 2D or 3D
     as the images are; each scale is the mean of 2 x 2 (x 2) voxels of the finer one.
 
-    ``levels``: number of scales; with fewer than five the first ones are taken and their powers
-    brought to a sum of 1; 1 is plain SSIM. Each side must have at least ``11 * 2^(levels - 1)``
-    voxels: 176 for five. ``range``: the intensities that stand for black and white, those of
-    ``data.normalise``: they are mapped to 0..1, where SSIM's constants hold. Values beyond it are
-    allowed. A scale on which the images are unlike or opposite counts as 0.001 similar and gives no
-    gradient. A sample without a valid window on the coarsest scale does not count. Raises
-    ConfigError for images that are too small.
+    Intensities outside ``range`` are allowed. A scale on which the images are unlike or opposite
+    counts as 0.001 similar and gives no gradient. A sample without a valid window on the coarsest
+    scale does not count.
+
+    Args:
+        levels: number of scales; with fewer than five the first ones are taken and their powers
+            scaled to a sum of 1; 1 is plain SSIM. Each side must have at least
+            ``11 * 2^(levels - 1)`` voxels: 176 for five.
+        range: the intensities that stand for black and white, those of ``data.normalise``: they are
+            mapped to 0..1, where SSIM's constants hold.
+
+    Returns:
+        ``loss(output, target, valid)``, see :data:`pipeline.losses.masked.Loss`; it raises a
+        ConfigError for images that are too small.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Wang, Simoncelli & Bovik, Asilomar 2003.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+        >>> loss, valid = ms_ssim(levels=2), torch.ones_like(x)
+        >>> round(loss(x, x, valid).item(), 4), round(loss(-x, x, valid).item(), 4)
+        (0.0, 0.999)
     """
     if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= len(SCALES):
         raise ConfigError(
@@ -96,8 +136,9 @@ def ms_ssim(*, levels: int = 5, range: Sequence[float] = (-1.0, 1.0)) -> Loss:  
 def _similarity(
     x: Tensor, y: Tensor, valid: Tensor, with_brightness: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean over windows of contrast and structure, times brightness if wanted, ``(B, K)``; and
-    which windows count, ``(B, 1, *S)``.
+    """Mean over windows of contrast and structure ``(B, K)``, and the valid windows ``(B, 1, *S)``.
+
+    ``with_brightness`` multiplies each window by its brightness term.
     """
     windows = (_blurred(1 - valid) == 0).to(x.dtype)  # exact: sums of positive numbers
     mean_x, mean_y, xx, yy, xy = _blurred(
@@ -113,14 +154,16 @@ def _similarity(
 def _blurred(x: Tensor) -> Tensor:
     """Gaussian mean of every window that lies inside ``(N, K, *S)``, one axis after the other."""
     dims = x.ndim - 2
-    bell = torch.exp(-0.5 * ((torch.arange(EDGE, dtype=torch.float64) - EDGE // 2) / SIGMA) ** 2)
-    bell = (bell / bell.sum()).to(x)
+    gaussian = torch.exp(
+        -0.5 * ((torch.arange(EDGE, dtype=torch.float64) - EDGE // 2) / SIGMA) ** 2
+    )
+    gaussian = (gaussian / gaussian.sum()).to(x)
     # All maps as channels of one image with a kernel each: on a CPU 25 times faster than as a batch
     # of grey images.
     y = x.flatten(0, 1)[None]
     count = y.shape[1]
     for axis in range(dims):
-        kernel = bell.reshape([EDGE if a == axis else 1 for a in range(dims)]).expand(
+        kernel = gaussian.reshape([EDGE if a == axis else 1 for a in range(dims)]).expand(
             count, 1, *[-1] * dims
         )
         y = (functional.conv2d if dims == 2 else functional.conv3d)(y, kernel, groups=count)
@@ -152,8 +195,16 @@ def _large_enough(size: Sequence[int], levels: int) -> None:
 
 
 def same_images(output: Tensor, target: Tensor) -> None:
-    """Raise ValueError unless both have one shape: broadcasting would compare other images than
-    were meant.
+    """Raise unless output and target have one shape.
+
+    Otherwise broadcasting would compare other images than were meant.
+
+    Args:
+        output: any shape.
+        target: must have the same shape.
+
+    Raises:
+        ValueError: for different shapes.
     """
     if output.shape != target.shape:
         raise ValueError(
@@ -163,8 +214,21 @@ def same_images(output: Tensor, target: Tensor) -> None:
 
 
 def unit(limits: Any, where: str) -> Callable[[Tensor], Tensor]:
-    """The linear map that brings ``[low, high]`` to ``[0, 1]``; ConfigError unless these are two
-    rising finite numbers.
+    """Make the linear map from ``[low, high]`` to ``[0, 1]``.
+
+    Args:
+        limits: two rising finite numbers, the intensities of black and white.
+        where: name of the option in the message.
+
+    Returns:
+        Function from a tensor to a tensor of the same shape.
+
+    Raises:
+        ConfigError: for other limits.
+
+    Example:
+        >>> unit([-1, 1], "'ms_ssim': range")(torch.tensor([-1.0, 0.0, 3.0])).tolist()
+        [0.0, 0.5, 2.0]
     """
     good = isinstance(limits, list | tuple) and len(limits) == 2
     good = good and all(

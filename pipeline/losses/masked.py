@@ -1,6 +1,4 @@
-"""The ground under every loss: full precision whatever the autocast type, and ignored voxels that
-cannot be felt.
-"""
+"""What all losses share: float32 under autocast, ignored voxels, and checked options."""
 
 from __future__ import annotations
 
@@ -15,21 +13,31 @@ from torch import Tensor
 from pipeline.config import ConfigError
 
 Loss = Callable[..., Tensor]
-"""``loss(logits (B K *S), target, valid (B 1 *S))`` -> scalar.
+"""``loss(logits (B, K, *S), target, valid (B, 1, *S))`` gives a scalar.
 
-``valid`` is 1 where a voxel counts and 0 where not.
-
-A loss that reads a map made from the label (``pipeline.data.derived``) takes it as a fourth
-argument.
+``valid`` is 1 where a voxel counts and 0 where not. A loss that reads a map made from the label
+(``pipeline.data.derived``) takes it as a fourth argument.
 """
 
 
 def masked(loss: Loss) -> Loss:
-    """Run ``loss`` outside autocast on at least float32, with logits, target and maps set to 0
-    wherever ``valid`` is 0.
+    """Run a loss outside autocast in at least float32, with ignored voxels set to 0.
 
-    Replacing beats multiplying: a NaN or a huge logit in an ignored voxel reaches neither the value
-    nor the gradient.
+    Logits, target and maps are set to 0 wherever ``valid`` is 0. Replacing beats multiplying: a NaN
+    or a huge logit in an ignored voxel reaches neither the value nor the gradient.
+
+    Args:
+        loss: function to decorate.
+
+    Returns:
+        The function of the same arguments; it raises a ValueError for shapes that do not fit
+        together.
+
+    Example:
+        >>> mean = masked(lambda logits, target, valid: masked_mean(logits, valid))
+        >>> logits, valid = torch.tensor([[[2.0, torch.nan]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> mean(logits, torch.zeros(1, 1, 2), valid).item()
+        2.0
     """
 
     @functools.wraps(loss)
@@ -62,20 +70,47 @@ def _same_space(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) ->
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of ``values`` ``(B, C, *S)`` over valid voxels and channels; 0 if no voxel is valid."""
+    """Mean over valid voxels and channels; 0 if no voxel is valid.
+
+    Args:
+        values: ``(B, C, *S)``.
+        valid: ``(B, 1, *S)``, 0 or 1.
+
+    Returns:
+        Tensor ``()``.
+    """
     return (values * valid).sum() / (valid.sum() * values.shape[1]).clamp(min=1)
 
 
 def sample_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of ``values`` ``(B,)`` or ``(B, K)`` over the samples that have a valid voxel; 0 if none
-    has.
+    """Mean over the samples that have a valid voxel; 0 if none has.
+
+    Args:
+        values: ``(B,)`` or ``(B, K)``, one for each sample or each sample and class.
+        valid: ``(B, 1, *S)``, 0 or 1.
+
+    Returns:
+        Tensor ``()``.
     """
     counts = valid.flatten(1).amax(1)
     return (values.reshape(len(values), -1).mean(1) * counts).sum() / counts.sum().clamp(min=1)
 
 
 def number(value: Any, where: str, least: float = 0.0, most: float = math.inf) -> float:
-    """``value`` as a finite float with ``least <= value <= most``; else ConfigError."""
+    """Check that an option is a finite number within limits.
+
+    Args:
+        value: the option.
+        where: loss and name of the option in the message.
+        least: smallest number allowed.
+        most: largest number allowed.
+
+    Returns:
+        ``value`` as a float.
+
+    Raises:
+        ConfigError: if it is no such number.
+    """
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
@@ -88,7 +123,18 @@ def number(value: Any, where: str, least: float = 0.0, most: float = math.inf) -
 
 
 def switch(value: Any, where: str) -> bool:
-    """``value`` if it is a bool; else ConfigError."""
+    """Check that an option is a bool.
+
+    Args:
+        value: the option.
+        where: loss and name of the option in the message.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        ConfigError: if it is no bool.
+    """
     if not isinstance(value, bool):
         raise ConfigError(f"loss {where} is {value!r}, must be true or false.")
     return value

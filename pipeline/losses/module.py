@@ -1,4 +1,4 @@
-"""A loss by name as a module that is called as MONAI's losses are, for loops of one's own."""
+"""A loss by name as a module that is called like MONAI's losses, for training loops of your own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUGGESTION = (
 
 
 class Loss(_Loss):
-    """One loss of the package, called as MONAI's are: ``loss(logits, target)`` gives a scalar.
+    """A loss of this package, called like MONAI's: ``loss(logits, target)`` gives a scalar.
 
     Value and gradient are those of the same term in a config. Logits and images of float16 or
     bfloat16 are computed in float32, with autocast off. The module has no weights and no state, so
@@ -56,20 +56,21 @@ class Loss(_Loss):
         ConfigError: for an unknown name or option, with the nearest right one, and for a value
             that the loss cannot use.
 
-    Sources: those of the entries, see ``help(pipeline.losses.LOSSES[name].make)``. Calling
+    Source: those of the entries, see ``help(pipeline.losses.LOSSES[name].make)``. Calling
     convention: ``monai.losses`` 1.6.
 
-    >>> import torch
-    >>> logits = torch.tensor([[[[2.0, -2.0, 2.0, -2.0]]]])            # (B, 1, Y, X): foreground
-    >>> target = torch.tensor([[[[1.0, 0.0, 1.0, 2.0]]]])              # the 2 was not annotated
-    >>> round(Loss("ce", ignore_label=2)(logits, target).item(), 4)
-    0.1269
-    >>> Loss("cldice", iterations=5, ignore_label=2)
-    Loss('cldice', iterations=5, ignore_label=2)
-    >>> Loss("cldcie")
-    Traceback (most recent call last):
-        ...
-    pipeline.config.ConfigError: Loss: 'cldcie' is unknown. Did you mean 'cldice'? Known: ...
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[[2.0, -2.0, 2.0, -2.0]]]])  # (B, 1, Y, X): foreground
+        >>> target = torch.tensor([[[[1.0, 0.0, 1.0, 2.0]]]])  # the 2 was not annotated
+        >>> round(Loss("ce", ignore_label=2)(logits, target).item(), 4)
+        0.1269
+        >>> Loss("cldice", iterations=5, ignore_label=2)
+        Loss('cldice', iterations=5, ignore_label=2)
+        >>> Loss("cldcie")
+        Traceback (most recent call last):
+            ...
+        pipeline.config.errors.ConfigError: Loss: 'cldcie' is unknown. Did you mean 'cldice'? ...
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Loss(_Loss):
         span = own.pop("range", RANGE) if takes_range(self.name) else own.get("range", RANGE)
         term = LossTerm(name=self.name, options=own)
         self._compute = make(term, "Loss")
-        self._wish = next(iter(reads([term])), None)
+        self._required_map = next(iter(reads([term])), None)
         self._to_unit = unit(span, f"{self.name!r}: range")
 
     if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Loss(_Loss):
         def __call__(self, input: Tensor, target: Tensor, **maps: Tensor) -> Tensor: ...  # noqa: A002
 
     def forward(self, input: Tensor, target: Tensor, **maps: Tensor) -> Tensor:  # noqa: A002
-        """The loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
             input: logits ``(B, K, *S)`` of 2D or 3D; ``K = 1`` means a sigmoid and foreground
@@ -118,70 +119,75 @@ class Loss(_Loss):
             ValueError: for shapes that do not belong together, labels that are no class numbers,
                 an unknown map, or a mask of change that is neither given nor can be made.
         """
-        logits, target = _plain(input), _plain(target)
+        logits, target = _without_metadata(input), _without_metadata(target)
         _require_layout(self.name, logits, target)
         if self.soft:
-            target, valid = _soft(target), _everywhere(logits)
+            target, valid = _soft(target), _all_valid(logits)
         elif "labels" in LOSSES[self.name].targets:
             target, valid = self._labels(target, logits.shape[1])
         else:
-            valid = _everywhere(logits)
+            valid = _all_valid(logits)
         return self._compute(logits, target, valid, *self._maps(logits, target, maps))
 
     def _labels(self, target: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """Class numbers ``(B, 1, *S)``, 0 where ignored, and float32 1 where a voxel counts."""
         numbers = _numbers(target, channels, self.ignore_label)
         if self.ignore_label is None:
-            return numbers, _everywhere(numbers)
+            return numbers, _all_valid(numbers)
         ignored = numbers == self.ignore_label
         return numbers.masked_fill(ignored, 0), (~ignored).float()
 
     def _maps(self, logits: Tensor, target: Tensor, given: Mapping[str, Tensor]) -> list[Tensor]:
-        """The map that this loss reads, if any: given, or made from the target."""
+        """The map that this loss reads, if any: passed by the caller, or made from the target."""
         known = self._known_maps()
         for name in given:
             if name not in known:
-                reads = nearest(name, known) if known else "It reads none."
+                suggestion = nearest(name, known) if known else "It reads none."
                 raise ValueError(
-                    f"loss {self.name!r} got a map {name!r}, which it does not read. {reads}"
+                    f"loss {self.name!r} got a map {name!r}, which it does not read. {suggestion}"
                 )
-        wish = self._wish
-        if wish is None:
+        required = self._required_map
+        if required is None:
             return []
-        ready = given.get("mask" if isinstance(wish, derived.ChangeMask) else wish.name)
+        ready = given.get("mask" if isinstance(required, derived.ChangeMask) else required.name)
         if ready is not None:
-            return [_plain(ready).to(logits.device)]
-        if isinstance(wish, derived.ChangeMask):
-            return [self._changed(target, given).to(logits.device)]
-        return [_derived(target, wish, logits.shape[1]).to(logits.device)]
+            return [_without_metadata(ready).to(logits.device)]
+        if isinstance(required, derived.ChangeMask):
+            return [self._change_mask(target, given).to(logits.device)]
+        return [_derived(target, required, logits.shape[1]).to(logits.device)]
 
     def _known_maps(self) -> tuple[str, ...]:
-        if self._wish is None:
+        if self._required_map is None:
             return ()
-        if isinstance(self._wish, derived.ChangeMask):
+        if isinstance(self._required_map, derived.ChangeMask):
             return ("mask", "source")
-        return (self._wish.name,)
+        return (self._required_map.name,)
 
-    def _changed(self, target: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    def _change_mask(self, target: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         if "source" not in given:
             raise ValueError(
                 f"loss {self.name!r} reads the mask of what was changed. Pass mask= (B, 1, *S), or "
                 "source= (B, C, Y, X), the images before the change, from which it is made."
             )
         images = (given["source"], target)
-        pairs = (self._to_unit(_plain(x).detach().float()).cpu().numpy() for x in images)
+        pairs = (self._to_unit(_without_metadata(x).detach().float()).cpu().numpy() for x in images)
         masks = [change.difference_mask(a, b, Change()) for a, b in zip(*pairs, strict=True)]
         return torch.from_numpy(np.stack(masks))
 
     def extra_repr(self) -> str:
+        """Describe the module for ``repr``.
+
+        Returns:
+            Its name and options.
+        """
         shown = {**self.options, "ignore_label": self.ignore_label, "soft": self.soft or None}
         options = [f"{k}={v!r}" for k, v in shown.items() if v is not None]
         return ", ".join([repr(self.name), *options])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy in another process needs; the bound functions are made again there."""
-        made = ("_compute", "_wish", "_to_unit")
-        return {k: v for k, v in self.__dict__.items() if k not in made}
+        """State for a copy in another process; the bound functions are made again there."""
+        remade = ("_compute", "_required_map", "_to_unit")
+        return {k: v for k, v in self.__dict__.items() if k not in remade}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -189,8 +195,15 @@ class Loss(_Loss):
 
 
 def takes_range(name: str) -> bool:
-    """Whether the module has an option ``range`` for a loss that reads the mask of change and has
-    none itself.
+    """Check whether the module adds an option ``range``.
+
+    It does for losses that read the mask of change and have no such option themselves.
+
+    Args:
+        name: name of a loss, known or not.
+
+    Returns:
+        Whether it does.
     """
     entry = LOSSES.get(name)
     return (
@@ -212,19 +225,19 @@ def _numbers(target: Tensor, channels: int, ignore_label: int | None) -> Tensor:
     return class_numbers(target, classes, ignore_label, suggestion=SUGGESTION)
 
 
-def _derived(target: Tensor, wish: derived.Map, channels: int) -> Tensor:
+def _derived(target: Tensor, required: derived.Map, channels: int) -> Tensor:
     """The map of every label of a batch ``(B, 1, *S)``, in which ignored voxels are 0."""
     data = Data(classes=max(2, channels))
-    maps = [derived.derive(label, wish, data) for label in target.cpu().numpy()]
+    maps = [derived.derive(label, required, data) for label in target.cpu().numpy()]
     return torch.from_numpy(np.stack(maps))
 
 
-def _plain(x: Tensor) -> Tensor:
+def _without_metadata(x: Tensor) -> Tensor:
     """The tensor without MONAI's metadata, in the same graph."""
     return x if type(x) is Tensor else x.as_subclass(Tensor)
 
 
-def _everywhere(logits: Tensor) -> Tensor:
+def _all_valid(logits: Tensor) -> Tensor:
     return torch.ones_like(logits[:, :1], dtype=torch.float32)
 
 
@@ -272,7 +285,7 @@ def _require_settings(name: str, ignore_label: Any, soft: Any) -> None:
 
 
 def _require_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an unknown option by the nearest of the entry's options and this class's own."""
+    """Refuse an unknown option, with the nearest of the entry's and of this class's own."""
     if name not in LOSSES:
         return
     entry = LOSSES[name]
@@ -282,5 +295,5 @@ def _require_options(name: str, options: Mapping[str, Any]) -> None:
     known = [*inspect.signature(entry.make).parameters, *own]
     for option in options:
         if option not in known:
-            way = nearest(option, known) if known else "It takes none."
-            raise ConfigError(f"Loss: {name!r} has no option {option!r}. {way}")
+            suggestion = nearest(option, known) if known else "It takes none."
+            raise ConfigError(f"Loss: {name!r} has no option {option!r}. {suggestion}")

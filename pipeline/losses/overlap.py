@@ -1,13 +1,12 @@
-"""Losses for label targets: overlap (dice, tversky), voxel by voxel (ce, focal), and one that
-punishes uniform answers.
+"""Losses for label targets: overlap (dice, tversky), cross-entropy (ce, focal) and variance.
 
 ``target`` holds class indices ``(B, 1, *S)``. With one output channel the activation is a sigmoid
 and every label above 0 is foreground; with K > 1 channels it is a softmax over classes 0
 (background) to K - 1. A batch without a valid voxel gives 0.
 
 dice, tversky and ce also take a soft target: floating-point numbers ``(B, 1, *S)`` in 0..1, the
-wanted probability of the one output channel. Each is then least where the answer equals the target,
-so soft edges stay soft, and of a target of 0 and 1 the value is that of labels.
+wanted probability of the one output channel. Each is then least where the prediction equals the
+target, so soft edges stay soft, and of a target of 0 and 1 the value is that of labels.
 """
 
 from __future__ import annotations
@@ -25,18 +24,35 @@ from pipeline.config import ConfigError
 from pipeline.losses.masked import Loss, masked, masked_mean, number, sample_mean, switch
 
 SMALLEST = 1e-12
-"""Least smoothing that still keeps 0 / 0 away."""
+"""Least smoothing that still prevents 0 / 0."""
 
 _Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Sigmoid of one channel, softmax of several."""
+    """Sigmoid of one channel, softmax of several.
+
+    Args:
+        logits: ``(B, K, *S)``.
+
+    Returns:
+        Probabilities ``(B, K, *S)``.
+    """
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
 def foreground(target: Tensor) -> Tensor:
-    """Where class indices ``(B, 1, *S)`` are above 0, as booleans."""
+    """Find where class indices are above 0.
+
+    Args:
+        target: class indices ``(B, 1, *S)``.
+
+    Returns:
+        bool ``(B, 1, *S)``.
+
+    Raises:
+        ValueError: for more than one channel.
+    """
     if target.shape[1] != 1:
         raise ValueError(
             f"label target has shape {tuple(target.shape)}, must hold class indices in one channel:"
@@ -46,8 +62,21 @@ def foreground(target: Tensor) -> Tensor:
 
 
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
-    """Class indices ``(B, 1, *S)`` in the shape and type of the logits ``like``; one channel means
-    foreground.
+    """Encode class indices in the shape and type of logits; one channel means foreground.
+
+    Args:
+        target: class indices ``(B, 1, *S)``.
+        like: logits ``(B, K, *S)``.
+
+    Returns:
+        0 and 1, ``(B, K, *S)``.
+
+    Raises:
+        ValueError: for a target of more than one channel.
+
+    Example:
+        >>> one_hot(torch.tensor([[[0, 2]]]), torch.zeros(1, 3, 2)).tolist()
+        [[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]
     """
     inside, classes = foreground(target), like.shape[1]
     if classes == 1:
@@ -57,8 +86,17 @@ def one_hot(target: Tensor, like: Tensor) -> Tensor:
 
 
 def is_soft(target: Tensor, logits: Tensor) -> bool:
-    """Whether ``target`` holds wanted probabilities rather than class indices; ValueError unless
-    both have one channel then.
+    """Check whether a target holds wanted probabilities rather than class indices.
+
+    Args:
+        target: class indices, or floating-point probabilities.
+        logits: ``(B, K, *S)``.
+
+    Returns:
+        Whether ``target`` is of a floating-point type.
+
+    Raises:
+        ValueError: for a soft target unless both have one channel.
     """
     if not target.is_floating_point():
         return False
@@ -71,18 +109,35 @@ def is_soft(target: Tensor, logits: Tensor) -> bool:
 
 
 def dice(*, smooth: float = 1e-5, batch: bool = False, background: bool = False) -> Loss:
-    """Soft Dice, ``1 - (2 TP + smooth) / (2 TP + FP + FN + smooth)`` (Milletari et al., 3DV 2016),
-    mean over samples and classes.
+    """Soft Dice, ``1 - (2 TP + smooth) / (2 TP + FP + FN + smooth)``.
 
-    ``batch``: pool voxels of the whole batch first, steadier where samples hold little foreground.
-    ``background``: let class 0 of several take part. TP of a activate target is ``sum min(p, t)``,
-    the product's value for labels (Wang et al., Dice Semimetric Losses, MICCAI 2023): it is 0 at p
-    = t, where the product would push every p to 0 or 1.
+    The value is the mean over samples and classes. TP of a soft target is ``sum min(p, t)``, the
+    product's value for labels: the loss is 0 at p = t; the product would push every p to 0 or 1.
+
+    Args:
+        smooth: added to numerator and denominator, at least 1e-12.
+        batch: pool voxels of the whole batch first, steadier where samples hold little foreground.
+        background: let class 0 of several take part.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Milletari et al., 3DV 2016; for soft targets Wang et al., Dice Semimetric Losses, MICCAI
+    2023.
+
+    Example:
+        >>> target = torch.tensor([[[[1, 1, 0, 0]]]])  # (B, 1, Y, X)
+        >>> logits = torch.tensor([[[[20.0, -20.0, -20.0, -20.0]]]])
+        >>> round(dice()(logits, target, torch.ones(1, 1, 1, 4)).item(), 4)
+        0.3333
     """
     smooth = number(smooth, "'dice': smooth", SMALLEST)
     batch, background = switch(batch, "'dice': batch"), switch(background, "'dice': background")
-    hard = DiceLoss(reduction="none", batch=batch, smooth_nr=smooth, smooth_dr=smooth)
-    return _overlap((hard, _semimetric(0.5, 0.5, smooth / 2, batch)), batch, background)
+    of_labels = DiceLoss(reduction="none", batch=batch, smooth_nr=smooth, smooth_dr=smooth)
+    return _overlap((of_labels, _semimetric(0.5, 0.5, smooth / 2, batch)), batch, background)
 
 
 def tversky(
@@ -93,12 +148,24 @@ def tversky(
     batch: bool = False,
     background: bool = False,
 ) -> Loss:
-    """Tversky index, ``1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)`` (Salehi et al.,
-    MLMI 2017).
+    """Tversky index, ``1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)``.
 
-    ``alpha`` weights false positives and ``beta`` false negatives (some papers swap them): raise
-    ``beta`` for recall. 0.5 and 0.5 is Dice. ``batch``, ``background`` and TP of a activate target
-    as in :func:`dice`.
+    0.5 and 0.5 is Dice.
+
+    Args:
+        alpha: weight of false positives (some papers swap it and ``beta``).
+        beta: weight of false negatives: raise it for recall.
+        smooth: as in :func:`dice`, as is TP of a soft target.
+        batch: as in :func:`dice`.
+        background: as in :func:`dice`.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an option that cannot be used, or where both weights are 0.
+
+    Source: Salehi et al., MLMI 2017.
     """
     smooth = number(smooth, "'tversky': smooth", SMALLEST)
     alpha, beta = number(alpha, "'tversky': alpha"), number(beta, "'tversky': beta")
@@ -111,18 +178,18 @@ def tversky(
         switch(batch, "'tversky': batch"),
         switch(background, "'tversky': background"),
     )
-    hard = TverskyLoss(
+    of_labels = TverskyLoss(
         reduction="none", alpha=alpha, beta=beta, batch=batch, smooth_nr=smooth, smooth_dr=smooth
     )
-    return _overlap((hard, _semimetric(alpha, beta, smooth, batch)), batch, background)
+    return _overlap((of_labels, _semimetric(alpha, beta, smooth, batch)), batch, background)
 
 
 def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measure:
-    """Tversky of soft sets: ``TP = sum min(p, t)``, ``FP = sum max(p - t, 0)``, ``FN = sum max(t -
-    p, 0)``; 0 exactly at p = t.
+    """Tversky of soft sets, 0 exactly at p = t.
 
-    MONAI's ``soft_label`` is the same on paper, but finds TP as a difference of sums: in float32 a
-    mask of a hundred pixels drowns in the rounding of a million.
+    ``TP = sum min(p, t)``, ``FP = sum max(p - t, 0)``, ``FN = sum max(t - p, 0)``. MONAI's
+    ``soft_label`` is the same on paper, but finds TP as a difference of sums: in float32 a mask of
+    a hundred pixels drowns in the rounding of a million.
     """
 
     def measure(p: Tensor, t: Tensor) -> Tensor:
@@ -137,8 +204,9 @@ def _semimetric(alpha: float, beta: float, smooth: float, batch: bool) -> _Measu
 
 
 def _overlap(measures: tuple[_Measure, _Measure], batch: bool, background: bool) -> Loss:
-    """Mean of the measure for labels or soft targets, which gives one value for each sample (unless
-    ``batch``) and class.
+    """Mean of one of two measures: the first for labels, the second for soft targets.
+
+    A measure gives one value for each sample (unless ``batch``) and class.
     """
 
     @masked
@@ -156,9 +224,23 @@ def _overlap(measures: tuple[_Measure, _Measure], batch: bool, background: bool)
 def ce(*, positive_weight: float = 1.0) -> Loss:
     """Cross-entropy, mean over valid voxels: binary for one channel, softmax for several.
 
-    ``positive_weight`` multiplies the loss of foreground voxels (every class but 0); the mean still
-    divides by the number of valid voxels. A voxel of a soft target t counts ``1 + (positive_weight
-    - 1) t``; at p = t the value is the entropy of t.
+    The mean divides by the number of valid voxels whatever ``positive_weight``. At p = t of a soft
+    target t the value is the entropy of t.
+
+    Args:
+        positive_weight: factor on the loss of foreground voxels (every class but 0); a voxel of a
+            soft target t has the factor ``1 + (positive_weight - 1) t``.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for a weight that is negative or no number.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 1, 3), torch.tensor([[[[0, 1, 1]]]])
+        >>> round(ce()(logits, target, torch.ones(1, 1, 1, 3)).item(), 4)
+        0.6931
     """
     weight = number(positive_weight, "'ce': positive_weight")
 
@@ -180,12 +262,23 @@ def ce(*, positive_weight: float = 1.0) -> Loss:
 
 
 def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
-    """Focal loss ``-(1 - p_t)^gamma log p_t`` (Lin et al., ICCV 2017), mean over valid voxels;
-    gamma 0 is cross-entropy.
+    """Focal loss ``-(1 - p_t)^gamma log p_t``, mean over valid voxels.
 
-    ``gamma``: 0, or at least 1 (between, the gradient is infinite at p_t = 1). ``alpha``: weight of
-    foreground in [0, 1], ``1 - alpha`` is that of background; null: both count 1. For K classes the
-    value is K times that of MONAI's mean, which divides by channels too.
+    For K classes the value is K times that of MONAI's mean, which divides by channels too.
+
+    Args:
+        gamma: 0, which is cross-entropy, or at least 1 (between, the gradient is infinite at p_t =
+            1).
+        alpha: weight of foreground in [0, 1], ``1 - alpha`` is that of background; None: both count
+            1.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Lin et al., ICCV 2017.
     """
     gamma = number(gamma, "'focal': gamma")
     if 0 < gamma < 1:
@@ -205,14 +298,23 @@ def focal(*, gamma: float = 2.0, alpha: float | None = None) -> Loss:
 
 
 def variance(*, eps: float = 1e-8) -> Loss:
-    """Punish answers that are more uniform than the label: ``max(0, 1 - s_p / s_y)``, mean over
-    samples.
+    """Penalise predictions that are more uniform than the label: ``max(0, 1 - s_p / s_y)``.
 
     ``s_p = sqrt(var(p) + eps)`` is the standard deviation of the foreground probability p over the
-    valid voxels of a sample, ``s_y`` that of its binary label. The value is 1 for a uniform answer
-    (less ``sqrt(eps) / s_y``) and 0 for any answer as spread as the label. The standard deviation,
-    not the variance, because the gradient of a variance dies just where it is needed, in an almost
-    uniform answer. A sample whose label is uniform contributes 0.
+    valid voxels of a sample, ``s_y`` that of its binary label; the value is the mean over samples.
+    It is 1 for a uniform prediction (less ``sqrt(eps) / s_y``) and 0 for any prediction as spread
+    as the label. The standard deviation, not the variance, because the gradient of a variance
+    vanishes just where it is needed, in an almost uniform prediction. A sample whose label is
+    uniform contributes 0.
+
+    Args:
+        eps: added to the variance of p, at least 1e-12.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an ``eps`` that cannot be used.
     """
     eps = number(eps, "'variance': eps", SMALLEST)
 

@@ -1,6 +1,4 @@
-"""Perceptual loss: images are compared by what a network that was trained to recognise objects
-makes of them.
-"""
+"""Perceptual loss: compares images by the features of a network trained to recognise objects."""
 
 from __future__ import annotations
 
@@ -29,24 +27,36 @@ def perceptual(
     reduce: str = "area",
     checkpoint: bool = False,
 ) -> Loss:
-    """Sum over ``layers`` of the mean absolute difference of VGG16 features (after Johnson, Alahi &
-    Fei-Fei, ECCV 2016).
+    """Sum over layers of the mean absolute difference of VGG16 features.
 
     For images ``(B, 1 or 3, Y, X)``; one channel is used three times. 0 for equal images. VGG16 is
     fixed: it is no part of the network that is trained. An ignored voxel is the same in both
-    images, and features over ignored voxels only do not count.
+    images, and features over ignored voxels only do not count. For one image of 512 x 512, features
+    up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
 
-    ``layers``: names ``relu1_1`` ... ``relu5_3``, or a map from names to weights. ``weights``: file
-    made by ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); ``null``: torch's cache, then the
-    network; ``random``: fixed random weights, for tests. They are read at the first use. ``range``:
-    the intensities that stand for black and white, those of ``data.normalise``. ``size``: largest
-    side that VGG16 sees, ``null`` for all; larger images are brought down to it by means of areas
-    (``reduce: area``), or cut to their middle (``centre``), or to where most of the difference_mask
-    of what was changed lies (``mask``; of an image without any to their middle). ``checkpoint``:
-    features are computed twice and not kept, which saves memory. For one image of 512 x 512,
-    features up to relu3_3 take 0.26 GiB, and 4.1 GiB for 2048 x 2048.
-    Raises ConfigError for wrong options, and WeightsError for weights that are missing: a path
-    here, the cache at the first use.
+    Args:
+        layers: names ``relu1_1`` ... ``relu5_3``, or a map from names to weights.
+        weights: file made by ``data_prep/slim_vgg.py`` (or vgg16-397923af.pth); None: torch's
+            cache, else a download; ``random``: fixed random weights, for tests. They are read at
+            the first use.
+        range: the intensities that stand for black and white, those of ``data.normalise``.
+        size: largest side in pixels that VGG16 sees, None for all; larger images are reduced as
+            ``reduce`` says.
+        reduce: ``area``: resize by the means of areas; ``centre``: crop the middle; ``mask``: crop
+            where most of the mask of change lies (the middle where it is empty).
+        checkpoint: compute features twice and do not keep them, which saves memory.
+
+    Returns:
+        ``loss(output, target, valid)``, with ``reduce="mask"`` also the mask ``(B, 1, Y, X)``; see
+        :data:`pipeline.losses.masked.Loss`. It raises a ConfigError for volumes, other channel
+        counts and images that are too small, and a WeightsError for weights that are missing in the
+        cache.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+        WeightsError: for a file of weights that is missing or cannot be used.
+
+    Source: after Johnson, Alahi & Fei-Fei, ECCV 2016.
     """
     where = "'perceptual'"
     chosen, to_unit = _layers(layers, where), unit(range, f"{where}: range")
@@ -62,15 +72,18 @@ def perceptual(
         reduce != "mask" or size is not None,
         f"{where}: reduce: mask needs size, the side of the window around it, e.g. size: 512.",
     )
-    twice, held = switch(checkpoint, f"{where}: checkpoint"), _Weights(weights, vgg.deepest(chosen))
+    twice, vgg_weights = (
+        switch(checkpoint, f"{where}: checkpoint"),
+        _Weights(weights, vgg.deepest(chosen)),
+    )
 
-    def seen(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
+    def features_of(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
         mean, std = (
             torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
             for values in (vgg.MEAN, vgg.STD)
         )
         colours = (to_unit(x).expand(-1, 3, -1, -1) - mean) / std
-        return vgg.features(colours, held.like(x), list(chosen), save_memory)
+        return vgg.features(colours, vgg_weights.like(x), list(chosen), save_memory)
 
     @masked
     def loss(output: Tensor, target: Tensor, valid: Tensor, *mask: Tensor) -> Tensor:
@@ -78,13 +91,13 @@ def perceptual(
         x, y, counts = _smaller([output, target.to(output.dtype), valid], size, reduce, *mask)
         _require_picture(x, least)
         with torch.no_grad():
-            wanted = seen(y, False)
-        have = seen(x, twice)
+            wanted = features_of(y, False)
+        found = features_of(x, twice)
         terms = [
             weight
             * masked_mean(
-                (have[name] - wanted[name]).abs(),
-                functional.adaptive_max_pool2d(counts.ceil(), have[name].shape[2:]),
+                (found[name] - wanted[name]).abs(),
+                functional.adaptive_max_pool2d(counts.ceil(), found[name].shape[2:]),
             )
             for name, weight in chosen.items()
         ]
@@ -94,8 +107,9 @@ def perceptual(
 
 
 class _Weights:
-    """VGG16's weights, looked for at once where a path is given, read at the first use, and moved
-    to where the images are.
+    """VGG16's weights, moved to the device and type of the images.
+
+    A file is checked at once; weights are read at the first use.
     """
 
     def __init__(self, source: Any, last: str) -> None:
@@ -111,9 +125,8 @@ class _Weights:
         """The weights in the type and on the device of ``x``."""
         first = next(iter(self.tensors.values()), None)
         if first is None or (first.dtype, first.device) != (x.dtype, x.device):
-            with torch.inference_mode(
-                False
-            ):  # made by a first use in validation, they could not be used in training
+            # A first use in validation would make tensors that training cannot use.
+            with torch.inference_mode(False):
                 raw = self.tensors or (
                     vgg.random_weights(self.last) if self.random else vgg.load(self.path, self.last)
                 )
@@ -122,12 +135,26 @@ class _Weights:
 
 
 def trial(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Options without weights that would be fetched at the first use."""
+    """Replace weights that would be downloaded at the first use by random ones.
+
+    Args:
+        options: options of :func:`perceptual`.
+
+    Returns:
+        The options for a trial.
+    """
     return {**options, "weights": "random"} if options.get("weights") is None else options
 
 
 def missing(options: Mapping[str, Any]) -> str | None:
-    """What a start says of weights that are not there yet."""
+    """Warn of weights that would be downloaded.
+
+    Args:
+        options: options of :func:`perceptual`.
+
+    Returns:
+        The message; None: nothing is missing.
+    """
     if options.get("weights") is not None or any(vgg.cache().glob("*vgg16*")):
         return None
     text = (
@@ -188,8 +215,9 @@ def _require_picture(x: Tensor, least: int) -> None:
 def _smaller(
     images: Sequence[Tensor], size: int | None, how: str, mask: Tensor | None = None
 ) -> Sequence[Tensor]:
-    """Images ``(B, C, Y, X)`` with sides of at most ``size``: all by means of areas, in proportion,
-    or a window of each sample.
+    """Reduce images ``(B, C, Y, X)`` to sides of at most ``size``.
+
+    All by the means of areas, in proportion, or by a window of each sample.
     """
     height, width = images[0].shape[-2:]
     if size is None or images[0].ndim != 4 or max(height, width) <= size:
@@ -217,12 +245,12 @@ def _given(mask: Tensor | None) -> Tensor:
 
 
 def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Corner of the window of ``size`` in each sample of a difference_mask ``(B, 1, Y, X)``;
-    ``empty`` where a sample's mask is.
+    """Corner of the window of ``size`` in each sample of a mask ``(B, 1, Y, X)``.
 
-    The window's middle is the cell, of 16 or more along the window, around which most of the mask
-    lies by a weight that falls linearly to nothing at the window's edge: so a blemish that fits
-    into many windows comes to lie in the middle of one.
+    ``empty`` holds the corners for samples whose mask is empty. The window's middle is the cell, of
+    16 or more along the window, around which most of the mask lies by a weight that falls linearly
+    to nothing at the window's edge: so a blemish that fits into many windows comes to lie in the
+    middle of one.
     """
     height, width = mask.shape[2:]
     cell = max(1, size // 16)
@@ -232,10 +260,10 @@ def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[t
         near = functional.avg_pool2d(near, reach, stride=1, padding=reach // 2)
     across = near.shape[3]
     corners = []
-    for place, most, other in zip(
+    for index, most, other in zip(
         near.flatten(1).argmax(1).tolist(), near.flatten(1).amax(1).tolist(), empty, strict=True
     ):
-        middle = [cell * index + cell // 2 for index in divmod(place, across)]
+        middle = [cell * n + cell // 2 for n in divmod(index, across)]
         corner = [
             min(max(m - size // 2, 0), max(n - size, 0))
             for m, n in zip(middle, (height, width), strict=True)

@@ -1,4 +1,4 @@
-"""The table of losses by name, and what its entries read."""
+"""The table of losses by name, and the maps that they read."""
 
 from __future__ import annotations
 
@@ -25,13 +25,8 @@ from pipeline.records import LossTerm
 from pipeline.registry import Registry
 
 _LABELS: tuple[Kind, ...] = ("labels",)
-
-
 _SOFT: tuple[Kind, ...] = ("labels", "soft")
-
-
 _IMAGES: tuple[Kind, ...] = ("image",)
-
 
 LOSSES: Registry[LossEntry] = Registry(
     "loss",
@@ -69,19 +64,45 @@ LOSSES: Registry[LossEntry] = Registry(
 
 
 def for_target(kind: str) -> list[str]:
-    """Names of the losses that read a target of this kind: ``labels``, ``image`` or ``soft``."""
+    """List the losses that read a kind of target.
+
+    Args:
+        kind: ``labels``, ``image`` or ``soft``.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> for_target("soft")
+        ['dice', 'tversky', 'ce']
+    """
     return [name for name, entry in LOSSES.items() if kind in entry.targets]
 
 
 def reads(terms: Iterable[LossTerm]) -> list[derived.MapRequest]:
-    """The maps that loss terms read besides their targets; names that are unknown read none."""
+    """List the maps that loss terms read besides their targets.
+
+    Args:
+        terms: loss terms; unknown names read none.
+
+    Returns:
+        The maps, one for each term that reads one.
+    """
     found = [_read_by(term) for term in terms]
-    return [wish for wish in found if wish is not None]
+    return [required for required in found if required is not None]
 
 
 def maps(config: Config) -> dict[str, derived.MapRequest]:
-    """All maps that a config needs, by their name in a sample
-    (:func:`pipeline.data.derived.wanted`).
+    """Collect all maps that a config needs.
+
+    Args:
+        config: the config.
+
+    Returns:
+        The maps by their name in a sample, see :func:`pipeline.data.derived.wanted`.
+
+    Raises:
+        ConfigError: for ``data.change`` without an image target.
     """
     return derived.wanted(config, reads(config.losses))
 
@@ -92,9 +113,17 @@ def _read_by(term: LossTerm) -> derived.MapRequest | None:
 
 
 def make(term: LossTerm, where: str) -> Loss:
-    """The loss of a term.
+    """Make the loss of a term.
 
-    Raises ConfigError, which names ``where``, for an unknown name or a wrong option.
+    Args:
+        term: name and options of the loss.
+        where: name of the term in the message.
+
+    Returns:
+        ``loss(head, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an unknown name, or an option that is unknown or has a wrong value.
     """
     try:
         factory = bind(LOSSES, term, where)

@@ -1,11 +1,10 @@
-"""Losses for label targets that look at connection rather than volume: centre lines, sheets,
-distance to the surface, links.
+"""Losses for label targets that measure connection: centre lines, sheets, distance and links.
 
 Target, channels and empty cases as in :mod:`pipeline.losses.overlap`; of several channels every
 class but background takes part, and all count the same. Three of the losses read a map that is made
 from the label once (:mod:`pipeline.data.derived`) and given as a fourth argument: one channel for
-each class that takes part. All of them look at part of the voxels or of the errors, so each is
-meant as a further term beside dice or ce.
+each class that takes part. All of them depend on part of the voxels or of the errors only, so each
+is meant as a further term beside dice or ce.
 """
 
 from __future__ import annotations
@@ -30,18 +29,37 @@ FEW = 3
 
 
 def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
-    """Soft centre-line Dice (Shit et al., CVPR 2021), mean over samples and classes.
+    """Soft centre-line Dice (clDice), mean over samples and classes.
 
-    With soft skeletons S of p and y:
+    With soft skeletons S of p and y it is ``1 - 2 T_p T_s / (T_p + T_s)``, where ``T_p = (sum S(p)
+    y + smooth) / (sum S(p) + smooth)`` measures how much of the prediction's skeleton lies in the
+    label, and ``T_s`` the same of the label's skeleton in the prediction. Closes gaps and removes
+    bridges. Each iteration keeps two fields for the backward pass, where its inner steps are
+    computed again. An empty target costs what the prediction's skeleton does; both empty cost 0. A
+    structure that survives all erosions has no soft skeleton and has no effect.
 
-    ``1 - 2 T_p T_s / (T_p + T_s)``, where ``T_p = (sum S(p) y + smooth) / (sum S(p) + smooth)``
-    says how much of the prediction's skeleton lies in the label, and ``T_s`` the same of the
-    label's skeleton in the prediction. Closes gaps and removes bridges.
+    Args:
+        iterations: erosions of the soft skeleton, at least half the width in voxels of the thickest
+            structure.
+        smooth: added to numerators and denominators, at least 1e-12.
 
-    ``iterations``: erosions of the soft skeleton, at least half the width in voxels of the thickest
-    structure. Each keeps two fields for the backward pass, where its inner steps are computed
-    again. An empty target costs what the prediction's skeleton does; both empty cost 0. A structure
-    that survives all erosions has no soft skeleton and is not felt.
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Shit et al., CVPR 2021.
+
+    Example:
+        >>> target = torch.zeros(1, 1, 7, 20)
+        >>> target[..., 2:5, 1:-1] = 1
+        >>> logits, valid = 40 * target - 20, torch.ones_like(target)
+        >>> round(cldice()(logits, target, valid).item(), 4)
+        0.0
+        >>> logits[..., 9:11] = -20  # a gap
+        >>> round(cldice()(logits, target, valid).item(), 4)
+        0.0625
     """
     iterations, smooth = (
         _whole(iterations, "'cldice': iterations", 0),
@@ -59,13 +77,20 @@ def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
 
 
 def few(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Options of ``cldice`` with no more iterations than are enough to try it."""
+    """Limit the iterations of ``cldice`` to what is enough to try it.
+
+    Args:
+        options: options of :func:`cldice`.
+
+    Returns:
+        The options for a trial.
+    """
     often = options.get("iterations")
     return {**options, "iterations": FEW} if isinstance(often, int) and often > FEW else options
 
 
 def _soft_skeleton(p: Tensor, iterations: int) -> Tensor:
-    """MONAI's ``soft_skel``, whose iterations keep 2 fields each for the backward pass and not 32."""
+    """MONAI's ``soft_skel``, but iterations keep 2 fields for the backward pass and not 32."""
     again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     thin: Tensor = again(_ridge, p)
     for _ in range(iterations):
@@ -84,12 +109,22 @@ def _thinner(p: Tensor, thin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def skeleton_recall(*, radius: float = RADIUS) -> Loss:
-    """Skeleton recall (Kirchhoff et al., ECCV 2024): ``1 - sum p t / sum t``, mean over samples and
-    classes.
+    """Skeleton recall, ``1 - sum p t / sum t``, mean over samples and classes.
 
     t is the skeleton of the label, grown by ``radius`` voxels inside it, the map ``skeleton``.
-    Closes gaps in lines. It does not feel what is predicted elsewhere and thickens an answer if
-    nothing holds against it. Without a skeleton the value is 0.
+    Closes gaps in lines. It does not depend on what is predicted elsewhere, and alone it thickens a
+    prediction. Without a skeleton the value is 0.
+
+    Args:
+        radius: voxels by which the map's skeleton is grown; read when the map is made.
+
+    Returns:
+        ``loss(logits, target, valid, skeleton)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for a ``radius`` that cannot be used.
+
+    Source: Kirchhoff et al., ECCV 2024.
     """
     number(radius, "'skeleton_recall': radius")
 
@@ -102,14 +137,25 @@ def skeleton_recall(*, radius: float = RADIUS) -> Loss:
 
 
 def surface_recall(*, fp_weight: float = 0.5, radius: float = RADIUS) -> Loss:
-    """Recall on the medial surface, and the false-positive volume: ``1 - sum p t / sum t +
-    fp_weight * sum p (1 - y) / sum (1 - y)``.
+    """Recall on the medial surface, and the false-positive volume.
 
-    t is the middle of the label's sheets, found across all three axes and grown by ``radius``
-    voxels inside the label, the map ``medial_surface`` (the recall of Kirchhoff et al., ECCV 2024,
-    for sheets; in 2D it is that of the skeleton). Sums run over the valid voxels of a sample and
-    class, 1 - y is all that is not of the class. Closes holes in sheets. Without a medial surface
-    the first part is 0, without background the second.
+    ``1 - sum p t / sum t + fp_weight * sum p (1 - y) / sum (1 - y)``, where t is the middle of the
+    label's sheets, found across all three axes and grown by ``radius`` voxels inside the label, the
+    map ``medial_surface`` (in 2D it is that of the skeleton). Sums run over the valid voxels of a
+    sample and class, 1 - y is all that is not of the class. Closes holes in sheets. Without a
+    medial surface the first part is 0, without background the second.
+
+    Args:
+        fp_weight: weight of the false-positive volume.
+        radius: voxels by which the map's surface is grown; read when the map is made.
+
+    Returns:
+        ``loss(logits, target, valid, medial_surface)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: the recall of Kirchhoff et al., ECCV 2024, for sheets.
     """
     fp_weight = number(fp_weight, "'surface_recall': fp_weight")
     number(radius, "'surface_recall': radius")
@@ -125,15 +171,25 @@ def surface_recall(*, fp_weight: float = 0.5, radius: float = RADIUS) -> Loss:
 
 
 def boundary(*, reach: float = REACH) -> Loss:
-    """Boundary loss (Kervadec et al., MIDL 2019): ``mean (p - y) d / reach`` over valid voxels and
-    classes.
+    """Boundary loss, ``mean (p - y) d / reach`` over valid voxels and classes.
 
     d is the signed distance to the label's surface, negative inside, cut off at ``reach`` voxels:
     the map ``distance``. The published loss is ``mean p d``; the constant taken off changes no
-    gradient and makes the value ``mean |p - y| |d| / reach``, which is 0 for the right answer. An
-    error costs the more the farther it lies from the surface, so bridges over wide gaps and holes
-    in thick bodies weigh more than a shifted edge. It knows no topology, and alone it favours the
-    empty answer where the label is thin: combine it with dice or ce.
+    gradient and makes the value ``mean |p - y| |d| / reach``, which is 0 for the right prediction.
+    An error costs the more the farther it lies from the surface, so bridges over wide gaps and
+    holes in thick bodies weigh more than a shifted edge. It knows no topology, and alone it favours
+    the empty prediction where the label is thin: combine it with dice or ce.
+
+    Args:
+        reach: voxels at which the distance is cut off, from 1 to 1000.
+
+    Returns:
+        ``loss(logits, target, valid, distance)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for a ``reach`` that cannot be used.
+
+    Source: Kervadec et al., MIDL 2019.
     """
     reach = number(reach, "'boundary': reach", 1, 1000)
 
@@ -146,16 +202,34 @@ def boundary(*, reach: float = REACH) -> Loss:
 
 
 def connectivity(*, reach: Sequence[int] = (1,), smooth: float = 1e-5) -> Loss:
-    """Soft Dice of links: ``1 - (2 sum a t + smooth) / (sum a + sum t + smooth)``, mean over axes,
-    reaches, samples and classes.
+    """Soft Dice of links: ``1 - (2 sum a t + smooth) / (sum a + sum t + smooth)``.
 
     A link joins a voxel with the one r voxels on along an axis, for each r of ``reach``. Its
     predicted strength a is the least p of the r + 1 voxels along it, its truth t is 1 where all of
-    them belong to the label: the affinities of Turaga et al. (Neural Computation 2010) and Funke et
-    al. (TPAMI 2019), here of the foreground. A link counts where all of its voxels are valid. One
-    weak voxel breaks the links of all axes through it, and the minimum hands their gradient to that
-    voxel alone: cut sheets and lines are joined. False links are in the denominator: bridges cost
-    too. Axes no longer than r have no such links.
+    them belong to the label: affinities, here of the foreground. The value is the mean over axes,
+    reaches, samples and classes. A link counts where all of its voxels are valid. One weak voxel
+    breaks the links of all axes through it, and the minimum hands their gradient to that voxel
+    alone: cut sheets and lines are joined. False links are in the denominator: bridges cost too.
+    Axes no longer than r have no such links.
+
+    Args:
+        reach: lengths of links in voxels, each at least 1.
+        smooth: added to numerator and denominator, at least 1e-12.
+
+    Returns:
+        ``loss(logits, target, valid)``, see :data:`pipeline.losses.masked.Loss`.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: affinities of Turaga et al., Neural Computation 2010, and Funke et al., TPAMI 2019.
+
+    Example:
+        >>> target = torch.ones(1, 1, 1, 8)
+        >>> logits, valid = 40 * target - 20, torch.ones_like(target)
+        >>> logits[..., 4] = -20  # one voxel breaks two of seven links
+        >>> round(connectivity()(logits, target, valid).item(), 4)
+        0.1667
     """
     if not isinstance(reach, list | tuple) or not reach:
         raise ConfigError(
@@ -191,8 +265,9 @@ def _dice(a: Tensor, b: Tensor, smooth: float) -> Tensor:
 
 
 def _classes(logits: Tensor, target: Tensor, valid: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and one-hot label of every class but background, both ``(B, K, *S)`` and 0 where
-    not valid.
+    """Probability and one-hot label of every class but background, ``(B, K, *S)``.
+
+    Both are 0 where not valid.
     """
     first = 1 if logits.shape[1] > 1 else 0
     p, y = ((x * valid)[:, first:] for x in (probabilities(logits), one_hot(target, logits)))

@@ -1,5 +1,4 @@
-"""The convolutions of VGG16 as a fixed measure of images: features of named layers, and weights
-that are found or refused.
+"""The convolutions of VGG16: features of named layers, and their pretrained weights.
 
 Layers and weights are those of Simonyan & Zisserman (ICLR 2015) as torchvision publishes them,
 under its names ``features.N.weight`` and ``features.N.bias``; torchvision itself is not needed. Of
@@ -32,10 +31,11 @@ Other VGG16 weights of the same shape expect other inputs.
 """
 URL = f"https://download.pytorch.org/models/{NAME}"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's red, green and blue in 0..1: what these weights were trained with."""
+"""Mean and standard deviation of ImageNet's red, green and blue in 0..1, as in training."""
 USUAL = "relu3_3"
 """Deepest layer of a slim file unless a deeper one is asked for."""
 PICKLED = (".pth", ".pt")
+"""Suffixes of files that torch saves."""
 
 
 class WeightsError(UserError):
@@ -44,17 +44,25 @@ class WeightsError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
-    """One convolution of kernel 3 with the ReLU after it; ``block`` counts from 1, and a max
-    pooling follows each block.
-    """
+    """One convolution of kernel 3 with the ReLU after it."""
 
     layer: str
+    """Name of its output, ``relu1_1`` ..."""
     block: int
+    """Number of its block from 1; a max pooling follows each block."""
     key: str
+    """Name of its weights without ``.weight`` and ``.bias``."""
     inside: int
+    """Channels in."""
     outside: int
+    """Channels out."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """List the shapes of its weights.
+
+        Returns:
+            Shape by name.
+        """
         return {
             f"{self.key}.weight": (self.outside, self.inside, 3, 3),
             f"{self.key}.bias": (self.outside,),
@@ -72,10 +80,8 @@ def _convolutions() -> Iterator[Convolution]:
                 inside=inside,
                 outside=width,
             )
-            index, inside = (
-                index + 2,
-                width,
-            )  # a ReLU takes a number of its own, and so does a pooling
+            # A ReLU has a number of its own, and so has a pooling.
+            index, inside = index + 2, width
         index += 1
 
 
@@ -85,18 +91,43 @@ LAYERS = tuple(c.layer for c in CONVOLUTIONS)
 
 
 def deepest(layers: Collection[str]) -> str:
-    """The one of ``layers`` that lies deepest."""
+    """Find the deepest of some layers.
+
+    Args:
+        layers: names of layers.
+
+    Returns:
+        Name of the deepest one.
+
+    Example:
+        >>> deepest(["relu3_1", "relu1_2"])
+        'relu3_1'
+    """
     return max(layers, key=LAYERS.index)
 
 
 def blocks(last: str) -> list[list[Convolution]]:
-    """The convolutions up to layer ``last``, by block."""
+    """List the convolutions up to a layer, by block.
+
+    Args:
+        last: name of the last layer.
+
+    Returns:
+        Convolutions of each block.
+    """
     used = CONVOLUTIONS[: LAYERS.index(last) + 1]
     return [[c for c in used if c.block == block] for block in range(1, used[-1].block + 1)]
 
 
 def shapes(last: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight up to layer ``last``."""
+    """List the shapes of all weights up to a layer.
+
+    Args:
+        last: name of the last layer.
+
+    Returns:
+        Shape by name of the weight.
+    """
     return {
         name: shape for block in blocks(last) for c in block for name, shape in c.shapes().items()
     }
@@ -105,11 +136,19 @@ def shapes(last: str) -> dict[str, tuple[int, ...]]:
 def features(
     x: Tensor, weights: Mapping[str, Tensor], layers: Collection[str], save_memory: bool = False
 ) -> dict[str, Tensor]:
-    """Outputs of ``layers`` for images ``(B, 3, Y, X)`` that are already brought to mean 0 and
-    deviation 1.
+    """Compute the outputs of some layers.
 
-    Block b halves both sides b - 1 times; sides must be at least 2^(b - 1). With ``save_memory``
-    only what enters each block is kept for the backward pass, which computes the rest again.
+    Block b halves both sides b - 1 times; sides must be at least 2^(b - 1).
+
+    Args:
+        x: images ``(B, 3, Y, X)``, already normalised by ``MEAN`` and ``STD``.
+        weights: all weights up to the deepest layer.
+        layers: names of layers.
+        save_memory: keep only what enters each block for the backward pass, which computes the rest
+            again.
+
+    Returns:
+        Features ``(B, C, Y / 2^(b - 1), X / 2^(b - 1))`` by layer, sides rounded down.
     """
     found: dict[str, Tensor] = {}
     parts = blocks(deepest(layers))
@@ -145,8 +184,15 @@ def _block(
 
 
 def random_weights(last: str) -> dict[str, Tensor]:
-    """He-normal weights without bias, the same at every call and without a draw from torch's global
-    generator.
+    """Draw He-normal weights without bias, the same at every call.
+
+    Torch's global generator is not used.
+
+    Args:
+        last: name of the last layer.
+
+    Returns:
+        Weights by name, float32.
     """
     make = torch.Generator().manual_seed(0)
     fresh = {}
@@ -161,21 +207,41 @@ def random_weights(last: str) -> dict[str, Tensor]:
 
 
 def cache() -> Path:
-    """Torch's folder of downloaded weights, which ``TORCH_HOME`` and ``XDG_CACHE_HOME`` move."""
+    """Find torch's folder of downloaded weights, which ``TORCH_HOME`` and ``XDG_CACHE_HOME`` move.
+
+    Returns:
+        The folder, which need not exist.
+    """
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def slim_path(last: str) -> Path:
-    """Where the slim file up to ``last`` is looked for when no path is given."""
+    """Find where the slim file is read and written when no path is given.
+
+    Args:
+        last: name of the last layer.
+
+    Returns:
+        The path, which need not exist.
+    """
     return cache() / f"vgg16-{HASH}-{deepest([last, USUAL])}.safetensors"
 
 
 def check(path: Path, last: str) -> None:
-    """Raise WeightsError unless ``path`` can hold the weights up to ``last``; of a safetensors
-    file, unless they are there and finite.
+    """Check that a file can hold the weights up to a layer.
+
+    The weights of a safetensors file must be there and finite; a pickled file is not read.
+
+    Args:
+        path: file of weights.
+        last: name of the last layer.
+
+    Raises:
+        WeightsError: for a missing file, an unknown suffix, or weights that are missing or not
+            finite.
     """
     if not path.is_file():
-        raise WeightsError(f"VGG16 weights {path}: no such file. {_ways(last)}")
+        raise WeightsError(f"VGG16 weights {path}: no such file. {_instructions(last)}")
     if path.suffix == ".safetensors":
         with _opened(path) as file:
             have = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -184,15 +250,25 @@ def check(path: Path, last: str) -> None:
     elif path.suffix not in PICKLED:
         raise WeightsError(
             f"VGG16 weights {path}: must be a .safetensors file made by data_prep/slim_vgg.py, or"
-            f" {NAME}. {_ways(last)}"
+            f" {NAME}. {_instructions(last)}"
         )
 
 
 def load(path: Path | None, last: str) -> dict[str, Tensor]:
-    """Weights up to layer ``last``, from ``path``, or else from the cache, or else from the network
-    into the cache.
+    """Load the weights up to a layer from a file, or else from the cache.
 
-    A pickled file must be the published one. Raises WeightsError, never makes weights up.
+    Where the cache has none, they are downloaded into it. A pickled file must be the published one.
+    Weights are never made up.
+
+    Args:
+        path: file of weights; None: cache or download.
+        last: name of the last layer.
+
+    Returns:
+        Weights by name, float32.
+
+    Raises:
+        WeightsError: for weights that cannot be found or used.
     """
     if path is not None:
         check(path, last)
@@ -208,9 +284,8 @@ def load(path: Path | None, last: str) -> dict[str, Tensor]:
     if not full.is_file():
         _download(full, last)
     weights, digest = read_pickled(full, deepest([last, USUAL]))
-    with contextlib.suppress(
-        OSError
-    ):  # a cache that cannot be written costs time at the next start, nothing else
+    # A cache that cannot be written costs time at the next start, nothing else.
+    with contextlib.suppress(OSError):
         write_slim(slim, weights, digest)
     return {name: weights[name] for name in shapes(last)}
 
@@ -219,17 +294,15 @@ def _download(full: Path, last: str) -> None:
     try:
         full.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(full), hash_prefix=HASH)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # URLError is an OSError; RuntimeError is torch's word for a wrong hash
+    # URLError is an OSError; torch raises RuntimeError for a wrong hash.
+    except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"VGG16 weights: not in {cache()}, and {URL} could not be fetched ({error})."
-            f" {_ways(last)}"
+            f" {_instructions(last)}"
         ) from None
 
 
-def _ways(last: str) -> str:
+def _instructions(last: str) -> str:
     return (
         "Three ways to the weights: option weights: FILE with FILE from 'python"
         f" data_prep/slim_vgg.py {NAME} FILE'; the same command without FILE, which fills the cache"
@@ -238,13 +311,30 @@ def _ways(last: str) -> str:
 
 
 def read_slim(path: Path, last: str) -> dict[str, Tensor]:
-    """Weights up to ``last`` from a checked safetensors file, as float32."""
+    """Read the weights up to a layer from a checked safetensors file.
+
+    Args:
+        path: the file.
+        last: name of the last layer.
+
+    Returns:
+        Weights by name, float32.
+
+    Raises:
+        WeightsError: for a file that cannot be read.
+    """
     with _opened(path) as file:
         return {name: file.get_tensor(name).float() for name in shapes(last)}
 
 
 def write_slim(path: Path, weights: Mapping[str, Tensor], digest: str) -> None:
-    """Write a slim file whose header holds the SHA-256 of the file that the weights come from."""
+    """Write a slim file whose header holds the SHA-256 of the file that the weights come from.
+
+    Args:
+        path: the file to write.
+        weights: weights by name.
+        digest: SHA-256 of their source, in hexadecimal.
+    """
     plain = {name: weight.contiguous() for name, weight in weights.items()}
     files.write_bytes(
         path,
@@ -260,8 +350,9 @@ def write_slim(path: Path, weights: Mapping[str, Tensor], digest: str) -> None:
 
 
 def _require_published(path: Path) -> None:
-    """The cache answers to nobody's name for a file, so what lies there must be the published
-    weights.
+    """Refuse a cached file that was not made from the published weights.
+
+    Nobody named the cached file, so nobody chose other weights.
     """
     with _opened(path) as file:
         digest = (file.metadata() or {}).get("sha256", "")
@@ -275,10 +366,19 @@ def _require_published(path: Path) -> None:
 def read_pickled(
     path: Path, last: str, accept_other: bool = False
 ) -> tuple[dict[str, Tensor], str]:
-    """Weights up to ``last`` as float32, and the file's SHA-256, from a file as torch saves them.
+    """Read the weights up to a layer from a file as torch saves them.
 
-    Raises WeightsError for a damaged file, and unless ``accept_other`` for any but the published
-    one.
+    Args:
+        path: the file.
+        last: name of the last layer.
+        accept_other: accept other files than the published one.
+
+    Returns:
+        Weights by name, float32, and the file's SHA-256 in hexadecimal.
+
+    Raises:
+        WeightsError: for a damaged file, weights that are missing or not finite, and unless
+            ``accept_other`` for any file but the published one.
     """
     digest = files.sha256(path)
     if not digest.startswith(HASH) and not accept_other:
@@ -292,7 +392,7 @@ def read_pickled(
         # lets nothing but tensors through.
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # unpickling fails in many ways, and there is no telling which
+    except Exception as error:  # unpickling fails with errors of many types
         raise WeightsError(
             f"{path}: not readable as weights that torch saved ({error}). Fetch {URL} again."
         ) from None
@@ -301,7 +401,7 @@ def read_pickled(
 
 
 def _finite(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights. Raises WeightsError where one is NaN or infinite."""
+    """Return the same weights; raise WeightsError where one is NaN or infinite."""
     bad = {name: count for name, w in weights.items() if (count := int((~torch.isfinite(w)).sum()))}
     if bad:
         shown = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:3])

@@ -1,6 +1,4 @@
-"""The weighted sum of loss terms, each with its head and its target: all that training knows of
-losses.
-"""
+"""The weighted sum of loss terms, each with its head and its target, as training uses it."""
 
 from __future__ import annotations
 
@@ -23,13 +21,27 @@ from pipeline.records import LossTerm
 class WeightedSum:
     """``sum of weight * loss(outputs[head], batch[target])`` over the terms of a config.
 
-    ``kinds`` says for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"``
-    mask; voxels of a label target that hold ``ignore_label`` count in no term. A soft mask is
-    brought down to a smaller head by the means of blocks. A loss that reads a map made from its
-    target (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one
-    that reads the mask ``batch["mask"]``; ``maps`` holds these names by term. Raises ConfigError
-    for an unknown loss, option or target, a loss of the wrong kind, a mask that is not there, or a
-    weight that is negative or not finite.
+    Voxels of a label target that hold ``ignore_label`` count in no term. A soft mask is reduced to
+    the size of a smaller head by the means of blocks. A loss that reads a map made from its target
+    (``pipeline.data.derived``) is given ``batch["label:skeleton"]`` or the like, and one that reads
+    the mask of change ``batch["mask"]``; the attribute ``maps`` holds these names by term.
+
+    Args:
+        terms: the terms.
+        kinds: for each target whether it holds ``"labels"``, an ``"image"`` or a ``"soft"`` mask.
+        ignore_label: class number of voxels that do not count; None: all count.
+
+    Raises:
+        ConfigError: for an unknown loss, option or target, a loss of the wrong kind, a mask that is
+            not there, or a weight that is negative or not finite.
+
+    Example:
+        >>> terms = [LossTerm(name="ce"), LossTerm(name="dice", weight=0.5)]
+        >>> loss = WeightedSum(terms, {"label": "labels"})
+        >>> outputs = {"main": torch.zeros(1, 1, 2, 2)}
+        >>> total, values = loss(outputs, {"label": torch.tensor([[[[0, 1], [1, 0]]]])})
+        >>> round(total.item(), 4), {name: round(value.item(), 4) for name, value in values.items()}
+        (0.9431, {'ce': 0.6931, 'dice': 0.5})
     """
 
     def __init__(
@@ -46,19 +58,29 @@ class WeightedSum:
         self.losses = {
             key: make(term, f"losses.{i}") for i, (key, term) in enumerate(self.terms.items())
         }
-        self.maps = {key: wish.key for key, term in self.terms.items() for wish in reads([term])}
+        self.maps = {key: found.key for key, term in self.terms.items() for found in reads([term])}
         self.kinds = dict(kinds)
         self.ignore_label = ignore_label
 
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total with its gradient, and the detached value of each term, unweighted: ``{"dice":
-        ..., "dice@mask": ...}``.
+        """Compute the total with its gradient, and the detached value of each term, unweighted.
 
         With ``training=False``, deep-supervision terms whose head is absent are left out. Any other
-        absent head, target or map is a KeyError, because a loss that silently loses a term trains
+        absent head, target or map is an error, because a loss that silently loses a term trains
         another model than the one asked for.
+
+        Args:
+            outputs: logits ``(B, K, *S)`` by head.
+            batch: targets and maps ``(B, C, *S)`` by name.
+            training: whether deep-supervision heads must be there.
+
+        Returns:
+            The total, a tensor ``()``, and the values by term: ``{"dice": ..., "dice@mask": ...}``.
+
+        Raises:
+            KeyError: for an absent head, target or map, or where no term is left.
         """
         targets: dict[str, tuple[Tensor, Tensor]] = {}
         values: dict[str, Tensor] = {}
@@ -74,7 +96,7 @@ class WeightedSum:
                 targets[term.target],
             )
             if self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
-                target, valid = _brought_down(target, valid, head.shape[2:])
+                target, valid = _downsampled(target, valid, head.shape[2:])
             maps = [self._map(batch, key)] if key in self.maps else []
             values[key] = self.losses[key](head, target, valid, *maps)
         if not values:
@@ -86,15 +108,13 @@ class WeightedSum:
         return total, {key: value.detach() for key, value in values.items()}
 
     def _map(self, batch: Mapping[str, Tensor], key: str) -> Tensor:
-        """The map of a term; of a mask given as labels the ignored voxels are 0."""
+        """The map of a term; in a mask given as labels, ignored voxels are set to 0."""
         name = self.maps[key]
         found = _pick(batch, name, key, "the batch", "map")
         return self._clean(found, name)[0] if name in self.kinds else found
 
     def _clean(self, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``: 1 where a voxel
-        counts.
-        """
+        """Target with ignored voxels set to 0, and ``valid`` ``(B, 1, *S)``."""
         if self.kinds[name] != "labels" or self.ignore_label is None:
             return target, torch.ones_like(target[:, :1], dtype=torch.float32)
         # Compared as int64: against uint8 torch takes the label modulo 256, and 256 would mean
@@ -103,12 +123,12 @@ class WeightedSum:
         return target.masked_fill(ignored, 0), (~ignored).float()
 
 
-def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A target ``(B, C, *S)`` as means of blocks and ``valid`` where a whole block is, if blocks of
-    one size bring S to ``size``.
+def _downsampled(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Reduce a target ``(B, C, *S)`` to ``size`` by the means of blocks.
 
-    The last block may be smaller, as for a head of half the size, rounded up. Anything else is left
-    to the loss to refuse.
+    ``valid`` stays 1 where a whole block is. Blocks have one size; the last may be smaller, as for
+    a head of half the size, rounded up. Where no such blocks bring S to ``size``, nothing is
+    changed, and the loss refuses the shapes.
     """
     full = target.shape[2:]
     block = [math.ceil(n / m) for n, m in zip(full, size, strict=True)]
@@ -125,8 +145,9 @@ def _brought_down(target: Tensor, valid: Tensor, size: Sequence[int]) -> tuple[T
 
 
 def _keys(terms: Sequence[LossTerm]) -> list[str]:
-    """A distinct name for each term: ``dice``, ``dice@mask``; repeated ``dice:vessel``, then
-    ``dice:2``, ``dice:3`` ...
+    """A distinct name for each term: ``dice``, ``dice@mask``, ...
+
+    Repeated names become ``dice:vessel``, then ``dice:2``, ``dice:3`` ...
     """
     keys: list[str] = []
     for term in terms:
@@ -139,8 +160,9 @@ def _keys(terms: Sequence[LossTerm]) -> list[str]:
 
 
 def _is_coarse(term: LossTerm, head: Tensor, target: Tensor) -> bool:
-    """Whether a mask drawn as labels meets coarser logits of a further head, such as those of
-    ``abpn``: it is then compared softly.
+    """Whether a mask drawn as labels meets coarser logits of a further head.
+
+    Such as those of ``abpn``; it is then compared as a soft mask.
     """
     coarser = any(h < t for h, t in zip(head.shape[2:], target.shape[2:], strict=True))
     return (
@@ -165,10 +187,22 @@ def _pick(tensors: Mapping[str, Tensor], name: str, key: str, where: str, role: 
 
 
 def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTerm, ...]:
-    """The terms, and where no term names a deep-supervision head of the network: those of head main
-    again for each head ``deepN``.
+    """Add terms for deep-supervision heads where no term names one.
 
-    The weight of such a term is that of head main times ``0.5**N``, N from 1 for the finest.
+    The terms of head main are repeated for each head ``deepN``, with their weight times ``0.5**N``,
+    N from 1 for the finest.
+
+    Args:
+        terms: terms of a config.
+        heads: names of the network's heads.
+
+    Returns:
+        All terms.
+
+    Example:
+        >>> terms = with_deep([LossTerm(name="dice")], ["main", "deep1", "deep2"])
+        >>> [(term.head, term.weight) for term in terms]
+        [('main', 1.0), ('deep1', 0.5), ('deep2', 0.25)]
     """
     deep = sorted((head for head in heads if _is_deep(head)), key=lambda head: int(head[4:]))
     if any(_is_deep(term.head) for term in terms):
@@ -185,10 +219,15 @@ def with_deep(terms: Sequence[LossTerm], heads: Collection[str]) -> tuple[LossTe
 
 
 def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]) -> None:
-    """Refuse, before any training, terms that read a head or target that does not exist or is of
-    the wrong kind.
+    """Refuse terms that read a head or target that does not exist or is of the wrong kind.
 
-    One ConfigError lists all that :func:`faults` finds.
+    Args:
+        terms: terms of a config.
+        heads: names of the network's heads; empty: not known.
+        targets: kind by name: ``"labels"``, ``"image"`` or ``"soft"``.
+
+    Raises:
+        ConfigError: one that lists all that :func:`faults` finds.
     """
     _refuse(faults(terms, heads, targets))
 
@@ -196,10 +235,15 @@ def check(terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[st
 def faults(
     terms: Sequence[LossTerm], heads: Collection[str], targets: Mapping[str, str]
 ) -> list[str]:
-    """What is wrong with the terms; ``heads`` are those of the network, none where they are not
-    known.
+    """List what is wrong with the terms.
 
-    ``targets`` maps names to ``"labels"``, ``"image"`` or ``"soft"``.
+    Args:
+        terms: terms of a config.
+        heads: names of the network's heads; empty: not known.
+        targets: kind by name: ``"labels"``, ``"image"`` or ``"soft"``.
+
+    Returns:
+        A message for each fault.
     """
     found: list[str] = []
     for i, term in enumerate(terms):
@@ -236,7 +280,7 @@ def _faults(where: str, term: LossTerm, targets: Mapping[str, str]) -> Iterator[
             f"{where} cannot read target {term.target!r}, which holds {holds}. Losses for it:"
             f" {', '.join(sorted(for_target(kind)))}."
         )
-    if derived.MASK not in targets and any(wish.key == derived.MASK for wish in reads([term])):
+    if derived.MASK not in targets and any(found.key == derived.MASK for found in reads([term])):
         yield (
             f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made"
             " from the pairs), or give masks of your own as data.targets."

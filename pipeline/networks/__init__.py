@@ -27,11 +27,17 @@ class NetworkEntry:
     """A network.
 
     Args:
-        build: ``build(in_channels, out_channels, dims, **options)`` gives a :class:`HeadedNet`. How
-            large it is needs no estimate: it is first built on torch's meta device, where weights
-            have a shape and no memory, and counted there (:mod:`pipeline.networks.outline`).
-        repeats: options that say how often something is done, and how often at most, for layers
-            take time even without memory. Other numbers may be up to 65,536.
+        build: ``build(in_channels, out_channels, dims, **options)`` returns a :class:`HeadedNet`.
+            Its size needs no estimate: it is first built on torch's meta device, where weights have
+            a shape and no memory, and counted there (:mod:`pipeline.networks.outline`).
+        repeats: options that say how often something is repeated, with the largest value of each,
+            for layers take time even without memory. Other numbers may be up to 65,536.
+
+    Example:
+        >>> from pipeline.networks import NETWORKS
+        >>> net = NETWORKS["segresnet"].build(in_channels=1, out_channels=2, dims=3, filters=8)
+        >>> net.heads, net.divisor
+        (('main',), (8, 8, 8))
     """
 
     build: Callable[..., HeadedNet]
@@ -53,21 +59,43 @@ NETWORKS: Registry[NetworkEntry] = Registry(
 )
 
 
-def build(part: NamedOptions, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
-    """The network that ``part`` names, with fresh weights from torch's global generator.
+def build(named: NamedOptions, in_channels: int, out_channels: int, dims: int) -> HeadedNet:
+    """Build a network by name, with fresh weights from torch's global generator.
 
-    ConfigError for a wrong name or option.
+    Args:
+        named: entry of :data:`NETWORKS` and its options.
+        in_channels: channels of the input.
+        out_channels: channels of head ``main``.
+        dims: space axes, 2 or 3.
+
+    Returns:
+        The network, on torch's default device and in training mode.
+
+    Raises:
+        ConfigError: for an unknown name, or an option that is unknown or has a wrong value.
+
+    Example:
+        >>> named = NamedOptions(name="sa_unet", options={"channels": [4, 8]})
+        >>> parameters(build(named, in_channels=3, out_channels=1, dims=2))
+        2039
     """
     given = {"in_channels": in_channels, "out_channels": out_channels, "dims": dims}
     try:
-        factory = bind(NETWORKS, part, "network", given=tuple(given))
+        factory = bind(NETWORKS, named, "network", given=tuple(given))
     except OptionTypeError as error:
         raise error.in_own_words(
-            lambda: NETWORKS[part.name].build(**given, **part.options)
+            lambda: NETWORKS[named.name].build(**given, **named.options)
         ) from None
     return factory(**given)
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of weights that training changes."""
+    """Count the weights that training changes.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Number of elements of all parameters that require a gradient.
+    """
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

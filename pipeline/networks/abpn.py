@@ -1,9 +1,9 @@
-"""ABPN for retouching photographs of any size: the hard part on a small copy, carried to full
-resolution as a layer of blending.
+"""Adaptive Blend Pyramid Network (ABPN) for retouching photographs of any size.
 
-After Lei et al., "ABPN: Adaptive Blend Pyramid Network for Real-Time Local Retouching of Ultra
-High-Resolution Photos" (CVPR 2022), whose code was never published; the widths are those of the
-weights that its authors released. Images are in [0, 1].
+The retouch is computed on a small copy of the image and carried to full resolution as a blend
+layer. After Lei et al., "ABPN: Adaptive Blend Pyramid Network for Real-Time Local Retouching of
+Ultra High-Resolution Photos" (CVPR 2022), whose code was never published; the widths are those of
+the weights that its authors released. Images are in [0, 1].
 """
 
 from __future__ import annotations
@@ -30,37 +30,42 @@ from pipeline.networks.base import (
 )
 
 SLOPE = 0.2
-"""Of the leaky ReLU on its negative side, everywhere."""
+"""Negative slope of every leaky ReLU."""
 
-FAINT = 1e-7
-"""Standard deviation of the weights of last convolutions: the answer begins as the input, yet
-gradient passes from the first step.
+LAST_STD = 1e-7
+"""Standard deviation of the weights of last convolutions.
+
+The output begins as the input, yet gradient passes from the first step.
 """
 
 BAND = 2**22
-"""Values of the widest map that :func:`in_bands` computes at once: 16 MiB in float32, unless that
-leaves fewer than ``ROWS``.
+"""Values of the widest map that :func:`in_bands` computes at once: 16 MiB in float32.
+
+Bands have at least ``ROWS`` rows even where that is more.
 """
 
 ROWS = 32
-"""Fewest rows in a band: those around it are computed twice, so that thin ones would cost much."""
+"""Fewest rows in a band: rows around a band are computed twice, so thin bands would cost much."""
 
 HALO = 4
-"""Rows that a band has more at each end: two convolutions of kernel 3 and a bilinear enlargement
-see less than four.
+"""Rows that a band has more at each end.
+
+Two convolutions of kernel 3 and a bilinear enlargement see less than four.
 """
 
 FORMS = ("soft_light", "positive")
 FLOOR = 0.1
-"""What the divisor of ``form: positive`` never falls below on [0, 1]."""
+"""Lower bound of the divisor of ``form: positive`` on [0, 1]."""
 
 
 # --- blending -------------------------------------------------------------------------------------
 
 
 class Blend(nn.Module):
-    """Adaptive blend and its inverse: ``R = sum_i (j_i B + k_i) g_i`` with g = (1, I, I²), six
-    scalars for all channels and levels.
+    """Adaptive blend and its inverse: ``R = sum_i (j_i B + k_i) g_i`` with g = (1, I, I²).
+
+    I is the image, B the blend layer and R the result; the six scalars j and k serve all channels
+    and levels.
 
     Written about the neutral layer, B = 1/2: ``R = A(I) + (B - 1/2) D(I)`` with ``D = sum j_i g_i``
     and ``A = sum (j_i / 2 + k_i) g_i``, which is I at the start. ``form`` says how D is made:
@@ -71,9 +76,22 @@ class Blend(nn.Module):
       ``D >= 0.1`` on [0, 1] however it is trained. They start as (0.2, 1, 0.2): soft light with a
       fifth of its greatest coefficient at both ends.
 
-    What is learned are offsets from these starts, so that weight decay pulls towards them; with
-    ``learn`` off nothing is. Computes in float32 (or float64) with autocast off: a quotient in half
-    precision would be wrong in every digit that counts.
+    The weights are offsets from these starts, so that weight decay pulls towards them. Computes in
+    float32 (or float64) with autocast off: a quotient in half precision would be wrong in every
+    digit that counts.
+
+    Args:
+        form: ``soft_light`` or ``positive``.
+        learn: whether the six scalars are trained.
+        epsilon: least ``|D|`` by which :meth:`inverse` divides, above 0.
+
+    Source: Lei et al., CVPR 2022.
+
+    Example:
+        >>> blend, image = Blend(), torch.full((1, 1, 1, 1), 0.5)
+        >>> result = blend(image, torch.full((1, 1, 1, 1), 0.7))
+        >>> round(result.item(), 4), round(blend.inverse(image, result).item(), 4)
+        (0.6, 0.7)
     """
 
     start: Tensor
@@ -92,11 +110,11 @@ class Blend(nn.Module):
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         """Coefficients of A and of D for 1, I and I²."""
-        answer, raw = (self.start + self.offset).unbind()
+        neutral, raw = (self.start + self.offset).unbind()
         if self.form == "soft_light":
-            return answer, raw
+            return neutral, raw
         b0, b1, b2 = (functional.softplus(raw) + FLOOR).unbind()
-        return answer, torch.stack([b0, 2 * (b1 - b0), b0 - 2 * b1 + b2])
+        return neutral, torch.stack([b0, 2 * (b1 - b0), b0 - 2 * b1 + b2])
 
     @property
     def j(self) -> Tensor:
@@ -105,31 +123,44 @@ class Blend(nn.Module):
 
     @property
     def k(self) -> Tensor:
-        """Scalars ``(3,)`` that do not."""
-        answer, slope = self._scalars()
-        return answer - slope / 2
+        """Scalars ``(3,)`` that do not multiply B."""
+        neutral, slope = self._scalars()
+        return neutral - slope / 2
 
     def forward(self, image: Tensor, blend: Tensor) -> Tensor:
-        """Result ``(B, C, Y, X)`` of laying ``blend`` on ``image``, both of that shape; float32 at
-        least.
+        """Lay a blend layer on an image.
+
+        Args:
+            image: ``(B, C, Y, X)`` in [0, 1].
+            blend: layer of the same shape; 1/2 is neutral.
+
+        Returns:
+            The result R ``(B, C, Y, X)``, float32 or float64.
         """
-        with _exact(image):
-            image, blend = _wide(image), _wide(blend)
-            answer, slope = self._scalars()
-            return _quadratic(answer, image) + (blend - 0.5) * _quadratic(slope, image)
+        with _without_autocast(image):
+            image, blend = _at_least_float32(image), _at_least_float32(blend)
+            neutral, slope = self._scalars()
+            return _quadratic(neutral, image) + (blend - 0.5) * _quadratic(slope, image)
 
     def inverse(self, image: Tensor, result: Tensor) -> Tensor:
-        """The layer that turns ``image`` into ``result``: ``1/2 + (R - A) / D``, exact up to
-        rounding where ``|D| >= epsilon``.
+        """Compute the layer that turns an image into a given result: ``1/2 + (R - A) / D``.
 
-        Where D is nearer to zero it is ``1/2 + (R - A) D / epsilon²``: continuous, of the right
-        sign, 1/2 where D is 0, and never further from 1/2 than ``|R - A| / epsilon``.
+        Exact up to rounding where ``|D| >= epsilon``. Where D is nearer to zero it is
+        ``1/2 + (R - A) D / epsilon²``: continuous, of the right sign, 1/2 where D is 0, and never
+        further from 1/2 than ``|R - A| / epsilon``.
+
+        Args:
+            image: ``(B, C, Y, X)`` in [0, 1].
+            result: the wanted result, of the same shape.
+
+        Returns:
+            The blend layer ``(B, C, Y, X)``, float32 or float64.
         """
-        with _exact(image):
-            image, result = _wide(image), _wide(result)
-            answer, slope = self._scalars()
+        with _without_autocast(image):
+            image, result = _at_least_float32(image), _at_least_float32(result)
+            neutral, slope = self._scalars()
             divisor = _quadratic(slope, image)
-            return 0.5 + (result - _quadratic(answer, image)) * divisor / divisor.square().clamp(
+            return 0.5 + (result - _quadratic(neutral, image)) * divisor / divisor.square().clamp(
                 min=self.epsilon**2
             )
 
@@ -138,11 +169,11 @@ def _quadratic(scalars: Tensor, x: Tensor) -> Tensor:
     return (scalars[2] * x + scalars[1]) * x + scalars[0]
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _exact(x: Tensor) -> AbstractContextManager[Any]:
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off on the device of ``x``, where that has autocast at all."""
     kind = x.device.type
     return (
@@ -156,27 +187,50 @@ def _exact(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def halved(x: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels."""
+    """Halve a map by the means of 2 x 2 pixels.
+
+    Args:
+        x: ``(B, C, Y, X)``; an odd last row or column is left out.
+
+    Returns:
+        ``(B, C, Y // 2, X // 2)``.
+    """
     return functional.avg_pool2d(x, 2)
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Twice as large, bilinear between pixel centres."""
+    """Double a map by bilinear interpolation between pixel centres.
+
+    Args:
+        x: ``(B, C, Y, X)``.
+
+    Returns:
+        ``(B, C, 2 Y, 2 X)``.
+    """
     return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 Step = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-"""Maps of one size and maps of half that size -> a map of the first size; local: a row depends on
-fewer than ``HALO`` around it.
+"""Computes a map of one size from maps of that size and maps of half that size.
+
+It must be local: a row may depend on fewer than ``HALO`` rows around it.
 """
 
 
 def in_bands(step: Step, fine: Sequence[Tensor], coarse: Sequence[Tensor], widest: int) -> Tensor:
-    """``step(fine, coarse)``, computed in bands of rows when no gradient is wanted, so that its
-    inner maps are never whole.
+    """Compute ``step(fine, coarse)`` in bands of rows, so that its inner maps are never whole.
 
-    ``widest``: channels of the widest of these. The bands are as the whole to rounding. Not banded
-    while an export is traced, which would write the number of bands into the export.
+    The result equals that of the whole maps up to rounding. Not banded where a gradient is wanted,
+    nor while an export is traced, which would write the number of bands into the export.
+
+    Args:
+        step: function to compute.
+        fine: maps ``(B, C, Y, X)``.
+        coarse: maps ``(B, C, Y / 2, X / 2)``; may be empty.
+        widest: channels of the widest inner map of ``step``.
+
+    Returns:
+        The map ``(B, C, Y, X)``.
     """
     if torch.is_grad_enabled() or torch.jit.is_tracing():
         return step(fine, coarse)
@@ -211,19 +265,25 @@ def _normalise(norm: Spec | None, channels: int) -> nn.Module:
     )
 
 
-def _started(conv: nn.Conv2d, faint: slice = slice(0)) -> nn.Conv2d:
-    """He's start for leaky ReLU (ICCV 2015) and no bias; almost nothing for the outputs ``faint``."""
+def _initialised(conv: nn.Conv2d, faint: slice = slice(0)) -> nn.Conv2d:
+    """He's initialisation for leaky ReLU (ICCV 2015), no bias, outputs ``faint`` almost zero."""
     nn.init.kaiming_normal_(conv.weight, a=SLOPE, nonlinearity="leaky_relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     with torch.no_grad():
-        conv.weight[faint].normal_(std=FAINT)
+        conv.weight[faint].normal_(std=LAST_STD)
     return conv
 
 
 class Plain(nn.Module):
-    """Convolution of kernel 3, norm, leaky ReLU; the ``last`` of a decoder is the convolution
-    alone.
+    """Convolution of kernel 3, norm, leaky ReLU.
+
+    Args:
+        inside: channels in.
+        outside: channels out.
+        norm: normalisation; None: none, and the convolution has a bias.
+        stride: stride of the convolution.
+        last: end of a decoder: no leaky ReLU.
     """
 
     def __init__(
@@ -236,18 +296,35 @@ class Plain(nn.Module):
     ) -> None:
         super().__init__()
         self.last = last
-        self.conv = _started(nn.Conv2d(inside, outside, 3, stride, padding=1, bias=norm is None))
+        self.conv = _initialised(
+            nn.Conv2d(inside, outside, 3, stride, padding=1, bias=norm is None)
+        )
         self.norm = _normalise(norm, outside)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the block.
+
+        Args:
+            x: ``(B, inside, Y, X)``.
+
+        Returns:
+            ``(B, outside, ceil(Y / stride), ceil(X / stride))``.
+        """
         y = self.norm(self.conv(x))
         return y if self.last else _leaky(y)
 
 
 class Gated(nn.Module):
-    """Gated convolution ``phi(W_f x) * sigmoid(W_g x)`` of kernel 3 (Yu et al., ICCV 2019); the
-    ``last`` has no phi, for it has to darken as well as lighten, and starts almost at zero. One
-    convolution computes both, features before gates.
+    """Gated convolution ``phi(W_f x) * sigmoid(W_g x)`` of kernel 3 (Yu et al., ICCV 2019).
+
+    One convolution computes both, features before gates.
+
+    Args:
+        inside: channels in.
+        outside: channels out.
+        norm: normalisation of the features; None: none.
+        last: end of a decoder: no phi, for it has to darken as well as lighten, and it starts
+            almost at zero.
     """
 
     def __init__(
@@ -255,26 +332,39 @@ class Gated(nn.Module):
     ) -> None:
         super().__init__()
         self.last = last
-        self.conv = _started(
+        self.conv = _initialised(
             nn.Conv2d(inside, 2 * outside, 3, padding=1), slice(outside if last else 0)
         )
         self.norm = _normalise(norm, outside)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the block.
+
+        Args:
+            x: ``(B, inside, Y, X)``.
+
+        Returns:
+            ``(B, outside, Y, X)``.
+        """
         features, gates = self.conv(x).chunk(2, 1)
         features = self.norm(features)
         return (features if self.last else _leaky(features)) * gates.sigmoid()
 
 
 class LowResolution(nn.Module):
-    """Low-resolution layer: one encoder, a decoder for the mask, and one of gated convolutions for
-    the retouch, which sees the mask.
+    """Low-resolution layer: an encoder, a decoder for the mask and one for the retouch.
 
-    ``(B, C, Y, X)``, axes multiples of ``2 ** len(widths)`` -> the retouched image ``(B, C, Y, X)``
-    and the mask's logits ``(B, 1, Y, X)``. Both decoders enlarge by repeating pixels (as the
-    authors do) and end at the image itself as last skip. The mask enters each gated stage as the
-    mean probability over its pixels; gradient of the retouch reaches the mask through it. With
-    ``confine`` it also multiplies the change.
+    The retouch decoder consists of gated convolutions and sees the mask. Both decoders enlarge by
+    repeating pixels (as the authors do) and end at the image itself as last skip. The mask enters
+    each gated stage as the mean probability over its pixels; gradient of the retouch reaches the
+    mask through it.
+
+    Args:
+        channels: channels of the image.
+        widths: channels of each level of the encoder, finest first.
+        norm: normalisation; None: none. The first block and the ends of the decoders never have
+            one.
+        confine: multiply the change by the mask, too.
     """
 
     def __init__(
@@ -297,32 +387,41 @@ class LowResolution(nn.Module):
             below = skip
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Retouch a small image.
+
+        Args:
+            image: ``(B, C, Y, X)``, axes multiples of ``2 ** len(widths)``.
+
+        Returns:
+            The retouched image ``(B, C, Y, X)`` and the mask's logits ``(B, 1, Y, X)``.
+        """
         skips = [image]
         for block in self.encoder:
             skips.append(block(skips[-1]))
         bottom = skips.pop()
-        logits = _decoded(self.mask, [[s] for s in skips], bottom)
+        logits = _decode(self.mask, [[s] for s in skips], bottom)
         probability = [logits.sigmoid()]
         for _ in skips[1:]:
             probability.append(halved(probability[-1]))
-        change = _decoded(
+        change = _decode(
             self.retouch, [[s, m] for s, m in zip(skips, probability, strict=True)], bottom
         )
         return image + (change * probability[0] if self.confine else change), logits
 
 
-def _decoded(stages: nn.ModuleList, sides: Sequence[Sequence[Tensor]], bottom: Tensor) -> Tensor:
-    """From the bottom up: each stage takes the map below, enlarged, and its ``sides``, which are
-    listed finest first.
+def _decode(stages: nn.ModuleList, sides: Sequence[Sequence[Tensor]], bottom: Tensor) -> Tensor:
+    """Run a decoder from the bottom up.
+
+    Each stage takes the map below, enlarged, and its ``sides``, which are listed finest first.
     """
     *inner, last = stages
     for stage, side in zip(inner, reversed(sides), strict=False):
-        bottom = _joined(stage, side, [bottom])
+        bottom = _run_stage(stage, side, [bottom])
     widest = bottom.shape[1] + sum(s.shape[1] for s in sides[0])
-    return in_bands(lambda fine, coarse: _joined(last, fine, coarse), sides[0], [bottom], widest)
+    return in_bands(lambda fine, coarse: _run_stage(last, fine, coarse), sides[0], [bottom], widest)
 
 
-def _joined(stage: nn.Module, side: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
+def _run_stage(stage: nn.Module, side: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
     first, *others = side
     return stage(
         torch.cat(
@@ -332,18 +431,30 @@ def _joined(stage: nn.Module, side: Sequence[Tensor], below: Sequence[Tensor]) -
 
 
 class Refinement(nn.Module):
-    """A blend layer at twice its resolution: ``u + conv(leaky(conv([u, H])))`` with u the layer
-    enlarged and H the image's detail.
+    """A blend layer at twice its resolution: ``u + conv(leaky(conv([u, H])))``.
+
+    u is the enlarged layer and H the image's detail.
+
+    Args:
+        channels: channels of the image.
+        width: channels between the two convolutions.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.first = _started(nn.Conv2d(2 * channels, width, 3, padding=1))
-        self.last = _started(nn.Conv2d(width, channels, 3, padding=1), slice(channels))
+        self.first = _initialised(nn.Conv2d(2 * channels, width, 3, padding=1))
+        self.last = _initialised(nn.Conv2d(width, channels, 3, padding=1), slice(channels))
 
     def forward(self, image: Tensor, smaller: Tensor, blend: Tensor) -> Tensor:
-        """Layer for ``image`` ``(B, C, Y, X)`` from the image and the layer ``(B, C, Y / 2, X /
-        2)`` of the level below.
+        """Refine the blend layer of the level below.
+
+        Args:
+            image: ``(B, C, Y, X)``.
+            smaller: the image halved, ``(B, C, Y / 2, X / 2)``.
+            blend: layer of the level below, ``(B, C, Y / 2, X / 2)``.
+
+        Returns:
+            The layer for ``image``, ``(B, C, Y, X)``.
         """
         enlarged = doubled(blend)
         detail = image - doubled(smaller)
@@ -354,12 +465,19 @@ class Refinement(nn.Module):
 
 
 class ABPN(HeadedNet):
-    """Pyramid, low-resolution layer, inverse blend, refinement level by level, blend; heads
-    ``main``, ``mask`` and perhaps ``blend``.
+    """Pyramid, low-resolution layer, inverse blend, refinement level by level, blend.
 
-    ``mask`` has half the input's resolution, ``(B, 1, ceil(Y / 2), ceil(X / 2))``: the retouch is
-    trained on soft masks of that size. It is enlarged from the low-resolution layer where that is
-    smaller still. ``blend`` is the full-resolution layer ``(B, C, Y, X)``; 1/2 changes nothing.
+    Heads: ``main``, ``mask`` and perhaps ``blend``. ``mask`` has half the input's resolution,
+    ``(B, 1, ceil(Y / 2), ceil(X / 2))``: the retouch is trained on soft masks of that size. It is
+    enlarged from the low-resolution layer where that is smaller still. ``blend`` is the
+    full-resolution layer ``(B, C, Y, X)``; 1/2 changes nothing.
+
+    Args:
+        low: the low-resolution layer.
+        refine: refinement of each level, finest first.
+        blend: the blend and its inverse.
+        blend_head: whether to return the head ``blend``.
+        normed: whether ``low`` has normalisations.
     """
 
     def __init__(
@@ -379,8 +497,15 @@ class ABPN(HeadedNet):
         self.widest = max(max(r.first.in_channels, r.first.out_channels) for r in refine)
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
-        """As other networks have it, but a bottom of one pixel is doubled only where a norm would
-        refuse it.
+        """Round a size up to the next multiples of ``divisor``.
+
+        Unlike in other networks a bottom of one pixel is doubled only where a norm would refuse it.
+
+        Args:
+            size: pixels along each axis.
+
+        Returns:
+            The size that the input is padded to.
         """
         return (
             super().padded_size(size)
@@ -389,11 +514,28 @@ class ABPN(HeadedNet):
         )
 
     def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
-        """As other networks have it, the mask at half of ``size``, rounded up."""
+        """Cut heads of a padded input to what belongs to the input, the mask to half its size.
+
+        Args:
+            heads: output of :meth:`run`.
+            size: pixels of the input along each axis.
+
+        Returns:
+            The heads; the mask has half of ``size``, rounded up.
+        """
         half = (-(-n // 2) for n in size)
         return {**super().cut(heads, size), "mask": heads["mask"][(..., *(slice(n) for n in half))]}
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute all heads of an input whose axes are multiples of ``divisor``.
+
+        Args:
+            x: images ``(B, C, Y, X)`` in [0, 1].
+
+        Returns:
+            ``main`` ``(B, C, Y, X)``, ``mask`` ``(B, 1, Y / 2, X / 2)``, logits, and perhaps
+            ``blend``.
+        """
         images = [x]
         for _ in self.refine:
             images.append(halved(images[-1]))
@@ -415,8 +557,9 @@ class ABPN(HeadedNet):
     def _refined(
         self, level: int, images: Sequence[Tensor], layer: Tensor, finish: bool = False
     ) -> Tensor:
-        """The blend layer of ``level`` from that of the level below; with ``finish`` laid on the
-        image at once, and never whole.
+        """The blend layer of ``level`` from that of the level below.
+
+        With ``finish`` it is laid on the image at once, and never whole.
         """
         refine = self.refine[level]
 
@@ -442,21 +585,43 @@ def abpn(
     blend_head: bool = False,
     confine: bool = False,
 ) -> HeadedNet:
-    """Adaptive Blend Pyramid Network (Lei et al., CVPR 2022) with a branch that says where there is
-    something to retouch.
-
-    ``levels``: halvings between the image and the low-resolution layer, which does most of the
-    work: each more quarters its cost.
-    ``widths``: of its encoder, one for each further halving; both decoders mirror them. ``refine``:
-    width of the refinement of each level. ``norm`` of the low-resolution layer: none, or batch,
-    group, instance (which make a tile depend on all of its pixels); the first block and the ends of
-    the decoders never have one. ``form``, ``learn``, ``epsilon``: see :class:`Blend`.
-    ``blend_head``: also return the full-resolution blend layer, e.g. for a loss of total variation.
-    ``confine``: multiply the change by the mask, so that what the network takes for clean stays as
-    it is; not in the paper.
+    """Adaptive Blend Pyramid Network with a branch that predicts where to retouch.
 
     Images are in [0, 1]. Untrained, the network returns its input (to about 1e-6). The default has
     41,585,955 weights for three channels. (Doubling is not bitwise reproducible on CUDA.)
+
+    Args:
+        in_channels: channels of the images.
+        out_channels: the same number.
+        dims: 2.
+        levels: halvings between the image and the low-resolution layer, which does most of the
+            work: each more quarters its cost.
+        widths: channels of the low-resolution encoder, one entry for each further halving; both
+            decoders mirror them.
+        refine: width of the refinement of each level.
+        norm: of the low-resolution layer: none, or batch, group, instance (group and instance make
+            a tile depend on all of its pixels); the first block and the ends of the decoders never
+            have one.
+        form: form of the blend, see :class:`Blend`.
+        learn: whether the blend's scalars are trained.
+        epsilon: least divisor of the inverse blend, above 0 and below 1.
+        blend_head: also return the full-resolution blend layer, e.g. for a loss of total variation.
+        confine: multiply the change by the mask, so that what the network takes for clean stays as
+            it is; not in the paper.
+
+    Returns:
+        The network, with heads ``main``, ``mask`` and perhaps ``blend``; see :class:`ABPN`.
+
+    Raises:
+        ConfigError: for ``dims`` other than 2, different channel counts, or an option that cannot
+            be used.
+
+    Source: Lei et al., CVPR 2022.
+
+    Example:
+        >>> net = abpn(in_channels=3, out_channels=3, dims=2, levels=2, widths=[4, 8], refine=4)
+        >>> {name: tuple(y.shape) for name, y in net(torch.rand(1, 3, 50, 60)).items()}
+        {'main': (1, 3, 50, 60), 'mask': (1, 1, 25, 30)}
     """
     where = "network 'abpn'"
     require(

@@ -1,6 +1,4 @@
-"""What every network here shares: named heads, any input size, and options that are checked before
-a weight is made.
-"""
+"""What all networks share: named heads, any input size, and checked options."""
 
 from __future__ import annotations
 
@@ -17,9 +15,23 @@ from pipeline.records import NamedOptions
 class HeadedNet(nn.Module):
     """A network that takes ``(B, C, *S)`` of any size and returns ``{head: (B, K, *S)}``, logits.
 
-    ``heads`` names all that it can return: ``main`` always, ``deep1`` ... (deep supervision) in
-    training mode only. Subclasses write :meth:`run`, which may rely on every axis being a multiple
-    of ``divisor``.
+    Subclasses write :meth:`run`, which may rely on every axis being a multiple of ``divisor``.
+
+    Args:
+        heads: names of all heads that it can return: ``main`` always, ``deep1`` ... (deep
+            supervision) in training mode only.
+        divisor: for each space axis the number of voxels that the input is padded to a multiple of.
+
+    Example:
+        >>> import torch
+        >>> class Sharp(HeadedNet):
+        ...     def __init__(self) -> None:
+        ...         super().__init__(("main",), (4, 4))
+        ...         self.conv = nn.Conv2d(1, 2, 3, padding=1)
+        ...     def run(self, x: Tensor) -> dict[str, Tensor]:
+        ...         return {"main": self.conv(x)}
+        >>> Sharp()(torch.zeros(1, 1, 5, 7))["main"].shape
+        torch.Size([1, 2, 5, 7])
     """
 
     def __init__(self, heads: Sequence[str], divisor: Sequence[int]) -> None:
@@ -28,12 +40,32 @@ class HeadedNet(nn.Module):
         self.divisor = tuple(divisor)
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
-        """All heads for an input whose axes are multiples of ``divisor``."""
+        """Compute all heads of an input whose axes are multiples of ``divisor``.
+
+        Args:
+            x: ``(B, C, *S)``.
+
+        Returns:
+            ``{head: (B, K, *S)}``, logits.
+
+        Raises:
+            NotImplementedError: unless a subclass defines it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define run().")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Pad at the far ends by repeating the border, run, and cut every head back to the size of
-        ``x``.
+        """Run on an input of any size.
+
+        It is padded at the far ends by repeating the border; every head is cut back to its size.
+
+        Args:
+            x: ``(B, C, *S)`` of any size.
+
+        Returns:
+            ``{head: (B, K, *S)}``, logits.
+
+        Raises:
+            ValueError: for an input with another number of axes.
         """
         dims = len(self.divisor)
         if x.ndim != dims + 2:
@@ -48,34 +80,72 @@ class HeadedNet(nn.Module):
         return self.cut(self.run(x), size)
 
     def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
-        """Heads of a padded input, cut to what belongs to an input of ``size``."""
+        """Cut heads of a padded input to what belongs to the input.
+
+        Args:
+            heads: output of :meth:`run`.
+            size: voxels of the input along each axis.
+
+        Returns:
+            The heads, each ``(B, K, *size)``.
+        """
         window = (..., *(slice(n) for n in size))
         return {name: y[window] for name, y in heads.items()}
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
-        """The size that an input of ``size`` is computed at: the next multiples of ``divisor``."""
+        """Round a size up to the next multiples of ``divisor``.
+
+        Args:
+            size: voxels along each axis.
+
+        Returns:
+            The size that the input is padded to; where the bottom of the network would hold one
+            voxel, the last axis is doubled.
+        """
         padded = [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
         if padded == list(self.divisor):
-            padded[-1] *= (
-                # one voxel at the bottom has no variance: instance and batch norm would refuse it
-                2
-            )
+            # One voxel at the bottom has no variance: instance and batch norm would refuse it.
+            padded[-1] *= 2
         return padded
 
 
 def require(good: bool, message: str) -> None:
-    """Raise ConfigError with ``message`` unless ``good``."""
+    """Raise a ConfigError unless a condition holds.
+
+    Args:
+        good: the condition.
+        message: text of the error.
+
+    Raises:
+        ConfigError: unless ``good``.
+    """
     if not good:
         raise ConfigError(message)
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether ``value`` is an int (not a bool) of at least ``least``."""
+    """Check for an int of at least ``least``.
+
+    Args:
+        value: any value.
+        least: smallest number allowed.
+
+    Returns:
+        Whether it is one; a bool is not.
+    """
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def are_whole(values: Any, least: int = 1) -> bool:
-    """Whether ``values`` is a non-empty list of ints of at least ``least``."""
+    """Check for a non-empty list or tuple of ints of at least ``least``.
+
+    Args:
+        values: any value.
+        least: smallest number allowed.
+
+    Returns:
+        Whether it is one.
+    """
     return (
         isinstance(values, list | tuple)
         and len(values) > 0
@@ -84,20 +154,43 @@ def are_whole(values: Any, least: int = 1) -> bool:
 
 
 def choice(value: Any, known: Sequence[str], where: str) -> str:
-    """``value`` if it is one of ``known``; else ConfigError."""
+    """Check that an option is one of the known words.
+
+    Args:
+        value: the option.
+        known: words allowed.
+        where: name of the option in the message.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        ConfigError: if it is none of ``known``.
+    """
     require(value in known, f"{where} is {value!r}, must be one of: {', '.join(known)}.")
     return value
 
 
 def fraction(value: Any, where: str) -> float:
-    """``value`` as a float in [0, 1); else ConfigError."""
+    """Check that an option is a number in [0, 1).
+
+    Args:
+        value: the option.
+        where: name of the option in the message.
+
+    Returns:
+        ``value`` as a float.
+
+    Raises:
+        ConfigError: if it is no such number.
+    """
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
     require(good, f"{where} is {value!r}, must be a number in [0, 1), e.g. 0.1.")
     return float(value)
 
 
 Spec = tuple[str, dict[str, Any]]
-"""A layer in MONAI's words: type and arguments."""
+"""A layer as MONAI takes it: type and arguments."""
 
 
 def _instance(*, affine: bool = True) -> Spec:
@@ -137,8 +230,23 @@ ACTIVATIONS: dict[str, Callable[..., Spec]] = {
 
 
 def norm_layer(value: str | Mapping[str, Any], widths: Sequence[int], where: str) -> Spec:
-    """Normalisation named by ``group`` or ``{name: group, options: {num_groups: 4}}`` for layers of
-    ``widths`` channels.
+    """Check the option that names a normalisation.
+
+    Args:
+        value: ``group``, or ``{name: group, options: {num_groups: 4}}``; names are those of
+            ``NORMS``.
+        widths: channels of the layers that get it.
+        where: name of the option in the message.
+
+    Returns:
+        Type and arguments for MONAI.
+
+    Raises:
+        ConfigError: for an unknown name or option, or groups that do not divide ``widths``.
+
+    Example:
+        >>> norm_layer({"name": "group", "options": {"num_groups": 4}}, [8, 16], "norm")
+        ('group', {'num_groups': 4})
     """
     kind, options = _layer(NORMS, value, where)
     if kind == "group":
@@ -153,21 +261,33 @@ def norm_layer(value: str | Mapping[str, Any], widths: Sequence[int], where: str
 
 
 def activation_layer(value: str | Mapping[str, Any], where: str) -> Spec:
-    """Activation named by ``relu`` or ``{name: leaky_relu, options: {negative_slope: 0.1}}``."""
+    """Check the option that names an activation.
+
+    Args:
+        value: ``relu``, or ``{name: leaky_relu, options: {negative_slope: 0.1}}``; names are those
+            of ``ACTIVATIONS``.
+        where: name of the option in the message.
+
+    Returns:
+        Type and arguments for MONAI.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
     return _layer(ACTIVATIONS, value, where)
 
 
 def _layer(table: Mapping[str, Callable[..., Spec]], value: Any, where: str) -> Spec:
-    part: Any = {"name": value} if isinstance(value, str) else value
+    layer: Any = {"name": value} if isinstance(value, str) else value
     good = (
-        isinstance(part, Mapping)
-        and set(part) <= {"name", "options"}
-        and isinstance(part.get("name"), str)
+        isinstance(layer, Mapping)
+        and set(layer) <= {"name", "options"}
+        and isinstance(layer.get("name"), str)
     )
-    good = good and isinstance(part.get("options", {}), Mapping)
+    good = good and isinstance(layer.get("options", {}), Mapping)
     require(
         good,
         f"{where} is {value!r}, must be a name or {{name: ..., options: {{...}}}}. Known:"
         f" {', '.join(sorted(table))}.",
     )
-    return bind(table, NamedOptions(name=part["name"], options=part.get("options", {})), where)()
+    return bind(table, NamedOptions(name=layer["name"], options=layer.get("options", {})), where)()

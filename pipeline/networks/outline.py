@@ -1,8 +1,7 @@
-"""A network without memory: its heads and the names and shapes of its weights, to be compared
-before anything is allocated.
+"""A network on torch's meta device: its heads and the names and shapes of its weights.
 
-Whatever options say, an outline takes little memory and a bounded time: what would not is refused
-by its numbers.
+It is compared with a checkpoint before anything is allocated. Whatever options say, an outline
+takes little memory and a bounded time: options for which it would not are refused by their numbers.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from pipeline.config import ConfigError
 from pipeline.records import LossTerm, NamedOptions
 
 LARGEST = 2**16
-"""Largest number, by amount, among the options of a network, a loss or an augmentation."""
+"""Largest absolute value among the options of a network, a loss or an augmentation."""
 
 ENTRIES = 32
-"""Entries of a list among options: a network halves its image at each level, and 2^32 voxels along
-an axis are no image.
+"""Most entries of a list among options.
+
+A network halves its image at each level, and 2^32 voxels along an axis are no image.
 """
 
 WEIGHTS = 2**31
-"""Weights of a network that are too many: 8 GiB, and four times that in training."""
+"""Most weights of a network: 8 GiB, and four times that in training."""
 
 UNUSABLE = (
     TypeError,
@@ -38,14 +38,13 @@ UNUSABLE = (
     AttributeError,
     MemoryError,
 )
-"""What a network raises, here or in the library that it is made with, for options that cannot be
-used.
-"""
+"""Errors of a network, or of the library that it is made with, for options that cannot be used."""
 
 
-class _NoDraws(TorchFunctionMode):
-    """Within: tensors are not filled with random numbers, which for tensors without memory means
-    nothing and loads a compiler.
+class _NoInitialisation(TorchFunctionMode):
+    """Within: tensors are not filled with random numbers.
+
+    For tensors without memory that means nothing, and it loads a compiler.
     """
 
     NAMES = frozenset({"normal_", "uniform_", "trunc_normal_", "log_normal_", "exponential_"})
@@ -58,12 +57,19 @@ class _NoDraws(TorchFunctionMode):
 
 
 def vast(
-    part: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = LARGEST
+    named: NamedOptions | LossTerm, most_of: Mapping[str, float], largest: float = LARGEST
 ) -> Iterator[str]:
-    """Options so large that an entry would take memory or hours to be tried, each with its rule;
-    ``most_of`` has rules by name.
+    """Find options so large that trying the entry would take memory or hours.
+
+    Args:
+        named: entry and options.
+        most_of: largest absolute value of options that have a limit of their own, by name.
+        largest: that of all others.
+
+    Yields:
+        For each such option its name, its value and its limit, as a message.
     """
-    for option, value in part.options.items():
+    for option, value in named.options.items():
         most = most_of.get(option, largest)
         text = repr(value)
         shown = text if len(text) <= 200 else text[:200] + "..."
@@ -73,9 +79,16 @@ def vast(
             yield f"option {option} is {shown}, must have at most {ENTRIES} entries, not {count}"
 
 
-def repeats(part: NamedOptions) -> Mapping[str, int]:
-    """How often the network that ``part`` names may do what its options repeat."""
-    return networks.NETWORKS[part.name].repeats if part.name in networks.NETWORKS else {}
+def repeats(named: NamedOptions) -> Mapping[str, int]:
+    """List how often a network may do what its options repeat.
+
+    Args:
+        named: entry and options.
+
+    Returns:
+        Largest value by option, empty for an unknown network.
+    """
+    return networks.NETWORKS[named.name].repeats if named.name in networks.NETWORKS else {}
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -99,34 +112,63 @@ def _longest(value: Any) -> int:
 
 
 def outline(
-    part: NamedOptions, in_channels: int, out_channels: int, dims: int
+    named: NamedOptions, in_channels: int, out_channels: int, dims: int
 ) -> networks.HeadedNet:
-    """The network that ``part`` names, on torch's meta device.
+    """Build a network on torch's meta device.
 
-    Raises what the network raises for options that cannot be used.
+    Args:
+        named: entry of ``NETWORKS`` and its options.
+        in_channels: channels of the input.
+        out_channels: channels of head ``main``.
+        dims: space axes, 2 or 3.
+
+    Returns:
+        The network; its weights have shapes and no memory.
+
+    Raises:
+        ConfigError: as :func:`pipeline.networks.build`.
+        Exception: any of ``UNUSABLE`` that the network raises for options that cannot be used.
     """
-    with warnings.catch_warnings(), torch.device("meta"), _NoDraws():
+    with warnings.catch_warnings(), torch.device("meta"), _NoInitialisation():
         warnings.simplefilter("ignore")
-        return networks.build(part, in_channels, out_channels, dims)
+        return networks.build(named, in_channels, out_channels, dims)
 
 
 def bounded(
-    part: NamedOptions, in_channels: int, out_channels: int, dims: int
+    named: NamedOptions, in_channels: int, out_channels: int, dims: int
 ) -> networks.HeadedNet:
-    """As :func:`outline`, for options that nobody looked at yet.
+    """Build a network on torch's meta device from options that were not checked yet.
 
-    Raises ConfigError for all that cannot be used, or is too large.
+    Args:
+        named: entry of ``NETWORKS`` and its options.
+        in_channels: channels of the input.
+        out_channels: channels of head ``main``.
+        dims: space axes, 2 or 3.
+
+    Returns:
+        The network; its weights have shapes and no memory.
+
+    Raises:
+        ConfigError: for all that cannot be used, or is too large.
+
+    Example:
+        >>> bounded(NamedOptions(name="segresnet"), 1, 2, 3).heads
+        ('main',)
+        >>> bounded(NamedOptions(name="unet", options={"last": 100_000}), 1, 2, 3)
+        Traceback (most recent call last):
+            ...
+        pipeline.config.errors.ConfigError: network: 'unet': option last is 100000, ...
     """
-    for text in vast(part, repeats(part)):
-        raise ConfigError(f"network: {part.name!r}: {text}.")
+    for text in vast(named, repeats(named)):
+        raise ConfigError(f"network: {named.name!r}: {text}.")
     try:
-        made = outline(part, in_channels, out_channels, dims)
+        made = outline(named, in_channels, out_channels, dims)
     except UNUSABLE as error:
         raise ConfigError(
-            f"network: {part.name!r} cannot be built: {str(error)[:300] or type(error).__name__}."
+            f"network: {named.name!r} cannot be built: {str(error)[:300] or type(error).__name__}."
         ) from None
     if (count := networks.parameters(made)) > WEIGHTS:
         raise ConfigError(
-            f"network: {part.name!r} has {count:,} weights, must be at most {WEIGHTS:,}."
+            f"network: {named.name!r} has {count:,} weights, must be at most {WEIGHTS:,}."
         )
     return made

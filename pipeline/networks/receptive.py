@@ -1,5 +1,6 @@
-"""How far a network sees, and which of its layers see the whole tile: what decides whether tiles
-can equal the whole image.
+"""Receptive radius of a network, and its layers that see the whole tile.
+
+Both decide whether prediction in tiles can equal prediction of the whole image.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ LONGEST = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How many voxels beyond a place the network sees along each axis, at its output and at each
-    normalisation that it calls, in order.
+    """Receptive radius along each axis in voxels, at the output and at each normalisation.
 
     Counted from edges on the network's stride: a voxel at least ``output`` from an edge of a tile
     that starts and ends on the stride does not depend on anything beyond it. Normalisations
@@ -32,19 +32,32 @@ class Reach:
     """
 
     output: tuple[int, ...]
+    """Radius of head ``main`` along each axis."""
     norms: tuple[tuple[int, ...], ...] = ()
+    """Radius at the input of each layer of :func:`has_statistics`, in the order of calls."""
 
 
 def stride(network: nn.Module, dims: int) -> tuple[int, ...]:
-    """Multiple of voxels by which a network may be shifted with its answer, for each axis:
-    ``divisor``, or 1 where it names none.
+    """Multiples of voxels by which the input may be shifted so that the output is shifted alike.
+
+    Args:
+        network: any network.
+        dims: space axes.
+
+    Returns:
+        ``network.divisor``, or 1 for each axis where it has none.
     """
     return tuple(getattr(network, "divisor", (1,) * dims))
 
 
 def has_statistics(layer: nn.Module) -> bool:
-    """Whether a layer normalises by the mean and variance of its own input over space: group and
-    instance norm, and batch norm that keeps no running statistics.
+    """Check whether a layer normalises by the mean and variance of its own input over space.
+
+    Args:
+        layer: any module.
+
+    Returns:
+        True for group norm, and for instance and batch norm without running statistics.
     """
     if isinstance(layer, _BatchNorm | _InstanceNorm):
         return layer.running_mean is None
@@ -52,12 +65,22 @@ def has_statistics(layer: nn.Module) -> bool:
 
 
 def tile_dependent(network: nn.Module) -> tuple[str, ...]:
-    """Layers (in evaluation mode) whose answer at a place depends on the whole tile, as ``"name
-    (Type)"``; no halo can mend them.
+    """List the layers (in evaluation mode) whose output at a voxel depends on the whole tile.
 
-    Beside those of :func:`has_statistics`: layer norm over space, adaptive pooling, and linear
-    enlargement with ``align_corners``, whose step depends on the size of the map. Layer norm over
-    channels alone is not among them. Only modules are found, not calls of functions.
+    No halo can correct them. Beside those of :func:`has_statistics`: layer norm over space,
+    adaptive pooling, and linear enlargement with ``align_corners``, whose step depends on the size
+    of the map. Layer norm over channels alone is not among them. Only modules are found, not calls
+    of functions.
+
+    Args:
+        network: any module.
+
+    Returns:
+        ``"name (Type)"`` of each layer.
+
+    Example:
+        >>> tile_dependent(nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)))
+        ('1 (InstanceNorm2d)',)
     """
     return tuple(
         f"{name} ({type(layer).__name__})"
@@ -67,7 +90,14 @@ def tile_dependent(network: nn.Module) -> tuple[str, ...]:
 
 
 def beyond_statistics(network: nn.Module) -> tuple[str, ...]:
-    """Those of :func:`tile_dependent` that fixed statistics cannot mend either."""
+    """List the layers of :func:`tile_dependent` that fixed statistics cannot correct either.
+
+    Args:
+        network: any module.
+
+    Returns:
+        ``"name (Type)"`` of each layer.
+    """
     return tuple(
         f"{name} ({type(layer).__name__})"
         for name, layer in network.named_modules()
@@ -84,24 +114,66 @@ def _spans(layer: nn.Module) -> bool:
 
 
 def radius(network: nn.Module, channels: int, dims: int) -> tuple[int, ...]:
-    """Receptive radius along each axis in voxels, as :class:`Reach` counts it."""
+    """Measure the receptive radius along each axis, as :class:`Reach` counts it.
+
+    Args:
+        network: takes ``(B, C, *S)`` and returns a mapping with ``main``.
+        channels: channels of its input.
+        dims: space axes.
+
+    Returns:
+        Voxels for each axis.
+
+    Raises:
+        UserError: as :func:`reach`.
+    """
     return reach(network, channels, dims).output
 
 
 def halo(network: nn.Module, channels: int, dims: int) -> int:
-    """The least halo on the network's stride that covers its receptive radius along every axis."""
+    """Find the least halo on the network's stride that covers its radius along every axis.
+
+    Args:
+        network: takes ``(B, C, *S)`` and returns a mapping with ``main``.
+        channels: channels of its input.
+        dims: space axes.
+
+    Returns:
+        Voxels, one number for all axes.
+
+    Raises:
+        UserError: as :func:`reach`.
+    """
     axes = zip(radius(network, channels, dims), stride(network, dims), strict=True)
     return max(up(r, s) for r, s in axes)
 
 
 def reach(network: nn.Module, channels: int, dims: int) -> Reach:
-    """Receptive radius of a network of ``channels`` inputs, traced: NaN is put beyond an edge, and
-    the answer read for where it is found.
+    """Trace the receptive radius: put NaN beyond an edge and find the NaN in the output.
 
     NaN passes every convolution, pooling and interpolation whatever the weights, so this is the
     radius of the structure, not of one set of weights. Runs on a copy on the CPU; the network is
-    not touched. Raises UserError where NaN is found everywhere up to a length of ``LONGEST``: such
-    a network sees the whole image.
+    not touched.
+
+    Args:
+        network: takes ``(B, C, *S)`` and returns a mapping with ``main``.
+        channels: channels of its input.
+        dims: space axes.
+
+    Returns:
+        The radius at the output and at each normalisation.
+
+    Raises:
+        UserError: where NaN is found everywhere up to a length of ``LONGEST``: such a network sees
+            the whole image.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     conv = nn.Conv2d(1, 1, (3, 5), padding="same")
+        ...     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        ...         return {"main": self.conv(x)}
+        >>> reach(Net(), channels=1, dims=2)
+        Reach(output=(1, 2), norms=())
     """
     log: list[Tensor] = []
     probe = _probe(network, log)
@@ -111,14 +183,12 @@ def reach(network: nn.Module, channels: int, dims: int) -> Reach:
 
 
 def _probe(network: nn.Module, log: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """A copy of the network whose statistics are neutral and whose normalisations write what they
-    are given to ``log``.
-    """
-    twin = copy.deepcopy(network).cpu().float().eval()
-    for layer in twin.modules():
+    """A copy of the network whose normalisations do nothing but append their input to ``log``."""
+    duplicate = copy.deepcopy(network).cpu().float().eval()
+    for layer in duplicate.modules():
         if has_statistics(layer):
             layer.forward = lambda x: (log.append(x), x.clone())[1]
-    return lambda x: twin(x)["main"]
+    return lambda x: duplicate(x)["main"]
 
 
 def _along(
@@ -128,7 +198,7 @@ def _along(
     axis: int,
     multiple: Sequence[int],
 ) -> list[int]:
-    """Radius along one axis: of the answer, then of each normalisation."""
+    """Radius along one axis: of the output, then of each normalisation."""
     length = up(max(64, 8 * multiple[axis]), 2 * multiple[axis])
     while length <= max(LONGEST, 16 * multiple[axis]):
         edge = up(length // 2, multiple[axis])
@@ -155,17 +225,18 @@ def _along(
 
 
 def _spread(found: Tensor, axis: int, edge: int, length: int, before: bool) -> int:
-    """How far NaN has come over the edge, in voxels of the input; ``before``: it was put in front
-    of the edge, else behind.
+    """How far NaN has come over the edge, in voxels of the input.
+
+    ``before``: it was put before the edge, else behind it.
     """
     other = [a for a in range(found.ndim) if a != 2 + axis]
     marked = (
         found.isnan().any(dim=other[0]) if len(other) == 1 else found.isnan().sum(dim=other) > 0
     )
-    places = marked.nonzero()
+    cells = marked.nonzero()
     cell = length // len(marked)
-    if not len(places):
+    if not len(cells):
         return 0
     return max(
-        0, (int(places.max()) + 1) * cell - edge if before else edge - int(places.min()) * cell
+        0, (int(cells.max()) + 1) * cell - edge if before else edge - int(cells.min()) * cell
     )

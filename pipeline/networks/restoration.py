@@ -1,4 +1,4 @@
-"""Two U-Nets that turn an image into an image: one for translations by example, one for deblurring.
+"""Two U-Nets that turn an image into an image: for translation by example and for deblurring.
 
 Outputs are not squashed.
 """
@@ -19,31 +19,35 @@ from pipeline.networks.base import HeadedNet, Spec, is_whole, norm_layer, requir
 
 Norm = str | Mapping[str, Any]
 
-FAINT = 0.01
-"""Of its usual start the last convolution has this much where the input is added: training begins
-at the input, not at noise on it.
+RESIDUAL_START = 0.01
+"""Factor on the initial weights of the last convolution where the input is added to its output.
+
+Training then begins at the input, not at noise on it.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """What the two networks differ in: ``block(inside, outside)``, ``enlarge(inside)`` and the
-    width that this leaves.
-    """
+    """What the two networks differ in."""
 
     block: Callable[[int, int], nn.Module]
+    """``block(inside, outside)`` makes the convolutions of a level."""
     enlarge: Callable[[int, int], nn.Module]
+    """``enlarge(below, width)`` doubles a map of ``below`` channels."""
     keeps_width: bool
-    """Whether ``enlarge`` leaves the width of the level below, rather than bringing it to that of
-    its own level.
-    """
+    """Whether ``enlarge`` keeps the channels of the level below, rather than making ``width``."""
     skip_first: bool
-    """Order in which the skip and the enlarged map are joined."""
+    """Whether the skip comes before the enlarged map where they are joined."""
 
 
 class ImageUNet(HeadedNet):
-    """Encoder, bottom and decoder of doubling ``widths``, one convolution of kernel 1, and with
-    ``residual`` the input added.
+    """Encoder, bottom, decoder and one convolution of kernel 1.
+
+    Args:
+        widths: channels of each level, finest first, and of the bottom.
+        ends: channels of the input and of the output.
+        parts: how blocks and enlargements are made.
+        residual: add the input to the output.
     """
 
     def __init__(
@@ -64,10 +68,18 @@ class ImageUNet(HeadedNet):
         self.head_main = nn.Conv2d(levels[0], ends[1], 1)
         if residual:
             with torch.no_grad():
-                self.head_main.weight.mul_(FAINT)
+                self.head_main.weight.mul_(RESIDUAL_START)
                 nn.init.zeros_(self.head_main.bias)  # type: ignore[arg-type]
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the head of an input whose axes are multiples of ``divisor``.
+
+        Args:
+            x: images ``(B, C, Y, X)``.
+
+        Returns:
+            ``{"main": (B, K, Y, X)}``, intensities.
+        """
         y, skips = x, []
         for level in self.down:
             skips.append(level(y))
@@ -90,13 +102,13 @@ def _double(inside: int, outside: int, *, norm: Spec | None, bias: bool) -> nn.M
     return nn.Sequential(*layers)
 
 
-def _stretched(_inside: int, _outside: int, *, align_corners: bool) -> nn.Module:
+def _interpolate(_inside: int, _outside: int, *, align_corners: bool) -> nn.Module:
     return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners)
 
 
-def _stretched_and_mixed(inside: int, outside: int) -> nn.Module:
+def _interpolate_and_mix(inside: int, outside: int) -> nn.Module:
     return nn.Sequential(
-        _stretched(inside, outside, align_corners=False), nn.Conv2d(inside, outside, 3, padding=1)
+        _interpolate(inside, outside, align_corners=False), nn.Conv2d(inside, outside, 3, padding=1)
     )
 
 
@@ -110,17 +122,35 @@ def image_unet(
     norm: Norm = "batch",
     align_corners: bool = True,
 ) -> HeadedNet:
-    """U-Net for pairs of images (TUNET, 2025): bilinear enlargement without weights, so that the
-    decoder is light.
+    """U-Net for pairs of images (TUNET, 2025), with a light decoder.
 
-    ``base``: width of the finest level, doubled at each of ``depth`` halvings. ``norm``: batch,
-    group, instance or none; group and instance make a tile depend on all of its pixels.
-    Convolutions have a bias only where there is no norm.
-    ``align_corners``: how maps are doubled. ``true``, the original's way, puts corners on corners:
-    the step between samples is (n - 1) / (2n - 1), so every value depends on the size of the map,
-    and tiles cannot equal the whole image however large their halo. ``false`` steps by one half
-    everywhere: with batch norm or none, tiles are then exact. (Doubling is not bitwise reproducible
-    on CUDA.) The default has 31,384,963 weights for three channels in and out.
+    Its bilinear enlargement has no weights. Convolutions have a bias only where there is no norm.
+    (Doubling is not bitwise reproducible on CUDA.) The default has 31,384,963 weights for three
+    channels in and out.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        dims: 2.
+        base: width of the finest level, doubled at each halving.
+        depth: number of halvings.
+        norm: batch, group, instance or none; group and instance make a tile depend on all of its
+            pixels.
+        align_corners: how maps are doubled. ``True``, as in the original, puts corners on corners:
+            the step between samples is (n - 1) / (2n - 1), so every value depends on the size of
+            the map, and tiles cannot equal the whole image however large their halo. ``False``
+            steps by one half everywhere: with batch norm or none, tiles are then exact.
+
+    Returns:
+        The network, with head ``main``.
+
+    Raises:
+        ConfigError: for ``dims`` other than 2, or an option that cannot be used.
+
+    Example:
+        >>> net = image_unet(in_channels=3, out_channels=3, dims=2, base=4, depth=2)
+        >>> net(torch.rand(1, 3, 30, 50))["main"].shape
+        torch.Size([1, 3, 30, 50])
     """
     where = "network 'image_unet'"
     _require_image(dims, where)
@@ -139,7 +169,7 @@ def image_unet(
     spec = _norm(norm, widths, f"{where}: norm (besides 'none')")
     parts = _Parts(
         block=partial(_double, norm=spec, bias=spec is None),
-        enlarge=partial(_stretched, align_corners=align_corners),
+        enlarge=partial(_interpolate, align_corners=align_corners),
         keeps_width=True,
         skip_first=True,
     )
@@ -156,15 +186,34 @@ def deblur_unet(
     norm: Norm = "group",
     residual: bool = False,
 ) -> HeadedNet:
-    """U-Net for deblurring: four halvings, group norm, enlargement by bilinear interpolation and a
-    convolution (no checkerboard).
+    """U-Net for deblurring, with four halvings and group norm.
 
-    ``base``: width of the finest level, the bottom has 16 times as many. ``groups``: those of
-    ``norm: group``; with ``norm: batch`` or ``none`` it is not used. Group norm reads all pixels of
-    its input, so a tile gives another answer than the same place in the whole image. ``residual``:
-    the network learns what to add to its input, ``x + f(x)``, and starts with next to nothing.
-    (Doubling is not bitwise reproducible on CUDA.) The default has 8,636,451 weights for three
-    channels in and out.
+    Maps are enlarged by bilinear interpolation and a convolution (no checkerboard). (Doubling is
+    not bitwise reproducible on CUDA.) The default has 8,636,451 weights for three channels in and
+    out.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        dims: 2.
+        base: width of the finest level; the bottom has 16 times as many channels.
+        groups: those of ``norm: group``; with ``norm: batch`` or ``none`` it is not used.
+        norm: batch, group, instance or none. Group norm reads all pixels of its input, so the
+            output at a pixel differs between a tile and the whole image.
+        residual: the network learns what to add to its input, ``x + f(x)``, and starts with next to
+            nothing.
+
+    Returns:
+        The network, with head ``main``.
+
+    Raises:
+        ConfigError: for ``dims`` other than 2, an option that cannot be used, or ``residual`` with
+            different channel counts.
+
+    Example:
+        >>> net = deblur_unet(in_channels=1, out_channels=1, dims=2, base=8, residual=True)
+        >>> net(torch.rand(1, 1, 30, 50))["main"].shape
+        torch.Size([1, 1, 30, 50])
     """
     where = "network 'deblur_unet'"
     _require_image(dims, where)
@@ -191,7 +240,7 @@ def deblur_unet(
     )
     parts = _Parts(
         block=partial(_double, norm=spec, bias=True),
-        enlarge=_stretched_and_mixed,
+        enlarge=_interpolate_and_mix,
         keeps_width=False,
         skip_first=False,
     )

@@ -1,6 +1,4 @@
-"""SA-UNet for thin things in images: a small U-Net with DropBlock everywhere and spatial attention
-at its bottom.
-"""
+"""SA-UNet for thin structures: a small U-Net with DropBlock and spatial attention at its bottom."""
 
 from __future__ import annotations
 
@@ -18,8 +16,10 @@ Layer = Callable[[int, int], nn.Module]
 
 
 class SpatialAttention(nn.Module):
-    """Weighs every place by what its channels hold: ``x * sigmoid(conv([mean, max over
-    channels]))``, ``(B, C, Y, X)`` in and out.
+    """Spatial attention: ``x * sigmoid(conv([mean, max over channels]))``.
+
+    Args:
+        kernel: edge of the convolution, odd.
     """
 
     def __init__(self, kernel: int) -> None:
@@ -27,16 +27,27 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Weigh every pixel by what its channels hold.
+
+        Args:
+            x: ``(B, C, Y, X)``.
+
+        Returns:
+            ``(B, C, Y, X)``.
+        """
         summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
         return x * self.conv(summary).sigmoid()
 
 
 class Doubling(nn.Module):
-    """Transposed convolution of kernel 3 and stride 2 that doubles both axes, aligned as Keras'
-    ``same``.
+    """Transposed convolution of kernel 3 and stride 2, aligned as with Keras' ``same``.
 
-    Input place i reaches output places 2i, 2i + 1 and 2i + 2; torch's own padding would give 2i -
+    Input pixel i reaches output pixels 2i, 2i + 1 and 2i + 2; torch's own padding would give 2i -
     1, 2i and 2i + 1.
+
+    Args:
+        inside: channels in.
+        outside: channels out.
     """
 
     def __init__(self, inside: int, outside: int) -> None:
@@ -44,12 +55,25 @@ class Doubling(nn.Module):
         self.conv = nn.ConvTranspose2d(inside, outside, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Double a map.
+
+        Args:
+            x: ``(B, inside, Y, X)``.
+
+        Returns:
+            ``(B, outside, 2 Y, 2 X)``.
+        """
         return self.conv(x)[..., :-1, :-1]
 
 
 class SAUNet(HeadedNet):
-    """Encoder, bottom with attention, decoder and one convolution of kernel 1; ``layer`` makes one
-    block of given widths.
+    """Encoder, bottom with attention, decoder and one convolution of kernel 1.
+
+    Args:
+        channels: width of each level, finest first.
+        ends: channels of the input and of the output.
+        layer: ``layer(inside, outside)`` makes one block.
+        kernel: edge of the attention's convolution.
     """
 
     def __init__(
@@ -64,15 +88,22 @@ class SAUNet(HeadedNet):
         self.bottom = nn.Sequential(
             layer(before[-1], bottom), SpatialAttention(kernel), layer(bottom, bottom)
         )
-        pairs = list(zip([*widths[1:], bottom], widths, strict=True))[
-            ::-1
-        ]  # (width below, width), coarsest first
+        # (width below, width), coarsest first
+        pairs = list(zip([*widths[1:], bottom], widths, strict=True))[::-1]
         self.enlarge = nn.ModuleList(Doubling(a, b) for a, b in pairs)
         self.up = nn.ModuleList(nn.Sequential(layer(2 * b, b), layer(b, b)) for _, b in pairs)
         self.head_main = nn.Conv2d(widths[0], ends[1], 1)
         self.apply(_initialise)
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the head of an input whose axes are multiples of ``divisor``.
+
+        Args:
+            x: images ``(B, C, Y, X)``.
+
+        Returns:
+            ``{"main": (B, K, Y, X)}``, logits.
+        """
         skips: list[Tensor] = []
         for level in self.down:
             skips.append(level(x))
@@ -97,9 +128,7 @@ def _block(
 
 
 def _initialise(module: nn.Module) -> None:
-    """Keras' start: Glorot uniform and no bias; the attention alone begins as He et al. (ICCV 2015)
-    have it.
-    """
+    """Keras' initialisation: Glorot uniform, no bias; He et al. (ICCV 2015) for the attention."""
     if isinstance(module, SpatialAttention):
         nn.init.kaiming_normal_(module.conv.weight, nonlinearity="relu")
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
@@ -119,16 +148,37 @@ def sa_unet(
     kernel: int = 7,
     momentum: float = 0.01,
 ) -> HeadedNet:
-    """SA-UNet (Guo et al., ICPR 2020), layer by layer as its authors built it, for images only.
+    """SA-UNet, layer by layer as its authors built it, for images only.
 
-    ``channels``: width of each level, finest first, at least two. ``keep``, ``block``,
-    ``schedule``: see :class:`~pipeline.networks.dropblock.DropBlock`; the authors trained DRIVE
-    with ``keep`` 0.82 and CHASE_DB1 with 0.87, constant. Blocks need maps of at least their edge:
-    for a block of 7 at the bottom, patches of 56 and more.
-    ``kernel``: edge of the attention's convolution, odd. ``momentum``: share of the newest batch in
-    the statistics that batch norm keeps for prediction; 0.01 is Keras' default and wants several
-    hundred steps, torch's own is 0.1. The default has 537,299 weights for three channels in and one
-    out (and 1,408 running statistics, which are not trained).
+    The default has 537,299 weights for three channels in and one out (and 1,408 running statistics,
+    which are not trained).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        dims: 2.
+        channels: width of each level, finest first, at least two.
+        keep: share of units that DropBlock keeps, in (0, 1]; 1 drops nothing. The authors trained
+            DRIVE with 0.82 and CHASE_DB1 with 0.87, constant.
+        block: edge of DropBlock's blocks. They need maps of at least that edge: for a block of 7 at
+            the bottom, patches of 56 and more.
+        schedule: ``constant`` or ``linear``, see :class:`~pipeline.networks.dropblock.DropBlock`.
+        kernel: edge of the attention's convolution, odd.
+        momentum: share of the newest batch in the statistics that batch norm keeps for prediction;
+            0.01 is Keras' default and wants several hundred steps, torch's own is 0.1.
+
+    Returns:
+        The network, with head ``main``.
+
+    Raises:
+        ConfigError: for ``dims`` other than 2, or an option that cannot be used.
+
+    Source: Guo et al., ICPR 2020.
+
+    Example:
+        >>> net = sa_unet(in_channels=3, out_channels=1, dims=2)
+        >>> sum(p.numel() for p in net.parameters())
+        537299
     """
     where = "network 'sa_unet'"
     require(

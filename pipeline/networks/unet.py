@@ -1,6 +1,4 @@
-"""U-shaped networks from MONAI under one contract: the plain U-Net with further heads, nnU-Net's
-DynUNet, and SegResNet.
-"""
+"""U-Nets from MONAI with named heads: the plain U-Net, nnU-Net's DynUNet, and SegResNet."""
 
 from __future__ import annotations
 
@@ -32,7 +30,13 @@ Layer = str | Mapping[str, Any]
 
 
 class UNet(HeadedNet):
-    """A trunk that ends in features, and one convolution of kernel 1 for each head."""
+    """A U-Net that ends in features, and one convolution of kernel 1 for each head.
+
+    Args:
+        trunk: the U-Net; its last convolution becomes that of head ``main``.
+        dims: space axes, 2 or 3.
+        heads: further heads, name to channel count.
+    """
 
     def __init__(self, trunk: BasicUNet, dims: int, heads: Mapping[str, int]) -> None:
         super().__init__(("main", *heads), (16,) * dims)
@@ -45,6 +49,14 @@ class UNet(HeadedNet):
             self.add_module(f"head_{name}", type(main)(main.in_channels, channels, kernel_size=1))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute all heads of an input whose axes are multiples of 16.
+
+        Args:
+            x: ``(B, C, *S)``.
+
+        Returns:
+            ``{head: (B, K, *S)}``, logits.
+        """
         features = self.trunk(x)
         return {name: self.get_submodule(f"head_{name}")(features) for name in self.heads}
 
@@ -62,15 +74,36 @@ def unet(
     upsample: str = "deconv",
     heads: Mapping[str, int] | None = None,
 ) -> HeadedNet:
-    """Five-level U-Net (Falk et al., Nature Methods 16, 2019): two 3-wide convolutions a level, max
-    pooling, skip connections.
+    """Five-level U-Net: two convolutions of kernel 3 per level, max pooling, skip connections.
 
-    ``channels``: width of each level, finest first. ``last``: width after the last upsampling
-    (default: the first width).
-    ``upsample``: deconv, nontrainable (linear interpolation; not bitwise reproducible on CUDA) or
-    pixelshuffle.
-    ``heads``: further outputs on the shared trunk, name to channel count, e.g. ``{mask: 1}``.
     The default has 22,625,281 weights in 3D for one channel in and out.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of head ``main``.
+        dims: space axes, 2 or 3.
+        channels: width of each level, finest first.
+        last: width after the last upsampling; None: the first width.
+        norm: instance, batch or group, see :func:`~pipeline.networks.base.norm_layer`.
+        activation: see :func:`~pipeline.networks.base.activation_layer`.
+        dropout: probability, in [0, 1).
+        upsample: deconv, nontrainable (linear interpolation; not bitwise reproducible on CUDA) or
+            pixelshuffle.
+        heads: further outputs on the shared trunk, name to channel count, e.g. ``{mask: 1}``.
+
+    Returns:
+        The network, with heads ``main`` and those of ``heads``.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Falk et al., Nature Methods 16, 2019; MONAI's ``BasicUNet``.
+
+    Example:
+        >>> widths = [4, 4, 8, 8, 16]
+        >>> net = unet(in_channels=1, out_channels=3, dims=2, channels=widths, heads={"mask": 1})
+        >>> {name: tuple(y.shape) for name, y in net(torch.zeros(1, 1, 40, 50)).items()}
+        {'main': (1, 3, 40, 50), 'mask': (1, 1, 40, 50)}
     """
     where = "network 'unet'"
     require(
@@ -124,9 +157,15 @@ def _further_heads(heads: Any, where: str) -> Mapping[str, int]:
 
 
 class DeepUNet(HeadedNet):
-    """DynUNet whose deep-supervision maps are heads ``deep1`` (finest) ...
+    """DynUNet whose deep-supervision maps are the heads ``deep1`` (finest), ``deep2``, ...
 
-    ``deepN`` at full size, in training mode.
+    These heads have full size and are returned in training mode only.
+
+    Args:
+        trunk: the network.
+        divisor: for each axis the product of the strides.
+        deep: number of deep-supervision heads.
+        block: edge of the blocks that are folded into channels; 1: none.
     """
 
     def __init__(self, trunk: DynUNet, divisor: Sequence[int], deep: int, block: int = 1) -> None:
@@ -136,18 +175,26 @@ class DeepUNet(HeadedNet):
         self.block = block
         # MONAI registers these blocks a second time inside skip_layers; each weight must have one
         # name to be saved.
-        for twice in (
+        for duplicate in (
             "input_block",
             "downsamples",
             "bottleneck",
             "upsamples",
             "deep_supervision_heads",
         ):
-            if hasattr(trunk, twice):
-                delattr(trunk, twice)
+            if hasattr(trunk, duplicate):
+                delattr(trunk, duplicate)
         self.trunk = trunk
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute all heads of an input whose axes are multiples of ``divisor``.
+
+        Args:
+            x: ``(B, C, *S)``.
+
+        Returns:
+            ``{head: (B, K, *S)}``, logits; in evaluation mode ``main`` alone.
+        """
         y = self.trunk(pixelunshuffle(x, len(self.divisor), self.block) if self.block > 1 else x)
         # MONAI keeps the maps of the last pass in a list, which then holds the graph alive and
         # breaks deepcopy.
@@ -175,19 +222,39 @@ def dynunet(
     deep_supervision: int = 0,
     block: int = 1,
 ) -> HeadedNet:
-    """U-Net as nnU-Net builds it (Isensee et al., Nature Methods 18, 2021): strided convolutions,
-    any depth, anisotropic.
+    """U-Net as nnU-Net builds it: strided convolutions, any depth, anisotropic kernels and strides.
 
-    ``channels``: width of each level, finest first, at least three levels. ``kernel``: one odd
-    number, or one entry a level.
-    ``strides``: one entry a level, 1 or 2, or one number for each axis; the first is 1 (default: 1,
-    then 2).
-    ``residual``: residual blocks in the encoder. ``deep_supervision``: number of further heads
-    ``deep1`` ..., each from a level at half the size of the one before, enlarged to full size by
-    repetition.
-    ``block``: fold blocks of this edge into channels before the network and unfold its output
-    (sub-pixel convolution, Shi et al., CVPR 2016): with 2, the finest level works on an eighth of
-    the voxels in 3D.
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of every head.
+        dims: space axes, 2 or 3.
+        channels: width of each level, finest first, at least three levels.
+        kernel: one odd number, or one entry per level: a number, or one for each axis.
+        strides: one entry per level, 1 or 2, or one number for each axis; the first is 1. None: 1,
+            then 2.
+        norm: instance, batch or group, see :func:`~pipeline.networks.base.norm_layer`.
+        activation: see :func:`~pipeline.networks.base.activation_layer`.
+        residual: use residual blocks in the encoder.
+        deep_supervision: number of further heads ``deep1`` ..., each from a level at half the size
+            of the one before, enlarged to full size by repetition; at most the levels less 2.
+        block: fold blocks of this edge into channels before the network and unfold its output
+            (sub-pixel convolution, Shi et al., CVPR 2016): with 2, the finest level works on an
+            eighth of the voxels in 3D.
+
+    Returns:
+        The network, with head ``main`` and in training mode the deep-supervision heads.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Isensee et al., Nature Methods 18, 2021; MONAI's ``DynUNet``.
+
+    Example:
+        >>> options = {"channels": [4, 8, 8], "deep_supervision": 1}
+        >>> net = dynunet(in_channels=1, out_channels=2, dims=2, **options)
+        >>> x = torch.zeros(1, 1, 40, 50)
+        >>> sorted(net(x)), sorted(net.eval()(x))
+        (['deep1', 'main'], ['main'])
     """
     where = "network 'dynunet'"
     require(
@@ -244,9 +311,7 @@ def dynunet(
 
 
 def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int, ...]]:
-    """One tuple of ``dims`` ints for each level, from a list whose entries are ints or lists of
-    ints.
-    """
+    """One tuple of ``dims`` ints for each level, from a list of ints or of lists of ints."""
     listed = isinstance(value, list | tuple) and len(value) == levels
     rows = [(v,) * dims if isinstance(v, int) else v for v in value] if listed else []
     require(
@@ -258,13 +323,26 @@ def _per_level(value: Any, levels: int, dims: int, where: str) -> list[tuple[int
 
 
 class ResidualUNet(HeadedNet):
-    """SegResNet with its one output as head ``main``."""
+    """SegResNet with its one output as head ``main``.
+
+    Args:
+        trunk: the network.
+        divisor: for each axis the factor between the finest and the coarsest level.
+    """
 
     def __init__(self, trunk: SegResNet, divisor: Sequence[int]) -> None:
         super().__init__(("main",), divisor)
         self.trunk = trunk
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the head of an input whose axes are multiples of ``divisor``.
+
+        Args:
+            x: ``(B, C, *S)``.
+
+        Returns:
+            ``{"main": (B, K, *S)}``, logits.
+        """
         return {"main": self.trunk(x)}
 
 
@@ -280,12 +358,31 @@ def segresnet(
     activation: Layer = "relu",
     upsample: str = "nontrainable",
 ) -> HeadedNet:
-    """Residual encoder with a light decoder (Myronenko, BrainLes 2018, without the autoencoder
-    branch).
+    """Residual encoder with a light decoder, without the autoencoder branch of the paper.
 
-    ``filters``: width of the finest level, doubled at each level. ``blocks_down``, ``blocks_up``:
-    residual blocks of each level on the way down (finest first) and up (coarsest first).
-    ``upsample`` as in :func:`unet`.
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        dims: space axes, 2 or 3.
+        filters: width of the finest level, doubled at each level.
+        blocks_down: residual blocks of each level on the way down, finest first.
+        blocks_up: residual blocks of each level on the way up, coarsest first; one entry fewer.
+        norm: group, instance or batch, see :func:`~pipeline.networks.base.norm_layer`.
+        activation: see :func:`~pipeline.networks.base.activation_layer`.
+        upsample: as in :func:`unet`.
+
+    Returns:
+        The network, with head ``main``.
+
+    Raises:
+        ConfigError: for an option that cannot be used.
+
+    Source: Myronenko, BrainLes 2018; MONAI's ``SegResNet``.
+
+    Example:
+        >>> net = segresnet(in_channels=4, out_channels=3, dims=3, filters=8)
+        >>> net(torch.zeros(1, 4, 16, 16, 20))["main"].shape
+        torch.Size([1, 3, 16, 16, 20])
     """
     where = "network 'segresnet'"
     require(
