@@ -149,7 +149,8 @@ class Metric(CumulativeIterationMetric):
             the count of items, of one shape.
 
         Raises:
-            ValueError: before the first call, or for an unknown reduction.
+            ValueError: before the first call.
+            ConfigError: for an unknown reduction.
         """
         table, how = self._table(), _known_reduction(reduction or self.reduction)
         table = table[:, 0] if how in ("mean", "mean_channel") else table
