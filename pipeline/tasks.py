@@ -23,7 +23,7 @@ COMPANIONS = ("_visualization", "_overlay")
 
 
 def is_companion(name: str) -> bool:
-    """Tell whether a file is a picture beside a prediction and no prediction.
+    """Check whether a file is a picture beside a prediction and no prediction.
 
     Args:
         name: stem of the file.

@@ -31,7 +31,7 @@ class MetricContext:
 
 
 def several(classes: Sequence[int] | None) -> bool:
-    """Tell whether a set of classes holds more than one kind of foreground.
+    """Check whether a set of classes holds more than one kind of foreground.
 
     Args:
         classes: class numbers; None: not known.

@@ -57,8 +57,7 @@ class Pooling:
 
     Args:
         value: the metric of the counts.
-        background: whether true negatives enter it; else there is nothing to count without
-            foreground.
+        background: whether true negatives enter it; else NaN without foreground.
         any_class: whether it is one number over all classes, where ``tp`` are the voxels with the
             right class and ``fn`` the others.
     """

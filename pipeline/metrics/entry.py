@@ -34,8 +34,7 @@ class MetricEntry:
         compute: ``f(prediction, target, valid=None, **options) -> {name: number}``: label maps or
             probabilities ``(*S)``, images ``(C, *S)`` on 0..1, ``valid`` bool ``(*S)``. It also
             gets those arguments of ``GIVEN`` that it takes. The metric's own name is its first key
-            and begins all others, but for those in ``parts``. A value may be a table, which has no
-            mean.
+            and begins all others, but for those in ``parts``. A table as a value has no mean.
         better: direction of the metric's own value; None: a count, or no value of its own name.
         task: whose predictions it compares, a name in ``TASKS``.
         needs: what it reads besides prediction and target.
@@ -45,10 +44,8 @@ class MetricEntry:
         compares_numbers: whether equal numbers in two label maps mean the same class; else they are
             foreground or segments only.
         pooled: how it is computed for the voxels of all cases together; None: it cannot be.
-        version_1: what its name meant in metrics version 1, for runs that began with it; None: the
-            same.
-        bytes_per_voxel: peak memory of ``compute`` for each voxel (of images: of each channel),
-            measured.
+        version_1: what its name meant in metrics version 1, for runs begun with it; None: the same.
+        bytes_per_voxel: measured peak memory of ``compute`` per voxel (of images: per channel).
         bytes_per_pixel: of images: peak memory for each position in space on top of that.
 
     Example:

@@ -122,8 +122,7 @@ def ssim(
     on its own; the mean is over channels and over the windows that lie inside the image and whose
     centre is valid (none: 1). ``kernel: 3d``, images only, as in the tables of HINet, MIMO-UNet and
     NAFNet: windows of 11 x 11 x 11 over channels and space, borders (of the channels, too) repeated
-    outwards, the mean over all elements that are valid. Ignored elements enter windows as 0 in both
-    images.
+    outwards, the mean over all elements that are valid. Ignored elements are 0 in windows of both.
 
     Args:
         prediction: image ``(C, *S)`` with intensities in ``0..peak``.

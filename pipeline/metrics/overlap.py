@@ -297,8 +297,7 @@ def specificity(
         classes: foreground classes of the data set; None: those that occur in either map.
 
     Returns:
-        ``specificity`` in 0..1; with several classes their mean, and ``specificity_<class>`` of
-        each.
+        ``specificity`` in 0..1; with several classes the mean, and ``specificity_<class>`` of each.
 
     Raises:
         UserError: the shapes differ.

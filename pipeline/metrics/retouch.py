@@ -57,8 +57,7 @@ def retouch(
     Returns:
         Scores by name:
 
-        - ``psnr_in``, ``psnr_out``: PSNR of the pixels inside and outside, in decibels, at most
-          100;
+        - ``psnr_in``, ``psnr_out``: PSNR of the pixels inside and outside in dB, at most 100;
         - ``ssim_in``, ``ssim_out``: the similarity map of the whole images
           (:func:`pipeline.metrics.image.ssim`, each channel by itself), averaged over the windows
           that lie in the image and whose centre is inside and outside. NaN where no window fits;

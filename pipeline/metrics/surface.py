@@ -53,8 +53,7 @@ def surface_dice(
         spacing: millimetres between voxels along each axis; None: not known.
 
     Returns:
-        ``surface_dice`` in 0..1; with several classes their mean, and ``surface_dice_<class>`` of
-        each.
+        ``surface_dice`` in 0..1; of several classes the mean, and ``surface_dice_<class>``.
 
     Raises:
         UserError: for a negative tolerance, for both at once, for millimetres without spacing, and

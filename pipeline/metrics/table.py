@@ -1,9 +1,8 @@
 """The table of metrics of whole cases by name.
 
 Where a field of view is given (``frames``) every key ends with the frame that it was counted in. A
-metric's own name is its first key and begins all others; ``competition`` is the exception, whose
-parts have names of their own and whose ``counts`` are a table, and ``retouch``, which has parts
-only.
+metric's own name is its first key and begins all others; Exceptions are ``competition``, whose
+parts have names of their own and whose ``counts`` are a table, and ``retouch`` of parts only.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ def needing(parts: Sequence[NamedOptions], need: Need) -> list[str]:
 
 
 def of_images(parts: Sequence[NamedOptions]) -> bool:
-    """Tell whether one of the metrics compares images.
+    """Check whether one of the metrics compares images.
 
     Args:
         parts: metrics.
@@ -249,7 +248,7 @@ def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
 
 
 def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
-    """Tell whether one of the metrics is measured in millimetres where the files state the spacing.
+    """Check whether a metric is in millimetres where the files state the spacing.
 
     Args:
         parts: metrics with their options.

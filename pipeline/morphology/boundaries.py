@@ -30,8 +30,7 @@ def watershed_boundaries(
         merge: boundaries of a lower mean probability are dissolved; 0: none.
 
     Returns:
-        bool ``(*S)``: voxels with a 6-neighbour (2D: 4-) in another body; surfaces are two voxels
-        thick.
+        bool ``(*S)``: voxels with a 6-neighbour (2D: 4-) in another body, two voxels thick.
 
     Source:
         Agglomeration as in Funke et al., TPAMI 41, 2019.

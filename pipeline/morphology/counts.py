@@ -32,8 +32,7 @@ def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
         target: of the same shape.
 
     Returns:
-        ``(matched, predicted, true)`` of components, tunnels and cavities; in 2D of components and
-        holes.
+        ``(matched, predicted, true)`` of components, tunnels, cavities; in 2D of components, holes.
 
     Raises:
         UserError: the shapes differ or have other than 2 or 3 axes, or there are more than 238

@@ -62,8 +62,7 @@ def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, in
         connectivity: 6, 18 or 26 as in 3D; in 2D 6 means 4 neighbours, 18 and 26 mean 8.
 
     Returns:
-        Labels (unsigned, 0 is background, 1.. in C order of each component's first voxel) and their
-        number.
+        Labels (unsigned, 0 is background, 1.. in C order of the first voxels) and their number.
 
     Raises:
         UserError: the mask has other than 2 or 3 axes, or the connectivity is unknown.
@@ -273,8 +272,7 @@ def _selected(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 class Components:
     """Components of a mask in slabs.
 
-    A *global label* is a label of a slab plus the slab's entry in ``label_offsets``; 0 is
-    background.
+    A *global label* is a label of a slab plus its entry in ``label_offsets``; 0: background.
 
     Args:
         mask: in slabs.

@@ -188,8 +188,7 @@ class _Filtration:
 
     ``joining_edges`` join two components, by appearance, and ``younger_births`` are the vertices
     from which the younger of the two was born. ``sealing_facets`` are the facets whose removal
-    joins two components of top cells, last first, and ``filling_cells`` the top cells that thereby
-    end.
+    joins two components of top cells, last first, ``filling_cells`` the top cells that end then.
     """
 
     ranks: np.ndarray

@@ -216,8 +216,7 @@ def _holes(filled: np.ndarray, largest: int) -> np.ndarray:
 def _interpolated(sides: np.ndarray, filled: np.ndarray, single: np.ndarray) -> np.ndarray:
     """First and last voxel of the run that continues the columns around, int ``(2, A, B)``.
 
-    First = last + 1 where none are near. Runs reach those of the four neighbours where the sheet is
-    steep.
+    First = last + 1 where none are near. Where the sheet is steep they reach the four neighbours.
     """
     total, weights = np.zeros(sides.shape), np.zeros(filled.shape)
     for axis in (0, 1):
@@ -285,8 +284,7 @@ def mean_thickness(mask: np.ndarray) -> float:
         mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
 
     Returns:
-        Thickness in voxels (2D: from area and length). Infinite without any surface, 0 for an empty
-        mask.
+        Thickness in voxels (2D: from area and length). Infinite without surface, 0 if empty.
 
     Source:
         Schladitz, Ohser and Nagel, DGCI 2006.

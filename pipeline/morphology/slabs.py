@@ -17,8 +17,7 @@ class SlabArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     Args:
         shape: that of the whole array.
-        ranges: rows ``(first, end)`` along the first space axis of each slab, by the slab's number;
-            consecutive.
+        ranges: consecutive rows ``(first, end)`` along the first space axis, by number of the slab.
         make: from a slab's number to its rows: ``(rows, ...)``, with channels ``(K, rows, ...)``.
 
     Example:

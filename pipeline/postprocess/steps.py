@@ -203,8 +203,8 @@ def closing(
     Args:
         array: labels ``(*S)``.
         radius: of the ball in voxels. Whole numbers leave pinholes open, see
-            :func:`pipeline.morphology.closing`. A list with one number for each axis, such as ``[3,
-            2, 2]``, stands for an ellipsoid; 0 does not reach along its axis.
+            :func:`pipeline.morphology.closing`. A list with one number for each axis, such as
+            ``[3, 2, 2]``, stands for an ellipsoid; 0 does not reach along its axis.
         size: instead of a radius, the edge of a cubic kernel, or one for each axis. A kernel of
             edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius k +
             1/2: 1 changes nothing, 2 and 3 are a voxel and its 18 neighbours.
@@ -303,8 +303,7 @@ def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
         depth: of the neck in voxels, positive.
 
     Returns:
-        Instance numbers 1.. ``(*S)`` in the smallest unsigned type that holds them, 0 the
-        background.
+        Instance numbers 1.. ``(*S)`` in the smallest unsigned type that holds them; 0: background.
 
     Raises:
         ConfigError: ``depth`` is not positive.

@@ -92,13 +92,14 @@ class PostprocessStep:
     """A post-processing step, as registered in ``POSTPROCESS``.
 
     Args:
-        run: ``f(array, **options)``: labels ``(*S)``, or where it decides probabilities ``(K,
-            *S)``, to labels ``(*S)``.
+        run: ``f(array, **options)``: labels ``(*S)``, or where it decides probabilities
+            ``(K, *S)``, to labels ``(*S)``.
         decides: it takes probabilities, of one channel or of several; None: it takes labels.
-        sees: what it has to see, or a function of its options that says so. ``"local"``: it changes
-            each row along the first space axis by itself, wherever it lies (a large array comes
-            some rows at a time, and the step is not told which); ``"components"``: it also takes
-            and gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in memory.
+        sees: what it has to see, or a function of its options that returns it. ``"local"``: it
+            changes each row along the first space axis by itself, wherever it lies (a large array
+            comes some rows at a time, and the step does not know which); ``"components"``: it also
+            takes and gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in
+            memory.
         bytes_per_voxel: memory that it takes on a whole array, without the probabilities.
         search: what tuning tries; None: nothing, so that a tuned list leaves it out.
 
@@ -255,7 +256,7 @@ def resolved(step: NamedOptions) -> NamedOptions:
 
 
 def decides(step: NamedOptions) -> bool:
-    """Tell whether a step takes probabilities.
+    """Check whether a step takes probabilities.
 
     Args:
         step: name with options.
