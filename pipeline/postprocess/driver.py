@@ -1,8 +1,8 @@
 """From probabilities to labels: one driver, for arrays in memory and for larger ones.
 
 Probabilities are float32 ``(K, *S)``; labels are integers, ``(*S)`` in memory and lazily
-``(1, *S)``, with 0 as background. A lazy array goes through the steps slab by slab as far as what they
-have to see allows; an array in memory is the case of one slab and goes through as it is.
+``(1, *S)``, with 0 as background. A lazy array goes through the steps slab by slab as far as what
+they have to see allows; an array in memory is the case of one slab and goes through as it is.
 """
 
 from __future__ import annotations
