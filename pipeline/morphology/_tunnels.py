@@ -3,9 +3,9 @@
 A volume is a cubical complex with voxels as vertices. It is given as codes
 ``(X + 2, Y + 2, Z + 2)`` with a margin of zeros: a voxel holds the bit OWN where it lies in the
 mask, UNION where it lies in either, and EXISTS everywhere. The code of an edge or square is the
-bitwise and of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3
-i + t`` has its smallest corner at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at
-``i``.
+bitwise and of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square
+``3 i + t`` has its smallest corner at ``i`` and the normal ``t``; cube ``i`` has its smallest
+corner at ``i``.
 """
 
 from __future__ import annotations
