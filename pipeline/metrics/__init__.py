@@ -1,5 +1,6 @@
-"""Metrics of whole cases by name: of label maps (``overlap``, ``surface``, ``topology``), of images
-(``image``).
+"""Metrics of whole cases by name.
+
+Label maps are compared in ``overlap``, ``surface`` and ``topology``, images in ``image``.
 """
 
 from pipeline.metrics.entry import MetricEntry

@@ -1,5 +1,6 @@
-"""The score of Kaggle's "Vesuvius Challenge - Surface Detection", exactly, in seconds instead of
-minutes.
+"""Score of Kaggle's "Vesuvius Challenge - Surface Detection".
+
+It is computed exactly, in seconds instead of minutes.
 
 ``0.30 TopoScore + 0.35 SurfaceDice(2 voxels) + 0.35 VOI score`` of one volume; the leaderboard is
 the mean over volumes.
@@ -28,40 +29,62 @@ DIMENSIONS = (0.34, 0.33, 0.33)
 """Weights of components, tunnels and cavities in the TopoScore."""
 
 TOLERANCE = 2.0
-"""Voxels, of the SurfaceDice."""
+"""Tolerance of the SurfaceDice in voxels."""
 
 ALPHA = 0.3
-"""Of the VOI score ``1 / (1 + alpha (split + merge))``."""
+"""Constant of the VOI score ``1 / (1 + alpha (split + merge))``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompetitionScore:
-    """Score of one volume and what it is made of.
-
-    ``counts``: dimension -> features matched, predicted, true.
-    """
+    """Score of one volume and its parts."""
 
     score: float
+    """Weighted sum of the three terms, 0..1."""
     toposcore: float
+    """Betti matching of the octants, 0..1."""
     surface_dice: float
+    """Share of both surfaces within 2 voxels of the other one, 0..1."""
     voi_score: float
+    """``1 / (1 + alpha (split + merge))``, 0..1."""
     voi_split: float
+    """Bits of H(prediction | target)."""
     voi_merge: float
+    """Bits of H(target | prediction)."""
     counts: Mapping[int, tuple[int, int, int]]
+    """Dimension (0, 1, 2) to features matched, predicted, true."""
 
 
 def competition_score(
     prediction: np.ndarray, label: np.ndarray, ignore_label: int | None = 2
 ) -> CompetitionScore:
-    """Score a prediction ``(Z, Y, X)`` against a label of the same shape; axes of length 1 are
-    allowed.
+    """Score a predicted volume against its label as the competition does.
 
     Foreground is ``!= 0`` (NaN in the prediction is background); voxels where the label is
     ``ignore_label`` become background in both. Two empty masks score 1. An empty prediction is no
     error: it gets what the three terms give it.
 
-    The definition is that of the organisers' package ``topometrics`` as their notebook calls it:
-    integers agree, and numbers to rounding. Raises UserError unless both are 3D and of one shape.
+    Args:
+        prediction: volume ``(Z, Y, X)``; axes of length 1 are allowed.
+        label: volume of the same shape.
+        ignore_label: value in ``label`` of voxels that do not count; None: all count.
+
+    Returns:
+        The score and its parts.
+
+    Raises:
+        UserError: unless both are 3D and of one shape.
+
+    Source:
+        The organisers' package ``topometrics`` as their notebook calls it: integers agree, and
+        numbers to rounding.
+
+    Example:
+        >>> import numpy as np
+        >>> label = np.zeros((4, 16, 16), np.uint8)
+        >>> label[1:3] = 1
+        >>> competition_score(label, label).score
+        1.0
     """
     if label.ndim != 3 or prediction.shape != label.shape:
         raise UserError(
@@ -78,8 +101,19 @@ def competition_score(
 def competition(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """:func:`competition_score` as a metric: ``competition`` and its parts; ``counts`` maps
-    ``"0"``, ``"1"``, ``"2"`` to [matched, predicted, true].
+    """Compute :func:`competition_score` as a metric of label maps.
+
+    Args:
+        prediction: volume ``(Z, Y, X)``, foreground where ``!= 0``.
+        target: volume of the same shape.
+        valid: bool ``(Z, Y, X)``, the voxels that count; None: all.
+
+    Returns:
+        ``competition`` and its parts; ``counts`` maps ``"0"``, ``"1"``, ``"2"`` to [matched,
+        predicted, true].
+
+    Raises:
+        UserError: the shapes differ or are not 3D.
     """
     masks = [mask != 0 for mask in confined(prediction, target, valid)]
     record = _score(*masks)
@@ -118,9 +152,15 @@ def _score(found: np.ndarray, true: np.ndarray) -> CompetitionScore:
 
 
 def octants(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Every axis in two runs, the longer first; an axis of length 1 in one.
+    """Split a shape into octants: every axis in two runs, the longer first.
 
-    Up to eight boxes in C order.
+    An axis of length 1 stays one run.
+
+    Args:
+        shape: lengths of the axes.
+
+    Yields:
+        Up to eight boxes in C order.
     """
     halves = [(n + 1) // 2 for n in shape]
     yield from itertools.product(
@@ -132,10 +172,15 @@ def octants(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
 
 
 def toposcore(counts: Counts | Sequence[Sequence[int]]) -> float:
-    """Mean of the dimensions' F1 over those that either mask has features of; 1 where neither has
-    any.
+    """Average the F1 of the dimensions over those in which either mask has features.
 
     F1 is ``2 m / (p + g)``; without true features ``0.5 / (p + 0.5)``.
+
+    Args:
+        counts: for each dimension the features matched (m), predicted (p) and true (g).
+
+    Returns:
+        The weighted mean, 0..1; 1 where no dimension has features.
     """
     scores = [
         (w, 2 * m / (p + g) if g else 0.5 / (p + 0.5))

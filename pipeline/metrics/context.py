@@ -1,6 +1,4 @@
-"""What a metric of labels is told besides the two label maps: the classes of the data set, and how
-far voxels lie apart.
-"""
+"""What a metric of labels depends on besides the two label maps: the classes and the spacing."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from pipeline.records import METRICS_VERSION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricContext:
-    """What holds for every case of a data set that is scored.
+    """Settings that hold for every case of a data set that is scored.
 
     Args:
         classes: foreground classes of the whole set, ascending; None: those that occur in the case
@@ -28,14 +26,21 @@ class MetricContext:
 
     @property
     def unit(self) -> str:
-        """Unit of distances."""
+        """Unit of distances: ``voxels`` or ``mm``."""
         return "voxels" if self.spacing is None else "mm"
 
 
 def several(classes: Sequence[int] | None) -> bool:
-    """Whether a set of classes holds more than one kind of foreground.
+    """Check whether a set of classes holds more than one kind of foreground.
 
-    >>> several(None), several((1,)), several((1, 2)), several((2,))
-    (False, False, True, True)
+    Args:
+        classes: class numbers; None: not known.
+
+    Returns:
+        True where a number above 1 is among them.
+
+    Example:
+        >>> several(None), several((1,)), several((1, 2)), several((2,))
+        (False, False, True, True)
     """
     return classes is not None and max(classes, default=0) > 1

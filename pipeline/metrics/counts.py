@@ -1,7 +1,7 @@
-"""Metrics of many cases together: from the confusion matrix of all their voxels, where a large case
-weighs more than a small one.
+"""Metrics pooled over many cases, from the confusion matrix of all their voxels.
 
-Empty cases count as in one image. A formula here is the ``value`` of a :class:`Pooling`.
+A large case weighs more than a small one. Empty cases count as in one image. A formula here is the
+``value`` of a :class:`Pooling`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from pipeline.metrics.probability import Tally, area_pr, area_roc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Voxels of two classes in one frame, of one case or of many: the confusion matrix, and scores
-    of both classes where they are known.
-    """
+    """Confusion matrix of two classes in one frame, of one case or of many."""
 
     tp: int = 0
+    """Foreground in the prediction and in the truth, in voxels."""
     fp: int = 0
+    """Foreground in the prediction only."""
     fn: int = 0
+    """Foreground in the truth only."""
     tn: int = 0
+    """Background in both."""
     tally: Tally | None = None
+    """Voxels of both classes by probability; None where there are no probabilities."""
 
     @property
     def foreground(self) -> int:
-        """Voxels that are foreground in the answer or in truth."""
+        """Voxels that are foreground in the prediction or in the truth."""
         return self.tp + self.fp + self.fn
 
     @property
@@ -50,14 +53,13 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How a metric is found from :class:`Counts`.
+    """How a metric is computed from :class:`Counts`.
 
     Args:
         value: the metric of the counts.
-        background: whether voxels that are rightly background enter it; else there is nothing to
-            count without foreground.
-        any_class: whether it is one number over all classes, where ``tp`` are the voxels that are
-            right and ``fn`` those that are not.
+        background: whether true negatives enter it; else NaN without foreground.
+        any_class: whether it is one number over all classes, where ``tp`` are the voxels with the
+            right class and ``fn`` the others.
     """
 
     value: Callable[[Counts], float]
@@ -65,7 +67,14 @@ class Pooling:
     any_class: bool = False
 
     def known(self, counts: Counts) -> float:
-        """The value; NaN where there is nothing that it counts."""
+        """Compute the metric, or NaN where there is nothing that it counts.
+
+        Args:
+            counts: pooled or of one case.
+
+        Returns:
+            The value of the metric.
+        """
         return (
             self.value(counts)
             if (counts.total if self.background else counts.foreground)
@@ -73,37 +82,101 @@ class Pooling:
         )
 
 
-def _share(part: int, whole: int, empty: float) -> float:
+def _ratio(part: int, whole: int, empty: float) -> float:
     return part / whole if whole else empty
 
 
 def dice(c: Counts) -> float:
-    return _share(2 * c.tp, 2 * c.tp + c.fp + c.fn, 1.0)
+    """2 tp / (2 tp + fp + fn); 1 if both are empty.
+
+    Args:
+        c: confusion matrix.
+
+    Returns:
+        Dice, 0..1.
+    """
+    return _ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn, 1.0)
 
 
 def iou(c: Counts) -> float:
-    return _share(c.tp, c.tp + c.fp + c.fn, 1.0)
+    """tp / (tp + fp + fn); 1 if both are empty.
+
+    Args:
+        c: confusion matrix.
+
+    Returns:
+        Intersection over union, 0..1.
+    """
+    return _ratio(c.tp, c.tp + c.fp + c.fn, 1.0)
 
 
 def precision(c: Counts) -> float:
-    return _share(c.tp, c.tp + c.fp, float(c.fn == 0))
+    """tp / (tp + fp); without predicted foreground 1 if there is no true one either, else 0.
+
+    Args:
+        c: confusion matrix.
+
+    Returns:
+        Precision, 0..1.
+    """
+    return _ratio(c.tp, c.tp + c.fp, float(c.fn == 0))
 
 
 def recall(c: Counts) -> float:
-    return _share(c.tp, c.tp + c.fn, float(c.fp == 0))
+    """tp / (tp + fn); without true foreground 1 if there is no predicted one either, else 0.
+
+    Args:
+        c: confusion matrix.
+
+    Returns:
+        Recall, 0..1.
+    """
+    return _ratio(c.tp, c.tp + c.fn, float(c.fp == 0))
 
 
 def specificity(c: Counts) -> float:
-    return _share(c.tn, c.tn + c.fp, 1.0)
+    """tn / (tn + fp); 1 without background.
+
+    Args:
+        c: confusion matrix.
+
+    Returns:
+        Specificity, 0..1.
+    """
+    return _ratio(c.tn, c.tn + c.fp, 1.0)
 
 
 def accuracy(c: Counts) -> float:
-    return _share(c.tp + c.tn, c.total, 1.0)
+    """(tp + tn) / all voxels; 1 without any.
+
+    Args:
+        c: confusion matrix.
+
+    Returns:
+        Accuracy, 0..1.
+    """
+    return _ratio(c.tp + c.tn, c.total, 1.0)
 
 
 def roc_auc(c: Counts) -> float:
+    """Area under the ROC curve.
+
+    Args:
+        c: counts with a tally of probabilities.
+
+    Returns:
+        The area, 0..1; NaN without a tally or without one of the classes.
+    """
     return math.nan if c.tally is None else area_roc(c.tally)
 
 
 def pr_auc(c: Counts) -> float:
+    """Area under the precision-recall curve.
+
+    Args:
+        c: counts with a tally of probabilities.
+
+    Returns:
+        The area, 0..1; NaN without a tally or without foreground.
+    """
     return math.nan if c.tally is None else area_pr(c.tally)

@@ -26,24 +26,44 @@ def evaluate(
     change: Retouched | None = None,
     context: MetricContext | None = None,
 ) -> dict[str, Any]:
-    """All metrics of one case in one dict; where two give the same key the later one stands.
+    """Compute all metrics of one case; where two give the same key the later one wins.
 
-    ``soft`` are the foreground probabilities ``(*S)`` behind a label map, ``change`` is the input
-    and the mask of an image. Where no voxel is ``valid`` there is nothing to count: every number is
-    NaN. Raises ConfigError for unknown metrics or options, and for one that needs probabilities or
-    ``change`` where there are none, before anything is computed.
+    Where no voxel is ``valid`` there is nothing to count: every number is NaN. Options are checked
+    before anything is computed.
+
+    Args:
+        parts: metrics with their options.
+        prediction: label map ``(*S)``, or image ``(C, *S)`` on 0..1.
+        target: of the same shape.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        soft: foreground probabilities ``(*S)`` behind a label map; None: there are none.
+        change: input and mask of change of an image; None: there is none.
+        context: classes, spacing and version of the data set; None: the defaults.
+
+    Returns:
+        Values by key; a value may be a table (a mapping).
+
+    Raises:
+        ConfigError: for unknown metrics or options, and for a metric that needs probabilities or
+            ``change`` where there are none.
+
+    Example:
+        >>> import numpy as np
+        >>> metrics = [NamedOptions(name="dice"), NamedOptions(name="recall")]
+        >>> evaluate(metrics, np.array([[0, 1, 1]]), np.array([[0, 0, 1]]))
+        {'dice': 0.6666666666666666, 'recall': 1.0}
     """
     context = context or MetricContext()
     calls = [bound(part, f"metrics.{i}") for i, part in enumerate(parts)]
     _require_given(parts, soft, change)
-    further = {"change": change, "classes": context.classes, "spacing": context.spacing}
+    available = {"change": change, "classes": context.classes, "spacing": context.spacing}
     scores: dict[str, Any] = {}
     for part, metric in zip(parts, calls, strict=True):
         entry = METRICS[part.name]
-        old = entry.version_1 if context.version < 2 else None
-        known = () if old else entry.given
-        options = {name: value for name, value in further.items() if name in known}
-        scores |= (old or metric)(
+        version_1 = entry.version_1 if context.version < 2 else None
+        known = () if version_1 else entry.given
+        options = {name: value for name, value in available.items() if name in known}
+        scores |= (version_1 or metric)(
             soft if "probabilities" in entry.needs else prediction, target, valid, **options
         )
     if context.version >= 2 and valid is not None and not valid.any():
@@ -58,29 +78,37 @@ def _require_given(
 ) -> None:
     """Raise ConfigError where a metric lacks what it needs."""
     if soft is None and (lacking := needing(parts, "probabilities")):
-        way_out = "predict with --save-soft, or leave it out."
+        suggestion = "predict with --save-soft, or leave it out."
         raise ConfigError(
-            f"{', '.join(lacking)}: needs foreground probabilities of two classes; {way_out}"
+            f"{', '.join(lacking)}: needs foreground probabilities of two classes; {suggestion}"
         )
     if change is None and (lacking := needing(parts, "change")):
-        way_out = (
+        suggestion = (
             "set data.change: {} in the config (pipeline.evaluate: --inputs DIR), or leave it out."
         )
         what = "needs the input and a mask of what was to change; it is a metric of whole cases:"
-        raise ConfigError(f"{', '.join(lacking)}: {what} {way_out}")
+        raise ConfigError(f"{', '.join(lacking)}: {what} {suggestion}")
 
 
 def evaluate_frames(
     parts: Sequence[NamedOptions], answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Metrics of an answer ``(*S)``, and of probabilities ``(*S)``, in every frame of its truth
-    (see ``frames``).
+    """Compute the metrics of a prediction in every frame of its truth (see ``frames``).
+
+    Args:
+        parts: metrics with their options.
+        answer: predicted label map ``(*S)``.
+        truth: label map, field of view and context.
+        soft: foreground probabilities ``(*S)``; None: there are none.
+
+    Returns:
+        Values by key, which ends with the suffix of the frame.
     """
     scores: dict[str, Any] = {}
     for view in views(truth):
-        seen = None if soft is None else view.of(soft)
+        probabilities = None if soft is None else view.of(soft)
         found = evaluate(
-            parts, view.of(answer), view.label, view.valid, seen, context=truth.context
+            parts, view.of(answer), view.label, view.valid, probabilities, context=truth.context
         )
         scores |= {name + view.suffix: value for name, value in found.items()}
     return scores
@@ -89,11 +117,16 @@ def evaluate_frames(
 def pool(
     cases: Iterable[Mapping[str, Counts]], names: Iterable[str], version: int = METRICS_VERSION
 ) -> dict[str, float]:
-    """The metrics among ``names`` that can be pooled, over all voxels of the cases, frame by frame;
-    empty without a case.
+    """Compute the metrics that can be pooled over all voxels of the cases, frame by frame.
 
-    ``cases`` are counts by suffix. NaN in a frame without any voxel that counts (metrics version 1:
-    as for an empty image).
+    Args:
+        cases: of each case its counts by suffix of the frame.
+        names: metrics; those that cannot be pooled are left out.
+        version: metrics version, see :data:`pipeline.records.METRICS_VERSION`.
+
+    Returns:
+        Values by name and suffix, empty without a case. NaN in a frame without any voxel that
+        counts (metrics version 1: as for an empty image).
     """
     total: dict[str, Counts] = {}
     for case in cases:

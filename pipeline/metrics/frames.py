@@ -1,9 +1,8 @@
-"""One answer counted in several frames: inside the field of view, over the full image, over the
-padded image.
+"""One prediction scored in several frames: the field of view, the full image, the padded image.
 
 Where the frame holds background beyond the object, accuracy and specificity rise without any better
-answer, so that numbers of different frames cannot be compared. Without a field of view there is one
-frame, the whole image, and names carry no suffix.
+prediction, so that numbers of different frames cannot be compared. Without a field of view there is
+one frame, the whole image, and names carry no suffix.
 """
 
 from __future__ import annotations
@@ -21,17 +20,22 @@ from pipeline.metrics.counts import Counts
 from pipeline.records import UserError
 
 SUFFIXES = ("_fov", "_full", "_padded")
-"""What names of metrics end with where there is a field of view; the first is the one to compare
-and to choose by.
+"""Endings of metric names where there is a field of view.
+
+The first is the one to compare and to select models by.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What an answer is compared with: a label map ``(*S)``, its ignored value, the field of view
-    ``(*S)`` and the padded size.
+    """What a prediction is compared with.
 
-    ``context`` is what the metrics are told of the data set.
+    Args:
+        label: label map ``(*S)``.
+        ignore: value in ``label`` of voxels that do not count; None: all count.
+        fov: field of view ``(*S)``, inside where ``!= 0``; None: there is none.
+        padded: size of the padded image in voxels; None: no such frame.
+        context: settings of the data set for the metrics.
     """
 
     label: np.ndarray
@@ -43,8 +47,13 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A truth in one frame: ``label`` has background where ``valid`` (None: everywhere) is False;
-    ``margin`` voxels follow at the far ends.
+    """A truth in one frame.
+
+    Args:
+        suffix: ending of the metric names.
+        label: label map ``(*S)`` of the frame, background where ``valid`` is False.
+        valid: bool, shape of ``label``, the voxels that count; None: all.
+        margin: voxels that the frame adds at the far end of each axis.
     """
 
     suffix: str
@@ -53,14 +62,28 @@ class View:
     margin: tuple[int, ...]
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """An answer or a probability ``(*S)`` in this frame: zero in the margin."""
-        return _widened(array, self.margin, 0)
+        """Bring an array into this frame.
+
+        Args:
+            array: label map or probabilities ``(*S)`` of the image.
+
+        Returns:
+            The same with zeros in the margin.
+        """
+        return _pad_end(array, self.margin, 0)
 
 
 def views(truth: Truth) -> Iterator[View]:
-    """The frames of a truth.
+    """Make the frames of a truth.
 
-    Raises UserError where the field of view has another size than the label or is empty.
+    Args:
+        truth: label map with an optional field of view and padded size.
+
+    Yields:
+        The frames, in the order of ``SUFFIXES``; a single one without a field of view.
+
+    Raises:
+        UserError: the field of view has another size than the label or is empty.
     """
     known = None if truth.ignore is None else truth.label != truth.ignore
     label = (
@@ -86,11 +109,11 @@ def views(truth: Truth) -> Iterator[View]:
     yield View(suffix="_full", label=label, valid=known, margin=none)
     if truth.padded is not None:
         margin = tuple(max(0, n - m) for n, m in zip(truth.padded, label.shape, strict=True))
-        wider = None if known is None else _widened(known, margin, True)
-        yield View(suffix="_padded", label=_widened(label, margin, 0), valid=wider, margin=margin)
+        wider = None if known is None else _pad_end(known, margin, True)
+        yield View(suffix="_padded", label=_pad_end(label, margin, 0), valid=wider, margin=margin)
 
 
-def _widened(array: np.ndarray, margin: Sequence[int], value: Any) -> np.ndarray:
+def _pad_end(array: np.ndarray, margin: Sequence[int], value: Any) -> np.ndarray:
     return np.pad(array, [(0, m) for m in margin], constant_values=value) if any(margin) else array
 
 
@@ -98,19 +121,29 @@ def _widened(array: np.ndarray, margin: Sequence[int], value: Any) -> np.ndarray
 
 
 def count(answer: np.ndarray, truth: Truth, soft: np.ndarray | None = None) -> dict[str, Counts]:
-    """Counts of one case in each frame, by suffix.
+    """Count the confusion matrix of one case in each frame.
 
-    ``answer`` and ``soft`` are ``(*S)``; foreground is ``!= 0``.
+    Args:
+        answer: predicted label map ``(*S)``, foreground where ``!= 0``.
+        truth: label map and frames.
+        soft: foreground probabilities ``(*S)``; None: there are none.
+
+    Returns:
+        Counts by suffix.
     """
     return {view.suffix: _count(view, answer, soft) for view in views(truth)}
 
 
 def _count(view: View, answer: np.ndarray, soft: np.ndarray | None) -> Counts:
-    said, true = view.of(answer) != 0, view.label != 0
-    valid = np.ones(said.shape, bool) if view.valid is None else view.valid
+    predicted, true = view.of(answer) != 0, view.label != 0
+    valid = np.ones(predicted.shape, bool) if view.valid is None else view.valid
     numbers = {
         name: int(np.count_nonzero(a & b & valid))
-        for name, a, b in (("tp", said, true), ("fp", said, ~true), ("fn", ~said, true))
+        for name, a, b in (
+            ("tp", predicted, true),
+            ("fp", predicted, ~true),
+            ("fn", ~predicted, true),
+        )
     }
     return Counts(
         **numbers,
@@ -124,8 +157,16 @@ def _count(view: View, answer: np.ndarray, soft: np.ndarray | None) -> Counts:
 def count_classes(
     answer: np.ndarray, label: np.ndarray, valid: np.ndarray | None, classes: Sequence[int]
 ) -> dict[int, Counts]:
-    """Counts of each foreground class in one patch ``(*S)``; of one class alone foreground is ``!=
-    0``.
+    """Count the confusion matrix of each foreground class in one patch.
+
+    Args:
+        answer: predicted label map ``(*S)``.
+        label: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes; of one class alone foreground is ``!= 0``.
+
+    Returns:
+        Counts by class.
     """
     view = View(suffix="", label=label, valid=valid, margin=())
     if len(classes) == 1:

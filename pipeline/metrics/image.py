@@ -1,11 +1,11 @@
-"""How near an image is to the one it should be: ``(C, *S)`` with intensities in ``0..peak``,
-``valid`` bool ``(*S)``.
+"""How close an image is to its target.
 
-The package scores an image as it is saved: clipped and rounded to its number type, then brought to
-0..1 by :func:`intensities`, against the target as its file has it, brought to 0..1 in the same way;
-hence the default peak of 1. The functions themselves clip nothing. Elements where ``valid`` is
-False change no result. Without a valid element there is nothing to be wrong about: the error is 0.
-A valid element that is NaN or infinite is an error (ValueError), never left out.
+Images are ``(C, *S)`` with intensities in ``0..peak``, ``valid`` is bool ``(*S)``. The package
+scores an image as it is saved: clipped and rounded to its number type, then brought to 0..1 by
+:func:`intensities`, against the target as its file has it, brought to 0..1 in the same way; hence
+the default peak of 1. The functions themselves clip nothing. Elements where ``valid`` is False
+change no result. Without a valid element there is nothing to be wrong about: the error is 0. A
+valid element that is NaN or infinite is an error (ValueError), never left out.
 """
 
 from __future__ import annotations
@@ -22,19 +22,31 @@ from pipeline.metrics.overlap import same_shape
 from pipeline.records import UserError
 
 BEST_PSNR = 100.0
-"""Decibels of an error too small for float32 images to show; identical images get this instead of
-infinity.
+"""Decibels of an error too small for float32 images to show.
+
+Identical images get this instead of infinity.
 """
 
-_RADIUS = 5  # voxels on each side of an SSIM window: 3.5 standard deviations of 1.5, an edge of 11
+# Voxels on each side of an SSIM window: 3.5 standard deviations of 1.5, an edge of 11.
+_RADIUS = 5
 _SIGMA = 1.5
 WINDOW = 2 * _RADIUS + 1
 """Edge of an SSIM window in pixels."""
 
 
 def intensities(array: np.ndarray) -> np.ndarray:
-    """An image as its file has it on 0..1: integers divided by the largest value of their type, as
-    float32; floats as they are.
+    """Bring an image as its file has it to 0..1.
+
+    Args:
+        array: integers of any type, or floats.
+
+    Returns:
+        Integers divided by the largest value of their type, as float32; floats as they are.
+
+    Example:
+        >>> import numpy as np
+        >>> intensities(np.array([0, 255], np.uint8)).tolist()
+        [0.0, 1.0]
     """
     return (
         array
@@ -46,15 +58,50 @@ def intensities(array: np.ndarray) -> np.ndarray:
 def mae(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Mean absolute error over channels and space."""
+    """Mean absolute error over channels and space.
+
+    Args:
+        prediction: image ``(C, *S)`` with intensities in ``0..peak``.
+        target: image ``(C, *S)``, the ground truth.
+        valid: bool ``(*S)``, the pixels that count; None: all.
+
+    Returns:
+        ``mae`` in units of intensity.
+
+    Raises:
+        UserError: the shapes differ.
+        ValueError: a valid element is NaN or infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> mae(np.full((1, 2, 2), 0.5), np.zeros((1, 2, 2)))
+        {'mae': 0.5}
+    """
     return {"mae": _mean(np.abs(_error(prediction, target, valid)))}
 
 
 def psnr(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, peak: float = 1.0
 ) -> dict[str, float]:
-    """Peak signal-to-noise ratio ``10 log10(peak^2 / mse)`` in decibels, mse over channels and
-    space; at most 100.
+    """Peak signal-to-noise ratio ``10 log10(peak^2 / mse)``, mse over channels and space.
+
+    Args:
+        prediction: image ``(C, *S)`` with intensities in ``0..peak``.
+        target: image ``(C, *S)``, the ground truth.
+        valid: bool ``(*S)``, the pixels that count; None: all.
+        peak: largest possible intensity.
+
+    Returns:
+        ``psnr`` in decibels, at most 100.
+
+    Raises:
+        UserError: the shapes differ, or ``peak`` is not positive.
+        ValueError: a valid element is NaN or infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> psnr(np.full((1, 2, 2), 0.1), np.zeros((1, 2, 2)))
+        {'psnr': 20.0}
     """
     _require_peak(peak)
     mse = _mean(_error(prediction, target, valid) ** 2)
@@ -68,16 +115,38 @@ def ssim(
     peak: float = 1.0,
     kernel: Literal["channel", "3d"] = "channel",
 ) -> dict[str, float]:
-    """Structural similarity (Wang et al. 2004): Gaussian windows of sigma 1.5 and edge 11, K1 =
-    0.01, K2 = 0.03, population variances.
+    """Structural similarity by Gaussian windows of sigma 1.5 and edge 11.
 
-    Papers use two conventions, which differ by 0.02 on the same images. ``kernel: channel``:
-    windows are 2D for images and 3D for volumes, each channel on its own; the mean is over channels
-    and over the windows that lie inside the image and whose centre is valid (none: 1). ``kernel:
-    3d``, images only, as in the tables of HINet, MIMO-UNet and NAFNet: windows of 11 x 11 x 11 over
-    channels and space, borders (of the channels, too) repeated outwards, the mean over all elements
-    that are valid. Ignored elements enter windows as 0 in both images. Raises UserError when a side
-    is shorter than a 2D window.
+    K1 = 0.01, K2 = 0.03, population variances. Papers use two conventions, which differ by 0.02 on
+    the same images. ``kernel: channel``: windows are 2D for images and 3D for volumes, each channel
+    on its own; the mean is over channels and over the windows that lie inside the image and whose
+    centre is valid (none: 1). ``kernel: 3d``, images only, as in the tables of HINet, MIMO-UNet and
+    NAFNet: windows of 11 x 11 x 11 over channels and space, borders (of the channels, too) repeated
+    outwards, the mean over all elements that are valid. Ignored elements are 0 in windows of both.
+
+    Args:
+        prediction: image ``(C, *S)`` with intensities in ``0..peak``.
+        target: image ``(C, *S)``, the ground truth.
+        valid: bool ``(*S)``, the pixels that count; None: all.
+        peak: largest possible intensity.
+        kernel: ``channel`` or ``3d``, see above.
+
+    Returns:
+        ``ssim``, at most 1.
+
+    Raises:
+        UserError: the shapes differ, ``peak`` is not positive, ``kernel`` is unknown or ``3d`` for
+            a volume, or (``channel``) a side is shorter than a window.
+        ValueError: a valid element is NaN or infinite.
+
+    Source:
+        Wang, Bovik, Sheikh and Simoncelli 2004.
+
+    Example:
+        >>> import numpy as np
+        >>> image = np.linspace(0, 1, 256).reshape(1, 16, 16)
+        >>> ssim(image, image)
+        {'ssim': 1.0}
     """
     _require_peak(peak)
     _error(prediction, target, valid)
@@ -101,10 +170,18 @@ def ssim(
 def each_channel(
     prediction: np.ndarray, target: np.ndarray, peak: float
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Similarity ``(C, *S)`` of :func:`ssim`, each channel by itself, and the part of it whose
-    windows lie inside the image.
+    """Compute the similarity map of :func:`ssim`, each channel by itself.
 
-    Raises UserError when a side is shorter than ``WINDOW``.
+    Args:
+        prediction: image ``(C, *S)``.
+        target: image ``(C, *S)``.
+        peak: largest possible intensity.
+
+    Returns:
+        The map ``(C, *S)``, and the slices of it whose windows lie inside the image.
+
+    Raises:
+        UserError: a side is shorter than ``WINDOW``.
     """
     if min(target.shape[1:]) < WINDOW:
         raise UserError(
@@ -112,16 +189,22 @@ def each_channel(
             " Use psnr or mae."
         )
     similarity = skimage.metrics.structural_similarity(
-        prediction, target,
-        data_range=peak, channel_axis=0, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False, full=True,
-    )[1]  # fmt: skip
+        prediction,
+        target,
+        data_range=peak,
+        channel_axis=0,
+        gaussian_weights=True,
+        sigma=_SIGMA,
+        use_sample_covariance=False,
+        full=True,
+    )[1]
     return similarity, np.s_[:, *(slice(_RADIUS, -_RADIUS),) * (target.ndim - 1)]
 
 
 def _over_channels(
     prediction: np.ndarray, target: np.ndarray, peak: float
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Similarity ``(C, Y, X)`` by windows that reach over channels, and all of it."""
+    """Similarity map ``(C, Y, X)`` by windows that reach over channels; all of it counts."""
     if target.ndim != 3:
         raise UserError(
             f"ssim: kernel '3d' is for images (C, Y, X), got the shape {target.shape}. Leave the"
@@ -142,6 +225,7 @@ def _over_channels(
 
 
 def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """Difference of the valid elements, float64 ``(C, *S)`` or, with a mask, flat."""
     same_shape(prediction, target, valid, channel_axes=1)
     error = np.subtract(prediction, target, dtype=np.float64)
     error = error if valid is None else error[np.broadcast_to(valid, error.shape)]
@@ -155,6 +239,7 @@ def _error(prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None)
 
 
 def _mean(values: np.ndarray) -> float:
+    """Mean of the values; 0 without any."""
     return float(values.mean()) if values.size else 0.0
 
 

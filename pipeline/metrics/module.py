@@ -1,4 +1,4 @@
-"""A metric by name that is called as MONAI's metrics are, for validation loops of one's own."""
+"""Metrics by name with the interface of MONAI's metrics, for your own validation loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.records import NamedOptions
 
 REDUCTIONS = ("mean", "mean_batch", "mean_channel", "none")
 OF_RETOUCH = ("source", "mask", "predicted")
-"""What a metric of retouching is given at each call, besides the answer and the target."""
+"""Keywords of each call of a metric of retouching, besides prediction and target."""
 
 SUGGESTION = (
     "Decide first where these are probabilities: argmax(1, keepdim=True), or a threshold. Pass "
@@ -35,18 +35,25 @@ Items = Tensor | Sequence[Tensor]
 
 
 class Metric(CumulativeIterationMetric):
-    """One metric of the package, used as MONAI's are: call it, then ``aggregate()``, ``reset()``.
+    """A metric of the package with MONAI's interface: call it, then ``aggregate()``, ``reset()``.
 
     Every item of a batch is a case: its numbers are those that ``pipeline.evaluate`` gives for it.
     A metric may have several numbers (``surface_dice`` of three classes: the mean over the classes,
-    then each class; ``voi``: the sum and its two parts); ``names`` says which, the metric's own
+    then each class; ``voi``: the sum and its two parts); ``names`` lists them, the metric's own
     first. Computed on the CPU in float64.
 
-    Labels are class numbers ``(B, 1, *S)`` or one-hot ``(B, K, *S)``. What one channel holds is
-    said by ``num_classes``: without it (or with 2) a mask, where 0 is background and 1 foreground;
-    with more, class numbers from 0 (background) to ``num_classes - 1``. Other numbers are refused.
+    Labels are class numbers ``(B, 1, *S)`` or one-hot ``(B, K, *S)``. ``num_classes`` states what
+    one channel holds: without it (or with 2) a mask, where 0 is background and 1 foreground; with
+    more, class numbers from 0 (background) to ``num_classes - 1``. Other numbers are refused.
     Without it ``voi`` and ``adapted_rand`` take any number as a segment of its own, ``accuracy``
     any as a class, and ``competition``, ``components`` and ``betti_error`` any as foreground.
+
+    Differs from MONAI's metrics on purpose: background is never a class of its own; where both
+    masks are empty an overlap is 1, a distance 0, and one empty mask scores 0, or the diagonal of
+    the array as a distance, so that no case drops out; a class that neither map holds, and an item
+    without a voxel that counts, is NaN, and a mean over NaN alone is NaN, not 0; ``surface_dice``
+    weighs surface elements by their area, as MONAI does with ``use_subvoxels=True`` only; ``psnr``
+    is at most 100; probabilities where decisions are needed are refused.
 
     Args:
         name: entry of ``pipeline.metrics.METRICS``.
@@ -63,29 +70,25 @@ class Metric(CumulativeIterationMetric):
     Raises:
         ConfigError: for an unknown name or option, with the nearest right one.
 
-    Differs from MONAI's metrics on purpose: background is never a class of its own; where both
-    masks are empty an overlap is 1, a distance 0, and one empty mask scores 0, or the diagonal of
-    the array as a distance, so that no case drops out; a class that neither map holds, and an item
-    without a voxel that counts, is NaN, and a mean over NaN alone is NaN, not 0; ``surface_dice``
-    weighs surface elements by their area, as MONAI does with ``use_subvoxels=True`` only; ``psnr``
-    is at most 100; probabilities where decisions are needed are refused.
+    Source:
+        Those of the entries, see ``help(pipeline.metrics.METRICS[name].compute)``. Calling
+        convention: ``monai.metrics`` 1.6.
 
-    Sources: those of the entries, see ``help(pipeline.metrics.METRICS[name].compute)``. Calling
-    convention: ``monai.metrics`` 1.6.
-
-    >>> import torch
-    >>> metric = Metric("dice", num_classes=3)
-    >>> metric(y_pred=torch.tensor([[[[0, 1, 1, 2]]]]), y=torch.tensor([[[[0, 1, 2, 2]]]])).shape
-    torch.Size([1, 3])
-    >>> round(metric.aggregate().item(), 4)
-    0.6667
-    >>> {name: round(value, 4) for name, value in metric.values().items()}
-    {'dice': 0.6667, 'dice_1': 0.6667, 'dice_2': 0.6667}
-    >>> metric.reset()
-    >>> Metric("surface_dice", tolerence=2)
-    Traceback (most recent call last):
-        ...
-    pipeline.config.ConfigError: Metric: ... no option 'tolerence'. Did you mean 'tolerance'? ...
+    Example:
+        >>> import torch
+        >>> metric = Metric("dice", num_classes=3)
+        >>> prediction, label = torch.tensor([[[[0, 1, 1, 2]]]]), torch.tensor([[[[0, 1, 2, 2]]]])
+        >>> metric(y_pred=prediction, y=label).shape
+        torch.Size([1, 3])
+        >>> round(metric.aggregate().item(), 4)
+        0.6667
+        >>> {name: round(value, 4) for name, value in metric.values().items()}
+        {'dice': 0.6667, 'dice_1': 0.6667, 'dice_2': 0.6667}
+        >>> metric.reset()
+        >>> Metric("surface_dice", tolerence=2)
+        Traceback (most recent call last):
+            ...
+        pipeline.config...ConfigError: Metric: ... Did you mean 'tolerance'? ...
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Metric(CumulativeIterationMetric):
         return METRICS[self.part.name]
 
     @property
-    def _ranks(self) -> bool:
+    def _reads_probabilities(self) -> bool:
         """Whether it reads probabilities and not decisions."""
         return "probabilities" in self._entry.needs
 
@@ -133,20 +136,21 @@ class Metric(CumulativeIterationMetric):
         self._names: tuple[str, ...] | None = None
 
     def aggregate(self, reduction: str | None = None) -> Any:
-        """The items so far, of all ranks where there are several, in one; NaN is left out.
+        """Reduce the items so far, of all ranks where there are several; NaN is left out.
 
         Args:
             reduction: ``mean``: of the metric's own number, the first of ``names``, over the items,
                 ``()``; ``mean_batch``: of every number, ``(V,)``; ``mean_channel``: the metric's
-                own number of every item, ``(N,)``; ``none``: all, ``(N, V)``. None: as the
-                metric was made.
+                own number of every item, ``(N,)``; ``none``: all, ``(N, V)``. None: as the metric
+                was made.
 
         Returns:
             A float64 tensor; NaN where there is nothing but NaN. With ``get_not_nans`` a pair with
             the count of items, of one shape.
 
         Raises:
-            ValueError: before the first call, or for an unknown reduction.
+            ValueError: before the first call.
+            ConfigError: for an unknown reduction.
         """
         table, how = self._table(), _known_reduction(reduction or self.reduction)
         table = table[:, 0] if how in ("mean", "mean_channel") else table
@@ -156,10 +160,18 @@ class Metric(CumulativeIterationMetric):
         return (table, known) if self.get_not_nans else table
 
     def values(self) -> dict[str, float]:
-        """Mean of every number over the items so far, by name; NaN is left out."""
+        """Average every number over the items so far; NaN is left out.
+
+        Returns:
+            Means by name, in the order of ``names``.
+
+        Raises:
+            ValueError: before the first call.
+        """
         return dict(zip(self.names, self._table().nanmean(0).tolist(), strict=True))
 
     def _table(self) -> Tensor:
+        """All numbers so far, of all ranks, ``(N, V)``."""
         table = self.get_buffer()
         if not isinstance(table, Tensor):
             raise ValueError(
@@ -190,7 +202,7 @@ class Metric(CumulativeIterationMetric):
             )
         further = self._per_item(kwargs, len(y_pred))
         items = zip(y_pred, y, further, strict=True)
-        return torch.stack([self._row(_plain(p), _plain(t), **more) for p, t, more in items])
+        return torch.stack([self._row(_detached(p), _detached(t), **more) for p, t, more in items])
 
     def _per_item(self, kwargs: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         """The keywords of a call, for each item."""
@@ -198,8 +210,8 @@ class Metric(CumulativeIterationMetric):
         known += OF_RETOUCH if "change" in self._entry.needs else ()
         for key in kwargs:
             if key not in known:
-                way = nearest(key, known) if known else "It takes no keyword."
-                raise ValueError(f"metric {self.name!r} reads no {key!r}. {way}")
+                suggestion = nearest(key, known) if known else "It takes no keyword."
+                raise ValueError(f"metric {self.name!r} reads no {key!r}. {suggestion}")
         items: list[dict[str, Any]] = [{} for _ in range(count)]
         for key, value in kwargs.items():
             each = _spacings(value, count) if key == "spacing" else value
@@ -244,20 +256,24 @@ class Metric(CumulativeIterationMetric):
         truth = truth if valid is None else np.where(valid, truth, 0)
         known = None if classes is None else tuple(range(1, classes))
         context = MetricContext(classes=known, spacing=_spacings(spacing, 1, y.ndim - 1)[0])
-        answer = truth if self._ranks else _labels(y_pred, "y_pred", self._allowed(classes))
-        soft = _foreground(y_pred) if self._ranks else None
-        return evaluate([self.part], answer, _small(truth), valid, soft, context=context)
+        answer = (
+            truth
+            if self._reads_probabilities
+            else _labels(y_pred, "y_pred", self._allowed(classes))
+        )
+        soft = _foreground(y_pred) if self._reads_probabilities else None
+        return evaluate([self.part], answer, _compact(truth), valid, soft, context=context)
 
     def _classes(self, y_pred: Tensor, y: Tensor) -> int | None:
-        """Number of classes, as told or as the channels say; None for a mask or segments."""
+        """Number of classes, as given or by the channels; None for a mask or segments."""
         channels = {len(x) for x in (y_pred, y) if len(x) > 1}
         found = channels if self.num_classes is None else channels | {self.num_classes}
-        if len(found) > 1 or (self._ranks and found - {2}):
-            told = "" if self.num_classes is None else f", num_classes={self.num_classes}"
-            limit = ", at most 2 for this metric" if self._ranks else ""
+        if len(found) > 1 or (self._reads_probabilities and found - {2}):
+            stated = "" if self.num_classes is None else f", num_classes={self.num_classes}"
+            limit = ", at most 2 for this metric" if self._reads_probabilities else ""
             raise ValueError(
                 f"metric {self.name!r} got y_pred {tuple(y_pred.shape)} and y"
-                f" {tuple(y.shape)}{told}; channels are classes, as many in both{limit}, or one"
+                f" {tuple(y.shape)}{stated}; channels are classes, as many in both{limit}, or one"
                 " channel of class numbers."
             )
         return next(iter(found), None)
@@ -267,7 +283,7 @@ class Metric(CumulativeIterationMetric):
         if classes is not None:
             return classes
         by_class = "classes" in self._entry.given and self._entry.compares_numbers
-        return 2 if self._ranks or by_class else None
+        return 2 if self._reads_probabilities or by_class else None
 
 
 def _labels(
@@ -275,10 +291,10 @@ def _labels(
 ) -> np.ndarray:
     """Class numbers ``(*S)`` of one item, checked."""
     numbers = class_numbers(x[None], classes, ignore_label, role, SUGGESTION)
-    return _small(numbers[0, 0].cpu().numpy())
+    return _compact(numbers[0, 0].cpu().numpy())
 
 
-def _small(numbers: np.ndarray) -> np.ndarray:
+def _compact(numbers: np.ndarray) -> np.ndarray:
     """Labels in the smallest type that the metrics count quickly."""
     low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
     fitting = [kind for kind in (np.uint8, np.uint16) if low >= 0 and high <= np.iinfo(kind).max]
@@ -286,7 +302,7 @@ def _small(numbers: np.ndarray) -> np.ndarray:
 
 
 def _foreground(x: Tensor) -> np.ndarray:
-    """Scores of foreground ``(*S)``: the one channel, or the second of two."""
+    """Scores of foreground ``(*S)``: the only channel, or the second of two."""
     scores = _array(x)[-1]
     if not np.isfinite(scores).all():
         raise ValueError("y_pred holds NaN or infinite scores, which have no rank.")
@@ -299,18 +315,19 @@ def _retouched(
     mask: Tensor | None = None,
     predicted: Tensor | None = None,
 ) -> Retouched:
+    """Images and masks of one item as arrays; the mask is made where none is given."""
     if source is None:
         raise ValueError(
             "metric 'retouch' needs the images before the change: metric(y_pred=..., y=...,"
             " source=images)."
         )
-    before = _array(_plain(source))
+    before = _array(_detached(source))
     soft = (
         change.difference_mask(before, target, Change())[0]
         if mask is None
-        else _array(_plain(mask))[0]
+        else _array(_detached(mask))[0]
     )
-    share = None if predicted is None else _array(_plain(predicted))[0]
+    share = None if predicted is None else _array(_detached(predicted))[0]
     return Retouched(source=before, mask=soft >= change.LEVEL, predicted=share)
 
 
@@ -318,7 +335,7 @@ def _array(x: Tensor) -> np.ndarray:
     return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
 
-def _plain(x: Tensor) -> Tensor:
+def _detached(x: Tensor) -> Tensor:
     """The tensor without MONAI's metadata and without a graph."""
     return x.detach().as_subclass(Tensor)
 
@@ -366,8 +383,8 @@ def _require_options(name: str, options: Mapping[str, Any]) -> None:
     known = [n for n in inspect.signature(entry.compute).parameters if n not in GIVEN] + own
     for option in options:
         if option not in known:
-            way = nearest(option, known)
-            raise ConfigError(f"Metric: {name!r} has no option {option!r}. {way}")
+            suggestion = nearest(option, known)
+            raise ConfigError(f"Metric: {name!r} has no option {option!r}. {suggestion}")
 
 
 def _require_settings(name: str, num_classes: Any, ignore_label: Any, spacing: Any) -> None:

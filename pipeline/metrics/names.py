@@ -1,5 +1,6 @@
-"""Names of metrics as people write and read them: ``dice_1`` is written ``dice Anterior`` where the
-data set names its classes.
+"""Names of metrics for display and on the command line.
+
+``dice_1`` is written ``dice Anterior`` where the data set names its classes.
 """
 
 from __future__ import annotations
@@ -19,19 +20,26 @@ _OF_CLASS = re.compile(rf"(?P<metric>.+)_(?P<label>[1-9]\d{{0,8}})(?P<frame>{'|'
 def display(
     key: str, names: Mapping[int, str], units: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The key of a metric with the name of its class in place of its number; other keys, and
-    classes without a name, as they are.
+    """Write a metric's key with the name of its class in place of the number.
 
-    >>> names = {1: "Anterior", 2: "Posterior"}
-    >>> display("dice_1", names), display("dice_2_fov", names), display("val_dice_1", names)
-    ('dice Anterior', 'dice_fov Posterior', 'val_dice Anterior')
-    >>> display("dice", names), display("dice_3", names), display("betti_error_b1", names)
-    ('dice', 'dice_3', 'betti_error_b1')
+    Other keys, and classes without a name, stay as they are.
 
-    ``units`` are those of metrics that are lengths:
+    Args:
+        key: as in a table of scores.
+        names: class names by number.
+        units: units of those metrics that are lengths, appended in brackets.
 
-    >>> display("hd95_1", names, {"hd95": "mm"}), display("hd95", {}, {"hd95": "voxels"})
-    ('hd95 Anterior [mm]', 'hd95 [voxels]')
+    Returns:
+        The text to show.
+
+    Example:
+        >>> names = {1: "Anterior", 2: "Posterior"}
+        >>> display("dice_1", names), display("dice_2_fov", names), display("val_dice_1", names)
+        ('dice Anterior', 'dice_fov Posterior', 'val_dice Anterior')
+        >>> display("dice", names), display("dice_3", names), display("betti_error_b1", names)
+        ('dice', 'dice_3', 'betti_error_b1')
+        >>> display("hd95_1", names, {"hd95": "mm"}), display("hd95", {}, {"hd95": "voxels"})
+        ('hd95 Anterior [mm]', 'hd95 [voxels]')
     """
     unit = next(
         (f" [{u}]" for name, u in units.items() if key == name or key.startswith(f"{name}_")), ""
@@ -41,20 +49,34 @@ def display(
 
 
 def of_class(key: str) -> tuple[str, int] | None:
-    """Metric and class of a key, None where it is of no single class.
+    """Split a key into metric and class.
 
-    >>> of_class("surface_dice_2"), of_class("dice_2_fov"), of_class("dice")
-    (('surface_dice', 2), ('dice_fov', 2), None)
+    Args:
+        key: as in a table of scores.
+
+    Returns:
+        The metric (with its frame) and the class number; None where the key has no class.
+
+    Example:
+        >>> of_class("surface_dice_2"), of_class("dice_2_fov"), of_class("dice")
+        (('surface_dice', 2), ('dice_fov', 2), None)
     """
     match = _OF_CLASS.fullmatch(key)
     return match and (f"{match['metric']}{match['frame'] or ''}", int(match["label"]))
 
 
 def from_json(names: object) -> dict[int, str]:
-    """Class names as JSON keeps them, by number again; what is no such table has none.
+    """Read class names as JSON stores them, with numbers as strings.
 
-    >>> from_json({"1": "Anterior"}), from_json(None), from_json({"x": "y"})
-    ({1: 'Anterior'}, {}, {})
+    Args:
+        names: any parsed JSON value.
+
+    Returns:
+        Names by class number; empty for what is no such table.
+
+    Example:
+        >>> from_json({"1": "Anterior"}), from_json(None), from_json({"x": "y"})
+        ({1: 'Anterior'}, {}, {})
     """
     if not isinstance(names, Mapping):
         return {}
@@ -66,10 +88,17 @@ def from_json(names: object) -> dict[int, str]:
 
 
 def read_metric(text: str) -> NamedOptions:
-    """``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, values as in YAML.
+    """Parse ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, values as in YAML.
 
-    >>> read_metric("surface_dice:tolerance=3")
-    NamedOptions(name='surface_dice', options={'tolerance': 3})
+    Args:
+        text: from the command line.
+
+    Returns:
+        The metric with its options, not checked.
+
+    Example:
+        >>> read_metric("surface_dice:tolerance=3")
+        NamedOptions(name='surface_dice', options={'tolerance': 3})
     """
     name, _, given = text.partition(":")
     options: dict[str, Any] = {}

@@ -1,12 +1,11 @@
-"""How well two label maps agree as sets of voxels, and in the number of their components, tunnels
-and cavities.
+"""How well two label maps agree as sets of voxels, and in their numbers of features.
 
-Label maps are integers ``(*S)``, ``valid`` is bool ``(*S)``: voxels where it is False count
-nowhere. Every metric returns its own name first. When a label above 1 occurs the value is the mean
-over the foreground classes that occur in either map, and each such class adds a key
-``<name>_<class>``; otherwise foreground is ``!= 0``. ``classes`` are those of a whole data set:
-each has its key then, NaN where neither map holds it, so that the columns of all cases are the
-same.
+Features are components, tunnels and cavities. Label maps are integers ``(*S)``, ``valid`` is bool
+``(*S)``: voxels where it is False count nowhere. Every metric returns its own name first. When a
+label above 1 occurs the value is the mean over the foreground classes that occur in either map, and
+each such class adds a key ``<name>_<class>``; otherwise foreground is ``!= 0``. ``classes`` are
+those of a whole data set: each has its key then, NaN where neither map holds it, so that the
+columns of all cases are the same.
 """
 
 from __future__ import annotations
@@ -25,8 +24,16 @@ from pipeline.records import UserError
 def same_shape(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None, channel_axes: int = 0
 ) -> None:
-    """Raise UserError unless prediction and target have one shape and ``valid`` that of their space
-    axes.
+    """Require one shape of prediction and target, and of ``valid`` that of their space axes.
+
+    Args:
+        prediction: array ``(*S)`` or ``(C, *S)``.
+        target: array of the same shape.
+        valid: bool ``(*S)``; None: not checked.
+        channel_axes: axes in front of the space axes, 0 or 1.
+
+    Raises:
+        UserError: a shape differs.
     """
     if prediction.shape != target.shape:
         raise UserError(
@@ -43,7 +50,19 @@ def same_shape(
 def confined(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both label maps with ignored voxels set to background."""
+    """Set ignored voxels of both label maps to background.
+
+    Args:
+        prediction: label map ``(*S)``.
+        target: label map ``(*S)``.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        Prediction and target; the arrays themselves where all voxels count.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     same_shape(prediction, target, valid)
     if valid is None:
         return prediction, target
@@ -61,8 +80,16 @@ def over_classes(
     measure: Callable[[np.ndarray, np.ndarray], float],
     classes: Classes = None,
 ) -> dict[str, float]:
-    """``measure`` of the two foreground masks, or its mean over classes and one key for each (see
-    the head of this file).
+    """Apply a measure of two masks to each foreground class and average.
+
+    Args:
+        name: key of the result.
+        maps: prediction and target, label maps ``(*S)``.
+        measure: from the two foreground masks, bool ``(*S)``, to a number.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``name``, and with several classes ``<name>_<class>`` of each (see the module).
     """
     prediction, target = maps
     if not several(classes) and max(prediction.max(initial=0), target.max(initial=0)) <= 1:
@@ -77,27 +104,46 @@ def over_classes(
 
 
 def values_of(labels: np.ndarray) -> set[int]:
-    """The values that occur in a label map; counted, not sorted, where they have 8 or 16 bits."""
+    """List the values that occur in a label map.
+
+    They are counted, not sorted, where they have 8 or 16 bits.
+
+    Args:
+        labels: integers of any shape.
+
+    Returns:
+        The distinct values.
+    """
     if labels.dtype in (np.uint8, np.uint16):
         return set(np.flatnonzero(histogram(labels)).tolist())
     return set(np.unique(labels).tolist())
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Mean of the values that are numbers; NaN where there is none."""
+    """Average the values that are not NaN.
+
+    Args:
+        values: numbers.
+
+    Returns:
+        Their mean; NaN where all are NaN or there is none.
+    """
     known = [v for v in values if not math.isnan(v)]
     return sum(known) / len(known) if known else math.nan
 
 
 Share = Callable[[int, int, int], float]
-"""Score from the voxels of the intersection, of the prediction and of the target, none of which is
-0 but perhaps the first.
+"""Score from the voxels of the intersection, of the prediction and of the target.
+
+The last two are never 0.
 """
 
 
-def _share(
+def _by_counts(
     name: str, maps: tuple[np.ndarray, np.ndarray], share: Share, classes: Classes
 ) -> dict[str, float]:
+    """Score of voxel counts by class; both masks empty: 1, one empty: 0."""
+
     def measure(prediction: np.ndarray, target: np.ndarray) -> float:
         both, p, t = (
             int(np.count_nonzero(mask)) for mask in (prediction & target, prediction, target)
@@ -113,8 +159,31 @@ def dice(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """2 |P and T| / (|P| + |T|) (Dice 1945). Both empty: 1, one empty: 0."""
-    return _share(
+    """Dice coefficient 2 |P and T| / (|P| + |T|).
+
+    Both empty: 1, one empty: 0.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``dice`` in 0..1; with several classes their mean, and ``dice_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Source:
+        Dice 1945.
+
+    Example:
+        >>> import numpy as np
+        >>> dice(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 2, 2]]))["dice_1"]
+        0.6666666666666666
+    """
+    return _by_counts(
         "dice", confined(prediction, target, valid), lambda both, p, t: 2 * both / (p + t), classes
     )
 
@@ -125,8 +194,31 @@ def iou(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """|P and T| / |P or T| (Jaccard 1901). Both empty: 1, one empty: 0."""
-    return _share(
+    """Intersection over union |P and T| / |P or T|.
+
+    Both empty: 1, one empty: 0.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``iou`` in 0..1; with several classes their mean, and ``iou_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Source:
+        Jaccard 1901.
+
+    Example:
+        >>> import numpy as np
+        >>> iou(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]))
+        {'iou': 0.5}
+    """
+    return _by_counts(
         "iou",
         confined(prediction, target, valid),
         lambda both, p, t: both / (p + t - both),
@@ -140,8 +232,23 @@ def precision(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """|P and T| / |P|. Both empty: 1, one empty: 0, whichever it is."""
-    return _share(
+    """Precision |P and T| / |P|.
+
+    Both empty: 1, one empty: 0, whichever it is.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``precision`` in 0..1; with several classes their mean, and ``precision_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    return _by_counts(
         "precision", confined(prediction, target, valid), lambda both, p, t: both / p, classes
     )
 
@@ -152,8 +259,23 @@ def recall(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """|P and T| / |T|. Both empty: 1, one empty: 0, whichever it is."""
-    return _share(
+    """Recall |P and T| / |T|.
+
+    Both empty: 1, one empty: 0, whichever it is.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``recall`` in 0..1; with several classes their mean, and ``recall_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    return _by_counts(
         "recall", confined(prediction, target, valid), lambda both, p, t: both / t, classes
     )
 
@@ -164,7 +286,22 @@ def specificity(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Share of the valid background that is called background. No background: 1."""
+    """Share of the valid background that is predicted as background.
+
+    No background: 1.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``specificity`` in 0..1; with several classes the mean, and ``specificity_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     same_shape(prediction, target, valid)
     known = np.ones(target.shape, bool) if valid is None else valid
 
@@ -182,6 +319,17 @@ def accuracy(
     """Share of valid voxels with the right label, background included; over all classes at once.
 
     No valid voxel: 1.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        ``accuracy`` in 0..1.
+
+    Raises:
+        UserError: the shapes differ.
     """
     same_shape(prediction, target, valid)
     right = prediction == target
@@ -193,8 +341,18 @@ def accuracy(
 def components(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Numbers of 26-connected (2D: 8-connected) components of the foreground: ``components``
-    predicted, ``components_true``.
+    """Numbers of 26-connected (2D: 8-connected) components of the foreground.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        ``components`` of the prediction and ``components_true``.
+
+    Raises:
+        UserError: the shapes differ.
     """
     found, true = (
         float(morphology.components(m != 0)[1]) for m in confined(prediction, target, valid)
@@ -208,14 +366,29 @@ def betti_error(
     valid: np.ndarray | None = None,
     connectivity: int = 6,
 ) -> dict[str, float]:
-    """Sum of the absolute differences of the Betti numbers of the foreground, and the numbers
-    themselves.
+    """Sum of the absolute differences of the foreground's Betti numbers.
 
-    ``connectivity`` 6: foreground is 6-connected, background 26-connected; 26: the other way round
-    (in 2D 4 and 8 neighbours).
-    Further keys: ``betti_error_b0`` (predicted), ``betti_error_b0_true`` and so on for tunnels (b1)
-    and cavities (b2); in 2D components (b0) and holes (b1). Both empty: 0, one empty: the sum of
-    the other's numbers.
+    Both empty: 0, one empty: the sum of the other's numbers.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        connectivity: 6: foreground is 6-connected, background 26-connected; 26: the other way round
+            (in 2D 4 and 8 neighbours).
+
+    Returns:
+        ``betti_error``, then ``betti_error_b0`` (predicted), ``betti_error_b0_true`` and so on for
+        tunnels (b1) and cavities (b2); in 2D components (b0) and holes (b1).
+
+    Raises:
+        UserError: the shapes differ, or the connectivity is neither 6 nor 26.
+
+    Example:
+        >>> import numpy as np
+        >>> ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+        >>> betti_error(np.ones((3, 3)), ring)["betti_error"]
+        1.0
     """
     found, true = (
         morphology.betti_numbers(m != 0, connectivity) for m in confined(prediction, target, valid)

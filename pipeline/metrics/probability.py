@@ -1,8 +1,7 @@
-"""How well probabilities rank foreground above background, whatever the threshold: areas under the
-ROC and precision-recall curves.
+"""How well probabilities rank foreground above background, whatever the threshold.
 
-Probabilities are ``(*S)``, targets label maps of two classes ``(*S)``, ``valid`` is bool ``(*S)``.
-No probability is rounded.
+These are the areas under the ROC and precision-recall curves. Probabilities are ``(*S)``, targets
+label maps of two classes ``(*S)``, ``valid`` is bool ``(*S)``. No probability is rounded.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from pipeline.metrics.overlap import same_shape
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Voxels of background and of foreground at each distinct score, scores ascending: two integer
-    arrays ``(n,)``.
-    """
+    """Voxels of each class at each distinct score, scores ascending."""
 
     background: np.ndarray
+    """Integers ``(n,)``: background voxels at each score."""
     foreground: np.ndarray
+    """Integers ``(n,)``: foreground voxels at each score."""
 
     def __add__(self, other: Tally) -> Tally:
         """Pool two tallies over the same scores (:func:`tally_halves`)."""
@@ -30,19 +29,43 @@ class Tally:
 
 
 def tally(soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> Tally:
-    """Count the valid voxels of both classes at every score that occurs."""
+    """Count the valid voxels of both classes at every score that occurs.
+
+    Args:
+        soft: scores ``(*S)``.
+        target: label map ``(*S)``, foreground where ``!= 0``.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        Counts at the distinct scores.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     scores, truth = _chosen(soft, target, valid)
-    places, index = np.unique(scores, return_inverse=True)
-    return Tally(*(np.bincount(index[side], minlength=len(places)) for side in (~truth, truth)))
+    thresholds, index = np.unique(scores, return_inverse=True)
+    return Tally(*(np.bincount(index[side], minlength=len(thresholds)) for side in (~truth, truth)))
 
 
 HALVES = 15361
-"""Numbers from 0 to 1 that half precision knows; their bit patterns are in order."""
+"""Half-precision numbers from 0 to 1; their bit patterns are in order."""
 
 
 def tally_halves(soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> Tally:
-    """Like :func:`tally` for probabilities rounded to half precision, over all its numbers from 0
-    to 1, so that tallies of cases add up.
+    """Count as :func:`tally` with probabilities rounded to half precision.
+
+    The scores are all half-precision numbers from 0 to 1, so that tallies of cases add up.
+
+    Args:
+        soft: probabilities ``(*S)``.
+        target: label map ``(*S)``, foreground where ``!= 0``.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        Counts at ``HALVES`` scores.
+
+    Raises:
+        UserError: the shapes differ.
     """
     scores, truth = _chosen(soft, target, valid)
     index = np.clip(scores, 0, 1).astype(np.float16).view(np.uint16)
@@ -52,16 +75,23 @@ def tally_halves(soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None 
 def _chosen(
     soft: np.ndarray, target: np.ndarray, valid: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and foreground of the voxels that count, both flat."""
     same_shape(soft, target, valid)
     where = np.ones(target.shape, bool) if valid is None else valid
     return soft[where], target[where] != 0
 
 
 def area_roc(counts: Tally) -> float:
-    """Chance that a foreground voxel scores above a background voxel, ties half (Hanley & McNeil,
-    Radiology 143, 1982).
+    """Chance that a foreground voxel scores above a background voxel, ties counted half.
 
-    Nan where one of the classes has no voxel.
+    Args:
+        counts: voxels of both classes by score.
+
+    Returns:
+        The area under the ROC curve, 0..1; NaN where one of the classes has no voxel.
+
+    Source:
+        Hanley & McNeil, Radiology 143, 1982.
     """
     n, p = (int(side.sum()) for side in (counts.background, counts.foreground))
     if not n or not p:
@@ -71,10 +101,15 @@ def area_roc(counts: Tally) -> float:
 
 
 def area_pr(counts: Tally) -> float:
-    """Average precision: precision at each distinct threshold, weighted by the recall that it adds;
-    no interpolation between them.
+    """Average precision: precision at each distinct threshold, weighted by the recall that it adds.
 
-    Nan where there is no foreground.
+    There is no interpolation between thresholds.
+
+    Args:
+        counts: voxels of both classes by score.
+
+    Returns:
+        The average precision, 0..1; NaN where there is no foreground.
     """
     p = int(counts.foreground.sum())
     if not p:
@@ -90,7 +125,21 @@ def roc_auc(
 ) -> dict[str, float]:
     """Area under the ROC curve of probabilities.
 
-    Nan where there is no foreground or no background.
+    Args:
+        prediction: foreground probabilities, or any scores, ``(*S)``.
+        target: label map ``(*S)`` of two classes, foreground where ``!= 0``.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        ``roc_auc`` in 0..1; NaN where there is no foreground or no background.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Example:
+        >>> import numpy as np
+        >>> roc_auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
+        {'roc_auc': 0.75}
     """
     return {"roc_auc": area_roc(tally(prediction, target, valid))}
 
@@ -100,6 +149,15 @@ def pr_auc(
 ) -> dict[str, float]:
     """Area under the precision-recall curve of probabilities, as average precision.
 
-    Nan where there is no foreground.
+    Args:
+        prediction: foreground probabilities, or any scores, ``(*S)``.
+        target: label map ``(*S)`` of two classes, foreground where ``!= 0``.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        ``pr_auc`` in 0..1; NaN where there is no foreground.
+
+    Raises:
+        UserError: the shapes differ.
     """
     return {"pr_auc": area_pr(tally(prediction, target, valid))}

@@ -1,5 +1,4 @@
-"""How well a photograph was retouched: the part that was to change, and apart from it what should
-have stayed as it was.
+"""How well a photograph was retouched: the part that was to change, and apart from it the rest.
 
 Images are ``(C, *S)`` on 0..1, as in ``image``. A retoucher changes a few per cent of the pixels,
 so that the PSNR of the whole image says little but how well the rest was copied; here the two sides
@@ -25,10 +24,12 @@ PREDICTED = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retouched:
-    """What a retouched case has beside its answer and its target.
+    """What a retouched case has besides its prediction and its target.
 
-    ``source``: the input ``(C, *S)``; ``mask``: bool ``(*S)``, what was to change; ``predicted``:
-    the probability ``(*S)`` of the mask where the network gives one.
+    Args:
+        source: the input ``(C, *S)``.
+        mask: bool ``(*S)``, what was to change.
+        predicted: probability ``(*S)`` of the mask; None: the network gives none.
     """
 
     source: np.ndarray
@@ -43,21 +44,33 @@ def retouch(
     *,
     change: Retouched,
 ) -> dict[str, float]:
-    """Scores inside and outside the mask of change; pixels where ``valid`` is False count nowhere.
+    """Score an image inside and outside the mask of change.
 
-    - ``psnr_in``, ``psnr_out``: PSNR of the pixels inside and outside, in decibels, at most 100;
-    - ``ssim_in``, ``ssim_out``: the map of similarity of the whole images
-      (:func:`pipeline.metrics.image.ssim`, each channel by itself), averaged over the windows that
-      lie in the image and whose centre is inside and outside. NaN where no window fits;
-    - ``leak``: mean absolute difference of the answer from the *input* outside: what was touched
-      although it should not be;
-    - ``mask_dice``, only with a predicted mask: its Dice from a probability of 0.5 on. Both empty:
-      1, one empty: 0;
-    - ``mask_share``: share of pixels that are inside; ``empty_mask``: 1 where none is, else 0; its
-      mean is the share of such cases.
+    A side without pixels has no score: NaN, which means over cases leave out.
 
-    A side without pixels has no score: NaN, which means over cases leave out. Raises UserError
-    where shapes differ, ValueError where a pixel that counts is NaN or infinite.
+    Args:
+        prediction: image ``(C, *S)`` on 0..1.
+        target: image ``(C, *S)``, the ground truth.
+        valid: bool ``(*S)``, the pixels that count; None: all.
+        change: input and mask of the case.
+
+    Returns:
+        Scores by name:
+
+        - ``psnr_in``, ``psnr_out``: PSNR of the pixels inside and outside in dB, at most 100;
+        - ``ssim_in``, ``ssim_out``: the similarity map of the whole images
+          (:func:`pipeline.metrics.image.ssim`, each channel by itself), averaged over the windows
+          that lie in the image and whose centre is inside and outside. NaN where no window fits;
+        - ``leak``: mean absolute difference of the prediction from the *input* outside: what was
+          changed although it should not be;
+        - ``mask_dice``, only with a predicted mask: its Dice from a probability of 0.5 on. Both
+          empty: 1, one empty: 0;
+        - ``mask_share``: share of pixels that are inside;
+        - ``empty_mask``: 1 where no pixel is inside, else 0; its mean is the share of such cases.
+
+    Raises:
+        UserError: shapes differ.
+        ValueError: a pixel that counts is NaN or infinite.
     """
     _require_shapes(target, change)
     same_shape(prediction, target, valid, channel_axes=1)
@@ -80,7 +93,7 @@ def retouch(
 
 
 def _require_shapes(target: np.ndarray, change: Retouched) -> None:
-    """Raise UserError unless the input is as large as the target, and the masks as its space axes."""
+    """Raise UserError unless the input has the shape of the target, the masks its space axes."""
     space = target.shape[1:]
     for what, shape, wanted in (
         ("input", change.source.shape, target.shape),
@@ -100,9 +113,7 @@ def _similarity(
     valid: np.ndarray,
     sides: tuple[np.ndarray, np.ndarray],
 ) -> tuple[float, float]:
-    """Mean similarity over the window centres of each side; a channel at a time, for the sake of
-    memory.
-    """
+    """Mean similarity over the window centres of each side; channel by channel, to save memory."""
     if min(valid.shape) < WINDOW:
         return math.nan, math.nan
     sums, counts = np.zeros(2), np.zeros(2)
@@ -116,19 +127,30 @@ def _similarity(
 
 
 def empty_masks(cases: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """How many of the cases' scores are of an empty mask, and of how many cases that is known; None
-    where it is of none.
+    """Count the cases with an empty mask of change.
+
+    Args:
+        cases: scores of each case.
+
+    Returns:
+        Cases with an empty mask, and cases of which that is known; None where it is of none.
     """
     known = [scores["empty_mask"] for scores in cases if scores.get("empty_mask") is not None]
     return (sum(value == 1 for value in known), len(known)) if known else None
 
 
 def note(cases: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for below a table: how many cases have an empty mask; no line where ``retouch`` was
-    not asked for.
+    """Make the line below a table that says how many cases have an empty mask.
 
-    >>> note([{"empty_mask": 1.0}, {"empty_mask": 0.0}]), note([{"psnr": 40.0}])
-    (['1 of 2 cases have an empty mask: psnr_in and ssim_in leave them out'], [])
+    Args:
+        cases: scores of each case.
+
+    Returns:
+        One line, or none where ``retouch`` is not among the metrics.
+
+    Example:
+        >>> note([{"empty_mask": 1.0}, {"empty_mask": 0.0}]), note([{"psnr": 40.0}])
+        (['1 of 2 cases have an empty mask: psnr_in and ssim_in leave them out'], [])
     """
     found = empty_masks(cases)
     return (

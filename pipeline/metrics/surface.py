@@ -1,5 +1,4 @@
-"""How near the surfaces of two label maps lie to each other: in millimetres where ``spacing`` says
-how far voxels lie apart, else in voxels.
+"""Distances between the surfaces of two label maps, in millimetres with a spacing, else in voxels.
 
 Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become
 background in both maps first. ``spacing`` holds millimetres along each axis, None where the files
@@ -26,7 +25,7 @@ Spacing = Sequence[float] | None
 """Millimetres between voxels along each axis; None: not known."""
 
 TOLERANCE = 2.0
-"""Voxels, of ``surface_dice`` unless it is told otherwise."""
+"""Default tolerance of ``surface_dice`` in voxels."""
 
 
 def surface_dice(
@@ -40,20 +39,36 @@ def surface_dice(
 ) -> dict[str, float]:
     """Share of both surfaces that lies within a tolerance of the other one.
 
-    Both empty: 1, one empty: 0.
-
-    A surface element is a 2x2x2 neighbourhood of the zero-padded mask that is neither empty nor
-    full. It weighs the area of its marching-cubes triangles (2D: the length of its contour) and
-    lies at the neighbourhood's centre. Nikolov et al. 2018, arXiv:1809.04430; the numbers are those
-    of the surface-distance package (0.1).
+    Both empty: 1, one empty: 0. A surface element is a 2x2x2 neighbourhood of the zero-padded mask
+    that is neither empty nor full. It weighs the area of its marching-cubes triangles (2D: the
+    length of its contour) and lies at the neighbourhood's centre.
 
     Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
         tolerance: in voxels, whatever the spacing; 2 unless one of the two is given.
-        tolerance_mm: in millimetres: then distances and areas are those of the world.
-        spacing: millimetres between voxels along each axis.
+        tolerance_mm: in millimetres; then distances and areas are measured in physical space.
+        classes: foreground classes of the data set; None: those that occur in either map.
+        spacing: millimetres between voxels along each axis; None: not known.
+
+    Returns:
+        ``surface_dice`` in 0..1; of several classes the mean, and ``surface_dice_<class>``.
 
     Raises:
-        UserError: for a negative tolerance, for both at once, and for millimetres without spacing.
+        UserError: for a negative tolerance, for both at once, for millimetres without spacing, and
+            for shapes that differ.
+
+    Source:
+        Nikolov et al. 2018, arXiv:1809.04430; the numbers are those of the surface-distance package
+        (0.1).
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.zeros((8, 8), np.uint8)
+        >>> mask[2:4] = 1
+        >>> surface_dice(mask, np.roll(mask, 1, 0), tolerance=1)
+        {'surface_dice': 1.0}
     """
     if tolerance is not None and tolerance_mm is not None:
         raise UserError(
@@ -63,7 +78,7 @@ def surface_dice(
     if tolerance_mm is None:
         limit = TOLERANCE if tolerance is None else tolerance
         measure = functools.partial(
-            _surface_dice, tolerance=_distance("tolerance", limit, "voxels")
+            _surface_dice, tolerance=_checked_distance("tolerance", limit, "voxels")
         )
     else:
         if spacing is None:
@@ -72,12 +87,13 @@ def surface_dice(
                 " length. Use tolerance (voxels), or files that do: NIfTI, OME-Zarr, OME or ImageJ"
                 " TIFF."
             )
-        limit = _distance("tolerance_mm", tolerance_mm, "millimetres")
+        limit = _checked_distance("tolerance_mm", tolerance_mm, "millimetres")
         measure = functools.partial(_surface_dice, tolerance=limit, spacing=tuple(spacing))
     return over_classes("surface_dice", confined(prediction, target, valid), measure, classes)
 
 
-def _distance(name: str, value: float, unit: str) -> float:
+def _checked_distance(name: str, value: float, unit: str) -> float:
+    """The value, if it is a distance; ``name`` and ``unit`` are for the message."""
     if not value >= 0:
         raise UserError(
             f"{name} is {value!r}; it is a distance in {unit} and must not be negative."
@@ -91,9 +107,7 @@ def _surface_dice(
     tolerance: float,
     spacing: tuple[float, ...] | None = None,
 ) -> float:
-    """The share for two masks; tolerance, distances and areas in voxels, or with a ``spacing`` in
-    the world.
-    """
+    """The share for two masks; with a ``spacing`` tolerance, distances and areas are physical."""
     box = _box(prediction, target)
     if box is None:
         return float(prediction.any() == target.any())
@@ -112,14 +126,14 @@ def _within(surface: np.ndarray, tolerance: float, spacing: tuple[float, ...] | 
     """Where a surface element is no farther away than the tolerance."""
     if spacing is None:
         return morphology.dilate(surface, tolerance)
-    # A hair more than asked for: 3 mm are within 3 mm, whatever a float32 makes of them.
+    # A relative 1e-6 more than the tolerance: 3 mm are within 3 mm in float32, too.
     return edt.edt(~surface, anisotropy=spacing) <= tolerance * (1 + 1e-6)
 
 
 def _area(codes: np.ndarray, where: np.ndarray, sizes: np.ndarray) -> float:
-    return float(
-        np.bincount(codes[where], minlength=len(sizes)) @ sizes
-    )  # counts first: exact, whatever the order of voxels
+    """Total area of the surface elements at ``where``."""
+    # Counts first: exact, whatever the order of voxels.
+    return float(np.bincount(codes[where], minlength=len(sizes)) @ sizes)
 
 
 def _box(prediction: np.ndarray, target: np.ndarray) -> tuple[slice, ...] | None:
@@ -130,8 +144,9 @@ def _box(prediction: np.ndarray, target: np.ndarray) -> tuple[slice, ...] | None
 
 
 def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
-    """``(*S)`` -> uint8 ``(*(S + 1))``: the 2x2x2 (2D: 2x2) neighbourhoods of the zero-padded mask
-    as bits, first corner highest.
+    """The 2x2x2 (2D: 2x2) neighbourhoods of the zero-padded mask as bits, first corner highest.
+
+    From ``(*S)`` to uint8 ``(*(S + 1))``.
     """
     padded = np.pad(mask, 1).view(np.uint8)
     codes = np.zeros([n + 1 for n in mask.shape], dtype=np.uint8)
@@ -141,10 +156,14 @@ def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
     return codes
 
 
-_AREAS = "099393is9i3s3ss293isisrSiccDcDBs9i3siccDirsScBDs3ss2cDBscBDs6cc39iic3scDircBsSDs3scDs2BscB6cDsc3ircBcB6crABrBrcisSDsDsc3Brcicii9"
-"""Areas of the first 128 neighbourhood codes, those of the others mirrored: base 62, digit ``9 i +
-3 j + k`` standing for ``i sqrt(3) / 8 + j sqrt(2) / 2 + k / 2``. These are the triangles of
-marching cubes (Lorensen and Cline 1987) through edge midpoints.
+_AREAS = (
+    "099393is9i3s3ss293isisrSiccDcDBs9i3siccDirsScBDs3ss2cDBscBDs6cc3"
+    "9iic3scDircBsSDs3scDs2BscB6cDsc3ircBcB6crABrBrcisSDsDsc3Brcicii9"
+)
+"""Areas of the first 128 neighbourhood codes; those of the others are mirrored.
+
+Base 62, digit ``9 i + 3 j + k`` standing for ``i sqrt(3) / 8 + j sqrt(2) / 2 + k / 2``. These are
+the triangles of marching cubes (Lorensen and Cline 1987) through edge midpoints.
 """
 
 
@@ -152,29 +171,10 @@ marching cubes (Lorensen and Cline 1987) through edge midpoints.
 def _element_sizes(dims: int) -> np.ndarray:
     """Float64 area (2D: length) of the surface element of each neighbourhood code, at spacing 1."""
     if dims == 2:
-        one, straight = (
-            math.sqrt(2) / 2,
-            1.0,
-        )  # a corner cut off; a line along an axis; two corners that are cut off
+        # A corner cut off (two of them: 2 * cut), and a line along an axis.
+        cut, line = math.sqrt(2) / 2, 1.0
         return np.array(
-            [
-                0,
-                one,
-                one,
-                straight,
-                one,
-                straight,
-                2 * one,
-                one,
-                one,
-                2 * one,
-                straight,
-                one,
-                straight,
-                one,
-                one,
-                0,
-            ]
+            [0, cut, cut, line, cut, line, 2 * cut, cut, cut, 2 * cut, line, cut, line, cut, cut, 0]
         )
     digits = np.array([int(c, 36) if c.islower() or c.isdigit() else ord(c) - 29 for c in _AREAS])
     areas = digits // 9 * math.sqrt(3) / 8 + digits // 3 % 3 * math.sqrt(2) / 2 + digits % 3 / 2
@@ -183,10 +183,18 @@ def _element_sizes(dims: int) -> np.ndarray:
 
 @functools.cache
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """Float64 area (2D: length) of the surface element of each neighbourhood code, in the world.
+    """Area (2D: length) of the surface element of each neighbourhood code in physical space.
 
-    An area is no sum of its parts at spacing 1, so the triangles themselves are measured. The
-    numbers are those of the surface-distance package (0.1).
+    An area is no sum of its parts at spacing 1, so the triangles themselves are measured.
+
+    Args:
+        spacing: millimetres between voxels along each of 2 or 3 axes.
+
+    Returns:
+        Float64 ``(256,)`` in square millimetres; in 2D ``(16,)`` in millimetres.
+
+    Source:
+        The numbers are those of the surface-distance package (0.1).
     """
     if len(spacing) == 2:
         y, x = spacing
@@ -210,13 +218,14 @@ def _mesh_area(code: int, own: float, spacing: tuple[float, ...]) -> float:
 
 
 def _triangles(code: int) -> np.ndarray:
-    """Corners ``(N, 3, 3)`` of the triangles that marching cubes draws in one neighbourhood."""
+    """Corners ``(N, 3, 3)`` of the marching-cubes triangles of one neighbourhood."""
     corners = np.array([code >> (7 - i) & 1 for i in range(8)], float).reshape(2, 2, 2)
     points, faces, *_ = skimage.measure.marching_cubes(corners, 0.5, method="lorensen")
     return points.astype(np.float64)[faces]
 
 
 def _mesh_size(triangles: np.ndarray, spacing: tuple[float, ...]) -> float:
+    """Total area of the triangles at a spacing."""
     sides = np.diff(triangles * np.array(spacing), axis=1)
     return float(np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1).sum() / 2)
 
@@ -228,14 +237,32 @@ def hd95(
     classes: Classes = None,
     spacing: Spacing = None,
 ) -> dict[str, float]:
-    """95th percentile of the Hausdorff distance: the larger of the two directions' percentiles,
-    over surface voxels.
+    """95th percentile of the Hausdorff distance over surface voxels.
 
-    In millimetres with a ``spacing``, else in voxels.
+    It is the larger of the percentiles of the two directions. Surface voxels are foreground with a
+    background voxel, or the outside of the array, across a face. Both empty: 0, one empty: the
+    diagonal of the array, the worst there can be, so that a mean over cases stays a number.
 
-    Surface voxels are foreground with a background voxel, or the outside of the array, across a
-    face. Both empty: 0, one empty: the diagonal of the array, the worst there can be, so that a
-    mean over cases stays a number.
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+        spacing: millimetres between voxels along each axis; None: distances in voxels.
+
+    Returns:
+        ``hd95`` in millimetres with a ``spacing``, else in voxels; with several classes their mean,
+        and ``hd95_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.zeros((8, 8), np.uint8)
+        >>> mask[2:4] = 1
+        >>> hd95(mask, np.roll(mask, 1, 0), spacing=(0.5, 0.5))
+        {'hd95': 0.5}
     """
     measure = functools.partial(_hd95, spacing=spacing)
     return over_classes("hd95", confined(prediction, target, valid), measure, classes)
@@ -248,10 +275,24 @@ def assd(
     classes: Classes = None,
     spacing: Spacing = None,
 ) -> dict[str, float]:
-    """Average symmetric surface distance: the mean over the surface voxels of both masks of the
-    distance to the other surface.
+    """Average symmetric surface distance over the surface voxels of both masks.
 
-    Surface voxels, unit and empty cases as in :func:`hd95`.
+    It is the mean distance of each surface voxel to the other surface. Surface voxels and empty
+    cases as in :func:`hd95`.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+        spacing: millimetres between voxels along each axis; None: distances in voxels.
+
+    Returns:
+        ``assd`` in millimetres with a ``spacing``, else in voxels; with several classes their mean,
+        and ``assd_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
     """
     measure = functools.partial(_assd, spacing=spacing)
     return over_classes("assd", confined(prediction, target, valid), measure, classes)
@@ -260,18 +301,19 @@ def assd(
 def _hd95(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
     distances = _surface_distances(prediction, target, spacing)
     if not distances:
-        return _worst(prediction, target, spacing)
+        return _distance_to_empty(prediction, target, spacing)
     return max(float(np.percentile(d, 95)) for d in distances)
 
 
 def _assd(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
     distances = _surface_distances(prediction, target, spacing)
     if not distances:
-        return _worst(prediction, target, spacing)
+        return _distance_to_empty(prediction, target, spacing)
     return float(np.concatenate(distances).mean(dtype=np.float64))
 
 
-def _worst(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
+def _distance_to_empty(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
+    """Distance where a mask is empty: 0 if both are, else the diagonal of the array."""
     if prediction.any() == target.any():
         return 0.0
     return math.hypot(
@@ -282,8 +324,9 @@ def _worst(prediction: np.ndarray, target: np.ndarray, spacing: Spacing) -> floa
 def _surface_distances(
     prediction: np.ndarray, target: np.ndarray, spacing: Spacing
 ) -> list[np.ndarray]:
-    """Distances of the prediction's surface voxels to the target's and the other way round; empty
-    when either mask is.
+    """Distances of the surface voxels to the other surface: from the prediction, from the target.
+
+    Empty when either mask is.
     """
     box = _box(prediction, target)
     if box is None:
@@ -292,8 +335,8 @@ def _surface_distances(
         mask[box] & np.logical_not(scipy.ndimage.binary_erosion(mask[box]))
         for mask in (prediction, target)
     ]
-    apart = None if spacing is None else tuple(spacing)
+    anisotropy = None if spacing is None else tuple(spacing)
     return [
-        edt.edt(~edges[1], anisotropy=apart)[edges[0]],
-        edt.edt(~edges[0], anisotropy=apart)[edges[1]],
+        edt.edt(~edges[1], anisotropy=anisotropy)[edges[0]],
+        edt.edt(~edges[0], anisotropy=anisotropy)[edges[1]],
     ]

@@ -1,9 +1,8 @@
 """The table of metrics of whole cases by name.
 
 Where a field of view is given (``frames``) every key ends with the frame that it was counted in. A
-metric's own name is its first key and begins all others; ``competition`` is the exception, whose
-parts have names of their own and whose ``counts`` are a table, and ``retouch``, which has parts
-only.
+metric's own name is its first key and begins all others; Exceptions are ``competition``, whose
+parts have names of their own and whose ``counts`` are a table, and ``retouch`` of parts only.
 """
 
 from __future__ import annotations
@@ -129,27 +128,57 @@ METRICS: Registry[MetricEntry] = Registry(
     },
     record=MetricEntry,
 )
+"""All metrics by name."""
 
 
 def names_of(task: str) -> list[str]:
-    """Names of the metrics that compare answers of a task, in alphabetical order."""
+    """List the metrics that compare predictions of a task.
+
+    Args:
+        task: name in ``TASKS``.
+
+    Returns:
+        Names in alphabetical order.
+
+    Example:
+        >>> names_of("image")
+        ['mae', 'psnr', 'retouch', 'ssim']
+    """
     return sorted(name for name, entry in METRICS.items() if entry.task == task)
 
 
 def needing(parts: Sequence[NamedOptions], need: Need) -> list[str]:
-    """Names of those metrics that read something besides answer and target."""
+    """List those metrics that read something besides prediction and target.
+
+    Args:
+        parts: metrics.
+        need: what they read.
+
+    Returns:
+        Their names, in the order of ``parts``.
+    """
     return [part.name for part in parts if need in METRICS[part.name].needs]
 
 
 def of_images(parts: Sequence[NamedOptions]) -> bool:
-    """Whether a metric among these is of images."""
+    """Check whether one of the metrics compares images.
+
+    Args:
+        parts: metrics.
+
+    Returns:
+        True if any does.
+    """
     return any(METRICS[part.name].task == "image" for part in parts)
 
 
 def directions() -> dict[str, Better]:
-    """The better direction of every value that has one.
+    """List the better direction of every value that has one.
 
-    Counts, like ``components``, have none and are not here.
+    Counts, like ``components``, have none and are left out.
+
+    Returns:
+        Direction by name of the value; also of ``loss``.
     """
     out: dict[str, Better] = {"loss": "lower"}
     for name, entry in METRICS.items():
@@ -158,10 +187,20 @@ def directions() -> dict[str, Better]:
 
 
 def better(name: str) -> Better:
-    """Direction in which a value improves; takes ``dice``, ``val_dice``, ``dice_2`` (of class 2)
-    and ``dice_fov`` (of a frame).
+    """Find the direction in which a value improves.
 
-    Raises ConfigError for values that cannot be compared, such as counts, and for unknown ones.
+    Args:
+        name: such as ``dice``, ``val_dice``, ``dice_2`` (of class 2) or ``dice_fov`` (of a frame).
+
+    Returns:
+        ``higher`` or ``lower``.
+
+    Raises:
+        ConfigError: for values that cannot be compared, such as counts, and for unknown ones.
+
+    Example:
+        >>> better("val_dice"), better("hd95_2")
+        ('higher', 'lower')
     """
     base = re.sub(rf"({'|'.join(SUFFIXES)})$", "", name.removeprefix("val_"))
     base = re.sub(r"_\d+$", "", base)
@@ -174,9 +213,17 @@ def better(name: str) -> Better:
 
 
 def bound(part: NamedOptions, where: str) -> Compute:
-    """A metric with its options bound.
+    """Bind the options of a metric.
 
-    Raises ConfigError, which names ``where``, for an unknown metric or option.
+    Args:
+        part: metric with its options.
+        where: place in the config, for messages.
+
+    Returns:
+        The metric as a function of prediction, target and ``valid``.
+
+    Raises:
+        ConfigError: for an unknown metric or option; names ``where``.
     """
     return bind(
         METRICS, part, where, given=METRICS[part.name].given if part.name in METRICS else ()
@@ -184,7 +231,14 @@ def bound(part: NamedOptions, where: str) -> Compute:
 
 
 def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
-    """Options among these metrics' that are lengths in the world, such as ``tolerance_mm``."""
+    """List the options of these metrics that are physical lengths, such as ``tolerance_mm``.
+
+    Args:
+        parts: metrics with their options.
+
+    Returns:
+        Names of the options that are set.
+    """
     return [
         key
         for part in parts
@@ -194,14 +248,25 @@ def millimetre_options(parts: Sequence[NamedOptions]) -> list[str]:
 
 
 def in_millimetres(parts: Sequence[NamedOptions]) -> bool:
-    """Whether a metric among these measures in the world where the files say how: a distance, or
-    with an option in millimetres.
+    """Check whether a metric is in millimetres where the files state the spacing.
+
+    Args:
+        parts: metrics with their options.
+
+    Returns:
+        True for a distance, or for an option in millimetres.
     """
     return bool(millimetre_options(parts)) or any(METRICS[part.name].length for part in parts)
 
 
 def units(parts: Sequence[NamedOptions], spacing: bool) -> dict[str, str]:
-    """Unit of each metric that is a length: ``mm`` where the files say how far voxels lie apart,
-    else ``voxels``.
+    """Find the unit of each metric that is a length.
+
+    Args:
+        parts: metrics.
+        spacing: whether the files state the spacing of voxels.
+
+    Returns:
+        ``mm`` or ``voxels`` by name of the metric.
     """
     return {part.name: "mm" if spacing else "voxels" for part in parts if METRICS[part.name].length}

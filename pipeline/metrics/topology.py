@@ -1,5 +1,4 @@
-"""How well two label maps agree in what is connected to what: skeletons, components as segments,
-and matched features.
+"""How well two label maps agree in connectivity: skeletons, segments and matched features.
 
 Arguments, classes and keys are those of :mod:`pipeline.metrics.overlap`; ignored voxels become
 background in both maps first. With one foreground class the parts of a score are further keys; with
@@ -25,15 +24,13 @@ from pipeline.morphology.counts import matching_counts
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Scores of two masks ``(*S)`` by key; the metric's own name is the first."""
 
-_AT_ONCE = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
+_CHUNK = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
 
 
 def _in_parts(
     name: str, maps: tuple[np.ndarray, np.ndarray], measure: Measure, classes: Classes = None
 ) -> dict[str, float]:
-    """:func:`over_classes` for a measure of several numbers, which are shown for a single
-    foreground class only.
-    """
+    """:func:`over_classes` for a measure of several numbers, which a single class shows all."""
     parts: dict[str, float] = {}
 
     def first(p: np.ndarray, t: np.ndarray) -> float:
@@ -50,13 +47,27 @@ def cldice(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Centreline Dice (Shit et al., CVPR 2021): harmonic mean of topology precision and
-    sensitivity, which are further keys.
+    """Centreline Dice: harmonic mean of topology precision and topology sensitivity.
 
-    ``cldice_precision`` is the share of the prediction's skeleton that lies in the target,
-    ``cldice_sensitivity`` the share of the target's skeleton that lies in the prediction. Skeletons
-    are curves (Zhang & Suen 1984 in 2D, Lee et al. 1994 in 3D): that of a sheet is a few lines in
-    it. Both empty: 1, one empty: 0.
+    Skeletons are curves (Zhang & Suen 1984 in 2D, Lee et al. 1994 in 3D): that of a sheet is a few
+    lines in it. Both empty: 1, one empty: 0.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``cldice`` in 0..1. With one class also ``cldice_precision``, the share of the prediction's
+        skeleton that lies in the target, and ``cldice_sensitivity``, the share of the target's
+        skeleton that lies in the prediction; with several ``cldice_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Source:
+        Shit et al., CVPR 2021.
     """
     return _in_parts("cldice", confined(prediction, target, valid), _cldice, classes)
 
@@ -69,6 +80,7 @@ def _cldice(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def _share_inside(mask: np.ndarray, other: np.ndarray) -> float:
+    """Share of the mask's skeleton inside the other one; both empty: 1, one empty: 0."""
     if not (mask.any() and other.any()):
         return float(mask.any() == other.any())
     return float(other[_skeleton(mask)].mean())
@@ -92,19 +104,39 @@ def voi(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Variation of information (Meila 2007) of two labelings, in bits: ``voi = voi_split +
-    voi_merge``.
+    """Variation of information of two labelings in bits: ``voi = voi_split + voi_merge``.
 
     Where a label above 1 occurs (or ``classes`` holds one), every number of a map is a segment, 0
     the background; of two masks the segments are their connected components, see :func:`voi_of`.
     Voxels that are background in both do not count. Both empty: 0. One empty: the entropy of the
     sizes of the other's segments, all of it in one part, which is 0 for a single segment.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``voi``, ``voi_split`` and ``voi_merge``.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Source:
+        Meila 2007.
+
+    Example:
+        >>> import numpy as np
+        >>> voi(np.array([[1, 1, 2, 2]]), np.array([[5, 5, 5, 5]]))
+        {'voi': 1.0, 'voi_split': 1.0, 'voi_merge': 0.0}
     """
     maps = _labelings(confined(prediction, target, valid), classes)
     return _voi(maps, (maps[0] != 0) | (maps[1] != 0))
 
 
 def _voi(maps: tuple[np.ndarray, np.ndarray], where: np.ndarray) -> dict[str, float]:
+    """The scores of two labelings over the voxels of ``where``."""
     overlaps = _overlaps(*maps, where)
     split, merge = (_conditional_entropy(overlaps, given=side) for side in (1, 0))
     return {"voi": split + merge, "voi_split": split, "voi_merge": merge}
@@ -113,9 +145,7 @@ def _voi(maps: tuple[np.ndarray, np.ndarray], where: np.ndarray) -> dict[str, fl
 def _labelings(
     maps: tuple[np.ndarray, np.ndarray], classes: Classes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment numbers ``(*S)``, 0 the background: the numbers of two label maps, or the components
-    of two masks.
-    """
+    """Segment numbers ``(*S)``, 0 the background: of label maps, or the components of masks."""
     first, second = maps
     if several(classes) or max(first.max(initial=0), second.max(initial=0)) > 1:
         return _numbered(first), _numbered(second)
@@ -133,8 +163,18 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
 def voi_by_class(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """``voi`` of metrics version 1: of several classes the mean over them, each with its components
-    as segments.
+    """``voi`` of metrics version 1: the mean over classes, each with its components as segments.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        ``voi``; of one class also its parts, of several ``voi_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
     """
     return _in_parts(
         "voi", confined(prediction, target, valid), lambda p, t: _voi(_components(p, t), p | t)
@@ -144,7 +184,19 @@ def voi_by_class(
 def adapted_rand_by_class(
     prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None
 ) -> dict[str, float]:
-    """``adapted_rand`` of metrics version 1, like :func:`voi_by_class`."""
+    """``adapted_rand`` of metrics version 1, like :func:`voi_by_class`.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+
+    Returns:
+        ``adapted_rand``; of one class also its parts, of several ``adapted_rand_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     return _in_parts(
         "adapted_rand",
         confined(prediction, target, valid),
@@ -157,13 +209,19 @@ def _components(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 
 
 def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float, float]:
-    """``(split, merge)`` in bits: the conditional entropies H(prediction | target) and H(target |
-    prediction).
+    """Variation of information of two masks, by their components.
 
-    Segments are the 26-connected (2D: 8-connected) components of the two masks bool ``(*S)``, and
-    of each its background; they are compared over the union of the masks. Split grows where the
-    prediction cuts or misses true components, merge where it joins or invents them. Both are 0 for
-    two empty masks.
+    Segments are the 26-connected (2D: 8-connected) components of the two masks, and of each its
+    background; they are compared over the union of the masks. Both parts are 0 for two empty masks.
+
+    Args:
+        prediction_mask: bool ``(*S)``.
+        target_mask: bool ``(*S)``.
+
+    Returns:
+        ``(split, merge)`` in bits: the conditional entropies H(prediction | target) and H(target |
+        prediction). Split grows where the prediction cuts or misses true components, merge where it
+        joins or invents them.
     """
     found = _voi(_components(prediction_mask, target_mask), prediction_mask | target_mask)
     return found["voi_split"], found["voi_merge"]
@@ -171,18 +229,16 @@ def voi_of(prediction_mask: np.ndarray, target_mask: np.ndarray) -> tuple[float,
 
 @dataclass(frozen=True, slots=True)
 class _Overlaps:
-    """Pairs of segments ``(2, N)``, predicted and true, 0 the background, and how many voxels
-    ``(N,)`` each pair shares.
-    """
+    """How many voxels each pair of segments shares."""
 
     pairs: np.ndarray
+    """Segments ``(2, N)``, predicted and true, 0 the background."""
     voxels: np.ndarray
+    """Voxels ``(N,)`` of each pair."""
 
 
 def _conditional_entropy(overlaps: _Overlaps, given: int) -> float:
-    """Bits that the other segmentation's segment still holds where that of side ``given`` is known;
-    0 without voxels.
-    """
+    """Entropy in bits of the other segmentation given that of side ``given``; 0 without voxels."""
     segment, voxels = overlaps.pairs[given], overlaps.voxels
     if not voxels.size:
         return 0.0
@@ -195,7 +251,7 @@ def _overlaps(prediction: np.ndarray, target: np.ndarray, where: np.ndarray) -> 
     labels: Sequence[np.ndarray] = (prediction, target)
     width = int(labels[1].max(initial=0)) + 1
     keys, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
-    rows = max(1, _AT_ONCE * len(where) // max(where.size, 1))
+    rows = max(1, _CHUNK * len(where) // max(where.size, 1))
     for start in range(0, len(where), rows):
         slab = slice(start, start + rows)
         first, second = (side[slab][where[slab]].astype(np.int64) for side in labels)
@@ -225,17 +281,34 @@ def adapted_rand(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Adapted Rand error (Arganda-Carreras et al. 2015) of two labelings, as SNEMI3D counts it.
+    """Adapted Rand error of two labelings, as SNEMI3D counts it.
 
-    Segments as in :func:`voi`.
-
-    Over pairs of voxels of the target: ``adapted_rand_precision`` is the share of the pairs in one
-    predicted segment that are also in one true component, ``adapted_rand_recall`` the share of the
-    pairs in one true component that are also in one predicted segment (1 where there is no such
-    pair), and the error is 1 minus their harmonic mean. Voxels outside the target
+    Segments as in :func:`voi`. Pairs are those of voxels of the target. Voxels outside the target
     do not count, and those of it that the prediction misses are one segment together: see ``dice``
-    for how much is missed.
-    Both empty: error 0, one empty: error 1, precision and recall 0.
+    for how much is missed. Both empty: error 0, one empty: error 1, precision and recall 0.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``adapted_rand_precision``: share of the pairs in one predicted segment that are also in one
+        true component; ``adapted_rand_recall``: share of the pairs in one true component that are
+        also in one predicted segment (each 1 where there is no such pair); ``adapted_rand``, the
+        first key: 1 minus their harmonic mean.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Source:
+        Arganda-Carreras et al. 2015.
+
+    Example:
+        >>> import numpy as np
+        >>> adapted_rand(np.array([[1, 1, 2, 2]]), np.array([[3, 3, 7, 7]]))["adapted_rand"]
+        0.0
     """
     return _adapted_rand(_labelings(confined(prediction, target, valid), classes))
 
@@ -267,6 +340,7 @@ def _pairs_of_voxels(sizes: np.ndarray) -> float:
 
 
 def _ratio(part: float, whole: float) -> float:
+    """The quotient; 1 where the divisor is 0."""
     return part / whole if whole else 1.0
 
 
@@ -276,14 +350,34 @@ def betti_matching_error(
     valid: np.ndarray | None = None,
     classes: Classes = None,
 ) -> dict[str, float]:
-    """Features of both masks without a partner in the other, by Betti matching (Stucki et al., ICML
-    2023).
+    """Features of both masks without a partner in the other, by Betti matching.
 
     A component, tunnel or cavity (2D: component, hole) has a partner if both are one feature of the
     union of the masks, so that equal Betti numbers in different places are errors here. Foreground
-    is 6-connected, background 26-connected. Further keys: ``betti_matching_error_b0`` and so on for
-    each dimension. The first components of both masks are partners. Both empty: 0. One empty: the
-    sum of the other's Betti numbers.
+    is 6-connected, background 26-connected. The first components of both masks are partners. Both
+    empty: 0. One empty: the sum of the other's Betti numbers.
+
+    Args:
+        prediction: label map ``(*S)`` of integers.
+        target: label map ``(*S)``, the ground truth.
+        valid: bool ``(*S)``, the voxels that count; None: all.
+        classes: foreground classes of the data set; None: those that occur in either map.
+
+    Returns:
+        ``betti_matching_error``; with one class also ``betti_matching_error_b0`` and so on for each
+        dimension, with several ``betti_matching_error_<class>`` of each.
+
+    Raises:
+        UserError: the shapes differ.
+
+    Source:
+        Stucki et al., ICML 2023.
+
+    Example:
+        >>> import numpy as np
+        >>> scores = betti_matching_error(np.array([[1, 0, 1]]), np.array([[1, 1, 1]]))
+        >>> scores["betti_matching_error"], scores["betti_matching_error_b0"]
+        (1.0, 1.0)
     """
     return _in_parts(
         "betti_matching_error", confined(prediction, target, valid), _betti_matching_error, classes
@@ -292,8 +386,7 @@ def betti_matching_error(
 
 def _betti_matching_error(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
     unmatched = [float(p + g - 2 * m) for m, p, g in matching_counts(prediction, target)]
-    unmatched[0] += float(
-        prediction.any() != target.any()
-    )  # matching leaves out each mask's first component
+    # Matching leaves out each mask's first component.
+    unmatched[0] += float(prediction.any() != target.any())
     name = "betti_matching_error"
     return {name: sum(unmatched)} | {f"{name}_b{k}": value for k, value in enumerate(unmatched)}

@@ -1,5 +1,4 @@
-"""Voxel by voxel repairs that look at one small neighbourhood at a time: the compiled part of
-:mod:`pipeline.morphology.sheets`.
+"""Compiled loops of :mod:`pipeline.morphology.sheets`: repairs within small neighbourhoods.
 
 Arrays are flat: volumes of int32 component numbers in C order, with a margin of one voxel all
 around. 0 is background that may be filled; -1, which the margin holds throughout, is background
@@ -18,6 +17,7 @@ _CENTRE = 1 << 13
 
 
 def _bits(belongs) -> int:
+    """Bits of the neighbours (z, y, x) that belong to a set."""
     return sum(1 << k for k in range(27) if belongs(k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1))
 
 
@@ -29,12 +29,16 @@ _NOT_UPPER, _NOT_LOWER = _bits(lambda z, y, x: y > -1), _bits(lambda z, y, x: y 
 
 @njit(cache=True, nogil=True)
 def fill_contacts(labels, steps, table):
-    """Fill background voxels, one at a time, until no 2 x 2 x 2 block holds a contact by an edge or
-    a corner only.
+    """Fill background in place until no 2 x 2 x 2 block has a contact by edge or corner only.
 
-    ``table`` ``(256,)`` gives for the code of a block (bit 4 z + 2 y + x) the bits of the voxels
-    that may be filled next. Of these the one with the most foreground around it is taken, the first
-    of equal ones, unless it would touch another component.
+    Voxels are filled one at a time: of those that ``table`` allows the one with the most foreground
+    around it, the first of equal ones, unless it would touch another component.
+
+    Args:
+        labels: flat int32 volume.
+        steps: strides of the axes, int64 ``(3,)``.
+        table: uint8 ``(256,)``, for the code of a block (bit 4 z + 2 y + x) the bits of the voxels
+            that may be filled next.
     """
     corners = np.empty(8, np.int64)
     for k in range(8):
@@ -70,9 +74,7 @@ def _next_to_fill(labels, block, corners, steps, table):
 
 @njit(cache=True, inline="always")
 def _around(labels, voxel, steps, own):
-    """Neighbours (26) of a voxel that belong to component ``own``; -1 if another component is among
-    them.
-    """
+    """Neighbours (26) of a voxel in component ``own``; -1 if another component is among them."""
     count = 0
     for z in range(-1, 2):
         for y in range(-1, 2):
@@ -87,10 +89,16 @@ def _around(labels, voxel, steps, own):
 
 @njit(cache=True, nogil=True)
 def areas(labels, offsets, weights, count):
-    """Weighted number of pairs of a voxel and its neighbour at ``offsets`` ``(N, 3)`` of which one
-    is background, for each component.
+    """Count, weighted, the pairs of neighbours that the surface of each component separates.
 
-    ``labels`` is not flat here and repeats the faces of the volume in its margin.
+    Args:
+        labels: int32 ``(Z, Y, X)``, not flat; its margin repeats the faces of the volume.
+        offsets: from a voxel to its neighbours, int64 ``(N, 3)``.
+        weights: float64 ``(N,)``.
+        count: number of components.
+
+    Returns:
+        Float64 ``(count + 1,)``; entry 0 is 0.
     """
     out = np.zeros(count + 1, np.float64)
     for z in range(1, labels.shape[0] - 1):
@@ -106,8 +114,15 @@ def areas(labels, offsets, weights, count):
 
 @njit(cache=True, nogil=True)
 def shortest_axes(labels, steps, first):
-    """For every foreground voxel the axis, ``first`` or later, along which the run through it is
-    shortest; the first of equal ones.
+    """Find for every foreground voxel the axis along which the run through it is shortest.
+
+    Args:
+        labels: flat int32 volume.
+        steps: strides of the axes, int64 ``(3,)``.
+        first: smallest axis to consider.
+
+    Returns:
+        Axes, uint8 flat; the first of equal ones.
     """
     axes = np.zeros(labels.size, np.uint8)
     lengths = np.full(labels.size, labels.size, np.int32)
@@ -127,12 +142,18 @@ def shortest_axes(labels, steps, first):
 
 @njit(cache=True, nogil=True)
 def resize(labels, axes, steps, missing, rounds):
-    """Add or remove layers one voxel thick along ``axes``, one side after the other, so that every
-    component comes nearest to its volume.
+    """Add or remove layers one voxel thick in place to bring every component nearest to its volume.
 
-    ``missing`` (number of components + 1) voxels are to be added, where negative removed, in at
-    most so many ``rounds``. A voxel changes only when it is simple and, growing, touches no other
-    component.
+    Layers lie along ``axes``, one side after the other. A voxel changes only when it is simple and,
+    growing, touches no other component.
+
+    Args:
+        labels: flat int32 volume.
+        axes: axis of each voxel, uint8 flat; changed in place.
+        steps: strides of the axes, int64 ``(3,)``.
+        missing: voxels to add to each component (negative: to remove), int64 ``(components + 1,)``;
+            changed in place.
+        rounds: largest number of rounds for each component, int64 ``(components + 1,)``.
     """
     for turn in range(rounds.max()):
         before = missing.copy()
@@ -178,8 +199,9 @@ def _layer(labels, axes, moves, missing, active):
 
 @njit(cache=True, inline="always")
 def _simple(labels, voxel, steps, own):
-    """Whether a change of this voxel keeps the topology, with 6-connected and with 26-connected
-    foreground (Bertrand 1994).
+    """Whether a change of this voxel keeps the topology, for 6- and for 26-connected foreground.
+
+    Source: Bertrand 1994.
     """
     inside, k = 0, 0
     for z in range(-1, 2):
@@ -195,8 +217,9 @@ def _simple(labels, voxel, steps, own):
 
 @njit(cache=True)
 def _each_one_piece(one, other):
-    """Whether the centre has one 6-connected neighbour in the set ``one`` and one 26-connected in
-    ``other``.
+    """Whether the centre has one neighbouring piece in each of two sets.
+
+    Pieces are 6-connected in ``one`` and 26-connected in ``other``.
     """
     faces = one & _FACES
     if faces == 0 or other == 0:

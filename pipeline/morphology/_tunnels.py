@@ -1,11 +1,11 @@
-"""Which squares close a tunnel of one mask inside the union of two: the compiled part of
-:mod:`pipeline.morphology.counts`.
+"""Compiled part of :mod:`pipeline.morphology.counts`: squares that close a tunnel within a union.
 
-A volume is a cubical complex with voxels as vertices. It is given as codes ``(X + 2, Y + 2, Z +
-2)`` with a margin of zeros: a voxel holds the bit OWN where it lies in the mask, UNION where it
-lies in either, and EXISTS everywhere. The code of an edge or square is the bitwise and of its
-vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square ``3 i + t`` has its
-smallest corner at ``i`` and the normal ``t``; cube ``i`` has its smallest corner at ``i``.
+A volume is a cubical complex with voxels as vertices. It is given as codes
+``(X + 2, Y + 2, Z + 2)`` with a margin of zeros: a voxel holds the bit OWN where it lies in the
+mask, UNION where it lies in either, and EXISTS everywhere. The code of an edge or square is the
+bitwise and of its vertices' codes. Edge ``3 i + t`` leaves voxel ``i`` along axis ``t``; square
+``3 i + t`` has its smallest corner at ``i`` and the normal ``t``; cube ``i`` has its smallest
+corner at ``i``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _classes(codes, steps):
 
 
 @njit(cache=True, inline="always")
-def _faces(square, steps):
+def _square_edges(square, steps):
     """The four edges of a square."""
     i, t = square // 3, square % 3
     u, v = (t + 1) % 3, (t + 2) % 3
@@ -57,8 +57,9 @@ def _faces(square, steps):
 
 @njit(cache=True)
 def _spanning_edges(codes, uniform, edges, steps):
-    """Edges that no cycle ends with: the first edge at each voxel, for it lies in the minimum
-    spanning tree (cut property).
+    """Edges of the minimum spanning tree that are first at a voxel (cut property).
+
+    No cycle ends with one of them.
     """
     tree = np.zeros(edges.size, np.bool_)
     for i in range(steps[0], codes.size - steps[0]):
@@ -66,9 +67,8 @@ def _spanning_edges(codes, uniform, edges, steps):
             tree[3 * (i - steps[0])] = True
         elif codes[i]:
             best, best_edge = MISSING, -1
-            for t in range(
-                3
-            ):  # in the order of their positions, so that the first of a class is the first of all
+            # In the order of their positions: the first of a class is the first of all.
+            for t in range(3):
                 edge = 3 * (i - steps[t]) + t
                 if edges[edge] < best:
                     best, best_edge = edges[edge], edge
@@ -82,6 +82,7 @@ def _spanning_edges(codes, uniform, edges, steps):
 
 @njit(cache=True, inline="always")
 def _root(parent, i):
+    """Root of a union-find tree, with path halving."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -96,7 +97,7 @@ def _join(parent, square, steps, exists):
     one, two = _root(parent, i if exists[i] else 0), _root(parent, j if exists[j] else 0)
     if one == two:
         return False
-    # The outside, and otherwise the smaller index, stays: paths then point one way.
+    # The outside, and otherwise the smaller index, stays: paths then run in one direction.
     if one < two:
         parent[two] = one
     else:
@@ -106,8 +107,9 @@ def _join(parent, square, steps, exists):
 
 @njit(cache=True)
 def _last_faces(codes, uniform, squares, steps, state):
-    """Join every cube with its neighbour across its last face (which is in the maximum spanning
-    tree) and mark the face.
+    """Join every cube with its neighbour across its last face, and mark the face.
+
+    That face is in the maximum spanning tree.
     """
     exists = np.zeros(codes.size, np.bool_)
     parent = np.arange(codes.size).astype(np.int32)
@@ -134,8 +136,9 @@ def _last_faces(codes, uniform, squares, steps, state):
 
 @njit(cache=True, inline="always")
 def _last_edge(edges, square, steps):
+    """The edge of a square that comes last."""
     best, last = -1, -1
-    for edge in _faces(square, steps):
+    for edge in _square_edges(square, steps):
         if edges[edge] > best or (edges[edge] == best and edge > last):
             best, last = np.int64(edges[edge]), edge
     return last
@@ -157,9 +160,11 @@ def _is_first_square(squares, square, edge, steps):
 
 
 @njit(cache=True)
-def _sort_out(codes, uniform, edges, squares, steps, state, owner):
-    """Mark apparent pairs (an edge that is the last of a square which is the edge's first); returns
-    the other squares in order.
+def _split_apparent(codes, uniform, edges, squares, steps, state, owner):
+    """Mark the apparent pairs; returns the other squares in order.
+
+    An apparent pair is an edge and a square where the edge is the square's last and the square the
+    edge's first.
     """
     for i in range(steps[0], codes.size - steps[0] - steps[1]):
         if uniform[i]:
@@ -186,6 +191,7 @@ def _sort_out(codes, uniform, edges, squares, steps, state, owner):
 
 @njit(cache=True, inline="always")
 def _highest(word):
+    """Number of the highest bit of a 64-bit word that is set."""
     n = 0
     for shift in (32, 16, 8, 4, 2, 1):
         if word >> np.uint64(shift):
@@ -196,7 +202,10 @@ def _highest(word):
 
 @njit(cache=True, inline="always")
 def _flip(key, column):
-    """Add a row to the column modulo 2. Two levels above the bits say where any is set."""
+    """Add a row to the column modulo 2.
+
+    Two levels above the bits mark where any is set.
+    """
     bits, words, blocks = column
     one = np.uint64(1)
     w = key >> 6
@@ -213,10 +222,8 @@ def _flip(key, column):
 
 
 @njit(cache=True, inline="always")
-def _top(column, start):
-    """Largest row of the column, -1 if it is empty; ``start`` is an index of its blocks above which
-    nothing is set.
-    """
+def _pivot(column, start):
+    """Largest row of the column, -1 if it is empty; no block above ``start`` has a bit set."""
     bits, words, blocks = column
     for k in range(start, -1, -1):
         if blocks[k]:
@@ -228,85 +235,90 @@ def _top(column, start):
 
 @njit(cache=True)
 def _add_boundary(square, edges, steps, tree, column):
-    """Add a square's edges to the column, those left out that no cycle ends with."""
-    for edge in _faces(square, steps):
+    """Add a square's edges to the column, without those that no cycle ends with."""
+    for edge in _square_edges(square, steps):
         if not tree[edge]:
             _flip(np.int64(edges[edge]) * len(edges) + edge, column)
 
 
 @njit(cache=True)
 def _reduce(edges, steps, tree, owner, columns, column):
-    """Add earlier columns to the column until its last row is nobody's; returns that row, or -1
-    where nothing is left.
-    """
+    """Add earlier columns until the pivot has no owner; returns it, or -1 where nothing is left."""
     starts, stored = columns
-    top = _top(column, len(column[2]) - 1)
-    while top >= 0:
-        who = owner[top % len(edges)]
-        if who == -1:
+    pivot = _pivot(column, len(column[2]) - 1)
+    while pivot >= 0:
+        pivot_owner = owner[pivot % len(edges)]
+        if pivot_owner == -1:
             break
-        if who >= 0:
-            _add_boundary(who, edges, steps, tree, column)
+        if pivot_owner >= 0:
+            _add_boundary(pivot_owner, edges, steps, tree, column)
         else:
-            for n in range(starts[-2 - who], starts[-1 - who]):
+            for n in range(starts[-2 - pivot_owner], starts[-1 - pivot_owner]):
                 _flip(np.int64(stored[n]), column)
-        top = _top(column, top >> 18)
-    return top
+        pivot = _pivot(column, pivot >> 18)
+    return pivot
 
 
 @njit(cache=True)
-def _drain(top, stored, used, column):
-    """Move the rows of the column to the end of ``stored``, which may have to grow; returns it and
-    what of it is used.
+def _store_column(pivot, stored, used, column):
+    """Move the rows of the column to the end of ``stored``, which may grow.
+
+    Returns it and how much of it is used.
     """
-    while top >= 0:
+    while pivot >= 0:
         if used == len(stored):
             stored = np.concatenate((stored, np.empty(used, np.int32)))
-        stored[used] = top
+        stored[used] = pivot
         used += 1
-        _flip(top, column)
-        top = _top(column, top >> 18)
+        _flip(pivot, column)
+        pivot = _pivot(column, pivot >> 18)
     return stored, used
 
 
 @njit(cache=True, nogil=True)
 def closing_squares(codes, uniform, steps):
-    """Squares outside the union, in their order, that close a class of cycles of the mask within
-    the growing union.
+    """Find the squares outside the union that close a class of cycles of the mask.
+
+    They close it in the union that grows over the outside.
 
     Reduces the boundary matrix with the squares of mask, union and outside in this order as
     columns, and the edges ordered in the same way as rows: a square of the outside whose reduced
-    column lies in the mask is one of those sought. ``codes`` is flat, ``steps`` are the distances
-    in it from a voxel to its three next ones, ``uniform`` marks voxels whose surroundings all have
-    their code: there every cell is paired with its neighbour along the first axis, without looking.
+    column lies in the mask is one of those.
+
+    Args:
+        codes: of the voxels, flat uint8.
+        uniform: flat bool, voxels whose surroundings all have their code: there every cell is
+            paired with its neighbour along the first axis without a search.
+        steps: distances in ``codes`` from a voxel to its three next ones, int64 ``(3,)``.
+
+    Returns:
+        Numbers of the squares in their order, int64.
     """
     state = np.zeros(3 * codes.size, np.uint8)
-    owner = np.full(
-        3 * codes.size, -1, np.int32
-    )  # of an edge: the apparent square, or -2 - k for the k-th stored column
+    # Of an edge: the apparent square, or -2 - k for the k-th stored column.
+    owner = np.full(3 * codes.size, -1, np.int32)
     edges, squares = _classes(codes, steps)
     tree = _spanning_edges(codes, uniform, edges, steps)
     parent, exists = _last_faces(codes, uniform, squares, steps, state)
-    rest = _sort_out(codes, uniform, edges, squares, steps, state, owner)
-    for n in range(
-        len(rest) - 1, -1, -1
-    ):  # boundaries of cavities reduce to nothing: the dual graph tells them apart
+    rest = _split_apparent(codes, uniform, edges, squares, steps, state, owner)
+    # Boundaries of cavities reduce to nothing: the dual graph identifies them.
+    for n in range(len(rest) - 1, -1, -1):
         if _join(parent, rest[n], steps, exists):
             state[rest[n]] = JOINED
     bits = np.zeros((9 * codes.size >> 6) + 1, np.uint64)
     words = np.zeros((len(bits) >> 6) + 1, np.uint64)
     column = (bits, words, np.zeros((len(words) >> 6) + 1, np.uint64))
     starts = np.zeros(len(rest) + 1, np.int64)
-    stored, known = np.empty(1 << 16, np.int32), 0
+    stored, count = np.empty(1 << 16, np.int32), 0
     found = [0]
     for square in rest:
         if state[square] != JOINED:
             _add_boundary(square, edges, steps, tree, column)
-            top = _reduce(edges, steps, tree, owner, (starts, stored), column)
-            if 0 <= top < len(edges) and squares[square] == 2:
+            pivot = _reduce(edges, steps, tree, owner, (starts, stored), column)
+            if 0 <= pivot < len(edges) and squares[square] == 2:
                 found.append(square)
-            if top >= 0:
-                owner[top % len(edges)] = -2 - known
-                stored, starts[known + 1] = _drain(top, stored, starts[known], column)
-                known += 1
+            if pivot >= 0:
+                owner[pivot % len(edges)] = -2 - count
+                stored, starts[count + 1] = _store_column(pivot, stored, starts[count], column)
+                count += 1
     return np.array(found[1:])

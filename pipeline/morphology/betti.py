@@ -13,12 +13,26 @@ _DUAL = {6: 26, 26: 6}
 
 
 def euler_number(mask: np.ndarray, connectivity: int = 6) -> int:
-    """Euler characteristic of the foreground: components - tunnels + cavities (2D: components -
-    holes).
+    """Euler characteristic of the foreground: components - tunnels + cavities.
 
-    ``connectivity`` 6: voxels are the vertices of a cubical complex, whose edges, squares and cubes
-    are there when all their vertices are. 26: voxels are closed cubes, whose faces, edges and
-    corners are there when any cube at them is.
+    In 2D it is components - holes.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        connectivity: 6: voxels are the vertices of a cubical complex, whose edges, squares and
+            cubes are there when all their vertices are. 26: voxels are closed cubes, whose faces,
+            edges and corners are there when any cube at them is.
+
+    Returns:
+        The number.
+
+    Raises:
+        UserError: the mask has other than 2 or 3 axes, or the connectivity is neither 6 nor 26.
+
+    Example:
+        >>> import numpy as np
+        >>> euler_number(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
+        0
     """
     mask = as_mask(mask)
     _require_dual(connectivity)
@@ -28,8 +42,9 @@ def euler_number(mask: np.ndarray, connectivity: int = 6) -> int:
 
 
 def _alternating_count(mask: np.ndarray, join: Callable[..., np.ndarray], axis: int = 0) -> int:
-    """Sum over all sets of axes from ``axis`` on of (-1)^size times the cells made by joining
-    neighbours along the set's axes.
+    """Sum over the sets of axes from ``axis`` on of (-1)^size times the cells along those axes.
+
+    A cell is made by joining neighbours along the axes of the set.
     """
     if axis == mask.ndim:
         return int(np.count_nonzero(mask))
@@ -41,12 +56,26 @@ def _alternating_count(mask: np.ndarray, join: Callable[..., np.ndarray], axis: 
 
 
 def betti_numbers(mask: np.ndarray, connectivity: int = 6) -> tuple[int, ...]:
-    """``(components, tunnels, cavities)`` of a volume, ``(components, holes)`` of an image; an
-    empty mask has zeros.
+    """Numbers of components, tunnels and cavities of a volume, components and holes of an image.
 
     The background has the dual connectivity (26 for a foreground of 6, 6 for one of 26) and
     continues beyond the array: a tunnel may run from face to face, a dent in a face is no cavity.
     Tunnels follow from ``b0 - b1 + b2 = Euler number``.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        connectivity: of the foreground, 6 or 26 (in 2D 4 and 8 neighbours).
+
+    Returns:
+        ``(b0, b1, b2)``, in 2D ``(b0, b1)``; zeros for an empty mask.
+
+    Raises:
+        UserError: the mask has other than 2 or 3 axes, or the connectivity is neither 6 nor 26.
+
+    Example:
+        >>> import numpy as np
+        >>> betti_numbers(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
+        (1, 1)
     """
     mask = as_mask(mask)
     _require_dual(connectivity)

@@ -1,10 +1,9 @@
-"""Betti matching of two binary masks: how many components, tunnels and cavities they have, and how
-many they share.
+"""Betti matching of two binary masks: numbers of features, and of those that they share.
 
 Stucki et al., ICML 2023 (arXiv:2211.15272) and arXiv:2407.04683: both masks are filtered together
 with their union, and features are matched when the same cell ends them in the union. For masks all
 features appear and end together, which leaves little to compute: components and cavities follow
-from labelled arrays, and only tunnels that both masks have ask for a matrix reduction.
+from labelled arrays, and only tunnels that both masks have need a matrix reduction.
 """
 
 from __future__ import annotations
@@ -22,15 +21,31 @@ MOST_VOXELS = (2**31 - 1) // 9
 
 
 def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
-    """Matched, predicted and true features: components, tunnels, cavities of ``(Z, Y, X)``;
-    components, holes of ``(Y, X)``.
+    """Count the matched, predicted and true features of two masks.
 
-    Masks are bool or non-zero where foreground, which is 6-connected (2D: 4) before a 26-connected
-    (8) background that goes on beyond the array. The first component of a mask never counts: an
-    empty mask and a single component have 0. The counts are those of the published matcher, ties
-    and order of axes included. A volume may have axes of length 1.
+    Foreground is 6-connected (2D: 4) before a 26-connected (8) background that goes on beyond the
+    array. The first component of a mask never counts: an empty mask and a single component have 0.
+    A volume may have axes of length 1.
 
-    Raises UserError for masks of different shape and for more than 238 million voxels.
+    Args:
+        prediction: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        target: of the same shape.
+
+    Returns:
+        ``(matched, predicted, true)`` of components, tunnels, cavities; in 2D of components, holes.
+
+    Raises:
+        UserError: the shapes differ or have other than 2 or 3 axes, or there are more than 238
+            million voxels.
+
+    Source:
+        Stucki et al., see the module; the counts are those of the published matcher, ties and order
+        of axes included.
+
+    Example:
+        >>> import numpy as np
+        >>> matching_counts(np.array([[1, 0, 1]]), np.array([[1, 0, 1]]))
+        ((1, 1, 1), (0, 0, 0))
     """
     if prediction.shape != target.shape or prediction.ndim not in (2, 3):
         raise UserError(
@@ -48,6 +63,7 @@ def matching_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
 
 
 def _features(mask: np.ndarray) -> tuple[int, int, int]:
+    """Betti numbers of a mask, without its first component."""
     if not mask.any():
         return 0, 0, 0
     b0, b1, b2 = morphology.betti_numbers(mask, connectivity=6)
@@ -55,11 +71,12 @@ def _features(mask: np.ndarray) -> tuple[int, int, int]:
 
 
 def _components(p: np.ndarray, g: np.ndarray) -> int:
-    """Components of the union join, one after the other, the part that has been swept, in the order
-    in which an edge reaches them.
+    """Number of matched components.
 
-    The edges outside the union come in the order of their lower ends, and behind that sweep all is
-    joined. A joining is a match when both sides hold voxels of both masks.
+    Components of the union join, one after the other, the part that has been swept, in the order in
+    which an edge reaches them. The edges outside the union come in the order of their lower ends,
+    and behind that sweep all is joined. Two sides that join are a match when both hold voxels of
+    both masks.
     """
     labels, count = morphology.components(p | g, connectivity=6)
     in_p, in_g = _present(labels, p, count), _present(labels, g, count)
@@ -76,16 +93,17 @@ def _present(labels: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _arrivals(labels: np.ndarray, count: int) -> np.ndarray:
-    """For each component when the first edge from a smaller voxel ends in it: three times that
-    voxel's index plus the axis.
+    """For each component when the first edge from a smaller voxel ends in it.
+
+    The time is three times that voxel's index plus the axis.
     """
     shape = labels.shape
     plane, row = shape[1] * shape[2], shape[2]
     first = np.full(count + 1, np.iinfo(np.int64).max)
 
     def enter(part: np.ndarray, offset: int, step: int, axis: int) -> None:
-        numbers, place = np.unique(part, return_index=True)
-        np.minimum.at(first, numbers, 3 * (place + offset - step) + axis)
+        numbers, index = np.unique(part, return_index=True)
+        np.minimum.at(first, numbers, 3 * (index + offset - step) + axis)
 
     # The smallest lower end of a voxel lies along the first axis that has one.
     enter(labels[1:].ravel(), plane, plane, 0)
@@ -96,21 +114,23 @@ def _arrivals(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _cavities(p: np.ndarray, g: np.ndarray) -> int:
-    """A cavity of a mask picks the cavity of the union inside it that has the last voxel; a match
-    is picked from both sides.
+    """Number of matched cavities.
+
+    A cavity of a mask picks the cavity of the union inside it that has the last voxel; a match is
+    picked from both sides.
     """
     labels, count = _outside_and_cavities(p | g)
     where = np.flatnonzero(labels > 1)
     last = np.zeros(count + 1, np.int64)
-    last[labels.ravel()[where]] = where  # of repeated entries the last one stays
+    last[labels.ravel()[where]] = where  # the last of repeated entries stays
     last = np.sort(last[2:])
     picks = []
     for mask in (p, g):
         own = _outside_and_cavities(mask)[0].ravel()[last]
         picks.append(
             {
-                cavity: place
-                for cavity, place in zip(own.tolist(), last.tolist(), strict=True)
+                cavity: voxel
+                for cavity, voxel in zip(own.tolist(), last.tolist(), strict=True)
                 if cavity > 1
             }
         )
@@ -123,18 +143,14 @@ def _outside_and_cavities(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
-    """Squares that end a tunnel of both masks inside the union.
+    """Number of matched tunnels: squares that end a tunnel of both masks inside the union.
 
     A tunnel of a mask lives on in the union that grows over the outside, square by square; the
     square that ends it there is its image pair. In the two-valued filtration every such pair is a
-    feature of all three, so that counting common squares is all.
+    feature of all three, so that it is enough to count common squares.
     """
-    from pipeline.morphology._tunnels import (
-        EXISTS,
-        OWN,
-        UNION,
-        closing_squares,
-    )  # numba takes 0.3 s to import
+    # Here, because numba takes 0.3 s to import.
+    from pipeline.morphology._tunnels import EXISTS, OWN, UNION, closing_squares
 
     union = np.pad((p | g) * np.uint8(UNION) + np.uint8(EXISTS), 1)
     if union.size > MOST_VOXELS:
@@ -151,8 +167,10 @@ def _tunnels(p: np.ndarray, g: np.ndarray) -> int:
 
 
 def _uniform(codes: np.ndarray) -> np.ndarray:
-    """Voxels whose neighbours, one step around and two ahead along the first axis, all have their
-    code; the array's margin is none.
+    """Voxels whose surroundings all have their code.
+
+    These are the neighbours one step around and two ahead along the first axis. No voxel of the
+    array's margin is one.
     """
     same = codes != 0
     for axis, ahead in ((2, 1), (1, 1), (0, 2)):

@@ -1,5 +1,6 @@
-"""Betti matching: which components, tunnels and cavities of two grey-valued arrays are the same
-features of their union.
+"""Betti matching: which features of two grey-valued arrays are the same features of their union.
+
+Features are components, tunnels and cavities.
 
 Stucki, Paetzold, Shit, Menze, Bauer, "Topologically faithful image segmentation via induced
 matching of persistence barcodes" (ICML 2023, arXiv 2211.15272) and, for volumes, "Efficient Betti
@@ -44,19 +45,35 @@ class Pairs:
     second: np.ndarray
     """``(K, 2)``: birth and death of the unmatched features of the second array."""
     essential: np.ndarray
-    """``(1, 2)`` in dimension 0, else ``(0, 2)``: births, one in each array, of the component that
-    never dies; in no other field.
+    """``(1, 2)`` in dimension 0, else ``(0, 2)``: births of the component that never dies.
+
+    One birth in each array; the component is in no other field.
     """
 
 
 def match(first: np.ndarray, second: np.ndarray) -> tuple[Pairs, ...]:
-    """Match the features of two arrays ``(Y, X)`` or ``(Z, Y, X)`` of one shape: one :class:`Pairs`
-    for each dimension.
+    """Match the features of two grey-valued arrays.
 
-    Dimension 0 holds components, 1 tunnels (holes of an image), 2 cavities of a volume. Binary
-    masks are compared by ``match(~prediction, ~label)``: then foreground is 6-connected, and the
-    features of a mask are its Betti numbers less the one essential component. Only the order of the
-    values counts; a NaN is larger than any number. Raises UserError for other shapes.
+    Binary masks are compared by ``match(~prediction, ~label)``: then foreground is 6-connected, and
+    the features of a mask are its Betti numbers less the one essential component. Only the order of
+    the values counts; a NaN is larger than any number.
+
+    Args:
+        first: ``(Y, X)`` or ``(Z, Y, X)``, not empty.
+        second: of the same shape.
+
+    Returns:
+        One :class:`Pairs` for each dimension: 0 holds components, 1 tunnels (holes of an image), 2
+        cavities of a volume.
+
+    Raises:
+        UserError: for other shapes.
+
+    Example:
+        >>> import numpy as np
+        >>> first, second = np.array([[0.0, 0.9, 0.1]]), np.array([[0.2, 0.8, 0.0]])
+        >>> match(first, second)[0].matched.tolist()
+        [[2, 1, 0, 1]]
     """
     if first.shape != second.shape or first.ndim not in (2, 3) or not first.size:
         raise UserError(
@@ -85,53 +102,61 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[Pairs, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cells:
-    """Cells of one kind in their order: smallest corner ``(n,)``, type ``(n,)``, vertices in C
-    order ``(n, 2, 4 or 8)``.
-    """
+    """Cells of one kind in their order."""
 
     corner: np.ndarray
+    """Smallest corner of each, ``(n,)``."""
     type: np.ndarray
+    """Type of each, ``(n,)``."""
     vertices: np.ndarray
+    """Vertices of each in C order, ``(n, 2, 4 or 8)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Grid:
-    """The cells that a shape has.
+    """The cells of a shape.
 
-    Rooms are its largest cells (cubes; squares in 2D), walls part them (squares; edges in 2D).
+    Top cells are the largest (cubes; squares in 2D), facets separate them (squares; edges in 2D).
     """
 
     depth: int
     edges: _Cells
-    walls: _Cells
-    rooms: _Cells
-    beside: np.ndarray
-    """``(walls, 2)``: the rooms on either side of a wall; the number of rooms stands for the
-    outside.
-    """
-    sides: np.ndarray
-    """``(walls, 4)``: the edges of a wall; empty in 2D."""
+    facets: _Cells
+    tops: _Cells
+    adjacent: np.ndarray
+    """``(facets, 2)``: top cells on either side of a facet; the count of top cells: outside."""
+    square_edges: np.ndarray
+    """``(facets, 4)``: the edges of a square; empty in 2D."""
 
 
 def _grid(lengths: Sequence[int]) -> _Grid:
-    """``lengths``: those of at most three axes, each more than 1."""
+    """Cells of a grid; ``lengths`` are those of at most three axes, each more than 1."""
     depth, shape = len(lengths), (*[1] * (3 - len(lengths)), *lengths)
     steps = np.array([shape[1] * shape[2], shape[2], 1])
     edges = _cells(shape, steps, [(0,), (1,), (2,)])
-    walls = _cells(shape, steps, [(1, 2), (0, 2), (0, 1)]) if depth == 3 else edges
-    rooms = _cells(shape, steps, [tuple(range(3 - depth, 3))])
+    facets = _cells(shape, steps, [(1, 2), (0, 2), (0, 1)]) if depth == 3 else edges
+    tops = _cells(shape, steps, [tuple(range(3 - depth, 3))])
     normal = np.array([0, 1, 2] if depth == 3 else [0, 2, 1])
-    room = np.full(np.prod(shape), len(rooms.corner))
-    room[rooms.corner] = np.arange(len(rooms.corner))
-    # A step back from the first layer lands in the last one, where no room begins: that is the
-    # outside, as it should be.
-    beside = np.stack([room[walls.corner], room[walls.corner - steps[normal[walls.type]]]], 1)
-    sides = _sides(walls, edges, steps) if depth == 3 else np.empty((0, 4), np.int64)
-    return _Grid(depth=depth, edges=edges, walls=walls, rooms=rooms, beside=beside, sides=sides)
+    top_at = np.full(np.prod(shape), len(tops.corner))
+    top_at[tops.corner] = np.arange(len(tops.corner))
+    # A step back from the first layer lands in the last one, where no top cell begins: that is
+    # the outside, as it should be.
+    adjacent = np.stack(
+        [top_at[facets.corner], top_at[facets.corner - steps[normal[facets.type]]]], 1
+    )
+    square_edges = _square_edges(facets, edges, steps) if depth == 3 else np.empty((0, 4), np.int64)
+    return _Grid(
+        depth=depth,
+        edges=edges,
+        facets=facets,
+        tops=tops,
+        adjacent=adjacent,
+        square_edges=square_edges,
+    )
 
 
 def _cells(shape: tuple[int, ...], steps: np.ndarray, kinds: Sequence[tuple[int, ...]]) -> _Cells:
-    """``kinds``: the axes along which the cells of each type extend."""
+    """Cells of one kind; ``kinds`` are the axes along which the cells of each type extend."""
     fits = np.zeros((*shape, len(kinds)), bool)
     for number, axes in enumerate(kinds):
         fits[
@@ -148,7 +173,8 @@ def _cells(shape: tuple[int, ...], steps: np.ndarray, kinds: Sequence[tuple[int,
     return _Cells(corner=corner, type=types, vertices=corner[:, None] + np.array(offsets)[types])
 
 
-def _sides(squares: _Cells, edges: _Cells, steps: np.ndarray) -> np.ndarray:
+def _square_edges(squares: _Cells, edges: _Cells, steps: np.ndarray) -> np.ndarray:
+    """The four edges of each square."""
     edge = np.full((squares.corner.max() + steps.sum() + 1, 3), -1)
     edge[edges.corner, edges.type] = np.arange(len(edges.corner))
     a, b = (squares.type + 1) % 3, (squares.type + 2) % 3
@@ -158,41 +184,41 @@ def _sides(squares: _Cells, edges: _Cells, steps: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Filtration:
-    """When the cells of one array appear: ``ranks`` of its voxels and of each cell, and the order
-    of the edges and walls.
+    """When the cells of one array appear: ``ranks`` of its voxels and of each cell.
 
-    ``bridges`` are the edges that join two components, by appearance, and ``drowned`` the vertex
-    from which the younger of the two was born. ``dams`` are the watershed_boundaries whose removal
-    joins two rooms, last first, and ``flooded`` the room that thereby ends.
+    ``joining_edges`` join two components, by appearance, and ``younger_births`` are the vertices
+    from which the younger of the two was born. ``sealing_facets`` are the facets whose removal
+    joins two components of top cells, last first, ``filling_cells`` the top cells that end then.
     """
 
     ranks: np.ndarray
     edges: np.ndarray
-    walls: np.ndarray
-    rooms: np.ndarray
-    bridges: np.ndarray
-    drowned: np.ndarray
-    dams: np.ndarray
-    flooded: np.ndarray
+    facets: np.ndarray
+    tops: np.ndarray
+    joining_edges: np.ndarray
+    younger_births: np.ndarray
+    sealing_facets: np.ndarray
+    filling_cells: np.ndarray
 
 
 def _filtration(grid: _Grid, ranks: np.ndarray) -> _Filtration:
-    edges, walls, rooms = (ranks[x.vertices].max(1) for x in (grid.edges, grid.walls, grid.rooms))
-    bridges, drowned = _forest(grid.edges.vertices, _order(edges), _age(ranks))
-    dams, flooded = _forest(grid.beside, _order(walls)[::-1], _youth(rooms))
+    edges, facets, tops = (ranks[x.vertices].max(1) for x in (grid.edges, grid.facets, grid.tops))
+    joining_edges, younger_births = _merges(grid.edges.vertices, _order(edges), _age(ranks))
+    sealing_facets, filling_cells = _merges(grid.adjacent, _order(facets)[::-1], _dual_age(tops))
     return _Filtration(
         ranks=ranks,
         edges=edges,
-        walls=walls,
-        rooms=rooms,
-        bridges=bridges,
-        drowned=drowned,
-        dams=dams,
-        flooded=flooded,
+        facets=facets,
+        tops=tops,
+        joining_edges=joining_edges,
+        younger_births=younger_births,
+        sealing_facets=sealing_facets,
+        filling_cells=filling_cells,
     )
 
 
 def _order(values: np.ndarray) -> np.ndarray:
+    """Stable order of the values."""
     # numpy sorts 16 bits in linear time.
     return np.argsort(
         values.astype(np.uint16) if values.max(initial=0) < 1 << 16 else values, kind="stable"
@@ -204,24 +230,26 @@ def _age(ranks: np.ndarray) -> np.ndarray:
     return ranks * len(ranks) + np.arange(len(ranks))
 
 
-def _youth(rooms: np.ndarray) -> np.ndarray:
-    """Order, read backwards, in which rooms appear, the outside last of all; of two joined ones
-    that which appears first ends.
+def _dual_age(tops: np.ndarray) -> np.ndarray:
+    """Order, read backwards, in which top cells appear, the outside last of all.
+
+    Of two joined ones that which appears first ends.
     """
-    return np.append(-_age(rooms), np.iinfo(np.int64).min)
+    return np.append(-_age(tops), np.iinfo(np.int64).min)
 
 
-def _forest(ends: np.ndarray, order: np.ndarray, age: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The links of a graph that join two trees, taken in ``order``, and the root that dies at each."""
-    died = _unite(ends[order], age)
+def _merges(ends: np.ndarray, order: np.ndarray, age: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The links of a graph that join two trees, in ``order``, and the root that dies at each."""
+    died = _dying_roots(ends[order], age)
     joins = died >= 0
     return order[joins], died[joins]
 
 
 @numba.njit(cache=True, nogil=True)
-def _unite(ends, age):
-    """At each link ``(n, 2)`` of a graph, in turn: which of the two roots it joins is the larger in
-    ``age`` and dies; -1 for none.
+def _dying_roots(ends, age):
+    """At each link ``(n, 2)`` of a graph, in turn: the root that dies, -1 where none does.
+
+    Of the two roots that a link joins the larger in ``age`` dies.
     """
     parent = np.arange(len(age))
     died = np.full(len(ends), -1)
@@ -246,8 +274,10 @@ def _unite(ends, age):
 def _pairs(
     features: Sequence[np.ndarray], hits: np.ndarray, essential: np.ndarray | None = None
 ) -> Pairs:
-    """``features``: ``(F, 2)`` of either array; ``hits`` ``(2, n)``: which of them meet in a
-    feature of the union, -1 for none.
+    """Features of both arrays, matched where ``hits`` says that they meet in the union.
+
+    ``features`` are ``(F, 2)`` of either array; ``hits`` ``(2, n)`` holds for each feature of the
+    union which of them meet in it, -1 for none.
     """
     a, b = hits[:, (hits >= 0).all(0)]
     return Pairs(
@@ -258,7 +288,7 @@ def _pairs(
     )
 
 
-def _number(keys: np.ndarray, size: int) -> np.ndarray:
+def _index_table(keys: np.ndarray, size: int) -> np.ndarray:
     """Table of ``size`` from key to position among ``keys``, -1 for what is no key."""
     table = np.full(size, -1)
     table[keys] = np.arange(len(keys))
@@ -272,38 +302,46 @@ def _last(vertices: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 
 def _components(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> Pairs:
-    """Each edge that joins two components of the union joins, in the same turn, two of each array:
-    the dying ones meet.
+    """Match components.
+
+    Each edge that joins two components of the union joins, in the same turn, two of each array: the
+    dying ones meet.
     """
     features, hits = [], []
-    met = union.ranks[union.drowned] != union.edges[union.bridges]
+    is_feature = union.ranks[union.younger_births] != union.edges[union.joining_edges]
     for x in arrays:
-        lasts = x.ranks[x.drowned] != x.edges[x.bridges]
-        births, ends = x.drowned[lasts], grid.edges.vertices[x.bridges[lasts]]
+        persistent = x.ranks[x.younger_births] != x.edges[x.joining_edges]
+        births, ends = (
+            x.younger_births[persistent],
+            grid.edges.vertices[x.joining_edges[persistent]],
+        )
         features.append(np.stack([births, _last(ends, x.ranks)], 1))
-        dying = _unite(grid.edges.vertices[union.bridges], _age(x.ranks))
-        hits.append(_number(births, len(x.ranks))[dying[met]])
+        dying = _dying_roots(grid.edges.vertices[union.joining_edges], _age(x.ranks))
+        hits.append(_index_table(births, len(x.ranks))[dying[is_feature]])
     return _pairs(features, np.stack(hits), np.array([[x.ranks.argmin() for x in arrays]]))
 
 
 def _cavities(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> Pairs:
-    """By duality: seen backwards, a cavity is a component of the rooms.
+    """Match cavities by duality: in reverse order a cavity is a component of the top cells.
 
-    Each is mapped to the union's room that the same wall floods.
+    Each is mapped to the union's top cell that ends with the same facet.
     """
     features, hits = [], []
-    met = union.walls[union.dams] != union.rooms[union.flooded]
+    is_feature = union.facets[union.sealing_facets] != union.tops[union.filling_cells]
     for x in arrays:
-        lasts = x.walls[x.dams] != x.rooms[x.flooded]
-        ends = grid.walls.vertices[x.dams[lasts]], grid.rooms.vertices[x.flooded[lasts]]
+        persistent = x.facets[x.sealing_facets] != x.tops[x.filling_cells]
+        ends = (
+            grid.facets.vertices[x.sealing_facets[persistent]],
+            grid.tops.vertices[x.filling_cells[persistent]],
+        )
         features.append(np.stack([_last(cells, x.ranks) for cells in ends], 1))
-        there = _unite(grid.beside[x.dams], _youth(union.rooms))[lasts]
-        hits.append(_number(there, len(union.rooms))[union.flooded[met]])
+        mapped = _dying_roots(grid.adjacent[x.sealing_facets], _dual_age(union.tops))[persistent]
+        hits.append(_index_table(mapped, len(union.tops))[union.filling_cells[is_feature]])
     return _pairs(features, np.stack(hits))
 
 
 def _tunnels(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> Pairs:
-    """By matrix reduction.
+    """Match tunnels by matrix reduction.
 
     A feature of the union is mapped back by its square: to the edge with which that is paired when
     the union's squares are reduced in the order of the array's edges (image persistence).
@@ -311,33 +349,34 @@ def _tunnels(grid: _Grid, arrays: Sequence[_Filtration], union: _Filtration) -> 
     features, births = [], []
     for x in arrays:
         squares, edges = _reduced(grid, x, x)
-        lasts = x.edges[edges] != x.walls[squares]
-        births.append(edges[lasts])
-        ends = grid.edges.vertices[edges[lasts]], grid.walls.vertices[squares[lasts]]
+        persistent = x.edges[edges] != x.facets[squares]
+        births.append(edges[persistent])
+        ends = grid.edges.vertices[edges[persistent]], grid.facets.vertices[squares[persistent]]
         features.append(np.stack([_last(cells, x.ranks) for cells in ends], 1))
     if not all(len(x) for x in births):
         return _pairs(features, np.empty((2, 0), np.int64))
     squares, edges = _reduced(grid, union, union)
-    met = union.edges[edges] != union.walls[squares]
+    is_feature = union.edges[edges] != union.facets[squares]
     hits = [
-        _number(b, len(x.edges))[_reduced(grid, union, x)[1][met]]
+        _index_table(b, len(x.edges))[_reduced(grid, union, x)[1][is_feature]]
         for b, x in zip(births, arrays, strict=True)
     ]
     return _pairs(features, np.stack(hits))
 
 
 def _reduced(grid: _Grid, columns: _Filtration, rows: _Filtration) -> tuple[np.ndarray, np.ndarray]:
-    """The squares that close a tunnel, in the order of ``columns``, and the edge, by the order of
-    ``rows``, that opened it.
+    """The squares that close a tunnel and the edge that opened each.
+
+    Squares are in the order of ``columns``, edges are paired by the order of ``rows``.
 
     Edges that join components open no tunnel and squares that seal a cavity close none: they are
     left out (clearing), and what remains pairs off entirely, because the whole box has no tunnel.
     """
-    order = _order(columns.walls)
-    squares = order[~np.isin(order, columns.dams)]
+    order = _order(columns.facets)
+    squares = order[~np.isin(order, columns.sealing_facets)]
     order = _order(rows.edges)
-    edges = order[~np.isin(order, rows.bridges)]
-    return squares, edges[_reduce(_number(edges, len(rows.edges))[grid.sides[squares]])]
+    edges = order[~np.isin(order, rows.joining_edges)]
+    return squares, edges[_reduce(_index_table(edges, len(rows.edges))[grid.square_edges[squares]])]
 
 
 @numba.njit(cache=True)
@@ -349,6 +388,7 @@ def _flip(words, busy, row):
 
 @numba.njit(cache=True)
 def _highest(word):
+    """Number of the highest bit of a 32-bit word that is set."""
     bit = 0
     for step in (16, 8, 4, 2, 1):
         if word >> step:
@@ -359,56 +399,57 @@ def _highest(word):
 
 @numba.njit(cache=True)
 def _largest(words, busy, block):
-    """The largest element of the set, -1 if there is none; ``block`` is a word of ``busy`` above
-    which all are 0.
+    """The largest element of the set, -1 if there is none.
+
+    ``block`` is a word of ``busy`` above which all are 0.
     """
     while block >= 0:
         if busy[block] == 0:
             block -= 1
             continue
-        place = (block << _BITS) + _highest(busy[block])
-        if words[place]:
-            return (place << _BITS) + _highest(words[place])
-        busy[block] ^= 1 << (place & _LOW)
+        word = (block << _BITS) + _highest(busy[block])
+        if words[word]:
+            return (word << _BITS) + _highest(words[word])
+        busy[block] ^= 1 << (word & _LOW)
     return -1
 
 
 @numba.njit(cache=True, nogil=True)
 def _reduce(columns):
-    """The lowest one of each column after left-to-right reduction mod 2 (Edelsbrunner, Letscher,
-    Zomorodian 2002).
+    """The lowest one of each column after left-to-right reduction mod 2.
 
     ``columns`` ``(n, 4)``: the rows of their ones, all below n, or -1. The matrix must have full
     rank: compiled code checks no index.
+
+    Source: Edelsbrunner, Letscher, Zomorodian 2002.
     """
     size = len(columns)
     pivots, owner, begin = np.full(size, -1), np.full(size, -1), np.zeros(size + 1, np.int64)
-    store, used = np.empty(4 * size, np.int64), 0
+    stored, used = np.empty(4 * size, np.int64), 0
     words, busy = (
         np.zeros((size >> _BITS) + 1, np.int64),
         np.zeros((size >> 2 * _BITS) + 1, np.int64),
     )
     for column in range(size):
-        if used + size > len(store):
-            store = np.append(store, np.empty_like(store))
+        if used + size > len(stored):
+            stored = np.append(stored, np.empty_like(stored))
         pivot = columns[column].max()
-        alone = (
-            owner[pivot] < 0
-        )  # so are most: then there is nothing to add, and the column is kept as it is
+        # Most are alone: then there is nothing to add, and the column is kept as it is.
+        alone = owner[pivot] < 0
         for row in columns[column]:
             if row >= 0 and alone:
-                store[used] = row
+                stored[used] = row
                 used += 1
             elif row >= 0:
                 _flip(words, busy, row)
         while owner[pivot] >= 0:
             for i in range(begin[owner[pivot]], begin[owner[pivot] + 1]):
-                _flip(words, busy, store[i])
+                _flip(words, busy, stored[i])
             pivot = _largest(words, busy, pivot >> 2 * _BITS)
         pivots[column], owner[pivot] = pivot, column
         row = -1 if alone else pivot
         while row >= 0:
-            store[used] = row
+            stored[used] = row
             used += 1
             _flip(words, busy, row)
             row = _largest(words, busy, row >> 2 * _BITS)

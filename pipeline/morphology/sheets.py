@@ -1,9 +1,9 @@
-"""Repairs for thin sheets that lie close together: close, plug, patch and thicken each sheet
-without ever joining two of them.
+"""Repairs for thin sheets that lie close together, without ever joining two of them.
 
-Sheets are 26-connected components. Every repair takes a mask ``(Z, Y, X)`` or ``(Y, X)`` and
-returns a new one with as many 26-connected components; ``free`` (bool, same shape) names the voxels
-that may become foreground, all others stay as they are. Nothing is eaten at the faces of the array.
+They close, plug, patch and thicken each sheet. Sheets are 26-connected components. Every repair
+takes a mask ``(Z, Y, X)`` or ``(Y, X)`` and returns a new one with as many 26-connected components;
+``free`` (bool, same shape) marks the voxels that may become foreground, all others stay as they
+are. Nothing is eaten at the faces of the array.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ import scipy
 from pipeline import morphology
 from pipeline.records import UserError
 
-_GRAPH = 0.75  # a component is a height map where this part of its columns holds one run
+_MIN_SINGLE = 0.75  # a component is a height map where this part of its columns holds one run
 
 
 def close_sheets(
     mask: np.ndarray, radius: float = 2.5, free: np.ndarray | None = None
 ) -> np.ndarray:
-    """:func:`pipeline.morphology.closing` of each sheet on its own.
+    """Apply :func:`pipeline.morphology.closing` to each sheet on its own.
 
     Voxels that two sheets would fill, or that would touch (by face, edge or corner) another sheet
     or what it would fill, are left out. Components of fewer voxels than the ball are left as they
     are. Adds only; equivariant under flips and rotations.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        radius: of the ball in voxels.
+        free: bool, same shape, voxels that may become foreground; None: all.
+
+    Returns:
+        bool, same shape.
+
+    Raises:
+        UserError: the mask has other than 2 or 3 axes, or the radius is negative or infinite.
     """
-    labels = _numbered(mask)
+    labels = _labelled(mask)
     least = _ball_size(radius, mask.ndim)
     sizes = np.bincount(labels.ravel())
     claims = labels.copy()
@@ -42,24 +53,24 @@ def close_sheets(
             added = morphology.closing(own, radius) & (labels[box] == 0)
             view[added] = np.where(view[added] == 0, number, -1)
     grown = (labels > 0) | _undisputed(labels, claims, free)
-    return morphology.hysteresis(
-        grown, labels > 0
-    )  # without what lost its sheet when voxels were left out
+    # Without what lost its sheet when voxels were left out.
+    return morphology.hysteresis(grown, labels > 0)
 
 
 def _ball_size(radius: float, ndim: int) -> int:
-    reach = math.floor(radius) if 0 <= radius < math.inf else 0  # closing refuses what is no radius
+    """Voxels of the ball; 1 for what is no radius, which closing refuses."""
+    reach = math.floor(radius) if 0 <= radius < math.inf else 0
     square = sum(np.ix_(*[np.arange(-reach, reach + 1) ** 2] * ndim))
     return int(np.count_nonzero(square <= radius**2 + 1e-6))
 
 
 def _undisputed(labels: np.ndarray, claims: np.ndarray, free: np.ndarray | None) -> np.ndarray:
-    """Where exactly one sheet claims background and none of the neighbours is claimed by another."""
+    """Where exactly one sheet claims background and no neighbour is claimed by another sheet."""
     keep = (labels == 0) & (claims > 0)
     if free is not None:
         keep &= free
-    flat, steps = _flat(claims, margin=0)
-    voxels = np.flatnonzero(_flat(keep, margin=0)[0])
+    flat, steps = _flattened(claims, margin=0)
+    voxels = np.flatnonzero(_flattened(keep, margin=0)[0])
     own = flat[voxels]
     alone = np.ones(len(voxels), bool)
     for offset in itertools.product((-1, 0, 1), repeat=3):
@@ -70,34 +81,53 @@ def _undisputed(labels: np.ndarray, claims: np.ndarray, free: np.ndarray | None)
 
 
 def watertight(mask: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
-    """Fill until no two voxels of a sheet, and no two of the background, meet by an edge or a
-    corner only.
+    """Fill until no voxels of a sheet, nor of the background, meet by an edge or a corner only.
 
-    The result is well-composed (Latecki, Eckhardt and Rosenfeld 1995; repaired as by Siqueira et
-    al., JMIV 30, 2008): in every block of 2 x 2 x 2 voxels (2D: 2 x 2) foreground and background
-    are both 6-connected, and sheets have the same components, tunnels and cavities whichever
-    connectivity one counts with. Diagonal pinholes are plugged, straight ones stay; a cavity that
-    leaked through such a contact is shut in. Every block says which voxels would mend it
-    (:func:`contact_table`), the one with the most foreground around it is filled, until all are
+    The result is well-composed: in every block of 2 x 2 x 2 voxels (2D: 2 x 2) foreground and
+    background are both 6-connected, and sheets have the same components, tunnels and cavities
+    whichever connectivity one counts with. Diagonal pinholes are plugged, straight ones stay; a
+    cavity that leaked through such a contact is shut in. Every block has voxels that would mend it
+    (:func:`contact_table`); the one with the most foreground around it is filled, until all are
     mended. Voxels that would touch another sheet or are not ``free`` are never filled, and only
     where nothing else would do can a contact remain. Adds only, inside the box of each sheet; twice
     is the same as once. Ties go to the smaller index, so that flips can change single voxels.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        free: bool, same shape, voxels that may become foreground; None: all.
+
+    Returns:
+        bool, same shape.
+
+    Raises:
+        UserError: the mask has other than 2 or 3 axes.
+
+    Source:
+        Latecki, Eckhardt and Rosenfeld 1995; repaired as by Siqueira et al., JMIV 30, 2008.
+
+    Example:
+        >>> import numpy as np
+        >>> watertight(np.array([[1, 0], [0, 1]])).tolist()
+        [[True, True], [False, True]]
     """
-    labels = _numbered(mask)
-    if _nothing_to_do(labels):
+    labels = _labelled(mask)
+    if _is_uniform(labels):
         return labels > 0
-    flat, steps = _flat(labels, free)
+    flat, steps = _flattened(labels, free)
     _compiled().fill_contacts(flat, steps, contact_table())
-    return _unflat(flat, labels.shape) > 0
+    return _unflattened(flat, labels.shape) > 0
 
 
 def contact_table() -> np.ndarray:
-    """For each code of a 2 x 2 x 2 block (bit 4 z + 2 y + x) the bits of the background voxels that
-    can end a contact; uint8 ``(256,)``.
+    """List for each 2 x 2 x 2 block the background voxels that can end a contact.
 
-    0 where foreground and background are both 6-connected. Two voxels that meet by an edge have two
-    voxels between them; where those belong to the other side, the background pair is given. Two
-    that meet by a corner, the other six belonging to the other side, give all background voxels.
+    Two voxels that meet by an edge have two voxels between them; where those belong to the other
+    side, the background pair is given. Two that meet by a corner, the other six belonging to the
+    other side, give all background voxels.
+
+    Returns:
+        uint8 ``(256,)``, the bits of those voxels by the code of the block (bit 4 z + 2 y + x); 0
+        where foreground and background are both 6-connected.
     """
     table = np.zeros(256, np.uint8)
     for code, one in itertools.product(range(256), range(8)):
@@ -117,7 +147,7 @@ def patch_sheets(
 ) -> np.ndarray:
     """Fill holes through sheets with a piece of height map.
 
-    Each component is seen along the axis on which its projection is largest. A hole is an
+    Each component is projected along the axis on which its projection is largest. A hole is an
     8-connected region of at most ``largest`` pixels that the projection surrounds; so a ring is a
     sheet with a hole. The lower and upper side of the patch are interpolated linearly along both
     axes of the projection, between columns that hold a single run; the two are weighted by the
@@ -127,15 +157,24 @@ def patch_sheets(
     three quarters of the columns hold a single run, because they fold or close, are left as they
     are. Adds only. Flips may move a patch by half a voxel.
 
-    Raises UserError for images: a line that has a hole is two lines.
+    Args:
+        mask: ``(Z, Y, X)``, foreground where non-zero.
+        largest: area of the largest hole in pixels of the projection.
+        free: bool, same shape, voxels that may become foreground; None: all.
+
+    Returns:
+        bool, same shape.
+
+    Raises:
+        UserError: for images: a line that has a hole is two lines.
     """
     if mask.ndim != 3:
         raise UserError(
             f"patch_sheets mends sheets in volumes, this mask has the shape {mask.shape}. Leave the"
             " step out."
         )
-    out = _numbered(mask)
-    if _nothing_to_do(out):
+    out = _labelled(mask)
+    if _is_uniform(out):
         return out > 0
     if free is not None:
         out[(out == 0) & ~free] = -1
@@ -155,7 +194,7 @@ def _patch(labels: np.ndarray, number: int, largest: int) -> None:
     sides = np.stack([own.argmax(0), len(own) - 1 - own[::-1].argmax(0)])
     single = filled & (sides[1] - sides[0] + 1 == voxels)
     holes = _holes(filled, largest)
-    if not holes.any() or np.count_nonzero(single) < _GRAPH * np.count_nonzero(filled):
+    if not holes.any() or np.count_nonzero(single) < _MIN_SINGLE * np.count_nonzero(filled):
         return
     runs = _interpolated(sides, filled, single)
     for hole, box in enumerate(scipy.ndimage.find_objects(holes), 1):
@@ -175,10 +214,9 @@ def _holes(filled: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _interpolated(sides: np.ndarray, filled: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """First and last voxel of the run that continues the columns around, int ``(2, A, B)``; first =
-    last + 1 where none are near.
+    """First and last voxel of the run that continues the columns around, int ``(2, A, B)``.
 
-    Runs reach those of the four neighbours where the sheet is steep.
+    First = last + 1 where none are near. Where the sheet is steep they reach the four neighbours.
     """
     total, weights = np.zeros(sides.shape), np.zeros(filled.shape)
     for axis in (0, 1):
@@ -204,16 +242,13 @@ def _interpolated(sides: np.ndarray, filled: np.ndarray, single: np.ndarray) -> 
 
 
 def _joined(low: np.ndarray, high: np.ndarray, known: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """Lengthen runs, downwards to all neighbours that lie lower and upwards to those outside the
-    hole that lie higher.
-    """
+    """Lengthen runs, down to all lower neighbours, up to higher ones outside the hole."""
     tops = np.where(known | single, high, np.iinfo(np.int64).max)
     bottoms = np.where(single, low, -1)
     lower, higher = low.copy(), high.copy()
     for axis, move in itertools.product((0, 1), (-1, 1)):
-        lower = np.minimum(
-            lower, np.roll(tops, move, axis)
-        )  # no hole is at the border, where roll would mislead
+        # No hole is at the border, where roll would wrap around.
+        lower = np.minimum(lower, np.roll(tops, move, axis))
         higher = np.maximum(higher, np.roll(bottoms, move, axis))
     return np.stack([np.where(known, lower, 1), np.where(known, higher, 0)])
 
@@ -225,28 +260,43 @@ def _fill_hole(labels: np.ndarray, number: int, hole: np.ndarray, runs: np.ndarr
     near = labels[morphology.dilate(patch, math.sqrt(3))]
     if not patch.any(0)[hole].all() or labels[patch].any() or ((near > 0) & (near != number)).any():
         return
-    flat, steps = _flat(
+    flat, steps = _flattened(
         np.where(patch, number, labels), morphology.dilate(hole, math.sqrt(2))[None]
     )
     _compiled().fill_contacts(flat, steps, contact_table())
-    after = _unflat(flat, labels.shape) == number
+    after = _unflattened(flat, labels.shape) == number
     was, now = (morphology.betti_numbers(m, connectivity=6) for m in (labels == number, after))
     if now[1] < was[1] and now[0] <= was[0] and now[2] <= was[2]:
         labels[after] = number
 
 
 def mean_thickness(mask: np.ndarray) -> float:
-    """Twice the volume over the area of the surface, in voxels (2D: area and length); faces of the
-    array are no surface.
+    """Estimate the mean thickness: twice the volume over the area of the surface.
 
-    The area is the weighted number of pairs of neighbours (in 13 directions; 2D: 4) that the
-    surface parts, a discrete Cauchy-Crofton formula (Schladitz, Ohser and Nagel, DGCI 2006), with
-    weights that make it exact for planes perpendicular to an axis, a face diagonal or a space
-    diagonal. A flat plate of n = 1, 2, ... voxels along an axis has the thickness n without bias;
-    slanting plates come out up to a tenth too thin (a sixth below 3 voxels); the rim of a plate of
-    edge L takes about 2 n / L away. Infinite without any surface, 0 for an empty mask.
+    Faces of the array are no surface. The area is the weighted number of pairs of neighbours (in 13
+    directions; 2D: 4) that the surface separates, a discrete Cauchy-Crofton formula, with weights
+    that make it exact for planes perpendicular to an axis, a face diagonal or a space diagonal. A
+    flat plate of n = 1, 2, ... voxels along an axis has the thickness n without bias; slanting
+    plates come out up to a tenth too thin (a sixth below 3 voxels); the rim of a plate of edge L
+    takes about 2 n / L away.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+
+    Returns:
+        Thickness in voxels (2D: from area and length). Infinite without surface, 0 if empty.
+
+    Source:
+        Schladitz, Ohser and Nagel, DGCI 2006.
+
+    Example:
+        >>> import numpy as np
+        >>> plate = np.zeros((7, 20, 20))
+        >>> plate[2:5] = 1
+        >>> round(mean_thickness(plate), 3)
+        3.0
     """
-    labels = _numbered(mask)
+    labels = _labelled(mask)
     volume = np.count_nonzero(labels)
     area = float(_areas(labels).sum())
     return float(2 * volume / area) if area else (math.inf if volume else 0.0)
@@ -255,21 +305,32 @@ def mean_thickness(mask: np.ndarray) -> float:
 def set_thickness(
     mask: np.ndarray, target: float = 3.0, per: str = "component", free: np.ndarray | None = None
 ) -> np.ndarray:
-    """Grow or shrink sheets so that their mean thickness comes nearest to ``target`` voxels,
-    without a change of topology.
+    """Grow or shrink sheets to a mean thickness without a change of topology.
 
-    The thickness is that of :func:`mean_thickness`, of each component (``per`` "component"; those
-    of fewer than 10 ``target``^2 voxels, 2D 10 ``target``, stay as they are) or of all together
-    ("class": one factor for all). One layer of voxels is added to, or removed from, one side of a
-    sheet, then the other, as long as the volume comes nearer to ``target`` / thickness times what
-    it was, and in no more rounds than that should take. The layers lie along the axis in which the
-    sheet is thinnest there, so that rims stay where they are. Voxels change one by one, and only if
-    they are simple for 6- and for 26-connected foreground (Bertrand 1994) and touch no other
-    component: components, tunnels and cavities stay as many. Nothing grows where it is not
+    The thickness is that of :func:`mean_thickness`. One layer of voxels is added to, or removed
+    from, one side of a sheet, then the other, as long as the volume comes nearer to ``target`` /
+    thickness times what it was, and in no more rounds than that should take. The layers lie along
+    the axis in which the sheet is thinnest there, so that rims stay where they are. Voxels change
+    one by one, and only if they are simple for 6- and for 26-connected foreground and touch no
+    other component: components, tunnels and cavities stay as many. Nothing grows where it is not
     ``free``, and nothing is removed beside such voxels. Flips can shift the result by one voxel,
     for the side that comes first does not turn with them.
 
-    Raises UserError for a target that is not positive and for an unknown ``per``.
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        target: mean thickness to come nearest to, in voxels.
+        per: ``component``: of each component (those of fewer than 10 ``target``^2 voxels, 2D 10
+            ``target``, stay as they are); ``class``: of all together, one factor for all.
+        free: bool, same shape, voxels that may become foreground; None: all.
+
+    Returns:
+        bool, same shape.
+
+    Raises:
+        UserError: for a target that is not positive and for an unknown ``per``.
+
+    Source:
+        Simple points: Bertrand 1994.
     """
     if not 0 < target < math.inf:
         raise UserError(
@@ -278,19 +339,20 @@ def set_thickness(
         )
     if per not in ("component", "class"):
         raise UserError(f"thickness: per is {per!r}; it must be 'component' or 'class'.")
-    labels = _numbered(mask)
-    if _nothing_to_do(labels):
+    labels = _labelled(mask)
+    if _is_uniform(labels):
         return labels > 0
     missing, rounds = _plan(labels, target, per)
-    flat, steps = _flat(labels, free)
+    flat, steps = _flattened(labels, free)
     axes = _compiled().shortest_axes(flat, steps, 3 - mask.ndim)
     _compiled().resize(flat, axes, steps, missing, rounds)
-    return _unflat(flat, labels.shape) > 0
+    return _unflattened(flat, labels.shape) > 0
 
 
 def _plan(labels: np.ndarray, target: float, per: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each component the voxels to add (negative: to remove) and in how many rounds; both
-    int64, entry 0 is none.
+    """For each component the voxels to add (negative: to remove), and in how many rounds.
+
+    Both int64, entry 0 is 0.
     """
     volumes = np.bincount(labels.ravel()).astype(np.float64)
     volumes[0] = 0
@@ -311,10 +373,8 @@ def _plan(labels: np.ndarray, target: float, per: str) -> tuple[np.ndarray, np.n
 
 
 def _areas(labels: np.ndarray) -> np.ndarray:
-    """Area (2D: length) of the surface of each component; float64 ``(number of components + 1,)``,
-    entry 0 is 0.
-    """
-    if _nothing_to_do(labels):
+    """Area (2D: length) of the surface of each component, float64; entry 0 is 0."""
+    if _is_uniform(labels):
         return np.zeros(int(labels.max(initial=0)) + 1)
     offsets = [
         o
@@ -333,14 +393,24 @@ _WEIGHTS_3D = (
     math.sqrt(1 / 2) - math.sqrt(1 / 3),
     (1 + math.sqrt(1 / 3)) / 2 - math.sqrt(1 / 2),
 )
-"""For steps along an axis, a face diagonal, a space diagonal: solves "area 1" for planes
-perpendicular to each of these.
+"""For steps along an axis, a face diagonal, a space diagonal.
+
+They solve "area 1" for planes perpendicular to each of these.
 """
 
 
 def closing_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """:func:`pipeline.morphology.closing` with an ellipsoid of these radii (one for each axis, 0:
-    no reach). May join sheets.
+    """Apply :func:`pipeline.morphology.closing` with an ellipsoid; may join sheets.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        radii: of the ellipsoid in voxels, one for each axis; 0: no reach along it.
+
+    Returns:
+        bool, same shape.
+
+    Raises:
+        UserError: a radius is missing, negative or infinite.
     """
     mask = _with_radii(mask, radii)
     margin = math.ceil(max(radii)) + 1
@@ -349,13 +419,23 @@ def closing_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray
 
 
 def opening_by_ellipsoid(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """:func:`pipeline.morphology.opening` with an ellipsoid of these radii (one for each axis, 0:
-    no reach).
+    """Apply :func:`pipeline.morphology.opening` with an ellipsoid.
+
+    Args:
+        mask: ``(Z, Y, X)`` or ``(Y, X)``, foreground where non-zero.
+        radii: of the ellipsoid in voxels, one for each axis; 0: no reach along it.
+
+    Returns:
+        bool, same shape.
+
+    Raises:
+        UserError: a radius is missing, negative or infinite.
     """
     return _dilated(~_dilated(~_with_radii(mask, radii), radii), radii)
 
 
 def _with_radii(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
+    """The mask as contiguous bool, if the radii fit its axes."""
     if len(radii) != mask.ndim or not all(0 <= r < math.inf for r in radii):
         raise UserError(
             f"radii are {list(radii)} for a mask of shape {mask.shape}; give one for each axis,"
@@ -365,7 +445,7 @@ def _with_radii(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
 
 
 def _dilated(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """Voxels that an ellipsoid around a voxel of the mask covers, put together from shifted rows."""
+    """Voxels that an ellipsoid around a voxel of the mask covers, composed of shifted rows."""
     out = np.zeros_like(mask)
     rows: dict[int, np.ndarray] = {}
     for offset in itertools.product(*[range(-int(r), int(r) + 1) for r in radii[:-1]]):
@@ -373,12 +453,13 @@ def _dilated(mask: np.ndarray, radii: Sequence[float]) -> np.ndarray:
         if rest > -1e-9:
             half = int(radii[-1] * math.sqrt(max(rest, 0)) + 1e-9)
             if half not in rows:
-                rows[half] = _longer(mask, half)
-            out[_moved(offset)] |= rows[half][_moved([-d for d in offset])]
+                rows[half] = _extended(mask, half)
+            out[_shifted(offset)] |= rows[half][_shifted([-d for d in offset])]
     return out
 
 
-def _longer(mask: np.ndarray, half: int) -> np.ndarray:
+def _extended(mask: np.ndarray, half: int) -> np.ndarray:
+    """The mask dilated along the last axis by ``half`` voxels on each side."""
     out = mask.copy()
     for d in range(1, half + 1):
         out[..., d:] |= mask[..., :-d]
@@ -386,19 +467,20 @@ def _longer(mask: np.ndarray, half: int) -> np.ndarray:
     return out
 
 
-def _moved(offset: Sequence[int]) -> tuple[slice, ...]:
-    """The part of an array that receives voxels when its content moves by ``offset``; by
-    ``-offset``: the part that gives them.
+def _shifted(offset: Sequence[int]) -> tuple[slice, ...]:
+    """The part of an array that receives voxels when its content moves by ``offset``.
+
+    With ``-offset``: the part that gives them.
     """
     return tuple(slice(max(d, 0), min(d, 0) or None) for d in offset)
 
 
-def _numbered(mask: np.ndarray) -> np.ndarray:
+def _labelled(mask: np.ndarray) -> np.ndarray:
     """26-connected components, int32."""
     return morphology.components(mask)[0].astype(np.int32)
 
 
-def _nothing_to_do(labels: np.ndarray) -> bool:
+def _is_uniform(labels: np.ndarray) -> bool:
     """Whether the array is empty or full.
 
     The compiled part, which takes a moment to load, is not needed then.
@@ -407,19 +489,21 @@ def _nothing_to_do(labels: np.ndarray) -> bool:
 
 
 def _compiled() -> ModuleType:
-    """The loops over single voxels, imported by the first repair that finds something to do: numba
-    takes 0.3 s to import.
+    """The loops over single voxels.
+
+    They are imported by the first repair that finds something to do: numba takes 0.3 s to import.
     """
     from pipeline.morphology import _sheets
 
     return _sheets
 
 
-def _flat(
+def _flattened(
     labels: np.ndarray, free: np.ndarray | None = None, margin: int = -1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The volume of a volume or image, background that is not ``free`` as -1, a margin around;
-    flattened, and its strides in voxels.
+    """The volume of a volume or image with a margin, flat, and its strides in voxels.
+
+    Background that is not ``free`` is -1.
     """
     if free is not None:
         labels = np.where((labels == 0) & ~free, np.int32(-1), labels)
@@ -427,6 +511,7 @@ def _flat(
     return wide.ravel(), np.array([wide.shape[1] * wide.shape[2], wide.shape[2], 1])
 
 
-def _unflat(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _unflattened(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The volume or image of a flat volume, without its margin."""
     depth = shape[0] if len(shape) == 3 else 1
     return flat.reshape(depth + 2, shape[-2] + 2, shape[-1] + 2)[1:-1, 1:-1, 1:-1].reshape(shape)

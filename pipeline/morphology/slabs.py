@@ -17,9 +17,14 @@ class SlabArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     Args:
         shape: that of the whole array.
-        ranges: rows ``(first, end)`` along the first space axis of each slab, by the slab's
-            number; consecutive.
+        ranges: consecutive rows ``(first, end)`` along the first space axis, by number of the slab.
         make: from a slab's number to its rows: ``(rows, ...)``, with channels ``(K, rows, ...)``.
+
+    Example:
+        >>> array = np.arange(6).reshape(3, 2)
+        >>> slabs = SlabArray((3, 2), {0: (0, 2), 1: (2, 3)}, lambda n: array[2 * n : 2 * n + 2])
+        >>> (slabs >= 3).make(1)
+        array([[ True,  True]])
     """
 
     shape: tuple[int, ...]
@@ -36,22 +41,46 @@ class SlabArray(np.lib.mixins.NDArrayOperatorsMixin):
         return SlabArray(self.shape, self.ranges, make)
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> SlabArray:
-        """Each slab changed by a function that keeps its shape."""
+        """Apply a function that keeps shapes to each slab.
+
+        Args:
+            change: from rows to rows.
+
+        Returns:
+            A new lazy array.
+        """
         return SlabArray(self.shape, self.ranges, lambda number: change(self.make(number)))
 
     def astype(self, dtype: Any) -> SlabArray:
-        """The same values as another number type."""
+        """Convert the values to another number type.
+
+        Args:
+            dtype: NumPy type.
+
+        Returns:
+            A new lazy array.
+        """
         return self.map(lambda rows: rows.astype(dtype))
 
     def channel(self, index: int) -> SlabArray:
-        """One channel ``(*S)`` of an array ``(K, *S)``."""
+        """Take one channel of an array ``(K, *S)``.
+
+        Args:
+            index: of the channel.
+
+        Returns:
+            A lazy array ``(*S)``.
+        """
         return SlabArray(self.shape[1:], self.ranges, lambda number: self.make(number)[index])
 
     def crop(self, box: tuple[slice, ...]) -> SlabArray:
-        """The part of an array ``(*S)`` in a box; slabs keep their numbers, those outside are gone.
+        """Take the part of an array ``(*S)`` in a box.
 
         Args:
             box: a slice with a start and a stop for each axis; stops may lie beyond the array.
+
+        Returns:
+            A lazy array; slabs keep their numbers, those outside are gone.
         """
         rows, *others = box
         cut = {n: (max(a, rows.start), min(b, rows.stop)) for n, (a, b) in self.ranges.items()}

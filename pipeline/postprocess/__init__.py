@@ -1,7 +1,7 @@
-"""Post-processing: from a soft prediction to labels.
+"""Post-processing: from probabilities to labels.
 
-:mod:`steps` are functions of arrays, :mod:`table` says what each is, :mod:`lists` checks and
-adjusts lists of them, and :mod:`driver` runs a list on an array in memory or on a larger one.
+:mod:`steps` are functions of arrays, :mod:`table` describes each, :mod:`lists` checks and adjusts
+lists of them, and :mod:`driver` runs a list on an array in memory or on a larger one.
 """
 
 from __future__ import annotations

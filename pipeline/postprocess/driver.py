@@ -1,8 +1,8 @@
-"""From a soft prediction to labels: one driver, for arrays in memory and for larger ones.
+"""From probabilities to labels: one driver, for arrays in memory and for larger ones.
 
-Soft predictions are float32 ``(K, *S)``; labels are integers, ``(*S)`` in memory and lazily
-``(1, *S)``, with 0 as background. A lazy array goes through the steps slab by slab as far as they
-allow by what they see; an array in memory is the case of one slab and goes through as it is.
+Probabilities are float32 ``(K, *S)``; labels are integers, ``(*S)`` in memory and lazily
+``(1, *S)``, with 0 as background. A lazy array goes through the steps slab by slab as far as what
+they have to see allows; an array in memory is the case of one slab and goes through as it is.
 """
 
 from __future__ import annotations
@@ -26,27 +26,48 @@ Array = TypeVar("Array", bound=LazyArray)
 
 
 def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) -> Array:
-    """Soft ``(K, *S)`` -> labels, uint8 unless ``instances`` needs more.
+    """Turn probabilities into labels by a list of steps, completed by a deciding one.
 
     When no deciding step comes first, one channel is cut at 0.5 (``>=``), several are compared
     (``argmax``). Otherwise as :func:`run`.
+
+    Args:
+        steps: post-processing of a config.
+        soft: probabilities ``(K, *S)``, in memory or lazy.
+        work: see :func:`run`.
+
+    Returns:
+        Labels, uint8 unless ``instances`` needs more; ``(*S)``, of a lazy array lazily ``(1, *S)``.
+
+    Raises:
+        ConfigError: for unknown names and options, and for a deciding step that comes late.
+
+    Example:
+        >>> import numpy as np
+        >>> soft = np.array([[[0.9, 0.8, 0.1, 0.7]]], np.float32)
+        >>> apply([NamedOptions(name="dust", options={"below": 2})], soft)
+        array([[1, 1, 0, 0]], dtype=uint8)
     """
     return run(decided(steps, len(soft)), soft, work)
 
 
 def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -> Array:
-    """The steps one after the other, as they stand.
+    """Run the steps one after the other, as they stand.
 
     Args:
         steps: a deciding one can only come first.
-        array: what the first of them takes, soft ``(K, *S)`` or labels: ``(*S)`` in memory, lazily
-            ``(1, *S)``.
+        array: what the first of them takes, probabilities ``(K, *S)`` or labels: ``(*S)`` in
+            memory, lazily ``(1, *S)``.
         work: an existing folder that gets a scratch file for each step on components of a lazy
-            array, and has to stay as long as the answer is used.
+            array, and has to stay as long as the labels are used; None: memory only.
 
     Returns:
         Labels ``(*S)``; of a lazy array lazily ``(1, *S)``, which from the first step on that needs
         the whole lie in memory.
+
+    Raises:
+        ConfigError: for unknown names and options, and for a deciding step that comes late.
+        ValueError: a step on components of a lazy array lacks ``work``.
     """
     labels: Any = array
     for number, (step, call) in enumerate(zip(steps, bound(steps), strict=True)):
@@ -60,7 +81,7 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
 
 
 def _lazy(labels: LazyArray) -> Any:
-    """Labels in memory as lazy ones ``(1, *S)``; those that are lazy stay."""
+    """Labels in memory as lazy ones ``(1, *S)``; lazy ones stay as they are."""
     if not isinstance(labels, np.ndarray):
         return labels
     return Rows((1, *labels.shape), labels.dtype, lambda first, end: labels[None, first:end])
@@ -70,26 +91,26 @@ def _by_slabs(
     step: NamedOptions, call: Callable[..., Any], array: Rows, scratch: Path | None
 ) -> LazyArray:
     """One step on a lazy array; its labels are in memory where it needs the whole."""
-    taken: Any = slice(None) if decides(step) else 0  # all channels, or the labels
+    selected: Any = slice(None) if decides(step) else 0  # all channels, or the labels
     if sees(step) == "whole":
-        return call(array[taken])
+        return call(array[selected])
     tiny = np.ones((len(array), *(4,) * (len(array.shape) - 1)), array.dtype)
-    dtype = call(tiny[taken]).dtype
+    dtype = call(tiny[selected]).dtype
     if sees(step) == "local":
         return Rows(
-            (1, *array.shape[1:]), dtype, lambda first, end: call(array[taken, first:end])[None]
+            (1, *array.shape[1:]), dtype, lambda first, end: call(array[selected, first:end])[None]
         )
     if scratch is None:
         raise ValueError(f"{step.name!r} of a lazy array needs work, a folder for a scratch file.")
-    return files.stored(_rows(call(_slab_array(array, taken)), dtype), scratch)
+    return files.stored(_rows(call(_slab_array(array, selected)), dtype), scratch)
 
 
-def _slab_array(array: LazyArray, taken: Any) -> SlabArray:
-    """A lazy array in the slabs in which labels are written; ``taken`` of its channels."""
+def _slab_array(array: LazyArray, selected: Any) -> SlabArray:
+    """A lazy array, or one channel of it, in the slabs in which labels are written."""
     size = array.shape[1:]
     ranges = dict(enumerate(slabs(np.broadcast_to(np.uint8(0), (1, *size)))))
-    shape = tuple(array.shape) if isinstance(taken, slice) else size
-    return SlabArray(shape, ranges, lambda number: array[taken, slice(*ranges[number])])
+    shape = tuple(array.shape) if isinstance(selected, slice) else size
+    return SlabArray(shape, ranges, lambda number: array[selected, slice(*ranges[number])])
 
 
 def _rows(labels: SlabArray, dtype: np.dtype) -> Rows:
@@ -107,12 +128,19 @@ def _rows(labels: SlabArray, dtype: np.dtype) -> Rows:
 
 
 def statistics(labels: LazyArray) -> dict[str, int]:
-    """Voxels of foreground (all classes) and background, 26-connected components of the foreground.
-
-    And voxels of the largest component.
+    """Count voxels and components of labels.
 
     Args:
-        labels: ``(*S)``, or lazily ``(1, *S)``.
+        labels: labels ``(*S)``, or lazily ``(1, *S)``.
+
+    Returns:
+        ``foreground_voxels`` (all classes), ``background_voxels``, ``components`` (26-connected, of
+        the foreground), and ``largest_component`` in voxels.
+
+    Example:
+        >>> import numpy as np
+        >>> statistics(np.array([[1, 1, 0, 2]]))["largest_component"]
+        2
     """
     sizes = morphology.component_sizes(
         (labels if isinstance(labels, np.ndarray) else _slab_array(labels, 0)) != 0
@@ -129,13 +157,16 @@ def statistics(labels: LazyArray) -> dict[str, int]:
 def check_memory(
     steps: Sequence[NamedOptions], channels: int, size: Sequence[int], available: int | None = None
 ) -> None:
-    """Raise UserError where a step needs the whole of a lazy array in memory and that does not fit.
+    """Require that a step which needs the whole of a lazy array fits into memory.
 
     Args:
         steps: the post-processing.
-        channels: K of the soft prediction.
+        channels: K of the probabilities.
         size: voxels along each of its space axes.
-        available: bytes of memory, the machine's unless given.
+        available: bytes of memory; None: what is free on this machine.
+
+    Raises:
+        UserError: a step needs more than that.
     """
     steps = decided(steps, channels)
     first = next((i for i, step in enumerate(steps) if sees(step) == "whole"), None)

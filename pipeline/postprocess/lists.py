@@ -12,18 +12,25 @@ from pipeline.postprocess.table import POSTPROCESS, decides, resolved, sees
 from pipeline.records import NamedOptions, UserError
 
 CHANNELS = {"one": "one channel", "several": "two channels or more"}
+"""Words for messages."""
 
 
 def bound(steps: Sequence[NamedOptions]) -> list[Callable[..., Any]]:
-    """The steps as functions of an array.
+    """Turn the steps into functions of an array.
+
+    Args:
+        steps: names with options.
+
+    Returns:
+        One function for each step.
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
     """
-    return [_call(steps, i) for i in range(len(steps))]
+    return [_bound_step(steps, i) for i in range(len(steps))]
 
 
-def _call(steps: Sequence[NamedOptions], i: int) -> Callable[..., Any]:
+def _bound_step(steps: Sequence[NamedOptions], i: int) -> Callable[..., Any]:
     call = bind(POSTPROCESS, steps[i], f"postprocess.{i}", given=("array",))
     if i > 0 and decides(steps[i]):
         raise ConfigError(
@@ -34,7 +41,16 @@ def _call(steps: Sequence[NamedOptions], i: int) -> Callable[..., Any]:
 
 
 def check(steps: Sequence[NamedOptions], channels: int | None = None, dims: int = 3) -> None:
-    """Raise ConfigError for a step that would fail later: the first that :func:`faults` finds."""
+    """Require steps that :func:`faults` finds nothing wrong with.
+
+    Args:
+        steps: names with options.
+        channels: K of the predictions to come; None: any.
+        dims: their space axes.
+
+    Raises:
+        ConfigError: with the first fault.
+    """
     for fault in faults(steps, channels, dims):
         raise ConfigError(fault)
 
@@ -42,21 +58,28 @@ def check(steps: Sequence[NamedOptions], channels: int | None = None, dims: int 
 def faults(
     steps: Sequence[NamedOptions], channels: int | None = None, dims: int = 3
 ) -> Iterator[str]:
-    """What is wrong with the steps: names, options, their values and order.
+    """Find what is wrong with the steps: names, options, their values and order.
 
     Each is tried out on a tiny array.
 
     Args:
-        steps: to be looked through.
-        channels: K of the predictions to come; without it any K will do.
+        steps: names with options.
+        channels: K of the predictions to come; None: any.
         dims: their space axes.
+
+    Yields:
+        A message for each fault.
+
+    Example:
+        >>> list(faults([NamedOptions(name="dust", options={"below": -1})]))
+        ["postprocess.0: 'dust' with {'below': -1}: dust: below is -1; ... must not be negative."]
     """
     several = bool(steps) and decides(steps[0]) and POSTPROCESS[steps[0].name].decides == "several"
     soft = np.ones((channels or (2 if several else 1), *(4,) * dims), dtype=np.float32)
     labels = np.ones((4,) * dims, dtype=np.uint8)
     for i, step in enumerate(steps):
         try:
-            call = _call(steps, i)
+            call = _bound_step(steps, i)
         except ConfigError as error:
             yield str(error)
             continue
@@ -65,7 +88,7 @@ def faults(
         except (UserError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             yield f"postprocess.{i}: {step.name!r} with {dict(step.options)}: {error}"
             continue
-        if sees(step) == "local" and not _by_rows(call, soft.shape, decides(step)):
+        if sees(step) == "local" and not _is_local(call, soft.shape, decides(step)):
             yield (
                 f"postprocess.{i}: {step.name!r} says that it changes each row by itself"
                 " (sees='local'), but its rows come out otherwise alone than together. Leave sees"
@@ -79,10 +102,8 @@ def faults(
             )
 
 
-def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], soft: bool) -> bool:
-    """Whether rows along the first space axis of a random array ``(K, *S)`` come out alone as they
-    do together.
-    """
+def _is_local(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], soft: bool) -> bool:
+    """Whether rows of a random array ``(K, *S)`` come out alone as they do together."""
     array = np.random.default_rng(0).random(shape, dtype=np.float32)
     array = array if soft else (array[:1] > 0.5).astype(np.uint8)
     rows = [array[:, n : n + 1] for n in range(array.shape[1])]
@@ -92,9 +113,20 @@ def _by_rows(call: Callable[[np.ndarray], np.ndarray], shape: Sequence[int], sof
 
 
 def decided(steps: Sequence[NamedOptions], channels: int) -> tuple[NamedOptions, ...]:
-    """The steps for a prediction of that many channels, a deciding one in front if there is none.
+    """Put a deciding step in front of the steps if there is none.
 
     One channel is cut at 0.5 (``>=``), several are compared (``argmax``).
+
+    Args:
+        steps: names with options.
+        channels: K of the probabilities.
+
+    Returns:
+        The steps, the first a deciding one.
+
+    Example:
+        >>> [step.name for step in decided([NamedOptions(name="dust")], channels=3)]
+        ['argmax', 'dust']
     """
     if not steps or not decides(steps[0]):
         return (NamedOptions(name="threshold" if channels == 1 else "argmax"), *steps)
@@ -109,17 +141,23 @@ def adjust(
     kernel_size: int | None = None,
     separate_instances: bool = False,
 ) -> tuple[NamedOptions, ...]:
-    """The options of the command line laid over a system's list; ``None`` leaves it as it is.
+    """Apply the options of the command line to a system's list; None leaves it as it is.
 
     Args:
         steps: the system's.
-        threshold: takes the place of whatever deciding step there is.
+        threshold: comes first, in place of any deciding step.
         min_component_size: sets ``below`` of each ``dust``. Of this and the next two: a step that
-            is missing is put in before the first that comes later in POSTPROCESS, and 0 takes it
-            away.
+            is missing is inserted before the first that is later in POSTPROCESS; 0 removes it.
         max_hole_size: sets ``below`` of each ``fill_holes``.
         kernel_size: sets ``size`` of each ``closing``, instead of a ``radius``.
-        separate_instances: adds ``instances`` at the end; not asking for it removes nothing.
+        separate_instances: adds ``instances`` at the end; False removes nothing.
+
+    Returns:
+        The new list.
+
+    Example:
+        >>> [step.name for step in adjust([NamedOptions(name="fill_holes")], min_component_size=50)]
+        ['dust', 'fill_holes']
     """
     steps = tuple(steps)
     if threshold is not None:
@@ -146,9 +184,10 @@ def adjust(
 def _resized(
     steps: tuple[NamedOptions, ...], name: str, options: dict[str, Any]
 ) -> tuple[NamedOptions, ...]:
+    """The list with these options of a step, which is inserted where it is missing."""
     if any(resolved(step).name == name for step in steps):
         return tuple(
-            _with(resolved(step), options) if resolved(step).name == name else step
+            _with_options(resolved(step), options) if resolved(step).name == name else step
             for step in steps
         )
     order = list(POSTPROCESS)
@@ -157,8 +196,7 @@ def _resized(
     return (*steps[:place], NamedOptions(name=name, options=options), *steps[place:])
 
 
-def _with(step: NamedOptions, options: dict[str, Any]) -> NamedOptions:
-    kept = {
-        k: v for k, v in step.options.items() if k != "radius"
-    }  # a kernel's size and its radius exclude each other
+def _with_options(step: NamedOptions, options: dict[str, Any]) -> NamedOptions:
+    """A step with more options; a kernel's size and its radius exclude each other."""
+    kept = {k: v for k, v in step.options.items() if k != "radius"}
     return NamedOptions(name=step.name, options={**kept, **options})

@@ -21,12 +21,46 @@ from pipeline.postprocess.classes import Labels, classes, each_class, mend_each_
 
 
 def threshold(array: np.ndarray, at: float = 0.5) -> np.ndarray:
-    """Soft ``(1, *S)`` -> uint8 labels: 1 where the probability is ``at`` or more."""
+    """Label as foreground where the probability is ``at`` or more.
+
+    Args:
+        array: probabilities ``(1, *S)``.
+        at: threshold, 0..1.
+
+    Returns:
+        Labels 0 and 1, uint8 ``(*S)``.
+
+    Raises:
+        ConfigError: several channels, or ``at`` outside 0..1.
+
+    Example:
+        >>> import numpy as np
+        >>> threshold(np.array([[0.2, 0.5, 0.9]]))
+        array([0, 1, 1], dtype=uint8)
+    """
     return (_only_channel(array, "threshold") >= _probability("threshold: at", at)).astype(np.uint8)
 
 
 def hysteresis(array: Labels, low: float, high: float, connectivity: int = 26) -> Labels:
-    """Soft ``(1, *S)`` -> uint8 labels: components of ``>= low`` that somewhere reach ``>= high``."""
+    """Label the components of ``>= low`` that somewhere reach ``>= high``.
+
+    Args:
+        array: probabilities ``(1, *S)``, in memory or in slabs.
+        low: threshold of the components, 0..1.
+        high: threshold that a voxel of each must reach, ``low``..1.
+        connectivity: of the components, 6, 18 or 26.
+
+    Returns:
+        Labels 0 and 1, uint8 ``(*S)``.
+
+    Raises:
+        ConfigError: several channels, a threshold outside 0..1, or ``low`` above ``high``.
+
+    Example:
+        >>> import numpy as np
+        >>> hysteresis(np.array([[[0.4, 0.9, 0.0, 0.4]]]), low=0.3, high=0.8)
+        array([[1, 1, 0, 0]], dtype=uint8)
+    """
     soft = _only_channel(array, "hysteresis")
     if not _probability("hysteresis: low", low) <= _probability("hysteresis: high", high):
         raise ConfigError(f"hysteresis: low is {low}, above high, which is {high}. Exchange them.")
@@ -36,10 +70,23 @@ def hysteresis(array: Labels, low: float, high: float, connectivity: int = 26) -
 def walls(
     array: np.ndarray, low: float = 0.01, depth: float = 1.5, least: int = 5, merge: float = 0.5
 ) -> np.ndarray:
-    """Soft ``(1, *S)`` -> uint8 labels: the surfaces between bodies.
+    """Label the surfaces between bodies.
 
     Defined by :func:`pipeline.morphology.watershed_boundaries`. For surfaces that close, such as
-    membranes of cells; papyrus sheets, which end freely, want threshold or hysteresis.
+    membranes of cells; for papyrus sheets, which end freely, use threshold or hysteresis.
+
+    Args:
+        array: probabilities ``(1, *S)`` of a surface.
+        low: probability from which a voxel may belong to a surface, 0..1.
+        depth: seeds lie more than this many voxels away from such voxels.
+        least: voxels of the smallest seed.
+        merge: boundaries of a lower mean probability are dissolved, 0..1.
+
+    Returns:
+        Labels 0 and 1, uint8 ``(*S)``.
+
+    Raises:
+        ConfigError: several channels, a probability outside 0..1, or a negative size.
     """
     soft = _only_channel(array, "walls")
     _size("walls: depth", depth)
@@ -50,9 +97,16 @@ def walls(
 
 
 def argmax(array: np.ndarray) -> np.ndarray:
-    """Soft ``(K, *S)``, K > 1 -> uint8 labels: the channel with the largest value.
+    """Label each voxel by the channel with the largest value, the first of equal ones.
 
-    The first of equal ones.
+    Args:
+        array: probabilities ``(K, *S)``, 2 to 256 channels.
+
+    Returns:
+        Labels from 0 to K - 1, uint8 ``(*S)``.
+
+    Raises:
+        ConfigError: fewer or more channels.
     """
     if not 1 < len(array) <= 256:
         raise ConfigError(
@@ -63,7 +117,24 @@ def argmax(array: np.ndarray) -> np.ndarray:
 
 
 def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
-    """Removes components of fewer than ``below`` voxels."""
+    """Remove components of fewer than ``below`` voxels.
+
+    Args:
+        array: labels ``(*S)``, in memory or in slabs.
+        below: voxels of the smallest component that stays.
+        connectivity: of the components, 6, 18 or 26.
+
+    Returns:
+        Labels of the same kind.
+
+    Raises:
+        ConfigError: ``below`` is negative.
+
+    Example:
+        >>> import numpy as np
+        >>> dust(np.array([[1, 0, 1, 1]]), below=2)
+        array([[0, 0, 1, 1]])
+    """
     _size("dust: below", below)
     return each_class(
         array, lambda mask: morphology.remove_small_components(mask, below, connectivity)
@@ -71,11 +142,22 @@ def dust(array: Labels, below: int = 100, connectivity: int = 26) -> Labels:
 
 
 def fill_holes(array: Labels, below: int | None = 50, per_slice: int | None = None) -> Labels:
-    """Fills holes of at most ``below`` voxels (``None``: of any size).
+    """Fill holes of at most ``below`` voxels.
 
-    Holes are those of :func:`pipeline.morphology.fill_holes`; ``per_slice`` names the axis across
-    which 2D holes are filled slice by slice instead of 3D cavities. Another class inside a hole
-    counts towards its size and stays.
+    Holes are those of :func:`pipeline.morphology.fill_holes`. Another class inside a hole counts
+    towards its size and stays.
+
+    Args:
+        array: labels ``(*S)``, in memory or, without ``per_slice``, in slabs.
+        below: voxels of the largest hole that is filled; None: any size.
+        per_slice: axis across which 2D holes are filled slice by slice instead of 3D cavities;
+            None: cavities.
+
+    Returns:
+        Labels of the same kind.
+
+    Raises:
+        ConfigError: ``below`` is negative.
     """
     if below is not None:
         _size("fill_holes: below", below)
@@ -87,13 +169,22 @@ def opening(
     radius: float | Sequence[float] | None = None,
     size: int | Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Removes what a ball or ellipsoid does not fit into.
+    """Remove what a ball or ellipsoid does not fit into.
 
-    ``radius`` in voxels, or ``size``, as in :func:`closing`.
+    Args:
+        array: labels ``(*S)``.
+        radius: in voxels, as in :func:`closing`.
+        size: instead of a radius, as in :func:`closing`.
+
+    Returns:
+        Labels ``(*S)``.
+
+    Raises:
+        ConfigError: not exactly one of radius and size, or a number of them that fits no axes.
     """
-    return _by_reach(
+    return _by_radii(
         array,
-        _reach("opening", radius, size, array.ndim),
+        _radii("opening", radius, size, array.ndim),
         morphology.opening,
         sheets.opening_by_ellipsoid,
     )
@@ -104,7 +195,7 @@ def closing(
     radius: float | Sequence[float] | None = None,
     size: int | Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Fills gaps that a ball does not fit into.
+    """Fill gaps that a ball or ellipsoid does not fit into.
 
     Closing may join neighbouring sheets of one class, which :func:`sheet_closing` never does; it
     never joins classes.
@@ -115,63 +206,110 @@ def closing(
             :func:`pipeline.morphology.closing`. A list with one number for each axis, such as
             ``[3, 2, 2]``, stands for an ellipsoid; 0 does not reach along its axis.
         size: instead of a radius, the edge of a cubic kernel, or one for each axis. A kernel of
-            edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius
-            k + 1/2: 1 changes nothing, 2 and 3 are a voxel and its 18 neighbours.
+            edge n reaches k = n // 2 voxels from its centre and stands for the ball of radius k +
+            1/2: 1 changes nothing, 2 and 3 are a voxel and its 18 neighbours.
+
+    Returns:
+        Labels ``(*S)``.
+
+    Raises:
+        ConfigError: not exactly one of radius and size, or a number of them that fits no axes.
     """
-    return _by_reach(
+    return _by_radii(
         array,
-        _reach("closing", radius, size, array.ndim),
+        _radii("closing", radius, size, array.ndim),
         morphology.closing,
         sheets.closing_by_ellipsoid,
     )
 
 
 def sheet_closing(array: np.ndarray, radius: float = 2.5) -> np.ndarray:
-    """Closes each sheet (26-connected component) by a ball on its own and joins none.
+    """Close each sheet (26-connected component) by a ball on its own, joining none.
 
     See :func:`pipeline.morphology.sheets.close_sheets`.
+
+    Args:
+        array: labels ``(*S)``.
+        radius: of the ball in voxels.
+
+    Returns:
+        Labels ``(*S)``.
     """
     return mend_each_class(array, lambda mask, free: sheets.close_sheets(mask, radius, free))
 
 
 def patch_sheets(array: np.ndarray, largest: int = 200) -> np.ndarray:
-    """Fills holes through sheets, up to ``largest`` voxels wide in area, by height maps.
+    """Fill holes through sheets of a volume by height maps.
 
-    See :func:`pipeline.morphology.sheets.patch_sheets`. For volumes only. Mend contacts first
-    (``watertight``) where sheets may hang together by edges and corners.
+    See :func:`pipeline.morphology.sheets.patch_sheets`. Mend contacts first (``watertight``) where
+    sheets may hang together by edges and corners.
+
+    Args:
+        array: labels ``(Z, Y, X)``.
+        largest: area of the largest hole that is filled, in voxels.
+
+    Returns:
+        Labels ``(Z, Y, X)``.
+
+    Raises:
+        ConfigError: ``largest`` is negative.
     """
     _size("patch_sheets: largest", largest)
     return mend_each_class(array, lambda mask, free: sheets.patch_sheets(mask, largest, free))
 
 
 def watertight(array: np.ndarray) -> np.ndarray:
-    """Turns contacts by an edge or a corner into contacts by faces and joins no sheets.
+    """Turn contacts by an edge or a corner into contacts by faces, joining no sheets.
 
     See :func:`pipeline.morphology.sheets.watertight`. It may shut in cavities that leaked through
     such contacts; ``fill_holes`` comes after it.
+
+    Args:
+        array: labels ``(*S)``.
+
+    Returns:
+        Labels ``(*S)``.
     """
     return mend_each_class(array, sheets.watertight)
 
 
 def thickness(array: np.ndarray, target: float = 3.0, per: str = "component") -> np.ndarray:
-    """Brings the mean thickness of sheets nearest to ``target`` voxels, topology kept.
+    """Bring the mean thickness of sheets nearest to ``target`` voxels, topology kept.
 
-    See :func:`pipeline.morphology.sheets.set_thickness`. ``per`` "component" measures each sheet,
-    "class" all sheets of a class together.
+    See :func:`pipeline.morphology.sheets.set_thickness`.
+
+    Args:
+        array: labels ``(*S)``.
+        target: thickness in voxels.
+        per: ``component`` measures each sheet, ``class`` all sheets of a class together.
+
+    Returns:
+        Labels ``(*S)``.
     """
     return mend_each_class(array, lambda mask, free: sheets.set_thickness(mask, target, per, free))
 
 
 def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
-    """Labels -> instance numbers 1.. in the smallest unsigned type that holds them.
+    """Split labels into numbered instances, cutting touching bodies at their necks.
 
-    Touching bodies are cut at their necks, by a watershed of the distance to the background. Two
-    bodies have a seed each when every path between them sinks more than ``depth`` voxels below the
-    lower of their largest distances (h-maxima); every 26-connected component has at least one.
-    Classes are separated first; numbers follow class, then C order of the seeds. Sheets that touch
-    over an area have no neck and stay together.
+    Bodies are cut by a watershed of the distance to the background. Two bodies have a seed each
+    when every path between them sinks more than ``depth`` voxels below the lower of their largest
+    distances (h-maxima); every 26-connected component has at least one. Classes are separated
+    first; numbers follow class, then C order of the seeds. Sheets that touch over an area have no
+    neck and stay together.
 
-    Source: Beucher and Lantuéjoul, Use of watersheds in contour detection, 1979.
+    Args:
+        array: labels ``(*S)``.
+        depth: of the neck in voxels, positive.
+
+    Returns:
+        Instance numbers 1.. ``(*S)`` in the smallest unsigned type that holds them; 0: background.
+
+    Raises:
+        ConfigError: ``depth`` is not positive.
+
+    Source:
+        Beucher and Lantuéjoul, Use of watersheds in contour detection, 1979.
     """
     if not depth > 0:
         raise ConfigError(
@@ -180,13 +318,14 @@ def instances(array: np.ndarray, depth: float = 2.0) -> np.ndarray:
     out = np.zeros(array.shape, dtype=np.uint32)
     count = 0
     for _, box, mask in classes(array):
-        numbers, found = _split(mask, depth)
+        numbers, found = _split_at_necks(mask, depth)
         out[box][mask] = numbers[mask] + count
         count += found
     return out.astype(np.min_scalar_type(count))
 
 
-def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
+def _split_at_necks(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
+    """Instance numbers of one mask by a watershed, and how many there are."""
     distance = edt.edt(mask)
     # A mask without any background has distance inf everywhere; a background at -depth keeps
     # components from meeting in it.
@@ -204,6 +343,7 @@ def _split(mask: np.ndarray, depth: float) -> tuple[np.ndarray, int]:
 
 
 def _only_channel(array: np.ndarray | SlabArray, step: str) -> Any:
+    """The channel ``(*S)`` of one-channel probabilities."""
     channels = array.shape[0]
     if channels != 1:
         raise ConfigError(
@@ -226,7 +366,7 @@ def _size(what: str, value: float) -> None:
         raise ConfigError(f"{what} is {value}; it is a number of voxels and must not be negative.")
 
 
-def _reach(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float, ...]:
+def _radii(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float, ...]:
     """The radius of a ball or the radii of an ellipsoid, one for each axis."""
     if (radius is None) == (size is None):
         raise ConfigError(
@@ -235,27 +375,32 @@ def _reach(step: str, radius: Any, size: Any, dims: int) -> float | tuple[float,
         )
     given = radius if size is None else size
     if not isinstance(given, Sequence):
-        return given if size is None else _half(step, size)
+        return given if size is None else _radius_of_edge(step, size)
     if len(given) != dims:
         raise ConfigError(
             f"{step}: {list(given)} has {len(given)} numbers for {dims} axes. Give one number, or"
             " one for each axis."
         )
-    return tuple(given) if size is None else tuple(0.0 if n == 1 else _half(step, n) for n in given)
+    return (
+        tuple(given)
+        if size is None
+        else tuple(0.0 if n == 1 else _radius_of_edge(step, n) for n in given)
+    )
 
 
-def _by_reach(
+def _by_radii(
     array: np.ndarray,
     reach: Any,
     ball: Callable[..., np.ndarray],
     ellipsoid: Callable[..., np.ndarray],
 ) -> np.ndarray:
-    """Each class changed by a ball, or where there is a radius for each axis by an ellipsoid."""
+    """Change each class by a ball, or where there is a radius for each axis by an ellipsoid."""
     change = ellipsoid if isinstance(reach, tuple) else ball
     return each_class(array, lambda mask: change(mask, reach))
 
 
-def _half(step: str, size: int) -> float:
+def _radius_of_edge(step: str, size: int) -> float:
+    """Radius of the ball that a kernel of this edge stands for."""
     if not size >= 1:
         raise ConfigError(f"{step}: size is {size}; a kernel's edge is at least 1 voxel.")
     return size // 2 + 0.5

@@ -14,6 +14,7 @@ from pipeline.records import NamedOptions
 from pipeline.registry import Alias, Registry
 
 Options = Mapping[str, Any]
+"""Options of a step by name."""
 
 Sees = Literal["local", "components", "whole"]
 """What a step has to see of an array to change some of its rows.
@@ -31,8 +32,15 @@ Vary = Callable[[float], Iterable[float]]
 class SearchSetting:
     """Which predictions a search is for.
 
-    ``channels`` and ``dims`` (space axes) are theirs, ``scale`` multiplies numbers of voxels, and
-    ``decided`` says whether the present post-processing begins with a deciding step.
+    Args:
+        channels: K of the probabilities.
+        dims: their space axes.
+        scale: factor of numbers of voxels.
+        decided: whether the present post-processing begins with a deciding step.
+
+    Example:
+        >>> SearchSetting(channels=1, dims=3, scale=0.5, decided=False).voxels(1, 25, 100)
+        [1, 12, 50]
     """
 
     channels: int
@@ -41,11 +49,18 @@ class SearchSetting:
     decided: bool
 
     def voxels(self, *counts: float) -> list[int]:
-        """Sizes of specks and holes at this scale, to two digits, at least 1."""
+        """Scale sizes of small components and holes.
+
+        Args:
+            *counts: numbers of voxels at scale 1.
+
+        Returns:
+            The sizes at this scale, to two digits, at least 1.
+        """
         return [max(1, int(float(f"{n * self.scale:.2g}"))) for n in counts]
 
 
-def _nothing(_: SearchSetting) -> Iterable[Options]:
+def _no_options(_: SearchSetting) -> Iterable[Options]:
     return ()
 
 
@@ -54,33 +69,46 @@ class StepSearch:
     """What tuning tries of a step.
 
     Args:
-        place: where it stands in a tuned list. Steps of one place are alternatives to each other;
-            deciding steps have place 0.
+        place: position in a tuned list. Steps of one place are alternatives to each other; deciding
+            steps have place 0.
         options: those of each alternative. A step that does not decide may also be left out.
         vary: of a deciding step, the numbers that are varied around the best.
-        stays: the present ones are neither left out nor changed.
+        stays: a step of the present list is neither left out nor changed.
+
+    Example:
+        >>> search = StepSearch(place=2, options=lambda setting: [{"below": n} for n in (20, 100)])
+        >>> search.stays
+        False
     """
 
     place: float
-    options: Callable[[SearchSetting], Iterable[Options]] = _nothing
+    options: Callable[[SearchSetting], Iterable[Options]] = _no_options
     vary: Mapping[str, Vary] = field(default_factory=dict)
     stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PostprocessStep:
-    """A post-processing step.
+    """A post-processing step, as registered in ``POSTPROCESS``.
 
     Args:
-        run: ``f(array, **options)``: labels ``(*S)``, or where it decides a soft prediction
+        run: ``f(array, **options)``: labels ``(*S)``, or where it decides probabilities
             ``(K, *S)``, to labels ``(*S)``.
-        decides: soft predictions of so many channels; ``None``: it takes labels.
-        sees: what it has to see, or a function of its options that says so. ``"local"``: it changes
-            each row along the first space axis by itself, wherever it lies (a large array comes
-            some rows at a time, and the step is not told which); ``"components"``: it also takes
-            and gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in memory.
-        bytes_per_voxel: memory that it takes on a whole array, without the soft prediction.
-        search: what tuning tries; ``None``: nothing, so that a tuned list leaves it out.
+        decides: it takes probabilities, of one channel or of several; None: it takes labels.
+        sees: what it has to see, or a function of its options that returns it. ``"local"``: it
+            changes each row along the first space axis by itself, wherever it lies (a large array
+            comes some rows at a time, and the step does not know which); ``"components"``: it also
+            takes and gives a :class:`pipeline.morphology.SlabArray`; ``"whole"``: the array in
+            memory.
+        bytes_per_voxel: memory that it takes on a whole array, without the probabilities.
+        search: what tuning tries; None: nothing, so that a tuned list leaves it out.
+
+    Example:
+        >>> def keep_label(array, label=1):
+        ...     return array * (array == label)
+        >>> step = PostprocessStep(run=keep_label, sees="local")
+        >>> step.run(np.array([[0, 1, 2]]), label=2)
+        array([[0, 0, 2]])
     """
 
     run: Callable[..., np.ndarray]
@@ -103,12 +131,12 @@ def _each(option: str, values: Sequence[Any]) -> Callable[[SearchSetting], Itera
     return lambda _: [{option: value} for value in values]
 
 
-def _pairs_of_cuts(_: SearchSetting) -> Iterable[Options]:
+def _threshold_pairs(_: SearchSetting) -> Iterable[Options]:
     pairs = itertools.product((0.5, 0.4, 0.3, 0.2), (0.9, 0.85, 0.75, 0.6))
     return [{"low": low, "high": high} for low, high in pairs]
 
 
-def _holes(options: Options) -> Sees:
+def _hole_scope(options: Options) -> Sees:
     """Cavities are components of the background, holes of rows are seen in a row."""
     axis = options.get("per_slice")
     return "components" if axis is None else "local" if axis in (0, -3) else "whole"
@@ -133,7 +161,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             sees="components",
             search=StepSearch(
                 place=0,
-                options=_pairs_of_cuts,
+                options=_threshold_pairs,
                 vary={"low": _added(-0.1, -0.05, 0.05, 0.1), "high": _added(-0.05, 0.05)},
             ),
         ),
@@ -187,7 +215,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
         ),
         "fill_holes": PostprocessStep(
             run=steps.fill_holes,
-            sees=_holes,
+            sees=_hole_scope,
             search=StepSearch(
                 place=7, options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)]
             ),
@@ -211,17 +239,42 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
 
 
 def resolved(step: NamedOptions) -> NamedOptions:
-    """The step under the own names of entry and options; an unknown name stays."""
+    """Replace aliases of a step and its options by their own names.
+
+    Args:
+        step: name with options.
+
+    Returns:
+        The step under its own names; one of an unknown name is unchanged.
+
+    Example:
+        >>> resolved(NamedOptions(name="remove_small_components", options={"min_size": 9}))
+        NamedOptions(name='dust', options={'below': 9})
+    """
     name, options = POSTPROCESS.resolve(step.name, step.options)
     return NamedOptions(name=name, options=options)
 
 
 def decides(step: NamedOptions) -> bool:
-    """Whether the step takes a soft prediction; a step of an unknown name does not."""
+    """Check whether a step takes probabilities.
+
+    Args:
+        step: name with options.
+
+    Returns:
+        True for a deciding step; False for labels and for unknown names.
+    """
     return step.name in POSTPROCESS and POSTPROCESS[step.name].decides is not None
 
 
 def sees(step: NamedOptions) -> Sees:
-    """What the step sees, with its options."""
+    """Find what a step has to see, given its options.
+
+    Args:
+        step: name with options.
+
+    Returns:
+        ``local``, ``components`` or ``whole``.
+    """
     of_options = POSTPROCESS[step.name].sees
     return of_options(resolved(step).options) if callable(of_options) else of_options
