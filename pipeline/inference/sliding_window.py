@@ -1,9 +1,8 @@
-"""Whole cases from tiles: one pass over the volume, every network, flip and scale on each tile,
-blended in float32, streamed in bands.
+"""Whole cases from tiles: every network, flip and scale on each tile, blended in float32.
 
-Memory follows one tile-high band of the volume, plus the output where it is kept: :func:`stream`
-hands finished rows on instead. The input may be memory-mapped, or read piece by piece
-(:class:`pipeline.files.LazyArray`).
+The volume is passed over once. Memory follows one tile-high band of it, plus the result where it is
+kept: :func:`stream` hands finished rows on instead. The input may be memory-mapped, or read piece
+by piece (:class:`pipeline.files.LazyArray`).
 """
 
 from __future__ import annotations
@@ -29,16 +28,19 @@ from pipeline.records import UserError
 from pipeline.tasks import TASKS
 
 Heads = dict[str, torch.Tensor]
-"""Soft answers by head, ``{"main": (B, K, *tile)}`` float32."""
+"""Probabilities (of images: intensities) by head, ``{"main": (B, K, *tile)}`` float32."""
 
 TilePredictor = Callable[[torch.Tensor], Heads]
-"""Normalised tiles ``(B, C, *tile)`` -> soft answers by head."""
+"""From normalised tiles ``(B, C, *tile)`` to probabilities by head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A case to predict: ``array`` ``(C, *S)`` of any number type, in memory or read as it is
-    sliced, and how it is normalised.
+    """A case to predict.
+
+    Args:
+        array: ``(C, *S)`` of any number type, in memory or read as it is sliced.
+        scale: how it is normalised.
     """
 
     array: LazyArray
@@ -51,13 +53,20 @@ FlipAxes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkEnsemble:
-    """A :data:`TilePredictor` of networks: the mean of their soft answers by ``shares``, over
-    ``predict.scales`` and, with ``predict.flips``, all flips.
+    """A :data:`TilePredictor` of networks: the weighted mean of their predictions.
 
-    At a scale other than 1 the tile is resampled, and its soft answer is brought back to the tile's
-    size before it is averaged. Linear resampling has weights that sum to 1, so probabilities still
-    do. ``fixed`` holds statistics of group and instance norm by (network, flip, scale); what is
-    missing there is measured in each tile.
+    It averages also over ``predict.scales`` and, with ``predict.flips``, over all flips. At a scale
+    other than 1 the tile is resampled, and its prediction is brought back to the tile's size before
+    it is averaged. Linear resampling has weights that sum to 1, so probabilities still do.
+
+    Args:
+        networks: networks of one kind, on ``device``.
+        shares: weight of each network, divided by the number of flips and scales, so that all sum
+            to 1.
+        config: task and ``predict`` options.
+        device: where tiles are given.
+        fixed: statistics of group and instance norm by (network, flip, scale); where they are
+            missing, each tile is measured.
     """
 
     networks: Sequence[torch.nn.Module]
@@ -70,27 +79,37 @@ class NetworkEnsemble:
 
     @property
     def multiple(self) -> tuple[int, ...]:
-        """Stride of the networks, which are of one kind."""
+        """Stride of the networks along each axis."""
         return receptive.stride(self.networks[0], self.config.data.dims)
 
     @property
     def flips(self) -> list[FlipAxes]:
+        """Flips that are averaged over."""
         return flips(self.config.data.dims) if self.config.predict.flips else [()]
 
     def __call__(self, tiles: torch.Tensor) -> Heads:
+        """Predict a batch of tiles.
+
+        Args:
+            tiles: normalised tiles ``(B, C, *tile)`` on ``device``.
+
+        Returns:
+            Probabilities ``(B, K, *tile)`` float32 by head.
+        """
         size = tiles.shape[2:]
         total: Heads = {}
         for scale in self.config.predict.scales:
-            answer = self._ask(resampled(tiles, scaled(size, scale)), scale)
-            _add(total, {name: resampled(head, size) for name, head in answer.items()})
+            heads = self._at_scale(resampled(tiles, scaled(size, scale)), scale)
+            _add(total, {name: resampled(head, size) for name, head in heads.items()})
         return total
 
-    def _ask(self, tiles: torch.Tensor, scale: float) -> Heads:
+    def _at_scale(self, tiles: torch.Tensor, scale: float) -> Heads:
+        """Mean over flips and networks for tiles that are resampled to a scale already."""
         amp, task = self._amp(), TASKS[self.config.task]
         inside = (..., *map(slice, tiles.shape[2:]))
         total: Heads = {}
         for axes in self.flips:
-            flipped = torch.flip(self._on_grid(tiles), axes) if axes else tiles
+            flipped = torch.flip(self._padded(tiles), axes) if axes else tiles
             for n, (network, share) in enumerate(zip(self.networks, self.shares, strict=True)):
                 with torch.autocast(devices.kind(self.device), amp, enabled=amp is not None):
                     outputs = norms.with_moments(
@@ -102,8 +121,8 @@ class NetworkEnsemble:
                 _add(total, {name: head * float(share) for name, head in heads.items()})
         return total
 
-    def _on_grid(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Padded before it is flipped, so that a flipped image is pooled as its flipped tiles are."""
+    def _padded(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Pad before flipping, so that a flipped image is pooled as its flipped tiles are."""
         margin = [up(n, g) - n for n, g in zip(tiles.shape[2:], self.multiple, strict=True)]
         return (
             functional.pad(tiles, [p for m in reversed(margin) for p in (0, m)], mode="replicate")
@@ -121,7 +140,7 @@ class NetworkEnsemble:
 
 
 def _add(total: Heads, heads: Heads) -> None:
-    """Add heads to what was summed up before, which is empty at first."""
+    """Add heads to a sum, which is empty at first."""
     for name, head in heads.items():
         total[name] = total[name] + head if name in total else head
 
@@ -132,8 +151,19 @@ def network_ensemble(
     device: str,
     weights: Sequence[float] | None = None,
 ) -> NetworkEnsemble:
-    """Weighted mean of the soft answers of several networks, as ``config.predict`` asks for it;
-    equal weights unless given.
+    """Combine networks to a tile predictor, as ``config.predict`` says.
+
+    Args:
+        networks: networks of one kind, on ``device``.
+        config: task and ``predict`` options.
+        device: where tiles are computed.
+        weights: one for each network; None: equal ones.
+
+    Returns:
+        The weighted mean of the networks' predictions.
+
+    Raises:
+        UserError: weights are negative or not finite, or none is positive.
     """
     require_weights(weights if weights is not None else [1.0])
     shares = np.asarray(weights if weights is not None else [1.0] * len(networks), float)
@@ -146,25 +176,41 @@ def network_ensemble(
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """A :data:`TilePredictor` whose networks lie on several devices: batches of tiles go to them in
-    turn, and come back in their order.
+    """A :data:`TilePredictor` with copies of its networks on several devices.
 
-    Where the devices compute alike, the answer has the bits of one device.
+    Batches of tiles go to the devices in turn, and come back in order. Where the devices compute
+    alike, the result has the bits of one device.
+
+    Args:
+        ensembles: the same networks, one ensemble for each device.
     """
 
     ensembles: Sequence[NetworkEnsemble]
 
     @property
     def multiple(self) -> tuple[int, ...]:
-        """Stride of the networks."""
+        """Stride of the networks along each axis."""
         return self.ensembles[0].multiple
 
     def __call__(self, tiles: torch.Tensor) -> Heads:
+        """Predict a batch of tiles on the first device.
+
+        Args:
+            tiles: normalised tiles ``(B, C, *tile)`` there.
+
+        Returns:
+            Probabilities ``(B, K, *tile)`` float32 by head.
+        """
         return self.ensembles[0](tiles)
 
     def predictions(self, stacks: Iterator[torch.Tensor]) -> Iterator[Heads]:
-        """Soft answers to batches of tiles on the CPU, each on the device that computed it; one
-        batch waits for each device.
+        """Predict batches of tiles on all devices; one batch waits for each device.
+
+        Args:
+            stacks: normalised tiles ``(B, C, *tile)`` on the CPU.
+
+        Yields:
+            Probabilities by head in the order of ``stacks``, each on the device that computed it.
         """
         pools = [
             ThreadPoolExecutor(1, thread_name_prefix=ensemble.device) for ensemble in self.ensembles
@@ -183,19 +229,30 @@ class Replicas:
                 pool.shutdown(cancel_futures=True)
 
 
-@torch.inference_mode()  # which is a thread's own
+@torch.inference_mode()  # the mode belongs to a thread, so that of the caller does not count here
 def _predict_batch(ensemble: NetworkEnsemble, stack: torch.Tensor) -> Heads:
     return ensemble(stack.to(ensemble.device))
 
 
 def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling) -> TilePredictor:
-    """The predictor of tiles for one case: with ``predict.norms`` frozen or exact, its norms have
-    the statistics of that case, for each network, flip and scale.
+    """Fix the statistics of norms for one case, with ``predict.norms`` frozen or exact.
 
-    The same one where nothing is to be fixed: one tile, networks without such layers,
-    ``predict.norms: tile``, a predictor that is no :class:`NetworkEnsemble`. Raises UserError for
-    layers that no statistics can mend, and for exact statistics at scales other than 1: resampled
-    tiles are no part of a resampled image.
+    Group and instance norms then have the statistics of that case, for each network, flip and
+    scale.
+
+    Args:
+        predict_tile: the networks.
+        source: the case.
+        tiles: its tiling.
+
+    Returns:
+        A predictor for this case alone; the same one where nothing is to be fixed: one tile,
+        networks without such layers, ``predict.norms: tile``, or no :class:`NetworkEnsemble`.
+
+    Raises:
+        UserError: a layer depends on the tile in another way than by its statistics, or statistics
+            are exact and there are scales other than 1: resampled tiles are no part of a resampled
+            image.
     """
     if isinstance(predict_tile, Replicas):
         return Replicas(
@@ -207,17 +264,17 @@ def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling)
         or tiles.count() == 1
     ):
         return predict_tile
-    way, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
+    mode, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
     for network in predict_tile.networks[:1]:
         if not receptive.tile_dependent(network):
             return predict_tile
         if beyond := receptive.beyond_statistics(network):
             raise UserError(
-                f"predict.norms is {way}, but no statistics make tiles equal the whole image here:"
+                f"predict.norms is {mode}, but no statistics make tiles equal the whole image here:"
                 f" {', '.join(beyond[:3])} depends on a tile's size. Predict whole images"
                 " (--whole), or in tiles of the training size with --norms tile."
             )
-    if way == "exact" and tuple(scales) != (1,):
+    if mode == "exact" and tuple(scales) != (1,):
         raise UserError(
             f"predict.norms exact goes with scale 1 only, not {list(scales)}. Leave --scales out,"
             " or take --norms frozen."
@@ -233,20 +290,20 @@ def _statistics(
     predict_tile: NetworkEnsemble, source: Source, tiles: Tiling
 ) -> dict[Key, Sequence[norms.Moments]]:
     """Statistics of the norms of each network, flip and scale over a whole case."""
-    way, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
+    mode, scales = predict_tile.config.predict.norms, predict_tile.config.predict.scales
     space = norms.Space(
         size=tiles.padded,
         read=lambda start, size: _tensor(source, start, size, predict_tile.device),
     )
     spreads = (
         receptive.reach(predict_tile.networks[0], len(source.array), len(tiles.size)).norms
-        if way == "exact"
+        if mode == "exact"
         else ()
     )
     fixed: dict[Key, Sequence[norms.Moments]] = {}
     for axes in predict_tile.flips:
         flipped = space.flipped(axes)
-        image = norms.reduced(flipped) if way == "frozen" else None
+        image = norms.reduced(flipped) if mode == "frozen" else None
         for n, network in enumerate(predict_tile.networks):
             for scale in scales:
                 key = (n, axes, scale)
@@ -264,20 +321,34 @@ def _tensor(source: Source, start: Sequence[int], size: Sequence[int], device: s
 
 
 def scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
-    """``size`` times ``scale``, at least one voxel along each axis.
+    """Multiply a size.
 
-    >>> scaled((64, 1, 10), 0.25)
-    (16, 1, 2)
+    Args:
+        size: voxels along each axis.
+        scale: factor.
+
+    Returns:
+        Rounded voxels along each axis, at least 1.
+
+    Example:
+        >>> scaled((64, 1, 10), 0.25)
+        (16, 1, 2)
     """
     return tuple(max(1, round(n * scale)) for n in size)
 
 
 def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """``(B, C, *S)`` at another size, by linear interpolation between voxel centres; the very same
-    tensor where nothing changes.
+    """Resample by linear interpolation between voxel centres.
 
     Images are smoothed before they shrink; volumes are not, since torch has no such filter for
     three axes.
+
+    Args:
+        batch: ``(B, C, *S)``.
+        size: voxels wanted along each axis.
+
+    Returns:
+        ``(B, C, *size)``; the very same tensor where the size is the same.
     """
     if tuple(batch.shape[2:]) == tuple(size):
         return batch
@@ -294,11 +365,20 @@ def resampled(batch: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def tiling(
     config: Config, size: Sequence[int], predict_tile: TilePredictor | None = None
 ) -> Tiling:
-    """The tiling that ``predict`` asks for, on the stride of the networks of ``predict_tile`` where
-    it has any.
+    """The tiling that ``config.predict`` sets for a case.
 
-    An image in one piece has no inner faces, so no halo is kept for them. Raises UserError where
-    halos leave nothing of a tile.
+    An image in one piece has no inner faces, so no halo is kept for them.
+
+    Args:
+        config: its ``predict`` options, and the patch size of training.
+        size: voxels of the case along each axis.
+        predict_tile: the networks, whose stride tiles are aligned to; None: a stride of 1.
+
+    Returns:
+        The tiling.
+
+    Raises:
+        UserError: halos leave nothing of a tile.
     """
     predict = config.predict
     whole = predict.patch == "whole"
@@ -320,15 +400,14 @@ def tiling(
 
 
 SlabWriter = Callable[[int, Mapping[str, np.ndarray]], None]
-"""Takes finished rows: the first one's number along the first space axis, and by head their soft
-answer ``(K, n, ...)`` float32.
+"""Takes finished rows: number of the first one, and probabilities ``(K, n, ...)`` by head.
 
-The arrays are good until the writer returns.
+Rows are counted along the first space axis. The float32 arrays are valid until it returns.
 """
 
 
 Advance = Callable[[int], object]
-"""Told how many tiles have just been answered; what it raises ends the work."""
+"""Called with the number of tiles just predicted; an exception from it ends the work."""
 
 
 def sliding_window(
@@ -339,10 +418,33 @@ def sliding_window(
     device: str = "cpu",
     advance: Advance | None = None,
 ) -> dict[str, np.ndarray]:
-    """Soft answers ``(K, *S)`` float32 by head for a whole case.
+    """Predict a whole case tile by tile.
 
     Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when
-    ``one_sided`` is off. Raises UserError when the device runs out of memory.
+    ``one_sided`` is off.
+
+    Args:
+        source: the case and its normalisation.
+        predict_tile: the networks.
+        tiles: how the case is tiled.
+        batch: tiles in a forward pass.
+        device: where tiles are computed (of one :class:`NetworkEnsemble`) and summed.
+        advance: called with the number of tiles of each batch that is done.
+
+    Returns:
+        Probabilities ``(K, *S)`` float32 by head.
+
+    Raises:
+        UserError: the device runs out of memory.
+
+    Example:
+        >>> from pipeline.data.normalise import IntensityScale
+        >>> scale = IntensityScale(low=(0,), high=(100,), to=(0, 1), clip=False)
+        >>> source = Source(array=np.full((1, 20, 20), 25, np.uint8), scale=scale)
+        >>> tiles = Tiling(size=(20, 20), tile=(8, 8), overlap=4)
+        >>> heads = sliding_window(source, lambda batch: {"main": 2 * batch}, tiles)
+        >>> heads["main"].shape, float(heads["main"].min()), float(heads["main"].max())
+        ((1, 20, 20), 0.5, 0.5)
     """
     out: dict[str, np.ndarray] = {}
 
@@ -367,11 +469,24 @@ def stream(
     rows: tuple[int, int] | None = None,
     advance: Advance | None = None,
 ) -> None:
-    """Soft answers as they are finished: rows along the first space axis, in order, without gaps.
+    """Predict a case and hand rows on as they are finished, in order and without gaps.
 
-    ``rows`` (first, end) asks for these rows only. They have the bits that they have in the whole
-    answer: every tile that reaches them is computed, in the same batches, and summed in the same
-    order. Raises UserError as :func:`sliding_window` does.
+    Rows are counted along the first space axis. With ``rows``, these have the bits that they have
+    in the whole result: every tile that reaches them is computed, in the same batches, and summed
+    in the same order.
+
+    Args:
+        source: the case and its normalisation.
+        predict_tile: the networks.
+        tiles: how the case is tiled.
+        writer: takes the finished rows.
+        batch: tiles in a forward pass.
+        device: where tiles are computed (of one :class:`NetworkEnsemble`) and summed.
+        rows: first row and end of the rows wanted; None: all.
+        advance: called with the number of tiles of each batch that is done.
+
+    Raises:
+        UserError: the device runs out of memory.
     """
     wanted = rows or (0, tiles.size[0])
     blend = Blend(Frame(tiles=tiles, size=tiles.size, device=device))
@@ -401,7 +516,7 @@ def stream(
 
 
 def _write_wanted(slab: Slab, writer: SlabWriter, wanted: tuple[int, int]) -> None:
-    """Those rows of a slab that are wanted."""
+    """Hand on those rows of a slab that are wanted."""
     heads = {
         str(name): rows[0].cpu().numpy()
         for name, rows in zip(slab.names or (), slab.rows, strict=True)
@@ -416,7 +531,7 @@ def _write_wanted(slab: Slab, writer: SlabWriter, wanted: tuple[int, int]) -> No
 
 
 PredictedBatch = tuple[list[tuple[int, ...]], list[bool], Heads]
-"""Places of a batch's tiles, which of them reach the rows that are wanted, and their soft answers."""
+"""Origins of a batch's tiles, which of them reach the wanted rows, and the tiles' predictions."""
 
 
 def _predicted_batches(
@@ -454,15 +569,14 @@ def _predicted_batches(
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether this is how torch or numpy says so; torch has no class of its own for the memory of a
-    CPU.
-    """
+    """Whether torch or NumPy ran out of memory; for that of a CPU torch has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
         error
     )
 
 
 def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
+    """Origins of tiles in groups of ``batch``."""
     group: list[tuple[int, ...]] = []
     for origin in tiles.origins():
         group.append(origin)
@@ -474,13 +588,27 @@ def _batches(tiles: Tiling, batch: int) -> Iterator[list[tuple[int, ...]]]:
 
 
 def cut(source: Source, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Box of a case, normalised, float32 ``(C, *size)``; it may leave the space at the far ends,
-    where the border is repeated.
+    """Cut a normalised box out of a case.
+
+    Args:
+        source: the case.
+        start: first voxel of the box along each axis.
+        size: voxels of the box along each axis. It may leave the case at the far ends, where the
+            border is repeated.
+
+    Returns:
+        Float32 ``(C, *size)``.
+
+    Example:
+        >>> from pipeline.data.normalise import IntensityScale
+        >>> ramp = np.arange(4, dtype=np.uint8)[None, None]
+        >>> scale = IntensityScale(low=(0,), high=(2,), to=(0, 1), clip=False)
+        >>> cut(Source(array=ramp, scale=scale), (0, 2), (1, 4))[0].tolist()
+        [[1.0, 1.5, 1.5, 1.5]]
     """
     space = source.array.shape[1:]
-    first = [
-        min(s, n - 1) for s, n in zip(start, space, strict=True)
-    ]  # a box beyond the end holds the last voxel alone
+    # A box beyond the end repeats the last voxel.
+    first = [min(s, n - 1) for s, n in zip(start, space, strict=True)]
     part = source.scale.apply(
         source.array[
             (slice(None), *(slice(a, s + t) for a, s, t in zip(first, start, size, strict=True)))
