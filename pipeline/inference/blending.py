@@ -111,8 +111,7 @@ class Blend:
 
         Args:
             spots: origin and item of each tile, in the order of :meth:`Tiling.origins`.
-            prediction: the network's output: a tensor ``(n, K, *tile)``, or a tuple, list or dict of
-                such.
+            prediction: a tensor ``(n, K, *tile)``, or a tuple, list or dict of such.
 
         Yields:
             Slabs of the rows that are finished before the next tiles begin.
