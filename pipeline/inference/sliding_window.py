@@ -256,8 +256,9 @@ def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling)
     """
     if isinstance(predict_tile, Replicas):
         return Replicas(
-            [with_fixed_norms(ensemble, source, tiles) for ensemble in predict_tile.ensembles]
-        )  # type: ignore[list-item] - each is a NetworkEnsemble
+            # Each of them is a NetworkEnsemble.
+            [with_fixed_norms(e, source, tiles) for e in predict_tile.ensembles]  # type: ignore[list-item]
+        )
     if (
         not isinstance(predict_tile, NetworkEnsemble)
         or predict_tile.config.predict.norms == "tile"
