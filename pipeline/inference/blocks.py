@@ -25,8 +25,7 @@ import numpy as np
 from pipeline import files
 from pipeline.config import Config, to_dict
 from pipeline.files import Rows
-from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Advance, SlabWriter, Source, TilePredictor, stream
+from pipeline.inference.sliding_window import SlabWriter, TileRun, stream
 from pipeline.inference.soft import MAIN
 from pipeline.records import Case
 from pipeline.tasks import Task
@@ -306,30 +305,16 @@ def share(counts: Sequence[int], index: int, number: int) -> list[range]:
     return out
 
 
-def compute(
-    source: Source,
-    predict_tile: TilePredictor,
-    tiles: Tiling,
-    blocks: Blocks,
-    runs: Sequence[tuple[int, int]],
-    batch: int,
-    device: str,
-    advance: Advance | None = None,
-) -> None:
+def compute(run: TileRun, blocks: Blocks, ranges: Sequence[tuple[int, int]]) -> None:
     """Predict and write blocks.
 
     Args:
-        source: the case and its normalisation.
-        predict_tile: the networks.
-        tiles: how the case is tiled.
+        run: case, networks and tiles.
         blocks: where blocks are written.
-        runs: (first row, end) of the blocks, as :meth:`Blocks.missing` lists them.
-        batch: tiles in a forward pass.
-        device: where tiles are summed.
-        advance: called with the number of tiles of each batch that is done.
+        ranges: (first row, end) of the blocks, as :meth:`Blocks.missing` lists them.
 
     Raises:
         UserError: the device runs out of memory.
     """
-    for run in runs:
-        stream(source, predict_tile, tiles, blocks.writer(), batch, device, run, advance)
+    for rows in ranges:
+        stream(run, blocks.writer(), rows)

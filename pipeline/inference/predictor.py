@@ -33,6 +33,7 @@ from pipeline.inference.sliding_window import (
     Replicas,
     Source,
     TilePredictor,
+    TileRun,
     network_ensemble,
     sliding_window,
     tiling,
@@ -421,9 +422,15 @@ class Predictor:
         tiles = self.tiles(source.array.shape[1:])
         self.warn_of_tiles(source, tiles)
         predict_tile = with_fixed_norms(self.predict_tile, source, tiles)
-        return sliding_window(
-            source, predict_tile, tiles, self.config.predict.batch, self.device, advance
+        run = TileRun(
+            source=source,
+            predict_tile=predict_tile,
+            tiles=tiles,
+            batch=self.config.predict.batch,
+            device=self.device,
+            advance=advance,
         )
+        return sliding_window(run)
 
     # --- what an input has to be ---
 

@@ -411,18 +411,9 @@ Advance = Callable[[int], object]
 """Called with the number of tiles just predicted; an exception from it ends the work."""
 
 
-def sliding_window(
-    source: Source,
-    predict_tile: TilePredictor,
-    tiles: Tiling,
-    batch: int = 1,
-    device: str = "cpu",
-    advance: Advance | None = None,
-) -> dict[str, np.ndarray]:
-    """Predict a whole case tile by tile.
-
-    Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when
-    ``one_sided`` is off.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileRun:
+    """What is predicted, by which networks, in which tiles.
 
     Args:
         source: the case and its normalisation.
@@ -431,6 +422,24 @@ def sliding_window(
         batch: tiles in a forward pass.
         device: where tiles are computed (of one :class:`NetworkEnsemble`) and summed.
         advance: called with the number of tiles of each batch that is done.
+    """
+
+    source: Source
+    predict_tile: TilePredictor
+    tiles: Tiling
+    batch: int = 1
+    device: str = "cpu"
+    advance: Advance | None = None
+
+
+def sliding_window(run: TileRun) -> dict[str, np.ndarray]:
+    """Predict a whole case tile by tile.
+
+    Equals MONAI's SlidingWindowInferer with gaussian blending to float32 rounding when
+    ``one_sided`` is off.
+
+    Args:
+        run: case, networks and tiles.
 
     Returns:
         Probabilities ``(K, *S)`` float32 by head.
@@ -441,10 +450,13 @@ def sliding_window(
     Example:
         >>> from pipeline.data.normalise import IntensityScale
         >>> scale = IntensityScale(low=(0,), high=(100,), to=(0, 1), clip=False)
-        >>> source = Source(array=np.full((1, 20, 20), 25, np.uint8), scale=scale)
-        >>> tiles = Tiling(size=(20, 20), tile=(8, 8), overlap=4)
-        >>> heads = sliding_window(source, lambda batch: {"main": 2 * batch}, tiles)
-        >>> heads["main"].shape, float(heads["main"].min()), float(heads["main"].max())
+        >>> run = TileRun(
+        ...     source=Source(array=np.full((1, 20, 20), 25, np.uint8), scale=scale),
+        ...     predict_tile=lambda batch: {"main": 2 * batch},
+        ...     tiles=Tiling(size=(20, 20), tile=(8, 8), overlap=4),
+        ... )
+        >>> main = sliding_window(run)["main"]
+        >>> main.shape, float(main.min()), float(main.max())
         ((1, 20, 20), 0.5, 0.5)
     """
     out: dict[str, np.ndarray] = {}
@@ -452,24 +464,15 @@ def sliding_window(
     def keep(first: int, heads: Mapping[str, np.ndarray]) -> None:
         for name, rows in heads.items():
             if name not in out:
-                out[name] = np.empty((len(rows), *tiles.size), np.float32)
+                out[name] = np.empty((len(rows), *run.tiles.size), np.float32)
             out[name][:, first : first + rows.shape[1]] = rows
 
-    stream(source, predict_tile, tiles, keep, batch, device, advance=advance)
+    stream(run, keep)
     return out
 
 
 @torch.inference_mode()
-def stream(
-    source: Source,
-    predict_tile: TilePredictor,
-    tiles: Tiling,
-    writer: SlabWriter,
-    batch: int = 1,
-    device: str = "cpu",
-    rows: tuple[int, int] | None = None,
-    advance: Advance | None = None,
-) -> None:
+def stream(run: TileRun, writer: SlabWriter, rows: tuple[int, int] | None = None) -> None:
     """Predict a case and hand rows on as they are finished, in order and without gaps.
 
     Rows are counted along the first space axis. With ``rows``, these have the bits that they have
@@ -477,26 +480,20 @@ def stream(
     in the same order.
 
     Args:
-        source: the case and its normalisation.
-        predict_tile: the networks.
-        tiles: how the case is tiled.
+        run: case, networks and tiles.
         writer: takes the finished rows.
-        batch: tiles in a forward pass.
-        device: where tiles are computed (of one :class:`NetworkEnsemble`) and summed.
         rows: first row and end of the rows wanted; None: all.
-        advance: called with the number of tiles of each batch that is done.
 
     Raises:
         UserError: the device runs out of memory.
     """
+    tiles, device = run.tiles, run.device
     wanted = rows or (0, tiles.size[0])
     blend = Blend(Frame(tiles=tiles, size=tiles.size, device=device))
     try:
-        for origins, needed, heads in _predicted_batches(
-            source, predict_tile, tiles, (batch, device), wanted
-        ):
-            if advance is not None:
-                advance(len(origins))
+        for origins, needed, heads in _predicted_batches(run, wanted):
+            if run.advance is not None:
+                run.advance(len(origins))
             spots = [(origin, 0) for origin, use in zip(origins, needed, strict=True) if use]
             used = {
                 name: (head if all(needed) else head[needed]).to(device)
@@ -509,7 +506,7 @@ def stream(
             raise
         smaller = " ".join(str(-(-n // 2)) for n in tiles.tile)
         raise UserError(
-            f"out of memory on {device} at tile {tiles.tile}, batch {batch}: predict in smaller"
+            f"out of memory on {device} at tile {tiles.tile}, batch {run.batch}: predict in smaller"
             f" tiles, e.g. --patch-size {smaller} (predict.patch), or fewer at a time"
             f" (predict.batch). ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
@@ -535,36 +532,27 @@ PredictedBatch = tuple[list[tuple[int, ...]], list[bool], Heads]
 """Origins of a batch's tiles, which of them reach the wanted rows, and the tiles' predictions."""
 
 
-def _predicted_batches(
-    source: Source,
-    predict_tile: TilePredictor,
-    tiles: Tiling,
-    how: tuple[int, str],
-    rows: tuple[int, int],
-) -> Iterator[PredictedBatch]:
-    """Batches with a tile that reaches ``rows``, in order.
-
-    ``how``: tiles in a batch, and the device of one ensemble.
-    """
-    batch, device = how
+def _predicted_batches(run: TileRun, rows: tuple[int, int]) -> Iterator[PredictedBatch]:
+    """Batches with a tile that reaches ``rows``, in order."""
+    predict_tile, tiles = run.predict_tile, run.tiles
     waiting: deque[tuple[list[tuple[int, ...]], list[bool]]] = deque()
 
     def stacks() -> Iterator[torch.Tensor]:
-        for origins in _batches(tiles, batch):
+        for origins in _batches(tiles, run.batch):
             needed = [tiles.reaches(origin, *rows) for origin in origins]
             if any(needed):
                 waiting.append((origins, needed))
                 # Tiles that share a batch are computed together even where some are not needed: its
                 # size may change the last bits.
                 yield torch.from_numpy(
-                    np.stack([cut(source, origin, tiles.tile) for origin in origins])
+                    np.stack([cut(run.source, origin, tiles.tile) for origin in origins])
                 )
 
     several = isinstance(predict_tile, Replicas)
     for heads in (
         predict_tile.predictions(stacks())
         if several
-        else (predict_tile(stack.to(device)) for stack in stacks())
+        else (predict_tile(stack.to(run.device)) for stack in stacks())
     ):
         yield *waiting.popleft(), heads
 

@@ -12,7 +12,13 @@ import torch
 from pipeline.config import Config
 from pipeline.data import normalise
 from pipeline.geometry import Tiling, up
-from pipeline.inference.sliding_window import NetworkEnsemble, Source, TilePredictor, sliding_window
+from pipeline.inference.sliding_window import (
+    NetworkEnsemble,
+    Source,
+    TilePredictor,
+    TileRun,
+    sliding_window,
+)
 from pipeline.networks import receptive
 from pipeline.records import UserError
 
@@ -75,10 +81,9 @@ def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mi
         tile=tuple(tile),
         halo=min(tiles.halo, (tile[along] - multiple[along]) // 2),
     )
-    whole = sliding_window(
-        sample, alone, replace(pieces, tile=tuple(size)), device=predict_tile.device
-    )
-    tiled = sliding_window(sample, alone, pieces, device=predict_tile.device)
+    run = TileRun(source=sample, predict_tile=alone, tiles=pieces, device=predict_tile.device)
+    whole = sliding_window(replace(run, tiles=replace(pieces, tile=tuple(size))))
+    tiled = sliding_window(run)
     error = np.concatenate([np.abs(tiled[name] - whole[name]) for name in whole])
     return Mismatch(
         size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean())

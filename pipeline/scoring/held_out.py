@@ -18,6 +18,7 @@ from pipeline.inference.models import build, load_model
 from pipeline.inference.sliding_window import (
     Source,
     TilePredictor,
+    TileRun,
     network_ensemble,
     sliding_window,
     tiling,
@@ -175,7 +176,15 @@ def predict_stored(
         if progress is not None:
             progress(done / (tiles.count() + 1))
 
-    heads = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
+    run = TileRun(
+        source=source,
+        predict_tile=fixed,
+        tiles=tiles,
+        batch=config.predict.batch,
+        device=device,
+        advance=advance,
+    )
+    heads = sliding_window(run)
     place = files.geometry(cached.case.image[0], config.data.dims)
     return SoftPrediction(
         case_id=cached.case.id, heads=heads, geometry=place, meta=meta_of(cached, config)
