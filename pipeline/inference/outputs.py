@@ -143,6 +143,7 @@ class Kept:
         self.write, self.next, self.pending = write, 0.0, False
 
     def __call__(self) -> None:
+        """Note a change: write now, or leave it to a later call or the end."""
         began = time.monotonic()
         self.pending = began < self.next
         if not self.pending:

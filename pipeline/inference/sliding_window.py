@@ -61,10 +61,9 @@ class NetworkEnsemble:
 
     Args:
         networks: networks of one kind, on ``device``.
-        shares: weight of each network, divided by the number of flips and scales, so that all sum
-            to 1.
+        shares: weight of each network, already divided by the number of flips and scales.
         config: task and ``predict`` options.
-        device: where tiles are given.
+        device: device of the networks and the tiles.
         fixed: statistics of group and instance norm by (network, flip, scale); where they are
             missing, each tile is measured.
     """
