@@ -34,6 +34,7 @@ from pipeline.inference import blocks
 from pipeline.inference.models import load_models, save_model
 from pipeline.inference.sliding_window import (
     Source,
+    TileRun,
     network_ensemble,
     sliding_window,
     stream,
@@ -153,18 +154,12 @@ def test_any_rows_have_the_bits_of_the_whole(
     tiles = Tiling(size=size, tile=(tile, tile), overlap=overlap, halo=halo, multiple=(grid, grid))
     source = Source(array=np.random.default_rng(0).random((1, *size), np.float32), scale=UNIT)
     convolution = main(torch.nn.Conv2d(1, 2, 3, padding=1))
-    whole = sliding_window(source, convolution, tiles, batch)["main"]
+    run = TileRun(source=source, predict_tile=convolution, tiles=tiles, batch=batch)
+    whole = sliding_window(run)["main"]
     first = data.draw(st.integers(0, size[0] - 1))
     end = data.draw(st.integers(first + 1, size[0]))
     taken: list[tuple[int, np.ndarray]] = []
-    stream(
-        source,
-        convolution,
-        tiles,
-        lambda row, heads: taken.append((row, heads["main"].copy())),
-        batch,
-        rows=(first, end),
-    )
+    stream(run, lambda row, heads: taken.append((row, heads["main"].copy())), rows=(first, end))
     assert [row for row, _ in taken] == list(
         np.cumsum([first, *(r.shape[1] for _, r in taken)])[:-1]
     )
@@ -186,15 +181,14 @@ def test_rows_of_a_network_with_instance_norm(norms: str, tmp_path: Path) -> Non
     predict_tile = network_ensemble(networks_, config, "cpu")
     source = Source(array=np.random.default_rng(0).random((1, 330, 33), np.float32), scale=UNIT)
     tiles = tiling(config, (330, 33), predict_tile)
-    whole = sliding_window(source, with_fixed_norms(predict_tile, source, tiles), tiles)["main"]
+
+    def run() -> TileRun:
+        fixed = with_fixed_norms(predict_tile, source, tiles)
+        return TileRun(source=source, predict_tile=fixed, tiles=tiles)
+
+    whole = sliding_window(run())["main"]
     taken: list[np.ndarray] = []
-    stream(
-        source,
-        with_fixed_norms(predict_tile, source, tiles),
-        tiles,
-        lambda _, heads: taken.append(heads["main"].copy()),
-        rows=(210, 230),
-    )
+    stream(run(), lambda _, heads: taken.append(heads["main"].copy()), rows=(210, 230))
     np.testing.assert_array_equal(np.concatenate(taken, 1), whole[:, 210:230])
 
 
@@ -202,7 +196,9 @@ def test_only_tiles_with_a_say_are_computed() -> None:
     tiles = Tiling(size=(160, 16), tile=(16, 16), overlap=4)
     source = Source(array=np.zeros((1, 160, 16), np.float32), scale=UNIT)
     seen: list[int] = []
-    stream(source, main(lambda x: seen.append(len(x)) or x), tiles, lambda *_: None, rows=(48, 60))  # type: ignore[func-returns-value]
+    predict_tile = main(lambda x: seen.append(len(x)) or x)  # type: ignore[func-returns-value]
+    run = TileRun(source=source, predict_tile=predict_tile, tiles=tiles)
+    stream(run, lambda *_: None, rows=(48, 60))
     assert len(seen) == 2
     assert tiles.count() == 13
 

@@ -25,7 +25,13 @@ from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
 from pipeline.inference.models import CheckpointError, load_model, load_models, save_model
 from pipeline.inference.outputs import answer_files
-from pipeline.inference.sliding_window import Source, network_ensemble, sliding_window, tiling
+from pipeline.inference.sliding_window import (
+    Source,
+    TileRun,
+    network_ensemble,
+    sliding_window,
+    tiling,
+)
 from pipeline.inference.writing import Target, write_answer
 from pipeline.metrics import METRICS
 from pipeline.records import Checkpoint, NamedOptions, UserError
@@ -797,11 +803,12 @@ def test_prediction_is_the_sliding_window(run: Path, surfaces: Path, tmp_path: P
     array = tifffile.imread(surfaces / "test_images" / "900.tif")[None]
     scale = normalise.fit(config.data.normalise, array)
     predict_tile = network_ensemble([network], config, "cpu")
-    soft = sliding_window(
-        Source(array=array, scale=scale),
-        predict_tile,
-        tiling(config, array.shape[1:], predict_tile),
-    )["main"]
+    tile_run = TileRun(
+        source=Source(array=array, scale=scale),
+        predict_tile=predict_tile,
+        tiles=tiling(config, array.shape[1:], predict_tile),
+    )
+    soft = sliding_window(tile_run)["main"]
     np.testing.assert_allclose(softs.load(tmp_path / "soft", "900").main, soft, atol=1e-3)
 
 

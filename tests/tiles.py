@@ -12,7 +12,13 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.data.cache import CachedCase
 from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import NetworkEnsemble, Replicas, Source, sliding_window
+from pipeline.inference.sliding_window import (
+    NetworkEnsemble,
+    Replicas,
+    Source,
+    TileRun,
+    sliding_window,
+)
 from pipeline.inference.soft import SoftPrediction, split
 from pipeline.scoring import held_out
 
@@ -27,7 +33,8 @@ def tiled(
 ) -> np.ndarray:
     """The main head ``(K, *S)`` of a whole case."""
     predict_tile = answer if isinstance(answer, NetworkEnsemble | Replicas) else main(answer)
-    return sliding_window(source, predict_tile, tiles, batch, device)["main"]
+    run = TileRun(source=source, predict_tile=predict_tile, tiles=tiles, batch=batch, device=device)
+    return sliding_window(run)["main"]
 
 
 def soft_of(config: Config, soft: np.ndarray, cached: CachedCase) -> SoftPrediction:

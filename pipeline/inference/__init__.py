@@ -1,3 +1,1 @@
-"""Whole cases from networks: tiles, norms, blending, fusion, blocks, soft files, answers; and the
-model files that networks come from.
-"""
+"""Prediction of whole cases: tiling, blending, fusion, and files of models and probabilities."""

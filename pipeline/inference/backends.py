@@ -1,12 +1,13 @@
-"""Networks computed on a CPU by ONNX Runtime or OpenVINO in place of torch: exported once, kept
-beside the model file, proved before use.
+"""Inference on a CPU by ONNX Runtime or OpenVINO instead of torch.
+
+A network is exported once, the export is kept beside the model file, and it is compared with its
+network before it is used.
 
 The export is torch's by tracing (``dynamo=False``). Measured with torch 2.13: tracing takes about a
 second, needs no package but ``onnx``, and follows every network here at any size; the newer
 exporter takes 12 to 26 seconds for each, needs ``onnxscript`` and refuses
-:class:`~pipeline.networks.unet.DeepUNet`, which sets an attribute while it runs. What tracing may
-get wrong, a branch that depends on the size, cannot go unnoticed: an export is compared with its
-network before it speaks.
+:class:`~pipeline.networks.unet.DeepUNet`, which sets an attribute while it runs. Tracing may get a
+branch wrong that depends on the size; the comparison with the network finds that.
 """
 
 from __future__ import annotations
@@ -38,44 +39,75 @@ from pipeline.records import UserError
 logger = logging.getLogger(__name__)
 
 Session = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Normalised tiles ``(B, C, *S)`` float32, axes of multiples of the network's divisor -> logits
-``(B, K, *S)`` float32 of each head.
+"""From normalised tiles ``(B, C, *S)`` float32 to the logits ``(B, K, *S)`` float32 of each head.
+
+Axes of the tiles are multiples of the network's divisor.
 """
 
-SPOKEN = ("main", "mask")
-"""Heads that a prediction reads, in the order in which an export gives those that its network has."""
+EXPORTED_HEADS = ("main", "mask")
+"""Heads that a prediction reads; an export gives those that its network has, in this order."""
 
 OPSET = 17
 TOLERANCE = 1e-3
-"""Largest difference that an export may show on noise, times the largest logit where that exceeds
-1. Rounding stays below 1e-4.
+"""Largest difference between an export and its network on noise, relative to the largest logit.
+
+Absolute where the largest logit is below 1. Rounding stays below 1e-4.
 """
 
 
 class BackendError(UserError):
-    """A backend that is not installed, or cannot do what is asked of it."""
+    """A backend that is not installed, or does not support the device, options or network."""
 
 
 class Exported(HeadedNet):
-    """A session in a network's clothes: pads and cuts as its network does, and returns those of its
-    heads that are ``SPOKEN``.
+    """An exported network with the interface of the network that it was made from.
 
-    ``layers`` are those of the network without their weights, for whoever asks which of them see a
-    whole tile.
+    It pads and crops as that network does, and returns those of its heads that are in
+    ``EXPORTED_HEADS``. ``layers`` is the network without its weights (on torch's meta device), for
+    code that inspects which of its layers depend on the whole tile.
+
+    Args:
+        session: computes the heads of normalised tiles.
+        network: the network that was exported; its layers are copied.
     """
 
     def __init__(self, session: Session, network: HeadedNet) -> None:
-        super().__init__(_spoken(network), network.divisor)
+        super().__init__(_exported_heads(network), network.divisor)
         self.session = session
         self.layers = copy.deepcopy(network).to("meta")
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
+        """Size that tiles are padded to, as the network does it.
+
+        Args:
+            size: voxels along each axis.
+
+        Returns:
+            Voxels along each axis, multiples of the divisor.
+        """
         return self.layers.padded_size(size)
 
     def cut(self, heads: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """Crop heads of padded tiles back, as the network does it.
+
+        Args:
+            heads: outputs ``(B, K, *padded)`` by head.
+            size: voxels of the tiles along each axis, before padding.
+
+        Returns:
+            The cropped outputs by head.
+        """
         return self.layers.cut(heads, size)
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Heads of tiles that need no padding.
+
+        Args:
+            x: normalised tiles ``(B, C, *S)`` on the CPU.
+
+        Returns:
+            Logits ``(B, K, *S)`` float32 by head.
+        """
         found = self.session(x.float().contiguous().numpy())
         return {head: torch.from_numpy(y) for head, y in zip(self.heads, found, strict=True)}
 
@@ -89,16 +121,25 @@ class _Traced(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         heads = self.network.run(x)
-        return tuple(heads[head] for head in _spoken(self.network))
+        return tuple(heads[head] for head in _exported_heads(self.network))
 
 
-def _spoken(network: HeadedNet) -> tuple[str, ...]:
-    return tuple(head for head in SPOKEN if head in network.heads)
+def _exported_heads(network: HeadedNet) -> tuple[str, ...]:
+    """Heads of a network that its export has, in the order of ``EXPORTED_HEADS``."""
+    return tuple(head for head in EXPORTED_HEADS if head in network.heads)
 
 
 def check(backend: str, device: str, norms: str = "tile") -> None:
-    """Raise BackendError where ``backend`` is unknown or not installed, or cannot work on
-    ``device`` or with ``predict.norms``.
+    """Check that a backend can be used.
+
+    Args:
+        backend: ``torch``, ``onnx`` or ``openvino``.
+        device: name of the device, as torch gives it.
+        norms: ``predict.norms``: ``tile``, ``frozen`` or ``exact``.
+
+    Raises:
+        BackendError: ``backend`` is unknown or not installed, or cannot compute on ``device`` or
+            with ``norms``.
     """
     if backend == "torch":
         return
@@ -121,13 +162,24 @@ def check(backend: str, device: str, norms: str = "tile") -> None:
 
 
 def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
-    """``network``, read from the model file ``path``, computed by ``backend`` on as many threads as
-    torch would take.
+    """Let a backend compute a network.
 
-    ``torch`` gives the network itself. The export for ``onnx`` and ``openvino`` is kept beside the
-    model file, as ``STEM-KEY.onnx``, and used again as long as model and versions are the same;
-    where that folder cannot be written, it is made in memory at each start. Raises BackendError
-    where a package is missing or the export computes something else.
+    The export for ``onnx`` and ``openvino`` is kept beside the model file, as ``STEM-KEY.onnx``,
+    and used again as long as model and versions are the same; where that folder cannot be written,
+    it is made in memory at each start.
+
+    Args:
+        network: the network, read from ``path``.
+        path: its model file.
+        backend: ``torch``, ``onnx`` or ``openvino``.
+
+    Returns:
+        A module that is called like the network, on as many threads as torch would use; for
+        ``torch`` the network itself.
+
+    Raises:
+        BackendError: a package is missing, the network is not of this package, or the export
+            computes something else than the network.
     """
     if backend == "torch":
         return network
@@ -150,8 +202,14 @@ def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
 
 
 def cache(path: Path) -> Path:
-    """Where the export of a model file is kept; the name follows from the file's bytes and from the
-    versions that made the export.
+    """Path at which the export of a model file is kept.
+
+    Args:
+        path: the model file.
+
+    Returns:
+        A path beside it; its name is a hash of the file's bytes and of the versions that make the
+        export.
     """
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai")]
     facts = [
@@ -159,7 +217,7 @@ def cache(path: Path) -> Path:
         f"pipeline {pipeline.__version__}",
         *versions,
         f"opset {OPSET}",
-        *SPOKEN,
+        *EXPORTED_HEADS,
     ]
     return path.with_name(
         f"{path.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.onnx"
@@ -167,9 +225,7 @@ def cache(path: Path) -> Path:
 
 
 def _keep(kept: Path, content: bytes) -> None:
-    """Write an export and remove those of former weights or versions; a folder that may not be
-    written is no fault.
-    """
+    """Write an export and remove outdated ones; where the folder is read-only, warn."""
     stem = kept.stem.rpartition("-")[0]
     try:
         files.write_bytes(kept, content)
@@ -183,20 +239,29 @@ def _keep(kept: Path, content: bytes) -> None:
 
 
 def export(network: HeadedNet, channels: int) -> bytes:
-    """ONNX of :meth:`HeadedNet.run` in evaluation mode, ``image`` -> its heads that are ``SPOKEN``,
-    batch and space axes of any size.
+    """Export a network to ONNX.
+
+    Args:
+        network: the network; it is exported in evaluation mode, and its mode is restored.
+        channels: its input channels.
+
+    Returns:
+        Bytes of an ONNX model of :meth:`HeadedNet.run`: ``image`` to those of its heads that are in
+        ``EXPORTED_HEADS``, batch and space axes of any size.
+
+    Raises:
+        BackendError: the package ``onnx`` is missing.
     """
     _package("onnx", "onnx")
     axes = {0: "batch", **{2 + n: f"axis{n}" for n in range(len(network.divisor))}}
-    heads = _spoken(network)
+    heads = _exported_heads(network)
     example = _noise(1, channels, [2 * d for d in network.divisor])
     buffer, training = io.BytesIO(), network.training
     network.eval()
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the tracer, about branches on the size: see proved()
+            # The tracer warns of branches on the size, which proved() checks.
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 _Traced(network).eval(),
                 (example,),
@@ -213,10 +278,22 @@ def export(network: HeadedNet, channels: int) -> bytes:
 
 
 def proved(content: bytes, network: HeadedNet, channels: int, backend: str) -> Exported:
-    """An export as a network.
+    """Open an export and compare it with its network.
 
-    Raises BackendError unless it says what ``network`` says, at another size and batch than it was
-    traced with.
+    The comparison uses noise of another size and batch than the export was traced with.
+
+    Args:
+        content: bytes of the ONNX model.
+        network: the network that was exported.
+        channels: its input channels.
+        backend: ``onnx`` or ``openvino``.
+
+    Returns:
+        The export, called like the network.
+
+    Raises:
+        BackendError: the two differ by more than ``TOLERANCE``, or the backend's package is
+            missing.
     """
     exported = Exported(BACKENDS[backend].open(content, torch.get_num_threads()), network).eval()
     x = _noise(
@@ -285,11 +362,11 @@ def _openvino(content: bytes, threads: int) -> Session:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What computes beside torch.
+    """A runtime beside torch.
 
     Args:
-        packages: those that it needs beside ``onnx``.
-        open: a session from the bytes of an ONNX file and a number of threads.
+        packages: the packages that it needs beside ``onnx``.
+        open: a session from the bytes of an ONNX model and a number of threads.
     """
 
     packages: tuple[str, ...]
@@ -300,4 +377,4 @@ BACKENDS: Mapping[str, Backend] = {
     "onnx": Backend(("onnxruntime",), _onnx),
     "openvino": Backend(("openvino",), _openvino),
 }
-"""All that there are: the commands offer them by name."""
+"""Backends beside torch by their names in ``--backend``."""

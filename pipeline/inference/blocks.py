@@ -1,12 +1,11 @@
-"""Cases larger than memory: soft answers kept in blocks on disk, computed by one process or shared
-by many.
+"""Cases larger than memory: probabilities in blocks on disk, computed by one process or several.
 
 A block is some rows along the first space axis, one float32 file ``OUTPUT/blocks/ID.KEY/ROW.npy``,
-whole or absent: the file is its own marker, and no two processes write one; further heads lie
-beside it, ``ROW.HEAD.npy``. ``KEY`` is a hash of all that the answer depends on, so blocks of other
-models, settings or inputs are never taken for these. Every block has the bits that it has in the
-answer of one process (:func:`pipeline.inference.sliding_window.stream`), on machines that compute
-alike.
+whole or absent: the file is its own marker, and no two processes write the same one. Further heads
+lie beside it, ``ROW.HEAD.npy``. ``KEY`` is a hash of all that the prediction depends on, so blocks
+of other models, settings or inputs are never mixed up. Every block has the bits that it has in the
+prediction of one process (:func:`pipeline.inference.sliding_window.stream`), on machines that
+compute alike.
 """
 
 from __future__ import annotations
@@ -26,47 +25,85 @@ import numpy as np
 from pipeline import files
 from pipeline.config import Config, to_dict
 from pipeline.files import Rows
-from pipeline.geometry import Tiling
-from pipeline.inference.sliding_window import Advance, SlabWriter, Source, TilePredictor, stream
+from pipeline.inference.sliding_window import SlabWriter, TileRun, stream
 from pipeline.inference.soft import MAIN
 from pipeline.records import Case
 from pipeline.tasks import Task
 
 FOLDER = "blocks"
-"""Of the output folder: where blocks lie until the answer is written."""
+"""Folder inside the output folder where blocks lie until the answer is written."""
 
 SHARD = "shard_{}_of_{}.json"
-"""What a shard says of its part, in that folder."""
+"""Name of the file in that folder in which a shard records its cases."""
 
 FORMAT = 1
-"""Raised when blocks change their meaning."""
+"""Part of the key, increased when the format of blocks changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """The blocks of a case of ``size`` voxels in ``folder``, ``step`` rows in each."""
+    """The blocks of one case.
+
+    Args:
+        folder: where they lie.
+        size: voxels of the case along each axis.
+        step: rows of a block along the first axis.
+    """
 
     folder: Path
     size: tuple[int, ...]
     step: int
 
     def count(self) -> int:
-        """Number of blocks."""
+        """Number of blocks.
+
+        Returns:
+            At least 1.
+        """
         return -(-self.size[0] // self.step)
 
     def rows(self, number: int) -> tuple[int, int]:
-        """First row of a block, and the row after its last."""
+        """Rows of a block.
+
+        Args:
+            number: of the block, from 0.
+
+        Returns:
+            Its first row, and the row after its last.
+        """
         return number * self.step, min((number + 1) * self.step, self.size[0])
 
     def path(self, number: int) -> Path:
+        """File of a block's main head.
+
+        Args:
+            number: of the block, from 0.
+
+        Returns:
+            Its path, whether it is there or not.
+        """
         return self.folder / f"{number * self.step:08d}.npy"
 
     def wanted(self, which: range | None) -> range:
-        """The blocks ``which``, all of them for None."""
+        """Resolve a choice of blocks.
+
+        Args:
+            which: numbers of blocks; None: all of them.
+
+        Returns:
+            Numbers of blocks.
+        """
         return range(self.count()) if which is None else which
 
     def missing(self, which: range) -> list[tuple[int, int]]:
-        """Rows (first, end) of those blocks that are not there, neighbours taken together."""
+        """Rows of the blocks that are not there yet.
+
+        Args:
+            which: numbers of the blocks to check.
+
+        Returns:
+            (First row, end) of each run of missing blocks; neighbours are merged.
+        """
         runs: list[tuple[int, int]] = []
         for number in which:
             if self.path(number).is_file():
@@ -77,8 +114,11 @@ class Blocks:
         return runs
 
     def writer(self) -> SlabWriter:
-        """A sink that writes each block as soon as its last row has come; it must be given whole
-        blocks.
+        """A writer for :func:`~pipeline.inference.sliding_window.stream` that saves whole blocks.
+
+        Returns:
+            A function that writes each block as soon as its last row has come; the rows that it is
+            given must begin and end with blocks.
         """
         held: dict[str, np.ndarray] = {}
 
@@ -98,21 +138,25 @@ class Blocks:
         return take
 
     def _write(self, number: int, heads: Mapping[str, np.ndarray]) -> None:
-        """The main head last: its file says that the block is there."""
+        """Write a block, its main head last: that file says that the block is there."""
         for name in sorted(heads, key=lambda name: name == MAIN):
-            files.write(self._place(number, name), heads[name], dims=len(self.size))
+            files.write(self._head_path(number, name), heads[name], dims=len(self.size))
 
-    def _place(self, number: int, head: str) -> Path:
+    def _head_path(self, number: int, head: str) -> Path:
+        """File of one head of a block."""
         path = self.path(number)
         return path if head == MAIN else path.with_name(f"{path.stem}.{head}.npy")
 
     def soft(self, task: Task, channels: int) -> dict[str, Rows]:
-        """The soft answer ``(K, *S)`` float32 by head, read as it is sliced.
+        """Probabilities of the whole case, read as they are sliced. All blocks must be there.
 
-        All blocks must be there.
+        Args:
+            task: says which heads there may be.
+            channels: K of the main head. Blocks written before heads had names hold a further one
+                behind it.
 
-        ``channels``: of the main head; blocks of before heads had names hold a further one behind
-        it.
+        Returns:
+            Arrays ``(K, *S)`` float32 by head.
         """
         return {
             name: self._head(name, count, channels)
@@ -124,13 +168,13 @@ class Blocks:
         more = {
             h: 1
             for h in task.further
-            if self._place(number, h).is_file() or len(_mapped(self.path(number))) > channels
+            if self._head_path(number, h).is_file() or len(_mapped(self.path(number))) > channels
         }
         return {MAIN: channels, **more}
 
     def _head(self, head: str, count: int, channels: int) -> Rows:
         def block(number: int) -> np.ndarray:
-            own = self._place(number, head)
+            own = self._head_path(number, head)
             return _mapped(own)[:count] if own.is_file() else _mapped(self.path(number))[channels:]
 
         def make(first: int, end: int) -> np.ndarray:
@@ -149,11 +193,16 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def key(models: Mapping[str, str], config: Config, case: Case, backend: str = "torch") -> str:
-    """Twelve hexadecimal digits that differ between soft answers.
+    """Hash of all that the probabilities of a case depend on.
 
     Args:
         models: SHA-256 of the model files by path.
-        backend: what computes the networks: answers of another one have other last bits.
+        config: config of the prediction.
+        case: the case; its files are identified by name, size and time of change.
+        backend: what computes the networks: results of another one differ in their last bits.
+
+    Returns:
+        Twelve hexadecimal digits.
     """
     settings = to_dict(config)
     record = {
@@ -166,15 +215,21 @@ def key(models: Mapping[str, str], config: Config, case: Case, backend: str = "t
             settings["data"]["patch"]["size"],
         ],
         "files": [stamp(path) for path in case.image],
-        **(
-            {} if backend == "torch" else {"backend": backend}
-        ),  # so that blocks of before it was recorded are still good
+        # Left out for torch, so that blocks written before it was recorded stay valid.
+        **({} if backend == "torch" else {"backend": backend}),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def stamp(path: Path) -> list[Any]:
-    """Name, bytes and time of change; of a folder those of all its files together."""
+    """Identify the state of a file or folder without reading it.
+
+    Args:
+        path: the file or folder.
+
+    Returns:
+        Name, number of files, bytes, and latest time of change in nanoseconds.
+    """
     inside = [
         p.stat() for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()
     ]
@@ -187,7 +242,15 @@ def stamp(path: Path) -> list[Any]:
 
 
 def folders(output: Path, case_id: str) -> list[Path]:
-    """Folders of blocks of a case, whatever their key."""
+    """Folders of blocks of a case, whatever their key.
+
+    Args:
+        output: the output folder of the prediction.
+        case_id: id of the case.
+
+    Returns:
+        Their paths, in no order.
+    """
     inside = (output / FOLDER).iterdir() if (output / FOLDER).is_dir() else ()
     return [
         p
@@ -197,8 +260,13 @@ def folders(output: Path, case_id: str) -> list[Path]:
 
 
 def remove(output: Path, case_id: str) -> None:
-    """Take away a case's blocks, current and stale, and the folder of blocks when no other case has
-    any.
+    """Remove a case's blocks, current and stale.
+
+    The folder of blocks goes as well when no other case has any.
+
+    Args:
+        output: the output folder of the prediction.
+        case_id: id of the case.
     """
     for folder in folders(output, case_id):
         shutil.rmtree(folder, ignore_errors=True)
@@ -211,14 +279,22 @@ def remove(output: Path, case_id: str) -> None:
 
 
 def share(counts: Sequence[int], index: int, number: int) -> list[range]:
-    """The blocks of each case that task ``index`` of ``number`` computes, given how many blocks
-    each case has.
+    """The blocks of each case that one of several tasks computes.
 
-    The blocks of all cases in a row are cut into ``number`` runs of equal length (to one block):
-    neighbours need the same tiles.
+    The blocks of all cases in a row are cut into ``number`` runs of equal length (to one block),
+    since neighbours need the same tiles.
 
-    >>> share([4, 1], 0, 2), share([4, 1], 1, 2)
-    ([range(0, 2), range(0, 0)], [range(2, 4), range(0, 1)])
+    Args:
+        counts: number of blocks of each case.
+        index: the task, from 0.
+        number: number of tasks.
+
+    Returns:
+        Numbers of blocks for each case; empty ranges where the task has none of it.
+
+    Example:
+        >>> share([4, 1], 0, 2), share([4, 1], 1, 2)
+        ([range(0, 2), range(0, 0)], [range(2, 4), range(0, 1)])
     """
     total, out, before = sum(counts), [], 0
     first, end = total * index // number, total * (index + 1) // number
@@ -229,16 +305,16 @@ def share(counts: Sequence[int], index: int, number: int) -> list[range]:
     return out
 
 
-def compute(
-    source: Source,
-    predict_tile: TilePredictor,
-    tiles: Tiling,
-    blocks: Blocks,
-    runs: Sequence[tuple[int, int]],
-    batch: int,
-    device: str,
-    advance: Advance | None = None,
-) -> None:
-    """Compute and write the blocks of ``runs``, as :meth:`Blocks.missing` lists them."""
-    for run in runs:
-        stream(source, predict_tile, tiles, blocks.writer(), batch, device, run, advance)
+def compute(run: TileRun, blocks: Blocks, ranges: Sequence[tuple[int, int]]) -> None:
+    """Predict and write blocks.
+
+    Args:
+        run: case, networks and tiles.
+        blocks: where blocks are written.
+        ranges: (first row, end) of the blocks, as :meth:`Blocks.missing` lists them.
+
+    Raises:
+        UserError: the device runs out of memory.
+    """
+    for rows in ranges:
+        stream(run, blocks.writer(), rows)

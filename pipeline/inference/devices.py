@@ -1,4 +1,4 @@
-"""Devices by the names that torch gives them."""
+"""Devices by their names in torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pipeline.records import UserError
 
 
 def resolve(name: str) -> str:
-    """A device that is there.
+    """Check the name of a device and resolve ``auto``.
 
     Args:
-        name: ``auto`` (CUDA where there is one, else the CPU), or a name of torch's: ``cpu``,
+        name: ``auto`` (CUDA where there is one, else the CPU), or a name that torch knows: ``cpu``,
             ``cuda``, ``cuda:1``.
 
     Returns:
         The name, ``auto`` resolved.
 
     Raises:
-        UserError: for a device that torch does not see, or does not know.
+        UserError: torch does not see the device, or does not know the name.
 
-    >>> resolve("cpu")
-    'cpu'
+    Example:
+        >>> resolve("cpu")
+        'cpu'
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,9 +53,16 @@ def resolve(name: str) -> str:
 
 
 def kind(name: str) -> str:
-    """``cuda:1`` -> ``cuda``, as autocast and gradient scalers take it.
+    """Type of a device, as autocast and gradient scalers take it.
 
-    >>> kind("cuda:1")
-    'cuda'
+    Args:
+        name: a name that torch knows, such as ``cuda:1``.
+
+    Returns:
+        The name without an index: ``cpu`` or ``cuda``.
+
+    Example:
+        >>> kind("cuda:1")
+        'cuda'
     """
     return torch.device(name).type

@@ -1,5 +1,6 @@
-"""Weighted fusion of several soft predictions of one case: mean of probabilities, mean of logits,
-or a vote.
+"""Weighted fusion of the predictions of several members for one case.
+
+Probabilities are averaged, or their logits, or the members vote.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ SLAB = 32
 
 
 def require_weights(weights: Sequence[float]) -> None:
-    """Raise UserError for weights that make no mean."""
+    """Check the weights of a mean.
+
+    Args:
+        weights: one number for each member.
+
+    Raises:
+        UserError: weights are negative or not finite, or none is positive.
+    """
     if (
         not all(math.isfinite(w) and w >= 0 for w in weights)
         or not sum(weights) > 0
@@ -32,9 +40,25 @@ def require_weights(weights: Sequence[float]) -> None:
 
 
 def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: str) -> Rows:
-    """Weighted fusion of arrays ``(K, *S)``, float32, made as it is sliced.
+    """Fuse the predictions of several members, slab by slab as the result is sliced.
 
-    Raises UserError when their shapes differ, and for weights that make no mean.
+    Args:
+        arrays: predictions ``(K, *S)``, one for each member, in memory or read as sliced.
+        weights: one for each array; they are divided by their sum.
+        fusion: ``mean``, ``logit`` or ``vote``, see ``FUSIONS``.
+        case_id: id of the case for messages.
+
+    Returns:
+        The fused array ``(K, *S)`` float32, computed as it is sliced.
+
+    Raises:
+        UserError: shapes differ, or weights make no mean.
+
+    Example:
+        >>> import numpy as np
+        >>> one, other = np.full((1, 2, 2), 0.25), np.full((1, 2, 2), 0.75)
+        >>> fuse([one, other], [1, 3], "mean", "case")[:].tolist()
+        [[[0.625, 0.625], [0.625, 0.625]]]
     """
     require_weights(weights)
     shapes = {tuple(int(n) for n in a.shape) for a in arrays}
@@ -44,7 +68,7 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
             " different inputs or configs."
         )
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
-    way, (shape,) = FUSIONS[fusion], shapes
+    kind, (shape,) = FUSIONS[fusion], shapes
 
     def make(first: int, end: int) -> np.ndarray:
         out = np.empty((shape[0], end - first, *shape[2:]), np.float32)
@@ -52,21 +76,23 @@ def fuse(arrays: Sequence[Any], weights: Sequence[float], fusion: str, case_id: 
             rows = slice(start, min(start + SLAB, end))
             total = np.zeros((shape[0], rows.stop - start, *shape[2:]), np.float32)
             for array, share in zip(arrays, shares, strict=True):
-                total += share * way.before(np.asarray(array[:, rows], np.float32))
-            out[:, start - first : rows.stop - first] = way.after(total)
+                total += share * kind.before(np.asarray(array[:, rows], np.float32))
+            out[:, start - first : rows.stop - first] = kind.after(total)
         return out
 
     return Rows(shape, np.dtype(np.float32), make)
 
 
 def _logit(p: Any) -> Any:
-    # float16 files hold exact 0 and 1; half a step away from them the logit is finite and no vote
-    # is absolute.
+    """Logit of foreground, or log probabilities of classes, of clipped probabilities."""
+    # float16 files hold exact 0 and 1; half a step away from them the logit is finite, so that no
+    # single member decides.
     p = np.clip(p, 2.0**-12, 1 - 2.0**-12)
     return np.log(p / (1 - p)) if len(p) == 1 else np.log(p)
 
 
 def _unlogit(x: Any) -> Any:
+    """Inverse of :func:`_logit`: sigmoid or softmax."""
     if len(x) == 1:
         return 1 / (1 + np.exp(-x))
     e = np.exp(x - x.max(0))
@@ -74,6 +100,7 @@ def _unlogit(x: Any) -> Any:
 
 
 def _decision(p: Any) -> Any:
+    """One-hot decisions (of one channel: 1 from a probability of 0.5)."""
     return (
         (p >= 0.5).astype(np.float32)
         if len(p) == 1
@@ -87,12 +114,12 @@ def _same(x: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """A weighted mean of something else than the arrays themselves.
+    """A weighted mean of a function of the predictions.
 
     Args:
-        before: what is averaged, of a member's slab ``(K, *S)``.
-        after: the answer, of the average.
-        probabilities: whether it means something for probabilities alone.
+        before: applied to a member's slab ``(K, *S)`` before it is averaged.
+        after: applied to the mean; gives the result.
+        probabilities: whether it is defined for probabilities alone.
     """
 
     before: Callable[[Any], Any] = _same
@@ -105,4 +132,4 @@ FUSIONS: Mapping[str, Fusion] = {
     "logit": Fusion(_logit, _unlogit),
     "vote": Fusion(_decision),
 }
-"""All that there are: the commands offer them by name."""
+"""Kinds of fusion by their names in ``--fusion``."""

@@ -1,8 +1,7 @@
-"""Tiled prediction behind MONAI's own interface: any callable, tensors in and out, streamed in
-bands.
+"""Tiled prediction with MONAI's interface: any callable, tensors in and out, streamed in bands.
 
-It only tiles: no config, no normalisation, no flips. :mod:`pipeline.inference.sliding_window` is
-what the commands use.
+It only tiles: no config, no normalisation, no flips. The commands use
+:mod:`pipeline.inference.sliding_window`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ LEFT_OUT: dict[str, tuple[Any, str]] = {
         "only monai.inferers.SlidingWindowInferer tells the network where its tiles lie",
     ),
 }
-"""MONAI's arguments that are not taken: MONAI's default, which changes nothing, and the way out."""
+"""MONAI's arguments that are not supported: MONAI's default, and what to do instead."""
 
 
 class SlidingWindowInferer(Inferer):
@@ -46,21 +45,21 @@ class SlidingWindowInferer(Inferer):
 
     Equals ``monai.inferers.SlidingWindowInferer`` to 1e-5 with ``one_sided=False``, ``halo=0`` and
     a stride of 1 (or one that divides the tile, its step, the image and the padding): the same
-    tiles, weights, padding and structure of the answer. It differs from MONAI where MONAI loses
+    tiles, weights, padding and structure of the result. It differs from MONAI where MONAI loses
     something: sums are float32 for half-precision inputs, the network gets copies and so cannot
-    write into the input, every output keeps the metadata of a MetaTensor, and whole-number images
-    are taken.
+    write into the input, every output keeps the metadata of a MetaTensor, and integer images are
+    accepted.
 
-    It is free of autograd: the network is called under ``torch.no_grad()``, and the answer is an
-    ordinary tensor without a graph, to be changed in place or put into a loss. MONAI's would carry
-    gradients where the caller leaves them on. ``network.eval()`` is left to the caller, as with
-    MONAI.
+    No gradients are computed: the network is called under ``torch.no_grad()``, and the result is an
+    ordinary tensor without a graph, which can be changed in place or put into a loss. MONAI's
+    carries gradients where the caller leaves them on. ``network.eval()`` is left to the caller, as
+    with MONAI.
 
     Args:
         roi_size: size of a tile in voxels, one for all axes or one for each; -1, 0 or None stands
             for the whole axis. An axis of the image that is shorter is padded on both sides to it,
-            and the answer is cropped back.
-        sw_batch_size: tiles per call of the network. Tiles at one place of all B items come one
+            and the result is cropped back.
+        sw_batch_size: tiles in a call of the network. Tiles of one origin of all B items come one
             after the other.
         overlap: share of a tile, from 0 to below 1, that it has in common with the next one, one
             for all axes or one for each.
@@ -71,13 +70,13 @@ class SlidingWindowInferer(Inferer):
         padding_mode: "constant", "reflect", "replicate" or "circular", for images shorter than a
             tile.
         cval: the value of constant padding.
-        sw_device: where tiles are computed and summed; the device of the inputs unless given. Tiles
-            are moved one batch at a time.
-        device: where the answer is gathered; the device of the inputs unless given. A call may give
+        sw_device: where tiles are computed and summed; None: the device of the inputs. Tiles are
+            moved one batch at a time.
+        device: where the result is gathered; None: the device of the inputs. A call may give
             another one.
         progress: show a progress bar.
-        one_sided: let the windows of tiles at the border of the image not fall off towards that
-            border, where no other tile speaks. False is MONAI's way.
+        one_sided: do not let the windows of tiles at the border of the image fall off towards that
+            border, where no other tile contributes. False is MONAI's behaviour.
         halo: voxels at the inner faces of a tile that are computed but not used; ``overlap`` is
             then a share of what remains.
         stride: multiple of voxels on which tiles start and end, one for all axes or one for each,
@@ -85,11 +84,12 @@ class SlidingWindowInferer(Inferer):
             the ``divisor`` of a network that has one, as those of this package do, and else 1.
             Tiles are enlarged to it, steps between them shortened, and the far ends of the image
             repeated.
+        left_out: MONAI's other arguments, accepted only at MONAI's default.
 
     Raises:
-        ValueError: a value that cannot be; the message names what can.
-        TypeError: an argument of MONAI's that is not taken (``cache_roi_weight_map``,
-            ``cpu_thresh``, ``buffer_steps``, ``buffer_dim``, ``with_coord``) at another value than
+        ValueError: a value is out of range; the message names what is allowed.
+        TypeError: an argument of MONAI's that is not supported (``cache_roi_weight_map``,
+            ``cpu_thresh``, ``buffer_steps``, ``buffer_dim``, ``with_coord``) has another value than
             MONAI's default; the message says what to do instead.
 
     Source:
@@ -169,27 +169,28 @@ class SlidingWindowInferer(Inferer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """The network's answer for whole images.
+        """Predict whole images.
 
         Args:
             inputs: images ``(B, C, *S)`` of any number type, with any number of space axes.
             network: any callable from tiles ``(n, C, *tile)`` to a tensor ``(n, K, *tile)`` of
                 floating point, or a tuple, list or dict of such tensors. An output of another size
-                than the tile makes an answer of another size than the image, by the same factor.
-            args: handed to the network after the tiles.
-            kwargs: handed to the network, but for two that MONAI reads itself: ``device`` overrides
+                than the tile makes a result of another size than the image, by the same factor.
+            args: passed to the network after the tiles.
+            kwargs: passed to the network, but for two that MONAI reads itself: ``device`` overrides
                 that of the constructor, and ``condition`` is a second image of the same shape as
                 ``inputs``, of which the network gets the same tiles.
 
-        Returns: What the network answered with, for whole images: ``(B, K, *S)`` of the inputs'
-            type (of the network's, where the inputs are whole numbers). A tuple or list of several
-            gives a tuple, one of a single tensor gives that tensor, a dict a dict. MetaTensors in,
-            MetaTensors out: metadata are the input's, unchanged also where the size is not.
+        Returns:
+            The network's output for whole images: ``(B, K, *S)`` of the inputs' type (of the
+            network's, where the inputs are integers). A tuple or list of several gives a tuple, one
+            of a single tensor gives that tensor, a dict a dict. MetaTensors in, MetaTensors out:
+            metadata are the input's, unchanged also where the size is not.
 
         Raises:
             ValueError: no tiling of such images exists, or outputs differ from tile to tile in size
                 or number.
-            TypeError: the inputs are no tensor, or the network answers with something else than
+            TypeError: the inputs are not a tensor, or the network returns something else than
                 tensors of floating point.
         """
         whole: list[torch.Tensor] = []
@@ -211,22 +212,26 @@ class SlidingWindowInferer(Inferer):
         *args: Any,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Output]]:
-        """The answer as it is finished: rows along the first space axis, in order, without gaps.
+        """Predict whole images, slab by slab along the first space axis, in order and without gaps.
 
-        Only the band of rows that tiles still add to is held, so answers that are larger than
-        memory can be written away. Joined along axis 2, slabs are the answer of a call to the last
-        bit.
+        Only the band of rows that tiles still add to is held, so results larger than memory can be
+        written to disk. Joined along axis 2, the slabs are bit for bit the result of a call.
 
         Args:
-            inputs, network, args, kwargs: as for a call.
+            inputs: as for a call.
+            network: as for a call.
+            args: as for a call.
+            kwargs: as for a call.
 
-        Yields: The slab's first row along the first space axis of the inputs, and the slab: rows
-            ``(B, K, n, ...)`` on ``device``, in the structure of the network's answer, as plain
+        Yields:
+            The slab's first row along the first space axis of the inputs, and the slab: rows
+            ``(B, K, n, ...)`` on ``device``, in the structure of the network's output, as plain
             tensors. A slab of an output of another size than the tile has its rows in proportion,
             and may have none.
 
         Raises:
-            ValueError, TypeError: as for a call, when the first slab is asked for.
+            ValueError: as for a call, when the first slab is taken.
+            TypeError: as for a call, when the first slab is taken.
         """
         for slab in self._finished(inputs, network, args, kwargs):
             yield slab.start, packed([rows.clone() for rows in slab.rows], slab.names)
@@ -261,7 +266,7 @@ class SlidingWindowInferer(Inferer):
         yield blend.rest().to(device)
 
     def _batches(self, tiles: Tiling, items: int) -> Iterator[list[Spot]]:
-        """Tiles of all items, place by place."""
+        """Tiles of all items in batches, origin by origin."""
         total = -(-tiles.count() * items // self.sw_batch_size)
         spots = itertools.product(tiles.origins(), range(items))
         batches = iter(lambda: list(itertools.islice(spots, self.sw_batch_size)), [])
@@ -283,10 +288,10 @@ class SlidingWindowInferer(Inferer):
         own = self.stride is None
         stride = _own_stride(network, dims) if own else _per_axis("stride", self.stride, dims)
         roi = zip(_per_axis("roi_size", self.roi_size, dims), size, strict=True)
-        asked = tuple(int(r) if r and r > 0 else n for r, n in roi)
-        axes = zip(size, asked, stride, strict=True)
+        wanted = tuple(int(r) if r and r > 0 else n for r, n in roi)
+        axes = zip(size, wanted, stride, strict=True)
         space = tuple(up(r, g) if n < r else n for n, r, g in axes)
-        tile = tuple(up(r, g) for r, g in zip(asked, stride, strict=True))
+        tile = tuple(up(r, g) for r, g in zip(wanted, stride, strict=True))
         overlap = _per_axis("overlap", self.overlap, dims)
         tiles = Tiling(
             size=space,
@@ -346,9 +351,9 @@ class _Cutter:
 
 
 def _own_stride(network: Any, dims: int) -> tuple[int, ...]:
-    """The stride that a network of this package names; the word may mean something else elsewhere."""
-    said = getattr(network, "divisor", None)
-    named = isinstance(network, torch.nn.Module) and isinstance(said, tuple) and len(said) == dims
+    """Stride of this package's networks; elsewhere ``divisor`` may mean something else."""
+    own = getattr(network, "divisor", None)
+    named = isinstance(network, torch.nn.Module) and isinstance(own, tuple) and len(own) == dims
     return receptive.stride(network, dims) if named else (1,) * dims
 
 

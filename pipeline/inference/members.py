@@ -1,6 +1,4 @@
-"""Members of an ensemble: folders of soft predictions or answers, looked at and laid onto one grid
-before they are fused.
-"""
+"""Members of an ensemble: folders of predictions, checked and aligned to one grid."""
 
 from __future__ import annotations
 
@@ -28,38 +26,53 @@ from pipeline.stopping import stop
 logger = logging.getLogger(__name__)
 
 SHOWN = 10
-"""Faults that a message spells out; the rest are counted."""
+"""Most faults that a message lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """Cases of one member: ids, and what gives one of them.
+    """Cases of one member.
 
-    ``load`` gives a activate prediction, of an answer file one with the difference_mask as its main
-    head. ``look`` gives the same without the values of answer files; those of soft predictions are
-    checked. It raises UserError where they cannot be used.
+    Args:
+        folder: where its files lie.
+        ids: ids of the cases.
+        load: the prediction of a case; of an answer file one with its mask as the main head.
+        inspect: the same without the values of answer files, while those of soft predictions are
+            checked. Raises UserError where a file cannot be used.
+        path: the file of a case, for messages.
     """
 
     folder: Path
     ids: tuple[str, ...]
     load: Callable[[str], SoftPrediction]
-    look: Callable[[str], SoftPrediction]
+    inspect: Callable[[str], SoftPrediction]
     path: Callable[[str], Path]
 
 
 def open_member(folder: Path, fusion: str) -> Reader:
-    """Soft predictions where there are any; otherwise, for votes, the answers themselves."""
-    place = folder / "soft"
-    found = softs.ids(place)
+    """Open a member's soft predictions or, for votes, its answer files.
+
+    Args:
+        folder: output folder of a prediction.
+        fusion: ``mean``, ``logit`` or ``vote``.
+
+    Returns:
+        A reader of the folder's soft predictions where there are any, else of its answer files.
+
+    Raises:
+        UserError: there are no soft predictions, and ``fusion`` is not a vote.
+    """
+    inner = folder / "soft"
+    found = softs.ids(inner)
     if found:
-        load = functools.partial(softs.load, place)
-        look = functools.partial(_look_at_soft, place)
+        load = functools.partial(softs.load, inner)
+        inspect = functools.partial(_inspect_soft, inner)
         return Reader(
-            folder=place,
+            folder=inner,
             ids=tuple(found),
             load=load,
-            look=look,
-            path=functools.partial(softs.array_path, place),
+            inspect=inspect,
+            path=functools.partial(softs.array_path, inner),
         )
     answers = answer_files(folder)
     if fusion != "vote":
@@ -71,12 +84,13 @@ def open_member(folder: Path, fusion: str) -> Reader:
         folder=folder,
         ids=tuple(answers),
         load=lambda case_id: _answer(case_id, answers[case_id], *_mask(answers[case_id])),
-        look=lambda case_id: _look_at_answer(case_id, answers[case_id]),
+        inspect=lambda case_id: _inspect_answer(case_id, answers[case_id]),
         path=lambda case_id: answers[case_id],
     )
 
 
-def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
+def _inspect_soft(folder: Path, case_id: str) -> SoftPrediction:
+    """Load a soft prediction whose values and metadata are checked."""
     soft = softs.load_sound(folder, case_id)
     lost = [key for key in soft.meta.rules.needed if getattr(soft.meta, key) is None]
     if lost:
@@ -89,6 +103,7 @@ def _look_at_soft(folder: Path, case_id: str) -> SoftPrediction:
 
 
 def _mask(path: Path) -> tuple[np.ndarray, Geometry]:
+    """A 0/1 mask from an answer file. Raises UserError for other values."""
     array, geometry = files.read(path, files.dims_of(path), labels=True)
     try:
         array = labels.class_numbers(path, array)
@@ -109,7 +124,8 @@ def _answer(case_id: str, path: Path, array: LazyArray, geometry: Geometry) -> S
     return SoftPrediction(case_id=case_id, heads={softs.MAIN: array}, geometry=geometry, meta=meta)
 
 
-def _look_at_answer(case_id: str, path: Path) -> SoftPrediction:
+def _inspect_answer(case_id: str, path: Path) -> SoftPrediction:
+    """An answer file whose header is read, and whose values are read when they are sliced."""
     dims = files.dims_of(path)
     shape = files.probe(path, dims).shape
     unread = Rows(shape, np.dtype(np.uint8), lambda first, end: _mask(path)[0][:, first:end])
@@ -119,32 +135,41 @@ def _look_at_answer(case_id: str, path: Path) -> SoftPrediction:
 def looked_at(
     ids: Sequence[str], readers: Sequence[Reader]
 ) -> tuple[dict[str, list[Alignment]], dict[str, str]]:
-    """How each member's array is laid onto the first member's grid, by case: flips and axis order,
-    exactly.
+    """Check all members and find how each one's array is aligned to the first member's grid.
 
-    Also the cases of which a file cannot be used, with what is wrong. Raises UserError, with all
-    that is wrong, where members do not fit each other, and where no case is left.
+    Args:
+        ids: cases that all members hold.
+        readers: the members.
+
+    Returns:
+        By case the alignment of each member: flips and axis order, no resampling; and, by case,
+        what is wrong where a file cannot be used.
+
+    Raises:
+        UserError: members do not fit each other, or no case is left; it lists what is wrong.
     """
-    ways: dict[str, list[Alignment]] = {}
+    alignments: dict[str, list[Alignment]] = {}
     damaged: dict[str, str] = {}
     faults: dict[str, str] = {}
     moved: collections.Counter[Path] = collections.Counter()
     for case_id in progress(ids, "looking at members"):
         stop.raise_if_stopped()
         try:
-            first, *others = [(reader.path(case_id), reader.look(case_id)) for reader in readers]
+            first, *others = [(reader.path(case_id), reader.inspect(case_id)) for reader in readers]
         except UserError as error:
             damaged[case_id] = str(error)
             continue
         try:
-            ways[case_id] = [_laid_onto(first, seen) for seen in (first, *others)]
+            alignments[case_id] = [_aligned_to(first, other) for other in (first, *others)]
         except UserError as error:
             faults[case_id] = str(error)
             continue
         moved.update(
-            r.folder for r, way in zip(readers, ways[case_id], strict=True) if not way.identity
+            r.folder
+            for r, found in zip(readers, alignments[case_id], strict=True)
+            if not found.identity
         )
-    if faults or not ways:
+    if faults or not alignments:
         faults |= damaged
         more = f"\n  ... {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         shown = [f"case {case_id}: {error}" for case_id, error in list(faults.items())[:SHOWN]]
@@ -154,18 +179,15 @@ def looked_at(
             f"{folder}: {count} cases have other axes than the first member's; they are brought to"
             " those exactly"
         )
-    return ways, damaged
+    return alignments, damaged
 
 
 Located = tuple[Path, SoftPrediction]
 """A soft prediction and the file that messages name."""
 
 
-def _laid_onto(first: Located, other: Located) -> Alignment:
-    """The flips and axis order from one member's grid to the first one's.
-
-    Raises UserError, naming both files, where there are none.
-    """
+def _aligned_to(first: Located, other: Located) -> Alignment:
+    """Alignment of a member's grid to the first one's. Raises UserError where none exists."""
     pair, (mine, theirs) = f"{other[0]} and {first[0]}", (other[1], first[1])
     if mine.meta.task != theirs.meta.task or mine.channels != theirs.channels:
         raise UserError(f"{pair} hold other things: {_what(mine)} and {_what(theirs)}.")
@@ -181,15 +203,15 @@ def _laid_onto(first: Located, other: Located) -> Alignment:
             f"{pair} are answers to {here.family} and {there.family} files, whose axes lie in"
             f" different orders. {FROM_ONE}"
         )
-    way = alignment(here, shape, there, size) if len(shape) == len(size) else None
-    if way is None:
+    found = alignment(here, shape, there, size) if len(shape) == len(size) else None
+    if found is None:
         what = (
             "lie in different places of the world"
             if sorted(shape) == sorted(size)
             else "disagree in shape"
         )
         raise UserError(f"{pair} {what} ({_size(shape)} and {_size(size)} voxels). {FROM_ONE}")
-    return way
+    return found
 
 
 def _what(soft: SoftPrediction) -> str:
@@ -205,7 +227,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _same_scale(one: IntensityScale | None, other: IntensityScale | None) -> bool:
-    """Whether intensities mean the same; those of older files, which do not say, are taken to."""
+    """Whether intensities mean the same; older files without a scale count as the same."""
     if one is None or other is None:
         return True
     pairs = ((one.low, other.low), (one.high, other.high), (one.to, other.to))
@@ -215,9 +237,18 @@ def _same_scale(one: IntensityScale | None, other: IntensityScale | None) -> boo
 def common_ids(
     readers: Sequence[Reader], folders: Sequence[Path], failed: Collection[str] = ()
 ) -> list[str]:
-    """The ids that all members hold, without the ``failed`` ones.
+    """Cases that all members hold.
 
-    Raises UserError naming every member that lacks or adds another one.
+    Args:
+        readers: the members.
+        folders: their folders as the user gave them, for messages.
+        failed: ids to leave out.
+
+    Returns:
+        Ids in the order of the first member.
+
+    Raises:
+        UserError: a member lacks cases that another one has, or there are none at all.
     """
     union = set().union(*(r.ids for r in readers)) - set(failed)
     faults = [

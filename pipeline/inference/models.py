@@ -1,5 +1,6 @@
-"""Model files: safetensors with a JSON header that rebuilds their network, whole or absent, never
-pickle; where a run keeps them.
+"""Model files: safetensors with a JSON header that rebuilds the network, never pickle.
+
+A model file is whole or absent. The last part of the module finds the models of a run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from pipeline.tasks import TASKS
 logger = logging.getLogger(__name__)
 
 HEADER = "pipeline"
+"""Key of safetensors' metadata under which the header of this package lies."""
+
 FACTS = ("config", "channels", "fold", "epoch", "score", "kind")
 TRAINED_ON = "trained_on"
 """Key of the header that older files lack."""
@@ -37,11 +40,12 @@ PLUGINS = "plugins"
 """Key of the header of files whose config needs plugins."""
 
 SHOWN = 300
-"""Letters of another library's words that a message shows."""
+"""Letters of another library's error that a message shows."""
 
 ENTRIES = 2**14
-"""Entries of the config in a model's header, all levels together; one that training takes has some
-hundreds, and each costs time.
+"""Most entries of the config in a model's header, all levels together.
+
+Configs have some hundreds; checking each entry costs time.
 """
 
 KINDS = {
@@ -56,7 +60,7 @@ KINDS = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Types of numbers that are read, as safetensors calls them."""
+"""Number types that are read, by their names in safetensors."""
 
 
 class CheckpointError(UserError):
@@ -64,7 +68,12 @@ class CheckpointError(UserError):
 
 
 def save_model(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a model file; equal contents give equal bytes."""
+    """Write a model file; equal contents give equal bytes.
+
+    Args:
+        path: the file, ``.safetensors``.
+        checkpoint: weights and metadata.
+    """
     header = {name: getattr(checkpoint, name) for name in (*FACTS, TRAINED_ON)}
     if checkpoint.plugins:
         header[PLUGINS] = checkpoint.plugins
@@ -74,11 +83,16 @@ def save_model(path: Path, checkpoint: Checkpoint) -> None:
 def load_model(path: Path, own: bool = True) -> Checkpoint:
     """Read a model file.
 
-    Raises CheckpointError for a missing, foreign or damaged file, and for weights that are no
-    finite numbers.
+    Args:
+        path: the file.
+        own: read the weights only if they fit the network which the header describes. Off, they are
+            for another network, and the caller has compared it with :func:`load_shapes`.
 
-    ``own``: weights are read only if they are those of the network that the header describes. Off,
-    they are for another network, with which the caller has compared :func:`load_shapes`.
+    Returns:
+        Weights on the CPU, and metadata.
+
+    Raises:
+        CheckpointError: the file is missing, foreign or damaged, or a weight is NaN or infinite.
     """
     model = load_facts(path)
     if own:
@@ -96,16 +110,32 @@ def load_model(path: Path, own: bool = True) -> Checkpoint:
 
 
 def load_facts(path: Path) -> Checkpoint:
-    """The header of a model file, without its weights.
+    """Read the header of a model file.
 
-    Raises CheckpointError like :func:`load_model`, but for what is wrong with weights.
+    Args:
+        path: the file.
+
+    Returns:
+        Its metadata; ``weights`` is empty.
+
+    Raises:
+        CheckpointError: as :func:`load_model`, but for what is wrong with weights.
     """
     return _checkpoint(path, _header(path))
 
 
 def load_shapes(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of a model file or a state without their values, on torch's meta device; nothing
-    of them is read.
+    """Read the shapes and types of the weights in a model file or a training state.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors without values, on torch's meta device, by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds a number type that networks do not
+            use.
     """
     with _opened(path) as file:
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -123,9 +153,7 @@ def load_shapes(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _require_own(path: Path, model: Checkpoint) -> None:
-    """Raise UserError unless the file holds the weights of the network that its header describes,
-    which is not built for that.
-    """
+    """Raise UserError unless the weights fit the header's network, which is not built for it."""
     run = RunFolder(path.parent.parent)
     plugins.require(model.plugins, path, run.plugins if run.plugins_file.is_file() else None)
     config = from_dict(model.config, str(path))
@@ -148,7 +176,18 @@ def _require_own(path: Path, model: Checkpoint) -> None:
 
 
 def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
-    """How many values of which tensors are NaN or infinite; None where all are finite."""
+    """Describe weights that are NaN or infinite.
+
+    Args:
+        weights: tensors by name.
+
+    Returns:
+        How many values of which tensors; None where all are finite.
+
+    Example:
+        >>> nonfinite({"a": torch.zeros(2), "b": torch.tensor([1.0, float("nan")])})
+        '1 weights in 1 of 2 tensors are NaN or infinite: b (1)'
+    """
     bad = {
         name: int((~torch.isfinite(w)).sum())
         for name, w in weights.items()
@@ -165,7 +204,7 @@ def nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
-    """A model's header as a record, without weights. Raises CheckpointError where it is none."""
+    """The header of a model file as a record, without weights. Raises CheckpointError."""
     found = documents_problem(header, documents.ModelHeader)
     if found is not None:
         raise CheckpointError(
@@ -186,7 +225,7 @@ def _checkpoint(path: Path, header: Mapping[str, Any]) -> Checkpoint:
 
 
 def _entries(value: Any) -> int:
-    """Entries of all lists and mappings in a value."""
+    """Number of entries of all lists and mappings in a value."""
     if not isinstance(value, list | Mapping):
         return 0
     return len(value) + sum(
@@ -195,17 +234,22 @@ def _entries(value: Any) -> int:
 
 
 def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
-    """A safetensors file with a header of this package; equal contents give equal bytes."""
+    """Encode a safetensors file with a header of this package; equal contents give equal bytes.
+
+    Args:
+        tensors: by name; they are copied to the CPU.
+        header: metadata that JSON can hold.
+
+    Returns:
+        Bytes of the file.
+    """
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     return to_bytes(plain, metadata={HEADER: json.dumps(header)})
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which nothing but the header is read yet.
-
-    Raises CheckpointError for whatever cannot be read of it.
-    """
+    """Open a safetensors file, its weights unread. Raises CheckpointError where it is damaged."""
     if not os.path.isfile(path):
         raise CheckpointError(
             f"{path}: no such model file. Check --checkpoint; a run holds"
@@ -219,27 +263,23 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with files.as_text(path) as name, safe_open(name, framework="pt") as file:
             yield file
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # the last is torch's, of its own mapping
+    # torch raises the RuntimeError where it maps the file itself.
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if os.strerror(errno.EMFILE) in str(error):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from None
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    words = str(error)[:SHOWN]
+    text = str(error)[:SHOWN]
     return CheckpointError(
-        f"{path}: damaged or not a safetensors file ({words}). Copy it again, or train the fold"
+        f"{path}: damaged or not a safetensors file ({text}). Copy it again, or train the fold"
         " again."
     )
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What this package wrote into a file beside its tensors."""
+    """The metadata that this package wrote into a file beside its tensors."""
     try:
         with _opened(path) as file:
             text = (file.metadata() or {}).get(HEADER, "null")
@@ -260,15 +300,33 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def decode(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and header of a file that :func:`encode` made. Raises CheckpointError for another."""
+    """Read a file that :func:`encode` made.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors on the CPU by name, and the header.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or has no header of this package.
+    """
     return _tensors(path), _header(path)
 
 
 def require_fit(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    """Raise CheckpointError, with a list, for every missing, unexpected or misshapen weight; only
-    names, shapes and types are read.
+    """Check that weights fit a network; only names, shapes and types are read.
+
+    Args:
+        own: the network's state dict.
+        weights: tensors by name.
+        where: where the weights are from, for the message.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected, or of another shape or kind of number; it
+            lists them.
     """
     faults = [f"missing: {k}" for k in own if k not in weights] + [
         f"unexpected: {k}" for k in weights if k not in own
@@ -294,13 +352,33 @@ def require_fit(
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Strict load. Raises CheckpointError as :func:`require_fit`."""
+    """Load weights into a network, strictly.
+
+    Args:
+        module: the network.
+        weights: tensors by name.
+        where: where they are from, for messages.
+
+    Raises:
+        CheckpointError: as :func:`require_fit`.
+    """
     require_fit(module.state_dict(), weights, where)
     module.load_state_dict(dict(weights))
 
 
 def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
-    """The network of a model file with its weights, ready for prediction."""
+    """Build the network of a model file.
+
+    Args:
+        model: weights and metadata.
+        where: the file, for messages.
+
+    Returns:
+        The network in evaluation mode with its weights, and its config.
+
+    Raises:
+        UserError: the config cannot be read, or the weights do not fit.
+    """
     config = from_dict(model.config, where)
     network = networks.build(config.network, *model.channels, config.data.dims)
     load_weights(network, model.weights, where)
@@ -310,19 +388,23 @@ def build(model: Checkpoint, where: str) -> tuple[torch.nn.Module, Config]:
 # --- the models of a run --------------------------------------------------------------------------
 
 ALIKE = ("data.normalise", "data.classes", "data.dims", "task", "network")
-"""Keys in which networks that answer together agree."""
+"""Config keys in which the networks of an ensemble agree."""
 
 
 def find_models(path: Path, kind: str | None = None, allow_missing: bool = False) -> list[Path]:
-    """Model files behind a run folder, a fold folder or a file.
+    """Find the model files of a run folder, a fold folder or a file.
 
     Args:
-        kind: ``best``, ``swa``; ``auto`` or None: of each fold the one that was better on its
+        path: the folder or file.
+        kind: ``best`` or ``swa``; ``auto`` or None: of each fold the one that was better on its
             held-out cases.
-        allow_missing: take a run of which some folds are not complete.
+        allow_missing: accept a run of which some folds are not complete.
+
+    Returns:
+        Model files, one for each fold.
 
     Raises:
-        UserError: when there are none, or when a run lacks folds and that is not allowed.
+        UserError: there are none, or a run lacks folds and that is not allowed.
     """
     if reason := files.absence(path):
         suggestion = (
@@ -359,17 +441,23 @@ def find_models(path: Path, kind: str | None = None, allow_missing: bool = False
 
 
 def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
-    """Rebuild every network.
+    """Build all networks of an ensemble.
 
-    Raises UserError when the models were trained under different configs, or on other kinds of
-    files.
+    Args:
+        paths: model files.
+
+    Returns:
+        The networks in evaluation mode, and the config of the first one.
+
+    Raises:
+        UserError: a file cannot be used, or the models were trained with different configs or on
+            other kinds of files.
     """
     networks_, configs, facts = [], [], []
     for path in paths:
         model = load_model(path)
-        with torch.random.fork_rng(
-            []
-        ):  # a network is born with random weights, which a caller's own numbers should not notice
+        # Building draws random weights, which must not change the caller's random numbers.
+        with torch.random.fork_rng([]):
             network, config = build(model, str(path))
         facts.append(
             {

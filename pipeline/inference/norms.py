@@ -1,8 +1,7 @@
-"""Group and instance norm in tiles: statistics of the whole image, measured once, are given to
-every tile.
+"""Group and instance norm in tiles, with statistics of the whole image.
 
-A network is changed only inside :func:`holding`, and restored however that is left. One thread at a
-time may use a network whose statistics are held.
+They are measured once and given to every tile. A network is changed only inside :func:`holding`,
+and restored however that is left. Only one thread at a time may use a network inside it.
 """
 
 from __future__ import annotations
@@ -24,15 +23,19 @@ from pipeline.networks import HeadedNet, receptive
 from pipeline.records import UserError
 
 LARGEST = {2: 2**20, 3: 2**21}
-"""Voxels of the image that :func:`frozen` statistics are measured on, by number of space axes;
-larger ones are reduced.
+"""Voxels of the image that :func:`frozen` measures, by number of space axes.
+
+Larger images are reduced.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Mean and (biased) variance of one layer's input for each channel ``(C,)``, float64; channels
-    of one group share theirs.
+    """Statistics of one layer's input, float64. Channels of one group share theirs.
+
+    Args:
+        mean: mean of each channel ``(C,)``.
+        variance: biased variance of each channel ``(C,)``.
     """
 
     mean: Tensor
@@ -41,15 +44,25 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """A normalised image of ``size``, a multiple of the network's stride: ``read(start, size)``
-    gives ``(1, C, *size)`` of it.
+    """A normalised image that is read in boxes.
+
+    Args:
+        size: voxels along each axis, multiples of the network's stride.
+        read: from first voxel and size of a box to ``(1, C, *size)``.
     """
 
     size: tuple[int, ...]
     read: Callable[[Sequence[int], Sequence[int]], Tensor]
 
     def flipped(self, axes: Sequence[int]) -> Space:
-        """The same image flipped along ``axes``, counted from the end."""
+        """Flip the image.
+
+        Args:
+            axes: axes to flip, counted from the end.
+
+        Returns:
+            The flipped image, which reads boxes of this one; this one where there are no axes.
+        """
         if not axes:
             return self
 
@@ -66,8 +79,14 @@ class Space:
 def holding(
     network: nn.Module, moments: Callable[[int, nn.Module, Tensor], Moments]
 ) -> Iterator[None]:
-    """Within, during one pass, layers with statistics take them from ``moments(number of the call,
-    layer, input)``.
+    """Replace the statistics of group and instance norms during one forward pass.
+
+    Args:
+        network: its layers with statistics are patched until the context ends.
+        moments: from number of the call, layer and input to the statistics to use.
+
+    Yields:
+        Nothing; run the pass inside.
     """
     layers = [layer for layer in network.modules() if receptive.has_statistics(layer)]
     calls = itertools.count()
@@ -87,8 +106,15 @@ def holding(
 def with_moments(
     network: nn.Module, tiles: Tensor, known: Sequence[Moments]
 ) -> Mapping[str, Tensor]:
-    """Heads of the network for ``tiles``, with the statistics ``known`` instead of the tiles' own;
-    none known: their own.
+    """Run a network with given statistics.
+
+    Args:
+        network: the network.
+        tiles: its input ``(B, C, *tile)``.
+        known: statistics of each call of a norm, in order; empty: the tiles' own are used.
+
+    Returns:
+        The network's heads.
     """
     if not known:
         return network(tiles)
@@ -97,9 +123,7 @@ def with_moments(
 
 
 def _normalise(layer: Any, x: Tensor, moments: Moments) -> Tensor:
-    """What the layer does, with given statistics: ``(x - mean) / sqrt(variance + eps) * weight +
-    bias``, float32.
-    """
+    """``(x - mean) / sqrt(variance + eps) * weight + bias``, float32, with given statistics."""
     scale = torch.rsqrt(moments.variance + layer.eps)
     if layer.weight is not None:
         scale = scale * layer.weight.double()
@@ -111,7 +135,7 @@ def _normalise(layer: Any, x: Tensor, moments: Moments) -> Tensor:
 
 
 class _Sums:
-    """Sums over the batch and space of one layer's input, piece by piece, in float64."""
+    """Sums in float64 over batch and space of one layer's input, piece by piece."""
 
     def __init__(self) -> None:
         self.count, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
@@ -134,7 +158,15 @@ class _Sums:
 
 @torch.inference_mode()
 def frozen(network: nn.Module, image: Tensor) -> tuple[Moments, ...]:
-    """Statistics of one pass over an image ``(1, C, *S)``, in the order of the calls."""
+    """Measure statistics in one pass over an image.
+
+    Args:
+        network: the network.
+        image: ``(1, C, *S)``, which fits into memory.
+
+    Returns:
+        Statistics of each call of a norm, in order.
+    """
     found: list[Moments] = []
 
     def measure(_call: int, layer: nn.Module, x: Tensor) -> Moments:
@@ -149,10 +181,16 @@ def frozen(network: nn.Module, image: Tensor) -> tuple[Moments, ...]:
 
 
 def reduced(space: Space, largest: int | None = None) -> Tensor:
-    """The image ``(1, C, *S)``, reduced by a whole factor by area interpolation to about
-    ``largest`` voxels (default: ``LARGEST``).
+    """Shrink an image by a whole factor, by area interpolation.
 
-    Read in bands, so that a large image is never in memory.
+    It is read in bands, so that a large image is never in memory.
+
+    Args:
+        space: the image.
+        largest: about the number of voxels wanted; None: ``LARGEST``.
+
+    Returns:
+        The image ``(1, C, *S)``, at its own size where it is small enough.
     """
     dims = len(space.size)
     edge = ceil((prod(space.size) / (largest or LARGEST[dims])) ** (1 / dims))
@@ -171,22 +209,32 @@ def reduced(space: Space, largest: int | None = None) -> Tensor:
 
 
 class _Reached(Exception):  # noqa: N818 - ends a pass, no error
-    """The layer whose statistics are measured has its input; the rest of the pass is not needed."""
+    """Raised when the layer to be measured has its input: the rest of the pass is not needed."""
 
 
 @torch.inference_mode()
 def exact(
     network: nn.Module, space: Space, tile: Sequence[int], spreads: Sequence[Sequence[int]]
 ) -> tuple[Moments, ...]:
-    """Statistics that one pass over the whole image would have, found tile by tile, layer after
-    layer.
+    """Measure, tile by tile and layer after layer, the statistics of one pass over the whole image.
 
-    For every call of such a layer, tiles with the halo that the layer needs run up to it, with the
-    statistics of the layers before; their cores partition the layer's map. ``spreads`` are those of
-    :class:`~pipeline.networks.receptive.Reach`, ``norms``. So L layers cost L partial passes, about
-    L / 2 times a whole pass over the image, times the share of the halos, ``(tile / (tile - 2
-    radius)) ** dims`` at the end of the network and little at its beginning. Raises UserError where
-    ``tile`` leaves nothing between the halos.
+    For every call of a norm, tiles with the halo that the layer needs run up to it, with the
+    statistics of the layers before; their cores partition the layer's map. So L layers cost L
+    partial passes, about L / 2 times a whole pass over the image, times the share of the halos,
+    ``(tile / (tile - 2 radius)) ** dims`` at the end of the network and little at its beginning.
+
+    Args:
+        network: the network.
+        space: the image.
+        tile: voxels of a tile along each axis.
+        spreads: receptive radius of each norm, ``norms`` of
+            :class:`~pipeline.networks.receptive.Reach`.
+
+    Returns:
+        Statistics of each call of a norm, in order.
+
+    Raises:
+        UserError: ``tile`` leaves nothing between the halos.
     """
     known: list[Moments] = []
     for boxes in layouts(space.size, tile, receptive.stride(network, len(space.size)), spreads):
@@ -200,9 +248,19 @@ def layouts(
     multiple: Sequence[int],
     spreads: Sequence[Sequence[int]],
 ) -> list[list[list[_Box]]]:
-    """For each call of a normalisation the boxes along each axis.
+    """Tiles for the measurement of each norm, as :func:`exact` uses them.
 
-    Raises UserError where ``tile`` leaves nothing between the halos.
+    Args:
+        size: voxels of the image along each axis.
+        tile: voxels of a tile along each axis.
+        multiple: stride of the network along each axis.
+        spreads: receptive radius of each norm along each axis.
+
+    Returns:
+        For each call of a norm the boxes along each axis.
+
+    Raises:
+        UserError: ``tile`` leaves nothing between the halos.
     """
     return [
         [_boxes(*axis) for axis in zip(size, tile, spread, multiple, strict=True)]
@@ -212,7 +270,7 @@ def layouts(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Box:
-    """A tile along one axis, and the part of it that counts."""
+    """A tile along one axis, and the core of it that is measured, in voxels."""
 
     start: int
     length: int
@@ -221,8 +279,9 @@ class _Box:
 
 
 def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
-    """Tiles along one axis whose cores partition it, each with a halo of at least ``spread``
-    inside; all edges on the grid.
+    """Tiles along one axis whose cores partition it.
+
+    Each has a halo of at least ``spread`` towards its inner faces; all faces are on ``multiple``.
     """
     tile, halo = up(tile, multiple), up(spread, multiple)
     if size <= tile:
@@ -235,10 +294,10 @@ def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
             " that to lose less in halos), or take --norms frozen."
         )
     boxes = []
-    for place in range(0, size, core):
-        start, end = max(0, place - halo), min(size, place + core + halo)
+    for first in range(0, size, core):
+        start, end = max(0, first - halo), min(size, first + core + halo)
         boxes.append(
-            _Box(start=start, length=end - start, skip=place - start, core=min(core, size - place))
+            _Box(start=start, length=end - start, skip=first - start, core=min(core, size - first))
         )
     return boxes
 
@@ -246,7 +305,7 @@ def _boxes(size: int, tile: int, spread: int, multiple: int) -> list[_Box]:
 def _next(
     network: nn.Module, space: Space, known: Sequence[Moments], boxes: Sequence[Sequence[_Box]]
 ) -> Moments:
-    """Statistics of the first call whose statistics are not known."""
+    """Statistics of the first call whose statistics are not known yet."""
     sums, layers = _Sums(), []
     for box in itertools.product(*boxes):
         tile = space.read([b.start for b in box], [b.length for b in box])
@@ -267,7 +326,7 @@ def _next(
 
 
 def _core(network: nn.Module, box: Sequence[_Box], shape: Sequence[int]) -> tuple:
-    """Where the cores lie in a map of ``shape`` that belongs to the box."""
+    """Slices of a feature map of ``shape`` that belong to the core of a box."""
     lengths = [b.length for b in box]
     lengths = network.padded_size(lengths) if isinstance(network, HeadedNet) else lengths
     cells = [n // m for n, m in zip(lengths, shape, strict=True)]

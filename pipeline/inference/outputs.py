@@ -1,6 +1,4 @@
-"""Folders that commands write answers into: never onto inputs, never over files of others, one
-command at a time.
-"""
+"""Output folders of commands: no inputs overwritten, no foreign files, one command at a time."""
 
 from __future__ import annotations
 
@@ -21,24 +19,31 @@ from pipeline.tasks import TASKS, is_companion
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
+"""Name of the file in an output folder that lists its answers."""
 
 LINKS = 40
 """Links that are followed from one name, as Linux does."""
 
 Identity = tuple[int, int]
-"""Device and inode: what makes two paths one folder, whatever links and mounts lie between."""
-
+"""Device and inode: equal for two paths of one folder, whatever links and mounts lie between."""
 
 BELOW = ("soft", "masks", "blocks", "members")
 """Folders inside an output folder that commands write to."""
 
 
 def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = BELOW) -> None:
-    """Raise UserError where an input could be replaced by what is written into ``output`` or
-    anywhere in its sub-folders ``below``.
+    """Check that no input could be replaced by an output.
 
-    An input lies where its name is, where the file is that a link leads to, and at every link on
-    the way.
+    An input is looked up under its name, at the file that a link leads to, and at every link
+    between.
+
+    Args:
+        inputs: files and folders that are read.
+        output: the output folder.
+        below: its sub-folders that are written to.
+
+    Raises:
+        UserError: an input lies in one of these folders, or the output lies inside an input folder.
     """
     own, inner = (
         _identity(output),
@@ -52,10 +57,10 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
                 f"--output {output} lies inside the input {path}, which would be changed. Choose"
                 " another folder."
             )
-        for place in _hops(path):
-            if place.parent not in chains:
-                chains[place.parent] = _chain(place.parent)
-            chain = chains[place.parent]
+        for hop in _hops(path):
+            if hop.parent not in chains:
+                chains[hop.parent] = _chain(hop.parent)
+            chain = chains[hop.parent]
             folder = (
                 output
                 if chain[:1] == [own]
@@ -69,8 +74,14 @@ def require_apart(inputs: Iterable[Path], output: Path, below: Sequence[str] = B
 
 
 def require_folder(output: Path) -> None:
-    """Raise UserError where ``output`` cannot be a folder with a lock in it, or nothing may be
-    written in it or below it.
+    """Check that an output folder can be created and written.
+
+    Args:
+        output: the folder, which need not exist yet.
+
+    Raises:
+        UserError: it is a file or a broken link, may not be written, or holds a foreign file in
+            place of the lock.
     """
     found = next((p for p in (output, *output.parents) if os.path.lexists(p)), None)
     if found is not None and not os.path.isdir(found):
@@ -90,8 +101,14 @@ def require_folder(output: Path) -> None:
 
 
 def too_long(output: Path, names: Iterable[str]) -> str | None:
-    """What is wrong with the first of the files ``names`` whose name the disk of ``output`` cannot
-    hold; None where it can.
+    """Find a file whose name the file system of an output folder cannot hold.
+
+    Args:
+        output: the folder, which need not exist yet.
+        names: names of files relative to it.
+
+    Returns:
+        What is wrong with the first such name, for a message; None where all fit.
     """
     there = files.nearest(output)
     most, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
@@ -111,19 +128,22 @@ def too_long(output: Path, names: Iterable[str]) -> str | None:
 
 
 class Kept:
-    """Writing down a list that grows: often enough to be of use, seldom enough to take a small part
-    of the time, and at the end.
+    """Rewrites the file of a growing list, seldom enough to be cheap, and once at the end.
+
+    Call it after each change, inside ``with``.
+
+    Args:
+        write: writes the whole list.
     """
 
     SHARE = 20
-    """Between two writes so many times the time of the last one goes by: a list of 100,000 is not
-    written 100,000 times.
-    """
+    """Pause after a write in durations of it: writing takes a twentieth of the time, not more."""
 
     def __init__(self, write: Callable[[], None]) -> None:
         self.write, self.next, self.pending = write, 0.0, False
 
     def __call__(self) -> None:
+        """Note a change: write now, or leave it to a later call or the end."""
         began = time.monotonic()
         self.pending = began < self.next
         if not self.pending:
@@ -150,9 +170,7 @@ def _hops(path: Path) -> Iterator[Path]:
 
 
 def _chain(folder: Path) -> list[Identity]:
-    """A folder and all that it lies in, from the inside; of a folder that is not there yet, what is
-    there of its path.
-    """
+    """Identities of a folder and its parents, innermost first, as far as they exist."""
     real = Path(os.path.realpath(folder))
     return [i for p in (real, *real.parents) if (i := _identity(p)) is not None]
 
@@ -166,8 +184,15 @@ def _identity(path: Path) -> Identity | None:
 
 
 def require_own(output: Path, names: Iterable[str]) -> None:
-    """Raise UserError where ``output`` holds one of the files ``names`` and no prediction or
-    ensemble of this package wrote there.
+    """Check that no file is overwritten that this package did not write.
+
+    Args:
+        output: the output folder.
+        names: names of files that will be written, relative to it.
+
+    Raises:
+        UserError: one of them is there, and the folder has no summary of a prediction or an
+            ensemble.
     """
     if is_prediction(output):
         return
@@ -180,7 +205,14 @@ def require_own(output: Path, names: Iterable[str]) -> None:
 
 
 def is_prediction(folder: Path) -> bool:
-    """Whether a folder holds the summary.json of a prediction or an ensemble."""
+    """Whether a folder holds the summary.json of a prediction or an ensemble.
+
+    Args:
+        folder: the folder, which need not exist.
+
+    Returns:
+        False also where that file cannot be read.
+    """
     try:
         summary: Any = files.read_json(folder / SUMMARY)
     except files.FileError:
@@ -193,9 +225,16 @@ def is_prediction(folder: Path) -> bool:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a prediction folder, or nothing.
+    """Read the summary.json of a prediction folder.
 
-    Raises UserError for one that no command of this package writes.
+    Args:
+        folder: the folder.
+
+    Returns:
+        The document; empty where there is none.
+
+    Raises:
+        UserError: it is not a document that this package writes.
     """
     path = folder / SUMMARY
     if not path.is_file():
@@ -219,9 +258,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def answer_files(folder: Path) -> dict[str, Path]:
-    """Answers in a prediction folder by id, visualisations and overlays left out.
+    """Find the answers in a prediction folder, without visualisations and overlays.
 
-    Raises UserError where two have one id.
+    Args:
+        folder: the folder.
+
+    Returns:
+        Files by id, sorted.
+
+    Raises:
+        UserError: two files have one id.
     """
     found: dict[str, Path] = {}
     for path in sorted(cases.images(folder)):
@@ -238,12 +284,19 @@ def answer_files(folder: Path) -> dict[str, Path]:
 
 
 def require_finished(folder: Path, ids: Collection[str]) -> None:
-    """Raise UserError where the answers ``ids`` in ``folder`` are not those of one prediction that
-    has ended.
+    """Check that the answers in a folder are those of one prediction that has ended.
 
-    Another command may be writing there, the last one may have been killed, or have failed for a
+    Another command may be writing there; the last one may have been killed, or have failed for a
     case whose older answer is still there. Cases that it failed for, and answers that it did not
-    write, are said. Folders without a summary of ours are taken as they are.
+    write, are warned of. Folders without a summary of this package are accepted as they are.
+
+    Args:
+        folder: a prediction folder.
+        ids: ids of the answers to be used.
+
+    Raises:
+        UserError: a command is writing there, the last one did not end, or an answer is older than
+            it.
     """
     owner = lock.owner(folder / lock.NAME)
     if owner is not None:
@@ -284,8 +337,16 @@ def _listed(ids: Sequence[str]) -> str:
 
 
 def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
-    """Files, relative to the output folder, that the answer to a case may be written to; ``suffix``
-    is that of its input.
+    """Files that the answer to a case may be written to.
+
+    Args:
+        case_id: id of the case.
+        task: ``labels`` or ``image``.
+        suffix: format of the input.
+        save_soft: whether soft predictions are saved as well.
+
+    Returns:
+        Names relative to the output folder, the answer's first.
     """
     rules = TASKS[task]
     soft = [
@@ -298,12 +359,20 @@ def names(case_id: str, task: str, suffix: str, save_soft: bool) -> list[str]:
 
 @contextlib.contextmanager
 def owned(output: Path) -> Iterator[None]:
-    """Hold the lock of an output folder, which is made.
+    """Hold the lock of an output folder, which is created.
 
-    Raises lock.BusyError, which names the owner, where another command has it.
+    No lock file is left afterwards: it is removed while it is held, so a process that opened it
+    meanwhile finds that its name is gone and creates a new one (see :mod:`pipeline.files.lock`). A
+    new folder in which nothing was written is removed as well.
 
-    Nothing is left of it afterwards: the file is taken away while it is held, so whoever opened it
-    meanwhile finds that its name is gone and makes a new one (see :mod:`pipeline.files.lock`).
+    Args:
+        output: the folder.
+
+    Yields:
+        Nothing; write inside.
+
+    Raises:
+        lock.BusyError: another command has it; the message names it.
     """
     path, new = output / lock.NAME, not output.exists()
     with lock.held(path):
@@ -311,9 +380,8 @@ def owned(output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if (
-                mine is not None and _identity(path) == mine
-            ):  # the folder may have been moved, and another made in its place
+            # The folder may have been moved, and another one made in its place.
+            if mine is not None and _identity(path) == mine:
                 path.unlink()
             with contextlib.suppress(OSError):
                 if new:

@@ -1,7 +1,8 @@
-"""Trained networks, ready to answer: what a command and a Python user hold in common.
+"""Trained networks ready to predict: what the commands and the Python interface have in common.
 
-The walk of an array: model space (model_space) -> its own intensity limits (normalise) -> tiles ->
-every network, flip and scale (sliding_window) -> back to its own axes -> deciding (writing).
+An array takes this path: model space (``model_space``), its own intensity limits (``normalise``),
+tiles of every network, flip and scale (``sliding_window``), back to its own axes, decision and
+post-processing (``writing``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipeline.inference.sliding_window import (
     Replicas,
     Source,
     TilePredictor,
+    TileRun,
     network_ensemble,
     sliding_window,
     tiling,
@@ -48,34 +50,39 @@ from pipeline.tasks import TASKS
 logger = logging.getLogger(__name__)
 
 ARRAY = Path("array")
-"""What messages call an array that no file holds."""
+"""Name in messages of an array that was not read from a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """Which networks answer, and how. None everywhere means: as the model's config says.
+    """Which networks predict, and how. None everywhere means: as the model's config says.
 
     Args:
         checkpoint: run folder (all its folds), fold folder or model file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several separated by commas share the
             tiles.
-        backend: what computes: ``torch``, ``onnx``, ``openvino``.
+        backend: what computes the networks: ``torch``, ``onnx``, ``openvino``.
         patch_size: voxels along each axis of a tile; one number for all axes.
-        whole: each image in one piece, whatever its size.
+        whole: predict each image in one piece, whatever its size.
         overlap: voxels that neighbouring tiles share.
-        halo: voxels at inner tile faces that are thrown away; ``auto``: as far as the network sees.
+        halo: voxels at inner tile faces that are not used; ``auto``: the receptive radius of the
+            network.
         norms: statistics of group and instance norm: of each ``tile``, or of the whole image
             (``frozen``, ``exact``).
-        batch: tiles per forward pass.
+        batch: tiles in a forward pass.
         threshold: probability from which a voxel is foreground.
         min_component_size: voxels below which a component is removed; 0 keeps all.
         max_hole_size: voxels up to which a hole is filled; 0: none.
         kernel_size: edge of the closing kernel in voxels; 0: none.
-        separate_instances: label touching parts separately.
+        separate_instances: label touching objects separately.
         tta: average over all flips.
         scales: average over tiles resized by these factors.
         model: which weights of a fold: ``best``, ``swa``, ``auto``.
-        allow_missing_folds: take a run whose folds are not all complete.
+        allow_missing_folds: accept a run whose folds are not all complete.
+
+    Example:
+        >>> ModelOptions(checkpoint="runs/demo", scales=1.25).scales
+        (1.25,)
     """
 
     checkpoint: Path | str | RunFolder | FoldFolder
@@ -98,17 +105,27 @@ class ModelOptions:
     allow_missing_folds: bool = False
 
     def __post_init__(self) -> None:
-        place = self.checkpoint
+        given = self.checkpoint
         object.__setattr__(
             self,
             "checkpoint",
-            place.path if isinstance(place, RunFolder | FoldFolder) else Path(place),
+            given.path if isinstance(given, RunFolder | FoldFolder) else Path(given),
         )
         if isinstance(self.scales, int | float):
             object.__setattr__(self, "scales", (float(self.scales),))
 
     def over(self, config: Config) -> Config:
-        """The model's config with these options laid over it."""
+        """Apply these options to the config of a model.
+
+        Args:
+            config: the model's config.
+
+        Returns:
+            A config with the options in ``predict`` and ``postprocess``.
+
+        Raises:
+            UserError: an option is not valid for this config.
+        """
         changes: dict[str, Any] = {}
         if self.patch_size is not None:
             size = (
@@ -144,19 +161,19 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """Trained networks, ready to answer. Made by :meth:`load`.
+    """Trained networks, ready to predict. Made by :meth:`load`.
 
     Args:
-        config: that of the models, with the options of loading laid over it; ``config.predict``
-            says how tiles are made.
-        speak: the networks as one callable.
+        config: that of the models, with the options of loading applied; ``config.predict`` says how
+            tiles are made.
+        predict_tile: the networks as one callable.
         models: the model files.
-        device: where tiles are added up; the first of several devices.
+        device: where tiles are summed; the first of several devices.
         channels: input channels of the networks; 0: not known.
         trained_on: what the model file says of its training data
             (:class:`pipeline.records.Checkpoint`); empty for older ones.
         backend: what computes the networks.
-        threads: threads of torch on the CPU while it predicts; None: as they are.
+        threads: threads of torch on the CPU during prediction; None: as they are.
         progress: whether a bar is shown on a terminal.
     """
 
@@ -170,7 +187,7 @@ class Predictor:
     threads: int | None = None
     progress: bool = False
     warned: set[str] = field(default_factory=set)
-    """Warnings given so far, so that each is given once."""
+    """Warnings given so far: each is given once."""
 
     @classmethod
     def load(
@@ -191,15 +208,19 @@ class Predictor:
             folds: which folds of a run; None: every finished one. ``"all"`` means the one model
                 trained on all cases.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several of them share the tiles of each
-                volume, and the answer has the bits of one of them where they compute alike.
+                volume, and the result has the bits of one of them where they compute alike.
             flips: average over all flips; None: as the model's config says.
-            threads: threads of torch on the CPU while it predicts; None: as they are.
+            threads: threads of torch on the CPU during prediction; None: as they are.
             progress: show a bar on a terminal.
             **options: further fields of :class:`ModelOptions`, such as ``patch_size``, ``overlap``,
                 ``threshold``, ``model``.
 
+        Returns:
+            A predictor with the networks on their devices.
+
         Raises:
-            UserError: where there is no such model, or an option cannot be followed.
+            UserError: there is no such model, or an option is not valid for it.
+            TypeError: an option is unknown.
 
         Example:
             >>> Predictor.load("nowhere")
@@ -238,7 +259,7 @@ class Predictor:
         return dataclasses.replace(prepare(wanted, paths), threads=threads, progress=progress)
 
     def __repr__(self) -> str:
-        """Short: a notebook shows it."""
+        """Short, since notebooks show it."""
         return (
             f"Predictor({self.config.name!r}, {len(self.models)} models, {self.channels} channels,"
             f" device {self.device!r})"
@@ -274,13 +295,13 @@ class Predictor:
         spacing: Sequence[float] | None = None,
         axes: str | None = None,
     ) -> Any:
-        """The answer to one image or volume, post-processed, on its own grid.
+        """Predict one image or volume, with post-processing, on its own grid.
 
         Args:
             volume: path of an image file, or an array ``(*S)`` or ``(C, *S)`` of any number type,
                 with the intensities of the files that the model was trained on (not normalised).
-            affine: 4 x 4 from voxels to millimetres (RAS+), for arrays as nibabel gives them, ``(X,
-                Y, Z)``.
+            affine: 4 x 4 from voxels to millimetres (RAS+), for arrays as nibabel gives them,
+                ``(X, Y, Z)``.
             spacing: millimetres between voxels along each axis of the array, instead of an affine.
             axes: order of the array's space axes, ``zyx`` (the default) or another, such as
                 ``xyz``.
@@ -291,11 +312,11 @@ class Predictor:
             its device.
 
         Raises:
-            UserError: for an array that the model cannot answer.
+            UserError: the array cannot be an input of this model.
         """
         image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
-        answer = np.asarray(decided(self._soft(image), self.config.postprocess))
-        return image.as_given(image.restored(answer))
+        result = np.asarray(decided(self._soft(image), self.config.postprocess))
+        return image.as_given(image.restored(result))
 
     def predict_heads(
         self,
@@ -305,18 +326,22 @@ class Predictor:
         spacing: Sequence[float] | None = None,
         axes: str | None = None,
     ) -> dict[str, Any]:
-        """Probabilities (of images: intensities on the scale of training) by head, on the array's
-        own grid.
+        """Predict the probabilities of one image or volume, by head, on its own grid.
+
+        Of a system of images they are intensities on the scale of training.
 
         Args:
-            volume: as :meth:`predict` takes it, like the other arguments.
+            volume: as for :meth:`predict`.
+            affine: as for :meth:`predict`.
+            spacing: as for :meth:`predict`.
+            axes: as for :meth:`predict`.
 
         Returns:
             ``{"main": (K, *S)}`` float32, where K = 1 is the foreground (``pl.score`` takes
             ``heads["main"][0]``), and ``"mask"`` ``(1, *S)`` of networks with a mask head.
 
         Raises:
-            UserError: as :meth:`predict`.
+            UserError: as for :meth:`predict`.
         """
         image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
         heads = self._soft(image).heads
@@ -325,7 +350,7 @@ class Predictor:
         }
 
     def _soft(self, image: _Image) -> SoftPrediction:
-        """Soft answer on the axes of the image's array."""
+        """Probabilities on the axes of the image's array."""
         self.require_channels(image.name, len(image.array))
         reading.require_finite(image.name, image.array)
         space = space_of(image.name, image.grid, self.trained_on)
@@ -349,37 +374,76 @@ class Predictor:
         return SoftPrediction(case_id=image.name.name, heads=restored, meta=meta)
 
     def source(self, name: Path, array: LazyArray) -> tuple[Source, tuple[str, ...]]:
-        """An array ``(C, *S)`` in model space with its own intensity limits, and what is to be said
-        of them.
+        """Pair an array with its own intensity limits.
 
-        Raises FileError, which calls it ``name``, where the normalisation would cut off most of the
-        image.
+        Args:
+            name: what messages call it.
+            array: ``(C, *S)`` in model space.
+
+        Returns:
+            The array with its normalisation, and warnings about it.
+
+        Raises:
+            FileError: the normalisation would clip most of the image.
         """
-        part = self.config.data.normalise
-        if problem := normalise.problem_of(part, array):
+        options = self.config.data.normalise
+        if problem := normalise.problem_of(options, array):
             raise FileError(name, *problem)
-        scale, notes = normalise.fit_with_notes(part, array)
+        scale, notes = normalise.fit_with_notes(options, array)
         return Source(array=array, scale=scale), notes
 
     def tiles(self, size: Sequence[int]) -> Tiling:
-        """How a case of ``size`` voxels is tiled."""
+        """The tiling of a case.
+
+        Args:
+            size: voxels of the case along each axis.
+
+        Returns:
+            Tiles as ``config.predict`` sets them, on the stride of the networks.
+
+        Raises:
+            UserError: halos leave nothing of a tile.
+        """
         return tiling(self.config, size, self.predict_tile)
 
     def heads_of(self, source: Source, advance: Advance | None = None) -> dict[str, np.ndarray]:
-        """Soft answers ``(K, *S)`` float32 by head of a case in model space; ``advance`` is told of
-        every batch of tiles.
+        """Predict a case in model space.
+
+        Args:
+            source: the case and its normalisation.
+            advance: called with the number of tiles of each batch that is done.
+
+        Returns:
+            Probabilities ``(K, *S)`` float32 by head.
+
+        Raises:
+            UserError: the device runs out of memory, or the statistics of norms cannot be fixed.
         """
         tiles = self.tiles(source.array.shape[1:])
         self.warn_of_tiles(source, tiles)
         predict_tile = with_fixed_norms(self.predict_tile, source, tiles)
-        return sliding_window(
-            source, predict_tile, tiles, self.config.predict.batch, self.device, advance
+        run = TileRun(
+            source=source,
+            predict_tile=predict_tile,
+            tiles=tiles,
+            batch=self.config.predict.batch,
+            device=self.device,
+            advance=advance,
         )
+        return sliding_window(run)
 
     # --- what an input has to be ---
 
     def require_channels(self, name: Path, have: int) -> None:
-        """Raise FileError for an image of another number of channels than the networks take."""
+        """Check the number of channels of an image.
+
+        Args:
+            name: the image's file.
+            have: its channels.
+
+        Raises:
+            FileError: the networks take another number.
+        """
         wanted = self.channels
         if wanted and have != wanted:
             together = (
@@ -392,8 +456,11 @@ class Predictor:
             raise FileError(name, problem, f"Give an image of {wanted} channels{together}")
 
     def warn_of_tiles(self, source: Source, tiles: Tiling) -> None:
-        """Once: tiles of this network cannot equal the whole image, by how much they do not, and
-        what to do.
+        """Warn once if tiles of this network differ from the whole image: how much, and what to do.
+
+        Args:
+            source: the case, on a sample of which the difference is measured.
+            tiles: its tiling.
         """
         predict_tile = (
             self.predict_tile.ensembles[0]
@@ -407,25 +474,32 @@ class Predictor:
             logger.warning(text)
 
     def warn_once(self, text: str) -> None:
-        """Log a warning that was not given yet."""
+        """Log a warning that was not given yet.
+
+        Args:
+            text: the warning.
+        """
         if text not in self.warned:
             self.warned.add(text)
             logger.warning(text)
 
 
 def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predictor:
-    """Networks loaded and ready as the options say.
+    """Load networks as the options say.
 
     Args:
-        options: which networks, and how they answer.
-        paths: model files in place of those that ``options.checkpoint`` names.
+        options: which networks, and how they predict.
+        paths: model files instead of those of ``options.checkpoint``.
+
+    Returns:
+        A predictor with the networks on their devices.
 
     Raises:
-        UserError: where an option cannot be followed.
+        UserError: there is no such model, or an option is not valid for it.
     """
     names = "cpu" if options.backend != "torch" and options.device == "auto" else options.device
-    places = [devices.resolve(name.strip()) for name in names.split(",")]
-    backends.check(options.backend, places[0])
+    device_names = [devices.resolve(name.strip()) for name in names.split(",")]
+    backends.check(options.backend, device_names[0])
     if paths is None:
         checkpoint = Path(options.checkpoint)  # type: ignore[arg-type] - made one when it was set
         paths = find_models(checkpoint, options.model, options.allow_missing_folds)
@@ -433,26 +507,26 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
     facts = load_facts(paths[0])
     config = options.over(config)
     limits.of_prediction(config, paths[0])
-    backends.check(options.backend, places[0], config.predict.norms)
+    backends.check(options.backend, device_names[0], config.predict.norms)
     if TASKS[config.task].decides:
         postprocess.check(config.postprocess)
     if options.halo == "auto":
         config, text = with_halo(config, networks[0], facts.channels[0])
         logger.info(text)
     networks = [
-        backends.accelerate(n.to(places[0]), p, options.backend)
+        backends.accelerate(n.to(device_names[0]), p, options.backend)
         for n, p in zip(networks, paths, strict=True)
     ]
-    ensembles = [network_ensemble(networks, config, places[0])]
+    ensembles = [network_ensemble(networks, config, device_names[0])]
     ensembles += [
-        network_ensemble([copy.deepcopy(n).to(place) for n in networks], config, place)
-        for place in places[1:]
+        network_ensemble([copy.deepcopy(n).to(name) for n in networks], config, name)
+        for name in device_names[1:]
     ]
     return Predictor(
         config=config,
         predict_tile=ensembles[0] if len(ensembles) == 1 else Replicas(ensembles),
         models=tuple(str(p) for p in paths),
-        device=places[0],
+        device=device_names[0],
         channels=facts.channels[0],
         trained_on=facts.trained_on,
         backend=options.backend,
@@ -461,7 +535,7 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
 
 @contextlib.contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """While open, torch computes with so many threads."""
+    """Let torch compute with this number of threads inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -475,9 +549,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Image:
-    """An image as it was given: its array ``(C, *S)`` in the order of its family, and how an answer
-    goes back.
-    """
+    """An image as it was given, with its array ``(C, *S)`` in the axis order of its family."""
 
     name: Path
     array: np.ndarray
@@ -486,14 +558,14 @@ class _Image:
     """Axes of the given array in the order of ``array``."""
     tensor: torch.Tensor | None = None
 
-    def restored(self, answer: np.ndarray) -> np.ndarray:
-        """``(*S)`` or ``(K, *S)`` in the order of the array that was given."""
-        lead = answer.ndim - len(self.order)
-        return answer.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.order)))
+    def restored(self, result: np.ndarray) -> np.ndarray:
+        """Transpose a result ``(*S)`` or ``(K, *S)`` to the axis order of the given array."""
+        lead = result.ndim - len(self.order)
+        return result.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.order)))
 
-    def as_given(self, answer: np.ndarray) -> Any:
+    def as_given(self, result: np.ndarray) -> Any:
         """An array where one was given, else a tensor on the device of the given one."""
-        whole = np.ascontiguousarray(answer)
+        whole = np.ascontiguousarray(result)
         return whole if self.tensor is None else torch.from_numpy(whole).to(self.tensor.device)
 
 
@@ -504,10 +576,7 @@ def _opened(
     spacing: Sequence[float] | None = None,
     axes: str | None = None,
 ) -> _Image:
-    """Read a file, or take an array as it lies.
-
-    Raises UserError for what cannot be an image of this model.
-    """
+    """Read a file or take an array. Raises UserError for what is no image of this model."""
     dims = predictor.config.data.dims
     same = tuple(range(dims))
     if isinstance(volume, str | Path):
@@ -539,7 +608,7 @@ def _opened(
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, of a type that NumPy has."""
+    """A tensor on the CPU, of a type that NumPy has."""
     plain = tensor.detach().cpu()
     return plain.float() if plain.dtype == torch.bfloat16 else plain
 

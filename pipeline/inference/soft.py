@@ -1,9 +1,9 @@
-"""Soft predictions on disk, the seam between accelerators and everything after them:
-``soft/ID.npy`` and ``soft/ID.json``.
+"""Soft predictions on disk, ``soft/ID.npy`` and ``soft/ID.json``: the input of fusion and decision.
 
-``ID.npy`` is the main head; further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are
-stored as float16: they keep three decimals, and a 320³ volume takes 66 MB that can be memory-mapped
-slab by slab. Images are stored as float32, from which 16-bit answers come out to the last bit.
+They separate what needs an accelerator from everything after it. ``ID.npy`` is the main head;
+further heads lie beside it, ``soft/HEAD/ID.npy``. Probabilities are stored as float16: they keep
+three decimals, and a 320³ volume takes 66 MB that can be memory-mapped slab by slab. Images are
+stored as float32, from which 16-bit images come out to the last bit.
 """
 
 from __future__ import annotations
@@ -37,27 +37,28 @@ NUMBERS = (
     "float64",
     "bool",
 )
-"""Types of numbers that an input, and so its answer, may have."""
+"""Number types that an input, and so its answer, may have."""
 
 TOLERANCE = 1e-3
 """How far a probability may lie outside 0..1: twice the rounding of float16 at 1."""
 
 AGAIN = "Predict the case again"
+"""Suggestion in messages about damaged files."""
 
 SLAB = 2**22
-"""Numbers that are checked at a time."""
+"""Values that are checked at a time."""
 
 MAIN = "main"
-"""The head that the answer is made from."""
+"""Name of the head that the answer is made from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftMeta:
-    """What travels with a soft prediction, so that an answer can be written from it alone.
+    """Metadata of a soft prediction, enough to write the answer without the input.
 
     Args:
         task: ``labels`` or ``image``.
-        suffix: format of the input; None of what training wrote.
+        suffix: format of the input; None for cases predicted in training.
         scale: of images: how intensities were normalised.
         dtype: of images: number type of the input.
         channels: of the input.
@@ -73,13 +74,20 @@ class SoftMeta:
 
     @property
     def rules(self) -> Task:
+        """The task's rules."""
         return TASKS[self.task]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftPrediction:
-    """Soft answer for one case, by head ``(K, *S)``: probabilities for labels, intensities for
-    images, in memory or read as sliced.
+    """Prediction of one case before it is decided.
+
+    Args:
+        case_id: id of the case.
+        heads: by head ``(K, *S)``, in memory or read as sliced: probabilities for labels,
+            intensities for images.
+        geometry: where the input's voxels lie.
+        meta: what an answer is written with.
     """
 
     case_id: str
@@ -89,6 +97,7 @@ class SoftPrediction:
 
     @property
     def main(self) -> LazyArray:
+        """The head that the answer is made from, ``(K, *S)``."""
         return self.heads[MAIN]
 
     @property
@@ -98,15 +107,20 @@ class SoftPrediction:
 
 
 def split(array: np.ndarray, channels: int | None, task: str) -> dict[str, np.ndarray]:
-    """Heads of an array of before heads had names: what lies behind the ``channels`` of the main
-    head is the task's first further one.
+    """Split an array that was saved before heads had names.
+
+    What lies behind the channels of the main head is the task's first further one.
 
     Args:
         array: ``(K, *S)``.
         channels: K of the main head; None: all are its.
+        task: ``labels`` or ``image``.
+
+    Returns:
+        Arrays ``(K, *S)`` by head.
 
     Raises:
-        ValueError: for an array of neither that many channels nor one more.
+        ValueError: the array has neither that many channels nor one more.
     """
     further = TASKS[task].further
     if channels is None or not further or len(array) == channels:
@@ -117,8 +131,14 @@ def split(array: np.ndarray, channels: int | None, task: str) -> dict[str, np.nd
 
 
 def save(folder: Path, soft: SoftPrediction) -> None:
-    """Write ``folder/ID.json``, further heads, and ``folder/ID.npy``: the main head last, so that
-    it is never without the others.
+    """Write a soft prediction.
+
+    ``folder/ID.json`` and further heads come first and the main head ``folder/ID.npy`` last, so
+    that it is never without the others.
+
+    Args:
+        folder: the folder ``soft``; it is created.
+        soft: the prediction.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given = {name: value for name, value in asdict(soft.meta).items() if value not in (None, ())}
@@ -132,30 +152,52 @@ def save(folder: Path, soft: SoftPrediction) -> None:
 
 
 def _new_path(folder: Path, head: str, case_id: str) -> Path:
+    """File of a head to be written."""
     return (folder if head == MAIN else folder / head) / f"{case_id}.npy"
 
 
 def _typed(array: LazyArray, dtype: np.dtype) -> np.ndarray | Rows:
+    """The array in another number type, as it is sliced where the array is."""
     if isinstance(array, np.ndarray):
         return array.astype(dtype)
     return Rows(array.shape, dtype, lambda first, end: array[:, first:end].astype(dtype))
 
 
 def remove(folder: Path, case_id: str) -> None:
-    """Take away the arrays of a case, the main head first."""
+    """Delete the arrays of a case, the main head first.
+
+    Args:
+        folder: the folder ``soft``.
+        case_id: id of the case.
+    """
     array_path(folder, case_id).unlink()
     for path in folder.glob(f"*/{glob.escape(files.case_id(Path(case_id + '.npy')))}.npy"):
         path.unlink()
 
 
 def ids(folder: Path) -> list[str]:
-    """Ids of the soft predictions in ``folder``, sorted."""
+    """Ids of the soft predictions in a folder.
+
+    Args:
+        folder: the folder ``soft``; it need not exist.
+
+    Returns:
+        Sorted ids.
+    """
     return sorted({files.case_id(p) for p in _arrays(folder)})
 
 
 def array_path(folder: Path, case_id: str) -> Path:
-    """The file of a case's array, also where its name was decomposed on the way through another
-    file system.
+    """File of a case's main head.
+
+    It is found also where its name was decomposed (Unicode) on the way through another file system.
+
+    Args:
+        folder: the folder ``soft``.
+        case_id: id of the case.
+
+    Returns:
+        Its path, whether it is there or not.
     """
     path = folder / f"{case_id}.npy"
     if path.is_file():
@@ -168,14 +210,19 @@ def _arrays(folder: Path) -> list[Path]:
 
 
 def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPrediction:
-    """A memory-mapped soft prediction.
+    """Open a soft prediction, memory-mapped.
 
     Args:
-        channels: of the main head, for files of before heads had names that do not say it
-            themselves.
+        folder: the folder ``soft``.
+        case_id: id of the case.
+        channels: K of the main head, for files that were saved before heads had names and do not
+            say it themselves.
+
+    Returns:
+        The prediction.
 
     Raises:
-        UserError: for files that are missing, torn or no soft prediction.
+        UserError: files are missing, torn or not a soft prediction.
     """
     path = array_path(folder, case_id)
     beside = path.with_name(f"{path.name[:-4]}.json")
@@ -212,7 +259,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _meta(path: Path, found: Mapping[str, Any]) -> SoftMeta:
-    """The record of a document. Raises ValueError or FileError for values that mean nothing."""
+    """The metadata in a document. Raises ValueError or FileError for invalid values."""
     task = found.get("task", "labels")
     if task not in TASKS:
         raise ValueError(f"task {task!r} is none of {', '.join(TASKS)}")
@@ -244,7 +291,7 @@ def _placed(path: Path, found: Mapping[str, Any], dims: int) -> Geometry:
 
 
 def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
-    """Raise ValueError for arrays or facts of which no answer could be written."""
+    """Raise ValueError for arrays or metadata of which no answer could be written."""
     array = heads[MAIN]
     for head in heads.values():
         if head.ndim not in (3, 4) or 0 in head.shape:
@@ -271,10 +318,18 @@ def _require_usable(heads: Mapping[str, np.ndarray], meta: SoftMeta) -> None:
 
 
 def load_sound(folder: Path, case_id: str) -> SoftPrediction:
-    """As :func:`load`, every value looked at.
+    """Open a soft prediction and check every value.
+
+    Args:
+        folder: the folder ``soft``.
+        case_id: id of the case.
+
+    Returns:
+        The prediction, memory-mapped.
 
     Raises:
-        UserError: also for values that are not finite and, of labels, no probabilities from 0 to 1.
+        UserError: as :func:`load`; also for values that are not finite and, of labels, no
+            probabilities from 0 to 1.
     """
     soft = load(folder, case_id)
     found = (
@@ -292,14 +347,12 @@ def load_sound(folder: Path, case_id: str) -> SoftPrediction:
 
 
 def _unsound(array: np.ndarray, probabilities: bool) -> str | None:
-    """What is wrong with the values of ``(K, *S)``, read a slab at a time; None where they are
-    sound.
-    """
+    """What is wrong with the values of ``(K, *S)``, read a slab at a time; None: nothing."""
     if array.dtype.kind not in "uif":
         return f"holds values of type {array.dtype}, not numbers"
     low, high = (-TOLERANCE, 1 + TOLERANCE) if probabilities else (-np.inf, np.inf)
     wrong, example = 0, 0.0
-    flat = array.reshape(-1)  # a view: soft files are written in one piece
+    flat = array.reshape(-1)  # a view: the files are contiguous
     for start in range(0, flat.size, SLAB):
         part = flat[start : start + SLAB]
         if probabilities and _in_range(part):
@@ -315,8 +368,9 @@ def _unsound(array: np.ndarray, probabilities: bool) -> str | None:
 
 
 def _in_range(part: np.ndarray) -> bool:
-    """Whether all of a float16 array lies in 0..1, by its bits: those of NaN, infinity and negative
-    numbers are greater.
+    """Whether all values of a float16 array lie in 0..1, tested on its bits.
+
+    The bits of NaN, infinity and negative numbers are greater than those of 1.
     """
     return part.dtype == np.float16 and int(part.view(np.uint16).max(initial=0)) <= int(
         np.float16(1).view(np.uint16)

@@ -1,6 +1,4 @@
-"""What tiles cost and what they change: the halo that makes them exact, and the measured difference
-where none does.
-"""
+"""What tiles cost and change: the halo that makes them exact, or the measured difference."""
 
 from __future__ import annotations
 
@@ -14,20 +12,29 @@ import torch
 from pipeline.config import Config
 from pipeline.data import normalise
 from pipeline.geometry import Tiling, up
-from pipeline.inference.sliding_window import NetworkEnsemble, Source, TilePredictor, sliding_window
+from pipeline.inference.sliding_window import (
+    NetworkEnsemble,
+    Source,
+    TilePredictor,
+    TileRun,
+    sliding_window,
+)
 from pipeline.networks import receptive
 from pipeline.records import UserError
 
 SAMPLE = {2: 512, 3: 64}
-"""Longest edge of a tile that :func:`mismatch` measures with, by number of space axes: the
-measurement is to take seconds.
-"""
+"""Longest edge in voxels of tiles in :func:`mismatch`, by number of space axes; takes seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
-    """``|tiled - whole|`` of soft answers on a sample of a case: its size, the tile, the largest
-    and the mean difference.
+    """``|tiled - whole|`` of the probabilities of a sample of a case.
+
+    Args:
+        size: voxels of the sample along each axis.
+        tile: voxels of a tile along each axis.
+        most: largest difference.
+        mean: mean difference.
     """
 
     size: tuple[int, ...]
@@ -37,12 +44,19 @@ class Mismatch:
 
 
 def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mismatch:
-    """Predict a crop from the middle of a case whole and in tiles, with the first network, without
-    flips and scales.
+    """Measure how tiled and whole prediction differ on a crop from the middle of a case.
 
-    The crop is a tile and a half long along the last axis that has several tiles, one tile along
-    the others. Tiles longer than ``SAMPLE`` are cut to that, and halos that do not fit into them as
-    well.
+    The first network predicts it without flips and scales. The crop is a tile and a half long along
+    the last axis that has several tiles, one tile along the others. Tiles longer than ``SAMPLE``
+    are cut to that, and halos that do not fit into them as well.
+
+    Args:
+        predict_tile: the networks.
+        source: the case.
+        tiles: its tiling, of more than one tile.
+
+    Returns:
+        The differences.
     """
     multiple, space = tiles.multiple, source.array.shape[1:]
     tile = [min(t, up(SAMPLE[len(space)], g)) for t, g in zip(tiles.tile, multiple, strict=True)]
@@ -67,10 +81,9 @@ def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mi
         tile=tuple(tile),
         halo=min(tiles.halo, (tile[along] - multiple[along]) // 2),
     )
-    whole = sliding_window(
-        sample, alone, replace(pieces, tile=tuple(size)), device=predict_tile.device
-    )
-    tiled = sliding_window(sample, alone, pieces, device=predict_tile.device)
+    run = TileRun(source=sample, predict_tile=alone, tiles=pieces, device=predict_tile.device)
+    whole = sliding_window(replace(run, tiles=replace(pieces, tile=tuple(size))))
+    tiled = sliding_window(run)
     error = np.concatenate([np.abs(tiled[name] - whole[name]) for name in whole])
     return Mismatch(
         size=tuple(size), tile=pieces.tile, most=float(error.max()), mean=float(error.mean())
@@ -80,12 +93,19 @@ def mismatch(predict_tile: NetworkEnsemble, source: Source, tiles: Tiling) -> Mi
 def warning(
     predict_tile: TilePredictor, source: Source, tiles: Tiling, backend: str = "torch"
 ) -> str | None:
-    """What to tell about a case whose tiles cannot equal the whole image whatever their halo: the
-    measured difference, and what helps.
+    """Describe how tiles of a case differ from the whole image, where no halo helps.
 
-    ``None``, and nothing is measured, where there is nothing to tell: one tile, statistics already
-    those of the whole, no such layer, no :class:`NetworkEnsemble`, and tiles of the training size,
-    in which the network sees what it learned from.
+    Args:
+        predict_tile: the networks.
+        source: the case.
+        tiles: its tiling.
+        backend: what computes the networks.
+
+    Returns:
+        A text with the measured difference and what helps. None, and nothing is measured, where
+        tiles are as good: one tile, statistics already those of the whole, no layer that depends on
+        the tile, no :class:`NetworkEnsemble`, or tiles of the training size, in which the network
+        sees what it was trained on.
     """
     if (
         not isinstance(predict_tile, NetworkEnsemble)
@@ -98,54 +118,64 @@ def warning(
     if not layers:
         return None
     found = mismatch(predict_tile, source, tiles)
-    ways = "; ".join(
-        f"({n}) {way}" for n, way in enumerate(_ways_out(predict_tile, source, tiles, backend), 1)
+    suggestions = "; ".join(
+        f"({n}) {text}"
+        for n, text in enumerate(_suggestions(predict_tile, source, tiles, backend), 1)
     )
     return (
         f"{len(layers)} layers see their whole tile, e.g. {layers[0]}: tiled answers differ from"
         f" whole ones, by {found.most:.2g} at most and {found.mean:.2g} on average in a sample of"
-        f" {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {ways}."
+        f" {_edges(found.size)} in tiles of {_edges(found.tile)}. Ways out: {suggestions}."
     )
 
 
 def _as_trained(config: Config, tiles: Tiling) -> bool:
-    """Whether the network gets tiles of the size of its training patches, which are shorter where
-    the whole space is.
-    """
+    """Whether tiles have the size of training patches, or of a smaller whole space."""
     sizes = zip(config.data.patch.size, tiles.multiple, tiles.padded, strict=True)
     return tiles.tile == tuple(min(up(n, g), whole) for n, g, whole in sizes)
 
 
-def _ways_out(
+def _suggestions(
     predict_tile: NetworkEnsemble, source: Source, tiles: Tiling, backend: str
 ) -> list[str]:
-    """What can be done, of that which can be done here."""
+    """What helps, as far as it can be done here."""
     trained, predict = predict_tile.config.data.patch.size, predict_tile.config.predict
     room = "" if all(n > 2 * tiles.halo for n in trained) else " and a smaller --halo"
-    ways = [
+    found = [
         f"tiles of the training size, {_edges(trained)} (--patch-size"
         f" {' '.join(map(str, trained))}{room}), so that the network sees what it learned from"
     ]
-    if not receptive.beyond_statistics(
-        predict_tile.networks[0]
-    ):  # enlargement and pooling of whole maps cannot be mended by statistics
+    # Statistics do not help where whole maps are enlarged or pooled.
+    if not receptive.beyond_statistics(predict_tile.networks[0]):
         other = "" if backend == "torch" else "--backend torch "
-        ways.append(f"{other}--norms frozen, statistics of one pass over the (reduced) whole image")
+        found.append(
+            f"{other}--norms frozen, statistics of one pass over the (reduced) whole image"
+        )
         if tuple(predict.scales) == (1,):
-            ways.append(
+            found.append(
                 f"{other}--norms exact, those of the whole image, with a halo (--halo auto) equal"
                 " to it"
             )
     if prod(source.array.shape) <= normalise.WHOLE:
-        ways.append("whole images (--whole)")
-    return ways
+        found.append("whole images (--whole)")
+    return found
 
 
 def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[Config, str]:
-    """The config with the least halo that covers what the network sees, and a sentence that tells
-    what it costs.
+    """Set the least halo that covers the receptive field of a network.
 
-    Raises UserError where tiles have no room for it. An image predicted whole needs none.
+    An image predicted whole needs none.
+
+    Args:
+        config: config of the prediction.
+        network: the network.
+        channels: its input channels.
+
+    Returns:
+        The config with that halo, and a text for the log on what it costs.
+
+    Raises:
+        UserError: tiles have no room for it.
     """
     predict, dims = config.predict, config.data.dims
     if predict.patch == "whole":
@@ -165,7 +195,7 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
             " leaves faint seams."
         )
     wasted = 1 - prod(core) / prod(tile)
-    told = (
+    text = (
         f"Halo: {halo}; the network sees {_edges(radius)} voxels beyond a place, its stride is"
         f" {_edges(multiple)}. Of an inner tile of {_edges(tile)}, {_edges(core)} are used:"
         f" {wasted:.0%} of its work goes into the halo"
@@ -173,7 +203,7 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
     more = (
         " Larger tiles (--patch-size) lose less; overlap adds nothing to exact tiles (--overlap 0)."
     )
-    return replace(config, predict=replace(predict, halo=halo)), told + "." + more
+    return replace(config, predict=replace(predict, halo=halo)), text + "." + more
 
 
 def _edges(size: Sequence[int]) -> str:

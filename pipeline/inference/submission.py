@@ -1,6 +1,6 @@
 """Submissions as files: a flat zip of ``ID.tif``, or a table of run lengths.
 
-Equal answers give equal bytes. A file takes its name only after everything in it was read back and
+Equal masks give equal bytes. A file takes its name only after everything in it was read back and
 compared, so it is whole or absent.
 """
 
@@ -30,8 +30,9 @@ SUFFIX = {"tiff-zip": ".zip", "rle-csv": ".csv"}
 """Suffix of a submission by its format."""
 
 TIME = (1980, 1, 1, 0, 0, 0)
-"""Of every member of a zip, so that its bytes depend on nothing else; it also tells a submission
-from a user's archive of images.
+"""Time of every member of a zip, so that its bytes depend on nothing else.
+
+It also distinguishes a submission from a user's archive of images.
 """
 
 READ_BACK = (
@@ -42,8 +43,14 @@ READ_BACK = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One checked answer: its file, the shape ``(*S)`` of its mask, how many voxels are 1, and the
-    SHA-256 of the mask's bytes.
+    """One checked answer.
+
+    Args:
+        id: id of the case.
+        path: its file.
+        shape: shape ``(*S)`` of its mask.
+        foreground: number of voxels that are 1.
+        digest: SHA-256 of the mask's bytes, see :func:`digest_of`.
     """
 
     id: str
@@ -54,20 +61,42 @@ class Answer:
 
 
 def digest_of(mask: np.ndarray) -> str:
-    """SHA-256 of the bytes of a uint8 mask, in hexadecimal digits."""
+    """SHA-256 of a mask.
+
+    Args:
+        mask: uint8 array.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     return hashlib.sha256(mask.tobytes()).hexdigest()
 
 
 def write(out: Path, answers: Sequence[Answer], format: str) -> None:  # noqa: A002 - the option's name
-    """Write checked answers as ``tiff-zip`` (:func:`write_zip`) or ``rle-csv`` (:func:`write_rle`)."""
+    """Write checked answers in one of the formats.
+
+    Args:
+        out: the submission's file.
+        answers: what is written.
+        format: ``tiff-zip`` (:func:`write_zip`) or ``rle-csv`` (:func:`write_rle`).
+
+    Raises:
+        UserError: an answer changed since it was checked, or the file reads back differently.
+    """
     (write_zip if format == "tiff-zip" else write_rle)(out, answers)
 
 
 def require_replaceable(out: Path) -> None:
-    """Raise UserError where ``out`` is there and no submission: a flat zip of ID.tif as they are
-    written here, or a table id,rle.
+    """Check that a file may be overwritten by a submission.
+
+    Args:
+        out: the file, which need not exist.
+
+    Raises:
+        UserError: it is there and no submission: a flat zip of ID.tif as they are written here, or
+            a table id,rle.
     """
-    special = os.path.exists(out) and not os.path.isfile(out)  # a pipe would wait for ever
+    special = os.path.exists(out) and not os.path.isfile(out)  # opening a pipe would block
     if special or (
         os.path.lexists(out)
         and not (_is_table(out) if out.suffix.lower() == ".csv" else _is_flat_zip(out))
@@ -103,11 +132,17 @@ def _is_table(path: Path) -> bool:
 
 
 def write_zip(out: Path, answers: Sequence[Answer]) -> None:
-    """Write a flat zip of ``ID.tif``, sorted by id, whole or not at all; it takes its name only
-    after it has been read back.
+    """Write a flat zip of ``ID.tif``, sorted by id, whole or not at all.
 
     Members are re-encoded from the masks and stored with one fixed time and mode, so that the bytes
-    depend on nothing else.
+    depend on nothing else. The file takes its name only after it has been read back.
+
+    Args:
+        out: the file.
+        answers: what is written.
+
+    Raises:
+        UserError: an answer changed since it was checked, or the file reads back differently.
     """
     with files.whole(out) as temp:
         with zipfile.ZipFile(temp, "w") as archive:
@@ -134,19 +169,23 @@ def _masks(answers: Sequence[Answer], what: str) -> Iterator[tuple[Answer, np.nd
 
 def _member(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(f"{name}.tif", date_time=TIME)
-    info.create_system = (
-        3  # Unix, whatever this machine is: else the same answers give other bytes on Windows
-    )
+    # Unix, whatever this machine is: Windows would write other bytes.
+    info.create_system = 3
     info.external_attr = 0o100644 << 16
     return info
 
 
 def encode_tiff(mask: np.ndarray) -> bytes:
-    """A uint8 array ``(Z, Y, X)`` or ``(Y, X)`` as TIFF, one LZW page per slice as in the
-    competition's own masks.
+    """Encode a mask as TIFF, one LZW page per slice as in the competition's own masks.
+
+    Args:
+        mask: uint8 array ``(Z, Y, X)`` or ``(Y, X)``.
+
+    Returns:
+        Bytes of the file.
     """
     buffer = io.BytesIO()
-    # Written page by page: as one array, three columns would pass for colours.
+    # Written page by page: as one array, three columns would be taken for colours.
     with tifffile.TiffWriter(buffer) as tif:
         for page in mask.reshape(-1, *mask.shape[-2:]):
             tif.write(
@@ -161,7 +200,21 @@ def encode_tiff(mask: np.ndarray) -> bytes:
 
 
 def decode_tiff(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The array that :func:`encode_tiff` was given."""
+    """Decode a mask that :func:`encode_tiff` encoded.
+
+    Args:
+        data: bytes of the file.
+        shape: shape ``(*S)`` of the mask.
+
+    Returns:
+        The mask.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.eye(3, dtype=np.uint8)
+        >>> (decode_tiff(encode_tiff(mask), (3, 3)) == mask).all().item()
+        True
+    """
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
         return np.stack([page.asarray() for page in tif.pages]).reshape(shape)
 
@@ -187,14 +240,21 @@ def _verify_zip(path: Path, answers: Sequence[Answer]) -> None:
 
 
 def encode_rle(mask: np.ndarray) -> str:
-    """``start length`` pairs of the runs of non-zero voxels, separated by single spaces.
+    """Encode a mask as ``start length`` pairs of the runs of non-zero voxels.
 
     Voxels are counted from 1 through the flat array in C order: the last axis (X) runs fastest,
-    then Y, then Z. Runs are ascending and as long as possible. An empty mask is an empty string.
+    then Y, then Z. Runs are ascending and as long as possible.
 
-    >>> import numpy as np
-    >>> encode_rle(np.array([[0, 1, 1], [1, 0, 1]]))
-    '2 3 6 1'
+    Args:
+        mask: array ``(*S)``.
+
+    Returns:
+        Numbers separated by single spaces; an empty mask is an empty string.
+
+    Example:
+        >>> import numpy as np
+        >>> encode_rle(np.array([[0, 1, 1], [1, 0, 1]]))
+        '2 3 6 1'
     """
     flat = np.concatenate([[False], mask.ravel() != 0, [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
@@ -203,12 +263,21 @@ def encode_rle(mask: np.ndarray) -> str:
 
 
 def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The uint8 mask ``shape`` that :func:`encode_rle` was given.
+    """Decode a mask that :func:`encode_rle` encoded.
 
-    Raises UserError for text that is no such list.
+    Args:
+        text: pairs of numbers.
+        shape: shape ``(*S)`` of the mask.
 
-    >>> decode_rle("2 3 6 1", (2, 3)).tolist()
-    [[0, 1, 1], [1, 0, 1]]
+    Returns:
+        The mask, uint8.
+
+    Raises:
+        UserError: the text is no such list, or its runs do not fit the shape.
+
+    Example:
+        >>> decode_rle("2 3 6 1", (2, 3)).tolist()
+        [[0, 1, 1], [1, 0, 1]]
     """
     words = text.split()
     if len(words) % 2 or not all(
@@ -232,8 +301,16 @@ def decode_rle(text: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_rle(out: Path, answers: Sequence[Answer]) -> None:
-    """Write a table ``id,rle`` sorted by id, see :func:`encode_rle`; whole or not at all, and read
-    back before it takes its name.
+    """Write a table ``id,rle`` sorted by id, see :func:`encode_rle`, whole or not at all.
+
+    The file takes its name only after it has been read back.
+
+    Args:
+        out: the file.
+        answers: what is written.
+
+    Raises:
+        UserError: an answer changed since it was checked, or the file reads back differently.
     """
     with files.whole(out) as temp:
         with temp.open("w", newline="", encoding="utf-8") as stream:

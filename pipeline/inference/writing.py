@@ -1,8 +1,7 @@
-"""The last step of a prediction: decide, post-process, and write the answer with the pictures and
-masks beside it.
+"""The last step of a prediction: decide, post-process, and write the answer and its companions.
 
-Everything here takes a soft prediction in memory or one that is read as it is sliced: a volume in
-memory is the case of one slab.
+Companions are pictures and masks beside the answer. A prediction may be in memory or read as it is
+sliced: a volume in memory is the case of one slab.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Target:
     Args:
         output: folder of the answers.
         steps: post-processing of labels.
-        image: the input ``(C, *S)``; labels of a 2D one are also written over it, as
+        image: the input ``(C, *S)``; labels of a 2D one are also drawn over it, as
             ``ID_overlay.png``.
         work: folder for scratch files of what is read as it is sliced.
     """
@@ -42,7 +41,16 @@ class Target:
 
 
 def write_answer(soft: SoftPrediction, target: Target) -> dict[str, Any]:
-    """Decide and write; returns the answer's name and its statistics, for the row of a case."""
+    """Decide, post-process and write a case.
+
+    Args:
+        soft: the prediction.
+        target: where it goes.
+
+    Returns:
+        Name of the answer's file as ``output``, and its statistics, for the case's row in a
+        summary.
+    """
     paths = [target.output / name for name in soft.meta.rules.names(soft.case_id, suffix_of(soft))]
     statistics = WRITERS[soft.meta.task](soft, target, paths)
     logger.info(f"  Saved {paths[0]}")
@@ -50,8 +58,14 @@ def write_answer(soft: SoftPrediction, target: Target) -> dict[str, Any]:
 
 
 def suffix_of(soft: SoftPrediction) -> str:
-    """Format of the input; of what training predicted, which does not say it, the usual one of its
-    geometry.
+    """Format of the answer's file.
+
+    Args:
+        soft: the prediction.
+
+    Returns:
+        Format of the input; for cases predicted in training, which do not say it, the usual one of
+        their geometry.
     """
     return soft.meta.suffix or (".nii.gz" if soft.geometry.format == "nifti" else ".tif")
 
@@ -59,15 +73,16 @@ def suffix_of(soft: SoftPrediction) -> str:
 def decided(
     soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path | None = None
 ) -> LazyArray:
-    """The answer of a soft prediction.
+    """Decide and post-process a prediction.
 
     Args:
+        soft: the prediction.
         steps: post-processing of labels.
         work: folder for scratch files of what is read as it is sliced.
 
     Returns:
-        Labels ``(*S)`` where the activate prediction is in memory, else ``(1, *S)`` as they are
-        sliced; images ``(C, *S)`` in the input's number type.
+        Labels ``(*S)`` where the prediction is in memory, else ``(1, *S)`` as they are sliced;
+        images ``(C, *S)`` in the input's number type.
     """
     task, dtype = soft.meta.rules, str(soft.meta.dtype)
     if task.decides:
@@ -88,12 +103,13 @@ def _changed(
 
 
 def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
-    """Also a visualisation: labels spread over 0..255, for viewers that show 0 and 1 as black; and
-    the overlay.
+    """Write labels, a visualisation and, of 2D images, an overlay.
+
+    The visualisation is labels spread over 0..255, for viewers that show 0 and 1 as black.
     """
     path, visualisation, overlay = paths
     labels = decided(soft, target.steps, target.work)
-    if isinstance(labels, Rows) and target.work is not None:  # it is gone through four times
+    if isinstance(labels, Rows) and target.work is not None:  # it is read four times below
         labels = files.stored(labels, target.work / "labels.npy")
     rows = labels[None] if isinstance(labels, np.ndarray) else labels
     files.write(path, labels, soft.geometry)
@@ -110,17 +126,16 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
 
 
 def _write_overlay(path: Path, image: np.ndarray, answer: np.ndarray, channels: int) -> None:
-    """The answer over its image; the foreground of a mask in one colour, classes and instances in
-    one each.
-    """
+    """Write labels over their image; a mask in one colour, classes and instances in one each."""
     binary = channels == 1 and answer.max() <= 1
     picture = colours.overlay(image, answer, (colours.SKY,) if binary else colours.CLASSES)
     files.write(path, picture.transpose(2, 0, 1), dims=2)
 
 
 def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -> dict[str, Any]:
-    """Also the head ``mask``, where there is one, as grey picture 0..255 (of a volume: a TIFF);
-    returns its share of the image.
+    """Write an image and, where there is a mask head, that as a grey picture 0..255.
+
+    A volume's mask is a TIFF. Returns the mask's share of the image.
     """
     path, *pictures = paths
     files.write(path, decided(soft), soft.geometry)

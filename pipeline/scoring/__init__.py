@@ -1,1 +1,1 @@
-"""Answers against labels: patches while training, held-out cases of a fold, folders of files."""
+"""Predictions against labels: training patches, held-out cases of a fold, and folders of files."""

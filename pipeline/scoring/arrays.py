@@ -1,4 +1,4 @@
-"""Scores of arrays in memory, for people's own code."""
+"""Scores of arrays in memory, for users' own code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def score(
     num_classes: int | None = None,
     probabilities: Any = None,
 ) -> dict[str, Any]:
-    """Metrics of one case whose answer and truth lie in memory on one grid.
+    """Score one case whose prediction and ground truth lie in memory on one grid.
 
     Args:
         answer: class numbers ``(*S)``, a NumPy array or a tensor; for metrics of images intensities
@@ -41,17 +41,17 @@ def score(
         spacing: millimetres between voxels along each axis; distances are then millimetres, without
             it voxels.
         ignore_label: voxels of this value in ``truth`` are not counted.
-        num_classes: classes, background included; without it those that occur. A class that is
+        num_classes: number of classes, background included; None: those that occur. A class that is
             declared and in neither array is NaN.
-        probabilities: foreground ``(*S)``, for ``roc_auc`` and ``pr_auc``.
+        probabilities: of the foreground ``(*S)``, for ``roc_auc`` and ``pr_auc``.
 
     Returns:
         Numbers by name: ``dice``, and of several classes ``dice_1``, ``dice_2`` and so on. NaN
-            where there is nothing to count.
+        where there is nothing to count.
 
     Raises:
-        UserError: for arrays that do not fit each other, values that are no class numbers, unknown
-            metrics and options.
+        UserError: arrays do not fit each other, values are no class numbers, or a metric or option
+            is unknown.
 
     Example:
         >>> import numpy as np
@@ -96,7 +96,7 @@ def score(
 
 
 def _spacing(given: Sequence[float] | float | None, dims: int) -> tuple[float, ...] | None:
-    """Millimetres along each axis, one number for all. Raises UserError for what is no distance."""
+    """Millimetres along each axis from one number or several. Raises UserError for other values."""
     if given is None:
         return None
     try:
@@ -114,7 +114,7 @@ def _spacing(given: Sequence[float] | float | None, dims: int) -> tuple[float, .
 
 
 def _of_labels(case: CaseArrays, rules: Rules, number: int | None) -> CaseArrays:
-    """The case with class numbers, its answer background where nothing is counted."""
+    """The case with class numbers; its answer is background where the label is ignored."""
     label = class_numbers(Path("truth"), case.target, rules.ignore)
     answer = class_numbers(Path("answer"), case.answer, rules.ignore)
     counted = True if rules.ignore is None else label != rules.ignore
@@ -141,7 +141,7 @@ def _classes(case: CaseArrays, rules: Rules, number: int | None) -> tuple[int, .
 def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarray | None:
     """Foreground probabilities as float32.
 
-    Raises UserError where a metric lacks them, and for what are none.
+    Raises UserError where a metric lacks them, and for values outside 0..1.
     """
     if given is None:
         if wanting := sorted(needing(rules.metrics, "probabilities")):
@@ -162,9 +162,21 @@ def _probabilities(given: Any, rules: Rules, shape: tuple[int, ...]) -> np.ndarr
 
 
 def parts_of(metrics: Any) -> list[NamedOptions]:
-    """Metrics as people name them.
+    """Parse metrics as users name them.
 
-    Raises UserError for what names none, and for one that is named twice.
+    Args:
+        metrics: one or several names, mappings with ``name`` and ``options``, or
+            :class:`~pipeline.records.NamedOptions`.
+
+    Returns:
+        Names and options, at least one.
+
+    Raises:
+        UserError: one cannot be parsed or is named twice, or there is none.
+
+    Example:
+        >>> [part.options for part in parts_of("surface_dice:tolerance=3")]
+        [{'tolerance': 3}]
     """
     several = [metrics] if isinstance(metrics, str | NamedOptions | Mapping) else list(metrics)
     parts = [_part(metric) for metric in several]

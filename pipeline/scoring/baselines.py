@@ -1,4 +1,4 @@
-"""The rows that any network has to beat."""
+"""Baselines: the scores that any network has to beat."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ from pipeline.scoring.core import CaseArrays, Rules, Scores, mean
 def of_labels(
     config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT, bins: int = 256
 ) -> dict[str, Scores]:
-    """Rows that a network has to beat, binary labels only: an empty answer, and the best global
-    threshold on the normalised image.
+    """Score the baselines of binary labels: an empty answer, and the best global threshold.
 
-    The threshold, its side (bright or dark) and the channel are chosen on the very cases that they
-    are scored on, in the baseline's favour, by the mean Dice of the first frame. Probabilities are
-    then the grey values of that channel.
+    The threshold is on the normalised image. It, its side (bright or dark) and the channel are
+    chosen on the very cases that they are scored on, in the baseline's favour, by the mean Dice of
+    the first frame. Probabilities are then the grey values of that channel.
+
+    Args:
+        config: config of the run.
+        cases: cached cases, at least one, with an image and labels.
+        scoring: metrics version and spacings.
+        bins: number of grey levels between which thresholds are tried.
+
+    Returns:
+        Mean scores by name of the baseline.
     """
     rules = rules_of(config, scoring.version)
     channel, side, cut = _best_cut(
@@ -70,15 +78,24 @@ def _empty(config: Config, cached: CachedCase, scoring: Scoring) -> CaseArrays:
 
 
 DO_NOTHING = "do nothing (the input)"
-"""The row of images that any network has to beat."""
+"""Name of the baseline of images."""
 
 
 def of_images(
     config: Config, cases: Sequence[CachedCase], scoring: Scoring = PRESENT
 ) -> dict[str, Scores]:
-    """The mean scores of the inputs themselves; empty where an input has not its target's shape.
+    """Score the inputs themselves, in the way answers are scored.
 
-    Scored like answers. Raises UserError like them.
+    Args:
+        config: config of the run.
+        cases: cached cases with an input and a target.
+        scoring: not used; as for :func:`of_labels`.
+
+    Returns:
+        Mean scores by name of the baseline; empty where an input has not its target's shape.
+
+    Raises:
+        UserError: a case cannot be scored.
     """
     name = image_target(config)
     if not cases or any(c.image.shape != c.targets[name].shape for c in cases):
@@ -90,17 +107,16 @@ BASELINES: dict[str, Callable[[Config, Sequence[CachedCase], Scoring], dict[str,
     "labels": of_labels,
     "image": of_images,
 }
-"""By task."""
+"""Baselines by task."""
 
 
 def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
+    """Grey levels 0 to ``bins - 1`` of a normalised image."""
     return np.clip(grey * bins, 0, bins - 1).astype(np.int32)
 
 
 def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
-    """Counts ``(C, 2, bins)`` of background and foreground by grey level of each channel, in the
-    first frame.
-    """
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level, in the first frame."""
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
     levels = _levels(cached.scale.apply(np.asarray(cached.image.array)), bins)
@@ -111,14 +127,15 @@ def _histograms(cached: CachedCase, case: CaseArrays, rules: Rules, bins: int) -
 
 
 def _best_cut(histograms: np.ndarray) -> tuple[int, str, int]:
-    """Channel, side and level with the highest mean Dice; ``histograms`` is ``(cases, C, 2,
-    bins)``.
+    """Channel, side and level with the highest mean Dice.
+
+    ``histograms`` is ``(cases, C, 2, bins)``.
     """
     best = (-1.0, 0, "bright", 0)
     for channel in range(histograms.shape[1]):
         for side in ("bright", "dark"):
-            turned = histograms[:, channel] if side == "bright" else histograms[:, channel, :, ::-1]
-            dices = np.mean([_dice_by_cut(h) for h in turned], axis=0)
+            sided = histograms[:, channel] if side == "bright" else histograms[:, channel, :, ::-1]
+            dices = np.mean([_dice_by_cut(h) for h in sided], axis=0)
             k = int(dices.argmax())
             if dices[k] > best[0]:
                 best = (float(dices[k]), channel, side, k if side == "bright" else len(dices) - k)

@@ -1,5 +1,7 @@
-"""How sure a mean over cases is: percentile bootstrap intervals (Efron 1979; Efron and Tibshirani
-1993, chapter 13). Seeded.
+"""Confidence intervals of a mean over cases: the percentile bootstrap, with a fixed seed.
+
+Source:
+    Efron 1979; Efron and Tibshirani 1993, chapter 13.
 """
 
 from __future__ import annotations
@@ -17,7 +19,18 @@ UNIT_DRAWS = 10_000
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of ``values`` ``(cases,)``; None for fewer than two."""
+    """95 % confidence interval of a mean over cases.
+
+    Args:
+        values: one number for each case.
+
+    Returns:
+        Lower and upper end; None for fewer than two cases.
+
+    Example:
+        >>> interval([0.5, 0.5, 0.5])
+        (0.5, 0.5)
+    """
     if len(values) < 2:
         return None
     array = np.asarray(values, float)
@@ -28,11 +41,16 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 def interval_by_units(
     values: np.ndarray, units: Sequence[Any] | np.ndarray, draws: int = UNIT_DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the mean of ``values`` ``(cases,)``, at least one, where cases of one unit
-    are drawn as a whole.
+    """95 % confidence interval of a mean over cases, where cases of one unit are drawn as a whole.
 
-    ``units`` names that of each case, e.g. its group. One unit has no interval: it is the mean
-    itself.
+    Args:
+        values: one number for each case ``(cases,)``, at least one.
+        units: unit of each case, e.g. its group.
+        draws: number of bootstrap samples.
+        seed: of the random numbers.
+
+    Returns:
+        Lower and upper end; of a single unit both are the mean itself.
     """
     _, index = np.unique(np.asarray(list(units)), return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
@@ -43,5 +61,6 @@ def interval_by_units(
 
 
 def _between(means: np.ndarray, shares: tuple[float, float]) -> tuple[float, float]:
+    """The quantiles ``shares`` of bootstrap means."""
     low, high = np.quantile(means, shares)
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Held-out cases of the store as the scoring core takes them, and by which rules a run scores them."""
+"""Scoring of cached held-out cases by the rules of a run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from pipeline.tasks import TASKS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """What a run's config does not say of its scores: their metrics version, and millimetres
-    between voxels by case where distances are lengths.
+    """What a run's config does not say about its scores.
+
+    Args:
+        version: metrics version.
+        spacings: millimetres between voxels along each axis by case; empty where distances are in
+            voxels.
     """
 
     version: int = METRICS_VERSION
@@ -30,18 +34,32 @@ class Scoring:
 
 
 PRESENT = Scoring()
+"""The present metrics version, with distances in voxels."""
 
 
 def case_metrics(config: Config) -> tuple[NamedOptions, ...]:
-    """Metrics of whole cases, with the task's default; the first one chooses between best and
-    averaged weights.
+    """Metrics of whole cases; the first one chooses between best and averaged weights.
+
+    Args:
+        config: config of the run.
+
+    Returns:
+        The config's metrics, or the task's default.
     """
     return config.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
 
 
 def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
-    """By what a run's cases are scored: metrics are told of all its classes, unless instances are
-    numbered.
+    """The rules by which a run's cases are scored.
+
+    Metrics get all classes of the run, unless instances are numbered.
+
+    Args:
+        config: config of the run.
+        version: metrics version of the run.
+
+    Returns:
+        The rules.
     """
     numbered = any(step.name == "instances" for step in config.postprocess)
     return Rules(
@@ -54,10 +72,20 @@ def rules_of(config: Config, version: int = METRICS_VERSION) -> Rules:
 
 
 def scoring_of(config: Config, version: int, cases: Sequence[CachedCase]) -> Scoring:
-    """How a run is scored: lengths are millimetres where a metric measures any and the labels of
-    all cases carry a unit.
+    """Metrics version and spacings of a run.
 
-    Raises UserError where an option in millimetres is asked for and some labels carry none.
+    Distances are millimetres where a metric measures any and the labels of all cases carry a unit.
+
+    Args:
+        config: config of the run.
+        version: metrics version of the run.
+        cases: all cases that are scored.
+
+    Returns:
+        Version and spacings.
+
+    Raises:
+        UserError: an option is in millimetres, and some labels carry no unit.
     """
     if version < 2:
         return Scoring(version=version)
@@ -76,12 +104,17 @@ def label_case(
     soft: np.ndarray | None = None,
     spacing: tuple[float, ...] | None = None,
 ) -> CaseArrays:
-    """A case of labels.
+    """A case of labels for the scoring core.
 
     Args:
+        config: config of the run.
+        cached: the case with its targets.
         answer: class numbers ``(*S)``.
-        soft: the soft answer ``(K, *S)`` behind it; foreground's where it has one channel.
-        spacing: millimetres between voxels along each axis.
+        soft: the probabilities ``(K, *S)`` behind it, which are used where there is one channel.
+        spacing: millimetres between voxels along each axis; None: distances are in voxels.
+
+    Returns:
+        The case.
     """
     fov = config.data.frames.fov
     return CaseArrays(
@@ -96,11 +129,20 @@ def label_case(
 def score_image(
     config: Config, cached: CachedCase, answer: np.ndarray, predicted: np.ndarray | None = None
 ) -> Scores:
-    """Metrics of an image ``(C, *S)`` of the input's number type against the case's target.
+    """Score an image against the target of its case.
 
-    ``predicted`` is the probability ``(*S)`` of the mask of change, where the network gives one.
-    Raises UserError naming the case where it cannot be scored: a NaN in it, or a target of another
-    number type.
+    Args:
+        config: config of the run.
+        cached: the case.
+        answer: ``(C, *S)`` of the input's number type.
+        predicted: probability ``(*S)`` of the mask of change, where the network gives one.
+
+    Returns:
+        Scores by metric.
+
+    Raises:
+        UserError: it cannot be scored, e.g. for a NaN or a target of another number type; the
+            message names the case.
     """
     rules, target = rules_of(config), np.asarray(cached.targets[image_target(config)].array)
     if target.dtype != answer.dtype:
@@ -122,14 +164,27 @@ def score_image(
 
 
 def image_target(config: Config) -> str:
-    """Name of the image that the answer should be: a user's masks may be a target beside it."""
+    """Name of the target image; a user's masks may be targets beside it.
+
+    Args:
+        config: config of the run.
+
+    Returns:
+        The first target of images.
+    """
     return next(name for name, kind in config.targets.items() if kind == "image")
 
 
 def changed_of(cached: CachedCase) -> np.ndarray | None:
-    """What was to change in a case, bool ``(*S)``; None where the data has no such mask.
+    """The mask of what was to change in a case.
 
-    That is by ``data.change``, or the user's own: a target of labels called ``mask``.
+    It is made by ``data.change``, or the user's own: a target of labels called ``mask``.
+
+    Args:
+        cached: the case.
+
+    Returns:
+        Bool ``(*S)``; None where the data has no such mask.
     """
     if "mask" in cached.maps:
         return np.asarray(cached.maps["mask"].array)[0] >= LEVEL
@@ -143,8 +198,15 @@ def pooled(
     cases: Iterable[tuple[CachedCase, np.ndarray, np.ndarray]],
     version: int = METRICS_VERSION,
 ) -> Scores:
-    """The metrics that can be pooled, over all voxels of (case, answer ``(*S)``, activate ``(K,
-    *S)``); empty for more than two classes.
+    """Compute the metrics that can be pooled over all voxels of several cases.
+
+    Args:
+        config: config of the run.
+        cases: (case, answer ``(*S)``, probabilities ``(K, *S)``) of each.
+        version: metrics version of the run.
+
+    Returns:
+        Scores by metric; empty for more than two classes.
     """
     rules = rules_of(config, version)
     found: list[dict[str, Counts]] = []

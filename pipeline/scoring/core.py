@@ -1,7 +1,7 @@
 """The scoring core: one case in memory, on one grid, and the one function that scores it.
 
-Folders of files, held-out cases of the store, candidates of tuning and arrays of people's own code
-only differ in how they are opened.
+Folders of files, held-out cases of a fold, candidates of tuning and arrays of users' own code only
+differ in how they are opened.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Scores = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """By what the cases of a set are scored.
+    """How the cases of a set are scored.
 
     Args:
         metrics: all of labels or all of images.
         ignore: label value that is not counted.
-        classes: foreground classes of the whole set; None: those that occur in the case at hand.
+        classes: foreground classes of the whole set; None: those that occur in a case.
         padded: where there is a field of view, a further frame: the image with background up to
             this size, in voxels.
         version: see :data:`pipeline.records.METRICS_VERSION`.
@@ -57,6 +57,7 @@ class Rules:
 
     @property
     def need_probabilities(self) -> bool:
+        """Whether a metric reads probabilities."""
         return bool(needing(self.metrics, "probabilities"))
 
 
@@ -69,7 +70,7 @@ class CaseArrays:
         target: what it is compared with, of the same shape.
         probabilities: of labels of two classes, those of foreground ``(*S)``.
         fov: of labels, the field of view ``(*S)``: inside where it is not 0.
-        spacing: millimetres between voxels along each axis; None: distances are counted in voxels.
+        spacing: millimetres between voxels along each axis; None: distances are in voxels.
         source: of images, the input ``(C, *S)`` that the answer was made from.
         changed: of images, what was to change, bool ``(*S)``.
         predicted: of images, the probability ``(*S)`` of that mask as the network gives it.
@@ -85,7 +86,14 @@ class CaseArrays:
     predicted: np.ndarray | None = None
 
     def doing_nothing(self) -> CaseArrays:
-        """The case of images whose answer is its input as it is."""
+        """The case of images with its input as the answer.
+
+        Returns:
+            A case to be scored as a baseline.
+
+        Raises:
+            ValueError: the case has no input.
+        """
         if self.source is None:
             raise ValueError(
                 "a case without its input cannot be scored as one that nothing was done to"
@@ -94,11 +102,25 @@ class CaseArrays:
 
 
 def score(case: CaseArrays, rules: Rules) -> Scores:
-    """Metrics of one case.
+    """Compute the metrics of one case.
 
-    Images are brought to 0..1, each by its own number type. Raises ValueError for images that
-    differ in shape or hold a NaN, and UserError for label maps and fields of view that do not fit
-    each other.
+    Images are scaled to 0..1, each by its own number type.
+
+    Args:
+        case: the case.
+        rules: how it is scored.
+
+    Returns:
+        Scores by metric; of labels with a field of view, further frames have suffixes.
+
+    Raises:
+        ValueError: images differ in shape or hold a NaN.
+        UserError: label maps and fields of view do not fit each other.
+
+    Example:
+        >>> case = CaseArrays(answer=np.array([[0, 1, 1]]), target=np.array([[0, 1, 0]]))
+        >>> score(case, Rules(metrics=(NamedOptions(name="dice"),)))["dice"]
+        0.6666666666666666
     """
     if rules.images:
         return _of_images(case, rules)
@@ -106,8 +128,17 @@ def score(case: CaseArrays, rules: Rules) -> Scores:
 
 
 def score_in(view: View, case: CaseArrays, rules: Rules) -> Scores:
-    """Metrics of a case of labels in one frame of its truth, under names without a suffix: for many
-    answers to one case.
+    """Compute the metrics of a case of labels in one frame of its truth.
+
+    It serves many answers to one case. Names have no suffix of the frame.
+
+    Args:
+        view: the frame.
+        case: the case.
+        rules: how it is scored.
+
+    Returns:
+        Scores by metric.
     """
     soft = None if case.probabilities is None else view.of(case.probabilities)
     return evaluate(
@@ -121,7 +152,15 @@ def score_in(view: View, case: CaseArrays, rules: Rules) -> Scores:
 
 
 def truth_of(case: CaseArrays, rules: Rules) -> Truth:
-    """What the answer of a case of labels is compared with."""
+    """The ground truth of a case of labels, with what limits the voxels that count.
+
+    Args:
+        case: the case.
+        rules: how it is scored.
+
+    Returns:
+        The truth, from which frames are made.
+    """
     return Truth(
         label=case.target,
         ignore=rules.ignore,
@@ -132,7 +171,15 @@ def truth_of(case: CaseArrays, rules: Rules) -> Truth:
 
 
 def context_of(case: CaseArrays, rules: Rules) -> MetricContext:
-    """What its metrics are told of the set; nothing in metrics version 1."""
+    """What metrics get to know beside the arrays.
+
+    Args:
+        case: the case.
+        rules: how it is scored.
+
+    Returns:
+        Classes and spacing; neither in metrics version 1.
+    """
     if rules.version < 2:
         return MetricContext(version=rules.version)
     return MetricContext(classes=rules.classes, spacing=case.spacing, version=rules.version)
@@ -152,7 +199,15 @@ def _of_images(case: CaseArrays, rules: Rules) -> Scores:
 
 
 def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
-    """Voxels of a case of labels in every frame, if it has two classes and a metric can be pooled."""
+    """Count the voxels of a case of labels in every frame, for pooled metrics.
+
+    Args:
+        case: the case.
+        rules: how it is scored.
+
+    Returns:
+        Counts by frame; None where there are more than two classes or no metric can be pooled.
+    """
     most = max(
         int(case.answer.max(initial=0)),
         int(np.max(case.target, initial=0, where=case.target != rules.ignore)),
@@ -166,8 +221,19 @@ def counted(case: CaseArrays, rules: Rules) -> dict[str, Counts] | None:
 
 
 def blanked(answer: np.ndarray, label: np.ndarray, ignore: int | None) -> np.ndarray:
-    """The answer with background where the label is ignored: what it holds there is no class of the
-    case.
+    """Set an answer to background where the label is ignored: its values there are no classes.
+
+    Args:
+        answer: class numbers ``(*S)``.
+        label: class numbers ``(*S)``.
+        ignore: label value that is not counted; None: all count.
+
+    Returns:
+        The answer; the very same array where it needs no change.
+
+    Example:
+        >>> blanked(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 9]), 9).tolist()
+        [0, 1, 2, 0]
     """
     if ignore is None or 0 <= int(answer.min(initial=0)) <= int(answer.max(initial=0)) <= 1:
         return answer
@@ -175,8 +241,17 @@ def blanked(answer: np.ndarray, label: np.ndarray, ignore: int | None) -> np.nda
 
 
 def mean(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each metric over cases, NaN left out; NaN where no case has a value. Tables have no
-    mean.
+    """Mean of each metric over cases; NaN values are left out.
+
+    Args:
+        scores: scores of each case; tables in them are left out.
+
+    Returns:
+        Means by metric; NaN where no case has a value.
+
+    Example:
+        >>> mean([{"dice": 0.5}, {"dice": 1.0}, {"dice": math.nan}])
+        {'dice': 0.75}
     """
     rows = list(scores)
     out = {}

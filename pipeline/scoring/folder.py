@@ -1,6 +1,4 @@
-"""Scores of a folder of answers, several cases at a time, with no more of them in memory than it
-holds.
-"""
+"""Scores of a folder of predictions, with as many cases at a time as memory holds."""
 
 from __future__ import annotations
 
@@ -29,15 +27,24 @@ def folder(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Score answers against labels: ``{"cases": {id: scores}, "mean": scores, "failed": {id:
-    reason}}``, cases in the given order.
+    """Score answers against labels.
 
-    Binary cases add ``"pooled"``, the metrics of all their voxels together, as far as they can be
-    pooled. Images with an ``input`` add ``"do_nothing"``, the means of the inputs themselves, and
-    ``"difference"``, what the answers gain over them in every value that has a better direction;
-    with a metric of what was to change also ``"empty_masks"``, the number of cases in which nothing
-    was. ``workers``: processes; None: one a core, fewer where memory is short. What
-    ``progress(done, total)`` raises stops the work.
+    Args:
+        pairs: the cases, all with the same metrics.
+        workers: number of processes; None: one a core, fewer where memory is short.
+        progress: called with the numbers of cases done and in all; an exception from it stops the
+            work.
+
+    Returns:
+        ``{"cases": {id: scores}, "mean": scores, "failed": {id: reason}}``, cases in the given
+        order. Sets of several classes add ``"classes"``. Binary cases add ``"pooled"``, the metrics
+        of all their voxels together, as far as they can be pooled. Images with an ``input`` add
+        ``"do_nothing"``, the means of the inputs themselves, and ``"difference"``, what the answers
+        gain over them in every value that has a better direction; with a metric of what was to
+        change also ``"empty_masks"``, the number of cases in which nothing was.
+
+    Raises:
+        UserError: answers and labels have no foreground value in common.
     """
     rows: dict[str, Row | str] = {}
     for pair, row in _rows(pairs, workers):
@@ -74,10 +81,14 @@ def folder(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Scores of a case, its voxels' counts where there are two classes, and of images the scores of
-    the input as it is.
+    """Scores of one case.
 
-    ``answers`` and ``labels`` are the foreground values that occur in the answer and in the label.
+    Args:
+        scores: by metric.
+        counts: counts of voxels by frame, where there are two classes.
+        nothing: of images, the scores of the input as it is.
+        answers: foreground values that occur in the answer.
+        labels: foreground values that occur in the label.
     """
 
     scores: Scores
@@ -88,22 +99,39 @@ class Row:
 
 
 def classes_of(rows: Iterable[Row | str]) -> tuple[int, ...]:
-    """Foreground classes of a set: every value that an answer or a label of it holds."""
+    """Foreground classes of a set.
+
+    Args:
+        rows: its cases; reasons of failed ones are skipped.
+
+    Returns:
+        Every foreground value that an answer or a label holds, sorted.
+
+    Example:
+        >>> classes_of([Row({}, answers=frozenset({1})), Row({}, labels=frozenset({3})), "damaged"])
+        (1, 3)
+    """
     return tuple(
         sorted(set().union(*(row.answers | row.labels for row in rows if not isinstance(row, str))))
     )
 
 
 SMALL = 8
-"""Classes below this may well differ between answers and labels of a small set."""
+"""Class numbers below this may differ between the answers and labels of a small set by chance."""
 
 
 def require_comparable(rows: Iterable[Row | str], metrics: Sequence[NamedOptions]) -> None:
-    """Raise UserError where answers and labels of a set have no foreground value in common, so that
-    nothing can ever agree.
+    """Check that answers and labels of a set have a foreground value in common.
 
-    Where no metric compares equal numbers, numbers are names, and may differ: only two greys are
-    then taken for a mistake.
+    Otherwise nothing can ever agree. Where no metric compares equal numbers, numbers are names, and
+    may differ: only two greys are then reported as a mistake.
+
+    Args:
+        rows: the cases; reasons of failed ones are skipped.
+        metrics: what they are scored by.
+
+    Raises:
+        UserError: they have no value in common, and one is at least ``SMALL``.
     """
     good = [row for row in rows if not isinstance(row, str)]
     answers, truths = (
@@ -130,9 +158,7 @@ def _listed(values: Iterable[int]) -> str:
 def _of_one_class(
     pairs: Sequence[Pair], rows: Mapping[str, Row | str], classes: tuple[int, ...]
 ) -> list[Pair]:
-    """Cases that were scored as masks although the set has several classes, with the classes of the
-    set.
-    """
+    """Cases that were scored as masks although the set has several classes, with those classes."""
     masks = [
         p
         for p in pairs
@@ -144,8 +170,18 @@ def _of_one_class(
 
 
 def same_columns(cases: Mapping[str, Scores]) -> dict[str, Scores]:
-    """The scores of a set with the same keys in every case: a class that neither of a case's maps
-    holds has NaN there.
+    """Give all cases of a set the same keys.
+
+    Args:
+        cases: scores by case.
+
+    Returns:
+        The same with NaN for keys that only other cases have: classes that neither map of a case
+        holds.
+
+    Example:
+        >>> same_columns({"a": {"dice_1": 1.0}, "b": {"dice_2": 1.0}})
+        {'a': {'dice_1': 1.0, 'dice_2': nan}, 'b': {'dice_1': nan, 'dice_2': 1.0}}
     """
     keys = dict.fromkeys(key for scores in cases.values() for key in scores)
     return {i: {key: scores.get(key, math.nan) for key in keys} for i, scores in cases.items()}
@@ -173,12 +209,26 @@ def _rows(pairs: Sequence[Pair], workers: int | None) -> Iterable[tuple[Pair, Ro
 
 
 def bytes_of(pair: Pair) -> int:
-    """Memory that scoring this case takes, from the header of its label."""
+    """Memory that scoring a case takes, from the header of its label.
+
+    Args:
+        pair: the case.
+
+    Returns:
+        Bytes.
+    """
     return memory.case_bytes(pair.rules.metrics, files.probe(pair.label, pair.reading.dims).shape)
 
 
 def score(pair: Pair) -> Row | str:
-    """Scores of one case, or why there are none."""
+    """Score one case of files.
+
+    Args:
+        pair: the case.
+
+    Returns:
+        Its scores, or the reason why there are none.
+    """
     rules = pair.rules
     try:
         case = opened(pair)

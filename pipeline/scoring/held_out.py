@@ -1,4 +1,4 @@
-"""The held-out cases of a fold: predicted, kept and scored with one model."""
+"""The held-out cases of a fold: predicted, saved and scored with one model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.inference.models import build, load_model
 from pipeline.inference.sliding_window import (
     Source,
     TilePredictor,
+    TileRun,
     network_ensemble,
     sliding_window,
     tiling,
@@ -34,10 +35,15 @@ from pipeline.scoring.core import Scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldEvaluation:
-    """Held-out cases of a fold and where their soft answers go.
+    """Held-out cases of a fold, and where their soft predictions go.
 
-    ``progress(done, total)`` is called with the number of cases done, in fractions of one while it
-    is predicted; it may stop the work.
+    Args:
+        cases: the cached cases.
+        folder: folder of their soft predictions and scores.
+        device: where they are predicted.
+        progress: called with the number of cases done (in fractions of one while it is predicted)
+            and the number of all; an exception from it stops the work.
+        scoring: metrics version and spacings.
     """
 
     cases: Sequence[CachedCase]
@@ -48,18 +54,38 @@ class FoldEvaluation:
 
 
 def answer_of(config: Config, soft: SoftPrediction) -> np.ndarray:
-    """The answer that ``predict`` would write for this case."""
+    """Decide and post-process a prediction, as ``predict`` would.
+
+    Args:
+        config: config of the run.
+        soft: the prediction, in memory.
+
+    Returns:
+        Labels ``(*S)``, or an image ``(C, *S)`` in the input's number type.
+    """
     return np.asarray(decided(soft, config.postprocess))
 
 
 def score(
     config: Config, soft: SoftPrediction, cached: CachedCase, scoring: Scoring = PRESENT
 ) -> Scores:
-    """``metrics`` of one case: labels after post-processing; images as they are saved (clipped,
-    rounded to the input's type), on 0..1.
+    """Compute the run's metrics of one case.
 
-    Raises UserError naming the case where an image cannot be scored: a NaN in it, or a target of
-    another number type.
+    Labels are scored after post-processing; images as they are saved (clipped, rounded to the
+    input's type), on 0..1.
+
+    Args:
+        config: config of the run.
+        soft: the prediction.
+        cached: the case.
+        scoring: metrics version and spacings.
+
+    Returns:
+        Scores by metric.
+
+    Raises:
+        UserError: an image cannot be scored, e.g. for a NaN or a target of another number type; the
+            message names the case.
     """
     rules, main = rules_of(config, scoring.version), np.asarray(soft.main)
     if not rules.images:
@@ -77,9 +103,19 @@ def score(
 
 
 def evaluate_fold(model_path: Path, job: FoldEvaluation) -> dict[str, Scores]:
-    """Predict and score the held-out cases with one model.
+    """Predict and score the held-out cases of a fold with one model.
 
     A case that is already done (its ``.json`` is there) is not done again.
+
+    Args:
+        model_path: the model file.
+        job: the cases, and where results go.
+
+    Returns:
+        Scores by case.
+
+    Raises:
+        UserError: the model file cannot be used, or a case cannot be predicted or scored.
     """
     network, config = build(load_model(model_path), str(model_path))
     predict_tile = network_ensemble([network.to(job.device)], config, job.device)
@@ -111,9 +147,21 @@ def predict_stored(
     device: str,
     progress: Callable[[float], None] | None = None,
 ) -> SoftPrediction:
-    """Soft answer of a case in the store.
+    """Predict a cached case.
 
-    ``progress`` is called with the share of the case that is done; scoring it is the last bit.
+    Args:
+        cached: the case.
+        config: config of the run.
+        predict_tile: the networks.
+        device: where tiles are summed.
+        progress: called with the share of the case that is done; it ends just below 1, since the
+            case has still to be scored.
+
+    Returns:
+        The prediction, in memory.
+
+    Raises:
+        UserError: the device runs out of memory, or the statistics of norms cannot be fixed.
     """
     array = cached.image.array
     source, tiles = (
@@ -128,7 +176,15 @@ def predict_stored(
         if progress is not None:
             progress(done / (tiles.count() + 1))
 
-    heads = sliding_window(source, fixed, tiles, config.predict.batch, device, advance)
+    run = TileRun(
+        source=source,
+        predict_tile=fixed,
+        tiles=tiles,
+        batch=config.predict.batch,
+        device=device,
+        advance=advance,
+    )
+    heads = sliding_window(run)
     place = files.geometry(cached.case.image[0], config.data.dims)
     return SoftPrediction(
         case_id=cached.case.id, heads=heads, geometry=place, meta=meta_of(cached, config)
@@ -136,7 +192,15 @@ def predict_stored(
 
 
 def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
-    """What an answer to a case in the store is made with."""
+    """Metadata of the soft prediction of a cached case.
+
+    Args:
+        cached: the case.
+        config: config of the run.
+
+    Returns:
+        Task, intensity limits, number type and channels.
+    """
     return SoftMeta(
         task=config.task,
         scale=cached.scale,
@@ -146,7 +210,18 @@ def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
 
 
 def choose(means: Mapping[str, Scores]) -> str:
-    """``best`` or ``swa``: the better one in the first metric; ``best`` when equal."""
+    """Choose the better weights of a fold by the first metric.
+
+    Args:
+        means: mean scores of ``best`` and ``swa``.
+
+    Returns:
+        ``best`` or ``swa``; ``best`` when equal.
+
+    Example:
+        >>> choose({"best": {"dice": 0.8}, "swa": {"dice": 0.9}})
+        'swa'
+    """
     metric = next(iter(means["best"]))
     sign = 1 if better(metric) == "higher" else -1
     return max(

@@ -1,6 +1,4 @@
-"""Files of a case opened: answer, label and what else is scored with them, on the grid of the
-label, in memory.
-"""
+"""Files of a case, opened and aligned to the grid of its label."""
 
 from __future__ import annotations
 
@@ -28,9 +26,9 @@ class Reading:
     """How the files of a set become arrays.
 
     Args:
-        dims: space axes.
+        dims: number of space axes.
         binarise: as in :class:`pipeline.config.Data`.
-        declared: number of classes of the model that gave the answers, None where it is not known.
+        declared: number of classes of the model that made the answers; None where it is not known.
         change: of images, how the mask of what was to change is made from input and target.
     """
 
@@ -42,15 +40,20 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """An answer and its label file; of metrics of images both are pictures.
+    """An answer and its label file; for metrics of images both are images.
 
     Args:
+        id: id of the case.
+        prediction: file of the answer.
+        label: file of the label.
+        rules: how it is scored.
+        reading: how its files become arrays.
         soft: folder with the answer's probabilities.
         fov: file of its field of view.
         input: of images, the file that the answer was made from.
         mask: of images, the picture of the mask of change as the network predicted it.
-        spacing: millimetres between voxels along each axis of the label; None: distances are
-            counted in voxels.
+        spacing: millimetres between voxels along each axis of the label; None: distances are in
+            voxels.
     """
 
     id: str
@@ -66,31 +69,65 @@ class Pair:
 
 
 def opened(pair: Pair) -> CaseArrays:
-    """The case in memory.
+    """Read the files of a case.
 
-    Raises FileError for files that hold something else, or do not lie on one grid.
+    Args:
+        pair: the case.
+
+    Returns:
+        The case in memory, on the grid of its label.
+
+    Raises:
+        FileError: a file holds something else, or does not lie on the label's grid.
     """
     return _opened_images(pair) if pair.rules.images else _opened_labels(pair)
 
 
 def foreground(labels_of_case: np.ndarray, ignore: int | None) -> frozenset[int]:
-    """Foreground values that occur."""
+    """Foreground values that occur in a label map.
+
+    Args:
+        labels_of_case: class numbers of any shape.
+        ignore: value that is not counted; None: all count.
+
+    Returns:
+        Values other than 0 and ``ignore``.
+
+    Example:
+        >>> sorted(foreground(np.array([0, 1, 2, 9]), 9))
+        [1, 2]
+    """
     return frozenset(int(v) for v in labels.occurring(labels_of_case) if v not in (0, ignore))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where the label of a case lies: everything else of the case is brought there, or refused."""
+class LabelGrid:
+    """The grid of a case's label, which all its other files are aligned to.
+
+    Args:
+        path: the label's file.
+        grid: where its voxels lie.
+        shape: voxels along each axis.
+    """
 
     path: Path
     grid: Grid
     shape: tuple[int, ...]
 
-    def bring(self, path: Path, array: np.ndarray, geometry: Geometry) -> np.ndarray:
-        """``(C, *S)`` of another file of the case on this grid, by flips and axis order alone.
+    def align(self, path: Path, array: np.ndarray, geometry: Geometry) -> np.ndarray:
+        """Align an array of another file to this grid, by flips and axis order alone.
 
-        Raises FileError where that is not possible: another shape, another place in the world, or a
-        format whose order of axes nothing relates to this one's.
+        Args:
+            path: its file.
+            array: ``(C, *S)``.
+            geometry: where its voxels lie.
+
+        Returns:
+            The array ``(C, *S)`` on this grid.
+
+        Raises:
+            FileError: that is not possible: another shape, another position in the world, or a
+                format whose axis order nothing relates to this one's.
         """
         own = grid_of(geometry, len(self.shape))
         if own.family != self.grid.family:
@@ -112,14 +149,14 @@ class Place:
             raise FileError(
                 path,
                 f"lies elsewhere in the world than {self.path}: no flip and no order of axes makes"
-                f" their grids equal ({_place(own, array.shape[1:])};"
-                f" {_place(self.grid, self.shape)})",
+                f" their grids equal ({_described(own, array.shape[1:])};"
+                f" {_described(self.grid, self.shape)})",
                 "Resample it to that grid, or mend the header that is wrong",
             )
         return found.apply(array)
 
 
-def _place(grid: Grid, shape: Sequence[int]) -> str:
+def _described(grid: Grid, shape: Sequence[int]) -> str:
     size = " x ".join(map(str, shape))
     return f"{size}, {grid.codes or 'no codes'}" + (
         f", {by_mm(grid.spacing)}" if grid.spacing else ""
@@ -130,23 +167,24 @@ def _opened_labels(pair: Pair) -> CaseArrays:
     array, geometry = _one_channel(pair.label, pair.reading.dims)
     label = _class_numbers(pair, pair.label, array, pair.rules.ignore)
     _require_declared(pair, label)
-    place = Place(
+    grid = LabelGrid(
         path=pair.label, grid=grid_of(geometry, pair.reading.dims), shape=tuple(label.shape)
     )
-    fov = _fov(pair, place)
-    answer = _counted_only(pair, _answer(pair, place), label)
+    fov = _fov(pair, grid)
+    answer = _counted_only(pair, _answer(pair, grid), label)
     return CaseArrays(
         answer=answer,
         target=label,
-        probabilities=_probabilities(pair, place),
+        probabilities=_probabilities(pair, grid),
         fov=fov,
         spacing=pair.spacing,
     )
 
 
 def _class_numbers(pair: Pair, path: Path, array: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Class numbers of a file; with a ``binarise`` 1 where a value lies above it, ``ignore`` where
-    it is that, and 0 elsewhere.
+    """Class numbers of a file.
+
+    With ``binarise``: 1 above that value, ``ignore`` where the value is that, and 0 elsewhere.
     """
     cut = pair.reading.binarise
     if cut is None:
@@ -161,15 +199,15 @@ def _class_numbers(pair: Pair, path: Path, array: np.ndarray, ignore: int | None
     return mask if ignore is None else np.where(array == ignore, ignore, mask)
 
 
-def _fov(pair: Pair, place: Place) -> np.ndarray | None:
+def _fov(pair: Pair, grid: LabelGrid) -> np.ndarray | None:
     if pair.fov is None:
         return None
     array, geometry = _one_channel(pair.fov, pair.reading.dims)
-    return place.bring(pair.fov, _class_numbers(pair, pair.fov, array, None)[None], geometry)[0]
+    return grid.align(pair.fov, _class_numbers(pair, pair.fov, array, None)[None], geometry)[0]
 
 
-def _answer(pair: Pair, place: Place) -> np.ndarray:
-    """The answer of a case; with a ``binarise`` one that is no mask yet is cut there, too."""
+def _answer(pair: Pair, grid: LabelGrid) -> np.ndarray:
+    """Class numbers of the answer; with ``binarise``, one that is no mask yet is binarised, too."""
     array, geometry = _one_channel(pair.prediction, pair.reading.dims)
     near = labels.rounded(array)
     known = set(labels.occurring(near))
@@ -179,14 +217,14 @@ def _answer(pair: Pair, place: Place) -> np.ndarray:
         answer = _class_numbers(pair, pair.prediction, array, None)
     else:
         answer = labels.class_numbers(pair.prediction, near, pair.rules.ignore)
-    return place.bring(pair.prediction, answer[None], geometry)[0]
+    return grid.align(pair.prediction, answer[None], geometry)[0]
 
 
 def _counted_only(pair: Pair, answer: np.ndarray, label: np.ndarray) -> np.ndarray:
     """The answer with background where the label is ignored.
 
-    Raises FileError where the ignored value itself, if it is no class number, stands where the
-    label counts.
+    Raises FileError where the answer holds the ignored value, if that is no class number, in voxels
+    that count.
     """
     ignore = pair.rules.ignore
     seen = blanked(answer, label, ignore)
@@ -213,7 +251,7 @@ def _one_channel(path: Path, dims: int) -> tuple[np.ndarray, Geometry]:
 
 
 def _require_declared(pair: Pair, label: np.ndarray) -> None:
-    """Raise FileError for label values that the model which gave the answers does not know."""
+    """Raise FileError for label values that the model behind the answers does not know."""
     number = pair.reading.declared
     if number is None or pair.reading.binarise is not None:
         return
@@ -232,14 +270,12 @@ def _require_declared(pair: Pair, label: np.ndarray) -> None:
         )
 
 
-def _probabilities(pair: Pair, place: Place) -> np.ndarray | None:
-    """Foreground probabilities ``(*S)`` where a metric asks for them and they are those of two
-    classes.
-    """
+def _probabilities(pair: Pair, grid: LabelGrid) -> np.ndarray | None:
+    """Foreground probabilities ``(*S)`` where a metric needs them and there are two classes."""
     if pair.soft is None or not pair.rules.need_probabilities:
         return None
     kept = softs.load_sound(pair.soft, pair.id)
-    soft = place.bring(pair.soft / f"{pair.id}.npy", np.asarray(kept.main), kept.geometry)
+    soft = grid.align(pair.soft / f"{pair.id}.npy", np.asarray(kept.main), kept.geometry)
     return soft[0] if len(soft) == 1 else None
 
 
@@ -247,11 +283,11 @@ def _opened_images(pair: Pair) -> CaseArrays:
     dims = pair.reading.dims
     target, geometry = files.read(pair.label, dims)
     _require_image(pair.label, target)
-    place = Place(path=pair.label, grid=grid_of(geometry, dims), shape=tuple(target.shape[1:]))
-    answer = place.bring(pair.prediction, *files.read(pair.prediction, dims))
+    grid = LabelGrid(path=pair.label, grid=grid_of(geometry, dims), shape=tuple(target.shape[1:]))
+    answer = grid.align(pair.prediction, *files.read(pair.prediction, dims))
     if pair.input is None:
         return CaseArrays(answer=answer, target=target)
-    source = place.bring(pair.input, *files.read(pair.input, dims))
+    source = grid.align(pair.input, *files.read(pair.input, dims))
     if not pair.rules.need_change:
         return CaseArrays(answer=answer, target=target, source=source)
     changed = changed_mask(source, target, pair.reading.change)
@@ -260,12 +296,12 @@ def _opened_images(pair: Pair) -> CaseArrays:
         target=target,
         source=source,
         changed=changed,
-        predicted=_predicted(pair, place),
+        predicted=_predicted(pair, grid),
     )
 
 
 FEW = 3
-"""Largest value of an integer file that is taken for class numbers and not for intensities."""
+"""Integer files whose largest value is at most this are class numbers, not intensities."""
 
 
 def _require_image(path: Path, array: np.ndarray) -> None:
@@ -280,17 +316,26 @@ def _require_image(path: Path, array: np.ndarray) -> None:
 
 
 def changed_mask(source: np.ndarray, target: np.ndarray, change: Change) -> np.ndarray:
-    """What was to change, bool ``(*S)``; in half precision before it is compared, as training keeps
-    its masks.
+    """The mask of what was to change, made from input and target.
+
+    It is rounded to half precision before it is compared, as training caches its masks.
+
+    Args:
+        source: input ``(C, *S)``.
+        target: target ``(C, *S)``.
+        change: how the mask is made.
+
+    Returns:
+        Bool ``(*S)``.
     """
     return changes.difference_mask(source, target, change)[0].astype(np.float16) >= changes.LEVEL
 
 
-def _predicted(pair: Pair, place: Place) -> np.ndarray | None:
+def _predicted(pair: Pair, grid: LabelGrid) -> np.ndarray | None:
     """The probability ``(*S)`` in the picture of a predicted mask."""
     if pair.mask is None:
         return None
-    array = place.bring(pair.mask, *files.read(pair.mask, pair.reading.dims))
+    array = grid.align(pair.mask, *files.read(pair.mask, pair.reading.dims))
     if (array != array[:1]).any():
         raise ValueError(f"{pair.mask} has {len(array)} different channels where a mask is needed")
     return intensities(array[0])

@@ -1,5 +1,6 @@
-"""Scores of the fixed patches by which a fold's training is watched: voxels counted over a whole
-epoch, other metrics averaged over patches.
+"""Scores of the fixed validation patches of a fold during training.
+
+Voxels are counted over a whole epoch; other metrics are averaged over patches.
 """
 
 from __future__ import annotations
@@ -25,30 +26,51 @@ from pipeline.records import NamedOptions
 from pipeline.tasks import TASKS
 
 ALL = 0
-"""In place of a class: voxels of any class, right as ``tp`` and wrong as ``fn``."""
+"""Key in place of a class for voxels of all classes: right ones as ``tp``, wrong ones as ``fn``."""
 
 
 def validation_metrics(config: Config) -> tuple[NamedOptions, ...]:
-    """Metrics of ``train.validate``, with the task's default."""
+    """Metrics of validation patches.
+
+    Args:
+        config: config of the run.
+
+    Returns:
+        Those of ``train.validate``, or the task's default.
+    """
     return config.train.validate.metrics or (NamedOptions(name=TASKS[config.task].default_metric),)
 
 
 def classes_of(data: Data) -> tuple[int, ...]:
-    """The foreground classes of a data set: all that the config declares, but for an ignored one."""
+    """The foreground classes of a data set.
+
+    Args:
+        data: ``data`` of a config.
+
+    Returns:
+        All classes that it declares, but for an ignored one.
+    """
     return tuple(c for c in range(1, data.classes) if c != data.ignore_label)
 
 
 def labelled(config: Config, batch: Mapping[str, Any]) -> int:
-    """How many samples of a batch hold something to learn or to be measured: those not wholly
-    ignored.
+    """Count the samples of a batch that are not wholly ignored.
+
+    The others hold nothing to be learned or measured.
+
+    Args:
+        config: config of the run.
+        batch: its targets ``(B, 1, *S)`` by name, and ``id``.
+
+    Returns:
+        Number of samples.
     """
     ignore, targets = (
         config.data.ignore_label,
         [n for n, kind in config.targets.items() if kind == "labels"],
     )
-    if ignore is None or len(targets) < len(
-        config.targets
-    ):  # an image beside the labels is never ignored
+    # An image beside the labels is never ignored.
+    if ignore is None or len(targets) < len(config.targets):
         return len(batch["id"])
     known = torch.stack([(batch[name].long() != ignore).flatten(1).any(1) for name in targets])
     return int(known.any(0).sum())
@@ -58,9 +80,12 @@ def labelled(config: Config, batch: Mapping[str, Any]) -> int:
 class PatchRules:
     """How patches are scored.
 
-    ``spacings`` are millimetres along each axis by case, empty where distances are in voxels.
-
-    ``fail`` raises for an answer that is not finite; it is given the case's id.
+    Args:
+        config: config of the run.
+        version: metrics version.
+        fail: called with the id of a case whose prediction is not finite; raises an error.
+        spacings: millimetres between voxels along each axis by case; empty where distances are in
+            voxels.
     """
 
     config: Config
@@ -69,6 +94,14 @@ class PatchRules:
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def context(self, case_id: str) -> MetricContext:
+        """What metrics get to know beside the arrays.
+
+        Args:
+            case_id: id of the case that a patch is from.
+
+        Returns:
+            Classes (not in version 1) and spacing.
+        """
         classes = classes_of(self.config.data) if self.version >= 2 else None
         return MetricContext(
             classes=classes, spacing=self.spacings.get(case_id), version=self.version
@@ -76,11 +109,14 @@ class PatchRules:
 
 
 def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What :class:`PatchScores` adds up, of one batch, as JSON: labels decided by the task, images
-    on the scale from 0 to 1.
+    """Measure one batch for :class:`PatchScores`, as values that JSON can hold.
+
+    Labels are decided by the task; images are scored on the scale from 0 to 1.
 
     Args:
+        rules: how patches are scored.
         logits: of the main head, ``(B, K, *S)``.
+        batch: its targets by name, and ``id``.
 
     Returns:
         ``scores``: the numbers of each patch, by the position of their metric in the config;
@@ -111,7 +147,7 @@ def measure(rules: PatchRules, logits: torch.Tensor, batch: Mapping[str, Any]) -
 
 
 Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-"""An answer, its target, and where it counts."""
+"""A prediction, its target, and the voxels that count (None: all)."""
 
 
 def _scores(
@@ -153,8 +189,10 @@ def _count(out: dict[str, Any], rules: PatchRules, maps: Maps, soft: np.ndarray 
 
 
 class PatchScores:
-    """Sums of what :func:`measure` found, and the values that follow: ``val_dice``, of several
-    classes also ``val_dice_1`` and so on.
+    """Sums of what :func:`measure` found in an epoch, and the scores that follow.
+
+    Args:
+        rules: how patches are scored.
     """
 
     def __init__(self, rules: PatchRules) -> None:
@@ -164,8 +202,13 @@ class PatchScores:
         self.values: dict[int, dict[str, list[float]]] = {}
 
     def add(self, found: Mapping[str, Any]) -> None:
-        """Add a batch; all of them in a fixed order, so that sums have the same bits whoever
+        """Add a batch.
+
+        Batches must come in a fixed order, so that sums have the same bits whichever process
         computed them.
+
+        Args:
+            found: what :func:`measure` returned.
         """
         for patch in found["scores"]:
             for n, numbers in patch.items():
@@ -180,8 +223,12 @@ class PatchScores:
             self.tally = tally if self.tally is None else self.tally + tally
 
     def result(self) -> dict[str, float]:
-        """``val_<name>`` of every metric in the config's order: the same columns in every epoch,
-        NaN where nothing was to be counted.
+        """The scores of the epoch.
+
+        Returns:
+            ``val_<name>`` of every metric in the config's order, of several classes also
+            ``val_dice_1`` and so on: the same keys in every epoch, NaN where there was nothing to
+            count.
         """
         out: dict[str, float] = {}
         for n, part in enumerate(validation_metrics(self.rules.config)):
@@ -206,8 +253,6 @@ class PatchScores:
 
 
 def _mean(values: Sequence[float], version: int) -> float:
-    """Mean over patches; those without a value are left out (in version 1 one of them makes all
-    NaN).
-    """
+    """Mean over patches without those that have no value; in version 1 one of them makes it NaN."""
     known = [v for v in values if version < 2 or math.isfinite(v)]
     return sum(known) / len(known) if known else math.nan

@@ -1,5 +1,6 @@
-"""In which unit distances of a set are counted: millimetres where the labels say how far their
-voxels lie apart, else voxels.
+"""The unit in which distances of a set are measured: millimetres where labels carry spacings.
+
+Else distances are in voxels.
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ from pipeline.metrics import in_millimetres, millimetre_options
 from pipeline.records import NamedOptions, UserError
 
 Spacings = dict[str, tuple[float, ...]]
-"""Millimetres between voxels along each axis by case; empty: distances are counted in voxels."""
+"""Millimetres between voxels along each axis by case; empty: distances are in voxels."""
 
 
 def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int) -> Spacings:
-    """Spacings where a metric measures lengths and all labels carry a unit: one that does not, and
-    all are counted in voxels.
+    """Spacings of a set, where a metric measures distances and all labels carry a unit.
+
+    Distances of the whole set are in voxels where one label carries none.
 
     Args:
         metrics: those of the set.
-        labels: label file by case. One that cannot be read counts neither way: whoever scores it
-            says so.
+        labels: label file by case. One that cannot be read is left out here: the code that scores
+            it reports it.
+        dims: number of space axes.
+
+    Returns:
+        Millimetres between voxels along each axis by case; empty where distances are in voxels.
 
     Raises:
-        UserError: where an option in millimetres is asked for and some labels carry no unit.
+        UserError: an option is in millimetres, and some labels carry no unit.
     """
     if not in_millimetres(metrics):
         return {}
@@ -38,11 +44,21 @@ def spacings(metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: 
 def common_spacings(
     metrics: Sequence[NamedOptions], labels: Mapping[str, Path], dims: int
 ) -> Spacings:
-    """As :func:`spacings`, for files that somebody else chose: raises UserError where some carry a
-    unit and others do not.
+    """As :func:`spacings`, for files chosen by someone else, which must have a unit in common.
 
-    An option in millimetres of files without any unit is left to the metric, which refuses each
+    An option in millimetres for files without any unit is left to the metric, which refuses each
     case.
+
+    Args:
+        metrics: those of the set.
+        labels: label file by case.
+        dims: number of space axes.
+
+    Returns:
+        Millimetres between voxels along each axis by case; empty where distances are in voxels.
+
+    Raises:
+        UserError: some files carry a unit and others do not.
     """
     if not in_millimetres(metrics):
         return {}
@@ -57,8 +73,14 @@ def common_spacings(
 
 
 def require_millimetres(metrics: Sequence[NamedOptions], bare: Sequence[str]) -> None:
-    """Raise UserError where an option in millimetres is asked for although the labels of some cases
-    are ``bare`` of a unit.
+    """Check that options in millimetres can be followed.
+
+    Args:
+        metrics: those of the set.
+        bare: ids of the cases whose labels carry no unit.
+
+    Raises:
+        UserError: an option is in millimetres, and there are such cases.
     """
     options = millimetre_options(metrics)
     if options and bare:

@@ -200,7 +200,7 @@ def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
     """Raise UserError where an answer would replace the image that it was made from, or a file that
     is no answer.
     """
-    seen = {i: first.look(i) for i in ids}
+    seen = {i: first.inspect(i) for i in ids}
     outputs.require_apart((Path(p) for soft in seen.values() for p in soft.meta.image), job.output)
     names = [
         n

@@ -30,7 +30,7 @@ from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.blocks import Blocks
 from pipeline.inference.predictor import ModelOptions, Predictor, prepare
-from pipeline.inference.sliding_window import Source, with_fixed_norms
+from pipeline.inference.sliding_window import Source, TileRun, with_fixed_norms
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
 from pipeline.progress import progress_steps
@@ -489,20 +489,19 @@ def _computed(
     where only some were wanted.
     """
     parts, which = found
-    runs = parts.missing(parts.wanted(which))
-    if runs:
+    ranges = parts.missing(parts.wanted(which))
+    if ranges:
         job.predictor.warn_of_tiles(source, tiles)
         predict_tile = with_fixed_norms(job.predictor.predict_tile, source, tiles)
-        needed = sum(any(tiles.reaches(place, *run) for run in runs) for place in tiles.origins())
+        needed = sum(any(tiles.reaches(o, *rows) for rows in ranges) for o in tiles.origins())
         with progress_steps("Predicting", needed) as advance:
-            blocks.compute(
-                source,
-                predict_tile,
-                tiles,
-                parts,
-                runs,
-                job.config.predict.batch,
-                job.predictor.device,
-                advance,
+            run = TileRun(
+                source=source,
+                predict_tile=predict_tile,
+                tiles=tiles,
+                batch=job.config.predict.batch,
+                device=job.predictor.device,
+                advance=advance,
             )
+            blocks.compute(run, parts, ranges)
     return {} if which is not None else parts.soft(TASKS[job.config.task], _channels(job))

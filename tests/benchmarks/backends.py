@@ -166,7 +166,7 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
 
     from pipeline.data import normalise
     from pipeline.inference.predictor import ModelOptions, prepare
-    from pipeline.inference.sliding_window import Source, sliding_window, tiling
+    from pipeline.inference.sliding_window import Source, TileRun, sliding_window, tiling
 
     began = time.perf_counter()
     backend = "torch" if arguments.side == LOADED else arguments.side
@@ -184,9 +184,13 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     source = Source(array=array, scale=normalise.fit(predictor.config.data.normalise, array))
     began = time.perf_counter()
     tiles = tiling(predictor.config, array.shape[1:], predictor.predict_tile)
-    soft = sliding_window(
-        source, predictor.predict_tile, tiles, predictor.config.predict.batch, "cpu"
+    run = TileRun(
+        source=source,
+        predict_tile=predictor.predict_tile,
+        tiles=tiles,
+        batch=predictor.config.predict.batch,
     )
+    soft = sliding_window(run)["main"]
     seconds, most = time.perf_counter() - began, peak()
     return {
         "seconds": seconds,

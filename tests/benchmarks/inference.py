@@ -42,18 +42,18 @@ def _save(folder: Path, name: str, soft: np.ndarray) -> None:
 def ours(folder: Path) -> float:
     from pipeline.data.normalise import percentile
     from pipeline.geometry import Tiling
-    from pipeline.inference.sliding_window import Source, sliding_window
+    from pipeline.inference.sliding_window import Source, TileRun, sliding_window
 
     net = network()
     began = time.perf_counter()
     array = np.load(folder / "volume.npy", mmap_mode="r")
     tiles = Tiling(size=array.shape[1:], tile=(TILE,) * 3, overlap=OVERLAP, one_sided=False)
-    soft = sliding_window(
-        Source(array=array, scale=percentile(array)),
-        lambda x: net(x)["main"].sigmoid(),
-        tiles,
-        batch=1,
+    run = TileRun(
+        source=Source(array=array, scale=percentile(array)),
+        predict_tile=lambda x: {"main": net(x)["main"].sigmoid()},
+        tiles=tiles,
     )
+    soft = sliding_window(run)["main"]
     seconds = time.perf_counter() - began
     if (folder / "monai.npy").is_file():
         other = np.load(folder / "monai.npy", mmap_mode="r")

@@ -99,36 +99,39 @@ def _source(folder: Path):
 
 
 def whole(folder: Path) -> float:
-    from pipeline.inference.sliding_window import sliding_window
+    from pipeline.inference.sliding_window import TileRun, sliding_window
 
     asked = json.loads((folder / "settings.json").read_text())
     net = network("abpn", levels=asked["levels"])
     began = time.perf_counter()
-    soft = sliding_window(
-        _source(folder), lambda x: net(x)["main"], tiling(asked["size"], tiled=False)
+    run = TileRun(
+        source=_source(folder),
+        predict_tile=lambda x: {"main": net(x)["main"]},
+        tiles=tiling(asked["size"], tiled=False),
     )
+    soft = sliding_window(run)["main"]
     seconds = time.perf_counter() - began
     assert np.isfinite(soft[:, ::97]).all()
     return seconds
 
 
 def tiled(folder: Path) -> float:
-    from pipeline.inference.sliding_window import sliding_window
+    from pipeline.inference.sliding_window import TileRun, sliding_window
 
     asked = json.loads((folder / "settings.json").read_text())
     net, tiles = network("image_unet"), tiling(asked["size"], tiled=True)
     taken: list[float] = []
 
-    def predict_tile(x: torch.Tensor) -> torch.Tensor:
+    def predict_tile(x: torch.Tensor) -> dict[str, torch.Tensor]:
         if len(taken) == asked["tiles"]:
-            return x
+            return {"main": x}
         began = time.perf_counter()
         soft = net(x)["main"]
         taken.append(time.perf_counter() - began)
-        return soft
+        return {"main": soft}
 
     began = time.perf_counter()
-    sliding_window(_source(folder), predict_tile, tiles)
+    sliding_window(TileRun(source=_source(folder), predict_tile=predict_tile, tiles=tiles))
     around = time.perf_counter() - began - sum(taken)
     return statistics.median(taken) * tiles.count() + around
 

@@ -63,7 +63,7 @@ def ours_tiled(
 ) -> tuple[np.ndarray, list[int]]:
     from pipeline.data.normalise import IntensityScale
     from pipeline.geometry import Tiling
-    from pipeline.inference.sliding_window import Source, sliding_window
+    from pipeline.inference.sliding_window import Source, TileRun, sliding_window
     from pipeline.networks.receptive import stride
 
     tiles = Tiling(
@@ -77,7 +77,8 @@ def ours_tiled(
     source = Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3))
     starts = tiles.starts(1)
     lines = [s + halo for s in starts[1:]] + [s + TILE - halo for s in starts[:-1]]
-    return sliding_window(source, lambda x: net(x)["main"], tiles), lines
+    run = TileRun(source=source, predict_tile=lambda x: {"main": net(x)["main"]}, tiles=tiles)
+    return sliding_window(run)["main"], lines
 
 
 def monai_tiled(
@@ -142,17 +143,18 @@ def table(size: int) -> None:
 def ours(folder: Path) -> float:
     from pipeline.data.normalise import IntensityScale
     from pipeline.geometry import Tiling
-    from pipeline.inference.sliding_window import Source, sliding_window
+    from pipeline.inference.sliding_window import Source, TileRun, sliding_window
 
     net = network()
     began = time.perf_counter()
     array = np.load(folder / "image.npy", mmap_mode="r")
     tiles = Tiling(size=array.shape[1:], tile=(TILE, TILE), overlap=OVERLAP, multiple=(4, 4))
-    sliding_window(
-        Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3)),
-        lambda x: net(x)["main"],
-        tiles,
+    run = TileRun(
+        source=Source(array=array, scale=IntensityScale(low=(0.0,) * 3, high=(255.0,) * 3)),
+        predict_tile=lambda x: {"main": net(x)["main"]},
+        tiles=tiles,
     )
+    sliding_window(run)
     return time.perf_counter() - began
 
 
