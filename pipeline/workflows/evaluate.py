@@ -388,7 +388,7 @@ def read_change(words: Change | Sequence[str] | None) -> Change:
 
     Example:
         >>> read_change(["threshold=8"]).threshold
-        8
+        8.0
     """
     if isinstance(words, Change):
         return words
