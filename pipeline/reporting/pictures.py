@@ -221,14 +221,18 @@ def _arrays(run: Run, name: str) -> Planes:
     labels = run.summary.get("task") != "image"
     dims = option(run, "data", "dims") or files.dims_of(Path(target))
     image = files.read(Path(entry["image"][0]), dims)[0]
-    truth, answer = files.read(Path(target), dims, labels)[0], files.read(found[0], dims, labels)[0]
-    if len({a.shape[1:] for a in (image, truth, answer)}) > 1 or (
-        not labels and truth.shape != answer.shape
+    truth, prediction = (
+        files.read(Path(target), dims, labels)[0],
+        files.read(found[0], dims, labels)[0],
+    )
+    if len({a.shape[1:] for a in (image, truth, prediction)}) > 1 or (
+        not labels and truth.shape != prediction.shape
     ):
         raise UserError(
-            f"image {image.shape}, truth {truth.shape} and answer {answer.shape} differ in shape"
+            f"image {image.shape}, truth {truth.shape} and answer {prediction.shape} differ in"
+            " shape"
         )
-    return image, truth, answer
+    return image, truth, prediction
 
 
 def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
@@ -262,7 +266,7 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
 
 
 def label_panels(
-    run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
+    run: Run, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
     """Pictures of a plane with labels.
 
@@ -270,28 +274,30 @@ def label_panels(
         run: what was found of a run; its config has the classes and the ignored label.
         image: ``(C, Y, X)``.
         truth: labels ``(1, Y, X)``.
-        answer: predicted labels ``(1, Y, X)``.
+        prediction: predicted labels ``(1, Y, X)``.
 
     Returns:
         Titles and pictures ``(Y, X, 3)`` in 0 ... 1: image, truth over it, prediction over
         it, errors.
     """
     # Enlarged before they are coloured, so that the hatching keeps its width.
-    shown, truth, answer = (enlarge(a) for a in (colours.stretched(image), truth[0], answer[0]))
+    shown, truth, prediction = (
+        enlarge(a) for a in (colours.stretched(image), truth[0], prediction[0])
+    )
     grey = shown.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     # Without such a label it is None, which equals no value.
     ignored = truth == option(run, "data", "ignore_label")
     binary = _classes(run) == 2
     if binary:
-        truth, answer = truth > (option(run, "data", "binarise") or 0), answer != 0
-    true, predicted = (a.astype(int) * ~ignored for a in (truth, answer))
+        truth, prediction = truth > (option(run, "data", "binarise") or 0), prediction != 0
+    true, predicted = (a.astype(int) * ~ignored for a in (truth, prediction))
     return [
         ("image", shown),
         ("truth", colours.hatch(colours.classes(grey, true), ignored)),
         (
             "answer",
             colours.classes(
-                grey, answer.astype(int), (colours.SKY,) if binary else colours.CLASSES
+                grey, prediction.astype(int), (colours.SKY,) if binary else colours.CLASSES
             ),
         ),
         ("errors", colours.hatch(colours.errors(grey, true, predicted), ignored)),
@@ -299,7 +305,7 @@ def label_panels(
 
 
 def image_panels(
-    run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
+    run: Run, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
     """Pictures of an image and its target.
 
@@ -307,7 +313,7 @@ def image_panels(
         run: not used.
         image: ``(C, Y, X)``.
         truth: target ``(C, Y, X)``.
-        answer: prediction ``(C, Y, X)``.
+        prediction: prediction ``(C, Y, X)``.
 
     Returns:
         Titles and pictures ``(Y, X, 3)``: input, target, prediction, and the absolute difference of
@@ -317,9 +323,9 @@ def image_panels(
     shown = [
         colours.rgb(image / _full_scale(image)),
         colours.rgb(truth / full),
-        colours.rgb(answer / full),
+        colours.rgb(prediction / full),
     ]
-    error = np.abs(truth.astype(float) - answer).mean(axis=0) / full
+    error = np.abs(truth.astype(float) - prediction).mean(axis=0) / full
     top = max(float(np.quantile(error, 0.995)), 1e-3)
     heat = np.clip(error / top, 0, 1)
     shown.append(np.stack([heat**0.5, heat, heat**3], axis=-1))  # black, orange, white

@@ -157,7 +157,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-# --- folders of answers ---------------------------------------------------------------------------
+# --- folders of predictions -----------------------------------------------------------------------
 
 TINY = 1e-3
 """Numbers below this are shown with four significant digits."""

@@ -260,12 +260,13 @@ def nested(
     Returns:
         For each part the choice made on all other parts only, and under ``ALL`` that on all cases.
     """
-    everyone = [case for cases in parts.values() for case in cases]
+    all_cases = [case for cases in parts.values() for case in cases]
     sides = {
-        part: [case for case in everyone if case not in set(cases)] for part, cases in parts.items()
+        part: [case for case in all_cases if case not in set(cases)]
+        for part, cases in parts.items()
     }
     return in_step(
-        {name: (search(plan), side) for name, side in {ALL: everyone, **sides}.items()}, evaluate
+        {name: (search(plan), side) for name, side in {ALL: all_cases, **sides}.items()}, evaluate
     )
 
 
@@ -344,7 +345,7 @@ def deal(groups: Mapping[str, str], most: int = 8) -> dict[str, list[str]]:
     }
 
 
-# --- how sure a gain is ---------------------------------------------------------------------------
+# --- confidence in a gain -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,7 +410,7 @@ def gain(
     )
 
 
-# --- what there is to try -------------------------------------------------------------------------
+# --- the search space -----------------------------------------------------------------------------
 
 
 def part(name: str, **options: Any) -> NamedOptions:

@@ -63,7 +63,12 @@ class CaseFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """How predictions are scored: what label files mean, and the scoring rules."""
+    """How predictions are scored: what label files mean, and the scoring rules.
+
+    Args:
+        data: the ``data`` section of a config.
+        rules: metrics, ignored label, classes and metrics version.
+    """
 
     data: Data
     rules: Rules
@@ -93,7 +98,13 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Candidates to score on one case."""
+    """Candidates to score on one case.
+
+    Args:
+        case: its files.
+        measure: how predictions are scored.
+        candidates: in any order.
+    """
 
     case: CaseFiles
     measure: Measure
@@ -235,7 +246,7 @@ class Trials:
         """
         tasks = self._split(self._tasks(wanted))
         if tasks:
-            (self._in_processes if self.workers > 1 else self._here)(tasks)
+            (self._run_parallel if self.workers > 1 else self._run_serial)(tasks)
         return {
             (case, c.key): self.kept.values[self._name(case, c.key)]
             for case, candidates in wanted.items()
@@ -275,7 +286,8 @@ class Trials:
         self.kept.add(self._name(case_id, key), case_id, scores)
         self.computed += 1
 
-    def _here(self, tasks: Sequence[Task]) -> None:
+    def _run_serial(self, tasks: Sequence[Task]) -> None:
+        """Score in this process."""
         done, total = 0, sum(len(t.candidates) for t in tasks)
         for task in tasks:
             for key, scores in score_case(task):
@@ -283,9 +295,10 @@ class Trials:
                 done += 1
                 self.progress(done, total)
 
-    def _in_processes(self, tasks: Sequence[Task]) -> None:
+    def _run_parallel(self, tasks: Sequence[Task]) -> None:
+        """Score in worker processes; keep what is done when interrupted."""
         pool, total = self._processes(), sum(len(t.candidates) for t in tasks)
-        running = {pool.submit(_work, task): task for task in tasks}
+        running = {pool.submit(_score_task, task): task for task in tasks}
         done = 0
         try:
             while running:
@@ -308,6 +321,7 @@ class Trials:
             raise
 
     def _collect(self, future: Future, task: Task) -> int:
+        """Keep the scores of a finished task; return their number."""
         found = future.result()
         for key, scores in found:
             self._keep(task.case.id, key, scores)
@@ -388,11 +402,13 @@ _stop_event: Any = None
 
 
 def _set_stop_event(stop_event: Any) -> None:
+    """Run first in each worker: the event that stops it."""
     global _stop_event
     _stop_event = stop_event
 
 
-def _work(task: Task) -> list[tuple[str, Scores]]:
+def _score_task(task: Task) -> list[tuple[str, Scores]]:
+    """Score a task, until the event is set."""
     found = []
     for row in score_case(task):
         found.append(row)

@@ -148,9 +148,9 @@ def score_folder(
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
     ignored_label = "none" if ignore_label is None else str(ignore_label)
-    places = {"predictions": Path(predictions), "labels": Path(labels)}
+    folders = {"predictions": Path(predictions), "labels": Path(labels)}
     scores = evaluate(
-        Request(**places, metrics=parts, ignore_label=ignored_label, workers=workers, **options)
+        Request(**folders, metrics=parts, ignore_label=ignored_label, workers=workers, **options)
     )
     if not scores["cases"]:
         raise UserError(
@@ -315,14 +315,14 @@ MANY = 30
 
 def _warn(scores: Mapping[str, Any]) -> None:
     """Warn of cases with nothing to count, of wrong intensity scales, and of instance numbers."""
-    void = [
+    empty = [
         i
         for i, row in scores["cases"].items()
         if not any(math.isfinite(v) for v in row.values() if not isinstance(v, Mapping)) and row
     ]
-    if void:
+    if empty:
         logger.warning(
-            f"nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}"
+            f"nothing to count in {len(empty)} cases, which are in no mean: {', '.join(empty[:10])}"
         )
     wide = [
         i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1
@@ -500,10 +500,11 @@ def jobs(
     )
     known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
     if wanted and set(pairs) - known:
-        lost = sorted(set(pairs) - known)
+        missing = sorted(set(pairs) - known)
         raise UserError(
-            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases:"
-            f" {', '.join(lost[:10])}. Predict with --save-soft, or name their folder with --soft."
+            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(missing)} cases:"
+            f" {', '.join(missing[:10])}. Predict with --save-soft, or name"
+            " their folder with --soft."
         )
     if request.binarise is not None and not math.isfinite(request.binarise):
         raise UserError(
@@ -593,41 +594,41 @@ def pair(
     for option, path in (("--predictions", predictions), ("--labels", labels)):
         if not os.path.isdir(path):
             raise UserError(f"{option} {path}: no such folder.")
-    answers, truths = answer_files(predictions), answer_files(labels)
+    answers, targets = answer_files(predictions), answer_files(labels)
     if only is not None:
-        answers, truths = (
-            {i: p for i, p in found.items() if i in only} for found in (answers, truths)
+        answers, targets = (
+            {i: p for i, p in found.items() if i in only} for found in (answers, targets)
         )
-        unknown = sorted(set(only) - set(truths))
+        unknown = sorted(set(only) - set(targets))
         if unknown:
             raise UserError(
                 f"{len(unknown)} ids of the split are without a file in {labels}:"
                 f" {', '.join(unknown[:10])}. Correct one of the two."
             )
-    missing = [i for i in truths if i not in answers]
-    if partial and missing and len(missing) < len(truths):
+    missing = [i for i in targets if i not in answers]
+    if partial and missing and len(missing) < len(targets):
         logger.warning(
-            f"{len(missing)} of {len(truths)} labels have no answer and are not scored:"
+            f"{len(missing)} of {len(targets)} labels have no answer and are not scored:"
             f" {', '.join(missing[:10])}"
         )
-        truths = {i: p for i, p in truths.items() if i in answers}
+        targets = {i: p for i, p in targets.items() if i in answers}
         missing = []
-    if not truths or missing:
+    if not targets or missing:
         what = (
-            f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}"
-            if truths
+            f"no answer for {len(missing)} of {len(targets)} labels: {', '.join(missing[:10])}"
+            if targets
             else "no label files"
         )
         raise UserError(
             f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to"
             " the matching ones, or score those that are there with --partial."
         )
-    extra = [i for i in answers if i not in truths]
+    extra = [i for i in answers if i not in targets]
     if extra:
         logger.warning(
             f"{len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}"
         )
-    return {i: (answers[i], truths[i]) for i in truths}
+    return {i: (answers[i], targets[i]) for i in targets}
 
 
 def ignored(option: str, known: Known, competition: bool = False) -> int | None:
@@ -655,5 +656,5 @@ def ignored(option: str, known: Known, competition: bool = False) -> int | None:
     if known.summary.get("ignore_label") is not None:
         return known.summary["ignore_label"]
     if competition:
-        return 2  # by its definition, even where an answer holds a 2
+        return 2  # by its definition, even where a prediction holds a 2
     return None if "ignore_label" in known.summary else known.ignore

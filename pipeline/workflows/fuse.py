@@ -148,12 +148,16 @@ def _require_apart(job: EnsembleJob) -> None:
         for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))
     ]
     outputs.require_apart(images, job.output)
-    own = _own_folders(members, job.output) if data else {}
+    run_folders = _own_folders(members, job.output) if data else {}
     given = [
-        f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if os.path.isdir(f)
+        f
+        for n, m in enumerate(members)
+        if n not in run_folders
+        for f in _folders_of(m)
+        if os.path.isdir(f)
     ]
     read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
-    written = (str(f.relative_to(job.output)) for f in own.values())
+    written = (str(f.relative_to(job.output)) for f in run_folders.values())
     outputs.require_apart(read, job.output, ("soft", "masks", *written))
 
 
@@ -328,16 +332,16 @@ def predicted(
             f"{runs[0].run} is a run, which has predicted its own held-out cases only."
             f" {_suggestion(runs[0])}"
         )
-    own, out = _own_folders(members, job.output), list(members)
+    run_folders, out = _own_folders(members, job.output), list(members)
     failed: dict[str, str] = {}
-    for n, folder in own.items():
+    for n, folder in run_folders.items():
         assert predict is not None, (
             "fuse(job, predict) is given what predicts runs where there are inputs"
         )
-        lost = predict(members[n], data, folder, job.device)
+        failed_ids = predict(members[n], data, folder, job.device)
         failed |= {
             i: f"could not be predicted by {members[n].run}, see {folder / 'summary.json'}"
-            for i in lost
+            for i in failed_ids
             if i not in failed
         }
         out[n] = Member(run=folder, weight=members[n].weight)
@@ -373,6 +377,7 @@ def is_run(member: Member) -> bool:
 
 
 def _suggestion(member: Member) -> str:
+    """What to do about a member that is a run, with the commands."""
     where = _folders_of(member)
     commands = [
         f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name}"

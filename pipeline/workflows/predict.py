@@ -303,19 +303,19 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
         What became of each file that has blocks in this part.
     """
     counts = [_count_blocks(job, case) for case in inputs]
-    mine = [
+    own_part = [
         (case, which)
         for case, which in zip(inputs, blocks.share(counts, index, number), strict=True)
         if which
     ]
     logger.info(
-        f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)}"
-        f" blocks, in {len(mine)} files"
+        f"Shard {index} of {number}: {sum(len(which) for _, which in own_part)} of {sum(counts)}"
+        f" blocks, in {len(own_part)} files"
     )
     rows, began = [], time.monotonic()
     facts = job.output / blocks.FOLDER / blocks.SHARD.format(index, number)
     with outputs.Kept(lambda: files.write_json(facts, {"files": rows})) as write:
-        for case, which in mine:
+        for case, which in own_part:
             stop.raise_if_stopped()
             logger.info(
                 f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}"
@@ -367,6 +367,7 @@ def _row_of(job: PredictJob, case: Case, work: Callable[[], dict[str, Any]]) -> 
 
 
 def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int) -> None:
+    """Write summary.json, with the rows so far and the number of all inputs."""
     config, names = to_dict(job.config), job.predictor.trained_on.get("class_names")
     summary = {
         "models": job.predictor.models,

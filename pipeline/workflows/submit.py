@@ -173,7 +173,7 @@ def _log_submission(made: Submission) -> None:
     logger.info(f"sha256 {made.sha256}")
 
 
-# --- what is there, and whether it is right -------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check(predictions: Path, test_dir: Path) -> list[Answer]:
@@ -325,16 +325,16 @@ def _check_one(name: str, path: Path, test: Path, faults: Mapping[str, list[str]
 def _axes_problem(path: Path, test: Path, dims: int) -> str | None:
     """What is wrong with the orientation or position of a prediction of the right shape."""
     try:
-        here, there = (grid_of(files.geometry(p, dims), dims) for p in (path, test))
+        grid, wanted_grid = (grid_of(files.geometry(p, dims), dims) for p in (path, test))
         size = files.probe(test, dims).shape[1:]
     except files.FileError as error:
         return error.problem
-    if here.family != there.family:
+    if grid.family != wanted_grid.family:
         return f"{path.name} and {test.name} order their axes differently"
-    found_alignment = alignment(here, size, there, size)
+    found = alignment(grid, size, wanted_grid, size)
     return (
         None
-        if found_alignment is not None and found_alignment.identity
+        if found is not None and found.identity
         else "lies elsewhere in the world than its test image, or otherwise"
     )
 
@@ -344,6 +344,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _values(mask: np.ndarray) -> str:
+    """The first values of a mask, in words."""
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
     return (
         "holds "
@@ -353,6 +354,7 @@ def _values(mask: np.ndarray) -> str:
 
 
 def _report(predictions: Path, tests: int, faults: Mapping[str, list[str]]) -> str:
+    """All faults as text, a line for each kind."""
     lines = [f"{predictions}: not fit for submission, nothing was written ({tests} test images)."]
     for kind, suggestion in SUGGESTIONS.items():
         if faults.get(kind):

@@ -378,32 +378,33 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
     config, listing = sources[0].config, sources[0].listing
     target = next(iter(config.targets))
     if data_dir is None:
-        places = {
+        files_of = {
             i: {role: Path(path) for role, path in listing[i]["targets"].items()} for i in listing
         }
     else:
-        places = {
+        files_of = {
             c.id: dict(c.targets)
             for c in case_finder.find(config.data, config.roles, data_dir).train
         }
     ids = sorted(sources[0].fold_of)
     fov = config.data.frames.fov
     needed = [target, *([fov] if fov else [])]
-    lost = [
+    missing = [
         i
         for i in ids
         if any(
-            role not in places.get(i, {}) or not os.path.isfile(places[i][role]) for role in needed
+            role not in files_of.get(i, {}) or not os.path.isfile(files_of[i][role])
+            for role in needed
         )
     ]
-    labels = {i: places[i][target] for i in ids if i not in lost}
-    if lost:
+    labels = {i: files_of[i][target] for i in ids if i not in missing}
+    if missing:
         where = data_dir or next(
-            (path.parent for path in places.get(lost[0], {}).values()), "the run's data set"
+            (path.parent for path in files_of.get(missing[0], {}).values()), "the run's data set"
         )
         raise UserError(
-            f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with"
-            " --data-dir where they are now."
+            f"labels of {len(missing)} cases are not in {where}: {', '.join(missing[:10])}. Say"
+            " with --data-dir where they are now."
         )
     return tuple(
         CaseFiles(
@@ -411,10 +412,10 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
             soft=tuple(s.run.fold(s.fold_of[i]).soft for s in sources),
             label=labels[i],
             content=" ".join(
-                listing[i]["content"][role] if data_dir is None else _stamp(places[i][role])
+                listing[i]["content"][role] if data_dir is None else _stamp(files_of[i][role])
                 for role in needed
             ),
-            fov=places[i][fov] if fov else None,
+            fov=files_of[i][fov] if fov else None,
         )
         for i in ids
     )
@@ -531,10 +532,10 @@ def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
         if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))
     ]
     if len(good) < len(study.cases):
-        lost = sorted({c.id for c in study.cases} - {c.id for c in good})
+        missing = sorted({c.id for c in study.cases} - {c.id for c in good})
         logger.warning(
-            f"{study.metric.name} has no value for {len(lost)} cases, which are left out:"
-            f" {', '.join(lost[:10])}"
+            f"{study.metric.name} has no value for {len(missing)} cases, which are left out:"
+            f" {', '.join(missing[:10])}"
         )
     if len(good) < 2:
         raise UserError(
@@ -887,7 +888,7 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
     content = {
         "members": members,
         "fusion": chosen.fusion,
-        "postprocess": json.loads(json.dumps([_plain(s) for s in chosen.steps])),
+        "postprocess": json.loads(json.dumps([_as_yaml(s) for s in chosen.steps])),
     }
     nested = gains[NESTED]
     lines = [
@@ -924,7 +925,7 @@ def command(study: Study) -> str:
     return shlex.join(["python", "-m", "pipeline.tune", *words])
 
 
-def _plain(step: NamedOptions) -> dict[str, Any] | str:
+def _as_yaml(step: NamedOptions) -> dict[str, Any] | str:
     return {"name": step.name, "options": dict(step.options)} if step.options else step.name
 
 

@@ -148,23 +148,23 @@ def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Pr
     sound = all(f.content and not f.problems for f in found.properties)
     if sound and start.continues:
         yield from run_problems(start, found)
-    place = cache.cache_folder(config.data, start.folder)
+    cache_path = cache.cache_folder(config.data, start.folder)
     if sound:
-        yield from _room_problems(config, place, found)
-    if sound and place.is_dir() and (reason := places.refused(place)):
-        lacking = cache.missing_cases(found.cases, found.properties, config, place)
+        yield from _room_problems(config, cache_path, found)
+    if sound and cache_path.is_dir() and (reason := places.refused(cache_path)):
+        lacking = cache.missing_cases(found.cases, found.properties, config, cache_path)
         if lacking:
             text = (
-                f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases,"
-                f" e.g. {lacking[0]}."
+                f"{cache_path}: the store may not be written ({reason}), and lacks"
+                f" {len(lacking)} cases, e.g. {lacking[0]}."
             )
             yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
 
 
-def _room_problems(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
+def _room_problems(config: Config, cache_path: Path, found: Examined) -> Iterator[Problem]:
     """Whether the cache fits on its disk."""
     try:
-        text = cache.require_room(found.cases, found.properties, config, place)
+        text = cache.require_room(found.cases, found.properties, config, cache_path)
     except OSError as error:
         yield Problem(str(error))
     else:

@@ -90,6 +90,7 @@ def is_guessed(config: Config, channels: int) -> bool:
 
 
 def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:
+    """The network, the losses on its heads, tile sizes and initial weights."""
     ends = channels, TASKS[config.task].channels(config, channels)
     network, found = trials.network(config, ends)
     # With guessed channels the fault may be the guess: try the other common number.
@@ -178,6 +179,7 @@ def _metrics(config: Config) -> Iterator[Problem]:
 
 
 def _metric(config: Config, part: NamedOptions, where: str) -> list[Problem]:
+    """What is wrong with one metric; it is computed only where its options and task fit."""
     found = [*_caught(where, lambda: bound(part, where)), *_of_other_task(config, part, where)]
     return found or list(trials.metric(config, part, where, (3, (32,) * config.data.dims)))
 

@@ -154,13 +154,13 @@ def _foreign_files(start: Start, root: Path) -> Iterator[Problem]:
     """A folder that exists and is no run: its files are neither replaced nor put aside."""
     folder = start.folder
     ours = start.run.exists or start.run.environment_file.is_file()
-    here, data = _real(folder), _real(root)
-    if here == data and not start.continues:
+    resolved, data = _real(folder), _real(root)
+    if resolved == data and not start.continues:
         yield Problem(
             f"the run folder {folder} is the folder of the data set. Choose another --out, e.g."
             f" {Path('runs') / root.name}."
         )
-    elif start.fresh and here in data.parents:
+    elif start.fresh and resolved in data.parents:
         yield Problem(
             f"--fresh would put aside {folder} with the data set {root} in it. Choose another"
             " --out."
@@ -210,18 +210,18 @@ def unwritable(config: Config, start: Start) -> Iterator[Problem]:
         Errors.
     """
     for what, path in (("the run folder", start.folder), *_inside(start), *_store(config)):
-        there = nearest(path)
+        existing = nearest(path)
         if (
             _file_in_path(path) is None
             and (reason := refused(path))
-            and not (what == "data.store" and there == path)
+            and not (what == "data.store" and existing == path)
         ):
             advice = (
                 "Set data.store to another folder."
                 if what == "data.store"
                 else "Choose another --out."
             )
-            yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
+            yield Problem(f"{what} {path} may not be written ({existing}: {reason}). {advice}")
 
 
 def _inside(start: Start) -> Iterator[tuple[str, Path]]:
@@ -305,8 +305,8 @@ def _store(config: Config) -> Iterator[tuple[str, Path]]:
 
 def _file_in_path(path: Path) -> Path | None:
     """The file that stands where a folder of the path is needed, if any."""
-    there = nearest(path)
-    return None if os.path.isdir(there) else there
+    existing = nearest(path)
+    return None if os.path.isdir(existing) else existing
 
 
 def device(name: str) -> Iterator[Problem]:

@@ -209,10 +209,10 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
     Returns:
         The cases with what was found in them, and the faults.
     """
-    root, place = Path(config.data.root), cache.cache_folder(config.data, start.folder)
+    root, cache_path = Path(config.data.root), cache.cache_folder(config.data, start.folder)
     found = case_finder.find(config.data, config.roles, root)
     properties = case_properties.examine(
-        found.train, config, place, write=write, progress=progress_callback("checking cases")
+        found.train, config, cache_path, write=write, progress=progress_callback("checking cases")
     )
     faults = [
         *found.faults,
