@@ -1,7 +1,7 @@
 """A run as one self-contained page: scores with intervals, curves, and the worst cases as pictures.
 
-The page needs no network and no script. What a run lacks (a failed fold, missing answers) is
-stated, never an error.
+The page needs no network and no script. What a run lacks (a failed fold, missing predictions) is
+listed, never an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.reporting.runs import load
 
 
 def build(run: Path) -> str:
-    """The page of a run.
+    """Build the page of a run.
 
     Args:
         run: a run folder of which a fold has ended.
@@ -24,11 +24,11 @@ def build(run: Path) -> str:
         The page as HTML.
 
     Raises:
-        UserError: where there is no summary.json, without which there is nothing to tell.
+        UserError: where there is no summary.json, without which there is nothing to report.
     """
     found = load(run)
     # The sections come first: they add to the gaps that the head lists.
-    told = [
+    parts = [
         sections.scores(found),
         sections.classes(found),
         sections.frames(found),
@@ -40,5 +40,6 @@ def build(run: Path) -> str:
         sections.origin(found),
     ]
     return document(
-        f"{found.summary.get('name', run.name)}: report", sections.headline(found) + "\n".join(told)
+        f"{found.summary.get('name', run.name)}: report",
+        sections.headline(found) + "\n".join(parts),
     )

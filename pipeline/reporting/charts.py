@@ -1,5 +1,6 @@
-"""Line charts, histograms and rows of dots as inline SVG, coloured by the page's style in light and
-dark.
+"""Line charts, histograms and rows of dots as inline SVG.
+
+They are coloured by the page's style, in light and dark.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from pipeline.reporting.page import escape, figure, finite
 
 NOTHING = '<p class="none">no values</p>'
 NAME = 13
-"""Letters of a row's name that fit beside it."""
+"""Number of characters of a row's name that fit beside it."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 48, 10, 10, 24
+"""Size of a chart and its margins, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Data to picture along one axis; ``log`` for positive data."""
+    """Maps data to picture coordinates along one axis.
+
+    Args:
+        low: data at ``start``.
+        high: data at ``stop``.
+        start: picture coordinate in pixels.
+        stop: picture coordinate in pixels.
+        log: logarithmic, for positive data.
+    """
 
     low: float
     high: float
@@ -34,11 +44,21 @@ class Scale:
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """Two to six round numbers within [low, high]; on a log scale powers of ten, or 1, 2, 5 of them
-    over a short range.
+    """Two to six round numbers within [low, high].
 
-    >>> ticks(0, 1), ticks(1e-4, 1e-2, log=True)
-    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0001, 0.001, 0.01])
+    On a log scale these are powers of ten, or 1, 2, 5 times those over a short range.
+
+    Args:
+        low: lower end of the axis.
+        high: upper end, above ``low``.
+        log: logarithmic; both ends are positive.
+
+    Returns:
+        Ascending numbers.
+
+    Example:
+        >>> ticks(0, 1), ticks(1e-4, 1e-2, log=True)
+        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0001, 0.001, 0.01])
     """
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -57,6 +77,7 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
 
 
 def _padded(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """Limits of an axis, with a margin around the values."""
     low, high = min(values), max(values)
     if log:
         return (low / 1.3, high * 1.3) if high / low > 1.01 else (low / 4, high * 4)
@@ -65,7 +86,16 @@ def _padded(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 
 def axes(x: Scale, y: Scale, whole: str = "") -> str:
-    """Grid lines and numbers. ``whole``: letters of the axes that get whole numbers only."""
+    """Grid lines and numbers of a chart.
+
+    Args:
+        x: horizontal scale.
+        y: vertical scale.
+        whole: letters of the axes that get whole numbers only: ``""``, ``"x"``, ``"y"``, ``"xy"``.
+
+    Returns:
+        SVG elements.
+    """
     out = ""
     for value in ticks(y.low, y.high, y.log):
         if "y" not in whole or value == int(value):
@@ -81,6 +111,16 @@ def axes(x: Scale, y: Scale, whole: str = "") -> str:
 
 
 def svg(body: str, label: str, height: int = HEIGHT) -> str:
+    """An SVG picture.
+
+    Args:
+        body: SVG elements.
+        label: text for screen readers.
+        height: pixels.
+
+    Returns:
+        HTML.
+    """
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{body}</svg>'
     )
@@ -92,9 +132,16 @@ def chart(
     log: bool = False,
     mark: float | None = None,
 ) -> str:
-    """Lines over epochs as a figure; values that are missing or not finite are passed over.
+    """Lines over epochs as a figure; values that are missing or not finite are left out.
 
-    ``mark``: a dashed line at that epoch.
+    Args:
+        title: text.
+        series: points (epoch, value) by name of the line.
+        log: logarithmic values; those that are not positive are left out.
+        mark: epoch of a dashed line; None: none.
+
+    Returns:
+        HTML.
     """
     drawn = {
         name: [(x, y) for x, y in points if finite(y) and (y > 0 or not log)]
@@ -135,7 +182,16 @@ def chart(
 
 
 def histogram(title: str, values: Sequence[float], band: tuple[float, float] | None = None) -> str:
-    """Bars of counts, a line at the mean, and a band behind them, such as the interval of the mean."""
+    """Bars of counts with a line at the mean, as a figure.
+
+    Args:
+        title: text.
+        values: one per case.
+        band: interval that is shaded behind the bars, such as that of the mean; None: none.
+
+    Returns:
+        HTML.
+    """
     if not values:
         return figure(title, "", NOTHING)
     low, high = _padded(values, log=False)
@@ -166,7 +222,15 @@ def histogram(title: str, values: Sequence[float], band: tuple[float, float] | N
 
 
 def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
-    """A line of dots for each row, with a bar at its mean."""
+    """A row of dots for each name with a bar at its mean, as a figure.
+
+    Args:
+        title: text.
+        rows: values by name.
+
+    Returns:
+        HTML.
+    """
     every = [v for values in rows.values() for v in values]
     if not every:
         return figure(title, "", NOTHING)
@@ -180,8 +244,8 @@ def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
         y = 18 + 24 * n
         short = name if len(name) <= NAME else f"{name[: NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
         body += (
-            f'<text x="82" y="{y + 4}"'
-            f' text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
+            f'<text x="82" y="{y + 4}" text-anchor="end">'
+            f"{escape(short)}<title>{escape(name)}</title></text>"
         )
         body += f'<line class="grid" x1="90" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
         body += "".join(
@@ -193,6 +257,7 @@ def dots(title: str, rows: Mapping[str, Sequence[float]]) -> str:
 
 
 def _mean_line(x: Scale, values: Sequence[float], top: float, bottom: float) -> str:
+    """A vertical line at the mean of the values; nothing where there are none."""
     mean = x(sum(values) / len(values)) if values else None
     return (
         ""

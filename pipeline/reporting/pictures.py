@@ -1,5 +1,7 @@
-"""Cases as pictures: image, truth, answer and errors for labels; input, target, prediction and
-difference for images.
+"""Cases as pictures, four in a row.
+
+For labels these are image, truth, prediction and errors; for images input, target, prediction
+and difference.
 """
 
 from __future__ import annotations
@@ -29,13 +31,22 @@ from pipeline.reporting.runs import (
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 SMALL, LARGE, FULL = 240, 420, 1024
-"""Pictures are enlarged to at least about SMALL pixels; planes of a volume are reduced to at most
-LARGE, images to at most FULL.
+"""Sizes of pictures in pixels.
+
+They are enlarged to at least about SMALL; planes of a volume are reduced to at most LARGE, images
+to at most FULL.
 """
 
 
 def gallery(run: Run) -> str:
-    """The worst cases, the median and the best: image, truth, answer, errors."""
+    """The worst cases, the median and the best, as pictures.
+
+    Args:
+        run: what was found of a run; cases without pictures are added to its gaps.
+
+    Returns:
+        A section, as HTML.
+    """
     lead = leading_metric(run)
     if lead is None:
         return section("Cases in pictures", note="No metric by which cases could be ranked.")
@@ -54,7 +65,16 @@ def gallery(run: Run) -> str:
 
 
 def rank(run: Run, metric: str, sign: int) -> list[str]:
-    """Case ids from worst to best; cases without a finite score are left out."""
+    """Sort cases from worst to best.
+
+    Args:
+        run: what was found of a run.
+        metric: key of the metric.
+        sign: 1 where higher is better, -1 where lower is.
+
+    Returns:
+        Case ids; cases without a finite score are left out.
+    """
     cases = run.scored
     return sorted(
         (i for i in cases if finite(cases[i].get("metrics", {}).get(metric))),
@@ -63,10 +83,19 @@ def rank(run: Run, metric: str, sign: int) -> list[str]:
 
 
 def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
-    """(label, id): the worst few, the median, the best; each case once.
+    """Choose the worst few, the median and the best; each case once.
 
-    >>> pick(["a", "b"]), [label for label, _ in pick("abcdefgh")]
-    ([('worst', 'a'), ('best', 'b')], ['worst', '2nd worst', '3rd worst', '4th worst', 'median', 'best'])
+    Args:
+        ranked: case ids from worst to best, at least one.
+
+    Returns:
+        Pairs of label and id.
+
+    Example:
+        >>> pick(["a", "b"])
+        [('worst', 'a'), ('best', 'b')]
+        >>> [label for label, _ in pick("abcdefgh")]
+        ['worst', '2nd worst', '3rd worst', '4th worst', 'median', 'best']
     """
     labels: dict[str, str] = {}
     for name, label in zip(
@@ -79,6 +108,7 @@ def pick(ranked: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _legend(run: Run) -> str:
+    """The colours of label pictures; nothing for images."""
     if run.summary.get("task") == "image":
         return ""
     binary = _classes(run) == 2
@@ -110,6 +140,7 @@ def _classes(run: Run) -> int:
 
 
 def _card(run: Run, label: str, name: str) -> str:
+    """One case: its scores and pictures."""
     case, names = run.scored[name], main_metrics(run)
     facts = [
         f"fold {case.get('fold')}",
@@ -119,8 +150,8 @@ def _card(run: Run, label: str, name: str) -> str:
         f"{named(run, k)} {number(v)}" for k, v in case.get("metrics", {}).items() if k in names
     ]
     head = (
-        f'<h3><span class="badge">{escape(label)}</span>'
-        f" {escape(name)}</h3><p>{escape(' · '.join(facts))}</p>{_by_class(run, case)}"
+        f'<h3><span class="badge">{escape(label)}</span> {escape(name)}</h3>'
+        f"<p>{escape(' · '.join(facts))}</p>{_by_class(run, case)}"
     )
     try:
         arrays = _arrays(run, name)
@@ -137,7 +168,7 @@ def _card(run: Run, label: str, name: str) -> str:
 
 
 def _by_class(run: Run, case: Mapping[str, Any]) -> str:
-    """Scores of a case's classes, folded away, where they are too many to stand beside the others."""
+    """Scores of a case's classes, folded away, where they are too many for the heading."""
     found, scores = class_metrics(run), case.get("metrics", {})
     numbers = sorted({n for keys in found.values() for n in keys})
     rows = [
@@ -154,8 +185,8 @@ def _by_class(run: Run, case: Mapping[str, Any]) -> str:
 def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
     """Four pictures in a row.
 
-    Images, which unlike planes have no ``where``, get two rows if they are large, and grow when
-    clicked.
+    Images, which unlike planes have no ``where``, get two rows if they are large, and grow
+    when clicked.
     """
     large = not where and max(max(array.shape[:2]) for _, array in panels) > LARGE
     limit, more = (FULL, ' tabindex="0" title="click to enlarge"') if large else (LARGE, "")
@@ -165,15 +196,15 @@ def _strip(where: str, panels: Sequence[tuple[str, np.ndarray]]) -> str:
         for title, array in panels
     )
     return (
-        "<div"
-        f' class="strip{" large" if large else ""}">{f"<span>{escape(where)}</span>" if where else ""}{cells}</div>'
+        f'<div class="strip{" large" if large else ""}">'
+        f"{f'<span>{escape(where)}</span>' if where else ''}{cells}</div>"
     )
 
 
 def _arrays(run: Run, name: str) -> Planes:
-    """Image, truth and answer ``(C, *S)``.
+    """Image, truth and prediction ``(C, *S)``.
 
-    Raises UserError or KeyError for what is not there or does not fit.
+    Raises UserError or KeyError for what is missing or does not fit.
     """
     entry, fold = run.cases[name], run.scored[name].get("fold")
     found = [
@@ -190,22 +221,33 @@ def _arrays(run: Run, name: str) -> Planes:
     labels = run.summary.get("task") != "image"
     dims = option(run, "data", "dims") or files.dims_of(Path(target))
     image = files.read(Path(entry["image"][0]), dims)[0]
-    truth, answer = files.read(Path(target), dims, labels)[0], files.read(found[0], dims, labels)[0]
-    if len({a.shape[1:] for a in (image, truth, answer)}) > 1 or (
-        not labels and truth.shape != answer.shape
+    truth, prediction = (
+        files.read(Path(target), dims, labels)[0],
+        files.read(found[0], dims, labels)[0],
+    )
+    if len({a.shape[1:] for a in (image, truth, prediction)}) > 1 or (
+        not labels and truth.shape != prediction.shape
     ):
         raise UserError(
-            f"image {image.shape}, truth {truth.shape} and answer {answer.shape} differ in shape"
+            f"image {image.shape}, truth {truth.shape} and answer {prediction.shape} differ in"
+            " shape"
         )
-    return image, truth, answer
+    return image, truth, prediction
 
 
 def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
-    """Planes ``(C, Y, X)`` of image, truth and answer with their place in words: an image as it is,
-    a volume along each axis.
+    """Choose planes to show: an image as it is, a volume along each axis.
 
     Of the slices with at least 70 % of the most foreground that a slice of the truth has, the one
     nearest to the middle is taken.
+
+    Args:
+        arrays: image, truth and prediction ``(C, *S)``.
+        ignore: label value that is no foreground; None: none.
+
+    Returns:
+        Position in words, empty for an image, and planes ``(C, Y, X)`` of image, truth
+        and prediction.
     """
     truth = arrays[1]
     if truth.ndim == 3:
@@ -216,51 +258,74 @@ def slices(arrays: Planes, ignore: int | None) -> list[tuple[str, Planes]]:
         counts = foreground.sum(axis=tuple(a for a in range(3) if a != axis))
         rich = np.flatnonzero(counts >= 0.7 * counts.max())
         index = int(rich[np.abs(rich - len(counts) // 2).argmin()])
-        image, real, said = (a.take(index, axis + 1) for a in arrays)
-        planes.append((f"axis {axis}, slice {index + 1} of {len(counts)}", (image, real, said)))
+        image, true, predicted = (a.take(index, axis + 1) for a in arrays)
+        planes.append(
+            (f"axis {axis}, slice {index + 1} of {len(counts)}", (image, true, predicted))
+        )
     return planes
 
 
 def label_panels(
-    run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
+    run: Run, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
-    """Image, truth over it, answer over it, and the errors, each ``(Y, X, 3)`` in 0 ... 1."""
+    """Pictures of a plane with labels.
+
+    Args:
+        run: what was found of a run; its config has the classes and the ignored label.
+        image: ``(C, Y, X)``.
+        truth: labels ``(1, Y, X)``.
+        prediction: predicted labels ``(1, Y, X)``.
+
+    Returns:
+        Titles and pictures ``(Y, X, 3)`` in 0 ... 1: image, truth over it, prediction over
+        it, errors.
+    """
     # Enlarged before they are coloured, so that the hatching keeps its width.
-    shown, truth, answer = (enlarge(a) for a in (colours.stretched(image), truth[0], answer[0]))
+    shown, truth, prediction = (
+        enlarge(a) for a in (colours.stretched(image), truth[0], prediction[0])
+    )
     grey = shown.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-    ignored = truth == option(
-        run, "data", "ignore_label"
-    )  # false everywhere where there is no such label
+    # Without such a label it is None, which equals no value.
+    ignored = truth == option(run, "data", "ignore_label")
     binary = _classes(run) == 2
     if binary:
-        truth, answer = truth > (option(run, "data", "binarise") or 0), answer != 0
-    real, said = (a.astype(int) * ~ignored for a in (truth, answer))
+        truth, prediction = truth > (option(run, "data", "binarise") or 0), prediction != 0
+    true, predicted = (a.astype(int) * ~ignored for a in (truth, prediction))
     return [
         ("image", shown),
-        ("truth", colours.hatch(colours.classes(grey, real), ignored)),
+        ("truth", colours.hatch(colours.classes(grey, true), ignored)),
         (
             "answer",
             colours.classes(
-                grey, answer.astype(int), (colours.SKY,) if binary else colours.CLASSES
+                grey, prediction.astype(int), (colours.SKY,) if binary else colours.CLASSES
             ),
         ),
-        ("errors", colours.hatch(colours.errors(grey, real, said), ignored)),
+        ("errors", colours.hatch(colours.errors(grey, true, predicted), ignored)),
     ]
 
 
 def image_panels(
-    run: Run, image: np.ndarray, truth: np.ndarray, answer: np.ndarray
+    run: Run, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
-    """Input, target, prediction, and the absolute difference of the last two on the scale that its
-    title names.
+    """Pictures of an image and its target.
+
+    Args:
+        run: not used.
+        image: ``(C, Y, X)``.
+        truth: target ``(C, Y, X)``.
+        prediction: prediction ``(C, Y, X)``.
+
+    Returns:
+        Titles and pictures ``(Y, X, 3)``: input, target, prediction, and the absolute difference of
+        the last two on the scale that its title names.
     """
     full = _full_scale(truth)
     shown = [
         colours.rgb(image / _full_scale(image)),
         colours.rgb(truth / full),
-        colours.rgb(answer / full),
+        colours.rgb(prediction / full),
     ]
-    error = np.abs(truth.astype(float) - answer).mean(axis=0) / full
+    error = np.abs(truth.astype(float) - prediction).mean(axis=0) / full
     top = max(float(np.quantile(error, 0.995)), 1e-3)
     heat = np.clip(error / top, 0, 1)
     shown.append(np.stack([heat**0.5, heat, heat**3], axis=-1))  # black, orange, white
@@ -274,15 +339,29 @@ def _full_scale(array: np.ndarray) -> float:
 
 
 def enlarge(plane: np.ndarray) -> np.ndarray:
-    """``(Y, X, ...)`` with each pixel repeated, so that small pictures can be read."""
+    """Repeat each pixel, so that small pictures can be read.
+
+    Args:
+        plane: ``(Y, X, ...)``.
+
+    Returns:
+        The plane, about SMALL pixels along its longer side, or unchanged where it is larger.
+    """
     factor = max(1, round(SMALL / max(plane.shape[:2])))
     return plane.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def data_url(picture: np.ndarray, limit: int = LARGE) -> str:
-    """``(Y, X, 3)`` in 0 ... 1 as a data URL, reduced to ``limit`` pixels along its longer side.
+    """Encode a picture as a data URL.
 
     PNG up to LARGE pixels; beyond that JPEG with colours at full resolution, a sixth of the size.
+
+    Args:
+        picture: ``(Y, X, 3)`` in 0 ... 1.
+        limit: pixels along its longer side to which a larger picture is reduced.
+
+    Returns:
+        The URL.
     """
     image = Image.fromarray(colours.to_bytes(picture))
     if max(image.size) > limit:

@@ -1,6 +1,4 @@
-"""What a run's folder holds, read without trusting that any of it is there, and the numbers that
-follow from it.
-"""
+"""Read a run folder of which any file may be missing, and compute what follows from it."""
 
 from __future__ import annotations
 
@@ -19,14 +17,20 @@ from pipeline.reporting.page import finite
 from pipeline.runs import FoldFolder, RunFolder
 
 MOST = 6
-"""Metrics that stand side by side; of more, those of classes have tables of their own."""
+"""Number of metrics that stand side by side; of more, those of classes have tables of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """What was found in a run's folder.
 
-    ``logs``: epochs by fold; ``gaps``: what is not there, in words.
+    Args:
+        folder: the run folder.
+        summary: its summary.json.
+        config: its config.yaml, as it is in the file.
+        cases: its cases.json.
+        logs: epochs by fold.
+        gaps: what is missing, in words.
     """
 
     folder: RunFolder
@@ -43,11 +47,22 @@ class Run:
 
     @property
     def baselines(self) -> Mapping[str, Any]:
+        """Mean scores of the baselines, by name and metric."""
         return self.summary.get("baselines") or {}
 
 
 def load(folder: Path) -> Run:
-    """Read what there is. Raises UserError where the folder has no summary.json."""
+    """Read what exists of a run.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        What was found, with the gaps.
+
+    Raises:
+        UserError: where the folder has no summary.json.
+    """
     run_folder = RunFolder(folder)
     if not run_folder.summary_file.is_file():
         raise UserError(
@@ -77,6 +92,7 @@ def load(folder: Path) -> Run:
 
 
 def _config(folder: RunFolder, gaps: list[str]) -> Mapping[str, Any]:
+    """The config as it is in its file; nothing, and a gap, where it cannot be read."""
     try:
         return folder.reported_config()
     except (UserError, OSError) as error:
@@ -86,6 +102,7 @@ def _config(folder: RunFolder, gaps: list[str]) -> Mapping[str, Any]:
 
 
 def _listing(folder: RunFolder, gaps: list[str]) -> Mapping[str, Any]:
+    """The cases.json; nothing, and a gap, where it cannot be read."""
     try:
         return folder.places()
     except files.FileError as error:
@@ -106,11 +123,27 @@ def _log(fold: FoldFolder, gaps: list[str]) -> list[dict[str, Any]]:
 
 
 def folds_of(run: Run) -> list[dict[str, Any]]:
+    """Results of the folds, in order.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        Rows of summary.json.
+    """
     return sorted(run.summary.get("folds", ()), key=lambda f: f["fold"])
 
 
 def option(run: Run, *keys: str) -> Any:
-    """A value of the resolved config, None where it is not there."""
+    """A value of the config file.
+
+    Args:
+        run: what was found of a run.
+        *keys: from the outermost section to the option.
+
+    Returns:
+        The value, None where the file has none.
+    """
     value: Any = run.config
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -118,27 +151,54 @@ def option(run: Run, *keys: str) -> Any:
 
 
 def metric_names(run: Run) -> list[str]:
-    """Metrics of the first frame; those of further frames stand in a table of their own."""
+    """Metrics of the first frame; those of further frames have a table of their own.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        Keys of metrics.
+    """
     return [
         name for name in run.summary.get("out_of_fold") or {} if not name.endswith(SUFFIXES[1:])
     ]
 
 
 def named(run: Run, key: str) -> str:
-    """A metric as people read it: with the name of its class where the data set gives one."""
+    """A metric's display name, with the name of its class and its unit where they are known.
+
+    Args:
+        run: what was found of a run.
+        key: of the metric.
+
+    Returns:
+        Text.
+    """
     return display(key, from_json(run.summary.get("class_names")), run.summary.get("units") or {})
 
 
 def main_metrics(run: Run) -> list[str]:
-    """The metrics that stand side by side: all where they are few, else those that are of no single
-    class.
+    """The metrics that stand side by side: all where they are few, else those of no single class.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        Keys of metrics.
     """
     names = metric_names(run)
     return names if len(names) <= MOST else [n for n in names if of_class(n) is None]
 
 
 def class_metrics(run: Run) -> dict[str, dict[int, str]]:
-    """The keys of the other metrics by metric and class: ``{"dice": {1: "dice_1", ...}, ...}``."""
+    """The keys of the other metrics by metric and class.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        ``{"dice": {1: "dice_1", ...}, ...}``.
+    """
     main, out = set(main_metrics(run)), {}
     for name in metric_names(run):
         found = of_class(name)
@@ -148,12 +208,26 @@ def class_metrics(run: Run) -> dict[str, dict[int, str]]:
 
 
 def class_title(run: Run, number: int) -> str:
+    """Name of a class, where the data set gives one.
+
+    Args:
+        run: what was found of a run.
+        number: label value.
+
+    Returns:
+        Text.
+    """
     return from_json(run.summary.get("class_names")).get(number, f"class {number}")
 
 
 def leading_metric(run: Run) -> tuple[str, int] | None:
-    """The first metric that can be ranked, and 1 where higher is better, -1 where lower is; None:
-    there is none.
+    """The first metric that cases can be ranked by.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        Its key, and 1 where higher is better, -1 where lower is; None: there is none.
     """
     for name in metric_names(run):
         try:
@@ -164,10 +238,27 @@ def leading_metric(run: Run) -> tuple[str, int] | None:
 
 
 def values_of(run: Run, metric: str, group: str | None = None) -> list[float]:
-    """Finite scores of held-out cases, of one group where it is given."""
+    """Finite scores of held-out cases.
+
+    Args:
+        run: what was found of a run.
+        metric: key of the metric.
+        group: only cases of this group; None: all.
+
+    Returns:
+        One number per case.
+    """
     cases = [c for c in run.scored.values() if group is None or str(c.get("group")) == group]
     return [float(v) for c in cases if finite(v := c.get("metrics", {}).get(metric))]
 
 
 def mean_of(values: Sequence[float]) -> float | None:
+    """Mean of values.
+
+    Args:
+        values: any number of them.
+
+    Returns:
+        The mean, None of no values.
+    """
     return sum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""Sections of the page: what was found of a run as HTML, empty where there is nothing to tell."""
+"""Sections of the page as HTML; a section without content is empty."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ from pipeline.scoring.bootstrap import interval
 
 
 def headline(run: Run) -> str:
-    """Name, a tile for each metric, and what is missing."""
+    """Name of the run, a tile for each metric, and what is missing.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML.
+    """
     folds = folds_of(run)
     done = sum(f["status"] == "completed" for f in folds)
     facts = [
@@ -40,12 +47,14 @@ def headline(run: Run) -> str:
     missing = f"<aside><strong>Not in this report</strong><ul>{gaps}</ul></aside>" if gaps else ""
     tiles = "".join(_tile(run, name) for name in main_metrics(run))
     return (
-        f"<header><h1>{escape(run.summary.get('name', run.folder.path.name))}</h1><p>{escape(' · '.join(facts))}</p>"
+        f"<header><h1>{escape(run.summary.get('name', run.folder.path.name))}</h1>"
+        f"<p>{escape(' · '.join(facts))}</p>"
         f'<div class="tiles">{tiles}</div>{missing}</header>\n'
     )
 
 
 def _tile(run: Run, metric: str) -> str:
+    """A metric's out-of-fold mean with its interval, above the baselines."""
     rivals = "".join(
         f"<small>{escape(name)}: {number(row.get(metric))}</small>"
         for name, row in run.baselines.items()
@@ -55,14 +64,23 @@ def _tile(run: Run, metric: str) -> str:
 
 
 def _with_interval(mean: Any, values: Sequence[float], tag: str = "span") -> Safe:
+    """A mean above the bootstrap interval of the values."""
     pair = interval(values)
     return Safe(
-        f"<{tag}>{number(mean)}</{tag}><small>{f'{pair[0]:.3f} … {pair[1]:.3f}' if pair else 'no interval'}</small>"
+        f"<{tag}>{number(mean)}</{tag}>"
+        f"<small>{f'{pair[0]:.3f} … {pair[1]:.3f}' if pair else 'no interval'}</small>"
     )
 
 
 def scores(run: Run) -> str:
-    """The table of folds, the out-of-fold mean with its interval, and the baselines."""
+    """The table of folds, the out-of-fold mean with its interval, and the baselines.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML.
+    """
     names, blank = main_metrics(run), [""] * 3
     rows = [row for fold in folds_of(run) for row in _fold_rows(fold, names)]
     mean = run.summary.get("out_of_fold") or {}
@@ -102,8 +120,13 @@ def scores(run: Run) -> str:
 
 
 def classes(run: Run) -> str:
-    """A table for each metric with a row a class, where the metrics of classes are too many to
-    stand beside the others.
+    """A table for each metric with a row per class, where there are too many for the main table.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML, empty where the main table holds all metrics.
     """
     found = class_metrics(run)
     if not found:
@@ -140,8 +163,15 @@ def classes(run: Run) -> str:
 
 
 def frames(run: Run) -> str:
-    """The same answers counted inside the field of view, over the full image and over the padded
-    image; nothing without a field of view.
+    """Scores inside the field of view, over the full image and over the padded image.
+
+    The predictions are the same in all of them.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML, empty without a field of view.
     """
     means = run.summary.get("out_of_fold") or {}
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
@@ -168,13 +198,14 @@ def frames(run: Run) -> str:
 
 
 def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:
-    """One row for each kind of weights of a fold, the chosen ones first; a single row where it left
-    no scores.
+    """One row for each kind of weights of a fold, the chosen ones first.
+
+    A single row where the fold left no scores.
     """
     chosen, metrics = fold.get("chosen", "best"), fold.get("metrics") or {}
     name = Safe(
-        f'fold {escape(fold["fold"])} <span class="badge'
-        f' {escape(fold["status"])}">{escape(fold["status"])}</span>'
+        f"fold {escape(fold['fold'])}"
+        f' <span class="badge {escape(fold["status"])}">{escape(fold["status"])}</span>'
     )
     best = fold.get("best_epoch", -1)
     facts = [
@@ -197,7 +228,11 @@ def _fold_rows(fold: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str,
 def tuned(run: Run) -> str:
     """The rows that pipeline.tune compared: mean, paired gains with their intervals, steps.
 
-    Nothing where it did not run.
+    Args:
+        run: what was found of a run; a result that cannot be read is added to its gaps.
+
+    Returns:
+        HTML, empty where pipeline.tune did not run.
     """
     try:
         result = run.folder.tuned()
@@ -222,6 +257,7 @@ def tuned(run: Run) -> str:
 
 
 def _tuned_row(row: Mapping[str, Any], metric: str, references: Sequence[str]) -> list[object]:
+    """Cells of one row of tuning: name, mean, gains by reference, steps."""
     gains = [row["gains"][r] for r in references]
     cells = [
         DASH if row["name"] == r else f"{g['mean']:+.4f} ({g['low']:+.4f} … {g['high']:+.4f})"
@@ -235,7 +271,14 @@ def _tuned_row(row: Mapping[str, Any], metric: str, references: Sequence[str]) -
 
 
 def curves(run: Run) -> str:
-    """Loss, validation metrics and learning rate of each fold."""
+    """Loss, validation metrics and learning rate of each fold.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML.
+    """
     if not any(run.logs.values()):
         return section("Curves", note="No fold left a log.")
     rows = []
@@ -276,11 +319,19 @@ def _is_of_class(key: str) -> bool:
 
 
 def _line(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Points (epoch from 1, value) of a key of the log."""
     return [(record["epoch"] + 1, record[key]) for record in log if key in record]
 
 
 def groups(run: Run) -> str:
-    """Scores by group, as a table and as dots; nothing where cases have no groups."""
+    """Scores by group, as a table and as dots.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML, empty where cases have no groups.
+    """
     names = sorted({str(c["group"]) for c in run.scored.values() if c.get("group") is not None})
     if not names:
         return ""
@@ -306,7 +357,14 @@ def groups(run: Run) -> str:
 
 
 def distributions(run: Run) -> str:
-    """A histogram of case scores for each metric; those of many classes are folded away."""
+    """A histogram of case scores for each metric; those of many classes are folded away.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML.
+    """
     main = main_metrics(run)
     figures = _histograms(run, main)
     if not figures:
@@ -319,6 +377,7 @@ def distributions(run: Run) -> str:
 
 
 def _histograms(run: Run, names: Sequence[str]) -> str:
+    """Histograms of those metrics that have values."""
     figures = [
         histogram(named(run, n), values, interval(values))
         for n in names
@@ -328,7 +387,14 @@ def _histograms(run: Run, names: Sequence[str]) -> str:
 
 
 def origin(run: Run) -> str:
-    """The resolved config and the environment, folded away."""
+    """The config file, the environment and the splits, folded away.
+
+    Args:
+        run: what was found of a run.
+
+    Returns:
+        HTML.
+    """
     parts, folder = [], run.folder
     for title, path in (
         ("Resolved config", folder.config_file),

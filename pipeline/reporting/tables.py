@@ -1,4 +1,4 @@
-"""Scores as text, for people who read a terminal or a log."""
+"""Scores as text tables, for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from pipeline.metrics.retouch import note
 from pipeline.progress import clock
 
 RULE = "=" * 80
-"""Around what a log should be searched for."""
+"""A line of the log that is easy to search for."""
 
 DETAILS = ("voi_split", "voi_merge", "toposcore", "voi_score")
-"""Numbers that stand in the files and the report but not in the table: the competition's score
-takes them in.
+"""Numbers that are kept in files and report but not in the table.
+
+The competition's score is computed from them.
 """
 
 MOST_COLUMNS = 6
-"""Metrics that the table of a summary holds side by side; of more, those of classes stand in a
-table of their own.
+"""Number of metrics that the table of a summary holds side by side.
+
+Of more, those of classes get a table of their own.
 """
 
 
 def of_training(summary: Mapping[str, Any]) -> str:
-    """Per-fold and out-of-fold scores as text; ``*`` marks the weights that speak for a fold.
+    """Per-fold and out-of-fold scores; ``*`` marks the weights that are chosen for a fold.
 
-    Where metrics were counted in several frames (a field of view), the first frame stands here and
-    all of them in a second table; where metrics of classes would make it too wide, they stand in a
+    Where metrics were counted in several frames (a field of view), the first frame is in this table
+    and all of them in a second one; where metrics of classes would make it too wide, they get a
     table of their own.
+
+    Args:
+        summary: content of a summary.json.
+
+    Returns:
+        Lines of text.
     """
     names = [n for n in summary["out_of_fold"] if n not in DETAILS and not n.endswith(SUFFIXES[1:])]
     classes = from_json(summary.get("class_names"))
@@ -53,7 +61,10 @@ def of_training(summary: Mapping[str, Any]) -> str:
         for kind, scores in fold["metrics"].items():
             mark = "*" if kind == fold["chosen"] else ""
             score = fold["score"] if kind == "best" else None
-            middle = f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}{clock(fold['seconds']):>9}{_number(score):>{wide}}"
+            middle = (
+                f"{kind + mark:<9}{fold['best_epoch'] + 1:>6}"
+                f"{clock(fold['seconds']):>9}{_number(score):>{wide}}"
+            )
             lines.append(start + middle + _row(scores, columns))
         if fold["error"]:
             lines.append(start + fold["error"])
@@ -85,7 +96,7 @@ def of_training(summary: Mapping[str, Any]) -> str:
 
 
 def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Out-of-fold scores of each class, a line for each."""
+    """Out-of-fold scores, a line for each class."""
     classes = from_json(summary.get("class_names"))
     rows: dict[int, dict[str, float | None]] = {}
     for name in names:
@@ -103,9 +114,7 @@ def _by_class(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _frames(summary: Mapping[str, Any]) -> list[str]:
-    """Out-of-fold scores and what they have to beat, a line for each frame that metrics were
-    counted in.
-    """
+    """Out-of-fold scores and baselines, a line for each frame that metrics were counted in."""
     means = summary["out_of_fold"]
     found = [f for f in SUFFIXES if any(n.endswith(f) for n in means)]
     if not found:
@@ -148,17 +157,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-# --- folders of answers ---------------------------------------------------------------------------
+# --- folders of predictions -----------------------------------------------------------------------
 
 TINY = 1e-3
-"""Numbers below this are shown with four digits of their own."""
+"""Numbers below this are shown with four significant digits."""
 
 
 def of_evaluation(scores: Mapping[str, Any]) -> str:
-    """Scores as text: a row a case, their mean, the metrics of all voxels pooled; of images "do
-    nothing" and the gain over it.
+    """Scores of a folder: a row per case, their mean, and the metrics of all voxels pooled.
 
-    Classes by their names, lengths with their unit. Cases that failed for one reason share a line.
+    For images also "do nothing" and the gain over it. Classes have their names, lengths their unit.
+    Cases that failed for one reason share a line.
+
+    Args:
+        scores: as :func:`pipeline.workflows.evaluate.evaluate` returns them.
+
+    Returns:
+        Lines of text.
     """
     names = list(scores["mean"])  # tables, such as the competition's counts, are in the file only
     classes = from_json(scores.get("class_names"))
@@ -177,18 +192,18 @@ def of_evaluation(scores: Mapping[str, Any]) -> str:
 
 
 def _failures(failed: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with the cases that share it: file names in it do not count."""
+    """A line for each reason, with the cases that share it; file names in it are not compared."""
     groups: dict[str, list[str]] = {}
     for i, reason in failed.items():
         groups.setdefault(re.sub(r"\S*" + re.escape(i) + r"\S*", "...", reason), []).append(i)
     lines = []
-    for alike in groups.values():
-        first = f"{alike[0]:<24}FAILED: {failed[alike[0]]}"
+    for case_ids in groups.values():
+        first = f"{case_ids[0]:<24}FAILED: {failed[case_ids[0]]}"
         more = (
-            f" ({len(alike)} cases alike:"
-            f" {', '.join(alike[:6])}{', ...' if len(alike) > 6 else ''})"
+            f" ({len(case_ids)} cases alike: "
+            f"{', '.join(case_ids[:6])}{', ...' if len(case_ids) > 6 else ''})"
         )
-        lines.append(first + (more if len(alike) > 1 else ""))
+        lines.append(first + (more if len(case_ids) > 1 else ""))
     return lines
 
 
@@ -197,18 +212,17 @@ def _score(value: Any) -> str:
         return "..."
     if value is None or not math.isfinite(value):
         return "-"
-    return (
-        f"{value:.4g}" if 0 < abs(value) < TINY else f"{value:.4f}"
-    )  # lengths under a microscope, in millimetres
+    # The tiny ones are lengths under a microscope, in millimetres.
+    return f"{value:.4g}" if 0 < abs(value) < TINY else f"{value:.4f}"
 
 
 # --- tuning ---------------------------------------------------------------------------------------
 
 OWN = "the run's own"
-"""The row of the post-processing that a run has."""
+"""Name of the row with the run's own post-processing."""
 
 BESIDE = ("toposcore", "surface_dice", "voi_score", "dice")
-"""Numbers that the table of tuning shows beside the metric, where they are there."""
+"""Numbers that the table of tuning shows beside the metric, where they were computed."""
 
 
 def of_tuning(
@@ -222,9 +236,13 @@ def of_tuning(
 
     Args:
         metric: what was tuned by.
-        averages: means by row and number.
+        units: unit of a metric that is a length.
+        averages: means by row and metric.
         gains: paired gains (``Gain`` of tuning.search) by row and reference.
-        drawn: what the bootstrap draws, ``groups`` or ``cases``.
+        drawn: what the bootstrap resamples, ``groups`` or ``cases``.
+
+    Returns:
+        Lines of text.
     """
     names = [metric, *(n for n in BESIDE if n != metric and any(n in a for a in averages.values()))]
     references = list(gains[OWN])

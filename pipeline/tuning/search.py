@@ -1,8 +1,7 @@
-"""Post-processing chosen by its score: a staged search over candidates, run without each part of
-the cases in turn, and how sure a gain is.
+"""A staged search over post-processing, with nested validation and intervals of its gains.
 
-Nothing here reads a file: a search asks for scores of candidates and is told. Scores are "higher is
-better" throughout.
+Nothing here reads a file: a search asks its caller for the scores of candidates. Scores are "higher
+is better" throughout.
 """
 
 from __future__ import annotations
@@ -28,18 +27,24 @@ Mixture = tuple[tuple[float, ...], str]
 """Weights of the members, and the name of their fusion."""
 
 ALL = ""
-"""Name of the search that sees every case, among those that leave a part out."""
+"""Name of the search that uses every case, among those that leave a part out."""
 
 TOLERANCE = 1e-4
-"""Two mean scores nearer than this are equal."""
+"""Mean scores that differ by less are equal."""
 
 EDGE = 80
-"""Edge in voxels of the volume that the sizes of the search space are written for."""
+"""Edge, in voxels, of the volume for which the sizes in the search space are written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way from the members' soft predictions to an answer."""
+    """One combination of fusion and post-processing, from the members' soft predictions to labels.
+
+    Args:
+        steps: post-processing steps; the first one decides.
+        weights: one per member.
+        fusion: how members are combined: ``mean``, ``logit`` or ``vote``.
+    """
 
     steps: Steps
     weights: tuple[float, ...] = (1.0,)
@@ -47,8 +52,9 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Equal for equal candidates; neighbours in alphabetical order share fusion and first
-        steps.
+        """Equal for equal candidates.
+
+        In alphabetical order neighbours share fusion and first steps.
         """
         return json.dumps(
             [self.fusion, self.weights, [[s.name, dict(s.options)] for s in self.steps]],
@@ -61,21 +67,26 @@ class Candidate:
         steps = [
             " ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in self.steps
         ] or ["(default decision)"]
-        voices = (
+        mixture = (
             f"{self.fusion} of {'/'.join(f'{w:g}' for w in self.weights)}: "
             if len(self.weights) > 1
             else ""
         )
-        return voices + ", ".join(steps)
+        return mixture + ", ".join(steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
     """What a search may try.
 
-    A candidate takes one alternative (a list of steps, maybe none) from each of ``stages`` and one
-    of ``mixtures``. ``start`` is the present post-processing, ``also`` are further candidates, by
-    name, to be looked at in any case; ``width`` ones survive each stage.
+    A candidate takes one alternative from each stage and one of the mixtures.
+
+    Args:
+        start: the present post-processing.
+        stages: alternatives by stage, each a list of steps, maybe none.
+        mixtures: weights and fusions.
+        also: further candidates, by name, that are evaluated in any case.
+        width: number of candidates that survive each stage (beam width).
     """
 
     start: Candidate
@@ -88,10 +99,10 @@ class SearchPlan:
 Search = Generator[list[Candidate], np.ndarray, Candidate]
 """Yields candidates, is sent their scores ``(candidates, cases)``, returns its choice."""
 
-Ask = Callable[[Mapping[str, Sequence[Candidate]]], Mapping[tuple[str, str], float]]
+Evaluate = Callable[[Mapping[str, Sequence[Candidate]]], Mapping[tuple[str, str], float]]
 """Candidates wanted by case -> score by (case, key of the candidate).
 
-Not finite: the candidate is out.
+A candidate with a score that is not finite is excluded.
 """
 
 
@@ -116,16 +127,17 @@ class _Node:
         )
 
 
-class _Seen:
-    """Every candidate that a search has looked at, with its scores ``(cases,)``, in the order of
-    looking.
-    """
+class _Evaluated:
+    """Every candidate that a search has evaluated, with its scores ``(cases,)``, in that order."""
 
     def __init__(self) -> None:
         self.candidates: dict[str, Candidate] = {}
         self.scores: dict[str, np.ndarray] = {}
 
-    def look(self, candidates: Iterable[Candidate]) -> Generator[list[Candidate], np.ndarray, None]:
+    def evaluate(
+        self, candidates: Iterable[Candidate]
+    ) -> Generator[list[Candidate], np.ndarray, None]:
+        """Ask for the scores of those candidates that have none yet."""
         new = {c.key: c for c in candidates if c.key not in self.scores}
         if new:
             rows = yield list(new.values())
@@ -137,47 +149,73 @@ class _Seen:
     ) -> Generator[list[Candidate], np.ndarray, list[_Node]]:
         """The ``width`` nodes with the highest mean; of equal ones the earlier."""
         nodes = list({n.candidate.key: n for n in nodes}.values())
-        yield from self.look(n.candidate for n in nodes)
+        yield from self.evaluate(n.candidate for n in nodes)
         return sorted(nodes, key=lambda n: -mean(self.scores[n.candidate.key]))[:width]
 
 
 def search(plan: SearchPlan) -> Search:
-    """Greedy search: mixtures, then stage by stage with the best few so far, then once around the
-    deciding step's numbers.
+    """Beam search over mixtures and stages, refined around the deciding step's numbers.
 
-    The choice is made by :func:`pick` among all that was looked at.
+    Mixtures come first, then stage by stage with the best few so far, then one round around the
+    numbers of the deciding step. The choice is made by :func:`pick` among all candidates that
+    were evaluated.
+
+    Args:
+        plan: what may be tried.
+
+    Yields:
+        Candidates to evaluate; their scores ``(candidates, cases)`` are to be sent.
+
+    Returns:
+        The chosen candidate.
     """
-    seen = _Seen()
-    yield from seen.look([plan.start, *plan.also.values()])
-    mixtures = yield from seen.best(
+    evaluated = _Evaluated()
+    yield from evaluated.evaluate([plan.start, *plan.also.values()])
+    mixtures = yield from evaluated.best(
         [_Node(m, (plan.start.steps,)) for m in plan.mixtures], plan.width
     )
     beam = [
         _Node(node.mixture, tuple(_neutral(stage) for stage in plan.stages)) for node in mixtures
     ]
     for i, stage in enumerate(plan.stages):
-        beam = yield from seen.best(
-            [node.take(i, way) for node in beam for way in stage], plan.width
+        beam = yield from evaluated.best(
+            [node.take(i, alternative) for node in beam for alternative in stage], plan.width
         )
-    around = [node.take(0, way) for node in beam for way in _around(node.taken[0])]
+    around = [node.take(0, alternative) for node in beam for alternative in _around(node.taken[0])]
     around += [dataclasses.replace(beam[0], mixture=m) for m in plan.mixtures]
-    yield from seen.best([*beam, *around], plan.width)
-    candidates = list(seen.candidates.values())
-    return candidates[pick(candidates, np.stack(list(seen.scores.values())))]
+    yield from evaluated.best([*beam, *around], plan.width)
+    candidates = list(evaluated.candidates.values())
+    return candidates[pick(candidates, np.stack(list(evaluated.scores.values())))]
 
 
 def _neutral(stage: Sequence[Steps]) -> Steps:
+    """The alternative that a stage starts from: no step, where that is one."""
     return () if () in stage else stage[0]
 
 
 def pick(candidates: Sequence[Candidate], scores: np.ndarray) -> int:
-    """Index of the simplest candidate that is as good as the best; ``scores`` is ``(candidates,
-    cases)``, the first row the present one.
+    """Index of the simplest candidate that is as good as the best (one standard error rule).
 
     As good: its mean difference to the best over the same cases is at most one standard error of
-    that difference (Breiman et al. 1984, paired) or TOLERANCE. Simplest: the present one, which
-    changes nothing; then fewest steps; then the highest mean. A candidate with a score that is not
-    finite is out.
+    that difference, or TOLERANCE. Simplest: the present one, which changes nothing; then fewest
+    steps; then the highest mean. A candidate with a score that is not finite is excluded.
+
+    Args:
+        candidates: the first is the present one.
+        scores: ``(candidates, cases)``, higher is better.
+
+    Returns:
+        Index into ``candidates``; 0 where none has finite scores.
+
+    Source:
+        The one standard error rule of Breiman et al. 1984 (Classification and Regression Trees),
+        here with paired differences.
+
+    Example:
+        >>> import numpy as np
+        >>> present, new = Candidate(steps=()), Candidate(steps=(part("dust", below=9),))
+        >>> pick([present, new], np.array([[0.5, 0.6, 0.7], [0.8, 0.9, 1.0]]))
+        1
     """
     sound = [i for i, row in enumerate(scores) if np.isfinite(row).all()]
     if not sound:
@@ -196,39 +234,65 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def mean(scores: np.ndarray) -> float:
-    """Mean over cases; -inf where a case has no finite score."""
+    """Mean over cases; -inf where a case has no finite score.
+
+    Args:
+        scores: ``(cases,)``.
+
+    Returns:
+        The mean.
+    """
     return float(scores.mean()) if np.isfinite(scores).all() else -np.inf
 
 
-def nested(plan: SearchPlan, parts: Mapping[str, Sequence[str]], ask: Ask) -> dict[str, Candidate]:
-    """The choice for each part of the cases, made by the same search on all other parts only; and
-    under ``ALL`` that on all cases.
+def nested(
+    plan: SearchPlan, parts: Mapping[str, Sequence[str]], evaluate: Evaluate
+) -> dict[str, Candidate]:
+    """Search with each part of the cases held out in turn, and on all cases.
 
-    ``parts`` maps a part's name to its case ids. The searches go in step: what several ask for is
-    asked once.
+    The searches advance together: scores that several ask for are computed once.
+
+    Args:
+        plan: what may be tried.
+        parts: case ids by the part's name.
+        evaluate: computes scores.
+
+    Returns:
+        For each part the choice made on all other parts only, and under ``ALL`` that on all cases.
     """
-    everyone = [case for cases in parts.values() for case in cases]
+    all_cases = [case for cases in parts.values() for case in cases]
     sides = {
-        part: [case for case in everyone if case not in set(cases)] for part, cases in parts.items()
+        part: [case for case in all_cases if case not in set(cases)]
+        for part, cases in parts.items()
     }
     return in_step(
-        {name: (search(plan), side) for name, side in {ALL: everyone, **sides}.items()}, ask
+        {name: (search(plan), side) for name, side in {ALL: all_cases, **sides}.items()}, evaluate
     )
 
 
-def in_step(searches: Mapping[str, tuple[Search, Sequence[str]]], ask: Ask) -> dict[str, Candidate]:
-    """Run searches, each on its own cases, one round of questions at a time; returns their choices."""
-    wanted = {name: next(hunt) for name, (hunt, _) in searches.items()}
+def in_step(
+    searches: Mapping[str, tuple[Search, Sequence[str]]], evaluate: Evaluate
+) -> dict[str, Candidate]:
+    """Run searches together, each on its own cases, one round of candidates at a time.
+
+    Args:
+        searches: pairs of search and case ids, by name.
+        evaluate: computes scores.
+
+    Returns:
+        The choice of each search, by name.
+    """
+    wanted = {name: next(running) for name, (running, _) in searches.items()}
     chosen: dict[str, Candidate] = {}
     while wanted:
-        told = ask(_by_case(wanted, {name: cases for name, (_, cases) in searches.items()}))
+        scores = evaluate(_by_case(wanted, {name: cases for name, (_, cases) in searches.items()}))
         for name, candidates in list(wanted.items()):
-            hunt, cases = searches[name]
+            running, cases = searches[name]
             try:
-                wanted[name] = hunt.send(
+                wanted[name] = running.send(
                     np.array(
                         [
-                            [told[case, key] for case in cases]
+                            [scores[case, key] for case in cases]
                             for key in [c.key for c in candidates]
                         ],
                         float,
@@ -243,6 +307,7 @@ def in_step(searches: Mapping[str, tuple[Search, Sequence[str]]], ask: Ask) -> d
 def _by_case(
     wanted: Mapping[str, Sequence[Candidate]], cases: Mapping[str, Sequence[str]]
 ) -> dict[str, list[Candidate]]:
+    """Candidates wanted by case, each once."""
     out: dict[str, dict[str, Candidate]] = {}
     for name, candidates in wanted.items():
         keyed = {c.key: c for c in candidates}
@@ -252,27 +317,48 @@ def _by_case(
 
 
 def deal(groups: Mapping[str, str], most: int = 8) -> dict[str, list[str]]:
-    """Parts of the cases that keep groups whole: one part a group, or, with more groups than
-    ``most``, the largest dealt out first.
+    """Divide cases into parts that keep groups whole.
 
-    ``groups`` maps case to group. Deterministic; a part is named after its groups.
+    There is one part per group, or, with more groups than ``most``, the largest are dealt out
+    first. The result is deterministic.
+
+    Args:
+        groups: group by case id.
+        most: largest number of parts.
+
+    Returns:
+        Case ids by part; a part is named after its groups.
+
+    Example:
+        >>> deal({"a": "x", "b": "y", "c": "x"})
+        {'x': ['a', 'c'], 'y': ['b']}
     """
     members: dict[str, list[str]] = {}
     for case, group in sorted(groups.items()):
         members.setdefault(group, []).append(case)
-    piles: list[list[str]] = [[] for _ in range(min(most, len(members)))]
+    parts: list[list[str]] = [[] for _ in range(min(most, len(members)))]
     for group in sorted(members, key=lambda g: (-len(members[g]), g)):
-        min(piles, key=lambda pile: sum(len(members[g]) for g in pile)).append(group)
-    return {"+".join(pile): [case for group in pile for case in members[group]] for pile in piles}
+        min(parts, key=lambda part_groups: sum(len(members[g]) for g in part_groups)).append(group)
+    return {
+        "+".join(part_groups): [case for group in part_groups for case in members[group]]
+        for part_groups in parts
+    }
 
 
-# --- how sure a gain is ---------------------------------------------------------------------------
+# --- confidence in a gain -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """Mean paired difference, its 95 % interval, and how many cases are better or worse by more
-    than TOLERANCE.
+    """Mean paired difference with its 95 % interval.
+
+    Args:
+        mean: mean difference over cases.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        better: number of cases that are better by more than TOLERANCE.
+        worse: number of cases that are worse by more than TOLERANCE.
+        cases: number of cases with a finite difference.
     """
 
     mean: float
@@ -289,11 +375,25 @@ class Gain:
 def gain(
     differences: np.ndarray, units: Sequence[Any], resamples: int = UNIT_DRAWS, seed: int = 0
 ) -> Gain:
-    """Mean of ``differences`` ``(cases,)`` and its percentile bootstrap interval.
+    """Mean of paired differences and its percentile bootstrap interval.
 
-    ``units`` says for each case what is drawn as a whole: its own id, or its group. Cases without a
-    finite difference are left out; with none left all numbers are NaN. One unit has no interval: it
-    is the mean itself.
+    Cases without a finite difference are left out; with none left all numbers are NaN. A single
+    unit has no interval: it is the mean itself.
+
+    Args:
+        differences: ``(cases,)``.
+        units: for each case what is resampled as a whole: its own id, or its group.
+        resamples: number of bootstrap samples.
+        seed: of the random numbers.
+
+    Returns:
+        The gain.
+
+    Example:
+        >>> import numpy as np
+        >>> found = gain(np.array([0.1, 0.3]), ["a", "b"])
+        >>> round(found.mean, 3), found.better, found.worse
+        (0.2, 2, 0)
     """
     finite = np.isfinite(differences)
     values = np.asarray(differences, float)[finite]
@@ -310,10 +410,19 @@ def gain(
     )
 
 
-# --- what there is to try -------------------------------------------------------------------------
+# --- the search space -----------------------------------------------------------------------------
 
 
 def part(name: str, **options: Any) -> NamedOptions:
+    """A step with its options.
+
+    Args:
+        name: of the step.
+        **options: as in a config.
+
+    Returns:
+        The entry, as a config holds it.
+    """
     return NamedOptions(name=name, options=options)
 
 
@@ -326,15 +435,15 @@ BASELINES: dict[str, Steps] = {
         part("closing", radius=1.5),
     ),
 }
-"""What a tuned post-processing has to beat, binary labels."""
+"""What tuned post-processing of binary labels has to beat."""
 
 
 def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Steps, ...], ...]:
-    """Stages of a search, as the table of steps describes them; the first holds deciding steps.
+    """Stages of a search, from the table of steps; the first stage holds deciding steps.
 
     Args:
         own: the present post-processing: its deciding step is tried too, with its numbers varied.
-        edge: about so many voxels lie along each axis.
+        edge: approximate number of voxels along each axis.
         channels: K of the predictions.
         dims: their space axes.
 
@@ -351,30 +460,35 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
     }
     places = sorted({entry.place for entry in tried.values()})
     lists = [
-        _ways(own, {n: e for n, e in tried.items() if e.place == place}, setting)
+        _alternatives(own, {n: e for n, e in tried.items() if e.place == place}, setting)
         for place in places
     ]
     lists[0] = [*([present, *_around(present)] if present else []), *lists[0]]
-    stages = (tuple(steps for steps in ways if _possible(steps, channels, dims)) for ways in lists)
+    stages = (
+        tuple(steps for steps in alternatives if _possible(steps, channels, dims))
+        for alternatives in lists
+    )
     return tuple(stage for stage in stages if stage not in ((), ((),)))
 
 
-def _ways(own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting) -> list[Steps]:
-    """The alternatives of one place, first to leave its steps out unless they decide."""
+def _alternatives(
+    own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting
+) -> list[Steps]:
+    """The alternatives of one place; the first leaves its steps out, unless they decide."""
     if any(entry.stays for entry in tried.values()):
         return [tuple(step for step in own if postprocess.resolved(step).name in tried)]
-    ways = [
+    alternatives = [
         (part(name, **options),)
         for name, entry in tried.items()
         for options in entry.options(setting)
     ]
-    return ways if any(entry.place == 0 for entry in tried.values()) else [(), *ways]
+    return (
+        alternatives if any(entry.place == 0 for entry in tried.values()) else [(), *alternatives]
+    )
 
 
 def _around(steps: Steps) -> list[Steps]:
-    """``steps`` with one number of the first one, a deciding step, changed; impossible numbers left
-    out.
-    """
+    """``steps`` with one number of the deciding step changed; impossible numbers are left out."""
     if not steps or not postprocess.decides(steps[0]):
         return []
     first, entry = postprocess.resolved(steps[0]), postprocess.POSTPROCESS[steps[0].name]
@@ -388,6 +502,7 @@ def _around(steps: Steps) -> list[Steps]:
 
 
 def _possible(steps: Steps, channels: int | None, dims: int) -> bool:
+    """Whether the steps go with these predictions."""
     try:
         postprocess.check(steps, channels, dims)
     except ConfigError:

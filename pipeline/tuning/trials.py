@@ -1,7 +1,7 @@
-"""Scores of candidates on out-of-fold predictions, computed once each: by all cores, kept in a file
-that only grows.
+"""Scores of candidates on out-of-fold predictions, each computed once, in parallel.
 
-A killed command loses what was being computed at that moment and nothing else.
+They are kept in a file that only grows: a killed command loses what was being computed at that
+moment and nothing else.
 """
 
 from __future__ import annotations
@@ -37,13 +37,19 @@ from pipeline.tuning.search import Candidate
 
 Scores = dict[str, float]
 LEAST = 4
-"""Candidates that are worth loading a case for."""
+"""Fewest candidates that are worth loading a case for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFiles:
-    """A case: folders with its soft prediction by each member, its label file and field of view,
-    and the hash of what they hold.
+    """The files of a case.
+
+    Args:
+        id: of the case.
+        soft: one folder with its soft prediction per member.
+        label: label file.
+        content: hash or stamp of the contents of label and field of view.
+        fov: mask of the field of view; None: everything counts.
     """
 
     id: str
@@ -57,7 +63,12 @@ class CaseFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """How answers are scored: what the files of the labels mean, and the rules."""
+    """How predictions are scored: what label files mean, and the scoring rules.
+
+    Args:
+        data: the ``data`` section of a config.
+        rules: metrics, ignored label, classes and metrics version.
+    """
 
     data: Data
     rules: Rules
@@ -66,7 +77,16 @@ class Measure:
     def of(
         cls, data: Data, metrics: Sequence[NamedOptions], version: int = METRICS_VERSION
     ) -> Measure:
-        """Labels of a data set."""
+        """The measure of a data set.
+
+        Args:
+            data: the ``data`` section of a config.
+            metrics: names and options.
+            version: metrics version.
+
+        Returns:
+            The measure.
+        """
         rules = Rules(
             metrics=tuple(metrics),
             ignore=data.ignore_label,
@@ -78,7 +98,13 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Candidates to score on one case."""
+    """Candidates to score on one case.
+
+    Args:
+        case: its files.
+        measure: how predictions are scored.
+        candidates: in any order.
+    """
 
     case: CaseFiles
     measure: Measure
@@ -89,26 +115,33 @@ class Task:
 
 
 def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
-    """Key and scores of each candidate, in alphabetical order of the keys; files are read once,
-    common first steps done once.
+    """Score candidates on one case.
 
-    Where there is a field of view, only what lies inside it counts.
+    Files are read once, and common first steps are computed once. Where there is a field of view,
+    only what lies inside it counts.
+
+    Args:
+        task: the case and the candidates.
+
+    Yields:
+        Key and scores of each candidate, in alphabetical order of the keys.
     """
     case, data, rules = task.case, task.measure.data, task.measure.rules
     label = read_labels(case.label, data)[0]
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
-    perfect = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
-    view = next(views(truth_of(perfect, rules)))
+    truth = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
+    view = next(views(truth_of(truth, rules)))
     members = [np.asarray(softs.load_sound(folder, case.id).main) for folder in case.soft]
-    answers = _Answers(members, case.id)
+    outputs = _Outputs(members, case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
-        found = score_in(view, dataclasses.replace(perfect, answer=answers.of(candidate)), rules)
+        found = score_in(view, dataclasses.replace(truth, answer=outputs.of(candidate)), rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
 
 
-class _Answers:
-    """Answers of candidates that come in alphabetical order; the arrays along the latest one's
-    chain of steps are kept.
+class _Outputs:
+    """Outputs of candidates that come in alphabetical order.
+
+    The arrays along the latest one's chain of steps are kept.
     """
 
     def __init__(self, members: Sequence[np.ndarray], case_id: str) -> None:
@@ -116,6 +149,7 @@ class _Answers:
         self.chain: list[tuple[str, np.ndarray]] = []
 
     def of(self, candidate: Candidate) -> np.ndarray:
+        """Labels ``(*S)`` of a candidate."""
         steps = postprocess.decided(candidate.steps, len(self.members[0]))
         mixture = json.dumps([candidate.fusion, candidate.weights])
         links = [
@@ -141,21 +175,25 @@ class _Answers:
         return self.chain[-1][1]
 
     def _fused(self, candidate: Candidate) -> np.ndarray:
-        voices = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
-        return fuse([m for m, _ in voices], [w for _, w in voices], candidate.fusion, self.case_id)[
-            :
-        ]
+        used = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
+        return fuse([m for m, _ in used], [w for _, w in used], candidate.fusion, self.case_id)[:]
 
 
 # --- all cases ------------------------------------------------------------------------------------
 
 
 class Trials:
-    """Scores by (case, candidate), from the file where they are known, else computed and added to
-    it. Use it as a context.
+    """Scores by (case, candidate), read from a file where they are known, else computed.
 
-    ``progress`` is called with (done, total) at least every second and may raise to stop; what is
-    done by then is kept.
+    New scores are added to the file. Use it as a context manager.
+
+    Args:
+        cases: files of the cases.
+        measure: how they are scored.
+        kept: the file of scores, one line of JSON each.
+        workers: processes; 1: none beside this one.
+        progress: called with (done, total) at least every second; may raise to stop, and what is
+            done by then is kept.
     """
 
     def __init__(
@@ -172,7 +210,7 @@ class Trials:
         self.marks = {case.id: _mark(case, measure) for case in cases}
         self.computed = 0
         self._pool: ProcessPoolExecutor | None = None
-        self._halt: Any = None
+        self._stop_event: Any = None
 
     def __enter__(self) -> Trials:
         self.kept.open()
@@ -184,14 +222,31 @@ class Trials:
         self.kept.close()
 
     def missing(self, wanted: Mapping[str, Sequence[Candidate]]) -> int:
-        """How many of the wanted scores are not known yet."""
+        """Count the scores that are not known yet.
+
+        Args:
+            wanted: candidates by case id.
+
+        Returns:
+            Number of (case, candidate) pairs to compute.
+        """
         return sum(len(task.candidates) for task in self._tasks(wanted))
 
     def scores(self, wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], Scores]:
-        """All numbers of the wanted candidates by (case, key of the candidate)."""
+        """Scores of candidates, computed where they are not known.
+
+        Args:
+            wanted: candidates by case id.
+
+        Returns:
+            Scores by metric, by (case, key of the candidate).
+
+        Raises:
+            UserError: where a worker process died.
+        """
         tasks = self._split(self._tasks(wanted))
         if tasks:
-            (self._in_processes if self.workers > 1 else self._here)(tasks)
+            (self._run_parallel if self.workers > 1 else self._run_serial)(tasks)
         return {
             (case, c.key): self.kept.values[self._name(case, c.key)]
             for case, candidates in wanted.items()
@@ -199,9 +254,11 @@ class Trials:
         }
 
     def _name(self, case_id: str, key: str) -> str:
+        """Key of a score in the file."""
         return hashlib.sha256((self.marks[case_id] + key).encode()).hexdigest()[:32]
 
     def _tasks(self, wanted: Mapping[str, Sequence[Candidate]]) -> list[Task]:
+        """What is not known yet, a task per case."""
         tasks = []
         for case_id, candidates in wanted.items():
             new = tuple(c for c in candidates if self._name(case_id, c.key) not in self.kept.values)
@@ -213,7 +270,7 @@ class Trials:
         return tasks
 
     def _split(self, tasks: Sequence[Task]) -> list[Task]:
-        """Tasks cut so that every worker has some, neighbours in alphabetical order together."""
+        """Cut tasks so that every worker has some; alphabetical neighbours stay together."""
         pieces = -(-2 * self.workers // max(1, len(tasks))) if self.workers > 1 else 1
         out = []
         for task in tasks:
@@ -229,7 +286,8 @@ class Trials:
         self.kept.add(self._name(case_id, key), case_id, scores)
         self.computed += 1
 
-    def _here(self, tasks: Sequence[Task]) -> None:
+    def _run_serial(self, tasks: Sequence[Task]) -> None:
+        """Score in this process."""
         done, total = 0, sum(len(t.candidates) for t in tasks)
         for task in tasks:
             for key, scores in score_case(task):
@@ -237,9 +295,10 @@ class Trials:
                 done += 1
                 self.progress(done, total)
 
-    def _in_processes(self, tasks: Sequence[Task]) -> None:
+    def _run_parallel(self, tasks: Sequence[Task]) -> None:
+        """Score in worker processes; keep what is done when interrupted."""
         pool, total = self._processes(), sum(len(t.candidates) for t in tasks)
-        running = {pool.submit(_work, task): task for task in tasks}
+        running = {pool.submit(_score_task, task): task for task in tasks}
         done = 0
         try:
             while running:
@@ -254,7 +313,7 @@ class Trials:
             )
             raise UserError(why) from None
         except BaseException:
-            self._halt.set()  # a worker finishes the candidate it is at
+            self._stop_event.set()  # a worker finishes its present candidate
             pool.shutdown(cancel_futures=True)
             for future, task in running.items():
                 if not future.cancelled() and future.exception() is None:
@@ -262,6 +321,7 @@ class Trials:
             raise
 
     def _collect(self, future: Future, task: Task) -> int:
+        """Keep the scores of a finished task; return their number."""
         found = future.result()
         for key, scores in found:
             self._keep(task.case.id, key, scores)
@@ -269,13 +329,13 @@ class Trials:
 
     def _processes(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._halt = multiprocessing.get_context("spawn").Event()
-            self._pool = processes.pool(self.workers, _listen, self._halt)
+            self._stop_event = multiprocessing.get_context("spawn").Event()
+            self._pool = processes.pool(self.workers, _set_stop_event, self._stop_event)
         return self._pool
 
 
 def _mark(case: CaseFiles, measure: Measure) -> str:
-    """All that the scores of a case depend on, besides the candidate."""
+    """Everything that the scores of a case depend on, besides the candidate."""
     rules, data = measure.rules, measure.data
     stats = [softs.array_path(folder, case.id).stat() for folder in case.soft]
     mark = [
@@ -295,13 +355,13 @@ MEANING = {1: "4fd375a1be8146b6311af374ec655371f69010363ae93ad44a779b4fb5974fdd"
 """What scores mean, by metrics version.
 
 Scores are not kept over a change of it: METRICS_VERSION is raised when a step, a fusion or a metric
-gives another number. That of version 1 is what journals of its time hold: a hash of the sources of
-steps and metrics.
+gives another number. The entry of version 1 is what journals of its time hold: a hash of the
+sources of steps and metrics.
 """
 
 
 class _Kept:
-    """Lines of JSON, only ever added to; a torn or foreign line counts as absent."""
+    """Lines of JSON that are only ever appended; a torn or foreign line counts as absent."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -338,19 +398,21 @@ class _Kept:
 
 # --- in a worker ----------------------------------------------------------------------------------
 
-_halt: Any = None
+_stop_event: Any = None
 
 
-def _listen(halt: Any) -> None:
-    global _halt
-    _halt = halt
+def _set_stop_event(stop_event: Any) -> None:
+    """Run first in each worker: the event that stops it."""
+    global _stop_event
+    _stop_event = stop_event
 
 
-def _work(task: Task) -> list[tuple[str, Scores]]:
+def _score_task(task: Task) -> list[tuple[str, Scores]]:
+    """Score a task, until the event is set."""
     found = []
     for row in score_case(task):
         found.append(row)
-        if _halt.is_set():
+        if _stop_event.is_set():
             break
     return found
 
@@ -358,8 +420,18 @@ def _work(task: Task) -> list[tuple[str, Scores]]:
 def workers_for(
     metrics: Sequence[NamedOptions], shape: Sequence[int], members: int, asked: int | None = None
 ) -> int:
-    """Worker processes: as many as asked, else one a core, as far as memory holds a case of soft
-    predictions ``(K, *S)`` in each.
+    """Number of worker processes: as many as asked, else one per core.
+
+    Of the latter as many as memory allows, with a case of soft predictions in each.
+
+    Args:
+        metrics: names and options.
+        shape: ``(K, *S)`` of the largest prediction.
+        members: number of soft predictions per case.
+        asked: number that was asked for; None: one per core.
+
+    Returns:
+        The number.
     """
     scoring = memory.case_bytes(metrics, (1, *shape[1:]))
     most = max(step.bytes_per_voxel for step in postprocess.POSTPROCESS.values())

@@ -1,6 +1,6 @@
 """Ensembles whose members may be runs: these predict the images first, then all members are fused.
 
-The walk: workflows.predict (members that are runs) -> workflows.fuse.
+Data flow: workflows.predict (members that are runs) -> workflows.fuse.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.workflows.fuse import EnsembleJob, Fused, Spec, fuse, load_spec, o
 logger = logging.getLogger(__name__)
 
 MADE_FROM = "made_from.json"
-"""Of a folder of a member's predictions: models and images that they were made from."""
+"""File in a folder of a member's predictions: the models and images that they were made from."""
 
 
 def ensemble(
@@ -37,12 +37,12 @@ def ensemble(
     fusion: str | None = None,
     save_soft: bool = False,
 ) -> Fused:
-    """Fuse members case by case, and decide.
+    """Fuse the members of an ensemble case by case, and decide.
 
     Args:
         spec: members with weights, fusion and post-processing (:func:`load_spec`,
             :func:`of_folders`).
-        output: folder for the answers; nothing of others in it is replaced.
+        output: folder for the outputs; no file of others in it is replaced.
         inputs: image files and folders that members which are runs predict first, into
             ``output/members``.
         device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
@@ -75,9 +75,9 @@ def fuse_predictions(
     """Fuse folders of predictions, or the members of an ``ensembles/*.yaml``.
 
     Args:
-        members: folders written with ``save_soft``, an ensemble file, or what :func:`load_spec`
-            read.
-        output: folder for the answers; nothing of others in it is replaced.
+        members: folders written with ``save_soft``, an ensemble file, or what
+            :func:`load_spec` read.
+        output: folder for the outputs; no file of others in it is replaced.
         inputs: images and folders of images that members which are runs predict first.
         device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         fusion: ``mean`` of probabilities, ``logit``: mean of logits, ``vote``; None: the file's,
@@ -89,6 +89,18 @@ def fuse_predictions(
 
     Raises:
         UserError: for members that do not fit each other, before anything is fused.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folders = [Path(name) / member for member in "abc"]
+        ...     for folder, label in zip(folders, (0, 1, 1), strict=True):
+        ...         folder.mkdir()
+        ...         np.save(folder / "case.npy", np.full((4, 4), label, np.uint8))
+        ...     fused = fuse_predictions(folders, Path(name) / "fused", fusion="vote")
+        ...     int(np.load(fused.output / "case.npy").min())
+        1
     """
     if isinstance(members, str | Path):
         members = load_spec(Path(members))
@@ -100,19 +112,29 @@ def fuse_predictions(
 
 
 def predict_member(member: Member, data: Sequence[Path], folder: Path, device: str) -> list[str]:
-    """Predict the images of ``data`` with a run's folds into ``folder``; what is there from the
-    same models and files is kept.
+    """Predict images with a run's folds.
 
-    Returns the ids of those that could not be predicted. Raises UserError where none could.
+    What the same models have predicted from the same files already is kept.
+
+    Args:
+        member: the run, and which folds of it.
+        data: image files and folders.
+        folder: where the predictions go.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+
+    Returns:
+        Ids of the images that could not be predicted.
+
+    Raises:
+        UserError: where no image could be predicted.
     """
     folds = [RunFolder(member.run).fold(n).path for n in member.folds]
     paths = [path for fold in folds for path in find_models(fold)] or find_models(member.run)
     predictor = prepare(ModelOptions(checkpoint=member.run, device=device), paths)
     job = predict.PredictJob(predictor=predictor, output=folder, save_soft=True)
     inputs = predict.find_inputs(data, predictor)
-    if not (
-        folder / MADE_FROM
-    ).is_file():  # else it is ours, though the first answer may have been its last
+    # A folder with that file is ours, even if it was killed before its first output.
+    if not (folder / MADE_FROM).is_file():
         predict.require_free(job, inputs)
     record = {
         "models": {str(p): files.sha256(p) for p in paths},
@@ -135,7 +157,7 @@ def predict_member(member: Member, data: Sequence[Path], folder: Path, device: s
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What changes when an image does. Of one that is a folder all that is in it counts."""
+    """What changes when an image file does; of a folder everything in it counts."""
     return (
         blocks.stamp(path)
         if path.is_dir()
@@ -144,8 +166,9 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
-    """Ids of ``folder`` that were predicted from the same models and files; all other predictions
-    are removed and ``record`` is written.
+    """Ids in ``folder`` that were predicted from the same models and files.
+
+    All other predictions are removed, and ``record`` is written.
     """
     path = folder / MADE_FROM
     before = _made_from(path) if path.is_file() and (folder / "summary.json").is_file() else {}
@@ -159,9 +182,7 @@ def _still_good(folder: Path, record: Mapping[str, Any]) -> set[str]:
 
 
 def _settings(before: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
-    """How a folder was predicted, with the defaults of keys that are newer; None where that means
-    nothing here.
-    """
+    """How a folder was predicted, newer keys at their defaults; None for settings unknown here."""
     try:
         return plain(structure(before.get("predict", {}), Predict, str(path)))
     except ConfigError:
@@ -169,14 +190,12 @@ def _settings(before: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
 
 
 def _made_from(path: Path) -> dict[str, Any]:
-    """What is there was made from this; where that cannot be read nothing is known, and all is
-    predicted again.
+    """What the predictions in a folder were made from; nothing where the file cannot be read.
+
+    Then everything is predicted again.
     """
     try:
         return files.read_document(path, documents.MadeFrom, "All is predicted again")
     except files.FileError as error:
         logger.warning(str(error))
         return {}
-
-
-# --- members that are folders of predictions ------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Score a folder of answers against a folder of labels, or of images against the images that they
-should be.
+"""Score a folder of predictions against a folder of labels or target images.
 
-The walk: what lies beside them (summary.json, splits.json, dataset.json) -> pairs of files ->
-scoring.folder.
+Data flow: files beside them (summary.json, splits.json, dataset.json) -> pairs of files
+-> scoring.folder.
 """
 
 from __future__ import annotations
@@ -40,26 +39,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be scored, and by what.
+    """What is to be scored, and with which metrics.
 
     Args:
-        predictions: folder of answers.
+        predictions: folder of predicted label maps or images.
         labels: folder of labels, or of target images, with the same ids.
         metrics: all of labels or all of images.
-        inputs: of images: folder of the inputs, for the row "do nothing" and the gain over it.
+        inputs: for images: folder of the inputs, for the row "do nothing" and the gain over it.
         change: how the mask of what was to change is made from input and target.
-        masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where it is
-            there.
+        masks: folder of predicted masks, for ``retouch``; None: ``predictions/masks`` where
+            it exists.
         split: split.json: only the ids under its ``test`` are scored.
-        soft: folder of probabilities; None: ``predictions/soft`` where it is there.
+        soft: folder of probabilities; None: ``predictions/soft`` where it exists.
         fov: folder of field-of-view masks.
         padded: with ``fov``: also over the image with background up to this size, in voxels.
         binarise: values above it are foreground.
-        partial: score the labels that have an answer.
-        workers: cases scored at a time; None: one a core, fewer where memory is short.
+        partial: score only the labels that have a prediction.
+        workers: cases scored at a time; None: one per core, fewer where memory is short.
         out: JSON file for all numbers.
         ignore_label: label value that is not counted, ``none``, or ``auto``: as the files beside
-            say.
+            predictions and labels say.
     """
 
     predictions: Path
@@ -81,12 +80,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What lies beside answers and labels and says more about them.
+    """What the files beside predictions and labels say about them.
 
     Args:
         summary: summary.json of the predictions, or of the run whose fold they are of.
         names: names of classes.
-        held_out: ids of the cases that a fold's ``oof`` holds, None of other folders.
+        ignore: label value that is not counted; None: none.
+        held_out: ids of the cases that a fold's ``oof`` holds, None for other folders.
     """
 
     summary: Mapping[str, Any]
@@ -104,32 +104,38 @@ def score_folder(
     workers: int | None = 1,
     **options: Any,
 ) -> dict[str, Any]:
-    """Score a folder of answers.
+    """Score a folder of predictions.
 
     Args:
-        predictions: folder of answers, ``ID.tif`` and the like.
+        predictions: folder of label maps or images, ``ID.tif`` and the like.
         labels: folder of labels, or of target images, with the same ids.
         metrics: names, also with options as on the command line (``surface_dice:tolerance=2``).
         ignore_label: label value that is not counted; None: none; ``"auto"``: as the files beside
             predictions and labels say.
         workers: cases scored at a time. More than 1 starts processes, which a script has to allow
-            for with ``if __name__ == "__main__":``; None: one a core.
+            for with ``if __name__ == "__main__":``; None: one per core.
         **options: ``inputs``, ``masks``, ``split``, ``soft``, ``fov``, ``out`` (paths), ``change``,
             ``padded``, ``binarise``, ``partial``, as the options of ``pipeline.evaluate``.
 
     Returns:
         ``cases`` (numbers by id), ``mean``, ``pooled``, ``failed`` (reasons by id) and what else
-        stands in the file of ``out``.
+        the file of ``out`` holds.
 
     Raises:
-        UserError: for folders that do not fit each other, options that mean nothing here, and where
+        UserError: for folders that do not fit each other, options without meaning here, and where
             no case could be scored.
+        TypeError: for options that it does not have.
 
     Example:
-        >>> score_folder("nowhere", "labels", "dice")
-        Traceback (most recent call last):
-        ...
-        pipeline.records.UserError: --predictions nowhere: no such folder.
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     for folder, labels in (("predictions", [[0, 1]]), ("labels", [[1, 1]])):
+        ...         (Path(name) / folder).mkdir()
+        ...         np.save(Path(name) / folder / "case.npy", np.array(labels, np.uint8))
+        ...     scores = score_folder(f"{name}/predictions", f"{name}/labels", "dice")
+        >>> round(scores["mean"]["dice"], 3)
+        0.667
     """
     known = {f.name for f in dataclasses.fields(Request)} - {"predictions", "labels", "metrics"}
     if unknown := sorted(set(options) - known):
@@ -142,9 +148,9 @@ def score_folder(
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
     ignored_label = "none" if ignore_label is None else str(ignore_label)
-    places = {"predictions": Path(predictions), "labels": Path(labels)}
+    folders = {"predictions": Path(predictions), "labels": Path(labels)}
     scores = evaluate(
-        Request(**places, metrics=parts, ignore_label=ignored_label, workers=workers, **options)
+        Request(**folders, metrics=parts, ignore_label=ignored_label, workers=workers, **options)
     )
     if not scores["cases"]:
         raise UserError(
@@ -155,15 +161,25 @@ def score_folder(
 
 
 def evaluate(request: Request) -> dict[str, Any]:
-    """As :func:`score_folder`, of a request."""
+    """Score a folder of predictions, as :func:`score_folder`.
+
+    Args:
+        request: what is to be scored, and with which metrics.
+
+    Returns:
+        The numbers, also where no case could be scored.
+
+    Raises:
+        UserError: for folders that do not fit each other, and options without meaning here.
+    """
     parts = list(request.metrics)
     for part in parts:
         bound(part, "--metrics")
     _require_distinct(parts)
-    _one_kind(request, parts)
+    _require_one_kind(request, parts)
     _require_json(request.out)
     known = look_around(request.predictions, request.labels)
-    only = _listed(request.split, request.labels)
+    only = _split_ids(request.split, request.labels)
     only = known.held_out if only is None else only
     pairs = pair(request.predictions, request.labels, only, request.partial)
     if not request.partial:
@@ -190,7 +206,7 @@ def evaluate(request: Request) -> dict[str, Any]:
 
 
 def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
-    """Space axes of the first case whose two files can be read.
+    """Number of space axes of the first case whose two files can be read.
 
     Raises FileError, that of the first case, where there is none.
     """
@@ -204,22 +220,24 @@ def _dims(pairs: Mapping[str, tuple[Path, Path]]) -> int:
 
 
 def _require_distinct(parts: Sequence[NamedOptions]) -> None:
-    """Raise UserError for a metric that is asked for twice with other options: both would be one
-    column.
+    """Raise UserError for a metric that is named twice with different options.
+
+    Both would fill one column.
     """
     first: dict[str, NamedOptions] = {}
     for part in parts:
         if first.setdefault(part.name, part) != part:
-            ways = [dict(p.options) for p in (first[part.name], part)]
+            both = [dict(p.options) for p in (first[part.name], part)]
             raise UserError(
-                f"--metrics names {part.name} twice, with the options {ways[0]} and {ways[1]}: one"
+                f"--metrics names {part.name} twice, with the options {both[0]} and {both[1]}: one"
                 " column cannot hold both. Run twice."
             )
 
 
 def _require_json(out: Path | None) -> None:
-    """Raise UserError where ``--out`` names a file that is no JSON: it would take the place of
-    something else, or may not be written.
+    """Raise UserError where ``--out`` is no JSON file or may not be written.
+
+    Another kind of file would be replaced.
     """
     if out is None:
         return
@@ -246,8 +264,9 @@ def _require_images(known: Known, parts: Sequence[NamedOptions]) -> None:
 
 
 def _declared(known: Known) -> int | None:
-    """Number of classes of the model that gave the answers; None where it is not known, or
-    instances were numbered.
+    """Number of classes of the model that made the predictions.
+
+    None where it is not known, or instances were numbered.
     """
     steps = [
         step.get("name")
@@ -259,7 +278,7 @@ def _declared(known: Known) -> int | None:
 
 
 def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, Any]:
-    """Score, and write the file."""
+    """Score, write the file, and warn."""
     scores = folder(work, request.workers, progress_callback("scoring cases"))
     rules = work[0].rules
     scores |= (
@@ -279,26 +298,31 @@ def _finish(request: Request, work: Sequence[Pair], known: Known) -> dict[str, A
 
 
 def code_of(scores: Mapping[str, Any]) -> int:
-    """Exit code: all done, some cases failed, or all."""
+    """Exit code of an evaluation: all cases done, some failed, or all failed.
+
+    Args:
+        scores: as :func:`evaluate` returns them.
+
+    Returns:
+        ``DONE``, ``PARTIAL`` or ``FAILED``.
+    """
     return DONE if not scores["failed"] else (PARTIAL if scores["cases"] else FAILED)
 
 
 MANY = 30
-"""Classes from which on they are taken for numbers of instances, and it is said."""
+"""Number of classes above which a warning asks whether they are instance numbers."""
 
 
 def _warn(scores: Mapping[str, Any]) -> None:
-    """Warn of cases in which nothing was counted, of scales, and of numbers of instances taken for
-    classes.
-    """
-    void = [
+    """Warn of cases with nothing to count, of wrong intensity scales, and of instance numbers."""
+    empty = [
         i
         for i, row in scores["cases"].items()
         if not any(math.isfinite(v) for v in row.values() if not isinstance(v, Mapping)) and row
     ]
-    if void:
+    if empty:
         logger.warning(
-            f"nothing to count in {len(void)} cases, which are in no mean: {', '.join(void[:10])}"
+            f"nothing to count in {len(empty)} cases, which are in no mean: {', '.join(empty[:10])}"
         )
     wide = [
         i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1
@@ -319,8 +343,8 @@ def _warn(scores: Mapping[str, Any]) -> None:
         )
 
 
-def _one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
-    """Refuse metrics of both kinds together, and options that mean nothing for the kind asked for."""
+def _require_one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
+    """Raise UserError for metrics of both kinds, and options without meaning for their kind."""
     images = [m.name for m in parts if METRICS[m.name].task == "image"]
     if images and len(images) < len(parts):
         raise UserError(
@@ -350,7 +374,22 @@ def _one_kind(request: Request, parts: Sequence[NamedOptions]) -> None:
 
 
 def read_change(words: Change | Sequence[str] | None) -> Change:
-    """The settings of the mask of change: the usual ones, but for ``KEY=VALUE``."""
+    """Read the settings of the mask of change; those not given are at their defaults.
+
+    Args:
+        words: ``KEY=VALUE`` texts, settings, or None.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UserError: for a text that is no ``KEY=VALUE``.
+        ConfigError: for keys and values that do not exist.
+
+    Example:
+        >>> read_change(["threshold=8"]).threshold
+        8.0
+    """
     if isinstance(words, Change):
         return words
     words = words or ()
@@ -369,7 +408,18 @@ def image_jobs(
 ) -> list[Pair]:
     """Cases of images, with their inputs and predicted masks where such folders are given.
 
-    Raises UserError where one is missing, and where the mask of change is asked for of volumes.
+    Args:
+        request: the folders.
+        pairs: prediction and target file by id.
+        rules: metrics.
+        reading: how files are read.
+
+    Returns:
+        One record per case.
+
+    Raises:
+        UserError: where an input or a mask is missing, and where the mask of change is needed
+            for volumes.
     """
     if rules.need_change and reading.dims != 2:
         raise UserError(
@@ -399,7 +449,7 @@ def _companions(
 ) -> dict[str, Path]:
     """Files of a folder by id, none without a folder.
 
-    Raises UserError unless every id has its file; ``what`` says what they are.
+    Raises UserError unless every id has its file; ``what`` names them in the message.
     """
     if folder is None:
         return {}
@@ -416,6 +466,7 @@ def _companions(
 
 
 def _padded(request: Request, dims: int) -> tuple[int, ...] | None:
+    """Size ``(*S)`` that images are padded to; None: they are not."""
     if request.padded is None:
         return None
     if request.fov is None:
@@ -429,9 +480,19 @@ def _padded(request: Request, dims: int) -> tuple[int, ...] | None:
 def jobs(
     request: Request, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, reading: Reading
 ) -> list[Pair]:
-    """Cases with everything that their metrics read.
+    """Cases with all files that their metrics read.
 
-    Raises UserError where probabilities or a field of view is missing.
+    Args:
+        request: the folders.
+        pairs: prediction and label file by id.
+        rules: metrics.
+        reading: how files are read.
+
+    Returns:
+        One record per case.
+
+    Raises:
+        UserError: where probabilities or a field of view is missing.
     """
     soft, wanted = (
         request.soft or request.predictions / "soft",
@@ -439,10 +500,11 @@ def jobs(
     )
     known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
     if wanted and set(pairs) - known:
-        lost = sorted(set(pairs) - known)
+        missing = sorted(set(pairs) - known)
         raise UserError(
-            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(lost)} cases:"
-            f" {', '.join(lost[:10])}. Predict with --save-soft, or name their folder with --soft."
+            f"{', '.join(wanted)} need probabilities, but {soft} has none for {len(missing)} cases:"
+            f" {', '.join(missing[:10])}. Predict with --save-soft, or name"
+            " their folder with --soft."
         )
     if request.binarise is not None and not math.isfinite(request.binarise):
         raise UserError(
@@ -451,11 +513,11 @@ def jobs(
     if request.fov is not None and not os.path.isdir(request.fov):
         raise UserError(f"--fov {request.fov}: no such folder.")
     views = answer_files(request.fov) if request.fov is not None else {}
-    blind = sorted(set(pairs) - set(views)) if request.fov is not None else []
-    if blind:
+    uncovered = sorted(set(pairs) - set(views)) if request.fov is not None else []
+    if uncovered:
         raise UserError(
-            f"--fov {request.fov}: no mask for {len(blind)} cases: {', '.join(blind[:10])}. Add"
-            " them, or leave --fov out."
+            f"--fov {request.fov}: no mask for {len(uncovered)} cases: {', '.join(uncovered[:10])}."
+            " Add them, or leave --fov out."
         )
     where = soft if wanted else None
     return [
@@ -466,7 +528,7 @@ def jobs(
     ]
 
 
-def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
+def _split_ids(path: Path | None, labels: Path) -> frozenset[str] | None:
     """The ids under ``test`` of a split.json, as training reads them; None without one."""
     if path is None:
         return None
@@ -482,8 +544,14 @@ def _listed(path: Path | None, labels: Path) -> frozenset[str] | None:
 
 
 def look_around(predictions: Path, labels: Path) -> Known:
-    """What the files beside answers and labels say: summary.json, a run's splits.json,
-    dataset.json.
+    """Read the files beside predictions and labels: summary.json, splits.json, dataset.json.
+
+    Args:
+        predictions: folder of predictions, or the ``oof`` of a fold.
+        labels: folder of labels.
+
+    Returns:
+        What they say.
     """
     found = fold_of(predictions)
     held_out = None if found is None else frozenset(found[0].splits()[found[1]]["val"])
@@ -494,7 +562,7 @@ def look_around(predictions: Path, labels: Path) -> Known:
 
 
 def _of_run(run: RunFolder) -> dict[str, Any]:
-    """What the config of a run says of the answers of its folds, in the words of a summary.json."""
+    """What a run's config says about its folds' predictions, with the keys of a summary.json."""
     config = run.config()
     named = {k: v for k, v in read_summary(run.path).items() if k == "class_names"}
     known = {
@@ -508,54 +576,76 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
 def pair(
     predictions: Path, labels: Path, only: Collection[str] | None = None, partial: bool = False
 ) -> dict[str, tuple[Path, Path]]:
-    """Answers and labels with equal ids, of the ids in ``only`` where that is given.
+    """Pair predictions and labels with equal ids.
 
-    Raises UserError when a label has no answer, unless ``partial``: a mean over fewer cases would
-    flatter.
+    Args:
+        predictions: folder of predictions.
+        labels: folder of labels.
+        only: ids to take; None: all.
+        partial: leave out labels without a prediction.
+
+    Returns:
+        Prediction and label file by id.
+
+    Raises:
+        UserError: when a label has no prediction, unless ``partial``: a mean over fewer cases
+            would flatter.
     """
     for option, path in (("--predictions", predictions), ("--labels", labels)):
         if not os.path.isdir(path):
             raise UserError(f"{option} {path}: no such folder.")
-    answers, truths = answer_files(predictions), answer_files(labels)
+    answers, targets = answer_files(predictions), answer_files(labels)
     if only is not None:
-        answers, truths = (
-            {i: p for i, p in found.items() if i in only} for found in (answers, truths)
+        answers, targets = (
+            {i: p for i, p in found.items() if i in only} for found in (answers, targets)
         )
-        unknown = sorted(set(only) - set(truths))
+        unknown = sorted(set(only) - set(targets))
         if unknown:
             raise UserError(
                 f"{len(unknown)} ids of the split are without a file in {labels}:"
                 f" {', '.join(unknown[:10])}. Correct one of the two."
             )
-    missing = [i for i in truths if i not in answers]
-    if partial and missing and len(missing) < len(truths):
+    missing = [i for i in targets if i not in answers]
+    if partial and missing and len(missing) < len(targets):
         logger.warning(
-            f"{len(missing)} of {len(truths)} labels have no answer and are not scored:"
+            f"{len(missing)} of {len(targets)} labels have no answer and are not scored:"
             f" {', '.join(missing[:10])}"
         )
-        truths = {i: p for i, p in truths.items() if i in answers}
+        targets = {i: p for i, p in targets.items() if i in answers}
         missing = []
-    if not truths or missing:
+    if not targets or missing:
         what = (
-            f"no answer for {len(missing)} of {len(truths)} labels: {', '.join(missing[:10])}"
-            if truths
+            f"no answer for {len(missing)} of {len(targets)} labels: {', '.join(missing[:10])}"
+            if targets
             else "no label files"
         )
         raise UserError(
             f"{predictions} against {labels}: {what}. Predict the missing cases, point --labels to"
             " the matching ones, or score those that are there with --partial."
         )
-    extra = [i for i in answers if i not in truths]
+    extra = [i for i in answers if i not in targets]
     if extra:
         logger.warning(
             f"{len(extra)} answers have no label and are not scored: {', '.join(extra[:10])}"
         )
-    return {i: (answers[i], truths[i]) for i in truths}
+    return {i: (answers[i], targets[i]) for i in targets}
 
 
 def ignored(option: str, known: Known, competition: bool = False) -> int | None:
-    """The label value that is not counted, see ``--ignore-label``: never one that only the labels
-    themselves suggest.
+    """The label value that is not counted, see ``--ignore-label``.
+
+    It is never one that only the labels themselves suggest.
+
+    Args:
+        option: a whole number, ``none`` or ``auto``.
+        known: what the files beside predictions and labels say.
+        competition: whether the competition's metric is computed, which ignores 2.
+
+    Returns:
+        The value; None: none.
+
+    Raises:
+        UserError: for an option that is none of these.
     """
     if option == "none":
         return None
@@ -566,5 +656,5 @@ def ignored(option: str, known: Known, competition: bool = False) -> int | None:
     if known.summary.get("ignore_label") is not None:
         return known.summary["ignore_label"]
     if competition:
-        return 2  # by its definition, even where an answer holds a 2
+        return 2  # by its definition, even where a prediction holds a 2
     return None if "ignore_label" in known.summary else known.ignore

@@ -1,8 +1,8 @@
 """Fuse the soft predictions of several folds or runs, case by case, and decide.
 
-The walk: inference.members (looked at, laid onto one grid) -> inference.fusion ->
+Data flow: inference.members (inspected, aligned onto one grid) -> inference.fusion ->
 inference.writing. Members that are runs are predicted first by :mod:`pipeline.workflows.ensemble`,
-which needs the networks; fusing what is there does not.
+which needs the networks; fusing existing predictions does not.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pipeline.tasks import TASKS
 logger = logging.getLogger(__name__)
 
 PredictMember = Callable[[Member, Sequence[Path], Path, str], list[str]]
-"""(run, inputs, folder, device) -> ids that could not be predicted."""
+"""(run, inputs, folder, device) -> ids of the images that could not be predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +51,31 @@ class Spec:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
     members: tuple[Member, ...]
-    """Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``,
-    ``fold_1``, and its weight.
+    """The members of the ensemble and their weights.
 
-    ``run`` may also be a run folder (or a fold of one); then ``--input`` says which images it shall
-    predict. It speaks with one voice: the mean of its folds' probabilities, as in
-    ``pipeline.predict``.
+    Each names a folder of predictions (``run``), or with ``folds: [0, 1]`` its ``fold_0``,
+    ``fold_1``, and its weight. ``run`` may also be a run folder (or a fold of one); then
+    ``--input`` says which images it shall predict. It counts as one member: the mean of its folds'
+    probabilities, as in ``pipeline.predict``.
     """
     fusion: str = "mean"
-    """``mean`` of probabilities, ``logit``: mean of logits, ``vote``: weighted majority of the
+    """How predictions are combined.
+
+    ``mean``: mean of probabilities; ``logit``: mean of logits; ``vote``: weighted majority of the
     members' own decisions.
     """
     postprocess: tuple[NamedOptions, ...] | None = None
-    """Steps from fused prediction to answer; default: those of the first member's summary.json."""
+    """Steps from fused prediction to output; None: those of the first member's summary.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """What an ensemble leaves: its folder, the ids that are done, and those that failed with the
-    reason.
+    """What an ensemble leaves.
+
+    Args:
+        output: its folder.
+        done: ids of the cases that are done.
+        failed: reasons by id of the cases that failed.
     """
 
     output: Path
@@ -78,13 +84,28 @@ class Fused:
 
 
 def of_folders(folders: Sequence[Path]) -> Spec:
-    """An ensemble of folders of predictions with equal weights."""
+    """An ensemble of folders of predictions with equal weights.
+
+    Args:
+        folders: one per member.
+
+    Returns:
+        The ensemble, fused by ``mean``.
+    """
     return Spec(members=tuple(Member(run=folder) for folder in folders))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleJob:
-    """Where the answers of an ensemble go, and what its members that are runs predict first."""
+    """Where the outputs of an ensemble go, and what its members that are runs predict first.
+
+    Args:
+        spec: members, fusion and post-processing.
+        output: folder to write to.
+        inputs: image files and folders that members which are runs predict.
+        device: for ``inputs``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        save_soft: also write the fused probabilities to ``output/soft``.
+    """
 
     spec: Spec
     output: Path
@@ -97,7 +118,7 @@ def fuse(job: EnsembleJob, predict: PredictMember | None = None) -> Fused:
     """Fuse members case by case, and decide.
 
     Args:
-        job: the members, and where the answers go.
+        job: the members, and where the outputs go.
         predict: what predicts members that are runs; needed where ``job.inputs`` names images.
 
     Returns:
@@ -118,9 +139,7 @@ def fuse(job: EnsembleJob, predict: PredictMember | None = None) -> Fused:
 
 
 def _require_apart(job: EnsembleJob) -> None:
-    """Raise UserError where an image or a prediction that is read could be replaced by what is
-    written.
-    """
+    """Raise UserError where an output could replace an image or a prediction that is read."""
     members, data = job.spec.members, job.inputs
     outputs.require_folder(job.output)
     images = [
@@ -129,19 +148,23 @@ def _require_apart(job: EnsembleJob) -> None:
         for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))
     ]
     outputs.require_apart(images, job.output)
-    own = _own_folders(members, job.output) if data else {}
+    run_folders = _own_folders(members, job.output) if data else {}
     given = [
-        f for n, m in enumerate(members) if n not in own for f in _folders_of(m) if os.path.isdir(f)
+        f
+        for n, m in enumerate(members)
+        if n not in run_folders
+        for f in _folders_of(m)
+        if os.path.isdir(f)
     ]
     read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
-    written = (str(f.relative_to(job.output)) for f in own.values())
+    written = (str(f.relative_to(job.output)) for f in run_folders.values())
     outputs.require_apart(read, job.output, ("soft", "masks", *written))
 
 
 def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
-    """Predict what is missing, look at all that is to be fused, then fuse case by case."""
+    """Predict what is missing, inspect everything that is to be fused, then fuse case by case."""
     spec = job.spec
-    made = set(_own_folders(spec.members, job.output).values()) if job.inputs else set()
+    predicted_now = set(_own_folders(spec.members, job.output).values()) if job.inputs else set()
     members, failed = predicted(job, predict)
     folders = member_folders(members)
     before = read_summary(folders[0][0])
@@ -160,13 +183,13 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         )
     readers = [open_member(folder, spec.fusion) for folder, _ in folders]
     for reader, (folder, _) in zip(readers, folders, strict=True):
-        if folder not in made:
+        if folder not in predicted_now:
             outputs.require_finished(folder, reader.ids)
     ids = common_ids(readers, [f for f, _ in folders], failed)
     weights = [w for _, w in folders]
     logger.info(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
-    ways, unfit = looked_at(ids, readers)
-    _require_free(list(ways), readers[0], job)
+    alignments, unfit = looked_at(ids, readers)
+    _require_free(list(alignments), readers[0], job)
     failed = failed | unfit
     summary = {
         "task": before.get("task", "labels"),
@@ -177,7 +200,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         **(
             {"plugins": [p.record for p in used]} if (used := plugins.used_by(tuple(steps))) else {}
         ),
-        "inputs": len(ways) + len(failed),
+        "inputs": len(alignments) + len(failed),
     }
     rows: list[dict[str, Any]] = [
         {"id": i, "status": "failed", "error": error} for i, error in failed.items()
@@ -186,25 +209,29 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         lambda: files.write_json(job.output / "summary.json", {**summary, "files": rows})
     ) as write:
         write()
-        for case_id in progress(list(ways), "cases"):
+        for case_id in progress(list(alignments), "cases"):
             stop.raise_if_stopped()
-            rows.append(_one(case_id, (readers, weights, spec.fusion, ways[case_id]), steps, job))
+            rows.append(
+                _fuse_case(
+                    case_id, (readers, weights, spec.fusion, alignments[case_id]), steps, job
+                )
+            )
             write()
     if failed:
-        logger.info(f"\n{len(ways)} cases done, {len(failed)} failed:")
+        logger.info(f"\n{len(alignments)} cases done, {len(failed)} failed:")
         logger.info("\n".join(f"  {case_id}: {error}" for case_id, error in failed.items()))
-    return Fused(output=job.output, done=tuple(ways), failed=failed)
+    return Fused(output=job.output, done=tuple(alignments), failed=failed)
 
 
 def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
-    """Raise UserError where an answer would replace the image that it was made from, or a file that
-    is no answer.
-    """
-    seen = {i: first.inspect(i) for i in ids}
-    outputs.require_apart((Path(p) for soft in seen.values() for p in soft.meta.image), job.output)
+    """Raise UserError where an output would replace its own input image, or a file of others."""
+    inspected = {i: first.inspect(i) for i in ids}
+    outputs.require_apart(
+        (Path(p) for soft in inspected.values() for p in soft.meta.image), job.output
+    )
     names = [
         n
-        for i, soft in seen.items()
+        for i, soft in inspected.items()
         for n in outputs.names(i, soft.meta.task, suffix_of(soft), job.save_soft)
     ]
     outputs.require_own(job.output, names)
@@ -216,16 +243,34 @@ def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:
 
 
 def load_spec(path: Path) -> Spec:
-    """Read an ensemble file. Raises ConfigError with every structural fault."""
+    """Read an ensemble file.
+
+    Args:
+        path: an ``ensembles/*.yaml``.
+
+    Returns:
+        The ensemble.
+
+    Raises:
+        UserError: where there is no such file.
+        ConfigError: with every structural fault.
+    """
     if not os.path.isfile(path):
         raise UserError(f"--spec {path}: no such file. Ensembles live in ensembles/*.yaml.")
     return structure(read_yaml(path), Spec, str(path))
 
 
 def member_folders(members: Sequence[Member]) -> list[tuple[Path, float]]:
-    """Folders of predictions and their weights; a member's weight is shared equally by its folds.
+    """Folders of predictions and their weights; the folds of a member share its weight equally.
 
-    Raises UserError for absent ones.
+    Args:
+        members: with their weights.
+
+    Returns:
+        Pairs of folder and weight.
+
+    Raises:
+        UserError: for folders that are not there, and weights that make no mean.
     """
     check_weights(members)
     pairs = [
@@ -245,7 +290,14 @@ def _folders_of(member: Member) -> list[Path]:
 
 
 def check_weights(members: Sequence[Member]) -> None:
-    """Raise UserError for weights that make no mean."""
+    """Check that there are members and that their weights make a mean.
+
+    Args:
+        members: with their weights.
+
+    Raises:
+        UserError: where there is none, or the weights make no mean.
+    """
     if not members:
         raise UserError(
             "the ensemble names no members. Give at least one folder of predictions or run."
@@ -259,11 +311,19 @@ def check_weights(members: Sequence[Member]) -> None:
 def predicted(
     job: EnsembleJob, predict: PredictMember | None
 ) -> tuple[tuple[Member, ...], dict[str, str]]:
-    """The members, those that are runs replaced by folders of their predictions of ``--input``,
-    made now unless they are there.
+    """Replace members that are runs by folders of their predictions of ``--input``.
 
-    Also the ids of images that could not be predicted, with where that is told. Raises UserError
-    for a run without ``--input``.
+    The predictions are made now unless they are there already.
+
+    Args:
+        job: the members, and the images to predict.
+        predict: what predicts a member that is a run.
+
+    Returns:
+        The members, and the ids of images that could not be predicted, with the file that says why.
+
+    Raises:
+        UserError: for a run without ``--input``.
     """
     members, data = job.spec.members, job.inputs
     runs = [m for m in members if is_run(m)]
@@ -272,16 +332,16 @@ def predicted(
             f"{runs[0].run} is a run, which has predicted its own held-out cases only."
             f" {_suggestion(runs[0])}"
         )
-    own, out = _own_folders(members, job.output), list(members)
+    run_folders, out = _own_folders(members, job.output), list(members)
     failed: dict[str, str] = {}
-    for n, folder in own.items():
+    for n, folder in run_folders.items():
         assert predict is not None, (
             "fuse(job, predict) is given what predicts runs where there are inputs"
         )
-        lost = predict(members[n], data, folder, job.device)
+        failed_ids = predict(members[n], data, folder, job.device)
         failed |= {
             i: f"could not be predicted by {members[n].run}, see {folder / 'summary.json'}"
-            for i in lost
+            for i in failed_ids
             if i not in failed
         }
         out[n] = Member(run=folder, weight=members[n].weight)
@@ -289,7 +349,7 @@ def predicted(
 
 
 def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
-    """Where the predictions of those members that are runs go, by the member's number."""
+    """Where the predictions of members that are runs go, by the member's index."""
     found, names = {}, collections.Counter()
     for n, member in enumerate(members):
         if is_run(member):
@@ -300,8 +360,15 @@ def _own_folders(members: Sequence[Member], output: Path) -> dict[int, Path]:
 
 
 def is_run(member: Member) -> bool:
-    """Whether the member is a run, or a fold of one: it holds models, and no predictions lie where
-    they would be looked for.
+    """Whether a member is a run, or a fold of one.
+
+    It is where it holds models, and no predictions lie where they would be read from.
+
+    Args:
+        member: a member of an ensemble.
+
+    Returns:
+        False for a folder of predictions.
     """
     folders = _folders_of(member)
     return RunFolder(member.run).holds_models and not any(
@@ -310,6 +377,7 @@ def is_run(member: Member) -> bool:
 
 
 def _suggestion(member: Member) -> str:
+    """What to do about a member that is a run, with the commands."""
     where = _folders_of(member)
     commands = [
         f"python -m pipeline.predict --checkpoint {w} --input DIR --output PREDICTIONS/{w.name}"
@@ -325,18 +393,18 @@ def _suggestion(member: Member) -> str:
 # --- one case -------------------------------------------------------------------------------------
 
 
-def _one(
+def _fuse_case(
     case_id: str,
     members: tuple[Sequence[Reader], Sequence[float], str, Sequence[Alignment]],
     steps: Sequence[NamedOptions],
     job: EnsembleJob,
 ) -> dict[str, Any]:
-    """Fuse, decide and write one case."""
-    readers, weights, fusion, ways = members
+    """Fuse, decide and write one case; return its row of summary.json."""
+    readers, weights, fusion, alignments = members
     logger.info(f"\nProcessing {case_id}")
     loaded = [reader.load(case_id) for reader in readers]
     first = loaded[0]
-    # Pictures have overlays and .npy answers no channel axis, which need the answer in memory.
+    # The overlay of a picture, and the missing channel axis of .npy, need the array in memory.
     streams = (
         math.prod(first.main.shape) > WHOLE
         and len(first.main.shape) == 4
@@ -345,8 +413,9 @@ def _one(
     heads: dict[str, LazyArray] = {}
     for name in first.heads:
         arrays = [
-            way.apply(np.asarray(soft.heads[name])) for way, soft in zip(ways, loaded, strict=True)
-        ]  # views of mapped files
+            alignment.apply(np.asarray(soft.heads[name]))
+            for alignment, soft in zip(alignments, loaded, strict=True)
+        ]  # views of memory-mapped files
         fused = fused_arrays(arrays, weights, fusion, case_id)
         heads[name] = fused if streams else fused[:]
     soft = dataclasses.replace(first, heads=heads)
@@ -361,8 +430,9 @@ def _one(
 
 
 def _image(meta: softs.SoftMeta, size: tuple[int, ...]) -> np.ndarray | None:
-    """The 2D input that an answer is shown over, read again; None where its files are not named,
-    gone or of another size.
+    """The 2D input that an overlay is drawn on, read again.
+
+    None where its files are not named, gone or of another size.
     """
     paths = tuple(Path(p) for p in meta.image)
     if len(size) != 2 or not meta.rules.companions or not paths:

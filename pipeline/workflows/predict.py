@@ -1,7 +1,6 @@
-"""Whole images or volumes: find them, predict each in memory or by blocks, decide, write, and say
-what became of every file.
+"""Predict whole images or volumes, in memory or by blocks, and record the result of every file.
 
-The walk: inference.predictor (networks) -> data.cases (inputs) -> for each: data.reading ->
+Data flow: inference.predictor (networks) -> data.cases (inputs) -> for each: data.reading ->
 data.model_space -> data.normalise -> inference.sliding_window, or inference.blocks around it ->
 back -> inference.writing -> summary.json.
 """
@@ -43,9 +42,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictJob:
-    """A predictor, and where and how its answers are written.
+    """A predictor, and where and how its predictions are written.
 
     Args:
+        predictor: the networks.
+        output: folder to write to.
         save_soft: also write probabilities to ``soft/``.
         blocks: when inputs are read and written by blocks: ``auto``, ``always``, ``never``.
     """
@@ -57,6 +58,7 @@ class PredictJob:
 
     @property
     def config(self) -> Config:
+        """Config of the networks."""
         return self.predictor.config
 
 
@@ -66,7 +68,7 @@ class Predicted:
 
     Args:
         rows: as in ``summary.json``: ``id``, ``file``, ``status`` (``done`` or ``failed``),
-            ``seconds``; of what is done ``output`` (its name), ``shape`` and statistics, of what
+            ``seconds``; where done ``output`` (its name), ``shape`` and statistics, where
             failed ``error``.
     """
 
@@ -74,11 +76,12 @@ class Predicted:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
+        """Rows of the files that failed."""
         return [r for r in self.rows if r["status"] == "failed"]
 
     @property
     def code(self) -> int:
-        """Exit code: everything failed, or the disk did, is worse than some files."""
+        """Exit code; a full or broken disk counts as if every file had failed."""
         disk = any(row["error"].startswith("DiskError:") for row in self.failed)
         if not self.failed:
             return DONE
@@ -97,20 +100,26 @@ def predict_files(
     """Predict image files and folders of images into a folder.
 
     Args:
-        options: which networks answer, and how.
+        options: which networks predict, and how.
         inputs: files and folders.
-        output: folder for the answers; nothing of others in it is replaced.
+        output: folder for the predictions; no file of others in it is replaced.
         save_soft: also write probabilities to ``output/soft``, for ensembles.
         blocks: when inputs are read and written by blocks, in memory that does not grow with the
             volume: ``auto`` (more than 2^27 numbers), ``always``, ``never``.
-        shard: (index, number): compute only that part of the blocks of all inputs and write no
-            answer.
+        shard: (index, number): compute only that part of the blocks of all inputs and write
+            no prediction.
 
     Returns:
         What became of each file. One bad file does not stop the others.
 
     Raises:
         UserError: for models, inputs or a folder that cannot be used, before work begins.
+
+    Example:
+        >>> predict_files(ModelOptions(checkpoint=Path("run")), "images", "out", blocks="often")
+        Traceback (most recent call last):
+        ...
+        pipeline.records.UserError: blocks is 'often', must be auto, always or never.
     """
     output = Path(output)
     if blocks not in ("auto", "always", "never"):
@@ -120,7 +129,7 @@ def predict_files(
             f"shard is {shard}, must be (index, number) with an index from 0 to number - 1, such as"
             " (0, 4)."
         )
-    outputs.require_folder(output)  # before a model is loaded or an image looked at
+    outputs.require_folder(output)  # before a model or an image is read
     job = PredictJob(predictor=prepare(options), output=output, save_soft=save_soft, blocks=blocks)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     if not given:
@@ -129,16 +138,24 @@ def predict_files(
     require_free(job, cases)
     logger.info(f"Found {len(cases)} files to process")
     require_room(job, cases)
-    if shard is not None:  # shards share a folder: they write nothing but blocks, each its own
+    if shard is not None:  # shards share a folder: each writes only its own blocks
         return predict_shard(job, cases, *shard)
     with outputs.owned(output):
         return predict_all(job, cases)
 
 
 def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
-    """Cases of all files and folders, in the order given.
+    """Find the cases of all files and folders, in the order given.
 
-    Raises UserError where one answer would be written over another.
+    Args:
+        paths: image files and folders of images.
+        predictor: says which channels and layout the images have.
+
+    Returns:
+        One case per image.
+
+    Raises:
+        UserError: where one prediction would be written over another.
     """
     config, found = predictor.config, dict[str, Case]()
     for path in paths:
@@ -162,8 +179,14 @@ def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
 
 
 def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
-    """Raise UserError where answers would replace an input, or a file in the output folder that is
-    no answer.
+    """Check that no prediction would replace an input or a file of others in the output folder.
+
+    Args:
+        job: the output folder, and what is written there.
+        inputs: the cases.
+
+    Raises:
+        UserError: where one would.
     """
     outputs.require_folder(job.output)
     outputs.require_apart((path for case in inputs for path in case.image), job.output)
@@ -171,21 +194,28 @@ def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
 
 
 def _names(job: PredictJob, case: Case) -> list[str]:
-    """Files that the answer to a case may be written to."""
+    """Files that the prediction of a case may be written to."""
     return outputs.names(case.id, job.config.task, files.suffix(case.image[0]), job.save_soft)
 
 
 LOOKED_AT = 1000
-"""Inputs whose sizes are read before work to tell whether their answers fit; of more, the others
-come on top.
+"""Number of inputs whose headers are read before work, to tell whether the predictions fit.
+
+Of more inputs, the others need room on top.
 """
 
 FREE_SPACE = "Free space there, choose another --output, or leave --save-soft out"
 
 
 def require_room(job: PredictJob, inputs: Sequence[Case]) -> None:
-    """Warn where the disk has fewer bytes free than the answers to all inputs take; DiskError where
-    they certainly cannot fit.
+    """Warn where the disk has fewer bytes free than the predictions of all inputs take.
+
+    Args:
+        job: the output folder, and what is written there.
+        inputs: the cases.
+
+    Raises:
+        DiskError: where they certainly cannot fit.
     """
     dims, need = job.config.data.dims, 0
     for case in inputs[:LOOKED_AT]:
@@ -201,6 +231,7 @@ def require_room(job: PredictJob, inputs: Sequence[Case]) -> None:
 
 
 def _size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
     try:
         return os.lstat(path).st_size
     except (OSError, ValueError):
@@ -208,8 +239,9 @@ def _size(path: Path) -> int:
 
 
 def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
-    """Bytes that the answer to a case of ``size`` voxels takes at least: probabilities, and files
-    that are not compressed.
+    """Lower bound of the bytes that the prediction of a case of ``size`` voxels takes.
+
+    These are probabilities, and files that are not compressed.
     """
     task, planes, voxels = TASKS[job.config.task], _channels(job), math.prod(size)
     soft = planes * voxels * np.dtype(task.soft_type).itemsize if job.save_soft else 0
@@ -217,10 +249,8 @@ def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
     return soft + (voxels * task.bytes_per_voxel(planes, dtype) if plain else 0)
 
 
-def _admit_names(job: PredictJob, case: Case) -> None:
-    """Raise FileError, before any work, where the disk cannot hold a name that is made of the
-    case's.
-    """
+def _require_names_fit(job: PredictJob, case: Case) -> None:
+    """Raise FileError, before any work, where the disk cannot hold a name made of the case's."""
     problem = outputs.too_long(job.output, _names(job, case))
     if problem is not None:
         raise files.FileError(
@@ -228,61 +258,77 @@ def _admit_names(job: PredictJob, case: Case) -> None:
         )
 
 
-def _admit_size(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> None:
-    """Raise DiskError, before any work, where the answer to a case certainly does not fit on the
-    disk.
-    """
+def _require_room_for(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> None:
+    """Raise DiskError, before any work, where the prediction of a case certainly does not fit."""
     files.require_room(job.output, _need(job, case, size, dtype), f"{FREE_SPACE}.")
 
 
 def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
-    """Predict every case; write summary.json with one row a file, failures included."""
+    """Predict every case, and write summary.json with one row per file, failures included.
+
+    Args:
+        job: the networks, and where and how predictions are written.
+        inputs: the cases.
+
+    Returns:
+        What became of each file.
+    """
     job.output.mkdir(parents=True, exist_ok=True)
     files.remove_stale_temps(job.output)
     rows, began = [], time.monotonic()
     with outputs.Kept(lambda: _write_summary(job, rows, len(inputs))) as write:
-        # before any answer: what is killed can be run again, since it is known whose answers these
-        # are
+        # Before any prediction: the summary marks the folder as ours, so that a killed command can
+        # be run again.
         write()
         for n, case in enumerate(inputs):
             stop.raise_if_stopped()
             logger.info(f"\nProcessing {case.image[0].name} ({n + 1} of {len(inputs)})")
-            rows.append(_guarded(job, case, lambda case=case: predict_case(job, case)))
+            rows.append(_row_of(job, case, lambda case=case: predict_case(job, case)))
             write()
-    return _told(rows, began)
+    return _log_totals(rows, began)
 
 
 def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: int) -> Predicted:
-    """Compute part ``index`` of ``number`` of the blocks of all cases; writes
-    ``blocks/shard_I_of_N.json``.
+    """Compute one of several parts of the blocks of all cases.
+
+    Writes ``blocks/shard_I_of_N.json``.
+
+    Args:
+        job: the networks, and where the blocks are written.
+        inputs: the cases; every shard needs the same, in the same order.
+        index: which part, from 0.
+        number: number of parts.
+
+    Returns:
+        What became of each file that has blocks in this part.
     """
     counts = [_count_blocks(job, case) for case in inputs]
-    mine = [
+    own_part = [
         (case, which)
         for case, which in zip(inputs, blocks.share(counts, index, number), strict=True)
         if which
     ]
     logger.info(
-        f"Shard {index} of {number}: {sum(len(which) for _, which in mine)} of {sum(counts)}"
-        f" blocks, in {len(mine)} files"
+        f"Shard {index} of {number}: {sum(len(which) for _, which in own_part)} of {sum(counts)}"
+        f" blocks, in {len(own_part)} files"
     )
     rows, began = [], time.monotonic()
     facts = job.output / blocks.FOLDER / blocks.SHARD.format(index, number)
     with outputs.Kept(lambda: files.write_json(facts, {"files": rows})) as write:
-        for case, which in mine:
+        for case, which in own_part:
             stop.raise_if_stopped()
             logger.info(
                 f"\nProcessing {case.image[0].name}, blocks {which.start} to {which.stop - 1}"
             )
             rows.append(
-                _guarded(job, case, lambda case=case, which=which: predict_case(job, case, which))
+                _row_of(job, case, lambda case=case, which=which: predict_case(job, case, which))
             )
             write()
-    return _told(rows, began)
+    return _log_totals(rows, began)
 
 
 def _count_blocks(job: PredictJob, case: Case) -> int:
-    """Blocks of a case; 1 for a file that cannot be read, so that somebody meets it."""
+    """Number of blocks of a case; 1 for an unreadable file, so that one shard reports it."""
     dims = job.config.data.dims
     found = files.probe(case.image[0], dims)
     if found.problem is not None:
@@ -297,8 +343,8 @@ def _count_blocks(job: PredictJob, case: Case) -> int:
     return -(-size[0] // job.predictor.tiles(size).step)
 
 
-def _told(rows: list[dict[str, Any]], began: float) -> Predicted:
-    """The rows, and a word on how it went."""
+def _log_totals(rows: list[dict[str, Any]], began: float) -> Predicted:
+    """The rows, after the totals and failures were logged."""
     found = Predicted(rows=rows)
     done, seconds = len(rows) - len(found.failed), time.monotonic() - began
     logger.info(f"\nInference complete: {done} done, {len(found.failed)} failed, {seconds:.1f} s")
@@ -307,11 +353,12 @@ def _told(rows: list[dict[str, Any]], began: float) -> Predicted:
     return found
 
 
-def _guarded(job: PredictJob, case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _row_of(job: PredictJob, case: Case, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run ``work`` and return the row of a file; an error becomes a failed row."""
     began = time.monotonic()
     row: dict[str, Any] = {"id": case.id, "file": str(case.image[0])}
     try:
-        _admit_names(job, case)
+        _require_names_fit(job, case)
         row |= {"status": "done", **work()}
     except Exception as error:
         logger.info(f"  FAILED: {type(error).__name__}: {error}")
@@ -320,6 +367,7 @@ def _guarded(job: PredictJob, case: Case, work: Callable[[], dict[str, Any]]) ->
 
 
 def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int) -> None:
+    """Write summary.json, with the rows so far and the number of all inputs."""
     config, names = to_dict(job.config), job.predictor.trained_on.get("class_names")
     summary = {
         "models": job.predictor.models,
@@ -338,10 +386,20 @@ def _write_summary(job: PredictJob, rows: Sequence[dict[str, Any]], inputs: int)
 
 
 def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dict[str, Any]:
-    """Read, predict, decide and write one case, in memory or by blocks; returns its facts and
-    statistics.
+    """Read, predict, decide and write one case, in memory or by blocks.
 
-    ``which``: compute those blocks, as far as they are not there yet, and write no answer.
+    Args:
+        job: the networks, and where and how predictions are written.
+        case: the image.
+        which: compute these blocks, as far as they do not exist yet, and write no prediction; None:
+            predict the whole case.
+
+    Returns:
+        Shape, number of tiles, warnings, and where it was written its name and statistics.
+
+    Raises:
+        FileError: for an image that cannot be read, or not predicted by these networks.
+        DiskError: before any work, where the prediction certainly does not fit on the disk.
     """
     by_blocks = which is not None or _by_blocks(job, case)
     with reading.opened(case, job.config.data.dims, whole=not by_blocks) as (given, geometry):
@@ -349,8 +407,8 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         logger.info(
             f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else "")
         )
-        _admit_size(job, case, shape, str(given.dtype))
-        space, notes = _admitted(job, case, given, geometry)
+        _require_room_for(job, case, shape, str(given.dtype))
+        space, notes = _to_model_space(job, case, given, geometry)
         size = space.size(shape)
         tiles = job.predictor.tiles(size)
         parts = _blocks(job, case, size, tiles) if by_blocks else None
@@ -358,15 +416,15 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         if streams and which is None and TASKS[job.config.task].decides:
             postprocess.check_memory(job.config.postprocess, _channels(job), shape)
         if parts is not None:
-            _admit_blocks(job, parts, which, space)
+            _require_room_for_blocks(job, parts, which, space)
         work = None if parts is None else parts.folder
         array = space.to_model(given, None if work is None else work / "input.npy")
         source, found = job.predictor.source(case.image[0], array)
-        notes += _noted(case, found)
+        notes += _log_notes(case, found)
         heads = (
-            _predicted(job, source, tiles)
+            _predict_in_memory(job, source, tiles)
             if parts is None
-            else _computed(job, source, tiles, (parts, which))
+            else _predict_by_blocks(job, source, tiles, (parts, which))
         )
         counts = {} if parts is None else {"blocks": len(parts.wanted(which))}
         row = {
@@ -396,10 +454,10 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
     return row
 
 
-def _admitted(
+def _to_model_space(
     job: PredictJob, case: Case, array: LazyArray, geometry: Geometry
 ) -> tuple[ModelSpace, list[str]]:
-    """How the array goes to model space, and what was said of it.
+    """How the array is brought to model space, and warnings about it.
 
     Raises FileError where it cannot be predicted by these networks.
     """
@@ -410,27 +468,29 @@ def _admitted(
             f"  Its axes {space.codes[0]} are brought to those of training, {space.codes[1]}, and"
             " its answer back"
         )
-    return space, _noted(case, [*geometry.notes, *space.notes])
+    return space, _log_notes(case, [*geometry.notes, *space.notes])
 
 
-def _noted(case: Case, notes: Sequence[str]) -> list[str]:
+def _log_notes(case: Case, notes: Sequence[str]) -> list[str]:
+    """Log notes as warnings, and return them."""
     for note in notes:
         logger.warning(f"{case.image[0].name}: {note}.")
     return list(notes)
 
 
 def _channels(job: PredictJob) -> int:
-    """K of the main head."""
+    """Number of channels K of the main head."""
     return TASKS[job.config.task].channels(job.config, max(1, job.predictor.channels))
 
 
-def _predicted(job: PredictJob, source: Source, tiles: Tiling) -> Mapping[str, LazyArray]:
+def _predict_in_memory(job: PredictJob, source: Source, tiles: Tiling) -> Mapping[str, LazyArray]:
+    """Heads ``(K, *S)`` of a whole case, computed in memory."""
     with progress_steps("Predicting", tiles.count()) as advance:
         return job.predictor.heads_of(source, advance)
 
 
 def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
-    """What travels with a soft prediction."""
+    """The record that is stored with probabilities."""
     return SoftMeta(
         task=job.config.task,
         suffix=files.suffix(case.image[0]),
@@ -445,8 +505,9 @@ def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
 
 
 def _by_blocks(job: PredictJob, case: Case) -> bool:
-    """Whether a case is read and written by blocks: it is large, that is wanted, or a shard has
-    begun with it.
+    """Whether a case is read and written by blocks.
+
+    It is where it is large, where that is asked for, or where a shard has begun with it.
     """
     if job.blocks != "auto":
         return job.blocks == "always"
@@ -457,7 +518,7 @@ def _by_blocks(job: PredictJob, case: Case) -> bool:
 
 
 def _streams(job: PredictJob, array: LazyArray) -> bool:
-    """Whether the answer, too, is decided and written by slabs."""
+    """Whether the prediction, too, is decided and written by slabs."""
     return job.blocks == "always" or math.prod(array.shape) > normalise.WHOLE
 
 
@@ -468,10 +529,10 @@ def _blocks(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -
     return Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
 
 
-def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace) -> None:
-    """Raise DiskError, before any work, where the blocks that are still to be computed certainly do
-    not fit on the disk.
-    """
+def _require_room_for_blocks(
+    job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace
+) -> None:
+    """Raise DiskError, before any work, where missing blocks certainly do not fit on the disk."""
     rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
     back = math.prod(parts.size) if which is None and space.needs_scratch else 0
     need = 4 * _channels(job) * (rows * math.prod(parts.size[1:]) + back)
@@ -482,11 +543,12 @@ def _admit_blocks(job: PredictJob, parts: Blocks, which: range | None, space: Mo
     )
 
 
-def _computed(
+def _predict_by_blocks(
     job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]
 ) -> Mapping[str, LazyArray]:
-    """Compute and write those blocks that are not there; the heads from all of them, or nothing
-    where only some were wanted.
+    """Compute and write the blocks that do not exist, and return the heads read from all of them.
+
+    Nothing is returned where only some blocks were wanted.
     """
     parts, which = found
     ranges = parts.missing(parts.wanted(which))

@@ -1,4 +1,4 @@
-"""A run as one self-contained page."""
+"""Write the report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_report(run: Path | str | RunFolder) -> Path:
-    """Write ``RUN/report.html``; needs no network and no script to be read.
+    """Write ``RUN/report.html``, which needs no network and no script to be read.
 
     Args:
         run: a run folder of which a fold has ended.
@@ -22,8 +22,14 @@ def write_report(run: Path | str | RunFolder) -> Path:
         The page's path.
 
     Raises:
-        UserError: where the folder has no summary.json, without which there is nothing to tell, or
-            may not be written.
+        UserError: where the folder has no summary.json, without which there is nothing to report,
+            or may not be written.
+
+    Example:
+        >>> write_report("nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        pipeline.records.UserError: nowhere: no summary.json, so this is no run of which ...
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     folder.require_plugins()

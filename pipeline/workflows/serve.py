@@ -1,7 +1,7 @@
-"""Serving: a model is loaded once, answers images over HTTP, and keeps nothing between requests.
+"""Serving: a model is loaded once, predicts images over HTTP, and keeps nothing between requests.
 
-The walk: workflows.predict (networks) -> serving.service (one model, many clients)
--> serving.server.
+Data flow: workflows.predict (networks) -> serving.service (one model, many clients) ->
+serving.server.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from pipeline.workflows.predict import ModelOptions, PredictJob
 logger = logging.getLogger(__name__)
 
 THREAD_SECONDS = 1.0
-"""How long the end waits for an image that is being computed, which stops after the tile that it is
-at.
+"""Seconds that the shutdown waits for an image that is being computed.
+
+Its thread stops after the tile that it is computing.
 """
 
 
 def serve(
     options: ModelOptions, limits: Limits, *, host: str = "127.0.0.1", port: int = 8000
 ) -> signal.Signals | None:
-    """Serve until asked to stop, and the requests that it works on are answered or given up.
+    """Serve until asked to stop and running requests are answered or given up.
 
     Args:
-        options: which networks answer, and how.
+        options: which networks predict, and how.
         limits: what requests may cost.
         host: address to listen on; ``0.0.0.0`` is reachable from other machines.
-        port: 0: any free one.
+        port: TCP port; 0: any free one.
 
     Returns:
-        The signal that ended it. The process ends here, with exit code 75, where an image that is
-        being computed would hold it up.
+        The signal that ended it. The process exits here, with code 75, where an image that is being
+        computed would delay the end.
 
     Raises:
         UserError: for a model that cannot be served, and an address that cannot be listened on.
@@ -67,28 +68,33 @@ def serve(
             logger.warning(
                 "other machines can reach this address; there is neither encryption nor a password."
             )
-        made = server(service)
-        made.run(sockets=[listener])
-    return _ended(service, made.ended_by)
+        web_server = server(service)
+        web_server.run(sockets=[listener])
+    return _shut_down(service, web_server.ended_by)
 
 
 def server(service: Service) -> Server:
-    """A server that ends on a signal, within a bounded time, after the requests that it works on
-    are answered.
+    """A server that ends on a signal, within a bounded time, after running requests are answered.
+
+    Args:
+        service: the model and its clients.
+
+    Returns:
+        The server, not yet running.
     """
     return Server(application(service), service.close, lambda: stop.signal)
 
 
-def _ended(service: Service, number: int | None) -> signal.Signals | None:
-    """Say how the server ended, and leave nothing behind."""
+def _shut_down(service: Service, number: int | None) -> signal.Signals | None:
+    """Log how the server ended, and leave nothing behind."""
     stop.signal = number  # an image that is being computed ends after its tile
     idle = service.abandon(THREAD_SECONDS)
     if number is None:
         return None
-    away = f", {service.turned_away} turned away" if service.turned_away else ""
+    rejected = f", {service.turned_away} turned away" if service.turned_away else ""
     logger.info(
         f"stopped serving on request ({signal.Signals(number).name}): {service.answered} requests "
-        f"answered{away}; the same command serves again"
+        f"answered{rejected}; the same command serves again"
     )
     if not idle:  # a thread cannot be ended, and the interpreter would wait for it
         sys.stdout.flush()
@@ -97,8 +103,16 @@ def _ended(service: Service, number: int | None) -> signal.Signals | None:
 
 
 def build(options: ModelOptions, limits: Limits) -> Service:
-    """The model loaded, ready to answer requests; each of ``limits.concurrent`` gets its share of
-    threads.
+    """Load the model, ready to answer requests.
+
+    Each of ``limits.concurrent`` requests gets its share of threads.
+
+    Args:
+        options: which networks predict, and how.
+        limits: what requests may cost.
+
+    Returns:
+        The service, for :func:`server`.
 
     Raises:
         UserError: for a model of volumes, and where the options cannot be followed.
@@ -140,15 +154,15 @@ def build(options: ModelOptions, limits: Limits) -> Service:
 
 
 def predict_file(job: PredictJob, image: Path, folder: Path) -> Path:
-    """Answer one image file.
+    """Predict one image file.
 
     Args:
         job: the networks.
         image: the file.
-        folder: where the answer goes; made where it is not there.
+        folder: where the prediction goes; created where it does not exist.
 
     Returns:
-        The answer's path.
+        The prediction's path.
 
     Raises:
         FileError: for an image that cannot be decoded.

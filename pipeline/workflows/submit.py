@@ -1,6 +1,6 @@
-"""Submitting: check a folder of answers against the test images, then pack it.
+"""Check a folder of predictions against the test images, then pack it as a submission.
 
-The walk: check -> inference.submission.
+Data flow: check -> inference.submission.
 """
 
 from __future__ import annotations
@@ -49,12 +49,18 @@ SUGGESTIONS = {
         " _visualization files"
     ),
 }
-"""Every kind of fault, in the order in which they are told, and what to do about it."""
+"""Every kind of fault, in the order in which they are reported, and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What was written: the file, the checked answers in it by id, and the SHA-256 of its bytes."""
+    """What was written.
+
+    Args:
+        path: the file.
+        answers: the checked predictions in it, sorted by id.
+        sha256: digest of its bytes.
+    """
 
     path: Path
     answers: tuple[Answer, ...]
@@ -67,31 +73,51 @@ def write_submission(
     out: Path | str = "submission.zip",
     format: str = "tiff-zip",  # noqa: A002 - the option's name
 ) -> Submission:
-    """Check the answers to all test images and pack them.
+    """Check the predictions for all test images and pack them.
 
-    Nothing is written unless each image has exactly one sound answer.
+    Nothing is written unless each image has exactly one sound prediction.
 
     Args:
-        predictions: folder of answers, ``ID.tif``: uint8, 0 and 1 only.
-        test_dir: folder of the test images; they say which ids there are.
+        predictions: folder of masks, ``ID.tif``: uint8, 0 and 1 only.
+        test_dir: folder of the test images, which give the ids.
         out: file to write; an older submission is replaced.
-        format: ``tiff-zip`` (a flat zip of ``ID.tif``) or ``rle-csv`` (columns ``id,rle``, see
-            :func:`pipeline.inference.submission.encode_rle`).
+        format: ``tiff-zip`` (a flat zip of ``ID.tif``) or ``rle-csv`` (columns ``id,rle``,
+            see :func:`pipeline.inference.submission.encode_rle`).
 
     Returns:
-        The submission that lies there now.
+        The submission that was written.
 
     Raises:
-        UserError: with every fault of the answers, and for an ``out`` that cannot be written or is
-            something else than a submission.
+        UserError: with every fault of the predictions, and for an ``out`` that cannot be written or
+            is something else than a submission.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import tifffile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     for folder in ("masks", "images"):
+        ...         (Path(name) / folder).mkdir()
+        ...         tifffile.imwrite(f"{name}/{folder}/case.tif", np.ones((4, 4), np.uint8))
+        ...     made = write_submission(f"{name}/masks", f"{name}/images", f"{name}/out.zip")
+        >>> made.answers[0].id, made.answers[0].foreground
+        ('case', 16)
     """
-    place = Path(out)
-    require_place(place, format)
-    return checked_and_packed(Path(predictions), Path(test_dir), place, format)
+    out_path = Path(out)
+    require_place(out_path, format)
+    return checked_and_packed(Path(predictions), Path(test_dir), out_path, format)
 
 
 def require_place(out: Path, format: str) -> None:  # noqa: A002 - the option's name
-    """Raise UserError where ``out`` cannot be written as a submission of this format."""
+    """Check that ``out`` can be written as a submission of a format.
+
+    Args:
+        out: file to write.
+        format: ``tiff-zip`` or ``rle-csv``.
+
+    Raises:
+        UserError: where it cannot.
+    """
     if format not in SUFFIX:
         raise UserError(f"format {format!r} is unknown. Choose one of {', '.join(SUFFIX)}.")
     if out.suffix.lower() != SUFFIX[format]:
@@ -107,6 +133,21 @@ def require_place(out: Path, format: str) -> None:  # noqa: A002 - the option's 
 
 
 def checked_and_packed(predictions: Path, test_dir: Path, out: Path, format: str) -> Submission:  # noqa: A002
+    """Check the predictions for all test images and pack them; ``out`` was checked before.
+
+    Args:
+        predictions: folder of masks.
+        test_dir: folder of the test images.
+        out: file to write.
+        format: ``tiff-zip`` or ``rle-csv``.
+
+    Returns:
+        The submission that was written.
+
+    Raises:
+        UserError: with every fault of the predictions, and where ``out`` is something else than
+            a submission.
+    """
     answers = check(predictions, test_dir)
     submission.require_replaceable(out)
     for line in table_differences(test_dir, [a.id for a in answers]):
@@ -114,11 +155,12 @@ def checked_and_packed(predictions: Path, test_dir: Path, out: Path, format: str
     files.remove_stale_temps(out.parent, deep=False)
     submission.write(out, answers, format)
     made = Submission(path=out, answers=tuple(answers), sha256=files.sha256(out))
-    _tell(made)
+    _log_submission(made)
     return made
 
 
-def _tell(made: Submission) -> None:
+def _log_submission(made: Submission) -> None:
+    """Log what was written."""
     voxels = sum(math.prod(a.shape) for a in made.answers)
     blank = [a.id for a in made.answers if a.foreground == 0]
     if blank:
@@ -131,16 +173,24 @@ def _tell(made: Submission) -> None:
     logger.info(f"sha256 {made.sha256}")
 
 
-# --- what is there, and whether it is right -------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check(predictions: Path, test_dir: Path) -> list[Answer]:
-    """Checked answers, sorted by id: one for each image in ``test_dir``, equal in shape, uint8, 0
-    and 1 only.
+    """Check that each test image has one prediction of equal shape, uint8, 0 and 1 only.
 
-    Reads one volume at a time. Raises UserError with every fault found.
+    Reads one volume at a time.
+
+    Args:
+        predictions: folder of masks.
+        test_dir: folder of the test images.
+
+    Returns:
+        Checked predictions, sorted by id.
+
+    Raises:
+        UserError: with every fault found.
     """
-
     faults: dict[str, list[str]] = defaultdict(list)
     tests = _by_id(test_dir, "--test-dir", faults, "test ids twice")
     if not tests:
@@ -151,18 +201,18 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
             f"--test-dir {test_dir} holds no images."
             + (f" Did you mean {test_dir / inside[0]}?" if inside else "")
         )
-    # An id may well end like a visualisation; then the test image says so.
+    # An id may end like a visualisation: then a test image has that name too.
     found = _by_id(predictions, "--predictions", faults, "ids twice", also=tests)
     outputs.require_finished(predictions, found)
     tests = _as_predicted(tests, found)
     faults["unfit names"] = [i for i in tests if _is_unfit(i)]
-    _tell_alike(tests)
+    _warn_of_case(tests)
     faults["missing"] = [i for i in tests if i not in found]
     faults["extra"] = [i for i in found if i not in tests]
     answers = []
     for name in progress([i for i in tests if i in found], "checking"):
         stop.raise_if_stopped()
-        answer = _checked(name, found[name], tests[name], faults)
+        answer = _check_one(name, found[name], tests[name], faults)
         answers += [answer] if answer else []
     if any(faults.values()):
         raise UserError(_report(predictions, len(tests), faults))
@@ -170,8 +220,9 @@ def check(predictions: Path, test_dir: Path) -> list[Answer]:
 
 
 def _is_unfit(name: str) -> bool:
-    """Whether a submission cannot hold an id: a zip names its files in UTF-8, and a backslash makes
-    a folder of it for some readers.
+    """Whether a submission cannot hold an id.
+
+    A zip names its files in UTF-8, and some readers take a backslash for a folder.
     """
     try:
         size = len(f"{name}.tif".encode())
@@ -184,8 +235,8 @@ def _is_unfit(name: str) -> bool:
     )
 
 
-def _tell_alike(ids: Collection[str]) -> None:
-    """Warn of ids that some disks take for one."""
+def _warn_of_case(ids: Collection[str]) -> None:
+    """Warn of ids that differ in case only: some disks hold one file for them."""
     folded: dict[str, list[str]] = defaultdict(list)
     for name in ids:
         folded[name.casefold()].append(name)
@@ -198,8 +249,9 @@ def _tell_alike(ids: Collection[str]) -> None:
 
 
 def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str, Path]:
-    """The test images by the ids of their answers: numbered files ``ID_0000, ID_0001`` are one case
-    where answers are called ``ID``.
+    """The test images by the ids of their predictions.
+
+    Numbered files ``ID_0000, ID_0001`` are one case where predictions are called ``ID``.
     """
     groups = cases.channel_groups(tests)
     if groups is None or sum(i in found for i in groups) <= sum(i in found for i in tests):
@@ -214,8 +266,9 @@ def _by_id(
     kind: str,
     also: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
-    """Images directly in ``folder`` by id, sorted; visualisations and overlays are none unless
-    ``also`` names them.
+    """Images directly in ``folder`` by id, sorted.
+
+    Visualisations and overlays are left out unless ``also`` names them.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{option} {folder}: no such folder.")
@@ -230,9 +283,10 @@ def _by_id(
     return dict(sorted(found.items()))
 
 
-def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]]) -> Answer | None:
-    """Check one answer against its test image's header; None, with a line in ``faults``, when
-    something is wrong.
+def _check_one(name: str, path: Path, test: Path, faults: Mapping[str, list[str]]) -> Answer | None:
+    """Check one prediction against its test image's header.
+
+    None, with a line in ``faults``, when something is wrong.
     """
     try:
         dims = files.dims_of(test)
@@ -269,20 +323,18 @@ def _checked(name: str, path: Path, test: Path, faults: Mapping[str, list[str]])
 
 
 def _axes_problem(path: Path, test: Path, dims: int) -> str | None:
-    """What is wrong with how an answer of the right shape lies in the world; None where it lies as
-    its test image does.
-    """
+    """What is wrong with the orientation or position of a prediction of the right shape."""
     try:
-        here, there = (grid_of(files.geometry(p, dims), dims) for p in (path, test))
+        grid, wanted_grid = (grid_of(files.geometry(p, dims), dims) for p in (path, test))
         size = files.probe(test, dims).shape[1:]
     except files.FileError as error:
         return error.problem
-    if here.family != there.family:
+    if grid.family != wanted_grid.family:
         return f"{path.name} and {test.name} order their axes differently"
-    way = alignment(here, size, there, size)
+    found = alignment(grid, size, wanted_grid, size)
     return (
         None
-        if way is not None and way.identity
+        if found is not None and found.identity
         else "lies elsewhere in the world than its test image, or otherwise"
     )
 
@@ -292,7 +344,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _values(mask: np.ndarray) -> str:
-
+    """The first values of a mask, in words."""
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
     return (
         "holds "
@@ -302,6 +354,7 @@ def _values(mask: np.ndarray) -> str:
 
 
 def _report(predictions: Path, tests: int, faults: Mapping[str, list[str]]) -> str:
+    """All faults as text, a line for each kind."""
     lines = [f"{predictions}: not fit for submission, nothing was written ({tests} test images)."]
     for kind, suggestion in SUGGESTIONS.items():
         if faults.get(kind):
@@ -316,9 +369,16 @@ def _listed(names: Sequence[str], what: str = "") -> str:
 
 
 def table_differences(test_dir: Path, ids: Sequence[str]) -> list[str]:
-    """What ``test.csv`` in or beside the folder says otherwise.
+    """Differences between the test images and ``test.csv`` in or beside their folder.
 
     The files decide: a table may be older than they are.
+
+    Args:
+        test_dir: folder of the test images.
+        ids: their ids.
+
+    Returns:
+        Sentences to warn with; none without a table.
     """
     folders = test_dir, Path(os.path.realpath(test_dir)).parent
     path = next((f / "test.csv" for f in folders if os.path.isfile(f / "test.csv")), None)

@@ -1,6 +1,6 @@
-"""Submitting what an ensemble answers: it predicts and fuses the test images first.
+"""Submit the outputs of an ensemble: it predicts and fuses the test images first.
 
-The walk: workflows.ensemble -> workflows.submit.
+Data flow: workflows.ensemble -> workflows.submit.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def submit_ensemble(
     work: Path | None = None,
     device: str = "auto",
 ) -> Submission:
-    """Let an ensemble answer the test images, then submit its answers.
+    """Predict the test images with an ensemble, then submit its outputs.
 
     Args:
         spec: an ``ensembles/NAME.yaml``.
         test_dir: folder of the test images.
         out: file to write; an older submission is replaced.
         format: as for :func:`write_submission`.
-        work: folder for the ensemble's answers; default: ``<out without suffix>_predictions``.
+        work: folder for the ensemble's outputs; None: ``<out without suffix>_predictions``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Returns:
-        The submission that lies there now.
+        The submission that was written.
 
     Raises:
         UserError: as :func:`write_submission` and the ensemble do; an image that the ensemble
-            failed for is a missing answer.
+            failed for is a missing prediction.
     """
     require_place(out, format)
     submission.require_replaceable(out)  # before hours of prediction

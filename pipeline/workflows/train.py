@@ -1,7 +1,8 @@
-"""Training: check everything, split once, train each fold to its end, score it on its held-out
-cases, sum up.
+"""Training: check everything, split once, train and score each fold, summarise.
 
-The walk: checks -> data (cases, store, folds) -> training.fold (fit, held-out scores) ->
+A fold is trained to its end and scored on its held-out cases before the next one begins.
+
+Data flow: checks -> data (cases, cache, folds) -> training.fold (fit, held-out scores) ->
 training.summary -> reporting.
 """
 
@@ -52,14 +53,14 @@ logger = logging.getLogger(__name__)
 RULE = tables.RULE
 
 MOST_FAULTS = 20
-"""Faults of data that an exception spells out."""
+"""Number of faults in the data that an exception lists."""
 
 SILENT = 3.0
-"""Seconds of waiting for another process before it is said."""
+"""Seconds of waiting for another process before a line is logged."""
 
 
 _training = threading.Lock()
-"""Held while a fold is trained: random state, logging and signals are the whole process's."""
+"""Held while a fold is trained: random state, logging and signals belong to the whole process."""
 
 
 class FoldError(RuntimeError):
@@ -95,28 +96,34 @@ def train_folds(
     continue_on_error: bool = False,
     progress: bool = False,
 ) -> RunFolder:
-    """Train folds of a system, and score each on the cases that it was not trained on.
+    """Train folds of a config, and score each on the cases that it was not trained on.
 
     Called again with the same arguments it continues where it stopped: a finished fold is not
     trained again.
 
     Args:
         config: a config, or the path of its YAML file.
-        data: data set folder; default: ``data.root`` of the config.
-        folds: which folds; default: all.
-        out: run folder; default: ``runs/NAME``.
+        data: data set folder; None: ``data.root`` of the config.
+        folds: which folds, from 0; None: all.
+        out: run folder; None: ``runs/NAME``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        fresh: start over; a run that is there is renamed, not deleted.
+        fresh: start over; an existing run is renamed, not deleted.
         continue_on_error: go on with the next fold when one fails.
         progress: show a bar on a terminal.
 
     Returns:
-        The run: models, out-of-fold answers and scores lie in it.
+        The run: it holds models, out-of-fold predictions and scores.
 
     Raises:
-        UserError: for a config, a data set or a place that cannot be used, before anything is
-            trained.
+        UserError: for a config, a data set or a folder that cannot be used, before anything
+            is trained.
         FoldError: where a fold failed, after the others were done or given up.
+
+    Example:
+        >>> train_folds("nowhere.yaml")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        pipeline.config.errors.ConfigError: nowhere.yaml: no such config file. ...
     """
     given = config if isinstance(config, Config) else load_config(config)
     request = Request(
@@ -146,7 +153,7 @@ def train_folds(
 def _complete(
     config: Config, request: Request, continue_on_error: bool, progress: bool
 ) -> RunFolder:
-    """Train; what a command would print of faults and failures becomes an error."""
+    """Train; raise as errors the faults and failures that a command would print."""
     try:
         with bars_shown(progress):
             trained = train(config, request, continue_on_error)
@@ -168,16 +175,25 @@ def _complete(
 def train(config: Config, request: Request, continue_on_error: bool = False) -> Trained:
     """Check everything, then train the folds that were asked for.
 
-    Raises UserError before anything is trained.
+    Args:
+        config: the resolved config.
+        request: folds, device and folders of the command line.
+        continue_on_error: go on with the next fold when one fails.
+
+    Returns:
+        The run, with the folds that failed or are trained by another process.
+
+    Raises:
+        UserError: before anything is trained.
     """
     config = request.on_data(config)
     start = request.start(config)
     if start.continues:
         start.run.require_plugins()
     checks.refuse(config, start, request.source)
-    _refuse_taken(start)
-    with _together(config, start.device) as context:
-        run = context.main_first(lambda: _prepared(config, start, context), "preparing the run")
+    _require_unlocked(start)
+    with _process_group(config, start.device) as context:
+        run = context.main_first(lambda: _prepare(config, start, context), "preparing the run")
         name = "train" if request.folds is None else f"train_fold_{'_'.join(map(str, start.folds))}"
         with log_to_file(start.folder, name) if context.is_main else contextlib.nullcontext():
             return _train_all(run, start.folds, continue_on_error)
@@ -187,10 +203,10 @@ def train(config: Config, request: Request, continue_on_error: bool = False) -> 
 
 
 @contextlib.contextmanager
-def _together(config: Config, device: str) -> Iterator[DistributedContext]:
-    """The team of this process.
+def _process_group(config: Config, device: str) -> Iterator[DistributedContext]:
+    """Join the process group of this process.
 
-    One that has lost a rank ends here, at once: its threads may wait for that rank for ever.
+    A process that has lost a rank exits at once: its threads may wait for that rank for ever.
     """
     context = distributed.join(devices.resolve(device), config.train.timeout)
     with silenced(not context.is_main):
@@ -204,26 +220,27 @@ def _together(config: Config, device: str) -> Iterator[DistributedContext]:
     distributed.leave(context)
 
 
-def _prepared(config: Config, start: Start, context: DistributedContext) -> TrainingRun:
-    """The run, laid out by the first rank and found by the others."""
+def _prepare(config: Config, start: Start, context: DistributedContext) -> TrainingRun:
+    """Create the run on the first rank; the other ranks open it."""
     folder = start.folder
     if not context.is_main:
         data = check_data(config, folder, write=False, fresh=start.fresh)
-        return _opened(
+        return _open_run(
             config, start.run, data, context, check_names(config, data.properties, start)
         )
-    with _alone(start.run):
+    with _locked(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
         check_folds(config, data, start)
-        with _started_over(start.run) if start.fresh else contextlib.nullcontext():
-            _lay_out(config, start.run, data)
-            return _opened(config, start.run, data, context, channels)
+        with _replacing(start.run) if start.fresh else contextlib.nullcontext():
+            _create_run(config, start.run, data)
+            return _open_run(config, start.run, data, context, channels)
 
 
-def _refuse_taken(start: Start) -> None:
-    """Raise UserError at once, before any waiting and checking, where the one fold asked for is
-    another process's.
+def _require_unlocked(start: Start) -> None:
+    """Raise UserError where the only fold asked for is locked by another process.
+
+    This comes before any waiting and checking.
     """
     path = start.run.fold(start.folds[0]).lock
     if len(start.folds) == 1 and path.is_file() and os.environ.get("RANK", "0") == "0":
@@ -231,10 +248,10 @@ def _refuse_taken(start: Start) -> None:
             pass
 
 
-def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """The run folder for this process alone, to prepare it or sum it up.
+def _locked(run: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Lock the run folder for this process alone, to prepare or summarise the run.
 
-    Waits for others that do, and stops waiting on request.
+    Waits for other processes that do, and stops waiting on request.
     """
     warned = False
 
@@ -252,8 +269,8 @@ def _alone(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _started_over(run: RunFolder) -> Iterator[None]:
-    """Rename a folder that holds a run and own the new one in its place.
+def _replacing(run: RunFolder) -> Iterator[None]:
+    """Rename a folder that holds a run and lock the new one in its place.
 
     Raises UserError where a process still trains one of its folds.
     """
@@ -264,12 +281,12 @@ def _started_over(run: RunFolder) -> Iterator[None]:
         for path in run.fold_paths():
             folds.enter_context(lock.held(path / lock.NAME))
         logger.info(f"--fresh: the old run is kept as {run.set_aside()}")
-    with _alone(run):
+    with _locked(run):
         yield
 
 
-def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
-    """Make or check the run folder.
+def _create_run(config: Config, run: RunFolder, data: Examined) -> None:
+    """Create or check the run folder.
 
     Raises UserError where it belongs to another config or data set, or the cases cannot be split.
     """
@@ -281,24 +298,28 @@ def _lay_out(config: Config, run: RunFolder, data: Examined) -> None:
     run.begin(config, listing)
 
 
-def _opened(
+def _open_run(
     config: Config,
     run: RunFolder,
     data: Examined,
     context: DistributedContext,
     channels: tuple[int, int],
 ) -> TrainingRun:
-    """Split, and build the store; what is there already is used as it is."""
+    """Split the cases and build the cache; what exists already is used as it is."""
     run.require_plugins()  # of every rank
     split = checks.planned_folds(config, run.path, data, write=True)
-    place = cache.cache_folder(config.data, run.path)
+    cache_path = cache.cache_folder(config.data, run.path)
     cached = cache.build(
-        data.cases, data.properties, config, place, progress=progress_callback("building the store")
+        data.cases,
+        data.properties,
+        config,
+        cache_path,
+        progress=progress_callback("building the store"),
     )
     cached = derived.attach(
         cached,
         config,
-        place,
+        cache_path,
         losses.reads(config.losses),
         progress_callback("making maps and masks"),
     )
@@ -321,11 +342,10 @@ def _opened(
 
 
 def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) -> Trained:
-    """Train folds in order, keep a result of each, write the summary; folds that another process
-    trains are left to it.
+    """Train folds in order, keep a result of each, and write the summary.
 
-    Raises UserError where that is all of them. Where it is some, they count as busy unless they,
-    too, are complete by then.
+    Folds that another process trains are left to it. Raises UserError where that is all of them.
+    Where it is some, they count as busy unless they, too, are complete by then.
     """
     logger.info(
         f"{RULE}\nSTARTING MULTI-FOLD TRAINING - {time.strftime('%Y-%m-%d %H:%M:%S')}\n{RULE}"
@@ -334,7 +354,7 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
     others: dict[int, lock.BusyError] = {}
     for fold in folds:
         try:
-            result = _settle(run, fold)
+            result = _complete_fold(run, fold)
         except lock.BusyError as busy:
             if len(others) + 1 == len(folds):
                 raise
@@ -346,7 +366,7 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
             if not continue_on_error:
                 break
     if run.context.is_main:
-        with _alone(run.folder):
+        with _locked(run.folder):
             logger.info(tables.of_training(summarise(run)))
             _report(run.folder)
     busy = {
@@ -358,10 +378,10 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
     return Trained(run=run.folder, failed=failed, busy=busy)
 
 
-def _settle(run: TrainingRun, fold: int) -> FoldResult:
-    """The result of a fold, which is trained where it is not complete.
+def _complete_fold(run: TrainingRun, fold: int) -> FoldResult:
+    """Return the result of a fold, training it where it is not complete.
 
-    Raises lock.BusyError where another process has it.
+    Raises lock.BusyError where another process trains it.
     """
     folder, context = run.folder.fold(fold), run.context
     with contextlib.ExitStack() as stack:
@@ -380,7 +400,7 @@ def _settle(run: TrainingRun, fold: int) -> FoldResult:
 
 
 def _report(run: RunFolder) -> None:
-    """A report that fails must not fail the training that it reports."""
+    """Write the report; one that fails must not fail the training."""
     try:
         logger.info(f"Report: {write_report(run)}")
     except Exception as error:
@@ -391,7 +411,15 @@ def _report(run: RunFolder) -> None:
 
 
 def what_next(config: Config, run: RunFolder) -> str:
-    """What a run holds by now and the command that goes on from here, ready to be typed."""
+    """What a run holds by now, and the command to run next.
+
+    Args:
+        config: the resolved config.
+        run: the run folder.
+
+    Returns:
+        Lines of text; commands are quoted for a shell.
+    """
     count = config.data.folds.count
     done = [n for n in range(count) if run.fold(n).completed]
     missing = [n for n in range(count) if n not in done]
@@ -409,7 +437,7 @@ def what_next(config: Config, run: RunFolder) -> str:
 
 
 def _test_images(config: Config) -> str:
-    """The folder of the data set's test images, a word for the user's own where it has none."""
+    """The folder of the data set's test images; ``IMAGES``, to be replaced, where it has none."""
     root = Path(config.data.root)
     folders = [root / name for name in ("test_images", "imagesTs", config.data.test)]
     return next((str(f) for f in folders if f.is_dir() and any(f.iterdir())), "IMAGES")

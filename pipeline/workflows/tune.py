@@ -1,7 +1,7 @@
-"""Choose post-processing on out-of-fold predictions, and say honestly what it gains.
+"""Choose post-processing on out-of-fold predictions, and estimate its gain by nested validation.
 
-The walk: runs and their out-of-fold predictions -> tuning.search (what is tried) -> tuning.trials
-(scores, by case) -> paired gains -> RUN/tuning/result.json and an ensemble's YAML.
+Data flow: runs and their out-of-fold predictions -> tuning.search (candidates) -> tuning.trials
+(scores by case) -> paired gains -> RUN/tuning/result.json and an ensemble's YAML.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pipeline.tuning.trials import CaseFiles, Measure, Trials, workers_for
 logger = logging.getLogger(__name__)
 
 ENOUGH_GROUPS = 5
-"""Groups from which on the bootstrap draws groups instead of cases."""
+"""Number of groups from which on the bootstrap resamples groups instead of cases."""
 OWN, NESTED, OPTIMISTIC = tables.OWN, "tuned (nested)", "tuned on all (optimistic)"
 STEPS = {2: 8, 3: 4, 4: 3}
 """Into how many steps the weights of so many members are divided."""
@@ -56,15 +56,24 @@ class Space:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
     stages: tuple[tuple[tuple[NamedOptions, ...], ...], ...]
-    """A candidate takes one alternative, a list of steps, from each stage, in this order; the
-    deciding step belongs to the first.
+    """Alternatives, each a list of steps, by stage.
+
+    A candidate takes one alternative from each stage, in this order; the deciding step belongs to
+    the first.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A run with out-of-fold predictions: its config, its folds that are complete, and the fold of
-    each of their cases.
+    """A run with out-of-fold predictions.
+
+    Args:
+        run: the run folder.
+        config: its config.
+        folds: its complete folds.
+        fold_of: the fold that predicted a case, by case id.
+        listing: the run's cases.json.
+        version: metrics version of the run.
     """
 
     run: RunFolder
@@ -76,13 +85,20 @@ class Source:
 
     @property
     def folder(self) -> Path:
+        """Path of the run folder."""
         return self.run.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What is compared, on which cases, by what: ``parts`` are held out in turn, ``units`` are
-    drawn by the bootstrap.
+    """What is compared, on which cases, by which metric.
+
+    Args:
+        sources: the runs, which are the members of the ensemble.
+        cases: files of the cases, sorted by id.
+        groups: group by case id, None for a case without one.
+        metric: what candidates are ranked by.
+        sign: 1 where a higher value of the metric is better, -1 where a lower one is.
     """
 
     sources: tuple[Source, ...]
@@ -95,6 +111,7 @@ class Study:
 
     @property
     def config(self) -> Config:
+        """Config of the first run."""
         return self.sources[0].config
 
     @property
@@ -114,13 +131,18 @@ class Study:
 
     @property
     def name(self) -> str:
+        """Names of the run folders, joined by ``+``."""
         return "+".join(Path(os.path.realpath(s.folder)).name for s in self.sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A line of the table: all numbers of each case, and what gave them (by part for the nested
-    row).
+    """A line of the table: the scores of each case, and the candidates that gave them.
+
+    Args:
+        name: title of the line.
+        candidates: by the part that was held out; under ``""`` the one for all cases.
+        cases: scores by case id and metric.
     """
 
     name: str
@@ -130,11 +152,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The ensemble that was written, what was chosen on all cases, and the paired gains of every
-    row by reference.
+    """The ensemble that was written, and what it gains.
 
-    ``plugins`` are the options of a command that uses the ensemble, ``--plugin FILE``, where it
-    needs any.
+    Args:
+        spec: the ensemble's YAML.
+        chosen: the candidate that was chosen on all cases.
+        gains: paired gains by row and reference.
+        plugins: the options of a command that uses the ensemble, ``--plugin FILE``, where it
+            needs any.
     """
 
     spec: Path
@@ -158,35 +183,42 @@ def tune_postprocessing(
 
     Args:
         runs: a run folder with out-of-fold predictions, or several of the same cases.
-        metric: what is to be better; None: competition for binary volumes, else the config's first.
-        space: YAML file of what is tried; None: built in.
+        metric: what is to be improved; None: competition for binary volumes, else the
+            config's first.
+        space: YAML file with the search space; None: built in.
         by: what is held out from each choice, ``group`` or ``fold``; None: group where there are
             two or more.
         out: ensemble to write; None: ``ensembles/<run>_tuned.yaml``.
-        force: replace ``out`` although somebody else wrote or changed it.
+        force: replace ``out`` although it was written or changed by something else.
         workers: processes. More than 1 needs ``if __name__ == "__main__":`` in a script; None: one
-            a core, as far as memory holds the cases.
+            per core, as far as memory holds the cases.
         data_dir: data set folder, where the labels have moved since training.
 
     Returns:
         The ensemble file, the steps that were chosen, and what they gain.
 
     Raises:
-        UserError: for runs that cannot be tuned, and a place that cannot be written.
+        UserError: for runs that cannot be tuned, and a path that cannot be written.
+
+    Example:
+        >>> tune_postprocessing([])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        pipeline.records.UserError: runs: no run folder is named. ...
     """
-    several = [runs] if isinstance(runs, str | Path | RunFolder) else runs
-    folders = [r.path if isinstance(r, RunFolder) else Path(r) for r in several]
+    given = [runs] if isinstance(runs, str | Path | RunFolder) else runs
+    folders = [r.path if isinstance(r, RunFolder) else Path(r) for r in given]
     if not folders:
         raise UserError("runs: no run folder is named. Name one that pipeline.train wrote.")
     if by not in (None, "group", "fold"):
         raise UserError(f"by is {by!r}, must be group or fold.")
     for folder in folders:
-        files.require_text("", folder)  # it will stand in the ensemble's YAML
+        files.require_text("", folder)  # the ensemble's YAML will hold it
     if folders and os.path.isdir(folders[0]):
         files.require_writable("", RunFolder(folders[0]).tuning)
     study = prepare(folders, metric, workers, None if data_dir is None else Path(data_dir))
-    place = Path(out) if out is not None else Path("ensembles") / f"{study.name}_tuned.yaml"
-    guard(place, force)
+    spec = Path(out) if out is not None else Path("ensembles") / f"{study.name}_tuned.yaml"
+    guard(spec, force)
     plan = make_search_plan(study, None if space is None else Path(space))
     with lock.held(study.folder / lock.NAME), make_trials(study, workers) as trials:
         study = usable(study, trials, plan)
@@ -200,11 +232,11 @@ def tune_postprocessing(
     for name, candidate in chosen.items():
         logger.info(f"chosen {f'without {name}' if name else 'on all cases'}: {candidate}")
     keep_result(study, rows, gains, parts)
-    write_spec(place, study, chosen[""], gains)
-    return Tuned(spec=place, chosen=chosen[""], gains=gains, plugins=plugins.words(study.config))
+    write_spec(spec, study, chosen[""], gains)
+    return Tuned(spec=spec, chosen=chosen[""], gains=gains, plugins=plugins.words(study.config))
 
 
-# --- what there is --------------------------------------------------------------------------------
+# --- the runs and their cases ---------------------------------------------------------------------
 
 
 def prepare(
@@ -212,7 +244,17 @@ def prepare(
 ) -> Study:
     """Open the runs and check that they can be compared.
 
-    Raises UserError for everything that cannot be used.
+    Args:
+        runs: run folders; the first one keeps the journal and the result.
+        metric_name: what candidates are ranked by; None: see :func:`choose_metric`.
+        workers: processes asked for; None: one per core.
+        data_dir: data set folder, where the labels have moved since training.
+
+    Returns:
+        The cases of the runs, with everything that scoring needs.
+
+    Raises:
+        UserError: for everything that cannot be used.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: at least 1 process is needed.")
@@ -234,9 +276,16 @@ def prepare(
 
 
 def open_run(run: RunFolder) -> Source:
-    """A run's config, finished folds and out-of-fold cases.
+    """Read a run's config, finished folds and out-of-fold cases.
 
-    Raises UserError where there is nothing to tune on.
+    Args:
+        run: the run folder.
+
+    Returns:
+        What was read.
+
+    Raises:
+        UserError: where the folder is no run, or there is nothing to tune on.
     """
     if not os.path.isfile(run.config_file) or not os.path.isfile(run.cases_file):
         raise UserError(
@@ -280,8 +329,13 @@ def open_run(run: RunFolder) -> Source:
 
 
 def check_alike(sources: Sequence[Source]) -> None:
-    """Raise UserError unless all runs predicted the same cases, with the same labels and the same
-    meaning of labels.
+    """Check that all runs predicted the same cases, with the same labels and classes.
+
+    Args:
+        sources: the runs; each is compared with the first.
+
+    Raises:
+        UserError: with the differences, or where a run is given twice.
     """
     first = sources[0]
     if len({os.path.realpath(s.folder) for s in sources}) < len(sources):
@@ -309,39 +363,48 @@ def check_alike(sources: Sequence[Source]) -> None:
 
 
 def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFiles, ...]:
-    """Soft predictions and labels of every case, sorted by id.
+    """Find the soft predictions and the label file of every case.
 
-    Raises UserError for labels that are not where they were.
+    Args:
+        sources: the runs; cases are those of the first.
+        data_dir: data set folder; None: labels are where the first run found them.
+
+    Returns:
+        One record per case, sorted by id.
+
+    Raises:
+        UserError: for labels that are not where they were.
     """
     config, listing = sources[0].config, sources[0].listing
     target = next(iter(config.targets))
     if data_dir is None:
-        places = {
+        files_of = {
             i: {role: Path(path) for role, path in listing[i]["targets"].items()} for i in listing
         }
     else:
-        places = {
+        files_of = {
             c.id: dict(c.targets)
             for c in case_finder.find(config.data, config.roles, data_dir).train
         }
     ids = sorted(sources[0].fold_of)
     fov = config.data.frames.fov
     needed = [target, *([fov] if fov else [])]
-    lost = [
+    missing = [
         i
         for i in ids
         if any(
-            role not in places.get(i, {}) or not os.path.isfile(places[i][role]) for role in needed
+            role not in files_of.get(i, {}) or not os.path.isfile(files_of[i][role])
+            for role in needed
         )
     ]
-    labels = {i: places[i][target] for i in ids if i not in lost}
-    if lost:
+    labels = {i: files_of[i][target] for i in ids if i not in missing}
+    if missing:
         where = data_dir or next(
-            (path.parent for path in places.get(lost[0], {}).values()), "the run's data set"
+            (path.parent for path in files_of.get(missing[0], {}).values()), "the run's data set"
         )
         raise UserError(
-            f"labels of {len(lost)} cases are not in {where}: {', '.join(lost[:10])}. Say with"
-            " --data-dir where they are now."
+            f"labels of {len(missing)} cases are not in {where}: {', '.join(missing[:10])}. Say"
+            " with --data-dir where they are now."
         )
     return tuple(
         CaseFiles(
@@ -349,10 +412,10 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
             soft=tuple(s.run.fold(s.fold_of[i]).soft for s in sources),
             label=labels[i],
             content=" ".join(
-                listing[i]["content"][role] if data_dir is None else _stamp(places[i][role])
+                listing[i]["content"][role] if data_dir is None else _stamp(files_of[i][role])
                 for role in needed
             ),
-            fov=places[i][fov] if fov else None,
+            fov=files_of[i][fov] if fov else None,
         )
         for i in ids
     )
@@ -361,10 +424,19 @@ def case_files(sources: Sequence[Source], data_dir: Path | None) -> tuple[CaseFi
 def with_spacings(
     cases: Sequence[CaseFiles], metric: NamedOptions, config: Config, version: int
 ) -> tuple[CaseFiles, ...]:
-    """The cases with the distance of their voxels, where the metric measures lengths and all labels
-    carry a unit.
+    """Add voxel spacings where the metric measures lengths and all labels carry a unit.
 
-    Raises UserError for an option in millimetres without it.
+    Args:
+        cases: files of the cases.
+        metric: what candidates are ranked by.
+        config: config of the first run.
+        version: metrics version; before 2 lengths are counted in voxels.
+
+    Returns:
+        The cases, in the same order.
+
+    Raises:
+        UserError: for an option in millimetres where labels carry no unit.
     """
     if version < 2:
         return tuple(cases)
@@ -379,7 +451,16 @@ def _stamp(path: Path) -> str:
 def choose_metric(name: str | None, config: Config) -> NamedOptions:
     """The metric to tune by, with the config's options where the config has it.
 
-    Raises ConfigError for one without a direction.
+    Args:
+        name: name of the metric; None: competition for binary volumes, else the first of the
+            config's that needs no probabilities, else dice.
+        config: config of the first run.
+
+    Returns:
+        The metric and its options.
+
+    Raises:
+        ConfigError: for a metric without a direction, or not of label maps.
     """
     given = {p.name: p for p in config.metrics}
     if name is None:
@@ -403,8 +484,14 @@ def choose_metric(name: str | None, config: Config) -> NamedOptions:
 
 
 def make_trials(study: Study, workers: int | None) -> Trials:
-    """Scores of this study: kept in ``RUN/tuning/scores.jsonl``, computed by as many processes as
-    cores and memory allow.
+    """Open the scores of a study, which are kept in ``RUN/tuning/scores.jsonl``.
+
+    Args:
+        study: cases, metric and runs.
+        workers: processes; None: one per core, as far as memory allows.
+
+    Returns:
+        The scores, to be used as a context manager.
     """
     metrics = (study.metric, *([] if study.metric.name == "dice" else [NamedOptions(name="dice")]))
     number = workers_for(metrics, study.shape, len(study.sources), workers)
@@ -423,8 +510,20 @@ def make_trials(study: Study, workers: int | None) -> Trials:
 
 
 def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
-    """The study without cases whose score is not finite for the present post-processing: no
-    difference could be told there.
+    """Leave out cases whose score under the present post-processing is not finite.
+
+    No difference could be computed there.
+
+    Args:
+        study: all cases.
+        trials: scores, opened.
+        plan: its ``start`` is the present post-processing.
+
+    Returns:
+        The study with the remaining cases.
+
+    Raises:
+        UserError: where fewer than 2 cases remain.
     """
     found = trials.scores({case.id: [plan.start] for case in study.cases})
     good = [
@@ -433,10 +532,10 @@ def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
         if math.isfinite(found[c.id, plan.start.key].get(study.metric.name, math.nan))
     ]
     if len(good) < len(study.cases):
-        lost = sorted({c.id for c in study.cases} - {c.id for c in good})
+        missing = sorted({c.id for c in study.cases} - {c.id for c in good})
         logger.warning(
-            f"{study.metric.name} has no value for {len(lost)} cases, which are left out:"
-            f" {', '.join(lost[:10])}"
+            f"{study.metric.name} has no value for {len(missing)} cases, which are left out:"
+            f" {', '.join(missing[:10])}"
         )
     if len(good) < 2:
         raise UserError(
@@ -447,9 +546,17 @@ def usable(study: Study, trials: Trials, plan: SearchPlan) -> Study:
 
 
 def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
-    """Cases that are held out together, by the part's name.
+    """Divide the cases into parts that are held out in turn.
 
-    Raises UserError where there are fewer than two parts.
+    Args:
+        study: the cases, with their groups and folds.
+        by: ``group`` or ``fold``; None: group where every case has one and there are at least two.
+
+    Returns:
+        Case ids by the part's name.
+
+    Raises:
+        UserError: where there are fewer than two parts.
     """
     ids = [c.id for c in study.cases]
     groups = {i: study.groups[i] for i in ids}
@@ -474,12 +581,21 @@ def make_parts(study: Study, by: str | None) -> dict[str, list[str]]:
     return search.deal(by_case)
 
 
-# --- what is tried --------------------------------------------------------------------------------
+# --- the search space -----------------------------------------------------------------------------
 
 
 def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
-    """The search space: built in, or of ``--space``; with the baselines and, for several runs,
-    their weights and fusions.
+    """The search space, with the baselines and, for several runs, their weights and fusions.
+
+    Args:
+        study: cases, metric and runs.
+        file: YAML file of ``--space``; None: the built-in space.
+
+    Returns:
+        What the search may try.
+
+    Raises:
+        UserError: for a file that cannot be used.
     """
     channels, *space = study.shape
     edge = math.prod(space) ** (1 / len(space))
@@ -518,9 +634,19 @@ def make_search_plan(study: Study, file: Path | None) -> SearchPlan:
 def read_space(
     file: Path, channels: int, dims: int
 ) -> tuple[tuple[tuple[NamedOptions, ...], ...], ...]:
-    """Stages of a ``--space`` file.
+    """Read the stages of a ``--space`` file.
 
-    Raises ConfigError for structure, names, options and deciding steps that come late.
+    Args:
+        file: the YAML file.
+        channels: K of the predictions.
+        dims: space axes.
+
+    Returns:
+        Alternatives by stage, each a list of steps.
+
+    Raises:
+        UserError: where there is no such file.
+        ConfigError: for structure, names, options, and deciding steps after the first stage.
     """
     if not os.path.isfile(file):
         raise UserError(f"--space {file}: no such file.")
@@ -544,7 +670,17 @@ def read_space(
 def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
     """Weights on a grid over the simplex with each fusion; equal weights first.
 
-    A member alone needs no fusion.
+    Args:
+        members: number of members; one alone needs no fusion.
+
+    Returns:
+        Pairs of weights, one per member, and fusion.
+
+    Example:
+        >>> mixtures(1)
+        (((1.0,), 'mean'),)
+        >>> len(mixtures(2))
+        16
     """
     if members == 1:
         return (((1.0,), "mean"),)
@@ -559,18 +695,27 @@ def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:
     return (*((w, "mean") for w in weights), *((w, "logit") for w in several))
 
 
-# --- what it gains --------------------------------------------------------------------------------
+# --- gains ----------------------------------------------------------------------------------------
 
 
 def compare(
     study: Study, plan: SearchPlan, parts: Mapping[str, Sequence[str]], trials: Trials
 ) -> tuple[list[Row], dict[str, Candidate]]:
-    """Rows of the table, and the choices: under ``""`` that on all cases, under a part's name that
-    without it.
+    """Search with each part held out in turn and on all cases, and score what was chosen.
+
+    Args:
+        study: cases, metric and runs.
+        plan: what the search may try.
+        parts: case ids by part.
+        trials: scores, opened.
+
+    Returns:
+        The rows of the table, and the choices: under ``""`` the one on all cases, under a part's
+        name the one made without that part.
     """
     rounds = itertools.count(1)
 
-    def ask(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
+    def evaluate(wanted: Mapping[str, Sequence[Candidate]]) -> dict[tuple[str, str], float]:
         new = trials.missing(wanted)
         logger.info(
             f"round {next(rounds)}: {max(map(len, wanted.values()))} candidates, {new} scores to"
@@ -578,23 +723,23 @@ def compare(
         )
         found = trials.scores(wanted)
         return {
-            place: study.sign * scores.get(study.metric.name, math.nan)
-            for place, scores in found.items()
+            pair: study.sign * scores.get(study.metric.name, math.nan)
+            for pair, scores in found.items()
         }
 
-    chosen = search.nested(plan, parts, ask)
+    chosen = search.nested(plan, parts, evaluate)
     fixed = {OWN: plan.start, **plan.also}
     part_of = {case: part for part, cases in parts.items() for case in cases}
     wanted = {
         c.id: [*fixed.values(), chosen[part_of[c.id]], chosen[search.ALL]] for c in study.cases
     }
     found = trials.scores(wanted)
-    honest = {name: c for name, c in chosen.items() if name != search.ALL}
+    by_part = {name: c for name, c in chosen.items() if name != search.ALL}
     lines = [
         (name, {search.ALL: c}, dict.fromkeys(part_of, c))
         for name, c in {**fixed, OPTIMISTIC: chosen[search.ALL]}.items()
     ]
-    lines.insert(-1, (NESTED, honest, {i: chosen[part] for i, part in part_of.items()}))
+    lines.insert(-1, (NESTED, by_part, {i: chosen[part] for i, part in part_of.items()}))
     rows = [
         Row(
             name=name,
@@ -607,8 +752,14 @@ def compare(
 
 
 def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain]]:
-    """Paired gains of every row over the present post-processing and over the first baseline, by
-    row and reference.
+    """Paired gains of every row over the present post-processing and over the first baseline.
+
+    Args:
+        study: cases and metric.
+        rows: the rows of the table.
+
+    Returns:
+        Gains by row and reference.
     """
     ids = [c.id for c in study.cases]
     values = {
@@ -627,19 +778,40 @@ def compute_gains(study: Study, rows: Sequence[Row]) -> dict[str, dict[str, Gain
 
 
 def bootstrap_units(study: Study) -> list[str]:
-    """What the bootstrap draws as a whole: groups where there are enough, else cases."""
+    """What the bootstrap resamples as a whole: groups where there are enough, else cases.
+
+    Args:
+        study: cases and their groups.
+
+    Returns:
+        The unit of each case, in the order of the cases.
+    """
     groups = [study.groups[c.id] for c in study.cases]
     enough = None not in groups and len(set(groups)) >= ENOUGH_GROUPS
     return [str(g) for g in groups] if enough else [c.id for c in study.cases]
 
 
 def drawn_by(study: Study) -> str:
-    """``groups`` or ``cases``: what the bootstrap draws."""
+    """Name what the bootstrap resamples.
+
+    Args:
+        study: cases and their groups.
+
+    Returns:
+        ``groups`` or ``cases``.
+    """
     return "groups" if len(set(bootstrap_units(study))) < len(study.cases) else "cases"
 
 
 def means(row: Row) -> dict[str, float]:
-    """Mean of every number over the cases that have it."""
+    """Mean of every metric over the cases in which it is finite.
+
+    Args:
+        row: scores by case.
+
+    Returns:
+        Means by metric, NaN where no case has a finite value.
+    """
     names = dict.fromkeys(k for scores in row.cases.values() for k in scores)
     out = {}
     for name in names:
@@ -648,7 +820,7 @@ def means(row: Row) -> dict[str, float]:
     return out
 
 
-# --- what is written ------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def keep_result(
@@ -657,8 +829,15 @@ def keep_result(
     gains: Mapping[str, Mapping[str, Gain]],
     parts: Mapping[str, Sequence[str]],
 ) -> None:
-    """Write ``RUN/tuning/result.json`` (``result_A+B.json`` for several runs): all rows, scores by
-    case, gains, choices by part.
+    """Write all rows, scores by case, gains, and choices by part as JSON.
+
+    The file is ``RUN/tuning/result.json``, for several runs ``result_A+B.json``.
+
+    Args:
+        study: cases, metric and runs.
+        rows: the rows of the table.
+        gains: paired gains by row and reference.
+        parts: case ids by part.
     """
     name = "result.json" if len(study.sources) == 1 else f"result_{study.name}.json"
     files.write_json(
@@ -691,8 +870,15 @@ MARK = "# Written by pipeline.tune, checksum "
 
 
 def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]) -> str:
-    """The ensemble as YAML under a comment that says where it comes from and what it gains; the
-    first line guards the rest.
+    """The ensemble as YAML, below a comment with its origin and what it gains.
+
+    Args:
+        study: cases, metric and runs.
+        chosen: the candidate that was chosen on all cases.
+        gains: paired gains by row and reference.
+
+    Returns:
+        The text; its first line holds a checksum of the rest, see :func:`guard`.
     """
     members = [
         {"run": str(s.folder), "folds": list(s.folds), "weight": w}
@@ -702,9 +888,9 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
     content = {
         "members": members,
         "fusion": chosen.fusion,
-        "postprocess": json.loads(json.dumps([_plain(s) for s in chosen.steps])),
+        "postprocess": json.loads(json.dumps([_as_yaml(s) for s in chosen.steps])),
     }
-    honest = gains[NESTED]
+    nested = gains[NESTED]
     lines = [
         f"{time.strftime('%Y-%m-%d')}   {command(study)}",
         (
@@ -713,12 +899,11 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
         ),
         *(
             f"  {found} over {reference}; better in {found.better}, worse in {found.worse} cases"
-            for reference, found in honest.items()
+            for reference, found in nested.items()
         ),
     ]
-    lines = [
-        printable(line).replace("\n", "\\n") for line in lines
-    ]  # a name must not end the comment
+    # A name with a line feed must not end the comment.
+    lines = [printable(line).replace("\n", "\\n") for line in lines]
     body = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
         content, sort_keys=False, default_flow_style=None, width=120
     )
@@ -726,14 +911,21 @@ def spec_text(study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, 
 
 
 def command(study: Study) -> str:
-    """The command line, as one would type it."""
+    """The command line, quoted for a shell.
+
+    Args:
+        study: its runs stand for the arguments where Python, not the command, was called.
+
+    Returns:
+        One line.
+    """
     words = (
         sys.argv[1:] if Path(sys.argv[0]).stem == "tune" else [str(s.folder) for s in study.sources]
     )
     return shlex.join(["python", "-m", "pipeline.tune", *words])
 
 
-def _plain(step: NamedOptions) -> dict[str, Any] | str:
+def _as_yaml(step: NamedOptions) -> dict[str, Any] | str:
     return {"name": step.name, "options": dict(step.options)} if step.options else step.name
 
 
@@ -742,8 +934,15 @@ def _checksum(text: str) -> str:
 
 
 def guard(out: Path, force: bool) -> None:
-    """Raise UserError where ``out`` holds something that this command did not write, or that was
-    changed since, or may not be written.
+    """Check that ``out`` can be written without loss.
+
+    Args:
+        out: the ensemble's YAML.
+        force: replace a file although it was written or changed by something else.
+
+    Raises:
+        UserError: where ``out`` holds something that this command did not write, or that was
+            changed since, or may not be written.
     """
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: an ensemble is a .yaml file.")
@@ -763,5 +962,12 @@ def guard(out: Path, force: bool) -> None:
 def write_spec(
     out: Path, study: Study, chosen: Candidate, gains: Mapping[str, Mapping[str, Gain]]
 ) -> None:
-    """Write the ensemble, whole or not at all."""
+    """Write the ensemble, whole or not at all.
+
+    Args:
+        out: the YAML file.
+        study: cases, metric and runs.
+        chosen: the candidate that was chosen on all cases.
+        gains: paired gains by row and reference.
+    """
     files.write_text(out, spec_text(study, chosen, gains))

@@ -1,11 +1,11 @@
-"""All that a start of training refuses, for the start and for its dry run.
+"""Everything that training refuses to start on, for a start and for its dry run.
 
-A start ends with the first thing that is wrong; a dry run goes through everything and lists it.
+A start ends with the first fault; a dry run goes through all checks and lists every fault.
 """
 
-from pipeline.workflows.checks.dry_running import dry_run
+from pipeline.workflows.checks.dryrun import dry_run
 from pipeline.workflows.checks.places import Request, Start
-from pipeline.workflows.checks.starting import (
+from pipeline.workflows.checks.preflight import (
     DataError,
     Examined,
     check_data,

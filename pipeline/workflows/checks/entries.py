@@ -1,6 +1,4 @@
-"""Everything that a config says by name: that the names are there, that their options fit, and that
-they fit each other.
-"""
+"""Check every name and option of a config, by itself and with the others."""
 
 from __future__ import annotations
 
@@ -23,15 +21,19 @@ from pipeline.tasks import TASKS
 from pipeline.workflows.checks import trials
 
 GUESS = {2: 3, 3: 1}
-"""Channels of an image that nobody has looked at yet, by number of space axes."""
+"""Assumed channels of an image before any was read, by number of space axes."""
 
 
 def problems(config: Config, channels: int | None) -> Iterator[Problem]:
-    """What is wrong with any name or option.
+    """Check every name and option.
 
-    ``channels`` are those of the images; None: they are not known yet.
+    Args:
+        config: the resolved config.
+        channels: those of the images; None: not known yet. Then networks that only some images fit
+            are checked later.
 
-    Then networks that only some images fit are left for later.
+    Yields:
+        Errors and warnings.
     """
     known = channels or GUESS[config.data.dims]
     yield from trials.normalisation(config, known)
@@ -44,13 +46,14 @@ def problems(config: Config, channels: int | None) -> Iterator[Problem]:
 
 
 def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
-    vast = [
+    """Post-processing with extreme numbers, and steps that do not fit the predictions."""
+    extreme = [
         problem
         for n, step in enumerate(config.postprocess)
         for problem in trials.proportions(f"postprocess.{n}", step, limits.REACHING, math.inf)
     ]
-    yield from vast
-    if not vast:
+    yield from extreme
+    if not extreme:
         for text in postprocess.faults(
             config.postprocess, TASKS[config.task].channels(config, channels), config.data.dims
         ):
@@ -58,8 +61,13 @@ def _postprocess(config: Config, channels: int) -> Iterator[Problem]:
 
 
 def readable(config: Config) -> Config:
-    """The config, with the usual normalisation where its own cannot be used: the rest of the data
-    can then be looked at.
+    """Replace a normalisation that cannot be used, so that the rest of the data can be checked.
+
+    Args:
+        config: the resolved config.
+
+    Returns:
+        The config, with the default normalisation where its own cannot be used.
     """
     if not list(trials.normalisation(config, 1)):
         return config
@@ -69,18 +77,24 @@ def readable(config: Config) -> Config:
 
 
 def is_guessed(config: Config, channels: int) -> bool:
-    """Whether nothing new can be said with these channels after :func:`problems` was asked without
-    any.
+    """Whether :func:`problems` without channels has covered these channels already.
+
+    Args:
+        config: the resolved config.
+        channels: those of the images.
+
+    Returns:
+        True where checking again would find nothing new.
     """
     return channels == GUESS[config.data.dims] and config.train.init_from is None
 
 
 def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterator[Problem]:
+    """The network, the losses on its heads, tile sizes and initial weights."""
     ends = channels, TASKS[config.task].channels(config, channels)
     network, found = trials.network(config, ends)
-    if (
-        found and guessed and network is None
-    ):  # a network for images of another kind is none of the user's faults
+    # With guessed channels the fault may be the guess: try the other common number.
+    if found and guessed and network is None:
         ends = (
             (1 if channels == 3 else 3),
             TASKS[config.task].channels(config, 1 if channels == 3 else 3),
@@ -101,7 +115,7 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
             " above 0.",
             ("losses",),
         )
-    if network is None:  # what else is wrong can be seen at the head that every network has
+    if network is None:  # the other faults show at the main head, which every network has
         yield from trials.loss_terms(
             config, {"main": (ends[1], (1.0,) * config.data.dims)}, ends[0]
         )
@@ -121,11 +135,12 @@ def _network_and_losses(config: Config, channels: int, guessed: bool) -> Iterato
 
 
 def _key(text: str) -> str:
+    """The config key that a message begins with."""
     return text.partition(":")[0].split(" ")[0]
 
 
 def _tiles(config: Config) -> Iterator[Problem]:
-    """A tile that leaves nothing between its halos."""
+    """A tile that has nothing left between its halos."""
     if config.predict.patch == "whole":
         return
     size = config.predict.patch or config.data.patch.size
@@ -138,6 +153,7 @@ def _tiles(config: Config) -> Iterator[Problem]:
 
 
 def _metrics(config: Config) -> Iterator[Problem]:
+    """Metrics of cases and of validation, and the monitored value."""
     lists = {
         "metrics": case_metrics(config),
         "train.validate.metrics": patches.validation_metrics(config),
@@ -148,9 +164,8 @@ def _metrics(config: Config) -> Iterator[Problem]:
             yield from _metric(config, part, where)
     first = lists["metrics"][0]
     if first.name in METRICS:
-        yield from _caught(
-            "metrics.0", lambda: better(first.name)
-        )  # it chooses between best and averaged weights
+        # It chooses between best and averaged weights.
+        yield from _caught("metrics.0", lambda: better(first.name))
     names = ["val_loss", *(f"val_{p.name}" for p in lists["train.validate.metrics"])]
     monitor = config.train.stop.monitor
     if monitor not in names:
@@ -164,19 +179,21 @@ def _metrics(config: Config) -> Iterator[Problem]:
 
 
 def _metric(config: Config, part: NamedOptions, where: str) -> list[Problem]:
-    found = [*_caught(where, lambda: bound(part, where)), *_of_its_kind(config, part, where)]
+    """What is wrong with one metric; it is computed only where its options and task fit."""
+    found = [*_caught(where, lambda: bound(part, where)), *_of_other_task(config, part, where)]
     return found or list(trials.metric(config, part, where, (3, (32,) * config.data.dims)))
 
 
 def _caught(where: str, work: Callable[[], object]) -> Iterator[Problem]:
+    """The UserError of ``work``, if it raises one, as a problem that names ``where``."""
     try:
         work()
     except UserError as error:
         yield Problem(str(error) if where in str(error) else f"{where}: {error}", (where,))
 
 
-def _of_its_kind(config: Config, part: NamedOptions, where: str) -> Iterator[Problem]:
-    """Metrics that say nothing about this task."""
+def _of_other_task(config: Config, part: NamedOptions, where: str) -> Iterator[Problem]:
+    """Metrics without meaning for this task."""
     if part.name not in METRICS:
         return
     entry = METRICS[part.name]
@@ -206,18 +223,30 @@ def _of_its_kind(config: Config, part: NamedOptions, where: str) -> Iterator[Pro
 
 
 def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[Problem]:
-    """What depends on the cases: metrics of small images, of millimetres that files do not carry,
-    and norms that tiles cannot have.
+    """Check what depends on the cases.
+
+    These are metrics of small images, options in millimetres that files do not carry, and norms
+    that tiles cannot have.
+
+    Args:
+        config: the resolved config.
+        properties: of all training cases.
+
+    Yields:
+        Errors and warnings.
     """
     shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
     yield from _for_sizes(config, shapes)
     parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
-    bare = [f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")]
-    yield from _caught("metrics", lambda: worlds.require_millimetres(parts, bare))
+    without_unit = [
+        f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")
+    ]
+    yield from _caught("metrics", lambda: worlds.require_millimetres(parts, without_unit))
 
 
 def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
+    """Metrics, halos and norms for the image sizes."""
     sides = [tuple(s[1:]) for s in shapes]
     smallest = tuple(min((32, *axis)) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
@@ -232,13 +261,11 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
                 _norms(config, shapes) if config.predict.norms != "tile" and not uncovered else ()
             )
         except trials.EXPECTED:
-            return  # the network cannot be built, which is said elsewhere
+            return  # the network cannot be built, which is reported elsewhere
 
 
 def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
-    """Tiles lie on multiples of the network's stride: between two halos one of those has to be
-    left.
-    """
+    """A halo that leaves no multiple of the network's stride between two halos of a tile."""
     channels = shapes[0][0]
     network = trials.outline(config, (channels, TASKS[config.task].channels(config, channels)))
     patch = (
@@ -261,35 +288,37 @@ def _halos(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Proble
 
 
 def _norms(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
+    """``predict.norms`` that the network or the tiles do not allow."""
     largest = max(shapes, key=lambda s: max(s[1:]))
     channels = largest[0], TASKS[config.task].channels(config, largest[0])
     network = trials.outline(config, channels)
     tiles = sliding_window.tiling(config, largest[1:])
     if tiles.count() == 1 or not receptive.tile_dependent(network):
         return
-    way, keys = config.predict.norms, ("predict.norms",)
+    mode, keys = config.predict.norms, ("predict.norms",)
     if beyond := receptive.beyond_statistics(network):
         text = (
-            f"predict.norms is {way}, but {', '.join(beyond[:3])} depends on a tile's size, which"
+            f"predict.norms is {mode}, but {', '.join(beyond[:3])} depends on a tile's size, which"
             " no statistics mend."
         )
         yield Problem(f"{text} Set predict.norms: tile, or predict.patch: whole.", keys)
-    elif way == "exact" and tuple(config.predict.scales) != (1,):
+    elif mode == "exact" and tuple(config.predict.scales) != (1,):
         text = f"predict.norms: exact goes with scale 1 only, not {list(config.predict.scales)}."
         yield Problem(f"{text} Set predict.scales: [1], or predict.norms: frozen.", keys)
-    elif way == "exact":
+    elif mode == "exact":
         yield from _exact(config, network, (channels, tiles.tile, tiles.padded))
 
 
 def _exact(
     config: Config, outline: HeadedNet, sizes: tuple[tuple[int, int], Sequence[int], Sequence[int]]
 ) -> Iterator[Problem]:
+    """``predict.norms: exact`` with tiles that do not allow it."""
     channels, tile, padded = sizes
-    grid = receptive.stride(outline, config.data.dims)
+    multiple = receptive.stride(outline, config.data.dims)
     try:
-        real = build_network(config.network, *channels, config.data.dims)
+        network = build_network(config.network, *channels, config.data.dims)
         norms.layouts(
-            padded, tile, grid, receptive.reach(real, channels[0], config.data.dims).norms
+            padded, tile, multiple, receptive.reach(network, channels[0], config.data.dims).norms
         )
     except UserError as error:
         yield Problem(str(error), ("predict.norms",))

@@ -1,5 +1,6 @@
-"""Where a run would write: its name, its folder and its store, whether they may be written, and
-whose they are.
+"""Check where a run would write: whether its name, folder and cache can be used.
+
+Also whether they may be written, and who uses them already.
 """
 
 from __future__ import annotations
@@ -18,26 +19,33 @@ from pipeline.records import UserError
 from pipeline.runs import BESIDE, WRITTEN, FoldFolder, RunFolder, present
 
 LONGEST = 200
-"""Bytes of a name: what makes up file names has to leave room for endings."""
+"""Bytes of a name: file names that are made of it need room for endings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Where a start would write, and on which folds and device it would work."""
+    """Where a start would write, and on which folds and device it would work.
+
+    Args:
+        folder: the run folder.
+        folds: numbers of folds, from 0.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
 
     folder: Path
     folds: Sequence[int]
     device: str = "auto"
     fresh: bool = False
-    """Whether a run that is there is put aside first."""
+    """Whether an existing run is put aside first."""
 
     @property
     def run(self) -> RunFolder:
+        """The run folder, as an object."""
         return RunFolder(self.folder)
 
     @property
     def continues(self) -> bool:
-        """Whether a run is there that would go on."""
+        """Whether an existing run would go on."""
         return not self.fresh and self.run.exists
 
 
@@ -46,8 +54,12 @@ class Request:
     """What training was asked for, beside its config.
 
     Args:
-        source: what the config is called in messages: its file.
+        source: what messages call the config: its file.
+        data_dir: data set folder; None: ``data.root`` of the config.
+        out: run folder; None: ``runs/NAME``.
         folds: which folds; None: all.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        fresh: put an existing run aside and start over.
     """
 
     source: str = "config"
@@ -60,7 +72,14 @@ class Request:
     def on_data(self, config: Config) -> Config:
         """The config with the data set asked for.
 
-        Raises UserError for a path that no config can hold.
+        Args:
+            config: the resolved config.
+
+        Returns:
+            The config, with ``data.root`` replaced where a folder was given.
+
+        Raises:
+            UserError: for a path that no config can hold.
         """
         if self.data_dir is None:
             return config
@@ -70,7 +89,17 @@ class Request:
         )
 
     def start(self, config: Config) -> Start:
-        """Where and on what it would work. Raises UserError for a fold that is not there."""
+        """Where training would write, and on which folds and device it would work.
+
+        Args:
+            config: the resolved config.
+
+        Returns:
+            The start.
+
+        Raises:
+            UserError: for a fold that does not exist.
+        """
         count = config.data.folds.count
         if self.folds is not None and not self.folds:
             raise UserError("folds: none is named. Name some, or leave it out to train them all.")
@@ -89,10 +118,18 @@ class Request:
 
 
 def problems(config: Config, start: Start) -> Iterator[Problem]:
-    """Names that are no folder below the run, and places that are something else than a folder."""
+    """Check names that become folders, and paths that are files where folders are needed.
+
+    Args:
+        config: the resolved config.
+        start: the run.
+
+    Yields:
+        Errors.
+    """
     yield from _names(config)
     for what, path in (("the run folder", start.folder), *_store(config)):
-        if (file := _file_on_the_way(path)) is not None:
+        if (file := _file_in_path(path)) is not None:
             advice = (
                 "Choose another --out."
                 if what == "the run folder"
@@ -110,22 +147,20 @@ def problems(config: Config, start: Start) -> Iterator[Problem]:
                     " another --out."
                 )
     if start.folder.is_dir():
-        yield from _of_others(start, Path(config.data.root))
+        yield from _foreign_files(start, Path(config.data.root))
 
 
-def _of_others(start: Start, root: Path) -> Iterator[Problem]:
-    """A folder that is there and no run: what lies in it is somebody's, and is neither replaced nor
-    put aside.
-    """
+def _foreign_files(start: Start, root: Path) -> Iterator[Problem]:
+    """A folder that exists and is no run: its files are neither replaced nor put aside."""
     folder = start.folder
     ours = start.run.exists or start.run.environment_file.is_file()
-    here, data = _real(folder), _real(root)
-    if here == data and not start.continues:
+    resolved, data = _real(folder), _real(root)
+    if resolved == data and not start.continues:
         yield Problem(
             f"the run folder {folder} is the folder of the data set. Choose another --out, e.g."
             f" {Path('runs') / root.name}."
         )
-    elif start.fresh and here in data.parents:
+    elif start.fresh and resolved in data.parents:
         yield Problem(
             f"--fresh would put aside {folder} with the data set {root} in it. Choose another"
             " --out."
@@ -150,7 +185,7 @@ def _of_others(start: Start, root: Path) -> Iterator[Problem]:
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads; itself where it is none."""
+    """The path with links resolved; itself where it cannot be a path."""
     try:
         return Path(os.path.realpath(path))
     except ValueError:  # a zero byte, as YAML can write it
@@ -158,33 +193,39 @@ def _real(path: Path) -> Path:
 
 
 def _holds_files(fold: Path) -> bool:
-    """Whether there is more in it than locks and what a killed writer left."""
+    """Whether a fold folder holds more than locks and temporary files of a killed writer."""
     return not fold.is_dir() or any(not p.name.startswith(".") for p in fold.iterdir())
 
 
 def unwritable(config: Config, start: Start) -> Iterator[Problem]:
-    """Folders in which nothing can be made; found by making a file without a name, of which nothing
-    stays.
+    """Check that the folders of a run can be written, by making files without a name in them.
 
-    A store that is there may be complete, and is then only read.
+    Nothing of those files stays. An existing cache may be complete, and is then only read.
+
+    Args:
+        config: the resolved config.
+        start: the run.
+
+    Yields:
+        Errors.
     """
     for what, path in (("the run folder", start.folder), *_inside(start), *_store(config)):
-        there = nearest(path)
+        existing = nearest(path)
         if (
-            _file_on_the_way(path) is None
+            _file_in_path(path) is None
             and (reason := refused(path))
-            and not (what == "data.store" and there == path)
+            and not (what == "data.store" and existing == path)
         ):
             advice = (
                 "Set data.store to another folder."
                 if what == "data.store"
                 else "Choose another --out."
             )
-            yield Problem(f"{what} {path} may not be written ({there}: {reason}). {advice}")
+            yield Problem(f"{what} {path} may not be written ({existing}: {reason}). {advice}")
 
 
 def _inside(start: Start) -> Iterator[tuple[str, Path]]:
-    """Folders of a run that would go on, below which is written."""
+    """Folders of a run that would go on which are written to."""
     names = [path.name for path in start.run.fold_paths()] if start.continues else []
     for number in present(start.folds, names):
         yield from (
@@ -193,11 +234,20 @@ def _inside(start: Start) -> Iterator[tuple[str, Path]]:
 
 
 def taken(start: Start) -> Iterator[Problem]:
-    """Folds that another process trains, as far as they stand in the way of this start."""
+    """Check for folds that another process trains.
+
+    They are errors where nothing would be left for this start, else warnings.
+
+    Args:
+        start: the run.
+
+    Yields:
+        Errors and warnings.
+    """
     locks = sorted(start.folder.glob(f"fold_*/{lock.NAME}"))
-    asked = [start.run.fold(n) for n in present(start.folds, (path.parent.name for path in locks))]
-    asked = [FoldFolder(path.parent) for path in locks] if start.fresh else asked
-    busy = {fold.path: owner for fold in asked if (owner := lock.owner(fold.lock)) is not None}
+    wanted = [start.run.fold(n) for n in present(start.folds, (path.parent.name for path in locks))]
+    wanted = [FoldFolder(path.parent) for path in locks] if start.fresh else wanted
+    busy = {fold.path: owner for fold in wanted if (owner := lock.owner(fold.lock)) is not None}
     barred = start.fresh or len(busy) == len(start.folds)
     for fold, owner in busy.items():
         advice = (
@@ -217,8 +267,9 @@ def taken(start: Start) -> Iterator[Problem]:
 
 
 def _names(config: Config) -> Iterator[Problem]:
-    """The names in a config that become part of a path: the run's, and those of the targets, which
-    name files of the store.
+    """Names in a config that become part of a path: the run's and those of the targets.
+
+    Those of the targets name files of the cache.
     """
     rule = "must hold something else than dots, and at most 200 bytes"
     if not config.name.strip(".") or len(config.name.encode()) > LONGEST:
@@ -247,17 +298,26 @@ def _names(config: Config) -> Iterator[Problem]:
 
 
 def _store(config: Config) -> Iterator[tuple[str, Path]]:
+    """``data.store`` and its folder, where the config names one."""
     if config.data.store is not None:
         yield "data.store", Path(config.data.store)
 
 
-def _file_on_the_way(path: Path) -> Path | None:
-    there = nearest(path)
-    return None if os.path.isdir(there) else there
+def _file_in_path(path: Path) -> Path | None:
+    """The file that stands where a folder of the path is needed, if any."""
+    existing = nearest(path)
+    return None if os.path.isdir(existing) else existing
 
 
 def device(name: str) -> Iterator[Problem]:
-    """A device that is not there."""
+    """Check that a device exists.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Yields:
+        At most one error.
+    """
     try:
         resolve(name)
     except UserError as error:
@@ -265,7 +325,15 @@ def device(name: str) -> Iterator[Problem]:
 
 
 def another_config(config: Config, start: Start) -> Iterator[Problem]:
-    """How a run that is there differs from this config."""
+    """Check that an existing run was begun with this config.
+
+    Args:
+        config: the resolved config.
+        start: the run.
+
+    Yields:
+        At most one error, which lists the differences.
+    """
     if not start.continues:
         return
     try:

@@ -1,6 +1,4 @@
-"""Each entry that a config names, tried once on something tiny of the right kind: what would fail
-later fails here, by name.
-"""
+"""Try each entry that a config names once on tiny data, so that it fails here and not later."""
 
 from __future__ import annotations
 
@@ -38,19 +36,19 @@ EXPECTED = (
     AttributeError,
     MemoryError,
 )
-"""What an option that cannot be used raises, here or in the library that gets it."""
+"""Exceptions of an option that cannot be used, raised here or by the library that gets it."""
 
 EDGE = {2: 32, 3: 16}
-"""Longest side of what networks and augmentations are tried on, by number of space axes."""
+"""Longest side of the arrays for networks and augmentations, by number of space axes."""
 
 WIDE = {2: 192, 3: 32}
-"""Longest side of what losses are tried on: some need an image of some size."""
+"""Longest side of the arrays for losses, some of which need larger images."""
 
 HEAVY = 5 * 10**7
-"""Weights of a network that is not run here."""
+"""Number of weights from which on a network is not run here."""
 
 STEPS = 200
-"""Epochs over which a schedule is tried."""
+"""Epochs for which a schedule is tried."""
 
 
 def proportions(
@@ -59,8 +57,16 @@ def proportions(
     most_of: Mapping[str, float],
     largest: float = outlines.LARGEST,
 ) -> Iterator[Problem]:
-    """Numbers so large that an entry would take memory or hours to be tried; ``most_of`` has rules
-    by option.
+    """Check for numbers so large that trying an entry would take much memory or hours.
+
+    Args:
+        where: key of the entry in the config.
+        part: name and options.
+        most_of: limits by option.
+        largest: limit of all other numbers.
+
+    Yields:
+        An error for each such number.
     """
     for text in outlines.vast(part, most_of, largest):
         yield Problem(f"{where}: {part.name!r}: {text}.", (where,))
@@ -74,9 +80,15 @@ def _quiet() -> Iterator[None]:
 
 
 def tried(where: str, part: NamedOptions | LossTerm, work: Callable[[], Any]) -> Iterator[Problem]:
-    """A problem if ``work`` fails as an entry with wrong options does.
+    """Run ``work``, and report a failure as an entry with wrong options.
 
-    A ConfigError of its own names the place.
+    Args:
+        where: key of the entry in the config.
+        part: name and options.
+        work: uses the entry once. A ConfigError of its own names the key.
+
+    Yields:
+        At most one error.
     """
     try:
         with _quiet():
@@ -99,6 +111,15 @@ def _require(good: bool, message: str) -> None:
 
 
 def normalisation(config: Config, channels: int) -> Iterator[Problem]:
+    """Try the normalisation on a small random image.
+
+    Args:
+        config: the resolved config.
+        channels: those of the images.
+
+    Yields:
+        At most one error.
+    """
     part = config.data.normalise
     bound: list[Problem] = list(tried("data.normalise", part, lambda: normalise.check(part)))
     yield from bound
@@ -118,8 +139,16 @@ def normalisation(config: Config, channels: int) -> Iterator[Problem]:
 
 
 def augmentations(config: Config, channels: int) -> Iterator[Problem]:
-    """Each entry of ``data.augment``: made for the patch size that is asked for, run on a small
-    one.
+    """Try each entry of ``data.augment``.
+
+    It is built for the patch size of the config, and run on a small patch.
+
+    Args:
+        config: the resolved config.
+        channels: those of the images.
+
+    Yields:
+        Errors.
     """
     try:
         losses.maps(config)
@@ -135,6 +164,7 @@ def augmentations(config: Config, channels: int) -> Iterator[Problem]:
 
 
 def _augment(config: Config, n: int, channels: int) -> None:
+    """Run one augmentation, always applied, on a small random sample."""
     size = tuple(min(m, EDGE[config.data.dims]) for m in config.data.patch.size)
     part = config.data.augment[n]
     always = NamedOptions(name=part.name, options={**part.options, "p": 1.0})
@@ -148,7 +178,7 @@ def _augment(config: Config, n: int, channels: int) -> None:
             dataclasses.replace(config, data=small), n, losses.reads(config.losses)
         )
     except ConfigError:
-        return  # good for the patches that are asked for, not for small ones
+        return  # fits the config's patch size, not a small one
     sample = _sample(config, channels, size)
     for transform in chain:
         if isinstance(transform, Randomizable):
@@ -174,6 +204,7 @@ def _sample(config: Config, channels: int, size: Sequence[int]) -> dict[Any, Any
 
 
 def _map_channels(config: Config, name: str) -> int:
+    """Channels of a derived map."""
     return 1 if name == derived.MASK or config.data.classes == 2 else config.data.classes - 1
 
 
@@ -181,14 +212,28 @@ def _map_channels(config: Config, name: str) -> int:
 
 
 def outline(config: Config, channels: tuple[int, int]) -> HeadedNet:
-    """The network without memory (on torch's meta device): its heads, and the names and shapes of
-    its weights.
+    """The network without memory (on torch's meta device).
+
+    Args:
+        config: the resolved config.
+        channels: input and output channels.
+
+    Returns:
+        Its heads, and the names and shapes of its weights.
     """
     return outlines.outline(config.network, *channels, config.data.dims)
 
 
 def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None, list[Problem]]:
-    """Its outline, None where it cannot be built, and what is wrong with it."""
+    """Build the outline of the network.
+
+    Args:
+        config: the resolved config.
+        channels: input and output channels.
+
+    Returns:
+        The outline, None where it cannot be built, and what is wrong with it.
+    """
     made: list[HeadedNet] = []
     found = list(proportions("network", config.network, outlines.repeats(config.network)))
     found = found or list(
@@ -208,20 +253,31 @@ def network(config: Config, channels: tuple[int, int]) -> tuple[HeadedNet | None
 def head_shapes(
     config: Config, made: HeadedNet, channels: tuple[int, int]
 ) -> dict[str, tuple[int, Sequence[float]]]:
-    """Channels of every head and its size as a share of the input's, from a run on a small patch;
-    heavy networks give main alone.
+    """Channels of every head and its size as a share of the input's, from a run on a small patch.
 
-    Raises ConfigError, or what torch raises, where the network cannot be run.
+    Networks with more than ``HEAVY`` weights are not run: all heads then get the shape of the
+    main one.
+
+    Args:
+        config: the resolved config.
+        made: outline of the network.
+        channels: input and output channels.
+
+    Returns:
+        Pairs (K, share along each space axis) by head.
+
+    Raises:
+        ConfigError: or what torch raises, where the network cannot be run.
     """
     dims = config.data.dims
     if networks.parameters(made) > HEAVY:
         return dict.fromkeys(made.heads, (channels[1], (1.0,) * dims))
-    twin = made.to_empty(device="cpu").train()
+    network_copy = made.to_empty(device="cpu").train()
     size = [min(n, EDGE[dims]) for n in config.data.patch.size]
     with torch.no_grad():
-        for tensor in (*twin.parameters(), *twin.buffers()):
+        for tensor in (*network_copy.parameters(), *network_copy.buffers()):
             tensor.fill_(1 if tensor.dtype.is_floating_point else 0)
-        heads = twin(torch.zeros(2, channels[0], *size))
+        heads = network_copy(torch.zeros(2, channels[0], *size))
     return {
         name: (y.shape[1], [a / b for a, b in zip(y.shape[2:], size, strict=True)])
         for name, y in heads.items()
@@ -231,8 +287,15 @@ def head_shapes(
 def initial_weights(
     wanted: InitFrom, config: Config, channels: tuple[int, int] | None
 ) -> Iterator[Problem]:
-    """The model file of ``train.init_from`` against the network; without ``channels``, the one for
-    the file's own images.
+    """Check the model file of ``train.init_from`` against the network.
+
+    Args:
+        wanted: the file, and which differences are accepted.
+        config: the resolved config.
+        channels: input and output channels; None: those of the file's own images.
+
+    Yields:
+        At most one error.
     """
     key = "train.init_from"
     try:
@@ -246,7 +309,7 @@ def initial_weights(
         text = str(error)
         yield Problem(text if key in text else f"{key}: {text}", (key,))
     except EXPECTED:
-        return  # the network itself cannot be built, which is said elsewhere
+        return  # the network itself cannot be built, which is reported elsewhere
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -255,13 +318,20 @@ def initial_weights(
 def loss_terms(
     config: Config, heads: Mapping[str, tuple[int, Sequence[float]]], channels: int
 ) -> Iterator[Problem]:
-    """Each term, made and computed once for random logits; ``heads`` as :func:`head_shapes` gives
-    them.
+    """Compute each loss term once for random logits.
+
+    Args:
+        config: the resolved config.
+        heads: as :func:`head_shapes` returns them.
+        channels: those of the images.
+
+    Yields:
+        Errors and warnings.
     """
     for i, term in enumerate(config.losses):
         where = f"losses.{i}"
         if list(losses.faults([term], list(heads), config.kinds))[:1] or term.head not in heads:
-            continue  # said already
+            continue  # reported already
         entry = losses.LOSSES[term.name]
         found = list(proportions(where, term, entry.repeats))
         found = found or list(
@@ -275,17 +345,17 @@ def loss_terms(
 
 
 def _cheap(term: LossTerm) -> LossTerm:
-    """The term as it is tried: without files that are read, or fetched, at its first use, and
-    without many repetitions.
-    """
+    """The term as it is tried: without many repetitions, or files read or fetched at first use."""
     return dataclasses.replace(term, options=losses.LOSSES[term.name].trial(term.options))
 
 
 def _compute(
     config: Config, term: LossTerm, head: tuple[int, Sequence[float]], channels: int
 ) -> None:
-    """The term's value; images that are too small for it are shown at the size that is asked for,
-    without memory.
+    """Compute a term on a small patch.
+
+    A term that needs a larger patch is run at the config's patch size, without memory
+    (meta device).
     """
     size = tuple(min(n, WIDE[config.data.dims]) for n in config.data.patch.size)
     try:
@@ -298,7 +368,7 @@ def _compute(
         except ConfigError:
             raise
         except EXPECTED:
-            return  # meta tensors have no values to look at: nothing is known
+            return  # meta tensors have no values, so that nothing is known
 
 
 def _value(
@@ -308,6 +378,7 @@ def _value(
     size: Sequence[int],
     device: str,
 ) -> None:
+    """Compute a term for one random sample; raise ConfigError for a value that is not finite."""
     (many, share), channels = shape
     where = [max(1, math.ceil(n * s)) for n, s in zip(size, share, strict=True)]
     logits = torch.full((1, many, *where), 0.25, device=device)
@@ -330,8 +401,9 @@ def _value(
 
 
 def _labels(size: Sequence[int], config: Config, term: LossTerm) -> torch.Tensor:
-    """Labels of every class in stripes; all ignored where the loss takes long, which then only
-    looks at its options.
+    """Labels of every class in stripes.
+
+    All are ignored where the loss is slow: then only its options are checked.
     """
     stripes = torch.arange(size[0]) * min(config.data.classes, 8) // size[0]
     labels = stripes.reshape(-1, *[1] * (len(size) - 1)).expand(*size)[None, None].to(torch.int64)
@@ -345,8 +417,13 @@ def _labels(size: Sequence[int], config: Config, term: LossTerm) -> torch.Tensor
 
 
 def optimizer(config: Config) -> Iterator[Problem]:
-    """Optimiser and schedule on one weight, for the epochs that are asked for or as many as say the
-    same.
+    """Try optimiser and schedule on one weight, for at most ``STEPS`` epochs.
+
+    Args:
+        config: the resolved config.
+
+    Yields:
+        Errors.
     """
     module, train = torch.nn.Linear(1, 1), config.train
     alone = dataclasses.replace(train, schedule=NamedOptions(name="constant"))
@@ -360,6 +437,7 @@ def optimizer(config: Config) -> Iterator[Problem]:
 
 
 def _run(train: Any, module: torch.nn.Module, key: str) -> None:
+    """Take one step per epoch; raise ConfigError for negative or non-finite learning rates."""
     made, schedule = optim.make(train, module)
     rates = []
     for _ in range(min(train.epochs, STEPS)):
@@ -380,8 +458,16 @@ def _run(train: Any, module: torch.nn.Module, key: str) -> None:
 def metric(
     config: Config, part: NamedOptions, where: str, sides: tuple[int, Sequence[int]]
 ) -> Iterator[Problem]:
-    """A metric of the right kind, computed once; ``sides`` are the channels and the size of the
-    smallest image it will see.
+    """Compute a metric once on arrays of the right kind.
+
+    Args:
+        config: the resolved config.
+        part: name and options.
+        where: key of the entry in the config.
+        sides: channels and size of the smallest image that it will see.
+
+    Yields:
+        At most one error.
     """
     rng, entry = np.random.default_rng(0), METRICS[part.name]
     channels, size = sides

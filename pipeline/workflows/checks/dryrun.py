@@ -1,4 +1,7 @@
-"""All that a start would refuse, listed at once; nothing is written."""
+"""The dry run: every fault that a start of training would refuse, listed at once.
+
+Nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from pipeline.training import checkpoint
 from pipeline.workflows.checks import entries, places
 from pipeline.workflows.checks.grouping import count_errors, log_fault, log_faults
 from pipeline.workflows.checks.places import Request, Start
-from pipeline.workflows.checks.starting import (
+from pipeline.workflows.checks.preflight import (
     NOTED,
     Examined,
     as_warnings_if_old,
@@ -29,27 +32,27 @@ from pipeline.workflows.checks.starting import (
 
 
 class _Report:
-    """Prints each problem when it is found, once, and counts the errors."""
+    """Log each problem once, when it is found, and count the errors."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.errors, self.said = path, 0, set[str]()
+        self.path, self.errors, self.reported = path, 0, set[str]()
 
     def __call__(self, problems: Iterable[Problem], reading: Reading | None = None) -> None:
         for problem in problems:
             replaced = reading is not None and any(reading.relies_on(key) for key in problem.keys)
-            if not replaced and problem.text not in self.said:
-                self.said.add(problem.text)
+            if not replaced and problem.text not in self.reported:
+                self.reported.add(problem.text)
                 self.errors += problem.severity == "error"
                 log_fault(problem.severity, f"{self.path}: {problem.text}")
 
 
 def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
-    """Everything that a start would do except starting: lists all faults of config and data.
+    """Run all checks of a start without starting: list every fault of config and data.
 
     Args:
         path: file of the config.
-        overrides: ``KEY=VALUE`` laid over it.
-        request: what training would be asked for.
+        overrides: ``KEY=VALUE`` texts that replace values of it.
+        request: folds, device and folders that training would be asked for.
 
     Raises:
         UserError: where there is an error.
@@ -63,25 +66,26 @@ def dry_run(path: Path, overrides: Sequence[str], request: Request) -> None:
             )
         )
     config = request.on_data(reading.config)
-    report(_problems_of(lambda: load_named_plugins(path, config)), reading)
+    report(_caught(lambda: load_named_plugins(path, config)), reading)
     try:
         start = request.start(config)
     except UserError as error:
         report([Problem(str(error))])
         start = dataclasses.replace(request, folds=None).start(config)
-    report(_problems_of(start.run.require_plugins) if start.continues else ())
+    report(_caught(start.run.require_plugins) if start.continues else ())
     for found in (name_problems, places.unwritable):
         report(found(config, start), reading)
     report(places.taken(start))
     report(_state_problems(start))
     report(places.another_config(config, start) if not reading.problems else ())
-    cases = _dry_data(limits.clipped(config), start, reading, report)
+    cases = _check_data(limits.clipped(config), start, reading, report)
     if report.errors:
         raise UserError(count_errors(report.errors, "config and data"))
     logger.info(f"Dry run: {cases} cases, config and data are good; nothing was started.")
 
 
-def _problems_of(work: Callable[[], None]) -> Iterator[Problem]:
+def _caught(work: Callable[[], None]) -> Iterator[Problem]:
+    """The UserError of ``work``, if it raises one, as a problem."""
     try:
         work()
     except UserError as error:
@@ -89,27 +93,27 @@ def _problems_of(work: Callable[[], None]) -> Iterator[Problem]:
 
 
 def _state_problems(start: Start) -> Iterator[Problem]:
-    """Folds that would go on from a saved state, of which all are damaged."""
-    there = [fold.path.name for fold in start.run.fold_folders()] if start.continues else []
-    for fold in (start.run.fold(n) for n in present(start.folds, there)):
+    """Folds to be resumed of which all saved states are damaged."""
+    existing = [fold.path.name for fold in start.run.fold_folders()] if start.continues else []
+    for fold in (start.run.fold(n) for n in present(start.folds, existing)):
         try:
             if not fold.completed:
                 checkpoint.load_fold(fold.states, warn=False)
         except checkpoint.CheckpointError as error:
             yield Problem(str(error))
         except UserError:
-            continue  # said by RunFolder.damaged
+            continue  # reported by RunFolder.damaged
 
 
-def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -> int:
-    """The data's part of a dry run; returns the number of cases."""
-    noted = [key for key in NOTED if reading.relies_on(key)]
-    if noted:
+def _check_data(config: Config, start: Start, reading: Reading, report: _Report) -> int:
+    """Check the data; return the number of cases."""
+    replaced = [key for key in NOTED if reading.relies_on(key)]
+    if replaced:
         report(
             [
                 Problem(
-                    f"{', '.join(noted)}: the data are checked with the default, faults below may"
-                    " come from that.",
+                    f"{', '.join(replaced)}: the data are checked with the default, faults below"
+                    " may come from that.",
                     severity="warning",
                 )
             ]
@@ -134,8 +138,9 @@ def _dry_data(config: Config, start: Start, reading: Reading, report: _Report) -
 
 
 def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
-    """Whether the cases can be split, are those of the run that is there, and are in a store that
-    cannot be written.
+    """Whether the cases can be split, are those of an existing run, and fit into the cache.
+
+    A cache that may not be written has to hold all of them already.
     """
     if not found.cases:
         return
@@ -143,23 +148,23 @@ def _case_problems(config: Config, start: Start, found: Examined) -> Iterator[Pr
     sound = all(f.content and not f.problems for f in found.properties)
     if sound and start.continues:
         yield from run_problems(start, found)
-    place = cache.cache_folder(config.data, start.folder)
+    cache_path = cache.cache_folder(config.data, start.folder)
     if sound:
-        yield from _room_problems(config, place, found)
-    if sound and place.is_dir() and (reason := places.refused(place)):
-        lacking = cache.missing_cases(found.cases, found.properties, config, place)
+        yield from _room_problems(config, cache_path, found)
+    if sound and cache_path.is_dir() and (reason := places.refused(cache_path)):
+        lacking = cache.missing_cases(found.cases, found.properties, config, cache_path)
         if lacking:
             text = (
-                f"{place}: the store may not be written ({reason}), and lacks {len(lacking)} cases,"
-                f" e.g. {lacking[0]}."
+                f"{cache_path}: the store may not be written ({reason}), and lacks"
+                f" {len(lacking)} cases, e.g. {lacking[0]}."
             )
             yield Problem(f"{text} Set data.store to another folder.", ("data.store",))
 
 
-def _room_problems(config: Config, place: Path, found: Examined) -> Iterator[Problem]:
-    """Whether the store fits on its disk."""
+def _room_problems(config: Config, cache_path: Path, found: Examined) -> Iterator[Problem]:
+    """Whether the cache fits on its disk."""
     try:
-        text = cache.require_room(found.cases, found.properties, config, place)
+        text = cache.require_room(found.cases, found.properties, config, cache_path)
     except OSError as error:
         yield Problem(str(error))
     else:

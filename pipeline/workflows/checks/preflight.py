@@ -1,6 +1,6 @@
-"""What a start of training refuses: names first, within a second, then the data.
+"""Checks before training: names first, within a second, then the data.
 
-Nothing is written here but the properties of cases, and those by a start only.
+Nothing is written but the properties of cases, and those by a start only.
 """
 
 from __future__ import annotations
@@ -40,11 +40,16 @@ NOTED = (
     "data.binarise",
     "data.frames",
 )
-"""Keys by which data are judged."""
+"""Config keys that decide how data are checked."""
 
 
 class DataError(UserError):
-    """Data that cannot be used; ``faults`` are the lines that were logged."""
+    """Data that cannot be used.
+
+    Args:
+        message: the closing sentence.
+        faults: the lines that were logged.
+    """
 
     def __init__(self, message: str, faults: Sequence[str]) -> None:
         super().__init__(message)
@@ -52,7 +57,13 @@ class DataError(UserError):
 
 
 class Examined(NamedTuple):
-    """The cases of a data set, what was found in them, and how their files lie."""
+    """The cases of a data set and what was found in them.
+
+    Args:
+        cases: the training cases.
+        properties: theirs, in the same order.
+        layout: how the files are arranged in folders.
+    """
 
     cases: tuple[Case, ...]
     properties: Sequence[CaseProperties]
@@ -62,25 +73,38 @@ class Examined(NamedTuple):
 
 
 def refuse(config: Config, start: Start, source: str) -> None:
-    """What a start does before it looks at data: warnings are printed, and ConfigError lists all
-    that is wrong with names and places.
+    """Check what is known before data are read, and log warnings.
+
+    Args:
+        config: the resolved config.
+        start: folder, folds and device of the run.
+        source: what messages call the config.
+
+    Raises:
+        ConfigError: with everything that is wrong with names and paths.
     """
     found = [*name_problems(config, start), *places.unwritable(config, start)]
     errors = [p for p in found if p.severity == "error"]
     if os.environ.get("RANK", "0") == "0":
         for problem in found:
-            if (
-                problem.severity == "warning" or "\n" in problem.text
-            ):  # long listings do not belong into the error itself
+            # Long listings are logged; the error holds their last line.
+            if problem.severity == "warning" or "\n" in problem.text:
                 log_fault(problem.severity, f"{source}: {problem.text}")
     if errors:
         raise ConfigError(f"{source}:\n  " + "\n  ".join(p.text.splitlines()[-1] for p in errors))
 
 
 def name_problems(config: Config, start: Start) -> Iterator[Problem]:
-    """Everything that is known without data, cheap things first.
+    """Check everything that is known without data, cheap things first.
 
-    What a run began with before it was refused is a warning.
+    A fault that an old run began with, before it was refused, is a warning.
+
+    Args:
+        config: the resolved config.
+        start: folder, folds and device of the run.
+
+    Yields:
+        Errors and warnings.
     """
     if start.continues:
         yield from start.run.damaged()
@@ -92,8 +116,14 @@ def name_problems(config: Config, start: Start) -> Iterator[Problem]:
 
 
 def as_warnings_if_old(problems: Iterable[Problem], start: Start) -> Iterator[Problem]:
-    """As warnings where a run that began before such things were looked for goes on by its own
-    rules.
+    """Turn problems into warnings where a run goes on that began before they were checked.
+
+    Args:
+        problems: errors and warnings.
+        start: the run.
+
+    Yields:
+        The problems, in the same order.
     """
     old = _is_old(start)
     for problem in problems:
@@ -101,19 +131,31 @@ def as_warnings_if_old(problems: Iterable[Problem], start: Start) -> Iterator[Pr
 
 
 def _is_old(start: Start) -> bool:
+    """Whether a run goes on that began with metrics version 1."""
     try:
         return start.continues and start.run.metrics_version() < 2
     except UserError:
-        return False  # said by RunFolder.damaged
+        return False  # reported by RunFolder.damaged
 
 
 def check_names(
     config: Config, properties: Sequence[CaseProperties], start: Start | None = None
 ) -> tuple[int, int]:
-    """Check every name and option once the images' channels are known, and return input and output
-    channels. Raises ConfigError.
+    """Check every name and option once the images' channels are known.
 
-    Of a ``start`` that goes on with an old run, :func:`refuse` has said as warnings what is wrong.
+    Of a ``start`` that continues an old run, :func:`refuse` has logged the faults as warnings.
+
+    Args:
+        config: the resolved config.
+        properties: of all training cases.
+        start: the run; None: every fault is an error.
+
+    Returns:
+        Input and output channels of the network.
+
+    Raises:
+        UserError: where images have different numbers of channels.
+        ConfigError: for names and options that cannot be used.
     """
     channels = sorted({f.shapes["image"][0] for f in properties})
     if len(channels) != 1:
@@ -132,9 +174,19 @@ def check_names(
 
 
 def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> Examined:
-    """Find and examine every training case; print every fault.
+    """Find and check every training case; log every fault.
 
-    Raises UserError when any is an error.
+    Args:
+        config: the resolved config.
+        run: the run folder.
+        write: keep the properties of cases in the cache.
+        fresh: an existing run is put aside.
+
+    Returns:
+        The cases and what was found in them.
+
+    Raises:
+        DataError: when any fault is an error.
     """
     found, faults = examine_data(config, Start(folder=run, folds=(), fresh=fresh), write)
     errors = log_faults(faults)
@@ -147,10 +199,20 @@ def check_data(config: Config, run: Path, write: bool, fresh: bool = False) -> E
 
 
 def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, list[Fault]]:
-    root, place = Path(config.data.root), cache.cache_folder(config.data, start.folder)
+    """Find and check every training case.
+
+    Args:
+        config: the resolved config.
+        start: the run.
+        write: keep the properties of cases in the cache.
+
+    Returns:
+        The cases with what was found in them, and the faults.
+    """
+    root, cache_path = Path(config.data.root), cache.cache_folder(config.data, start.folder)
     found = case_finder.find(config.data, config.roles, root)
     properties = case_properties.examine(
-        found.train, config, place, write=write, progress=progress_callback("checking cases")
+        found.train, config, cache_path, write=write, progress=progress_callback("checking cases")
     )
     faults = [
         *found.faults,
@@ -165,6 +227,12 @@ def examine_data(config: Config, start: Start, write: bool) -> tuple[Examined, l
 
 
 def log_found(config: Config, found: Examined) -> None:
+    """Log how many cases and test images there are.
+
+    Args:
+        config: names the data set folder.
+        found: the cases.
+    """
     logger.info(
         f"Found {len(found.cases)} image-label pairs in {config.data.root} (layout {found.layout}),"
         f" {found.tests} test images"
@@ -174,7 +242,7 @@ def log_found(config: Config, found: Examined) -> None:
 def _large_patch(
     config: Config, properties: Sequence[CaseProperties], root: Path
 ) -> Iterator[Fault]:
-    """A patch of which most would be padding in every case."""
+    """Warn of a patch that is mostly padding in every case."""
     sizes = [f.shapes["image"][1:] for f in properties if "image" in f.shapes]
     largest = (
         [max(axis) for axis in zip(*sizes, strict=True)]
@@ -198,11 +266,12 @@ def _large_patch(
 
 
 def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
-    """What a dataset.json calls classes or ignored, and the config otherwise; labels alone do not
-    show it.
+    """Warn where a dataset.json names classes or an ignored label that the config treats otherwise.
+
+    The labels alone do not show it.
     """
     data, path = config.data, root / "dataset.json"
-    names, void = case_finder.class_names(root), case_finder.ignore_label(root)
+    names, ignored = case_finder.class_names(root), case_finder.ignore_label(root)
     if not TASKS[config.task].decides or data.binarise is not None or not names:
         return
 
@@ -217,13 +286,13 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
         yield fault(
             problem, f"To learn it set data.ignore_label=null data.classes={max(names) + 1}"
         )
-    if void is not None and data.ignore_label != void and void < data.classes:
+    if ignored is not None and data.ignore_label != ignored and ignored < data.classes:
         problem = (
-            f"calls {void} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned as"
-            " a class"
+            f"calls {ignored} 'ignore', but data.ignore_label is {data.ignore_label}: it is learned"
+            " as a class"
         )
         yield fault(
-            problem, f"To ignore it set data.ignore_label={void} data.classes={max(names) + 1}"
+            problem, f"To ignore it set data.ignore_label={ignored} data.classes={max(names) + 1}"
         )
     elif data.classes > max(names) + 1:
         yield fault(
@@ -233,9 +302,19 @@ def _other_classes(config: Config, root: Path) -> Iterator[Fault]:
 
 
 def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> list[Split]:
-    """The folds of the run, those that it has where it is there.
+    """The folds of a run; those that it has already where it exists.
 
-    Raises UserError where the cases cannot be split so.
+    Args:
+        config: the resolved config.
+        run: the run folder.
+        data: the cases.
+        write: write splits.json.
+
+    Returns:
+        Training and validation ids, by fold.
+
+    Raises:
+        UserError: where the cases cannot be split so.
     """
     rules = config.data.folds
     return (folds.load_or_make if write else folds.load_or_plan)(
@@ -249,6 +328,15 @@ def planned_folds(config: Config, run: Path, data: Examined, write: bool) -> lis
 
 
 def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
+    """Check that the cases are those of the run that goes on.
+
+    Args:
+        start: an existing run.
+        found: the cases.
+
+    Yields:
+        At most one problem, which lists all changes.
+    """
     try:
         changes = start.run.changed_cases(
             case_properties.case_listing(found.cases, found.properties)
@@ -261,8 +349,16 @@ def run_problems(start: Start, found: Examined) -> Iterator[Problem]:
 
 
 def check_folds(config: Config, found: Examined, start: Start) -> None:
-    """Raise UserError where the cases are not those of a run that goes on, cannot be split, or
-    leave a fold nothing to learn from.
+    """Check that the folds asked for can be trained on these cases.
+
+    Args:
+        config: the resolved config.
+        found: the cases.
+        start: the run.
+
+    Raises:
+        UserError: where the cases are not those of a run that goes on, cannot be split, or leave a
+            fold nothing to learn from.
     """
     changed = list(run_problems(start, found)) if start.continues else []
     problems = [
@@ -273,6 +369,16 @@ def check_folds(config: Config, found: Examined, start: Start) -> None:
 
 
 def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Problem]:
+    """Check that the cases can be split, and that each fold has something to learn from.
+
+    Args:
+        config: the resolved config.
+        start: the run, and which of its folds.
+        found: the cases.
+
+    Yields:
+        Errors; of an old run warnings.
+    """
     try:
         plan = planned_folds(
             config, Path(os.devnull) if start.fresh else start.folder, found, write=False
@@ -280,10 +386,10 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
     except UserError as error:
         yield Problem(str(error), ("data.folds.count", "data.folds.by"))
         return
-    void = {f.id for f in found.properties if _is_void(config, f)}
+    ignored = {f.id for f in found.properties if _is_void(config, f)}
     for fold in (n for n in start.folds if n < len(plan)):
         for ids, side in ((plan[fold].train, "learn from"), (plan[fold].val, "validate on")):
-            if set(ids) <= void:
+            if set(ids) <= ignored:
                 text = (
                     f"fold {fold} has nothing to {side}: all voxels of its cases are ignored"
                     f" ({', '.join(ids[:5])})."
@@ -297,7 +403,7 @@ def fold_problems(config: Config, start: Start, found: Examined) -> Iterator[Pro
 
 
 def _is_void(config: Config, properties: CaseProperties) -> bool:
-    """Whether every label of a case is ignored; an image beside the labels never is."""
+    """Whether every voxel of a case's labels is ignored; an image target never is."""
     if config.data.ignore_label is None or "image" in config.targets.values():
         return False
     return all(
