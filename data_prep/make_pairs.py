@@ -267,7 +267,7 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
     Raises UserError for a missing path, two of one name, or none at all.
     """
     from pipeline import files
-    from pipeline.data.cases import natural
+    from pipeline.data.listing import natural
 
     found: dict[str, Path] = {}
     for path in paths:

@@ -153,7 +153,7 @@ def matched(
     """Pairs of two folders by equal name, in natural order, and a line for every file that has no
     counterpart or not exactly one.
     """
-    from pipeline.data.cases import natural
+    from pipeline.data.listing import natural
 
     (one, faults), (other, more) = listed(src), listed(dst)
     faults = [*faults, *more]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import config
-from pipeline.data import cases
+from pipeline.data import cases, listing
 from pipeline.records import Fault, UserError
 
 LABELS = {"label": "labels"}
@@ -258,7 +258,7 @@ def test_broken_links_are_cases_for_the_check_to_report(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     names = ["case10", "case2", "case02", "Case1", "b", "10", "9", "é", "case2a"]
-    assert sorted(names, key=cases.natural) == [
+    assert sorted(names, key=listing.natural) == [
         "9",
         "10",
         "Case1",

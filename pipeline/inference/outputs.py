@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents, files
-from pipeline.data import cases
+from pipeline.data import listing
 from pipeline.files import lock
 from pipeline.records import UserError
 from pipeline.tasks import TASKS, is_companion
@@ -270,7 +270,7 @@ def answer_files(folder: Path) -> dict[str, Path]:
         UserError: two files have one id.
     """
     found: dict[str, Path] = {}
-    for path in sorted(cases.images(folder)):
+    for path in sorted(listing.images(folder)):
         name = files.case_id(path)
         if is_companion(name):
             continue

@@ -18,7 +18,8 @@ from typing import Any
 
 from pipeline import documents, files
 from pipeline.config import Change, override, structure, to_dict
-from pipeline.data.cases import class_names, ignore_label, listed_id
+from pipeline.data.cases import class_names, ignore_label
+from pipeline.data.layouts import listed_id
 from pipeline.inference import outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.outputs import answer_files, read_summary

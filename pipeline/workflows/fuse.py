@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline import files, plugins, postprocess
 from pipeline.config import read_yaml, structure
-from pipeline.data import cases
+from pipeline.data import listing
 from pipeline.data.normalise import WHOLE
 from pipeline.data.reading import load_image
 from pipeline.files import FileError, LazyArray
@@ -145,7 +145,7 @@ def _require_apart(job: EnsembleJob) -> None:
     images = [
         p
         for d in data
-        for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else cases.images(d))
+        for p in ([d] if not os.path.isdir(d) or files.is_folder(d) else listing.images(d))
     ]
     outputs.require_apart(images, job.output)
     run_folders = _own_folders(members, job.output) if data else {}
@@ -156,7 +156,7 @@ def _require_apart(job: EnsembleJob) -> None:
         for f in _folders_of(m)
         if os.path.isdir(f)
     ]
-    read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *cases.images(f))]
+    read = [p for f in given for p in (*(f / "soft").glob("*.npy"), *listing.images(f))]
     written = (str(f.relative_to(job.output)) for f in run_folders.values())
     outputs.require_apart(read, job.output, ("soft", "masks", *written))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
-from pipeline.data import cases
+from pipeline.data import listing
 from pipeline.grid import alignment, grid_of
 from pipeline.inference import outputs, submission
 from pipeline.inference.submission import SUFFIX, Answer, digest_of
@@ -253,7 +253,7 @@ def _as_predicted(tests: dict[str, Path], found: Mapping[str, Path]) -> dict[str
 
     Numbered files ``ID_0000, ID_0001`` are one case where predictions are called ``ID``.
     """
-    groups = cases.channel_groups(tests)
+    groups = listing.channel_groups(tests)
     if groups is None or sum(i in found for i in groups) <= sum(i in found for i in tests):
         return tests
     return {name: numbers[0] for name, numbers in groups.items()}
@@ -273,7 +273,7 @@ def _by_id(
     if not os.path.isdir(folder):
         raise UserError(f"{option} {folder}: no such folder.")
     found: dict[str, Path] = {}
-    for path in sorted(cases.images(folder)):
+    for path in sorted(listing.images(folder)):
         name = files.case_id(path)
         if also is not None and is_companion(name) and name not in also:
             continue

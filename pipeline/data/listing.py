@@ -1,0 +1,131 @@
+"""Image files in a folder, in natural order, and files that are channels of one image."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline import files
+from pipeline.records import remember
+
+SHOWN = 200
+"""Characters of a header that a message shows."""
+
+
+JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r", "__macosx"})
+"""Lower-case names of files that file managers leave behind; skipped silently like any dotfile."""
+
+
+CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
+
+
+def list_folder(folder: Path, odd_folders: bool = False) -> tuple[list[Path], list[Path]]:
+    """Images and other files of a folder, each in natural order, without junk and sub-folders.
+
+    A broken link counts as a file. With ``odd_folders`` a folder with the name of an image file
+    does, too. Raises FileError where the folder may not be listed.
+    """
+    if not os.path.isdir(folder):
+        return [], []
+    try:
+        everything = folder_entries(folder)
+    except OSError as error:
+        raise files.FileError(
+            folder, f"cannot be listed: {error.strerror}", "Give this user the right to read it"
+        ) from None
+    entries = [
+        p
+        for p in everything
+        if not p.name.startswith(".") and p.name.lower() not in JUNK and _is_entry(p, odd_folders)
+    ]
+    for path in entries:
+        remember_name(path)
+    entries.sort(key=natural)
+    return [p for p in entries if files.is_image(p)], [p for p in entries if not files.is_image(p)]
+
+
+def folder_entries(folder: Path) -> list[Path]:
+    """What lies directly in a folder; nothing where it is none."""
+    return list(folder.iterdir()) if os.path.isdir(folder) else []
+
+
+def remember_name(path: Path) -> None:
+    """Register a name with a line feed, and its id, to be escaped where they are printed."""
+    if "\n" in path.name:
+        remember(path.name)
+        remember(files.case_id(path))
+
+
+def _is_entry(path: Path, odd_folders: bool) -> bool:
+    """Whether a path is a file, or a folder that is one image."""
+    return (
+        not os.path.isdir(path) or files.is_folder(path) or (odd_folders and files.is_image(path))
+    )
+
+
+def natural(path: Path | str) -> tuple:
+    """Sort key in which ``case2`` comes before ``case10``.
+
+    Args:
+        path: file or name; only the last part counts.
+
+    Returns:
+        The key; equal numbers that are written differently keep a fixed order.
+
+    Example:
+        >>> sorted(["case10", "case2"], key=natural)
+        ['case2', 'case10']
+    """
+    name = unicodedata.normalize("NFC", Path(path).name)
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ], name
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a path is a file of no bytes."""
+    return path.is_file() and path.stat().st_size == 0
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first ten names, for a message."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def images(folder: Path) -> list[Path]:
+    """The images directly in a folder.
+
+    Args:
+        folder: a folder; a missing one is empty.
+
+    Returns:
+        Files, and folders that are one image (Zarr), in natural order.
+
+    Raises:
+        FileError: where the folder may not be listed.
+    """
+    return list_folder(folder)[0]
+
+
+def channel_groups(found: Mapping[str, Path]) -> dict[str, dict[int, Path]] | None:
+    """Group files ``ID_0000, ID_0001, ...`` by id.
+
+    Args:
+        found: files by their stem.
+
+    Returns:
+        ``{ID: {number: path}}``; None unless all stems are of this form and every ID has its
+        ``_0000``.
+    """
+    matches = [(match, path) for name, path in found.items() if (match := CHANNEL.fullmatch(name))]
+    table: dict[str, dict[int, Path]] = defaultdict(dict)
+    for match, path in matches:
+        table[match[1]][int(match[2])] = path
+    complete = 0 < len(matches) == len(found) and all(0 in numbers for numbers in table.values())
+    return dict(table) if complete else None
