@@ -89,7 +89,7 @@ def lay(
 def clipped(
     cover: np.ndarray, centre: list[int], space: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The box of an image that a ``cover`` around ``centre`` lies on, and the part of it that does."""
+    """The box of an image under a ``cover`` around ``centre``, and the part of it inside."""
     starts = [c - n // 2 for c, n in zip(centre, cover.shape, strict=True)]
     y, x = (
         slice(max(s, 0), min(s + n, edge))
@@ -118,7 +118,7 @@ def spot(draw: np.random.Generator, scale: float) -> Film:
 
 
 def line(draw: np.random.Generator, scale: float) -> Film:
-    """A dark hair or a light scratch, 1.4 to 3 pixels wide at half its strength and 20 to 120 long."""
+    """A dark hair or light scratch: 20 to 120 pixels long, 1.4 to 3 wide at half its strength."""
     cover = stroke(draw, scale * draw.uniform(20, 120), scale * draw.uniform(1.4, 3))
     if draw.random() < 0.6:
         return film(

@@ -120,8 +120,9 @@ def finish(out: Path, run: Path, seconds: float) -> None:
         f" from {over['low']:+.4f} to {over['high']:+.4f}"
     )
     print(
-        f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:      "
-        f" {seconds / 60:.1f} minutes",
+        f"\nsubmission: {out / 'submission.zip'}\n"
+        f"report:     {run / 'report.html'}\n"
+        f"time:       {seconds / 60:.1f} minutes",
         flush=True,
     )
 

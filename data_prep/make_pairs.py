@@ -63,7 +63,7 @@ HELD_OUT = 0.2
 """Share of the photographs that is held out where none are named."""
 
 HUE, LOCAL_CONTRAST, LOCAL_SIGMA = 25.0, 0.6, 6.0
-"""What tone does: degrees of hue, gain of detail, and the size in pixels of what counts as detail."""
+"""What tone does: degrees of hue, gain of detail, and the size of detail in pixels."""
 
 ZOOM, GAMMAS, SATURATION, GAIN = (0.5, 1.5), (0.6, 1.7), (0.2, 1.4), (0.75, 1.0)
 """What --vary draws from: enlargement, exponent of the values, factor of the saturation and of each
@@ -349,7 +349,7 @@ def write(
 def degraded(
     part: np.ndarray, draw: np.random.Generator, recipe: Recipe
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """The input of a pair, made of a part ``(3, Y, X)`` of a photograph, and what was done to it."""
+    """The input of a pair, from a part ``(3, Y, X)`` of a photograph, and what was done to it."""
     import numpy as np
 
     if recipe.kind == "blur":
@@ -423,7 +423,7 @@ def place(
 def part_of(
     draw: np.random.Generator, space: Sequence[int], sizes: Sequence[int]
 ) -> tuple[slice, slice, slice]:
-    """Slices of ``(C, *space)``: a random part of these sizes, or all of an axis that is shorter."""
+    """Slices of ``(C, *space)``: a random part of these sizes, or all of a shorter axis."""
     fitting = [min(n, size) for n, size in zip(space, sizes, strict=True)]
     starts = [int(draw.integers(0, n - size + 1)) for n, size in zip(space, fitting, strict=True)]
     y, x = (slice(start, start + size) for start, size in zip(starts, fitting, strict=True))

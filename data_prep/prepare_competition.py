@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 ROWS, USED = 806, 786
-"""Rows of the published train.csv, and those of them that have files; the other 20 are deprecated."""
+"""Rows of the published train.csv, and those that have files; the other 20 are deprecated."""
 
 
 def parser() -> argparse.ArgumentParser:

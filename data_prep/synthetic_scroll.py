@@ -197,7 +197,7 @@ def _fibres(rng: np.random.Generator) -> np.ndarray:
 def make_volume(
     scroll: Scroll, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A chunk of a scroll at a random place: image and labels, both uint8 ``(size, size, size)``."""
+    """A chunk of a scroll at a random place: image and labels, uint8 ``(size, size, size)``."""
     import cc3d
     import numpy as np
 

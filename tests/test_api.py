@@ -299,9 +299,10 @@ def test_warnings_come_once_and_by_logging(
 def test_warnings_reach_standard_error_of_a_plain_script(tmp_path: Path) -> None:
     model = model_file(tmp_path, trained_on={"family": "array", "spacing": [1.0, 1.0, 1.0]})
     code = (
-        "import logging, numpy as np, pipeline as pl\np ="
-        f" pl.Predictor.load({str(model)!r})\n{{}}p.predict(np.random.default_rng(0).integers(0,"
-        " 255, (16, 16, 16)).astype('uint8'), spacing=(4, 1, 1))"
+        "import logging, numpy as np, pipeline as pl\n"
+        f"p = pl.Predictor.load({str(model)!r})\n"
+        "{}p.predict(np.random.default_rng(0).integers(0, 255, (16, 16, 16)).astype('uint8'), "
+        "spacing=(4, 1, 1))"
     )
     for more, wanted in (("", 1), ("logging.getLogger('pipeline').setLevel(logging.ERROR)\n", 0)):
         done = subprocess.run(
@@ -384,8 +385,10 @@ def test_a_script_without_a_guard_scores(tmp_path: Path) -> None:
             files.write(tmp_path / name / f"{n}.tif", sheets((8, 8, 8), n)[1])
     script = tmp_path / "script.py"
     script.write_text(
-        f"print('BODY')\nimport pipeline as pl\nprint(pl.score_folder({str(tmp_path / 'p')!r},"
-        f" {str(tmp_path / 't')!r}, 'dice', ignore_label=2)['mean'])\n"
+        "print('BODY')\n"
+        "import pipeline as pl\n"
+        f"print(pl.score_folder({str(tmp_path / 'p')!r}, {str(tmp_path / 't')!r}, 'dice', "
+        "ignore_label=2)['mean'])\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)],

@@ -174,7 +174,7 @@ def test_maps_of_losses_are_moved_after_their_kind(name: str) -> None:
 
 @pytest.mark.parametrize("size", [FLAT, SOLID])
 def test_plain_affine_is_monais_with_its_draws(size: tuple[int, ...]) -> None:
-    """Options of zero take no random numbers: what a seed gave before they existed, it still gives."""
+    """Options of zero draw no random numbers: a seed gives what it gave before they existed."""
     dims = len(size)
     angle = 15 * math.pi / 180
     reference = RandAffined(

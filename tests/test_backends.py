@@ -197,7 +197,9 @@ RETOUCH = IMAGES.replace(
 VOLUMES = """
 name: sheets
 data: {patch: {size: [16, 16, 16]}}
-network: {name: unet, options: {channels: [4, 4, 8, 8, 8], norm: {name: group, options: {num_groups: 2}}}}
+network:
+  name: unet
+  options: {channels: [4, 4, 8, 8, 8], norm: {name: group, options: {num_groups: 2}}}
 losses: [dice]
 predict: {overlap: 4}
 postprocess: [threshold]

@@ -35,7 +35,8 @@ from pipeline.files import lock
 
 with lock.held(Path(sys.argv[1])):
     if sys.argv[2] == "fork" and os.fork() == 0:
-        os.write(1, f"forked {os.getpid()}\\n".encode())  # in one piece, beside the other process's line
+        # In one piece, beside the other process's line.
+        os.write(1, f"forked {os.getpid()}\\n".encode())
         time.sleep(60)
         os._exit(0)
     os.write(1, b"holds\\n")

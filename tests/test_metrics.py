@@ -546,7 +546,7 @@ def test_options_out_of_range_are_refused(name, options, word):
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.5, 2.0, 1.25)])
 def test_surface_elements_in_the_world_are_marching_cubes(spacing):
-    """The area of a ball is that of its mesh by scikit-image, whatever the distance of its voxels."""
+    """The area of a ball is that of its mesh by scikit-image, whatever the voxel spacing."""
     from skimage.measure import marching_cubes, mesh_surface_area
 
     ball = np.pad(np.linalg.norm(np.mgrid[-9:10, -9:10, -9:10], axis=0) < 8.3, 1)

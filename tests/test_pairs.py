@@ -72,7 +72,7 @@ def listing(out: Path) -> dict[str, bytes]:
 def test_blur_is_the_mean_of_shifted_frames_in_linear_light(
     photographs: Path, tmp_path: Path
 ) -> None:
-    """Done again frame by frame with scipy's shift, from the parameters written beside the pairs."""
+    """Done again frame by frame with scipy's shift, from the parameters beside the pairs."""
     assert run(photographs, tmp_path, "--kind", "blur", "--variants", 2, "--crop", 40, 50) == 0
     facts = json.loads((tmp_path / "pairs.json").read_text())
     margin = 9 + make.SPLINE_REACH

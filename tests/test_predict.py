@@ -35,7 +35,7 @@ from pipeline.workflows.fuse import member_folders
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two folds with random weights: prediction does not care whether they were trained."""
+    """A run of two folds with random weights: prediction needs no trained ones."""
     from pipeline import files
 
     folder = tmp_path_factory.mktemp("run")
@@ -641,14 +641,14 @@ def test_spec_gives_members_weights_and_steps(tmp_path: Path) -> None:
     member(tmp_path / "p" / "fold_1", {"x": high})
     spec = tmp_path / "e.yaml"
     spec.write_text(
-        f"members: [{{run: {tmp_path}/p, folds: [0, 1]}}]\npostprocess: [{{name: threshold,"
-        " options: {at: 0.39}}]\n"
+        f"members: [{{run: {tmp_path}/p, folds: [0, 1]}}]\n"
+        "postprocess: [{name: threshold, options: {at: 0.39}}]\n"
     )
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "o")]) == 0
     assert tifffile.imread(tmp_path / "o" / "x.tif").all()
     spec.write_text(
-        f"members: [{{run: {tmp_path}/p/fold_0, weight: 3}}, {{run: {tmp_path}/p/fold_1}}]\nfusion:"
-        " mean\n"
+        f"members: [{{run: {tmp_path}/p/fold_0, weight: 3}}, {{run: {tmp_path}/p/fold_1}}]\n"
+        "fusion: mean\n"
     )
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "o2")]) == 0
     assert not tifffile.imread(tmp_path / "o2" / "x.tif").any()

@@ -60,7 +60,7 @@ LABEL_METRICS = [
 
 @dataclass(frozen=True)
 class Drawn:
-    """A case of labels, and of how many classes the set is; ``ignore`` is the class after the last."""
+    """A case of labels and the number of classes; ``ignore`` is the class after the last."""
 
     answer: np.ndarray
     target: np.ndarray
@@ -265,7 +265,7 @@ def _agrees_with_scikit_learn(scores: Scores, drawn: Drawn) -> None:
     with_mask=st.booleans(),
 )
 def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) -> None:
-    """Files, the store and arrays; with the mask of what was to change, and as the network saw it."""
+    """Files, the cache and arrays; with the mask of what was to change, as the network saw it."""
     rng, most = np.random.default_rng(seed), np.iinfo(dtype).max
     target, source, answer = (
         rng.integers(0, most + 1, (3, 12, 13)).astype(dtype) for _ in range(3)

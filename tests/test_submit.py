@@ -330,15 +330,25 @@ def test_damaged_writing_is_noticed(
 
 def test_killed_while_writing_leaves_no_zip(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "submission.zip"
-    code = (
-        "import os, signal\nfrom pipeline import submit\nfrom pipeline.inference import"
-        " submission\n"
-        "keep = submission.encode_tiff\ncount = []\n"
-        "def encode(mask):\n    count.append(1)\n    if len(count) == 3: os.kill(os.getpid(),"
-        " signal.SIGKILL)\n    return keep(mask)\n"
-        "submission.encode_tiff ="
-        f" encode\nsubmit.main({['--predictions', str(folders[0]), '--test-dir', str(folders[1]), '--out', str(out)]})"
-    )
+    predictions, images = map(str, folders)
+    words = ["--predictions", predictions, "--test-dir", images, "--out", str(out)]
+    code = f"""
+import os, signal
+from pipeline import submit
+from pipeline.inference import submission
+
+keep = submission.encode_tiff
+count = []
+
+def encode(mask):
+    count.append(1)
+    if len(count) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return keep(mask)
+
+submission.encode_tiff = encode
+submit.main({words})
+"""
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
         == -signal.SIGKILL

@@ -75,8 +75,9 @@ def report(arguments: argparse.Namespace, rows: dict[str, list[dict[str, float]]
         f" {int(rows[LOADED][0]['threads'])} threads"
     )
     print(
-        "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max"
-        " difference to torch |\n|---|---|---|---|---|---|"
+        "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max "
+        "difference to torch |\n"
+        "|---|---|---|---|---|---|"
     )
     base = (
         statistics.median(r["seconds"] for r in rows["torch"]) if "torch" in rows else float("nan")

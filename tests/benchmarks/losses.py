@@ -156,8 +156,8 @@ def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
             for v in scores
         }
         print(
-            f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score"
-            f" minus {first}           Dice minus {first}"
+            f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score "
+            f"minus {first}           Dice minus {first}"
         )
         for name, found in values.items():
             means = "".join(

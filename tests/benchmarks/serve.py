@@ -107,8 +107,8 @@ def measured(
         f" ready after {ready:.1f} s, first answer {first:.2f} s"
     )
     print(
-        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB"
-        " |\n|---|---|---|---|---|---|"
+        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB |\n"
+        "|---|---|---|---|---|---|"
     )
     for clients in arguments.clients:
         for hung in (0, arguments.half_sent) if arguments.half_sent else (0,):

@@ -154,8 +154,8 @@ def command(name: str, *arguments: object) -> None:
     )
     if done.returncode:
         raise SystemExit(
-            f"pipeline.{name} {' '.join(map(str, arguments))}: exit code"
-            f" {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            f"pipeline.{name} {' '.join(map(str, arguments))}: exit code {done.returncode}\n"
+            f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
         )
 
 
@@ -182,8 +182,8 @@ def report(scores: Mapping[str, np.ndarray]) -> None:
     """
     seeds, images, _ = scores[FIRST].shape
     print(
-        f"\nMean over {images} test images and {seeds} seeds (standard deviation of the seeds'"
-        " means)"
+        f"\nMean over {images} test images and {seeds} seeds (standard deviation of the seeds' "
+        "means)"
     )
     for name, values in scores.items():
         means = values.mean(1)
