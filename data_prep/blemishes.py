@@ -1,9 +1,11 @@
-"""Blemishes as a retoucher removes them, drawn onto a photograph: stains, spots, hairs and
-scratches, dust (make_pairs.py --kind blemish).
+"""Blemishes as a retoucher removes them, drawn onto a photograph, for make_pairs.py.
 
-Each is a thin film over a small box of the photograph. What lies beneath shows through it, so
-texture stays: ``out = (1 - cover (1 - gain)) image + cover light`` with a ``cover`` of 0..1 for
-each pixel and a ``gain`` and a ``light`` for each colour.
+Kinds are stains, spots, hairs and scratches, and dust. Each is a thin film over a small box of the
+photograph. What lies beneath shows through it, so texture stays::
+
+    out = (1 - cover (1 - gain)) image + cover light
+
+with a ``cover`` of 0..1 for each pixel and a ``gain`` and a ``light`` for each colour.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the masks of what was retouched, as training makes them from pairs, as pictures to look at.
+"""Write the change masks that training makes from pairs as pictures to look at.
 
     python data_prep/change_masks.py SRC DST OUT --config configs/retouch.yaml
     python data_prep/change_masks.py SRC DST OUT --by colour --threshold 4
@@ -15,15 +15,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import prepare_gopro
 
-from data_prep import prepare_gopro
 from pipeline import cli, config
 from pipeline.progress import progress
 from pipeline.records import DONE, UserError

@@ -1,10 +1,10 @@
-"""The whole way in a few minutes on a CPU: synthetic scrolls, five folds, tuned post-processing,
-ensemble, submission, report.
+"""Run the whole chain of commands on synthetic scrolls, in a few minutes on a CPU.
 
     python data_prep/demo.py [--out demo]
 
-Each step is one of the package's commands, printed before it runs; run again, it continues where it
-stopped.
+Five folds are trained, the post-processing is tuned, the folds are an ensemble; a submission and a
+report are written. Each step is one of the package's commands, printed before it runs; run again,
+it continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur), image_to_image.yaml (tone)
-and retouch.yaml (blemish).
+"""Make training pairs out of sharp photographs.
 
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blur --variants 8 --crop 384
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind tone --held-out chelsea coffee
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blemish --scale 4          # 24 megapixels
 
+The kinds are for configs/deblur.yaml (blur), image_to_image.yaml (tone) and retouch.yaml (blemish).
 PHOTOGRAPHS are files or folders. OUT gets src/NAME_00.png and dst/NAME_00.png (8 bits, RGB),
 split.json with the held-out photographs under "test" (no photograph is on both sides) and
 pairs.json with what was done to each pair.
@@ -13,12 +13,16 @@ blur: src is the mean of frames that a camera takes on a smooth random path, aft
 (Nah et al., CVPR 2017): averaged in linear light (gamma 2.2), with shifts of parts of a pixel. dst
 is the photograph, which lies at the mean of the path: the set takes the frame in the middle of it,
 and how far that is from the mean (8 % of the path here) nothing in the blurred image tells. The rim
-that a path reaches beyond is cut off, so that nothing is invented at borders. tone: dst is one
-fixed change of colour and tone, the same for every photograph, so that it can be learned.
+that a path reaches beyond is cut off, so that nothing is invented at borders.
+
+tone: dst is one fixed change of colour and tone, the same for every photograph, so that it can be
+learned.
+
 blemish: dst is the photograph, src the same with stains, spots, hairs, scratches and dust, as a
 retoucher removes them; --clean of the pairs have none, for a clean photograph is to be left alone.
-With the usual settings of data.change they make up about 0.5 to 6 % of the pixels. What a pair
-looks like depends on (seed, name of the photograph, variant) alone.
+With the usual settings of data.change they make up about 0.5 to 6 % of the pixels.
+
+What a pair looks like depends on (seed, name of the photograph, variant) alone.
 
 --vary makes few photographs stand for more: each variant of one that is not held out is zoomed,
 turned, mirrored and recoloured before it is degraded. Unlike an augmentation of the pair this
@@ -30,15 +34,11 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.config import nearest
@@ -214,7 +214,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """Options, checked."""
-    from data_prep import blemishes
+    import blemishes
 
     crop = (
         None
@@ -379,9 +379,9 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
     crop and its rim, and recoloured.
     """
     import numpy as np
+    from blemishes import between
     from skimage.transform import resize
 
-    from data_prep.blemishes import between
     from pipeline.data.transforms import colour_matrix
 
     turned = np.rot90(image, int(draw.integers(4)), axes=(1, 2))
@@ -445,7 +445,7 @@ def blemished(
     """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not
     to stay clean is to have one at least.
     """
-    from data_prep import blemishes
+    import blemishes
 
     if draw.random() < recipe.clean:
         return part, {"blemishes": dict.fromkeys(blemishes.KINDS, 0)}

@@ -1,14 +1,13 @@
-"""Write a synthetic data set of rolled papyrus in the layout of the surface detection competition,
-for demos and tests.
+"""Write a synthetic data set of rolled papyrus, for demos and tests.
 
-    python data_prep/synthetic_scroll.py OUT [--size 64] [--train 15] [--test 3] [--scrolls 3]
-    [--seed 42]
+    python data_prep/synthetic_scroll.py OUT [--size 64] [--train 15] [--test 3]
+        [--scrolls 3] [--seed 42]
 
 Each scroll is one deformed Archimedean spiral with its own sheet spacing, thickness, contrast and
-noise; each volume is a chunk cut at a random place of it. ``train_images/ID.tif`` and
-``train_labels/ID.tif`` are LZW multi-page uint8 as in the competition (labels: 0 background, 1
-sheet, 2 unlabelled); ``test_labels/`` is extra, for one's own evaluation. The same options give the
-same bytes.
+noise; each volume is a chunk cut at a random place of it. The layout is that of the surface
+detection competition: ``train_images/ID.tif`` and ``train_labels/ID.tif`` are LZW multi-page uint8
+(labels: 0 background, 1 sheet, 2 unlabelled); ``test_labels/`` is extra, for one's own evaluation.
+The same options give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,14 +18,10 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# As a script this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.progress import progress

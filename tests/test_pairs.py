@@ -4,36 +4,19 @@ is paired by accident.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import blemishes
+import make_pairs as make
 import numpy as np
+import prepare_gopro as gopro
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
 from pipeline import files
 from pipeline.config import Change, from_dict
 from pipeline.data import cases, change
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "data_prep" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-make = script("make_pairs")
-gopro = script("prepare_gopro")
-blemishes = script("blemishes")
 
 
 def photograph(seed: int, shape: tuple[int, int] = (90, 100)) -> np.ndarray:

@@ -2,8 +2,8 @@
 second, one and two clients at a time.
 
     python tests/benchmarks/serve.py [--checkpoint FILE | --network deblur_unet] [--size 512]
-        [--requests 20] [--clients 1 2] [--half-sent 20] [--server --backend onnx --concurrent 2
-        --patch-size 512]
+        [--requests 20] [--clients 1 2] [--half-sent 20]
+        [--server --backend onnx --concurrent 2 --patch-size 512]
 
 What follows ``--server`` is handed to pipeline.serve, a process of its own. Every client sends its
 next image when it has the answer to the one before. The image is a JPEG; latency is from the

@@ -1,8 +1,8 @@
 """Do topology losses help? CE + Dice, with clDice and with skeleton recall, on the mortar of
 TopoMortar (Valverde et al., BMVC 2025).
 
-    python tests/benchmarks/topomortar.py --data DIR [--seeds 3] [--out runs/topomortar] [--epochs
-    N]
+    python tests/benchmarks/topomortar.py --data DIR [--seeds 3] [--out runs/topomortar]
+        [--epochs N]
 
 Trains fold 0 of configs/topomortar.yaml once for each loss and seed, predicts test/images, and
 prints Dice and the Betti errors in the convention of the published numbers (mortar 8-connected,
