@@ -408,8 +408,8 @@ def write(out: Path, options: Options) -> bool:
             volumes(options), "volumes", options.train + options.test
         ):
             stop.raise_if_stopped()
-            _write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
-            _write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
+            write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
+            write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
         _finish(partial, options)
         partial.rename(out)  # onto an empty folder too, but never onto one with content
     finally:
@@ -429,7 +429,7 @@ def _write_table(folder: Path, part: str, options: Options) -> None:
     (folder / f"{part}_labels").mkdir(parents=True)
 
 
-def _write_tiff(path: Path, array: np.ndarray) -> None:
+def write_tiff(path: Path, array: np.ndarray) -> None:
     import tifffile
 
     tifffile.imwrite(

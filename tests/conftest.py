@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from hypothesis import settings
+
+from pipeline.registry import Registry
 
 # Small tensors spend their time waiting for the second thread. The variable is for processes that
 # tests start; torch is loaded already.
@@ -39,6 +42,11 @@ def _seeded() -> None:
     every ReLU dead.
     """
     torch.manual_seed(0)
+
+
+def restore_after(monkeypatch: pytest.MonkeyPatch, table: Registry[Any]) -> None:
+    """What a test adds to a table of named entries is gone after the test."""
+    monkeypatch.setattr(table, "_entries", dict(table))
 
 
 @pytest.fixture(scope="session")

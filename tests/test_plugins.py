@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, do_nothing_model
+from conftest import TINY, do_nothing_model, restore_after
 from documents import ROOT, run_blocks
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -147,7 +147,7 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("_loaded", "_owners"):
         monkeypatch.setattr(plugins, name, {})
     for table in tables:
-        monkeypatch.setattr(table, "_entries", dict(table._entries))
+        restore_after(monkeypatch, table)
     yield
     for name in [n for n in sys.modules if n.startswith("pipeline_plugin_")]:
         del sys.modules[name]

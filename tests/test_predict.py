@@ -335,7 +335,7 @@ def test_overlays_lie_beside_answers_and_are_none(flat: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(shown, colours.overlay(image, answer, (colours.SKY,)))
     assert {p.name for p in out.glob("*.png")} == {"a.png", "a_visualization.png", "a_overlay.png"}
     assert list(answer_files(out)) == ["a"]
-    assert list(workflow._by_id(out, "--predictions", {}, "", also={})) == ["a"]
+    assert [a.id for a in workflow.check(out, tmp_path / "in")] == ["a"]
     assert ensemble.main(["--fold-dirs", str(out), "--output", str(tmp_path / "e")]) == 0
     answer, shown = (
         np.asarray(Image.open(tmp_path / "e" / f"{name}.png")) for name in ("a", "a_overlay")

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from conftest import restore_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -347,7 +348,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> str:
     def pooled(counts: Counts) -> float:
         return (counts.fp + counts.fn) / counts.total
 
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS))
+    restore_after(monkeypatch, METRICS)
     METRICS.add(
         "miss",
         MetricEntry(

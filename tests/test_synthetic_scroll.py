@@ -145,7 +145,7 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(scroll, "_write_tiff", fail)
+    monkeypatch.setattr(scroll, "write_tiff", fail)
     with pytest.raises(OSError, match="no space"):
         scroll.write(tmp_path / "data", scroll.Options(size=24, train=1, test=0, scrolls=1))
     assert list(tmp_path.iterdir()) == []
