@@ -453,7 +453,7 @@ def blemished(
 @settings(deadline=None, max_examples=30)
 def test_the_window_lies_around_the_blemish(y: int, x: int, size: int) -> None:
     mask = blemished((y, x))
-    ((top, left),) = perceptual_module._around(mask, size, [(0, 0)])
+    ((top, left),) = perceptual_module.window_corners(mask, size, [(0, 0)])
     assert 0 <= top <= max(40 - size, 0)
     assert 0 <= left <= 56 - size
     assert mask[..., top : top + size, left : left + size].sum() == 16
@@ -465,13 +465,13 @@ def test_the_window_lies_around_the_blemish(y: int, x: int, size: int) -> None:
 def test_of_two_blemishes_the_window_takes_the_larger_and_of_none_the_middle() -> None:
     mask = blemished((2, 2), (-1, -1), (30, 45), (2, 2))
     mask[3, :, 26:38, 40:52] = 0.5  # soft, but much larger
-    corners = perceptual_module._around(mask, 16, [(12, 20)] * 4)
+    corners = perceptual_module.window_corners(mask, 16, [(12, 20)] * 4)
     assert corners[0] == (0, 0)
     assert corners[1] == (12, 20)
     assert corners[2] == pytest.approx((24, 39), abs=2)
     assert corners[3] == pytest.approx((24, 38), abs=2)
     assert corners == [
-        perceptual_module._around(mask[i : i + 1], 16, [(12, 20)])[0] for i in range(4)
+        perceptual_module.window_corners(mask[i : i + 1], 16, [(12, 20)])[0] for i in range(4)
     ]
 
 
@@ -479,7 +479,7 @@ def test_the_mask_says_where_each_sample_is_looked_at() -> None:
     x, y = photograph(2, 3, 40, 56).float(), photograph(2, 3, 40, 56, seed=1).float()
     mask = blemished((30, 45), (-1, -1))
     options = {"weights": "random", "layers": ["relu1_2"]}
-    corners = perceptual_module._around(mask, 16, [(12, 20)] * 2)
+    corners = perceptual_module.window_corners(mask, 16, [(12, 20)] * 2)
     cut = [
         torch.stack([t[i, :, a : a + 16, b : b + 16] for i, (a, b) in enumerate(corners)])
         for t in (x, y)

@@ -75,7 +75,7 @@ first five.
 
 for _name in pl.__all__:
     getattr(pl, _name)  # loads every table
-TABLES = {table.kind: record for record, table in registry._open.items()}
+TABLES = {table.kind: record for record, table in registry.TABLES.items()}
 
 SETTINGS = [
     *(
@@ -143,7 +143,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process without plugins, and afterwards as it was before."""
-    tables = list(registry._open.values())
+    tables = list(registry.TABLES.values())
     for name in ("_loaded", "_owners"):
         monkeypatch.setattr(plugins, name, {})
     for table in tables:

@@ -32,7 +32,7 @@ def close_sheets(
     are. Adds only; equivariant under flips and rotations.
     """
     labels = _numbered(mask)
-    least = _ball_size(radius, mask.ndim)
+    least = ball_size(radius, mask.ndim)
     sizes = np.bincount(labels.ravel())
     claims = labels.copy()
     for number, box in enumerate(scipy.ndimage.find_objects(labels), 1):
@@ -47,7 +47,16 @@ def close_sheets(
     )  # without what lost its sheet when voxels were left out
 
 
-def _ball_size(radius: float, ndim: int) -> int:
+def ball_size(radius: float, ndim: int) -> int:
+    """Number of voxels of a ball.
+
+    Args:
+        radius: in voxels. Negative or infinite ones are refused by ``closing``, not here.
+        ndim: 2 or 3.
+
+    Returns:
+        The voxels whose centres lie within ``radius`` of the middle voxel's.
+    """
     reach = math.floor(radius) if 0 <= radius < math.inf else 0  # closing refuses what is no radius
     square = sum(np.ix_(*[np.arange(-reach, reach + 1) ** 2] * ndim))
     return int(np.count_nonzero(square <= radius**2 + 1e-6))

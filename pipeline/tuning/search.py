@@ -159,7 +159,7 @@ def search(plan: SearchPlan) -> Search:
         beam = yield from seen.best(
             [node.take(i, way) for node in beam for way in stage], plan.width
         )
-    around = [node.take(0, way) for node in beam for way in _around(node.taken[0])]
+    around = [node.take(0, way) for node in beam for way in varied(node.taken[0])]
     around += [dataclasses.replace(beam[0], mixture=m) for m in plan.mixtures]
     yield from seen.best([*beam, *around], plan.width)
     candidates = list(seen.candidates.values())
@@ -354,7 +354,7 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
         _ways(own, {n: e for n, e in tried.items() if e.place == place}, setting)
         for place in places
     ]
-    lists[0] = [*([present, *_around(present)] if present else []), *lists[0]]
+    lists[0] = [*([present, *varied(present)] if present else []), *lists[0]]
     stages = (tuple(steps for steps in ways if _possible(steps, channels, dims)) for ways in lists)
     return tuple(stage for stage in stages if stage not in ((), ((),)))
 
@@ -371,7 +371,7 @@ def _ways(own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting) -
     return ways if any(entry.place == 0 for entry in tried.values()) else [(), *ways]
 
 
-def _around(steps: Steps) -> list[Steps]:
+def varied(steps: Steps) -> list[Steps]:
     """``steps`` with one number of the first one, a deciding step, changed; impossible numbers left
     out.
     """
