@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,10 @@ import torch
 from hypothesis import settings
 
 from pipeline.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.data.cache import CachedCase
 
 # Small tensors spend their time waiting for the second thread. The variable is for processes that
 # tests start; torch is loaded already.
@@ -131,6 +135,15 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+def opened(root: Path, config: Config, folder: Path) -> list[CachedCase]:
+    """The training cases of a data set, cached in ``folder``."""
+    from pipeline.data import cache, cases, properties
+
+    found = cases.find(config.data, config.targets, root).train
+    facts = properties.examine(found, config, None, write=False)
+    return cache.build(found, facts, config, folder)
 
 
 def do_nothing_model(path: Path, channels: int = 1, **data: object) -> Path:
