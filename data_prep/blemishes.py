@@ -33,8 +33,11 @@ TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Film:
-    """One blemish wherever it may lie: ``cover`` ``(y, x)``, both odd and centred, ``gain`` and
-    ``light`` ``(3,)``.
+    """One blemish, wherever it may lie.
+
+    Attributes:
+        cover: share ``(y, x)`` of each pixel that it hides, 0 to 1; both sides odd, centred.
+        gain, light: per colour, ``(3,)``.
     """
 
     cover: np.ndarray
@@ -49,11 +52,17 @@ def add(
     scale: float = 1.0,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
-    """Draw ``count`` blemishes, ``scale`` times as large as usual, onto ``(3, Y, X)`` on 0..1,
-    which is changed.
+    """Draw blemishes onto a photograph, in place.
 
-    ``only``: of these kinds; all where it is empty. Returns how many there are of each kind, fewer
-    than ``count`` in all where the photograph hides them.
+    Args:
+        image: ``(3, Y, X)`` on 0..1; changed.
+        count: number of blemishes.
+        draw: random numbers.
+        scale: size relative to the usual one.
+        only: kinds to draw; empty: all.
+
+    Returns:
+        The number of each kind; fewer than ``count`` in all where the photograph hides them.
     """
     among = set(only) or set(KINDS)
     shares = np.array([share if kind in among else 0 for kind, (share, _) in KINDS.items()])
@@ -162,8 +171,16 @@ def between(draw: np.random.Generator, low: float, high: float) -> float:
 
 
 def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) -> np.ndarray:
-    """Cover of an ellipse with an uneven outline; its edge fades over ``soft`` of its radius,
-    ``bumps`` is the greatest unevenness.
+    """Cover of an ellipse with an uneven outline.
+
+    Args:
+        draw: random numbers.
+        radius: in pixels.
+        soft: share of the radius over which the edge fades.
+        bumps: greatest unevenness of the outline, as a share of the radius.
+
+    Returns:
+        ``(y, x)``, 0 to 1.
     """
     bends = draw.uniform(-bumps, bumps, 3) / [2, 3, 4]
     reach = math.ceil(radius * (1 + soft / 2) * (1 + np.abs(bends).sum())) + 1
@@ -183,8 +200,15 @@ def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) ->
 
 
 def stroke(draw: np.random.Generator, length: float, width: float) -> np.ndarray:
-    """Cover of a smoothly bent line with a Gaussian profile of this width at half its strength;
-    thinner towards its ends.
+    """Cover of a smoothly bent line with a Gaussian profile, thinner towards its ends.
+
+    Args:
+        draw: random numbers.
+        length: in pixels.
+        width: in pixels, at half its strength.
+
+    Returns:
+        ``(y, x)``, 0 to 1.
     """
     at = np.linspace(0, 1, 2 * math.ceil(length) + 1)
     heading = (

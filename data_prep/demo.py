@@ -21,8 +21,13 @@ METRICS = ("competition", "dice", "components")
 
 
 def command(*words: object) -> None:
-    """Print and run one command from the repository root; a failure ends the demo with its exit
-    code.
+    """Print and run one command from the repository root.
+
+    Args:
+        words: the command line.
+
+    Raises:
+        SystemExit: with the command's exit code where it fails.
     """
     text = [str(w) for w in words]
     print(f"\n$ python {' '.join(text)}", flush=True)

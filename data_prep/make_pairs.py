@@ -298,8 +298,18 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def choose(names: Sequence[str], held_out: Sequence[str] | None, seed: int) -> frozenset[str]:
-    """Photographs to hold out: those named, else a fifth (at least one, and never the last that is
-    left).
+    """Choose the photographs to hold out.
+
+    Args:
+        names: all photographs.
+        held_out: those that the user names; None: a fifth, at least one, never all.
+        seed: of the draw.
+
+    Returns:
+        Their names.
+
+    Raises:
+        UserError: where a name is unknown, or all are named.
     """
     import numpy as np
 
@@ -375,8 +385,15 @@ def photograph_of(path: Path) -> np.ndarray:
 
 
 def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.ndarray:
-    """A random part of ``(3, Y, X)`` on 0..1, turned by quarters, mirrored, zoomed to the size of a
-    crop and its rim, and recoloured.
+    """A random part of a photograph, varied in geometry and colour.
+
+    Args:
+        image: ``(3, Y, X)`` on 0..1.
+        draw: random numbers.
+        recipe: of the pairs.
+
+    Returns:
+        The part, turned by quarters, mirrored, zoomed to a crop and its rim, and recoloured.
     """
     import numpy as np
     from blemishes import between
@@ -412,8 +429,15 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
 def place(
     draw: np.random.Generator, space: Sequence[int], recipe: Recipe
 ) -> tuple[slice, slice, slice]:
-    """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the
-    rim is cut off.
+    """A random part that leaves ``crop`` after the rim is cut off.
+
+    Args:
+        draw: random numbers.
+        space: sides of the photograph in pixels; where it is smaller, the part is all of it.
+        recipe: of the pairs.
+
+    Returns:
+        Slices of ``(C, Y, X)``.
     """
     return part_of(
         draw, space, space if recipe.crop is None else [c + 2 * recipe.margin for c in recipe.crop]
@@ -442,8 +466,15 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
 def blemished(
     part: np.ndarray, draw: np.random.Generator, recipe: Recipe
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not
-    to stay clean is to have one at least.
+    """Copy a part of a photograph and draw blemishes onto it.
+
+    Args:
+        part: ``(3, Y, X)`` on 0..1.
+        draw: random numbers.
+        recipe: of the pairs. A part that is not to stay clean gets one blemish at least.
+
+    Returns:
+        The copy, and the number of each kind.
     """
     import blemishes
 
@@ -455,8 +486,15 @@ def blemished(
 
 
 def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.ndarray:
-    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc
-    length; their mean is 0.
+    """Path of a camera: equal steps in time along a smooth random curve.
+
+    Args:
+        draw: random numbers.
+        frames: number of steps.
+        length: of the curve, in pixels.
+
+    Returns:
+        Shifts ``(frames, 2)`` in pixels (y, x), whose mean is 0.
     """
     import numpy as np
     from scipy.interpolate import CubicSpline
@@ -472,11 +510,17 @@ def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.nda
 
 
 def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """Mean of the shifted frames of ``(C, Y, X)`` on 0..1, taken in linear light; true where no
-    frame reaches beyond the border.
+    """Mean of the shifted frames of an image, taken in linear light.
 
     A shift by a cubic spline is a convolution of the spline's coefficients, and so is the mean of
     many: one kernel does them all.
+
+    Args:
+        image: ``(C, Y, X)`` on 0..1.
+        path: shifts ``(frames, 2)`` in pixels.
+
+    Returns:
+        ``(C, Y, X)``; true where no frame reaches beyond the border.
     """
     import numpy as np
     from scipy.ndimage import spline_filter
@@ -491,8 +535,13 @@ def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def spline_kernel(path: np.ndarray) -> np.ndarray:
-    """The kernel ``(2 r + 1, 2 r + 1)``, centred, that turns cubic spline coefficients into the
-    mean of frames shifted along ``path``.
+    """Kernel that turns cubic spline coefficients into the mean of shifted frames.
+
+    Args:
+        path: shifts ``(frames, 2)`` in pixels.
+
+    Returns:
+        ``(2 r + 1, 2 r + 1)``, centred.
     """
     import numpy as np
     from scipy.interpolate import BSpline
@@ -505,11 +554,19 @@ def spline_kernel(path: np.ndarray) -> np.ndarray:
 
 
 def toned(image: np.ndarray) -> np.ndarray:
-    """A fixed change of colour and tone of ``(3, Y, X)`` on 0..1: a filmic curve, hues turned,
-    detail raised.
+    """Change colour and tone by a fixed rule: a filmic curve, hues turned, detail raised.
 
-    The curve is K. Narkowicz's fit of ACES (2015), in linear light. Detail is what a Gaussian of
-    ``LOCAL_SIGMA`` pixels takes away.
+    The curve is applied in linear light. Detail is what a Gaussian of ``LOCAL_SIGMA`` pixels takes
+    away.
+
+    Args:
+        image: ``(3, Y, X)`` on 0..1.
+
+    Returns:
+        ``(3, Y, X)`` on 0..1.
+
+    Source:
+        The curve is K. Narkowicz's fit of ACES (2015).
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter

@@ -146,8 +146,15 @@ def gopro(root: Path, blur: str) -> tuple[list[Pair], list[str]]:
 def matched(
     src: Path, dst: Path, prefix: str = "", test: bool = False
 ) -> tuple[list[Pair], list[str]]:
-    """Pairs of two folders by equal name, in natural order, and a line for every file that has no
-    counterpart or not exactly one.
+    """Pairs of two folders by equal name, in natural order.
+
+    Args:
+        src, dst: folders of blurred and of sharp images.
+        prefix: put before each id.
+        test: whether the pairs are test images.
+
+    Returns:
+        The pairs, and a line for every file that has no counterpart or not exactly one.
     """
     from pipeline.data.cases import natural
 

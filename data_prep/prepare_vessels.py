@@ -98,8 +98,14 @@ def prepare(download: Path, out: Path) -> int:
 
 
 def drive(root: Path) -> Iterator[Eye]:
-    """``21_training.tif`` with ``21_manual1.gif`` and ``21_training_mask.gif``; some packings lack
-    the masks of the test images.
+    """Eyes of DRIVE.
+
+    Args:
+        root: its folder. ``21_training.tif`` belongs to ``21_manual1.gif`` and
+            ``21_training_mask.gif``; some packings lack the masks of the test images.
+
+    Yields:
+        One eye after the other.
     """
     for part in ("training", "test"):
         for image in sorted((root / part / "images").glob("*.tif")):

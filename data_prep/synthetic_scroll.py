@@ -51,8 +51,13 @@ TEXTURE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to write. ``size``: edge of each cubic volume in voxels; ``train``, ``test``: volumes;
-    ``scrolls``: groups.
+    """What to write.
+
+    Attributes:
+        size: edge of each cubic volume in voxels.
+        train, test: numbers of volumes.
+        scrolls: number of scrolls, the groups of the folds.
+        seed: of all that is random.
     """
 
     size: int = 64
@@ -78,8 +83,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A smooth random function of the scroll's own coordinates: a periodic cubic B-spline, mean 0,
-    variance about 1.
+    """A smooth random function of the scroll's own coordinates.
+
+    A periodic cubic B-spline with mean 0 and variance about 1.
     """
 
     coefficients: np.ndarray
@@ -100,8 +106,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scroll:
-    """One scroll: geometry (voxels), look (grey levels, 0 black to 1 white) and the fields that
-    deform it everywhere alike.
+    """One scroll: its geometry, its look, and the fields that deform it everywhere alike.
+
+    Lengths are in voxels; grey levels run from 0, black, to 1, white.
     """
 
     id: str
@@ -116,8 +123,14 @@ class Scroll:
 
 
 def spline_basis(positions: np.ndarray, count: int) -> np.ndarray:
-    """Weights ``(len(positions), count)`` float32 of a periodic uniform cubic B-spline; each row
-    adds up to 1.
+    """Weights of a periodic uniform cubic B-spline.
+
+    Args:
+        positions: ``(N,)``, in knots.
+        count: number of knots of a period.
+
+    Returns:
+        ``(N, count)`` float32; each row adds up to 1.
     """
     import numpy as np
 
@@ -177,8 +190,9 @@ def make_scroll(seed: int, number: int) -> Scroll:
 
 
 def _fibres(rng: np.random.Generator) -> np.ndarray:
-    """Two periodic textures ``(2, TEXTURE, TEXTURE)`` over (along the winding, along the axis):
-    papyrus has crossed layers.
+    """Two periodic textures ``(2, TEXTURE, TEXTURE)``: papyrus has crossed layers.
+
+    Axes: along the winding, along the scroll's axis.
     """
     import numpy as np
     from scipy import ndimage
@@ -264,8 +278,9 @@ def _slope(values: np.ndarray) -> np.ndarray:
 
 
 def _press(scroll: Scroll, axes: Axes, winding: np.ndarray) -> np.ndarray:
-    """How far even and odd windings are pushed towards each other, in windings; at most until two
-    sheets touch.
+    """How far even and odd windings are pushed towards each other, in windings.
+
+    At most until two sheets touch.
     """
     import numpy as np
 
@@ -275,8 +290,9 @@ def _press(scroll: Scroll, axes: Axes, winding: np.ndarray) -> np.ndarray:
 
 
 def _tear(scroll: Scroll, axes: Axes, family: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the sheets of a family exist: softly with ragged edges (float32 in 0 ... 1), and the
-    smooth outline (bool).
+    """Where the sheets of a family exist.
+
+    Softly, with ragged edges (float32 in 0 ... 1), and the smooth outline (bool).
     """
     import numpy as np
 
@@ -286,8 +302,9 @@ def _tear(scroll: Scroll, axes: Axes, family: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _profile(scroll: Scroll, axes: Axes, depth: np.ndarray) -> np.ndarray:
-    """Density across a sheet, 0 ... 1: a slab with soft edges, whose outer third comes off as a
-    flake in places.
+    """Density across a sheet, 0 ... 1.
+
+    A slab with soft edges, whose outer third comes off as a flake in places.
     """
     import numpy as np
 
@@ -300,8 +317,9 @@ def _profile(scroll: Scroll, axes: Axes, depth: np.ndarray) -> np.ndarray:
 
 
 def _texture(scroll: Scroll, depth: np.ndarray, along: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Factor around 1 of the papyrus fibres: along the winding on the inner face of a sheet, along
-    the axis on the outer.
+    """Factor around 1 of the papyrus fibres.
+
+    They run along the winding on the inner face of a sheet, along the axis on the outer.
     """
     import numpy as np
 
@@ -311,8 +329,9 @@ def _texture(scroll: Scroll, depth: np.ndarray, along: np.ndarray, z: np.ndarray
 
 
 def _scan(scroll: Scroll, axes: Axes, density: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The scanner's picture, uint8: debris and specks between the sheets, uneven background, blur,
-    noise and faint rings.
+    """The scanner's picture, uint8.
+
+    It has debris and specks between the sheets, uneven background, blur, noise and faint rings.
     """
     import numpy as np
     from scipy import ndimage
@@ -331,8 +350,9 @@ def _scan(scroll: Scroll, axes: Axes, density: np.ndarray, rng: np.random.Genera
 
 
 def _rings(axes: Axes, rng: np.random.Generator) -> np.ndarray:
-    """Ring artefacts ``(1, Y, X)``: faint circles around the scanner's own axis, the same in every
-    slice.
+    """Ring artefacts ``(1, Y, X)``: faint circles around the scanner's own axis.
+
+    They are the same in every slice.
     """
     import numpy as np
 
@@ -343,8 +363,9 @@ def _rings(axes: Axes, rng: np.random.Generator) -> np.ndarray:
 
 
 def _annotate(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels from the true surfaces: 2 on a rim of 2 to 4 voxels and on smooth patches of 10 to 25
-    % of the volume.
+    """Labels from the true surfaces.
+
+    2 on a rim of 2 to 4 voxels and on smooth patches of 10 to 25 % of the volume.
     """
     import numpy as np
 
@@ -361,8 +382,13 @@ def _annotate(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def plan(options: Options) -> list[tuple[str, str, str, int, int]]:
-    """One row a volume: part (``train``, ``test``), id, scroll id, number of the scroll, number of
-    the chunk; scrolls take turns.
+    """The volumes to write, one row each; scrolls take turns.
+
+    Args:
+        options: what to write.
+
+    Returns:
+        Part (``train``, ``test``), id, scroll id, number of the scroll, number of the chunk.
     """
     rows = []
     for part, first, count in (("train", 0, options.train), ("test", FIRST_TEST, options.test)):
