@@ -25,7 +25,7 @@ from pipeline.morphology.counts import matching_counts
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Scores of two masks ``(*S)`` by key; the metric's own name is the first."""
 
-AT_ONCE = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
+_AT_ONCE = 1 << 22  # voxels whose segments are compared at a time, to bound the memory
 
 
 def _in_parts(
@@ -195,7 +195,7 @@ def _overlaps(prediction: np.ndarray, target: np.ndarray, where: np.ndarray) -> 
     labels: Sequence[np.ndarray] = (prediction, target)
     width = int(labels[1].max(initial=0)) + 1
     keys, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
-    rows = max(1, AT_ONCE * len(where) // max(where.size, 1))
+    rows = max(1, _AT_ONCE * len(where) // max(where.size, 1))
     for start in range(0, len(where), rows):
         slab = slice(start, start + rows)
         first, second = (side[slab][where[slab]].astype(np.int64) for side in labels)
