@@ -337,7 +337,7 @@ def _reduced(grid: _Grid, columns: _Filtration, rows: _Filtration) -> tuple[np.n
     squares = order[~np.isin(order, columns.dams)]
     order = _order(rows.edges)
     edges = order[~np.isin(order, rows.bridges)]
-    return squares, edges[_reduce(_number(edges, len(rows.edges))[grid.sides[squares]])]
+    return squares, edges[lowest_ones(_number(edges, len(rows.edges))[grid.sides[squares]])]
 
 
 @numba.njit(cache=True)
@@ -374,7 +374,7 @@ def _largest(words, busy, block):
 
 
 @numba.njit(cache=True, nogil=True)
-def _reduce(columns):
+def lowest_ones(columns):
     """The lowest one of each column after left-to-right reduction mod 2 (Edelsbrunner, Letscher,
     Zomorodian 2002).
 
