@@ -1,9 +1,11 @@
-"""Blemishes as a retoucher removes them, drawn onto a photograph: stains, spots, hairs and
-scratches, dust (make_pairs.py --kind blemish).
+"""Blemishes as a retoucher removes them, drawn onto a photograph, for make_pairs.py.
 
-Each is a thin film over a small box of the photograph. What lies beneath shows through it, so
-texture stays: ``out = (1 - cover (1 - gain)) image + cover light`` with a ``cover`` of 0..1 for
-each pixel and a ``gain`` and a ``light`` for each colour.
+Kinds are stains, spots, hairs and scratches, and dust. Each is a thin film over a small box of the
+photograph. What lies beneath shows through it, so texture stays::
+
+    out = (1 - cover (1 - gain)) image + cover light
+
+with a ``cover`` of 0..1 for each pixel and a ``gain`` and a ``light`` for each colour.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Film:
-    """One blemish wherever it may lie: ``cover`` ``(y, x)``, both odd and centred, ``gain`` and
-    ``light`` ``(3,)``.
+    """One blemish, wherever it may lie.
+
+    Attributes:
+        cover: share ``(y, x)`` of each pixel that it hides, 0 to 1; both sides odd, centred.
+        gain, light: per colour, ``(3,)``.
     """
 
     cover: np.ndarray
@@ -47,11 +52,17 @@ def add(
     scale: float = 1.0,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
-    """Draw ``count`` blemishes, ``scale`` times as large as usual, onto ``(3, Y, X)`` on 0..1,
-    which is changed.
+    """Draw blemishes onto a photograph, in place.
 
-    ``only``: of these kinds; all where it is empty. Returns how many there are of each kind, fewer
-    than ``count`` in all where the photograph hides them.
+    Args:
+        image: ``(3, Y, X)`` on 0..1; changed.
+        count: number of blemishes.
+        draw: random numbers.
+        scale: size relative to the usual one.
+        only: kinds to draw; empty: all.
+
+    Returns:
+        The number of each kind; fewer than ``count`` in all where the photograph hides them.
     """
     among = set(only) or set(KINDS)
     shares = np.array([share if kind in among else 0 for kind, (share, _) in KINDS.items()])
@@ -89,7 +100,7 @@ def lay(
 def clipped(
     cover: np.ndarray, centre: list[int], space: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The box of an image that a ``cover`` around ``centre`` lies on, and the part of it that does."""
+    """The box of an image under a ``cover`` around ``centre``, and the part of it inside."""
     starts = [c - n // 2 for c, n in zip(centre, cover.shape, strict=True)]
     y, x = (
         slice(max(s, 0), min(s + n, edge))
@@ -118,7 +129,7 @@ def spot(draw: np.random.Generator, scale: float) -> Film:
 
 
 def line(draw: np.random.Generator, scale: float) -> Film:
-    """A dark hair or a light scratch, 1.4 to 3 pixels wide at half its strength and 20 to 120 long."""
+    """A dark hair or light scratch: 20 to 120 pixels long, 1.4 to 3 wide at half its strength."""
     cover = stroke(draw, scale * draw.uniform(20, 120), scale * draw.uniform(1.4, 3))
     if draw.random() < 0.6:
         return film(
@@ -160,8 +171,16 @@ def between(draw: np.random.Generator, low: float, high: float) -> float:
 
 
 def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) -> np.ndarray:
-    """Cover of an ellipse with an uneven outline; its edge fades over ``soft`` of its radius,
-    ``bumps`` is the greatest unevenness.
+    """Cover of an ellipse with an uneven outline.
+
+    Args:
+        draw: random numbers.
+        radius: in pixels.
+        soft: share of the radius over which the edge fades.
+        bumps: greatest unevenness of the outline, as a share of the radius.
+
+    Returns:
+        ``(y, x)``, 0 to 1.
     """
     bends = draw.uniform(-bumps, bumps, 3) / [2, 3, 4]
     reach = math.ceil(radius * (1 + soft / 2) * (1 + np.abs(bends).sum())) + 1
@@ -181,8 +200,15 @@ def blob(draw: np.random.Generator, radius: float, soft: float, bumps: float) ->
 
 
 def stroke(draw: np.random.Generator, length: float, width: float) -> np.ndarray:
-    """Cover of a smoothly bent line with a Gaussian profile of this width at half its strength;
-    thinner towards its ends.
+    """Cover of a smoothly bent line with a Gaussian profile, thinner towards its ends.
+
+    Args:
+        draw: random numbers.
+        length: in pixels.
+        width: in pixels, at half its strength.
+
+    Returns:
+        ``(y, x)``, 0 to 1.
     """
     at = np.linspace(0, 1, 2 * math.ceil(length) + 1)
     heading = (

@@ -1,4 +1,4 @@
-"""Write the masks of what was retouched, as training makes them from pairs, as pictures to look at.
+"""Write the change masks that training makes from pairs as pictures to look at.
 
     python data_prep/change_masks.py SRC DST OUT --config configs/retouch.yaml
     python data_prep/change_masks.py SRC DST OUT --by colour --threshold 4
@@ -15,15 +15,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import prepare_gopro
 
-from data_prep import prepare_gopro
 from pipeline import cli, config
 from pipeline.progress import progress
 from pipeline.records import DONE, UserError
@@ -49,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, help="YAML whose data.change is taken")
     usual = config.Change()
     p.add_argument("--by", choices=["value", "colour"], help=f"what is compared ({usual.by})")
-    for name, kind, told in (
+    for name, kind, text in (
         ("magnifier", float, "factor of the difference"),
         ("threshold", float, "a pixel has changed above this, in levels of 0..255"),
         ("opening", int, "radius in pixels of the opening that removes specks"),
         ("dilation", int, "radius in pixels by which what is left grows"),
         ("blur", float, "standard deviation in pixels of the soft edge"),
     ):
-        p.add_argument(f"--{name}", type=kind, help=f"{told} ({getattr(usual, name):g})")
+        p.add_argument(f"--{name}", type=kind, help=f"{text} ({getattr(usual, name):g})")
     return p
 
 
@@ -75,7 +72,7 @@ def write_masks(arguments: argparse.Namespace) -> int:
     shares: dict[str, float] = {}
     for pair in progress(pairs, "making masks", len(pairs)):
         shares[pair.id] = write_mask(pair, settings, arguments.out)
-        logger.info(f"{pair.id}: {told(shares[pair.id])}")
+        logger.info(f"{pair.id}: {share_text(shares[pair.id])}")
     logger.info(f"\n{summary(shares)}\n{arguments.out}: {len(pairs)} masks, each with an overlay")
     return DONE
 
@@ -132,8 +129,15 @@ def pairs_of(src: Path, dst: Path, out: Path) -> list[prepare_gopro.Pair]:
 
 
 def write_mask(pair: prepare_gopro.Pair, settings: config.Change, out: Path) -> float:
-    """Write mask and overlay of a pair; returns the share of pixels that count as changed (a mask
-    of ``change.LEVEL`` or more).
+    """Write mask and overlay of a pair.
+
+    Args:
+        pair: the image before and after.
+        settings: ``data.change``.
+        out: folder of the pictures.
+
+    Returns:
+        Share of pixels that count as changed: a mask of ``change.LEVEL`` or more.
     """
     from pipeline import colours, files
     from pipeline.data import change
@@ -146,8 +150,14 @@ def write_mask(pair: prepare_gopro.Pair, settings: config.Change, out: Path) -> 
 
 
 def overlay(image: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """An image ``(C, Y, X)`` as its file has it, tinted by a difference_mask ``(1, Y, X)``: uint8
-    RGB ``(3, Y, X)``.
+    """Tint an image by a mask.
+
+    Args:
+        image: ``(C, Y, X)`` as its file has it.
+        soft: difference mask ``(1, Y, X)``, 0 to 1.
+
+    Returns:
+        RGB ``(3, Y, X)``, uint8.
     """
     import numpy as np
 
@@ -165,7 +175,7 @@ def overlay(image: np.ndarray, soft: np.ndarray) -> np.ndarray:
     )
 
 
-def told(share: float) -> str:
+def share_text(share: float) -> str:
     return f"{100 * share:.2f} %" if share else "empty"
 
 

@@ -1,10 +1,10 @@
-"""The whole way in a few minutes on a CPU: synthetic scrolls, five folds, tuned post-processing,
-ensemble, submission, report.
+"""Run the whole chain of commands on synthetic scrolls, in a few minutes on a CPU.
 
     python data_prep/demo.py [--out demo]
 
-Each step is one of the package's commands, printed before it runs; run again, it continues where it
-stopped.
+Five folds are trained, the post-processing is tuned, the folds are an ensemble; a submission and a
+report are written. Each step is one of the package's commands, printed before it runs; run again,
+it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ METRICS = ("competition", "dice", "components")
 
 
 def command(*words: object) -> None:
-    """Print and run one command from the repository root; a failure ends the demo with its exit
-    code.
+    """Print and run one command from the repository root.
+
+    Args:
+        words: the command line.
+
+    Raises:
+        SystemExit: with the command's exit code where it fails.
     """
     text = [str(w) for w in words]
     print(f"\n$ python {' '.join(text)}", flush=True)
@@ -120,8 +125,9 @@ def finish(out: Path, run: Path, seconds: float) -> None:
         f" from {over['low']:+.4f} to {over['high']:+.4f}"
     )
     print(
-        f"\nsubmission: {out / 'submission.zip'}\nreport:     {run / 'report.html'}\ntime:      "
-        f" {seconds / 60:.1f} minutes",
+        f"\nsubmission: {out / 'submission.zip'}\n"
+        f"report:     {run / 'report.html'}\n"
+        f"time:       {seconds / 60:.1f} minutes",
         flush=True,
     )
 

@@ -1,10 +1,10 @@
-"""Make pairs out of sharp photographs, for configs/deblur.yaml (blur), image_to_image.yaml (tone)
-and retouch.yaml (blemish).
+"""Make training pairs out of sharp photographs.
 
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blur --variants 8 --crop 384
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind tone --held-out chelsea coffee
     python data_prep/make_pairs.py PHOTOGRAPHS OUT --kind blemish --scale 4          # 24 megapixels
 
+The kinds are for configs/deblur.yaml (blur), image_to_image.yaml (tone) and retouch.yaml (blemish).
 PHOTOGRAPHS are files or folders. OUT gets src/NAME_00.png and dst/NAME_00.png (8 bits, RGB),
 split.json with the held-out photographs under "test" (no photograph is on both sides) and
 pairs.json with what was done to each pair.
@@ -13,12 +13,16 @@ blur: src is the mean of frames that a camera takes on a smooth random path, aft
 (Nah et al., CVPR 2017): averaged in linear light (gamma 2.2), with shifts of parts of a pixel. dst
 is the photograph, which lies at the mean of the path: the set takes the frame in the middle of it,
 and how far that is from the mean (8 % of the path here) nothing in the blurred image tells. The rim
-that a path reaches beyond is cut off, so that nothing is invented at borders. tone: dst is one
-fixed change of colour and tone, the same for every photograph, so that it can be learned.
+that a path reaches beyond is cut off, so that nothing is invented at borders.
+
+tone: dst is one fixed change of colour and tone, the same for every photograph, so that it can be
+learned.
+
 blemish: dst is the photograph, src the same with stains, spots, hairs, scratches and dust, as a
 retoucher removes them; --clean of the pairs have none, for a clean photograph is to be left alone.
-With the usual settings of data.change they make up about 0.5 to 6 % of the pixels. What a pair
-looks like depends on (seed, name of the photograph, variant) alone.
+With the usual settings of data.change they make up about 0.5 to 6 % of the pixels.
+
+What a pair looks like depends on (seed, name of the photograph, variant) alone.
 
 --vary makes few photographs stand for more: each variant of one that is not held out is zoomed,
 turned, mirrored and recoloured before it is degraded. Unlike an augmentation of the pair this
@@ -30,15 +34,11 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.config import nearest
@@ -63,7 +63,7 @@ HELD_OUT = 0.2
 """Share of the photographs that is held out where none are named."""
 
 HUE, LOCAL_CONTRAST, LOCAL_SIGMA = 25.0, 0.6, 6.0
-"""What tone does: degrees of hue, gain of detail, and the size in pixels of what counts as detail."""
+"""What tone does: degrees of hue, gain of detail, and the size of detail in pixels."""
 
 ZOOM, GAMMAS, SATURATION, GAIN = (0.5, 1.5), (0.6, 1.7), (0.2, 1.4), (0.75, 1.0)
 """What --vary draws from: enlargement, exponent of the values, factor of the saturation and of each
@@ -214,7 +214,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """Options, checked."""
-    from data_prep import blemishes
+    import blemishes
 
     crop = (
         None
@@ -298,8 +298,18 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def choose(names: Sequence[str], held_out: Sequence[str] | None, seed: int) -> frozenset[str]:
-    """Photographs to hold out: those named, else a fifth (at least one, and never the last that is
-    left).
+    """Choose the photographs to hold out.
+
+    Args:
+        names: all photographs.
+        held_out: those that the user names; None: a fifth, at least one, never all.
+        seed: of the draw.
+
+    Returns:
+        Their names.
+
+    Raises:
+        UserError: where a name is unknown, or all are named.
     """
     import numpy as np
 
@@ -349,7 +359,7 @@ def write(
 def degraded(
     part: np.ndarray, draw: np.random.Generator, recipe: Recipe
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """The input of a pair, made of a part ``(3, Y, X)`` of a photograph, and what was done to it."""
+    """The input of a pair, from a part ``(3, Y, X)`` of a photograph, and what was done to it."""
     import numpy as np
 
     if recipe.kind == "blur":
@@ -375,13 +385,20 @@ def photograph_of(path: Path) -> np.ndarray:
 
 
 def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.ndarray:
-    """A random part of ``(3, Y, X)`` on 0..1, turned by quarters, mirrored, zoomed to the size of a
-    crop and its rim, and recoloured.
+    """A random part of a photograph, varied in geometry and colour.
+
+    Args:
+        image: ``(3, Y, X)`` on 0..1.
+        draw: random numbers.
+        recipe: of the pairs.
+
+    Returns:
+        The part, turned by quarters, mirrored, zoomed to a crop and its rim, and recoloured.
     """
     import numpy as np
+    from blemishes import between
     from skimage.transform import resize
 
-    from data_prep.blemishes import between
     from pipeline.data.transforms import colour_matrix
 
     turned = np.rot90(image, int(draw.integers(4)), axes=(1, 2))
@@ -412,8 +429,15 @@ def varied(image: np.ndarray, draw: np.random.Generator, recipe: Recipe) -> np.n
 def place(
     draw: np.random.Generator, space: Sequence[int], recipe: Recipe
 ) -> tuple[slice, slice, slice]:
-    """A random part that leaves ``crop`` (what there is, where the photograph is smaller) after the
-    rim is cut off.
+    """A random part that leaves ``crop`` after the rim is cut off.
+
+    Args:
+        draw: random numbers.
+        space: sides of the photograph in pixels; where it is smaller, the part is all of it.
+        recipe: of the pairs.
+
+    Returns:
+        Slices of ``(C, Y, X)``.
     """
     return part_of(
         draw, space, space if recipe.crop is None else [c + 2 * recipe.margin for c in recipe.crop]
@@ -423,7 +447,7 @@ def place(
 def part_of(
     draw: np.random.Generator, space: Sequence[int], sizes: Sequence[int]
 ) -> tuple[slice, slice, slice]:
-    """Slices of ``(C, *space)``: a random part of these sizes, or all of an axis that is shorter."""
+    """Slices of ``(C, *space)``: a random part of these sizes, or all of a shorter axis."""
     fitting = [min(n, size) for n, size in zip(space, sizes, strict=True)]
     starts = [int(draw.integers(0, n - size + 1)) for n, size in zip(space, fitting, strict=True)]
     y, x = (slice(start, start + size) for start, size in zip(starts, fitting, strict=True))
@@ -442,10 +466,17 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
 def blemished(
     part: np.ndarray, draw: np.random.Generator, recipe: Recipe
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """A copy of ``(3, Y, X)`` with blemishes, and the number of each kind; every part that is not
-    to stay clean is to have one at least.
+    """Copy a part of a photograph and draw blemishes onto it.
+
+    Args:
+        part: ``(3, Y, X)`` on 0..1.
+        draw: random numbers.
+        recipe: of the pairs. A part that is not to stay clean gets one blemish at least.
+
+    Returns:
+        The copy, and the number of each kind.
     """
-    from data_prep import blemishes
+    import blemishes
 
     if draw.random() < recipe.clean:
         return part, {"blemishes": dict.fromkeys(blemishes.KINDS, 0)}
@@ -455,8 +486,15 @@ def blemished(
 
 
 def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.ndarray:
-    """Shifts ``(frames, 2)`` in pixels (y, x), equal steps in time along a smooth curve of this arc
-    length; their mean is 0.
+    """Path of a camera: equal steps in time along a smooth random curve.
+
+    Args:
+        draw: random numbers.
+        frames: number of steps.
+        length: of the curve, in pixels.
+
+    Returns:
+        Shifts ``(frames, 2)`` in pixels (y, x), whose mean is 0.
     """
     import numpy as np
     from scipy.interpolate import CubicSpline
@@ -472,11 +510,17 @@ def camera_path(draw: np.random.Generator, frames: int, length: float) -> np.nda
 
 
 def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """Mean of the shifted frames of ``(C, Y, X)`` on 0..1, taken in linear light; true where no
-    frame reaches beyond the border.
+    """Mean of the shifted frames of an image, taken in linear light.
 
     A shift by a cubic spline is a convolution of the spline's coefficients, and so is the mean of
     many: one kernel does them all.
+
+    Args:
+        image: ``(C, Y, X)`` on 0..1.
+        path: shifts ``(frames, 2)`` in pixels.
+
+    Returns:
+        ``(C, Y, X)``; true where no frame reaches beyond the border.
     """
     import numpy as np
     from scipy.ndimage import spline_filter
@@ -491,8 +535,13 @@ def blurred(image: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def spline_kernel(path: np.ndarray) -> np.ndarray:
-    """The kernel ``(2 r + 1, 2 r + 1)``, centred, that turns cubic spline coefficients into the
-    mean of frames shifted along ``path``.
+    """Kernel that turns cubic spline coefficients into the mean of shifted frames.
+
+    Args:
+        path: shifts ``(frames, 2)`` in pixels.
+
+    Returns:
+        ``(2 r + 1, 2 r + 1)``, centred.
     """
     import numpy as np
     from scipy.interpolate import BSpline
@@ -505,11 +554,19 @@ def spline_kernel(path: np.ndarray) -> np.ndarray:
 
 
 def toned(image: np.ndarray) -> np.ndarray:
-    """A fixed change of colour and tone of ``(3, Y, X)`` on 0..1: a filmic curve, hues turned,
-    detail raised.
+    """Change colour and tone by a fixed rule: a filmic curve, hues turned, detail raised.
 
-    The curve is K. Narkowicz's fit of ACES (2015), in linear light. Detail is what a Gaussian of
-    ``LOCAL_SIGMA`` pixels takes away.
+    The curve is applied in linear light. Detail is what a Gaussian of ``LOCAL_SIGMA`` pixels takes
+    away.
+
+    Args:
+        image: ``(3, Y, X)`` on 0..1.
+
+    Returns:
+        ``(3, Y, X)`` on 0..1.
+
+    Source:
+        The curve is K. Narkowicz's fit of ACES (2015).
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter

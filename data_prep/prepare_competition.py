@@ -1,11 +1,11 @@
-"""Check the unpacked download of the Kaggle competition "Vesuvius Challenge - Surface Detection"
-and build its store.
+"""Check the unpacked download of the surface detection competition and build its store.
 
-    python data_prep/prepare_competition.py data/vesuvius-challenge-surface-detection
+    python data_prep/prepare_competition.py DIR
 
-Prints every fault with its path and cure. Exit code 2: something must be mended first; 0: DIR/store
-is ready, and training with data.root=DIR uses it. Running it again costs nothing but a look at
-names and dates; an interrupted run continues.
+DIR is what Kaggle calls "Vesuvius Challenge - Surface Detection". Prints every fault with its path
+and what to do about it. Exit code 2: something must be mended first; 0: DIR/store is ready, and
+training with data.root=DIR uses it. Running it again costs nothing but a look at names and dates;
+an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.progress import progress_callback
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 ROWS, USED = 806, 786
-"""Rows of the published train.csv, and those of them that have files; the other 20 are deprecated."""
+"""Rows of the published train.csv, and those that have files; the other 20 are deprecated."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,14 +1,14 @@
-r"""Lay out the GoPro set (Nah et al., CVPR 2017), or any two folders of images, as pairs for
-configs/deblur.yaml and image_to_image.yaml.
+r"""Lay out the GoPro set (Nah et al., CVPR 2017), or any two folders of images, as pairs.
 
-    python data_prep/prepare_gopro.py DOWNLOAD OUT                 #
-    train/GOPR0372_07_00/{blur,blur_gamma,sharp}/000047.png, test/... python
-    data_prep/prepare_gopro.py --src DIR --dst DIR OUT      # pairs by equal names
+    python data_prep/prepare_gopro.py DOWNLOAD OUT
+    python data_prep/prepare_gopro.py --src DIR --dst DIR OUT      # pairs by equal names
 
-OUT gets src/ID.png (blurred) and dst/ID.png (sharp), hard links where the file system can, else
-copies, and split.json. Ids of GoPro are SCENE_FRAME; folds that keep a scene together:
-data.folds.by=group data.folds.pattern='^(.+)_\d+$'. A file without its counterpart, a damaged one
-or a pair of two sizes is listed and refused. Nothing in DOWNLOAD is changed.
+The pairs are for configs/deblur.yaml and image_to_image.yaml. DOWNLOAD holds
+train/GOPR0372_07_00/{blur,blur_gamma,sharp}/000047.png and test/... alike. OUT gets src/ID.png
+(blurred) and dst/ID.png (sharp), hard links where the file system can, else copies, and split.json.
+Ids of GoPro are SCENE_FRAME; folds that keep a scene together: data.folds.by=group
+data.folds.pattern='^(.+)_\d+$'. A file without its counterpart, a damaged one or a pair of two
+sizes is listed and refused. Nothing in DOWNLOAD is changed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ import argparse
 import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.progress import progress
@@ -150,8 +146,15 @@ def gopro(root: Path, blur: str) -> tuple[list[Pair], list[str]]:
 def matched(
     src: Path, dst: Path, prefix: str = "", test: bool = False
 ) -> tuple[list[Pair], list[str]]:
-    """Pairs of two folders by equal name, in natural order, and a line for every file that has no
-    counterpart or not exactly one.
+    """Pairs of two folders by equal name, in natural order.
+
+    Args:
+        src, dst: folders of blurred and of sharp images.
+        prefix: put before each id.
+        test: whether the pairs are test images.
+
+    Returns:
+        The pairs, and a line for every file that has no counterpart or not exactly one.
     """
     from pipeline.data.listing import natural
 

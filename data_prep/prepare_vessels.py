@@ -6,8 +6,8 @@ DOWNLOAD is the unpacked folder: DRIVE holds training/ and test/ with images/, 1
 mask/; CHASE_DB1 holds Image_01L.jpg, Image_01L_1stHO.png and so on. OUT gets images/ masks/ fov/
 under equal names, second/ with the second observer's masks where there are any (the row to beat:
 pipeline.evaluate --predictions OUT/second --labels OUT/masks --fov OUT/fov), and split.json.
-CHASE_DB1 has no masks of
-the field of view: they are found in the red channel. Nothing in DOWNLOAD is changed.
+CHASE_DB1 has no masks of the field of view: they are found in the red channel. Nothing in DOWNLOAD
+is changed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.progress import progress
@@ -102,8 +98,14 @@ def prepare(download: Path, out: Path) -> int:
 
 
 def drive(root: Path) -> Iterator[Eye]:
-    """``21_training.tif`` with ``21_manual1.gif`` and ``21_training_mask.gif``; some packings lack
-    the masks of the test images.
+    """Eyes of DRIVE.
+
+    Args:
+        root: its folder. ``21_training.tif`` belongs to ``21_manual1.gif`` and
+            ``21_training_mask.gif``; some packings lack the masks of the test images.
+
+    Yields:
+        One eye after the other.
     """
     for part in ("training", "test"):
         for image in sorted((root / part / "images").glob("*.tif")):

@@ -1,24 +1,19 @@
-"""Take the first layers of VGG16 out of vgg16-397923af.pth, for the loss 'perceptual': 528 MB
-become 7.
+"""Take the first layers of VGG16 out of its weight file, for the loss 'perceptual'.
 
     python data_prep/slim_vgg.py vgg16-397923af.pth [OUT.safetensors]
 
-The file is https://download.pytorch.org/models/vgg16-397923af.pth; its hash is checked. Without OUT
-the result goes to torch's cache, where the loss finds it by itself; with OUT, name it in the
-config: losses: - {name: perceptual, options: {weights: OUT.safetensors}}. The SHA-256 of the source
-is kept in the result's header.
+The file is https://download.pytorch.org/models/vgg16-397923af.pth; its hash is checked; of 528 MB 7
+are kept. Without OUT the result goes to torch's cache, where the loss finds it by itself; with OUT,
+name it in the config: losses: - {name: perceptual, options: {weights: OUT.safetensors}}. The
+SHA-256 of the source is kept in the result's header.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-# As a script only this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.records import DONE, UserError

@@ -1,14 +1,13 @@
-"""Write a synthetic data set of rolled papyrus in the layout of the surface detection competition,
-for demos and tests.
+"""Write a synthetic data set of rolled papyrus, for demos and tests.
 
-    python data_prep/synthetic_scroll.py OUT [--size 64] [--train 15] [--test 3] [--scrolls 3]
-    [--seed 42]
+    python data_prep/synthetic_scroll.py OUT [--size 64] [--train 15] [--test 3]
+        [--scrolls 3] [--seed 42]
 
 Each scroll is one deformed Archimedean spiral with its own sheet spacing, thickness, contrast and
-noise; each volume is a chunk cut at a random place of it. ``train_images/ID.tif`` and
-``train_labels/ID.tif`` are LZW multi-page uint8 as in the competition (labels: 0 background, 1
-sheet, 2 unlabelled); ``test_labels/`` is extra, for one's own evaluation. The same options give the
-same bytes.
+noise; each volume is a chunk cut at a random place of it. The layout is that of the surface
+detection competition: ``train_images/ID.tif`` and ``train_labels/ID.tif`` are LZW multi-page uint8
+(labels: 0 background, 1 sheet, 2 unlabelled); ``test_labels/`` is extra, for one's own evaluation.
+The same options give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,14 +18,10 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# As a script this file's own folder is on the path, not the repository's root.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli
 from pipeline.progress import progress
@@ -56,8 +51,13 @@ TEXTURE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to write. ``size``: edge of each cubic volume in voxels; ``train``, ``test``: volumes;
-    ``scrolls``: groups.
+    """What to write.
+
+    Attributes:
+        size: edge of each cubic volume in voxels.
+        train, test: numbers of volumes.
+        scrolls: number of scrolls, the groups of the folds.
+        seed: of all that is random.
     """
 
     size: int = 64
@@ -83,8 +83,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A smooth random function of the scroll's own coordinates: a periodic cubic B-spline, mean 0,
-    variance about 1.
+    """A smooth random function of the scroll's own coordinates.
+
+    A periodic cubic B-spline with mean 0 and variance about 1.
     """
 
     coefficients: np.ndarray
@@ -105,8 +106,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scroll:
-    """One scroll: geometry (voxels), look (grey levels, 0 black to 1 white) and the fields that
-    deform it everywhere alike.
+    """One scroll: its geometry, its look, and the fields that deform it everywhere alike.
+
+    Lengths are in voxels; grey levels run from 0, black, to 1, white.
     """
 
     id: str
@@ -121,8 +123,14 @@ class Scroll:
 
 
 def spline_basis(positions: np.ndarray, count: int) -> np.ndarray:
-    """Weights ``(len(positions), count)`` float32 of a periodic uniform cubic B-spline; each row
-    adds up to 1.
+    """Weights of a periodic uniform cubic B-spline.
+
+    Args:
+        positions: ``(N,)``, in knots.
+        count: number of knots of a period.
+
+    Returns:
+        ``(N, count)`` float32; each row adds up to 1.
     """
     import numpy as np
 
@@ -182,8 +190,9 @@ def make_scroll(seed: int, number: int) -> Scroll:
 
 
 def _fibres(rng: np.random.Generator) -> np.ndarray:
-    """Two periodic textures ``(2, TEXTURE, TEXTURE)`` over (along the winding, along the axis):
-    papyrus has crossed layers.
+    """Two periodic textures ``(2, TEXTURE, TEXTURE)``: papyrus has crossed layers.
+
+    Axes: along the winding, along the scroll's axis.
     """
     import numpy as np
     from scipy import ndimage
@@ -197,7 +206,7 @@ def _fibres(rng: np.random.Generator) -> np.ndarray:
 def make_volume(
     scroll: Scroll, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A chunk of a scroll at a random place: image and labels, both uint8 ``(size, size, size)``."""
+    """A chunk of a scroll at a random place: image and labels, uint8 ``(size, size, size)``."""
     import cc3d
     import numpy as np
 
@@ -269,8 +278,9 @@ def _slope(values: np.ndarray) -> np.ndarray:
 
 
 def _press(scroll: Scroll, axes: Axes, winding: np.ndarray) -> np.ndarray:
-    """How far even and odd windings are pushed towards each other, in windings; at most until two
-    sheets touch.
+    """How far even and odd windings are pushed towards each other, in windings.
+
+    At most until two sheets touch.
     """
     import numpy as np
 
@@ -280,8 +290,9 @@ def _press(scroll: Scroll, axes: Axes, winding: np.ndarray) -> np.ndarray:
 
 
 def _tear(scroll: Scroll, axes: Axes, family: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the sheets of a family exist: softly with ragged edges (float32 in 0 ... 1), and the
-    smooth outline (bool).
+    """Where the sheets of a family exist.
+
+    Softly, with ragged edges (float32 in 0 ... 1), and the smooth outline (bool).
     """
     import numpy as np
 
@@ -291,8 +302,9 @@ def _tear(scroll: Scroll, axes: Axes, family: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _profile(scroll: Scroll, axes: Axes, depth: np.ndarray) -> np.ndarray:
-    """Density across a sheet, 0 ... 1: a slab with soft edges, whose outer third comes off as a
-    flake in places.
+    """Density across a sheet, 0 ... 1.
+
+    A slab with soft edges, whose outer third comes off as a flake in places.
     """
     import numpy as np
 
@@ -305,8 +317,9 @@ def _profile(scroll: Scroll, axes: Axes, depth: np.ndarray) -> np.ndarray:
 
 
 def _texture(scroll: Scroll, depth: np.ndarray, along: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Factor around 1 of the papyrus fibres: along the winding on the inner face of a sheet, along
-    the axis on the outer.
+    """Factor around 1 of the papyrus fibres.
+
+    They run along the winding on the inner face of a sheet, along the axis on the outer.
     """
     import numpy as np
 
@@ -316,8 +329,9 @@ def _texture(scroll: Scroll, depth: np.ndarray, along: np.ndarray, z: np.ndarray
 
 
 def _scan(scroll: Scroll, axes: Axes, density: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The scanner's picture, uint8: debris and specks between the sheets, uneven background, blur,
-    noise and faint rings.
+    """The scanner's picture, uint8.
+
+    It has debris and specks between the sheets, uneven background, blur, noise and faint rings.
     """
     import numpy as np
     from scipy import ndimage
@@ -336,8 +350,9 @@ def _scan(scroll: Scroll, axes: Axes, density: np.ndarray, rng: np.random.Genera
 
 
 def _rings(axes: Axes, rng: np.random.Generator) -> np.ndarray:
-    """Ring artefacts ``(1, Y, X)``: faint circles around the scanner's own axis, the same in every
-    slice.
+    """Ring artefacts ``(1, Y, X)``: faint circles around the scanner's own axis.
+
+    They are the same in every slice.
     """
     import numpy as np
 
@@ -348,8 +363,9 @@ def _rings(axes: Axes, rng: np.random.Generator) -> np.ndarray:
 
 
 def _annotate(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels from the true surfaces: 2 on a rim of 2 to 4 voxels and on smooth patches of 10 to 25
-    % of the volume.
+    """Labels from the true surfaces.
+
+    2 on a rim of 2 to 4 voxels and on smooth patches of 10 to 25 % of the volume.
     """
     import numpy as np
 
@@ -366,8 +382,13 @@ def _annotate(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def plan(options: Options) -> list[tuple[str, str, str, int, int]]:
-    """One row a volume: part (``train``, ``test``), id, scroll id, number of the scroll, number of
-    the chunk; scrolls take turns.
+    """The volumes to write, one row each; scrolls take turns.
+
+    Args:
+        options: what to write.
+
+    Returns:
+        Part (``train``, ``test``), id, scroll id, number of the scroll, number of the chunk.
     """
     rows = []
     for part, first, count in (("train", 0, options.train), ("test", FIRST_TEST, options.test)):
@@ -413,8 +434,8 @@ def write(out: Path, options: Options) -> bool:
             volumes(options), "volumes", options.train + options.test
         ):
             stop.raise_if_stopped()
-            _write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
-            _write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
+            write_tiff(partial / f"{part}_images" / f"{name}.tif", image)
+            write_tiff(partial / f"{part}_labels" / f"{name}.tif", label)
         _finish(partial, options)
         partial.rename(out)  # onto an empty folder too, but never onto one with content
     finally:
@@ -434,7 +455,7 @@ def _write_table(folder: Path, part: str, options: Options) -> None:
     (folder / f"{part}_labels").mkdir(parents=True)
 
 
-def _write_tiff(path: Path, array: np.ndarray) -> None:
+def write_tiff(path: Path, array: np.ndarray) -> None:
     import tifffile
 
     tifffile.imwrite(

@@ -56,7 +56,7 @@ class Registry(Mapping[str, E], Generic[E]):
         self._entries = dict(entries)
         self.aliases = dict(aliases or {})
         if record is not None:
-            _open[record] = self
+            TABLES[record] = self
 
     def __getitem__(self, name: str) -> E:
         alias = self.aliases.get(name)
@@ -117,7 +117,7 @@ class Registry(Mapping[str, E], Generic[E]):
         return alias.name, {alias.options.get(k, k): v for k, v in options.items()}
 
 
-_open: dict[type, Registry[Any]] = {}
+TABLES: dict[type, Registry[Any]] = {}
 """Tables that plugins may add to, by the type of their entries."""
 
 
@@ -130,4 +130,4 @@ def table_of(entry: Any) -> Registry[Any] | None:
     Returns:
         The table of its type; None where there is none.
     """
-    return _open.get(type(entry))
+    return TABLES.get(type(entry))

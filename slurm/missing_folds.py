@@ -1,4 +1,6 @@
-"""Print the folds of a run that are not complete, as Slurm writes array tasks ("1,3"); nothing when all are.
+"""Print the incomplete folds of a run as Slurm writes array tasks ("1,3").
+
+Nothing is printed when all are complete.
 
     python slurm/missing_folds.py runs/surface
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from hypothesis import settings
+
+from pipeline.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.data.cache import CachedCase
 
 # Small tensors spend their time waiting for the second thread. The variable is for processes that
 # tests start; torch is loaded already.
@@ -39,6 +46,11 @@ def _seeded() -> None:
     every ReLU dead.
     """
     torch.manual_seed(0)
+
+
+def restore_after(monkeypatch: pytest.MonkeyPatch, table: Registry[Any]) -> None:
+    """What a test adds to a table of named entries is gone after the test."""
+    monkeypatch.setattr(table, "_entries", dict(table))
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +135,15 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+def opened(root: Path, config: Config, folder: Path) -> list[CachedCase]:
+    """The training cases of a data set, cached in ``folder``."""
+    from pipeline.data import cache, cases, properties
+
+    found = cases.find(config.data, config.targets, root).train
+    facts = properties.examine(found, config, None, write=False)
+    return cache.build(found, facts, config, folder)
 
 
 def do_nothing_model(path: Path, channels: int = 1, **data: object) -> Path:

@@ -11,12 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from small_models import model_from_yaml
 
-from pipeline import config as configs
-from pipeline import files, networks
-from pipeline.inference.models import save_model
-from pipeline.records import Checkpoint
+from pipeline import files
 
 httpx = pytest.importorskip("httpx", reason='needs pip install "pipeline[dev,serve]"')
 for name in ("uvicorn", "fastapi", "python_multipart"):
@@ -44,25 +41,8 @@ predict: {overlap: 8}
 
 
 def model(folder: Path, text: str) -> Path:
-    """A model file of fresh weights: a server does not care whether they were trained."""
-    (folder / "config.yaml").write_text(text)
-    config = configs.load(folder / "config.yaml")
-    channels = (3, 3 if config.task == "image" else 1)
-    torch.manual_seed(1)
-    weights = networks.build(config.network, *channels, config.data.dims).state_dict()
-    path = folder / "best_model.safetensors"
-    save_model(
-        path,
-        Checkpoint(
-            config=configs.to_dict(config),
-            channels=channels,
-            fold=0,
-            epoch=1,
-            score=None,
-            weights=weights,
-        ),
-    )
-    return path
+    """A model file for colour images: a server does not care whether it was trained."""
+    return model_from_yaml(folder, text, 3)
 
 
 def photograph(path: Path, size: tuple[int, int] = (45, 67), kind: type = np.uint8) -> Path:

@@ -1,20 +1,24 @@
-"""Model files of small networks with random weights, and images for them: what commands do with
-files needs no training.
+"""Model files of small networks with random weights, images for them, and commands on both.
+
+What commands do with files needs no training.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import tifffile
 import torch
 
 from pipeline import config as configs
-from pipeline import files, networks, predict
+from pipeline import evaluate, files, networks, predict
 from pipeline.inference.models import save_model
 from pipeline.records import Checkpoint
 
@@ -64,10 +68,48 @@ def model_file(
     return path
 
 
+def model_from_yaml(folder: Path, text: str, inputs: int) -> Path:
+    """``folder/best_model.safetensors`` of the config ``text``, for images of ``inputs`` channels;
+    an image network has as many outputs, another one.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    config = configs.load(folder / "config.yaml")
+    channels = (inputs, inputs if config.task == "image" else 1)
+    torch.manual_seed(1)
+    weights = networks.build(config.network, *channels, config.data.dims).state_dict()
+    path = folder / "best_model.safetensors"
+    model = Checkpoint(
+        config=configs.to_dict(config),
+        channels=channels,
+        fold=0,
+        epoch=1,
+        score=None,
+        weights=weights,
+    )
+    save_model(path, model)
+    return path
+
+
 def run_predict(checkpoint: Path, data: Path, out: Path, *more: str) -> int:
     return predict.main(
         ["--checkpoint", str(checkpoint), "--input", str(data), "--output", str(out), *more]
     )
+
+
+def run_evaluate(root: Path, *more: object) -> int:
+    """Scores of ``root/answers`` by ``root/dst``, into ``root/out.json``."""
+    words = ("--predictions", root / "answers", "--labels", root / "dst")
+    words = (*words, "--out", root / "out.json", "--workers", 1, *more)
+    return evaluate.main([str(word) for word in words])
+
+
+def zip_contents(path: Path) -> dict[str, np.ndarray]:
+    """Masks of a submission, by their names in it."""
+    with zipfile.ZipFile(path) as archive:
+        return {
+            name: tifffile.imread(io.BytesIO(archive.read(name))) for name in archive.namelist()
+        }
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

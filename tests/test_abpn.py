@@ -46,12 +46,11 @@ def small(**options: Any) -> ABPN:
 
 def lively(network: ABPN) -> ABPN:
     """As after training: retouch and refinement speak up, and the blend is no longer soft light."""
+    last = len(network.low.retouch) - 1
+    ends = rf"low\.retouch\.{last}\.conv\.weight|refine\.\d\.last\.weight"
     with torch.no_grad():
         for name, weight in network.named_parameters():
-            if re.fullmatch(
-                rf"low\.retouch\.{len(network.low.retouch) - 1}\.conv\.weight|refine\.\d\.last\.weight",
-                name,
-            ):
+            if re.fullmatch(ends, name):
                 weight.normal_(std=0.05)
         network.blend.offset.copy_(torch.tensor([[0.02, -0.05, 0.03], [0.3, 0.2, -0.1]]))
     return network

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,7 +50,6 @@ def test_importing_loads_nothing() -> None:
 
 
 def test_every_public_name_is_there_and_no_command_is_called_so() -> None:
-    assert sorted(pl.__all__) == sorted(pl._HOMES)
     assert set(pl.__all__) <= set(dir(pl))
     for name in pl.__all__:
         assert getattr(pl, name).__doc__, name
@@ -61,8 +62,10 @@ def test_types_are_known_to_checkers() -> None:
     """The marker of PEP 561, and the same names for a checker as at run time."""
     assert (ROOT / "pipeline" / "py.typed").is_file()
     text = (ROOT / "pipeline" / "__init__.py").read_text()
-    for name, home in pl._HOMES.items():
-        assert f"    from pipeline.{home} import {name} as {name}\n" in text
+    imported = re.findall(r"^    from (pipeline\.[\w.]+) import (\w+) as \2$", text, re.MULTILINE)
+    assert sorted(pl.__all__) == sorted(name for _, name in imported)
+    for home, name in imported:
+        assert getattr(importlib.import_module(home), name) is getattr(pl, name)
 
 
 # --- a notebook -----------------------------------------------------------------------------------
@@ -299,9 +302,10 @@ def test_warnings_come_once_and_by_logging(
 def test_warnings_reach_standard_error_of_a_plain_script(tmp_path: Path) -> None:
     model = model_file(tmp_path, trained_on={"family": "array", "spacing": [1.0, 1.0, 1.0]})
     code = (
-        "import logging, numpy as np, pipeline as pl\np ="
-        f" pl.Predictor.load({str(model)!r})\n{{}}p.predict(np.random.default_rng(0).integers(0,"
-        " 255, (16, 16, 16)).astype('uint8'), spacing=(4, 1, 1))"
+        "import logging, numpy as np, pipeline as pl\n"
+        f"p = pl.Predictor.load({str(model)!r})\n"
+        "{}p.predict(np.random.default_rng(0).integers(0, 255, (16, 16, 16)).astype('uint8'), "
+        "spacing=(4, 1, 1))"
     )
     for more, wanted in (("", 1), ("logging.getLogger('pipeline').setLevel(logging.ERROR)\n", 0)):
         done = subprocess.run(
@@ -384,8 +388,10 @@ def test_a_script_without_a_guard_scores(tmp_path: Path) -> None:
             files.write(tmp_path / name / f"{n}.tif", sheets((8, 8, 8), n)[1])
     script = tmp_path / "script.py"
     script.write_text(
-        f"print('BODY')\nimport pipeline as pl\nprint(pl.score_folder({str(tmp_path / 'p')!r},"
-        f" {str(tmp_path / 't')!r}, 'dice', ignore_label=2)['mean'])\n"
+        "print('BODY')\n"
+        "import pipeline as pl\n"
+        f"print(pl.score_folder({str(tmp_path / 'p')!r}, {str(tmp_path / 't')!r}, 'dice', "
+        "ignore_label=2)['mean'])\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)],

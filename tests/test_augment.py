@@ -20,7 +20,7 @@ from skimage.exposure import equalize_adapthist
 
 from pipeline.config import Config, ConfigError, from_dict
 from pipeline.data.cache import CachedCase, Volume
-from pipeline.data.loaders import PatchDataset, _set_random_state
+from pipeline.data.loaders import PatchDataset, set_random_state
 from pipeline.data.normalise import IntensityScale
 from pipeline.data.properties import CaseProperties
 from pipeline.data.transforms import (
@@ -81,7 +81,7 @@ def config(
 
 def apply(setting: Config, sample: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
     chain = Compose(augmentations(setting, reads(setting.losses)))
-    _set_random_state(chain, np.random.RandomState(seed))
+    set_random_state(chain, np.random.RandomState(seed))
     out = chain({k: v.copy() for k, v in sample.items()})
     assert isinstance(out, dict)
     return {k: np.asarray(v) for k, v in out.items()}
@@ -174,7 +174,7 @@ def test_maps_of_losses_are_moved_after_their_kind(name: str) -> None:
 
 @pytest.mark.parametrize("size", [FLAT, SOLID])
 def test_plain_affine_is_monais_with_its_draws(size: tuple[int, ...]) -> None:
-    """Options of zero take no random numbers: what a seed gave before they existed, it still gives."""
+    """Options of zero draw no random numbers: a seed gives what it gave before they existed."""
     dims = len(size)
     angle = 15 * math.pi / 180
     reference = RandAffined(
@@ -321,7 +321,7 @@ def test_every_entry_keeps_shape_type_and_sense(
     image = picture(channels, size)
     label = (image[:1] > 0.5).astype(np.uint8)
     chain = Compose(augmentations(config(size, part(name))))
-    _set_random_state(chain, np.random.RandomState(0))
+    set_random_state(chain, np.random.RandomState(0))
     before = image.copy()
     sample = chain({"image": image, "label": label})
     np.testing.assert_array_equal(image, before, err_msg="the input was written to")
@@ -409,7 +409,7 @@ def test_colour_leaves_other_images_alone_and_draws_the_same(channels: int) -> N
             Compose(augmentations(config(FLAT, part("colour", 0.5)))),
             np.random.RandomState(5),
         )
-        _set_random_state(chain, state)
+        set_random_state(chain, state)
         for _ in range(4):
             chain({"image": sample, "label": np.zeros((1, *FLAT), np.uint8)})
         states.append(state.rand())

@@ -13,6 +13,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import model_from_yaml
 from torch import nn
 
 from pipeline import config as configs
@@ -197,7 +198,9 @@ RETOUCH = IMAGES.replace(
 VOLUMES = """
 name: sheets
 data: {patch: {size: [16, 16, 16]}}
-network: {name: unet, options: {channels: [4, 4, 8, 8, 8], norm: {name: group, options: {num_groups: 2}}}}
+network:
+  name: unet
+  options: {channels: [4, 4, 8, 8, 8], norm: {name: group, options: {num_groups: 2}}}
 losses: [dice]
 predict: {overlap: 4}
 postprocess: [threshold]
@@ -205,25 +208,7 @@ postprocess: [threshold]
 
 
 def model(folder: Path, text: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(text)
-    config = configs.load(folder / "config.yaml")
-    channels = (3, 3) if config.task == "image" else (1, 1)
-    torch.manual_seed(1)
-    weights = networks.build(config.network, *channels, config.data.dims).state_dict()
-    path = folder / "best_model.safetensors"
-    save_model(
-        path,
-        Checkpoint(
-            config=configs.to_dict(config),
-            channels=channels,
-            fold=0,
-            epoch=1,
-            score=None,
-            weights=weights,
-        ),
-    )
-    return path
+    return model_from_yaml(folder, text, 1 if text == VOLUMES else 3)
 
 
 @pytest.mark.parametrize("text", [IMAGES, VOLUMES], ids=["image", "volume"])

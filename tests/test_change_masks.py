@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
+import change_masks
 import numpy as np
 import pytest
 
 from pipeline import colours, files
 from pipeline.config import Change
 from pipeline.data import change
-
-ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location(
-    "change_masks", ROOT / "data_prep" / "change_masks.py"
-)
-assert spec is not None
-assert spec.loader is not None
-script = importlib.util.module_from_spec(spec)
-sys.modules["change_masks"] = script
-spec.loader.exec_module(script)
 
 YAML = """
 name: t
@@ -61,7 +50,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def run(root: Path, *words: object, out: str = "out") -> int:
-    return script.main([str(w) for w in (root / "src", root / "dst", root / out, *words)])
+    return change_masks.main([str(w) for w in (root / "src", root / "dst", root / out, *words)])
 
 
 def picture(path: Path) -> np.ndarray:

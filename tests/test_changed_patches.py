@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import opened
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError, Patch, from_dict
-from pipeline.data import cache, cases, change, derived, properties
+from pipeline.data import change, derived
 from pipeline.data.cache import CachedCase, Volume
 from pipeline.data.change import LEVEL, REDUCED
 from pipeline.data.derived import BLOCKS, MASK, ChangeMask
@@ -71,13 +72,6 @@ def write_pairs(root: Path) -> Path:
         for folder, array in zip(("src", "dst"), pair(SIZES[name], SPOTS[name], n), strict=True):
             files.write(root / folder / f"{name}.png", array)
     return root
-
-
-def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
-    found = cases.find(setting.data, setting.targets, root).train
-    return cache.build(
-        found, properties.examine(found, setting, None, write=False), setting, folder
-    )
 
 
 @pytest.fixture(scope="module")

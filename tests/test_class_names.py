@@ -1,4 +1,4 @@
-"""Class names of dataset.json stand where people read metrics; the keys of JSON files stay numbers."""
+"""Class names of dataset.json stand where people read metrics; JSON keys stay numbers."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_medial_surface_of_a_slab_is_its_middle_plane_whatever_its_axis(axis: in
 @settings(deadline=None, max_examples=6)
 @given(slope=st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
 def test_medial_surface_of_an_oblique_sheet(slope: tuple[float, float]) -> None:
-    """Half as thick as the sheet at most, near everywhere in it; the tube is one whole sheet again."""
+    """At most half as thick as the sheet, near all of it; the tube is one whole sheet again."""
     mask = oblique(slope)
     thin = medial_surface(mask, radius=0).astype(bool)
     assert (thin <= mask).all()

@@ -142,7 +142,7 @@ def test_every_reason_has_its_way_out(
     def fails(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(durable, "_sync_all", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     for write in (
         lambda: files.write(tmp_path / "a.npy", np.zeros((2, 2, 2))),
         lambda: files.write_json(tmp_path / "a.json", {}),

@@ -263,8 +263,12 @@ def test_nobody_below_a_command_prints() -> None:
 
 def test_a_planted_late_import_would_be_found() -> None:
     text = (
-        "import json\n\ndef outer():\n    async def inner():\n        if json:\n            from"
-        " pipeline.files import lzw, read\n    import os.path\n"
+        "import json\n"
+        "\ndef outer():\n"
+        "    async def inner():\n"
+        "        if json:\n"
+        "            from pipeline.files import lzw, read\n"
+        "    import os.path\n"
     )
     assert late_imports(ast.parse(text), modules()) == {
         "pipeline.files.lzw": 6,
@@ -324,12 +328,17 @@ def test_nothing_unsafe_is_called() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_loads_nothing_heavy(command: str) -> None:
-    """The figure of 0.3 s is measured by tests/benchmarks; what makes it possible is tested here."""
+    """The 0.3 s are measured by tests/benchmarks; what makes them possible is tested here."""
     code = (
-        f"import runpy, sys\nsys.argv = ['{command}', '--help']\ntry:\n   "
-        f" runpy.run_module('pipeline.{command}', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    assert end.code == 0\nheavy = {'torch', 'monai', 'numpy', 'scipy', 'tifffile',"
-        " 'pydantic', 'yaml'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "import runpy, sys\n"
+        f"sys.argv = ['{command}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('pipeline.{command}', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "heavy = {'torch', 'monai', 'numpy', 'scipy', 'tifffile', 'pydantic', 'yaml'} & "
+        "set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False

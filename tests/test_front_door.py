@@ -63,10 +63,14 @@ def test_the_package_answers_at_once() -> None:
     rounds = [seconds("-m", "pipeline") - seconds("-c", "pass") for _ in range(3)]
     assert min(rounds) < 0.3
     code = (
-        "import runpy, sys\nsys.argv = ['pipeline']\ntry:\n    runpy.run_module('pipeline',"
-        " run_name='__main__')\nexcept SystemExit as end:\n    assert end.code == 0\nheavy ="
-        " {'torch', 'monai', 'numpy', 'scipy', 'pydantic', 'yaml'} & set(sys.modules)\nassert not"
-        " heavy, heavy\n"
+        "import runpy, sys\n"
+        "sys.argv = ['pipeline']\n"
+        "try:\n"
+        "    runpy.run_module('pipeline', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "heavy = {'torch', 'monai', 'numpy', 'scipy', 'pydantic', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

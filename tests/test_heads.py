@@ -148,8 +148,8 @@ def test_a_large_ensemble_is_that_of_memory(
         " {name: closing, options: {size: 3}}]"
     )
     spec.write_text(
-        f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight:"
-        f" 2}}]\npostprocess: {steps}\n"
+        f"members: [{{run: {tmp_path / 'one'}}}, {{run: {tmp_path / 'two'}, weight: 2}}]\n"
+        f"postprocess: {steps}\n"
     )
     for out, whole in (("memory", 2**27), ("slabs", 10)):
         monkeypatch.setattr("pipeline.workflows.fuse.WHOLE", whole)
@@ -171,7 +171,7 @@ def test_a_large_ensemble_is_that_of_memory(
 
 
 def as_before(new: Path, old: Path) -> None:
-    """The soft predictions of a folder as they were written before: the mask as the last channel."""
+    """The soft predictions of a folder as written before: the mask as the last channel."""
     (old / "soft").mkdir(parents=True)
     for path in (new / "soft").glob("*.npy"):
         heads = [np.load(path), np.load(new / "soft" / "mask" / path.name)]

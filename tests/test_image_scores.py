@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
+from small_models import run_evaluate
 from tiles import soft_of
 
 from pipeline import evaluate as command
@@ -193,26 +194,14 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, *words: object) -> int:
-    given = (
-        "--predictions",
-        root / "answers",
-        "--labels",
-        root / "dst",
-        "--out",
-        root / "out.json",
-        "--workers",
-        1,
-        *words,
-    )
-    return command.main([str(w) for w in given])
-
-
 def test_images_of_every_type_beside_do_nothing(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        run(folders, "--metrics", "psnr", "ssim", "--inputs", folders / "src", "--workers", 2) == 0
+        run_evaluate(
+            folders, "--metrics", "psnr", "ssim", "--inputs", folders / "src", "--workers", 2
+        )
+        == 0
     )
     scores = json.loads((folders / "out.json").read_text())
     assert list(scores["cases"]) == ["a", "b", "c"]
@@ -235,7 +224,7 @@ def test_images_of_every_type_beside_do_nothing(
 
 
 def test_without_inputs_there_is_no_such_row(folders: Path) -> None:
-    assert run(folders, "--metrics", "mae") == 0
+    assert run_evaluate(folders, "--metrics", "mae") == 0
     assert set(json.loads((folders / "out.json").read_text())) == {"cases", "mean", "failed"}
 
 
@@ -244,7 +233,7 @@ def test_an_answer_that_cannot_be_scored_fails_by_name(folders: Path) -> None:
     broken[0, 5, 5] = np.nan
     files.write(folders / "answers/c.tif", broken, dims=2)
     files.write(folders / "answers/b.png", files.read(folders / "answers/b.png", 2)[0][:1])
-    assert run(folders, "--metrics", "psnr", "--inputs", folders / "src") == 3
+    assert run_evaluate(folders, "--metrics", "psnr", "--inputs", folders / "src") == 3
     scores = json.loads((folders / "out.json").read_text())
     assert list(scores["cases"]) == ["a"]
     assert "NaN or infinite" in scores["failed"]["c"]
@@ -256,16 +245,16 @@ def test_the_test_side_of_a_split_alone_is_scored(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folders / "answers/a.png").unlink()
-    assert run(folders, "--metrics", "psnr") == 2
+    assert run_evaluate(folders, "--metrics", "psnr") == 2
     assert "no answer for 1 of 3 labels: a" in capsys.readouterr().err
     files.write_json(folders / "split.json", {"train": ["a"], "test": ["b", "c"]})
-    assert run(folders, "--metrics", "psnr", "--split", folders / "split.json") == 0
+    assert run_evaluate(folders, "--metrics", "psnr", "--split", folders / "split.json") == 0
     assert list(json.loads((folders / "out.json").read_text())["cases"]) == ["b", "c"]
     files.write_json(folders / "split.json", {"test": ["b", "z"]})
-    assert run(folders, "--metrics", "psnr", "--split", folders / "split.json") == 2
+    assert run_evaluate(folders, "--metrics", "psnr", "--split", folders / "split.json") == 2
     assert "without a file" in capsys.readouterr().err
     files.write_json(folders / "split.json", {"train": ["b"]})
-    assert run(folders, "--metrics", "psnr", "--split", folders / "split.json") == 2
+    assert run_evaluate(folders, "--metrics", "psnr", "--split", folders / "split.json") == 2
 
 
 @pytest.mark.parametrize(
@@ -283,11 +272,11 @@ def test_the_test_side_of_a_split_alone_is_scored(
 def test_wrong_options_are_refused(
     folders: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folders, *words) == 2
+    assert run_evaluate(folders, *words) == 2
     assert told in capsys.readouterr().err
 
 
 def test_a_missing_input_is_named(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folders / "src/b.png").unlink()
-    assert run(folders, "--metrics", "psnr", "--inputs", folders / "src") == 2
+    assert run_evaluate(folders, "--metrics", "psnr", "--inputs", folders / "src") == 2
     assert "no input for 1 cases: b" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_identity_network_gives_the_volume_back(window: str, shape: tuple[int, .
 
 
 def test_whole_image_equality_with_a_halo() -> None:
-    """A norm-free network with receptive radius 1 and a halo of 1: tiles are not to be seen at all."""
+    """A norm-free network with receptive radius 1 and a halo of 1: tiles leave no trace."""
     network, given = Blur(2), source((61, 47))
     whole = network(torch.from_numpy(given.array[None]))["main"][0].detach().numpy()
     halo = tiled(

@@ -201,8 +201,12 @@ PAIRS = """
 name: t
 task: image
 data:
-  {layout: folders, folders: {image: src, target: dst}, dims: 2, folds: {count: 2}, patch: {size: [16, 16], foreground: null},
-  normalise: {name: range, options: {low: 0, high: null}}}
+  layout: folders
+  folders: {image: src, target: dst}
+  dims: 2
+  folds: {count: 2}
+  patch: {size: [16, 16], foreground: null}
+  normalise: {name: range, options: {low: 0, high: null}}
 network: {name: deblur_unet, options: {base: 4, groups: 4}}
 losses: [{name: l1, target: target}]
 metrics: [psnr]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,13 +212,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 np.stack([y + 1, x + 1, np.full_like(y, n + 1)]).astype(np.uint16) * 1000,
             )
     return root
-
-
-def opened(root: Path, setting: Config, folder: Path) -> list[CachedCase]:
-    found = cases.find(setting.data, setting.targets, root).train
-    return cache.build(
-        found, properties.examine(found, setting, None, write=False), setting, folder
-    )
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import competition_folder
 
-from pipeline import train
+from pipeline import files, train
 from pipeline.files import lock
 from pipeline.runs import FoldFolder
 from pipeline.stopping import stop
@@ -35,7 +35,8 @@ from pipeline.files import lock
 
 with lock.held(Path(sys.argv[1])):
     if sys.argv[2] == "fork" and os.fork() == 0:
-        os.write(1, f"forked {os.getpid()}\\n".encode())  # in one piece, beside the other process's line
+        # In one piece, beside the other process's line.
+        os.write(1, f"forked {os.getpid()}\\n".encode())
         time.sleep(60)
         os._exit(0)
     os.write(1, b"holds\\n")
@@ -278,18 +279,19 @@ def test_waiting_for_the_run_folder_is_said_and_can_be_stopped(
 
 TOGETHER = """
 import sys
-from pipeline import train
+from pipeline import files, train
 from pipeline.data import cache
 
 log = sys.argv.pop(1)
-original = cache._write_volumes
+save = cache.save
 
-def write(case, *rest):
-    with open(log, "a") as file:
-        file.write(case.id + "\\n")
-    return original(case, *rest)
+def write(path, array):
+    if path.name.endswith(".image.npy"):
+        with open(log, "a") as file:
+            file.write(path.name.removesuffix(".image.npy") + "\\n")
+    return save(path, array)
 
-cache._write_volumes = write
+cache.save = write
 raise SystemExit(train.main())
 """
 
@@ -332,13 +334,13 @@ def test_sweeping_spares_the_temporary_files_of_the_living(
     """What another process is writing into the run stays; what a dead one left goes, when the run
     is prepared.
     """
-    from pipeline.files import durable
-
     out = tmp_path / "run"
     (out / "fold_1").mkdir(parents=True)
+    with files.whole(tmp_path / "a.npy") as temp:
+        temp.write_bytes(b"")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         living, dead = (
-            out / "fold_1" / f".tmp-{durable._HOST}-{pid}-0a0a0a0a.npy"
+            out / "fold_1" / temp.name.replace(f"-{os.getpid()}-", f"-{pid}-")
             for pid in (other.pid, _dead_pid())
         )
         for path in (living, dead):

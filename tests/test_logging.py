@@ -75,9 +75,11 @@ def test_an_error_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -
 
 def test_warnings_of_other_libraries_are_kept(tmp_path: Path) -> None:
     code = (
-        "import pathlib, warnings\nfrom pipeline.progress import log_to_file\nwith"
-        f" log_to_file(pathlib.Path({str(tmp_path)!r}), 'probe') as path:"
-        " warnings.warn('theirs')\nprint(path.read_text())"
+        "import pathlib, warnings\n"
+        "from pipeline.progress import log_to_file\n"
+        f"with log_to_file(pathlib.Path({str(tmp_path)!r}), 'probe') as path: "
+        "warnings.warn('theirs')\n"
+        "print(path.read_text())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True

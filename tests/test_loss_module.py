@@ -32,7 +32,7 @@ IGNORED = 9
 
 
 def scene(name: str, channels: int, space: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Logits and a target of two samples; of labels two boxes of other classes and an ignored rim."""
+    """Logits and a target of two samples; labels: two boxes of other classes, an ignored rim."""
     make = torch.Generator().manual_seed(len(space))
     logits = torch.randn(2, channels, *space, generator=make)
     if "image" in LOSSES[name].targets:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.morphology import betti_numbers
 from pipeline.morphology.counts import matching_counts
-from pipeline.morphology.matching import Pairs, _reduce, match
+from pipeline.morphology.matching import Pairs, lowest_ones, match
 from pipeline.records import UserError
 
 FEW = settings(max_examples=30, deadline=None)
@@ -339,7 +339,7 @@ def test_columns_that_fill_up() -> None:
             columns.append(plain)
             pivots.append(max(column))
     assert sum(map(len, owners.values())) > 8 * size
-    assert _reduce(np.array(columns)).tolist() == pivots
+    assert lowest_ones(np.array(columns)).tolist() == pivots
 
 
 # ---------------------------------------------------------------- the official scorer

@@ -546,18 +546,18 @@ def test_options_out_of_range_are_refused(name, options, word):
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.5, 2.0, 1.25)])
 def test_surface_elements_in_the_world_are_marching_cubes(spacing):
-    """The area of a ball is that of its mesh by scikit-image, whatever the distance of its voxels."""
+    """The area of a ball is that of its mesh by scikit-image, whatever the voxel spacing."""
     from skimage.measure import marching_cubes, mesh_surface_area
 
     ball = np.pad(np.linalg.norm(np.mgrid[-9:10, -9:10, -9:10], axis=0) < 8.3, 1)
-    codes = surface._neighbour_codes(ball)
+    codes = surface.neighbour_codes(ball)
     points, faces, *_ = marching_cubes(
         np.pad(ball, 1).astype(float), 0.5, spacing=spacing, method="lorensen"
     )
     sizes = surface.element_sizes(spacing)
     assert sizes[codes].sum() == pytest.approx(mesh_surface_area(points, faces), rel=1e-6)
     np.testing.assert_allclose(
-        surface.element_sizes((1.0, 1.0, 1.0)), surface._element_sizes(3), atol=1e-9
+        surface.element_sizes((1.0, 1.0, 1.0)), surface.unit_element_sizes(3), atol=1e-9
     )
     np.testing.assert_allclose(
         surface.element_sizes(tuple(2 * s for s in spacing)), 4 * sizes, atol=1e-9

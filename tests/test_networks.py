@@ -167,7 +167,7 @@ def test_each_weight_has_one_name(which: str) -> None:
 
 @pytest.mark.parametrize("which", TINY)
 def test_a_used_network_can_be_copied(which: str) -> None:
-    """Weight averaging deep-copies the network in mid-training; the copy is independent and works."""
+    """Weight averaging deep-copies the network in mid-training; the copy works by itself."""
     net = tiny(which, 2).train()
     x = torch.randn(2, 2, 16, 32)
     net(x)["main"].sum().backward()
@@ -180,7 +180,7 @@ def test_a_used_network_can_be_copied(which: str) -> None:
 
 
 def test_deep_heads_are_ordered_from_fine_to_coarse() -> None:
-    """deepN is made at 1 / 2^N of the size and repeated, so it is constant on blocks of 2^N voxels."""
+    """deepN is made at 1 / 2^N of the size and repeated: constant on blocks of 2^N voxels."""
     net = tiny("dynunet", 2).train()
     outputs = net(torch.randn(1, 2, 32, 32))
     for name, block in {"deep1": 2, "deep2": 4}.items():

@@ -1,4 +1,4 @@
-"""One setting of the range for every number type, and the way back to the very values of the file."""
+"""One setting of the range for every number type, and its exact inverse to the file's values."""
 
 from __future__ import annotations
 

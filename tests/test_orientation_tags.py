@@ -117,7 +117,12 @@ SYSTEM = """
 name: t
 network: unet
 losses: [dice]
-data: {layout: folders, dims: 2, classes: 3, folds: {count: 2}, patch: {size: [16, 16], foreground: null}}
+data:
+  layout: folders
+  dims: 2
+  classes: 3
+  folds: {count: 2}
+  patch: {size: [16, 16], foreground: null}
 """
 
 

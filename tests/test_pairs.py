@@ -4,36 +4,19 @@ is paired by accident.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import blemishes
+import make_pairs as make
 import numpy as np
+import prepare_gopro as gopro
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
 from pipeline import files
 from pipeline.config import Change, from_dict
 from pipeline.data import cases, change
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "data_prep" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-make = script("make_pairs")
-gopro = script("prepare_gopro")
-blemishes = script("blemishes")
 
 
 def photograph(seed: int, shape: tuple[int, int] = (90, 100)) -> np.ndarray:
@@ -72,7 +55,7 @@ def listing(out: Path) -> dict[str, bytes]:
 def test_blur_is_the_mean_of_shifted_frames_in_linear_light(
     photographs: Path, tmp_path: Path
 ) -> None:
-    """Done again frame by frame with scipy's shift, from the parameters written beside the pairs."""
+    """Done again frame by frame with scipy's shift, from the parameters beside the pairs."""
     assert run(photographs, tmp_path, "--kind", "blur", "--variants", 2, "--crop", 40, 50) == 0
     facts = json.loads((tmp_path / "pairs.json").read_text())
     margin = 9 + make.SPLINE_REACH

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import math
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import slim_vgg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +33,6 @@ from pipeline.records import LossTerm, UserError
 perceptual_module: Any = importlib.import_module("pipeline.losses.perceptual")
 """By its full name: ``pipeline.losses.perceptual`` is the loss as an attribute of its package."""
 
-ROOT = Path(__file__).resolve().parents[1]
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
@@ -455,7 +453,7 @@ def blemished(
 @settings(deadline=None, max_examples=30)
 def test_the_window_lies_around_the_blemish(y: int, x: int, size: int) -> None:
     mask = blemished((y, x))
-    ((top, left),) = perceptual_module._around(mask, size, [(0, 0)])
+    ((top, left),) = perceptual_module.window_corners(mask, size, [(0, 0)])
     assert 0 <= top <= max(40 - size, 0)
     assert 0 <= left <= 56 - size
     assert mask[..., top : top + size, left : left + size].sum() == 16
@@ -467,13 +465,13 @@ def test_the_window_lies_around_the_blemish(y: int, x: int, size: int) -> None:
 def test_of_two_blemishes_the_window_takes_the_larger_and_of_none_the_middle() -> None:
     mask = blemished((2, 2), (-1, -1), (30, 45), (2, 2))
     mask[3, :, 26:38, 40:52] = 0.5  # soft, but much larger
-    corners = perceptual_module._around(mask, 16, [(12, 20)] * 4)
+    corners = perceptual_module.window_corners(mask, 16, [(12, 20)] * 4)
     assert corners[0] == (0, 0)
     assert corners[1] == (12, 20)
     assert corners[2] == pytest.approx((24, 39), abs=2)
     assert corners[3] == pytest.approx((24, 38), abs=2)
     assert corners == [
-        perceptual_module._around(mask[i : i + 1], 16, [(12, 20)])[0] for i in range(4)
+        perceptual_module.window_corners(mask[i : i + 1], 16, [(12, 20)])[0] for i in range(4)
     ]
 
 
@@ -481,7 +479,7 @@ def test_the_mask_says_where_each_sample_is_looked_at() -> None:
     x, y = photograph(2, 3, 40, 56).float(), photograph(2, 3, 40, 56, seed=1).float()
     mask = blemished((30, 45), (-1, -1))
     options = {"weights": "random", "layers": ["relu1_2"]}
-    corners = perceptual_module._around(mask, 16, [(12, 20)] * 2)
+    corners = perceptual_module.window_corners(mask, 16, [(12, 20)] * 2)
     cut = [
         torch.stack([t[i, :, a : a + 16, b : b + 16] for i, (a, b) in enumerate(corners)])
         for t in (x, y)
@@ -787,21 +785,11 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ data_prep/slim_vgg.py
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("slim_vgg", ROOT / "data_prep" / "slim_vgg.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_slimming_keeps_the_layers_and_the_hash(
-    script: ModuleType, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "deep" / "slim.safetensors"
-    assert script.main([str(published), str(out)]) == 0
+    assert slim_vgg.main([str(published), str(out)]) == 0
     assert "1,735,488 weights, 6.9 MB" in capsys.readouterr().out
     with safe_open(out, framework="pt") as file:
         header = file.metadata()
@@ -816,23 +804,21 @@ def test_slimming_keeps_the_layers_and_the_hash(
     assert len(costs) == 1
 
 
-def test_slimming_into_the_cache_is_found_by_the_loss(
-    script: ModuleType, published: Path, home: Path
-) -> None:
-    assert script.main([str(published), "--deepest", "relu2_2"]) == 0
+def test_slimming_into_the_cache_is_found_by_the_loss(published: Path, home: Path) -> None:
+    assert slim_vgg.main([str(published), "--deepest", "relu2_2"]) == 0
     assert same(vgg.load(None, "relu3_3"), "relu3_3")
 
 
 def test_another_file_needs_consent_and_a_name(
-    script: ModuleType, pickled: Path, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture
+    pickled: Path, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "slim.safetensors"
-    assert script.main([str(pickled), str(out)]) == 2
+    assert slim_vgg.main([str(pickled), str(out)]) == 2
     assert "--accept-other" in capsys.readouterr().err
-    assert script.main([str(pickled), "--accept-other"]) == 2
+    assert slim_vgg.main([str(pickled), "--accept-other"]) == 2
     assert not out.exists()
     assert not home.exists()
-    assert script.main([str(pickled), str(out), "--accept_other", "--deepest", "relu1_2"]) == 0
+    assert slim_vgg.main([str(pickled), str(out), "--accept_other", "--deepest", "relu1_2"]) == 0
     assert "warning" in capsys.readouterr().out
     assert same(vgg.load(out, "relu1_2"), "relu1_2")
 
@@ -846,7 +832,7 @@ def test_another_file_needs_consent_and_a_name(
     ],
 )
 def test_wrong_arguments_of_slimming_exit_with_2(
-    script: ModuleType, arguments: list[str], words: str, capsys: pytest.CaptureFixture
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert script.main(arguments) == 2
+    assert slim_vgg.main(arguments) == 2
     assert words in capsys.readouterr().err

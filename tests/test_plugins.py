@@ -1,4 +1,4 @@
-"""Plugins: one file adds an entry to each table; it runs where the user names it, and nowhere else."""
+"""Plugins: one file adds an entry to each table and runs only where the user names it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, do_nothing_model
+from conftest import TINY, do_nothing_model, restore_after
 from documents import ROOT, run_blocks
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -75,7 +75,7 @@ first five.
 
 for _name in pl.__all__:
     getattr(pl, _name)  # loads every table
-TABLES = {table.kind: record for record, table in registry._open.items()}
+TABLES = {table.kind: record for record, table in registry.TABLES.items()}
 
 SETTINGS = [
     *(
@@ -99,7 +99,7 @@ SETTINGS = [
 
 
 def python(code: str, *words: object) -> str:
-    """Code in a process of its own, in which no plugin was loaded before; returns what it prints."""
+    """Run code in a process of its own, where no plugin was loaded; returns its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, words)]
     done = subprocess.run(
@@ -143,11 +143,11 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process without plugins, and afterwards as it was before."""
-    tables = list(registry._open.values())
+    tables = list(registry.TABLES.values())
     for name in ("_loaded", "_owners"):
         monkeypatch.setattr(plugins, name, {})
     for table in tables:
-        monkeypatch.setattr(table, "_entries", dict(table._entries))
+        restore_after(monkeypatch, table)
     yield
     for name in [n for n in sys.modules if n.startswith("pipeline_plugin_")]:
         del sys.modules[name]
@@ -375,7 +375,7 @@ HARMFUL = "import pathlib\npathlib.Path({!r}).write_text('run')\n"
 
 @pytest.fixture
 def hostile(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A run that does all that it can to have its plugin run, and the file that this would leave."""
+    """A run that does all it can to have its plugin run, and the file that this would leave."""
     run, trace = tmp_path / "run", tmp_path / "trace"
     shutil.copytree(trained / "run", run)
     evil = run / "plugins" / "mine.py"
@@ -426,7 +426,11 @@ import pipeline as pl
 run, data, out = sys.argv[1:]
 config = pl.RunFolder(run).config()
 print(config.plugins)
-for work in (lambda: pl.Predictor.load(run), lambda: pl.train_folds(config, data, out=out), lambda: pl.load_config(run + "/config.yaml")):
+for work in (
+    lambda: pl.Predictor.load(run),
+    lambda: pl.train_folds(config, data, out=out),
+    lambda: pl.load_config(run + "/config.yaml"),
+):
     try:
         work()
     except pl.UserError as error:
@@ -635,8 +639,9 @@ def test_loader_workers_that_are_started_anew_know_them(
     dataset = PatchDataset(stored, config, 0, training=True)
     (tmp_path / "dataset").write_bytes(pickle.dumps(dataset))
     code = (
-        f"import pickle\nd = pickle.load(open({str(tmp_path / 'dataset')!r},"
-        " 'rb'))\nprint(float(d[0, 0, 0]['image'].sum()))"
+        "import pickle\n"
+        f"d = pickle.load(open({str(tmp_path / 'dataset')!r}, 'rb'))\n"
+        "print(float(d[0, 0, 0]['image'].sum()))"
     )
     assert float(python(code)) == float(dataset[0, 0, 0]["image"].sum())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import restore_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_blocks import compare_by_slabs
@@ -112,7 +113,7 @@ def test_an_added_step_is_checked() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_step_that_is_not_local_cannot_say_so(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By slabs it would give another answer, which nobody would see."""
-    monkeypatch.setattr(POSTPROCESS, "_entries", dict(POSTPROCESS))
+    restore_after(monkeypatch, POSTPROCESS)
     POSTPROCESS.add(
         "numbered",
         PostprocessStep(

@@ -41,7 +41,7 @@ from pipeline.workflows.fuse import member_folders
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two folds with random weights: prediction does not care whether they were trained."""
+    """A run of two folds with random weights: prediction needs no trained ones."""
     from pipeline import files
 
     folder = tmp_path_factory.mktemp("run")
@@ -341,7 +341,7 @@ def test_overlays_lie_beside_answers_and_are_none(flat: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(shown, colours.overlay(image, answer, (colours.SKY,)))
     assert {p.name for p in out.glob("*.png")} == {"a.png", "a_visualization.png", "a_overlay.png"}
     assert list(answer_files(out)) == ["a"]
-    assert list(workflow._by_id(out, "--predictions", {}, "", also={})) == ["a"]
+    assert [a.id for a in workflow.check(out, tmp_path / "in")] == ["a"]
     assert ensemble.main(["--fold-dirs", str(out), "--output", str(tmp_path / "e")]) == 0
     answer, shown = (
         np.asarray(Image.open(tmp_path / "e" / f"{name}.png")) for name in ("a", "a_overlay")
@@ -647,14 +647,14 @@ def test_spec_gives_members_weights_and_steps(tmp_path: Path) -> None:
     member(tmp_path / "p" / "fold_1", {"x": high})
     spec = tmp_path / "e.yaml"
     spec.write_text(
-        f"members: [{{run: {tmp_path}/p, folds: [0, 1]}}]\npostprocess: [{{name: threshold,"
-        " options: {at: 0.39}}]\n"
+        f"members: [{{run: {tmp_path}/p, folds: [0, 1]}}]\n"
+        "postprocess: [{name: threshold, options: {at: 0.39}}]\n"
     )
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "o")]) == 0
     assert tifffile.imread(tmp_path / "o" / "x.tif").all()
     spec.write_text(
-        f"members: [{{run: {tmp_path}/p/fold_0, weight: 3}}, {{run: {tmp_path}/p/fold_1}}]\nfusion:"
-        " mean\n"
+        f"members: [{{run: {tmp_path}/p/fold_0, weight: 3}}, {{run: {tmp_path}/p/fold_1}}]\n"
+        "fusion: mean\n"
     )
     assert ensemble.main(["--spec", str(spec), "--output", str(tmp_path / "o2")]) == 0
     assert not tifffile.imread(tmp_path / "o2" / "x.tif").any()

@@ -4,31 +4,18 @@ stored once.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+import prepare_competition
 import pytest
 import tifffile
 
 from pipeline.data import cache, cases, properties
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "prepare_competition.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_competition", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
 
 
 @pytest.fixture
@@ -58,26 +45,24 @@ def download(tmp_path: Path) -> Path:
 
 
 def test_a_sound_download_is_stored_and_a_second_run_changes_nothing(
-    script: ModuleType, download: Path, capsys: pytest.CaptureFixture[str]
+    download: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main([str(download), "--workers", "1"]) == 0
+    assert prepare_competition.main([str(download), "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "4 rows in train.csv, 3 training images, 1 test images" in out
     assert "806 rows and 786" in out
     assert "names 1 ids without any file (9999)" in out
     before = {p: p.stat().st_mtime_ns for p in (download / "store").rglob("*") if p.is_file()}
     assert len(before) == 3 * 4  # facts, manifest, image, label
-    assert script.main([str(download)]) == 0
+    assert prepare_competition.main([str(download)]) == 0
     assert before == {
         p: p.stat().st_mtime_ns for p in (download / "store").rglob("*") if p.is_file()
     }
 
 
-def test_training_finds_the_store(
-    script: ModuleType, download: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert script.main([str(download)]) == 0
-    settings = script.competition_config(download)
+def test_training_finds_the_store(download: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepare_competition.main([str(download)]) == 0
+    settings = prepare_competition.competition_config(download)
     folder = cache.cache_folder(settings.data, download / "run")
     assert folder == download / "store"
     from pipeline import files
@@ -89,14 +74,14 @@ def test_training_finds_the_store(
 
 
 def test_all_errors_are_printed_and_nothing_is_built(
-    script: ModuleType, download: Path, capsys: pytest.CaptureFixture[str]
+    download: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (download / "train_images" / "998.tif", download / "test_images" / "1407735.tif"):
         path.write_bytes(path.read_bytes()[:-20])
     (download / "train_labels" / "1004283.tif").unlink()
     label = download / "train_labels" / "11460685.tif"
     tifffile.imwrite(label, tifffile.imread(label) + np.uint8(1), compression="lzw")
-    assert script.main([str(download)]) == 2
+    assert prepare_competition.main([str(download)]) == 2
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
     assert [Path(line.split(": ")[1]).name for line in lines] == [
         "1004283.tif",
@@ -108,9 +93,9 @@ def test_all_errors_are_printed_and_nothing_is_built(
 
 
 def test_a_wrong_folder_is_an_error_with_the_expected_tree(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main([str(tmp_path / "gone")]) == 2
+    assert prepare_competition.main([str(tmp_path / "gone")]) == 2
     assert "train_labels/ID.tif" in capsys.readouterr().out
     assert not (tmp_path / "gone").exists()
 
@@ -128,7 +113,7 @@ def test_it_runs_as_a_script(download: Path) -> None:
 
 
 def test_real_chunks_are_prepared(
-    script: ModuleType, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, root = shared_data / "fib25_surfaces", tmp_path / "fib25"
     for folder in ("train_images", "train_labels"):
@@ -136,5 +121,5 @@ def test_real_chunks_are_prepared(
         for path in sorted((source / folder).iterdir())[:3]:
             (root / folder / path.name).symlink_to(path)
     (root / "train.csv").symlink_to(source / "train.csv")
-    assert script.main([str(root)]) == 0
+    assert prepare_competition.main([str(root)]) == 0
     assert "3 cases are ready" in capsys.readouterr().out

@@ -4,11 +4,10 @@ training command makes of the result.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+import prepare_vessels
 import pytest
 import tifffile
 from PIL import Image
@@ -17,21 +16,6 @@ from pipeline import files, morphology, train
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (60, 64)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "prepare_vessels", ROOT / "data_prep" / "prepare_vessels.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["prepare_vessels"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def photograph(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,10 +85,8 @@ def dry_run(out: Path, *settings: str) -> int:
     return train.main([*words, *settings])
 
 
-def test_drive_gets_equal_names_and_its_own_split(
-    script: ModuleType, drive: Path, tmp_path: Path
-) -> None:
-    assert script.main([str(drive), str(tmp_path / "out")]) == 0
+def test_drive_gets_equal_names_and_its_own_split(drive: Path, tmp_path: Path) -> None:
+    assert prepare_vessels.main([str(drive), str(tmp_path / "out")]) == 0
     assert files.read_json(tmp_path / "out" / "split.json") == {
         "train": ["21", "22"],
         "test": ["01", "02"],
@@ -129,9 +111,9 @@ def test_drive_gets_equal_names_and_its_own_split(
 
 
 def test_chase_finds_the_field_of_view_and_keeps_children_apart(
-    script: ModuleType, chase: Path, tmp_path: Path
+    chase: Path, tmp_path: Path
 ) -> None:
-    assert script.main([str(chase), str(tmp_path / "out")]) == 0
+    assert prepare_vessels.main([str(chase), str(tmp_path / "out")]) == 0
     split = files.read_json(tmp_path / "out" / "split.json")
     assert len(split["train"]) == 20
     assert split["test"][0] == "Image_11L"
@@ -144,25 +126,25 @@ def test_chase_finds_the_field_of_view_and_keeps_children_apart(
 
 
 def test_what_cannot_be_laid_out_is_said_before_anything_is_written(
-    script: ModuleType, chase: Path, tmp_path: Path, capsys
+    chase: Path, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "nothing").mkdir()
-    assert script.main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert prepare_vessels.main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     assert "neither DRIVE" in capsys.readouterr().err
     (chase / "Image_02L_1stHO.png").unlink()
-    assert script.main([str(chase), str(tmp_path / "out")]) == 2
+    assert prepare_vessels.main([str(chase), str(tmp_path / "out")]) == 2
     assert "no first observer's mask for Image_02L" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_field_of_view_of_the_real_photographs(script: ModuleType, shared_data: Path) -> None:
+def test_field_of_view_of_the_real_photographs(shared_data: Path) -> None:
     folder = shared_data / "chase_db1"
     for path in sorted((folder / "images").glob("*.png"))[:2]:
         truth = files.read(folder / "fov" / path.name, 2)[0][0] != 0
-        found = script.field_of_view(files.read(path, 2)[0])
+        found = prepare_vessels.field_of_view(files.read(path, 2)[0])
         assert 2 * np.count_nonzero(found & truth) / (found.sum() + truth.sum()) > 0.999
 
 
-def test_a_dark_image_has_no_field_of_view(script: ModuleType) -> None:
-    with pytest.raises(script.UserError, match="no fundus photograph"):
-        script.field_of_view(np.zeros((3, 20, 20), np.uint8))
+def test_a_dark_image_has_no_field_of_view() -> None:
+    with pytest.raises(prepare_vessels.UserError, match="no fundus photograph"):
+        prepare_vessels.field_of_view(np.zeros((3, 20, 20), np.uint8))

@@ -149,8 +149,9 @@ def test_a_terminal_of_unknown_width_has_a_bar() -> None:
     nothing.
     """
     code = (
-        "from pipeline.progress import progress, bars_shown\nwith bars_shown():\n    for n in"
-        " progress(range(3), 'work'): pass"
+        "from pipeline.progress import progress, bars_shown\n"
+        "with bars_shown():\n"
+        "    for n in progress(range(3), 'work'): pass"
     )
     _, seen = screen(on_terminal(["-c", code], columns=0))
     assert any(re.match(r"work:   0%\| +\| 0/3 ", line) and 60 < len(line) < 81 for line in seen), (

@@ -630,7 +630,9 @@ def test_masks_saved_as_grey_are_cut_where_the_config_says(tmp_path: Path) -> No
 
 def test_the_legend_names_classes(run: Path) -> None:
     files.write_text(run / "config.yaml", "data: {classes: 4}\n")
-    legend = re.findall(r"</i>([^<]+)", pictures._legend(runs.load(run)))
+    legend = re.findall(
+        r"</i>([^<]+)", reporting.build(run).split('class="legend"')[1].split("</p>")[0]
+    )
     assert legend == [
         "class 1",
         "class 2",

@@ -33,18 +33,22 @@ MEASURE = """<script>
 document.querySelectorAll('details').forEach(d => d.open = true);
 const page = document.documentElement, wide = [...document.querySelectorAll('.wide')];
 const out = [...document.querySelectorAll('body *')].filter(
-  e => e.getBoundingClientRect().right > page.clientWidth + 1 && !e.parentElement.closest('.wide, pre, svg'));
+  e => e.getBoundingClientRect().right > page.clientWidth + 1
+    && !e.parentElement.closest('.wide, pre, svg'));
 const scrolling = wide.filter(w => w.scrollWidth > w.clientWidth + 1);
 scrolling.forEach(w => w.scrollLeft = 1e6);
 const reached = scrolling.filter(w => {
-  const last = w.querySelector('thead th:last-child').getBoundingClientRect(), box = w.getBoundingClientRect();
+  const last = w.querySelector('thead th:last-child').getBoundingClientRect();
+  const box = w.getBoundingClientRect();
   return last.right <= box.right + 1 && last.left >= box.left;
 });
 const named = scrolling.filter(w => {
-  const first = w.querySelector('tbody th').getBoundingClientRect(), box = w.getBoundingClientRect();
+  const first = w.querySelector('tbody th').getBoundingClientRect();
+  const box = w.getBoundingClientRect();
   return first.left >= box.left - 1 && first.right <= box.right;
 });
-parent.document.title = JSON.stringify({width: page.clientWidth, page: page.scrollWidth, out: out.map(e => e.outerHTML.slice(0, 80)),
+parent.document.title = JSON.stringify({
+  width: page.clientWidth, page: page.scrollWidth, out: out.map(e => e.outerHTML.slice(0, 80)),
   tables: wide.length, scrolling: scrolling.length, reached: reached.length, named: named.length});
 </script></body>"""
 

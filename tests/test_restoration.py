@@ -247,7 +247,7 @@ def test_a_used_network_can_be_copied(which: str) -> None:
     [("image_unet", {}), ("deblur_unet", {"groups": 2}), ("deblur_unet", {"residual": True})],
 )
 def test_learns_a_tone_curve(name: str, options: dict[str, Any]) -> None:
-    """A few steps of Adam bring the error of a gain and an offset far below that of doing nothing."""
+    """A few steps of Adam bring the error of a gain and an offset far below the identity's."""
     torch.manual_seed(0)
     network = net(name, 1, base=8, **options).train()
     x = functional.interpolate(torch.rand(4, 1, 4, 4) * 2 - 1, scale_factor=4.0, mode="bilinear")

@@ -253,7 +253,7 @@ def test_a_stop_between_steps_waits_for_the_summed_gradients(
 def test_records_of_a_stopped_epoch_are_written_once(
     discs: Path, tmp_path: Path, events: Events
 ) -> None:
-    """One line an epoch in both logs and in TensorBoard; the epoch's time is that of all its parts."""
+    """One line an epoch in both logs and in TensorBoard; an epoch's time is that of its parts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     arguments = words(config_file(tmp_path, "averaged"), discs, tmp_path / "run")
@@ -348,7 +348,7 @@ def killed(
 def test_signals_to_the_whole_group_lose_no_step(
     calm: Callable[[str], Calm], discs: Path, tmp_path: Path, events: Events
 ) -> None:
-    """USR1, then TERM, in the middle of epochs, with two loader workers, as a scheduler sends them."""
+    """USR1, then TERM, amid epochs, with two loader workers, as a scheduler sends them."""
     expected, counted, undisturbed = calm("averaged")
     events.done.clear()
     out, log = tmp_path / "run", tmp_path / "steps"

@@ -369,7 +369,7 @@ def test_dice_of_two_empty_masks_is_zero(batch: bool) -> None:
 
 
 def test_a_small_mask_does_not_drown_in_a_large_image() -> None:
-    """In float32, TP as a difference of sums over the whole image would be off by a few per cent."""
+    """In float32, TP as a difference of sums over the image would be off by a few per cent."""
     x = 0.5 * torch.randn(1, 1, 1024, 1024, generator=torch.Generator().manual_seed(0)) - 4
     t = torch.zeros_like(x)
     t[..., 500:510, 500:510] = 0.7
@@ -527,13 +527,21 @@ def test_the_new_terms_are_losses_of_images() -> None:
 YAML = """
 name: retouch
 task: image
-data: {layout: folders, folders: {image: src, target: dst}, dims: 2, change: {}, patch: {size: [8, 8]}}
+data:
+  layout: folders
+  folders: {image: src, target: dst}
+  dims: 2
+  change: {}
+  patch: {size: [8, 8]}
 network: {name: unet}
 losses:
   - {name: masked_l1, target: target, weight: 1.3}
   - {name: masked_sobel, target: target}
   - {name: masked_laplacian, target: target, weight: 0.7}
-  - {name: perceptual, target: target, weight: 0.5, options: {weights: random, range: [0, 1], size: 8, reduce: mask, checkpoint: true}}
+  - name: perceptual
+    target: target
+    weight: 0.5
+    options: {weights: random, range: [0, 1], size: 8, reduce: mask, checkpoint: true}
   - {name: dice, head: mask, target: mask}
   - {name: total_variation, head: blend, target: target, weight: 0.01}
 """

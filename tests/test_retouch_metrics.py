@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import structural_similarity
+from small_models import run_evaluate
 from tiles import soft_of
 
-from pipeline import evaluate as command
 from pipeline import files
 from pipeline.config import Change, Config, ConfigError, from_dict
 from pipeline.data import cache, cases, change, properties
@@ -455,21 +455,6 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, *words: object) -> int:
-    given = (
-        "--predictions",
-        root / "answers",
-        "--labels",
-        root / "dst",
-        "--out",
-        root / "out.json",
-        "--workers",
-        1,
-        *words,
-    )
-    return command.main([str(w) for w in given])
-
-
 def result(root: Path) -> dict[str, Any]:
     return json.loads((root / "out.json").read_text())
 
@@ -477,7 +462,7 @@ def result(root: Path) -> dict[str, Any]:
 def test_the_command_scores_both_sides_beside_do_nothing(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folders, "--metrics", "psnr", "retouch", "--inputs", folders / "src") == 0
+    assert run_evaluate(folders, "--metrics", "psnr", "retouch", "--inputs", folders / "src") == 0
     scores = result(folders)
     assert scores["empty_masks"] == 1
     assert scores["cases"]["c"]["psnr_in"] is None
@@ -501,7 +486,7 @@ def test_predicted_masks_are_named_or_lie_beside_the_answers(folders: Path, name
     if not named:
         (folders / "elsewhere").rename(folders / "answers" / "masks")
     words = ["--masks", folders / "elsewhere"] if named else []
-    assert run(folders, "--metrics", "retouch", "--inputs", folders / "src", *words) == 0
+    assert run_evaluate(folders, "--metrics", "retouch", "--inputs", folders / "src", *words) == 0
     scores = result(folders)
     assert [case["mask_dice"] for case in scores["cases"].values()] == [1, 1, 1]
     assert "mask_dice" not in scores["do_nothing"]
@@ -511,7 +496,7 @@ def test_settings_of_the_mask_are_those_of_data_change(folders: Path) -> None:
     shares = {}
     for words in ((), ("opening=0", "dilation=0", "blur=0"), ("threshold=100",)):
         assert (
-            run(
+            run_evaluate(
                 folders,
                 "--metrics",
                 "retouch",
@@ -547,7 +532,7 @@ def test_a_case_that_cannot_be_scored_fails_by_name(folders: Path) -> None:
     coloured[1] = 255
     files.write(folders / "elsewhere/b.png", coloured, dims=2)
     assert (
-        run(
+        run_evaluate(
             folders,
             "--metrics",
             "retouch",
@@ -568,7 +553,7 @@ def test_a_case_that_cannot_be_scored_fails_by_name(folders: Path) -> None:
 def test_a_predicted_mask_of_another_size_fails_by_name(folders: Path) -> None:
     files.write(folders / "elsewhere/a.png", np.zeros((12, 15), np.uint8), dims=2)
     assert (
-        run(
+        run_evaluate(
             folders,
             "--metrics",
             "retouch",
@@ -622,14 +607,14 @@ def test_wrong_options_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folders)
-    assert run(folders, *words) == 2
+    assert run_evaluate(folders, *words) == 2
     assert told in capsys.readouterr().err
 
 
 def test_a_missing_mask_is_named(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folders / "elsewhere/b.png").unlink()
     assert (
-        run(
+        run_evaluate(
             folders,
             "--metrics",
             "retouch",
@@ -646,7 +631,7 @@ def test_a_missing_mask_is_named(folders: Path, capsys: pytest.CaptureFixture[st
 def test_volumes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("dst", "src", "answers"):
         files.write(tmp_path / name / "a.tif", np.zeros((1, 4, 12, 12), np.uint8), dims=3)
-    assert run(tmp_path, "--metrics", "retouch", "--inputs", tmp_path / "src") == 2
+    assert run_evaluate(tmp_path, "--metrics", "retouch", "--inputs", tmp_path / "src") == 2
     assert "retouch compares photographs" in capsys.readouterr().err
 
 

@@ -100,8 +100,10 @@ def test_training_sees_where_tiny_voxels_lie(
         ' ".nii.gz"}'
     )
     (tmp_path / "c.yaml").write_text(
-        "name: t\ndata: {layout: nnunet, folds: {count: 2}, patch: {size: [16, 16, 16]}}\nnetwork:"
-        " unet\nlosses: [dice]\n"
+        "name: t\n"
+        "data: {layout: nnunet, folds: {count: 2}, patch: {size: [16, 16, 16]}}\n"
+        "network: unet\n"
+        "losses: [dice]\n"
     )
     assert (
         train.main(

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from conftest import restore_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -60,7 +61,7 @@ LABEL_METRICS = [
 
 @dataclass(frozen=True)
 class Drawn:
-    """A case of labels, and of how many classes the set is; ``ignore`` is the class after the last."""
+    """A case of labels and the number of classes; ``ignore`` is the class after the last."""
 
     answer: np.ndarray
     target: np.ndarray
@@ -265,7 +266,7 @@ def _agrees_with_scikit_learn(scores: Scores, drawn: Drawn) -> None:
     with_mask=st.booleans(),
 )
 def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) -> None:
-    """Files, the store and arrays; with the mask of what was to change, and as the network saw it."""
+    """Files, the cache and arrays; with the mask of what was to change, as the network saw it."""
     rng, most = np.random.default_rng(seed), np.iinfo(dtype).max
     target, source, answer = (
         rng.integers(0, most + 1, (3, 12, 13)).astype(dtype) for _ in range(3)
@@ -347,7 +348,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> str:
     def pooled(counts: Counts) -> float:
         return (counts.fp + counts.fn) / counts.total
 
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS))
+    restore_after(monkeypatch, METRICS)
     METRICS.add(
         "miss",
         MetricEntry(

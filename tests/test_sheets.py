@@ -122,7 +122,7 @@ def test_the_layout_in_memory_does_not_matter():
 @given(MASKS, st.sampled_from([1, 1.5, 2.5]))
 def test_closing_one_sheet_is_closing(mask, radius):
     one = morphology.components(mask)[0] == 1
-    enough = one.sum() >= sheets._ball_size(radius, mask.ndim)
+    enough = one.sum() >= sheets.ball_size(radius, mask.ndim)
     expected = morphology.closing(one, radius) if enough else one
     result = sheets.close_sheets(one, radius)
     np.testing.assert_array_equal(result, morphology.hysteresis(expected, one))
@@ -133,8 +133,8 @@ def test_closing_one_sheet_is_closing(mask, radius):
 def test_the_smallest_component_to_be_closed_is_a_ball(radius):
     point = np.zeros((7, 7, 7), bool)
     point[3, 3, 3] = True
-    assert sheets._ball_size(radius, 3) == morphology.dilate(point, radius).sum()
-    assert sheets._ball_size(radius, 2) == morphology.dilate(point[3], radius).sum()
+    assert sheets.ball_size(radius, 3) == morphology.dilate(point, radius).sum()
+    assert sheets.ball_size(radius, 2) == morphology.dilate(point[3], radius).sum()
 
 
 @pytest.mark.parametrize("gap", [2, 3, 7])

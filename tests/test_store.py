@@ -24,7 +24,6 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline import config, files
 from pipeline.data import cache, cases, checks, normalise, properties, reading, targets
-from pipeline.files import durable
 from pipeline.records import Case, Fault, NamedOptions, UserError
 
 RNG = np.random.default_rng(7)
@@ -313,10 +312,10 @@ def test_a_read_only_place_keeps_no_facts_and_no_arrays(
     settings = system(tmp_path)
     found = cases.find(settings.data, settings.targets, tmp_path).train
 
-    def refuse(path: Path) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(durable, "_sync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     facts = properties.examine(found, settings, tmp_path / "cache")
     assert facts[0].problems == ()
     with pytest.raises(UserError, match=r"Read-only file system.*data\.store"):

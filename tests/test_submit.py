@@ -22,6 +22,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from small_models import zip_contents
 
 from pipeline import files, submit
 from pipeline.inference import submission
@@ -52,19 +53,12 @@ def command(predictions: Path, tests: Path, out: Path, *more: str) -> int:
     )
 
 
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        return {
-            name: tifffile.imread(io.BytesIO(archive.read(name))) for name in archive.namelist()
-        }
-
-
 def test_zip_is_flat_sorted_and_holds_the_masks(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "deep" / "submission.zip"
     assert command(*folders, out) == 0
-    found = contents(out)
+    found = zip_contents(out)
     assert list(found) == ["a.tif", "a-b.tif", "c.tif"]
     assert all(
         np.array_equal(array, mask(n)) and array.dtype == np.uint8
@@ -105,7 +99,7 @@ def test_what_else_lies_there_is_no_prediction(folders: tuple[Path, Path], tmp_p
     (folders[0] / "summary.json").write_text("{}")
     (folders[0] / "._a.tif").write_bytes(b"macOS")
     assert command(*folders, tmp_path / "s.zip") == 0
-    assert list(contents(tmp_path / "s.zip")) == ["a.tif", "a-b.tif", "c.tif"]
+    assert list(zip_contents(tmp_path / "s.zip")) == ["a.tif", "a-b.tif", "c.tif"]
 
 
 def test_an_id_may_end_like_a_visualisation(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_table_is_compared_but_the_files_decide(
     printed = capsys.readouterr().out
     assert "names ids without a test image: 1: old" in printed
     assert "lacks ids of test images: 1: a-b" in printed
-    assert len(contents(tmp_path / "s.zip")) == 3
+    assert len(zip_contents(tmp_path / "s.zip")) == 3
 
 
 @pytest.fixture
@@ -241,7 +235,7 @@ def test_an_ensemble_answers_first(
     assert submit.main(words) == 0
     wanted = {"spec": "spec of both.yaml", "inputs": (tests,), "device": "cpu", "save_soft": False}
     assert asked == {**wanted, "output": tmp_path / "s_predictions"}
-    assert list(contents(out)) == ["a.tif", "c.tif"]
+    assert list(zip_contents(out)) == ["a.tif", "c.tif"]
     assert submit.main([*words, "--work", str(tmp_path / "own")]) == 0
     assert asked["output"] == tmp_path / "own"
 
@@ -297,7 +291,7 @@ def test_nifti_and_images_of_two_axes(tmp_path: Path) -> None:
     files.write(tmp_path / "answers" / "n.nii.gz", mask(1))
     files.write(tmp_path / "answers" / "é.png", mask(2, (8, 9)))
     assert command(tmp_path / "answers", tmp_path / "tests", tmp_path / "s.zip") == 0
-    found = contents(tmp_path / "s.zip")
+    found = zip_contents(tmp_path / "s.zip")
     assert np.array_equal(found["n.tif"], mask(1))
     assert np.array_equal(found["é.tif"], mask(2, (8, 9)))
 
@@ -330,15 +324,25 @@ def test_damaged_writing_is_noticed(
 
 def test_killed_while_writing_leaves_no_zip(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "submission.zip"
-    code = (
-        "import os, signal\nfrom pipeline import submit\nfrom pipeline.inference import"
-        " submission\n"
-        "keep = submission.encode_tiff\ncount = []\n"
-        "def encode(mask):\n    count.append(1)\n    if len(count) == 3: os.kill(os.getpid(),"
-        " signal.SIGKILL)\n    return keep(mask)\n"
-        "submission.encode_tiff ="
-        f" encode\nsubmit.main({['--predictions', str(folders[0]), '--test-dir', str(folders[1]), '--out', str(out)]})"
-    )
+    predictions, images = map(str, folders)
+    words = ["--predictions", predictions, "--test-dir", images, "--out", str(out)]
+    code = f"""
+import os, signal
+from pipeline import submit
+from pipeline.inference import submission
+
+keep = submission.encode_tiff
+count = []
+
+def encode(mask):
+    count.append(1)
+    if len(count) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return keep(mask)
+
+submission.encode_tiff = encode
+submit.main({words})
+"""
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
         == -signal.SIGKILL
@@ -346,7 +350,7 @@ def test_killed_while_writing_leaves_no_zip(folders: tuple[Path, Path], tmp_path
     assert not out.exists()
     assert list(tmp_path.glob(".tmp-*"))
     assert command(*folders, out) == 0
-    assert len(contents(out)) == 3
+    assert len(zip_contents(out)) == 3
     assert not list(tmp_path.glob(".tmp-*"))
 
 

@@ -5,16 +5,13 @@ and answers that lie as their images.
 from __future__ import annotations
 
 import csv
-import io
 import unicodedata
-import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import tifffile
-from small_models import model_file, nifti, noise, rows, run_predict
+from small_models import model_file, nifti, noise, rows, run_predict, zip_contents
 
 from pipeline import ensemble, evaluate, files, submit
 
@@ -25,13 +22,6 @@ def command(predictions: Path, tests: Path, out: Path, *more: str) -> int:
     return submit.main(
         ["--predictions", str(predictions), "--test-dir", str(tests), "--out", str(out), *more]
     )
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        return {
-            name: tifffile.imread(io.BytesIO(archive.read(name))) for name in archive.namelist()
-        }
 
 
 def mask(seed: int) -> np.ndarray:
@@ -50,7 +40,7 @@ def test_zarr_volumes_beside_tiff_are_in_the_zip(tmp_path: Path) -> None:
         == 0
     )
     assert command(tmp_path / "p", tmp_path / "tests", tmp_path / "s.zip") == 0
-    found = contents(tmp_path / "s.zip")
+    found = zip_contents(tmp_path / "s.zip")
     assert list(found) == ["a.tif", "b.tif", "c.tif", "d.tif"]
     for name, ending in (("a", ".tif"), ("b", ".zarr"), ("c", ".ome.zarr"), ("d", ".npy")):
         np.testing.assert_array_equal(
@@ -112,7 +102,7 @@ def test_numbered_channels_are_submitted_under_the_id_of_their_case(
     assert run_predict(model, tmp_path / "imagesTs", tmp_path / "p") == 0
     assert [r["id"] for r in rows(tmp_path / "p")] == ["a", "b"]
     assert command(tmp_path / "p", tmp_path / "imagesTs", tmp_path / "s.zip") == 0
-    found = contents(tmp_path / "s.zip")
+    found = zip_contents(tmp_path / "s.zip")
     assert list(found) == ["a.tif", "b.tif"]
     np.testing.assert_array_equal(
         found["a.tif"], np.asarray(nibabel.load(tmp_path / "p" / "a.nii.gz").dataobj)
@@ -127,7 +117,7 @@ def test_numbered_channels_are_submitted_under_the_id_of_their_case(
         str(tmp_path / "t.zip"),
     ]
     assert submit.main(words) == 0
-    found = contents(tmp_path / "t.zip")  # of probabilities that were rounded to half precision
+    found = zip_contents(tmp_path / "t.zip")  # of probabilities that were rounded to half precision
     np.testing.assert_array_equal(
         found["b.tif"], np.asarray(nibabel.load(tmp_path / "t_predictions" / "b.nii.gz").dataobj)
     )
@@ -138,7 +128,7 @@ def test_frames_are_submitted_under_their_own_names(tmp_path: Path) -> None:
         files.write(tmp_path / "tests" / f"f_{n:04d}.tif", noise(SHAPE, n))
     assert run_predict(model_file(tmp_path / "m"), tmp_path / "tests", tmp_path / "p") == 0
     assert command(tmp_path / "p", tmp_path / "tests", tmp_path / "s.zip") == 0
-    assert list(contents(tmp_path / "s.zip")) == ["f_0000.tif", "f_0001.tif", "f_0002.tif"]
+    assert list(zip_contents(tmp_path / "s.zip")) == ["f_0000.tif", "f_0001.tif", "f_0002.tif"]
 
 
 # --- the world ------------------------------------------------------------------------------------
@@ -216,7 +206,7 @@ def test_decomposed_names_work_like_composed_ones(ending: str, tmp_path: Path) -
         assert evaluate.main([*words, "--out", str(tmp_path / f"{folder}.json")]) == 0
         assert sorted(files.read_json(tmp_path / f"{folder}.json")["cases"]) == sorted(NAMES)
         assert command(tmp_path / folder, tmp_path / "tests", tmp_path / f"{folder}.zip") == 0
-        assert sorted(contents(tmp_path / f"{folder}.zip")) == sorted(
+        assert sorted(zip_contents(tmp_path / f"{folder}.zip")) == sorted(
             f"{name}.tif" for name in NAMES
         )
     assert (tmp_path / "p.zip").read_bytes() == (tmp_path / "q.zip").read_bytes()

@@ -6,36 +6,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import cc3d
 import edt
 import numpy as np
 import pytest
+import synthetic_scroll as scroll
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
 from pipeline.records import UserError
-
-SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "synthetic_scroll.py"
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic_scroll", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["synthetic_scroll"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-scroll = script()
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +145,7 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(scroll, "_write_tiff", fail)
+    monkeypatch.setattr(scroll, "write_tiff", fail)
     with pytest.raises(OSError, match="no space"):
         scroll.write(tmp_path / "data", scroll.Options(size=24, train=1, test=0, scrolls=1))
     assert list(tmp_path.iterdir()) == []

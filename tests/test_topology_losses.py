@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.config import ConfigError, Data, Patch
 from pipeline.data.derived import derive
 from pipeline.losses import LOSSES, WeightedSum, reads
-from pipeline.losses.topology import _soft_skeleton
+from pipeline.losses.topology import soft_skeleton
 from pipeline.morphology import betti_numbers
 from pipeline.records import LossTerm
 
@@ -227,7 +227,7 @@ def test_cldice_is_monais_for_one_channel(seed: int, iterations: int, dims: int)
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), abs=1e-9)
     both = [
         torch.autograd.grad(f(x.sigmoid(), iterations).square().sum(), x)[0]
-        for f in (soft_skel, _soft_skeleton)
+        for f in (soft_skel, soft_skeleton)
     ]
     torch.testing.assert_close(*both)
 

@@ -423,10 +423,13 @@ def test_processes_give_what_one_gives_and_stop_on_request(run: Path) -> None:
 def test_stopped_by_a_signal_ends_with_75(run: Path) -> None:
     """As a command, with processes of its own; the same command again finishes."""
     code = (
-        "import os, signal, sys\nfrom pipeline import tune\nfrom pipeline.stopping import"
-        " stop\nfrom pipeline.workflows import tune as workflow\nworkflow.progress_callback ="
-        " lambda what: (lambda done, total: (os.kill(os.getpid(), signal.SIGTERM) if not"
-        " stop.signal else None, stop.raise_if_stopped()))\nraise SystemExit(tune.main())\n"
+        "import os, signal, sys\n"
+        "from pipeline import tune\n"
+        "from pipeline.stopping import stop\n"
+        "from pipeline.workflows import tune as workflow\n"
+        "workflow.progress_callback = lambda what: (lambda done, total: (os.kill(os.getpid(), "
+        "signal.SIGTERM) if not stop.signal else None, stop.raise_if_stopped()))\n"
+        "raise SystemExit(tune.main())\n"
     )
     words = [
         str(run),
@@ -514,8 +517,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec_of(models: Path, tmp_path: Path, *folds: int) -> Path:
     spec = tmp_path / "e.yaml"
     spec.write_text(
-        f"members: [{{run: {models}, folds: {list(folds)}}}]\npostprocess: [{{name: threshold,"
-        " options: {at: 0.4}}]\n"
+        f"members: [{{run: {models}, folds: {list(folds)}}}]\n"
+        "postprocess: [{name: threshold, options: {at: 0.4}}]\n"
     )
     return spec
 

@@ -296,7 +296,7 @@ def test_numbers_of_the_present_step_are_varied_one_at_a_time() -> None:
         part("threshold", at=1.0),
         part("threshold", at=0.0),
     ):
-        for new, *_ in search._around((step,)):
+        for new, *_ in search.varied((step,)):
             postprocess.check((new,))
             assert sum(new.options[k] != v for k, v in step.options.items()) == 1
 

@@ -141,7 +141,7 @@ def test_columns_stay_and_absent_classes_are_nan() -> None:
 
 
 def test_old_runs_average_patches() -> None:
-    """Metrics version 1: an empty side of one patch counts 0, however much the other patches hold."""
+    """Metrics version 1: an empty side of one patch counts 0, whatever the others hold."""
     answers, labels = np.zeros((2, 2, 4, 5), np.uint8)
     answers[0], labels[0] = 2, 2
     answers[1, 0, 0] = 2
@@ -164,11 +164,21 @@ def test_probabilities_of_an_epoch_are_ranked_together() -> None:
 
 THREE = """
 name: three
-data: {layout: folders, classes: 3, ignore_label: 3, folds: {count: 2}, patch: {size: [16, 16, 16], foreground: null, batch: 2}, augment: []}
+data:
+  layout: folders
+  classes: 3
+  ignore_label: 3
+  folds: {count: 2}
+  patch: {size: [16, 16, 16], foreground: null, batch: 2}
+  augment: []
 network: {name: unet, options: {channels: [4, 4, 8, 8, 8]}}
 losses: [dice, ce]
 metrics: [dice, hd95, {name: surface_dice, options: {tolerance_mm: 3.0}}]
-train: {epochs: 2, optimizer: {name: adam, options: {lr: 1.0e-2}}, stop: {monitor: val_dice}, validate: {metrics: [dice, hd95], per_case: 2}}
+train:
+  epochs: 2
+  optimizer: {name: adam, options: {lr: 1.0e-2}}
+  stop: {monitor: val_dice}
+  validate: {metrics: [dice, hd95], per_case: 2}
 predict: {overlap: 4}
 """
 

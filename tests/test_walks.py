@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import restore_after
 from documents import ROOT, run_blocks
 from test_floors import floor, imports, modules
 
@@ -60,7 +61,7 @@ def test_a_walk_that_climbs_would_be_found() -> None:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the page's code defines; the metric that it adds is gone after the test."""
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS))
+    restore_after(monkeypatch, METRICS)
     return run_blocks(ROOT / "docs" / "architecture.md", {})
 
 

@@ -227,7 +227,7 @@ def _smaller(
         smaller = [max(1, round(n * share)) for n in (height, width)]
         return [functional.interpolate(x, size=smaller, mode="area") for x in images]
     middle = [(max(height - size, 0) // 2, max(width - size, 0) // 2)] * len(images[0])
-    corners = middle if how == "centre" else _around(_given(mask), size, middle)
+    corners = middle if how == "centre" else window_corners(_given(mask), size, middle)
     return [
         torch.stack(
             [one[:, y : y + size, x : x + size] for one, (y, x) in zip(t, corners, strict=True)]
@@ -244,7 +244,9 @@ def _given(mask: Tensor | None) -> Tensor:
     return mask
 
 
-def _around(mask: Tensor, size: int, empty: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def window_corners(
+    mask: Tensor, size: int, empty: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
     """Corner of the window of ``size`` in each sample of a mask ``(B, 1, Y, X)``.
 
     ``empty`` holds the corners for samples whose mask is empty. The window's middle is the cell, of

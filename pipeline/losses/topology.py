@@ -69,7 +69,7 @@ def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         p, y = _classes(logits, target, valid)
-        precision = _share(_soft_skeleton(p, iterations), y, smooth)
+        precision = _share(soft_skeleton(p, iterations), y, smooth)
         recall = _share(soft_skel(y, iterations), p, smooth)
         return sample_mean(1 - 2 * precision * recall / (precision + recall), valid)
 
@@ -89,7 +89,7 @@ def few(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**options, "iterations": FEW} if isinstance(often, int) and often > FEW else options
 
 
-def _soft_skeleton(p: Tensor, iterations: int) -> Tensor:
+def soft_skeleton(p: Tensor, iterations: int) -> Tensor:
     """MONAI's ``soft_skel``, but iterations keep 2 fields for the backward pass and not 32."""
     again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     thin: Tensor = again(_ridge, p)

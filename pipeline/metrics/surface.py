@@ -111,8 +111,8 @@ def _surface_dice(
     box = _box(prediction, target)
     if box is None:
         return float(prediction.any() == target.any())
-    codes = [_neighbour_codes(mask[box]) for mask in (prediction, target)]
-    sizes = _element_sizes(prediction.ndim) if spacing is None else element_sizes(spacing)
+    codes = [neighbour_codes(mask[box]) for mask in (prediction, target)]
+    sizes = unit_element_sizes(prediction.ndim) if spacing is None else element_sizes(spacing)
     surfaces = [(code != 0) & (code != len(sizes) - 1) for code in codes]
     total = near = 0.0
     for i in (0, 1):
@@ -143,7 +143,7 @@ def _box(prediction: np.ndarray, target: np.ndarray) -> tuple[slice, ...] | None
     return scipy.ndimage.find_objects((prediction | target).view(np.uint8))[0]
 
 
-def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
+def neighbour_codes(mask: np.ndarray) -> np.ndarray:
     """The 2x2x2 (2D: 2x2) neighbourhoods of the zero-padded mask as bits, first corner highest.
 
     From ``(*S)`` to uint8 ``(*(S + 1))``.
@@ -168,7 +168,7 @@ the triangles of marching cubes (Lorensen and Cline 1987) through edge midpoints
 
 
 @functools.cache
-def _element_sizes(dims: int) -> np.ndarray:
+def unit_element_sizes(dims: int) -> np.ndarray:
     """Float64 area (2D: length) of the surface element of each neighbourhood code, at spacing 1."""
     if dims == 2:
         # A corner cut off (two of them: 2 * cut), and a line along an axis.
@@ -202,7 +202,7 @@ def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
         return np.array(
             [0, cut, cut, x, cut, y, 2 * cut, cut, cut, 2 * cut, y, cut, x, cut, cut, 0]
         )
-    own = _element_sizes(3)
+    own = unit_element_sizes(3)
     return np.array([_mesh_area(code, own[code], spacing) for code in range(256)])
 
 

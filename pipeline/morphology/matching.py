@@ -376,7 +376,9 @@ def _reduced(grid: _Grid, columns: _Filtration, rows: _Filtration) -> tuple[np.n
     squares = order[~np.isin(order, columns.sealing_facets)]
     order = _order(rows.edges)
     edges = order[~np.isin(order, rows.joining_edges)]
-    return squares, edges[_reduce(_index_table(edges, len(rows.edges))[grid.square_edges[squares]])]
+    return squares, edges[
+        lowest_ones(_index_table(edges, len(rows.edges))[grid.square_edges[squares]])
+    ]
 
 
 @numba.njit(cache=True)
@@ -415,7 +417,7 @@ def _largest(words, busy, block):
 
 
 @numba.njit(cache=True, nogil=True)
-def _reduce(columns):
+def lowest_ones(columns):
     """The lowest one of each column after left-to-right reduction mod 2.
 
     ``columns`` ``(n, 4)``: the rows of their ones, all below n, or -1. The matrix must have full

@@ -43,7 +43,7 @@ def close_sheets(
         UserError: the mask has other than 2 or 3 axes, or the radius is negative or infinite.
     """
     labels = _labelled(mask)
-    least = _ball_size(radius, mask.ndim)
+    least = ball_size(radius, mask.ndim)
     sizes = np.bincount(labels.ravel())
     claims = labels.copy()
     for number, box in enumerate(scipy.ndimage.find_objects(labels), 1):
@@ -57,7 +57,7 @@ def close_sheets(
     return morphology.hysteresis(grown, labels > 0)
 
 
-def _ball_size(radius: float, ndim: int) -> int:
+def ball_size(radius: float, ndim: int) -> int:
     """Voxels of the ball; 1 for what is no radius, which closing refuses."""
     reach = math.floor(radius) if 0 <= radius < math.inf else 0
     square = sum(np.ix_(*[np.arange(-reach, reach + 1) ** 2] * ndim))

@@ -181,7 +181,7 @@ def search(plan: SearchPlan) -> Search:
         beam = yield from evaluated.best(
             [node.take(i, alternative) for node in beam for alternative in stage], plan.width
         )
-    around = [node.take(0, alternative) for node in beam for alternative in _around(node.taken[0])]
+    around = [node.take(0, alternative) for node in beam for alternative in varied(node.taken[0])]
     around += [dataclasses.replace(beam[0], mixture=m) for m in plan.mixtures]
     yield from evaluated.best([*beam, *around], plan.width)
     candidates = list(evaluated.candidates.values())
@@ -463,7 +463,7 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
         _alternatives(own, {n: e for n, e in tried.items() if e.place == place}, setting)
         for place in places
     ]
-    lists[0] = [*([present, *_around(present)] if present else []), *lists[0]]
+    lists[0] = [*([present, *varied(present)] if present else []), *lists[0]]
     stages = (
         tuple(steps for steps in alternatives if _possible(steps, channels, dims))
         for alternatives in lists
@@ -487,7 +487,7 @@ def _alternatives(
     )
 
 
-def _around(steps: Steps) -> list[Steps]:
+def varied(steps: Steps) -> list[Steps]:
     """``steps`` with one number of the deciding step changed; impossible numbers are left out."""
     if not steps or not postprocess.decides(steps[0]):
         return []

@@ -1,14 +1,15 @@
-"""A photograph predicted on a CPU by torch, ONNX Runtime and OpenVINO: seconds and peak memory, the
-same weights on every side.
+"""A photograph predicted on a CPU by torch, ONNX Runtime and OpenVINO: seconds and peak memory.
 
     python tests/benchmarks/backends.py [--checkpoint FILE | --network deblur_unet] [--size 2048]
-    [--patch 512] [--overlap 32] [--rounds 3] OMP_NUM_THREADS=2 python tests/benchmarks/backends.py
-    --image photograph.jpg --checkpoint runs/deblur/fold_0/best_model.safetensors
+        [--patch 512] [--overlap 32] [--rounds 3]
+    OMP_NUM_THREADS=2 python tests/benchmarks/backends.py --image photograph.jpg
+        --checkpoint runs/deblur/fold_0/best_model.safetensors
 
-Every round of every side is a process of its own; rounds take turns. Seconds are those of tiled
-prediction, from the image in memory to float32 in memory; the start (loading, first export,
-compilation) stands beside. Peak memory is VmHWM of the process; the first row is that of a process
-that has loaded torch and the model and predicts nothing. Answers are compared with torch's.
+The weights are the same on every side. Every round of every side is a process of its own; rounds
+take turns. Seconds are those of tiled prediction, from the image in memory to float32 in memory;
+the start (loading, first export, compilation) stands beside. Peak memory is VmHWM of the process;
+the first row is that of a process that has loaded torch and the model and predicts nothing. Answers
+are compared with torch's.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def report(arguments: argparse.Namespace, rows: dict[str, list[dict[str, float]]
         f" {int(rows[LOADED][0]['threads'])} threads"
     )
     print(
-        "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max"
-        " difference to torch |\n|---|---|---|---|---|---|"
+        "| backend | seconds (min to max) | torch / this | start, s | peak memory, MiB | max "
+        "difference to torch |\n"
+        "|---|---|---|---|---|---|"
     )
     base = (
         statistics.median(r["seconds"] for r in rows["torch"]) if "torch" in rows else float("nan")

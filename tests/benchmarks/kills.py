@@ -1,16 +1,15 @@
-"""Kill a small run at random moments, start it again, and compare what it ends with to the
-undisturbed run, to the bit.
+"""Kill a small run at random moments, start it again, compare its end to the undisturbed run's.
 
-    python tests/benchmarks/kills.py [--kills 50] [--seed 0] [--signals KILL USR1 TERM] [--moments
-    phase] [--save-steps 2] [--workers 0]
+    python tests/benchmarks/kills.py [--kills 50] [--seed 0] [--signals KILL USR1 TERM]
+        [--moments phase] [--save-steps 2] [--workers 0]
 
 The run is the chain train (two folds) → predict --save-soft → submit on synthetic scrolls. Each
 round starts it in a process group of its own, sends the group a signal at a random moment, and
 starts it again until it ends by itself. ``--moments time`` draws from the duration of the
 undisturbed run, ``phase`` takes its phases (training, saving, zipping …) in turn and draws within
-them, so that the short ones are hit, too. Compared are models, held-out and test answers,
-probabilities, logs and results without times, and submission.zip. Processes are forked from one
-that has loaded all libraries, so that the moments lie in the work and not in the imports.
+them, so that the short ones are hit, too. Compared to the last bit are models, held-out and test
+answers, probabilities, logs and results without times, and submission.zip. Processes are forked
+from one that has loaded all libraries, so that the moments lie in the work and not in the imports.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "data_prep")]  # as a script, this folder alone is on the path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402 - after the number of its threads is set
@@ -409,9 +408,9 @@ def main() -> int:
         importlib.import_module(module)
     work = Path(tempfile.mkdtemp(prefix="kills-"))
     data = work / "data"
-    if importlib.import_module("synthetic_scroll").main(
-        [str(data), "--size", "24", "--train", "4", "--test", "2", "--scrolls", "2"]
-    ):
+    script = str(ROOT / "data_prep" / "synthetic_scroll.py")
+    sizes = ["--size", "24", "--train", "4", "--test", "2", "--scrolls", "2"]
+    if subprocess.run([sys.executable, script, str(data), *sizes], check=False).returncode:
         return 1
     (data / "config.yaml").write_text(
         CONFIG.format(workers=arguments.workers, save_steps=arguments.save_steps)

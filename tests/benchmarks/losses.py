@@ -1,8 +1,8 @@
 """Does a topology loss help? The same network, seed and budget with one more term each, out of fold
 by the competition's score.
 
-    python tests/benchmarks/losses.py --data DIR [--config configs/surface_cpu.yaml] [--out
-    runs/losses] [--epochs 8] [--folds 0 1 2 3 4] [--jobs 2] [--only NAME ...]
+    python tests/benchmarks/losses.py --data DIR [--config configs/surface_cpu.yaml]
+        [--out runs/losses] [--epochs 8] [--folds 0 1 2 3 4] [--jobs 2] [--only NAME ...]
 
 Trains the folds once for each variant through ``pipeline.train`` (finished folds are not trained
 again), with a smaller network than the config's unless ``--set`` says otherwise, then scores the
@@ -156,8 +156,8 @@ def report(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
             for v in scores
         }
         print(
-            f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score"
-            f" minus {first}           Dice minus {first}"
+            f"\n{steps} ({len(cases)} cases){'':<10}score    Dice  SurfD   topo    VOI   score "
+            f"minus {first}           Dice minus {first}"
         )
         for name, found in values.items():
             means = "".join(

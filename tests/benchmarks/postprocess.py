@@ -44,7 +44,7 @@ def steps(chain: str) -> list[Any]:
 
 
 def soft(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """A random field between 0 and 1 whose blobs are some voxels wide; several channels sum to 1."""
+    """A random field in [0, 1] whose blobs are some voxels wide; several channels sum to 1."""
     from scipy.ndimage import gaussian_filter
 
     noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
@@ -127,7 +127,7 @@ TASKS: dict[str, Callable[[Path], tuple[float, bytes]]] = {
 
 
 def one(task: str, folder: Path) -> None:
-    """Run one task in this process, which holds what a command has loaded, and print what it took."""
+    """Run one task in this process, with what a command has loaded, and print what it took."""
     from pipeline.workflows import predict  # noqa: F401
 
     seconds, answer = TASKS[task](folder)
@@ -161,8 +161,8 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     prepare(arguments.folder)
     print(
-        f"{'task':<22}{'old CPU s':>10}{'new CPU s':>10}{'ratio':>7}{'old MiB':>9}{'new MiB':>9}{'ratio':>7}"
-        "   answers"
+        f"{'task':<22}{'old CPU s':>10}{'new CPU s':>10}{'ratio':>7}"
+        f"{'old MiB':>9}{'new MiB':>9}{'ratio':>7}   answers"
     )
     for task in [arguments.only] if arguments.only else TASKS:
         rows: list[list[dict[str, Any]]] = [[], []]

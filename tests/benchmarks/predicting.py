@@ -1,11 +1,11 @@
-"""Prediction by two source trees in turn: a volume of 320^3, a picture of 4096^2, 200 pictures of
-256^2; medians, ratio, peak memory.
+"""Prediction by two source trees in turn: medians, ratio, peak memory.
 
-    python tests/benchmarks/predicting.py OLD NEW [--folder DIR] [--rounds 3] [--only volume]
-    [--blocks always]
+    PYTHONPATH=tests python tests/benchmarks/predicting.py OLD NEW [--folder DIR] [--rounds 3]
+        [--only volume] [--blocks always]
 
-Each run is the command in a process of its own, with a small network, post-processing and soft
-predictions. Answers and soft arrays of both trees have to be equal to the last bit.
+Predicted are a volume of 320^3, a picture of 4096^2 and 200 pictures of 256^2. Each run is the
+command in a process of its own, with a small network, post-processing and soft predictions. Answers
+and soft arrays of both trees have to be equal to the last bit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import tifffile
 from PIL import Image
+from small_models import model_file
 from trees import Side, report, run
 
 SHAPES = {"volume": (320,) * 3, "picture": (4096,) * 2, "pictures": (256,) * 2}
@@ -51,9 +51,6 @@ def main() -> None:
 
 def prepare(folder: Path, shape: tuple[int, ...], count: int) -> None:
     """Noise, and a model with random weights; made once."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from small_models import model_file
-
     (folder / "images").mkdir(parents=True, exist_ok=True)
     if len(list((folder / "images").iterdir())) == count:
         return

@@ -26,7 +26,11 @@ import tifffile
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 name: ranks
-data: {{layout: competition, ignore_label: 2, folds: {{count: 2}}, patch: {{size: [{p}, {p}, {p}], batch: 2, per_case: 4, foreground: null}}}}
+data:
+  layout: competition
+  ignore_label: 2
+  folds: {{count: 2}}
+  patch: {{size: [{p}, {p}, {p}], batch: 2, per_case: 4, foreground: null}}
 network: {{name: unet, options: {{channels: [16, 32, 64, 64, 64]}}}}
 losses: [dice, ce]
 train: {{epochs: {e}, validate: {{every: 100}}, preview_every: 0}}

@@ -60,7 +60,8 @@ def table() -> None:
     from pipeline.networks import parameters
 
     print(
-        f"{'levels':>6}{'weights':>14}{'I_l at 2048²':>14}{'GMAC at 2048²':>15}{'of it at I_l':>14}{'GMAC at 4000 x 6000':>21}"
+        f"{'levels':>6}{'weights':>14}{'I_l at 2048²':>14}{'GMAC at 2048²':>15}"
+        f"{'of it at I_l':>14}{'GMAC at 4000 x 6000':>21}"
     )
     for levels in (1, 2, 3, 4):
         with torch.device("meta"):
@@ -70,7 +71,8 @@ def table() -> None:
         )
         photograph = gmac((4000, 6000), "abpn", levels=levels)
         print(
-            f"{levels:>6}{weights:>14,}{f'{2048 >> levels}²':>14}{square:>15.1f}{low:>14.1f}{photograph:>21.1f}"
+            f"{levels:>6}{weights:>14,}{f'{2048 >> levels}²':>14}{square:>15.1f}"
+            f"{low:>14.1f}{photograph:>21.1f}"
         )
 
 

@@ -2,8 +2,8 @@
 second, one and two clients at a time.
 
     python tests/benchmarks/serve.py [--checkpoint FILE | --network deblur_unet] [--size 512]
-        [--requests 20] [--clients 1 2] [--half-sent 20] [--server --backend onnx --concurrent 2
-        --patch-size 512]
+        [--requests 20] [--clients 1 2] [--half-sent 20]
+        [--server --backend onnx --concurrent 2 --patch-size 512]
 
 What follows ``--server`` is handed to pipeline.serve, a process of its own. Every client sends its
 next image when it has the answer to the one before. The image is a JPEG; latency is from the
@@ -107,8 +107,8 @@ def measured(
         f" ready after {ready:.1f} s, first answer {first:.2f} s"
     )
     print(
-        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB"
-        " |\n|---|---|---|---|---|---|"
+        "| clients | half-sent | p50, s | p95, s | images a second | peak memory so far, MiB |\n"
+        "|---|---|---|---|---|---|"
     )
     for clients in arguments.clients:
         for hung in (0, arguments.half_sent) if arguments.half_sent else (0,):

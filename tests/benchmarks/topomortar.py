@@ -1,8 +1,8 @@
 """Do topology losses help? CE + Dice, with clDice and with skeleton recall, on the mortar of
 TopoMortar (Valverde et al., BMVC 2025).
 
-    python tests/benchmarks/topomortar.py --data DIR [--seeds 3] [--out runs/topomortar] [--epochs
-    N]
+    python tests/benchmarks/topomortar.py --data DIR [--seeds 3] [--out runs/topomortar]
+        [--epochs N]
 
 Trains fold 0 of configs/topomortar.yaml once for each loss and seed, predicts test/images, and
 prints Dice and the Betti errors in the convention of the published numbers (mortar 8-connected,
@@ -154,8 +154,8 @@ def command(name: str, *arguments: object) -> None:
     )
     if done.returncode:
         raise SystemExit(
-            f"pipeline.{name} {' '.join(map(str, arguments))}: exit code"
-            f" {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            f"pipeline.{name} {' '.join(map(str, arguments))}: exit code {done.returncode}\n"
+            f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
         )
 
 
@@ -182,8 +182,8 @@ def report(scores: Mapping[str, np.ndarray]) -> None:
     """
     seeds, images, _ = scores[FIRST].shape
     print(
-        f"\nMean over {images} test images and {seeds} seeds (standard deviation of the seeds'"
-        " means)"
+        f"\nMean over {images} test images and {seeds} seeds (standard deviation of the seeds' "
+        "means)"
     )
     for name, values in scores.items():
         means = values.mean(1)

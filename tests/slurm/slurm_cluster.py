@@ -199,7 +199,7 @@ def _write_files(folder: Path) -> None:
 def _start(
     command: Sequence[str], folder: Path, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a daemon that does not outlive this process; what it says goes to a file in ``folder``."""
+    """Start a daemon that ends with this process; its output goes to a file in ``folder``."""
     with (folder / f"{'-'.join([command[0], *(w for w in command if w in NODES)])}.out").open(
         "wb"
     ) as said:

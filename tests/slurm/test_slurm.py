@@ -404,8 +404,9 @@ def test_a_preempted_and_a_killed_fold_end_in_the_undisturbed_submission(
         (tmp_path / "run" / "submission.zip").read_bytes(),
     )
     print(
-        f"sha256 of submission.zip\n  undisturbed  {hashlib.sha256(quiet).hexdigest()}\n  on Slurm "
-        f"    {hashlib.sha256(ours).hexdigest()}"
+        "sha256 of submission.zip\n"
+        f"  undisturbed  {hashlib.sha256(quiet).hexdigest()}\n"
+        f"  on Slurm     {hashlib.sha256(ours).hexdigest()}"
     )
     assert quiet == ours
 
