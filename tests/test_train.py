@@ -1,4 +1,4 @@
-"""The training command: checks before work, exact resumption, failures that are told and contained."""
+"""The training command: checks before work, exact resumption, failures reported and contained."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_dry_run_starts_nothing(
 def test_every_fault_is_told_at_once(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table of the issue: each planted fault is named with its file, exit 2, nothing written."""
+    """Each planted fault of the table is named with its file, exit 2, nothing written."""
     data = competition_folder(tmp_path / "data", cases=8)
     images, labels = data / "train_images", data / "train_labels"
     (labels / "100.tif").unlink()
@@ -345,13 +345,13 @@ def test_out_of_memory_in_a_fold_says_how_to_go_on(
 def test_other_errors_get_no_advice_on_memory() -> None:
     with pytest.raises(np.exceptions.AxisError) as caught:
         np.zeros(3).sum(axis=2)
-    assert fold._hint(caught.value) == ""
+    assert fold.memory_hint(caught.value) == ""
 
 
 def test_numpys_own_error_gets_the_advice() -> None:
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 60, np.uint8)
-    assert "data.patch.batch" in fold._hint(caught.value)
+    assert "data.patch.batch" in fold.memory_hint(caught.value)
 
 
 class FourBatches:
@@ -666,7 +666,7 @@ def test_init_from_lists_and_refuses(
 )
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
-    """Stopping after every epoch and going on from the saved JSON gives the same rates as one go."""
+    """Stopping after every epoch and resuming from the saved JSON gives the rates of one go."""
     from pipeline.config import Train
     from pipeline.records import NamedOptions
     from pipeline.training import optim
