@@ -177,7 +177,7 @@ class Labels:
 
     def bytes_per_voxel(self, channels: int, dtype: str) -> int:
         """Two bytes: labels and their visualisation."""
-        return 2  # labels and their visualisation
+        return 2
 
     def channels(self, config: Config, image_channels: int) -> int:
         """One for two classes, else one for each class."""

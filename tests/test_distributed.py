@@ -82,7 +82,7 @@ def test_items_are_shared_without_rest(talk: list[dict]) -> None:
     assert [t["share"] for t in talk] == [[0, 2, 4], [1, 3]]
 
 
-def test_the_leader_works_first_and_its_refusal_ends_the_others(talk: list[dict]) -> None:
+def test_rank_0_works_first_and_its_refusal_ends_the_others(talk: list[dict]) -> None:
     assert [t["first"] for t in talk] == ["once ", "once again "]
     assert talk[0]["refused"] == ["UserError", "the data is wrong"]
     assert talk[1]["refused"][0] == "DistributedError"
@@ -116,14 +116,14 @@ def test_a_rank_that_is_dead_or_hangs_is_named(how: str, tmp_path: Path) -> None
     assert "dead or does not answer" in message
 
 
-def test_a_process_by_itself_is_a_team() -> None:
-    context = distributed.join("cpu", 1.0)
+def test_a_process_by_itself_is_a_single_rank() -> None:
+    context = distributed.init_distributed("cpu", 1.0)
     assert context.is_single
     assert context.is_main
     assert context.any_rank(True, False) == (True, False)
     assert context.all_gather({"a": 1}) == [{"a": 1}]
     assert context.main_first(lambda: 5, "five") == 5
     network = torch.nn.Linear(1, 1)
-    assert distributed.parallel(network, context) is network
+    assert distributed.wrap_ddp(network, context) is network
     assert distributed.with_sync_batchnorm(network, context) is network
-    distributed.leave(context)
+    distributed.destroy(context)

@@ -345,13 +345,13 @@ def test_out_of_memory_in_a_fold_says_how_to_go_on(
 def test_other_errors_get_no_advice_on_memory() -> None:
     with pytest.raises(np.exceptions.AxisError) as caught:
         np.zeros(3).sum(axis=2)
-    assert fold._hint(caught.value) == ""
+    assert fold.memory_hint(caught.value) == ""
 
 
 def test_numpys_own_error_gets_the_advice() -> None:
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 60, np.uint8)
-    assert "data.patch.batch" in fold._hint(caught.value)
+    assert "data.patch.batch" in fold.memory_hint(caught.value)
 
 
 class FourBatches:

@@ -1,1 +1,1 @@
-"""One fold from its first step to its last: loop, states, optimisers, ranks, journal."""
+"""Training of one fold: loop, validation, states, optimisers, ranks, journal."""

@@ -1,6 +1,6 @@
-"""Averaged weights (SWA, EMA) over the last epochs: when, at which learning rate, and their end.
+"""Averaged weights (SWA, EMA) over the last epochs: their epochs, learning rate and model file.
 
-Source: SWA, Izmailov et al., UAI 2018; torch.optim.swa_utils averages.
+Source: SWA, Izmailov et al., UAI 2018; torch.optim.swa_utils does the averaging.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pipeline.training.validation import validate
 
 
 def is_averaging(config: Config, epoch: int) -> bool:
-    """Whether the weights at the end of an epoch count in the average.
+    """Whether the weights at the end of an epoch enter the average.
 
     Args:
-        config: ``train.average`` says from which epoch on.
+        config: ``train.average.start`` is the first epoch that does.
         epoch: counted from 0.
 
     Returns:
-        False where the config asks for no average.
+        False where the config has no average.
     """
     return config.train.average is not None and epoch >= config.train.average.start
 
@@ -38,20 +38,20 @@ def averaging_rate(config: Config) -> float | None:
         config: ``train.average.lr``.
 
     Returns:
-        None where the schedule goes on.
+        The rate; None where the schedule goes on.
     """
     return config.train.average.lr if config.train.average is not None else None
 
 
 def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
-    """Recompute BatchNorm statistics where there are any, validate, and write ``swa_model``.
+    """Recompute BatchNorm statistics of the averaged network, validate it, and write ``swa_model``.
 
     Args:
         job: what is trained.
         state: after its last epoch.
 
     Returns:
-        Values of the averaged weights; none where nothing was averaged.
+        Validation values of the averaged weights; empty where nothing was averaged.
     """
     average = state.average
     if average is None or int(average.n_averaged) == 0:
@@ -70,9 +70,9 @@ def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
 
 
 def _training_images(job: FoldJob, epoch: int) -> Iterator[torch.Tensor]:
-    """Images of a training epoch, each batch with its own draws, whoever makes the loader.
+    """Yield the images of a training epoch, and seed random layers before each batch.
 
-    Every rank sees all of them, so that their statistics are those of one process.
+    Every rank yields all of them, so that their statistics are those of a single process.
     """
     for step, batch in enumerate(job.train.epoch(epoch, whole=True)):
         job.raise_if_stopped()

@@ -1,8 +1,7 @@
-"""Resumable states: everything that training needs to go on as if it had never stopped, in files
-that are whole or absent.
+"""Resumable states: all that training needs to go on as if it had never stopped.
 
-A state's file name carries the epoch (and within one the step) and the hash of its bytes, so that a
-damaged one is recognised and passed over.
+A state is a file that is whole or absent. Its name carries the epoch (and within one the step) and
+the hash of its bytes, so that a damaged one is recognised and passed over.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from pipeline.inference.models import CheckpointError, decode, encode
 logger = logging.getLogger(__name__)
 
 STATE = re.compile(r"epoch_(\d{5,})(?:_step_(\d{6,}))?-[0-9a-f]{16}")
-"""Name of a state file: whole epochs done, within the next one the steps done, the beginning of the
-SHA-256 of its bytes.
-"""
+"""Stem of a state file: epochs done, steps done of the next one, first digits of its SHA-256."""
 
 STATE_SUGGESTION = "Remove it, so that the one before it is taken, or start over with --fresh."
+"""Last sentence of errors about a state that cannot be used."""
 
 KEEP = 2
-"""Newest states kept; the older one is the way back when the newest is damaged."""
+"""Number of newest states kept; the older one is used when the newest is damaged."""
 
 
 def save_state(
@@ -39,10 +37,19 @@ def save_state(
     tensors: Mapping[str, torch.Tensor],
     facts: Mapping[str, Any],
 ) -> Path:
-    """Add the state after ``done`` (whole epochs, steps of the next one) to ``folder``; of the
-    others only the ``KEEP - 1`` before it stay.
+    """Write a state into a folder of states, and remove those that it replaces.
 
-    States as far or further were passed over when the run was continued, so they are damaged.
+    Of the others only the ``KEEP - 1`` before it stay. States as far or further were passed over
+    when the run was continued, so they are damaged.
+
+    Args:
+        folder: is created where it is missing.
+        done: whole epochs that are done, and steps of the next one.
+        tensors: tensors by name.
+        facts: the rest, as JSON holds it.
+
+    Returns:
+        Path of the new state.
     """
     content = encode(tensors, facts)
     epoch, step = done
@@ -60,10 +67,18 @@ def save_state(
 def load_state(
     folder: Path, warn: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The newest undamaged state, or None where there is none at all.
+    """Load the newest undamaged state.
 
-    Raises CheckpointError when states exist but all are damaged: starting over silently would lose
-    the user's hours.
+    Args:
+        folder: holds the states; it may be missing.
+        warn: log a warning for each damaged state that is passed over.
+
+    Returns:
+        Tensors by name and the rest; None where there is no state at all.
+
+    Raises:
+        CheckpointError: where states exist but all are damaged: starting over silently would lose
+            the user's hours.
     """
     states = _states(folder)
     for path in states:
@@ -85,9 +100,17 @@ def load_state(
 def load_fold(
     folder: Path, warn: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """As :func:`load_state`, of a fold's training.
+    """Load the newest undamaged state of a fold's training.
 
-    Raises CheckpointError for what no training wrote, too.
+    Args:
+        folder: holds the states; it may be missing.
+        warn: log a warning for each damaged state that is passed over.
+
+    Returns:
+        As :func:`load_state`.
+
+    Raises:
+        CheckpointError: where all states are damaged, or the newest is no state of a fold.
     """
     loaded = load_state(folder, warn)
     found = None if loaded is None else documents_problem(loaded[1], documents.StateHeader)
@@ -99,21 +122,35 @@ def load_fold(
 
 
 def _states(folder: Path) -> dict[Path, tuple[int, int]]:
-    """State files and what each has done, the one that came furthest first; among equals the name
-    decides, never the clock.
-    """
+    """State files with the epochs and steps done, furthest first; ties by name, never by time."""
     names = [(p, STATE.fullmatch(p.stem)) for p in folder.glob("epoch_*.safetensors")]
     done = [(p, (int(name[1]), int(name[2] or 0))) for p, name in names if name]
     return dict(sorted(done, key=lambda entry: (entry[1], entry[0].name), reverse=True))
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
+    """Select tensors by the beginning of their names.
+
+    Args:
+        prefix: beginning of the names.
+        tensors: tensors by name.
+
+    Returns:
+        The tensors whose names begin with ``prefix``, by the rest of their names.
+    """
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """``optimizer.state_dict()`` as flat tensors ``optimizer/<index>/<name>`` and JSON-able rest."""
+    """Split an optimiser's state into tensors and what JSON can hold.
+
+    Args:
+        state: ``optimizer.state_dict()``.
+
+    Returns:
+        Tensors by ``optimizer/<index>/<name>``, and the rest: ``state`` by index as text, and
+        ``groups``, the parameter groups.
+    """
     tensors, rest = {}, {}
     for index, entry in state["state"].items():
         for name, value in entry.items():
@@ -127,7 +164,15 @@ def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor]
 def restore_optimizer(
     tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Inverse of :func:`flatten_optimizer`."""
+    """Undo :func:`flatten_optimizer`.
+
+    Args:
+        tensors: tensors by name; others than the optimiser's are left out.
+        rest: what JSON held.
+
+    Returns:
+        A state for ``optimizer.load_state_dict()``.
+    """
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):

@@ -1,11 +1,10 @@
-"""Several processes train one fold together: who they are, what they agree on, and who is named
-when one of them is gone.
+"""Distributed training: process groups, collectives, and errors that name the rank that is gone.
 
 Started by ``torchrun`` (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT),
-each process is a rank of one :class:`DistributedContext`; started plainly, a process is a team of
-its own and nothing here costs anything. Gradients go over NCCL between CUDA devices and over gloo
-between CPUs; everything else that is said (flags, losses, scores) goes over gloo in a group of its
-own, as numbers or JSON, so that it waits for no device.
+each process is a rank of one :class:`DistributedContext`. Started plainly, a process has a context
+of one rank, in which nothing here costs anything. Gradients go over NCCL between CUDA devices and
+over gloo between CPUs. Everything else that ranks exchange (flags, losses, scores) goes over gloo
+in a group of its own, as numbers or JSON, so that it waits for no device.
 """
 
 from __future__ import annotations
@@ -28,50 +27,63 @@ from pipeline.records import UserError
 T = TypeVar("T")
 
 GRACE = 5.0
-"""Seconds that a rank which has met an error waits for the others to say that they have met it,
-too, before it names the silent ones.
-"""
+"""Seconds in which other ranks can report the error that one has met; then it names the silent."""
 
 SLACK = 1.25
-"""NCCL, which ends a process without a word, gets this much longer than gloo, which lets us say who
-is missing.
+"""Factor of NCCL's time limit over gloo's.
+
+NCCL ends a process without a message; gloo raises an error first, so that we can name the rank.
 """
 
 
 class DistributedError(RuntimeError):
-    """Another rank is dead, hangs or has failed.
+    """Another rank is dead, hangs or has failed; the message names it.
 
-    The message names it. This process can only end: what is saved is whole.
+    This process can only end: what is saved is whole.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
-    """The processes that train together, as one of them sees it.
+    """The processes that train together, as one of them sees them.
 
-    ``DistributedContext()`` is a process by itself.
+    ``DistributedContext()`` is that of a single process.
     """
 
     rank: int = 0
+    """Number of this process, from 0."""
     size: int = 1
+    """Number of processes."""
     device: str = "cpu"
+    """``cpu`` or ``cuda``."""
     control: Any = None
     """Group over gloo for everything but gradients."""
     store: Any = None
-    """Key-value store in which ranks say who they are and that they have met an error."""
+    """Key-value store in which ranks write who they are and that they have met an error."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
+        """Whether there is only this process."""
         return self.size == 1
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether any rank has raised it: the same answer on all ranks, at the same
-        point of their work.
+        """Find out for each flag whether any rank has set it.
+
+        All ranks call it at the same point of their work.
+
+        Args:
+            flags: this rank's.
+
+        Returns:
+            One for each flag, equal on all ranks.
+
+        Raises:
+            DistributedError: where another rank is gone.
         """
         if self.is_single:
             return flags
@@ -81,9 +93,16 @@ class DistributedContext:
         return tuple(bool(f) for f in found.tolist())
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in the order of ranks, on every rank.
+        """Gather a value from every rank, on every rank.
 
-        Values are JSON; numbers come back with the same bits.
+        Args:
+            value: what JSON can hold; numbers come back with the same bits.
+
+        Returns:
+            The values in the order of ranks.
+
+        Raises:
+            DistributedError: where another rank is gone.
         """
         if self.is_single:
             return [value]
@@ -98,35 +117,48 @@ class DistributedContext:
             )
         return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, sizes, strict=True)]
 
-    def wait(self, what: str) -> None:
-        """Go on when every rank has come here."""
+    def barrier(self, what: str) -> None:
+        """Wait until every rank has come here.
+
+        Args:
+            what: the work that it belongs to, for the message of an error.
+
+        Raises:
+            DistributedError: where another rank is gone.
+        """
         if not self.is_single:
             with self.named_errors(what):
                 dist.all_reduce(torch.zeros(1), group=self.control)
 
     def main_first(self, work: Callable[[], T], what: str) -> T:
-        """``work`` on rank 0, however long it takes, then on the others, which find what it has
-        left.
+        """Do work on rank 0, however long it takes, then on the others, which find its results.
 
-        What rank 0 raises ends the others with a DistributedError. ``what`` must be another one for
-        each use.
+        Args:
+            work: called on each rank.
+            what: what the work is, for messages; different for each use.
+
+        Returns:
+            What ``work`` returns on this rank.
+
+        Raises:
+            DistributedError: on the other ranks, where ``work`` raises on rank 0.
         """
         if self.is_single:
             return work()
         if not self.is_main:
             self._await_main(what)
             return work()
-        verdict = "failed"
+        outcome = "failed"
         try:
             result = work()
-            verdict = "done"
+            outcome = "done"
         finally:
-            self.store.set(f"first/{what}", verdict)
+            self.store.set(f"first/{what}", outcome)
         return result
 
     def _await_main(self, what: str) -> None:
-        # No collective: those have a time limit, and rank 0 may prepare a large data set for hours.
-        # Were it to die, torchrun ends us.
+        # Not a collective: those have a time limit, and rank 0 may prepare a large data set for
+        # hours. If it dies, torchrun ends this process.
         key = f"first/{what}"
         while not self.store.check([key]):
             time.sleep(0.1)
@@ -135,8 +167,16 @@ class DistributedContext:
 
     @contextmanager
     def named_errors(self, what: str) -> Iterator[None]:
-        """Within: an error of communication becomes a DistributedError that names the ranks which
-        do not answer.
+        """Turn errors of communication into a DistributedError that names the silent ranks.
+
+        Args:
+            what: the work inside, for the message.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            DistributedError: where communication fails inside; other errors pass unchanged.
         """
         try:
             yield
@@ -144,18 +184,16 @@ class DistributedContext:
             if (
                 self.is_single
                 or isinstance(error, DistributedError)
-                or not _is_communication(error)
+                or not _is_communication_error(error)
             ):
                 raise
             first = str(error).splitlines()[0]
             raise DistributedError(
-                f"{what}: {self._silent()}. (rank {self.rank}: {first})"
+                f"{what}: {self._describe_silent()}. (rank {self.rank}: {first})"
             ) from None
 
-    def _silent(self) -> str:
-        """Which ranks have not noticed within a grace period what this one has: those that are dead
-        or hang.
-        """
+    def _describe_silent(self) -> str:
+        """Name the ranks that do not report the error within ``GRACE``: they are dead or hang."""
         others = [n for n in range(self.size) if n != self.rank]
         try:
             self.store.set(f"noticed/{self.rank}", "yes")
@@ -175,10 +213,8 @@ class DistributedContext:
         )
 
 
-def _is_communication(error: RuntimeError) -> bool:
-    """Whether this is how gloo and NCCL say that a peer is gone or late; gloo has no class of its
-    own for it.
-    """
+def _is_communication_error(error: RuntimeError) -> bool:
+    """Whether gloo, which has no error class of its own, or NCCL reports a peer gone or late."""
     words = (
         "gloo",
         "Connection",
@@ -193,19 +229,33 @@ def _is_communication(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(w in str(error) for w in words)
 
 
-def launched() -> bool:
-    """Whether this process was started as one of several."""
+def is_launched() -> bool:
+    """Whether this process was started as one of several.
+
+    Returns:
+        True where WORLD_SIZE is above 1.
+    """
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join(device: str, timeout: float) -> DistributedContext:
-    """The team of this process; ``device`` is ``cpu`` or ``cuda``, ``timeout`` the seconds after
-    which a silent rank is given up.
+def init_distributed(device: str, timeout: float) -> DistributedContext:
+    """Join the process group that this process was started in.
 
-    On CUDA each rank takes the device of its local number. Raises UserError where there are fewer
-    devices than ranks on this machine, or the ranks do not find each other in time.
+    On CUDA each rank takes the device of its local number.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        timeout: seconds after which a silent rank is given up.
+
+    Returns:
+        The context of this rank; that of a single process where it was started plainly.
+
+    Raises:
+        UserError: where this machine has fewer devices than ranks, or the ranks do not find each
+            other in time.
+        DistributedError: where a rank dies while they join.
     """
-    if not launched():
+    if not is_launched():
         return DistributedContext(device=device)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
@@ -239,24 +289,38 @@ def join(device: str, timeout: float) -> DistributedContext:
         ) from None
     own.set(f"who/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     context = DistributedContext(rank=rank, size=size, device=device, control=control, store=own)
-    context.wait("meeting the other ranks")
+    context.barrier("meeting the other ranks")
     return context
 
 
-def leave(context: DistributedContext) -> None:
-    """Take the process group down; harmless where there is none or where it is broken already."""
+def destroy(context: DistributedContext) -> None:
+    """Destroy the process group; harmless where there is none or where it is broken already.
+
+    Args:
+        context: whose group it is.
+    """
     if not context.is_single and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def parallel(
+def wrap_ddp(
     network: torch.nn.Module, context: DistributedContext, unused: bool = False
 ) -> torch.nn.Module:
-    """``network`` with gradients averaged over the context in every backward pass outside
-    ``no_sync``.
+    """Wrap a network in DistributedDataParallel.
 
-    ``unused``: some parameters may have no part in the loss (a head that no term reads), which has
-    to be looked for in each step.
+    Gradients are averaged over the ranks in every backward pass outside ``no_sync``.
+
+    Args:
+        network: on its device.
+        context: the ranks.
+        unused: some parameters may have no part in the loss (a head that no term reads); they are
+            searched for in each step.
+
+    Returns:
+        The wrapped network; of a single process the network itself.
+
+    Raises:
+        DistributedError: where another rank is gone.
     """
     if context.is_single:
         return network
@@ -268,8 +332,16 @@ def parallel(
 
 
 def broadcast_buffers(network: torch.nn.Module, context: DistributedContext) -> None:
-    """Give all ranks the buffers of rank 0, such as the running statistics of batch norm, which
-    each has updated by its own samples.
+    """Give all ranks the buffers of rank 0.
+
+    Such are running statistics of batch norm, which each rank has updated by its own samples.
+
+    Args:
+        network: changed in place on all ranks but the first.
+        context: the ranks.
+
+    Raises:
+        DistributedError: where another rank is gone.
     """
     if not context.is_single:
         with context.named_errors("sharing buffers"):
@@ -278,9 +350,17 @@ def broadcast_buffers(network: torch.nn.Module, context: DistributedContext) -> 
 
 
 def with_sync_batchnorm(network: torch.nn.Module, context: DistributedContext) -> torch.nn.Module:
-    """``network`` with batch norm over the samples of all ranks.
+    """Make batch norm normalise over the samples of all ranks.
 
-    Raises UserError on the CPU, where torch has none.
+    Args:
+        network: on its device.
+        context: the ranks.
+
+    Returns:
+        The network with torch's SyncBatchNorm; of a single process the network as it is.
+
+    Raises:
+        UserError: for several ranks on the CPU, where torch has none.
     """
     if context.is_single:
         return network
@@ -292,10 +372,18 @@ def with_sync_batchnorm(network: torch.nn.Module, context: DistributedContext) -
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
-def share(items: Sequence[T], context: DistributedContext) -> list[T]:
-    """The items of this rank: every ``size``-th one.
+def rank_share(items: Sequence[T], context: DistributedContext) -> list[T]:
+    """Select the items of this rank.
 
-    >>> share("abcde", DistributedContext(rank=1, size=2))
-    ['b', 'd']
+    Args:
+        items: the same on all ranks.
+        context: the ranks.
+
+    Returns:
+        Every ``size``-th item, from that of the rank's number on.
+
+    Example:
+        >>> rank_share("abcde", DistributedContext(rank=1, size=2))
+        ['b', 'd']
     """
     return list(items[context.rank :: context.size])

@@ -1,6 +1,4 @@
-"""One fold: fit its network, then score the best and the averaged weights on its whole held-out
-cases.
-"""
+"""One fold: fit its network, then score its best and averaged weights on whole held-out cases."""
 
 from __future__ import annotations
 
@@ -42,41 +40,55 @@ from pipeline.training.job import FoldJob, TrainingError
 logger = logging.getLogger(__name__)
 
 MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
-"""How torch and numpy say it, also where a loader's worker hands it on as another class."""
+"""Words in messages of torch and numpy, also where a loader's worker raises another class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRun:
-    """A run after every check has passed: what its folds are trained on, and by which rules they
-    are scored.
-    """
+    """A run whose checks have passed: what its folds are trained on, and how they are scored."""
 
     config: Config
     folder: RunFolder
     device: str
+    """``cpu`` or ``cuda``."""
     channels: tuple[int, int]
     """Input and output channels of the network."""
     cached: Mapping[str, CachedCase]
+    """Cases by id."""
     splits: Sequence[Split]
+    """Ids of training and held-out cases, by fold."""
     context: DistributedContext
+    """The ranks that train it."""
     version: int
     """Metrics version by which the run is scored."""
     scoring: Scoring
+    """How held-out cases are scored."""
     trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the training data looked like, for the header of model files."""
 
 
 def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
-    """Train one fold and keep its result; what goes wrong becomes a result with status ``failed``."""
+    """Train one fold and write its result; an error becomes a result with status ``failed``.
+
+    The traceback is written to the fold's error file. Of several ranks, an error other than a
+    TrainingError is raised: the rank has failed alone, and the others learn it by its end.
+
+    Args:
+        run: the run.
+        fold: number of the fold.
+
+    Returns:
+        The result.
+    """
     began, folder = time.monotonic(), run.folder.fold(fold)
     scores: Mapping[str, Any] = {}
     try:
         result, scores = train_fold(run, fold)
     except Exception as error:
         if not run.context.is_single and not isinstance(error, TrainingError):
-            raise  # this rank alone has failed; its end is what the others hear
+            raise  # this rank alone has failed; the others learn it by its end
         text = f"{type(error).__name__}: {error}"
-        logger.info(f"Fold {fold} FAILED: {text}{_hint(error)}")
+        logger.info(f"Fold {fold} FAILED: {text}{memory_hint(error)}")
         if run.context.is_main:
             files.write_text(folder.error_file, traceback.format_exc())
         result = FoldResult(
@@ -93,7 +105,21 @@ def train_guarded(run: TrainingRun, fold: int) -> FoldResult:
     return result
 
 
-def _hint(error: Exception) -> str:
+def memory_hint(error: Exception) -> str:
+    """Advice for an error of too little memory, to follow its message.
+
+    Args:
+        error: any error.
+
+    Returns:
+        The advice; empty for other errors.
+
+    Example:
+        >>> memory_hint(RuntimeError("CUDA out of memory"))
+        " -> Reduce data.patch.batch or data.patch.size, or the network's channels."
+        >>> memory_hint(ValueError("no such class"))
+        ''
+    """
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY):
         return " -> Reduce data.patch.batch or data.patch.size, or the network's channels."
     return ""
@@ -101,6 +127,10 @@ def _hint(error: Exception) -> str:
 
 def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]:
     """Fit one fold, then predict and score its held-out cases.
+
+    Args:
+        run: the run.
+        fold: number of the fold.
 
     Returns:
         The result, and the scores by model and case (of several ranks, those of the first).
@@ -118,18 +148,17 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
             f"{monitor} was never finite, so no epoch could be the best. See training_log.txt."
         )
     cases = [run.cached[i] for i in run.splits[fold].val]
-    scores = _scored(run, fold, distributed.share(cases, context))
-    context.wait("predicting the held-out cases")
+    scores = _score_held_out(run, fold, distributed.rank_share(cases, context))
+    context.barrier("predicting the held-out cases")
     if not context.is_main:
-        context.wait("writing the fold's answers")
+        context.barrier("writing the fold's answers")
         return FoldResult(fold=fold, status="completed", best_epoch=state.best_epoch), {}
-    scores = (
-        scores if context.is_single else _scored(run, fold, cases)
-    )  # those of the other ranks are there, and read
+    # Predictions of the other ranks' cases are read from the disk.
+    scores = scores if context.is_single else _score_held_out(run, fold, cases)
     means = {kind: mean(found.values()) for kind, found in scores.items()}
     chosen = held_out.choose(means)
-    _keep_answers(run, cases, folder, chosen)
-    context.wait("writing the fold's answers")
+    _write_predictions(run, cases, folder, chosen)
+    context.barrier("writing the fold's answers")
     result = FoldResult(
         fold=fold,
         status="completed",
@@ -145,7 +174,21 @@ def train_fold(run: TrainingRun, fold: int) -> tuple[FoldResult, dict[str, Any]]
 
 
 def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
-    """Network, losses and loaders of one fold. Initial weights depend on (seed, fold)."""
+    """Build network, losses and loaders of one fold.
+
+    Initial weights depend on (seed, fold) only, and on the file of ``train.init_from``.
+
+    Args:
+        run: the run.
+        fold: number of the fold; its folder is created.
+        progress: shows the steps of all epochs.
+
+    Returns:
+        What :func:`pipeline.training.loop.fit` trains.
+
+    Raises:
+        CheckpointError: where weights of ``train.init_from`` do not match and that is not allowed.
+    """
     config, split, context = run.config, run.splits[fold], run.context
     torch.manual_seed(seed_of(config.seed, fold))
     network = networks.build(config.network, *run.channels, config.data.dims)
@@ -163,7 +206,9 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         device=run.device,
         network=network,
         channels=run.channels,
-        losses=losses.WeightedSum(_terms(run, network), config.kinds, config.data.ignore_label),
+        losses=losses.WeightedSum(
+            _loss_terms(run, network), config.kinds, config.data.ignore_label
+        ),
         train=Loader(
             [run.cached[i] for i in split.train],
             config,
@@ -189,10 +234,8 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
     )
 
 
-def _terms(run: TrainingRun, network: HeadedNet) -> Sequence[LossTerm]:
-    """Terms of the losses; a run of before version 2 has none for deep-supervision heads that its
-    config does not name.
-    """
+def _loss_terms(run: TrainingRun, network: HeadedNet) -> Sequence[LossTerm]:
+    """The config's terms; from version 2 on also those of deep-supervision heads not in it."""
     written = run.config.losses
     terms = losses.with_deep(written, network.heads) if run.version >= 2 else written
     if deep := sorted({term.head for term in terms[len(written) :]}):
@@ -209,7 +252,7 @@ def _raise_if_stopped(context: DistributedContext) -> None:
     stop.raise_if_stopped()
 
 
-def _scored(run: TrainingRun, fold: int, cases: Sequence[CachedCase]) -> dict[str, Any]:
+def _score_held_out(run: TrainingRun, fold: int, cases: Sequence[CachedCase]) -> dict[str, Any]:
     """Scores of held-out cases by model and case, predicted where that is not done yet."""
     folder, scores = run.folder.fold(fold), {}
     for kind, path in folder.model_files().items():
@@ -225,13 +268,11 @@ def _scored(run: TrainingRun, fold: int, cases: Sequence[CachedCase]) -> dict[st
 
 
 def _case_progress(what: str) -> Callable[[float, int], None]:
-    """Progress over held-out cases while they are predicted and scored; stops that work on request,
-    between two cases.
-    """
+    """Show progress over held-out cases; stop between two of them on request."""
     bar, began = Progress(what), time.monotonic()
 
     def advance(done: float, total: int) -> None:
-        if done < total and done == int(done):  # a case that is begun is finished and kept
+        if done < total and done == int(done):  # a case that has begun is finished and kept
             stop.raise_if_stopped()
         left = (time.monotonic() - began) / done * (total - done) if done else 0.0
         more = f", about {clock(left)} left" if left >= 0.5 else ""
@@ -242,14 +283,13 @@ def _case_progress(what: str) -> Callable[[float, int], None]:
     return advance
 
 
-def _keep_answers(
+def _write_predictions(
     run: TrainingRun, cases: Sequence[CachedCase], folder: FoldFolder, chosen: str
 ) -> None:
-    """Write the chosen model's answers to ``oof/``, rename its activate predictions to
-    ``oof/soft/``; drop the working files.
+    """Write the chosen model's predictions to ``oof/``, and remove the working files.
 
-    Interrupted anywhere, the next run finds either the working files or nothing and does the same
-    again.
+    Its soft predictions are moved to ``oof/soft/``. Interrupted anywhere, the next run finds either
+    the working files or nothing, and does the same again.
     """
     work: Path = folder.work / chosen
     for cached in cases:

@@ -1,4 +1,4 @@
-"""Start a network from another model file, saying what was taken, skipped and left fresh."""
+"""Initial weights from another model file, with a listing of those loaded, skipped and left."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from pipeline.inference.models import CheckpointError, load_model
 
 
 def load(network: torch.nn.Module, wanted: InitFrom) -> str:
-    """Copy matching weights into ``network``; returns the listing.
+    """Copy matching weights of a model file into a network.
 
-    Raises CheckpointError for a mismatch that was not allowed.
+    Args:
+        network: changed in place.
+        wanted: path of the file, and which mismatches are allowed.
+
+    Returns:
+        Listing of the weights that were loaded, skipped and left as they were.
+
+    Raises:
+        CheckpointError: where the file cannot be read, or for a mismatch that is not allowed.
     """
     given, own = load_model(Path(wanted.path), own=False).weights, network.state_dict()
     listing = compare(given, own, wanted)
@@ -26,10 +34,18 @@ def load(network: torch.nn.Module, wanted: InitFrom) -> str:
 def compare(
     given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: InitFrom
 ) -> str:
-    """Listing of what of the ``given`` weights fits a network's ``own``, which may have no memory
-    (meta).
+    """List which weights of a file fit a network.
 
-    Raises CheckpointError for a mismatch that was not allowed.
+    Args:
+        given: weights of the file by name.
+        own: weights of the network by name; they may be on torch's meta device.
+        wanted: path of the file, for the listing, and which mismatches are allowed.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        CheckpointError: for a mismatch that is not allowed.
     """
     shape = [k for k in own if k in given and own[k].shape != given[k].shape]
     missing = [k for k in own if k not in given]

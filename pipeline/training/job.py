@@ -1,4 +1,4 @@
-"""What the training of one fold is given, and how a batch comes to its device."""
+"""Inputs of the training of one fold, and how its batches come to the device."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipeline.runs import FoldFolder
 from pipeline.training.distributed import DistributedContext
 
 LAYERS = 0
-"""Last word of the seed of a step's random layers, to which the rank is added.
+"""Last element of the seed of a step's random layers, to which the rank is added.
 
-Augmentation has (seed, fold, epoch, position) for itself.
+Augmentation is seeded by (seed, fold, epoch, position).
 """
 
 
@@ -32,10 +32,14 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldJob:
-    """Everything that the training of one fold is given. All ranks hold the same one."""
+    """Everything that the training of one fold needs.
+
+    On all ranks the same but for ``context`` and the batches of the loaders.
+    """
 
     config: Config
     fold: int
+    """Number of the fold."""
     folder: Path
     """Folder of the fold, ``RUN/fold_N``."""
     device: str
@@ -44,30 +48,33 @@ class FoldJob:
     channels: tuple[int, int]
     """Channels of the network's input and of its main head."""
     losses: WeightedSum
+    """The loss, a weighted sum of terms over heads."""
     train: Loader
+    """Batches of training patches."""
     val: Loader
+    """Batches of the fixed patches of held-out cases."""
     raise_if_stopped: Callable[[], None]
-    """Raises when a process of any rank was asked to stop.
+    """Raises when any rank was asked to stop; all ranks call it at the same points of their work.
 
-    What it raises is a BaseException that is no Exception, so that nothing takes it for a fault.
-    All ranks call it at the same points of their work.
+    It raises a BaseException that is no Exception, so that nothing handles it as an error.
     """
     progress: Callable[[int, int, str], object]
     """Called as ``progress(done, total, text)`` with the steps of all epochs."""
     context: DistributedContext = field(default_factory=DistributedContext)
+    """The ranks that train it."""
     version: int = METRICS_VERSION
     """Metrics version by which this fold validates."""
     spacings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Millimetres between voxels by held-out case.
+    """Voxel spacings in mm by held-out case.
 
-    Given where a metric of ``train.validate`` measures lengths and all files carry a unit.
+    Empty unless a metric of ``train.validate`` measures lengths and all files carry a unit.
     """
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     """What the training data looked like, for the header of model files."""
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Names of the classes, where the data set gives any."""
+        """Names of the classes by number; empty where the data set gives none."""
         return from_json(self.trained_on.get("class_names"))
 
     @property
@@ -76,36 +83,59 @@ class FoldJob:
         return FoldFolder(self.folder)
 
     def images(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Images of a batch, ``(B, C, *S)``, on the device and in the config's memory format."""
+        """Move the images of a batch to the device, in the config's memory format.
+
+        Args:
+            batch: a batch of a loader.
+
+        Returns:
+            ``(B, C, *S)``.
+        """
         images = batch["image"].to(self.device, non_blocking=True)
         if self.config.train.channels_last:
             images = images.to(memory_format=memory_format(images.ndim - 2))
         return images
 
     def targets(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Targets and maps that the losses read, by name, on the device."""
+        """Move the targets of a batch, and the maps that losses read, to the device.
+
+        Args:
+            batch: a batch of a loader.
+
+        Returns:
+            Tensors ``(B, C, *S)`` by name.
+        """
         names = dict.fromkeys((*self.config.kinds, *self.losses.maps.values()))
         return {name: batch[name].to(self.device, non_blocking=True) for name in names}
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass in the config's precision."""
+        """Autocast to the config's precision, for a forward pass.
+
+        Returns:
+            A context manager; without effect for full precision, and for fp16 on the CPU.
+        """
         amp = self.config.train.amp
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.bfloat16)
         enabled = amp == "bf16" or (amp == "fp16" and self.device == "cuda")
         return torch.autocast(self.device, dtype, enabled=enabled)
 
     def seed_layers(self, epoch: int, step: int) -> None:
-        """Seed dropout and other random layers for one step of this rank."""
+        """Seed dropout and other random layers for one step of this rank.
+
+        Args:
+            epoch: counted from 0.
+            step: number of the batch in its epoch, counted from 0.
+        """
         torch.manual_seed(
             seed_of(self.config.seed, self.fold, epoch, step, LAYERS + self.context.rank)
         )
 
 
 def memory_format(dims: int) -> torch.memory_format:
-    """Channels last, for images of ``dims`` space axes.
+    """The channels-last memory format.
 
     Args:
-        dims: 2 or 3.
+        dims: spatial axes, 2 or 3.
 
     Returns:
         torch's memory format.

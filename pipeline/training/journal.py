@@ -1,6 +1,4 @@
-"""What a fold tells while it trains: a line an epoch, log.jsonl, TensorBoard, and a picture of a
-fixed held-out patch.
-"""
+"""Records of a fold: a line an epoch, log.jsonl, TensorBoard, pictures of a held-out patch."""
 
 from __future__ import annotations
 
@@ -20,21 +18,28 @@ from pipeline.progress import clock
 from pipeline.runs import FoldFolder
 
 LEGIBLE = 256
-"""Pixels that a preview is at least about high."""
+"""Height in pixels to which smaller previews are enlarged, by a whole number of times."""
 
 GAP = 4
 """Pixels of white between two panels of a preview."""
 
 RECENT = 10
-"""Epochs by which the time left is judged: enough to hold some with and some without validation."""
+"""Epochs that the time left is estimated from: some with and some without validation."""
 
 
 def time_left(seconds: Sequence[float], epochs: int) -> float:
-    """Seconds that the rest of ``epochs`` takes after those that took ``seconds`` each, if it is
-    like the last ones.
+    """Estimate the time until training ends, from the last epochs.
 
-    >>> time_left([9.0] + [2.0] * 10, 14)
-    6.0
+    Args:
+        seconds: of each epoch that is done.
+        epochs: all epochs.
+
+    Returns:
+        Seconds; NaN where no epoch is done.
+
+    Example:
+        >>> time_left([9.0] + [2.0] * 10, 14)
+        6.0
     """
     recent = seconds[-RECENT:]
     return sum(recent) / len(recent) * (epochs - len(seconds)) if recent else math.nan
@@ -43,10 +48,13 @@ def time_left(seconds: Sequence[float], epochs: int) -> float:
 class Journal:
     """Writer of one fold's records.
 
-    ``history`` is what a resumed run already knows: the files are laid anew from it.
-
-    ``names`` of classes stand in lines that people read; ``log.jsonl`` and TensorBoard keep the
-    keys.
+    Args:
+        folder: the fold's folder.
+        epochs: all epochs of the training.
+        history: records of the epochs that a resumed fold has done; its files are rewritten from
+            them.
+        names: names of classes, for lines that people read; ``log.jsonl`` and TensorBoard keep
+            the keys.
     """
 
     def __init__(
@@ -67,7 +75,15 @@ class Journal:
             self.board = SummaryWriter(name, purge_step=len(history))
 
     def epoch(self, record: Mapping[str, Any]) -> str:
-        """Append one epoch everywhere; returns its line."""
+        """Append the record of an epoch to all files.
+
+        Args:
+            record: values by name, with ``epoch`` (from 0), ``lr``, ``seconds`` and
+                ``train_loss``.
+
+        Returns:
+            Its line of training_log.txt.
+        """
         line = self.line(record)
         self._append(self.fold.log_file, _json_line(record))
         self.note(line)
@@ -87,12 +103,22 @@ class Journal:
             log.write(text)
 
     def note(self, line: str) -> None:
-        """One line in training_log.txt."""
+        """Append a line to training_log.txt.
+
+        Args:
+            line: without a line break.
+        """
         self._append(self.fold.text_log, line + "\n")
 
     def line(self, record: Mapping[str, Any]) -> str:
-        """``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about 1:02:11
-        left``; called once an epoch, in order.
+        """The line of an epoch; to be called once an epoch, in order.
+
+        Args:
+            record: as of :meth:`epoch`.
+
+        Returns:
+            ``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about
+            1:02:11 left``.
         """
         self.seconds.append(record["seconds"])
         parts = [f"Train Loss: {record['train_loss']:.4f}"]
@@ -111,8 +137,11 @@ class Journal:
         return f"Epoch {record['epoch'] + 1}/{self.epochs}: " + ", ".join(parts)
 
     def preview(self, epoch: int, panels: Sequence[np.ndarray]) -> None:
-        """Panels ``(Y, X, 3)`` in [0, 1] side by side, enlarged until they are legible, to
-        ``previews/`` and TensorBoard.
+        """Write panels side by side, enlarged until legible, to ``previews/`` and TensorBoard.
+
+        Args:
+            epoch: counted from 0.
+            panels: pictures ``(Y, X, 3)`` of one size, in [0, 1].
         """
         times = max(1, LEGIBLE // panels[0].shape[0])
         parts = [colours.to_bytes(p).repeat(times, 0).repeat(times, 1) for p in panels]
@@ -123,14 +152,24 @@ class Journal:
             self.board.add_image("held-out patch", picture, epoch, dataformats="HWC")
 
     def close(self) -> None:
+        """Close TensorBoard's file."""
         with self.open, files.named(self.fold.tensorboard):
             self.board.close()
 
 
 def titled(key: str, names: Mapping[int, str]) -> str:
-    """
-    >>> titled("val_surface_dice", {}), titled("val_dice_1", {1: "CA1 head"})
-    ('Val Surface Dice', 'Val Dice CA1 head')
+    """Write a key of an epoch's record in words.
+
+    Args:
+        key: ``val_dice_1``, for instance.
+        names: names of classes by number.
+
+    Returns:
+        Words with capital first letters; names of classes stay as they are.
+
+    Example:
+        >>> titled("val_surface_dice", {}), titled("val_dice_1", {1: "CA1 head"})
+        ('Val Surface Dice', 'Val Dice CA1 head')
     """
     shown = display(key, names)
     metric, name = (shown, "") if shown == key else shown.split(" ", 1)
@@ -138,6 +177,7 @@ def titled(key: str, names: Mapping[int, str]) -> str:
 
 
 def _json_line(record: Mapping[str, Any]) -> str:
+    """One line of log.jsonl; numbers that are not finite become null."""
     plain = {
         k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()
     }

@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 
 def fit(job: FoldJob) -> TrainingState:
-    """Train one fold to its end, from where it stands.
+    """Train one fold to its end, from its newest saved state on.
 
-    Leaves the model files best_model and, where weights were averaged, swa_model, and the state.
+    Writes the model files best_model and, where weights are averaged, swa_model, and the state.
 
     Args:
         job: what is trained.
@@ -54,7 +54,7 @@ def fit(job: FoldJob) -> TrainingState:
 
     Raises:
         TrainingError: where the fold cannot go on, as with a loss that is not finite.
-        CheckpointError: where the saved state cannot be continued.
+        CheckpointError: where the saved state cannot be restored.
         DistributedError: where another rank is gone.
     """
     with job.context.named_errors(f"training fold {job.fold}"):
@@ -67,7 +67,7 @@ def fit(job: FoldJob) -> TrainingState:
                 save(job, state)
             monitor.early_stop(state)
             monitor.finish(averaging.finish_average(job, state))
-        job.context.wait("finishing the fold")
+        job.context.barrier("finishing the fold")
     return state
 
 
@@ -86,15 +86,15 @@ def is_finished(config: Config, state: TrainingState) -> bool:
 
 
 def train_epoch(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
-    """What is left of an epoch: train, validate, keep the best weights, average, set the rate.
+    """Do the rest of an epoch: train, validate, keep the best weights, average, set the rate.
 
-    From the last step to the end of validation nothing in ``state`` changes: stopped there, the
-    epoch goes on with its validation.
+    From the last step to the end of validation nothing in ``state`` changes: a fold that is stopped
+    there resumes with the validation.
 
     Args:
         job: what is trained.
         state: changed in place; its history gains the epoch's record.
-        monitor: is told of every step.
+        monitor: called after every step.
     """
     config = job.config
     if state.step == 0:
@@ -102,7 +102,7 @@ def train_epoch(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
     rate = _set_learning_rate(config, state)
     _train_steps(job, state, monitor)
     record: dict[str, Any] = {"epoch": state.epoch, "lr": rate, **state.means.result()}
-    if _validates(config, state.epoch):
+    if _is_validation_epoch(config, state.epoch):
         record |= _validate(job, state)
         _keep_best(job, state, record[config.train.stop.monitor])
     if averaging.is_averaging(config, state.epoch):
@@ -110,29 +110,29 @@ def train_epoch(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
         state.average.update_parameters(state.network)
     own_rate = averaging.averaging_rate(config) is not None
     if not (own_rate and averaging.is_averaging(config, state.epoch + 1)):
-        optim.step(state.schedule, _lower_is_better(config, record))
+        optim.step(state.schedule, _plateau_value(config, record))
     state.epoch, state.step, state.means = state.epoch + 1, 0, RunningMeans()
     record["seconds"] = time.monotonic() - state.began
     state.history.append(record)
 
 
 def _train_steps(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
-    """The steps of the epoch that are not done yet; ``state.means`` gathers their values."""
+    """Do the steps of the epoch that are not done yet; ``state.means`` gathers their values."""
     state.network.train()
     set_training_progress(state.network, state.epoch, job.config.train.epochs)
     state.optimizer.zero_grad(set_to_none=True)
-    job.raise_if_stopped()  # what is done so far is on the disk
+    job.raise_if_stopped()  # all that is done so far is saved
     _show_progress(job, state, state.step)
     for step, batch in enumerate(job.train.epoch(state.epoch, state.step), state.step):
-        is_whole = training_step(job, state, step, batch)
+        is_update = training_step(job, state, step, batch)
         monitor.step(state, step)
-        if is_whole:
+        if is_update:
             _save_if_due(job, state)
         _show_progress(job, state, step + 1)
 
 
 def training_step(job: FoldJob, state: TrainingState, step: int, batch: Mapping[str, Any]) -> bool:
-    """Forward, loss, backward, clip, step.
+    """Do one step of training: forward, loss, backward, clip, update.
 
     Gradients of ``train.accumulate`` batches are summed before the weights change.
 
@@ -143,26 +143,26 @@ def training_step(job: FoldJob, state: TrainingState, step: int, batch: Mapping[
         batch: ``image`` ``(B, C, *S)``, targets and ids.
 
     Returns:
-        Whether the weights were changed: only then is the state whole.
+        Whether the weights were updated: only then can the state be saved.
 
     Raises:
         TrainingError: on all ranks, where a loss is not finite on one of them; no weight has
             changed then.
     """
     train = job.config.train
-    is_whole = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
+    is_update = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
     share = job.train.share(step)
     job.seed_layers(state.epoch, step)
-    with _synchronised(job, state, is_whole):
+    with _gradient_sync(job, state, is_update):
         with job.autocast():
             outputs = state.forward(job.images(batch))
         loss, terms = job.losses(outputs, job.targets(batch), training=True)
         del outputs  # not needed by backward: frees the deep heads before gradients are allocated
         state.scaler.scale(loss * share / train.accumulate).backward()
-    # The only line of a step that waits for the device, which computes the gradients meanwhile.
+    # Only here a step waits for the device; after backward, so that gradients are queued already.
     values = loss_values("train", loss, terms)
-    _note_values(job, state, step, batch, values)
-    if is_whole:
+    _record_values(job, state, step, batch, values)
+    if is_update:
         if train.clip is not None:
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.clip)
@@ -170,19 +170,19 @@ def training_step(job: FoldJob, state: TrainingState, step: int, batch: Mapping[
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.step = step + 1
-    return is_whole
+    return is_update
 
 
-def _synchronised(
-    job: FoldJob, state: TrainingState, is_whole: bool
+def _gradient_sync(
+    job: FoldJob, state: TrainingState, is_update: bool
 ) -> contextlib.AbstractContextManager[None]:
-    """Within, gradients are averaged over the ranks, which only the last batch of a step needs."""
-    if is_whole or job.context.is_single:
+    """Average gradients over the ranks inside, which only the last batch of an update needs."""
+    if is_update or job.context.is_single:
         return contextlib.nullcontext()
     return state.forward.no_sync()  # type: ignore[attr-defined]
 
 
-def _note_values(
+def _record_values(
     job: FoldJob,
     state: TrainingState,
     step: int,
@@ -214,7 +214,7 @@ def _require_finite(values: Mapping[str, float], ids: Iterable[str], epoch: int,
 
 
 def _save_if_due(job: FoldJob, state: TrainingState) -> None:
-    """Save the state between two optimiser steps, where it is whole: when due, or to stop."""
+    """Save the state after an update of the weights, when it is due or the process has to stop."""
     with _saved_if_stopped(job, state):
         job.raise_if_stopped()
     every, steps = job.config.train.save_steps, -(-state.step // job.config.train.accumulate)
@@ -224,7 +224,7 @@ def _save_if_due(job: FoldJob, state: TrainingState) -> None:
 
 @contextlib.contextmanager
 def _saved_if_stopped(job: FoldJob, state: TrainingState) -> Iterator[None]:
-    """Where ``job.raise_if_stopped`` stops the process inside, the state is saved first."""
+    """Save the state where ``job.raise_if_stopped`` stops the process inside."""
     try:
         yield
     except Exception:
@@ -238,7 +238,7 @@ def _saved_if_stopped(job: FoldJob, state: TrainingState) -> Iterator[None]:
         raise
 
 
-def _validates(config: Config, epoch: int) -> bool:
+def _is_validation_epoch(config: Config, epoch: int) -> bool:
     is_last = epoch + 1 == config.train.epochs
     return is_last or (epoch + 1) % config.train.validate.every == 0
 
@@ -281,14 +281,14 @@ def direction(monitor: str) -> str:
     return "lower" if name == "loss" else better(name)
 
 
-def _lower_is_better(config: Config, record: Mapping[str, Any]) -> float:
+def _plateau_value(config: Config, record: Mapping[str, Any]) -> float:
     """The monitored value, negated where higher is better, for the plateau schedule."""
     value = record.get(config.train.stop.monitor, float("nan"))
     return value if direction(config.train.stop.monitor) == "lower" else -value
 
 
 def _set_learning_rate(config: Config, state: TrainingState) -> float:
-    """This epoch's rate: the schedule's, or that of the averaging phase."""
+    """Set and return this epoch's rate: the schedule's, or that of the averaging phase."""
     rate = averaging.averaging_rate(config)
     if rate is not None and averaging.is_averaging(config, state.epoch):
         for group in state.optimizer.param_groups:
@@ -297,7 +297,7 @@ def _set_learning_rate(config: Config, state: TrainingState) -> float:
 
 
 def _show_progress(job: FoldJob, state: TrainingState, step: int, doing: str = "") -> None:
-    """How far the fold is after ``step`` steps of an epoch, and about how long the rest takes."""
+    """Show how far the fold is after ``step`` steps of an epoch, and the time that is left."""
     epochs, steps = job.config.train.epochs, len(job.train)
     left = _seconds_left(state, epochs, step / steps)
     more = f", about {clock(left)} left" if left >= 0.5 else ""
@@ -306,7 +306,7 @@ def _show_progress(job: FoldJob, state: TrainingState, step: int, doing: str = "
 
 
 def _seconds_left(state: TrainingState, epochs: int, share: float) -> float:
-    """Seconds until the last epoch ends, at a ``share`` of the present one; NaN if unknown."""
+    """Seconds until the last epoch ends, ``share`` of the present one done; NaN if unknown."""
     spent = time.monotonic() - state.began
     if state.history:
         past = time_left([record["seconds"] for record in state.history], epochs)

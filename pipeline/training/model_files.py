@@ -1,4 +1,4 @@
-"""Model files that a fold leaves: the best, the averaged, and those that are kept on the way."""
+"""Model files of a fold: the best, the averaged, and those kept every few epochs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.training.state import TrainingState
 def fold_model(
     job: FoldJob, network: torch.nn.Module, kind: str, epoch: int, score: float | None
 ) -> Checkpoint:
-    """A model file's content.
+    """Build the content of a model file.
 
     Args:
         job: what was trained.
-        network: whose weights are taken.
+        network: whose weights it holds.
         kind: ``best``, ``swa`` or ``epoch``.
         epoch: the last one that the weights have seen, counted from 0.
         score: the monitored value, None where it is not known.
@@ -43,7 +43,7 @@ def fold_model(
 def keep_epoch_model(job: FoldJob, state: TrainingState) -> None:
     """Write a model file of its own every ``train.keep_every`` epochs, on the first rank.
 
-    It is written before the epoch counts as done, so that a kill loses none.
+    To be called before the state of the epoch is saved, so that a killed process loses none.
 
     Args:
         job: what is trained.

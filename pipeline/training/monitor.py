@@ -1,4 +1,4 @@
-"""What people see of a fold while it trains: its log, TensorBoard, trackers and pictures."""
+"""Reports of a fold while it trains: log, TensorBoard, trackers and pictures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Writes down what happens in a fold; on ranks other than the first it does nothing.
+    """Reports the progress of a fold; on ranks other than the first it does nothing.
 
     Args:
         job: what is trained.
-        state: where it stands; a continued fold's records are laid anew from its history.
+        state: before training; the log files of a resumed fold are rewritten from its history.
     """
 
     def __init__(self, job: FoldJob, state: TrainingState) -> None:
@@ -41,10 +41,10 @@ class Monitor:
         self.trackers = tracking.Trackers(config.train.track, run, job.folder)
 
     def step(self, state: TrainingState, step: int) -> None:
-        """A batch is done.
+        """Report that a batch is done.
 
         Args:
-            state: after it.
+            state: after the batch.
             step: its number in the epoch, counted from 0.
         """
         if self.is_main:
@@ -52,10 +52,10 @@ class Monitor:
             preview_batch(self.job, state.network, done)
 
     def epoch(self, state: TrainingState) -> None:
-        """An epoch is done, and its record is the last of the state's history.
+        """Report that an epoch is done: log its record, and draw a preview when one is due.
 
         Args:
-            state: after it.
+            state: after the epoch, whose record is the last of its history.
         """
         if not self.is_main:
             return
@@ -67,7 +67,7 @@ class Monitor:
             self.journal.preview(state.epoch - 1, preview_panels(self.job, state.network))
 
     def early_stop(self, state: TrainingState) -> None:
-        """The training ends before its last epoch, if it does.
+        """Report that the training ended before its last epoch, if it did.
 
         Args:
             state: after the last epoch that was trained.
@@ -78,10 +78,10 @@ class Monitor:
             self._note(f"Early stopping triggered at epoch {state.epoch} {patience}")
 
     def finish(self, averaged: Mapping[str, float]) -> None:
-        """The fold is trained.
+        """Report that the fold is trained, and pass its best model to the trackers.
 
         Args:
-            averaged: values of the averaged weights; empty where there are none.
+            averaged: validation values of the averaged weights; empty where there are none.
         """
         if not self.is_main:
             return
@@ -104,11 +104,11 @@ class Monitor:
 
 @contextlib.contextmanager
 def monitored(job: FoldJob, state: TrainingState) -> Iterator[Monitor]:
-    """A monitor that is closed however the training ends.
+    """Open a monitor, and close it however the training ends.
 
     Args:
         job: what is trained.
-        state: where it stands.
+        state: before training.
 
     Yields:
         The monitor.

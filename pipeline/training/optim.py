@@ -1,5 +1,6 @@
-"""Optimisers and learning-rate schedules by name; schedules step once an epoch and can be saved as
-JSON.
+"""Optimisers and learning-rate schedules by name.
+
+Schedules step once an epoch, and their states can be saved as JSON.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ Schedule: TypeAlias = lr_scheduler.LRScheduler
 
 @dataclass(frozen=True, slots=True)
 class OptimizerEntry:
-    """An optimiser: ``make(parameters, **options)`` gives one of torch's kind.
+    """An entry of the table of optimisers.
 
-    Its state has to be what ``state_dict()`` says, for a fold that is continued goes on from that.
+    The optimiser's whole state has to be in its ``state_dict()``: a resumed fold goes on from that.
     """
 
     make: Callable[..., Optimizer]
+    """``make(parameters, **options)`` gives one of torch's optimisers."""
 
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
@@ -79,9 +81,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
 def _cosine_restarts(
     optimizer: Optimizer, epochs: int, first: int = 10, factor: int = 2, min_lr: float = 1e-6
 ) -> Schedule:
-    """Cosine from the full rate to ``min_lr`` over ``first`` epochs, then again over ``factor``
-    times as many, and so on.
-    """
+    """Cosine to ``min_lr`` over ``first`` epochs, then over ``factor`` times as many, and so on."""
     return lr_scheduler.CosineAnnealingWarmRestarts(
         optimizer, T_0=first, T_mult=factor, eta_min=min_lr
     )
@@ -114,15 +114,16 @@ def _plateau(
 
 
 def _poly(optimizer: Optimizer, epochs: int, power: float = 0.9) -> Schedule:
-    """``(1 - epoch / epochs) ** power``, nnU-Net's."""
+    """Polynomial decay ``(1 - epoch / epochs) ** power``, as in nnU-Net."""
     return lr_scheduler.PolynomialLR(optimizer, total_iters=epochs, power=power)
 
 
 def _one_cycle(
     optimizer: Optimizer, epochs: int, rise: float = 0.3, start: float = 0.04, end: float = 1e-4
 ) -> Schedule:
-    """Rise from ``start`` times the rate over a share ``rise`` of the epochs, then cosine to
-    ``end`` times the rate (Smith 2018).
+    """Rise from ``start`` times the rate for a fraction ``rise`` of the epochs, then cosine down.
+
+    It ends at ``end`` times the rate. Source: Smith 2018.
     """
     lr = optimizer.param_groups[0]["lr"]
     return lr_scheduler.OneCycleLR(
@@ -142,10 +143,10 @@ def _constant(optimizer: Optimizer, epochs: int) -> Schedule:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleEntry:
-    """A learning-rate schedule: ``make(optimizer, epochs, **options)`` gives one of torch's kind,
-    stepped once an epoch."""
+    """An entry of the table of learning-rate schedules."""
 
     make: Callable[..., Schedule]
+    """``make(optimizer, epochs, **options)`` gives one of torch's schedulers, stepped by epoch."""
 
 
 SCHEDULES: Registry[ScheduleEntry] = Registry(
@@ -164,9 +165,17 @@ SCHEDULES: Registry[ScheduleEntry] = Registry(
 
 
 def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
-    """Optimiser and schedule of a config.
+    """Build optimiser and schedule of a config.
 
-    Raises ConfigError for unknown names and impossible options.
+    Args:
+        train: its ``optimizer``, ``schedule`` and ``epochs``.
+        network: whose parameters with gradients are optimised.
+
+    Returns:
+        Optimiser and schedule.
+
+    Raises:
+        ConfigError: for unknown names and impossible options.
     """
     optimizer = bind(OPTIMIZERS, train.optimizer, "train.optimizer", ("parameters",))
     schedule = bind(SCHEDULES, train.schedule, "train.schedule", ("optimizer", "epochs"))
@@ -178,7 +187,12 @@ def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
 
 
 def step(schedule: Schedule, monitored: float) -> None:
-    """Advance by one epoch; ``monitored`` (lower is better) is what plateau watches."""
+    """Advance a schedule by one epoch.
+
+    Args:
+        schedule: changed in place.
+        monitored: the value that ``plateau`` monitors, lower is better; others ignore it.
+    """
     if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
         schedule.step(monitored)
     else:

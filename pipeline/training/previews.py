@@ -1,4 +1,4 @@
-"""Pictures of a fixed patch while a fold trains, so that people see what the network learns."""
+"""Pictures of a fixed patch while a fold trains, which show what the network has learned."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pipeline.tasks import TASKS
 from pipeline.training.job import FoldJob
 
 ROWS = 4
-"""Samples in a picture of images, a row each."""
+"""Samples in a picture of an image task, a row each."""
 
 
 def preview_batch(job: FoldJob, network: torch.nn.Module, done: int) -> None:
-    """Write ``previews/training_preview.jpg`` of a fixed training batch, for systems of images.
+    """Write ``previews/training_preview.jpg`` of a fixed training batch, for image tasks.
 
-    A row is input, output and target. Training does not notice: no gradient, no random number.
+    A row is input, output and target. Training is not affected: neither gradients nor random
+    numbers are used.
 
     Args:
         job: what is trained.
@@ -53,7 +54,7 @@ def _fixed_batch(job: FoldJob) -> Mapping[str, Any]:
 
 @torch.no_grad()
 def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
-    """The first validation patch as pictures; of a volume its middle plane.
+    """Draw the first validation patch; of a volume its middle plane.
 
     Args:
         job: what is trained.
@@ -62,7 +63,7 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
     Returns:
         Pictures ``(Y, X, 3)`` in [0, 1]. Images: input, target, output; where there is a mask of
         change, of up to four patches the input, output, target, mask and predicted mask. Labels:
-        image, truth, probabilities (of several classes the likeliest), and errors in colours.
+        image, target, probabilities (of several classes the likeliest), and errors in colours.
     """
     batch = next(iter(job.val.epoch(-1)))
     network.eval()
@@ -75,11 +76,11 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
         count = min(ROWS, len(image))
         rows = [_with_masks(batch, n, heads, target[n]) for n in range(count)]
         return [np.concatenate(column, axis=0) for column in zip(*rows, strict=True)]
-    plane, truth, soft = (_middle(a[0]) for a in (image, target, heads["main"]))
+    plane, truth, prediction = (_middle(a[0]) for a in (image, target, heads["main"]))
     if not task.decides:
-        return [colours.rgb(_on_scale(panel, plane)) for panel in (plane, truth, soft)]
+        return [colours.rgb(_on_scale(panel, plane)) for panel in (plane, truth, prediction)]
     ignore = job.config.data.ignore_label
-    return _label_panels(colours.rgb(_on_scale(plane, plane)), truth[0], soft, ignore)
+    return _label_panels(colours.rgb(_on_scale(plane, plane)), truth[0], prediction, ignore)
 
 
 def _with_masks(
@@ -95,17 +96,18 @@ def _with_masks(
 
 
 def _label_panels(
-    image: np.ndarray, target: np.ndarray, soft: np.ndarray, ignore: int | None
+    image: np.ndarray, target: np.ndarray, probabilities: np.ndarray, ignore: int | None
 ) -> list[np.ndarray]:
+    """Image, target, probabilities or labels, and errors; ignored voxels are grey."""
     ignored = np.zeros(target.shape, bool) if ignore is None else target == ignore
     truth = np.where(ignored, 0, target)
-    answer = TASKS["labels"].decide(soft)
+    predicted = TASKS["labels"].decide(probabilities)
     black = np.zeros(image.shape)
-    if len(soft) == 1:
-        real, found = colours.tint(black, truth > 0, colours.WHITE, 1), colours.rgb(soft)
+    if len(probabilities) == 1:
+        real, found = colours.tint(black, truth > 0, colours.WHITE, 1), colours.rgb(probabilities)
     else:
-        real, found = (colours.classes(black, a, strength=1) for a in (truth, answer))
-    errors = colours.errors(image, truth, np.where(ignored, 0, answer))
+        real, found = (colours.classes(black, a, strength=1) for a in (truth, predicted))
+    errors = colours.errors(image, truth, np.where(ignored, 0, predicted))
     grey = [colours.tint(panel, ignored, colours.GREY, 1) for panel in (real, errors)]
     return [image, grey[0], found, grey[1]]
 
@@ -116,6 +118,6 @@ def _middle(array: np.ndarray) -> np.ndarray:
 
 
 def _on_scale(panel: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """On the grey scale of ``image``, whatever range it was normalised to."""
+    """Scale ``panel`` so that the range of ``image`` becomes [0, 1]."""
     low, high = float(image.min()), float(image.max())
     return (panel - low) / max(high - low, 1e-6)

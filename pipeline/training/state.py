@@ -1,4 +1,4 @@
-"""What changes while a fold trains: made at its start, saved whole, and restored to the same bits."""
+"""State of a fold's training: made at its start, saved whole, and restored to the same bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.training.job import FoldJob, memory_format
 logger = logging.getLogger(__name__)
 
 SHOWN = 300
-"""Characters of another library's message that an error of ours shows."""
+"""Characters of torch's message that an error of ours quotes."""
 
 
 class RunningMeans:
@@ -49,7 +49,7 @@ class RunningMeans:
             self.counts[key] = self.counts.get(key, 0.0) + count
 
     def add_valid(self, key: str, values: Iterable[float]) -> None:
-        """Add values of single samples; those that are not finite are left out.
+        """Add values of single samples, but for those that are not finite.
 
         Args:
             key: name of the mean.
@@ -60,7 +60,7 @@ class RunningMeans:
                 self.add(1, {key: value})
 
     def result(self) -> dict[str, float]:
-        """The means.
+        """Compute the means.
 
         Returns:
             Means by name; NaN where nothing had a weight.
@@ -74,37 +74,45 @@ class TrainingState:
 
     network: torch.nn.Module
     forward: Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
-    """The network as it is trained: wrapped for ranks, compiled where asked for."""
+    """The network as it is trained: wrapped for several ranks, and compiled if configured."""
     optimizer: torch.optim.Optimizer
     schedule: optim.Schedule
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
+    """Averaged weights; None where the config has no average."""
     epoch: int = 0
     """Whole epochs that are done."""
     best_score: float | None = None
+    """Best monitored value; None: it was never finite."""
     best_epoch: int = -1
+    """Its epoch, counted from 0."""
     stale: int = 0
     """Epochs since the monitored value was best."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Records of the epochs that are done."""
     step: int = 0
-    """Batches of the next epoch that the weights have seen, always up to an optimiser step."""
+    """Batches of the present epoch that the weights have seen, always up to an optimiser step."""
     means: RunningMeans = field(default_factory=RunningMeans)
     """Values of those batches."""
     began: float = 0.0
-    """Clock at which the present epoch would have begun without interruptions, in seconds."""
+    """``time.monotonic()`` at which the present epoch would have begun without interruptions."""
     spent: float = 0.0
-    """Seconds of earlier processes in all."""
+    """Seconds that earlier processes have trained in all."""
 
 
 def start(job: FoldJob) -> TrainingState:
-    """The state before the first step.
+    """Build the state before the first step.
 
     Args:
         job: what is trained.
 
     Returns:
-        Network on its device, optimiser, schedule, and an average where the config asks for one.
+        Network on its device, optimiser, schedule, and an average where the config has one.
+
+    Raises:
+        ConfigError: for an optimiser or a schedule that cannot be built.
+        UserError: for ``train.sync_batchnorm`` of several ranks on the CPU.
+        DistributedError: where another rank is gone.
     """
     train = job.config.train
     network: torch.nn.Module = job.network.to(job.device)
@@ -121,7 +129,7 @@ def start(job: FoldJob) -> TrainingState:
         average = AveragedModel(network, multi_avg_fn=ema)
     heads = getattr(network, "heads", ())
     idle = bool(set(heads) - {term.head for term in job.losses.terms.values()})
-    forward = distributed.parallel(network, job.context, unused=idle)
+    forward = distributed.wrap_ddp(network, job.context, unused=idle)
     fp16 = train.amp == "fp16" and job.device == "cuda"
     return TrainingState(
         network=network,
@@ -136,15 +144,18 @@ def start(job: FoldJob) -> TrainingState:
 def save(job: FoldJob, state: TrainingState) -> None:
     """Write the state on the first rank, while the others wait.
 
-    Did they go on, their end would be the end of all in the middle of the writing.
+    A rank that went on and ended would have torchrun end the first one in the middle of writing.
 
     Args:
-        job: whose fold folder takes it.
+        job: whose fold folder it is written to.
         state: between two optimiser steps.
+
+    Raises:
+        DistributedError: where another rank is gone.
     """
     if job.context.is_main:
         _write(job, state)
-    job.context.wait("saving the state")
+    job.context.barrier("saving the state")
 
 
 def _write(job: FoldJob, state: TrainingState) -> None:
@@ -170,10 +181,10 @@ def _write(job: FoldJob, state: TrainingState) -> None:
 
 
 def plain_schedule(schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without what JSON cannot hold.
+    """Strip a scheduler's state of what JSON cannot hold.
 
     Args:
-        schedule: ``scheduler.state_dict()``; SequentialLR keeps the states of its parts in a list.
+        schedule: ``scheduler.state_dict()``; SequentialLR holds a list of states.
 
     Returns:
         The same without functions.
@@ -186,18 +197,18 @@ def plain_schedule(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
-    """Put what was saved last into ``state``.
+    """Restore the newest saved state of a fold.
 
     Args:
-        job: whose fold folder is looked into.
+        job: whose fold folder may hold saved states.
         state: as :func:`start` makes it; changed in place.
 
     Returns:
-        The job by the metrics version of the saved state, and the state; both as they are where
+        The job with the metrics version of the saved state, and the state; both unchanged where
         nothing was saved.
 
     Raises:
-        CheckpointError: where what was saved is damaged or of another network, optimiser or
+        CheckpointError: where the saved states are damaged, or of another network, optimiser or
             schedule.
     """
     folder = job.files.states
@@ -222,14 +233,14 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
         RuntimeError,
         ArithmeticError,
     ) as error:
-        words = f"{type(error).__name__}: {error}"[:SHOWN]
+        reason = f"{type(error).__name__}: {error}"[:SHOWN]
         raise models.CheckpointError(
-            f"{folder}: optimizer or schedule of the newest state cannot be continued ({words})."
+            f"{folder}: optimizer or schedule of the newest state cannot be continued ({reason})."
             f" {checkpoint.STATE_SUGGESTION}"
         ) from None
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
         setattr(state, name, facts[name])
-    if facts.get("step"):  # states of before steps were counted stand at the end of an epoch
+    if facts.get("step"):  # old states have no steps: they are of the end of an epoch
         state.step, state.means = facts["step"], RunningMeans(**facts["means"])
         state.began = time.monotonic() - facts["seconds"]
     earlier = sum(record["seconds"] for record in state.history)
@@ -242,7 +253,7 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
 def _restore_rates(
     state: TrainingState, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Optimiser, schedule and scaler as they were saved; any error for a state of others."""
+    """Restore optimiser, schedule and scaler; raise any error for a saved state of others."""
     restored = checkpoint.restore_optimizer(tensors, facts["optimizer"])
     shapes = [p.shape for group in state.optimizer.param_groups for p in group["params"]]
     for index, entry in restored["state"].items():
@@ -267,9 +278,9 @@ def _restore_rates(
 
 
 def _require_alike(where: str, saved: Any, present: Any) -> None:
-    """Raise ValueError where a saved setting is of another kind than the present one.
+    """Raise ValueError where a saved setting is of another type than the present one.
 
-    Keys may come and go between versions of torch.
+    Keys that only one of them has are passed over: they differ between versions of torch.
     """
     if isinstance(present, Mapping) and isinstance(saved, Mapping):
         for key in set(saved) & set(present):
@@ -292,12 +303,12 @@ def _is_number(value: Any) -> bool:
 
 
 def set_training_progress(network: torch.nn.Module, epoch: int, epochs: int) -> None:
-    """Tell parts of a network with a schedule of their own (DropBlock) how far the training is.
+    """Pass the progress of training to layers with a schedule of their own, such as DropBlock.
 
     Args:
-        network: parts with a method ``progress`` are given the share that is done, in [0, 1].
+        network: layers with a method ``progress`` receive the fraction that is done, in [0, 1].
         epoch: the epoch that begins, counted from 0.
-        epochs: all epochs; when the last one begins, the share is 1.
+        epochs: all epochs; when the last one begins, the fraction is 1.
     """
     for module in network.modules():
         progress = getattr(module, "progress", None)

@@ -1,4 +1,4 @@
-"""What the folds of a run amount to: ``summary.json``, with the rows that any network has to beat."""
+"""Summary of a run over its folds, ``summary.json``, with baselines that a network has to beat."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ MOST_BASELINE_CASES = 32
 
 
 def summarise(run: TrainingRun) -> dict[str, Any]:
-    """Gather the folds' results into ``summary.json``: status, scores of every fold, and the mean
-    over all held-out cases.
+    """Gather the folds' results, and write them to ``summary.json``.
+
+    Args:
+        run: the run; folds without a result are left out.
+
+    Returns:
+        The content of the file: status and scores of every fold, scores of every held-out case,
+        their mean, units and, where there are any, pooled scores and baselines.
     """
     results, cases = [], {}
     for number in range(run.config.data.folds.count):
@@ -66,12 +72,19 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
 
 
 def class_names(config: Config) -> dict[int, str]:
-    """Names of the classes as the data set gives them; none for images."""
+    """Names of the classes as the data set gives them.
+
+    Args:
+        config: its task and data set.
+
+    Returns:
+        Names by number of the class; none for images.
+    """
     return case_finder.class_names(Path(config.data.root)) if TASKS[config.task].decides else {}
 
 
 def _decision(config: Config) -> str:
-    """How probabilities became the answers that are scored, in words."""
+    """How probabilities became the labels that are scored, in words."""
     if not TASKS[config.task].decides:
         return ""
     step = next((s for s in config.postprocess if postprocess.decides(s)), None)
@@ -86,8 +99,9 @@ def _decision(config: Config) -> str:
 
 
 def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Metrics of all held-out pixels together, for binary images: volumes would have to be read a
-    second time for it.
+    """Metrics of all held-out pixels together, for 2D labels.
+
+    Volumes would have to be read a second time for it.
     """
     if not TASKS[run.config.task].decides or run.config.data.dims != 2:
         return {}
@@ -104,10 +118,10 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _baselines(run: TrainingRun) -> dict[str, dict[str, float]]:
-    """What any network has to beat, computed once, when all folds are complete.
+    """Scores that any network has to beat, computed once, when all folds are complete.
 
-    Of binary labels an empty answer and the best global threshold, on at most 32 cases; of images
-    the input itself, on all of them.
+    Of binary labels an empty prediction and the best global threshold, on at most 32 cases; of
+    images the input itself, on all of them.
     """
     labels = TASKS[run.config.task].decides
     every = all(run.folder.fold(n).completed for n in range(run.config.data.folds.count))

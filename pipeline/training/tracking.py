@@ -1,8 +1,7 @@
-"""Experiment trackers beside our own log: MLflow and Weights & Biases get parameters, metrics and
-the best model of each fold.
+"""Experiment trackers: MLflow and Weights & Biases get settings, metrics and the best model.
 
-Trackers are guests: whatever one of them raises, at its start or hours later, is said once, that
-tracker is dropped, and training goes on. A continued fold continues the same entry of the tracker.
+A tracker never stops the training: whatever it raises, at its start or hours later, is logged once,
+and that tracker is dropped. A resumed fold continues the same entry of the tracker.
 """
 
 from __future__ import annotations
@@ -21,41 +20,65 @@ from pipeline.runs import FoldFolder
 logger = logging.getLogger(__name__)
 
 LONGEST = 500
-"""Characters of a parameter's value that every tracker takes."""
+"""Characters of a setting's value that every tracker takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """What is tracked: the system's name, the run's folder, the fold, every setting by its dotted
-    key, and the tracker's own id of an earlier start.
-    """
+    """The fold that is tracked."""
 
     name: str
+    """Name of the config."""
     run: Path
+    """Run folder."""
     fold: int
+    """Number of the fold."""
     settings: Mapping[str, Any]
+    """Every setting by its dotted key."""
     known: str | None
+    """The tracker's own id of an earlier start; None: this is the first."""
 
 
 class Tracker(Protocol):
     """One fold's entry in a tracker."""
 
     id: str
+    """The tracker's own id of the entry."""
 
-    def metrics(self, values: Mapping[str, float], epoch: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Log the values of an epoch.
 
-    def model(self, path: Path) -> None: ...
+        Args:
+            values: finite numbers by name.
+            epoch: counted from 1.
+        """
+        ...
 
-    def close(self) -> None: ...
+    def model(self, path: Path) -> None:
+        """Log a model file.
+
+        Args:
+            path: path of the file.
+        """
+        ...
+
+    def close(self) -> None:
+        """Mark the entry as finished."""
+        ...
 
 
 class MLflow:
-    """A run of the experiment ``name`` at ``MLFLOW_TRACKING_URI``, by default the folder ``mlruns``
-    where the command was started.
+    """A run of MLflow, in the experiment named as the config.
+
+    It goes to ``MLFLOW_TRACKING_URI``, by default the folder ``mlruns`` where the command was
+    started.
+
+    Args:
+        tracked: the fold.
     """
 
     def __init__(self, tracked: TrackedRun) -> None:
-        # MLflow 3 refuses folders unless told; a data base would need its large package.
+        # MLflow 3 refuses folders without this; a database would need its large package.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
 
@@ -80,19 +103,35 @@ class MLflow:
         self.client.set_tag(self.id, "run_folder", str(tracked.run.resolve()))
 
     def metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Log the values of an epoch.
+
+        Args:
+            values: finite numbers by name.
+            epoch: counted from 1.
+        """
         for key, value in values.items():
             self.client.log_metric(self.id, key, value, step=epoch)
 
     def model(self, path: Path) -> None:
+        """Log a model file.
+
+        Args:
+            path: path of the file.
+        """
         self.client.log_artifact(self.id, str(path), "model")
 
     def close(self) -> None:
+        """Mark the run as finished."""
         self.client.set_terminated(self.id)
 
 
 class WandB:
-    """A run of the project ``name``; ``WANDB_MODE=offline`` keeps it on disk, below the run's
-    folder.
+    """A run of Weights & Biases, in the project named as the config.
+
+    ``WANDB_MODE=offline`` keeps it on disk, below the run's folder.
+
+    Args:
+        tracked: the fold.
     """
 
     def __init__(self, tracked: TrackedRun) -> None:
@@ -109,22 +148,40 @@ class WandB:
         self.id = self.run.id
 
     def metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Log the values of an epoch.
+
+        Args:
+            values: finite numbers by name.
+            epoch: counted from 1.
+        """
         self.run.log({**values, "epoch": epoch}, step=epoch)
 
     def model(self, path: Path) -> None:
+        """Log a model file.
+
+        Args:
+            path: path of the file.
+        """
         self.run.log_model(str(path), name=f"model-{self.id}")
 
     def close(self) -> None:
+        """Mark the run as finished."""
         self.run.finish()
 
 
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"mlflow": MLflow, "wandb": WandB}
+"""Trackers by the name that ``train.track`` uses."""
 
 
 class Trackers:
     """All trackers of one fold.
 
-    Their ids are kept in ``<fold>/tracking.json``, by which a continued fold finds them again.
+    Their ids are kept in ``<fold>/tracking.json``, by which a resumed fold finds them again.
+
+    Args:
+        names: which of ``TRACKERS``.
+        tracked: the fold; its ``known`` is replaced by each tracker's.
+        folder: the fold's folder.
     """
 
     def __init__(self, names: Sequence[str], tracked: TrackedRun, folder: Path) -> None:
@@ -149,7 +206,7 @@ class Trackers:
             )
 
     def _known(self, path: Path) -> Mapping[str, str | None]:
-        """Ids by tracker; none where they cannot be read: no training waits for those."""
+        """Ids by tracker; none where the file cannot be read, which must not stop the training."""
         try:
             return (
                 files.read_document(path, documents.TrackerIds, "New tracker runs are begun")
@@ -161,7 +218,11 @@ class Trackers:
             return {}
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        """The finite numbers of an epoch's record."""
+        """Log the finite numbers of an epoch's record.
+
+        Args:
+            record: values by name, with ``epoch``, counted from 0.
+        """
         numbers = {
             k: float(v)
             for k, v in record.items()
@@ -170,11 +231,16 @@ class Trackers:
         self._each(lambda tracker: tracker.metrics(numbers, record["epoch"] + 1))
 
     def model(self, path: Path) -> None:
-        """The best model's file, if there is one."""
+        """Log a model file, if there is one.
+
+        Args:
+            path: path of the file; it may be missing.
+        """
         if path.is_file():
             self._each(lambda tracker: tracker.model(path))
 
     def close(self) -> None:
+        """Close all trackers."""
         self._each(lambda tracker: tracker.close())
 
     def _each(self, work: Callable[[Tracker], None]) -> None:
@@ -182,6 +248,7 @@ class Trackers:
             self._guarded(name, lambda tracker=tracker: work(tracker))
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
+        """Do work of one tracker; where it raises, log a warning and drop the tracker."""
         try:
             work()
         except ImportError as error:
@@ -199,10 +266,18 @@ class Trackers:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; lists stay values.
+    """Flatten nested settings; lists stay values.
 
-    >>> flat({"train": {"epochs": 3}, "name": "x"})
-    {'train.epochs': 3, 'name': 'x'}
+    Args:
+        settings: settings by key, nested.
+        prefix: put before all keys.
+
+    Returns:
+        Settings by dotted key.
+
+    Example:
+        >>> flat({"train": {"epochs": 3}, "name": "x"})
+        {'train.epochs': 3, 'name': 'x'}
     """
     out: dict[str, Any] = {}
     for key, value in settings.items():

@@ -26,7 +26,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
-    """Loss, its terms and the metrics of ``train.validate``.
+    """Compute the loss, its terms and the metrics of ``train.validate``.
 
     Losses are means over the patches that hold a labelled voxel; metrics are those of
     :class:`~pipeline.scoring.patches.PatchScores`. The ranks share the patches.
@@ -44,11 +44,12 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
     """
     network.eval()
     rules = PatchRules(
-        config=job.config, version=job.version, spacings=job.spacings, fail=_refuse_output
+        config=job.config, version=job.version, spacings=job.spacings, fail=_raise_not_finite
     )
     own = []
     for batch in job.val.epoch(-1):
-        if job.context.is_single:  # of several ranks, all have to ask at the same point
+        # With several ranks it is a collective, and they may have different numbers of batches.
+        if job.context.is_single:
             job.raise_if_stopped()
         with job.autocast():
             outputs = network(job.images(batch))
@@ -57,8 +58,8 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
         scores = measure(rules, outputs["main"], batch)
         own.append([labelled_samples(job, batch), len(batch["id"]), values, scores])
     means, patches, unlabelled = RunningMeans(), PatchScores(rules), 0
-    # As the batches were dealt: number 0 to rank 0, number 1 to rank 1 and so on, so that sums
-    # have the same bits whoever computed them.
+    # In the order of the batches, which are dealt to the ranks in turn, so that sums have the same
+    # bits for any number of ranks.
     for row in itertools.zip_longest(*job.context.all_gather(own)):
         for weight, count, values, scores in (batch for batch in row if batch is not None):
             means.add(weight, values)
@@ -76,7 +77,7 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
 def loss_values(
     prefix: str, loss: torch.Tensor, terms: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    """The loss and its terms as numbers, in one transfer from the device, which is waited for.
+    """Copy the loss and its terms from the device in one transfer; waits for the device.
 
     Args:
         prefix: ``train`` or ``val``.
@@ -92,19 +93,19 @@ def loss_values(
 
 
 def labelled_samples(job: FoldJob, batch: Mapping[str, Any]) -> int:
-    """How many samples of a batch count in means.
+    """Count the samples of a batch that enter means.
 
     Args:
-        job: whose labels and metrics version decide.
+        job: its config and metrics version.
         batch: a batch on the CPU.
 
     Returns:
-        Those that are not ignored everywhere; in metrics version 1 all of them.
+        Number of samples with a labelled voxel; in metrics version 1 of all samples.
     """
     return len(batch["id"]) if job.version < 2 else labelled(job.config, batch)
 
 
-def _refuse_output(case_id: str) -> None:
+def _raise_not_finite(case_id: str) -> None:
     raise TrainingError(
         f"the network's answer to a patch of {case_id} is not finite. Lower train.optimizer lr or"
         " set train.clip."

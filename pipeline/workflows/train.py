@@ -208,7 +208,7 @@ def _process_group(config: Config, device: str) -> Iterator[DistributedContext]:
 
     A process that has lost a rank exits at once: its threads may wait for that rank for ever.
     """
-    context = distributed.join(devices.resolve(device), config.train.timeout)
+    context = distributed.init_distributed(devices.resolve(device), config.train.timeout)
     with silenced(not context.is_main):
         try:
             yield context
@@ -217,7 +217,7 @@ def _process_group(config: Config, device: str) -> Iterator[DistributedContext]:
             sys.stderr.flush()
             sys.stdout.flush()
             os._exit(FAILED)
-    distributed.leave(context)
+    distributed.destroy(context)
 
 
 def _prepare(config: Config, start: Start, context: DistributedContext) -> TrainingRun:
@@ -390,7 +390,7 @@ def _complete_fold(run: TrainingRun, fold: int) -> FoldResult:
             lambda: stack.enter_context(own) if context.is_main else None, f"owning fold {fold}"
         )
         result = context.main_first(folder.result, f"reading fold {fold}")
-        context.wait("agreeing on the fold")  # before anyone writes a new result
+        context.barrier("agreeing on the fold")  # before anyone writes a new result
         if result is not None and result.status == "completed":
             text = f"Fold {fold} is already complete (best epoch {result.best_epoch + 1})"
             logger.info(f"{text}; remove {folder.path} to train it again")

@@ -74,13 +74,13 @@ postprocess: [threshold, {{name: dust, options: {{below: 5}}}}]
 """
 PHASES = {
     (workflows_train, "check_data"): "checking",
-    (workflows_train, "_prepared"): "preparing",
+    (workflows_train, "_prepare"): "preparing",
     (loop, "training_step"): "training",
     (loop, "validate"): "validating",
     (checkpoint, "save_state"): "saving state",
     (models, "save_model"): "saving model",
-    (held_out, "held_out"): "held-out cases",
-    (fold, "_keep_answers"): "keeping answers",
+    (held_out, "evaluate_fold"): "held-out cases",
+    (fold, "_write_predictions"): "keeping answers",
     (workflows_train, "summarise"): "summing up",
     (workflows_train, "_report"): "report",
     (workflows_predict, "predict_all"): "predicting",

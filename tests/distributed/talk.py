@@ -29,7 +29,7 @@ def talk(context: distributed.DistributedContext, folder: Path) -> None:
         "gather": context.all_gather(
             {"rank": context.rank, "numbers": odd, "text": "é" * (1 + 9 * context.rank)}
         ),
-        "share": distributed.share(list(range(5)), context),
+        "share": distributed.rank_share(list(range(5)), context),
         "first": context.main_first(
             lambda: (_once(first), first.read_text())[1], "writing the first file"
         ),
@@ -61,14 +61,14 @@ def gradients(context: distributed.DistributedContext) -> list[list[float]]:
         torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1)
     )
     samples = torch.randn(6, 1, 4, 4)
-    twin = distributed.parallel(network, context)
+    wrapped = distributed.wrap_ddp(network, context)
     found = []
     for batches in ([0], [1, 2]):
         network.zero_grad()
         for n in batches:
             x = samples[2 * n + context.rank : 2 * n + context.rank + 1]
-            with twin.no_sync() if n != batches[-1] else _nothing():  # type: ignore[operator]
-                (twin(x).square().mean() / len(batches)).backward()
+            with wrapped.no_sync() if n != batches[-1] else _nothing():  # type: ignore[operator]
+                (wrapped(x).square().mean() / len(batches)).backward()
         found.append(
             torch.cat(
                 [p.grad.flatten() for p in network.parameters() if p.grad is not None]
@@ -102,6 +102,6 @@ def vanish(context: distributed.DistributedContext, folder: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would come before the message
-    own = distributed.join("cpu", 4.0 if sys.argv[1] != "talk" else 60.0)
+    own = distributed.init_distributed("cpu", 4.0 if sys.argv[1] != "talk" else 60.0)
     {"talk": talk}.get(sys.argv[1], vanish)(own, Path(sys.argv[2]))
-    distributed.leave(own)
+    distributed.destroy(own)
