@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.data.normalise import NormalisationEntry as NormalisationEntry
     from pipeline.data.transforms import AugmentationEntry as AugmentationEntry
     from pipeline.inference.inferer import SlidingWindowInferer as SlidingWindowInferer
-    from pipeline.inference.predictor import ModelOptions as ModelOptions
+    from pipeline.inference.options import ModelOptions as ModelOptions
     from pipeline.inference.predictor import Predictor as Predictor
     from pipeline.losses.entry import LossEntry as LossEntry
     from pipeline.losses.module import Loss as Loss
@@ -59,7 +59,7 @@ _HOMES = {
     "Loss": "losses.module",
     "LossEntry": "losses.entry",
     "Metric": "metrics.module",
-    "ModelOptions": "inference.predictor",
+    "ModelOptions": "inference.options",
     "MetricEntry": "metrics.entry",
     "NetworkEntry": "networks",
     "NormalisationEntry": "data.normalise",

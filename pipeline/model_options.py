@@ -1,6 +1,6 @@
 """Command-line options that choose the networks of a prediction and how they are applied.
 
-:class:`pipeline.inference.predictor.ModelOptions` has them by the same names.
+:class:`pipeline.inference.options.ModelOptions` has them by the same names.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def predict(
         save_soft: also write probabilities to ``soft/``.
         shard: index and number of parts: compute only that part of the blocks; None: predict.
         blocks: ``auto``, ``always`` or ``never`` read and write by blocks.
-        **model: fields of :class:`pipeline.inference.predictor.ModelOptions`.
+        **model: fields of :class:`pipeline.inference.options.ModelOptions`.
 
     Returns:
         Exit code.

@@ -104,7 +104,7 @@ def serve(
         max_pixels: largest image, width times height.
         concurrent: images computed at a time.
         waiting: further requests that may wait.
-        **model: fields of :class:`pipeline.inference.predictor.ModelOptions`.
+        **model: fields of :class:`pipeline.inference.options.ModelOptions`.
 
     Returns:
         Exit code.

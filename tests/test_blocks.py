@@ -44,6 +44,7 @@ from pipeline.inference.sliding_window import (
 from pipeline.morphology import SlabArray, labelling
 from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.workflows import predict as workflow
+from pipeline.workflows import predict_blocks
 
 quick = settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -312,7 +313,8 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> 
 
             yield step
 
-    monkeypatch.setattr(workflow, "progress_steps", watched)
+    for module in (workflow, predict_blocks):
+        monkeypatch.setattr(module, "progress_steps", watched)
     return seen
 
 

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 
 from pipeline import limits, postprocess
-from pipeline.config import Config, Predict, plain, structure
+from pipeline.config import Config
 from pipeline.data import normalise, reading
 from pipeline.data.model_space import space_of
 from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
-from pipeline.grid import Grid, affine_grid, grid_of
 from pipeline.inference import backends, devices
+from pipeline.inference.given import GivenImage, Placement, open_given
 from pipeline.inference.models import find_models, load_facts, load_models
+from pipeline.inference.options import ModelOptions
 from pipeline.inference.sliding_window import (
     Advance,
     Replicas,
@@ -43,120 +44,11 @@ from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.stitching import warning, with_halo
 from pipeline.inference.writing import decided
 from pipeline.progress import bars_shown, progress_steps
-from pipeline.records import Case, UserError
+from pipeline.records import UserError
 from pipeline.runs import FoldFolder, RunFolder, whole_numbers
 from pipeline.tasks import TASKS
 
 logger = logging.getLogger(__name__)
-
-ARRAY = Path("array")
-"""Name in messages of an array that was not read from a file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """Which networks predict, and how. None everywhere means: as the model's config says.
-
-    Args:
-        checkpoint: run folder (all its folds), fold folder or model file.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``; several separated by commas share the
-            tiles.
-        backend: what computes the networks: ``torch``, ``onnx``, ``openvino``.
-        patch_size: voxels along each axis of a tile; one number for all axes.
-        whole: predict each image in one piece, whatever its size.
-        overlap: voxels that neighbouring tiles share.
-        halo: voxels at inner tile faces that are not used; ``auto``: the receptive radius of the
-            network.
-        norms: statistics of group and instance norm: of each ``tile``, or of the whole image
-            (``frozen``, ``exact``).
-        batch: tiles in a forward pass.
-        threshold: probability from which a voxel is foreground.
-        min_component_size: voxels below which a component is removed; 0 keeps all.
-        max_hole_size: voxels up to which a hole is filled; 0: none.
-        kernel_size: edge of the closing kernel in voxels; 0: none.
-        separate_instances: label touching objects separately.
-        tta: average over all flips.
-        scales: average over tiles resized by these factors.
-        model: which weights of a fold: ``best``, ``swa``, ``auto``.
-        allow_missing_folds: accept a run whose folds are not all complete.
-
-    Example:
-        >>> ModelOptions(checkpoint="runs/demo", scales=1.25).scales
-        (1.25,)
-    """
-
-    checkpoint: Path | str | RunFolder | FoldFolder
-    device: str = "auto"
-    backend: str = "torch"
-    patch_size: Sequence[int] | int | None = None
-    whole: bool = False
-    overlap: int | None = None
-    halo: int | Literal["auto"] | None = None
-    norms: str | None = None
-    batch: int | None = None
-    threshold: float | None = None
-    min_component_size: int | None = None
-    max_hole_size: int | None = None
-    kernel_size: int | None = None
-    separate_instances: bool = False
-    tta: bool | None = None
-    scales: Sequence[float] | None = None
-    model: str | None = None
-    allow_missing_folds: bool = False
-
-    def __post_init__(self) -> None:
-        given = self.checkpoint
-        object.__setattr__(
-            self,
-            "checkpoint",
-            given.path if isinstance(given, RunFolder | FoldFolder) else Path(given),
-        )
-        if isinstance(self.scales, int | float):
-            object.__setattr__(self, "scales", (float(self.scales),))
-
-    def over(self, config: Config) -> Config:
-        """Apply these options to the config of a model.
-
-        Args:
-            config: the model's config.
-
-        Returns:
-            A config with the options in ``predict`` and ``postprocess``.
-
-        Raises:
-            UserError: an option is not valid for this config.
-        """
-        changes: dict[str, Any] = {}
-        if self.patch_size is not None:
-            size = (
-                (self.patch_size,) if isinstance(self.patch_size, int) else tuple(self.patch_size)
-            )
-            changes["patch"] = size * (config.data.dims if len(size) == 1 else 1)
-        if self.whole:
-            changes["patch"] = "whole"
-        if self.scales is not None:
-            changes["scales"] = tuple(self.scales)
-        for name in ("overlap", "batch", "halo", "norms"):
-            if getattr(self, name) not in (None, "auto"):
-                changes[name] = getattr(self, name)
-        if self.tta is not None:
-            changes["flips"] = self.tta
-        steps = config.postprocess
-        if TASKS[config.task].decides:
-            steps = postprocess.adjust(
-                steps,
-                threshold=self.threshold,
-                min_component_size=self.min_component_size,
-                max_hole_size=self.max_hole_size,
-                kernel_size=self.kernel_size,
-                separate_instances=self.separate_instances,
-            )
-        predict = (
-            structure({**plain(config.predict), **changes}, Predict, "how to predict")
-            if changes
-            else config.predict
-        )
-        return dataclasses.replace(config, predict=predict, postprocess=steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +206,7 @@ class Predictor:
         Raises:
             UserError: the array cannot be an input of this model.
         """
-        image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
+        image = self._open(volume, Placement(affine=affine, spacing=spacing, axes=axes))
         result = np.asarray(decided(self._soft(image), self.config.postprocess))
         return image.as_given(image.restored(result))
 
@@ -343,13 +235,17 @@ class Predictor:
         Raises:
             UserError: as for :meth:`predict`.
         """
-        image = _opened(volume, self, affine=affine, spacing=spacing, axes=axes)
+        image = self._open(volume, Placement(affine=affine, spacing=spacing, axes=axes))
         heads = self._soft(image).heads
         return {
             name: image.as_given(image.restored(np.asarray(head))) for name, head in heads.items()
         }
 
-    def _soft(self, image: _Image) -> SoftPrediction:
+    def _open(self, volume: Any, placement: Placement) -> GivenImage:
+        dims = self.config.data.dims
+        return open_given(volume, placement, dims, self.trained_on, self.warn_once)
+
+    def _soft(self, image: GivenImage) -> SoftPrediction:
         """Probabilities on the axes of the image's array."""
         self.require_channels(image.name, len(image.array))
         reading.require_finite(image.name, image.array)
@@ -542,110 +438,3 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-# --- arrays of users ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Image:
-    """An image as it was given, with its array ``(C, *S)`` in the axis order of its family."""
-
-    name: Path
-    array: np.ndarray
-    grid: Grid
-    order: tuple[int, ...]
-    """Axes of the given array in the order of ``array``."""
-    tensor: torch.Tensor | None = None
-
-    def restored(self, result: np.ndarray) -> np.ndarray:
-        """Transpose a result ``(*S)`` or ``(K, *S)`` to the axis order of the given array."""
-        lead = result.ndim - len(self.order)
-        return result.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.order)))
-
-    def as_given(self, result: np.ndarray) -> Any:
-        """An array where one was given, else a tensor on the device of the given one."""
-        whole = np.ascontiguousarray(result)
-        return whole if self.tensor is None else torch.from_numpy(whole).to(self.tensor.device)
-
-
-def _opened(
-    volume: Any,
-    predictor: Predictor,
-    affine: Any = None,
-    spacing: Sequence[float] | None = None,
-    axes: str | None = None,
-) -> _Image:
-    """Read a file or take an array. Raises UserError for what is no image of this model."""
-    dims = predictor.config.data.dims
-    same = tuple(range(dims))
-    if isinstance(volume, str | Path):
-        if affine is not None or spacing is not None or axes is not None:
-            raise UserError(
-                f"{volume}: a file says itself how its axes lie. Leave affine, spacing and axes"
-                " out."
-            )
-        path = Path(volume)
-        array, geometry = reading.load_image(Case(id=path.name, image=(path,)), dims)
-        for note in geometry.notes:
-            predictor.warn_once(f"{path.name}: {note}.")
-        return _Image(name=path, array=array, grid=grid_of(geometry, dims), order=same)
-    tensor = volume if isinstance(volume, torch.Tensor) else None
-    if affine is None and tensor is not None and predictor.trained_on.get("family") == "nifti":
-        affine = getattr(volume, "affine", None)  # MONAI's MetaTensor, RAS+ as nibabel's
-    array = np.asarray(_dense(tensor) if tensor is not None else volume)
-    array = array[None] if array.ndim == dims else array
-    if array.ndim != dims + 1 or 0 in array.shape or array.dtype.kind not in "buif":
-        raise UserError(
-            f"the array has shape {tuple(np.shape(volume))} and type {array.dtype}; this model"
-            f" takes numbers of shape {'(Z, Y, X)' if dims == 3 else '(Y, X)'} or, channels first,"
-            f" (C, {'Z, Y, X' if dims == 3 else 'Y, X'})."
-        )
-    grid, order = _placed_by(predictor, dims, affine, spacing, axes)
-    array = array.transpose(0, *(a + 1 for a in order)) if order != same else array
-    array = array.astype(np.uint8) if array.dtype == bool else reading.single(ARRAY, array)
-    return _Image(name=ARRAY, array=array, grid=grid, order=order, tensor=tensor)
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor on the CPU, of a type that NumPy has."""
-    plain = tensor.detach().cpu()
-    return plain.float() if plain.dtype == torch.bfloat16 else plain
-
-
-def _placed_by(
-    predictor: Predictor, dims: int, affine: Any, spacing: Sequence[float] | None, axes: str | None
-) -> tuple[Grid, tuple[int, ...]]:
-    """The grid of an array, and its axes in the order of that grid."""
-    same = tuple(range(dims))
-    if affine is not None:
-        if spacing is not None or axes is not None:
-            raise UserError(
-                "an affine says how far voxels lie apart and which axis is which: leave spacing and"
-                " axes out."
-            )
-        return affine_grid(affine, dims), same
-    if predictor.trained_on.get("family") == "nifti":
-        codes = predictor.trained_on.get("codes")
-        raise UserError(
-            f"the model was trained on NIfTI{f' with axes {codes}' if codes else ''}, and an array"
-            " does not say how its axes lie. Give affine=, the 4 x 4 matrix of the image (nibabel:"
-            " image.affine), or the path of its file."
-        )
-    natural = "zyx"[-dims:]
-    given = "".join(axes or natural).lower()
-    if sorted(given) != sorted(natural):
-        raise UserError(
-            f"axes is {axes!r}, must be the letters {natural!r} in the order of the array, without"
-            " channels."
-        )
-    order = tuple(given.index(letter) for letter in natural)
-    if spacing is not None:
-        spacing = [float(spacing)] * dims if isinstance(spacing, int | float) else spacing
-        if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
-            raise UserError(
-                f"spacing is {list(spacing)}; give {dims} positive numbers, millimetres along each"
-                " axis of the array."
-            )
-        spacing = tuple(float(spacing[a]) for a in order)
-    return Grid(family="array", spacing=spacing), order

@@ -8,84 +8,49 @@ back -> inference.writing -> summary.json.
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import files, plugins, postprocess
-from pipeline.config import Config, to_dict
-from pipeline.data import cases as case_finder
-from pipeline.data import normalise, reading
+from pipeline.config import to_dict
+from pipeline.data import reading
 from pipeline.data.model_space import ModelSpace, model_space
 from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
-from pipeline.inference.blocks import Blocks
-from pipeline.inference.predictor import ModelOptions, Predictor, prepare
-from pipeline.inference.sliding_window import Source, TileRun, with_fixed_norms
+from pipeline.inference.predictor import ModelOptions, prepare
+from pipeline.inference.sliding_window import Source
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
 from pipeline.progress import progress_steps
-from pipeline.records import DONE, FAILED, PARTIAL, Case, Geometry, UserError
+from pipeline.records import Case, Geometry, UserError
 from pipeline.stopping import stop
 from pipeline.tasks import TASKS
+from pipeline.workflows.predict_blocks import (
+    blocks_of,
+    count_blocks,
+    goes_by_blocks,
+    is_streamed,
+    predict_by_blocks,
+    require_room_for_blocks,
+)
+from pipeline.workflows.predict_job import (
+    Predicted,
+    PredictJob,
+    channels_of,
+    find_inputs,
+    require_free,
+    require_names_fit,
+    require_room,
+    require_room_for,
+)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictJob:
-    """A predictor, and where and how its predictions are written.
-
-    Args:
-        predictor: the networks.
-        output: folder to write to.
-        save_soft: also write probabilities to ``soft/``.
-        blocks: when inputs are read and written by blocks: ``auto``, ``always``, ``never``.
-    """
-
-    predictor: Predictor
-    output: Path
-    save_soft: bool = False
-    blocks: str = "auto"
-
-    @property
-    def config(self) -> Config:
-        """Config of the networks."""
-        return self.predictor.config
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted:
-    """What became of each file.
-
-    Args:
-        rows: as in ``summary.json``: ``id``, ``file``, ``status`` (``done`` or ``failed``),
-            ``seconds``; where done ``output`` (its name), ``shape`` and statistics, where
-            failed ``error``.
-    """
-
-    rows: Sequence[dict[str, Any]]
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """Rows of the files that failed."""
-        return [r for r in self.rows if r["status"] == "failed"]
-
-    @property
-    def code(self) -> int:
-        """Exit code; a full or broken disk counts as if every file had failed."""
-        disk = any(row["error"].startswith("DiskError:") for row in self.failed)
-        if not self.failed:
-            return DONE
-        return FAILED if disk or len(self.failed) == len(self.rows) else PARTIAL
 
 
 def predict_files(
@@ -144,125 +109,6 @@ def predict_files(
         return predict_all(job, cases)
 
 
-def find_inputs(paths: Sequence[Path], predictor: Predictor) -> list[Case]:
-    """Find the cases of all files and folders, in the order given.
-
-    Args:
-        paths: image files and folders of images.
-        predictor: says which channels and layout the images have.
-
-    Returns:
-        One case per image.
-
-    Raises:
-        UserError: where one prediction would be written over another.
-    """
-    config, found = predictor.config, dict[str, Case]()
-    for path in paths:
-        for case in case_finder.inputs(
-            path, config.data, predictor.channels, predictor.trained_on.get("layout")
-        ):
-            if case.id in found:
-                raise UserError(
-                    f"{case.image[0]} and {found[case.id].image[0]} are both called {case.id}, and"
-                    " so would be their answers. Predict them in two runs, or rename one."
-                )
-            found[case.id] = case
-    for case_id in found:
-        for ending in TASKS[config.task].companions:
-            if case_id + ending in found:
-                raise UserError(
-                    f"{found[case_id + ending].image[0]} is called like a picture that is written"
-                    f" beside the answer for {case_id}. Leave it out, or rename it."
-                )
-    return list(found.values())
-
-
-def require_free(job: PredictJob, inputs: Sequence[Case]) -> None:
-    """Check that no prediction would replace an input or a file of others in the output folder.
-
-    Args:
-        job: the output folder, and what is written there.
-        inputs: the cases.
-
-    Raises:
-        UserError: where one would.
-    """
-    outputs.require_folder(job.output)
-    outputs.require_apart((path for case in inputs for path in case.image), job.output)
-    outputs.require_own(job.output, (name for case in inputs for name in _names(job, case)))
-
-
-def _names(job: PredictJob, case: Case) -> list[str]:
-    """Files that the prediction of a case may be written to."""
-    return outputs.names(case.id, job.config.task, files.suffix(case.image[0]), job.save_soft)
-
-
-LOOKED_AT = 1000
-"""Number of inputs whose headers are read before work, to tell whether the predictions fit.
-
-Of more inputs, the others need room on top.
-"""
-
-FREE_SPACE = "Free space there, choose another --output, or leave --save-soft out"
-
-
-def require_room(job: PredictJob, inputs: Sequence[Case]) -> None:
-    """Warn where the disk has fewer bytes free than the predictions of all inputs take.
-
-    Args:
-        job: the output folder, and what is written there.
-        inputs: the cases.
-
-    Raises:
-        DiskError: where they certainly cannot fit.
-    """
-    dims, need = job.config.data.dims, 0
-    for case in inputs[:LOOKED_AT]:
-        found = files.probe(case.image[0], dims)
-        if found.problem is None:
-            names = (job.output / name for name in _names(job, case))
-            need += max(
-                0, _need(job, case, found.shape[1:], found.dtype) - sum(_size(p) for p in names)
-            )
-    text = files.require_room(job.output, need, f"{FREE_SPACE}.")
-    if text is not None:
-        logger.warning(text)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, 0 where there is none."""
-    try:
-        return os.lstat(path).st_size
-    except (OSError, ValueError):
-        return 0
-
-
-def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
-    """Lower bound of the bytes that the prediction of a case of ``size`` voxels takes.
-
-    These are probabilities, and files that are not compressed.
-    """
-    task, planes, voxels = TASKS[job.config.task], _channels(job), math.prod(size)
-    soft = planes * voxels * np.dtype(task.soft_type).itemsize if job.save_soft else 0
-    plain = files.suffix(case.image[0]) in (".npy", ".nii")
-    return soft + (voxels * task.bytes_per_voxel(planes, dtype) if plain else 0)
-
-
-def _require_names_fit(job: PredictJob, case: Case) -> None:
-    """Raise FileError, before any work, where the disk cannot hold a name made of the case's."""
-    problem = outputs.too_long(job.output, _names(job, case))
-    if problem is not None:
-        raise files.FileError(
-            case.image[0], problem, "Rename the input, or choose another --output"
-        )
-
-
-def _require_room_for(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> None:
-    """Raise DiskError, before any work, where the prediction of a case certainly does not fit."""
-    files.require_room(job.output, _need(job, case, size, dtype), f"{FREE_SPACE}.")
-
-
 def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
     """Predict every case, and write summary.json with one row per file, failures included.
 
@@ -302,7 +148,7 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
     Returns:
         What became of each file that has blocks in this part.
     """
-    counts = [_count_blocks(job, case) for case in inputs]
+    counts = [count_blocks(job, case) for case in inputs]
     own_part = [
         (case, which)
         for case, which in zip(inputs, blocks.share(counts, index, number), strict=True)
@@ -327,22 +173,6 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
     return _log_totals(rows, began)
 
 
-def _count_blocks(job: PredictJob, case: Case) -> int:
-    """Number of blocks of a case; 1 for an unreadable file, so that one shard reports it."""
-    dims = job.config.data.dims
-    found = files.probe(case.image[0], dims)
-    if found.problem is not None:
-        return 1
-    size = found.shape[1:]
-    try:
-        size = model_space(
-            case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on
-        ).size(size)
-    except files.FileError:
-        return 1
-    return -(-size[0] // job.predictor.tiles(size).step)
-
-
 def _log_totals(rows: list[dict[str, Any]], began: float) -> Predicted:
     """The rows, after the totals and failures were logged."""
     found = Predicted(rows=rows)
@@ -358,7 +188,7 @@ def _row_of(job: PredictJob, case: Case, work: Callable[[], dict[str, Any]]) -> 
     began = time.monotonic()
     row: dict[str, Any] = {"id": case.id, "file": str(case.image[0])}
     try:
-        _require_names_fit(job, case)
+        require_names_fit(job, case)
         row |= {"status": "done", **work()}
     except Exception as error:
         logger.info(f"  FAILED: {type(error).__name__}: {error}")
@@ -401,22 +231,22 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         FileError: for an image that cannot be read, or not predicted by these networks.
         DiskError: before any work, where the prediction certainly does not fit on the disk.
     """
-    by_blocks = which is not None or _by_blocks(job, case)
+    by_blocks = which is not None or goes_by_blocks(job, case)
     with reading.opened(case, job.config.data.dims, whole=not by_blocks) as (given, geometry):
         shape = tuple(given.shape[1:])
         logger.info(
             f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else "")
         )
-        _require_room_for(job, case, shape, str(given.dtype))
+        require_room_for(job, case, shape, str(given.dtype))
         space, notes = _to_model_space(job, case, given, geometry)
         size = space.size(shape)
         tiles = job.predictor.tiles(size)
-        parts = _blocks(job, case, size, tiles) if by_blocks else None
-        streams = parts is not None and _streams(job, given)
+        parts = blocks_of(job, case, size, tiles) if by_blocks else None
+        streams = parts is not None and is_streamed(job, given)
         if streams and which is None and TASKS[job.config.task].decides:
-            postprocess.check_memory(job.config.postprocess, _channels(job), shape)
+            postprocess.check_memory(job.config.postprocess, channels_of(job), shape)
         if parts is not None:
-            _require_room_for_blocks(job, parts, which, space)
+            require_room_for_blocks(job, parts, which, space)
         work = None if parts is None else parts.folder
         array = space.to_model(given, None if work is None else work / "input.npy")
         source, found = job.predictor.source(case.image[0], array)
@@ -424,7 +254,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         heads = (
             _predict_in_memory(job, source, tiles)
             if parts is None
-            else _predict_by_blocks(job, source, tiles, (parts, which))
+            else predict_by_blocks(job, source, tiles, (parts, which))
         )
         counts = {} if parts is None else {"blocks": len(parts.wanted(which))}
         row = {
@@ -478,11 +308,6 @@ def _log_notes(case: Case, notes: Sequence[str]) -> list[str]:
     return list(notes)
 
 
-def _channels(job: PredictJob) -> int:
-    """Number of channels K of the main head."""
-    return TASKS[job.config.task].channels(job.config, max(1, job.predictor.channels))
-
-
 def _predict_in_memory(job: PredictJob, source: Source, tiles: Tiling) -> Mapping[str, LazyArray]:
     """Heads ``(K, *S)`` of a whole case, computed in memory."""
     with progress_steps("Predicting", tiles.count()) as advance:
@@ -499,71 +324,3 @@ def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
         channels=len(source.array),
         image=tuple(str(p.absolute()) for p in case.image),
     )
-
-
-# --- by blocks ------------------------------------------------------------------------------------
-
-
-def _by_blocks(job: PredictJob, case: Case) -> bool:
-    """Whether a case is read and written by blocks.
-
-    It is where it is large, where that is asked for, or where a shard has begun with it.
-    """
-    if job.blocks != "auto":
-        return job.blocks == "always"
-    if blocks.folders(job.output, case.id):
-        return True
-    found = files.probe(case.image[0], job.config.data.dims)
-    return found.problem is None and math.prod(found.shape) * len(case.image) > normalise.WHOLE
-
-
-def _streams(job: PredictJob, array: LazyArray) -> bool:
-    """Whether the prediction, too, is decided and written by slabs."""
-    return job.blocks == "always" or math.prod(array.shape) > normalise.WHOLE
-
-
-def _blocks(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -> Blocks:
-    """Where the blocks of a case lie."""
-    models = {path: files.sha256(Path(path)) for path in job.predictor.models}
-    name = f"{case.id}.{blocks.key(models, job.config, case, job.predictor.backend)}"
-    return Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
-
-
-def _require_room_for_blocks(
-    job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace
-) -> None:
-    """Raise DiskError, before any work, where missing blocks certainly do not fit on the disk."""
-    rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
-    back = math.prod(parts.size) if which is None and space.needs_scratch else 0
-    need = 4 * _channels(job) * (rows * math.prod(parts.size[1:]) + back)
-    files.require_room(
-        job.output,
-        need,
-        "Blocks lie there until the answer is written. Free space, or choose another --output.",
-    )
-
-
-def _predict_by_blocks(
-    job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]
-) -> Mapping[str, LazyArray]:
-    """Compute and write the blocks that do not exist, and return the heads read from all of them.
-
-    Nothing is returned where only some blocks were wanted.
-    """
-    parts, which = found
-    ranges = parts.missing(parts.wanted(which))
-    if ranges:
-        job.predictor.warn_of_tiles(source, tiles)
-        predict_tile = with_fixed_norms(job.predictor.predict_tile, source, tiles)
-        needed = sum(any(tiles.reaches(o, *rows) for rows in ranges) for o in tiles.origins())
-        with progress_steps("Predicting", needed) as advance:
-            run = TileRun(
-                source=source,
-                predict_tile=predict_tile,
-                tiles=tiles,
-                batch=job.config.predict.batch,
-                device=job.predictor.device,
-                advance=advance,
-            )
-            blocks.compute(run, parts, ranges)
-    return {} if which is not None else parts.soft(TASKS[job.config.task], _channels(job))

@@ -1,0 +1,101 @@
+"""Volumes predicted by blocks: slabs of probabilities on disk, each computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline import files
+from pipeline.data import normalise
+from pipeline.data.model_space import ModelSpace, model_space
+from pipeline.files import LazyArray
+from pipeline.geometry import Tiling
+from pipeline.inference import blocks
+from pipeline.inference.blocks import Blocks
+from pipeline.inference.sliding_window import Source, TileRun, with_fixed_norms
+from pipeline.progress import progress_steps
+from pipeline.records import Case
+from pipeline.tasks import TASKS
+from pipeline.workflows.predict_job import PredictJob, channels_of
+
+
+def count_blocks(job: PredictJob, case: Case) -> int:
+    """Number of blocks of a case; 1 for an unreadable file, so that one shard reports it."""
+    dims = job.config.data.dims
+    found = files.probe(case.image[0], dims)
+    if found.problem is not None:
+        return 1
+    size = found.shape[1:]
+    try:
+        size = model_space(
+            case, files.geometry(case.image[0], dims), dims, job.predictor.trained_on
+        ).size(size)
+    except files.FileError:
+        return 1
+    return -(-size[0] // job.predictor.tiles(size).step)
+
+
+def goes_by_blocks(job: PredictJob, case: Case) -> bool:
+    """Whether a case is read and written by blocks.
+
+    It is where it is large, where that is asked for, or where a shard has begun with it.
+    """
+    if job.blocks != "auto":
+        return job.blocks == "always"
+    if blocks.folders(job.output, case.id):
+        return True
+    found = files.probe(case.image[0], job.config.data.dims)
+    return found.problem is None and math.prod(found.shape) * len(case.image) > normalise.WHOLE
+
+
+def is_streamed(job: PredictJob, array: LazyArray) -> bool:
+    """Whether the prediction, too, is decided and written by slabs."""
+    return job.blocks == "always" or math.prod(array.shape) > normalise.WHOLE
+
+
+def blocks_of(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -> Blocks:
+    """Where the blocks of a case lie."""
+    models = {path: files.sha256(Path(path)) for path in job.predictor.models}
+    name = f"{case.id}.{blocks.key(models, job.config, case, job.predictor.backend)}"
+    return Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
+
+
+def require_room_for_blocks(
+    job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace
+) -> None:
+    """Raise DiskError, before any work, where missing blocks certainly do not fit on the disk."""
+    rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
+    back = math.prod(parts.size) if which is None and space.needs_scratch else 0
+    need = 4 * channels_of(job) * (rows * math.prod(parts.size[1:]) + back)
+    files.require_room(
+        job.output,
+        need,
+        "Blocks lie there until the answer is written. Free space, or choose another --output.",
+    )
+
+
+def predict_by_blocks(
+    job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]
+) -> Mapping[str, LazyArray]:
+    """Compute and write the blocks that do not exist, and return the heads read from all of them.
+
+    Nothing is returned where only some blocks were wanted.
+    """
+    parts, which = found
+    ranges = parts.missing(parts.wanted(which))
+    if ranges:
+        job.predictor.warn_of_tiles(source, tiles)
+        predict_tile = with_fixed_norms(job.predictor.predict_tile, source, tiles)
+        needed = sum(any(tiles.reaches(o, *rows) for rows in ranges) for o in tiles.origins())
+        with progress_steps("Predicting", needed) as advance:
+            run = TileRun(
+                source=source,
+                predict_tile=predict_tile,
+                tiles=tiles,
+                batch=job.config.predict.batch,
+                device=job.predictor.device,
+                advance=advance,
+            )
+            blocks.compute(run, parts, ranges)
+    return {} if which is not None else parts.soft(TASKS[job.config.task], channels_of(job))
