@@ -205,6 +205,7 @@ def write_zarrs(root: Path) -> list[Path]:
         )
         made.append(path)
     from pipeline import files
+    from pipeline.records import Geometry
 
     for version in ("0.4", "0.5"):
         path = root / f"ome{version}.ome.zarr"
@@ -215,7 +216,7 @@ def write_zarrs(root: Path) -> list[Path]:
             "units": ["micrometer"] * 3,
             "translation": [1.0, 0.0, 0.0],
         }
-        files.write(path, VOLUME, files.Geometry(format="zarr", meta=meta), dims=3)
+        files.write(path, VOLUME, Geometry(format="zarr", meta=meta), dims=3)
         made.append(path)
     return made
 
