@@ -18,7 +18,13 @@ from pipeline.records import Case
 def groups_by_pattern(search: Search, cases: Sequence[Case], pattern: str) -> list[Case]:
     """The cases with the group that ``data.folds.pattern`` finds in their ids.
 
-    It is what the first bracket of the expression matches.
+    Args:
+        search: takes what is wrong.
+        cases: the training cases.
+        pattern: a regular expression; the group is what its first capturing group matches.
+
+    Returns:
+        The cases in their order, each with a group.
     """
     try:
         groups = dict(
@@ -52,8 +58,14 @@ def groups_from_csv(
 ) -> list[Case]:
     """The cases with their group from train.csv, where there is one.
 
-    ``optional``: the layout does not know that file. Rows of ``tests``, the ids of test cases, are
-    nothing to warn of.
+    Args:
+        search: takes what is wrong.
+        cases: the training cases.
+        tests: ids of test cases, whose rows are nothing to warn of.
+        optional: whether the layout does not know that file.
+
+    Returns:
+        The cases in their order; without groups where there is no such file.
     """
     path = search.root / "train.csv"
     if not os.path.lexists(path):

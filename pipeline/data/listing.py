@@ -26,8 +26,15 @@ CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 def list_folder(folder: Path, odd_folders: bool = False) -> tuple[list[Path], list[Path]]:
     """Images and other files of a folder, each in natural order, without junk and sub-folders.
 
-    A broken link counts as a file. With ``odd_folders`` a folder with the name of an image file
-    does, too. Raises FileError where the folder may not be listed.
+    Args:
+        folder: a folder; a missing one is empty.
+        odd_folders: whether a folder with the name of an image file counts as a file.
+
+    Returns:
+        Images and other files; a broken link counts as a file.
+
+    Raises:
+        FileError: where the folder may not be listed.
     """
     if not os.path.isdir(folder):
         return [], []
@@ -49,12 +56,23 @@ def list_folder(folder: Path, odd_folders: bool = False) -> tuple[list[Path], li
 
 
 def folder_entries(folder: Path) -> list[Path]:
-    """What lies directly in a folder; nothing where it is none."""
+    """Paths directly in a folder.
+
+    Args:
+        folder: any path.
+
+    Returns:
+        Files and folders; none where the path is no folder.
+    """
     return list(folder.iterdir()) if os.path.isdir(folder) else []
 
 
 def remember_name(path: Path) -> None:
-    """Register a name with a line feed, and its id, to be escaped where they are printed."""
+    """Register a name with a line feed, and its id, to be escaped where they are printed.
+
+    Args:
+        path: a file; names without a line feed need nothing.
+    """
     if "\n" in path.name:
         remember(path.name)
         remember(files.case_id(path))
@@ -89,12 +107,26 @@ def natural(path: Path | str) -> tuple:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a path is a file of no bytes."""
+    """Whether a path is a file of no bytes.
+
+    Args:
+        path: any path.
+
+    Returns:
+        False for what is no file.
+    """
     return path.is_file() and path.stat().st_size == 0
 
 
 def first_names(names: Sequence[str]) -> str:
-    """The first ten names, for a message."""
+    """The first ten names, for a message.
+
+    Args:
+        names: any number of names.
+
+    Returns:
+        Text with commas, and dots where there are more.
+    """
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 

@@ -30,12 +30,27 @@ class GivenImage:
     tensor: torch.Tensor | None = None
 
     def restored(self, result: np.ndarray) -> np.ndarray:
-        """Transpose a result ``(*S)`` or ``(K, *S)`` to the axis order of the given array."""
+        """Transpose a result to the axis order of the given array.
+
+        Args:
+            result: ``(*S)`` or ``(K, *S)`` in the axis order of ``array``.
+
+        Returns:
+            A view of it.
+        """
         lead = result.ndim - len(self.order)
         return result.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.order)))
 
     def as_given(self, result: np.ndarray) -> Any:
-        """An array where one was given, else a tensor on the device of the given one."""
+        """A result of the kind that was given.
+
+        Args:
+            result: ``(*S)`` or ``(K, *S)``.
+
+        Returns:
+            A contiguous array where an array or a path was given, else a tensor on the device of
+            the given one.
+        """
         whole = np.ascontiguousarray(result)
         return whole if self.tensor is None else torch.from_numpy(whole).to(self.tensor.device)
 

@@ -254,7 +254,7 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
         heads = (
             _predict_in_memory(job, source, tiles)
             if parts is None
-            else predict_by_blocks(job, source, tiles, (parts, which))
+            else predict_by_blocks(job, source, tiles, parts, which)
         )
         counts = {} if parts is None else {"blocks": len(parts.wanted(which))}
         row = {

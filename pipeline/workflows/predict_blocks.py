@@ -21,7 +21,15 @@ from pipeline.workflows.predict_job import PredictJob, channels_of
 
 
 def count_blocks(job: PredictJob, case: Case) -> int:
-    """Number of blocks of a case; 1 for an unreadable file, so that one shard reports it."""
+    """Number of blocks of a case, from the headers of its files.
+
+    Args:
+        job: the predictor and where its predictions go.
+        case: the case.
+
+    Returns:
+        At least 1; 1 for an unreadable file, so that one shard reports it.
+    """
     dims = job.config.data.dims
     found = files.probe(case.image[0], dims)
     if found.problem is not None:
@@ -39,7 +47,13 @@ def count_blocks(job: PredictJob, case: Case) -> int:
 def goes_by_blocks(job: PredictJob, case: Case) -> bool:
     """Whether a case is read and written by blocks.
 
-    It is where it is large, where that is asked for, or where a shard has begun with it.
+    Args:
+        job: the predictor and where its predictions go.
+        case: the case.
+
+    Returns:
+        True where ``job.blocks`` is ``always``, False where it is ``never``; for ``auto`` whether
+        the case is large or has blocks already.
     """
     if job.blocks != "auto":
         return job.blocks == "always"
@@ -50,12 +64,30 @@ def goes_by_blocks(job: PredictJob, case: Case) -> bool:
 
 
 def is_streamed(job: PredictJob, array: LazyArray) -> bool:
-    """Whether the prediction, too, is decided and written by slabs."""
+    """Whether the prediction, too, is decided and written by slabs.
+
+    Args:
+        job: the predictor and where its predictions go.
+        array: the image ``(C, *S)``.
+
+    Returns:
+        True for images that should not be held in memory.
+    """
     return job.blocks == "always" or math.prod(array.shape) > normalise.WHOLE
 
 
 def blocks_of(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling) -> Blocks:
-    """Where the blocks of a case lie."""
+    """Where the blocks of a case lie.
+
+    Args:
+        job: the predictor and where its predictions go.
+        case: the case.
+        size: voxels along each axis in model space.
+        tiles: how the case is tiled.
+
+    Returns:
+        The blocks, each one step of tiles high; none is computed here.
+    """
     models = {path: files.sha256(Path(path)) for path in job.predictor.models}
     name = f"{case.id}.{blocks.key(models, job.config, case, job.predictor.backend)}"
     return Blocks(folder=job.output / blocks.FOLDER / name, size=size, step=tiles.step)
@@ -64,7 +96,17 @@ def blocks_of(job: PredictJob, case: Case, size: tuple[int, ...], tiles: Tiling)
 def require_room_for_blocks(
     job: PredictJob, parts: Blocks, which: range | None, space: ModelSpace
 ) -> None:
-    """Raise DiskError, before any work, where missing blocks certainly do not fit on the disk."""
+    """Refuse, before any work, where missing blocks certainly do not fit on the disk.
+
+    Args:
+        job: the predictor and where its predictions go.
+        parts: the blocks of the case.
+        which: numbers of the blocks that are wanted; None: all of them, and the prediction.
+        space: the way to the file's own axes, which may need a scratch file.
+
+    Raises:
+        DiskError: the disk has fewer bytes free.
+    """
     rows = sum(end - first for first, end in parts.missing(parts.wanted(which)))
     back = math.prod(parts.size) if which is None and space.needs_scratch else 0
     need = 4 * channels_of(job) * (rows * math.prod(parts.size[1:]) + back)
@@ -76,13 +118,20 @@ def require_room_for_blocks(
 
 
 def predict_by_blocks(
-    job: PredictJob, source: Source, tiles: Tiling, found: tuple[Blocks, range | None]
+    job: PredictJob, source: Source, tiles: Tiling, parts: Blocks, which: range | None
 ) -> Mapping[str, LazyArray]:
-    """Compute and write the blocks that do not exist, and return the heads read from all of them.
+    """Compute and write the blocks that do not exist, and read the heads from all of them.
 
-    Nothing is returned where only some blocks were wanted.
+    Args:
+        job: the predictor and where its predictions go.
+        source: the image in model space.
+        tiles: how it is tiled.
+        parts: its blocks.
+        which: numbers of the blocks that are wanted; None: all of them.
+
+    Returns:
+        Heads ``(K, *S)`` by name, read as they are sliced; empty where only some were wanted.
     """
-    parts, which = found
     ranges = parts.missing(parts.wanted(which))
     if ranges:
         job.predictor.warn_of_tiles(source, tiles)

@@ -178,7 +178,15 @@ def _need(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> int:
 
 
 def require_names_fit(job: PredictJob, case: Case) -> None:
-    """Raise FileError, before any work, where the disk cannot hold a name made of the case's."""
+    """Refuse, before any work, a case of whose id the disk cannot make a file name.
+
+    Args:
+        job: the predictor and where its predictions go.
+        case: the case.
+
+    Raises:
+        FileError: a name would be too long.
+    """
     problem = outputs.too_long(job.output, _names(job, case))
     if problem is not None:
         raise files.FileError(
@@ -187,10 +195,27 @@ def require_names_fit(job: PredictJob, case: Case) -> None:
 
 
 def require_room_for(job: PredictJob, case: Case, size: Sequence[int], dtype: str) -> None:
-    """Raise DiskError, before any work, where the prediction of a case certainly does not fit."""
+    """Refuse, before any work, a case whose prediction certainly does not fit on the disk.
+
+    Args:
+        job: the predictor and where its predictions go.
+        case: the case.
+        size: voxels along each axis.
+        dtype: number type of the image.
+
+    Raises:
+        DiskError: the disk has fewer bytes free.
+    """
     files.require_room(job.output, _need(job, case, size, dtype), f"{FREE_SPACE}.")
 
 
 def channels_of(job: PredictJob) -> int:
-    """Number of channels K of the main head."""
+    """Number of channels K of the main head.
+
+    Args:
+        job: the predictor and where its predictions go.
+
+    Returns:
+        K, at least 1.
+    """
     return TASKS[job.config.task].channels(job.config, max(1, job.predictor.channels))

@@ -53,7 +53,7 @@ class Form:
     """Imports inside functions."""
     statements: int = 0
     public: list[dict[str, bool]] = field(default_factory=list)
-    """Of each public function with arguments or a result: the parts that its docstring has."""
+    """Of each public function: which parts its docstring has or does not need."""
 
 
 def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
@@ -69,12 +69,18 @@ def depth(node: ast.AST) -> int:
     return isinstance(node, NESTED) + max((depth(c) for c in inner), default=0)
 
 
+def is_described(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a docstring is due: overloads have none, and a property is described as a value."""
+    names = {ast.unparse(d).split(".")[-1] for d in node.decorator_list}
+    return not names & {"overload", "property", "cached_property", "setter"}
+
+
 def public(body: Sequence[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Functions and methods that others may call."""
     for node in body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield from public(node.body)
-        elif isinstance(node, FUNCTIONS) and not node.name.startswith("_"):
+        elif isinstance(node, FUNCTIONS) and not node.name.startswith("_") and is_described(node):
             yield node
 
 
@@ -89,6 +95,9 @@ def parts(node: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, bool]:
         "Returns": not gives or "Returns:" in text or "Yields:" in text,
         "Raises": not raises or "Raises:" in text,
     }
+
+
+PARTS = ("text", "Args", "Returns", "Raises")
 
 
 def measure(package: Path) -> Form:
@@ -182,14 +191,9 @@ def rows(tree: Path) -> dict[str, str]:
         "longest chain of imports": f"{longest}",
         "modules on a cycle": f"{cyclic}",
         "public fn": f"{len(form.public):,}",
-        **{
-            f"  with {k} or no need of it": share([p[k] for p in form.public]) for k in parts(_NONE)
-        },
+        **{f"  with {k} or no need of it": share([p[k] for p in form.public]) for k in PARTS},
         "test lines by code line": f"{tests / max(sum(form.lines), 1):.2f}",
     }
-
-
-_NONE = ast.FunctionDef("none", ast.arguments([], [], None, [], [], None, []), [ast.Pass()], [])
 
 
 def main() -> None:
