@@ -39,7 +39,8 @@ def count_blocks(job: PredictJob, case: Case) -> int:
 def goes_by_blocks(job: PredictJob, case: Case) -> bool:
     """Whether a case is read and written by blocks.
 
-    It is where it is large, where that is asked for, or where a shard has begun with it.
+    True for ``always``; for ``auto`` where the case is large or has blocks already; False for
+    ``never``.
     """
     if job.blocks != "auto":
         return job.blocks == "always"
