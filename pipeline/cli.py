@@ -214,7 +214,9 @@ class _Output:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self.stream: Any = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open for good
+        self.stream: Any = stream
         if hasattr(self.stream, "reconfigure"):
             self.stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
@@ -236,7 +238,8 @@ class _Output:
     def _discard(self, error: OSError) -> None:
         """Discard what is printed here from now on."""
         name = "standard error" if self.stream is sys.__stderr__ else "standard output"
-        self.stream, lost = open(os.devnull, "w", encoding="utf-8"), self.stream  # noqa: SIM115
+        lost = self.stream
+        self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         with contextlib.suppress(OSError, ValueError):
             # Python writes what is left in its buffer when it ends: to the null device.
             os.dup2(self.stream.fileno(), lost.fileno())

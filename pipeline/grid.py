@@ -42,8 +42,8 @@ class Grid:
     """How the space axes of an array lie in the world, as far as its file says.
 
     Args:
-        family: ``nifti`` for ``(X, Y, Z)`` with an affine, ``array`` for ``(Z, Y, X)`` (in 2D ``(Y,
-            X)``) without.
+        family: ``nifti`` for ``(X, Y, Z)`` with an affine, ``array`` for ``(Z, Y, X)`` (in 2D
+            ``(Y, X)``) without.
         spacing: millimetres between voxels along each space axis of the array; None where the file
             carries no unit.
         codes: nearest anatomical direction of each axis, such as ``RAS``; None where the file says
@@ -305,7 +305,9 @@ def reorientation(codes: str, wanted: str) -> Alignment | None:
     pairs = [frozenset("LR"), frozenset("PA"), frozenset("IS")]
     line = [next((p for p in pairs if c in p), None) for c in codes]
     goal = [next((p for p in pairs if c in p), None) for c in wanted]
-    if None in line or None in goal or sorted(map(sorted, line)) != sorted(map(sorted, goal)):  # type: ignore[arg-type]
+    if None in line or None in goal:
+        return None
+    if sorted(map(sorted, line)) != sorted(map(sorted, goal)):  # type: ignore[arg-type]
         return None
     axes = tuple(line.index(p) for p in goal)
     return Alignment(axes=axes, flips=tuple(i for i, a in enumerate(axes) if codes[a] != wanted[i]))

@@ -8,9 +8,9 @@ Each volume is read once, whatever the number of folds. One bad file does not st
 code 3).
 
 Inputs of more than 2^27 numbers are read and written by blocks, so that memory follows a tile and a
-slab and not the volume. Several tasks may share the work: each runs the same command with ``--shard
-I/N`` and computes its part of the blocks of all inputs into ``OUTPUT/blocks``; when they have
-ended, the same command without ``--shard`` computes what is still missing, decides, writes the
+slab and not the volume. Several tasks may share the work: each runs the same command with
+``--shard I/N`` and computes its part of the blocks of all inputs into ``OUTPUT/blocks``; when they
+have ended, the same command without ``--shard`` computes what is still missing, decides, writes the
 predictions and removes the blocks. Only that last command writes predictions, so no two processes
 ever write one file. Existing blocks are not computed again, whichever process was killed. The
 predictions equal those of one process to the last bit.

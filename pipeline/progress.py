@@ -50,7 +50,7 @@ def line_of(record: logging.LogRecord) -> str:
 
     Returns:
         Its message, after its level where that is a warning or more, and with its traceback where
-            there is one.
+        there is one.
     """
     level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
     text = level + record.getMessage()
@@ -358,7 +358,8 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     Yields:
         The items.
     """
-    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
     with Progress(what) as bar:
         bar(0, total)
         for n, item in enumerate(items, 1):
@@ -396,7 +397,7 @@ def progress_steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     Yields:
         ``callback(number)``, to be called after ``number`` more steps; it raises StopRequested
-            where a signal has come.
+        where a signal has come.
     """
     done = 0
     with Progress(what) as bar:

@@ -10,7 +10,13 @@ Data:
     group: cases that belong together (a scroll, a patient) and stay on one side of a split.
     fold: one division of the cases into training and held-out cases, and the network trained on it.
     run: the folder that training writes: resolved config, splits, one folder for each fold.
-    target: what a network learns to predict, by name (``label``, ``target``): a file of the case.
+    role: name of an array of a case: ``image``, a target, or the field of view.
+    target: what a network learns to predict, by name (``label``, ``target``): a file of the case,
+        or computed (``mask`` of ``data.change``).
+    kind: what a role or a target holds: ``labels``, ``image``, ``mask`` or ``soft``.
+    map: an array computed from a target for a loss, e.g. its skeleton or distances.
+    change mask: soft mask in [0, 1] of what differs between an image and its target, ``mask``.
+    valid: where a voxel counts: 1 (True); 0 (False) where it is ignored or outside.
     case properties: what one reading of a case's files found: shapes, intensities, label values.
     cached case: a case as arrays that are ready for training, memory-mapped from the cache.
     intensity scale: the linear map of a normalisation, kept so that predictions can be mapped back.
@@ -29,6 +35,7 @@ Prediction:
     slab: consecutive rows along the first space axis, the unit of work with bounded memory.
     soft prediction: float ``(K, *S)`` before a decision: probabilities, or intensities of images.
     decide: make labels (or an image in the input's type) from a soft prediction.
+    answer: what was decided: a label map or an image, as it is written and scored.
     member: a run or a folder of soft predictions in an ensemble, with its weight.
     component: a connected component of a mask or label map, never a part of a network.
 

@@ -129,7 +129,7 @@ class FoldFolder:
 
     @property
     def previews(self) -> Path:
-        """Pictures of held-out patches."""
+        """Pictures of a held-out patch by epoch, and of a training batch."""
         return self.path / "previews"
 
     @property
@@ -212,8 +212,8 @@ class FoldFolder:
         if wanted not in present:
             have = ", ".join(present)
             raise UserError(
-                f"{self.path}: has no {wanted} weights, only {have}. Use --model"
-                f" {next(iter(present))}."
+                f"{self.path}: has no {wanted} weights, only {have}."
+                f" Use --model {next(iter(present))}."
             )
         return present[wanted]
 
@@ -249,7 +249,7 @@ class FoldFolder:
 
         Returns:
             Its lines by epoch (of two for one epoch the later), and the number of lines that cannot
-                be read: a kill cuts the last.
+            be read: a kill cuts the last.
         """
         found: dict[int, dict[str, Any]] = {}
         unreadable = 0

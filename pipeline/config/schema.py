@@ -50,8 +50,9 @@ class Folds:
     ``group``: cases of one group (scroll, patient) stay on one side.
     """
     pattern: str | None = None
-    """Regular expression whose first bracket finds the group in a case's id: ``'_(\\d+)[LR]$'``.
+    """Regular expression whose first capturing group finds the group in a case's id.
 
+    For example ``'_(\\d+)[LR]$'``, of at most 1000 characters.
     ``null``: groups stand in ``train.csv``.
     """
 
@@ -64,8 +65,8 @@ class Folds:
         )
         require(
             self.count >= 2,
-            f"data.folds.count is {self.count}, must be at least 2. For one split train --fold 0"
-            " of 5.",
+            f"data.folds.count is {self.count}, must be at least 2. For one split train"
+            " --fold 0 of 5.",
             "data.folds.count",
         )
         require(
@@ -99,14 +100,14 @@ class Patch:
     grid: float | None = None
     """Overlap factor of a fixed grid, e.g. 0.25, instead of ``per_case`` random patches.
 
-    An epoch then has every slice of every case once. Neighbours share this part of their edge; the
-    last one ends at the border.
+    An epoch then has every grid patch of every case once. Neighbours share this part of their edge;
+    the last one ends at the border.
     """
     changed: float | None = None
     """With ``data.change``: least share of patches that hold some of its mask, e.g. 0.5.
 
-    Random patches are then drawn around places of the mask; of a grid, slices without any are left
-    out, other ones in each epoch. ``null``: patches are drawn regardless of the mask.
+    Random patches are then drawn around places of the mask; of a grid, grid patches without any are
+    left out, other ones in each epoch. ``null``: patches are drawn regardless of the mask.
     """
     border: Literal["zero", "mirror"] = "zero"
     """What fills a patch where the image is smaller.
@@ -396,6 +397,7 @@ class Train:
 
     __pydantic_config__ = STRICT
     epochs: int = 300
+    """Number of epochs, unless ``train.stop`` ends the fold before."""
     optimizer: NamedOptions = field(
         default_factory=lambda: NamedOptions(name="adam", options={"lr": 1e-4})
     )
@@ -423,6 +425,7 @@ class Train:
     channels_last: bool = False
     """Channels-last memory format. Faster on CUDA; slower for 3D on CPU."""
     init_from: InitFrom | None = None
+    """Weights of a model file to start from; ``null``: fresh weights."""
     preview_every: int = 10
     """Epochs between TensorBoard pictures of a fixed held-out case; 0: none."""
     preview_steps: int = 0
@@ -543,6 +546,7 @@ class Config:
     task: Literal["labels", "image"] = "labels"
     """Kind of prediction: a label for each voxel, or an image."""
     seed: int = 42
+    """Seed of all random choices: folds, initial weights, patches, augmentation, dropout."""
     data: Data = field(default_factory=Data)
     network: NamedOptions
     """Entry of NETWORKS. Input and output channels follow from the data."""
@@ -629,7 +633,7 @@ class Config:
     def kinds(self) -> Mapping[str, str]:
         """Kind of everything that a loss may be measured against.
 
-        The targets, and ``soft`` for the mask of ``data.change``.
+        The targets, and ``mask`` (kind ``soft``) with ``data.change``.
         """
         return self.targets if self.data.change is None else {**self.targets, "mask": "soft"}
 
@@ -637,7 +641,7 @@ class Config:
     def roles(self) -> Mapping[str, str]:
         """Kind of every file of a case beside its image.
 
-        The targets, and ``mask`` for the field of view.
+        The targets, and the role named by ``data.frames.fov`` (kind ``mask``).
         """
         fov = self.data.frames.fov
         return self.targets if fov is None else {**self.targets, fov: "mask"}

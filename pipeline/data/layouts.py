@@ -159,7 +159,7 @@ def _held_out_ids(
 ) -> frozenset[str]:
     """Ids that ``split.json`` holds out of training.
 
-    None where there is no such file or it cannot be used, which is a fault. ``others`` are the
+    Empty where there is no such file or it cannot be used, which is a fault. ``others`` are the
     images of the folder of test images, which may not bear the same ids.
     """
     path = search.root / "split.json"

@@ -297,7 +297,8 @@ class Loader:
         self.batches = EpochBatches(
             split[0], data.patch.batch, (config.seed, fold) if training else None, *split[1:]
         )
-        self.batches.rank, self.batches.size, self.batches.dealt = *ranks, not training
+        self.batches.rank, self.batches.size = ranks
+        self.batches.dealt = not training
         self.ranks = ranks
         self.loader = DataLoader(
             self.dataset,

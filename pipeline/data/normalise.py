@@ -177,8 +177,8 @@ def percentile(
     """
     if not 0 <= low < high <= 100:
         raise ConfigError(
-            f"data.normalise: percentile low={low}, high={high} must satisfy 0 <= low < high <="
-            " 100."
+            f"data.normalise: percentile low={low}, high={high} must satisfy"
+            " 0 <= low < high <= 100."
         )
     to_range, extremes = _output_range(to), list[tuple[float, ...]]()
 

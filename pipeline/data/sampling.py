@@ -55,16 +55,16 @@ def foreground_share(label: np.ndarray, ignore: int | None) -> float:
 
 
 def grid_starts(length: int, size: int, overlap: float) -> list[int]:
-    """First voxels of the slices along one axis, the last slice at the border.
+    """First voxels of the grid patches along one axis, the last one at the border.
 
     Args:
         length: voxels of the axis.
-        size: voxels of a slice.
-        overlap: share of a slice that neighbours have in common; the stride,
+        size: voxels of a grid patch along the axis.
+        overlap: share of a grid patch that neighbours have in common; the stride,
             ``size * (1 - overlap)``, is rounded and at least 1.
 
     Returns:
-        Rising starts. An axis no longer than a slice has one, centred: a negative start means
+        Rising starts. An axis no longer than a grid patch has one, centred: a negative start means
         padding.
 
     Example:
@@ -81,12 +81,12 @@ def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> li
 
     Args:
         space: ``(*S)`` of the volume.
-        size: ``(*S)`` of a slice.
+        size: ``(*S)`` of a grid patch.
         overlap: as of :func:`grid_starts`.
 
     Returns:
-        Starts along each axis; the slices of a space are their product, the last axis counting
-        fastest.
+        Starts along each axis; the grid patches of a space are their product, the last axis
+        counting fastest.
     """
     return [grid_starts(n, t, overlap) for n, t in zip(space, size, strict=True)]
 

@@ -396,7 +396,8 @@ def read(path: Path, dims: int, labels: bool) -> tuple[np.ndarray, Geometry]:
             .reshape(shape)
         )
         if _is_palette(page, dims):
-            colours, indices = (page.colormap.T >> 8).astype("uint8"), _without_bool(array[0])  # type: ignore[union-attr]
+            colours = (page.colormap.T >> 8).astype("uint8")  # type: ignore[union-attr]
+            indices = _without_bool(array[0])
             array = (
                 palette_labels(indices, colours)[None]
                 if labels
@@ -699,6 +700,7 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
         and nbytes < 2**32 - 2**25
     )
     described = {key: _ascii(meta[key]) for key in ("spacing", "unit") if key in meta}
+    resolution = tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None
     data, axes, given = _pages(array, imagej)
     tifffile.imwrite(
         path,
@@ -712,7 +714,7 @@ def write(path: Path, array: LazyArray, geometry: Geometry) -> None:
         # Floats hardly compress, whatever the level.
         compressionargs={"level": 1 if dtype.kind == "f" else 6},
         metadata={"axes": axes, **described},
-        resolution=tuple(tuple(r) for r in meta["resolution"]) if "resolution" in meta else None,  # type: ignore[arg-type]
+        resolution=resolution,  # type: ignore[arg-type]
         resolutionunit=meta.get("resolution_unit"),
         software=False,
     )

@@ -364,8 +364,9 @@ def _check(names: Sequence[Hashable] | None, outputs: Sequence[Any], count: int,
             )
         if not output.is_floating_point():
             raise TypeError(
-                f"output {name!r} of the network is {output.dtype}, but overlapping tiles are "
-                "averaged; return probabilities or logits, and take labels from the blended answer"
+                f"output {name!r} of the network is {output.dtype},"
+                " but overlapping tiles are averaged;"
+                " return probabilities or logits, and take labels from the blended answer"
             )
         if output.ndim != dims + 2 or len(output) != count:
             raise ValueError(

@@ -149,8 +149,8 @@ def _grid_of(
         codes = trained_on.get("codes")
         raise UserError(
             f"the model was trained on NIfTI{f' with axes {codes}' if codes else ''}, and an array"
-            " does not say how its axes lie. Give affine=, the 4 x 4 matrix of the image (nibabel:"
-            " image.affine), or the path of its file."
+            " does not say how its axes lie. Give affine=, the 4 x 4 matrix of the image"
+            " (nibabel: image.affine), or the path of its file."
         )
     natural = "zyx"[-dims:]
     given = "".join(axes or natural).lower()

@@ -1,6 +1,6 @@
 """Trained networks ready to predict: what the commands and the Python interface have in common.
 
-An array takes this path: model space (``model_space``), its own intensity limits (``normalise``),
+An array takes this path: model space (``model_space``), its own intensity scale (``normalise``),
 tiles of every network, flip and scale (``sliding_window``), back to its own axes, decision and
 post-processing (``writing``).
 """
@@ -146,7 +146,9 @@ class Predictor:
         wanted = ModelOptions(
             **{"allow_missing_folds": True, **options}, checkpoint=path, device=names, tta=flips
         )
-        run, kind = RunFolder(wanted.checkpoint), wanted.model or "auto"  # type: ignore[arg-type] - a path by now
+        # By now the checkpoint is a path.
+        run = RunFolder(wanted.checkpoint)  # type: ignore[arg-type]
+        kind = wanted.model or "auto"
         paths = None if numbers is None else [run.fold(n).model(kind) for n in numbers]
         return dataclasses.replace(prepare(wanted, paths), threads=threads, progress=progress)
 
@@ -246,7 +248,7 @@ class Predictor:
         return open_given(volume, placement, dims, self.trained_on, self.warn_once)
 
     def _soft(self, image: GivenImage) -> SoftPrediction:
-        """Probabilities on the axes of the image's array."""
+        """Soft prediction on the axes of the image's array."""
         self.require_channels(image.name, len(image.array))
         reading.require_finite(image.name, image.array)
         space = space_of(image.name, image.grid, self.trained_on)
@@ -270,7 +272,7 @@ class Predictor:
         return SoftPrediction(case_id=image.name.name, heads=restored, meta=meta)
 
     def source(self, name: Path, array: LazyArray) -> tuple[Source, tuple[str, ...]]:
-        """Pair an array with its own intensity limits.
+        """Pair an array with its own intensity scale.
 
         Args:
             name: what messages call it.

@@ -254,10 +254,9 @@ def with_fixed_norms(predict_tile: TilePredictor, source: Source, tiles: Tiling)
             image.
     """
     if isinstance(predict_tile, Replicas):
-        return Replicas(
-            # Each of them is a NetworkEnsemble.
-            [with_fixed_norms(e, source, tiles) for e in predict_tile.ensembles]  # type: ignore[list-item]
-        )
+        # Each of them is a NetworkEnsemble.
+        fixed = [with_fixed_norms(e, source, tiles) for e in predict_tile.ensembles]
+        return Replicas(fixed)  # type: ignore[arg-type]
     if (
         not isinstance(predict_tile, NetworkEnsemble)
         or predict_tile.config.predict.norms == "tile"
@@ -547,12 +546,11 @@ def _predicted_batches(run: TileRun, rows: tuple[int, int]) -> Iterator[Predicte
                     np.stack([cut(run.source, origin, tiles.tile) for origin in origins])
                 )
 
-    several = isinstance(predict_tile, Replicas)
-    for heads in (
-        predict_tile.predictions(stacks())
-        if several
-        else (predict_tile(stack.to(run.device)) for stack in stacks())
-    ):
+    if isinstance(predict_tile, Replicas):
+        predictions = predict_tile.predictions(stacks())
+    else:
+        predictions = (predict_tile(stack.to(run.device)) for stack in stacks())
+    for heads in predictions:
         yield *waiting.popleft(), heads
 
 

@@ -142,8 +142,9 @@ def _suggestions(
     trained, predict = predict_tile.config.data.patch.size, predict_tile.config.predict
     room = "" if all(n > 2 * tiles.halo for n in trained) else " and a smaller --halo"
     found = [
-        f"tiles of the training size, {_edges(trained)} (--patch-size"
-        f" {' '.join(map(str, trained))}{room}), so that the network sees what it learned from"
+        f"tiles of the training size, {_edges(trained)}"
+        f" (--patch-size {' '.join(map(str, trained))}{room}),"
+        " so that the network sees what it learned from"
     ]
     # Statistics do not help where whole maps are enlarged or pooled.
     if not receptive.beyond_statistics(predict_tile.networks[0]):
@@ -190,9 +191,9 @@ def with_halo(config: Config, network: torch.nn.Module, channels: int) -> tuple[
     if any(c < g for c, g in zip(core, multiple, strict=True)):
         raise UserError(
             f"--halo auto: the network sees {_edges(radius)} voxels beyond a place, so its tiles"
-            f" need at least {_edges(least)}, not {_edges(tile)}. Give e.g. --patch-size"
-            f" {' '.join(str(up(4 * halo, g)) for g in multiple)}, or a smaller --halo, which"
-            " leaves faint seams."
+            f" need at least {_edges(least)}, not {_edges(tile)}."
+            f" Give e.g. --patch-size {' '.join(str(up(4 * halo, g)) for g in multiple)},"
+            " or a smaller --halo, which leaves faint seams."
         )
     wasted = 1 - prod(core) / prod(tile)
     text = (

@@ -174,10 +174,8 @@ def tversky(
             "loss 'tversky': alpha and beta are both 0, so that the loss is 0 for every answer."
             " Raise one of them."
         )
-    batch, background = (
-        switch(batch, "'tversky': batch"),
-        switch(background, "'tversky': background"),
-    )
+    batch = switch(batch, "'tversky': batch")
+    background = switch(background, "'tversky': background")
     of_labels = TverskyLoss(
         reduction="none", alpha=alpha, beta=beta, batch=batch, smooth_nr=smooth, smooth_dr=smooth
     )

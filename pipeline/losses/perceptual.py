@@ -72,10 +72,8 @@ def perceptual(
         reduce != "mask" or size is not None,
         f"{where}: reduce: mask needs size, the side of the window around it, e.g. size: 512.",
     )
-    twice, vgg_weights = (
-        switch(checkpoint, f"{where}: checkpoint"),
-        _Weights(weights, vgg.deepest(chosen)),
-    )
+    twice = switch(checkpoint, f"{where}: checkpoint")
+    vgg_weights = _Weights(weights, vgg.deepest(chosen))
 
     def features_of(x: Tensor, save_memory: bool) -> dict[str, Tensor]:
         mean, std = (

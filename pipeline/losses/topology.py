@@ -31,12 +31,13 @@ FEW = 3
 def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
     """Soft centre-line Dice (clDice), mean over samples and classes.
 
-    With soft skeletons S of p and y it is ``1 - 2 T_p T_s / (T_p + T_s)``, where ``T_p = (sum S(p)
-    y + smooth) / (sum S(p) + smooth)`` measures how much of the prediction's skeleton lies in the
-    label, and ``T_s`` the same of the label's skeleton in the prediction. Closes gaps and removes
-    bridges. Each iteration keeps two fields for the backward pass, where its inner steps are
-    computed again. An empty target costs what the prediction's skeleton does; both empty cost 0. A
-    structure that survives all erosions has no soft skeleton and has no effect.
+    With soft skeletons S of p and y it is ``1 - 2 T_p T_s / (T_p + T_s)``, where
+    ``T_p = (sum S(p) y + smooth) / (sum S(p) + smooth)`` measures how much of the prediction's
+    skeleton lies in the label, and ``T_s`` the same of the label's skeleton in the prediction.
+    Closes gaps and removes bridges. Each iteration keeps two fields for the backward pass, where
+    its inner steps are computed again. An empty target costs what the prediction's skeleton does;
+    both empty cost 0. A structure that survives all erosions has no soft skeleton and has no
+    effect.
 
     Args:
         iterations: erosions of the soft skeleton, at least half the width in voxels of the thickest
@@ -61,10 +62,8 @@ def cldice(*, iterations: int = 3, smooth: float = 1.0) -> Loss:
         >>> round(cldice()(logits, target, valid).item(), 4)
         0.0625
     """
-    iterations, smooth = (
-        _whole(iterations, "'cldice': iterations", 0),
-        number(smooth, "'cldice': smooth", SMALLEST),
-    )
+    iterations = _whole(iterations, "'cldice': iterations", 0)
+    smooth = number(smooth, "'cldice': smooth", SMALLEST)
 
     @masked
     def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

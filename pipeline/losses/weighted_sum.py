@@ -91,10 +91,8 @@ class WeightedSum:
                 targets[term.target] = self._clean(
                     _pick(batch, term.target, key, "the batch", "target"), term.target
                 )
-            head, (target, valid) = (
-                _pick(outputs, term.head, key, "the network's output", "head"),
-                targets[term.target],
-            )
+            head = _pick(outputs, term.head, key, "the network's output", "head")
+            target, valid = targets[term.target]
             if self.kinds[term.target] == "soft" or _is_coarse(term, head, target):
                 target, valid = _downsampled(target, valid, head.shape[2:])
             maps = [self._map(batch, key)] if key in self.maps else []
@@ -282,8 +280,8 @@ def _faults(where: str, term: LossTerm, targets: Mapping[str, str]) -> Iterator[
         )
     if derived.MASK not in targets and any(found.key == derived.MASK for found in reads([term])):
         yield (
-            f"{where} reads the mask, which the data does not have. Set data.change: {{}} (made"
-            " from the pairs), or give masks of your own as data.targets."
+            f"{where} reads the mask, which the data does not have. Set data.change: {{}}"
+            " (made from the pairs), or give masks of your own as data.targets."
         )
 
 

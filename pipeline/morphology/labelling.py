@@ -48,8 +48,8 @@ def as_mask(mask: np.ndarray) -> np.ndarray:
     """
     if mask.ndim not in _NEIGHBOURS:
         raise UserError(
-            f"A mask has 2 or 3 axes, this one has the shape {mask.shape}. Give (Y, X) or (Z,"
-            " Y, X)."
+            f"A mask has 2 or 3 axes, this one has the shape {mask.shape}."
+            " Give (Y, X) or (Z, Y, X)."
         )
     return np.ascontiguousarray(mask, dtype=bool)
 
@@ -77,8 +77,8 @@ def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, in
     known = _NEIGHBOURS[mask.ndim]
     if connectivity not in known:
         raise UserError(
-            f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))} (in"
-            " 2D 6 means 4, 26 means 8)."
+            f"connectivity is {connectivity!r}; it must be one of {', '.join(map(str, known))}"
+            " (in 2D 6 means 4, 26 means 8)."
         )
     # As integers: for bool arrays cc3d 4.1.1 reserves too few labels and fails on, or mislabels,
     # some images and thin volumes.

@@ -428,10 +428,8 @@ def lowest_ones(columns):
     size = len(columns)
     pivots, owner, begin = np.full(size, -1), np.full(size, -1), np.zeros(size + 1, np.int64)
     stored, used = np.empty(4 * size, np.int64), 0
-    words, busy = (
-        np.zeros((size >> _BITS) + 1, np.int64),
-        np.zeros((size >> 2 * _BITS) + 1, np.int64),
-    )
+    words = np.zeros((size >> _BITS) + 1, np.int64)
+    busy = np.zeros((size >> 2 * _BITS) + 1, np.int64)
     for column in range(size):
         if used + size > len(stored):
             stored = np.append(stored, np.empty_like(stored))

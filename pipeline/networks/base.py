@@ -70,8 +70,8 @@ class HeadedNet(nn.Module):
         dims = len(self.divisor)
         if x.ndim != dims + 2:
             raise ValueError(
-                f"input has shape {tuple(x.shape)}; a network of {dims} space axes takes (B, C,"
-                f" *S), {dims + 2} axes."
+                f"input has shape {tuple(x.shape)}; a network of {dims} space axes takes"
+                f" (B, C, *S), {dims + 2} axes."
             )
         size = x.shape[2:]
         margin = [m - n for m, n in zip(self.padded_size(size), size, strict=True)]

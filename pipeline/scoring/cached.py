@@ -89,10 +89,8 @@ def scoring_of(config: Config, version: int, cases: Sequence[CachedCase]) -> Sco
     """
     if version < 2:
         return Scoring(version=version)
-    metrics, label = (
-        (*case_metrics(config), *validation_metrics(config)),
-        next(iter(config.targets)),
-    )
+    metrics = (*case_metrics(config), *validation_metrics(config))
+    label = next(iter(config.targets))
     labels = {c.case.id: c.case.targets[label] for c in cases}
     return Scoring(version=version, spacings=worlds.spacings(metrics, labels, config.data.dims))
 
@@ -150,10 +148,8 @@ def score_image(
             f"case {cached.case.id}: the input holds {answer.dtype}, its target {target.dtype}; one"
             " normalisation cannot serve both. Save the two in the same number type."
         )
-    source, changed = (
-        np.asarray(cached.image.array),
-        changed_of(cached) if rules.need_change else None,
-    )
+    source = np.asarray(cached.image.array)
+    changed = changed_of(cached) if rules.need_change else None
     case = CaseArrays(
         answer=answer, target=target, source=source, changed=changed, predicted=predicted
     )

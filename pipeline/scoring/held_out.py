@@ -164,11 +164,10 @@ def predict_stored(
         UserError: the device runs out of memory, or the statistics of norms cannot be fixed.
     """
     array = cached.image.array
-    source, tiles = (
-        Source(array=array, scale=cached.scale),
-        tiling(config, array.shape[1:], predict_tile),
-    )
-    fixed, done = with_fixed_norms(predict_tile, source, tiles), 0
+    source = Source(array=array, scale=cached.scale)
+    tiles = tiling(config, array.shape[1:], predict_tile)
+    fixed = with_fixed_norms(predict_tile, source, tiles)
+    done = 0
 
     def advance(number: int) -> None:
         nonlocal done
@@ -199,7 +198,7 @@ def meta_of(cached: CachedCase, config: Config) -> SoftMeta:
         config: config of the run.
 
     Returns:
-        Task, intensity limits, number type and channels.
+        Task, intensity scale, number type and channels.
     """
     return SoftMeta(
         task=config.task,

@@ -65,10 +65,8 @@ def labelled(config: Config, batch: Mapping[str, Any]) -> int:
     Returns:
         Number of samples.
     """
-    ignore, targets = (
-        config.data.ignore_label,
-        [n for n, kind in config.targets.items() if kind == "labels"],
-    )
+    ignore = config.data.ignore_label
+    targets = [n for n, kind in config.targets.items() if kind == "labels"]
     # An image beside the labels is never ignored.
     if ignore is None or len(targets) < len(config.targets):
         return len(batch["id"])

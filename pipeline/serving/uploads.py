@@ -198,10 +198,8 @@ def suffix(content_type: str | None, filename: str | None) -> str:
     Raises:
         Refusal: 415 for another kind of file.
     """
-    kind, named = (
-        media_type(content_type),
-        files.suffix(filename or "").replace(".jpeg", ".jpg").replace(".tiff", ".tif"),
-    )
+    kind = media_type(content_type)
+    named = files.suffix(filename or "").replace(".jpeg", ".jpg").replace(".tiff", ".tif")
     ending = TYPES.get(kind) or (named if named in TYPES.values() else None)
     if ending is None:
         raise Refusal(

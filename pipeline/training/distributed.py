@@ -262,8 +262,8 @@ def init_distributed(device: str, timeout: float) -> DistributedContext:
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"rank {local} on this machine finds {torch.cuda.device_count()} CUDA devices."
-                " Start one process a device (torchrun --nproc-per-node), or train on --device"
-                " cpu."
+                " Start one process a device (torchrun --nproc-per-node), or train on"
+                " --device cpu."
             )
         torch.cuda.set_device(local)
     limit = timedelta(seconds=timeout)
@@ -283,9 +283,9 @@ def init_distributed(device: str, timeout: float) -> DistributedContext:
     except RuntimeError as error:
         raise UserError(
             f"the {os.environ['WORLD_SIZE']} ranks did not find each other at"
-            f" {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout:.0f}"
-            f" s: {str(error).splitlines()[0]}. Start them all by torchrun, with one"
-            " --rdzv-endpoint."
+            f" {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within"
+            f" {timeout:.0f} s: {str(error).splitlines()[0]}. Start them all by torchrun,"
+            " with one --rdzv-endpoint."
         ) from None
     own.set(f"who/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     context = DistributedContext(rank=rank, size=size, device=device, control=control, store=own)

@@ -89,11 +89,7 @@ class Journal:
         self.note(line)
         with files.named(self.fold.tensorboard):
             for key, value in record.items():
-                if (
-                    key not in ("epoch",)
-                    and isinstance(value, int | float)
-                    and math.isfinite(value)
-                ):
+                if key != "epoch" and isinstance(value, int | float) and math.isfinite(value):
                     self.board.add_scalar(key, value, record["epoch"])
             self.board.flush()
         return line
@@ -117,8 +113,8 @@ class Journal:
             record: as of :meth:`epoch`.
 
         Returns:
-            ``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, Val Dice: 0.4523, ..., about
-            1:02:11 left``.
+            The line, such as
+            ``Epoch 3/300: Train Loss: 0.1204, Val Loss: 0.0987, ..., about 1:02:11 left``.
         """
         self.seconds.append(record["seconds"])
         parts = [f"Train Loss: {record['train_loss']:.4f}"]

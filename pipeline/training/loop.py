@@ -159,7 +159,8 @@ def training_step(job: FoldJob, state: TrainingState, step: int, batch: Mapping[
         loss, terms = job.losses(outputs, job.targets(batch), training=True)
         del outputs  # not needed by backward: frees the deep heads before gradients are allocated
         state.scaler.scale(loss * share / train.accumulate).backward()
-    # Only here a step waits for the device; after backward, so that gradients are queued already.
+    # Only here a step waits for the device (with fp16 once more, in scaler.step): after backward,
+    # so that gradients are queued already.
     values = loss_values("train", loss, terms)
     _record_values(job, state, step, batch, values)
     if is_update:

@@ -68,9 +68,24 @@ class RunningMeans:
         return {k: self.sums[k] / self.counts[k] if self.counts[k] else math.nan for k in self.sums}
 
 
+_RESTORE_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+)
+"""What a saved state of another optimiser or schedule raises while it is restored."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TrainingState:
-    """What changes while a fold trains, and nothing else: it is what a checkpoint holds."""
+    """What changes while a fold trains.
+
+    A checkpoint holds all of it but ``forward``, which is built from the network, and ``spent``,
+    which follows from the records; of ``began`` it holds the seconds since then.
+    """
 
     network: torch.nn.Module
     forward: Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
@@ -119,8 +134,9 @@ def start(job: FoldJob) -> TrainingState:
     if train.sync_batchnorm:
         network = distributed.with_sync_batchnorm(network, job.context)
     if train.channels_last:
+        layout = memory_format(job.config.data.dims)
         # torch's stub lacks the argument
-        network = network.to(memory_format=memory_format(job.config.data.dims))  # pyright: ignore[reportCallIssue]
+        network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     optimizer, schedule = optim.make(train, network)
     average = None
     if train.average is not None:
@@ -224,15 +240,8 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
             state.average, checkpoint.with_prefix("average/", tensors), f"{folder}: average"
         )
     try:
-        _restore_rates(state, tensors, facts)
-    except (
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+        _restore_optimizer(state, tensors, facts)
+    except _RESTORE_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"[:SHOWN]
         raise models.CheckpointError(
             f"{folder}: optimizer or schedule of the newest state cannot be continued ({reason})."
@@ -250,7 +259,7 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
     return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
 
 
-def _restore_rates(
+def _restore_optimizer(
     state: TrainingState, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
 ) -> None:
     """Restore optimiser, schedule and scaler; raise any error for a saved state of others."""

@@ -188,10 +188,8 @@ def evaluate(request: Request) -> dict[str, Any]:
     dims = _dims(pairs)
     if of_images(parts):
         _require_images(known, parts)
-        rules, reading = (
-            Rules(metrics=tuple(parts)),
-            Reading(dims=dims, change=read_change(request.change)),
-        )
+        rules = Rules(metrics=tuple(parts))
+        reading = Reading(dims=dims, change=read_change(request.change))
         return _finish(request, image_jobs(request, pairs, rules, reading), known)
     ignore = ignored(request.ignore_label, known, "competition" in [m.name for m in parts])
     if ignore is not None:
@@ -495,10 +493,8 @@ def jobs(
     Raises:
         UserError: where probabilities or a field of view is missing.
     """
-    soft, wanted = (
-        request.soft or request.predictions / "soft",
-        sorted(needing(rules.metrics, "probabilities")),
-    )
+    soft = request.soft or request.predictions / "soft"
+    wanted = sorted(needing(rules.metrics, "probabilities"))
     known = set(softs.ids(soft)) if os.path.isdir(soft) else set()
     if wanted and set(pairs) - known:
         missing = sorted(set(pairs) - known)

@@ -225,9 +225,8 @@ def _prepare(config: Config, start: Start, context: DistributedContext) -> Train
     folder = start.folder
     if not context.is_main:
         data = check_data(config, folder, write=False, fresh=start.fresh)
-        return _open_run(
-            config, start.run, data, context, check_names(config, data.properties, start)
-        )
+        channels = check_names(config, data.properties, start)
+        return _open_run(config, start.run, data, context, channels)
     with _locked(start.run):
         data = check_data(config, folder, write=True, fresh=start.fresh)
         channels = check_names(config, data.properties, start)
