@@ -62,7 +62,7 @@ ADDED = {
         decides="several",
         sees="local",
         search=StepSearch(
-            place=0,
+            position=0,
             options=lambda _: [{"at": 0.3}],
             vary={"at": lambda old: [old - 0.1, old + 0.1, old + 1]},
         ),
@@ -72,7 +72,7 @@ ADDED = {
         run=tidy,
         sees="components",
         search=StepSearch(
-            place=2.5, options=lambda setting: [{"below": n} for n in setting.voxels(10, 40)]
+            position=2.5, options=lambda setting: [{"below": n} for n in setting.voxels(10, 40)]
         ),
     ),
     "upside_down": PostprocessStep(run=upside_down, bytes_per_voxel=3),
