@@ -76,7 +76,7 @@ class StepSearch:
         stays: a step of the present list is neither left out nor changed.
 
     Example:
-        >>> search = StepSearch(position=2, options=lambda setting: [{"below": n} for n in (20, 100)])
+        >>> search = StepSearch(position=2, options=lambda setting: [{"below": 20}, {"below": 100}])
         >>> search.stays
         False
     """

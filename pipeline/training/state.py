@@ -121,7 +121,7 @@ def start(job: FoldJob) -> TrainingState:
     if train.channels_last:
         # torch's stub lacks the argument
         network = network.to(memory_format=memory_format(job.config.data.dims))  # pyright: ignore[reportCallIssue]
-    optimizer, schedule = optim.make(train, network)
+    optimizer, schedule = optim.make_optimizer(train, network)
     average = None
     if train.average is not None:
         decay = train.average.decay
