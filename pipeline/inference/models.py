@@ -483,6 +483,6 @@ def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
         ]
         if changes:
             raise UserError(
-                f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes)
+                f"{path} and {paths[0]} cannot be averaged together:\n  " + "\n  ".join(changes)
             )
     return networks_, configs[0]

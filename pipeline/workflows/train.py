@@ -314,7 +314,7 @@ def _open_run(
         data.properties,
         config,
         cache_path,
-        progress=progress_callback("building the store"),
+        progress=progress_callback("building the cache"),
     )
     cached = derived.attach(
         cached,
