@@ -41,7 +41,7 @@ from pipeline.scoring.pairs import Pair, Reading
 from pipeline.scoring.patches import PatchRules, PatchScores, measure
 from pipeline.tuning import trials
 from pipeline.tuning.search import Candidate
-from pipeline.tuning.trials import CaseFiles, Measure, Task
+from pipeline.tuning.trials import CaseFiles, Measure, ScoringTask
 from pipeline.workflows import checks
 
 FEW = settings(max_examples=25)
@@ -202,7 +202,7 @@ def by_tuning(
         fov=places.get("fov"),
         spacing=spacing,
     )
-    task = Task(
+    task = ScoringTask(
         case=case,
         measure=Measure.of(config.data, config.metrics),
         candidates=(Candidate(steps=()),),

@@ -29,7 +29,7 @@ from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.scoring import core
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
-from pipeline.tuning.trials import CaseFiles, Measure, Task, Trials
+from pipeline.tuning.trials import CaseFiles, Measure, ScoringTask, Trials
 from pipeline.workflows import fuse
 from pipeline.workflows import tune as workflow
 
@@ -358,7 +358,7 @@ def test_a_new_prediction_is_scored_anew(run: Path, counted: list[int]) -> None:
     } == {"100"}
 
 
-def task_of(run: Path, *candidates: Candidate) -> Task:
+def task_of(run: Path, *candidates: Candidate) -> ScoringTask:
     case = CaseFiles(
         id="100",
         soft=(run / "fold_0" / "oof" / "soft",),
@@ -366,7 +366,7 @@ def task_of(run: Path, *candidates: Candidate) -> Task:
         content="x",
     )
     measure = Measure.of(configs.load(run / "config.yaml").data, [NamedOptions(name="dice")])
-    return Task(case=case, measure=measure, candidates=candidates)
+    return ScoringTask(case=case, measure=measure, candidates=candidates)
 
 
 def test_shared_first_steps_change_nothing(run: Path) -> None:
