@@ -465,21 +465,18 @@ def test_mixtures_lie_on_the_simplex() -> None:
         assert len(single) == members, "one member alone needs one fusion"
 
 
-def test_cases_without_a_value_are_left_out(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cases_without_a_value_are_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def dice(
         prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None
     ) -> dict[str, float]:
         return {"dice": 0.5 if target.any() else float("nan")}
 
-    monkeypatch.setitem(
-        METRICS._entries, "dice", dataclasses.replace(METRICS["dice"], compute=dice)
-    )
     tifffile.imwrite(
         run.parent / "labels" / "100.tif", np.zeros(SHAPE, np.uint8), photometric="minisblack"
     )
-    assert go(run) == 0
+    with METRICS.restored() as entries:
+        entries["dice"] = dataclasses.replace(METRICS["dice"], compute=dice)
+        assert go(run) == 0
     assert "has no value for 1 cases" in capsys.readouterr().out
     assert "100" not in row(run, workflow.NESTED)["cases"]
     assert (
