@@ -365,7 +365,7 @@ class FourBatches:
 
 
 class Poisoned:
-    """A team as its first rank sees it: the other one gives ``loss`` for cases x and y."""
+    """A distributed context as rank 0 sees it: the other one gives ``loss`` for cases x and y."""
 
     is_single, rank = True, 0
 

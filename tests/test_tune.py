@@ -228,7 +228,7 @@ def test_folds_are_held_out_where_there_are_no_groups(
     assert "Train another fold" in capsys.readouterr().err
 
 
-def test_several_runs_share_a_voice(run: Path) -> None:
+def test_several_runs_are_weighted(run: Path) -> None:
     """The second run knows nothing: it gets no weight, or little; both runs' rows are told."""
     other = make_run(run.parent / "random", any_sheets, seed=1)
     assert go(run, str(other)) == 0
