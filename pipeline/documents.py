@@ -194,7 +194,7 @@ class TunedRow(TypedDict):
     chosen: dict[str, Choice]
 
 
-class NamedPart(TypedDict):
+class NamedOptionsJson(TypedDict):
     """:class:`pipeline.records.NamedOptions` as JSON."""
 
     name: str
@@ -204,7 +204,7 @@ class NamedPart(TypedDict):
 class Tuned(TypedDict):
     """``tuning/result.json``."""
 
-    metric: NamedPart
+    metric: NamedOptionsJson
     rows: list[TunedRow]
 
 
@@ -239,7 +239,7 @@ class Predictions(TypedDict):
     classes: NotRequired[int]
     class_names: NotRequired[dict[str, str] | None]
     ignore_label: NotRequired[int | None]
-    postprocess: NotRequired[list[NamedPart]]
+    postprocess: NotRequired[list[NamedOptionsJson]]
     inputs: NotRequired[Size]
     plugins: NotRequired[list[PluginRecord]]
 
@@ -261,7 +261,7 @@ class Scale(TypedDict):
     clip: bool
 
 
-class Place(TypedDict):
+class GeometryJson(TypedDict):
     """:class:`pipeline.records.Geometry` as JSON."""
 
     format: Literal["nifti", "tiff", "zarr", "image", "none"]
@@ -313,25 +313,25 @@ class PlainMeta(TypedDict):
     dims: NotRequired[Literal[2, 3]]
 
 
-class NiftiPlace(TypedDict):
+class NiftiGeometry(TypedDict):
     """A geometry whose ``meta`` is of NIfTI."""
 
     meta: NiftiMeta
 
 
-class TiffPlace(TypedDict):
+class TiffGeometry(TypedDict):
     """A geometry whose ``meta`` is of TIFF."""
 
     meta: TiffMeta
 
 
-class ZarrPlace(TypedDict):
+class ZarrGeometry(TypedDict):
     """A geometry whose ``meta`` is of Zarr."""
 
     meta: ZarrMeta
 
 
-class PlainPlace(TypedDict):
+class PlainGeometry(TypedDict):
     """A geometry whose ``meta`` has no more than the number of axes."""
 
     meta: PlainMeta
@@ -340,25 +340,25 @@ class PlainPlace(TypedDict):
 class NiftiSoft(TypedDict):
     """A document with a NIfTI geometry."""
 
-    geometry: NiftiPlace
+    geometry: NiftiGeometry
 
 
 class TiffSoft(TypedDict):
     """A document with a TIFF geometry."""
 
-    geometry: TiffPlace
+    geometry: TiffGeometry
 
 
 class ZarrSoft(TypedDict):
     """A document with a Zarr geometry."""
 
-    geometry: ZarrPlace
+    geometry: ZarrGeometry
 
 
 class PlainSoft(TypedDict):
     """A document with the geometry of a picture or of none."""
 
-    geometry: PlainPlace
+    geometry: PlainGeometry
 
 
 PLACES: dict[str, Any] = {
@@ -371,7 +371,7 @@ PLACES: dict[str, Any] = {
 """Schemas of a document with a ``geometry``, by the format of its array."""
 
 
-class SoftFacts(TypedDict):
+class SoftMetaJson(TypedDict):
     """``soft/ID.json``: properties of a soft prediction."""
 
     task: NotRequired[str]
@@ -381,7 +381,7 @@ class SoftFacts(TypedDict):
     scale: NotRequired[dict[str, Any] | None]
     image: NotRequired[list[str]]
     heads: NotRequired[list[Name]]
-    geometry: Place
+    geometry: GeometryJson
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ class EpochRecord(TypedDict):
     train_loss: Number
 
 
-class OptimizerFacts(TypedDict):
+class OptimizerHeader(TypedDict):
     """State and parameter groups of an optimiser, without tensors."""
 
     state: dict[str, dict[str, Any]]
@@ -475,7 +475,7 @@ class StateHeader(TypedDict):
     step: NotRequired[Size]
     means: NotRequired[MeansSoFar]
     seconds: NotRequired[float]
-    optimizer: OptimizerFacts
+    optimizer: OptimizerHeader
     schedule: dict[str, Any]
     scaler: dict[str, Any]
     metrics_version: NotRequired[int]
@@ -523,7 +523,7 @@ class StoredGrid(TypedDict):
     spacing: NotRequired[list[float] | None]
 
 
-class CaseFacts(TypedDict):
+class CasePropertiesJson(TypedDict):
     """:class:`pipeline.data.properties.CaseProperties` as JSON."""
 
     id: str
@@ -545,8 +545,8 @@ class CaseFacts(TypedDict):
     grids: dict[str, StoredGrid | dict[str, Any]]
 
 
-class KnownFacts(TypedDict):
+class KnownProperties(TypedDict):
     """Properties of a case, and the key of the files that they belong to."""
 
     key: dict[str, Any]
-    facts: CaseFacts
+    facts: CasePropertiesJson

@@ -1,13 +1,15 @@
 """Tables of named entries: what a name in the YAML may mean.
 
 A table is read like a dict. Each entry is one record, so that adding an entry is one change in one
-place. Plugins add to a table (:mod:`pipeline.plugins`); nothing is ever removed or replaced.
+place. Plugins add to a table (:mod:`pipeline.plugins`); nothing is ever removed or replaced, but
+inside :meth:`Registry.restored`, which is for tests.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -80,6 +82,34 @@ class Registry(Mapping[str, E], Generic[E]):
         """
         self.require_free(name)
         self._entries[name] = entry
+
+    @contextmanager
+    def restored(self) -> Iterator[dict[str, E]]:
+        """Undo every change of the table at the end of a ``with`` block, also after an error.
+
+        For tests that add, replace or remove entries. Blocks may be nested.
+
+        Yields:
+            The entries by their own names, without aliases. Changes of this dict change the table.
+
+        Example:
+            >>> table = Registry("loss", {"dice": 1})
+            >>> with table.restored() as entries:
+            ...     entries["dice"] = 2
+            ...     table.add("focal", 3)
+            ...     dict(table)
+            {'dice': 2, 'focal': 3}
+            >>> dict(table)
+            {'dice': 1}
+        """
+        entries, aliases = dict(self._entries), dict(self.aliases)
+        try:
+            yield self._entries
+        finally:
+            self._entries.clear()
+            self._entries.update(entries)
+            self.aliases.clear()
+            self.aliases.update(aliases)
 
     def require_free(self, name: str) -> None:
         """Check that a name may be given to a new entry.

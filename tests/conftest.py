@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from hypothesis import settings
-
-from pipeline.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -46,11 +44,6 @@ def _seeded() -> None:
     every ReLU dead.
     """
     torch.manual_seed(0)
-
-
-def restore_after(monkeypatch: pytest.MonkeyPatch, table: Registry[Any]) -> None:
-    """What a test adds to a table of named entries is gone after the test."""
-    monkeypatch.setattr(table, "_entries", dict(table))
 
 
 @pytest.fixture(scope="session")

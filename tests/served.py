@@ -20,10 +20,10 @@ for name in ("uvicorn", "fastapi", "python_multipart"):
     pytest.importorskip(name, reason='needs pip install "pipeline[serve]"')
 
 from pipeline import serve  # noqa: E402 - after the skips: the server's modules need the extra
+from pipeline.inference.options import ModelOptions  # noqa: E402
 from pipeline.serving import uploads  # noqa: E402
 from pipeline.serving.service import Limits, Service  # noqa: E402
 from pipeline.workflows import serve as workflow  # noqa: E402
-from pipeline.workflows.predict import ModelOptions  # noqa: E402
 
 WAIT = 60
 SHARPER = """

@@ -45,7 +45,7 @@ def small(**options: Any) -> ABPN:
 
 
 def lively(network: ABPN) -> ABPN:
-    """As after training: retouch and refinement speak up, and the blend is no longer soft light."""
+    """As after training: retouch and refinement change the image, the blend is no soft light."""
     last = len(network.low.retouch) - 1
     ends = rf"low\.retouch\.{last}\.conv\.weight|refine\.\d\.last\.weight"
     with torch.no_grad():

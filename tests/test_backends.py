@@ -166,7 +166,7 @@ class Branching(HeadedNet):
         return {"main": self.layer(x) * (1 if x.shape[2] == x.shape[3] else 2)}
 
 
-def test_an_export_that_says_something_else_does_not_speak(backend: str) -> None:
+def test_an_export_with_other_predictions_is_refused(backend: str) -> None:
     net = Branching().eval()
     with pytest.raises(backends.BackendError, match="--backend torch"):
         backends.proved(backends.export(net, 1), net, 1, backend)
@@ -356,7 +356,7 @@ def test_layers_that_see_their_tile_are_still_known() -> None:
     assert all(p.is_meta for p in exported.parameters())
 
 
-def test_voices_of_exports_speak_like_those_of_networks(tmp_path: Path) -> None:
+def test_ensembles_of_exports_predict_like_those_of_networks(tmp_path: Path) -> None:
     config = configs.load(model(tmp_path, IMAGES).with_name("config.yaml"))
     net, exported = _deblur()
     tiles = noise(2, 3, 24, 31)

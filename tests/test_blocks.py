@@ -335,7 +335,7 @@ def test_what_is_there_is_not_computed_again(
     assert sorted(written) == ["00000000.npy", "00000008.npy"]
     seen = count_tiles(monkeypatch)
     assert go(tiny, data, out, "--shard", "0/1") == 0
-    assert len(seen) == tiles.count() - 1  # the first tile speaks for the first block only
+    assert len(seen) == tiles.count() - 1  # the first tile is needed for the first block only
     assert (
         written.items()
         <= {p.name: p.stat().st_mtime_ns for p in (out / "blocks").rglob("*.npy")}.items()

@@ -26,7 +26,7 @@ from pipeline.data.change import LEVEL, REDUCED
 from pipeline.data.derived import BLOCKS, MASK, ChangeMask
 from pipeline.data.loaders import VALIDATION, EpochBatches, Loader, PatchDataset
 from pipeline.data.normalise import IntensityScale
-from pipeline.data.sampling import RandBalancedCropd, crop_mirrored, grid_places, holds_change
+from pipeline.data.sampling import RandBalancedCropd, crop_mirrored, grid_patch_starts, holds_change
 from pipeline.losses import maps, reads
 from pipeline.records import LossTerm, UserError
 
@@ -379,7 +379,7 @@ def test_a_cut_of_the_mask_is_the_mask_of_the_pair_there(pairs: list[CachedCase]
         whole = change.difference_mask(
             stored.image.array, stored.targets["target"].array, Change()
         )[0]
-        y, x = grid_places(whole.shape, (48, 48), 0.25)
+        y, x = grid_patch_starts(whole.shape, (48, 48), 0.25)
         top, left = y[number // len(x)], x[number % len(x)]
         expected = np.pad(whole, 48)[top + 48 : top + 96, left + 48 : left + 96]
         np.testing.assert_allclose(
@@ -509,7 +509,7 @@ def holding(
     found = set()
     for case, number in ends:
         mask = pairs[case].maps[MASK].array[0]
-        y, x = grid_places(mask.shape, (48, 48), overlap)
+        y, x = grid_patch_starts(mask.shape, (48, 48), overlap)
         top, left = y[number // len(x)], x[number % len(x)]
         if (mask[max(top, 0) : top + 48, max(left, 0) : left + 48] >= LEVEL).any():
             found.add((case, number))

@@ -205,7 +205,7 @@ def panels(
     job: Any = SimpleNamespace(
         config=from_dict(settings),
         images=lambda batch: batch["image"],
-        val=SimpleNamespace(epoch=lambda _: iter([batch])),
+        val_loader=SimpleNamespace(epoch=lambda _: iter([batch])),
     )
     return preview_panels(job, Fixed(logits))
 

@@ -107,12 +107,11 @@ def test_reductions_and_arguments_are_named() -> None:
             )
 
 
-def test_the_table_would_notice_a_new_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        LOSSES._entries, "further", LossEntry(lambda *, strength=1.0: None, ("labels",))
-    )
-    with pytest.raises(AssertionError):
-        test_the_table_of_losses_is_whole()
+def test_the_table_would_notice_a_new_entry() -> None:
+    with LOSSES.restored() as entries:
+        entries["further"] = LossEntry(lambda *, strength=1.0: None, ("labels",))
+        with pytest.raises(AssertionError):
+            test_the_table_of_losses_is_whole()
 
 
 def test_an_option_of_the_page_is_one_of_the_class() -> None:

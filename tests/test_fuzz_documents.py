@@ -313,7 +313,7 @@ def test_tables(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> Non
             documents.Result,
             documents.Listing,
             documents.RunSummary,
-            documents.SoftFacts,
+            documents.SoftMetaJson,
             documents.StateHeader,
         ]
     ),

@@ -262,7 +262,8 @@ def test_what_is_read_as_it_is_sliced_is_written_as_in_memory(
 def test_blocks_of_another_backend_are_not_taken(
     retouch: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    from pipeline.inference.predictor import ModelOptions, prepare
+    from pipeline.inference.options import ModelOptions
+    from pipeline.inference.predictor import prepare
     from pipeline.records import Case
 
     predictor = prepare(ModelOptions(checkpoint=retouch))

@@ -449,8 +449,8 @@ def test_a_smaller_output_with_a_halo_needs_whole_voxels() -> None:
 
 
 def test_one_sided_windows_trust_the_border() -> None:
-    """At the border only one tile speaks: its weight there must not be small beside what overlaps
-    it further in.
+    """At the border only one tile contributes: its weight there must not be small beside what
+    overlaps it further in.
     """
     image = torch.rand(1, 1, 20)
     both = [

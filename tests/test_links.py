@@ -480,13 +480,13 @@ def test_a_growing_list_is_written_seldom_and_at_last(monkeypatch: pytest.Monkey
         clock[0] += 1.0  # a write takes a second
 
     monkeypatch.setattr(outputs.time, "monotonic", lambda: clock[0])
-    with outputs.Kept(write) as keep:
+    with outputs.ThrottledWriter(write) as keep:
         for _ in range(100):
             keep()
             clock[0] += 0.5
     assert len(written) == 4
     written.clear()
-    with contextlib.suppress(KeyboardInterrupt), outputs.Kept(write) as keep:
+    with contextlib.suppress(KeyboardInterrupt), outputs.ThrottledWriter(write) as keep:
         keep()
         keep()
         raise KeyboardInterrupt

@@ -528,18 +528,19 @@ def test_ignored_label_counts_nowhere(ignore: int, kind: torch.dtype) -> None:
     assert 0 < keep.sum() < 4
 
 
-def test_a_loss_receives_the_target_cleaned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_receives_the_target_cleaned_once() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def spy(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
         seen.append((y, valid))
         return x.sum()
 
-    monkeypatch.setitem(LOSSES._entries, "dice", LossEntry(lambda: spy, ("labels",)))
     y = torch.tensor([[[[0, 1, 2, 2]]]], dtype=torch.uint8)
-    WeightedSum(terms({"name": "dice"}, {"name": "dice"}), KINDS, ignore_label=2)(
-        {"main": y.float()}, {"label": y}
-    )
+    with LOSSES.restored() as entries:
+        entries["dice"] = LossEntry(lambda: spy, ("labels",))
+        WeightedSum(terms({"name": "dice"}, {"name": "dice"}), KINDS, ignore_label=2)(
+            {"main": y.float()}, {"label": y}
+        )
     assert seen[0][0].tolist() == [[[[0, 1, 0, 0]]]]
     assert seen[0][1].tolist() == [[[[1.0, 1.0, 0.0, 0.0]]]]
     assert seen[0][0].dtype == y.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import itertools
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, do_nothing_model, restore_after
+from conftest import TINY, do_nothing_model
 from documents import ROOT, run_blocks
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -146,9 +147,10 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tables = list(registry.TABLES.values())
     for name in ("_loaded", "_owners"):
         monkeypatch.setattr(plugins, name, {})
-    for table in tables:
-        restore_after(monkeypatch, table)
-    yield
+    with contextlib.ExitStack() as stack:
+        for table in tables:
+            stack.enter_context(table.restored())
+        yield
     for name in [n for n in sys.modules if n.startswith("pipeline_plugin_")]:
         del sys.modules[name]
 

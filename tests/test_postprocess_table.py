@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import restore_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_blocks import compare_by_slabs
@@ -62,7 +61,7 @@ ADDED = {
         decides="several",
         sees="local",
         search=StepSearch(
-            place=0,
+            position=0,
             options=lambda _: [{"at": 0.3}],
             vary={"at": lambda old: [old - 0.1, old + 0.1, old + 1]},
         ),
@@ -72,7 +71,7 @@ ADDED = {
         run=tidy,
         sees="components",
         search=StepSearch(
-            place=2.5, options=lambda setting: [{"below": n} for n in setting.voxels(10, 40)]
+            position=2.5, options=lambda setting: [{"below": n} for n in setting.voxels(10, 40)]
         ),
     ),
     "upside_down": PostprocessStep(run=upside_down, bytes_per_voxel=3),
@@ -82,11 +81,10 @@ ADDED = {
 @pytest.fixture(autouse=True)
 def added() -> Iterator[Mapping[str, PostprocessStep]]:
     """The table as a plugin leaves it, taken back after the test."""
-    before = dict(POSTPROCESS._entries)
-    for name, entry in ADDED.items():
-        POSTPROCESS.add(name, entry)
-    yield ADDED
-    POSTPROCESS._entries = before
+    with POSTPROCESS.restored():
+        for name, entry in ADDED.items():
+            POSTPROCESS.add(name, entry)
+        yield ADDED
 
 
 def test_an_added_step_is_checked() -> None:
@@ -111,9 +109,8 @@ def test_an_added_step_is_checked() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_step_that_is_not_local_cannot_say_so(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_not_local_cannot_say_so(dims: int) -> None:
     """By slabs it would give another answer, which nobody would see."""
-    restore_after(monkeypatch, POSTPROCESS)
     POSTPROCESS.add(
         "numbered",
         PostprocessStep(
@@ -242,8 +239,9 @@ def words(steps: tuple[NamedOptions, ...]) -> str:
 def test_the_search_space_is_what_it_was(
     row: dict[str, Any], added: Mapping[str, PostprocessStep]
 ) -> None:
-    for name in added:
-        del POSTPROCESS._entries[name]
     own = tuple(part(name, **options) for name, options in row["own"])
-    stages = search.space(own, row["edge"], row["channels"], row["dims"])
+    with POSTPROCESS.restored() as entries:
+        for name in added:
+            del entries[name]
+        stages = search.space(own, row["edge"], row["channels"], row["dims"])
     assert [[words(steps) for steps in stage] for stage in stages] == row["stages"]

@@ -177,7 +177,7 @@ def test_uneven_parts_of_a_batch_weigh_by_their_samples(
     )
 
 
-def test_only_the_first_rank_writes_and_speaks(undisturbed: Path) -> None:
+def test_only_the_first_rank_writes_and_logs(undisturbed: Path) -> None:
     assert not list(undisturbed.rglob(".tmp-*"))
     assert len(list(undisturbed.glob("train_fold_0_*.log"))) == 1
     text = next(undisturbed.glob("train_fold_0_*.log")).read_text()

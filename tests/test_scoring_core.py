@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import restore_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -41,7 +40,7 @@ from pipeline.scoring.pairs import Pair, Reading
 from pipeline.scoring.patches import PatchRules, PatchScores, measure
 from pipeline.tuning import trials
 from pipeline.tuning.search import Candidate
-from pipeline.tuning.trials import CaseFiles, Measure, Task
+from pipeline.tuning.trials import CaseFiles, Measure, ScoringTask
 from pipeline.workflows import checks
 
 FEW = settings(max_examples=25)
@@ -202,7 +201,7 @@ def by_tuning(
         fov=places.get("fov"),
         spacing=spacing,
     )
-    task = Task(
+    task = ScoringTask(
         case=case,
         measure=Measure.of(config.data, config.metrics),
         candidates=(Candidate(steps=()),),
@@ -330,7 +329,7 @@ def test_a_case_of_images_has_one_score(seed: int, dtype: str, with_mask: bool) 
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> str:
+def own() -> Iterator[str]:
     """The name of a metric of labels that is added for one test: the error rate of foreground, with
     an option.
     """
@@ -348,18 +347,18 @@ def own(monkeypatch: pytest.MonkeyPatch) -> str:
     def pooled(counts: Counts) -> float:
         return (counts.fp + counts.fn) / counts.total
 
-    restore_after(monkeypatch, METRICS)
-    METRICS.add(
-        "miss",
-        MetricEntry(
-            miss,
-            better="lower",
-            length=True,
-            pooled=Pooling(pooled, background=True),
-            bytes_per_voxel=500,
-        ),
-    )
-    return "miss"
+    with METRICS.restored():
+        METRICS.add(
+            "miss",
+            MetricEntry(
+                miss,
+                better="lower",
+                length=True,
+                pooled=Pooling(pooled, background=True),
+                bytes_per_voxel=500,
+            ),
+        )
+        yield "miss"
 
 
 @pytest.fixture

@@ -327,7 +327,7 @@ def test_retouching_is_scored_inside_and_outside_and_leaves_its_masks(tmp_path: 
         str(tmp_path / "e"),
     ]
     assert ensemble.main(words) == 0
-    for name in ("c1.png", "masks/c1.png"):  # twice the same voice says the same
+    for name in ("c1.png", "masks/c1.png"):  # the mean of two equal predictions is the same
         np.testing.assert_array_equal(
             np.asarray(Image.open(tmp_path / "e" / name)),
             np.asarray(Image.open(tmp_path / "p" / name)),

@@ -365,7 +365,7 @@ class FourBatches:
 
 
 class Poisoned:
-    """A team as its first rank sees it: the other one gives ``loss`` for cases x and y."""
+    """A distributed context as rank 0 sees it: the other one gives ``loss`` for cases x and y."""
 
     is_single, rank = True, 0
 
@@ -406,8 +406,8 @@ def test_what_one_rank_cannot_learn_changes_no_weight_of_any(loss: float, tmp_pa
         network=cast(Any, network),
         channels=(1, 1),
         losses=WeightedSum(config.losses, config.kinds, None),
-        train=cast(Any, FourBatches()),
-        val=cast(Any, None),
+        train_loader=cast(Any, FourBatches()),
+        val_loader=cast(Any, None),
         raise_if_stopped=lambda: None,
         progress=lambda *_: None,
         context=cast(Any, Poisoned(loss)),
@@ -680,20 +680,20 @@ def test_schedules_survive_json(schedule: str, optimizer: str) -> None:
     )
     whole, parts = [], []
     module = torch.nn.Linear(1, 1)
-    opt, sched = optim.make(settings, module)
+    opt, sched = optim.make_optimizer(settings, module)
     for epoch in range(12):
         whole.append(opt.param_groups[0]["lr"])
         opt.step()
-        optim.step(sched, float(epoch % 3))
+        optim.step_schedule(sched, float(epoch % 3))
     groups, saved = None, None
     for epoch in range(12):
-        opt, sched = optim.make(settings, module)
+        opt, sched = optim.make_optimizer(settings, module)
         if saved is not None:
             opt.load_state_dict({"state": {}, "param_groups": json.loads(groups)})
             sched.load_state_dict(json.loads(saved))
         parts.append(opt.param_groups[0]["lr"])
         opt.step()
-        optim.step(sched, float(epoch % 3))
+        optim.step_schedule(sched, float(epoch % 3))
         groups, saved = (
             json.dumps(opt.state_dict()["param_groups"]),
             json.dumps(plain_schedule(sched.state_dict())),
@@ -711,12 +711,12 @@ def test_warm_restarts_restart() -> None:
             name="cosine_restarts", options={"first": 10, "factor": 2, "min_lr": 1e-6}
         )
     )
-    opt, sched = optim.make(settings, torch.nn.Linear(1, 1))
+    opt, sched = optim.make_optimizer(settings, torch.nn.Linear(1, 1))
     rates = []
     for _ in range(31):
         rates.append(opt.param_groups[0]["lr"])
         opt.step()
-        optim.step(sched, 0.0)
+        optim.step_schedule(sched, 0.0)
     assert rates[0] == rates[10] == rates[30] == 1e-4
     assert rates[9] < 1e-5
     assert rates[29] < rates[11]

@@ -29,7 +29,7 @@ from pipeline.records import Checkpoint, NamedOptions, UserError
 from pipeline.scoring import core
 from pipeline.tuning import search, trials
 from pipeline.tuning.search import Candidate, part
-from pipeline.tuning.trials import CaseFiles, Measure, Task, Trials
+from pipeline.tuning.trials import CaseFiles, Measure, ScoringTask, Trials
 from pipeline.workflows import fuse
 from pipeline.workflows import tune as workflow
 
@@ -228,7 +228,7 @@ def test_folds_are_held_out_where_there_are_no_groups(
     assert "Train another fold" in capsys.readouterr().err
 
 
-def test_several_runs_share_a_voice(run: Path) -> None:
+def test_several_runs_are_weighted(run: Path) -> None:
     """The second run knows nothing: it gets no weight, or little; both runs' rows are told."""
     other = make_run(run.parent / "random", any_sheets, seed=1)
     assert go(run, str(other)) == 0
@@ -358,7 +358,7 @@ def test_a_new_prediction_is_scored_anew(run: Path, counted: list[int]) -> None:
     } == {"100"}
 
 
-def task_of(run: Path, *candidates: Candidate) -> Task:
+def task_of(run: Path, *candidates: Candidate) -> ScoringTask:
     case = CaseFiles(
         id="100",
         soft=(run / "fold_0" / "oof" / "soft",),
@@ -366,7 +366,7 @@ def task_of(run: Path, *candidates: Candidate) -> Task:
         content="x",
     )
     measure = Measure.of(configs.load(run / "config.yaml").data, [NamedOptions(name="dice")])
-    return Task(case=case, measure=measure, candidates=candidates)
+    return ScoringTask(case=case, measure=measure, candidates=candidates)
 
 
 def test_shared_first_steps_change_nothing(run: Path) -> None:
@@ -465,21 +465,18 @@ def test_mixtures_lie_on_the_simplex() -> None:
         assert len(single) == members, "one member alone needs one fusion"
 
 
-def test_cases_without_a_value_are_left_out(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cases_without_a_value_are_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def dice(
         prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None
     ) -> dict[str, float]:
         return {"dice": 0.5 if target.any() else float("nan")}
 
-    monkeypatch.setitem(
-        METRICS._entries, "dice", dataclasses.replace(METRICS["dice"], compute=dice)
-    )
     tifffile.imwrite(
         run.parent / "labels" / "100.tif", np.zeros(SHAPE, np.uint8), photometric="minisblack"
     )
-    assert go(run) == 0
+    with METRICS.restored() as entries:
+        entries["dice"] = dataclasses.replace(METRICS["dice"], compute=dice)
+        assert go(run) == 0
     assert "has no value for 1 cases" in capsys.readouterr().out
     assert "100" not in row(run, workflow.NESTED)["cases"]
     assert (

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import restore_after
 from documents import ROOT, run_blocks
 from test_floors import floor, imports, modules
 
@@ -59,10 +58,10 @@ def test_a_walk_that_climbs_would_be_found() -> None:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def names() -> Iterator[dict[str, Any]]:
     """What the page's code defines; the metric that it adds is gone after the test."""
-    restore_after(monkeypatch, METRICS)
-    return run_blocks(ROOT / "docs" / "architecture.md", {})
+    with METRICS.restored():
+        yield run_blocks(ROOT / "docs" / "architecture.md", {})
 
 
 def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
@@ -71,15 +70,12 @@ def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
     assert better("volume_error") == "lower"
 
 
-def test_the_loss_of_the_page_is_one(
-    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(
-        losses.LOSSES._entries, "brier", losses.LossEntry(names["brier"], ("labels",))
-    )
+def test_the_loss_of_the_page_is_one(names: dict[str, Any]) -> None:
     label = torch.tensor([[[0.0, 1.0, 2.0]]])
     logits = torch.tensor([[[0.0, 0.0, 9.0]]], requires_grad=True)
-    terms = losses.WeightedSum([LossTerm(name="brier")], {"label": "labels"}, ignore_label=2)
+    with losses.LOSSES.restored() as entries:
+        entries["brier"] = losses.LossEntry(names["brier"], ("labels",))
+        terms = losses.WeightedSum([LossTerm(name="brier")], {"label": "labels"}, ignore_label=2)
     total, _ = terms({"main": logits}, {"label": label})
     total.backward()
     assert total.item() == pytest.approx(0.25)

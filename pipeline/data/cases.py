@@ -45,7 +45,7 @@ class Found:
     faults: tuple[Fault, ...] = ()
 
 
-def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
+def find(data: config.Data, kinds: Mapping[str, str], root: Path) -> Found:
     """Find the cases of a data set.
 
     ``split.json`` of the layout ``folders`` moves images to the test cases, which need no targets
@@ -54,7 +54,7 @@ def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
 
     Args:
         data: section ``data`` of the config.
-        targets: kind of each role beside the image (``Config.roles``).
+        kinds: kind of each role beside the image (``Config.roles``).
         root: folder of the data set.
 
     Returns:
@@ -65,11 +65,11 @@ def find(data: config.Data, targets: Mapping[str, str], root: Path) -> Found:
         return Found(layout=data.layout, faults=(no_images(data, root),))
     search = Search(root, splits=layout == "folders")
     if layout == "nnunet":
-        train, test = find_nnunet(search, targets)
+        train, test = find_nnunet(search, kinds)
     else:
-        folders = dict(data.folders) if layout == "folders" else competition_folders(targets)
+        folders = dict(data.folders) if layout == "folders" else competition_folders(kinds)
         test_folder = root / (data.test if layout == "folders" else "test_images")
-        train, test = find_folders(search, folders, targets, test_folder)
+        train, test = find_folders(search, folders, kinds, test_folder)
     if data.folds.pattern is not None:
         train = groups_by_pattern(search, train, data.folds.pattern)
     else:

@@ -117,34 +117,34 @@ def _nested_data_set(data: config.Data, root: Path) -> Path | None:
     return next((p for p in folders if layout_of(named, p) is not None), None)
 
 
-def competition_folders(targets: Mapping[str, str]) -> dict[str, str]:
+def competition_folders(kinds: Mapping[str, str]) -> dict[str, str]:
     """Folders by role in the layout of the competition, which has one target."""
-    return {"image": "train_images"} | dict.fromkeys(list(targets)[:1], "train_labels")
+    return {"image": "train_images"} | dict.fromkeys(list(kinds)[:1], "train_labels")
 
 
 def find_folders(
-    search: Search, folders: Mapping[str, str], targets: Mapping[str, str], test: Path
+    search: Search, folders: Mapping[str, str], kinds: Mapping[str, str], test: Path
 ) -> tuple[list[Case], list[Case]]:
     """Training and test cases of the layouts ``folders`` and ``competition``."""
     images = files_by_id(search, search.root / folders["image"])
-    roles = {
+    files_by_role = {
         role: paths
-        for role, kind in targets.items()
+        for role, kind in kinds.items()
         if (paths := _target_files(search, role, folders, kind)) is not None
     }
     others = files_by_id(search, test)
     held_out = _held_out_ids(search, images, others) if search.splits else frozenset()
     train = [
-        Case(id=name, image=(path,), targets=_targets_of(search, name, path, roles))
+        Case(id=name, image=(path,), targets=_targets_of(search, name, path, files_by_role))
         for name, path in images.items()
         if name not in held_out
     ]
-    _report_orphans(search, images, roles)
+    _report_orphans(search, images, files_by_role)
     tests = [
         Case(
             id=name,
             image=(path,),
-            targets={role: paths[name] for role, paths in roles.items() if name in paths},
+            targets={role: paths[name] for role, paths in files_by_role.items() if name in paths},
         )
         for name, path in images.items()
         if name in held_out
@@ -295,21 +295,21 @@ def _target_files(
 
 
 def _targets_of(
-    search: Search, name: str, image: Path, roles: Mapping[str, dict[str, Path]]
+    search: Search, name: str, image: Path, files_by_role: Mapping[str, dict[str, Path]]
 ) -> dict[str, Path]:
     """Targets of one image by role; a missing one is a fault."""
-    for role in [role for role, paths in roles.items() if name not in paths]:
+    for role in [role for role, paths in files_by_role.items() if name not in paths]:
         search.fault(
             image, f"has no {role} of the same name", "Add that file, or take the image away"
         )
-    return {role: paths[name] for role, paths in roles.items() if name in paths}
+    return {role: paths[name] for role, paths in files_by_role.items() if name in paths}
 
 
 def _report_orphans(
-    search: Search, images: Mapping[str, Any], roles: Mapping[str, dict[str, Path]]
+    search: Search, images: Mapping[str, Any], files_by_role: Mapping[str, dict[str, Path]]
 ) -> None:
     """Note targets without an image."""
-    for role, paths in roles.items():
+    for role, paths in files_by_role.items():
         for name in [name for name in paths if name not in images]:
             search.fault(
                 paths[name],
@@ -318,22 +318,22 @@ def _report_orphans(
             )
 
 
-def find_nnunet(search: Search, targets: Mapping[str, str]) -> tuple[list[Case], list[Case]]:
+def find_nnunet(search: Search, kinds: Mapping[str, str]) -> tuple[list[Case], list[Case]]:
     """Training and test cases of the nnU-Net layout."""
     channels = _dataset_json(search)
     images = images_by_channel(search, search.root / "imagesTr", channels)
-    role = next(iter(targets))
-    for further, kind in list(targets.items())[1:]:
+    role = next(iter(kinds))
+    for further, kind in list(kinds.items())[1:]:
         what = "field of view" if kind == "mask" else "target"
         suggestion = "The nnU-Net layout has one target; use data.layout: folders"
         search.fault(search.root, f"has no folder for the {what} {further!r}", suggestion)
-    labels = _target_files(search, role, {role: "labelsTr"}, targets[role])
-    roles = {} if labels is None else {role: labels}
+    labels = _target_files(search, role, {role: "labelsTr"}, kinds[role])
+    files_by_role = {} if labels is None else {role: labels}
     train = [
-        Case(id=name, image=paths, targets=_targets_of(search, name, paths[0], roles))
+        Case(id=name, image=paths, targets=_targets_of(search, name, paths[0], files_by_role))
         for name, paths in images.items()
     ]
-    _report_orphans(search, images, roles)
+    _report_orphans(search, images, files_by_role)
     tests = images_by_channel(
         search, search.root / "imagesTs", channels or max(map(len, images.values()), default=0)
     )

@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.data import derived
 from pipeline.data.cache import CachedCase
 from pipeline.data.derived import MapRequest
-from pipeline.data.sampling import RandBalancedCropd, grid_places, holds_change, seed_of
+from pipeline.data.sampling import RandBalancedCropd, grid_patch_starts, holds_change, seed_of
 from pipeline.data.transforms import plain_tensors, training_chain, validation_chain
 
 VALIDATION = -1
@@ -46,7 +46,7 @@ class PatchDataset(Dataset):
 
     ``dataset[epoch, position, case]`` is a dict of tensors ``(C, *patch)``, ``"id"``,
     ``"foreground_share"`` and ``"changed"``. ``dataset[epoch, position, case, slice]`` is cut at
-    that position of the case's grid, counted as in :func:`grid_places`.
+    that position of the case's grid, counted as in :func:`grid_patch_starts`.
 
     Args:
         cases: cases of the fold, with the maps that the config needs.
@@ -83,7 +83,7 @@ class PatchDataset(Dataset):
         self.grid_starts = (
             None
             if grid is None
-            else [grid_places(c.image.shape[1:], self.size, grid) for c in cases]
+            else [grid_patch_starts(c.image.shape[1:], self.size, grid) for c in cases]
         )
         with plain_tensors():
             self.cache = CacheDataset(

@@ -283,7 +283,7 @@ def file_stamp(path: Path) -> dict[str, Any]:
 def _known_properties(path: Path, key: Mapping[str, Any], case: Case) -> CaseProperties | None:
     """Properties on disk; None where they are missing, damaged, or of other files."""
     try:
-        document = files.read_document(path, documents.KnownFacts, "")
+        document = files.read_document(path, documents.KnownProperties, "")
         if document["key"] != jsonable(key) or document["facts"]["id"] != case.id:
             return None
         # The data set may have moved since.

@@ -76,7 +76,7 @@ def grid_starts(length: int, size: int, overlap: float) -> list[int]:
     return [*range(0, length - size, max(1, round(size * (1 - overlap)))), length - size]
 
 
-def grid_places(space: Sequence[int], size: Sequence[int], overlap: float) -> list[list[int]]:
+def grid_patch_starts(space: Sequence[int], size: Sequence[int], overlap: float) -> list[list[int]]:
     """:func:`grid_starts` for each axis.
 
     Args:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import pipeline
 from pipeline import files
-from pipeline.inference.models import load_facts
+from pipeline.inference.models import load_header
 from pipeline.networks import HeadedNet
 from pipeline.records import UserError
 
@@ -189,7 +189,7 @@ def accelerate(network: nn.Module, path: Path, backend: str) -> nn.Module:
             f"--backend {backend} takes networks of this package, not {type(network).__name__}. Use"
             " --backend torch."
         )
-    kept, channels = cache(path), load_facts(path).channels[0]
+    kept, channels = cache(path), load_header(path).channels[0]
     if kept.is_file():
         try:
             return proved(kept.read_bytes(), network, channels, backend)

@@ -94,7 +94,7 @@ def load_model(path: Path, own: bool = True) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, foreign or damaged, or a weight is NaN or infinite.
     """
-    model = load_facts(path)
+    model = load_header(path)
     if own:
         _require_own(path, model)
     weights = _tensors(path)
@@ -109,7 +109,7 @@ def load_model(path: Path, own: bool = True) -> Checkpoint:
     return model
 
 
-def load_facts(path: Path) -> Checkpoint:
+def load_header(path: Path) -> Checkpoint:
     """Read the header of a model file.
 
     Args:
@@ -483,6 +483,6 @@ def load_models(paths: Sequence[Path]) -> tuple[list[torch.nn.Module], Config]:
         ]
         if changes:
             raise UserError(
-                f"{path} and {paths[0]} cannot speak together:\n  " + "\n  ".join(changes)
+                f"{path} and {paths[0]} cannot be averaged together:\n  " + "\n  ".join(changes)
             )
     return networks_, configs[0]

@@ -127,7 +127,7 @@ def too_long(output: Path, names: Iterable[str]) -> str | None:
     return None
 
 
-class Kept:
+class ThrottledWriter:
     """Rewrites the file of a growing list, seldom enough to be cheap, and once at the end.
 
     Call it after each change, inside ``with``.
@@ -151,7 +151,7 @@ class Kept:
             now = time.monotonic()
             self.next = now + self.SHARE * (now - began)
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> ThrottledWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

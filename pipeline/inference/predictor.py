@@ -27,7 +27,7 @@ from pipeline.files import FileError, LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import backends, devices
 from pipeline.inference.given import GivenImage, Placement, open_given
-from pipeline.inference.models import find_models, load_facts, load_models
+from pipeline.inference.models import find_models, load_header, load_models
 from pipeline.inference.options import ModelOptions
 from pipeline.inference.sliding_window import (
     Advance,
@@ -402,14 +402,14 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
         checkpoint = Path(options.checkpoint)  # type: ignore[arg-type] - made one when it was set
         paths = find_models(checkpoint, options.model, options.allow_missing_folds)
     networks, config = load_models(paths)
-    facts = load_facts(paths[0])
+    header = load_header(paths[0])
     config = options.over(config)
     limits.of_prediction(config, paths[0])
     backends.check(options.backend, device_names[0], config.predict.norms)
     if TASKS[config.task].decides:
         postprocess.check(config.postprocess)
     if options.halo == "auto":
-        config, text = with_halo(config, networks[0], facts.channels[0])
+        config, text = with_halo(config, networks[0], header.channels[0])
         logger.info(text)
     networks = [
         backends.accelerate(n.to(device_names[0]), p, options.backend)
@@ -425,8 +425,8 @@ def prepare(options: ModelOptions, paths: Sequence[Path] | None = None) -> Predi
         predict_tile=ensembles[0] if len(ensembles) == 1 else Replicas(ensembles),
         models=tuple(str(p) for p in paths),
         device=device_names[0],
-        channels=facts.channels[0],
-        trained_on=facts.trained_on,
+        channels=header.channels[0],
+        trained_on=header.trained_on,
         backend=options.backend,
     )
 

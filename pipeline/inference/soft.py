@@ -227,7 +227,7 @@ def load(folder: Path, case_id: str, channels: int | None = None) -> SoftPredict
     path = array_path(folder, case_id)
     beside = path.with_name(f"{path.name[:-4]}.json")
     try:
-        found = files.read_document(beside, documents.SoftFacts, AGAIN)
+        found = files.read_document(beside, documents.SoftMetaJson, AGAIN)
         array = _mapped(path)
         place = _placed(beside, found["geometry"], array.ndim - 1)
         meta = _meta(beside, found)

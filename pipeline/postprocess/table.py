@@ -69,19 +69,19 @@ class StepSearch:
     """What tuning tries of a step.
 
     Args:
-        place: position in a tuned list. Steps of one place are alternatives to each other; deciding
-            steps have place 0.
+        position: where it stands in a tuned list, in ascending order. Steps of one position are
+            alternatives to each other; deciding steps have position 0.
         options: those of each alternative. A step that does not decide may also be left out.
         vary: of a deciding step, the numbers that are varied around the best.
         stays: a step of the present list is neither left out nor changed.
 
     Example:
-        >>> search = StepSearch(place=2, options=lambda setting: [{"below": n} for n in (20, 100)])
+        >>> search = StepSearch(position=2, options=lambda setting: [{"below": 20}, {"below": 100}])
         >>> search.stays
         False
     """
 
-    place: float
+    position: float
     options: Callable[[SearchSetting], Iterable[Options]] = _no_options
     vary: Mapping[str, Vary] = field(default_factory=dict)
     stays: bool = False
@@ -150,7 +150,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             decides="one",
             sees="local",
             search=StepSearch(
-                place=0,
+                position=0,
                 options=_each("at", (0.5, 0.4, 0.3, 0.2, 0.6, 0.7)),
                 vary={"at": _added(-0.05, -0.025, 0.025, 0.05)},
             ),
@@ -160,7 +160,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             decides="one",
             sees="components",
             search=StepSearch(
-                place=0,
+                position=0,
                 options=_threshold_pairs,
                 vary={"low": _added(-0.1, -0.05, 0.05, 0.1), "high": _added(-0.05, 0.05)},
             ),
@@ -170,7 +170,7 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             decides="one",
             bytes_per_voxel=45,
             search=StepSearch(
-                place=0,
+                position=0,
                 vary={
                     "low": _multiplied(0.5, 2.0, 5.0),
                     "depth": _added(-0.5, 0.5),
@@ -182,51 +182,54 @@ POSTPROCESS: Registry[PostprocessStep] = Registry(
             run=steps.argmax,
             decides="several",
             sees="local",
-            search=StepSearch(place=0, options=lambda setting: () if setting.decided else ({},)),
+            search=StepSearch(position=0, options=lambda setting: () if setting.decided else ({},)),
         ),
         "opening": PostprocessStep(
-            run=steps.opening, search=StepSearch(place=1, options=_each("radius", (1.0,)))
+            run=steps.opening, search=StepSearch(position=1, options=_each("radius", (1.0,)))
         ),
         "closing": PostprocessStep(
-            run=steps.closing, search=StepSearch(place=3, options=_each("radius", (1.5, 2.5, 3.5)))
+            run=steps.closing,
+            search=StepSearch(position=3, options=_each("radius", (1.5, 2.5, 3.5))),
         ),
         "dust": PostprocessStep(
             run=steps.dust,
             sees="components",
             search=StepSearch(
-                place=2,
+                position=2,
                 options=lambda setting: [{"below": n} for n in setting.voxels(20, 100, 500, 2000)],
             ),
         ),
         "sheet_closing": PostprocessStep(
             run=steps.sheet_closing,
             bytes_per_voxel=30,
-            search=StepSearch(place=3, options=_each("radius", (1.5, 2.5, 3.5))),
+            search=StepSearch(position=3, options=_each("radius", (1.5, 2.5, 3.5))),
         ),
         "patch_sheets": PostprocessStep(
             run=steps.patch_sheets,
             bytes_per_voxel=30,
             search=StepSearch(
-                place=5, options=lambda setting: [{"largest": n} for n in setting.voxels(100, 500)]
+                position=5,
+                options=lambda setting: [{"largest": n} for n in setting.voxels(100, 500)],
             ),
         ),
         "watertight": PostprocessStep(
-            run=steps.watertight, search=StepSearch(place=4, options=lambda _: ({},))
+            run=steps.watertight, search=StepSearch(position=4, options=lambda _: ({},))
         ),
         "fill_holes": PostprocessStep(
             run=steps.fill_holes,
             sees=_hole_scope,
             search=StepSearch(
-                place=7, options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)]
+                position=7,
+                options=lambda setting: [{"below": n} for n in (*setting.voxels(50), None)],
             ),
         ),
         "thickness": PostprocessStep(
             run=steps.thickness,
             bytes_per_voxel=30,
-            search=StepSearch(place=6, options=_each("target", (2.0, 3.0, 4.0))),
+            search=StepSearch(position=6, options=_each("target", (2.0, 3.0, 4.0))),
         ),
         "instances": PostprocessStep(
-            run=steps.instances, bytes_per_voxel=60, search=StepSearch(place=8, stays=True)
+            run=steps.instances, bytes_per_voxel=60, search=StepSearch(position=8, stays=True)
         ),
     },
     aliases={

@@ -56,7 +56,7 @@ def finish_average(job: FoldJob, state: TrainingState) -> dict[str, float]:
     average = state.average
     if average is None or int(average.n_averaged) == 0:
         return {}
-    steps = job.config.train.epochs * len(job.train)
+    steps = job.config.train.epochs * len(job.train_loader)
     job.progress(steps, steps, "validating averaged weights")
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         set_training_progress(average, state.epoch - 1, job.config.train.epochs)
@@ -74,7 +74,7 @@ def _training_images(job: FoldJob, epoch: int) -> Iterator[torch.Tensor]:
 
     Every rank yields all of them, so that their statistics are those of a single process.
     """
-    for step, batch in enumerate(job.train.epoch(epoch, whole=True)):
+    for step, batch in enumerate(job.train_loader.epoch(epoch, whole=True)):
         job.raise_if_stopped()
         job.seed_layers(epoch, step)
         yield job.images(batch)

@@ -35,7 +35,7 @@ def save_state(
     folder: Path,
     done: tuple[int, int],
     tensors: Mapping[str, torch.Tensor],
-    facts: Mapping[str, Any],
+    header: Mapping[str, Any],
 ) -> Path:
     """Write a state into a folder of states, and remove those that it replaces.
 
@@ -46,12 +46,12 @@ def save_state(
         folder: is created where it is missing.
         done: whole epochs that are done, and steps of the next one.
         tensors: tensors by name.
-        facts: the rest, as JSON holds it.
+        header: the rest, as JSON holds it.
 
     Returns:
         Path of the new state.
     """
-    content = encode(tensors, facts)
+    content = encode(tensors, header)
     epoch, step = done
     name = f"epoch_{epoch:05d}" + (f"_step_{step:06d}" if step else "")
     path = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"

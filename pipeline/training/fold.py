@@ -209,7 +209,7 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
         losses=losses.WeightedSum(
             _loss_terms(run, network), config.kinds, config.data.ignore_label
         ),
-        train=Loader(
+        train_loader=Loader(
             [run.cached[i] for i in split.train],
             config,
             fold,
@@ -217,7 +217,7 @@ def make_job(run: TrainingRun, fold: int, progress: Progress) -> FoldJob:
             ranks=ranks,
             reads=reads,
         ),
-        val=Loader(
+        val_loader=Loader(
             [run.cached[i] for i in split.val],
             config,
             fold,

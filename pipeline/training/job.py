@@ -49,9 +49,9 @@ class FoldJob:
     """Channels of the network's input and of its main head."""
     losses: WeightedSum
     """The loss, a weighted sum of terms over heads."""
-    train: Loader
+    train_loader: Loader
     """Batches of training patches."""
-    val: Loader
+    val_loader: Loader
     """Batches of the fixed patches of held-out cases."""
     raise_if_stopped: Callable[[], None]
     """Raises when any rank was asked to stop; all ranks call it at the same points of their work.

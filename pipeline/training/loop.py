@@ -110,7 +110,7 @@ def train_epoch(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
         state.average.update_parameters(state.network)
     own_rate = averaging.averaging_rate(config) is not None
     if not (own_rate and averaging.is_averaging(config, state.epoch + 1)):
-        optim.step(state.schedule, _plateau_value(config, record))
+        optim.step_schedule(state.schedule, _plateau_value(config, record))
     state.epoch, state.step, state.means = state.epoch + 1, 0, RunningMeans()
     record["seconds"] = time.monotonic() - state.began
     state.history.append(record)
@@ -123,7 +123,7 @@ def _train_steps(job: FoldJob, state: TrainingState, monitor: Monitor) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     job.raise_if_stopped()  # all that is done so far is saved
     _show_progress(job, state, state.step)
-    for step, batch in enumerate(job.train.epoch(state.epoch, state.step), state.step):
+    for step, batch in enumerate(job.train_loader.epoch(state.epoch, state.step), state.step):
         is_update = training_step(job, state, step, batch)
         monitor.step(state, step)
         if is_update:
@@ -150,8 +150,8 @@ def training_step(job: FoldJob, state: TrainingState, step: int, batch: Mapping[
             changed then.
     """
     train = job.config.train
-    is_update = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train)
-    share = job.train.share(step)
+    is_update = (step + 1) % train.accumulate == 0 or step + 1 == len(job.train_loader)
+    share = job.train_loader.share(step)
     job.seed_layers(state.epoch, step)
     with _gradient_sync(job, state, is_update):
         with job.autocast():
@@ -191,7 +191,7 @@ def _record_values(
     values: Mapping[str, float],
 ) -> None:
     """Add the values of a batch, of all ranks, to the epoch's means."""
-    count = labelled_samples(job, batch) if job.train.share(step) else 0
+    count = labelled_samples(job, batch) if job.train_loader.share(step) else 0
     shares = {name: batch[name].tolist() for name in ("foreground_share", "changed")}
     for ids, weight, found, measured in job.context.all_gather(
         [batch["id"], count, dict(values), shares]
@@ -234,7 +234,7 @@ def _saved_if_stopped(job: FoldJob, state: TrainingState) -> Iterator[None]:
         save(job, state)
         logger.info(
             f"Fold {job.fold}: stopped and saved in epoch {state.epoch + 1} after step {state.step}"
-            f" of {len(job.train)}"
+            f" of {len(job.train_loader)}"
         )
         raise
 
@@ -245,7 +245,7 @@ def _is_validation_epoch(config: Config, epoch: int) -> bool:
 
 
 def _validate(job: FoldJob, state: TrainingState) -> Mapping[str, float]:
-    _show_progress(job, state, len(job.train), "validating")
+    _show_progress(job, state, len(job.train_loader), "validating")
     with _saved_if_stopped(job, state):
         distributed.broadcast_buffers(state.network, job.context)
         found = validate(job, state.network)
@@ -299,7 +299,7 @@ def _set_learning_rate(config: Config, state: TrainingState) -> float:
 
 def _show_progress(job: FoldJob, state: TrainingState, step: int, doing: str = "") -> None:
     """Show how far the fold is after ``step`` steps of an epoch, and the time that is left."""
-    epochs, steps = job.config.train.epochs, len(job.train)
+    epochs, steps = job.config.train.epochs, len(job.train_loader)
     left = _seconds_left(state, epochs, step / steps)
     more = f", about {clock(left)} left" if left >= 0.5 else ""
     text = f"epoch {state.epoch + 1}/{epochs}{more}, {doing or f'step {step}/{steps}'}"

@@ -48,7 +48,7 @@ class Monitor:
             step: its number in the epoch, counted from 0.
         """
         if self.is_main:
-            done = state.epoch * len(self.job.train) + step + 1
+            done = state.epoch * len(self.job.train_loader) + step + 1
             preview_batch(self.job, state.network, done)
 
     def epoch(self, state: TrainingState) -> None:

@@ -164,7 +164,7 @@ SCHEDULES: Registry[ScheduleEntry] = Registry(
 )
 
 
-def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
+def make_optimizer(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
     """Build optimiser and schedule of a config.
 
     Args:
@@ -186,7 +186,7 @@ def make(train: Train, network: torch.nn.Module) -> tuple[Optimizer, Schedule]:
         raise ConfigError(f"train.optimizer or train.schedule: {error}") from None
 
 
-def step(schedule: Schedule, monitored: float) -> None:
+def step_schedule(schedule: Schedule, monitored: float) -> None:
     """Advance a schedule by one epoch.
 
     Args:

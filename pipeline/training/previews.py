@@ -48,7 +48,7 @@ def preview_batch(job: FoldJob, network: torch.nn.Module, done: int) -> None:
 
 def _fixed_batch(job: FoldJob) -> Mapping[str, Any]:
     """The first training samples of epoch 0, whatever the epoch is now."""
-    samples = job.train.first(ROWS)
+    samples = job.train_loader.first(ROWS)
     return {k: torch.stack([s[k] for s in samples]) for k in ("image", *job.config.targets)}
 
 
@@ -65,7 +65,7 @@ def preview_panels(job: FoldJob, network: torch.nn.Module) -> list[np.ndarray]:
         change, of up to four patches the input, output, target, mask and predicted mask. Labels:
         image, target, probabilities (of several classes the likeliest), and errors in colours.
     """
-    batch = next(iter(job.val.epoch(-1)))
+    batch = next(iter(job.val_loader.epoch(-1)))
     network.eval()
     task = TASKS[job.config.task]
     outputs = task.heads(network(job.images(batch)))

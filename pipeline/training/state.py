@@ -137,7 +137,7 @@ def start(job: FoldJob) -> TrainingState:
         layout = memory_format(job.config.data.dims)
         # torch's stub lacks the argument
         network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    optimizer, schedule = optim.make(train, network)
+    optimizer, schedule = optim.make_optimizer(train, network)
     average = None
     if train.average is not None:
         decay = train.average.decay
@@ -179,7 +179,7 @@ def _write(job: FoldJob, state: TrainingState) -> None:
     tensors |= {f"network/{k}": v for k, v in state.network.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average/{k}": v for k, v in state.average.state_dict().items()}
-    facts = {
+    header = {
         "epoch": state.epoch,
         "best_score": state.best_score,
         "best_epoch": state.best_epoch,
@@ -193,7 +193,7 @@ def _write(job: FoldJob, state: TrainingState) -> None:
         "scaler": state.scaler.state_dict(),
         "metrics_version": job.version,
     }
-    checkpoint.save_state(job.files.states, (state.epoch, state.step), tensors, facts)
+    checkpoint.save_state(job.files.states, (state.epoch, state.step), tensors, header)
 
 
 def plain_schedule(schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
     loaded = checkpoint.load_fold(folder)
     if loaded is None:
         return job, state
-    tensors, facts = loaded
+    tensors, header = loaded
     models.load_weights(
         state.network, checkpoint.with_prefix("network/", tensors), f"{folder}: network"
     )
@@ -240,7 +240,7 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
             state.average, checkpoint.with_prefix("average/", tensors), f"{folder}: average"
         )
     try:
-        _restore_optimizer(state, tensors, facts)
+        _restore_optimizer(state, tensors, header)
     except _RESTORE_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"[:SHOWN]
         raise models.CheckpointError(
@@ -248,22 +248,22 @@ def resume(job: FoldJob, state: TrainingState) -> tuple[FoldJob, TrainingState]:
             f" {checkpoint.STATE_SUGGESTION}"
         ) from None
     for name in ("epoch", "best_score", "best_epoch", "stale", "history"):
-        setattr(state, name, facts[name])
-    if facts.get("step"):  # old states have no steps: they are of the end of an epoch
-        state.step, state.means = facts["step"], RunningMeans(**facts["means"])
-        state.began = time.monotonic() - facts["seconds"]
+        setattr(state, name, header[name])
+    if header.get("step"):  # old states have no steps: they are of the end of an epoch
+        state.step, state.means = header["step"], RunningMeans(**header["means"])
+        state.began = time.monotonic() - header["seconds"]
     earlier = sum(record["seconds"] for record in state.history)
-    state.spent = earlier + facts.get("seconds", 0.0)
+    state.spent = earlier + header.get("seconds", 0.0)
     within = f" and step {state.step} of the next" if state.step else ""
     logger.info(f"Fold {job.fold}: continuing after epoch {state.epoch}{within}")
-    return dataclasses.replace(job, version=facts.get("metrics_version", 1)), state
+    return dataclasses.replace(job, version=header.get("metrics_version", 1)), state
 
 
 def _restore_optimizer(
-    state: TrainingState, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+    state: TrainingState, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
 ) -> None:
     """Restore optimiser, schedule and scaler; raise any error for a saved state of others."""
-    restored = checkpoint.restore_optimizer(tensors, facts["optimizer"])
+    restored = checkpoint.restore_optimizer(tensors, header["optimizer"])
     shapes = [p.shape for group in state.optimizer.param_groups for p in group["params"]]
     for index, entry in restored["state"].items():
         wrong = [
@@ -277,13 +277,13 @@ def _restore_optimizer(
                 f" {list(shapes[index])}"
             )
     _require_alike(
-        "optimizer", facts["optimizer"]["groups"], state.optimizer.state_dict()["param_groups"]
+        "optimizer", header["optimizer"]["groups"], state.optimizer.state_dict()["param_groups"]
     )
-    _require_alike("schedule", facts["schedule"], plain_schedule(state.schedule.state_dict()))
-    _require_alike("scaler", facts["scaler"], state.scaler.state_dict())
+    _require_alike("schedule", header["schedule"], plain_schedule(state.schedule.state_dict()))
+    _require_alike("scaler", header["scaler"], state.scaler.state_dict())
     state.optimizer.load_state_dict(restored)
-    state.schedule.load_state_dict(facts["schedule"])
-    state.scaler.load_state_dict(facts["scaler"])
+    state.schedule.load_state_dict(header["schedule"])
+    state.scaler.load_state_dict(header["scaler"])
 
 
 def _require_alike(where: str, saved: Any, present: Any) -> None:

@@ -47,7 +47,7 @@ def validate(job: FoldJob, network: torch.nn.Module) -> Validation:
         config=job.config, version=job.version, spacings=job.spacings, fail=_raise_not_finite
     )
     own = []
-    for batch in job.val.epoch(-1):
+    for batch in job.val_loader.epoch(-1):
         # With several ranks it is a collective, and they may have different numbers of batches.
         if job.context.is_single:
             job.raise_if_stopped()

@@ -458,10 +458,10 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
         for name, entry in postprocess.POSTPROCESS.items()
         if entry.search is not None
     }
-    places = sorted({entry.place for entry in tried.values()})
+    positions = sorted({entry.position for entry in tried.values()})
     lists = [
-        _alternatives(own, {n: e for n, e in tried.items() if e.place == place}, setting)
-        for place in places
+        _alternatives(own, {n: e for n, e in tried.items() if e.position == position}, setting)
+        for position in positions
     ]
     lists[0] = [*([present, *varied(present)] if present else []), *lists[0]]
     stages = (
@@ -474,7 +474,7 @@ def space(own: Steps, edge: float, channels: int, dims: int) -> tuple[tuple[Step
 def _alternatives(
     own: Steps, tried: Mapping[str, StepSearch], setting: SearchSetting
 ) -> list[Steps]:
-    """The alternatives of one place; the first leaves its steps out, unless they decide."""
+    """The alternatives of one position; the first leaves its steps out, unless they decide."""
     if any(entry.stays for entry in tried.values()):
         return [tuple(step for step in own if postprocess.resolved(step).name in tried)]
     alternatives = [
@@ -483,7 +483,9 @@ def _alternatives(
         for options in entry.options(setting)
     ]
     return (
-        alternatives if any(entry.place == 0 for entry in tried.values()) else [(), *alternatives]
+        alternatives
+        if any(entry.position == 0 for entry in tried.values())
+        else [(), *alternatives]
     )
 
 

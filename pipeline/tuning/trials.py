@@ -97,7 +97,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class ScoringTask:
     """Candidates to score on one case.
 
     Args:
@@ -114,7 +114,7 @@ class Task:
 # --- one case -------------------------------------------------------------------------------------
 
 
-def score_case(task: Task) -> Iterator[tuple[str, Scores]]:
+def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
     """Score candidates on one case.
 
     Files are read once, and common first steps are computed once. Where there is a field of view,
@@ -257,19 +257,19 @@ class Trials:
         """Key of a score in the file."""
         return hashlib.sha256((self.marks[case_id] + key).encode()).hexdigest()[:32]
 
-    def _tasks(self, wanted: Mapping[str, Sequence[Candidate]]) -> list[Task]:
+    def _tasks(self, wanted: Mapping[str, Sequence[Candidate]]) -> list[ScoringTask]:
         """What is not known yet, a task per case."""
         tasks = []
         for case_id, candidates in wanted.items():
             new = tuple(c for c in candidates if self._name(case_id, c.key) not in self.kept.values)
             tasks += (
-                [Task(case=self.cases[case_id], measure=self.measure, candidates=new)]
+                [ScoringTask(case=self.cases[case_id], measure=self.measure, candidates=new)]
                 if new
                 else []
             )
         return tasks
 
-    def _split(self, tasks: Sequence[Task]) -> list[Task]:
+    def _split(self, tasks: Sequence[ScoringTask]) -> list[ScoringTask]:
         """Cut tasks so that every worker has some; alphabetical neighbours stay together."""
         pieces = -(-2 * self.workers // max(1, len(tasks))) if self.workers > 1 else 1
         out = []
@@ -277,7 +277,9 @@ class Trials:
             ordered = sorted(task.candidates, key=lambda c: c.key)
             size = max(LEAST, -(-len(ordered) // pieces))
             out += [
-                Task(case=task.case, measure=task.measure, candidates=tuple(ordered[i : i + size]))
+                ScoringTask(
+                    case=task.case, measure=task.measure, candidates=tuple(ordered[i : i + size])
+                )
                 for i in range(0, len(ordered), size)
             ]
         return out
@@ -286,7 +288,7 @@ class Trials:
         self.kept.add(self._name(case_id, key), case_id, scores)
         self.computed += 1
 
-    def _run_serial(self, tasks: Sequence[Task]) -> None:
+    def _run_serial(self, tasks: Sequence[ScoringTask]) -> None:
         """Score in this process."""
         done, total = 0, sum(len(t.candidates) for t in tasks)
         for task in tasks:
@@ -295,7 +297,7 @@ class Trials:
                 done += 1
                 self.progress(done, total)
 
-    def _run_parallel(self, tasks: Sequence[Task]) -> None:
+    def _run_parallel(self, tasks: Sequence[ScoringTask]) -> None:
         """Score in worker processes; keep what is done when interrupted."""
         pool, total = self._processes(), sum(len(t.candidates) for t in tasks)
         running = {pool.submit(_score_task, task): task for task in tasks}
@@ -320,7 +322,7 @@ class Trials:
                     self._collect(future, task)
             raise
 
-    def _collect(self, future: Future, task: Task) -> int:
+    def _collect(self, future: Future, task: ScoringTask) -> int:
         """Keep the scores of a finished task; return their number."""
         found = future.result()
         for key, scores in found:
@@ -407,7 +409,7 @@ def _set_stop_event(stop_event: Any) -> None:
     _stop_event = stop_event
 
 
-def _score_task(task: Task) -> list[tuple[str, Scores]]:
+def _score_task(task: ScoringTask) -> list[tuple[str, Scores]]:
     """Score a task, until the event is set."""
     found = []
     for row in score_case(task):

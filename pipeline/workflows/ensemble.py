@@ -16,7 +16,8 @@ from pipeline.config import ConfigError, Predict, plain, structure, to_dict
 from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
 from pipeline.inference.models import find_models
-from pipeline.inference.predictor import ModelOptions, prepare
+from pipeline.inference.options import ModelOptions
+from pipeline.inference.predictor import prepare
 from pipeline.records import Member, UserError
 from pipeline.runs import RunFolder
 from pipeline.workflows import predict

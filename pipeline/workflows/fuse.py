@@ -205,7 +205,7 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     rows: list[dict[str, Any]] = [
         {"id": i, "status": "failed", "error": error} for i, error in failed.items()
     ]
-    with outputs.Kept(
+    with outputs.ThrottledWriter(
         lambda: files.write_json(job.output / "summary.json", {**summary, "files": rows})
     ) as write:
         write()

@@ -23,7 +23,8 @@ from pipeline.files import LazyArray
 from pipeline.geometry import Tiling
 from pipeline.inference import blocks, outputs
 from pipeline.inference import soft as softs
-from pipeline.inference.predictor import ModelOptions, prepare
+from pipeline.inference.options import ModelOptions
+from pipeline.inference.predictor import prepare
 from pipeline.inference.sliding_window import Source
 from pipeline.inference.soft import SoftMeta, SoftPrediction
 from pipeline.inference.writing import Target, write_answer
@@ -122,7 +123,7 @@ def predict_all(job: PredictJob, inputs: Sequence[Case]) -> Predicted:
     job.output.mkdir(parents=True, exist_ok=True)
     files.remove_stale_temps(job.output)
     rows, began = [], time.monotonic()
-    with outputs.Kept(lambda: _write_summary(job, rows, len(inputs))) as write:
+    with outputs.ThrottledWriter(lambda: _write_summary(job, rows, len(inputs))) as write:
         # Before any prediction: the summary marks the folder as ours, so that a killed command can
         # be run again.
         write()
@@ -160,7 +161,7 @@ def predict_shard(job: PredictJob, inputs: Sequence[Case], index: int, number: i
     )
     rows, began = [], time.monotonic()
     facts = job.output / blocks.FOLDER / blocks.SHARD.format(index, number)
-    with outputs.Kept(lambda: files.write_json(facts, {"files": rows})) as write:
+    with outputs.ThrottledWriter(lambda: files.write_json(facts, {"files": rows})) as write:
         for case, which in own_part:
             stop.raise_if_stopped()
             logger.info(

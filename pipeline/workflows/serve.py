@@ -17,13 +17,14 @@ import torch
 
 import pipeline
 from pipeline import files
+from pipeline.inference.options import ModelOptions
 from pipeline.records import AGAIN, Case, UserError
 from pipeline.serving.application import application
 from pipeline.serving.server import Server, is_local, listen
 from pipeline.serving.service import Limits, Service
 from pipeline.stopping import StopRequested, stop
 from pipeline.workflows import predict
-from pipeline.workflows.predict import ModelOptions, PredictJob
+from pipeline.workflows.predict import PredictJob
 
 logger = logging.getLogger(__name__)
 

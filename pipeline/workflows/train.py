@@ -313,7 +313,7 @@ def _open_run(
         data.properties,
         config,
         cache_path,
-        progress=progress_callback("building the store"),
+        progress=progress_callback("building the cache"),
     )
     cached = derived.attach(
         cached,
@@ -367,7 +367,7 @@ def _train_all(run: TrainingRun, folds: Sequence[int], continue_on_error: bool) 
     if run.context.is_main:
         with _locked(run.folder):
             logger.info(tables.of_training(summarise(run)))
-            _report(run.folder)
+            write_run_report(run.folder)
     busy = {
         fold: str(error) for fold, error in others.items() if not run.folder.fold(fold).completed
     }
@@ -398,8 +398,12 @@ def _complete_fold(run: TrainingRun, fold: int) -> FoldResult:
         return train_guarded(run, fold)
 
 
-def _report(run: RunFolder) -> None:
-    """Write the report; one that fails must not fail the training."""
+def write_run_report(run: RunFolder) -> None:
+    """Write the report of a run; one that fails is a warning and does not fail the training.
+
+    Args:
+        run: the folder of the run.
+    """
     try:
         logger.info(f"Report: {write_report(run)}")
     except Exception as error:

@@ -167,7 +167,8 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from pipeline.data import normalise
-    from pipeline.inference.predictor import ModelOptions, prepare
+    from pipeline.inference.options import ModelOptions
+    from pipeline.inference.predictor import prepare
     from pipeline.inference.sliding_window import Source, TileRun, sliding_window, tiling
 
     began = time.perf_counter()

@@ -82,7 +82,7 @@ PHASES = {
     (held_out, "evaluate_fold"): "held-out cases",
     (fold, "_write_predictions"): "keeping answers",
     (workflows_train, "summarise"): "summing up",
-    (workflows_train, "_report"): "report",
+    (workflows_train, "write_run_report"): "report",
     (workflows_predict, "predict_all"): "predicting",
     (workflows_submit, "write_submission"): "submission",
     (submission, "write_zip"): "zipping",

@@ -4,7 +4,7 @@ volumes of 320³, patches of 128³.
     python tests/benchmarks/loader.py [FOLDER [ROUNDS]]
 
 Both sides load the same NIfTI files, normalise by the same percentiles and apply the same
-augmentations, in one process without workers. Preparing (caching, building the store) is not timed;
+augmentations, in one process without workers. Preparing (caching, building the cache) is not timed;
 peak memory is of the whole process, preparation included.
 """
 

@@ -1,5 +1,5 @@
-"""What two ranks say to each other; started by torchrun from test_distributed.py with a task and a
-folder for the answers.
+"""What two ranks exchange; started by torchrun from test_distributed.py with a task and a folder
+for the results.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 
 
 def talk(context: distributed.DistributedContext, folder: Path) -> None:
+    """Call each collective on both ranks and write what this rank received to ``RANK.json``."""
     odd = [0.1 + 0.2, math.inf, -0.0, 1e-310]
     first = folder / "first.txt"
     answers = {
@@ -53,8 +54,8 @@ def _refuse(context: distributed.DistributedContext) -> None:
 
 
 def gradients(context: distributed.DistributedContext) -> list[list[float]]:
-    """Of two steps whose second one is accumulated over two batches of one sample a rank: those of
-    all samples together.
+    """Gradients of two steps, the second accumulated over two batches of one sample a rank; they
+    must be those of all samples together.
     """
     torch.manual_seed(0)
     network = torch.nn.Sequential(
@@ -82,7 +83,7 @@ def _nothing() -> torch.no_grad:
 
 
 def vanish(context: distributed.DistributedContext, folder: Path) -> None:
-    """Rank 1 kills or stops itself; rank 0 must find out."""
+    """Rank 1 kills or stops itself; rank 0 must raise an error."""
     context.any_rank(False)
     if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL if sys.argv[1] == "kill" else signal.SIGSTOP)

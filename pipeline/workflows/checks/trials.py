@@ -438,14 +438,14 @@ def optimizer(config: Config) -> Iterator[Problem]:
 
 def _run(train: Any, module: torch.nn.Module, key: str) -> None:
     """Take one step per epoch; raise ConfigError for negative or non-finite learning rates."""
-    made, schedule = optim.make(train, module)
+    made, schedule = optim.make_optimizer(train, module)
     rates = []
     for _ in range(min(train.epochs, STEPS)):
         module.zero_grad()
         sum(p.sum() for p in module.parameters()).backward()  # type: ignore[union-attr]
         rates.append(made.param_groups[0]["lr"])
         made.step()
-        optim.step(schedule, 1.0)
+        optim.step_schedule(schedule, 1.0)
     _require(
         all(0 <= r < math.inf for r in rates),
         f"{key}: the learning rate becomes {next((r for r in rates if not r >= 0), 0)}.",
