@@ -206,6 +206,8 @@ def test_an_alias_is_the_step_that_it_stands_for() -> None:
     assert POSTPROCESS["remove_small_components"] is POSTPROCESS["dust"]
     assert "remove_small_components" not in list(POSTPROCESS)
     assert postprocess.resolved(ALIAS) == part("dust", below=4, connectivity=6)
+    other = postprocess.resolved(part("watershed_boundaries", low=0.3, depth=2.0))
+    assert other == part("walls", low=0.3, depth=2.0)
     postprocess.check_memory((ALIAS,), 1, (1000, 1000, 1000), available=1)
     with pytest.raises(ConfigError, match="no option 'most'"):
         postprocess.check([part("remove_small_components", most=3)])
