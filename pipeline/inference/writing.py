@@ -85,9 +85,13 @@ def decided(
         images ``(C, *S)`` in the input's number type.
     """
     task, dtype = soft.meta.rules, str(soft.meta.dtype)
+    held = isinstance(soft.main, np.ndarray)
+    main = soft.on_file_grid(work).main
     if task.decides:
-        return postprocess.apply(steps, soft.main, work)
-    return _changed(soft.main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
+        labels = postprocess.apply(steps, main, None if held else work)
+        return labels[:][0] if held and isinstance(labels, Rows) else labels
+    answer = _changed(main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
+    return answer[:] if held else answer
 
 
 def _changed(
@@ -138,10 +142,10 @@ def _write_image(soft: SoftPrediction, target: Target, paths: Sequence[Path]) ->
     A volume's mask is a TIFF. Returns the mask's share of the image.
     """
     path, *pictures = paths
-    files.write(path, decided(soft), soft.geometry)
+    files.write(path, decided(soft, work=target.work), soft.geometry)
     if "mask" not in soft.heads:
         return {}
-    mask = soft.heads["mask"]
+    mask = soft.on_file_grid(target.work).heads["mask"]
     dims = len(mask.shape) - 1
     grey = _changed(mask, np.uint8, lambda part: (part * 255).round().astype(np.uint8))
     files.write(pictures[dims - 2], grey, dims=dims)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline import files, morphology, processes
 from pipeline.files import LazyArray, Rows, slabs
+from pipeline.files.pixels import SLAB, row_bytes
 from pipeline.morphology import SlabArray
 from pipeline.postprocess.lists import bound, decided
 from pipeline.postprocess.table import POSTPROCESS, decides, sees
@@ -59,7 +60,8 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
         array: what the first of them takes, probabilities ``(K, *S)`` or labels: ``(*S)`` in
             memory, lazily ``(1, *S)``.
         work: an existing folder that gets a scratch file for each step on components of a lazy
-            array, and has to stay as long as the labels are used; None: memory only.
+            array, and has to stay as long as the labels are used; None: probabilities are decided
+            slab by slab, and the labels are held in memory.
 
     Returns:
         Labels ``(*S)``; of a lazy array lazily ``(1, *S)``, which from the first step on that needs
@@ -67,7 +69,6 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
-        ValueError: a step on components of a lazy array lacks ``work``.
     """
     labels: Any = array
     for number, (step, call) in enumerate(zip(steps, bound(steps), strict=True)):
@@ -97,12 +98,20 @@ def _by_slabs(
     tiny = np.ones((len(array), *(4,) * (len(array.shape) - 1)), array.dtype)
     dtype = call(tiny[selected]).dtype
     if sees(step) == "local":
-        return Rows(
+        lazy = Rows(
             (1, *array.shape[1:]), dtype, lambda first, end: call(array[selected, first:end])[None]
         )
-    if scratch is None:
-        raise ValueError(f"{step.name!r} of a lazy array needs work, a folder for a scratch file.")
-    return files.stored(_rows(call(_slab_array(array, selected)), dtype), scratch)
+        return lazy if scratch is not None else _held(lazy, array)
+    made = _rows(call(_slab_array(array, selected)), dtype)
+    return files.stored(made, scratch) if scratch is not None else _held(made, made)
+
+
+def _held(labels: Rows, source: LazyArray) -> np.ndarray:
+    """Lazy labels ``(1, *S)`` as an array ``(*S)``, made in the slabs of their source."""
+    out = np.empty(labels.shape[1:], labels.dtype)
+    for first, end in slabs(source, max(1, SLAB // row_bytes(source.shape, source.dtype))):
+        out[first:end] = labels.make(first, end)[0]
+    return out
 
 
 def _slab_array(array: LazyArray, selected: Any) -> SlabArray:

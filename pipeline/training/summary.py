@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import files, postprocess
 from pipeline.config import Config
 from pipeline.data import cases as case_finder
@@ -112,7 +110,7 @@ def _pooled(run: TrainingRun, results: Sequence[Mapping[str, Any]]) -> dict[str,
                 found = fold.answers.glob("*")
                 path = next(p for p in found if files.is_image(p) and files.case_id(p) == case_id)
                 answer = files.read(path, 2, labels=True)[0][0]
-                yield run.cached[case_id], answer, np.asarray(soft.load(fold.soft, case_id).main)
+                yield run.cached[case_id], answer, soft.load(fold.soft, case_id).foreground()
 
     return cached.pooled(run.config, cases(), run.version)
 

@@ -25,9 +25,10 @@ import numpy as np
 from pipeline import documents, files, postprocess, processes
 from pipeline.config import Data
 from pipeline.data.targets import read_labels, read_mask
-from pipeline.files import FileError, checked, parse
+from pipeline.files import FileError, LazyArray, Rows, checked, parse
 from pipeline.inference import soft as softs
 from pipeline.inference.fusion import fuse
+from pipeline.inference.soft import SoftPrediction
 from pipeline.metrics.frames import views
 from pipeline.records import METRICS_VERSION, NamedOptions, UserError
 from pipeline.scoring import memory
@@ -131,8 +132,7 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
     truth = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
     view = next(views(truth_of(truth, rules)))
-    members = [np.asarray(softs.load_sound(folder, case.id).main) for folder in case.soft]
-    outputs = _Outputs(members, case.id)
+    outputs = _Outputs([softs.load_sound(folder, case.id) for folder in case.soft], case.id)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = score_in(view, dataclasses.replace(truth, answer=outputs.of(candidate)), rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
@@ -144,9 +144,12 @@ class _Outputs:
     The arrays along the latest one's chain of steps are kept.
     """
 
-    def __init__(self, members: Sequence[np.ndarray], case_id: str) -> None:
-        self.members, self.case_id = members, case_id
-        self.chain: list[tuple[str, np.ndarray]] = []
+    def __init__(self, members: Sequence[SoftPrediction], case_id: str) -> None:
+        self.first, self.case_id = members[0], case_id
+        self.alike = all(soft.space == members[0].space for soft in members)
+        given = members if self.alike else [soft.on_file_grid() for soft in members]
+        self.members = [soft.main for soft in given]
+        self.chain: list[tuple[str, LazyArray]] = []
 
     def of(self, candidate: Candidate) -> np.ndarray:
         """Labels ``(*S)`` of a candidate."""
@@ -165,18 +168,25 @@ class _Outputs:
             self.chain.append(
                 (
                     link,
-                    (
-                        self._fused(candidate)
-                        if step is None
-                        else postprocess.run((step,), self.chain[-1][1])
-                    ),
+                    self._fused(candidate) if step is None else _labels(step, self.chain[-1][1]),
                 )
             )
-        return self.chain[-1][1]
+        return np.asarray(self.chain[-1][1])
 
-    def _fused(self, candidate: Candidate) -> np.ndarray:
+    def _fused(self, candidate: Candidate) -> LazyArray:
+        """The fused members on the grid of the label."""
         used = [(m, w) for m, w in zip(self.members, candidate.weights, strict=True) if w > 0]
-        return fuse([m for m, _ in used], [w for _, w in used], candidate.fusion, self.case_id)[:]
+        fused = fuse([m for m, _ in used], [w for _, w in used], candidate.fusion, self.case_id)
+        if not self.alike:
+            return fused
+        heads = {softs.MAIN: fused[:]}
+        return dataclasses.replace(self.first, heads=heads).on_file_grid().main
+
+
+def _labels(step: NamedOptions, array: LazyArray) -> np.ndarray:
+    """Labels ``(*S)`` after a step."""
+    found = postprocess.run((step,), array)
+    return found[:][0] if isinstance(found, Rows) else np.asarray(found)
 
 
 # --- all cases ------------------------------------------------------------------------------------

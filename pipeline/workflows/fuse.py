@@ -24,7 +24,7 @@ from pipeline.config import read_yaml, structure
 from pipeline.data import listing
 from pipeline.data.normalise import WHOLE
 from pipeline.data.reading import load_image
-from pipeline.files import FileError, LazyArray
+from pipeline.files import FileError, LazyArray, Rows
 from pipeline.grid import Alignment
 from pipeline.inference import outputs
 from pipeline.inference import soft as softs
@@ -32,6 +32,7 @@ from pipeline.inference.fusion import FUSIONS, require_weights
 from pipeline.inference.fusion import fuse as fused_arrays
 from pipeline.inference.members import Reader, common_ids, looked_at, open_member
 from pipeline.inference.outputs import read_summary
+from pipeline.inference.soft import SoftPrediction
 from pipeline.inference.writing import Target, suffix_of, write_answer
 from pipeline.progress import progress
 from pipeline.records import Case, Member, NamedOptions, UserError
@@ -403,30 +404,57 @@ def _fuse_case(
     readers, weights, fusion, alignments = members
     logger.info(f"\nProcessing {case_id}")
     loaded = [reader.load(case_id) for reader in readers]
-    first = loaded[0]
-    # The overlay of a picture, and the missing channel axis of .npy, need the array in memory.
-    streams = (
-        math.prod(first.main.shape) > WHOLE
-        and len(first.main.shape) == 4
-        and suffix_of(first) != ".npy"
-    )
-    heads: dict[str, LazyArray] = {}
-    for name in first.heads:
-        arrays = [
-            alignment.apply(np.asarray(soft.heads[name]))
-            for alignment, soft in zip(alignments, loaded, strict=True)
-        ]  # views of memory-mapped files
-        fused = fused_arrays(arrays, weights, fusion, case_id)
-        heads[name] = fused if streams else fused[:]
-    soft = dataclasses.replace(first, heads=heads)
-    if job.save_soft:
-        softs.save(job.output / "soft", soft)
-    size = tuple(soft.main.shape[1:])
     with files.scratch(job.output) as work:
+        loaded = _on_one_grid(loaded, alignments, work)
+        first = loaded[0]
+        # The overlay of a picture, and the missing channel axis of .npy, need the array in memory.
+        streams = (
+            math.prod(first.main.shape) > WHOLE
+            and len(first.main.shape) == 4
+            and suffix_of(first) != ".npy"
+        )
+        heads: dict[str, LazyArray] = {}
+        for name in first.heads:
+            arrays = [soft.heads[name] for soft in loaded]  # of memory-mapped files
+            fused = fused_arrays(arrays, weights, fusion, case_id)
+            heads[name] = fused if streams else fused[:]
+        soft = dataclasses.replace(first, heads=heads)
+        if job.save_soft:
+            softs.save(job.output / "soft", soft)
+        size = tuple(soft.on_file_grid().main.shape[1:])
         row = write_answer(
             soft, Target(output=job.output, steps=steps, image=_image(soft.meta, size), work=work)
         )
     return {"id": case_id, "status": "done", "shape": list(size), **row}
+
+
+def _on_one_grid(
+    loaded: Sequence[SoftPrediction], alignments: Sequence[Alignment], work: Path
+) -> list[SoftPrediction]:
+    """The members on one grid: their model space where all share it, else that of their input."""
+    if all(soft.space == loaded[0].space for soft in loaded) and all(
+        a.identity for a in alignments
+    ):
+        return list(loaded)
+    out = []
+    for number, (alignment, soft) in enumerate(zip(alignments, loaded, strict=True)):
+        given = soft.on_file_grid()
+        heads = {
+            name: _aligned(head, alignment, work / f"member_{number}_{name}.npy")
+            for name, head in given.heads.items()
+        }
+        out.append(dataclasses.replace(given, heads=heads))
+    return out
+
+
+def _aligned(head: LazyArray, alignment: Alignment, scratch: Path) -> LazyArray:
+    """A head with other axes: a view of its file, or of a scratch file where it has none."""
+    if alignment.identity:
+        return head
+    if isinstance(head, Rows):
+        files.stored(head, scratch)
+        head = np.load(scratch, mmap_mode="r", allow_pickle=False)
+    return alignment.apply(np.asarray(head))
 
 
 def _image(meta: softs.SoftMeta, size: tuple[int, ...]) -> np.ndarray | None:

@@ -333,7 +333,7 @@ def _open_run(
         context=context,
         version=version,
         scoring=scoring_of(config, version, cached),
-        trained_on=world.trained_on(data.layout, data.properties, class_names(config)),
+        trained_on=world.trained_on(data.layout, data.properties, class_names(config), config.data),
     )
 
 
