@@ -127,7 +127,10 @@ def _levels(grey: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _histograms(grey: np.ndarray, case: CaseArrays, rules: Rules, bins: int) -> np.ndarray:
-    """Of a normalised image ``(C, *S)``: counts ``(C, 2, bins)`` of background and foreground by grey level, in the first frame."""
+    """Counts ``(C, 2, bins)`` of background and foreground by grey level of ``(C, *S)``.
+
+    Those of the first frame.
+    """
     view = next(views(core.truth_of(case, rules)))
     valid = np.ones(view.label.shape, bool) if view.valid is None else view.valid
     levels = _levels(grey, bins)

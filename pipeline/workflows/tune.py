@@ -262,8 +262,8 @@ def prepare(
     config = sources[0].config
     check_alike(sources)
     cases = case_files(sources, data_dir)
-    paths = [folder / f"{case.id}.npy" for case in cases for folder in case.soft]
-    shapes = [np.load(path, mmap_mode="r", allow_pickle=False).shape for path in paths]
+    softs = (soft.load(folder, case.id) for case in cases for folder in case.soft)
+    shapes = [found.on_file_grid().main.shape for found in softs]
     metric = choose_metric(metric_name, config)
     return Study(
         sources=sources,
