@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -188,49 +188,48 @@ class _Plan:
     dtype: np.dtype
     limits: tuple[np.ndarray, np.ndarray] | None
     coarse: int | None
+    planes: dict[int, np.ndarray] = field(default_factory=dict)
+    """Planes of the input that the last rows needed, resampled in the plane."""
 
     def rows(self, first: int, end: int) -> np.ndarray:
         """Rows ``[first, end)`` of the result."""
         out = np.empty(
             (self.array.shape[0], end - first, *(a.new for a in self.axes[1:])), self.dtype
         )
-        planes: dict[int, np.ndarray] = {}
         for start in range(first // ROWS * ROWS, end, ROWS):
             stop = min(start + ROWS, self.axes[0].new)
             low, high = max(first, start), min(end, stop)
-            out[:, low - first : high - first] = self._chunk(start, stop, planes)[
+            out[:, low - first : high - first] = self._chunk(start, stop)[
                 :, low - start : high - start
             ]
         if self.limits is not None:
             np.clip(out, *self.limits, out=out)
         return out
 
-    def _chunk(self, start: int, stop: int, planes: dict[int, np.ndarray]) -> np.ndarray:
+    def _chunk(self, start: int, stop: int) -> np.ndarray:
         """Rows of one chunk, from the planes of the input that they need."""
         first_axis = self.axes[0]
         if first_axis.identity:
-            return self._planes(range(start, stop), planes)
+            return self._needed(range(start, stop))
         if first_axis.order == 0:
             wanted = first_axis.nearest[start:stop]
-            found = self._planes(range(int(wanted.min()), int(wanted.max()) + 1), planes)
+            found = self._needed(range(int(wanted.min()), int(wanted.max()) + 1))
             return found[:, wanted - int(wanted.min())]
         weights = _trimmed(first_axis, self.dtype)[start:stop]
         used = np.flatnonzero(weights.any(0))
         low, high = int(used[0]), int(used[-1]) + 1
-        found = self._planes(range(low, high), planes)
+        found = self._needed(range(low, high))
         flat = found.reshape(len(found), high - low, -1)
         mixed = np.matmul(weights[:, low:high], flat)
         return mixed.reshape(len(found), stop - start, *found.shape[2:])
 
-    def _planes(self, wanted: range, planes: dict[int, np.ndarray]) -> np.ndarray:
-        """Planes of the input, resampled in the plane: ``(C, n, *new[1:])``.
-
-        ``planes`` keeps those that the next chunk may need, too.
-        """
-        missing = [n for n in wanted if n not in planes]
-        for number in [n for n in planes if n < wanted.start]:
+    def _needed(self, wanted: range) -> np.ndarray:
+        """Planes of the input, resampled in the plane: ``(C, n, *new[1:])``."""
+        planes = self.planes
+        for number in [n for n in planes if n not in wanted]:
             del planes[number]
-        if missing:  # they follow one another: chunks come in order
+        missing = [n for n in wanted if n not in planes]
+        if missing:
             first, end = missing[0], missing[-1] + 1
             part = _in_plane(np.asarray(self.array[:, first:end]), self.axes, self.dtype)
             if self.coarse == 0 and any(a.order > 1 for a in self.axes[1:]):

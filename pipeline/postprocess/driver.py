@@ -22,6 +22,9 @@ from pipeline.postprocess.lists import bound, decided
 from pipeline.postprocess.table import POSTPROCESS, decides, sees
 from pipeline.records import NamedOptions, UserError
 
+FEWEST = 8
+"""Rows that are decided together where labels are held: as many as resampling computes at once."""
+
 Array = TypeVar("Array", bound=LazyArray)
 """An array in memory, or one whose rows are made or read when they are sliced."""
 
@@ -109,7 +112,8 @@ def _by_slabs(
 def _held(labels: Rows, source: LazyArray) -> np.ndarray:
     """Lazy labels ``(1, *S)`` as an array ``(*S)``, made in the slabs of their source."""
     out = np.empty(labels.shape[1:], labels.dtype)
-    for first, end in slabs(source, max(1, SLAB // row_bytes(source.shape, source.dtype))):
+    rows = max(FEWEST, SLAB // row_bytes(source.shape, source.dtype))
+    for first, end in slabs(source, rows):
         out[first:end] = labels.make(first, end)[0]
     return out
 
