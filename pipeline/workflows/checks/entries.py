@@ -236,7 +236,8 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
         Errors and warnings.
     """
     shapes = [f.shapes["image"] for f in properties if "image" in f.shapes]
-    yield from _for_sizes(config, shapes)
+    seen = [(f.shapes["image"][0], *f.model_size) for f in properties if "image" in f.shapes]
+    yield from _for_sizes(config, shapes, seen)
     parts = (*case_metrics(config), *patches.validation_metrics(config))
     label = next(iter(config.targets))
     without_unit = [
@@ -245,8 +246,10 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
     yield from _caught("metrics", lambda: worlds.require_millimetres(parts, without_unit))
 
 
-def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
-    """Metrics, halos and norms for the image sizes."""
+def _for_sizes(
+    config: Config, shapes: Sequence[tuple[int, ...]], seen: Sequence[tuple[int, ...]]
+) -> Iterator[Problem]:
+    """Metrics for the sizes of images; halos and norms for those in model space, ``seen``."""
     sides = [tuple(s[1:]) for s in shapes]
     smallest = tuple(min((32, *axis)) for axis in zip(*sides, strict=True))
     if min(smallest, default=32) < 32:
@@ -255,10 +258,10 @@ def _for_sizes(config: Config, shapes: Sequence[tuple[int, ...]]) -> Iterator[Pr
                 yield from trials.metric(config, part, f"metrics.{n}", (shapes[0][0], smallest))
     if config.predict.patch != "whole" and not list(_tiles(config)):
         try:
-            uncovered = list(_halos(config, shapes)) if config.predict.halo else []
+            uncovered = list(_halos(config, seen)) if config.predict.halo else []
             yield from uncovered
             yield from (
-                _norms(config, shapes) if config.predict.norms != "tile" and not uncovered else ()
+                _norms(config, seen) if config.predict.norms != "tile" and not uncovered else ()
             )
         except trials.EXPECTED:
             return  # the network cannot be built, which is reported elsewhere
