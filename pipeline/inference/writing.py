@@ -71,7 +71,10 @@ def suffix_of(soft: SoftPrediction) -> str:
 
 
 def decided(
-    soft: SoftPrediction, steps: Sequence[NamedOptions] = (), work: Path | None = None
+    soft: SoftPrediction,
+    steps: Sequence[NamedOptions] = (),
+    work: Path | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> LazyArray:
     """Decide and post-process a prediction.
 
@@ -79,14 +82,21 @@ def decided(
         soft: the prediction.
         steps: post-processing of labels.
         work: folder for scratch files of what is read as it is sliced.
+        spacing: millimetres between voxels along each axis; None: as the geometry says.
 
     Returns:
         Labels ``(*S)`` where the prediction is in memory, else ``(1, *S)`` as they are sliced;
         images ``(C, *S)`` in the input's number type.
+
+    Raises:
+        FileError: a size is in mm³, and the spacing is not known.
     """
     task, dtype = soft.meta.rules, str(soft.meta.dtype)
     if task.decides:
-        return postprocess.apply(steps, soft.main, work)
+        spacing = soft.spacing if spacing is None else spacing
+        named = Path(soft.meta.image[0] if soft.meta.image else soft.case_id)
+        postprocess.require_spacing(named, steps, spacing)
+        return postprocess.apply(steps, soft.main, work, spacing)
     return _changed(soft.main, dtype, lambda part: task.decide(part, soft.meta.scale, dtype))
 
 
@@ -120,7 +130,7 @@ def _write_labels(soft: SoftPrediction, target: Target, paths: Sequence[Path]) -
     files.write(visualisation, grey, soft.geometry)
     if target.image is not None and isinstance(labels, np.ndarray) and labels.ndim == 2:
         _write_overlay(overlay, target.image, labels, len(soft.main))
-    statistics = postprocess.statistics(labels)
+    statistics = postprocess.statistics(labels, soft.spacing)
     logger.info("  " + ", ".join(f"{k}: {v}" for k, v in statistics.items()))
     return statistics
 

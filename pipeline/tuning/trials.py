@@ -131,8 +131,8 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
     fov = None if case.fov is None else read_mask(case.fov, data)[0]
     truth = CaseArrays(answer=label, target=label, fov=fov, spacing=case.spacing)
     view = next(views(truth_of(truth, rules)))
-    members = [np.asarray(softs.load_sound(folder, case.id).main) for folder in case.soft]
-    outputs = _Outputs(members, case.id)
+    loaded = [softs.load_sound(folder, case.id) for folder in case.soft]
+    outputs = _Outputs([np.asarray(s.main) for s in loaded], case.id, loaded[0].spacing)
     for candidate in sorted(task.candidates, key=lambda c: c.key):
         found = score_in(view, dataclasses.replace(truth, answer=outputs.of(candidate)), rules)
         yield candidate.key, {k: float(v) for k, v in found.items() if not isinstance(v, Mapping)}
@@ -141,11 +141,17 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
 class _Outputs:
     """Outputs of candidates that come in alphabetical order.
 
-    The arrays along the latest one's chain of steps are kept.
+    The arrays along the latest one's chain of steps are kept. Sizes in mm³ become voxels by the
+    spacing of the first member's geometry.
     """
 
-    def __init__(self, members: Sequence[np.ndarray], case_id: str) -> None:
-        self.members, self.case_id = members, case_id
+    def __init__(
+        self,
+        members: Sequence[np.ndarray],
+        case_id: str,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        self.members, self.case_id, self.spacing = members, case_id, spacing
         self.chain: list[tuple[str, np.ndarray]] = []
 
     def of(self, candidate: Candidate) -> np.ndarray:
@@ -168,7 +174,7 @@ class _Outputs:
                     (
                         self._fused(candidate)
                         if step is None
-                        else postprocess.run((step,), self.chain[-1][1])
+                        else postprocess.run((step,), self.chain[-1][1], spacing=self.spacing)
                     ),
                 )
             )
