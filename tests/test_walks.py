@@ -65,7 +65,8 @@ def names() -> Iterator[dict[str, Any]]:
 
 
 def test_the_metric_of_the_page_is_one(names: dict[str, Any]) -> None:
-    found = pl.score(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), "volume_difference", ignore_label=2)
+    answer, truth = np.array([[0, 1, 1]]), np.array([[0, 1, 2]])
+    found = pl.score(answer, truth, "volume_difference", ignore_label=2)
     assert found == {"volume_difference": 0}
     assert better("volume_difference") == "lower"
 

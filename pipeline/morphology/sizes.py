@@ -7,12 +7,16 @@ in single precision.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 from pipeline.records import UserError
 
 ROUNDING = 1e-6
 """Relative difference of volumes that count as equal."""
+
+MOST = 2.0**60
+"""Voxels that stand for any larger number: no array has as many."""
 
 
 def voxel_volume(spacing: Sequence[float]) -> float:
@@ -83,7 +87,4 @@ def _voxels(mm3: float, spacing: Sequence[float]) -> float:
     good = isinstance(mm3, int | float) and not isinstance(mm3, bool)
     if not good or not 0 <= mm3 < math.inf:
         raise UserError(f"{mm3!r} mm³ is no volume; give a number of at least 0.")
-    found = mm3 / voxel_volume(spacing)
-    if not math.isfinite(found):
-        raise UserError(f"{mm3!r} mm³ is more voxels than can be counted. Give a smaller volume.")
-    return found
+    return min(mm3 / max(voxel_volume(spacing), sys.float_info.min), MOST)

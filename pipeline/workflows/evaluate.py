@@ -327,8 +327,7 @@ def _warn(scores: Mapping[str, Any]) -> None:
     if untrue:
         logger.warning(
             "volume_error has no value where the truth is empty and something is predicted (see"
-            f" volume_predicted), so these {len(untrue)} cases are not in its mean:"
-            f" {', '.join(untrue[:10])}"
+            f" volume_predicted): its mean lacks {len(untrue)} cases: {', '.join(untrue[:10])}"
         )
     wide = [
         i for i, row in scores["cases"].items() if row.get("psnr", 0) < 0 or row.get("mae", 0) > 1
