@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 
 from pipeline import morphology
-from pipeline.metrics.overlap import Classes, confined, over_classes
+from pipeline.metrics.overlap import Classes, confined, over_classes, values_of
 from pipeline.metrics.segments import segment_overlaps
 from pipeline.metrics.surface import Spacing
 from pipeline.morphology.sizes import least_voxels, voxel_volume
@@ -281,6 +281,7 @@ def _each_number(
 
     name, *others = measure(*(np.zeros((1,) * m.ndim, bool) for m in maps))
     scores = over_classes(name, maps, first, classes)
+    values = [np.array(sorted(values_of(m)), m.dtype) for m in maps]  # all that is still needed
     for key in others:
-        scores |= over_classes(key, maps, again(key), classes)
+        scores |= over_classes(key, (values[0], values[1]), again(key), classes)
     return scores | {key: float(sum(row[key] for row in rows)) for key in summed}

@@ -202,8 +202,8 @@ def directions() -> dict[str, Better]:
     """
     out: dict[str, Better] = {"loss": "lower"}
     for name, entry in METRICS.items():
-        found = {name: entry.better, **entry.parts}
-        out |= {key: direction for key, direction in found.items() if direction is not None}
+        found: dict[str, Better | None] = {name: entry.better, **entry.parts}
+        out.update((key, value) for key, value in found.items() if value is not None)
     return out
 
 
