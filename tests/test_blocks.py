@@ -634,18 +634,23 @@ def test_any_steps_by_slabs_give_what_memory_gives(
 
 
 def compare_by_slabs(
-    steps: Sequence[NamedOptions], soft: np.ndarray, work: Path, rows: int
+    steps: Sequence[NamedOptions],
+    soft: np.ndarray,
+    work: Path,
+    rows: int,
+    spacing: tuple[float, ...] | None = None,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.files.pixels.ROWS", 1)
         patch.setattr("pipeline.files.pixels.SLAB", rows * math.prod(soft.shape[2:]))
         labels = postprocess.apply(
-            steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work
+            steps, Rows(soft.shape, soft.dtype, lambda a, b: soft[:, a:b]), work, spacing
         )
-        expected = postprocess.apply(steps, soft)
+        expected = postprocess.apply(steps, soft, spacing=spacing)
         assert (labels.shape, labels.dtype) == ((1, *expected.shape), expected.dtype)
         np.testing.assert_array_equal(labels[0], expected)
-        assert postprocess.statistics(labels) == postprocess.statistics(expected)
+        found, known = (postprocess.statistics(a, spacing) for a in (labels, expected))
+        assert found == known
 
 
 @pytest.mark.parametrize("channels", [1, 3])

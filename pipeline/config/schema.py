@@ -666,7 +666,9 @@ class Config:
     postprocess: tuple[NamedOptions, ...] = ()
     """Steps from soft prediction to labels, in this order.
 
-    Without a deciding step (threshold, hysteresis, argmax) the task decides.
+    Without a deciding step (threshold, hysteresis, argmax) the task decides. Sizes of components
+    and holes are in voxels (``dust: {below: 100}``), or in mm³ in their place (``dust: {mm3: 50}``)
+    where the images carry a unit of length.
     """
     plugins: tuple[str, ...] = ()
     """Files of Python that add entries to the tables (docs/extending.md).

@@ -210,7 +210,10 @@ class Predictor:
             UserError: the array cannot be an input of this model.
         """
         image = self._open(volume, Placement(affine=affine, spacing=spacing, axes=axes))
-        result = np.asarray(decided(self._soft(image), self.config.postprocess)[...])
+        if TASKS[self.config.task].decides:  # before anything is predicted
+            postprocess.require_spacing(image.name, self.config.postprocess, image.grid.spacing)
+        soft = self._soft(image)
+        result = decided(soft, self.config.postprocess, spacing=image.grid.spacing)[...]
         return image.as_given(image.restored(result))
 
     def predict_heads(

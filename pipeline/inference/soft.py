@@ -104,6 +104,11 @@ class SoftPrediction:
         return self.heads[MAIN]
 
     @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Millimetres between voxels along each space axis; None where the input says nothing."""
+        return grid_of(self.geometry, len(self.main.shape) - 1).spacing
+
+    @property
     def channels(self) -> dict[str, int]:
         """K of each head."""
         return {name: int(head.shape[0]) for name, head in self.heads.items()}

@@ -18,6 +18,7 @@ from pipeline import files, morphology, processes
 from pipeline.files import LazyArray, Rows, slabs
 from pipeline.files.pixels import SLAB, row_bytes
 from pipeline.morphology import SlabArray
+from pipeline.morphology.sizes import voxel_volume
 from pipeline.postprocess.lists import bound, decided
 from pipeline.postprocess.table import POSTPROCESS, decides, sees
 from pipeline.records import NamedOptions, UserError
@@ -29,7 +30,12 @@ Array = TypeVar("Array", bound=LazyArray)
 """An array in memory, or one whose rows are made or read when they are sliced."""
 
 
-def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) -> Array:
+def apply(
+    steps: Sequence[NamedOptions],
+    soft: Array,
+    work: Path | None = None,
+    spacing: Sequence[float] | None = None,
+) -> Array:
     """Turn probabilities into labels by a list of steps, completed by a deciding one.
 
     When no deciding step comes first, one channel is cut at 0.5 (``>=``), several are compared
@@ -39,12 +45,14 @@ def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) 
         steps: post-processing of a config.
         soft: probabilities ``(K, *S)``, in memory or lazy.
         work: see :func:`run`.
+        spacing: see :func:`run`.
 
     Returns:
         Labels, uint8 unless ``instances`` needs more; ``(*S)``, of a lazy array lazily ``(1, *S)``.
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
+        UserError: a size is in mm³, and the spacing is not known.
 
     Example:
         >>> import numpy as np
@@ -52,10 +60,15 @@ def apply(steps: Sequence[NamedOptions], soft: Array, work: Path | None = None) 
         >>> apply([NamedOptions(name="dust", options={"below": 2})], soft)
         array([[1, 1, 0, 0]], dtype=uint8)
     """
-    return run(decided(steps, len(soft)), soft, work)
+    return run(decided(steps, len(soft)), soft, work, spacing)
 
 
-def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -> Array:
+def run(
+    steps: Sequence[NamedOptions],
+    array: Array,
+    work: Path | None = None,
+    spacing: Sequence[float] | None = None,
+) -> Array:
     """Run the steps one after the other, as they stand.
 
     Args:
@@ -65,6 +78,8 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
         work: an existing folder that gets a scratch file for each step on components of a lazy
             array, and has to stay as long as the labels are used; None: probabilities are decided
             slab by slab, and the labels are held in memory.
+        spacing: millimetres between voxels along each axis, by which sizes in mm³ become voxels;
+            None: not known.
 
     Returns:
         Labels ``(*S)``; of a lazy array lazily ``(1, *S)``, which from the first step on that needs
@@ -72,9 +87,10 @@ def run(steps: Sequence[NamedOptions], array: Array, work: Path | None = None) -
 
     Raises:
         ConfigError: for unknown names and options, and for a deciding step that comes late.
+        UserError: a size is in mm³, and the spacing is not known.
     """
     labels: Any = array
-    for number, (step, call) in enumerate(zip(steps, bound(steps), strict=True)):
+    for number, (step, call) in enumerate(zip(steps, bound(steps, spacing), strict=True)):
         scratch = work and work / f"step_{number}.npy"
         labels = (
             call(labels)
@@ -140,15 +156,17 @@ def _rows(labels: SlabArray, dtype: np.dtype) -> Rows:
     return Rows((1, *labels.shape), dtype, make)
 
 
-def statistics(labels: LazyArray) -> dict[str, int]:
+def statistics(labels: LazyArray, spacing: Sequence[float] | None = None) -> dict[str, int | float]:
     """Count voxels and components of labels.
 
     Args:
         labels: labels ``(*S)``, or lazily ``(1, *S)``.
+        spacing: millimetres between voxels along each axis; None: not known.
 
     Returns:
         ``foreground_voxels`` (all classes), ``background_voxels``, ``components`` (26-connected, of
-        the foreground), and ``largest_component`` in voxels.
+        the foreground), and ``largest_component`` in voxels. Of a volume whose spacing is known
+        also ``foreground_ml`` in millilitres and ``largest_component_mm3``.
 
     Example:
         >>> import numpy as np
@@ -158,13 +176,20 @@ def statistics(labels: LazyArray) -> dict[str, int]:
     sizes = morphology.component_sizes(
         (labels if isinstance(labels, np.ndarray) else _slab_array(labels, 0)) != 0
     )
-    foreground = int(sizes.sum())
-    return {
+    foreground, largest = int(sizes.sum()), int(sizes.max())
+    found: dict[str, int | float] = {
         "foreground_voxels": foreground,
         "background_voxels": math.prod(labels.shape) - foreground,
         "components": len(sizes) - 1,
-        "largest_component": int(sizes.max()),
+        "largest_component": largest,
     }
+    if spacing is not None and len(spacing) == 3:
+        mm3 = voxel_volume(spacing)
+        found |= {
+            "foreground_ml": float(f"{foreground * mm3 / 1000:.6g}"),
+            "largest_component_mm3": float(f"{largest * mm3:.6g}"),
+        }
+    return found
 
 
 def check_memory(

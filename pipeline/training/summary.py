@@ -59,7 +59,9 @@ def summarise(run: TrainingRun) -> dict[str, Any]:
         "out_of_fold": mean(rows),
         "class_names": class_names(run.config),
         "cases": cases,
-        "units": units(cached.case_metrics(run.config), bool(run.scoring.spacings)),
+        "units": units(
+            cached.case_metrics(run.config), bool(run.scoring.spacings), run.config.data.dims
+        ),
     }
     if whole := _pooled(run, results):
         summary["pooled"] = whole

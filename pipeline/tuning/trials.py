@@ -141,7 +141,8 @@ def score_case(task: ScoringTask) -> Iterator[tuple[str, Scores]]:
 class _Outputs:
     """Outputs of candidates that come in alphabetical order.
 
-    The arrays along the latest one's chain of steps are kept.
+    The arrays along the latest one's chain of steps are kept. Sizes in mm³ become voxels by the
+    spacing of the first member's geometry.
     """
 
     def __init__(self, members: Sequence[SoftPrediction], case_id: str) -> None:
@@ -168,7 +169,11 @@ class _Outputs:
             self.chain.append(
                 (
                     link,
-                    self._fused(candidate) if step is None else _labels(step, self.chain[-1][1]),
+                    (
+                        self._fused(candidate)
+                        if step is None
+                        else _labels(step, self.chain[-1][1], self.first.spacing)
+                    ),
                 )
             )
         return np.asarray(self.chain[-1][1])
@@ -183,9 +188,9 @@ class _Outputs:
         return dataclasses.replace(self.first, heads=heads).on_file_grid().main
 
 
-def _labels(step: NamedOptions, array: LazyArray) -> np.ndarray:
+def _labels(step: NamedOptions, array: LazyArray, spacing: Sequence[float] | None) -> np.ndarray:
     """Labels ``(*S)`` after a step."""
-    found = postprocess.run((step,), array)
+    found = postprocess.run((step,), array, spacing=spacing)
     return found[:][0] if isinstance(found, Rows) else np.asarray(found)
 
 

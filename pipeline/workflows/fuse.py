@@ -190,6 +190,8 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
     weights = [w for _, w in folders]
     logger.info(f"{len(ids)} cases, {len(readers)} members, fusion {spec.fusion}")
     alignments, unfit = looked_at(ids, readers)
+    unfit |= (unmeasured := _without_unit(list(alignments), readers[0], steps))
+    alignments = {i: found for i, found in alignments.items() if i not in unmeasured}
     _require_free(list(alignments), readers[0], job)
     failed = failed | unfit
     summary = {
@@ -222,6 +224,23 @@ def _fuse_all(job: EnsembleJob, predict: PredictMember | None) -> Fused:
         logger.info(f"\n{len(alignments)} cases done, {len(failed)} failed:")
         logger.info("\n".join(f"  {case_id}: {error}" for case_id, error in failed.items()))
     return Fused(output=job.output, done=tuple(alignments), failed=failed)
+
+
+def _without_unit(
+    ids: Sequence[str], first: Reader, steps: Sequence[NamedOptions]
+) -> dict[str, str]:
+    """Why cases cannot be post-processed by sizes in mm³, by case.
+
+    Raises UserError where none can.
+    """
+    found: dict[str, str] = {}
+    for case_id in ids if postprocess.in_mm3(steps) else ():
+        problem = postprocess.problem_of(steps, first.inspect(case_id).spacing)
+        if problem is not None:
+            found[case_id] = str(FileError(first.path(case_id), *problem))
+    if found and len(found) == len(ids):
+        raise UserError(next(iter(found.values())))
+    return found
 
 
 def _require_free(ids: Sequence[str], first: Reader, job: EnsembleJob) -> None:

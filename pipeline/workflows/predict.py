@@ -242,6 +242,9 @@ def predict_case(job: PredictJob, case: Case, which: range | None = None) -> dic
             f"  Loaded volume: {shape}, dtype: {given.dtype}" + (", by blocks" if by_blocks else "")
         )
         require_room_for(job, case, shape, str(given.dtype))
+        if TASKS[job.config.task].decides:
+            spacing = grid_of(geometry, job.config.data.dims).spacing
+            postprocess.require_spacing(case.image[0], job.config.postprocess, spacing)
         space, notes = _to_model_space(job, case, given, geometry)
         size = space.size(shape)
         tiles = job.predictor.tiles(size)

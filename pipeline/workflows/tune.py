@@ -126,8 +126,9 @@ class Study:
 
     @property
     def units(self) -> dict[str, str]:
-        """Unit of the metric, where it is a length."""
-        return units([self.metric], all(c.spacing is not None for c in self.cases))
+        """Units of the metric's values that are lengths or volumes."""
+        known = all(c.spacing is not None for c in self.cases)
+        return units([self.metric], known, self.config.data.dims)
 
     @property
     def name(self) -> str:
@@ -220,6 +221,7 @@ def tune_postprocessing(
     spec = Path(out) if out is not None else Path("ensembles") / f"{study.name}_tuned.yaml"
     guard(spec, force)
     plan = make_search_plan(study, None if space is None else Path(space))
+    require_spacings(study, plan)
     with lock.held(study.folder / lock.NAME), make_trials(study, workers) as trials:
         study = usable(study, trials, plan)
         parts = make_parts(study, by)
@@ -665,6 +667,32 @@ def read_space(
                     " first stage."
                 )
     return stages
+
+
+def require_spacings(study: Study, plan: SearchPlan) -> None:
+    """Check that sizes in mm³ can be followed in every case.
+
+    Args:
+        study: the cases.
+        plan: what the search may try.
+
+    Raises:
+        UserError: for cases whose images carry no unit of length.
+    """
+    tried = (plan.start.steps, *itertools.chain(*plan.stages))
+    steps = [step for steps in tried for step in steps]
+    if not postprocess.in_mm3(steps):
+        return
+    found = {
+        c.id: problem
+        for c in study.cases
+        if (problem := postprocess.problem_of(steps, soft.load(c.soft[0], c.id).spacing))
+    }
+    if found:
+        (problem, suggestion), names = next(iter(found.values())), ", ".join(list(found)[:10])
+        raise UserError(
+            f"the image of each of {len(found)} cases ({names}) {problem}. {suggestion}."
+        )
 
 
 def mixtures(members: int) -> tuple[tuple[tuple[float, ...], str], ...]:

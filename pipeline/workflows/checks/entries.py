@@ -244,6 +244,20 @@ def for_cases(config: Config, properties: Sequence[CaseProperties]) -> Iterator[
         f.id for f in properties if label in f.grids and not f.grids[label].get("spacing")
     ]
     yield from _caught("metrics", lambda: worlds.require_millimetres(parts, without_unit))
+    if TASKS[config.task].decides:
+        yield from _without_unit(config, properties)
+
+
+def _without_unit(config: Config, properties: Sequence[CaseProperties]) -> Iterator[Problem]:
+    """Sizes of post-processing in mm³ where images carry no unit of length."""
+    bare = [f.id for f in properties if "image" in f.grids and not f.grids["image"].get("spacing")]
+    problem = postprocess.problem_of(config.postprocess, None)
+    if bare and problem is not None:
+        yield Problem(
+            f"postprocess: each of the images of {len(bare)} cases ({', '.join(bare[:10])})"
+            f" {problem[0]}. {problem[1]}.",
+            ("postprocess",),
+        )
 
 
 def _for_sizes(
