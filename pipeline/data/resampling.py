@@ -88,12 +88,10 @@ def operator(old: int, new: int, order: int) -> np.ndarray:
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order}, must be one of {', '.join(map(str, ORDERS))}.")
-    if old == new:
-        found = np.eye(old)
-    else:
-        found = ndimage.zoom(
-            np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True
-        )
+    found = np.eye(old)
+    if old != new:
+        zoomed = ndimage.zoom(found, (new / old, 1), order=order, mode="nearest", grid_mode=True)
+        found = np.asarray(zoomed)
     found.flags.writeable = False
     return found
 
