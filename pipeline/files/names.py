@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ SUFFIXES = (
     ".zarr",
     ".nii.gz",
     ".nii",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".dcm",
     ".tiff",
     ".tif",
     ".png",
@@ -27,7 +33,10 @@ SUFFIXES = (
 FOLDERS = (".ome.zarr", ".zarr")
 """Formats that are folders of many files."""
 
-READ_ONLY = (".gif", ".bmp")
+INSTEAD = {".gif": ".png", ".bmp": ".png", ".mhd": ".mha", ".nhdr": ".nrrd", ".dcm": ".nii.gz"}
+"""Formats that can only be read, and what is written in their place."""
+
+READ_ONLY = tuple(INSTEAD)
 """Formats that can only be read."""
 
 WRITABLE = tuple(s for s in SUFFIXES if s not in READ_ONLY)
@@ -72,8 +81,8 @@ def stem(path: Path | str) -> str:
 def case_id(path: Path | str) -> str:
     """Id of the case that a file belongs to: its stem in composed Unicode (NFC).
 
-    This is the only place where ids are made. Some file systems and archives keep ``é`` as two
-    characters; the same file then has two spellings.
+    A folder of DICOM slices gives its whole name. This is the only place where ids are made. Some
+    file systems and archives keep ``é`` as two characters; the same file then has two spellings.
 
     Args:
         path: path or name.
@@ -85,7 +94,8 @@ def case_id(path: Path | str) -> str:
         >>> case_id("a/Zu\u0308rich.tif") == "Z\u00fcrich"
         True
     """
-    return unicodedata.normalize("NFC", stem(path))
+    whole = not suffix(path) and is_dicom_folder(path)
+    return unicodedata.normalize("NFC", Path(path).name if whole else stem(path))
 
 
 @contextlib.contextmanager
@@ -124,6 +134,73 @@ def is_folder(path: Path | str) -> bool:
         (True, False)
     """
     return suffix(path) in FOLDERS
+
+
+def format_suffix(path: Path | str) -> str:
+    """The suffix of the format of an image, also of a folder of DICOM slices.
+
+    Args:
+        path: path of the image; of a name without a known suffix the disk is asked.
+
+    Returns:
+        As :func:`suffix`; ``.dcm`` for a folder of DICOM slices.
+    """
+    return suffix(path) or (".dcm" if is_dicom_folder(path) else "")
+
+
+LOOKED_AT = 16
+"""Files of a folder that are opened, to see whether they are DICOM."""
+
+
+def is_dicom_folder(path: Path | str) -> bool:
+    """Whether a path is a folder of DICOM slices: files with DICOM's mark, and no other images.
+
+    Args:
+        path: any path.
+
+    Returns:
+        False for files, and for folders that hold an image of another format.
+    """
+    if not os.path.isdir(path) or suffix(path) in FOLDERS:
+        return False
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.name != _INDEX]
+    except OSError:
+        return False
+    if any(suffix(name) not in ("", ".dcm") for name in names):
+        return False
+    paths = (Path(path, name) for name in names)
+    return any(map(_is_dicom, itertools.islice(filter(os.path.isfile, paths), LOOKED_AT)))
+
+
+_INDEX = "DICOMDIR"
+"""Name of an index of DICOM files, which is DICOM and no image."""
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a regular file has DICOM's mark behind its first 128 bytes."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder.
+
+    Args:
+        folder: a folder.
+
+    Returns:
+        Files with DICOM's mark, by name, without an index of them.
+    """
+    names = sorted(os.listdir(folder))
+    paths = [folder / n for n in names if not n.startswith(".") and n != _INDEX]
+    return [path for path in paths if _is_dicom(path)]
 
 
 def is_image(path: Path | str) -> bool:

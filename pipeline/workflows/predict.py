@@ -319,7 +319,7 @@ def _meta(job: PredictJob, case: Case, source: Source) -> SoftMeta:
     """The record that is stored with probabilities."""
     return SoftMeta(
         task=job.config.task,
-        suffix=files.suffix(case.image[0]),
+        suffix=files.format_suffix(case.image[0]),
         scale=source.scale,
         dtype=str(source.array.dtype),
         channels=len(source.array),
